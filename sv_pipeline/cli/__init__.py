@@ -1,0 +1,1 @@
+"""The terminal. It wires; it holds no logic."""

@@ -1,0 +1,1 @@
+"""Dagster definitions. They wire; they hold no logic."""

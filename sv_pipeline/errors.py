@@ -1,0 +1,78 @@
+"""The errors a user can meet. Each subclass says what a handler would do; each has a stable ``kind`` code.
+
+A message names the thing that is wrong and the remedy. Anything that is not an ``SvPipelineError`` is a defect of ours.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "ConflictError",
+    "CorruptionError",
+    "InputError",
+    "NotFoundError",
+    "NotReadyError",
+    "SvPipelineError",
+    "UnavailableError",
+]
+
+
+class SvPipelineError(Exception):
+    """Root of all errors that sv_pipeline raises on purpose.
+
+    Parameters
+    ----------
+    message
+        What is wrong, naming the thing (a path, a field, a chunk, an id).
+    remedy
+        What the reader can do about it; appended to the message.
+    """
+
+    kind = "error"
+
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        self.message = message
+        self.remedy = remedy
+        super().__init__(message if remedy is None else f"{message} {remedy}")
+
+
+class ConfigError(SvPipelineError):
+    """A configuration that cannot work: fix the named field."""
+
+    kind = "config"
+
+
+class InputError(SvPipelineError):
+    """Input data (a volume, an edge file, a table of labels) that cannot be used: fix or replace it."""
+
+    kind = "input"
+
+
+class NotFoundError(SvPipelineError):
+    """Something that was named does not exist: check the name, or make it first."""
+
+    kind = "not_found"
+
+
+class NotReadyError(SvPipelineError):
+    """A step was asked for before what it builds on is complete: run that first, then retry."""
+
+    kind = "not_ready"
+
+
+class ConflictError(SvPipelineError):
+    """Something exists already, or belongs to somebody else: choose another name, or remove it deliberately."""
+
+    kind = "conflict"
+
+
+class CorruptionError(SvPipelineError):
+    """Stored data breaks an invariant: run ``sv-pipeline verify`` and repair what it names."""
+
+    kind = "corruption"
+
+
+class UnavailableError(SvPipelineError):
+    """Storage or table did not answer after all retries: try again later."""
+
+    kind = "unavailable"

@@ -1,0 +1,1 @@
+"""Building: supervoxels out of any segmentation, the atomic layer, the parent layers, and their bookkeeping."""

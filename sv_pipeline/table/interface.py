@@ -1,0 +1,193 @@
+"""The table interface that every backend implements: rows of timestamped cells. Knows no graph and no encoding.
+
+A table is a sorted map ``row key -> (family, qualifier) -> cells, newest first``. Timestamps are integers, in
+milliseconds since the epoch (what Bigtable keeps). One row changes atomically; several rows never do.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+__all__ = [
+    "FAMILIES",
+    "Cell",
+    "CellMatch",
+    "ColumnKey",
+    "DeleteCells",
+    "RowKeyRange",
+    "RowMutation",
+    "RowView",
+    "SetCell",
+    "Table",
+]
+
+FAMILIES = ("0", "1", "2", "3", "4")
+"""Column families of every table. Family 1 keeps only the newest cell; family 3 drops cells after a year."""
+
+
+class ColumnKey(NamedTuple):
+    """Name of a column."""
+
+    family: str
+    qualifier: bytes
+
+
+class Cell(NamedTuple):
+    """One stored value."""
+
+    timestamp: int
+    """Milliseconds since the epoch."""
+    value: bytes
+
+
+RowView = dict[ColumnKey, list[Cell]]
+"""Cells of one row, newest first; a column without cells is absent."""
+
+
+class RowKeyRange(NamedTuple):
+    """Row keys from ``start`` (inside) to ``stop`` (outside)."""
+
+    start: bytes
+    stop: bytes
+
+
+@dataclass(frozen=True)
+class SetCell:
+    """Put a cell; replaces a cell of the same column and timestamp."""
+
+    column: ColumnKey
+    value: bytes
+    timestamp: int | None = None
+    """Milliseconds since the epoch; None = the time at which the write is sent."""
+
+
+@dataclass(frozen=True)
+class DeleteCells:
+    """Remove cells of one column, or of the whole row."""
+
+    column: ColumnKey | None = None
+    """None = the whole row."""
+    timestamp: int | None = None
+    """Only the cell of this very time; None = all versions. Needs ``column``."""
+
+
+Change = SetCell | DeleteCells
+
+
+@dataclass(frozen=True)
+class RowMutation:
+    """Changes of one row, applied in their order, atomically."""
+
+    key: bytes
+    changes: Sequence[Change]
+
+
+@dataclass(frozen=True)
+class CellMatch:
+    """A condition on one row: some cell of ``column`` has ``value`` and is not older than ``since``.
+
+    Only the **newest** cell of the column is looked at, so that an old version of a lock cell never counts.
+    """
+
+    column: ColumnKey
+    value: bytes | None = None
+    """None = any value."""
+    since: int | None = None
+    """Milliseconds since the epoch (inclusive); None = any age."""
+
+
+@dataclass
+class Table(abc.ABC):
+    """One graph's table. Instances may be shared by threads; a forked process opens its own.
+
+    All methods raise :class:`~sv_pipeline.errors.UnavailableError` when the backend does not answer after retries,
+    and :class:`~sv_pipeline.errors.NotFoundError` when the table does not exist (except ``exists`` and ``create``).
+    """
+
+    name: str
+    round_trips: int = field(default=0, init=False)
+    """Requests sent so far by this instance (for benchmarks and tests)."""
+
+    # -- life cycle -----------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def exists(self) -> bool:
+        """True if the table is there."""
+
+    @abc.abstractmethod
+    def create(self) -> None:
+        """Make the table with its families; ConflictError if it exists."""
+
+    @abc.abstractmethod
+    def drop(self) -> None:
+        """Remove the table and everything in it; nothing happens if it is not there."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Release connections."""
+
+    # -- reads ----------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def read_rows(
+        self,
+        keys: Iterable[bytes],
+        columns: Sequence[ColumnKey] | None = None,
+        *,
+        until: int | None = None,
+        newest_only: bool = False,
+    ) -> dict[bytes, RowView]:
+        """Rows by key, in as few round trips as the backend allows; rows without matching cells are absent.
+
+        Parameters
+        ----------
+        keys
+            Row keys; duplicates are allowed.
+        columns
+            Columns wanted; None = all.
+        until
+            Cells not newer than this (inclusive, milliseconds); None = all.
+        newest_only
+            Only the newest (matching) cell of each column.
+        """
+
+    @abc.abstractmethod
+    def scan(
+        self,
+        ranges: Sequence[RowKeyRange],
+        columns: Sequence[ColumnKey] | None = None,
+        *,
+        until: int | None = None,
+        newest_only: bool = False,
+    ) -> Iterator[tuple[bytes, RowView]]:
+        """Rows whose keys lie in any of the ranges, in the order of keys; streamed, one round trip where possible."""
+
+    # -- writes ---------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def mutate(self, mutations: Iterable[RowMutation]) -> None:
+        """Apply mutations; each row atomically, rows in no order. Returns when all of them are durable."""
+
+    @abc.abstractmethod
+    def increment(self, key: bytes, column: ColumnKey, by: int) -> int:
+        """Add to an int64 big-endian counter cell, atomically; the value after. A missing cell counts as 0."""
+
+    @abc.abstractmethod
+    def check_and_mutate(
+        self,
+        key: bytes,
+        any_of: Sequence[CellMatch],
+        *,
+        if_matched: Sequence[Change] = (),
+        if_unmatched: Sequence[Change] = (),
+    ) -> bool:
+        """If any condition holds for the row apply ``if_matched``, else ``if_unmatched``; atomically.
+
+        Returns
+        -------
+        bool
+            Whether any condition held. An empty ``any_of`` never holds.
+        """
