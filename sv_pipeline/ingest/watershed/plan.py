@@ -1,0 +1,213 @@
+"""What one watershed run is about: its source, grid and ids, checked before anything is written; its done-markers.
+
+Owns ``<watershed>/.watershed/``: ``meta.json`` (what was asked for), ``labels/x_y_z.npz`` (pass A: the segment table of
+a chunk, written last, so it is the marker), ``objects.npz`` (label to object, when all labels are known) and
+``edges/x_y_z.json`` (pass B: counts, written last).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.config import DatasetConfig, SourceConfig
+from sv_pipeline.errors import ConfigError, ConflictError, InputError
+from sv_pipeline.grid import Box, ChunkGrid
+from sv_pipeline.ids import IdLayout
+from sv_pipeline.ingest import formats
+from sv_pipeline.ingest.watershed.source import SourceVolume, open_source
+from sv_pipeline.segmentation import kv
+from sv_pipeline.segmentation.precomputed import create_volume
+
+__all__ = ["Stage", "WatershedPlan", "pending", "prepare_watershed"]
+
+META_KEY = ".watershed/meta.json"
+OBJECTS_KEY = ".watershed/objects.npz"
+STORAGE_CHUNK = 64
+SMALLEST_STORAGE_CHUNK = 16
+
+IntArray = npt.NDArray[np.int64]
+Triple = tuple[int, int, int]
+
+
+class Stage(StrEnum):
+    """The two passes over chunks."""
+
+    LABELS = "labels"
+    """Pass A: supervoxels of each chunk."""
+    EDGES = "edges"
+    """Pass B: edge and component file of each chunk; needs all of pass A."""
+
+
+@dataclass(frozen=True)
+class WatershedPlan:
+    """One watershed run; plain values, so it is cheap to send to or rebuild in another process."""
+
+    config: DatasetConfig
+    bounds: Box
+    resolution: tuple[float, float, float]
+
+    @cached_property
+    def grid(self) -> ChunkGrid:
+        """Chunks of the volume."""
+        return ChunkGrid(self.bounds, self.config.graph_config.chunk_size)
+
+    @cached_property
+    def layout(self) -> IdLayout:
+        """Layout of the ids."""
+        return IdLayout(self.grid.n_layers, self.config.graph_config.spatial_bits)
+
+    @property
+    def source_config(self) -> SourceConfig:
+        """The ``source`` part of the configuration."""
+        return _source_config(self.config)
+
+    @property
+    def source(self) -> SourceVolume:
+        """The segmentation."""
+        return _open_labels(self.source_config)
+
+    @property
+    def target(self) -> str:
+        """URL of the supervoxel volume."""
+        return kv.as_url(self.config.data_source.watershed)
+
+    @property
+    def edges_url(self) -> str:
+        """URL of the edge files."""
+        return kv.as_url(self.config.edges_url)
+
+    @property
+    def components_url(self) -> str:
+        """URL of the component files."""
+        return kv.as_url(self.config.components_url)
+
+    def marker(self, stage: Stage, coordinate: npt.ArrayLike) -> str:
+        """Key of a chunk's done-marker, below the target."""
+        name = "_".join(str(int(c)) for c in np.asarray(coordinate))
+        return f".watershed/{stage}/{name}.{'npz' if stage is Stage.LABELS else 'json'}"
+
+
+def _source_config(config: DatasetConfig) -> SourceConfig:
+    if config.source is None:
+        raise ConfigError(
+            "the configuration has no source, so there is nothing to make a watershed volume of.",
+            remedy="Add source.segmentation, or leave this step out if data_source.WATERSHED exists already.",
+        )
+    return config.source
+
+
+def _open_labels(source: SourceConfig) -> SourceVolume:
+    return open_source(source.segmentation, resolution=source.resolution, voxel_offset=source.voxel_offset)
+
+
+def prepare_watershed(config: DatasetConfig) -> WatershedPlan:
+    """Check everything, then create the volume's info. Does nothing if this very run was prepared before.
+
+    Raises
+    ------
+    ConfigError, InputError
+        For a configuration or a source that cannot be used; nothing has been written then.
+    ConflictError
+        If the target holds another dataset.
+    """
+    source_config = _source_config(config)
+    source = _open_labels(source_config)
+    if source.resolution is None:
+        raise InputError(
+            f"{source.name} does not say how large its voxels are.", remedy="Set source.resolution (nm, three numbers)."
+        )
+    if min(source.resolution) <= 0:
+        raise InputError(f"{source.name} has resolution {source.resolution}; it must be positive.")
+    plan = WatershedPlan(config, source.bounds, source.resolution)
+    _ = plan.layout
+    fingerprint = _fingerprint(plan)
+    if _prepared(plan, fingerprint):
+        return plan
+    _check_labels(source)
+    meta = json.dumps({"fingerprint": fingerprint, "source": source_config.model_dump(mode="json")}, indent=1)
+    try:
+        kv.write_bytes(plan.target, META_KEY, meta.encode())
+    except (ValueError, OSError) as error:
+        raise ConfigError(
+            f"cannot write to {plan.target}: {error}", remedy="Check data_source.WATERSHED and its permissions."
+        ) from error
+    create_volume(
+        plan.target,
+        data_type="uint64",
+        resolution=plan.resolution,
+        voxel_offset=plan.bounds.start,
+        size=plan.bounds.shape,
+        chunk_size=_storage_chunk_size(plan.grid.chunk_size),
+    )
+    return plan
+
+
+def pending(plan: WatershedPlan, stage: Stage) -> IntArray:
+    """Coordinates of chunks without a done-marker, shape (n, 3)."""
+    done = set(kv.list_keys(plan.target, f".watershed/{stage}/"))
+    coordinates = plan.grid.coordinates(2)
+    return coordinates[[plan.marker(stage, c) not in done for c in coordinates]]
+
+
+def _fingerprint(plan: WatershedPlan) -> str:
+    graph = plan.config.graph_config
+    parts = [plan.source.fingerprint, str(plan.source_config), str(plan.bounds), str(plan.resolution)]
+    parts += [str(graph.chunk_size), str(graph.spatial_bits), plan.edges_url, plan.components_url]
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def _prepared(plan: WatershedPlan, fingerprint: str) -> bool:
+    meta = kv.read_bytes(plan.target, META_KEY)
+    if meta is not None:
+        if json.loads(meta).get("fingerprint") != fingerprint:
+            raise ConflictError(
+                f"{plan.target} was begun from another source or configuration.",
+                remedy="Choose another data_source.WATERSHED, or remove that folder deliberately.",
+            )
+        return kv.read_bytes(plan.target, "info") is not None
+    first = (0, 0, 0)
+    places = [
+        (plan.target, "info"),
+        (plan.edges_url, formats.edges_key(first)),
+        (plan.components_url, formats.components_key(first)),
+    ]
+    for url, key in places:
+        if kv.read_bytes(url, key) is not None:
+            raise ConflictError(
+                f"{url} holds another dataset already ({key}).",
+                remedy="Leave out source to use it as it is, or choose another place.",
+            )
+    return False
+
+
+def _check_labels(source: SourceVolume) -> None:
+    if source.dtype.kind not in "iu":
+        raise InputError(
+            f"{source.name} holds {source.dtype}, not integer labels.", remedy="Convert it to uint8 .. uint64."
+        )
+    if not source.in_memory:
+        return
+    voxels = source.read(source.bounds)
+    if source.dtype.kind == "i" and int(voxels.min()) < 0:
+        raise InputError(f"{source.name} holds negative labels (lowest {int(voxels.min())}).")
+    if not voxels.any():
+        raise InputError(f"{source.name} holds no label, only background.")
+
+
+def _storage_chunk_size(chunk_size: Triple) -> Triple:
+    x, y, z = (_storage_chunk(c) for c in chunk_size)
+    return x, y, z
+
+
+def _storage_chunk(chunk: int) -> int:
+    """Largest divisor of a chunk's axis up to 64; where that is tiny, the smallest one above."""
+    divisors = [d for d in range(1, chunk + 1) if chunk % d == 0]
+    small = [d for d in divisors if d <= STORAGE_CHUNK]
+    return small[-1] if small[-1] >= min(SMALLEST_STORAGE_CHUNK, chunk) else next(d for d in divisors if d > small[-1])
