@@ -1,0 +1,164 @@
+"""The command ``demo``: one volume through the whole pipeline, verified and pictured."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import yaml
+
+from sv_pipeline.config import load_config
+from sv_pipeline.engine import stages
+from sv_pipeline.engine.proof import verify_dataset
+from sv_pipeline.errors import InputError
+from sv_pipeline.registry import Dataset
+from sv_pipeline.reports import views
+from sv_pipeline.reports.status import graph_status
+
+__all__ = ["demo"]
+
+_OBJECT_ARRAYS = ("agglomeration", "objects", "bodies", "groundtruth")
+
+
+@click.command()
+@click.argument("source", required=False)
+@click.option("--folder", default="demo", show_default=True, help="Where the demo puts its data and pictures.")
+@click.option("--chunk-size", metavar="X,Y,Z", default="64,64,64", show_default=True, help="Voxels of a chunk.")
+@click.option("--resolution", metavar="X,Y,Z", help="Nanometres per voxel, where the source does not tell.")
+@click.pass_obj
+def demo(home: str, source: str | None, folder: str, chunk_size: str, resolution: str | None) -> None:
+    """Take SOURCE (.npz, .npy, or a precomputed volume) through the whole pipeline, embedded, no server needed.
+
+    Without SOURCE a synthetic neuropil is made. Ends with a proof of the result, pictures and a summary.
+    """
+    started = time.monotonic()
+    place = Path(folder).absolute()
+    place.mkdir(parents=True, exist_ok=True)
+    config = _configuration(source, place, _numbers(chunk_size), _numbers(resolution) if resolution else None)
+    path = place / f"{config['graph_id']}.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    dataset = stages.register(load_config(path), home)
+    _materialize(dataset)
+    pictures = place / "pictures" / dataset.graph_id
+    written = _pictures(dataset, pictures)
+    click.echo("proving the result ...", err=True)
+    report = verify_dataset(dataset)
+    _summary(dataset, home, path, written, report.summary(), time.monotonic() - started)
+    if not report.ok:
+        sys.exit(1)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        values = [int(v) for v in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: write three numbers, X,Y,Z.") from error
+    if len(values) != 3:
+        raise click.BadParameter(f"{text!r}: write three numbers, X,Y,Z.")
+    return values
+
+
+def _configuration(source: str | None, place: Path, chunk_size: list[int], resolution: list[int] | None) -> dict[str, Any]:
+    given: dict[str, Any]
+    if source is None:
+        given, name = _synthetic(place), "demo"
+    else:
+        name = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(source.rstrip("/")).name.split(".")[0]).strip("_-") or "demo"
+        given = {"segmentation": source}
+        if source.endswith(".npz") and (objects := _object_array(source)):
+            given["agglomeration"] = f"{source}#{objects}"
+    if resolution:
+        given["resolution"] = resolution
+    return {
+        "graph_id": name,
+        "data_source": {"WATERSHED": str(place / "watershed" / name)},
+        "source": given,
+        "graph_config": {"CHUNK_SIZE": chunk_size},
+        "ocdbt_config": {"populate_layer": 4},
+    }
+
+
+def _object_array(source: str) -> str | None:
+    """Array of a .npz that says which labels belong together, if it has one of the usual names."""
+    try:
+        with np.load(source) as arrays:
+            return next((name for name in _OBJECT_ARRAYS if name in arrays.files), None)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {source}: {error}.", remedy="Give a readable .npz file.") from error
+
+
+def _synthetic(place: Path) -> dict[str, Any]:
+    from sv_pipeline.algorithms.synthetic import synthetic_neuropil
+
+    path = place / "synthetic.npz"
+    if not path.exists():
+        click.echo("making a synthetic neuropil ...", err=True)
+        volume = synthetic_neuropil()
+        partial = place / "synthetic.partial.npz"
+        np.savez_compressed(
+            partial,
+            segmentation=volume.segmentation,
+            bodies=volume.bodies,
+            resolution=np.asarray(volume.resolution),
+        )
+        partial.rename(path)
+        _write_agglomeration(place / "synthetic_agglomeration.csv", volume.agglomeration)
+    return {"segmentation": f"{path}#segmentation", "agglomeration": str(place / "synthetic_agglomeration.csv")}
+
+
+def _write_agglomeration(path: Path, agglomeration: Any) -> None:
+    import pandas as pd
+
+    pd.DataFrame({"label": list(agglomeration.keys()), "object": list(agglomeration.values())}).to_csv(path, index=False)
+
+
+def _materialize(dataset: Dataset) -> None:
+    from sv_pipeline.defs.launch import materialize_graph, project_instance
+
+    with project_instance() as instance:
+        materialize_graph(dataset, instance, lambda name: click.echo(f"  {name}", err=True))
+
+
+def _pictures(dataset: Dataset, folder: Path) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    made = {
+        "supervoxels.png": views.supervoxels_picture,
+        "roots.png": views.roots_picture,
+        "mips.png": views.mips_picture,
+    }
+    written = []
+    for name, draw in made.items():
+        (folder / name).write_bytes(draw(dataset))
+        written.append(folder / name)
+    return written
+
+
+def _summary(
+    dataset: Dataset, home: str, config: Path, pictures: list[Path], proof: str, seconds: float
+) -> None:
+    status = graph_status(dataset)
+    nodes = {row.name: row.nodes for row in status.stages if row.nodes}
+    lines = [
+        "",
+        f"graph {dataset.graph_id} is ready ({seconds:.0f} s)",
+        f"  volume      {' x '.join(map(str, dataset.volume.bounds.shape))} voxels of "
+        f"{' x '.join(f'{r:g}' for r in dataset.volume.scales[0].resolution)} nm, "
+        f"{dataset.grid.count(2)} chunks, {dataset.grid.n_layers} layers",
+        f"  nodes       {', '.join(f'{name}: {count:,}' for name, count in nodes.items())}",
+        f"  config      {config}",
+        f"  watershed   {dataset.watershed_url}",
+        f"  home        {home}",
+        *(f"  picture     {path}" for path in pictures),
+        "",
+        proof,
+        "",
+        "Next:",
+        "  make ui                                     runs, pictures and checks in Dagster",
+        f"  sv-pipeline --home {home} info {dataset.graph_id}",
+    ]
+    click.echo("\n".join(lines))

@@ -1,0 +1,33 @@
+"""Commands about which graphs are known: attach, list."""
+
+from __future__ import annotations
+
+import click
+
+from sv_pipeline.cli.output import json_option, print_json
+from sv_pipeline.config import load_config
+from sv_pipeline.engine import stages
+from sv_pipeline.registry import Registry
+
+__all__ = ["attach", "list_graphs"]
+
+
+@click.command()
+@click.argument("config", type=click.Path(dir_okay=False))
+@click.pass_obj
+def attach(home: str, config: str) -> None:
+    """Make a graph known whose table exists already (built elsewhere, or by PyChunkedGraph)."""
+    dataset = stages.attach(load_config(config), home)
+    click.echo(f"{dataset.graph_id}: {dataset.grid.n_layers} layers, {dataset.grid.count(2):,} chunks")
+
+
+@click.command("list")
+@json_option
+@click.pass_obj
+def list_graphs(home: str, *, as_json: bool) -> None:
+    """The graphs that are known here."""
+    graph_ids = Registry(home).graph_ids()
+    if as_json:
+        print_json(graph_ids)
+    else:
+        click.echo("\n".join(graph_ids) or f"no graphs in {home}; run sv-pipeline ingest CONFIG.yaml")

@@ -1,0 +1,83 @@
+"""Commands that build: ingest, purge-layer."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+from sv_pipeline.cli.output import ProgressBars, json_option, print_json, status_table
+from sv_pipeline.config import IngestMode, load_config
+from sv_pipeline.engine import run, stages
+from sv_pipeline.engine.run import Progress
+from sv_pipeline.ingest import progress
+from sv_pipeline.registry import open_dataset
+from sv_pipeline.reports.status import graph_status
+
+__all__ = ["ingest", "purge_layer"]
+
+
+def _layers(text: str | None) -> list[int] | None:
+    """``"3"``, ``"2-4"`` or ``"2,5"`` as layers."""
+    if text is None:
+        return None
+    layers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None:
+            raise click.BadParameter(f"{text!r}: write 3, 2-4 or 2,5.", param_hint="--layers")
+        layers += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return layers
+
+
+@click.command()
+@click.argument("config", type=click.Path(dir_okay=False))
+@click.option(
+    "--mode",
+    type=click.Choice([mode.value for mode in IngestMode]),
+    help="graph: rows only; voxels: base and fork only; both; setup: only create table and base. "
+    "Default: what the configuration says (both).",
+)
+@click.option("--layers", metavar="2-4", help="Only these layers (no fork then). Default: all.")
+@click.option("--workers", type=click.IntRange(1), help="Processes to use. Default: what the configuration says.")
+@json_option
+@click.pass_obj
+def ingest(
+    home: str, config: str, mode: str | None, layers: str | None, workers: int | None, *, as_json: bool
+) -> None:
+    """Build the graph that CONFIG (a dataset YAML) describes, as far as it is not built yet.
+
+    Interrupted or failed? Run the same command again: only unfinished chunks are done.
+    """
+    dataset = stages.register(load_config(config), home)
+    chosen = IngestMode(mode) if mode else None
+    if as_json:
+        run.ingest(dataset, mode=chosen, layers=_layers(layers), workers=workers, progress=Progress())
+        print_json(graph_status(dataset).to_dict())
+        return
+    with ProgressBars() as bars:
+        run.ingest(dataset, mode=chosen, layers=_layers(layers), workers=workers, progress=bars)
+    from rich.console import Console
+
+    Console().print(status_table(graph_status(dataset)))
+
+
+@click.command("purge-layer")
+@click.argument("graph")
+@click.argument("layer", type=click.IntRange(2))
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@click.pass_obj
+def purge_layer(home: str, graph: str, layer: int, *, yes: bool, as_json: bool) -> None:
+    """Forget LAYER of GRAPH and all layers above it, so that they are built again.
+
+    Removes done-markers and the rows these layers made. Voxels stay. Refused once the graph has edits.
+    """
+    dataset = open_dataset(graph, home)
+    if not yes:
+        click.confirm(f"Purge layers {layer} to {dataset.grid.n_layers} of {graph}?", abort=True)
+    progress.purge_layer(dataset.graph, layer)
+    if as_json:
+        print_json(graph_status(dataset).to_dict())
+    else:
+        click.echo(f"layers {layer} to {dataset.grid.n_layers} of {graph} are to be built again: sv-pipeline ingest")

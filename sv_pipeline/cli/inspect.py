@@ -1,0 +1,135 @@
+"""Commands that look: status, roots, info, verify. None of them writes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import datetime
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.live import Live
+
+from sv_pipeline.cli.output import json_option, print_json, status_table
+from sv_pipeline.graph import queries
+from sv_pipeline.registry import open_dataset
+from sv_pipeline.reports.info import graph_info
+from sv_pipeline.reports.status import graph_status
+
+__all__ = ["info", "roots", "status", "verify"]
+
+
+@click.command()
+@click.argument("graph")
+@click.option("--watch", is_flag=True, help="Stay, and refresh until everything is done.")
+@click.option("--interval", default=2.0, show_default=True, help="Seconds between two looks with --watch.")
+@json_option
+@click.pass_obj
+def status(home: str, graph: str, interval: float, *, watch: bool, as_json: bool) -> None:
+    """How far the ingest of GRAPH is: per layer the chunks, done, failed, and chunks per second."""
+    dataset = open_dataset(graph, home)
+    if not watch:
+        current = graph_status(dataset)
+        if as_json:
+            print_json(current.to_dict())
+        else:
+            Console().print(status_table(current))
+        return
+    with Live(status_table(graph_status(dataset)), console=Console(), refresh_per_second=4) as live:
+        while True:
+            current = graph_status(open_dataset(graph, home))
+            live.update(status_table(current))
+            if current.complete:
+                return
+            time.sleep(interval)
+
+
+def _point(text: str) -> tuple[int, int, int]:
+    try:
+        x, y, z = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not a point: write x,y,z in voxels.", param_hint="--at") from error
+    return x, y, z
+
+
+@click.command()
+@click.argument("graph")
+@click.argument("supervoxels", nargs=-1, type=click.IntRange(0, 2**64 - 1))
+@click.option("--at", "points", multiple=True, metavar="X,Y,Z", help="Look up the supervoxel at a voxel; repeatable.")
+@click.option("--time", "when", type=click.DateTime(), help="As of this UTC time. Default: now.")
+@json_option
+@click.pass_obj
+def roots(
+    home: str,
+    graph: str,
+    supervoxels: tuple[int, ...],
+    points: tuple[str, ...],
+    when: datetime | None,
+    *,
+    as_json: bool,
+) -> None:
+    """The roots (neurons) of SUPERVOXELS of GRAPH, or of what lies at the points given with --at."""
+    from datetime import UTC
+
+    from sv_pipeline.segmentation.fork import open_fork
+
+    dataset = open_dataset(graph, home)
+    ids = np.array(supervoxels, np.uint64)
+    if points:
+        volume = open_fork(dataset.watershed_url, graph)
+        found = queries.supervoxels_at(dataset.graph, volume, np.array([_point(p) for p in points], np.int64))
+        ids = np.concatenate([ids, found])
+    if not len(ids):
+        raise click.UsageError("give supervoxel ids, or points with --at X,Y,Z.")
+    at = None if when is None else when.replace(tzinfo=UTC)
+    result = queries.roots(dataset.graph, ids, at=at)
+    rows = [{"supervoxel": int(s), "root": int(r)} for s, r in zip(ids, result, strict=True)]
+    if as_json:
+        print_json(rows)
+    else:
+        for row in rows:
+            click.echo(f"{row['supervoxel']:>20} {row['root']:>20}")
+
+
+@click.command()
+@click.argument("graph")
+@json_option
+@click.pass_obj
+def info(home: str, graph: str, *, as_json: bool) -> None:
+    """What GRAPH is and how to read it: TensorStore specs for every mip, latest and pinned."""
+    published = graph_info(open_dataset(graph, home))
+    if as_json:
+        print_json(published.to_dict())
+        return
+    import json
+
+    click.echo(f"graph {published.graph_id}: {published.n_layers} layers, chunks of {published.chunk_size} voxels")
+    click.echo(f"table      {published.table}")
+    click.echo(f"watershed  {published.watershed}")
+    click.echo(f"generation {published.generation}")
+    for mip in published.mips:
+        click.echo(f"mip {mip.mip}: {mip.size} voxels of {mip.resolution_nm} nm, offset {mip.voxel_offset}")
+    click.echo("\nopen mip 0 with tensorstore.open(...) of:")
+    click.echo(json.dumps(published.mips[0].latest, indent=1))
+    click.echo("\n(--json prints all mips, and specs pinned to this generation)")
+
+
+@click.command()
+@click.argument("graph")
+@click.option("--check", "checks", multiple=True, help="Only this check; repeatable. Default: all.")
+@click.option("--sample", type=click.IntRange(1), help="Voxel checks on so many chunks only (seeded). Default: all.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes for voxel checks.")
+@json_option
+@click.pass_obj
+def verify(home: str, graph: str, checks: tuple[str, ...], sample: int | None, workers: int, *, as_json: bool) -> None:
+    """Prove that GRAPH and its segmentation are sound; names the first place of every fault. Exit code 1 on faults."""
+    from sv_pipeline.engine.proof import verify_dataset
+
+    report = verify_dataset(open_dataset(graph, home), checks=list(checks) or None, sample=sample, workers=workers)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        click.echo(report.summary())
+    if not report.ok:
+        sys.exit(1)

@@ -1,0 +1,91 @@
+"""How the terminal shows values: JSON for scripts, tables and progress bars for people."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sv_pipeline.engine import run
+from sv_pipeline.reports.status import GraphStatus
+
+__all__ = ["ProgressBars", "json_option", "print_json", "status_table"]
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    click.echo(json.dumps(value, indent=1, default=str))
+
+
+class ProgressBars(run.Progress):
+    """A bar per step, on standard error."""
+
+    def __init__(self) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description:24}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("chunks"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._current: TaskID | None = None
+
+    def __enter__(self) -> ProgressBars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def begin(self, name: str, total: int) -> None:
+        """A bar for a step; an empty step shows as complete."""
+        self._current = self._bars.add_task(name, total=max(total, 1), completed=0 if total else 1)
+
+    def advance(self, chunks: int) -> None:
+        """Move the bar."""
+        if self._current is not None:
+            self._bars.advance(self._current, chunks)
+
+    def end(self) -> None:
+        """Fill the bar."""
+        if self._current is not None:
+            total = self._bars.tasks[self._current].total
+            self._bars.update(self._current, completed=total)
+
+
+_STATE_STYLE = {"done": "green", "failed": "red", "partly": "yellow", "waiting": "dim"}
+
+
+def status_table(status: GraphStatus) -> Table:
+    """The status as a table for people."""
+    table = Table(title=f"graph {status.graph_id}", title_justify="left")
+    for name in ("stage", "state"):
+        table.add_column(name)
+    for name in ("chunks", "done", "failed", "nodes", "chunks/s"):
+        table.add_column(name, justify="right")
+    for row in status.stages:
+        style = _STATE_STYLE[row.state]
+        rate = "" if row.throughput is None else f"{row.throughput:,.1f}"
+        table.add_row(
+            row.name,
+            f"[{style}]{row.state}[/]",
+            f"{row.chunks:,}",
+            f"{row.done:,}",
+            f"[red]{row.failed:,}[/]" if row.failed else "0",
+            f"{row.nodes:,}" if row.nodes else "",
+            rate,
+        )
+    table.add_row("fork", "[green]done[/]" if status.forked else "[dim]waiting[/]", "", "", "", "", "")
+    errors = [row.error for row in status.stages if row.error]
+    if errors:
+        table.caption = "first failure: " + errors[0]
+        table.caption_justify = "left"
+    return table

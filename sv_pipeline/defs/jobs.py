@@ -1,0 +1,90 @@
+"""Jobs an operator launches by hand: register a graph, purge a layer, verify."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from sv_pipeline.config import load_config, parse_config
+from sv_pipeline.defs.metadata import explained_failures
+from sv_pipeline.defs.partitions import graphs
+from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.engine import stages
+from sv_pipeline.errors import ConfigError
+from sv_pipeline.ingest import progress
+from sv_pipeline.engine.proof import verify_dataset
+
+__all__ = ["purge_layer_job", "register_graph_job", "verify_job"]
+
+
+class RegisterConfig(dg.Config):
+    """Which dataset to register: a YAML file, or its content."""
+
+    path: str = Field(default="", description="Dataset YAML on a disk that the worker sees.")
+    dataset: dict[str, Any] = Field(default_factory=dict, description="The same content, written here.")
+
+
+class PurgeConfig(dg.Config):
+    """Which layer to build again."""
+
+    graph_id: str
+    layer: int = Field(ge=2, description="This layer and all above it are purged; refused once there are edits.")
+
+
+class VerifyConfig(dg.Config):
+    """What to verify."""
+
+    graph_id: str
+    checks: list[str] = Field(default_factory=list, description="Names of checks; empty = all.")
+
+
+@dg.op
+def register_graph(context: dg.OpExecutionContext, pipeline: PipelineResource, config: RegisterConfig) -> None:
+    """Validate a dataset configuration against its source, and add the graph as a partition."""
+    with explained_failures():
+        if bool(config.path) == bool(config.dataset):
+            raise ConfigError("give either 'path' or 'dataset'.")
+        parsed = load_config(config.path) if config.path else parse_config(config.dataset, where="dataset")
+        dataset = stages.register(parsed, pipeline.home)
+    context.instance.add_dynamic_partitions(str(graphs.name), [dataset.graph_id])
+    context.log.info("registered %s; materialize its partitions to ingest it", dataset.graph_id)
+
+
+@dg.op
+def purge_layer(context: dg.OpExecutionContext, pipeline: PipelineResource, config: PurgeConfig) -> None:
+    """Remove the done-markers and rows of a layer and all above it."""
+    with explained_failures():
+        progress.purge_layer(pipeline.dataset(config.graph_id).graph, config.layer)
+    context.log.info("purged layers %d and above of %s", config.layer, config.graph_id)
+
+
+@dg.op
+def verify_graph(context: dg.OpExecutionContext, pipeline: PipelineResource, config: VerifyConfig) -> None:
+    """Prove the invariants; the run fails with the findings if one does not hold."""
+    with explained_failures():
+        report = verify_dataset(pipeline.dataset(config.graph_id), checks=config.checks or None)
+    context.log.info(report.summary())
+    if not report.ok:
+        raise dg.Failure(
+            description=report.summary(), metadata={"report": dg.MetadataValue.json(report.to_dict())}, allow_retries=False
+        )
+
+
+@dg.job
+def register_graph_job() -> None:
+    """Make a graph known: its configuration is checked against the source before anything is written."""
+    register_graph()
+
+
+@dg.job
+def purge_layer_job() -> None:
+    """Forget a layer and all above it, so that they are built again."""
+    purge_layer()
+
+
+@dg.job
+def verify_job() -> None:
+    """Prove all invariants of a graph."""
+    verify_graph()

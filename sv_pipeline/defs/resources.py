@@ -1,0 +1,44 @@
+"""What steps need from the deployment: the home folder and the coordinator's address."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from sv_pipeline.registry import Dataset, Registry, default_home, open_dataset
+from sv_pipeline.segmentation.coordinator import COORDINATOR_VARIABLE
+
+__all__ = ["PipelineResource", "resources_from_environment"]
+
+
+class PipelineResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Finds graphs by id."""
+
+    home: str = Field(description="Home folder (path or kvstore URL) with the registered graphs.")
+    coordinator: str = Field(
+        default="",
+        description="host:port of the OCDBT coordinator for populate_method: coordinator. Not needed for the default.",
+    )
+
+    def dataset(self, graph_id: str) -> Dataset:
+        """A registered graph."""
+        return open_dataset(graph_id, self.home)
+
+    @property
+    def registry(self) -> Registry:
+        """All registered graphs."""
+        return Registry(self.home)
+
+    def coordinator_address(self, dataset: Dataset) -> str | None:
+        """The graph's own address, else the deployment's; None where neither is set."""
+        return dataset.config.ocdbt_config.coordinator_address or self.coordinator or None
+
+
+def resources_from_environment() -> dict[str, Any]:
+    """Resources out of SV_PIPELINE_HOME and SV_PIPELINE_COORDINATOR; workers read the same variables."""
+    return {
+        "pipeline": PipelineResource(home=default_home(), coordinator=os.environ.get(COORDINATOR_VARIABLE, "")),
+    }

@@ -1,0 +1,292 @@
+"""Each step of an ingest as a function of a dataset: set up, plan, run one batch, check, fork. Runs in one process.
+
+Every function may be called again at any time: what is done stays done, what is missing is made.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.config import DatasetConfig, IngestMode
+from sv_pipeline.engine.batches import Batch, Stage, plan_batches
+from sv_pipeline.errors import InputError, NotFoundError, NotReadyError, SvPipelineError
+from sv_pipeline.graph.chunked_graph import create_chunked_graph, open_chunked_graph
+from sv_pipeline.ingest import progress, watershed
+from sv_pipeline.ingest.atomic import build_atomic_chunks
+from sv_pipeline.ingest.parents import build_parent_chunks
+from sv_pipeline.registry import Dataset, Registry
+from sv_pipeline.segmentation import base, fork, populate
+
+__all__ = [
+    "BatchReport",
+    "LayerReport",
+    "finish_edges",
+    "finish_labels",
+    "finish_layer",
+    "layers_of",
+    "make_fork",
+    "needs_watershed",
+    "plan_layer",
+    "plan_watershed",
+    "register",
+    "run_batch",
+    "setup",
+]
+
+logger = logging.getLogger(__name__)
+Coordinates = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """What one batch did."""
+
+    key: str
+    chunks: int
+    seconds: float
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """A complete layer."""
+
+    layer: int
+    chunks: int
+    nodes: int
+    voxel_tasks: int
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+# -- registration and set-up --------------------------------------------------------------------------------------
+
+
+def register(config: DatasetConfig, home: str) -> Dataset:
+    """Validate a configuration against the world and remember it; nothing is written if anything is wrong.
+
+    Raises
+    ------
+    ConflictError
+        A graph of this id exists, built with another configuration or by somebody else.
+    InputError, ConfigError
+        The source or the watershed volume cannot be used.
+    """
+    registry = Registry(home)
+    registry.check(config)
+    known = config.graph_id in registry.graph_ids()
+    dataset = Dataset(config, home)
+    if config.source is not None:
+        watershed.check_source(config)
+    else:
+        _check_watershed(dataset)
+    if not known and config.ingest.mode is not IngestMode.VOXELS and dataset.table.exists():
+        from sv_pipeline.errors import ConflictError
+
+        raise ConflictError(
+            f"the table {dataset.table.name!r} of graph {config.graph_id!r} exists already, but is not registered here.",
+            remedy="Choose another graph_id, or run 'sv-pipeline attach CONFIG.yaml' to use the existing table.",
+        )
+    return registry.register(config)
+
+
+def attach(config: DatasetConfig, home: str) -> Dataset:
+    """Register a graph whose table exists already (made by PyChunkedGraph, or from another home)."""
+    registry = Registry(home)
+    registry.check(config)
+    dataset = Dataset(config, home)
+    if not dataset.table.exists():
+        raise NotFoundError(f"there is no table {dataset.table.name!r}.", remedy="Run 'sv-pipeline ingest' to make it.")
+    open_chunked_graph(dataset.table)
+    return registry.register(config)
+
+
+def _check_watershed(dataset: Dataset) -> None:
+    from sv_pipeline.ids import IdLayout
+
+    info = dataset.volume
+    if info.data_type != "uint64":
+        raise InputError(
+            f"the watershed volume {dataset.watershed_url} has data type {info.data_type}, not uint64.",
+            remedy="Name it as source.segmentation to make supervoxels of it.",
+        )
+    IdLayout(dataset.grid.n_layers, dataset.config.graph_config.spatial_bits)
+
+
+def needs_watershed(dataset: Dataset) -> bool:
+    """Whether the watershed volume is ours to make (a source is configured)."""
+    return dataset.config.source is not None
+
+
+def setup(dataset: Dataset, mode: IngestMode | None = None) -> dict[str, Any]:
+    """Create the table and the base, as far as the mode asks for them; idempotent."""
+    mode = mode or dataset.config.ingest.mode
+    done: dict[str, Any] = {}
+    if mode is not IngestMode.VOXELS:
+        if dataset.table.exists():
+            open_chunked_graph(dataset.table)
+            done["table"] = "there already"
+        else:
+            create_chunked_graph(dataset.table, dataset.config)
+            done["table"] = "created"
+    if mode is not IngestMode.GRAPH:
+        info = base.create_base(dataset.watershed_url, dataset.config.ocdbt_config, grid=dataset.grid)
+        done["base"] = asdict(info)
+    return done
+
+
+# -- planning -----------------------------------------------------------------------------------------------------
+
+
+def layers_of(dataset: Dataset) -> list[int]:
+    """The layers that are built, in order."""
+    return list(range(2, dataset.grid.n_layers + 1))
+
+
+def plan_watershed(dataset: Dataset, stage: Stage) -> list[Batch]:
+    """Unfinished batches of a stage of the watershed; prepares the target volume if it is not there."""
+    plan = watershed.prepare_watershed(dataset.config)
+    missing = watershed.pending(plan, stage.value)
+    return plan_batches(stage, 2, plan.grid, missing, dataset.config.ingest.chunks_per_batch)
+
+
+def plan_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> list[Batch]:
+    """Unfinished batches of a layer.
+
+    Raises
+    ------
+    NotReadyError
+        If the layer below is not complete, or set-up was not run.
+    """
+    mode = mode or dataset.config.ingest.mode
+    batches: list[Batch] = []
+    if mode in (IngestMode.BOTH, IngestMode.GRAPH):
+        graph = _graph(dataset)
+        if layer > 2:
+            progress.require_layer_complete(graph, layer - 1)
+        missing = progress.missing_coordinates(graph, layer)
+        batches += plan_batches(Stage.GRAPH, layer, graph.grid, missing, dataset.config.ingest.chunks_per_batch)
+    if mode in (IngestMode.BOTH, IngestMode.VOXELS):
+        plan = _populate_plan(dataset)
+        if plan.layer == layer:
+            batches += plan_batches(Stage.VOXELS, layer, dataset.grid, plan.missing, 1)
+    return batches
+
+
+def _graph(dataset: Dataset) -> Any:
+    try:
+        return dataset.graph
+    except NotFoundError as error:
+        raise NotReadyError(
+            f"graph {dataset.graph_id!r} has no table yet.", remedy="Run the set-up first (asset base_ocdbt)."
+        ) from error
+
+
+def _populate_plan(dataset: Dataset) -> populate.PopulatePlan:
+    return populate.populate_plan(dataset.watershed_url, dataset.grid, dataset.config.ocdbt_config)
+
+
+# -- running ------------------------------------------------------------------------------------------------------
+
+
+def run_batch(
+    dataset: Dataset, batch: Batch, *, coordinator_address: str | None = None, advance: Callable[[int], None] | None = None
+) -> BatchReport:
+    """Do the unfinished chunks of a batch; a failure is remembered with the chunks and raised."""
+    started = time.monotonic()
+    runner = {
+        Stage.LABELS: _run_watershed,
+        Stage.EDGES: _run_watershed,
+        Stage.GRAPH: _run_graph,
+        Stage.VOXELS: _run_voxels,
+    }[batch.stage]
+    counts = runner(dataset, batch, coordinator_address)
+    report = BatchReport(batch.key, batch.stop - batch.first, round(time.monotonic() - started, 3), counts)
+    if advance is not None:
+        advance(report.chunks)
+    return report
+
+
+def _run_watershed(dataset: Dataset, batch: Batch, _: str | None) -> dict[str, int]:
+    plan = watershed.prepare_watershed(dataset.config)
+    run = watershed.run_label_batch if batch.stage is Stage.LABELS else watershed.run_edge_batch
+    run(plan, batch.coordinates(plan.grid))
+    return {}
+
+
+def _run_graph(dataset: Dataset, batch: Batch, _: str | None) -> dict[str, int]:
+    graph = _graph(dataset)
+    coordinates = batch.coordinates(graph.grid)
+    try:
+        if batch.layer == 2:
+            reports = build_atomic_chunks(graph, coordinates, dataset.config)
+        else:
+            reports = build_parent_chunks(graph, batch.layer, coordinates)
+    except SvPipelineError as error:
+        progress.mark_failed(graph, batch.layer, coordinates, error)
+        raise
+    return {"nodes": sum(r.nodes for r in reports), "edges": sum(r.edges for r in reports)}
+
+
+def _run_voxels(dataset: Dataset, batch: Batch, coordinator_address: str | None) -> dict[str, int]:
+    plan = _populate_plan(dataset)
+    wanted = {tuple(c) for c in batch.coordinates(dataset.grid).tolist()}
+    total = 0
+    for coordinate in plan.missing:
+        if tuple(int(v) for v in coordinate) in wanted:
+            report = populate.populate_task(
+                dataset.watershed_url, plan, coordinate, coordinator_address=coordinator_address
+            )
+            total += report.bytes_copied
+    return {"bytes": total}
+
+
+# -- completion ---------------------------------------------------------------------------------------------------
+
+
+def finish_labels(dataset: Dataset) -> None:
+    """Check that all chunks are labelled and make the table of objects."""
+    watershed.finish_labels(watershed.prepare_watershed(dataset.config))
+
+
+def finish_edges(dataset: Dataset) -> dict[str, Any]:
+    """Check that all edge files are there; numbers of the finished watershed."""
+    return asdict(watershed.finish_watershed(watershed.prepare_watershed(dataset.config)))
+
+
+def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> LayerReport:
+    """Check by the done-markers that a layer is complete (never by who reported success); merge populated parts.
+
+    Raises
+    ------
+    NotReadyError
+        Naming how many chunks are missing and the first of them.
+    """
+    mode = mode or dataset.config.ingest.mode
+    nodes, tasks, metadata = 0, 0, {}
+    if mode in (IngestMode.BOTH, IngestMode.GRAPH):
+        graph = _graph(dataset)
+        progress.require_layer_complete(graph, layer)
+        status = progress.layer_status(graph)[layer]
+        nodes = status.nodes
+        metadata["graph"] = asdict(status)
+    if mode in (IngestMode.BOTH, IngestMode.VOXELS):
+        plan = _populate_plan(dataset)
+        if plan.layer == layer:
+            report = populate.finish_populate(dataset.watershed_url, plan)
+            tasks = plan.n_tasks
+            metadata["voxels"] = asdict(report)
+    return LayerReport(layer, dataset.grid.count(layer), nodes, tasks, metadata)
+
+
+def make_fork(dataset: Dataset, *, recreate: bool = False) -> None:
+    """The graph's fork of the base; nothing happens if it is there and ``recreate`` is not asked for."""
+    if not recreate and fork.fork_exists(dataset.watershed_url, dataset.graph_id):
+        return
+    fork.create_fork(dataset.watershed_url, dataset.graph_id, recreate=recreate)

@@ -1,0 +1,178 @@
+"""The home folder: which graphs this installation knows, and what each was built from. Builds nothing itself.
+
+``$SV_PIPELINE_HOME`` holds ``graphs/<graph_id>.json`` (the dataset configuration of each graph) and, for the embedded
+backend, ``tables/<table>.sqlite``. Every process that works on a graph finds its configuration here, by graph id alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sv_pipeline.config import BackendType, DatasetConfig, SourceConfig, parse_config, validate_graph_id
+from sv_pipeline.errors import ConflictError, NotFoundError
+from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
+from sv_pipeline.grid import ChunkGrid
+from sv_pipeline.segmentation import kv
+from sv_pipeline.segmentation.precomputed import VolumeInfo, read_info
+from sv_pipeline.table import open_table
+from sv_pipeline.table.interface import Table
+
+__all__ = ["Dataset", "Registry", "default_home", "open_dataset"]
+
+HOME_VARIABLE = "SV_PIPELINE_HOME"
+# What may differ between two runs of one graph: how it is built, never what is built.
+_FREE_FIELDS = {("ingest",), ("ocdbt_config", "coordinator_address")}
+
+
+def default_home() -> str:
+    """``$SV_PIPELINE_HOME``, else ``.sv_pipeline`` of the working directory if it is there, else ``~/.sv_pipeline``."""
+    if home := os.environ.get(HOME_VARIABLE):
+        return home
+    here = Path.cwd() / ".sv_pipeline"
+    return str(here if here.is_dir() else Path.home() / ".sv_pipeline")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One graph's configuration and the home it belongs to; opens what is stored, on demand."""
+
+    config: DatasetConfig
+    home: str
+
+    @property
+    def graph_id(self) -> str:
+        """Name of the graph."""
+        return self.config.graph_id
+
+    @property
+    def watershed_url(self) -> str:
+        """Folder of the watershed volume."""
+        return kv.as_url(self.config.data_source.watershed)
+
+    @cached_property
+    def volume(self) -> VolumeInfo:
+        """Shape of the watershed volume; InputError while it does not exist."""
+        return read_info(self.watershed_url)
+
+    @cached_property
+    def grid(self) -> ChunkGrid:
+        """Chunks of the graph."""
+        return ChunkGrid(self.volume.bounds, self.config.graph_config.chunk_size)
+
+    @cached_property
+    def table(self) -> Table:
+        """The graph's table (it may not exist yet)."""
+        return open_table(self.config, self.home)
+
+    @cached_property
+    def graph(self) -> ChunkedGraph:
+        """The chunked graph; NotFoundError before it was set up."""
+        return open_chunked_graph(self.table)
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The graphs of one home folder (a local folder, or any kvstore URL)."""
+
+    home: str
+
+    @property
+    def _graphs_url(self) -> str:
+        return kv.as_url(self.home) + "graphs/"
+
+    def graph_ids(self) -> list[str]:
+        """Ids of all registered graphs, sorted."""
+        keys = kv.list_keys(self._graphs_url)
+        return sorted(key.removesuffix(".json") for key in keys if key.endswith(".json"))
+
+    def get(self, graph_id: str) -> Dataset:
+        """A registered graph; NotFoundError names the ones that exist."""
+        raw = kv.read_bytes(self._graphs_url, f"{validate_graph_id(graph_id)}.json")
+        if raw is None:
+            known = ", ".join(self.graph_ids()) or "none"
+            raise NotFoundError(
+                f"graph {graph_id!r} is not known in {self.home} (known: {known}).",
+                remedy=f"Check the id, set {HOME_VARIABLE}, or run 'sv-pipeline ingest CONFIG.yaml'.",
+            )
+        return Dataset(parse_config(json.loads(raw), where=f"registered graph {graph_id}"), self.home)
+
+    def check(self, config: DatasetConfig) -> None:
+        """ConflictError if another dataset is registered under the same graph id, naming the fields that differ."""
+        raw = kv.read_bytes(self._graphs_url, f"{config.graph_id}.json")
+        if raw is None:
+            return
+        known = parse_config(json.loads(raw), where=f"registered graph {config.graph_id}")
+        if differing := _differences(known, config):
+            raise ConflictError(
+                f"graph {config.graph_id!r} exists already, built with another configuration "
+                f"(differs in {', '.join(differing)}).",
+                remedy="Choose another graph_id, or use the configuration it was built with.",
+            )
+
+    def register(self, config: DatasetConfig) -> Dataset:
+        """Remember a configuration under its graph id (paths made absolute); idempotent for an equal one."""
+        config = absolute(config)
+        self.check(config)
+        dump = config.model_dump(mode="json", by_alias=True)
+        kv.write_bytes(self._graphs_url, f"{config.graph_id}.json", json.dumps(dump, indent=1).encode())
+        return Dataset(config, self.home)
+
+    def forget(self, graph_id: str) -> None:
+        """Remove the registration alone; table and voxels stay."""
+        self.get(graph_id)
+        kv.open_kv(self._graphs_url).write(f"{graph_id}.json", None).result()
+
+
+def open_dataset(graph_id: str, home: str | None = None) -> Dataset:
+    """The registered graph of this id in ``home`` (default: :func:`default_home`)."""
+    return Registry(home or default_home()).get(graph_id)
+
+
+def absolute(config: DatasetConfig) -> DatasetConfig:
+    """The same configuration with every local path made absolute, so that any process can use it."""
+
+    def url(value: str | None) -> str | None:
+        return None if value is None else kv.as_url(value)
+
+    def path(value: str | None) -> str | None:
+        if value is None or "://" in value:
+            return value
+        file, hash_mark, key = value.partition("#")
+        return str(Path(file).expanduser().absolute()) + hash_mark + key
+
+    data_source = config.data_source.model_copy(
+        update={
+            "watershed": url(config.data_source.watershed),
+            "edges": url(config.data_source.edges),
+            "components": url(config.data_source.components),
+        }
+    )
+    update: dict[str, Any] = {"data_source": data_source}
+    if config.source is not None:
+        places: dict[str, str | None] = {
+            name: path(getattr(config.source, name)) for name in ("segmentation", "agglomeration", "affinities")
+        }
+        update["source"] = SourceConfig.model_validate({**config.source.model_dump(), **places})
+    if config.backend_client.type is BackendType.SQLITE and config.backend_client.config.path:
+        options = config.backend_client.config.model_copy(update={"path": path(config.backend_client.config.path)})
+        update["backend_client"] = config.backend_client.model_copy(update={"config": options})
+    return config.model_copy(update=update)
+
+
+def _differences(a: DatasetConfig, b: DatasetConfig) -> list[str]:
+    """Dotted names of fields that differ and matter."""
+
+    def flatten(value: Any, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+        if prefix in _FREE_FIELDS:
+            return {}
+        if not isinstance(value, dict):
+            return {prefix: value}
+        return {k: v for name, sub in value.items() for k, v in flatten(sub, (*prefix, name)).items()}
+
+    left, right = flatten(absolute(a).model_dump(mode="json")), flatten(absolute(b).model_dump(mode="json"))
+    return sorted(".".join(k) for k in left.keys() | right.keys() if left.get(k) != right.get(k))

@@ -1,0 +1,91 @@
+"""What a reader or an operator needs to know of one graph, as a value: where things are, and the published specs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sv_pipeline.errors import NotFoundError
+from sv_pipeline.registry import Dataset
+from sv_pipeline.segmentation import history
+from sv_pipeline.segmentation.base import read_base_info
+from sv_pipeline.segmentation.fork import fork_exists
+from sv_pipeline.segmentation.reader import reader_spec
+
+__all__ = ["GraphInfo", "MipInfo", "graph_info"]
+
+
+@dataclass(frozen=True)
+class MipInfo:
+    """One mip of the published segmentation."""
+
+    mip: int
+    resolution_nm: tuple[float, float, float]
+    size: tuple[int, int, int]
+    voxel_offset: tuple[int, int, int]
+    latest: dict[str, Any]
+    """TensorStore spec that shows every later edit."""
+    pinned: dict[str, Any]
+    """TensorStore spec of this very moment."""
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """The published description of a graph."""
+
+    graph_id: str
+    watershed: str
+    edges: str
+    components: str
+    table: dict[str, Any]
+    chunk_size: tuple[int, int, int]
+    n_layers: int
+    generation: int
+    mips: tuple[MipInfo, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return asdict(self)
+
+
+def graph_info(dataset: Dataset) -> GraphInfo:
+    """The published description.
+
+    Raises
+    ------
+    NotFoundError
+        If the graph has no fork yet.
+    """
+    url, graph_id = dataset.watershed_url, dataset.graph_id
+    if not fork_exists(url, graph_id):
+        raise NotFoundError(
+            f"graph {graph_id!r} has no fork under {url}, so there is nothing for readers to open yet.",
+            remedy="Finish the ingest ('sv-pipeline ingest', or materialize the asset fork).",
+        )
+    generation = history.current_generation(url, graph_id)
+    backend = dataset.config.backend_client
+    return GraphInfo(
+        graph_id=graph_id,
+        watershed=url,
+        edges=dataset.config.edges_url,
+        components=dataset.config.components_url,
+        table={
+            "name": dataset.config.table_name,
+            "type": backend.type.value,
+            **{k: v for k, v in backend.config.model_dump().items() if k in {"project", "instance", "path"} and v},
+        },
+        chunk_size=dataset.config.graph_config.chunk_size,
+        n_layers=dataset.grid.n_layers,
+        generation=generation,
+        mips=tuple(
+            MipInfo(
+                mip=mip,
+                resolution_nm=scale.resolution,
+                size=scale.size,
+                voxel_offset=scale.voxel_offset,
+                latest=reader_spec(url, graph_id, mip),
+                pinned=reader_spec(url, graph_id, mip, version=generation),
+            )
+            for mip, scale in enumerate(read_base_info(url).volume.scales)
+        ),
+    )
