@@ -1,1 +1,30 @@
 """Rows at rest: one interface over Bigtable and SQLite; counters, locks, the layout of rows and columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sv_pipeline.config import BackendType, DatasetConfig
+from sv_pipeline.table.interface import Table
+from sv_pipeline.table.sqlite import SqliteTable
+
+__all__ = ["Table", "open_table"]
+
+
+def open_table(config: DatasetConfig, home: str | Path) -> Table:
+    """The table of a dataset; it need not exist yet.
+
+    Parameters
+    ----------
+    config
+        Names the backend and the graph.
+    home
+        Folder of this installation; SQLite tables are in ``tables`` there, unless the configuration says where.
+    """
+    options = config.backend_client.config
+    if config.backend_client.type is BackendType.SQLITE:
+        return SqliteTable(config.table_name, Path(options.path) if options.path else Path(home) / "tables")
+    # Imported here: gRPC takes a second to load, and local graphs do without.
+    from sv_pipeline.table.bigtable import BigtableTable
+
+    return BigtableTable(config.table_name, str(options.project), str(options.instance), read_only=options.read_only)

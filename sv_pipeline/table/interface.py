@@ -48,7 +48,7 @@ RowView = dict[ColumnKey, list[Cell]]
 
 
 class RowKeyRange(NamedTuple):
-    """Row keys from ``start`` (inside) to ``stop`` (outside)."""
+    """Row keys from ``start`` (inside) to ``stop`` (outside); empty if ``start`` is not before ``stop``."""
 
     start: bytes
     stop: bytes
@@ -99,7 +99,7 @@ class CellMatch:
     """Milliseconds since the epoch (inclusive); None = any age."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Table(abc.ABC):
     """One graph's table. Instances may be shared by threads; a forked process opens its own.
 

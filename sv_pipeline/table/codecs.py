@@ -1,0 +1,224 @@
+"""Codecs: values of one type to the bytes of a cell and back, as PyChunkedGraph's tables hold them. Knows no column."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from sv_pipeline.errors import CorruptionError
+from sv_pipeline.ids import UInt64Array
+from sv_pipeline.table import pickles
+
+__all__ = [
+    "ArrayCodec",
+    "AsciiIdCodec",
+    "Codec",
+    "CounterCodec",
+    "IntPickleCodec",
+    "JsonCodec",
+    "TextCodec",
+    "TimePickleCodec",
+    "UInt64Codec",
+]
+
+V = TypeVar("V")
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+ZSTD_LEVEL = 3  # a hundred times faster than PyChunkedGraph's 22, for 30 % more bytes
+
+_zstd = threading.local()  # (de)compressors may not be shared by threads
+
+
+def _compress(data: bytes) -> bytes:
+    if not hasattr(_zstd, "compressor"):
+        _zstd.compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
+    return cast(bytes, _zstd.compressor.compress(data))
+
+
+def _decompress(data: bytes) -> bytes:
+    if not hasattr(_zstd, "decompressor"):
+        _zstd.decompressor = zstandard.ZstdDecompressor()
+    try:
+        if zstandard.frame_content_size(data) >= 0:
+            return cast(bytes, _zstd.decompressor.decompress(data))
+        return cast(bytes, _zstd.decompressor.decompressobj().decompress(data))
+    except zstandard.ZstdError as error:
+        raise CorruptionError(f"a compressed cell of {len(data)} bytes cannot be read: {error}.") from error
+
+
+class Codec(Protocol[V]):
+    """How a value becomes bytes. ``decode`` raises CorruptionError when the bytes cannot be such a value."""
+
+    def encode(self, value: V) -> bytes:
+        """Bytes of a value."""
+        ...
+
+    def decode(self, data: bytes) -> V:
+        """Value of bytes; arrays are read-only views where possible."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArrayCodec(Generic[Scalar]):
+    """Little-endian array of one dtype, shape (n,) or (n, ``columns``), raw or zstd.
+
+    A compressed column reads cells without the zstd magic as raw ones, which old tables have.
+    """
+
+    dtype: npt.DTypeLike
+    columns: int | None = None
+    compressed: bool = False
+
+    def encode(self, value: npt.ArrayLike) -> bytes:
+        """Bytes of an array, or of anything that converts to one without loss."""
+        array = np.asarray(value)
+        if array.size == 0:
+            array = array.astype(self.dtype)
+        data = np.ascontiguousarray(array.astype(self.dtype, casting="same_kind", copy=False)).tobytes()
+        return _compress(data) if self.compressed else data
+
+    def decode(self, data: bytes) -> npt.NDArray[Scalar]:
+        """Array of bytes."""
+        if self.compressed and data[:4] == ZSTD_MAGIC:
+            data = _decompress(data)
+        return self.from_raw(data)
+
+    def raw(self, data: bytes) -> bytes:
+        """Cell without its compression."""
+        return _decompress(data) if self.compressed and data[:4] == ZSTD_MAGIC else data
+
+    def from_raw(self, data: bytes) -> npt.NDArray[Scalar]:
+        """Array of uncompressed bytes."""
+        try:
+            array: npt.NDArray[Scalar] = np.frombuffer(data, dtype=self.dtype)
+            return array if self.columns is None else array.reshape(-1, self.columns)
+        except ValueError as error:
+            raise CorruptionError(
+                f"a cell of {len(data)} bytes is not an array of {np.dtype(self.dtype)}: {error}."
+            ) from error
+
+
+@dataclass(frozen=True)
+class UInt64Codec:
+    """One uint64, little endian."""
+
+    def encode(self, value: int | np.integer[Any]) -> bytes:
+        """Eight bytes."""
+        return int(value).to_bytes(8, "little")
+
+    def decode(self, data: bytes) -> int:
+        """The number."""
+        return int.from_bytes(_exactly(data, 8), "little")
+
+
+@dataclass(frozen=True)
+class CounterCodec:
+    """One int64, **big** endian, as the table's increment wants it."""
+
+    def encode(self, value: int | np.integer[Any]) -> bytes:
+        """Eight bytes."""
+        return int(value).to_bytes(8, "big", signed=True)
+
+    def decode(self, data: bytes) -> int:
+        """The number."""
+        return int.from_bytes(_exactly(data, 8), "big", signed=True)
+
+
+@dataclass(frozen=True)
+class AsciiIdCodec:
+    """An id as 20 decimal digits."""
+
+    def encode(self, value: int | np.integer[Any]) -> bytes:
+        """Twenty bytes."""
+        return b"%020d" % int(value)
+
+    def decode(self, data: bytes) -> int:
+        """The number."""
+        if not data.isdigit():
+            raise CorruptionError(f"a cell holds {data[:40]!r} where an id in digits belongs.")
+        return int(data)
+
+
+@dataclass(frozen=True)
+class TextCodec:
+    """UTF-8 text."""
+
+    def encode(self, value: str) -> bytes:
+        """UTF-8."""
+        return value.encode()
+
+    def decode(self, data: bytes) -> str:
+        """The text; bytes that are not UTF-8 are shown as replacement characters."""
+        return data.decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class JsonCodec:
+    """A JSON value; of our own rows only."""
+
+    def encode(self, value: Any) -> bytes:
+        """Compact JSON with sorted keys: equal values give equal bytes."""
+        return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
+
+    def decode(self, data: bytes) -> Any:
+        """The value."""
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise CorruptionError(f"a cell is not JSON: {error}.") from error
+
+
+@dataclass(frozen=True)
+class IntPickleCodec:
+    """A pickled int."""
+
+    def encode(self, value: int) -> bytes:
+        """The pickle."""
+        return pickle.dumps(int(value), pickles.PROTOCOL)
+
+    def decode(self, data: bytes) -> int:
+        """The number."""
+        value = pickles.load(data, {}, "a cell")
+        if not isinstance(value, int):
+            raise CorruptionError(f"a cell holds {value!r} where a number belongs.")
+        return value
+
+
+@dataclass(frozen=True)
+class TimePickleCodec:
+    """A pickled datetime."""
+
+    def encode(self, value: datetime) -> bytes:
+        """The pickle."""
+        return pickle.dumps(value, pickles.PROTOCOL)
+
+    def decode(self, data: bytes) -> datetime:
+        """The time."""
+        value = pickles.load(data, pickles.TIMES, "a cell")
+        if not isinstance(value, datetime):
+            raise CorruptionError(f"a cell holds {value!r} where a time belongs.")
+        return value
+
+
+def uint64_values(cells: Sequence[bytes]) -> UInt64Array:
+    """Many cells of one uint64 each as one array."""
+    data = b"".join(cells)
+    if len(data) != 8 * len(cells):
+        raise CorruptionError("a cell is not one uint64.")
+    return np.frombuffer(data, "<u8").astype(np.uint64, copy=False)
+
+
+def _exactly(data: bytes, size: int) -> bytes:
+    if len(data) != size:
+        raise CorruptionError(f"a cell has {len(data)} bytes, not {size}.")
+    return data

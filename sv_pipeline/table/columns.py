@@ -1,0 +1,244 @@
+"""Columns of the PyChunkedGraph v3 layout, typed, and our own of the ingest rows; and bulk decoding of them.
+
+Our own columns are only in our own rows: PyChunkedGraph stops at a column that it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.ids import UInt64Array
+from sv_pipeline.table import codecs
+from sv_pipeline.table.codecs import ArrayCodec, Codec
+from sv_pipeline.table.interface import Cell, ColumnKey, RowView, SetCell
+
+__all__ = [
+    "ADDED_EDGES",
+    "CHILDREN",
+    "COUNTER",
+    "MAX_LAYERS",
+    "PARENT",
+    "ArrayColumn",
+    "Column",
+    "Ragged",
+    "atomic_cross_edges",
+    "cross_edges",
+    "newest_arrays",
+    "newest_ids",
+    "newest_timestamps",
+]
+
+V = TypeVar("V")
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+MAX_LAYERS = 20
+"""Cross edge columns exist for layers 0 to 19."""
+
+
+@dataclass(frozen=True)
+class Column(Generic[V]):
+    """A column and the type of its values."""
+
+    key: ColumnKey
+    codec: Codec[V]
+
+    def encode(self, value: V) -> bytes:
+        """Bytes of a value."""
+        return self.codec.encode(value)
+
+    def decode(self, data: bytes) -> V:
+        """Value of bytes; CorruptionError if they cannot be one."""
+        return self.codec.decode(data)
+
+    def set(self, value: V, timestamp: int | None = None) -> SetCell:
+        """The change that puts ``value``."""
+        return SetCell(self.key, self.codec.encode(value), timestamp)
+
+    def newest(self, row: RowView | None) -> V | None:
+        """Newest value in a row that was read; None if there is none."""
+        cells = row.get(self.key) if row else None
+        return self.codec.decode(cells[0].value) if cells else None
+
+    def history(self, row: RowView | None) -> list[tuple[int, V]]:
+        """All (timestamp, value) in a row that was read, newest first."""
+        return [(cell.timestamp, self.codec.decode(cell.value)) for cell in self.cells(row)]
+
+    def cells(self, row: RowView | None) -> list[Cell]:
+        """Undecoded cells, newest first."""
+        return row.get(self.key, []) if row else []
+
+
+@dataclass(frozen=True)
+class ArrayColumn(Column[npt.NDArray[Scalar]]):
+    """A column of arrays."""
+
+    codec: ArrayCodec[Scalar]
+
+
+def _key(family: str, qualifier: str) -> ColumnKey:
+    return ColumnKey(family, qualifier.encode())
+
+
+def _ids(family: str, qualifier: str, *, compressed: bool = False) -> ArrayColumn[np.uint64]:
+    return ArrayColumn(_key(family, qualifier), ArrayCodec("<u8", compressed=compressed))
+
+
+def _edges(family: str, qualifier: str, *, compressed: bool = False) -> ArrayColumn[np.uint64]:
+    return ArrayColumn(_key(family, qualifier), ArrayCodec("<u8", 2, compressed))
+
+
+def _floats(family: str, qualifier: str) -> ArrayColumn[np.float32]:
+    return ArrayColumn(_key(family, qualifier), ArrayCodec("<f4"))
+
+
+def _coordinates(qualifier: str, columns: int | None) -> ArrayColumn[np.int64]:
+    return ArrayColumn(_key("2", qualifier), ArrayCodec("<i8", columns))
+
+
+def _operation(family: str, qualifier: str) -> Column[int]:
+    return Column(_key(family, qualifier), codecs.AsciiIdCodec())
+
+
+# -- hierarchy and lineage --------------------------------------------------------------------------------------------
+
+PARENT: Column[int] = Column(_key("0", "parents"), codecs.UInt64Codec())
+"""One cell per parent over time."""
+CHILDREN = _ids("0", "children", compressed=True)
+"""The cell's timestamp is the creation time of the node."""
+FORMER_PARENTS = _ids("0", "former_parents")
+"""Of a root: the roots it was made from."""
+NEW_PARENTS = _ids("0", "new_parents")
+"""Of a root: the roots that replaced it."""
+FORMER_IDS = _ids("0", "former_ids")
+"""Of a supervoxel: the one it was split from."""
+NEW_IDS = _ids("0", "new_ids")
+"""Of a supervoxel: those it was split into."""
+
+
+@cache
+def cross_edges(layer: int) -> ArrayColumn[np.uint64]:
+    """Edges (n, 2) of a node that cross at ``layer``, to nodes of its own layer or below; column 0 is the node."""
+    return _edges("4", f"cross_edges_{_layer(layer)}", compressed=True)
+
+
+@cache
+def atomic_cross_edges(layer: int) -> ArrayColumn[np.uint64]:
+    """Edges (n, 2) of supervoxels, of a layer 2 node, that cross at ``layer``; kept for a year only."""
+    return _edges("3", f"atomic_cross_edges_{_layer(layer)}", compressed=True)
+
+
+def _layer(layer: int) -> int:
+    if not 0 <= layer < MAX_LAYERS:
+        raise ValueError(f"there is no cross edge column of layer {layer}; layers are 0 to {MAX_LAYERS - 1}")
+    return layer
+
+
+# -- edges made by edits (rows ``f...``) ------------------------------------------------------------------------------
+
+FAKE_EDGES = _edges("4", "fake_edges")
+"""One cell per edge and edit."""
+OLD_FAKE_EDGES = _edges("3", "fake_edges")
+"""Where older tables have them."""
+SPLIT_EDGES = _edges("4", "split_edges")
+AFFINITIES = _floats("0", "affinities")
+AREAS = _ids("0", "areas")
+COMPACTED_SPLIT_EDGES = _edges("4", "compacted_split_edges")
+COMPACTED_AFFINITIES = _floats("4", "compacted_affinities")
+COMPACTED_AREAS = _ids("4", "compacted_areas")
+
+# -- counters, locks, meta --------------------------------------------------------------------------------------------
+
+COUNTER: Column[int] = Column(_key("1", "counter"), codecs.CounterCodec())
+LOCK = _operation("0", "lock")
+INDEFINITE_LOCK = _operation("0", "indefinite_lock")
+META_KEY = _key("0", "meta")
+"""A pickle that :mod:`sv_pipeline.table.meta` reads and writes."""
+VERSION: Column[str] = Column(_key("0", "version"), codecs.TextCodec())
+
+# -- operation log ----------------------------------------------------------------------------------------------------
+
+OPERATION_ID = _operation("0", "operation_id")
+"""On roots and supervoxels: the operation that made or replaced them."""
+UNDO_OPERATION_ID = _operation("2", "undo_operation_id")
+REDO_OPERATION_ID = _operation("2", "redo_operation_id")
+USER: Column[str] = Column(_key("2", "user"), codecs.TextCodec())
+ROOTS = _ids("2", "roots")
+SOURCE_IDS = _ids("2", "source_ids")
+SINK_IDS = _ids("2", "sink_ids")
+SOURCE_COORDINATES = _coordinates("source_coords", 3)
+SINK_COORDINATES = _coordinates("sink_coords", 3)
+BOUNDING_BOX_OFFSET = _coordinates("bb_offset", None)
+ADDED_EDGES = _edges("2", "added_edges")
+REMOVED_EDGES = _edges("2", "removed_edges")
+OPERATION_AFFINITIES = _floats("2", "affinities")
+OPERATION_STATUS: Column[int] = Column(_key("0", "operation_status"), codecs.IntPickleCodec())
+OPERATION_TIMESTAMP: Column[datetime] = Column(_key("0", "operation_ts"), codecs.TimePickleCodec())
+OPERATION_EXCEPTION: Column[str] = Column(_key("0", "operation_exception"), codecs.TextCodec())
+CHUNK_LOCK_SCOPE = _ids("0", "l2_chunk_lock_scope")
+
+# -- ingest rows (our own) --------------------------------------------------------------------------------------------
+
+INGEST_RESERVATION: Column[Any] = Column(_key("1", "reservation"), codecs.JsonCodec())
+"""Timestamp and id ranges of a chunk's task; put if absent."""
+INGEST_DONE: Column[Any] = Column(_key("1", "done"), codecs.JsonCodec())
+"""Written last: counts, seconds, worker."""
+INGEST_FAILED: Column[Any] = Column(_key("1", "failed"), codecs.JsonCodec())
+"""The last error."""
+
+
+# -- bulk -------------------------------------------------------------------------------------------------------------
+
+
+class Ragged(NamedTuple):
+    """Arrays of many rows in one: those of row ``i`` are ``values[offsets[i]:offsets[i + 1]]``."""
+
+    values: npt.NDArray[Any]
+    offsets: npt.NDArray[np.int64]
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Number of values of each row, shape (n,)."""
+        return np.diff(self.offsets)
+
+
+def newest_ids(
+    column: Column[int], rows: Mapping[bytes, RowView], keys: Sequence[bytes], *, missing: int = 0
+) -> UInt64Array:
+    """Newest uint64 of a column for each key, shape (n,); ``missing`` where a row has none.
+
+    For ``parents``: the parents of many nodes in one go.
+    """
+    absent = column.encode(missing)
+    name = column.key
+    cells = [row[name][0].value if (row := rows.get(key)) and name in row else absent for key in keys]
+    return codecs.uint64_values(cells)
+
+
+def newest_arrays(column: ArrayColumn[Scalar], rows: Mapping[bytes, RowView], keys: Sequence[bytes]) -> Ragged:
+    """Newest arrays of a column for each key, joined; a row without the column counts as empty.
+
+    Values have shape (sum,) or (sum, columns).
+    """
+    name, codec = column.key, column.codec
+    raw = [codec.raw(row[name][0].value) if (row := rows.get(key)) and name in row else b"" for key in keys]
+    size = np.dtype(codec.dtype).itemsize * (codec.columns or 1)
+    offsets = np.zeros(len(raw) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, raw), np.int64, len(raw)) // size, out=offsets[1:])
+    return Ragged(codec.from_raw(b"".join(raw)), offsets)
+
+
+def newest_timestamps(
+    column: Column[Any], rows: Mapping[bytes, RowView], keys: Sequence[bytes]
+) -> npt.NDArray[np.int64]:
+    """Timestamp (ms) of the newest cell of a column for each key, shape (n,); -1 where a row has none."""
+    name = column.key
+    return np.fromiter(
+        (row[name][0].timestamp if (row := rows.get(key)) and name in row else -1 for key in keys), np.int64, len(keys)
+    )

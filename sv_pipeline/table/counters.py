@@ -1,0 +1,127 @@
+"""Id counters in the table: fresh segments of chunks, fresh root ids, operation ids. Shared with PyChunkedGraph.
+
+A counter cell holds the highest number given out. The root chunk has 256 counters (shards), so that new roots spread
+over the key space; number ``k`` of shard ``s`` is the segment ``256 k + s``. Numbers are given out once, ever.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import numpy as np
+
+from sv_pipeline.errors import InputError
+from sv_pipeline.ids import IdLayout, UInt64Array
+from sv_pipeline.table import keys
+from sv_pipeline.table.columns import COUNTER
+from sv_pipeline.table.interface import Table
+
+__all__ = [
+    "ROOT_SHARDS",
+    "last_operation_id",
+    "max_segment",
+    "new_operation_id",
+    "node_ids",
+    "raise_to",
+    "reserve",
+    "segment_step",
+]
+
+ROOT_SHARDS = 256
+
+
+def segment_step(layout: IdLayout, chunk_id: int) -> int:
+    """Distance between the segments of one reservation: 1, or 256 in the root chunk."""
+    return ROOT_SHARDS if _is_root(layout, chunk_id) else 1
+
+
+def reserve(table: Table, layout: IdLayout, chunk_id: int, count: int, *, shard: int | None = None) -> int:
+    """Take ``count`` fresh segments of a chunk, one atomic increment.
+
+    Parameters
+    ----------
+    shard
+        Which of the 256 counters, in the root chunk; None = a random one.
+
+    Returns
+    -------
+    int
+        The first; the others follow in steps of :func:`segment_step` (see :func:`node_ids`).
+
+    Raises
+    ------
+    InputError
+        If the chunk has no room for so many nodes.
+    """
+    if count < 1:
+        raise ValueError(f"cannot reserve {count} ids")
+    if _is_root(layout, chunk_id):
+        shard = secrets.randbelow(ROOT_SHARDS) if shard is None else shard % ROOT_SHARDS
+        last = table.increment(keys.root_counter_key(chunk_id, shard), COUNTER.key, count)
+        first, top = ROOT_SHARDS * (last - count + 1) + shard, ROOT_SHARDS * last + shard
+    else:
+        top = table.increment(keys.counter_key(chunk_id), COUNTER.key, count)
+        first = top - count + 1
+    _check_room(layout, chunk_id, top)
+    return first
+
+
+def node_ids(layout: IdLayout, chunk_id: int, first: int, count: int) -> UInt64Array:
+    """The node ids of a reservation, shape (count,), ascending."""
+    step = segment_step(layout, chunk_id)
+    return layout.node_ids(chunk_id, np.arange(first, first + step * count, step, dtype=np.uint64))
+
+
+def raise_to(table: Table, layout: IdLayout, chunk_id: int, segment: int) -> None:
+    """See to it that the counter of a chunk is at ``segment`` or above, so that no such segment is given out again.
+
+    For ids that come from outside: the supervoxels of a watershed. Two callers at once may raise it too far, which
+    wastes numbers but never gives one twice.
+    """
+    _check_room(layout, chunk_id, segment)
+    if _is_root(layout, chunk_id):
+        raise ValueError("ids of the root chunk never come from outside")
+    current = max_segment(table, layout, chunk_id)
+    if current < segment:
+        table.increment(keys.counter_key(chunk_id), COUNTER.key, segment - current)
+
+
+def max_segment(table: Table, layout: IdLayout, chunk_id: int) -> int:
+    """Highest segment given out in a chunk; 0 if none."""
+    plain = keys.counter_key(chunk_id)
+    if not _is_root(layout, chunk_id):
+        return COUNTER.newest(table.read_rows([plain], [COUNTER.key]).get(plain)) or 0
+    shards = [keys.root_counter_key(chunk_id, shard) for shard in range(ROOT_SHARDS)]
+    rows = table.read_rows([plain, *shards], [COUNTER.key])
+    # PyChunkedGraph's single-threaded ingest takes root ids from the counter without shards.
+    highest = COUNTER.newest(rows.get(plain)) or 0
+    for shard, key in enumerate(shards):
+        if number := COUNTER.newest(rows.get(key)):
+            highest = max(highest, ROOT_SHARDS * number + shard)
+    return highest
+
+
+def new_operation_id(table: Table) -> int:
+    """A fresh operation id; the first is 1."""
+    return table.increment(keys.OPERATION_COUNTER, COUNTER.key, 1)
+
+
+def last_operation_id(table: Table) -> int:
+    """The operation id given out last; 0 if none."""
+    rows = table.read_rows([keys.OPERATION_COUNTER], [COUNTER.key])
+    return COUNTER.newest(rows.get(keys.OPERATION_COUNTER)) or 0
+
+
+def _is_root(layout: IdLayout, chunk_id: int) -> bool:
+    return int(layout.layers(np.uint64(chunk_id))) == layout.n_layers
+
+
+def _check_room(layout: IdLayout, chunk_id: int, segment: int) -> None:
+    layer = int(layout.layers(np.uint64(chunk_id)))
+    if segment > layout.max_segment(layer):
+        coordinate = tuple(layout.coordinates(np.uint64(chunk_id)).tolist())
+        raise InputError(
+            f"chunk {coordinate} of layer {layer} (id {chunk_id}) has room for {layout.max_segment(layer):,} nodes, "
+            f"but number {segment:,} was asked for.",
+            remedy="Ingest with a smaller CHUNK_SIZE, or fewer SPATIAL_BITS.",
+        )

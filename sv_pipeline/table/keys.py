@@ -1,0 +1,185 @@
+"""Row keys: which row holds what, and uint64 ids to keys and back in bulk. Reads and writes nothing.
+
+| row | key |
+| --- | --- |
+| node, or operation (layer 0) | ``%020d`` |
+| counter of a chunk; of a root shard | ``i%020d``; ``i%020d_<shard>`` |
+| counter of operations | ``ioperations`` |
+| edges that edits made in a layer 2 chunk | ``f%020d`` |
+| meta, version | ``meta``, ``version`` |
+| ingest of a chunk (our own) | ``sv_pipeline:ingest:<layer:02d>:<chunk:020d>`` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.ids import LAYER_BITS, IdLayout, UInt64Array
+from sv_pipeline.table.interface import RowKeyRange
+
+__all__ = [
+    "META",
+    "OPERATION_COUNTER",
+    "VERSION",
+    "chunk_range",
+    "chunk_ranges",
+    "counter_key",
+    "counter_keys",
+    "edit_edge_key",
+    "edit_edge_keys",
+    "ingest_key",
+    "ingest_keys",
+    "ingest_range",
+    "layer_range",
+    "node_ids",
+    "node_key",
+    "node_keys",
+    "operation_range",
+    "prefix_range",
+    "root_counter_key",
+    "split_ingest_key",
+]
+
+META = b"meta"
+VERSION = b"version"
+OPERATION_COUNTER = b"ioperations"
+
+DIGITS = 20
+_POWERS = np.array([10**p for p in range(DIGITS - 1, -1, -1)], dtype=np.uint64)
+_INGEST = b"sv_pipeline:ingest:"
+
+
+# -- nodes and operations ---------------------------------------------------------------------------------------------
+
+
+def node_key(node_id: int) -> bytes:
+    """Key of a node's, or an operation's, row."""
+    return b"%020d" % int(node_id)
+
+
+def node_keys(ids: npt.ArrayLike) -> list[bytes]:
+    """Keys of the rows of many nodes, in the order of ``ids`` (shape (n,))."""
+    return _padded(ids, b"")
+
+
+def node_ids(keys: Sequence[bytes] | Iterable[bytes]) -> UInt64Array:
+    """Ids out of keys that end with 20 digits after at most one letter (nodes, ``f`` and ``i`` rows).
+
+    Raises
+    ------
+    ValueError
+        If a key has another form.
+    """
+    keys = list(keys)
+    if not keys:
+        return np.zeros(0, np.uint64)
+    width = len(keys[0])
+    joined = b"".join(keys)
+    if width not in (DIGITS, DIGITS + 1) or len(joined) != width * len(keys):
+        raise ValueError("these are not keys of node rows of one kind")
+    digits = np.frombuffer(joined, np.uint8).reshape(-1, width)[:, width - DIGITS :] - np.uint8(ord("0"))
+    if (digits > 9).any():
+        raise ValueError("these are not keys of node rows")
+    return np.asarray(digits.astype(np.uint64) @ _POWERS, np.uint64)
+
+
+def chunk_range(layout: IdLayout, chunk_id: int) -> RowKeyRange:
+    """Range of the rows of all nodes of one chunk."""
+    layer = int(layout.layers(np.uint64(chunk_id)))
+    return RowKeyRange(node_key(chunk_id), node_key(int(chunk_id) + layout.max_segment(layer) + 1))
+
+
+def chunk_ranges(layout: IdLayout, chunk_ids: npt.ArrayLike) -> list[RowKeyRange]:
+    """Ranges of several chunks, sorted; neighbours in key space are joined into one range."""
+    ids = np.unique(np.asarray(chunk_ids, np.uint64))
+    ranges: list[RowKeyRange] = []
+    for chunk_id in ids.tolist():
+        one = chunk_range(layout, chunk_id)
+        if ranges and ranges[-1].stop == one.start:
+            ranges[-1] = RowKeyRange(ranges[-1].start, one.stop)
+        else:
+            ranges.append(one)
+    return ranges
+
+
+def layer_range(layer: int) -> RowKeyRange:
+    """Range of the rows of all nodes of a layer."""
+    shift = 64 - LAYER_BITS
+    return RowKeyRange(node_key(layer << shift), node_key((layer + 1) << shift))
+
+
+def operation_range(first: int = 1, last: int | None = None) -> RowKeyRange:
+    """Range of operation rows ``first`` to ``last`` (both inside; None = the newest)."""
+    return RowKeyRange(node_key(first), layer_range(0).stop if last is None else node_key(last + 1))
+
+
+# -- counters and edges of edits --------------------------------------------------------------------------------------
+
+
+def counter_key(chunk_id: int) -> bytes:
+    """Key of the id counter of a chunk."""
+    return b"i%020d" % int(chunk_id)
+
+
+def counter_keys(chunk_ids: npt.ArrayLike) -> list[bytes]:
+    """Keys of the id counters of many chunks."""
+    return _padded(chunk_ids, b"i")
+
+
+def root_counter_key(root_chunk_id: int, shard: int) -> bytes:
+    """Key of one of the 256 id counters of the root chunk."""
+    return b"i%020d_%d" % (int(root_chunk_id), shard)
+
+
+def edit_edge_key(chunk_id: int) -> bytes:
+    """Key of the row of edges that edits made; by layer 2 chunk."""
+    return b"f%020d" % int(chunk_id)
+
+
+def edit_edge_keys(chunk_ids: npt.ArrayLike) -> list[bytes]:
+    """Keys of the rows of edges that edits made, for many layer 2 chunks."""
+    return _padded(chunk_ids, b"f")
+
+
+# -- ingest -----------------------------------------------------------------------------------------------------------
+
+
+def ingest_key(layer: int, chunk_id: int) -> bytes:
+    """Key of the ingest row of a chunk."""
+    return b"%b%02d:%020d" % (_INGEST, layer, int(chunk_id))
+
+
+def ingest_keys(layer: int, chunk_ids: npt.ArrayLike) -> list[bytes]:
+    """Keys of the ingest rows of many chunks of a layer."""
+    return _padded(chunk_ids, b"%b%02d:" % (_INGEST, layer))
+
+
+def ingest_range(layer: int | None = None) -> RowKeyRange:
+    """Range of the ingest rows of a layer; None = of all layers."""
+    return prefix_range(_INGEST if layer is None else b"%b%02d:" % (_INGEST, layer))
+
+
+def split_ingest_key(key: bytes) -> tuple[int, int]:
+    """Layer and chunk id of an ingest row."""
+    layer, chunk_id = key.removeprefix(_INGEST).split(b":")
+    return int(layer), int(chunk_id)
+
+
+def prefix_range(prefix: bytes) -> RowKeyRange:
+    """Range of all keys that begin with a prefix whose last byte is below 255."""
+    return RowKeyRange(prefix, prefix[:-1] + bytes([prefix[-1] + 1]))
+
+
+def _padded(ids: npt.ArrayLike, prefix: bytes) -> list[bytes]:
+    rest = np.array(ids, dtype=np.uint64).ravel()
+    text = np.empty((len(rest), len(prefix) + DIGITS), np.uint8)
+    text[:, : len(prefix)] = np.frombuffer(prefix, np.uint8)
+    ten = np.uint64(10)
+    for column in range(text.shape[1] - 1, len(prefix) - 1, -1):
+        rest, digit = np.divmod(rest, ten)
+        text[:, column] = digit + np.uint64(ord("0"))
+    keys: list[bytes] = text.view(f"S{text.shape[1]}").ravel().tolist()
+    return keys

@@ -1,0 +1,300 @@
+"""The meta and version rows of a table: what a graph is and where its voxels are, in PyChunkedGraph's own format.
+
+The meta is a pickle of PyChunkedGraph's classes. It is written through stand-ins under their names, byte for byte what
+PyChunkedGraph writes, and read through an allow-list: no class of PyChunkedGraph is needed, no foreign code runs.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sv_pipeline.config import DatasetConfig
+from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError
+from sv_pipeline.table import keys, pickles
+from sv_pipeline.table.columns import META_KEY, VERSION
+from sv_pipeline.table.interface import CellMatch, RowMutation, SetCell, Table
+
+__all__ = [
+    "TABLE_VERSION",
+    "StoredDataSource",
+    "StoredGraphConfig",
+    "TableMeta",
+    "from_config",
+    "read_meta",
+    "read_version",
+    "write_meta",
+    "write_version",
+]
+
+TABLE_VERSION = "3.1.7"
+"""PyChunkedGraph refuses tables of another major version."""
+
+SPLIT_BOUNDING_OFFSET = (240, 240, 24)
+MODULE = "pychunkedgraph.graph.meta"
+
+
+class StoredGraphConfig(NamedTuple):
+    """The fields of PyChunkedGraph's ``GraphConfig``, in its order."""
+
+    ID: str | None = None
+    ID_PREFIX: str = ""
+    CHUNK_SIZE: Any = None
+    """Voxels of a chunk (x, y, z), a list of ints."""
+    FANOUT: int = 2
+    LAYER_ID_BITS: int = 8
+    SPATIAL_BITS: int = 10
+    OVERWRITE: bool = False
+    ROOT_LOCK_EXPIRY: timedelta = timedelta(minutes=3)
+    ROOT_COUNTERS: int = 8
+    """Means nothing: there are always 256."""
+
+
+class StoredDataSource(NamedTuple):
+    """The fields of PyChunkedGraph's ``DataSource``, in its order."""
+
+    EDGES: str | None = None
+    COMPONENTS: str | None = None
+    WATERSHED: str | None = None
+    DATA_VERSION: int | None = None
+    CV_MIP: int = 0
+
+
+@dataclass(frozen=True)
+class TableMeta:
+    """The meta of a table."""
+
+    graph_config: StoredGraphConfig
+    data_source: StoredDataSource
+    custom_data: Mapping[str, Any] = field(default_factory=dict)
+    """What else belongs to the graph: ``seg``, ``ocdbt_config``, ``split_bounding_offset``, ..."""
+
+    @property
+    def chunk_size(self) -> tuple[int, int, int]:
+        """Voxels of a chunk of layers 1 and 2, (x, y, z)."""
+        x, y, z = (int(v) for v in self.graph_config.CHUNK_SIZE)
+        return x, y, z
+
+    @property
+    def split_bounding_offset(self) -> tuple[int, int, int]:
+        """Voxels around the clicked points that a cut looks at."""
+        x, y, z = (int(v) for v in self.custom_data.get("split_bounding_offset", SPLIT_BOUNDING_OFFSET))
+        return x, y, z
+
+
+def from_config(config: DatasetConfig) -> TableMeta:
+    """The meta of the graph that a configuration describes."""
+    graph = config.graph_config
+    return TableMeta(
+        graph_config=StoredGraphConfig(
+            ID=config.graph_id,
+            ID_PREFIX=graph.id_prefix,
+            CHUNK_SIZE=[int(v) for v in graph.chunk_size],
+            FANOUT=graph.fanout,
+            SPATIAL_BITS=graph.spatial_bits,
+            ROOT_LOCK_EXPIRY=graph.root_lock_expiry,
+        ),
+        data_source=StoredDataSource(
+            EDGES=config.edges_url,
+            COMPONENTS=config.components_url,
+            WATERSHED=config.data_source.watershed,
+            DATA_VERSION=config.data_source.data_version,
+        ),
+        custom_data={
+            "seg": {
+                "ocdbt": True,
+                "sv_split_threshold": 10,
+                "ocdbt_path": config.data_source.watershed.rstrip("/") + f"/ocdbt/{config.graph_id}/",
+            },
+            "ocdbt_config": config.ocdbt_config.model_dump(mode="json"),
+            "split_bounding_offset": list(SPLIT_BOUNDING_OFFSET),
+        },
+    )
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+def read_meta(table: Table) -> TableMeta:
+    """The meta of a table.
+
+    Raises
+    ------
+    NotFoundError
+        If the table, or its meta, is not there.
+    CorruptionError
+        If the meta cannot be read, or asks for code that is not allowed.
+    """
+    row = table.read_rows([keys.META], [META_KEY], newest_only=True).get(keys.META)
+    if not row:
+        raise NotFoundError(f"table {table.name!r} has no meta.", remedy="Run the setup of its ingest first.")
+    return decode_meta(row[META_KEY][0].value, f"the meta of table {table.name!r}")
+
+
+def write_meta(table: Table, meta: TableMeta, *, overwrite: bool = False) -> None:
+    """Write the meta; the old one is readable until the new one is.
+
+    Raises
+    ------
+    ConflictError
+        If there is a meta already and ``overwrite`` is not given.
+    """
+    cell = SetCell(META_KEY, encode_meta(meta))
+    if overwrite:
+        table.mutate([RowMutation(keys.META, [cell])])
+    elif table.check_and_mutate(keys.META, [CellMatch(META_KEY)], if_unmatched=[cell]):
+        raise ConflictError(
+            f"table {table.name!r} has a meta already.", remedy="Choose another graph id, or overwrite it deliberately."
+        )
+
+
+def read_version(table: Table) -> str | None:
+    """Version of PyChunkedGraph that the table's layout follows; None if it does not say."""
+    return VERSION.newest(table.read_rows([keys.VERSION], [VERSION.key], newest_only=True).get(keys.VERSION))
+
+
+def write_version(table: Table, version: str = TABLE_VERSION) -> None:
+    """Write the version."""
+    table.mutate([RowMutation(keys.VERSION, [VERSION.set(version)])])
+
+
+# -- pickles ----------------------------------------------------------------------------------------------------------
+
+
+class _StoredMeta:
+    """Stand-in for ``ChunkedGraphMeta``: built from two arguments, then a state."""
+
+    def __new__(cls, *arguments: Any) -> _StoredMeta:
+        self = object.__new__(cls)
+        self.__dict__.update(zip(("graph_config", "data_source"), arguments, strict=False))
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise CorruptionError(f"the state of the meta is {type(state).__name__}, not a dict.")
+        self.__dict__.update(state)
+
+
+_STAND_INS: dict[Any, str] = {
+    StoredGraphConfig: "GraphConfig",
+    StoredDataSource: "DataSource",
+    _StoredMeta: "ChunkedGraphMeta",
+}
+
+
+# The implementation in Python, since only there a class can be written under another name.
+_PythonPickler: Any = pickle._Pickler
+
+
+class _Pickler(_PythonPickler):  # type: ignore[misc]
+    def save_global(self, obj: Any, name: str | None = None) -> None:
+        if obj not in _STAND_INS:
+            super().save_global(obj, name)
+            return
+        self.save(MODULE)
+        self.save(_STAND_INS[obj])
+        self.write(pickle.STACK_GLOBAL)
+        self.memoize(obj)
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, _StoredMeta):
+            return NotImplemented
+        arguments = (obj.__dict__["graph_config"], obj.__dict__["data_source"])
+        return copyreg.__newobj__, (_StoredMeta, *arguments), obj.__dict__  # type: ignore[attr-defined]
+
+
+def encode_meta(meta: TableMeta) -> bytes:
+    """The meta as PyChunkedGraph pickles it."""
+    stored = _StoredMeta()
+    stored.__dict__.update(
+        graph_config=meta.graph_config, data_source=meta.data_source, custom_data=dict(meta.custom_data)
+    )
+    buffer = io.BytesIO()
+    _Pickler(buffer, pickles.PROTOCOL).dump(stored)
+    return buffer.getvalue()
+
+
+def _scalar(dtype: Any, data: Any = None) -> Any:
+    """A NumPy scalar out of a pickle; plain numbers only."""
+    return np.frombuffer(data, _plain(dtype))[0].item()
+
+
+def _array(_subtype: Any, shape: Any, _kind: Any) -> Any:
+    return _Array(shape)
+
+
+def _frombuffer(data: Any, dtype: Any, shape: Any, order: str = "C") -> Any:
+    return np.frombuffer(data, _plain(dtype)).reshape(shape, order="F" if order == "F" else "C").tolist()
+
+
+class _Array(list[Any]):
+    """An array of plain numbers out of a pickle, flat."""
+
+    def __init__(self, shape: Any) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def __setstate__(self, state: Any) -> None:
+        _, _, dtype, _, data = state
+        self[:] = np.frombuffer(data, _plain(dtype)).tolist()
+
+
+class _Dtype:
+    """A NumPy dtype out of a pickle: its name and byte order."""
+
+    def __init__(self, name: Any, *_: Any) -> None:
+        self.name = name
+        self.order = "="
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = str(state[1])
+
+
+def _plain(dtype: Any) -> np.dtype[Any]:
+    plain = np.dtype(str(dtype.name)) if isinstance(dtype, _Dtype) else None
+    if plain is None or plain.kind not in "iufb":
+        raise CorruptionError("the meta holds a NumPy value that is not of numbers.")
+    return plain.newbyteorder(dtype.order if dtype.order in "<>" else "=")
+
+
+def _reconstructed_class(*_: Any) -> None:
+    raise CorruptionError("the meta makes a NumPy array in an unexpected way.")
+
+
+_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
+    (MODULE, "ChunkedGraphMeta"): _StoredMeta,
+    (MODULE, "GraphConfig"): StoredGraphConfig,
+    (MODULE, "DataSource"): StoredDataSource,
+    ("datetime", "timedelta"): timedelta,
+    ("numpy", "dtype"): _Dtype,
+    ("numpy", "ndarray"): _reconstructed_class,
+    **{
+        (f"numpy.{core}.{module}", name): function
+        for core in ("core", "_core")
+        for module, name, function in (
+            ("multiarray", "scalar", _scalar),
+            ("multiarray", "_reconstruct", _array),
+            ("numeric", "_frombuffer", _frombuffer),
+        )
+    },
+}
+
+
+def decode_meta(data: bytes, what: str = "the meta") -> TableMeta:
+    """The meta out of its pickle; ``what`` names it in errors."""
+    stored = pickles.load(data, _ALLOWED, what)
+    values = stored.__dict__ if isinstance(stored, _StoredMeta) else {}
+    graph_config, data_source = values.get("graph_config"), values.get("data_source")
+    if not isinstance(graph_config, StoredGraphConfig) or not isinstance(data_source, StoredDataSource):
+        raise CorruptionError(f"{what} is not the meta of a chunked graph.")
+    custom_data = values.get("custom_data") or {}
+    if not isinstance(custom_data, dict):
+        raise CorruptionError(f"{what} holds custom data that is no mapping.")
+    return TableMeta(graph_config, data_source, custom_data)

@@ -1,0 +1,466 @@
+"""SQLite backend: a table in one file of a local folder, for one machine. Knows rows and cells, no graph.
+
+Any number of threads and processes may share a table. Each operation borrows a connection of its own from a pool;
+the pool is emptied before a fork, since SQLite's locks must not be carried into a child.
+
+::
+
+    <folder>/<name>/cells.sqlite        made under another name and renamed into place: complete or absent
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shutil
+import sqlite3
+import struct
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sv_pipeline.errors import ConfigError, ConflictError, CorruptionError, NotFoundError, UnavailableError
+from sv_pipeline.table.interface import (
+    Cell,
+    CellMatch,
+    Change,
+    ColumnKey,
+    RowKeyRange,
+    RowMutation,
+    RowView,
+    SetCell,
+    Table,
+)
+
+__all__ = ["SqliteTable"]
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+FILE = "cells.sqlite"
+KEYS_PER_STATEMENT = 16_384  # SQLite allows 32,766 parameters
+ROWS_PER_TRANSACTION = 2_000  # other writers get their turn in between
+ROWS_PER_FETCH = 2_000
+NARROW = 4  # up to so many columns are looked up one by one; more are cheaper to filter out of the whole row
+BUSY_SECONDS = 30.0
+ATTEMPTS = 5
+YEAR_MS = 365 * 24 * 3600 * 1000
+
+SCHEMA = """
+CREATE TABLE cells (
+    row BLOB NOT NULL,
+    column BLOB NOT NULL,       -- family ':' qualifier
+    timestamp INTEGER NOT NULL, -- milliseconds since the epoch
+    value BLOB NOT NULL,
+    PRIMARY KEY (row, column, timestamp DESC)
+) WITHOUT ROWID
+"""
+# FULL, although NORMAL survives kill -9 too (the write-ahead log is in the page cache by then): voxels of an edit are
+# durable before its rows are written, so rows that were acknowledged must not be lost with the power either.
+PRAGMAS = ("PRAGMA synchronous=FULL", "PRAGMA cache_size=-65536", "PRAGMA temp_store=MEMORY")
+
+PUT = "INSERT OR REPLACE INTO cells (row, column, timestamp, value) VALUES (?, ?, ?, ?)"
+NEWEST = "SELECT timestamp, value FROM cells WHERE row = ? AND column = ? ORDER BY timestamp DESC LIMIT 1"
+KEEP_NEWEST = """
+DELETE FROM cells WHERE row = ?1 AND column = ?2
+    AND timestamp < (SELECT max(timestamp) FROM cells WHERE row = ?1 AND column = ?2)
+"""
+
+_open_tables: weakref.WeakSet[SqliteTable] = weakref.WeakSet()
+
+
+@dataclass(eq=False)
+class SqliteTable(Table):
+    """A table in ``<folder>/<name>/``.
+
+    Family 1 keeps only the newest cell; cells of family 3 that are older than 365 days are not returned, and are
+    removed when their column is written again.
+
+    Parameters
+    ----------
+    name
+        Name of the table.
+    folder
+        Where tables are; made with the first table.
+    """
+
+    folder: Path
+    _idle: list[_Connection] = field(default_factory=list, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name.startswith(".") or "/" in self.name or "\0" in self.name:
+            raise ConfigError(f"{self.name!r} cannot be the name of a table.", remedy="Choose another graph id.")
+        self.folder = Path(self.folder).absolute()
+        _open_tables.add(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SqliteTable, (self.name, self.folder)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.folder / self.name / FILE
+
+    # -- life cycle -----------------------------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        """True if the table is there."""
+        return self.path.is_file()
+
+    def create(self) -> None:
+        """Make the table; ConflictError if it exists."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        draft = self.folder / f".{self.name}.{uuid.uuid4().hex}.new"
+        draft.mkdir()
+        try:
+            connection = sqlite3.connect(draft / FILE, isolation_level=None)
+            try:
+                connection.execute("PRAGMA page_size=8192")
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute(SCHEMA)
+            finally:
+                connection.close()
+            draft.rename(self.path.parent)  # fails if the folder is there and not empty
+        except OSError as error:
+            if self.exists():
+                raise ConflictError(
+                    f"table {self.name!r} exists already in {self.folder}.",
+                    remedy="Choose another graph id, or remove the table deliberately.",
+                ) from error
+            raise UnavailableError(f"cannot make table {self.name!r} in {self.folder}: {error}.") from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def drop(self) -> None:
+        """Remove the table and everything in it; nothing happens if it is not there."""
+        self.close()
+        grave = self.folder / f".{self.name}.{uuid.uuid4().hex}.dropped"
+        try:
+            self.path.parent.rename(grave)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(grave, ignore_errors=True)
+
+    def close(self) -> None:
+        """Close connections that nobody uses at the moment."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    # -- reads ----------------------------------------------------------------------------------------------------
+
+    def read_rows(
+        self,
+        keys: Iterable[bytes],
+        columns: Sequence[ColumnKey] | None = None,
+        *,
+        until: int | None = None,
+        newest_only: bool = False,
+    ) -> dict[bytes, RowView]:
+        """Rows by key; see the interface."""
+        wanted = sorted(set(keys))
+        if not wanted or (columns is not None and not columns):
+            return {}
+        rows: dict[bytes, RowView] = {}
+
+        def read(connection: sqlite3.Connection) -> None:
+            rows.clear()
+            for first in range(0, len(wanted), KEYS_PER_STATEMENT):
+                batch = wanted[first : first + KEYS_PER_STATEMENT]
+                where = f"row IN ({','.join('?' * len(batch))})"
+                sql, parameters = _select(where, batch, columns, until, newest_only)
+                rows.update(_rows(connection.execute(sql, parameters)))
+                self.round_trips += 1
+
+        self._run(read)
+        return rows
+
+    def scan(
+        self,
+        ranges: Sequence[RowKeyRange],
+        columns: Sequence[ColumnKey] | None = None,
+        *,
+        until: int | None = None,
+        newest_only: bool = False,
+    ) -> Iterator[tuple[bytes, RowView]]:
+        """Rows of ranges in the order of keys, all of one moment; see the interface."""
+        if columns is not None and not columns:
+            return
+        with self._errors(), self._borrow() as connection:
+            connection.execute("BEGIN")
+            try:
+                for start, stop in _disjoint(ranges):
+                    sql, parameters = _select("row >= ? AND row < ?", [start, stop], columns, until, newest_only)
+                    self.round_trips += 1
+                    yield from _rows(connection.execute(sql, parameters))
+            finally:
+                connection.execute("ROLLBACK")
+
+    # -- writes ---------------------------------------------------------------------------------------------------
+
+    def mutate(self, mutations: Iterable[RowMutation]) -> None:
+        """Apply mutations; each row atomically; see the interface."""
+        rest = iter(mutations)
+        while batch := list(islice(rest, ROWS_PER_TRANSACTION)):
+            now = _now()
+
+            def write(connection: sqlite3.Connection, batch: list[RowMutation] = batch, now: int = now) -> None:
+                _apply(connection, ((m.key, change) for m in batch for change in m.changes), now)
+
+            self._write(write)
+
+    def increment(self, key: bytes, column: ColumnKey, by: int) -> int:
+        """Add to a counter cell; see the interface."""
+
+        def add(connection: sqlite3.Connection) -> int:
+            newest = connection.execute(NEWEST, (key, _column(column))).fetchone()
+            timestamp, value = newest or (0, bytes(8))
+            if len(value) != 8:
+                raise CorruptionError(f"{column.family}:{column.qualifier!r} of row {key!r} is not a counter.")
+            total = int(struct.unpack(">q", value)[0]) + by
+            cell = SetCell(column, struct.pack(">q", total), max(timestamp, _now()))
+            _apply(connection, [(key, cell)], 0)
+            return total
+
+        return self._write(add)
+
+    def check_and_mutate(
+        self,
+        key: bytes,
+        any_of: Sequence[CellMatch],
+        *,
+        if_matched: Sequence[Change] = (),
+        if_unmatched: Sequence[Change] = (),
+    ) -> bool:
+        """Conditional mutation of one row; see the interface."""
+
+        def holds(connection: sqlite3.Connection, match: CellMatch) -> bool:
+            newest = connection.execute(NEWEST, (key, _column(match.column))).fetchone()
+            return (
+                newest is not None
+                and (match.since is None or newest[0] >= match.since)
+                and (match.value is None or newest[1] == match.value)
+            )
+
+        def decide(connection: sqlite3.Connection) -> bool:
+            matched = any(holds(connection, match) for match in any_of)
+            _apply(connection, ((key, change) for change in (if_matched if matched else if_unmatched)), _now())
+            return matched
+
+        return self._write(decide)
+
+    # -- connections ----------------------------------------------------------------------------------------------
+
+    def _write(self, action: Callable[[sqlite3.Connection], Result]) -> Result:
+        def transaction(connection: sqlite3.Connection) -> Result:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                result = action(connection)
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+            return result
+
+        self.round_trips += 1
+        return self._run(transaction)
+
+    def _run(self, action: Callable[[sqlite3.Connection], Result]) -> Result:
+        """Run an action that may be run again; wait for locks, then name the table in the error."""
+        with self._errors():
+            for attempt in range(ATTEMPTS):
+                try:
+                    with self._borrow() as connection:
+                        return action(connection)
+                except sqlite3.OperationalError as error:
+                    if attempt == ATTEMPTS - 1 or not _is_lock(error):
+                        raise
+                    log.debug("table %s is locked (%s), attempt %d", self.name, error, attempt + 1)
+                    time.sleep(random.uniform(0.01, 0.1) * 2**attempt)  # noqa: S311 - jitter
+        raise AssertionError("unreachable")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if not self.exists():
+                raise self._missing() from error
+            raise UnavailableError(
+                f"table {self.path} did not answer: {error}.", remedy="Check the disk, then try again."
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise CorruptionError(f"table {self.path} cannot be read: {error}.") from error
+
+    @contextmanager
+    def _borrow(self) -> Iterator[sqlite3.Connection]:
+        """A connection to the file that is there now; goes back to the pool unless it broke."""
+        try:
+            inode = self.path.stat().st_ino
+        except OSError as error:
+            raise self._missing() from error
+        with self._lock:
+            current = self._idle.pop() if self._idle else None
+        if current is not None and current.inode != inode:  # dropped, and made again, by somebody else
+            current.close()
+            current = None
+        if current is None:
+            current = _Connection(self.path, inode)
+        owner = os.getpid()
+        try:
+            yield current.connection
+        except sqlite3.Error:
+            current.close()
+            raise
+        finally:
+            if os.getpid() == owner and not current.closed:
+                with self._lock:
+                    self._idle.append(current)
+
+    def _missing(self) -> NotFoundError:
+        return NotFoundError(
+            f"table {self.name!r} does not exist in {self.folder}.", remedy="Check the graph id, or ingest it first."
+        )
+
+
+class _Connection:
+    """An open file: the connection and the inode that it belongs to."""
+
+    def __init__(self, path: Path, inode: int) -> None:
+        self.inode = inode
+        self.closed = False
+        self.connection = sqlite3.connect(
+            f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=BUSY_SECONDS, check_same_thread=False
+        )
+        for pragma in PRAGMAS:
+            self.connection.execute(pragma)
+
+    def close(self) -> None:
+        self.closed = True
+        self.connection.close()
+
+
+def _close_all() -> None:
+    for table in list(_open_tables):
+        table.close()
+
+
+os.register_at_fork(before=_close_all)
+
+
+# -- statements -------------------------------------------------------------------------------------------------------
+
+
+def _select(
+    where: str,
+    parameters: list[Any],
+    columns: Sequence[ColumnKey] | None,
+    until: int | None,
+    newest_only: bool,
+) -> tuple[str, list[Any]]:
+    conditions, parameters = [where], list(parameters)
+    if columns is not None:
+        lookup = "column" if len(columns) <= NARROW else "+column"  # "+": do not use the index for it
+        conditions.append(f"{lookup} IN ({','.join('?' * len(columns))})")
+        parameters += [_column(c) for c in columns]
+    if until is not None:
+        conditions.append("timestamp <= ?")
+        parameters.append(until)
+    if columns is None or any(c.family == "3" for c in columns):
+        conditions.append("NOT (column >= x'333a' AND column < x'333b' AND timestamp < ?)")  # '3:' to '3;'
+        parameters.append(_now() - YEAR_MS)
+    # With a lone max() SQLite takes the other columns from the row that has the maximum.
+    value = "max(timestamp), value" if newest_only else "timestamp, value"
+    group = " GROUP BY row, column" if newest_only else ""
+    order = " ORDER BY row, column" + ("" if newest_only else ", timestamp DESC")
+    return f"SELECT row, column, {value} FROM cells WHERE {' AND '.join(conditions)}{group}{order}", parameters  # noqa: S608
+
+
+def _rows(cursor: sqlite3.Cursor) -> Iterator[tuple[bytes, RowView]]:
+    names: dict[bytes, ColumnKey] = {}
+    last: bytes | None = None
+    row: RowView = {}
+    cursor.arraysize = ROWS_PER_FETCH
+    while cells := cursor.fetchmany():
+        for key, column, timestamp, value in cells:
+            if key != last:
+                if last is not None:
+                    yield last, row
+                last, row = key, {}
+            name = names.get(column)
+            if name is None:
+                family, _, qualifier = column.partition(b":")
+                name = names[column] = ColumnKey(family.decode(), qualifier)
+            if name in row:
+                row[name].append(Cell(timestamp, value))
+            else:
+                row[name] = [Cell(timestamp, value)]
+    if last is not None:
+        yield last, row
+
+
+def _apply(connection: sqlite3.Connection, changes: Iterable[tuple[bytes, Change]], now: int) -> None:
+    """Apply changes in their order; runs of new cells go in as one statement."""
+    cells: list[tuple[bytes, bytes, int, bytes]] = []
+    for key, change in changes:
+        if isinstance(change, SetCell):
+            timestamp = now if change.timestamp is None else change.timestamp
+            cells.append((key, _column(change.column), timestamp, bytes(change.value)))
+            continue
+        _put(connection, cells)
+        cells = []
+        if change.column is None:
+            connection.execute("DELETE FROM cells WHERE row = ?", (key,))
+        elif change.timestamp is None:
+            connection.execute("DELETE FROM cells WHERE row = ? AND column = ?", (key, _column(change.column)))
+        else:
+            connection.execute(
+                "DELETE FROM cells WHERE row = ? AND column = ? AND timestamp = ?",
+                (key, _column(change.column), change.timestamp),
+            )
+    _put(connection, cells)
+
+
+def _put(connection: sqlite3.Connection, cells: list[tuple[bytes, bytes, int, bytes]]) -> None:
+    if not cells:
+        return
+    connection.executemany(PUT, cells)
+    single = {(key, column) for key, column, _, _ in cells if column[:2] == b"1:"}
+    if single:
+        connection.executemany(KEEP_NEWEST, single)
+    aging = {(key, column, _now() - YEAR_MS) for key, column, _, _ in cells if column[:2] == b"3:"}
+    if aging:
+        connection.executemany("DELETE FROM cells WHERE row = ? AND column = ? AND timestamp < ?", aging)
+
+
+def _column(column: ColumnKey) -> bytes:
+    return column.family.encode() + b":" + column.qualifier
+
+
+def _disjoint(ranges: Iterable[RowKeyRange]) -> list[RowKeyRange]:
+    """Ranges in order, overlaps joined, empty ones left out."""
+    result: list[RowKeyRange] = []
+    for start, stop in sorted(r for r in ranges if r.start < r.stop):
+        if result and start <= result[-1].stop:
+            result[-1] = RowKeyRange(result[-1].start, max(stop, result[-1].stop))
+        else:
+            result.append(RowKeyRange(start, stop))
+    return result
+
+
+def _is_lock(error: sqlite3.OperationalError) -> bool:
+    return "locked" in str(error) or "locking protocol" in str(error)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
