@@ -1,0 +1,32 @@
+"""Owns the one ``ts.Context`` of a process: cache, retries, concurrency. Opens nothing."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import tensorstore as ts
+
+__all__ = ["CONTEXT_OPTIONS", "process_context"]
+
+CONTEXT_OPTIONS: dict[str, Any] = {
+    # Decoded B+tree nodes and chunks: without a pool every chunk read fetches its manifest and nodes again.
+    "cache_pool": {"total_bytes_limit": 128 << 20},
+    # TensorStore would try 32 times with up to 32 s between; our own retries are around it.
+    "gcs_request_retries": {"max_retries": 6, "initial_delay": "200ms", "max_delay": "10s"},
+}
+
+_contexts: dict[int, ts.Context] = {}
+
+
+def process_context() -> ts.Context:
+    """The context that every handle of this process shares.
+
+    Handles of different contexts cannot take part in one commit: TensorStore would split it without a word.
+    """
+    # Keyed by process: threads and caches of a context do not survive a fork of the process.
+    pid = os.getpid()
+    if pid not in _contexts:
+        _contexts.clear()
+        _contexts[pid] = ts.Context(CONTEXT_OPTIONS)
+    return _contexts[pid]

@@ -1,0 +1,157 @@
+"""Owns raw key-value access to a folder (file, gs, memory). Knows neither volumes nor OCDBT."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import tensorstore as ts
+
+from sv_pipeline.errors import ConfigError
+from sv_pipeline.segmentation.context import process_context
+from sv_pipeline.segmentation.retry import retry_transport
+
+__all__ = [
+    "as_url",
+    "delete_key",
+    "delete_keys",
+    "delete_prefix",
+    "join_url",
+    "list_keys",
+    "open_kv",
+    "read_bytes",
+    "read_many",
+    "write_bytes",
+    "write_if_absent",
+    "write_many",
+]
+
+SCHEMES = ("file", "gs", "memory")
+
+
+def as_url(path_or_url: str | Path) -> str:
+    """Normal form of a place: a kvstore URL that ends with ``/``.
+
+    Accepts a path, ``file://``, ``gs://`` or ``memory://`` URLs, and a leading ``precomputed://``.
+
+    Raises
+    ------
+    ConfigError
+        If the scheme is none of these, or nothing is named.
+    """
+    text = str(path_or_url).strip().removeprefix("precomputed://").split("|", 1)[0]
+    if not text:
+        raise ConfigError("an empty text does not name a folder.", remedy="Give a path or a URL such as gs://b/p/.")
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return _file_url(text)
+    if scheme not in SCHEMES:
+        raise ConfigError(f"cannot use {text!r}.", remedy=f"Give a path or a URL of {', '.join(SCHEMES)}://.")
+    if scheme == "file":
+        return _file_url(unquote(rest))
+    if scheme == "gs" and not rest.strip("/"):
+        raise ConfigError(f"{text!r} names no bucket.", remedy="Give gs://bucket/folder/.")
+    return f"{scheme}://{rest.rstrip('/')}/" if rest.strip("/") else f"{scheme}://"
+
+
+def _file_url(path: str) -> str:
+    absolute = os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 - not resolved: links stay links
+    return "file://" + quote(absolute.rstrip("/")) + "/"
+
+
+def join_url(url: str, *parts: str) -> str:
+    """URL of a folder inside a folder."""
+    return as_url(url) + "".join(quote(part.strip("/")) + "/" for part in parts)
+
+
+def open_kv(url: str | Path) -> ts.KvStore:
+    """Handle of a folder, in the context of this process."""
+    return ts.KvStore.open(as_url(url), context=process_context()).result()
+
+
+def read_bytes(url: str | Path, key: str) -> bytes | None:
+    """Value of a key; None if it is missing."""
+    return read_many(url, [key])[0]
+
+
+def read_many(url: str | Path, keys: Iterable[str]) -> list[bytes | None]:
+    """Values of keys, in their order, read concurrently; None for each missing one."""
+    keys = list(keys)
+
+    def read() -> list[bytes | None]:
+        store = open_kv(url)
+        results = [future.result() for future in [store.read(key) for key in keys]]
+        return [None if result.state == "missing" else bytes(result.value) for result in results]
+
+    return retry_transport(read, what=f"reading {len(keys)} key(s) of {url}")
+
+
+def write_bytes(url: str | Path, key: str, data: bytes) -> None:
+    """Set a key."""
+    write_many(url, {key: data})
+
+
+def write_many(url: str | Path, values: Mapping[str, bytes]) -> None:
+    """Set keys, concurrently; not atomic."""
+
+    def write() -> None:
+        store = open_kv(url)
+        for future in [store.write(key, data) for key, data in values.items()]:
+            future.result()
+
+    retry_transport(write, what=f"writing {len(values)} key(s) to {url}")
+
+
+def write_if_absent(url: str | Path, key: str, data: bytes) -> bool:
+    """Set a key unless it exists; True if it holds ``data`` now.
+
+    Of several writers one wins, provided that each brings other data. (A storage service may lose the answer to a
+    write that it did apply; so whoever finds its own data there has won.)
+    """
+
+    def write() -> bool:
+        store = open_kv(url)
+        found = store.read(key).result()
+        if found.state != "missing":
+            return bytes(found.value) == data
+        if store.write(key, data, if_equal=found.stamp.generation).result().generation:
+            return True
+        return bytes(store.read(key).result().value) == data
+
+    return retry_transport(write, what=f"creating {key} in {url}")
+
+
+def list_keys(url: str | Path, prefix: str = "") -> list[str]:
+    """Keys that start with ``prefix``, whole, sorted."""
+
+    def read() -> list[str]:
+        store = open_kv(url)
+        return sorted(prefix + key.decode() for key in (store / prefix).list().result())
+
+    return retry_transport(read, what=f"listing {url}{prefix}")
+
+
+def delete_key(url: str | Path, key: str) -> None:
+    """Remove a key; no error if it is missing."""
+    delete_keys(url, [key])
+
+
+def delete_keys(url: str | Path, keys: Iterable[str]) -> None:
+    """Remove keys, concurrently; no error for missing ones."""
+    keys = list(keys)
+
+    def delete() -> None:
+        store = open_kv(url)
+        for future in [store.write(key, None) for key in keys]:
+            future.result()
+
+    retry_transport(delete, what=f"deleting {len(keys)} key(s) of {url}")
+
+
+def delete_prefix(url: str | Path, prefix: str = "") -> None:
+    """Remove all keys that start with ``prefix``; with "" the folder's whole content."""
+    retry_transport(
+        lambda: (open_kv(url) / prefix).delete_range(ts.KvStore.KeyRange()).result(), what=f"deleting {url}{prefix}"
+    )
