@@ -72,7 +72,7 @@ def roots(
     """The roots (neurons) of SUPERVOXELS of GRAPH, or of what lies at the points given with --at."""
     from datetime import UTC
 
-    from sv_pipeline.segmentation.fork import open_fork
+    from sv_pipeline.segmentation.reader import open_fork
 
     dataset = open_dataset(graph, home)
     ids = np.array(supervoxels, np.uint64)

@@ -9,7 +9,7 @@ import dagster as dg
 from pydantic import Field
 
 from sv_pipeline.registry import Dataset, Registry, default_home, open_dataset
-from sv_pipeline.segmentation.coordinator import COORDINATOR_VARIABLE
+from sv_pipeline.segmentation.coordinator import ADDRESS_VARIABLE
 
 __all__ = ["PipelineResource", "resources_from_environment"]
 
@@ -40,5 +40,5 @@ class PipelineResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 def resources_from_environment() -> dict[str, Any]:
     """Resources out of SV_PIPELINE_HOME and SV_PIPELINE_COORDINATOR; workers read the same variables."""
     return {
-        "pipeline": PipelineResource(home=default_home(), coordinator=os.environ.get(COORDINATOR_VARIABLE, "")),
+        "pipeline": PipelineResource(home=default_home(), coordinator=os.environ.get(ADDRESS_VARIABLE, "")),
     }

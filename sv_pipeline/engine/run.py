@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +21,7 @@ from sv_pipeline.engine import stages
 from sv_pipeline.engine.batches import Batch, Stage
 from sv_pipeline.errors import UnavailableError
 from sv_pipeline.registry import Dataset, open_dataset
-from sv_pipeline.segmentation.coordinator import coordinator_address, running_coordinator
+from sv_pipeline.segmentation.coordinator import ADDRESS_VARIABLE, running_coordinator
 
 __all__ = ["IngestReport", "Progress", "ingest", "run_batches"]
 
@@ -107,7 +108,7 @@ def _coordinator(dataset: Dataset, mode: IngestMode, workers: int) -> Iterator[s
     config = dataset.config.ocdbt_config
     if mode is IngestMode.GRAPH or config.populate_method is not PopulateMethod.COORDINATOR:
         yield None
-    elif address := coordinator_address(config):
+    elif address := config.coordinator_address or os.environ.get(ADDRESS_VARIABLE):
         yield address
     else:
         with running_coordinator() as address:

@@ -7,10 +7,9 @@ from typing import Any
 
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation import history
-from sv_pipeline.segmentation.base import read_base_info
+from sv_pipeline.segmentation.base import read_base
 from sv_pipeline.segmentation.fork import fork_exists
-from sv_pipeline.segmentation.reader import reader_spec
+from sv_pipeline.segmentation.reader import current_generation, neuroglancer_url, reader_spec
 
 __all__ = ["GraphInfo", "MipInfo", "graph_info"]
 
@@ -62,7 +61,7 @@ def graph_info(dataset: Dataset) -> GraphInfo:
             f"graph {graph_id!r} has no fork under {url}, so there is nothing for readers to open yet.",
             remedy="Finish the ingest ('sv-pipeline ingest', or materialize the asset fork).",
         )
-    generation = history.current_generation(url, graph_id)
+    generation = current_generation(url, graph_id)
     backend = dataset.config.backend_client
     return GraphInfo(
         graph_id=graph_id,
@@ -86,6 +85,6 @@ def graph_info(dataset: Dataset) -> GraphInfo:
                 latest=reader_spec(url, graph_id, mip),
                 pinned=reader_spec(url, graph_id, mip, version=generation),
             )
-            for mip, scale in enumerate(read_base_info(url).volume.scales)
+            for mip, scale in enumerate(read_base(url).volume.scales)
         ),
     )

@@ -9,8 +9,10 @@ from sv_pipeline.graph import queries
 from sv_pipeline.grid import Box
 from sv_pipeline.registry import Dataset
 from sv_pipeline.reports.pictures import Panel, render
-from sv_pipeline.segmentation.fork import fork_exists, open_fork
+from sv_pipeline.segmentation.base import open_base, read_base
+from sv_pipeline.segmentation.fork import fork_exists
 from sv_pipeline.segmentation.precomputed import open_volume
+from sv_pipeline.segmentation.reader import open_fork
 
 __all__ = ["layer_picture", "mips_picture", "roots_picture", "supervoxels_picture"]
 
@@ -78,9 +80,7 @@ def mips_picture(dataset: Dataset, *, max_mips: int = 4) -> bytes:
 
 def open_scales(dataset: Dataset) -> list[tuple[object, tuple[float, float, float]]]:
     """All mips with their resolution, of the fork if there is one, else of the base."""
-    from sv_pipeline.segmentation.base import open_base, read_base_info
-
-    info = read_base_info(dataset.watershed_url)
+    info = read_base(dataset.watershed_url)
     forked = fork_exists(dataset.watershed_url, dataset.graph_id)
     result = []
     for mip, scale in enumerate(info.volume.scales):
