@@ -61,7 +61,7 @@ def label_overlaps(
     inside = labels != 0
     label_names, label_index = fastremap.unique(labels[inside], return_inverse=True)
     object_names, object_index = fastremap.unique(objects[inside], return_inverse=True)
-    packed = label_index.astype(np.int64) * len(object_names) + object_index
+    packed = label_index.astype(np.int64) * len(object_names) + object_index.astype(np.int64)
     pairs, counts = np.unique(packed, return_counts=True)
     first, second = np.divmod(pairs, max(1, len(object_names)))
     return label_names[first].astype(np.uint64), object_names[second].astype(np.uint64), counts.astype(np.uint64)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,14 +47,22 @@ Components = list[UInt64Array]
 """Groups of supervoxel ids that belong together."""
 
 
+def _no_ids() -> UInt64Array:
+    return np.empty(0, np.uint64)
+
+
+def _no_affinities() -> npt.NDArray[np.float32]:
+    return np.empty(0, np.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class Edges:
     """Atomic edges of one kind; all arrays have shape (n,)."""
 
-    node_ids1: UInt64Array = field(default_factory=partial(np.empty, 0, np.uint64))
-    node_ids2: UInt64Array = field(default_factory=partial(np.empty, 0, np.uint64))
-    affinities: npt.NDArray[np.float32] = field(default_factory=partial(np.empty, 0, np.float32))
-    areas: UInt64Array = field(default_factory=partial(np.empty, 0, np.uint64))
+    node_ids1: UInt64Array = field(default_factory=_no_ids)
+    node_ids2: UInt64Array = field(default_factory=_no_ids)
+    affinities: npt.NDArray[np.float32] = field(default_factory=_no_affinities)
+    areas: UInt64Array = field(default_factory=_no_ids)
 
     def __len__(self) -> int:
         return len(self.node_ids1)

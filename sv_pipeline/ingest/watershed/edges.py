@@ -18,25 +18,31 @@ from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.ingest import formats
 from sv_pipeline.ingest.formats import ChunkEdges, Edges
+from sv_pipeline.ingest.watershed.companions import read_affinities
 from sv_pipeline.ingest.watershed.labels import read_tables
+from sv_pipeline.ingest.watershed.objects import objects_of
 from sv_pipeline.ingest.watershed.plan import Stage, WatershedPlan
 from sv_pipeline.segmentation import kv
 from sv_pipeline.segmentation.precomputed import open_volume
+from sv_pipeline.segmentation.retry import retry_transport
 
 __all__ = ["edges_of_chunk", "run_edge_batch"]
+
+IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class _Neighbourhood:
     """A chunk and one voxel around it, its supervoxels numbered 1 .. n."""
 
+    box: Box
     voxels: npt.NDArray[np.integer]
     """Number of the supervoxel of each voxel."""
     ids: UInt64Array
     """Id of supervoxel i, shape (n + 1,); index 0 is background."""
     labels: UInt64Array
     """Source label of supervoxel i."""
-    objects: npt.NDArray[np.int64]
+    objects: IntArray
     """Number of the object of supervoxel i; 0 is background."""
     inside: npt.NDArray[np.bool_]
     """Whether supervoxel i is in the chunk itself."""
@@ -53,7 +59,7 @@ def run_edge_batch(plan: WatershedPlan, coordinates: npt.ArrayLike) -> None:
 def edges_of_chunk(plan: WatershedPlan, coordinate: npt.ArrayLike) -> ChunkEdges:
     """Write the edge and the component file of one chunk, then its done-marker."""
     around = _read_neighbourhood(plan, coordinate)
-    edges = _edges(around)
+    edges = _edges(plan, around)
     components = _components(around, edges)
     formats.write_edges(plan.edges_url, coordinate, edges)
     formats.write_components(plan.components_url, coordinate, components)
@@ -71,7 +77,8 @@ def _read_neighbourhood(plan: WatershedPlan, coordinate: npt.ArrayLike) -> _Neig
     coord = np.asarray(coordinate, np.int64)
     chunk = plan.grid.box(2, coord)
     box = chunk.grow(1).clip(plan.bounds)
-    stored = open_volume(plan.target)[box.slices].read(order="F").result()
+    view = open_volume(plan.target)[box.slices]
+    stored = retry_transport(lambda: view.read().result(), what=f"reading {box} of {plan.target}")
     ids, voxels = fastremap.unique(stored, return_inverse=True)
     voxels = voxels.reshape(stored.shape).astype(np.int32)
     if ids[0] != 0:
@@ -85,18 +92,27 @@ def _read_neighbourhood(plan: WatershedPlan, coordinate: npt.ArrayLike) -> _Neig
     for neighbour, table in zip(neighbours, read_tables(plan, neighbours), strict=True):
         here = chunk_ids == plan.layout.chunk_ids(1, neighbour)
         labels[here] = table.labels[segments[here] - np.uint64(1)]
-    objects = np.unique(labels, return_inverse=True)[1].astype(np.int64)
     inside = chunk_ids == plan.layout.chunk_ids(1, coord)
-    return _Neighbourhood(voxels, ids, labels, objects, inside, chunk.shifted(-np.asarray(box.start)))
+    objects = _number_objects(labels, objects_of(plan, labels))
+    return _Neighbourhood(box, voxels, ids, labels, objects, inside, chunk.shifted(-np.asarray(box.start)))
 
 
-def _edges(around: _Neighbourhood) -> ChunkEdges:
-    contacts = face_contacts(around.voxels)
-    diagonal = diagonal_pairs(around.voxels, around.objects)
-    known = np.isin(_packed(diagonal, around), _packed(contacts.pairs, around))
-    pairs = np.concatenate([contacts.pairs, diagonal[~known]])
-    areas = np.concatenate([contacts.areas, np.ones(np.count_nonzero(~known), np.int64)])
-    affinities = affinity_of_area(areas)
+def _number_objects(labels: UInt64Array, objects: UInt64Array) -> IntArray:
+    """Number objects 0 .. n; a label without one is an object of its own, whatever number others may have."""
+    alone = objects == 0
+    _, named = np.unique(np.where(alone, np.uint64(0), objects), return_inverse=True)
+    _, single = np.unique(np.where(alone, labels, np.uint64(0)), return_inverse=True)
+    numbers = np.where(alone, single, named + len(labels))
+    return np.where(labels == 0, 0, np.unique(numbers, return_inverse=True)[1] + 1)
+
+
+def _edges(plan: WatershedPlan, around: _Neighbourhood) -> ChunkEdges:
+    volume = plan.companions.affinity_volume
+    contacts = face_contacts(around.voxels, None if volume is None else read_affinities(volume, around.box))
+    diagonal = _diagonal_only(around, contacts.pairs)
+    pairs = np.concatenate([contacts.pairs, diagonal])
+    areas = np.concatenate([contacts.areas, np.ones(len(diagonal), np.int64)])
+    affinities = _affinities(plan, around.labels[pairs], areas, contacts.affinities)
 
     own = around.inside[pairs]
     pairs = np.where((own[:, 1] & ~own[:, 0])[:, None], pairs[:, ::-1], pairs)
@@ -118,8 +134,37 @@ def _edges(around: _Neighbourhood) -> ChunkEdges:
     )
 
 
-def _packed(pairs: npt.NDArray[np.int64], around: _Neighbourhood) -> npt.NDArray[np.int64]:
-    return np.asarray(pairs[:, 0] * len(around.ids) + pairs[:, 1], np.int64)
+def _affinities(
+    plan: WatershedPlan,
+    labels: UInt64Array,
+    areas: IntArray,
+    measured: npt.NDArray[np.float32] | None,
+) -> npt.NDArray[np.float32]:
+    """Affinity of each pair: from the table, else measured on its faces (the first of them have some), else by area."""
+    table = plan.companions.edge_table
+    if table is not None:
+        return table.of(labels[:, 0], labels[:, 1])
+    affinities = affinity_of_area(areas)
+    if measured is not None:
+        affinities[: len(measured)] = measured
+    return affinities
+
+
+def _diagonal_only(around: _Neighbourhood, face_pairs: IntArray) -> IntArray:
+    """Pairs of one object that touch, but share no face."""
+    shape = around.voxels.shape
+    if len(np.unique(around.objects)) == len(np.unique(around.labels)):
+        # Every object is one label, and a label's pieces do not touch inside a chunk: only its borders matter.
+        views = []
+        for axis, (start, stop) in enumerate(zip(around.chunk_box.start, around.chunk_box.stop, strict=True)):
+            borders = [(start - 1, start + 1)] * (start > 0) + [(stop - 1, stop + 1)] * (stop < shape[axis])
+            views += [tuple(slice(*b) if i == axis else slice(None) for i in range(3)) for b in borders]
+    else:
+        views = [(slice(None),) * 3]
+    n = len(around.ids)
+    found = [diagonal_pairs(around.voxels[view], around.objects) @ [n, 1] for view in views]
+    packed = np.unique(np.concatenate([*found, np.empty(0, np.int64)]))
+    return np.stack(np.divmod(np.setdiff1d(packed, face_pairs @ [n, 1], assume_unique=True), n), axis=-1)
 
 
 def _components(around: _Neighbourhood, edges: ChunkEdges) -> list[UInt64Array]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.supervoxels import ChunkPieces, label_pieces
-from sv_pipeline.errors import InputError, NotReadyError
+from sv_pipeline.algorithms.supervoxels import label_overlaps, label_pieces
+from sv_pipeline.errors import NotReadyError
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.ingest.watershed.plan import Stage, WatershedPlan
+from sv_pipeline.ingest.watershed.companions import check_labels
+from sv_pipeline.ingest.watershed.plan import Stage, WatershedPlan, check_room
 from sv_pipeline.segmentation import kv
 from sv_pipeline.segmentation.precomputed import open_volume
+from sv_pipeline.segmentation.retry import retry_transport
 
 __all__ = ["SegmentTable", "label_chunk", "read_tables", "run_label_batch"]
+
+NO_LABELS: UInt64Array = np.empty(0, np.uint64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,27 +64,23 @@ def label_chunk(plan: WatershedPlan, coordinate: npt.ArrayLike) -> SegmentTable:
     """
     box = plan.grid.box(2, coordinate)
     labels = plan.source.read(box)
-    if labels.dtype.kind == "i" and int(labels.min(initial=0)) < 0:
-        raise InputError(f"{plan.source.name} holds negative labels in {box}.")
+    check_labels(labels, f"{plan.source.name} ({box})")
     pieces = label_pieces(labels)
-    _check_room(plan, coordinate, pieces)
+    check_room(len(pieces.labels), plan.layout.max_segment(1), coordinate)
+    overlaps: tuple[UInt64Array, UInt64Array, UInt64Array] = (NO_LABELS, NO_LABELS, NO_LABELS)
+    object_volume = plan.companions.object_volume
+    if object_volume is not None:
+        objects = object_volume.read(box)
+        check_labels(objects, f"{object_volume.name} ({box})")
+        overlaps = label_overlaps(labels, objects)
+
     chunk_id = plan.layout.chunk_ids(1, coordinate)
     ids = np.where(pieces.segments == 0, np.uint64(0), plan.layout.node_ids(chunk_id, pieces.segments))
-    open_volume(plan.target, writable=True)[box.slices].write(ids).result()
-    overlaps: tuple[npt.NDArray[Any], ...] = (np.empty(0, np.uint64),) * 3
+    target = open_volume(plan.target, writable=True)[box.slices]
+    retry_transport(lambda: target.write(ids).result(), what=f"writing {box} of {plan.target}")
     table = SegmentTable(pieces.labels, pieces.voxel_counts, *overlaps)
     kv.write_bytes(plan.target, plan.marker(Stage.LABELS, coordinate), table.encode())
     return table
-
-
-def _check_room(plan: WatershedPlan, coordinate: npt.ArrayLike, pieces: ChunkPieces) -> None:
-    room = plan.layout.max_segment(1)
-    if len(pieces.labels) > room:
-        raise InputError(
-            f"chunk {tuple(np.asarray(coordinate).tolist())} holds {len(pieces.labels)} supervoxels; "
-            f"its ids have room for {room}.",
-            remedy="Lower CHUNK_SIZE or SPATIAL_BITS.",
-        )
 
 
 def read_tables(plan: WatershedPlan, coordinates: npt.ArrayLike) -> list[SegmentTable]:

@@ -13,19 +13,30 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
+import fastremap
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.algorithms.supervoxels import label_pieces
 from sv_pipeline.config import DatasetConfig, SourceConfig
 from sv_pipeline.errors import ConfigError, ConflictError, InputError
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.ingest import formats
-from sv_pipeline.ingest.watershed.source import SourceVolume, open_source
+from sv_pipeline.ingest.watershed.companions import (
+    Companions,
+    check_labels,
+    check_named,
+    open_companions,
+    open_labels,
+    read_affinities,
+)
+from sv_pipeline.ingest.watershed.source import SourceVolume
+from sv_pipeline.ingest.watershed.tables import table_fingerprint
 from sv_pipeline.segmentation import kv
 from sv_pipeline.segmentation.precomputed import create_volume
 
-__all__ = ["Stage", "WatershedPlan", "pending", "prepare_watershed"]
+__all__ = ["Stage", "WatershedPlan", "check_room", "pending", "prepare_watershed"]
 
 META_KEY = ".watershed/meta.json"
 OBJECTS_KEY = ".watershed/objects.npz"
@@ -47,11 +58,13 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True)
 class WatershedPlan:
-    """One watershed run; plain values, so it is cheap to send to or rebuild in another process."""
+    """One watershed run; plain values, so it is cheap to send to another process."""
 
     config: DatasetConfig
     bounds: Box
     resolution: tuple[float, float, float]
+    fingerprint: str
+    """Changes with the source and with all of the configuration that the result depends on."""
 
     @cached_property
     def grid(self) -> ChunkGrid:
@@ -71,7 +84,12 @@ class WatershedPlan:
     @property
     def source(self) -> SourceVolume:
         """The segmentation."""
-        return _open_labels(self.source_config)
+        return open_labels(self.source_config)
+
+    @property
+    def companions(self) -> Companions:
+        """Agglomeration and affinities."""
+        return open_companions(self.source_config, self.bounds)
 
     @property
     def target(self) -> str:
@@ -103,10 +121,6 @@ def _source_config(config: DatasetConfig) -> SourceConfig:
     return config.source
 
 
-def _open_labels(source: SourceConfig) -> SourceVolume:
-    return open_source(source.segmentation, resolution=source.resolution, voxel_offset=source.voxel_offset)
-
-
 def prepare_watershed(config: DatasetConfig) -> WatershedPlan:
     """Check everything, then create the volume's info. Does nothing if this very run was prepared before.
 
@@ -118,34 +132,36 @@ def prepare_watershed(config: DatasetConfig) -> WatershedPlan:
         If the target holds another dataset.
     """
     source_config = _source_config(config)
-    source = _open_labels(source_config)
+    source = open_labels(source_config)
     if source.resolution is None:
         raise InputError(
             f"{source.name} does not say how large its voxels are.", remedy="Set source.resolution (nm, three numbers)."
         )
-    if min(source.resolution) <= 0:
-        raise InputError(f"{source.name} has resolution {source.resolution}; it must be positive.")
-    plan = WatershedPlan(config, source.bounds, source.resolution)
+    if not min(source.resolution) > 0:
+        raise InputError(f"{source.name} has the resolution {source.resolution}; it must be positive.")
+    companions = open_companions(source_config, source.bounds)
+    fingerprint = _fingerprint(config, source, companions)
+    plan = WatershedPlan(config, source.bounds, source.resolution, fingerprint)
     _ = plan.layout
-    fingerprint = _fingerprint(plan)
-    if _prepared(plan, fingerprint):
+    if _is_prepared(plan):
         return plan
-    _check_labels(source)
+    if source.in_memory:
+        _check_voxels(plan, source, companions)
     meta = json.dumps({"fingerprint": fingerprint, "source": source_config.model_dump(mode="json")}, indent=1)
     try:
         kv.write_bytes(plan.target, META_KEY, meta.encode())
+        create_volume(
+            plan.target,
+            data_type="uint64",
+            resolution=plan.resolution,
+            voxel_offset=plan.bounds.start,
+            size=plan.bounds.shape,
+            chunk_size=_storage_chunk_size(plan.grid.chunk_size),
+        )
     except (ValueError, OSError) as error:
         raise ConfigError(
             f"cannot write to {plan.target}: {error}", remedy="Check data_source.WATERSHED and its permissions."
         ) from error
-    create_volume(
-        plan.target,
-        data_type="uint64",
-        resolution=plan.resolution,
-        voxel_offset=plan.bounds.start,
-        size=plan.bounds.shape,
-        chunk_size=_storage_chunk_size(plan.grid.chunk_size),
-    )
     return plan
 
 
@@ -156,17 +172,21 @@ def pending(plan: WatershedPlan, stage: Stage) -> IntArray:
     return coordinates[[plan.marker(stage, c) not in done for c in coordinates]]
 
 
-def _fingerprint(plan: WatershedPlan) -> str:
-    graph = plan.config.graph_config
-    parts = [plan.source.fingerprint, str(plan.source_config), str(plan.bounds), str(plan.resolution)]
-    parts += [str(graph.chunk_size), str(graph.spatial_bits), plan.edges_url, plan.components_url]
+def _fingerprint(config: DatasetConfig, source: SourceVolume, companions: Companions) -> str:
+    graph, asked = config.graph_config, _source_config(config)
+    parts = [source.fingerprint, str(source.bounds), str(source.resolution), str(asked)]
+    parts += [v.fingerprint for v in (companions.object_volume, companions.affinity_volume) if v is not None]
+    parts += [table_fingerprint(t) for t in (companions.object_table, companions.edge_table) if t is not None]
+    parts += [str(graph.chunk_size), str(graph.spatial_bits), kv.as_url(config.edges_url)]
+    parts += [kv.as_url(config.components_url)]
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
 
-def _prepared(plan: WatershedPlan, fingerprint: str) -> bool:
+def _is_prepared(plan: WatershedPlan) -> bool:
+    """Whether this very run was prepared before; ConflictError if the place is taken."""
     meta = kv.read_bytes(plan.target, META_KEY)
     if meta is not None:
-        if json.loads(meta).get("fingerprint") != fingerprint:
+        if json.loads(meta).get("fingerprint") != plan.fingerprint:
             raise ConflictError(
                 f"{plan.target} was begun from another source or configuration.",
                 remedy="Choose another data_source.WATERSHED, or remove that folder deliberately.",
@@ -187,18 +207,32 @@ def _prepared(plan: WatershedPlan, fingerprint: str) -> bool:
     return False
 
 
-def _check_labels(source: SourceVolume) -> None:
-    if source.dtype.kind not in "iu":
+def _check_voxels(plan: WatershedPlan, source: SourceVolume, companions: Companions) -> None:
+    """What only the voxels tell. A source that is not in memory is checked chunk by chunk, as it is read."""
+    labels = np.zeros(0, np.uint64)
+    room = plan.layout.max_segment(1)
+    for coordinate in plan.grid.coordinates(2):
+        box = plan.grid.box(2, coordinate)
+        voxels = source.read(box)
+        check_labels(voxels, f"{source.name} ({box})")
+        labels = np.union1d(labels, fastremap.unique(voxels).astype(np.uint64))
+        if box.volume > room:
+            check_room(len(label_pieces(voxels).labels), room, coordinate)
+        if companions.object_volume is not None:
+            check_labels(companions.object_volume.read(box), f"{companions.object_volume.name} ({box})")
+        if companions.affinity_volume is not None:
+            read_affinities(companions.affinity_volume, box)
+    check_named(labels[labels != 0], companions, plan.source_config)
+
+
+def check_room(n_pieces: int, room: int, coordinate: npt.ArrayLike) -> None:
+    """InputError if a chunk holds more supervoxels than its ids can number."""
+    if n_pieces > room:
+        chunk = tuple(np.asarray(coordinate).tolist())
         raise InputError(
-            f"{source.name} holds {source.dtype}, not integer labels.", remedy="Convert it to uint8 .. uint64."
+            f"chunk {chunk} holds {n_pieces} supervoxels; its ids have room for {room}.",
+            remedy="Lower CHUNK_SIZE or SPATIAL_BITS.",
         )
-    if not source.in_memory:
-        return
-    voxels = source.read(source.bounds)
-    if source.dtype.kind == "i" and int(voxels.min()) < 0:
-        raise InputError(f"{source.name} holds negative labels (lowest {int(voxels.min())}).")
-    if not voxels.any():
-        raise InputError(f"{source.name} holds no label, only background.")
 
 
 def _storage_chunk_size(chunk_size: Triple) -> Triple:

@@ -16,6 +16,7 @@ from sv_pipeline.config import DatasetConfig
 from sv_pipeline.errors import NotReadyError
 from sv_pipeline.ingest.watershed.edges import run_edge_batch
 from sv_pipeline.ingest.watershed.labels import run_label_batch
+from sv_pipeline.ingest.watershed.objects import make_object_table
 from sv_pipeline.ingest.watershed.plan import Stage, WatershedPlan, pending, prepare_watershed
 from sv_pipeline.segmentation import kv
 
@@ -62,8 +63,17 @@ def make_watershed(config: DatasetConfig, progress: Progress | None = None, work
 
 
 def finish_labels(plan: WatershedPlan) -> None:
-    """Check that pass A is complete and make the table of objects."""
+    """Check that pass A is complete and make the table of objects, if it is needed.
+
+    Raises
+    ------
+    NotReadyError
+        If a chunk is missing; it is named.
+    InputError
+        If there is no label at all, or a table names a label that does not exist.
+    """
     _check_complete(plan, Stage.LABELS)
+    make_object_table(plan)
 
 
 def finish_watershed(plan: WatershedPlan) -> WatershedReport:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +23,13 @@ from sv_pipeline.grid import Box
 from sv_pipeline.segmentation import kv
 from sv_pipeline.segmentation.context import process_context
 
-__all__ = ["LABEL_ARRAYS", "SourceVolume", "is_archive", "open_source", "read_arrays", "split_key"]
+__all__ = ["LABEL_ARRAYS", "ArrayHeader", "SourceVolume", "open_source", "read_array", "read_headers", "split_key"]
 
 LABEL_ARRAYS = ("segmentation", "supervoxels", "labels", "agglomeration", "groundtruth")
 """Names under which a volume is looked for in an ``.npz`` that holds several."""
+
+UNREADABLE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+"""What NumPy and zipfile raise for a file that is broken or not theirs."""
 
 FloatTriple = tuple[float, float, float]
 Triple = tuple[int, int, int]
@@ -33,6 +37,13 @@ Triple = tuple[int, int, int]
 
 class _Readable(Protocol):
     def __getitem__(self, index: Any) -> Any: ...
+
+
+class ArrayHeader(NamedTuple):
+    """What is known of an array before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +82,6 @@ def split_key(path: str) -> tuple[str, str | None]:
     return (base, key) if separator and base.endswith(".npz") else (path, None)
 
 
-def is_archive(path: str) -> bool:
-    """True for an ``.npz``, with or without a key."""
-    return split_key(path)[0].endswith(".npz")
-
-
 def open_source(
     path: str,
     *,
@@ -83,7 +89,7 @@ def open_source(
     voxel_offset: Triple | None = None,
     n_dimensions: int = 3,
 ) -> SourceVolume:
-    """Open a volume; each process opens a source once.
+    """Open a volume; a file is read once per process.
 
     Parameters
     ----------
@@ -102,21 +108,31 @@ def open_source(
     return _open(path, resolution, voxel_offset, n_dimensions)
 
 
-@lru_cache(maxsize=8)
 def _open(path: str, resolution: FloatTriple | None, offset: Triple | None, n_dimensions: int) -> SourceVolume:
     file, key = split_key(path.removeprefix("file://"))
-    if file.endswith(".npz"):
-        arrays = read_arrays(file)
-        name, array = _choose_array(file, key, arrays, n_dimensions)
-        resolution = resolution or _triple(arrays.get("resolution"), float, f"{file}: resolution")
-        offset = offset or _triple(arrays.get("voxel_offset"), int, f"{file}: voxel_offset")
-        checks = {info.filename: info.CRC for info in zipfile.ZipFile(file).infolist()}
-        return _from_array(f"{file}#{name}", array, resolution, offset, f"{sorted(checks.items())}", n_dimensions)
+    if not file.endswith((".npz", ".npy")):
+        return _from_tensorstore(path, resolution, offset, n_dimensions)
+    if not Path(file).is_file():
+        raise InputError(f"{file} does not exist.", remedy="Check the paths in source.")
+    stat = Path(file).stat()
+    return _open_file(file, key, resolution, offset, n_dimensions, f"{stat.st_size} {stat.st_mtime_ns}")
+
+
+@lru_cache(maxsize=4)
+def _open_file(
+    file: str, key: str | None, resolution: FloatTriple | None, offset: Triple | None, n_dimensions: int, stamp: str
+) -> SourceVolume:
+    """A volume in a file; ``stamp`` is part of the key of the cache, so that a file that was replaced is read again."""
     if file.endswith(".npy"):
         array = _load(file, mmap_mode="r")
-        stat = Path(file).stat()
-        return _from_array(file, array, resolution, offset, f"{stat.st_size} {stat.st_mtime_ns}", n_dimensions)
-    return _from_tensorstore(path, resolution, offset, n_dimensions)
+        return _from_array(file, array, resolution, offset, stamp, n_dimensions)
+    headers = read_headers(file)
+    name = _choose_array(file, key, headers, n_dimensions)
+    resolution = resolution or _triple(file, "resolution", float, headers)
+    offset = offset or _triple(file, "voxel_offset", int, headers)
+    with zipfile.ZipFile(file) as archive:
+        check = archive.getinfo(f"{name}.npy").CRC
+    return _from_array(f"{file}#{name}", read_array(file, name), resolution, offset, f"{check}", n_dimensions)
 
 
 # -- NumPy files ------------------------------------------------------------------------------------------------------
@@ -125,43 +141,54 @@ def _open(path: str, resolution: FloatTriple | None, offset: Triple | None, n_di
 def _load(file: str, **options: Any) -> Any:
     try:
         return np.load(file, allow_pickle=False, **options)
-    except FileNotFoundError as error:
-        raise InputError(f"{file} does not exist.", remedy="Check the path in source.") from error
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise InputError(f"{file} cannot be read: {error}.") from error
 
 
-@lru_cache(maxsize=4)
-def read_arrays(file: str) -> dict[str, npt.NDArray[Any]]:
-    """All arrays of an ``.npz``; InputError if it cannot be read."""
-    with _load(file) as archive:
-        try:
-            return {name: archive[name] for name in archive.files}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"{file} cannot be read: {error}.") from error
+def read_headers(file: str) -> dict[str, ArrayHeader]:
+    """Shape and type of the arrays of an ``.npz``, by name, without reading them; InputError if it cannot be read."""
+    headers = {}
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for member in archive.namelist():
+                with archive.open(member) as stream:
+                    version = np.lib.format.read_magic(stream)
+                    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else _read_header_2_0
+                    shape, _, dtype = read(stream)
+                    headers[member.removesuffix(".npy")] = ArrayHeader(tuple(shape), dtype)
+    except UNREADABLE as error:
+        raise InputError(f"{file} cannot be read: {error}.") from error
+    return headers
 
 
-def _choose_array(
-    file: str, key: str | None, arrays: dict[str, npt.NDArray[Any]], n_dimensions: int
-) -> tuple[str, npt.NDArray[Any]]:
+_read_header_2_0 = np.lib.format.read_array_header_2_0
+
+
+def read_array(file: str, name: str) -> npt.NDArray[Any]:
+    """One array of an ``.npz``; InputError if it cannot be read."""
+    try:
+        with _load(file) as archive:
+            return np.asarray(archive[name])
+    except UNREADABLE as error:
+        raise InputError(f"{file}: {name} cannot be read: {error}.") from error
+
+
+def _choose_array(file: str, key: str | None, headers: dict[str, ArrayHeader], n_dimensions: int) -> str:
     if key is not None:
-        if key not in arrays:
-            raise InputError(f"{file} holds no array {key!r}.", remedy=f"It has: {', '.join(arrays) or 'none'}.")
-        return key, arrays[key]
-    fitting = [n for n, a in arrays.items() if a.ndim == n_dimensions]
-    if n_dimensions == 3:
-        integers = [n for n in fitting if arrays[n].dtype.kind in "iu"]
-        known = [n for n in LABEL_ARRAYS if n in integers]
-        chosen = integers if len(integers) == 1 else known[:1] if known else fitting if len(fitting) == 1 else []
-    else:
-        chosen = fitting
-    if len(chosen) != 1:
-        shapes = ", ".join(f"{n} {a.dtype} {a.shape}" for n, a in arrays.items())
-        raise InputError(
-            f"cannot tell which array of {file} is the {n_dimensions}-d volume (it has: {shapes or 'none'}).",
-            remedy=f"Name it: {file}#name.",
-        )
-    return chosen[0], arrays[chosen[0]]
+        if key not in headers:
+            raise InputError(f"{file} holds no array {key!r}.", remedy=f"It has: {', '.join(headers) or 'none'}.")
+        return key
+    fitting = [name for name, header in headers.items() if len(header.shape) == n_dimensions]
+    integers = [name for name in fitting if headers[name].dtype.kind in "iu"]
+    known = [name for name in LABEL_ARRAYS if name in integers]
+    for candidates in (integers, known[:1], fitting):
+        if len(candidates) == 1:
+            return candidates[0]
+    shapes = ", ".join(f"{name} {header.dtype} {header.shape}" for name, header in headers.items())
+    raise InputError(
+        f"cannot tell which array of {file} is the {n_dimensions}-d volume (it has: {shapes or 'none'}).",
+        remedy=f"Name it: {file}#name.",
+    )
 
 
 def _from_array(
@@ -186,13 +213,17 @@ def _from_array(
     )
 
 
-def _triple(values: npt.NDArray[Any] | None, kind: type, where: str) -> Any:
-    if values is None:
+def _triple(file: str, name: str, kind: type, headers: dict[str, ArrayHeader]) -> Any:
+    if name not in headers:
         return None
-    flat = np.asarray(values).ravel()
-    if flat.size != 3 or flat.dtype.kind not in "iuf":
-        raise InputError(f"{where} must be three numbers, not {values!r}.")
-    return tuple(kind(v) for v in flat)
+    values = read_array(file, name).ravel()
+    if (
+        values.size != 3
+        or values.dtype.kind not in "iuf"
+        or (kind(values[0]) != values[0] or not all(values == values))
+    ):
+        raise InputError(f"{file}: {name} must be three numbers, not {values!r}.")
+    return tuple(kind(v) for v in values)
 
 
 def _check_shape(name: str, shape: Sequence[int], n_dimensions: int) -> None:

@@ -1,0 +1,181 @@
+"""What a user says about labels: which belong to one object, and how strongly two of them hold together.
+
+Owns the ``.csv`` and ``.npz`` tables and their checks; does not know chunks or supervoxel ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from sv_pipeline.errors import InputError
+from sv_pipeline.ids import UInt64Array
+from sv_pipeline.ingest.watershed.source import read_array, read_headers, split_key
+
+__all__ = [
+    "UNLISTED_AFFINITY",
+    "EdgeTable",
+    "ObjectTable",
+    "is_table",
+    "majority_objects",
+    "read_edge_table",
+    "read_object_table",
+    "table_fingerprint",
+]
+
+UNLISTED_AFFINITY = np.float32(0.001)
+"""Affinity of two labels that touch, but that a given edge table does not name."""
+
+OBJECT_COLUMNS = ("label", "object")
+EDGE_COLUMNS = ("label_a", "label_b", "affinity")
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectTable:
+    """Object of each label that is named; arrays of shape (n,), labels sorted. Object 0 = the label is alone."""
+
+    labels: UInt64Array
+    objects: UInt64Array
+
+    def of(self, labels: UInt64Array) -> UInt64Array:
+        """Object of each label, same shape; 0 for labels that stand alone or are not named."""
+        if not len(self.labels):
+            return np.zeros_like(labels)
+        index = np.minimum(np.searchsorted(self.labels, labels), len(self.labels) - 1)
+        return np.where(self.labels[index] == labels, self.objects[index], np.uint64(0))
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeTable:
+    """Affinity of pairs of labels; arrays of shape (n,)."""
+
+    labels_a: UInt64Array
+    """The lower label."""
+    labels_b: UInt64Array
+    affinities: npt.NDArray[np.float32]
+
+    def of(self, labels_a: UInt64Array, labels_b: UInt64Array) -> npt.NDArray[np.float32]:
+        """Affinity of each pair of labels, in either order; a low default where the table does not name the pair."""
+        wanted = pd.DataFrame({"a": np.minimum(labels_a, labels_b), "b": np.maximum(labels_a, labels_b)})
+        known = pd.DataFrame({"a": self.labels_a, "b": self.labels_b, "affinity": self.affinities})
+        found = wanted.merge(known, on=["a", "b"], how="left")["affinity"].to_numpy(np.float32)
+        return np.where(np.isnan(found), UNLISTED_AFFINITY, found)
+
+    def labels(self) -> UInt64Array:
+        """All labels named, sorted."""
+        return np.unique(np.concatenate([self.labels_a, self.labels_b]))
+
+
+def is_table(path: str) -> bool:
+    """Whether a path is a table rather than a volume: any ``.csv``, or an ``.npz`` with the columns of one."""
+    if path.endswith(".csv"):
+        return True
+    file, key = split_key(path)
+    if not file.endswith(".npz") or key is not None or not Path(file).is_file():
+        return False
+    names = set(read_headers(file))
+    return names.issuperset(OBJECT_COLUMNS) or names.issuperset(EDGE_COLUMNS)
+
+
+def read_object_table(path: str) -> ObjectTable:
+    """Read ``label, object``; labels of object 0 stand alone.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or puts one label into two objects, or background into an object.
+    """
+    columns = _read_columns(path, dict.fromkeys(OBJECT_COLUMNS, "uint64"))
+    pairs = np.unique(np.stack([columns["label"], columns["object"]], axis=-1), axis=0)
+    labels, objects = pairs[:, 0], pairs[:, 1]
+    twice = labels[1:][labels[1:] == labels[:-1]]
+    if len(twice):
+        raise InputError(f"{path} puts label {twice[0]} into more than one object.", remedy="Keep one row per label.")
+    if len(labels) and labels[0] == 0 and objects[0] != 0:
+        raise InputError(f"{path} puts label 0, the background, into object {objects[0]}.", remedy="Remove that row.")
+    return ObjectTable(labels[labels != 0].copy(), objects[labels != 0].copy())
+
+
+def read_edge_table(path: str) -> EdgeTable:
+    """Read ``label_a, label_b, affinity``. A column ``area`` is ignored: areas are measured in the voxels.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, names background or a self loop, an affinity is not a finite number of at least 0, or a
+        pair has two affinities.
+    """
+    columns = _read_columns(path, {"label_a": "uint64", "label_b": "uint64", "affinity": "float64"})
+    first, second, affinity = (columns[name] for name in EDGE_COLUMNS)
+    low, high = np.minimum(first, second), np.maximum(first, second)
+    faults = {
+        "the affinity is not a finite number of at least 0": ~np.isfinite(affinity) | (affinity < 0),
+        "it joins a label to itself": low == high,
+        "it names label 0, the background": low == 0,
+    }
+    for fault, rows in faults.items():
+        if rows.any():
+            row = int(np.flatnonzero(rows)[0])
+            raise InputError(f"{path}, row {row + 1} ({first[row]}, {second[row]}, {affinity[row]}): {fault}.")
+    table = pd.DataFrame({"a": low, "b": high, "affinity": affinity.astype(np.float32)}).drop_duplicates()
+    twice = table[table.duplicated(["a", "b"])]
+    if len(twice):
+        raise InputError(f"{path} gives the pair ({twice['a'].iloc[0]}, {twice['b'].iloc[0]}) two affinities.")
+    return EdgeTable(*(table[name].to_numpy() for name in ("a", "b", "affinity")))
+
+
+def majority_objects(labels: UInt64Array, objects: UInt64Array, counts: UInt64Array) -> ObjectTable:
+    """Object with which each label shares most voxels; of several, the lowest.
+
+    Parameters
+    ----------
+    labels, objects, counts
+        Voxels that a label shares with an object, shape (n,); a pair may occur more than once.
+    """
+    overlaps = pd.DataFrame({"label": labels, "object": objects, "count": counts})
+    total = overlaps.groupby(["label", "object"])["count"].sum().reset_index()
+    best = total.sort_values(["label", "count", "object"], ascending=[True, False, True]).drop_duplicates("label")
+    return ObjectTable(best["label"].to_numpy(np.uint64), best["object"].to_numpy(np.uint64))
+
+
+def table_fingerprint(table: ObjectTable | EdgeTable) -> str:
+    """Changes with the content of a table."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in vars(table).values():
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _read_columns(path: str, types: dict[str, str]) -> dict[str, npt.NDArray[Any]]:
+    remedy = f"Give the columns {', '.join(types)}."
+    file = path.removeprefix("file://")
+    if not Path(file).is_file():
+        raise InputError(f"{path} does not exist.", remedy="Check the paths in source.")
+    try:
+        if file.endswith(".npz"):
+            columns = {name: read_array(file, name) for name in types}
+        else:
+            frame = pd.read_csv(file, skipinitialspace=True, usecols=list(types))
+            columns = {name: frame[name].to_numpy() for name in types}
+        arrays = {name: _numbers(columns[name], np.dtype(dtype)) for name, dtype in types.items()}
+    except (ValueError, OSError, KeyError, OverflowError) as error:
+        raise InputError(f"{path} cannot be read as a table: {error}.", remedy=remedy) from error
+    if len({array.shape for array in arrays.values()}) > 1 or next(iter(arrays.values())).ndim != 1:
+        raise InputError(f"{path}: columns differ in length or shape.", remedy=remedy)
+    return arrays
+
+
+def _numbers(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Column in its type. pandas would wrap -1 and NumPy cut 1.5 without a word, so its own type is looked at first."""
+    wanted = "iu" if dtype.kind == "u" else "iuf"
+    if values.size and values.dtype.kind not in wanted:
+        raise ValueError(f"found {values.dtype} where {'integers' if dtype.kind == 'u' else 'numbers'} belong")
+    if values.size and dtype.kind == "u" and int(values.min()) < 0:
+        raise ValueError(f"{values.min()} is no label, labels are at least 0")
+    return values.astype(dtype)
