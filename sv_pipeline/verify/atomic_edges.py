@@ -1,0 +1,227 @@
+"""All atomic edges of a graph as arrays, out of edge, component and edit rows. Judges nothing but readability."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.errors import InputError
+from sv_pipeline.grid import ChunkGrid
+from sv_pipeline.ids import IdLayout, UInt64Array
+from sv_pipeline.ingest import formats
+from sv_pipeline.table import columns, keys
+from sv_pipeline.table.interface import Table
+from sv_pipeline.verify.snapshot import Snapshot
+
+__all__ = ["BETWEEN", "CROSS", "EDITED", "IN", "ActiveEdges", "AtomicEdges", "activate", "read_atomic_edges"]
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+IN, BETWEEN, CROSS, EDITED = range(4)
+"""Kinds of edges: the three of an edge file, and those of edit rows."""
+
+FILES_PER_READ = 512
+Content = TypeVar("Content")
+
+
+@dataclass(frozen=True)
+class BrokenFile:
+    """An edge or component file that cannot be used."""
+
+    name: str
+    message: str
+
+
+@dataclass(frozen=True)
+class AtomicEdges:
+    """Edges as stored, one after the other; all arrays have shape (n,) except ``pairs``."""
+
+    pairs: UInt64Array
+    """Shape (n, 2)."""
+    affinities: npt.NDArray[np.float32]
+    areas: UInt64Array
+    kinds: npt.NDArray[np.int8]
+    files: UInt64Array
+    """Chunk id (layer 1) of the file that holds the edge."""
+    together: BoolArray
+    """Active at ingest: the chunk's components join the ends, or the edge is a cross edge."""
+    broken: tuple[BrokenFile, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+
+def read_atomic_edges(
+    table: Table, layout: IdLayout, grid: ChunkGrid, edges_url: str, components_url: str
+) -> AtomicEdges:
+    """Read all edge and component files, and the fake and split edges of edit rows."""
+    collected: list[AtomicEdges] = []
+    broken: list[BrokenFile] = []
+    coordinates = grid.coordinates(2)
+    for start in range(0, len(coordinates), FILES_PER_READ):
+        some = coordinates[start : start + FILES_PER_READ]
+        read_edges, read_components = formats.read_edges_many, formats.read_components_many
+        edge_files = _readable(read_edges, formats.edges_key, edges_url, some, formats.ChunkEdges(), broken)
+        none: formats.Components = []
+        component_files = _readable(read_components, formats.components_key, components_url, some, none, broken)
+        for coordinate, edges, components in zip(some, edge_files, component_files, strict=True):
+            chunk = int(layout.chunk_ids(1, coordinate))
+            collected.append(_of_file(edges, components, chunk))
+    collected.extend(_edit_rows(table))
+    return _join(collected, tuple(broken))
+
+
+def _readable(
+    read: Callable[[str, IntArray], list[Content]],
+    name: Callable[[npt.ArrayLike], str],
+    url: str,
+    coordinates: IntArray,
+    empty: Content,
+    broken: list[BrokenFile],
+) -> list[Content]:
+    """What ``read`` gives for each coordinate; a file that it refuses counts as empty and is noted."""
+    try:
+        return read(url, coordinates)
+    except InputError:
+        pass
+    found = []
+    for coordinate in coordinates:
+        try:
+            found.append(read(url, coordinate[None])[0])
+        except InputError as error:
+            broken.append(BrokenFile(name(coordinate), str(error)))
+            found.append(empty)
+    return found
+
+
+def _of_file(edges: formats.ChunkEdges, components: formats.Components, chunk: int) -> AtomicEdges:
+    parts = [(edges.in_, IN), (edges.between, BETWEEN), (edges.cross, CROSS)]
+    pairs = np.concatenate([np.stack([part.node_ids1, part.node_ids2], axis=-1) for part, _ in parts])
+    kinds = np.repeat(np.array([kind for _, kind in parts], np.int8), [len(part) for part, _ in parts])
+    return AtomicEdges(
+        pairs=pairs,
+        affinities=np.concatenate([part.affinities for part, _ in parts]),
+        areas=np.concatenate([part.areas for part, _ in parts]),
+        kinds=kinds,
+        files=np.full(len(pairs), chunk, np.uint64),
+        together=(kinds == CROSS) | _same_component(pairs, components),
+    )
+
+
+def _same_component(pairs: UInt64Array, components: formats.Components) -> BoolArray:
+    if not components or not len(pairs):
+        return np.zeros(len(pairs), np.bool_)
+    members = np.concatenate(components)
+    number = np.repeat(np.arange(len(components)), [len(part) for part in components])
+    order = np.argsort(members, kind="stable")
+    members, number = members[order], number[order]
+    at = np.minimum(np.searchsorted(members, pairs), len(members) - 1)
+    found = (members[at] == pairs).all(axis=-1)
+    return np.asarray(found & (number[at[:, 0]] == number[at[:, 1]]))
+
+
+def _edit_rows(table: Table) -> Iterator[AtomicEdges]:
+    """Edges that merges added and supervoxel splits routed anew; all cells, since each holds edges of its own."""
+    fake = (columns.FAKE_EDGES, columns.OLD_FAKE_EDGES)
+    split = [columns.SPLIT_EDGES.key, columns.AFFINITIES.key, columns.AREAS.key]
+    wanted = [column.key for column in fake] + split
+    for key, row in table.scan([keys.prefix_range(b"f")], wanted):
+        chunk = int(key[1:])
+        for column in fake:
+            for _, pairs in column.history(row):
+                tiny = np.full(len(pairs), np.finfo(np.float32).tiny)
+                yield _of_edit(pairs, tiny, np.zeros(len(pairs), np.uint64), chunk)
+        all_affinities, all_areas = dict(columns.AFFINITIES.history(row)), dict(columns.AREAS.history(row))
+        for time, pairs in columns.SPLIT_EDGES.history(row):
+            affinities = all_affinities.get(time, np.zeros(len(pairs), np.float32))
+            areas = all_areas.get(time, np.zeros(len(pairs), np.uint64))
+            yield _of_edit(pairs, affinities, areas, chunk)
+
+
+def _of_edit(pairs: UInt64Array, affinities: npt.NDArray[np.float32], areas: UInt64Array, chunk: int) -> AtomicEdges:
+    return AtomicEdges(
+        pairs=pairs,
+        affinities=affinities.astype(np.float32, copy=False),
+        areas=areas,
+        kinds=np.full(len(pairs), EDITED, np.int8),
+        files=np.full(len(pairs), chunk, np.uint64),
+        together=np.zeros(len(pairs), np.bool_),
+    )
+
+
+def _join(parts: list[AtomicEdges], broken: tuple[BrokenFile, ...]) -> AtomicEdges:
+    return AtomicEdges(
+        pairs=np.concatenate([part.pairs for part in parts]),
+        affinities=np.concatenate([part.affinities for part in parts]),
+        areas=np.concatenate([part.areas for part in parts]),
+        kinds=np.concatenate([part.kinds for part in parts]),
+        files=np.concatenate([part.files for part in parts]),
+        together=np.concatenate([part.together for part in parts]),
+        broken=broken,
+    )
+
+
+# -- activity -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ActiveEdges:
+    """Edges between live leaves, each in both directions once; ends are indices of the snapshot."""
+
+    first: IntArray
+    second: IntArray
+    layers: IntArray
+    """Cross layer of each."""
+    joined: BoolArray
+    """Both ends share the ancestor at the layer above their cross layer: active, by the hierarchy."""
+    due: BoolArray
+    """Active by what the graph was made from. Where an edit touched a root only the hierarchy can tell."""
+    infinite: BoolArray
+    """An end may not be cut from the other."""
+
+    @cached_property
+    def sure(self) -> BoolArray:
+        """Active by either measure."""
+        return self.joined & self.due
+
+
+def activate(nodes: Snapshot, edges: AtomicEdges) -> ActiveEdges:
+    """Edges between live leaves, with their activity.
+
+    An atomic edge of cross layer ``l`` is active iff both ends share the ancestor at layer ``l + 1``. For roots that no
+    edit made, the components of the ingest say it, too.
+    """
+    count = len(nodes.ids)
+    live = np.zeros(count + 1, np.bool_)
+    live[nodes.leaves] = True
+    ends = nodes.find(edges.pairs)
+    # Index NONE is -1: the last entry, which is never live.
+    kept = live[ends].all(axis=-1) & (ends[:, 0] != ends[:, 1])
+    ends, together = ends[kept], (edges.together & (edges.kinds != EDITED))[kept]
+    edited, infinite = (edges.kinds == EDITED)[kept], np.isinf(edges.affinities)[kept]
+
+    both = np.concatenate([ends, ends[:, ::-1]])
+    key = both[:, 0] * count + both[:, 1]
+    unique, where = np.unique(key, return_inverse=True)
+    first, second = np.divmod(unique, max(count, 1))
+
+    def any_of(flags: BoolArray) -> BoolArray:
+        return np.bincount(where, weights=np.tile(flags, 2), minlength=len(unique)) > 0
+
+    layers = nodes.layout.cross_layers(nodes.ids[first], nodes.ids[second])
+    ancestors = nodes.ancestors
+    joined = np.zeros(len(unique), np.bool_)
+    for layer in range(1, nodes.layout.n_layers):
+        at = layers == layer
+        above = ancestors[layer + 1]
+        joined[at] = above[first[at]] == above[second[at]]
+    roots = ancestors[nodes.layout.n_layers]
+    touched = nodes.edited[roots[first]] | nodes.edited[roots[second]] | any_of(edited)
+    due = np.where(touched, joined, any_of(together))
+    return ActiveEdges(first, second, layers, joined, due, any_of(infinite))

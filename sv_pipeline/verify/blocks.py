@@ -1,0 +1,105 @@
+"""How a volume is walked through: blocks that fit in memory, read and judged by several threads, in order."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import tensorstore as ts
+
+from sv_pipeline.errors import CorruptionError
+from sv_pipeline.grid import Box, ChunkGrid
+from sv_pipeline.segmentation.retry import retry_transport
+
+__all__ = ["BLOCK_VOXELS", "aligned_boxes", "chunk_groups", "in_order", "read_box"]
+
+BLOCK_VOXELS = 1 << 24
+"""Voxels of one block at most (128 MiB of ids), unless one chunk alone has more."""
+
+IntArray = npt.NDArray[np.int64]
+Triple = tuple[int, int, int]
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def aligned_boxes(bounds: Box, storage_chunk: Triple) -> list[Box]:
+    """Boxes that cover ``bounds``, each of whole storage chunks counted from its start."""
+    size = _grown(storage_chunk, BLOCK_VOXELS, bounds.shape)
+    ranges = [range(a, b, s) for a, b, s in zip(bounds.start, bounds.stop, size, strict=True)]
+    return [Box.of(start, np.add(start, size)).clip(bounds) for start in itertools.product(*ranges)]
+
+
+def chunk_groups(grid: ChunkGrid, sample: int | None, seed: int) -> list[IntArray]:
+    """Layer 2 chunk coordinates, shape (n, 3), in groups that one read fetches.
+
+    Parameters
+    ----------
+    grid
+        The chunks.
+    sample
+        Only so many chunks, chosen at random, each its own group; None = all, neighbours together.
+    seed
+        Of the choice.
+    """
+    coordinates = grid.coordinates(2)
+    if sample is not None and sample < len(coordinates):
+        chosen = np.random.default_rng(seed).choice(len(coordinates), sample, replace=False)
+        return [coordinates[i][None] for i in np.sort(chosen)]
+    per_group = np.asarray(_grown(grid.chunk_size, BLOCK_VOXELS, grid.bounds.shape)) // grid.chunk_size
+    groups = coordinates // per_group
+    _, number = np.unique(groups, axis=0, return_inverse=True)
+    order = np.argsort(number, kind="stable")
+    return np.split(coordinates[order], np.flatnonzero(np.diff(number[order])) + 1)
+
+
+def _grown(size: Triple, limit: int, enough: Triple) -> Triple:
+    """``size`` doubled along its smallest axes while it stays within ``limit`` voxels and adds anything."""
+    current = list(size)
+    while True:
+        axes = [axis for axis in range(3) if current[axis] < enough[axis]]
+        if not axes or 2 * int(np.prod(current)) > limit:
+            return current[0], current[1], current[2]
+        axis = min(axes, key=lambda a: current[a])
+        current[axis] *= 2
+
+
+def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
+    """Results of ``work`` in the order of the tasks; at most ``workers`` blocks are in memory at a time."""
+    if workers <= 1:
+        yield from map(work, tasks)
+        return
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for task in tasks:
+            waiting.append(pool.submit(work, task))
+            if len(waiting) >= workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def read_box(store: ts.TensorStore, box: Box, what: str) -> npt.NDArray[np.uint64]:
+    """Voxels of a box, as uint64, Fortran order.
+
+    Raises
+    ------
+    CorruptionError
+        If a stored chunk cannot be decoded.
+    UnavailableError
+        If the storage does not answer.
+    """
+
+    def read() -> npt.NDArray[np.uint64]:
+        return np.asarray(store[box.slices].read(order="F").result(), dtype=np.uint64, order="F")
+
+    try:
+        return retry_transport(read, what=f"reading {what} {box}")
+    except ValueError as error:
+        raise CorruptionError(
+            f"{what} cannot be read in {box}: {error}", remedy="Restore the stored chunk that the text names."
+        ) from error

@@ -1,0 +1,190 @@
+"""Checks of what surrounds the graph in its table: meta, ingest rows, operation log, locks. Looks at no node's edges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.errors import ConfigError, CorruptionError, SvPipelineError
+from sv_pipeline.grid import ChunkGrid
+from sv_pipeline.ids import LAYER_BITS, IdLayout
+from sv_pipeline.segmentation import kv
+from sv_pipeline.segmentation.precomputed import VolumeInfo
+from sv_pipeline.table import columns, keys, meta
+from sv_pipeline.table.counters import ROOT_SHARDS
+from sv_pipeline.table.interface import ColumnKey, RowKeyRange, Table
+from sv_pipeline.verify.report import Outcome
+from sv_pipeline.verify.snapshot import Snapshot
+
+__all__ = ["check_meta", "check_operations", "check_progress", "read_counters"]
+
+MAJOR_VERSION = "3"
+SUCCESS, CREATED, WRITE_STARTED = 0, 1, 3
+UNFINISHED = {CREATED, WRITE_STARTED}
+"""States of an operation that may still hold locks."""
+
+
+# -- meta ---------------------------------------------------------------------------------------------------------
+
+
+def check_meta(outcome: Outcome, table: Table, volume: VolumeInfo, watershed_url: str) -> None:
+    """The meta and version rows can be read, are of this layout's version, and fit the watershed.
+
+    Raises
+    ------
+    SvPipelineError
+        If the meta cannot be read at all.
+    """
+    outcome.checked = 2
+    version = meta.read_version(table)
+    if version is None:
+        outcome.warning("the table does not say its version: write the row `version`.", keys.VERSION.decode())
+    elif version.split(".")[0] != MAJOR_VERSION:
+        outcome.error(
+            f"the table has version {version}, not {MAJOR_VERSION}.x: migrate it with PyChunkedGraph first.",
+            keys.VERSION.decode(),
+        )
+    stored = meta.read_meta(table)
+    place = keys.META.decode()
+    graph = stored.graph_config
+    if graph.FANOUT != 2 or graph.LAYER_ID_BITS != LAYER_BITS:
+        outcome.error(
+            f"FANOUT {graph.FANOUT} and LAYER_ID_BITS {graph.LAYER_ID_BITS} are not 2 and {LAYER_BITS}, "
+            "the only values that can be read.",
+            place,
+        )
+    try:
+        IdLayout(ChunkGrid(volume.bounds, stored.chunk_size).n_layers, graph.SPATIAL_BITS)
+    except ConfigError as error:
+        outcome.error(f"CHUNK_SIZE and SPATIAL_BITS do not fit the watershed: {error}", place)
+    if volume.data_type != "uint64":
+        outcome.error(f"the watershed volume has data type {volume.data_type}; node ids need uint64.", watershed_url)
+    known = stored.data_source.WATERSHED
+    if not known or kv.as_url(known) != kv.as_url(watershed_url):
+        outcome.warning(
+            f"the meta names the watershed {known!r}, not {watershed_url!r}: check that this is the same volume.", place
+        )
+
+
+def read_counters(table: Table, layout: IdLayout) -> tuple[dict[int, int], npt.NDArray[np.int64]]:
+    """All id counters: per chunk id, and those of the root chunk's shards, shape (256,)."""
+    plain: dict[int, int] = {}
+    shards = np.zeros(ROOT_SHARDS, np.int64)
+    for key, row in table.scan([keys.prefix_range(b"i")], [columns.COUNTER.key], newest_only=True):
+        chunk, _, shard = key[1:].partition(b"_")
+        value = columns.COUNTER.newest(row) or 0
+        if not chunk.isdigit():
+            continue  # the counter of operations
+        if shard.isdigit() and int(shard) < ROOT_SHARDS and int(chunk) >> (64 - LAYER_BITS) == layout.n_layers:
+            shards[int(shard)] = value
+        elif not shard:
+            plain[int(chunk)] = value
+    return plain, shards
+
+
+# -- ingest rows --------------------------------------------------------------------------------------------------
+
+
+def check_progress(outcome: Outcome, table: Table, layout: IdLayout, grid: ChunkGrid) -> None:
+    """Every chunk of every layer has its done-marker, and nothing outside the grid has one."""
+    wanted = [columns.INGEST_RESERVATION.key, columns.INGEST_DONE.key, columns.INGEST_FAILED.key]
+    rows = {keys.split_ingest_key(key): row for key, row in table.scan([keys.ingest_range()], wanted)}
+    if not rows:
+        outcome.skipped = "the table has no ingest rows: other software built it"
+        return
+    expected = {
+        (layer, int(chunk))
+        for layer in range(2, layout.n_layers + 1)
+        for chunk in layout.chunk_ids(layer, grid.coordinates(layer))
+    }
+    outcome.checked = len(expected)
+    done = {place for place, row in rows.items() if columns.INGEST_DONE.key in row}
+    failed = {place for place, row in rows.items() if columns.INGEST_FAILED.key in row} - done
+    begun = {place for place, row in rows.items() if columns.INGEST_RESERVATION.key in row} - done - failed
+    for places, message in (
+        (set(rows) - expected, "an ingest row of a chunk outside the grid: delete it."),
+        (failed & expected, "a chunk whose ingest failed: see its error with `sv-pipeline status`, then ingest again."),
+        (
+            begun & expected,
+            "a chunk with reserved ids, but without a done-marker: its ingest was interrupted; repeat it.",
+        ),
+        (expected - done - failed - begun, "a chunk without a done-marker: ingest its layer."),
+    ):
+        if places:
+            layer, chunk = min(places)
+            coordinate = ",".join(str(c) for c in layout.coordinates(np.uint64(chunk)).tolist())
+            outcome.error(message, f"layer {layer} chunk {coordinate} (id {chunk})", len(places))
+
+
+# -- operations and locks -----------------------------------------------------------------------------------------
+
+
+def check_operations(outcome: Outcome, table: Table, nodes: Snapshot) -> None:
+    """Every lock belongs to an unfinished operation, and every successful operation names its roots."""
+    statuses = _check_log(outcome, table, nodes)
+    everything = RowKeyRange(b"\x00", b"\xff" * 32)
+    locks = [columns.LOCK.key, columns.INDEFINITE_LOCK.key]
+    for key, row in table.scan([everything], locks, newest_only=True):
+        _check_locks(outcome, key, row, statuses)
+
+
+def _check_log(outcome: Outcome, table: Table, nodes: Snapshot) -> dict[int, int | None]:
+    """Status of every operation."""
+    statuses: dict[int, int | None] = {}
+    wanted = [columns.OPERATION_STATUS.key, columns.ROOTS.key]
+    for key, row in table.scan([keys.operation_range()], wanted, newest_only=True):
+        if len(key) != keys.DIGITS or not key.isdigit():
+            continue
+        operation = int(key)
+        place = f"operation {operation}"
+        outcome.checked += 1
+        try:
+            status = columns.OPERATION_STATUS.newest(row)
+            roots = columns.ROOTS.newest(row)
+        except CorruptionError as error:
+            outcome.error(f"its row cannot be read: {error.message}", place)
+            continue
+        statuses[operation] = status
+        if status != SUCCESS:
+            continue
+        if roots is None or not len(roots):
+            outcome.error("a successful operation without `roots`: lineage breaks off here; recover it.", place)
+        elif (nodes.find(np.asarray(roots, np.uint64)) < 0).any():
+            outcome.error("a successful operation names a root that has no row: recover it.", place)
+    _check_operation_counter(outcome, table, statuses)
+    return statuses
+
+
+def _check_operation_counter(outcome: Outcome, table: Table, statuses: Mapping[int, Any]) -> None:
+    row = table.read_rows([keys.OPERATION_COUNTER], [columns.COUNTER.key]).get(keys.OPERATION_COUNTER)
+    counter = columns.COUNTER.newest(row) or 0
+    if statuses and counter < max(statuses):
+        outcome.error(
+            f"the counter of operations is at {counter}, behind this operation, whose id could be given out again: "
+            "raise the counter.",
+            f"operation {max(statuses)}",
+        )
+
+
+def _check_locks(outcome: Outcome, key: bytes, row: dict[ColumnKey, Any], statuses: Mapping[int, int | None]) -> None:
+    place = f"row {key.decode()}" if key.isdigit() else f"row {key!r}"
+    for column, is_fault in ((columns.INDEFINITE_LOCK, True), (columns.LOCK, False)):
+        try:
+            operation = column.newest(row)
+        except SvPipelineError as error:
+            outcome.error(f"a lock cell cannot be read: {error}", place)
+            continue
+        if operation is None or statuses.get(operation, SUCCESS) in UNFINISHED:
+            continue
+        outcome.checked += 1
+        if is_fault:
+            outcome.error(
+                "an indefinite lock of an operation that is finished or unknown blocks this row for ever: "
+                f"release it (`indefinite_lock`, operation {operation}).",
+                place,
+            )
+        else:
+            outcome.warning("a lock of a finished operation was not released; it expires by itself.", place)

@@ -1,0 +1,298 @@
+"""Checks of whole volumes against each other: base and watershed, fork and base, each mip and the one below it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import tensorstore as ts
+
+from sv_pipeline.algorithms.pyramid import downsample
+from sv_pipeline.errors import ConfigError
+from sv_pipeline.grid import Box
+from sv_pipeline.segmentation import kv, markers, specs
+from sv_pipeline.segmentation.fork import fork_has_commits
+from sv_pipeline.segmentation.layout import step_factor
+from sv_pipeline.verify.blocks import aligned_boxes, in_order, read_box
+from sv_pipeline.verify.report import Outcome
+from sv_pipeline.verify.volumes import StoredVolume
+
+__all__ = ["PENDING_KEYS", "check_base", "check_fork", "check_pyramid", "pending_boxes"]
+
+Advance = Callable[[int, int], None]
+Labels = npt.NDArray[np.uint64]
+BoolArray = npt.NDArray[np.bool_]
+Triple = tuple[int, int, int]
+
+PENDING_KEYS = specs.OWN_KEYS + "pending/"
+"""Below it, in a fork: one key per operation whose coarser mips are behind, ``{"boxes": [[start, stop], ...]}``."""
+SAMPLE_BLOCKS = 16
+SAMPLE_SEED = 0
+
+
+@dataclass(frozen=True)
+class _Block:
+    mip: int
+    box: Box
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """Voxels of a block that are not what they should be."""
+
+    count: int = 0
+    place: str = ""
+
+    @classmethod
+    def of(cls, wrong: BoolArray, block: _Block, stored: Labels, wanted: Labels) -> _Difference:
+        """Difference by a mask of the block."""
+        count = int(np.count_nonzero(wrong))
+        if not count:
+            return cls()
+        # Not the first in memory, but the first by x, then y, then z: what a person would look for.
+        at = tuple(int(c) for c in np.argwhere(wrong)[0])
+        voxel = ",".join(str(int(c)) for c in np.add(at, block.box.start))
+        have, want = int(stored[at]), int(wanted[at])
+        return cls(count, f"mip {block.mip} voxel {voxel} (is {have}, should be {want}; block {block.box})")
+
+
+def _report(outcome: Outcome, message: str, differences: list[_Difference]) -> None:
+    for difference in differences:
+        if difference.count:
+            outcome.error(message, difference.place, difference.count)
+
+
+# -- base ---------------------------------------------------------------------------------------------------------
+
+
+def check_base(
+    outcome: Outcome, base: StoredVolume, source: StoredVolume, *, workers: int = 1, advance: Advance | None = None
+) -> None:
+    """The base holds the watershed's voxels, every populate task has its marker, and no part is left over."""
+    _check_markers(outcome, base.watershed_url)
+    for mip in range(base.source_mips):
+        copy, original = base.info.scales[mip], source.info.scales[mip]
+        if copy.bounds != original.bounds:
+            outcome.error(
+                f"the base has {copy.bounds} where the watershed has {original.bounds}; "
+                "the watershed changed: wipe the base and populate it again.",
+                f"mip {mip}",
+            )
+            return
+    blocks = [
+        _Block(mip, box)
+        for mip in range(base.source_mips)
+        for box in aligned_boxes(base.info.scales[mip].bounds, base.info.scales[mip].chunk_size)
+    ]
+    message = "the base differs from the watershed; wipe the base and populate it again."
+    _compare(outcome, base, source, blocks, message, workers, advance)
+
+
+def _compare(
+    outcome: Outcome,
+    volume: StoredVolume,
+    wanted: StoredVolume,
+    blocks: list[_Block],
+    message: str,
+    workers: int,
+    advance: Advance | None,
+) -> None:
+    mips = {block.mip for block in blocks}
+    left, right = ({mip: v.open(mip) for mip in mips} for v in (volume, wanted))
+
+    def compare(block: _Block) -> _Difference:
+        have = read_box(left[block.mip], block.box, f"{volume.name} mip {block.mip}")
+        want = read_box(right[block.mip], block.box, f"{wanted.name} mip {block.mip}")
+        return _Difference.of(have != want, block, have, want)
+
+    for number, difference in enumerate(in_order(compare, blocks, workers), start=1):
+        _report(outcome, message, [difference])
+        outcome.checked += 1
+        if advance is not None:
+            advance(number, len(blocks))
+
+
+def _check_markers(outcome: Outcome, watershed_url: str) -> None:
+    meta = markers.read_meta(watershed_url)
+    if meta is None:
+        outcome.error("the base was never populated: run the populate tasks.", specs.base_folder(watershed_url))
+        return
+    tasks = {(int(x), int(y), int(z)) for x, y, z in meta.grid.coordinates(meta.layer)}
+    done = markers.done_tasks(watershed_url)
+    if missing := sorted(tasks - done):
+        outcome.error(
+            f"a populate task of layer {meta.layer} without a done-marker: run it.",
+            f"task {markers.task_name(missing[0])}",
+            len(missing),
+        )
+    if foreign := sorted(done - tasks):
+        outcome.error(
+            "a done-marker of a populate task outside the grid: the folder belongs to another volume, or delete it.",
+            f"task {markers.task_name(foreign[0])}",
+            len(foreign),
+        )
+    if markers.read_complete(watershed_url) is None:
+        if not missing:
+            outcome.error("all populate tasks are done, but not merged: finish the populate.", watershed_url)
+        return
+    _check_parts(outcome, watershed_url, sorted(tasks & done))
+
+
+def _check_parts(outcome: Outcome, watershed_url: str, tasks: list[Triple]) -> None:
+    found = zip(tasks, markers.read_markers(watershed_url, tasks), strict=True)
+    merged = {f"{markers.task_name(t)}/{marker['attempt']}" for t, marker in found if marker and "attempt" in marker}
+    folder = kv.join_url(specs.base_folder(watershed_url), "parts")
+    leaked = []
+    for key in kv.list_keys(folder):
+        task, _, rest = key.partition("/")
+        attempt, _, file = rest.partition("/")
+        if f"{task}/{attempt}" not in merged or not file.startswith("d/"):
+            leaked.append(key)
+    if leaked:
+        outcome.warning(
+            "a file of a populate part that the base does not use; finishing the populate removes such files.",
+            f"{folder}{leaked[0]}",
+            len(leaked),
+        )
+
+
+# -- fork ---------------------------------------------------------------------------------------------------------
+
+
+def check_fork(outcome: Outcome, fork: StoredVolume, base: StoredVolume, graph_id: str, *, workers: int = 1) -> None:
+    """The fork can be read at every mip and, before its first edit, shows the base."""
+    for mip, scale in enumerate(fork.info.scales):
+        domain = fork.open(mip).domain
+        if tuple(domain.inclusive_min) != scale.bounds.start or tuple(domain.exclusive_max) != scale.bounds.stop:
+            outcome.error("the fork's bounds are not those of the base: recreate the fork.", f"mip {mip}")
+            return
+        outcome.checked += 1
+    if fork_has_commits(fork.watershed_url, graph_id):
+        return
+    blocks = [
+        _Block(mip, box)
+        for mip, scale in enumerate(fork.info.scales)
+        for box in aligned_boxes(scale.bounds, scale.chunk_size)
+    ]
+    random = np.random.default_rng(SAMPLE_SEED)
+    chosen = np.sort(random.choice(len(blocks), min(SAMPLE_BLOCKS, len(blocks)), replace=False))
+    message = "the fork has no edits, but differs from the base: recreate it."
+    _compare(outcome, fork, base, [blocks[i] for i in chosen], message, workers, None)
+
+
+# -- pyramid ------------------------------------------------------------------------------------------------------
+
+
+def check_pyramid(
+    outcome: Outcome,
+    volume: StoredVolume,
+    source: StoredVolume,
+    *,
+    workers: int = 1,
+    advance: Advance | None = None,
+) -> None:
+    """Every mip is the downsampled mip below it, except in boxes that are listed as pending.
+
+    A mip that was copied from the watershed may have been made by other software; there, voxels are right as well where
+    both mips still are the watershed's.
+    """
+    pending = pending_boxes(volume)
+    blocks = []
+    for mip in range(1, len(volume.info.scales)):
+        try:
+            step_factor(volume.info, mip)
+        except ConfigError:
+            if mip >= volume.source_mips:
+                raise
+            continue  # made by other software with a factor that we never make
+        scale = volume.info.scales[mip]
+        blocks += [_Block(mip, box) for box in aligned_boxes(scale.bounds, scale.chunk_size)]
+    if not blocks:
+        outcome.skipped = "the volume has one mip only"
+        return
+    mips = range(len(volume.info.scales))
+    stores = {mip: volume.open(mip) for mip in mips}
+    originals = {mip: source.open(mip) for mip in range(volume.source_mips)} if volume.source_mips > 1 else {}
+
+    def compare(block: _Block) -> _Difference:
+        return _stale(volume, stores, originals, block, pending)
+
+    for number, difference in enumerate(in_order(compare, blocks, workers), start=1):
+        _report(
+            outcome,
+            "a coarser mip is not the downsampled mip below it: run the downsample job on this box.",
+            [difference],
+        )
+        outcome.checked += 1
+        if advance is not None:
+            advance(number, len(blocks))
+
+
+def _stale(
+    volume: StoredVolume,
+    stores: dict[int, ts.TensorStore],
+    originals: dict[int, ts.TensorStore],
+    block: _Block,
+    pending: list[Box],
+) -> _Difference:
+    mip, step = block.mip, step_factor(volume.info, block.mip)
+    below = _footprint(volume, mip, mip - 1, block.box)
+    fine = read_box(stores[mip - 1], below, f"{volume.name} mip {mip - 1}")
+    stored = read_box(stores[mip], block.box, f"{volume.name} mip {mip}")
+    wanted = downsample(fine, step)
+    if wanted.shape != stored.shape:
+        # Only a foreign mip can be smaller or larger than ours would be; what lies outside cannot be judged.
+        shape = tuple(min(a, b) for a, b in zip(wanted.shape, stored.shape, strict=True))
+        inside = Box.of((0, 0, 0), shape).slices
+        stored, wanted = stored[inside], wanted[inside]
+    wrong = stored != wanted
+    if not wrong.any():
+        return _Difference()
+    for box in pending:
+        at = _shadow(volume, mip, box).clip(block.box).shifted(np.negative(block.box.start))
+        wrong[at.slices] = False
+    if wrong.any() and mip in originals:
+        inside = Box.of((0, 0, 0), stored.shape).slices
+        as_given = stored == read_box(originals[mip], block.box, f"watershed mip {mip}")[inside]
+        changed = fine != read_box(originals[mip - 1], below, f"watershed mip {mip - 1}")
+        wrong &= ~(as_given & ~_any_in_blocks(changed, step)[inside])
+    return _Difference.of(wrong, block, stored, wanted)
+
+
+def _footprint(volume: StoredVolume, mip: int, target: int, box: Box) -> Box:
+    """The voxels of a finer mip that a box of a coarser one is made of."""
+    scale, finer = volume.info.scales[mip], volume.info.scales[target]
+    ratio = np.floor_divide(volume.info.factors(mip), volume.info.factors(target))
+    start = np.subtract(box.start, scale.voxel_offset) * ratio + finer.voxel_offset
+    stop = np.subtract(box.stop, scale.voxel_offset) * ratio + finer.voxel_offset
+    return Box.of(start, stop).clip(finer.bounds)
+
+
+def _shadow(volume: StoredVolume, mip: int, box: Box) -> Box:
+    """The voxels of a coarser mip that any voxel of a box of the base mip has a part in."""
+    scale, finest = volume.info.scales[mip], volume.info.scales[0]
+    factor = np.asarray(volume.info.factors(mip))
+    start = np.subtract(box.start, finest.voxel_offset) // factor
+    stop = -(-np.subtract(box.stop, finest.voxel_offset) // factor)
+    return Box.of(start, stop).shifted(scale.voxel_offset)
+
+
+def _any_in_blocks(flags: BoolArray, step: Triple) -> BoolArray:
+    padded = np.pad(flags, [(0, -size % f) for size, f in zip(flags.shape, step, strict=True)])
+    x, y, z = (size // f for size, f in zip(padded.shape, step, strict=True))
+    return np.asarray(padded.reshape(x, step[0], y, step[1], z, step[2]).any(axis=(1, 3, 5)))
+
+
+def pending_boxes(volume: StoredVolume) -> list[Box]:
+    """Boxes (mip 0) whose coarser mips an operation has left for the downsample job."""
+    if volume.store is None:
+        return []
+    folder = volume.store.kv / PENDING_KEYS
+    boxes = []
+    for key in folder.list().result():
+        content = json.loads(folder.read(key).result().value)
+        boxes += [Box.of(start, stop) for start, stop in content["boxes"]]
+    return boxes

@@ -1,0 +1,171 @@
+"""What a verification found, as values: findings, results of checks, the report. Checks nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+__all__ = ["CheckResult", "Finding", "Outcome", "Severity", "VerifyReport"]
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of fault, with the first place where it was met."""
+
+    check: str
+    """Name of the check."""
+    severity: Severity
+    """Errors make a check fail; warnings do not."""
+    message: str
+    """What is wrong, and what to do about it."""
+    place: str
+    """First place: a node id, a chunk coordinate, a voxel ``mip m x,y,z``, a row key, a file."""
+    count: int
+    """How many places have this fault."""
+
+    def __str__(self) -> str:
+        more = f" (and {self.count - 1} more)" if self.count > 1 else ""
+        return f"{self.place}: {self.message}{more}"
+
+
+@dataclass
+class Outcome:
+    """What one check collects while it runs."""
+
+    check: str
+    checked: int = 0
+    """Things looked at; what they are is said in the check's description."""
+    findings: list[Finding] = field(default_factory=list)
+    skipped: str | None = None
+    """Why there was nothing to check."""
+
+    def error(self, message: str, place: object, count: int = 1) -> None:
+        """Note a fault that makes the check fail."""
+        self._add("error", message, place, count)
+
+    def warning(self, message: str, place: object, count: int = 1) -> None:
+        """Note something odd that breaks no promise."""
+        self._add("warning", message, place, count)
+
+    def _add(self, severity: Severity, message: str, place: object, count: int) -> None:
+        for i, known in enumerate(self.findings):
+            if (known.severity, known.message) == (severity, message):
+                self.findings[i] = Finding(self.check, severity, message, known.place, known.count + count)
+                return
+        self.findings.append(Finding(self.check, severity, message, str(place), count))
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether any finding is an error."""
+        return any(finding.severity == "error" for finding in self.findings)
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One check: what it looked at and what it found."""
+
+    name: str
+    description: str
+    passed: bool
+    """No error, and not blocked. A check with nothing to look at (``skipped``) passes."""
+    checked: int
+    findings: tuple[Finding, ...]
+    seconds: float
+    skipped: str | None = None
+    """Why the check did not run: there is nothing to check (passed), or another fault blocks it (not passed)."""
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """Findings that make the check fail."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """Findings that do not."""
+        return tuple(finding for finding in self.findings if finding.severity == "warning")
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """All checks of one graph."""
+
+    graph_id: str
+    results: tuple[CheckResult, ...]
+    seconds: float
+    sample: int | None = None
+    """Number of chunks that the voxel checks were limited to; None = all."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check passed."""
+        return all(result.passed for result in self.results)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """All findings, errors first."""
+        every = (finding for result in self.results for finding in result.findings)
+        return tuple(sorted(every, key=lambda finding: finding.severity != "error"))
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """Names of the checks that found errors (blocked ones are not among them)."""
+        return tuple(result.name for result in self.results if result.errors)
+
+    def __getitem__(self, name: str) -> CheckResult:
+        """The result of one check."""
+        for result in self.results:
+            if result.name == name:
+                return result
+        raise KeyError(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only: ready for JSON."""
+        return {
+            "graph_id": self.graph_id,
+            "ok": self.ok,
+            "seconds": round(self.seconds, 3),
+            "sample": self.sample,
+            "results": [
+                {**asdict(result), "findings": [asdict(finding) for finding in result.findings]}
+                for result in self.results
+            ],
+        }
+
+    def summary(self) -> str:
+        """The report as text: a verdict, a line per check, findings below their check."""
+        lines = [self._verdict()]
+        width = max((len(result.name) for result in self.results), default=0)
+        for result in self.results:
+            lines.append(f"  {_mark(result):<8} {result.name:<{width}}  {_amount(result)}")
+            lines += _indented(result.findings)
+        return "\n".join(lines)
+
+    def _verdict(self) -> str:
+        broken = [result.name for result in self.results if not result.passed]
+        warnings = sum(len(result.warnings) for result in self.results)
+        passed = f"{len(self.results) - len(broken)} of {len(self.results)} checks passed"
+        tail = f", {warnings} warning(s)" if warnings else ""
+        scope = f", voxels of {self.sample} chunks only" if self.sample is not None else ""
+        verdict = "is sound" if self.ok else "is NOT sound"
+        return f"graph {self.graph_id} {verdict}: {passed}{tail} in {self.seconds:.1f} s{scope}"
+
+
+def _mark(result: CheckResult) -> str:
+    if result.skipped is not None:
+        return "skipped" if result.passed else "blocked"
+    if not result.passed:
+        return "FAILED"
+    return "warning" if result.warnings else "ok"
+
+
+def _amount(result: CheckResult) -> str:
+    if result.skipped is not None:
+        return result.skipped
+    return f"{result.checked:,} checked in {result.seconds:.2f} s: {result.description}"
+
+
+def _indented(findings: Iterable[Finding]) -> list[str]:
+    return [f"             {finding.severity}: {finding}" for finding in findings]

@@ -1,0 +1,219 @@
+"""The list of checks, and running them. What each one looks at is in its own module."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sv_pipeline.errors import ConfigError, SvPipelineError
+from sv_pipeline.segmentation import kv
+from sv_pipeline.verify import edge_checks, ingest_checks, pyramid_checks, table_checks, volumes, voxel_checks
+from sv_pipeline.verify.report import CheckResult, Outcome, VerifyReport
+from sv_pipeline.verify.subject import Blocked, HasTable, Subject
+
+__all__ = ["CHECKS", "CheckResult", "VerifyReport", "verify"]
+
+logger = logging.getLogger(__name__)
+
+STEPS_PER_CHECK = 100
+"""Of the progress callback."""
+
+
+@dataclass(frozen=True)
+class _Check:
+    description: str
+    run: Callable[[Subject, Outcome], None]
+
+
+def _meta(subject: Subject, outcome: Outcome) -> None:
+    ingest_checks.check_meta(outcome, subject.table, subject.volume, subject.watershed_url)
+
+
+def _ids(subject: Subject, outcome: Outcome) -> None:
+    table_checks.check_ids(outcome, subject.nodes, subject.grid, *subject.counters)
+
+
+def _hierarchy(subject: Subject, outcome: Outcome) -> None:
+    table_checks.check_hierarchy(outcome, subject.nodes)
+
+
+def _skip_connections(subject: Subject, outcome: Outcome) -> None:
+    assert subject.active is not None
+    table_checks.check_skip_connections(outcome, subject.nodes)
+
+
+def _cross_edges(subject: Subject, outcome: Outcome) -> None:
+    edge_checks.check_cross_edges(outcome, subject.nodes, subject.active)
+
+
+def _connectivity(subject: Subject, outcome: Outcome) -> None:
+    edge_checks.check_connectivity(outcome, subject.nodes, subject.active)
+
+
+def _inf_edges(subject: Subject, outcome: Outcome) -> None:
+    edge_checks.check_inf_edges(outcome, subject.nodes, subject.active)
+
+
+def _atomic_cross_edges(subject: Subject, outcome: Outcome) -> None:
+    edge_checks.check_atomic_cross_edges(outcome, subject.nodes, subject.active)
+
+
+def _edge_files(subject: Subject, outcome: Outcome) -> None:
+    edge_checks.check_edge_files(outcome, subject.nodes, subject.edges)
+
+
+def _voxels(subject: Subject, outcome: Outcome) -> None:
+    voxel_checks.check_voxels(
+        outcome,
+        subject.nodes,
+        subject.grid,
+        subject.voxels.open(0),
+        sample=subject.sample,
+        seed=subject.seed,
+        workers=subject.workers,
+        advance=subject.advance,
+    )
+
+
+def _base(subject: Subject, outcome: Outcome) -> None:
+    base = volumes.base_volume(subject.watershed_url)
+    if base is None:
+        outcome.skipped = "there is no base: the graph was built without voxels"
+        return
+    pyramid_checks.check_base(outcome, base, subject.watershed, workers=subject.workers, advance=subject.advance)
+
+
+def _fork(subject: Subject, outcome: Outcome) -> None:
+    fork = volumes.fork_volume(subject.watershed_url, subject.graph_id)
+    base = volumes.base_volume(subject.watershed_url)
+    if fork is None or base is None:
+        outcome.skipped = "the graph has no fork yet"
+        return
+    pyramid_checks.check_fork(outcome, fork, base, subject.graph_id, workers=subject.workers)
+
+
+def _pyramid(subject: Subject, outcome: Outcome) -> None:
+    pyramid_checks.check_pyramid(
+        outcome, subject.voxels, subject.watershed, workers=subject.workers, advance=subject.advance
+    )
+
+
+def _progress(subject: Subject, outcome: Outcome) -> None:
+    ingest_checks.check_progress(outcome, subject.table, subject.layout, subject.grid)
+
+
+def _operations(subject: Subject, outcome: Outcome) -> None:
+    ingest_checks.check_operations(outcome, subject.table, subject.nodes)
+
+
+_CHECKS: dict[str, _Check] = {
+    "meta": _Check("meta and version rows can be read and fit the watershed", _meta),
+    "ids": _Check("node ids lie inside the grid and behind their counters", _ids),
+    "hierarchy": _Check("parents and children agree; each supervoxel is under one current root", _hierarchy),
+    "skip_connections": _Check("parents are at the layer that the cross edges ask for", _skip_connections),
+    "edge_files": _Check("edge files are readable, symmetric, and of supervoxels of the graph", _edge_files),
+    "cross_edges": _Check("cross edges equal those recomputed from the active atomic edges", _cross_edges),
+    "atomic_cross_edges": _Check("layer 2 nodes of the ingest keep their atomic cross edges", _atomic_cross_edges),
+    "connectivity": _Check("siblings are connected, and roots are the components of the active edges", _connectivity),
+    "inf_edges": _Check("no edge of affinity inf joins two roots", _inf_edges),
+    "voxels": _Check("ids in the voxels are the live leaves, each in one piece inside its chunk", _voxels),
+    "base": _Check("the base equals the watershed and was populated to the end", _base),
+    "fork": _Check("the fork can be read and, before edits, shows the base", _fork),
+    "pyramid": _Check("every mip is the downsampled mip below it", _pyramid),
+    "progress": _Check("every chunk has its done-marker, no chunk outside the grid has one", _progress),
+    "operations": _Check("no lock outlives its operation; successful operations name their roots", _operations),
+}
+
+CHECKS: dict[str, str] = {name: check.description for name, check in _CHECKS.items()}
+"""Name and description of every check, in the order in which they run."""
+
+
+def verify(
+    graph: HasTable,
+    *,
+    watershed_url: str,
+    graph_id: str,
+    checks: Sequence[str] | None = None,
+    sample: int | None = None,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+    seed: int = 0,
+) -> VerifyReport:
+    """Prove that a graph and its segmentation are sound; changes nothing.
+
+    Parameters
+    ----------
+    graph
+        The graph; only its table is used.
+    watershed_url
+        Folder of the watershed volume.
+    graph_id
+        Names the fork.
+    checks
+        Names out of :data:`CHECKS`; None = all.
+    sample
+        Check the voxels of only so many chunks, chosen at random.
+    workers
+        Threads that read and judge voxels.
+    progress
+        Called with (steps done, all steps).
+    seed
+        Of the choice of chunks.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such check.
+    UnavailableError
+        If storage or table do not answer.
+    """
+    chosen = list(_CHECKS) if checks is None else [name for name in _CHECKS if name in set(checks)]
+    if checks is not None and (unknown := sorted(set(checks) - set(_CHECKS))):
+        raise ConfigError(f"there is no check {', '.join(unknown)}.", remedy=f"Checks are: {', '.join(_CHECKS)}.")
+    if sample is not None and sample < 1:
+        raise ConfigError(f"cannot check the voxels of {sample} chunks.", remedy="Give a sample of 1 or more.")
+    subject = Subject(graph.table, kv.as_url(watershed_url), graph_id, sample, seed, max(1, workers))
+    started = time.monotonic()
+    results = []
+    for number, name in enumerate(chosen):
+        subject.advance = _sub_progress(progress, number, len(chosen))
+        results.append(_run(name, subject))
+        if progress is not None:
+            progress((number + 1) * STEPS_PER_CHECK, len(chosen) * STEPS_PER_CHECK)
+    return VerifyReport(graph_id, tuple(results), time.monotonic() - started, sample)
+
+
+def _run(name: str, subject: Subject) -> CheckResult:
+    check = _CHECKS[name]
+    outcome = Outcome(name)
+    blocked = False
+    started = time.monotonic()
+    try:
+        check.run(subject, outcome)
+    except Blocked as reason:
+        outcome.skipped, blocked = str(reason), True
+    except SvPipelineError as error:
+        if error.kind == "unavailable":
+            raise
+        outcome.error(str(error), f"graph {subject.graph_id}")
+    seconds = time.monotonic() - started
+    passed = not outcome.has_errors and not blocked
+    logger.info("check %s of graph %s: %s in %.2f s", name, subject.graph_id, "passed" if passed else "FAILED", seconds)
+    return CheckResult(
+        name, check.description, passed, outcome.checked, tuple(outcome.findings), seconds, outcome.skipped
+    )
+
+
+def _sub_progress(
+    progress: Callable[[int, int], None] | None, number: int, count: int
+) -> Callable[[int, int], None] | None:
+    """Progress of one check as a part of all of them."""
+    if progress is None:
+        return None
+
+    def advance(done: int, total: int) -> None:
+        progress(number * STEPS_PER_CHECK + STEPS_PER_CHECK * done // max(total, 1), count * STEPS_PER_CHECK)
+
+    return advance

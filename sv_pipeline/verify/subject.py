@@ -1,0 +1,132 @@
+"""What is being verified, read on demand and once: rows, edges, volumes. Judges nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.errors import InputError, SvPipelineError
+from sv_pipeline.grid import ChunkGrid
+from sv_pipeline.ids import IdLayout
+from sv_pipeline.segmentation import kv
+from sv_pipeline.segmentation.precomputed import VolumeInfo, read_info
+from sv_pipeline.table.interface import Table
+from sv_pipeline.table.meta import TableMeta, read_meta
+from sv_pipeline.verify import atomic_edges, ingest_checks, snapshot, volumes
+from sv_pipeline.verify.report import Outcome
+from sv_pipeline.verify.table_checks import check_hierarchy
+
+__all__ = ["Blocked", "HasTable", "Subject"]
+
+Value = TypeVar("Value")
+
+
+class HasTable(Protocol):
+    """A graph, as far as verification needs one: all else is read from the table, not from the graph."""
+
+    @property
+    def table(self) -> Table:
+        """The graph's table."""
+        ...
+
+
+class Blocked(Exception):  # noqa: N818 - not an error: another check names the fault
+    """A check cannot run because of a fault that another one names."""
+
+
+@dataclass
+class Subject:
+    """A graph with everything that checks look at."""
+
+    table: Table
+    watershed_url: str
+    graph_id: str
+    sample: int | None = None
+    seed: int = 0
+    workers: int = 1
+    advance: Callable[[int, int], None] | None = None
+    """Progress inside the running check."""
+    _failures: dict[str, str] = field(default_factory=dict)
+
+    def _once(self, name: str, read: Callable[[], Value]) -> Value:
+        """Read something; a failure is raised to the first who asks, and blocks the others."""
+        if name in self._failures:
+            raise Blocked(self._failures[name])
+        try:
+            return read()
+        except SvPipelineError as error:
+            self._failures[name] = f"{name} cannot be read (named by another check)"
+            raise error from None
+
+    @cached_property
+    def meta(self) -> TableMeta:
+        """The graph's meta row."""
+        return self._once("the meta row", lambda: read_meta(self.table))
+
+    @cached_property
+    def volume(self) -> VolumeInfo:
+        """Shape of the watershed."""
+        return self._once("the watershed's info", lambda: read_info(self.watershed_url))
+
+    @cached_property
+    def grid(self) -> ChunkGrid:
+        """Chunks, from the watershed's bounds and the meta's chunk size."""
+        return self._once("the chunk grid", lambda: ChunkGrid(self.volume.bounds, self.meta.chunk_size))
+
+    @cached_property
+    def layout(self) -> IdLayout:
+        """Layout of ids."""
+        bits = self.meta.graph_config.SPATIAL_BITS
+        return self._once("the id layout", lambda: IdLayout(self.grid.n_layers, int(bits)))
+
+    @cached_property
+    def nodes(self) -> snapshot.Snapshot:
+        """All node rows."""
+        return self._once("a node row", lambda: snapshot.read_snapshot(self.table, self.layout))
+
+    @cached_property
+    def counters(self) -> tuple[dict[int, int], npt.NDArray[np.int64]]:
+        """Id counters."""
+        return self._once("an id counter", lambda: ingest_checks.read_counters(self.table, self.layout))
+
+    @cached_property
+    def edges(self) -> atomic_edges.AtomicEdges:
+        """All atomic edges."""
+
+        def read() -> atomic_edges.AtomicEdges:
+            source = self.meta.data_source
+            if not source.EDGES or not source.COMPONENTS:
+                raise InputError(
+                    "the meta does not name the folders of edge and component files (EDGES, COMPONENTS).",
+                    remedy="Write the meta again.",
+                )
+            urls = kv.as_url(source.EDGES), kv.as_url(source.COMPONENTS)
+            return atomic_edges.read_atomic_edges(self.table, self.layout, self.grid, *urls)
+
+        return self._once("an edge file", read)
+
+    @cached_property
+    def active(self) -> atomic_edges.ActiveEdges:
+        """Edges between live leaves; only where hierarchy and edge files are sound."""
+        hierarchy = Outcome("hierarchy")
+        check_hierarchy(hierarchy, self.nodes)
+        if hierarchy.has_errors:
+            raise Blocked("blocked by faults of the hierarchy: without it no ancestor is certain")
+        if self.edges.broken:
+            raise Blocked("blocked by edge or component files that cannot be read (check edge_files)")
+        return atomic_edges.activate(self.nodes, self.edges)
+
+    @cached_property
+    def voxels(self) -> volumes.StoredVolume:
+        """The voxels that readers of the graph see."""
+        return self._once("the segmentation", lambda: volumes.graph_volume(self.watershed_url, self.graph_id))
+
+    @cached_property
+    def watershed(self) -> volumes.StoredVolume:
+        """The source volume."""
+        return self._once("the watershed volume", lambda: volumes.watershed_volume(self.watershed_url))

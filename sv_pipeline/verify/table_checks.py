@@ -1,0 +1,245 @@
+"""Checks of node rows: ids and counters, parents and children, skip connections. Looks at no edge and no voxel."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.grid import ChunkGrid
+from sv_pipeline.verify.report import Outcome
+from sv_pipeline.verify.snapshot import NONE, Snapshot
+
+__all__ = ["check_hierarchy", "check_ids", "check_skip_connections", "report_where"]
+
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
+
+
+def report_where(
+    outcome: Outcome, faulty: BoolArray | IntArray | np.bool_, ids: npt.NDArray[np.uint64], message: str
+) -> None:
+    """Note an error at the first of ``ids`` that is faulty, and how many are; a mask or indices."""
+    flags = np.asarray(faulty)
+    at = np.flatnonzero(flags) if flags.dtype == np.bool_ else flags
+    if len(at):
+        outcome.error(message, int(ids[at[0]]), len(at))
+
+
+# -- ids ----------------------------------------------------------------------------------------------------------
+
+
+def check_ids(outcome: Outcome, nodes: Snapshot, grid: ChunkGrid, counters: dict[int, int], shards: IntArray) -> None:
+    """Every node id is one that the layout can name and that a counter has given out.
+
+    Parameters
+    ----------
+    outcome
+        Where findings go.
+    nodes
+        The graph's rows.
+    grid
+        Its chunks.
+    counters
+        Counter per chunk id.
+    shards
+        Counters of the root chunk's shards, shape (256,).
+    """
+    layout = nodes.layout
+    outcome.checked = len(nodes.ids)
+    outside = (nodes.layers < 1) | (nodes.layers > layout.n_layers)
+    report_where(
+        outcome,
+        outside,
+        nodes.ids,
+        f"a node row of a layer that this graph of {layout.n_layers} layers does not have; "
+        "the grid (CHUNK_SIZE, watershed info) is not the one it was built with, or the row is garbage: delete it.",
+    )
+    kept = np.flatnonzero(~outside)
+    ids, layers = nodes.ids[kept], nodes.layers[kept]
+    shapes = np.array([(1, 1, 1)] + [grid.shape(layer) for layer in range(1, layout.n_layers + 1)])
+    beyond = (layout.coordinates(ids) >= shapes[layers]).any(axis=-1)
+    report_where(
+        outcome, beyond, ids, "the chunk in this node's id lies outside the grid; the row is garbage: delete it."
+    )
+    segments = layout.segments(ids)
+    report_where(outcome, segments == 0, ids, "segment 0 names a chunk, never a node: delete the row.")
+
+    chunk_ids, of_chunk = np.unique(layout.chunks(ids), return_inverse=True)
+    limits = np.array([counters.get(int(chunk), 0) for chunk in chunk_ids], np.uint64)[of_chunk]
+    given = segments <= limits
+    shard = (segments % np.uint64(256)).astype(np.int64)
+    given |= (layers == layout.n_layers) & (segments // np.uint64(256) <= shards[shard].astype(np.uint64))
+    report_where(
+        outcome,
+        ~given & ~beyond,
+        ids,
+        "the id counter of this node's chunk is behind it, so an edit could give the same id again: "
+        "raise the counter to the chunk's highest segment.",
+    )
+
+
+# -- parents and children -----------------------------------------------------------------------------------------
+
+
+def check_hierarchy(outcome: Outcome, nodes: Snapshot) -> None:
+    """Newest parents and children agree in both directions, and each supervoxel is under one current root."""
+    outcome.checked = len(nodes.ids)
+    _check_chains(outcome, nodes)
+    _check_pairs(outcome, nodes)
+    _check_geometry(outcome, nodes)
+    _warn_of_orphans(outcome, nodes)
+
+
+def _check_chains(outcome: Outcome, nodes: Snapshot) -> None:
+    layers, ids = nodes.layers, nodes.ids
+    lost = (nodes.parents != 0) & (nodes.parent_index == NONE)
+    report_where(outcome, lost, ids, "its parent has no row: restore the parent's row or rebuild the chain above it.")
+    never = (layers == 1) & (nodes.parents == 0) & ~nodes.edited
+    report_where(outcome, never, ids, "a supervoxel without a parent: its chunk was not ingested to the end.")
+    open_end = nodes.is_reached & (nodes.parents == 0) & (layers < nodes.layout.n_layers)
+    report_where(
+        outcome, open_end, ids, "a node below the root layer without a parent: build the layers above its chunk."
+    )
+    above_root = (layers >= nodes.layout.n_layers) & (nodes.parents != 0)
+    report_where(outcome, above_root, ids, "a root with a parent: delete its `parents` cells.")
+    tops = nodes.tops
+    old = nodes.is_leaf & (layers[tops] == nodes.layout.n_layers) & nodes.retired[tops]
+    report_where(
+        outcome, old, ids, "a supervoxel under a root that was replaced: an edit was left half done; recover it."
+    )
+    has_children = np.diff(nodes.child_starts) > 0
+    empty = (layers >= 2) & ~has_children & (nodes.is_reached | (nodes.is_current & (nodes.parents != 0)))
+    report_where(outcome, empty, ids, "a node in use without children: restore its `children` cell.")
+
+
+def _check_pairs(outcome: Outcome, nodes: Snapshot) -> None:
+    """Compare (child, parent) by ``parents`` cells with (child, parent) by ``children`` cells."""
+    child = nodes.find(nodes.children)
+    owner = nodes.child_owner
+    in_use = nodes.is_reached[owner]
+
+    missing = in_use & (child == NONE)
+    report_where(
+        outcome, missing, nodes.ids[owner], "it lists a child that has no row: restore the child or rewrite `children`."
+    )
+    known = child != NONE
+    disowned = in_use & known & (nodes.parent_index[child] != owner)
+    report_where(
+        outcome,
+        disowned,
+        nodes.children,
+        "it is listed as a child by a node that is not its newest parent: rewrite that node's `children`.",
+    )
+    count = len(nodes.ids)
+    listed = owner[known] * count + child[known]
+    unique, repeats = np.unique(listed, return_counts=True)
+    twice = unique[repeats > 1] // max(count, 1)
+    report_where(
+        outcome, twice[nodes.is_reached[twice]], nodes.ids, "it lists the same child twice: rewrite its `children`."
+    )
+    pointing = np.flatnonzero(nodes.parent_index != NONE)
+    pairs = nodes.parent_index[pointing] * count + pointing
+    unlisted = pointing[~np.isin(pairs, unique)]
+    # A replaced supervoxel keeps its parents, but its parents list the fragments instead.
+    unlisted = unlisted[~((nodes.layers[unlisted] == 1) & nodes.retired[unlisted])]
+    in_use_below = nodes.is_reached | nodes.is_leaf
+    report_where(
+        outcome,
+        unlisted[in_use_below[unlisted]],
+        nodes.ids,
+        "its newest parent does not list it as a child: rewrite `children` of the parent, or `parents` of this node.",
+    )
+
+
+def _check_geometry(outcome: Outcome, nodes: Snapshot) -> None:
+    below = np.flatnonzero((nodes.parent_index != NONE) & (nodes.is_reached | nodes.is_leaf))
+    above = nodes.parent_index[below]
+    low, high = nodes.layers[below], nodes.layers[above]
+    ids = nodes.ids[below]
+    report_where(outcome, low >= high, ids, "its parent is not of a higher layer: rewrite its `parents`.")
+    layout = nodes.layout
+    # Layers 1 and 2 share one grid, so the step from 1 to 2 halves nothing.
+    shift = np.maximum(high - np.maximum(low, 2), 0)
+    inside = layout.coordinates(ids) >> shift[:, None] == layout.coordinates(nodes.ids[above])
+    report_where(
+        outcome, ~inside.all(axis=-1), ids, "its chunk is not inside its parent's chunk: rewrite its `parents`."
+    )
+    younger = (low >= 2) & (nodes.created[above] != NONE) & (nodes.created[below] > nodes.created[above])
+    report_where(
+        outcome,
+        younger,
+        ids,
+        "it is newer than its parent, so that reads at a time in between find a gap: "
+        "its edit wrote cells at different times.",
+    )
+
+
+def _warn_of_orphans(outcome: Outcome, nodes: Snapshot) -> None:
+    """Nodes that neither the present nor a replaced root can reach: left by ingest re-runs and given-up edits."""
+    tops = nodes.tops
+    history = (nodes.layers[tops] == nodes.layout.n_layers) & nodes.retired[tops]
+    given_up = (nodes.layers == 1) & (nodes.parents == 0) & nodes.edited
+    orphans = np.flatnonzero(((nodes.layers >= 2) & ~nodes.is_reached & ~history & ~nodes.is_current) | given_up)
+    if len(orphans):
+        outcome.warning(
+            "a node that nothing points to, left by a repeated ingest task or an edit that was given up; "
+            "harmless, may be deleted.",
+            int(nodes.ids[orphans[0]]),
+            len(orphans),
+        )
+
+
+# -- skip connections ---------------------------------------------------------------------------------------------
+
+
+def check_skip_connections(outcome: Outcome, nodes: Snapshot) -> None:
+    """Several children are one layer below their parent; an only child's parent is where its next edges are.
+
+    A node joined to nobody gets its parent at the lowest layer above it at which it has cross edges, or at the root
+    layer (PyChunkedGraph's skip connections).
+    """
+    n_layers = nodes.layout.n_layers
+    child = np.flatnonzero(nodes.is_reached & (nodes.parent_index != NONE))
+    outcome.checked = len(child)
+    parent = nodes.parent_index[child]
+    siblings = np.bincount(parent, minlength=len(nodes.ids))[parent]
+    low, high = nodes.layers[child], nodes.layers[parent]
+    several = (siblings > 1) & (low != high - 1)
+    report_where(
+        outcome,
+        several,
+        nodes.ids[child],
+        "it has siblings, so its parent must be exactly one layer above it: rebuild the parents of its chunk.",
+    )
+    next_layer = np.full(len(nodes.ids), n_layers)
+    for layer in sorted(nodes.cross_edges, reverse=True):
+        cells = nodes.cross_edges[layer]
+        owners = cells.owners[nodes.layers[cells.owners] < layer]
+        next_layer[owners] = layer
+    alone = (siblings == 1) & (high != next_layer[child])
+    report_where(
+        outcome,
+        alone,
+        nodes.ids[child],
+        "it has no siblings, so its parent must be at the lowest layer above it at which it has cross edges, or a "
+        "root: rebuild the parents of its chunk.",
+    )
+    gaps = np.zeros(len(nodes.ids), np.bool_)
+    for layer, cells in nodes.cross_edges.items():
+        owners = np.unique(cells.owners)
+        owners = owners[nodes.is_reached[owners] & (nodes.layers[owners] < layer)]
+        gaps[owners[~_has_ancestor_at(nodes, owners, layer)]] = True
+    report_where(
+        outcome,
+        gaps,
+        nodes.ids,
+        "it has cross edges at a layer at which it has no ancestor: rebuild the parents above it.",
+    )
+
+
+def _has_ancestor_at(nodes: Snapshot, start: IntArray, layer: int) -> BoolArray:
+    current = start
+    for _ in range(nodes.layout.n_layers):
+        above = nodes.parent_index[current]
+        current = np.where((above != NONE) & (nodes.layers[above] <= layer), above, current)
+    return np.asarray(nodes.layers[current] == layer)

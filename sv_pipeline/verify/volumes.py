@@ -1,0 +1,67 @@
+"""Which voxels a graph has: its fork, else the base, else the watershed itself. Opens them; compares nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tensorstore as ts
+
+from sv_pipeline.errors import NotFoundError
+from sv_pipeline.segmentation import base, fork, markers, precomputed, reader, specs
+from sv_pipeline.segmentation.precomputed import VolumeInfo
+
+__all__ = ["StoredVolume", "base_volume", "fork_volume", "graph_volume", "watershed_volume"]
+
+
+@dataclass(frozen=True)
+class StoredVolume:
+    """A volume with its mips."""
+
+    name: str
+    """``fork``, ``base`` or ``watershed``."""
+    watershed_url: str
+    info: VolumeInfo
+    source_mips: int
+    """Mips that are copies of the watershed's; the coarser ones were computed."""
+    store: specs.OcdbtStore | None
+    """None for the watershed itself."""
+
+    def open(self, mip: int) -> ts.TensorStore:
+        """One mip: (x, y, z), absolute coordinates of that mip."""
+        if self.store is None:
+            return precomputed.open_volume(self.watershed_url, mip)
+        return self.store.array(mip)
+
+
+def watershed_volume(watershed_url: str) -> StoredVolume:
+    """The source."""
+    info = precomputed.read_info(watershed_url)
+    return StoredVolume("watershed", watershed_url, info, len(info.scales), None)
+
+
+def base_volume(watershed_url: str) -> StoredVolume | None:
+    """The base; None if there is none."""
+    try:
+        found = base.read_base(watershed_url)
+    except NotFoundError:
+        return None
+    store = specs.OcdbtStore(specs.base_spec(watershed_url))
+    return StoredVolume("base", watershed_url, found.volume, found.source_mips, store)
+
+
+def fork_volume(watershed_url: str, graph_id: str) -> StoredVolume | None:
+    """The graph's fork; None if there is none."""
+    if not fork.fork_exists(watershed_url, graph_id):
+        return None
+    found = base.read_base(watershed_url)
+    store = reader.open_fork_store(watershed_url, graph_id)
+    return StoredVolume("fork", watershed_url, found.volume, found.source_mips, store)
+
+
+def graph_volume(watershed_url: str, graph_id: str) -> StoredVolume:
+    """The voxels that readers of the graph see."""
+    if found := fork_volume(watershed_url, graph_id):
+        return found
+    if markers.read_complete(watershed_url) is not None and (found := base_volume(watershed_url)):
+        return found
+    return watershed_volume(watershed_url)

@@ -1,0 +1,155 @@
+"""Checks of voxels against the leaves of the graph, chunk by chunk. Looks at mip 0 only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import cc3d
+import fastremap
+import numpy as np
+import numpy.typing as npt
+import tensorstore as ts
+
+from sv_pipeline.grid import Box, ChunkGrid
+from sv_pipeline.ids import UInt64Array
+from sv_pipeline.verify.blocks import chunk_groups, in_order, read_box
+from sv_pipeline.verify.report import Outcome
+from sv_pipeline.verify.snapshot import NONE, Snapshot
+
+__all__ = ["check_voxels"]
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass
+class _Faults:
+    """What one group of chunks has: message -> (first place, count)."""
+
+    chunks: int = 0
+    found: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    def add(self, message: str, place: str, count: int) -> None:
+        first, known = self.found.get(message, (place, 0))
+        self.found[message] = (first, known + count)
+
+
+def check_voxels(
+    outcome: Outcome,
+    nodes: Snapshot,
+    grid: ChunkGrid,
+    volume: ts.TensorStore,
+    *,
+    sample: int | None = None,
+    seed: int = 0,
+    workers: int = 1,
+    advance: Callable[[int, int], None] | None = None,
+) -> None:
+    """Ids in the voxels are the live leaves, each one 26-connected piece inside its own chunk.
+
+    Parameters
+    ----------
+    outcome
+        Where findings go.
+    nodes
+        The graph's rows.
+    grid
+        Its chunks.
+    volume
+        Mip 0, (x, y, z), absolute coordinates.
+    sample, seed
+        See :func:`~sv_pipeline.verify.blocks.chunk_groups`.
+    workers
+        Threads.
+    advance
+        Called with (chunks done, all chunks).
+    """
+    groups = chunk_groups(grid, sample, seed)
+    total = sum(len(group) for group in groups)
+    # Whether a leaf is under a current root is for the hierarchy check to say.
+    leaves = nodes.ids[nodes.is_leaf]
+    for faults in in_order(lambda group: _check_group(nodes, leaves, grid, volume, group), groups, workers):
+        outcome.checked += faults.chunks
+        for message, (place, count) in faults.found.items():
+            outcome.error(message, place, count)
+        if advance is not None:
+            advance(outcome.checked, total)
+
+
+def _check_group(
+    nodes: Snapshot, leaves: UInt64Array, grid: ChunkGrid, volume: ts.TensorStore, group: IntArray
+) -> _Faults:
+    boxes = [grid.box(2, coordinate) for coordinate in group]
+    around = Box.of(
+        np.min([box.start for box in boxes], axis=0),
+        np.max([box.stop for box in boxes], axis=0),
+    )
+    block = read_box(volume, around, "mip 0")
+    faults = _Faults()
+    for coordinate, box in zip(group, boxes, strict=True):
+        labels = block[box.shifted(np.negative(around.start)).slices]
+        chunk = int(nodes.layout.chunk_ids(1, coordinate))
+        first = np.searchsorted(leaves, np.uint64(chunk), "left")
+        stop = np.searchsorted(leaves, np.uint64(chunk | nodes.layout.max_segment(1)), "right")
+        _check_chunk(faults, nodes, leaves[first:stop], np.asfortranarray(labels), box, coordinate)
+        faults.chunks += 1
+    return faults
+
+
+def _check_chunk(
+    faults: _Faults, nodes: Snapshot, leaves: UInt64Array, labels: UInt64Array, box: Box, coordinate: IntArray
+) -> None:
+    present = fastremap.unique(labels)
+    present = present[present != 0]
+    missing = np.setdiff1d(leaves, present, assume_unique=True)
+    if len(missing):
+        where = f"supervoxel {int(missing[0])} (chunk {_text(coordinate)})"
+        faults.add("a leaf of the graph without any voxel in its chunk.", where, len(missing))
+    strange = np.setdiff1d(present, leaves, assume_unique=True)
+    if len(strange):
+        _name_strange(faults, nodes, strange, labels, box)
+    pieces, n_pieces = cc3d.connected_components(labels, connectivity=26, return_N=True)
+    if n_pieces != len(present):
+        _name_pieces(faults, labels, pieces, box)
+
+
+def _name_strange(faults: _Faults, nodes: Snapshot, strange: UInt64Array, labels: UInt64Array, box: Box) -> None:
+    at = nodes.find(strange)
+    known = at != NONE
+    retired = known & nodes.retired[at]
+    leaf = known & ~retired & nodes.is_leaf[at]
+    kinds = [
+        (retired, "a voxel has the id of a supervoxel that was split (`new_ids`); its split did not reach the voxels."),
+        (leaf, "a voxel has the id of a supervoxel of another chunk; its id must be of the chunk it lies in."),
+        (~known, "a voxel has an id that the graph does not have; its chunk was not ingested to the end."),
+        (
+            known & ~retired & ~leaf,
+            "a voxel has an id that is no leaf of the graph: a node above layer 1, or one without a parent.",
+        ),
+    ]
+    for which, message in kinds:
+        if which.any():
+            voxel = np.argwhere(labels == strange[which][0])[0] + box.start
+            faults.add(message, f"voxel {_text(voxel)} (id {int(strange[which][0])})", int(which.sum()))
+
+
+def _name_pieces(faults: _Faults, labels: UInt64Array, pieces: npt.NDArray[Any], box: Box) -> None:
+    """Name the first supervoxel of several pieces, by the first voxel of its second piece."""
+    flat_pieces, flat_labels = pieces.ravel(order="F"), labels.ravel(order="F")
+    number, first = np.unique(flat_pieces, return_index=True)
+    first = np.sort(first[number != 0])
+    ids = flat_labels[first]
+    order = np.argsort(ids, kind="stable")
+    again = order[1:][np.diff(ids[order]) == 0]
+    if len(again):
+        voxel = np.array(np.unravel_index(first[again.min()], labels.shape, order="F")) + box.start
+        faults.add(
+            "a supervoxel in several pieces inside its chunk; it must be one 26-connected piece.",
+            f"voxel {_text(voxel)} (id {int(ids[again.min()])})",
+            len(np.unique(ids[again])),
+        )
+
+
+def _text(coordinate: npt.ArrayLike) -> str:
+    return ",".join(str(int(c)) for c in np.asarray(coordinate))
