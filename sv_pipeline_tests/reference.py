@@ -6,6 +6,7 @@ What the pipeline builds must equal what this builds, ids aside. Too slow for an
 from __future__ import annotations
 
 import itertools
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,9 +14,12 @@ from dataclasses import dataclass, field
 import networkx
 import numpy as np
 
+from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import IdLayout
+from sv_pipeline.table import columns, keys
+from sv_pipeline.table.interface import RowMutation, SetCell, Table
 
-__all__ = ["ReferenceHierarchy", "cross_layer", "expected_hierarchy"]
+__all__ = ["ReferenceHierarchy", "cross_layer", "expected_hierarchy", "write_reference_graph"]
 
 Edge = tuple[int, int]
 
@@ -136,3 +140,50 @@ def _note_cross_edges(layer, edges, result, layout):  # type: ignore[no-untyped-
             if layer_of(node, layout) == own_layer:
                 partner = result.ancestor(b, own_layer, layout)
                 result.cross_edges[node].setdefault(layer, set()).add((node, partner))
+
+
+# -- rows ---------------------------------------------------------------------------------------------------------
+
+
+def write_reference_graph(
+    table: Table, hierarchy: ReferenceHierarchy, layout: IdLayout, grid: ChunkGrid, *, start: int | None = None
+) -> None:
+    """Write every row of a freshly ingested graph except meta and version: nodes, counters, ingest rows.
+
+    Cells of a layer carry one time, a second later than those of the layer below; ``start`` (milliseconds) is an hour
+    ago unless given.
+    """
+    begin = int(time.time() * 1000) - 3_600_000 if start is None else start
+    rows: dict[bytes, list[SetCell]] = defaultdict(list)
+    for child, parent in hierarchy.parents.items():
+        made = begin + 1000 * layer_of(parent, layout)
+        rows[keys.node_key(child)].append(columns.PARENT.set(parent, made))
+    for node, children in hierarchy.children.items():
+        made = begin + 1000 * layer_of(node, layout)
+        rows[keys.node_key(node)].append(columns.CHILDREN.set(np.array(children, np.uint64), made))
+    for column, table_of in (
+        (columns.cross_edges, hierarchy.cross_edges),
+        (columns.atomic_cross_edges, hierarchy.atomic_cross_edges),
+    ):
+        for node, by_layer in table_of.items():
+            made = begin + 1000 * (layer_of(node, layout) + 1)
+            for layer, edges in by_layer.items():
+                value = np.array(sorted(edges), np.uint64)
+                rows[keys.node_key(node)].append(column(layer).set(value, made))
+    for chunk, segment in counters_of(hierarchy, layout).items():
+        rows[keys.counter_key(chunk)].append(columns.COUNTER.set(segment))
+    for layer in range(2, layout.n_layers + 1):
+        for chunk in layout.chunk_ids(layer, grid.coordinates(layer)).tolist():
+            done = {"timestamp": begin + 1000 * layer}
+            changes = [columns.INGEST_RESERVATION.set(done), columns.INGEST_DONE.set(done)]
+            rows[keys.ingest_key(layer, chunk)].extend(changes)
+    table.mutate(RowMutation(key, changes) for key, changes in rows.items())
+
+
+def counters_of(hierarchy: ReferenceHierarchy, layout: IdLayout) -> dict[int, int]:
+    """Highest segment of every chunk of every layer that has a node."""
+    highest: dict[int, int] = defaultdict(int)
+    for node in {*hierarchy.parents, *hierarchy.children}:
+        chunk = int(layout.chunks(np.uint64(node)))
+        highest[chunk] = max(highest[chunk], node - chunk)
+    return dict(highest)

@@ -1,4 +1,4 @@
-"""Checks of what surrounds the graph in its table: meta, ingest rows, operation log, locks. Looks at no node's edges."""
+"""Checks of what surrounds the graph in its table: meta, counters, ingest rows, operation log, locks."""
 
 from __future__ import annotations
 
@@ -30,14 +30,8 @@ UNFINISHED = {CREATED, WRITE_STARTED}
 # -- meta ---------------------------------------------------------------------------------------------------------
 
 
-def check_meta(outcome: Outcome, table: Table, volume: VolumeInfo, watershed_url: str) -> None:
-    """The meta and version rows can be read, are of this layout's version, and fit the watershed.
-
-    Raises
-    ------
-    SvPipelineError
-        If the meta cannot be read at all.
-    """
+def check_meta(outcome: Outcome, table: Table, stored: meta.TableMeta, volume: VolumeInfo, watershed_url: str) -> None:
+    """The meta and version rows can be read, are of this layout's version, and fit the watershed."""
     outcome.checked = 2
     version = meta.read_version(table)
     if version is None:
@@ -47,7 +41,6 @@ def check_meta(outcome: Outcome, table: Table, volume: VolumeInfo, watershed_url
             f"the table has version {version}, not {MAJOR_VERSION}.x: migrate it with PyChunkedGraph first.",
             keys.VERSION.decode(),
         )
-    stored = meta.read_meta(table)
     place = keys.META.decode()
     graph = stored.graph_config
     if graph.FANOUT != 2 or graph.LAYER_ID_BITS != LAYER_BITS:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sv_pipeline.errors import ConfigError, SvPipelineError
+from sv_pipeline.errors import ConfigError, SvPipelineError, UnavailableError
 from sv_pipeline.segmentation import kv
 from sv_pipeline.verify import edge_checks, ingest_checks, pyramid_checks, table_checks, volumes, voxel_checks
 from sv_pipeline.verify.report import CheckResult, Outcome, VerifyReport
@@ -28,7 +28,7 @@ class _Check:
 
 
 def _meta(subject: Subject, outcome: Outcome) -> None:
-    ingest_checks.check_meta(outcome, subject.table, subject.volume, subject.watershed_url)
+    ingest_checks.check_meta(outcome, subject.table, subject.meta, subject.volume, subject.watershed_url)
 
 
 def _ids(subject: Subject, outcome: Outcome) -> None:
@@ -194,9 +194,9 @@ def _run(name: str, subject: Subject) -> CheckResult:
         check.run(subject, outcome)
     except Blocked as reason:
         outcome.skipped, blocked = str(reason), True
+    except UnavailableError:
+        raise
     except SvPipelineError as error:
-        if error.kind == "unavailable":
-            raise
         outcome.error(str(error), f"graph {subject.graph_id}")
     seconds = time.monotonic() - started
     passed = not outcome.has_errors and not blocked
