@@ -23,8 +23,9 @@ def open_table(config: DatasetConfig, home: str | Path) -> Table:
     """
     options = config.backend_client.config
     if config.backend_client.type is BackendType.SQLITE:
-        return SqliteTable(config.table_name, Path(options.path) if options.path else Path(home) / "tables")
-    # Imported here: gRPC takes a second to load, and local graphs do without.
+        folder = Path(options.path) if options.path else Path(home) / "tables"
+        return SqliteTable(config.table_name, folder, read_only=options.read_only)
+    # Imported here: gRPC takes a while to load, and local graphs do without.
     from sv_pipeline.table.bigtable import BigtableTable
 
     return BigtableTable(config.table_name, str(options.project), str(options.instance), read_only=options.read_only)

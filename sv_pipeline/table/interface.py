@@ -11,8 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from sv_pipeline.errors import ConfigError
+
 __all__ = [
+    "AGING_FAMILY",
     "FAMILIES",
+    "MAX_AGE_MS",
+    "NEWEST_FAMILY",
     "Cell",
     "CellMatch",
     "ColumnKey",
@@ -26,6 +31,11 @@ __all__ = [
 
 FAMILIES = ("0", "1", "2", "3", "4")
 """Column families of every table. Family 1 keeps only the newest cell; family 3 drops cells after a year."""
+
+NEWEST_FAMILY = "1"
+AGING_FAMILY = "3"
+MAX_AGE_MS = 365 * 24 * 3600 * 1000
+"""Age, in milliseconds, at which cells of family 3 are gone; no backend returns them."""
 
 
 class ColumnKey(NamedTuple):
@@ -110,6 +120,8 @@ class Table(abc.ABC):
     name: str
     round_trips: int = field(default=0, init=False)
     """Requests sent so far by this instance (for benchmarks and tests)."""
+    read_only: bool = field(default=False, kw_only=True)
+    """Refuse to change anything, with a ConfigError."""
 
     # -- life cycle -----------------------------------------------------------------------------------------------
 
@@ -191,3 +203,9 @@ class Table(abc.ABC):
         bool
             Whether any condition held. An empty ``any_of`` never holds.
         """
+
+    def _refuse_if_read_only(self) -> None:
+        if self.read_only:
+            raise ConfigError(
+                f"table {self.name!r} is opened read-only.", remedy="Set backend_client.CONFIG.READ_ONLY to false."
+            )

@@ -33,6 +33,7 @@ __all__ = [
     "ingest_key",
     "ingest_keys",
     "ingest_range",
+    "join_ranges",
     "layer_range",
     "node_ids",
     "node_key",
@@ -94,15 +95,20 @@ def chunk_range(layout: IdLayout, chunk_id: int) -> RowKeyRange:
 
 def chunk_ranges(layout: IdLayout, chunk_ids: npt.ArrayLike) -> list[RowKeyRange]:
     """Ranges of several chunks, sorted; neighbours in key space are joined into one range."""
-    ids = np.unique(np.asarray(chunk_ids, np.uint64))
-    ranges: list[RowKeyRange] = []
-    for chunk_id in ids.tolist():
-        one = chunk_range(layout, chunk_id)
-        if ranges and ranges[-1].stop == one.start:
-            ranges[-1] = RowKeyRange(ranges[-1].start, one.stop)
+    return join_ranges(
+        chunk_range(layout, chunk_id) for chunk_id in np.unique(np.asarray(chunk_ids, np.uint64)).tolist()
+    )
+
+
+def join_ranges(ranges: Iterable[RowKeyRange]) -> list[RowKeyRange]:
+    """The same keys in disjoint ranges, in order; empty ones are left out."""
+    result: list[RowKeyRange] = []
+    for start, stop in sorted(r for r in ranges if r.start < r.stop):
+        if result and start <= result[-1].stop:
+            result[-1] = RowKeyRange(result[-1].start, max(stop, result[-1].stop))
         else:
-            ranges.append(one)
-    return ranges
+            result.append(RowKeyRange(start, stop))
+    return result
 
 
 def layer_range(layer: int) -> RowKeyRange:

@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -194,6 +194,19 @@ _PythonPickler: Any = pickle._Pickler
 
 
 class _Pickler(_PythonPickler):  # type: ignore[misc]
+    # A table of its own: dill, which many libraries load, puts its functions into the one of the base class.
+    dispatch: ClassVar[dict[type, Any]] = {
+        type(None): _PythonPickler.save_none,
+        bool: _PythonPickler.save_bool,
+        int: _PythonPickler.save_long,
+        float: _PythonPickler.save_float,
+        str: _PythonPickler.save_str,
+        bytes: _PythonPickler.save_bytes,
+        tuple: _PythonPickler.save_tuple,
+        list: _PythonPickler.save_list,
+        dict: _PythonPickler.save_dict,
+    }
+
     def save_global(self, obj: Any, name: str | None = None) -> None:
         if obj not in _STAND_INS:
             super().save_global(obj, name)

@@ -23,12 +23,16 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sv_pipeline.errors import ConfigError, ConflictError, CorruptionError, NotFoundError, UnavailableError
 from sv_pipeline.table.interface import (
+    AGING_FAMILY,
+    MAX_AGE_MS,
+    NEWEST_FAMILY,
     Cell,
     CellMatch,
     Change,
@@ -39,6 +43,7 @@ from sv_pipeline.table.interface import (
     SetCell,
     Table,
 )
+from sv_pipeline.table.keys import join_ranges
 
 __all__ = ["SqliteTable"]
 
@@ -50,9 +55,10 @@ KEYS_PER_STATEMENT = 16_384  # SQLite allows 32,766 parameters
 ROWS_PER_TRANSACTION = 2_000  # other writers get their turn in between
 ROWS_PER_FETCH = 2_000
 NARROW = 4  # up to so many columns are looked up one by one; more are cheaper to filter out of the whole row
+NEWEST_PREFIX = f"{NEWEST_FAMILY}:".encode()
+AGING_PREFIX = f"{AGING_FAMILY}:".encode()
 BUSY_SECONDS = 30.0
 ATTEMPTS = 5
-YEAR_MS = 365 * 24 * 3600 * 1000
 
 SCHEMA = """
 CREATE TABLE cells (
@@ -103,7 +109,7 @@ class SqliteTable(Table):
         _open_tables.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SqliteTable, (self.name, self.folder)
+        return partial(SqliteTable, read_only=self.read_only), (self.name, self.folder)
 
     @property
     def path(self) -> Path:
@@ -118,6 +124,7 @@ class SqliteTable(Table):
 
     def create(self) -> None:
         """Make the table; ConflictError if it exists."""
+        self._refuse_if_read_only()
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = self.folder / f".{self.name}.{uuid.uuid4().hex}.new"
         draft.mkdir()
@@ -142,6 +149,7 @@ class SqliteTable(Table):
 
     def drop(self) -> None:
         """Remove the table and everything in it; nothing happens if it is not there."""
+        self._refuse_if_read_only()
         self.close()
         grave = self.folder / f".{self.name}.{uuid.uuid4().hex}.dropped"
         try:
@@ -199,7 +207,7 @@ class SqliteTable(Table):
         with self._errors(), self._borrow() as connection:
             connection.execute("BEGIN")
             try:
-                for start, stop in _disjoint(ranges):
+                for start, stop in join_ranges(ranges):
                     sql, parameters = _select("row >= ? AND row < ?", [start, stop], columns, until, newest_only)
                     self.round_trips += 1
                     yield from _rows(connection.execute(sql, parameters))
@@ -272,6 +280,7 @@ class SqliteTable(Table):
             connection.execute("COMMIT")
             return result
 
+        self._refuse_if_read_only()
         self.round_trips += 1
         return self._run(transaction)
 
@@ -376,9 +385,9 @@ def _select(
     if until is not None:
         conditions.append("timestamp <= ?")
         parameters.append(until)
-    if columns is None or any(c.family == "3" for c in columns):
-        conditions.append("NOT (column >= x'333a' AND column < x'333b' AND timestamp < ?)")  # '3:' to '3;'
-        parameters.append(_now() - YEAR_MS)
+    if columns is None or any(c.family == AGING_FAMILY for c in columns):
+        conditions.append("NOT (column >= ? AND column < ? AND timestamp < ?)")
+        parameters += [AGING_PREFIX, f"{AGING_FAMILY};".encode(), _now() - MAX_AGE_MS]  # ';' follows ':'
     # With a lone max() SQLite takes the other columns from the row that has the maximum.
     value = "max(timestamp), value" if newest_only else "timestamp, value"
     group = " GROUP BY row, column" if newest_only else ""
@@ -435,27 +444,16 @@ def _put(connection: sqlite3.Connection, cells: list[tuple[bytes, bytes, int, by
     if not cells:
         return
     connection.executemany(PUT, cells)
-    single = {(key, column) for key, column, _, _ in cells if column[:2] == b"1:"}
+    single = {(key, column) for key, column, _, _ in cells if column.startswith(NEWEST_PREFIX)}
     if single:
         connection.executemany(KEEP_NEWEST, single)
-    aging = {(key, column, _now() - YEAR_MS) for key, column, _, _ in cells if column[:2] == b"3:"}
+    aging = {(key, column, _now() - MAX_AGE_MS) for key, column, _, _ in cells if column.startswith(AGING_PREFIX)}
     if aging:
         connection.executemany("DELETE FROM cells WHERE row = ? AND column = ? AND timestamp < ?", aging)
 
 
 def _column(column: ColumnKey) -> bytes:
     return column.family.encode() + b":" + column.qualifier
-
-
-def _disjoint(ranges: Iterable[RowKeyRange]) -> list[RowKeyRange]:
-    """Ranges in order, overlaps joined, empty ones left out."""
-    result: list[RowKeyRange] = []
-    for start, stop in sorted(r for r in ranges if r.start < r.stop):
-        if result and start <= result[-1].stop:
-            result[-1] = RowKeyRange(result[-1].start, max(stop, result[-1].stop))
-        else:
-            result.append(RowKeyRange(start, stop))
-    return result
 
 
 def _is_lock(error: sqlite3.OperationalError) -> bool:

@@ -1,0 +1,255 @@
+"""Bigtable's messages: requests out of keys, filters and mutations; rows out of the chunks of a reply. No calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from google.cloud.bigtable_v2.types import bigtable, data
+
+from sv_pipeline.table.interface import (
+    AGING_FAMILY,
+    MAX_AGE_MS,
+    NEWEST_FAMILY,
+    Cell,
+    CellMatch,
+    Change,
+    ColumnKey,
+    RowKeyRange,
+    RowMutation,
+    RowView,
+    SetCell,
+)
+
+__all__ = [
+    "entry_batches",
+    "match_filter",
+    "mutation",
+    "read_filter",
+    "read_requests",
+    "remaining",
+    "rows_of",
+]
+
+# Messages of Google's protobuf itself, without the wrapper of its Python client.
+ReadRowsRequest: Any = bigtable.ReadRowsRequest.pb()
+Entry: Any = bigtable.MutateRowsRequest.Entry.pb()
+RowFilter: Any = data.RowFilter.pb()
+RowRange: Any = data.RowRange.pb()
+Mutation: Any = data.Mutation.pb()
+
+KEYS_PER_REQUEST = 10_000
+KEY_BYTES_PER_REQUEST = 400_000  # Bigtable refuses requests for reads above half a megabyte
+RANGES_PER_REQUEST = 2_000
+ROWS_PER_REQUEST = 1_000
+MUTATIONS_PER_REQUEST = 50_000  # the limit is 100,000
+BYTES_PER_REQUEST = 16_000_000
+
+
+# -- filters ----------------------------------------------------------------------------------------------------------
+
+
+def read_filter(columns: Sequence[ColumnKey] | None, until: int | None, newest_only: bool) -> Any:
+    """Filter of a read; None if everything is wanted. The limit comes last: newest of the cells that match."""
+    steps = []
+    if columns is not None:
+        steps.append(_any([_column(column) for column in dict.fromkeys(columns)]))
+    if until is not None:
+        steps.append(RowFilter(timestamp_range_filter={"end_timestamp_micros": (until + 1) * 1000}))
+    if newest_only:
+        steps.append(RowFilter(cells_per_column_limit_filter=1))
+    return _all(steps)
+
+
+def match_filter(any_of: Sequence[CellMatch]) -> Any:
+    """Filter that lets a cell through if any condition holds."""
+    return _any([_match(match) for match in any_of])
+
+
+def _match(match: CellMatch) -> Any:
+    # The limit comes before time and value: only the newest cell may count, or an outdated lock would still match.
+    steps = [_column(match.column), RowFilter(cells_per_column_limit_filter=1)]
+    if match.since is not None:
+        steps.append(RowFilter(timestamp_range_filter={"start_timestamp_micros": match.since * 1000}))
+    if match.value is not None:
+        value_range = {"start_value_closed": match.value, "end_value_closed": match.value}
+        steps.append(RowFilter(value_range_filter=value_range))
+    return _all(steps)
+
+
+def _column(column: ColumnKey) -> Any:
+    # A range of one, since the alternative is a regular expression, in which qualifiers would have to be escaped.
+    return RowFilter(
+        column_range_filter={
+            "family_name": column.family,
+            "start_qualifier_closed": column.qualifier,
+            "end_qualifier_closed": column.qualifier,
+        }
+    )
+
+
+def _all(steps: list[Any]) -> Any:
+    if len(steps) < 2:
+        return steps[0] if steps else None
+    return RowFilter(chain={"filters": steps})
+
+
+def _any(choices: list[Any]) -> Any:
+    return choices[0] if len(choices) == 1 else RowFilter(interleave={"filters": choices})
+
+
+# -- reads ------------------------------------------------------------------------------------------------------------
+
+
+def read_requests(
+    table_path: str, keys: Sequence[bytes], ranges: Sequence[RowKeyRange], row_filter: Any
+) -> Iterator[Any]:
+    """Requests for sorted keys and disjoint sorted ranges, each of a size that Bigtable takes."""
+    for batch in _key_batches(keys):
+        yield ReadRowsRequest(table_name=table_path, rows={"row_keys": batch}, filter=row_filter)
+    for first in range(0, len(ranges), RANGES_PER_REQUEST):
+        batch_ranges = [
+            RowRange(start_key_closed=start, end_key_open=stop)
+            for start, stop in ranges[first : first + RANGES_PER_REQUEST]
+        ]
+        yield ReadRowsRequest(table_name=table_path, rows={"row_ranges": batch_ranges}, filter=row_filter)
+
+
+def _key_batches(keys: Sequence[bytes]) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
+    size = 0
+    for key in keys:
+        if len(batch) == KEYS_PER_REQUEST or (batch and size + len(key) + 2 > KEY_BYTES_PER_REQUEST):
+            yield batch
+            batch, size = [], 0
+        batch.append(key)
+        size += len(key) + 2
+    if batch:
+        yield batch
+
+
+def remaining(request: Any, last: bytes) -> Any:
+    """What a broken read has still to get after row ``last``; None if nothing."""
+    keys = [key for key in request.rows.row_keys if key > last]
+    ranges = []
+    for one in request.rows.row_ranges:
+        if one.end_key_open > last:
+            start = (
+                {"start_key_closed": one.start_key_closed} if one.start_key_closed > last else {"start_key_open": last}
+            )
+            if one.WhichOneof("start_key") == "start_key_open" and one.start_key_open > last:
+                start = {"start_key_open": one.start_key_open}
+            ranges.append(RowRange(**start, end_key_open=one.end_key_open))
+    if not keys and not ranges:
+        return None
+    row_filter = request.filter if request.HasField("filter") else None
+    return ReadRowsRequest(
+        table_name=request.table_name, rows={"row_keys": keys, "row_ranges": ranges}, filter=row_filter
+    )
+
+
+def rows_of(responses: Iterable[Any]) -> Iterator[tuple[bytes, RowView]]:
+    """Rows out of a ReadRows reply; an empty row tells how far a filtered scan has come.
+
+    A reply is a stream of cell chunks: a new key starts a row, family and qualifier hold until the next are named, a
+    value may come in several pieces (all but the last say the full size), the last chunk of a row commits it.
+    """
+    names: dict[tuple[str, bytes], ColumnKey] = {}
+    oldest = now_ms() - MAX_AGE_MS
+    key, row, family = b"", RowView(), ""
+    cells: list[Cell] = []
+    pieces: list[Any] = []
+    for response in responses:
+        for chunk in response.chunks:
+            if chunk.reset_row:
+                key, pieces = b"", []
+                continue
+            if chunk.row_key not in (b"", key):
+                key, row = chunk.row_key, {}
+            if chunk.HasField("family_name"):
+                family = chunk.family_name.value
+            if chunk.HasField("qualifier"):
+                name = (family, chunk.qualifier.value)
+                column = names.get(name) or names.setdefault(name, ColumnKey(*name))
+                cells = row.setdefault(column, [])
+            if not pieces and not chunk.value_size:
+                cells.append(Cell(chunk.timestamp_micros // 1000, chunk.value))
+            else:
+                pieces.append(chunk)
+                if not chunk.value_size:
+                    cells.append(_joined(pieces))
+                    pieces = []
+            if chunk.commit_row and _without_garbage(row, oldest):
+                yield key, row
+        if response.last_scanned_row_key:
+            yield response.last_scanned_row_key, {}
+
+
+def _joined(pieces: list[Any]) -> Cell:
+    """A cell whose value came in pieces; only the first has its time."""
+    return Cell(pieces[0].timestamp_micros // 1000, b"".join(piece.value for piece in pieces))
+
+
+def _without_garbage(row: RowView, oldest: int) -> RowView:
+    """Take cells out of the row that Bigtable has not collected yet; the same row."""
+    for column in [c for c in row if c.family in (NEWEST_FAMILY, AGING_FAMILY)]:
+        if column.family == NEWEST_FAMILY:
+            del row[column][1:]
+        else:
+            row[column] = [cell for cell in row[column] if cell.timestamp >= oldest]
+            if not row[column]:
+                del row[column]
+    return row
+
+
+# -- writes -----------------------------------------------------------------------------------------------------------
+
+
+def mutation(change: Change, now: int) -> Any:
+    """Message of one change; ``now`` (ms) is the time of cells that have none."""
+    if isinstance(change, SetCell):
+        return Mutation(
+            set_cell={
+                "family_name": change.column.family,
+                "column_qualifier": change.column.qualifier,
+                "timestamp_micros": 1000 * (now if change.timestamp is None else change.timestamp),
+                "value": change.value,
+            }
+        )
+    if change.column is None:
+        return Mutation(delete_from_row={})
+    cells: dict[str, Any] = {"family_name": change.column.family, "column_qualifier": change.column.qualifier}
+    if change.timestamp is not None:
+        start = 1000 * change.timestamp
+        cells["time_range"] = {"start_timestamp_micros": start, "end_timestamp_micros": start + 1000}
+    return Mutation(delete_from_column=cells)
+
+
+def entry_batches(mutations: Iterable[RowMutation]) -> Iterator[list[Any]]:
+    """Entries of MutateRows requests, each of a size that Bigtable takes; rows without changes are left out."""
+    batch: list[Any] = []
+    changes = size = 0
+    for row in mutations:
+        if not row.changes:
+            continue
+        now = now_ms()
+        entry = Entry(row_key=row.key, mutations=[mutation(change, now) for change in row.changes])
+        entry_size = entry.ByteSize()
+        if batch and (
+            len(batch) == ROWS_PER_REQUEST
+            or changes + len(row.changes) > MUTATIONS_PER_REQUEST
+            or size + entry_size > BYTES_PER_REQUEST
+        ):
+            yield batch
+            batch, changes, size = [], 0, 0
+        batch.append(entry)
+        changes += len(row.changes)
+        size += entry_size
+    if batch:
+        yield batch
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,229 @@
+"""Calls to Bigtable: channel, credentials, retries, and which error a status means. Knows no rows.
+
+Goes to gRPC with plain protobuf messages: Google's Python clients spend most of a read's time in wrapping cells.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import google.auth
+import grpc  # type: ignore[import-untyped]
+from google.api_core import grpc_helpers
+from google.api_core.gapic_v1 import routing_header
+from google.cloud.bigtable_admin_v2.types import bigtable_table_admin
+from google.cloud.bigtable_v2.types import bigtable
+from grpc import experimental
+
+from sv_pipeline.errors import (
+    ConfigError,
+    ConflictError,
+    CorruptionError,
+    InputError,
+    NotFoundError,
+    SvPipelineError,
+    UnavailableError,
+)
+
+__all__ = ["Connection", "Patience", "error_of"]
+
+log = logging.getLogger(__name__)
+
+EMULATOR = "BIGTABLE_EMULATOR_HOST"
+DATA_HOST = "bigtable.googleapis.com"
+ADMIN_HOST = "bigtableadmin.googleapis.com"
+SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
+OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # The reading thread itself takes messages off the wire: a quarter of the time per message.
+    (experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
+]
+RETRYABLE = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
+UNARY_SECONDS = 20.0
+STREAM_SECONDS = 300.0
+
+_DATA = "/google.bigtable.v2.Bigtable/"
+_ADMIN = "/google.bigtable.admin.v2.BigtableTableAdmin/"
+_STREAMS: dict[str, tuple[Any, Any]] = {
+    _DATA + "ReadRows": (bigtable.ReadRowsRequest, bigtable.ReadRowsResponse),
+    _DATA + "MutateRows": (bigtable.MutateRowsRequest, bigtable.MutateRowsResponse),
+}
+_UNARY: dict[str, tuple[Any, Any]] = {
+    _DATA + "MutateRow": (bigtable.MutateRowRequest, bigtable.MutateRowResponse),
+    _DATA + "ReadModifyWriteRow": (bigtable.ReadModifyWriteRowRequest, bigtable.ReadModifyWriteRowResponse),
+    _DATA + "CheckAndMutateRow": (bigtable.CheckAndMutateRowRequest, bigtable.CheckAndMutateRowResponse),
+    _ADMIN + "CreateTable": (bigtable_table_admin.CreateTableRequest, None),
+    _ADMIN + "DeleteTable": (bigtable_table_admin.DeleteTableRequest, None),
+}
+_abandoned: list[Any] = []  # channels of the parent process: a child may neither use nor close them
+
+
+@dataclass
+class Patience:
+    """How long one call is tried again: with growing pauses, until ``seconds`` went by without any progress."""
+
+    seconds: float
+    pause: float = 0.05
+    _since: float = field(default_factory=time.monotonic)
+
+    def progress(self) -> None:
+        """Something arrived: start over."""
+        self.pause = 0.05
+        self._since = time.monotonic()
+
+    def wait(self) -> bool:
+        """Pause before the next attempt; False if there should be none."""
+        if time.monotonic() - self._since + self.pause > self.seconds:
+            return False
+        time.sleep(self.pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+        self.pause = min(2 * self.pause, 5.0)
+        return True
+
+
+@dataclass(eq=False)
+class Connection:
+    """Channels to one table, made when first used, anew in each process.
+
+    Parameters
+    ----------
+    table_path
+        ``projects/<project>/instances/<instance>/tables/<table>``.
+    patience
+        Seconds after which a call without any answer is given up.
+    count
+        Called for every request that is sent.
+    """
+
+    table_path: str
+    patience: float
+    count: Callable[[], None]
+    _process: int = 0
+    _channels: dict[str, grpc.Channel] = field(default_factory=dict)
+    _stubs: dict[str, Any] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def unary(self, method: str, request: Any, what: str) -> Any:
+        """Answer of a call, tried again while the server is away.
+
+        A call that was lost after it took effect takes effect twice. Increments only waste a number by that; a
+        conditional change finds its own earlier effect, so its answer may be "refused" although it went in.
+        """
+        patience = Patience(self.patience)
+        while True:
+            try:
+                return self._call(method, request, UNARY_SECONDS)
+            except grpc.RpcError as error:
+                self.retry_or_raise(error, patience, what)
+
+    def stream(self, method: str, request: Any) -> Any:
+        """Start a streaming call; errors come while it is read."""
+        return self._call(method, request, STREAM_SECONDS)
+
+    def retry_or_raise(self, error: grpc.RpcError, patience: Patience, what: str) -> None:
+        """Pause if the call should be made again, else raise the error that the status means."""
+        code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
+        detail = str(error.details() if isinstance(error, grpc.Call) else error)
+        if code in RETRYABLE and patience.wait():
+            log.info("%s of %s is tried again: %s %s", what, self.table_path, code.name, detail)
+            return
+        raise error_of(code, detail, self.table_path, what) from error
+
+    def close(self) -> None:
+        """Close the channels; the next call opens new ones."""
+        with self._lock:
+            channels, self._channels, self._stubs = self._channels, {}, {}
+            if self._process != os.getpid():
+                _abandoned.extend(channels.values())
+                return
+        for channel in channels.values():
+            channel.close()
+
+    def _call(self, method: str, request: Any, timeout: float) -> Any:
+        self.count()
+        service = _ADMIN if method in ("CreateTable", "DeleteTable") else _DATA
+        name = {"CreateTable": "parent", "DeleteTable": "name"}.get(method, "table_name")
+        routing = routing_header.to_grpc_metadata({name: getattr(request, name)})  # type: ignore[no-untyped-call]
+        return self._stub(service + method)(request, timeout=timeout, metadata=[routing])
+
+    def _stub(self, path: str) -> Any:
+        with self._lock:
+            if self._process != os.getpid():
+                _abandoned.extend([*self._channels.values(), *self._stubs.values()])
+                self._channels, self._stubs, self._process = {}, {}, os.getpid()
+            if path not in self._stubs:
+                host = ADMIN_HOST if path.startswith(_ADMIN) else DATA_HOST
+                if host not in self._channels:
+                    self._channels[host] = _open_channel(host)
+                self._stubs[path] = _make_stub(self._channels[host], path)
+            return self._stubs[path]
+
+
+def _make_stub(channel: grpc.Channel, path: str) -> Any:
+    request, response = _STREAMS.get(path) or _UNARY[path]
+    make = channel.unary_stream if path in _STREAMS else channel.unary_unary
+    return make(
+        path,
+        request_serializer=request.pb().SerializeToString,
+        response_deserializer=response.pb().FromString if response else bytes,
+    )
+
+
+def _open_channel(host: str) -> grpc.Channel:
+    if emulator := os.environ.get(EMULATOR):
+        return grpc.insecure_channel(emulator, options=OPTIONS)
+    try:
+        credentials, _ = google.auth.default(scopes=SCOPES)
+    except google.auth.exceptions.DefaultCredentialsError as error:
+        raise ConfigError(
+            "there are no Google credentials for Bigtable.",
+            remedy="Set GOOGLE_APPLICATION_CREDENTIALS to a key file, run `gcloud auth application-default login`, "
+            f"set {EMULATOR} to the address of an emulator, or use backend_client.TYPE: sqlite.",
+        ) from error
+    return grpc_helpers.create_channel(f"{host}:443", credentials=credentials, default_scopes=SCOPES, options=OPTIONS)
+
+
+def error_of(code: grpc.StatusCode, detail: str, table_path: str, what: str) -> SvPipelineError:
+    """The error that a status means for a reader."""
+    where = f"{what} of {table_path}"
+    if code is grpc.StatusCode.NOT_FOUND:
+        return NotFoundError(
+            f"{table_path} does not exist ({detail}).",
+            remedy="Check PROJECT, INSTANCE and graph id, or ingest it first.",
+        )
+    if code is grpc.StatusCode.ALREADY_EXISTS:
+        return ConflictError(
+            f"{table_path} exists already.", remedy="Choose another graph id, or remove the table deliberately."
+        )
+    if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
+        return ConfigError(f"{where} was not allowed: {detail}.", remedy="Check the credentials and their roles.")
+    if code is grpc.StatusCode.FAILED_PRECONDITION:
+        return CorruptionError(f"{where} did not find what it needs: {detail}.")
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        return InputError(f"{where} was refused: {detail}.")
+    return UnavailableError(f"{where} failed: {code.name} {detail}.", remedy="Try again later.")
+
+
+def read_stream(call: Any) -> Iterator[Any]:
+    """Messages of a streaming call, which ends with the reader: nothing keeps running on the server."""
+    try:
+        yield from call
+    finally:
+        call.cancel()

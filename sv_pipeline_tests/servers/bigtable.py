@@ -1,0 +1,67 @@
+"""The Bigtable emulator as a fixture: one process per test worker, on a port of its own, gone at the end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sv_pipeline_tests.requirements import need
+
+BINARY = "cbtemulator"
+SDK = Path("/usr/lib/google-cloud-sdk/platform/bigtable-emulator")
+START_SECONDS = 30
+
+
+def find_emulator() -> str | None:
+    """Path of the emulator: SV_PIPELINE_BIGTABLE_EMULATOR, else on PATH, else in the Google Cloud SDK."""
+    named = os.environ.get("SV_PIPELINE_BIGTABLE_EMULATOR")
+    return named or shutil.which(BINARY) or shutil.which(BINARY, path=str(SDK))
+
+
+@pytest.fixture(scope="session")
+def bigtable_emulator() -> Iterator[str]:
+    """``host:port`` of a running emulator; BIGTABLE_EMULATOR_HOST says so too until the session ends."""
+    binary = find_emulator()
+    need(binary, f"the Bigtable emulator ({BINARY} of the Google Cloud SDK)")
+    with tempfile.TemporaryFile("w+b") as output, pytest.MonkeyPatch.context() as patch:
+        process = subprocess.Popen(
+            [str(binary), "-host", "127.0.0.1", "-port", "0"],  # port 0: the system chooses a free one
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_die_with_parent,
+        )
+        try:
+            address = _wait_for_address(process, output.fileno())
+            patch.setenv("BIGTABLE_EMULATOR_HOST", address)
+            yield address
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _wait_for_address(process: subprocess.Popen[bytes], output: int) -> str:
+    deadline = time.monotonic() + START_SECONDS
+    said = ""
+    while time.monotonic() < deadline and process.poll() is None:
+        said = os.pread(output, 4096, 0).decode(errors="replace")
+        if found := re.search(r"running on (\S+:\d+)", said):
+            return found[1]
+        time.sleep(0.05)
+    pytest.fail(f"the Bigtable emulator did not start: {said or 'it said nothing'}", pytrace=False)
+
+
+def _die_with_parent() -> None:
+    """A test run that is killed leaves no emulator behind (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
