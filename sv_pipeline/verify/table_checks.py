@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.grid import ChunkGrid
+from sv_pipeline.table.counters import ROOT_SHARDS
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.snapshot import NONE, Snapshot
 
@@ -67,8 +68,10 @@ def check_ids(outcome: Outcome, nodes: Snapshot, grid: ChunkGrid, counters: dict
     chunk_ids, of_chunk = np.unique(layout.chunks(ids), return_inverse=True)
     limits = np.array([counters.get(int(chunk), 0) for chunk in chunk_ids], np.uint64)[of_chunk]
     given = segments <= limits
-    shard = (segments % np.uint64(256)).astype(np.int64)
-    given |= (layers == layout.n_layers) & (segments // np.uint64(256) <= shards[shard].astype(np.uint64))
+    shard = (segments % np.uint64(ROOT_SHARDS)).astype(np.int64)
+    number = segments // np.uint64(ROOT_SHARDS)
+    # The first number that a shard gives is 1, so segments below 256 are never a shard's.
+    given |= (layers == layout.n_layers) & (number > 0) & (number <= shards[shard].astype(np.uint64))
     report_where(
         outcome,
         ~given & ~beyond,

@@ -1,0 +1,121 @@
+"""A sound graph to plant faults in: built once, copied for each test."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from sv_pipeline.segmentation import kv, specs
+from sv_pipeline.segmentation.reader import open_fork_store
+from sv_pipeline.table import columns, keys, meta
+from sv_pipeline.table.columns import Column
+from sv_pipeline.table.interface import DeleteCells, RowKeyRange, RowMutation, RowView, SetCell, Table
+from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.verify.report import VerifyReport
+from sv_pipeline.verify.run import verify
+from sv_pipeline_tests.reference_data import ReferenceDataset, build_dataset, random_labels
+
+EVERYTHING = RowKeyRange(b"\x00", b"\xff" * 32)
+
+
+@dataclass
+class Planted:
+    """A copy of the sound graph, with handles to break it."""
+
+    data: ReferenceDataset
+
+    @property
+    def table(self) -> Table:
+        return self.data.table
+
+    def verify(self, checks: Sequence[str] | None = None, **options: object) -> VerifyReport:
+        return verify(
+            SimpleNamespace(table=self.table),
+            watershed_url=self.data.watershed_url,
+            graph_id=self.data.graph_id,
+            checks=checks,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def row(self, node: int) -> RowView:
+        key = keys.node_key(node)
+        return self.table.read_rows([key])[key]
+
+    def change(self, key: bytes, *changes: SetCell | DeleteCells) -> None:
+        self.table.mutate([RowMutation(key, changes)])
+
+    def rewrite(self, node: int, column: Column, value: object) -> None:
+        """Replace the newest cell, at its own time."""
+        cells = self.row(node).get(column.key)
+        self.change(keys.node_key(node), column.set(value, cells[0].timestamp if cells else None))
+
+    def write_voxels(self, voxel: Sequence[int], value: int, mip: int = 0) -> None:
+        """Change one voxel of the fork, in a commit of its own."""
+        store = open_fork_store(self.data.watershed_url, self.data.graph_id)
+        store.array(mip)[tuple(voxel)].write(np.uint64(value)).result()
+
+    def voxels_of(self, supervoxel: int) -> np.ndarray:
+        """Voxels of a supervoxel, absolute, shape (n, 3)."""
+        return np.argwhere(self.data.voxels == supervoxel) + self.data.grid.bounds.start
+
+    def own_key(self, key: str, value: bytes) -> None:
+        store = open_fork_store(self.data.watershed_url, self.data.graph_id)
+        store.kv.write(specs.OWN_KEYS + key, value).result()
+
+    def nodes(self, layer: int) -> list[int]:
+        shift = 56
+        return sorted(n for n in self.data.hierarchy.children if n >> shift == layer)
+
+
+def copy_of(data: ReferenceDataset, folder: Path, table: Table) -> ReferenceDataset:
+    """The same graph in another folder and table."""
+    source = Path(data.watershed_url.removeprefix("file://"))
+    shutil.copytree(source, folder)
+    config = data.config.model_copy(
+        update={"data_source": data.config.data_source.model_copy(update={"watershed": kv.as_url(folder)})}
+    )
+    table.mutate(
+        RowMutation(key, [SetCell(column, cell.value, cell.timestamp) for column in row for cell in row[column]])
+        for key, row in data.table.scan([EVERYTHING])
+    )
+    meta.write_meta(table, meta.from_config(config), overwrite=True)
+    return replace(data, config=config, table=table)
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> ReferenceDataset:
+    folder = tmp_path_factory.mktemp("sound")
+    table = SqliteTable("sound", str(folder / "tables"))
+    table.create()
+    labels = random_labels((48, 40, 36), 60, seed=1)
+    objects = {label: label // 3 for label in range(1, 61)}
+    return build_dataset(
+        folder / "watershed", table, labels, objects, chunk_size=(8, 8, 8), voxel_offset=(16, 8, 3)
+    )
+
+
+@pytest.fixture
+def planted(sound: ReferenceDataset, tmp_path: Path) -> Planted:
+    table = SqliteTable("planted", str(tmp_path / "tables"))
+    table.create()
+    return Planted(copy_of(sound, tmp_path / "watershed", table))
+
+
+@pytest.fixture
+def assert_names() -> Callable[..., None]:
+    """Assert that a report names exactly one check, and that the place of a finding holds a text."""
+
+    def check(report: VerifyReport, name: str, *places: object) -> None:
+        assert report.failed == (name,), report.summary()
+        assert not report.ok
+        first = [finding.place for finding in report[name].errors]
+        for place in places:
+            assert any(str(place) in text for text in first), report.summary()
+
+    return check
