@@ -16,6 +16,7 @@ from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.segmentation import kv, specs
+from sv_pipeline.segmentation.context import reset_context
 from sv_pipeline.segmentation.layout import plan_scales
 from sv_pipeline.segmentation.markers import POPULATED_FOLDER
 from sv_pipeline.segmentation.precomputed import VolumeInfo, info_json, parse_info, read_info
@@ -27,6 +28,7 @@ FORKS = ".forks/"
 """Below ``ocdbt/``: one record per fork, because folders cannot be listed without listing all that is in them."""
 RECORD = "base.json"
 RECORD_VERSION = 1
+_MISMATCH = "Configuration mismatch"
 
 _logger = logging.getLogger(__name__)
 
@@ -176,15 +178,20 @@ def write_volume_info(spec: dict[str, Any], volume: VolumeInfo) -> None:
             content = json.dumps(info_json(volume)).encode()
             store.kv.write(key, content, if_equal=found.stamp.generation).result()
 
+    what = f"creating the database at {spec['base']}"
     try:
-        retry_transport(write, what=f"creating the database at {spec['base']}")
+        retry_transport(write, what=what)
     except ValueError as error:
-        if "Configuration mismatch" in str(error):
+        if _MISMATCH not in str(error):
+            raise
+        reset_context()  # it may be that this process remembers a database that was wiped by another
+        try:
+            retry_transport(write, what=what)
+        except ValueError as again:
             raise ConfigError(
-                f"the database at {spec['base']} does not have the configuration in its record: {error}",
+                f"the database at {spec['base']} does not have the configuration in its record: {again}.",
                 remedy="Wipe the base and create it again.",
-            ) from error
-        raise
+            ) from again
 
 
 def list_forks(watershed_url: str | Path) -> list[str]:
@@ -217,3 +224,4 @@ def wipe_base(watershed_url: str | Path, *, force: bool = False) -> None:
     # Markers first: a crash in between must not leave markers of voxels that are gone.
     kv.delete_prefix(specs.ocdbt_folder(url), POPULATED_FOLDER + "/")
     kv.delete_prefix(specs.base_folder(url))
+    reset_context()

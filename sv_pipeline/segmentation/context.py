@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorstore as ts
 
-__all__ = ["CONTEXT_OPTIONS", "process_context"]
+__all__ = ["CONTEXT_OPTIONS", "process_context", "reset_context"]
 
 CONTEXT_OPTIONS: dict[str, Any] = {
     # Decoded B+tree nodes and chunks: without a pool every chunk read fetches its manifest and nodes again.
@@ -30,3 +30,12 @@ def process_context() -> ts.Context:
         _contexts.clear()
         _contexts[pid] = ts.Context(CONTEXT_OPTIONS)
     return _contexts[pid]
+
+
+def reset_context() -> None:
+    """Forget the context, for handles opened from now on.
+
+    What is cached in it includes the configuration of each OCDBT database; so after one has been removed, a new one in
+    its place would seem to have the configuration of the old.
+    """
+    _contexts.clear()

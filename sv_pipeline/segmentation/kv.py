@@ -11,7 +11,7 @@ import tensorstore as ts
 
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.segmentation.context import process_context
-from sv_pipeline.segmentation.retry import retry_transport
+from sv_pipeline.segmentation.retry import retry_transport, status_code
 
 __all__ = [
     "as_url",
@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 SCHEMES = ("file", "gs", "memory")
+_DELETE_ATTEMPTS = 20
 
 
 def as_url(path_or_url: str | Path) -> str:
@@ -152,6 +153,15 @@ def delete_keys(url: str | Path, keys: Iterable[str]) -> None:
 
 def delete_prefix(url: str | Path, prefix: str = "") -> None:
     """Remove all keys that start with ``prefix``; with "" the folder's whole content."""
-    retry_transport(
-        lambda: (open_kv(url) / prefix).delete_range(ts.KvStore.KeyRange()).result(), what=f"deleting {url}{prefix}"
-    )
+
+    def delete() -> None:
+        for attempt in range(_DELETE_ATTEMPTS):
+            try:
+                return (open_kv(url) / prefix).delete_range(ts.KvStore.KeyRange()).result()
+            except ValueError as error:
+                # The file driver stops at a file that somebody else has just removed.
+                if status_code(error) != "NOT_FOUND" or attempt == _DELETE_ATTEMPTS - 1:
+                    raise
+        return None
+
+    retry_transport(delete, what=f"deleting {url}{prefix}")

@@ -158,8 +158,7 @@ def populate_task(
     with dump_errors(f"populate_{name}", lambda: _details(plan, coordinate, address)):
         marker = markers.read_marker(plan.base.watershed_url, coordinate)
         if marker is not None:
-            shapes = tuple(_triple(shape) for shape in marker["shapes"])
-            return TaskReport(coordinate, True, shapes, time.monotonic() - started)
+            return TaskReport(coordinate, True, _shapes(plan, coordinate), time.monotonic() - started)
         if plan.method is PopulateMethod.PARTS:
             shapes = _populate_part(plan, coordinate, attempts)
         else:
@@ -170,7 +169,7 @@ def populate_task(
 def _populate_part(plan: PopulatePlan, coordinate: Triple, attempts: int) -> tuple[Triple, ...]:
     url, name = plan.base.watershed_url, task_name(coordinate)
 
-    def write() -> tuple[str, tuple[Triple, ...]]:
+    def write() -> tuple[str, tuple[Triple, ...]] | None:
         # A new store for each try: what a failed one has left behind is nobody's.
         attempt = uuid4().hex[:12]
         spec = specs.part_spec(url, name, attempt, form=plan.base.form)
@@ -179,15 +178,18 @@ def _populate_part(plan: PopulatePlan, coordinate: Triple, attempts: int) -> tup
             return attempt, _commit(plan, coordinate, specs.OcdbtStore(spec), atomic=True)
         except Exception:
             parts.delete_attempt(url, coordinate, attempt)
-            raise
+            if markers.read_marker(url, coordinate) is None:
+                raise
+            return None  # another worker was faster, and has cleaned up under our feet
 
-    attempt, shapes = retry_transport(write, attempts=attempts, what=f"populate task {name}")
-    if markers.write_marker(url, coordinate, _marker(plan, shapes, attempt=attempt)):
-        parts.clean_task(url, coordinate, winner=attempt)
-    else:
-        _logger.info("task %s was done by another worker meanwhile", name)
-        parts.delete_attempt(url, coordinate, attempt)
-    return shapes
+    written = retry_transport(write, attempts=attempts, what=f"populate task {name}")
+    if written is not None and markers.write_marker(url, coordinate, _marker(plan, written[1], attempt=written[0])):
+        parts.clean_task(url, coordinate, winner=written[0])
+        return written[1]
+    _logger.info("task %s was done by another worker meanwhile", name)
+    if written is not None:
+        parts.delete_attempt(url, coordinate, written[0])
+    return _shapes(plan, coordinate)
 
 
 def _populate_base(plan: PopulatePlan, coordinate: Triple, address: str | None, attempts: int) -> tuple[Triple, ...]:
@@ -200,6 +202,11 @@ def _populate_base(plan: PopulatePlan, coordinate: Triple, address: str | None, 
     )
     markers.write_marker(url, coordinate, _marker(plan, shapes))
     return shapes
+
+
+def _shapes(plan: PopulatePlan, coordinate: Triple) -> tuple[Triple, ...]:
+    volume = plan.base.volume
+    return tuple(task_box(volume, mip, plan.grid, plan.layer, coordinate).shape for mip in range(plan.base.n_mips))
 
 
 def _commit(

@@ -1,0 +1,58 @@
+"""What is tried again, and what is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from sv_pipeline.errors import UnavailableError
+from sv_pipeline.segmentation.retry import retry_transport, status_code
+
+
+class Flaky:
+    """Fails some times, then answers."""
+
+    def __init__(self, failures: int, error: Exception) -> None:
+        self.failures, self.error, self.calls = failures, error, 0
+
+    def __call__(self) -> str:
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise self.error
+        return "answer"
+
+
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "INTERNAL"])
+def test_transport_errors_are_tried_again(code: str) -> None:
+    flaky = Flaky(2, ValueError(f"{code}: something"))
+    assert retry_transport(flaky, base_delay=0.001) == "answer"
+    assert flaky.calls == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("NOT_FOUND: no such thing"),
+        ValueError("FAILED_PRECONDITION: Configuration mismatch"),
+        ValueError("PERMISSION_DENIED: UNAVAILABLE: not for you"),
+        KeyError("UNAVAILABLE"),
+        IndexError("OUT_OF_RANGE: outside"),
+    ],
+)
+def test_other_errors_pass_at_once(error: Exception) -> None:
+    flaky = Flaky(1, error)
+    with pytest.raises(type(error)):
+        retry_transport(flaky, base_delay=0.001)
+    assert flaky.calls == 1
+
+
+def test_after_the_last_attempt_the_error_says_what_was_tried_and_why_it_failed() -> None:
+    flaky = Flaky(9, ValueError("UNAVAILABLE: connection refused"))
+    with pytest.raises(UnavailableError, match=r"reading x: .* 3 attempts.*connection refused") as caught:
+        retry_transport(flaky, attempts=3, base_delay=0.001, what="reading x")
+    assert caught.value.__cause__ is flaky.error
+    assert flaky.calls == 3
+
+
+def test_status_codes_are_read_from_the_start_of_a_message_only() -> None:
+    assert status_code(ValueError("NOT_FOUND: x")) == "NOT_FOUND"
+    assert status_code(ValueError("this was INTERNAL: x")) is None

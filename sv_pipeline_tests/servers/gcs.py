@@ -1,0 +1,397 @@
+"""A Google Cloud Storage server for tests: the JSON API with right preconditions, faults and latency on demand.
+
+``python -m sv_pipeline_tests.servers.gcs --port 4443 [--folder backing]``; the first line of output is JSON with its
+``url``. TensorStore uses it through ``TENSORSTORE_GCS_HTTP_URL``. Any bucket exists. Control, beside the API:
+
+- ``/_faults``: POST a rule (`Fault`), GET the rules, DELETE them all;
+- ``/_requests``: GET the log, a list of [method, object or ""], DELETE it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import bisect
+import email.parser
+import email.policy
+import itertools
+import json
+import random
+import re
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+__all__ = ["Fault", "GcsServer", "ObjectStore", "StoredObject", "main"]
+
+_OBJECT_PATH = re.compile(r"^(/upload)?/storage/v1/b/([^/]+)/o/?(.*)$")
+_BUCKET_PATH = re.compile(r"^/storage/v1/b/([^/]+)$")
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+
+
+@dataclass
+class Fault:
+    """What to do to requests that match."""
+
+    method: str | None = None
+    """GET, POST or DELETE; None = any."""
+    match: str = ""
+    """Searched for in the object's name (regular expression); listings have the name ""."""
+    status: int | None = None
+    """Answered instead of the truth; None = only the delay."""
+    phase: str = "before"
+    """``before``: nothing is done; ``after``: the request is carried out, and its answer lost."""
+    times: int | None = None
+    """How often; None = always."""
+    skip: int = 0
+    """Matching requests to let pass first."""
+    probability: float = 1.0
+    delay: float = 0.0
+    """Seconds before anything is done."""
+    update_interval: float = 0.0
+    """Seconds within which a second write to the same object is refused with ``status``."""
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One generation of an object."""
+
+    generation: int
+    size: int
+    data: bytes | Path
+
+    def read(self, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes of a range."""
+        stop = self.size if stop is None else stop
+        if isinstance(self.data, bytes):
+            return self.data[start:stop]
+        with self.data.open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
+
+class ObjectStore:
+    """Objects of all buckets, in memory, or in a folder from which a later server can go on."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._objects: dict[tuple[str, str], StoredObject] = {}
+        self._names: dict[str, list[str]] = {}
+        self._generations = itertools.count(time.time_ns() // 1000)
+        self._log = None
+        if folder is not None:
+            (folder / "data").mkdir(parents=True, exist_ok=True)
+            index = folder / "index.jsonl"
+            if index.exists():
+                self._replay(index)
+            self._log = index.open("a")
+
+    def _replay(self, index: Path) -> None:
+        assert self._folder is not None
+        for line in index.read_text().splitlines():
+            bucket, name, generation = json.loads(line)
+            self._forget(bucket, name)
+            path = self._folder / "data" / str(generation)
+            if generation is not None and path.exists():
+                self._remember(bucket, name, StoredObject(generation, path.stat().st_size, path))
+
+    def get(self, bucket: str, name: str) -> StoredObject | None:
+        """The object, if it exists."""
+        return self._objects.get((bucket, name))
+
+    def put(self, bucket: str, name: str, data: bytes, conditions: dict[str, str]) -> StoredObject | int:
+        """Write; an HTTP status where a precondition fails."""
+        with self._lock:
+            if status := failed_precondition(conditions, self.get(bucket, name)):
+                return status
+            stored = self._store(next(self._generations), data)
+            self._forget(bucket, name)
+            self._remember(bucket, name, stored)
+            self._record(bucket, name, stored.generation)
+            return stored
+
+    def delete(self, bucket: str, name: str, conditions: dict[str, str]) -> int:
+        """Delete; the HTTP status."""
+        with self._lock:
+            found = self.get(bucket, name)
+            status = 404 if found is None else failed_precondition(conditions, found)
+            if status:
+                return status
+            self._forget(bucket, name)
+            self._record(bucket, name, None)
+            return 204
+
+    def names(self, bucket: str, prefix: str, start: str, stop: str) -> list[str]:
+        """Names in order; [start, stop) and ``prefix`` limit them."""
+        with self._lock:
+            names = self._names.get(bucket, [])
+            low = bisect.bisect_left(names, max(prefix, start))
+            found = itertools.takewhile(lambda n: n.startswith(prefix) and (not stop or n < stop), names[low:])
+            return list(found)
+
+    def _store(self, generation: int, data: bytes) -> StoredObject:
+        if self._folder is None:
+            return StoredObject(generation, len(data), data)
+        path = self._folder / "data" / str(generation)
+        path.write_bytes(data)
+        return StoredObject(generation, len(data), path)
+
+    def _remember(self, bucket: str, name: str, stored: StoredObject) -> None:
+        self._objects[bucket, name] = stored
+        bisect.insort(self._names.setdefault(bucket, []), name)
+
+    def _forget(self, bucket: str, name: str) -> None:
+        if self._objects.pop((bucket, name), None) is not None:
+            names = self._names[bucket]
+            del names[bisect.bisect_left(names, name)]
+
+    def _record(self, bucket: str, name: str, generation: int | None) -> None:
+        if self._log is not None:
+            self._log.write(json.dumps([bucket, name, generation]) + "\n")
+            self._log.flush()
+
+
+def failed_precondition(conditions: dict[str, str], found: StoredObject | None) -> int | None:
+    """HTTP status of a failed precondition; None if all hold. Generation 0 means: no such object."""
+    generation = found.generation if found else 0
+    wanted, unwanted = conditions.get("ifGenerationMatch"), conditions.get("ifGenerationNotMatch")
+    if wanted is not None and int(wanted) != generation:
+        return 412
+    if unwanted is not None and int(unwanted) == generation:
+        return 304
+    return None
+
+
+@dataclass
+class _State:
+    store: ObjectStore
+    faults: list[Fault] = field(default_factory=list)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    updated: dict[str, float] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def fault_for(self, method: str, name: str) -> Fault | None:
+        """Log a request and apply delays; the fault that it is to meet."""
+        with self.lock:
+            self.requests.append((method, name))
+            matching = [f for f in self.faults if f.method in (None, method) and re.search(f.match, name)]
+            due = [fault for fault in matching if self._due(fault, method, name)]
+            if method == "POST":
+                self.updated[name] = time.monotonic()
+        if delay := sum(fault.delay for fault in due):
+            time.sleep(delay)
+        return next((fault for fault in due if fault.status is not None), None)
+
+    def _due(self, fault: Fault, method: str, name: str) -> bool:
+        if fault.skip > 0:
+            fault.skip -= 1
+            return False
+        if fault.times == 0 or random.random() >= fault.probability:
+            return False
+        if fault.update_interval and (
+            method != "POST" or time.monotonic() - self.updated.get(name, float("-inf")) >= fault.update_interval
+        ):
+            return False
+        if fault.times is not None:
+            fault.times -= 1
+        return True
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 20
+    disable_nagle_algorithm = True
+    server: GcsServer
+
+    def log_message(self, *_: Any) -> None:
+        """Silence."""
+
+    @property
+    def state(self) -> _State:
+        return self.server.state
+
+    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def answer_json(self, content: Any, status: int = 200) -> None:
+        self.answer(status, json.dumps(content).encode(), content_type="application/json")
+
+    def body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("content-length") or 0))
+
+    def parts(self) -> tuple[re.Match[str] | None, dict[str, str], str]:
+        url = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(url.query, keep_blank_values=True).items()}
+        return _OBJECT_PATH.match(url.path), query, url.path
+
+    def do_GET(self) -> None:
+        match, query, path = self.parts()
+        if path == "/_faults":
+            return self.answer_json([asdict(fault) for fault in self.state.faults])
+        if path == "/_requests":
+            return self.answer_json(self.state.requests)
+        if bucket := _BUCKET_PATH.match(path):
+            return self.answer_json({"kind": "storage#bucket", "name": bucket[1], "id": bucket[1]})
+        if match is None:
+            return self.answer(404)
+        name = unquote(match[3])
+        fault = self.state.fault_for("GET", name)
+        if fault is not None:
+            return self.answer(fault.status or 503)
+        return self.read_object(match[2], name, query) if name else self.list_objects(match[2], query)
+
+    def read_object(self, bucket: str, name: str, query: dict[str, str]) -> None:
+        found = self.state.store.get(bucket, name)
+        if found is None:
+            return self.answer(404)
+        if status := failed_precondition(query, found):
+            return self.answer(status)
+        if query.get("alt") != "media":
+            return self.answer_json(resource(bucket, name, found))
+        generation = str(found.generation)
+        wanted = _RANGE.match(self.headers.get("range") or "")
+        if wanted is None:
+            return self.answer(200, found.read(), x_goog_generation=generation)
+        first, last = wanted.groups()
+        start = int(first) if first else max(0, found.size - int(last))
+        stop = min(found.size, int(last) + 1) if first and last else found.size
+        if start >= found.size:
+            return self.answer(416, content_range=f"bytes */{found.size}")
+        content_range = f"bytes {start}-{stop - 1}/{found.size}"
+        return self.answer(206, found.read(start, stop), x_goog_generation=generation, content_range=content_range)
+
+    def list_objects(self, bucket: str, query: dict[str, str]) -> None:
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+        limit = min(1000, int(query.get("maxResults") or 1000))
+        after = base64.urlsafe_b64decode(query.get("pageToken", "")).decode()
+        items: list[dict[str, Any]] = []
+        folders: list[str] = []
+        token = None
+        for name in self.state.store.names(bucket, prefix, query.get("startOffset", ""), query.get("endOffset", "")):
+            cut = name.find(delimiter, len(prefix)) if delimiter else -1
+            entry = name if cut < 0 else name[: cut + len(delimiter)]
+            if entry <= after or (folders and entry == folders[-1]):
+                continue
+            if len(items) + len(folders) == limit:
+                last = max([*folders[-1:], *(item["name"] for item in items[-1:])])
+                token = base64.urlsafe_b64encode(last.encode()).decode()
+                break
+            found = self.state.store.get(bucket, name)
+            if cut >= 0:
+                folders.append(entry)
+            elif found is not None:
+                items.append(resource(bucket, name, found))
+        content: dict[str, Any] = {"kind": "storage#objects", "items": items, "prefixes": folders}
+        self.answer_json({**content, "nextPageToken": token} if token else content)
+
+    def do_POST(self) -> None:
+        body = self.body()
+        match, query, path = self.parts()
+        if path == "/_faults":
+            self.state.faults.append(Fault(**json.loads(body)))
+            return self.answer_json({})
+        if match is None or not match[1]:
+            return self.answer(404)
+        if query.get("uploadType") == "multipart":
+            query["name"], body = parse_multipart(self.headers["content-type"], body, query.get("name"))
+        elif query.get("uploadType") != "media":
+            return self.answer(501)
+        name = query["name"]
+        fault = self.state.fault_for("POST", name)
+        if fault is not None and fault.phase == "before":
+            return self.answer(fault.status or 503)
+        stored = self.state.store.put(match[2], name, body, query)
+        if isinstance(stored, int):
+            return self.answer(stored)
+        if fault is not None:
+            return self.answer(fault.status or 503)
+        return self.answer_json(resource(match[2], name, stored))
+
+    def do_DELETE(self) -> None:
+        match, query, path = self.parts()
+        if path == "/_faults":
+            self.state.faults.clear()
+            return self.answer(204)
+        if path == "/_requests":
+            self.state.requests.clear()
+            return self.answer(204)
+        if match is None:
+            return self.answer(404)
+        name = unquote(match[3])
+        fault = self.state.fault_for("DELETE", name)
+        if fault is not None and fault.phase == "before":
+            return self.answer(fault.status or 503)
+        status = self.state.store.delete(match[2], name, query)
+        return self.answer(status if fault is None else fault.status or 503)
+
+
+def parse_multipart(content_type: str, body: bytes, name: str | None) -> tuple[str, bytes]:
+    """Name and content of a multipart upload."""
+    head = f"content-type: {content_type}\r\n\r\n".encode()
+    message = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + body)
+    metadata, content = message.iter_parts()
+    data = content.get_payload(decode=True)
+    assert isinstance(data, bytes)
+    return name or json.loads(metadata.get_content())["name"], data
+
+
+def resource(bucket: str, name: str, stored: StoredObject) -> dict[str, Any]:
+    """An object's metadata, as the API tells it."""
+    when = "2020-01-01T00:00:00Z"
+    return {
+        "kind": "storage#object",
+        "id": f"{bucket}/{name}/{stored.generation}",
+        "name": name,
+        "bucket": bucket,
+        "generation": str(stored.generation),
+        "metageneration": "1",
+        "size": str(stored.size),
+        "contentType": "application/octet-stream",
+        "timeCreated": when,
+        "updated": when,
+    }
+
+
+class GcsServer(ThreadingHTTPServer):
+    """The server; ``url`` is its address. In a process of its own, or in a thread."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, port: int = 0, folder: Path | None = None) -> None:
+        self.state = _State(ObjectStore(folder))
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until killed, or until the parent process is gone."""
+    parser = argparse.ArgumentParser(prog="python -m sv_pipeline_tests.servers.gcs", description=__doc__)
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--folder", type=Path, help="keep the objects here; default: in memory")
+    parser.add_argument("--until-stdin-closes", action="store_true", help="stop when the parent process is gone")
+    options = parser.parse_args(arguments)
+    server = GcsServer(options.port, options.folder)
+    sys.stdout.write(json.dumps({"url": server.url}) + "\n")
+    sys.stdout.flush()
+    if options.until_stdin_closes:
+        threading.Thread(target=lambda: (sys.stdin.read(), server.shutdown()), daemon=True).start()
+    server.serve_forever()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

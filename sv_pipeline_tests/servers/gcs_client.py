@@ -1,0 +1,102 @@
+"""Starts the GCS test server as a process, controls it, and makes fixtures of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+__all__ = ["GcsControl", "gcs_process", "gcs_server", "running_gcs_server", "storage_url"]
+
+ADDRESS_VARIABLE = "TENSORSTORE_GCS_HTTP_URL"
+
+_buckets = itertools.count()
+
+
+class GcsControl:
+    """A running server, seen from outside."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def new_bucket(self) -> str:
+        """URL of a folder in a bucket that nobody has used."""
+        return f"gs://bucket-{os.getpid()}-{next(_buckets)}/data/"
+
+    def add_fault(self, **rule: Any) -> None:
+        """Add a rule; see `gcs.Fault`."""
+        self._call("POST", "/_faults", rule)
+
+    def clear(self) -> None:
+        """Remove all rules and empty the log."""
+        self._call("DELETE", "/_faults")
+        self._call("DELETE", "/_requests")
+
+    def requests(self) -> list[tuple[str, str]]:
+        """Method and object name of each request since the last `clear`."""
+        return [(method, name) for method, name in self._call("GET", "/_requests")]
+
+    def _call(self, method: str, path: str, content: Any = None) -> Any:
+        data = None if content is None else json.dumps(content).encode()
+        request = urllib.request.Request(self.url + path, data, method=method)
+        with urllib.request.urlopen(request) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+
+@contextmanager
+def running_gcs_server(folder: Path | None = None) -> Iterator[GcsControl]:
+    """Run a server in a process of its own; TensorStore, here and in child processes, uses it for gs://."""
+    command = [sys.executable, "-m", "sv_pipeline_tests.servers.gcs", "--until-stdin-closes"]
+    if folder is not None:
+        command += ["--folder", str(folder)]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdin is not None
+    url = json.loads(child.stdout.readline())["url"]
+    before = os.environ.get(ADDRESS_VARIABLE)
+    os.environ[ADDRESS_VARIABLE] = url
+    try:
+        yield GcsControl(url)
+    finally:
+        if before is None:
+            del os.environ[ADDRESS_VARIABLE]
+        else:
+            os.environ[ADDRESS_VARIABLE] = before
+        child.stdin.close()
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def gcs_process() -> Iterator[GcsControl]:
+    with running_gcs_server() as control:
+        yield control
+
+
+@pytest.fixture
+def gcs_server(gcs_process: GcsControl) -> Iterator[GcsControl]:
+    """The session's GCS server, without faults and with an empty log."""
+    gcs_process.clear()
+    yield gcs_process
+    gcs_process.clear()
+
+
+@pytest.fixture(params=["file", "gs"])
+def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of a fresh folder: on disk, and on the GCS server."""
+    if request.param == "file":
+        # A name that must be quoted in URLs, because users have such folders.
+        return f"file://{tmp_path}/a%20folder/"
+    server: GcsControl = request.getfixturevalue("gcs_server")
+    return server.new_bucket()
