@@ -6,6 +6,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from sv_pipeline.errors import CorruptionError
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.segmentation.retry import retry_transport
 
-__all__ = ["BLOCK_VOXELS", "aligned_boxes", "chunk_groups", "in_order", "read_box"]
+__all__ = ["BLOCK_VOXELS", "aligned_boxes", "chunk_groups", "in_order", "read_box", "readable"]
 
 BLOCK_VOXELS = 1 << 24
 """Voxels of one block at most (128 MiB of ids), unless one chunk alone has more."""
@@ -97,9 +98,15 @@ def read_box(store: ts.TensorStore, box: Box, what: str) -> npt.NDArray[np.uint6
     def read() -> npt.NDArray[np.uint64]:
         return np.asarray(store[box.slices].read(order="F").result(), dtype=np.uint64, order="F")
 
-    try:
+    with readable(f"{what} cannot be read in {box}"):
         return retry_transport(read, what=f"reading {what} {box}")
+
+
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Turn TensorStore's refusal of stored bytes into a CorruptionError that begins with ``what``."""
+    try:
+        yield
     except ValueError as error:
-        raise CorruptionError(
-            f"{what} cannot be read in {box}: {error}", remedy="Restore the stored chunk that the text names."
-        ) from error
+        reason = str(error).split(" [tensorstore_spec=", 1)[0]
+        raise CorruptionError(f"{what}: {reason}.", remedy="Restore the file that the text names.") from error

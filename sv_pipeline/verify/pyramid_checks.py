@@ -11,11 +11,12 @@ import numpy.typing as npt
 import tensorstore as ts
 
 from sv_pipeline.algorithms.pyramid import downsample
-from sv_pipeline.errors import ConfigError
+from sv_pipeline.errors import ConfigError, CorruptionError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation import kv, markers, specs
 from sv_pipeline.segmentation.fork import fork_has_commits
 from sv_pipeline.segmentation.layout import step_factor
+from sv_pipeline.segmentation.retry import retry_transport
 from sv_pipeline.verify.blocks import aligned_boxes, in_order, read_box
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.volumes import StoredVolume
@@ -292,7 +293,13 @@ def pending_boxes(volume: StoredVolume) -> list[Box]:
         return []
     folder = volume.store.kv / PENDING_KEYS
     boxes = []
-    for key in folder.list().result():
-        content = json.loads(folder.read(key).result().value)
-        boxes += [Box.of(start, stop) for start, stop in content["boxes"]]
+    for key in retry_transport(lambda: folder.list().result(), what="listing pending boxes"):
+        try:
+            content = json.loads(folder.read(key).result().value)
+            boxes += [Box.of(start, stop) for start, stop in content["boxes"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptionError(
+                f"the key {PENDING_KEYS}{key.decode()} of the {volume.name} does not list boxes: {error!r}.",
+                remedy="Write the boxes of its operation again.",
+            ) from error
     return boxes

@@ -9,6 +9,8 @@ import tensorstore as ts
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.segmentation import base, fork, markers, precomputed, reader, specs
 from sv_pipeline.segmentation.precomputed import VolumeInfo
+from sv_pipeline.segmentation.retry import retry_transport
+from sv_pipeline.verify.blocks import readable
 
 __all__ = ["StoredVolume", "base_volume", "fork_volume", "graph_volume", "watershed_volume"]
 
@@ -28,9 +30,11 @@ class StoredVolume:
 
     def open(self, mip: int) -> ts.TensorStore:
         """One mip: (x, y, z), absolute coordinates of that mip."""
-        if self.store is None:
-            return precomputed.open_volume(self.watershed_url, mip)
-        return self.store.array(mip)
+        store = self.store
+        with readable(f"mip {mip} of the {self.name} cannot be opened"):
+            if store is None:
+                return precomputed.open_volume(self.watershed_url, mip)
+            return retry_transport(lambda: store.array(mip), what=f"opening mip {mip} of the {self.name}")
 
 
 def watershed_volume(watershed_url: str) -> StoredVolume:

@@ -13,7 +13,7 @@ import pytest
 
 from sv_pipeline.segmentation import kv, specs
 from sv_pipeline.segmentation.reader import open_fork_store
-from sv_pipeline.table import columns, keys, meta
+from sv_pipeline.table import keys, meta
 from sv_pipeline.table.columns import Column
 from sv_pipeline.table.interface import DeleteCells, RowKeyRange, RowMutation, RowView, SetCell, Table
 from sv_pipeline.table.sqlite import SqliteTable
@@ -60,6 +60,15 @@ class Planted:
         store = open_fork_store(self.data.watershed_url, self.data.graph_id)
         store.array(mip)[tuple(voxel)].write(np.uint64(value)).result()
 
+    def erase(self, voxels: np.ndarray) -> None:
+        """Set voxels (n, 3) of the fork to background."""
+        store = open_fork_store(self.data.watershed_url, self.data.graph_id).array(0)
+        start, stop = voxels.min(axis=0), voxels.max(axis=0) + 1
+        box = tuple(slice(a, b) for a, b in zip(start.tolist(), stop.tolist(), strict=True))
+        block = np.array(store[box].read().result())
+        block[tuple((voxels - start).T)] = 0
+        store[box].write(block).result()
+
     def voxels_of(self, supervoxel: int) -> np.ndarray:
         """Voxels of a supervoxel, absolute, shape (n, 3)."""
         return np.argwhere(self.data.voxels == supervoxel) + self.data.grid.bounds.start
@@ -95,9 +104,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> ReferenceDataset:
     table.create()
     labels = random_labels((48, 40, 36), 60, seed=1)
     objects = {label: label // 3 for label in range(1, 61)}
-    return build_dataset(
-        folder / "watershed", table, labels, objects, chunk_size=(8, 8, 8), voxel_offset=(16, 8, 3)
-    )
+    return build_dataset(folder / "watershed", table, labels, objects, chunk_size=(8, 8, 8), voxel_offset=(16, 8, 3))
 
 
 @pytest.fixture
