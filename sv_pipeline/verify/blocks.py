@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -17,7 +17,7 @@ from sv_pipeline.errors import CorruptionError
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.segmentation.retry import retry_transport
 
-__all__ = ["BLOCK_VOXELS", "aligned_boxes", "chunk_groups", "in_order", "read_box", "readable"]
+__all__ = ["BLOCK_VOXELS", "aligned_boxes", "chunk_groups", "in_order", "read_box", "readable", "sampled"]
 
 BLOCK_VOXELS = 1 << 24
 """Voxels of one block at most (128 MiB of ids), unless one chunk alone has more."""
@@ -26,11 +26,12 @@ IntArray = npt.NDArray[np.int64]
 Triple = tuple[int, int, int]
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
-def aligned_boxes(bounds: Box, storage_chunk: Triple) -> list[Box]:
-    """Boxes that cover ``bounds``, each of whole storage chunks counted from its start."""
-    size = _grown(storage_chunk, BLOCK_VOXELS, bounds.shape)
+def aligned_boxes(bounds: Box, storage_chunk: Triple, limit: int = BLOCK_VOXELS) -> list[Box]:
+    """Boxes that cover ``bounds``, each of whole storage chunks from its start, of at most ``limit`` voxels."""
+    size = _grown(storage_chunk, limit, bounds.shape)
     ranges = [range(a, b, s) for a, b, s in zip(bounds.start, bounds.stop, size, strict=True)]
     return [Box.of(start, np.add(start, size)).clip(bounds) for start in itertools.product(*ranges)]
 
@@ -49,13 +50,20 @@ def chunk_groups(grid: ChunkGrid, sample: int | None, seed: int) -> list[IntArra
     """
     coordinates = grid.coordinates(2)
     if sample is not None and sample < len(coordinates):
-        chosen = np.random.default_rng(seed).choice(len(coordinates), sample, replace=False)
-        return [coordinates[i][None] for i in np.sort(chosen)]
+        return [coordinates[i][None] for i in sampled(range(len(coordinates)), sample, seed)]
     per_group = np.asarray(_grown(grid.chunk_size, BLOCK_VOXELS, grid.bounds.shape)) // grid.chunk_size
     groups = coordinates // per_group
     _, number = np.unique(groups, axis=0, return_inverse=True)
     order = np.argsort(number, kind="stable")
     return np.split(coordinates[order], np.flatnonzero(np.diff(number[order])) + 1)
+
+
+def sampled(items: Sequence[Item], sample: int | None, seed: int) -> list[Item]:
+    """``sample`` of the items, chosen at random, in their order; all of them where there are not more."""
+    if sample is None or sample >= len(items):
+        return list(items)
+    chosen = np.random.default_rng(seed).choice(len(items), sample, replace=False)
+    return [items[i] for i in np.sort(chosen)]
 
 
 def _grown(size: Triple, limit: int, enough: Triple) -> Triple:

@@ -17,7 +17,7 @@ from sv_pipeline.segmentation import kv, markers, specs
 from sv_pipeline.segmentation.fork import fork_has_commits
 from sv_pipeline.segmentation.layout import step_factor
 from sv_pipeline.segmentation.retry import retry_transport
-from sv_pipeline.verify.blocks import aligned_boxes, in_order, read_box
+from sv_pipeline.verify.blocks import BLOCK_VOXELS, aligned_boxes, in_order, read_box, sampled
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.volumes import StoredVolume
 
@@ -31,7 +31,6 @@ Triple = tuple[int, int, int]
 PENDING_KEYS = specs.OWN_KEYS + "pending/"
 """Below it, in a fork: one key per operation whose coarser mips are behind, ``{"boxes": [[start, stop], ...]}``."""
 SAMPLE_BLOCKS = 16
-SAMPLE_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,14 @@ def _report(outcome: Outcome, message: str, differences: list[_Difference]) -> N
 
 
 def check_base(
-    outcome: Outcome, base: StoredVolume, source: StoredVolume, *, workers: int = 1, advance: Advance | None = None
+    outcome: Outcome,
+    base: StoredVolume,
+    source: StoredVolume,
+    *,
+    sample: int | None = None,
+    seed: int = 0,
+    workers: int = 1,
+    advance: Advance | None = None,
 ) -> None:
     """The base holds the watershed's voxels, every populate task has its marker, and no part is left over."""
     _check_markers(outcome, base.watershed_url)
@@ -89,7 +95,7 @@ def check_base(
         for box in aligned_boxes(base.info.scales[mip].bounds, base.info.scales[mip].chunk_size)
     ]
     message = "the base differs from the watershed; wipe the base and populate it again."
-    _compare(outcome, base, source, blocks, message, workers, advance)
+    _compare(outcome, base, source, sampled(blocks, sample, seed), message, workers, advance)
 
 
 def _compare(
@@ -163,7 +169,9 @@ def _check_parts(outcome: Outcome, watershed_url: str, tasks: list[Triple]) -> N
 # -- fork ---------------------------------------------------------------------------------------------------------
 
 
-def check_fork(outcome: Outcome, fork: StoredVolume, base: StoredVolume, graph_id: str, *, workers: int = 1) -> None:
+def check_fork(
+    outcome: Outcome, fork: StoredVolume, base: StoredVolume, graph_id: str, *, seed: int = 0, workers: int = 1
+) -> None:
     """The fork can be read at every mip and, before its first edit, shows the base."""
     for mip, scale in enumerate(fork.info.scales):
         domain = fork.open(mip).domain
@@ -178,10 +186,8 @@ def check_fork(outcome: Outcome, fork: StoredVolume, base: StoredVolume, graph_i
         for mip, scale in enumerate(fork.info.scales)
         for box in aligned_boxes(scale.bounds, scale.chunk_size)
     ]
-    random = np.random.default_rng(SAMPLE_SEED)
-    chosen = np.sort(random.choice(len(blocks), min(SAMPLE_BLOCKS, len(blocks)), replace=False))
     message = "the fork has no edits, but differs from the base: recreate it."
-    _compare(outcome, fork, base, [blocks[i] for i in chosen], message, workers, None)
+    _compare(outcome, fork, base, sampled(blocks, SAMPLE_BLOCKS, seed), message, workers, None)
 
 
 # -- pyramid ------------------------------------------------------------------------------------------------------
@@ -192,6 +198,8 @@ def check_pyramid(
     volume: StoredVolume,
     source: StoredVolume,
     *,
+    sample: int | None = None,
+    seed: int = 0,
     workers: int = 1,
     advance: Advance | None = None,
 ) -> None:
@@ -204,16 +212,18 @@ def check_pyramid(
     blocks = []
     for mip in range(1, len(volume.info.scales)):
         try:
-            step_factor(volume.info, mip)
+            step = step_factor(volume.info, mip)
         except ConfigError:
             if mip >= volume.source_mips:
                 raise
             continue  # made by other software with a factor that we never make
         scale = volume.info.scales[mip]
-        blocks += [_Block(mip, box) for box in aligned_boxes(scale.bounds, scale.chunk_size)]
+        limit = BLOCK_VOXELS // int(np.prod(step))
+        blocks += [_Block(mip, box) for box in aligned_boxes(scale.bounds, scale.chunk_size, limit)]
     if not blocks:
         outcome.skipped = "the volume has one mip only"
         return
+    blocks = sampled(blocks, sample, seed)
     mips = range(len(volume.info.scales))
     stores = {mip: volume.open(mip) for mip in mips}
     originals = {mip: source.open(mip) for mip in range(volume.source_mips)} if volume.source_mips > 1 else {}

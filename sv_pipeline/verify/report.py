@@ -72,6 +72,8 @@ class CheckResult:
     passed: bool
     """No error, and not blocked. A check with nothing to look at (``skipped``) passes."""
     checked: int
+    unit: str
+    """What ``checked`` counts."""
     findings: tuple[Finding, ...]
     seconds: float
     skipped: str | None = None
@@ -164,7 +166,7 @@ def _mark(result: CheckResult) -> str:
 def _amount(result: CheckResult) -> str:
     if result.skipped is not None:
         return result.skipped
-    return f"{result.checked:,} checked in {result.seconds:.2f} s: {result.description}"
+    return f"{result.checked:,} {result.unit} in {result.seconds:.2f} s: {result.description}"
 
 
 def _indented(findings: Iterable[Finding]) -> list[str]:

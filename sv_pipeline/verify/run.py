@@ -24,6 +24,8 @@ STEPS_PER_CHECK = 100
 @dataclass(frozen=True)
 class _Check:
     description: str
+    unit: str
+    """What ``checked`` counts."""
     run: Callable[[Subject, Outcome], None]
 
 
@@ -65,16 +67,7 @@ def _edge_files(subject: Subject, outcome: Outcome) -> None:
 
 
 def _voxels(subject: Subject, outcome: Outcome) -> None:
-    voxel_checks.check_voxels(
-        outcome,
-        subject.nodes,
-        subject.grid,
-        subject.voxels.open(0),
-        sample=subject.sample,
-        seed=subject.seed,
-        workers=subject.workers,
-        advance=subject.advance,
-    )
+    voxel_checks.check_voxels(outcome, subject.nodes, subject.grid, subject.voxels.open(0), **subject.options)
 
 
 def _base(subject: Subject, outcome: Outcome) -> None:
@@ -82,7 +75,7 @@ def _base(subject: Subject, outcome: Outcome) -> None:
     if base is None:
         outcome.skipped = "there is no base: the graph was built without voxels"
         return
-    pyramid_checks.check_base(outcome, base, subject.watershed, workers=subject.workers, advance=subject.advance)
+    pyramid_checks.check_base(outcome, base, subject.watershed, **subject.options)
 
 
 def _fork(subject: Subject, outcome: Outcome) -> None:
@@ -91,13 +84,11 @@ def _fork(subject: Subject, outcome: Outcome) -> None:
     if fork is None or base is None:
         outcome.skipped = "the graph has no fork yet"
         return
-    pyramid_checks.check_fork(outcome, fork, base, subject.graph_id, workers=subject.workers)
+    pyramid_checks.check_fork(outcome, fork, base, subject.graph_id, seed=subject.seed, workers=subject.workers)
 
 
 def _pyramid(subject: Subject, outcome: Outcome) -> None:
-    pyramid_checks.check_pyramid(
-        outcome, subject.voxels, subject.watershed, workers=subject.workers, advance=subject.advance
-    )
+    pyramid_checks.check_pyramid(outcome, subject.voxels, subject.watershed, **subject.options)
 
 
 def _progress(subject: Subject, outcome: Outcome) -> None:
@@ -109,21 +100,25 @@ def _operations(subject: Subject, outcome: Outcome) -> None:
 
 
 _CHECKS: dict[str, _Check] = {
-    "meta": _Check("meta and version rows can be read and fit the watershed", _meta),
-    "ids": _Check("node ids lie inside the grid and behind their counters", _ids),
-    "hierarchy": _Check("parents and children agree; each supervoxel is under one current root", _hierarchy),
-    "skip_connections": _Check("parents are at the layer that the cross edges ask for", _skip_connections),
-    "edge_files": _Check("edge files are readable, symmetric, and of supervoxels of the graph", _edge_files),
-    "cross_edges": _Check("cross edges equal those recomputed from the active atomic edges", _cross_edges),
-    "atomic_cross_edges": _Check("layer 2 nodes of the ingest keep their atomic cross edges", _atomic_cross_edges),
-    "connectivity": _Check("siblings are connected, and roots are the components of the active edges", _connectivity),
-    "inf_edges": _Check("no edge of affinity inf joins two roots", _inf_edges),
-    "voxels": _Check("ids in the voxels are the live leaves, each in one piece inside its chunk", _voxels),
-    "base": _Check("the base equals the watershed and was populated to the end", _base),
-    "fork": _Check("the fork can be read and, before edits, shows the base", _fork),
-    "pyramid": _Check("every mip is the downsampled mip below it", _pyramid),
-    "progress": _Check("every chunk has its done-marker, no chunk outside the grid has one", _progress),
-    "operations": _Check("no lock outlives its operation; successful operations name their roots", _operations),
+    "meta": _Check("meta and version rows can be read and fit the watershed", "rows", _meta),
+    "ids": _Check("node ids lie inside the grid and behind their counters", "nodes", _ids),
+    "hierarchy": _Check("parents and children agree; each supervoxel is under one current root", "nodes", _hierarchy),
+    "skip_connections": _Check("parents are at the layer that the cross edges ask for", "nodes", _skip_connections),
+    "edge_files": _Check("edge files are readable, symmetric, and of supervoxels of the graph", "edges", _edge_files),
+    "cross_edges": _Check("cross edges equal those recomputed from the active atomic edges", "edges", _cross_edges),
+    "atomic_cross_edges": _Check(
+        "layer 2 nodes of the ingest keep their atomic cross edges", "edges", _atomic_cross_edges
+    ),
+    "connectivity": _Check(
+        "siblings are connected, and roots are the components of the active edges", "roots", _connectivity
+    ),
+    "inf_edges": _Check("no edge of affinity inf joins two roots", "edges", _inf_edges),
+    "voxels": _Check("ids in the voxels are the live leaves, each in one piece inside its chunk", "chunks", _voxels),
+    "base": _Check("the base equals the watershed and was populated to the end", "blocks", _base),
+    "fork": _Check("the fork can be read and, before edits, shows the base", "blocks", _fork),
+    "pyramid": _Check("every mip is the downsampled mip below it", "blocks", _pyramid),
+    "progress": _Check("every chunk has its done-marker, no chunk outside the grid has one", "chunks", _progress),
+    "operations": _Check("no lock outlives its operation; successful operations name their roots", "rows", _operations),
 }
 
 CHECKS: dict[str, str] = {name: check.description for name, check in _CHECKS.items()}
@@ -154,7 +149,7 @@ def verify(
     checks
         Names out of :data:`CHECKS`; None = all.
     sample
-        Check the voxels of only so many chunks, chosen at random.
+        Check the voxels of only so many chunks (and of base and mips only so many blocks), chosen at random.
     workers
         Threads that read and judge voxels.
     progress
@@ -202,7 +197,7 @@ def _run(name: str, subject: Subject) -> CheckResult:
     passed = not outcome.has_errors and not blocked
     logger.info("check %s of graph %s: %s in %.2f s", name, subject.graph_id, "passed" if passed else "FAILED", seconds)
     return CheckResult(
-        name, check.description, passed, outcome.checked, tuple(outcome.findings), seconds, outcome.skipped
+        name, check.description, passed, outcome.checked, check.unit, tuple(outcome.findings), seconds, outcome.skipped
     )
 
 

@@ -5,6 +5,7 @@ Holds the whole hierarchy in memory: about 60 bytes a node and 20 bytes an edge 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +26,7 @@ BoolArray = npt.NDArray[np.bool_]
 NONE = -1
 """Index of a node that is not there, time of a cell that is not there."""
 ID_BYTES = 8
+ROWS_AT_A_TIME = 1 << 17
 _NO_ID = bytes(ID_BYTES)
 
 
@@ -149,10 +151,14 @@ def read_snapshot(table: Table, layout: IdLayout) -> Snapshot:
     layout
         How its ids are packed.
     """
-    builder = _Builder(layout)
-    for node, row in _node_rows(table, builder.wanted):
-        builder.add(node, row)
-    return builder.finish()
+    rows = _node_rows(table, _Builder(layout).wanted)
+    parts = []
+    while some := list(itertools.islice(rows, ROWS_AT_A_TIME)):
+        builder = _Builder(layout)
+        for node, row in some:
+            builder.add(node, row)
+        parts.append(builder.finish())
+    return _join(parts) if parts else _Builder(layout).finish()
 
 
 def _node_rows(table: Table, wanted: list[ColumnKey]) -> Iterator[tuple[int, RowView]]:
@@ -161,6 +167,40 @@ def _node_rows(table: Table, wanted: list[ColumnKey]) -> Iterator[tuple[int, Row
         # Lock rows have hashed binary keys, which may fall anywhere.
         if len(key) == keys.DIGITS and key.isdigit():
             yield int(key), row
+
+
+def _join(parts: list[Snapshot]) -> Snapshot:
+    """Snapshots of successive key ranges as one."""
+    if len(parts) == 1:
+        return parts[0]
+    first_node = np.cumsum([0, *(len(part.ids) for part in parts)])
+    lengths = np.concatenate([np.diff(part.child_starts) for part in parts])
+
+    def edges(name: str) -> dict[int, EdgeCells]:
+        joined = {}
+        for layer in sorted({layer for part in parts for layer in getattr(part, name)}):
+            found = [
+                (cells, int(n))
+                for part, n in zip(parts, first_node, strict=False)
+                if (cells := getattr(part, name).get(layer))
+            ]
+            owners = np.concatenate([cells.owners + n for cells, n in found])
+            joined[layer] = EdgeCells(owners, np.concatenate([cells.edges for cells, _ in found]))
+        return joined
+
+    return Snapshot(
+        layout=parts[0].layout,
+        ids=np.concatenate([part.ids for part in parts]),
+        parents=np.concatenate([part.parents for part in parts]),
+        parent_times=np.concatenate([part.parent_times for part in parts]),
+        children=np.concatenate([part.children for part in parts]),
+        child_starts=np.concatenate([[0], np.cumsum(lengths)]),
+        created=np.concatenate([part.created for part in parts]),
+        retired=np.concatenate([part.retired for part in parts]),
+        edited=np.concatenate([part.edited for part in parts]),
+        cross_edges=edges("cross_edges"),
+        atomic_cross_edges=edges("atomic_cross_edges"),
+    )
 
 
 class _Builder:

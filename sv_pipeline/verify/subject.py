@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol, TypeVar
+from typing import Protocol, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,15 @@ class Blocked(Exception):  # noqa: N818 - not an error: another check names the 
     """A check cannot run because of a fault that another one names."""
 
 
+class VoxelOptions(TypedDict):
+    """Keyword arguments of checks that go through voxels."""
+
+    sample: int | None
+    seed: int
+    workers: int
+    advance: Callable[[int, int], None] | None
+
+
 @dataclass
 class Subject:
     """A graph with everything that checks look at."""
@@ -52,6 +61,11 @@ class Subject:
     advance: Callable[[int, int], None] | None = None
     """Progress inside the running check."""
     _failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def options(self) -> VoxelOptions:
+        """How checks go through voxels."""
+        return {"sample": self.sample, "seed": self.seed, "workers": self.workers, "advance": self.advance}
 
     def _once(self, name: str, read: Callable[[], Value]) -> Value:
         """Read something; a failure is raised to the first who asks, and blocks the others."""
