@@ -63,7 +63,9 @@ def _numbers(text: str) -> list[int]:
     return values
 
 
-def _configuration(source: str | None, place: Path, chunk_size: list[int], resolution: list[int] | None) -> dict[str, Any]:
+def _configuration(
+    source: str | None, place: Path, chunk_size: list[int], resolution: list[int] | None
+) -> dict[str, Any]:
     given: dict[str, Any]
     if source is None:
         given, name = _synthetic(place), "demo"
@@ -93,6 +95,8 @@ def _object_array(source: str) -> str | None:
 
 
 def _synthetic(place: Path) -> dict[str, Any]:
+    import pandas as pd
+
     from sv_pipeline.algorithms.synthetic import synthetic_neuropil
 
     path = place / "synthetic.npz"
@@ -100,21 +104,13 @@ def _synthetic(place: Path) -> dict[str, Any]:
         click.echo("making a synthetic neuropil ...", err=True)
         volume = synthetic_neuropil()
         partial = place / "synthetic.partial.npz"
+        objects = pd.DataFrame({"label": volume.labels, "object": volume.objects})
+        objects.to_csv(place / "synthetic_objects.csv", index=False)
         np.savez_compressed(
-            partial,
-            segmentation=volume.segmentation,
-            bodies=volume.bodies,
-            resolution=np.asarray(volume.resolution),
+            partial, segmentation=volume.segmentation, bodies=volume.bodies, resolution=np.asarray(volume.resolution)
         )
         partial.rename(path)
-        _write_agglomeration(place / "synthetic_agglomeration.csv", volume.agglomeration)
-    return {"segmentation": f"{path}#segmentation", "agglomeration": str(place / "synthetic_agglomeration.csv")}
-
-
-def _write_agglomeration(path: Path, agglomeration: Any) -> None:
-    import pandas as pd
-
-    pd.DataFrame({"label": list(agglomeration.keys()), "object": list(agglomeration.values())}).to_csv(path, index=False)
+    return {"segmentation": f"{path}#segmentation", "agglomeration": str(place / "synthetic_objects.csv")}
 
 
 def _materialize(dataset: Dataset) -> None:
@@ -138,17 +134,15 @@ def _pictures(dataset: Dataset, folder: Path) -> list[Path]:
     return written
 
 
-def _summary(
-    dataset: Dataset, home: str, config: Path, pictures: list[Path], proof: str, seconds: float
-) -> None:
+def _summary(dataset: Dataset, home: str, config: Path, pictures: list[Path], proof: str, seconds: float) -> None:
     status = graph_status(dataset)
     nodes = {row.name: row.nodes for row in status.stages if row.nodes}
+    size = " x ".join(map(str, dataset.volume.bounds.shape))
+    resolution = " x ".join(f"{r:g}" for r in dataset.volume.scales[0].resolution)
     lines = [
         "",
         f"graph {dataset.graph_id} is ready ({seconds:.0f} s)",
-        f"  volume      {' x '.join(map(str, dataset.volume.bounds.shape))} voxels of "
-        f"{' x '.join(f'{r:g}' for r in dataset.volume.scales[0].resolution)} nm, "
-        f"{dataset.grid.count(2)} chunks, {dataset.grid.n_layers} layers",
+        f"  volume      {size} voxels of {resolution} nm, {dataset.grid.count(2)} chunks, {dataset.grid.n_layers} layers",
         f"  nodes       {', '.join(f'{name}: {count:,}' for name, count in nodes.items())}",
         f"  config      {config}",
         f"  watershed   {dataset.watershed_url}",

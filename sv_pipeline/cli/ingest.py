@@ -42,9 +42,7 @@ def _layers(text: str | None) -> list[int] | None:
 @click.option("--workers", type=click.IntRange(1), help="Processes to use. Default: what the configuration says.")
 @json_option
 @click.pass_obj
-def ingest(
-    home: str, config: str, mode: str | None, layers: str | None, workers: int | None, *, as_json: bool
-) -> None:
+def ingest(home: str, config: str, mode: str | None, layers: str | None, workers: int | None, *, as_json: bool) -> None:
     """Build the graph that CONFIG (a dataset YAML) describes, as far as it is not built yet.
 
     Interrupted or failed? Run the same command again: only unfinished chunks are done.

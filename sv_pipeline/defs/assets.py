@@ -7,7 +7,6 @@ collecting op checks the done-markers, and planning lists only what has none.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import dagster as dg
@@ -247,5 +246,3 @@ def _flat(metadata: dict[str, Any]) -> dict[str, Any]:
         for name, value in numbers.items()
         if isinstance(value, int | float | str) and value is not None
     }
-
-

@@ -12,9 +12,9 @@ from sv_pipeline.defs.metadata import explained_failures
 from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.engine import stages
+from sv_pipeline.engine.proof import verify_dataset
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.ingest import progress
-from sv_pipeline.engine.proof import verify_dataset
 
 __all__ = ["purge_layer_job", "register_graph_job", "verify_job"]
 
@@ -68,7 +68,9 @@ def verify_graph(context: dg.OpExecutionContext, pipeline: PipelineResource, con
     context.log.info(report.summary())
     if not report.ok:
         raise dg.Failure(
-            description=report.summary(), metadata={"report": dg.MetadataValue.json(report.to_dict())}, allow_retries=False
+            description=report.summary(),
+            metadata={"report": dg.MetadataValue.json(report.to_dict())},
+            allow_retries=False,
         )
 
 

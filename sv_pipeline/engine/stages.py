@@ -6,6 +6,7 @@ Every function may be called again at any time: what is done stays done, what is
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -16,8 +17,9 @@ import numpy.typing as npt
 
 from sv_pipeline.config import DatasetConfig, IngestMode
 from sv_pipeline.engine.batches import Batch, Stage, plan_batches
-from sv_pipeline.errors import InputError, NotFoundError, NotReadyError, SvPipelineError
+from sv_pipeline.errors import ConflictError, InputError, NotFoundError, NotReadyError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import create_chunked_graph, open_chunked_graph
+from sv_pipeline.ids import IdLayout
 from sv_pipeline.ingest import progress, watershed
 from sv_pipeline.ingest.atomic import build_atomic_chunks
 from sv_pipeline.ingest.parents import build_parent_chunks
@@ -87,8 +89,6 @@ def register(config: DatasetConfig, home: str) -> Dataset:
     else:
         _check_watershed(dataset)
     if not known and config.ingest.mode is not IngestMode.VOXELS and dataset.table.exists():
-        from sv_pipeline.errors import ConflictError
-
         raise ConflictError(
             f"the table {dataset.table.name!r} of graph {config.graph_id!r} exists already, but is not registered here.",
             remedy="Choose another graph_id, or run 'sv-pipeline attach CONFIG.yaml' to use the existing table.",
@@ -108,8 +108,6 @@ def attach(config: DatasetConfig, home: str) -> Dataset:
 
 
 def _check_watershed(dataset: Dataset) -> None:
-    from sv_pipeline.ids import IdLayout
-
     info = dataset.volume
     if info.data_type != "uint64":
         raise InputError(
@@ -129,16 +127,22 @@ def setup(dataset: Dataset, mode: IngestMode | None = None) -> dict[str, Any]:
     mode = mode or dataset.config.ingest.mode
     done: dict[str, Any] = {}
     if mode is not IngestMode.VOXELS:
-        if dataset.table.exists():
-            open_chunked_graph(dataset.table)
-            done["table"] = "there already"
-        else:
+        done["table"] = "there already" if _has_table(dataset) else "created"
+        if done["table"] == "created":
             create_chunked_graph(dataset.table, dataset.config)
-            done["table"] = "created"
     if mode is not IngestMode.GRAPH:
         info = base.create_base(dataset.watershed_url, dataset.config.ocdbt_config, grid=dataset.grid)
         done["base"] = asdict(info)
     return done
+
+
+def _has_table(dataset: Dataset) -> bool:
+    """Whether the graph was set up to the end; a table without meta is what a crash in the middle leaves."""
+    try:
+        open_chunked_graph(dataset.table)
+    except NotFoundError:
+        return False
+    return True
 
 
 # -- planning -----------------------------------------------------------------------------------------------------
@@ -196,7 +200,11 @@ def _populate_plan(dataset: Dataset) -> populate.PopulatePlan:
 
 
 def run_batch(
-    dataset: Dataset, batch: Batch, *, coordinator_address: str | None = None, advance: Callable[[int], None] | None = None
+    dataset: Dataset,
+    batch: Batch,
+    *,
+    coordinator_address: str | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> BatchReport:
     """Do the unfinished chunks of a batch; a failure is remembered with the chunks and raised."""
     started = time.monotonic()
@@ -243,8 +251,8 @@ def _run_voxels(dataset: Dataset, batch: Batch, coordinator_address: str | None)
             report = populate.populate_task(
                 dataset.watershed_url, plan, coordinate, coordinator_address=coordinator_address
             )
-            total += report.bytes_copied
-    return {"bytes": total}
+            total += sum(math.prod(shape) for shape in report.shapes)
+    return {"voxels": total}
 
 
 # -- completion ---------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from sv_pipeline.errors import NotFoundError
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import read_base
 from sv_pipeline.segmentation.fork import fork_exists
-from sv_pipeline.segmentation.reader import current_generation, neuroglancer_url, reader_spec
+from sv_pipeline.segmentation.reader import current_generation, reader_spec
 
 __all__ = ["GraphInfo", "MipInfo", "graph_info"]
 

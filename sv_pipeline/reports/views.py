@@ -120,6 +120,4 @@ def _lift(dataset: Dataset, supervoxels: UInt64Array, layer: int | None) -> UInt
 
 def _panels(dataset: Dataset, slices: dict[str, tuple[UInt64Array, tuple[int, int]]]) -> list[Panel]:
     resolution = dataset.volume.scales[0].resolution
-    return [
-        Panel(name, labels, (resolution[axes[0]], resolution[axes[1]])) for name, (labels, axes) in slices.items()
-    ]
+    return [Panel(name, labels, (resolution[axes[0]], resolution[axes[1]])) for name, (labels, axes) in slices.items()]
