@@ -230,6 +230,7 @@ class BigtableTable(Table):
         key: bytes,
         any_of: Sequence[CellMatch],
         *,
+        none_of: Sequence[CellMatch] = (),
         if_matched: Sequence[Change] = (),
         if_unmatched: Sequence[Change] = (),
     ) -> bool:
@@ -238,7 +239,7 @@ class BigtableTable(Table):
         if not any_of:
             self.mutate([RowMutation(key, if_unmatched)])
             return False
-        condition = messages.match_filter(any_of)
+        condition = messages.match_filter(any_of, none_of)
         if not if_matched and not if_unmatched:
             return bool(dict(self._read(messages.read_requests(self.path, [key], (), condition))))
         now = messages.now_ms()

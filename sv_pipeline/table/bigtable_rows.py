@@ -62,9 +62,14 @@ def read_filter(columns: Sequence[ColumnKey] | None, until: int | None, newest_o
     return _all(steps)
 
 
-def match_filter(any_of: Sequence[CellMatch]) -> Any:
-    """Filter that lets a cell through if any condition holds."""
-    return _any([_match(match) for match in any_of])
+def match_filter(any_of: Sequence[CellMatch], none_of: Sequence[CellMatch] = ()) -> Any:
+    """Filter that lets a cell through if one of ``any_of`` holds and none of ``none_of``."""
+    allowed = _any([_match(match) for match in any_of])
+    if not none_of:
+        return allowed
+    refused = _any([_match(match) for match in none_of])
+    nothing = RowFilter(block_all_filter=True)
+    return RowFilter(condition={"predicate_filter": refused, "true_filter": nothing, "false_filter": allowed})
 
 
 def _match(match: CellMatch) -> Any:

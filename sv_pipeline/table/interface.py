@@ -193,15 +193,21 @@ class Table(abc.ABC):
         key: bytes,
         any_of: Sequence[CellMatch],
         *,
+        none_of: Sequence[CellMatch] = (),
         if_matched: Sequence[Change] = (),
         if_unmatched: Sequence[Change] = (),
     ) -> bool:
-        """If any condition holds for the row apply ``if_matched``, else ``if_unmatched``; atomically.
+        """If the row meets the condition apply ``if_matched``, else ``if_unmatched``; atomically.
+
+        Parameters
+        ----------
+        any_of, none_of
+            The condition: at least one of ``any_of`` holds (so an empty one is never met), and no one of ``none_of``.
 
         Returns
         -------
         bool
-            Whether any condition held. An empty ``any_of`` never holds.
+            Whether the row met the condition.
         """
 
     def _refuse_if_read_only(self) -> None:

@@ -30,10 +30,6 @@ from typing import Any, TypeVar
 
 from sv_pipeline.errors import ConfigError, ConflictError, CorruptionError, NotFoundError, UnavailableError
 from sv_pipeline.table.interface import (
-    AGING_FAMILY,
-    MAX_AGE_MS,
-    NEWEST_FAMILY,
-    Cell,
     CellMatch,
     Change,
     ColumnKey,
@@ -44,6 +40,7 @@ from sv_pipeline.table.interface import (
     Table,
 )
 from sv_pipeline.table.keys import join_ranges
+from sv_pipeline.table.sqlite_rows import NEWEST, SCHEMA, apply_changes, column_name, now_ms, rows_of, select_cells
 
 __all__ = ["SqliteTable"]
 
@@ -53,32 +50,12 @@ Result = TypeVar("Result")
 FILE = "cells.sqlite"
 KEYS_PER_STATEMENT = 16_384  # SQLite allows 32,766 parameters
 ROWS_PER_TRANSACTION = 2_000  # other writers get their turn in between
-ROWS_PER_FETCH = 2_000
-NARROW = 4  # up to so many columns are looked up one by one; more are cheaper to filter out of the whole row
-NEWEST_PREFIX = f"{NEWEST_FAMILY}:".encode()
-AGING_PREFIX = f"{AGING_FAMILY}:".encode()
 BUSY_SECONDS = 30.0
 ATTEMPTS = 5
 
-SCHEMA = """
-CREATE TABLE cells (
-    row BLOB NOT NULL,
-    column BLOB NOT NULL,       -- family ':' qualifier
-    timestamp INTEGER NOT NULL, -- milliseconds since the epoch
-    value BLOB NOT NULL,
-    PRIMARY KEY (row, column, timestamp DESC)
-) WITHOUT ROWID
-"""
 # FULL, although NORMAL survives kill -9 too (the write-ahead log is in the page cache by then): voxels of an edit are
 # durable before its rows are written, so rows that were acknowledged must not be lost with the power either.
 PRAGMAS = ("PRAGMA synchronous=FULL", "PRAGMA cache_size=-65536", "PRAGMA temp_store=MEMORY")
-
-PUT = "INSERT OR REPLACE INTO cells (row, column, timestamp, value) VALUES (?, ?, ?, ?)"
-NEWEST = "SELECT timestamp, value FROM cells WHERE row = ? AND column = ? ORDER BY timestamp DESC LIMIT 1"
-KEEP_NEWEST = """
-DELETE FROM cells WHERE row = ?1 AND column = ?2
-    AND timestamp < (SELECT max(timestamp) FROM cells WHERE row = ?1 AND column = ?2)
-"""
 
 _open_tables: weakref.WeakSet[SqliteTable] = weakref.WeakSet()
 
@@ -186,8 +163,8 @@ class SqliteTable(Table):
             for first in range(0, len(wanted), KEYS_PER_STATEMENT):
                 batch = wanted[first : first + KEYS_PER_STATEMENT]
                 where = f"row IN ({','.join('?' * len(batch))})"
-                sql, parameters = _select(where, batch, columns, until, newest_only)
-                rows.update(_rows(connection.execute(sql, parameters)))
+                sql, parameters = select_cells(where, batch, columns, until, newest_only)
+                rows.update(rows_of(connection.execute(sql, parameters)))
                 self.round_trips += 1
 
         self._run(read)
@@ -208,9 +185,9 @@ class SqliteTable(Table):
             connection.execute("BEGIN")
             try:
                 for start, stop in join_ranges(ranges):
-                    sql, parameters = _select("row >= ? AND row < ?", [start, stop], columns, until, newest_only)
+                    sql, parameters = select_cells("row >= ? AND row < ?", [start, stop], columns, until, newest_only)
                     self.round_trips += 1
-                    yield from _rows(connection.execute(sql, parameters))
+                    yield from rows_of(connection.execute(sql, parameters))
             finally:
                 connection.execute("ROLLBACK")
 
@@ -220,10 +197,10 @@ class SqliteTable(Table):
         """Apply mutations; each row atomically; see the interface."""
         rest = iter(mutations)
         while batch := list(islice(rest, ROWS_PER_TRANSACTION)):
-            now = _now()
+            now = now_ms()
 
             def write(connection: sqlite3.Connection, batch: list[RowMutation] = batch, now: int = now) -> None:
-                _apply(connection, ((m.key, change) for m in batch for change in m.changes), now)
+                apply_changes(connection, ((m.key, change) for m in batch for change in m.changes), now)
 
             self._write(write)
 
@@ -231,13 +208,13 @@ class SqliteTable(Table):
         """Add to a counter cell; see the interface."""
 
         def add(connection: sqlite3.Connection) -> int:
-            newest = connection.execute(NEWEST, (key, _column(column))).fetchone()
+            newest = connection.execute(NEWEST, (key, column_name(column))).fetchone()
             timestamp, value = newest or (0, bytes(8))
             if len(value) != 8:
                 raise CorruptionError(f"{column.family}:{column.qualifier!r} of row {key!r} is not a counter.")
             total = int(struct.unpack(">q", value)[0]) + by
-            cell = SetCell(column, struct.pack(">q", total), max(timestamp, _now()))
-            _apply(connection, [(key, cell)], 0)
+            cell = SetCell(column, struct.pack(">q", total), max(timestamp, now_ms()))
+            apply_changes(connection, [(key, cell)], 0)
             return total
 
         return self._write(add)
@@ -247,13 +224,14 @@ class SqliteTable(Table):
         key: bytes,
         any_of: Sequence[CellMatch],
         *,
+        none_of: Sequence[CellMatch] = (),
         if_matched: Sequence[Change] = (),
         if_unmatched: Sequence[Change] = (),
     ) -> bool:
         """Conditional mutation of one row; see the interface."""
 
         def holds(connection: sqlite3.Connection, match: CellMatch) -> bool:
-            newest = connection.execute(NEWEST, (key, _column(match.column))).fetchone()
+            newest = connection.execute(NEWEST, (key, column_name(match.column))).fetchone()
             return (
                 newest is not None
                 and (match.since is None or newest[0] >= match.since)
@@ -262,7 +240,8 @@ class SqliteTable(Table):
 
         def decide(connection: sqlite3.Connection) -> bool:
             matched = any(holds(connection, match) for match in any_of)
-            _apply(connection, ((key, change) for change in (if_matched if matched else if_unmatched)), _now())
+            matched = matched and not any(holds(connection, match) for match in none_of)
+            apply_changes(connection, ((key, change) for change in (if_matched if matched else if_unmatched)), now_ms())
             return matched
 
         return self._write(decide)
@@ -367,98 +346,5 @@ def _close_all() -> None:
 os.register_at_fork(before=_close_all)
 
 
-# -- statements -------------------------------------------------------------------------------------------------------
-
-
-def _select(
-    where: str,
-    parameters: list[Any],
-    columns: Sequence[ColumnKey] | None,
-    until: int | None,
-    newest_only: bool,
-) -> tuple[str, list[Any]]:
-    conditions, parameters = [where], list(parameters)
-    if columns is not None:
-        lookup = "column" if len(columns) <= NARROW else "+column"  # "+": do not use the index for it
-        conditions.append(f"{lookup} IN ({','.join('?' * len(columns))})")
-        parameters += [_column(c) for c in columns]
-    if until is not None:
-        conditions.append("timestamp <= ?")
-        parameters.append(until)
-    if columns is None or any(c.family == AGING_FAMILY for c in columns):
-        conditions.append("NOT (column >= ? AND column < ? AND timestamp < ?)")
-        parameters += [AGING_PREFIX, f"{AGING_FAMILY};".encode(), _now() - MAX_AGE_MS]  # ';' follows ':'
-    # With a lone max() SQLite takes the other columns from the row that has the maximum.
-    value = "max(timestamp), value" if newest_only else "timestamp, value"
-    group = " GROUP BY row, column" if newest_only else ""
-    order = " ORDER BY row, column" + ("" if newest_only else ", timestamp DESC")
-    return f"SELECT row, column, {value} FROM cells WHERE {' AND '.join(conditions)}{group}{order}", parameters  # noqa: S608
-
-
-def _rows(cursor: sqlite3.Cursor) -> Iterator[tuple[bytes, RowView]]:
-    names: dict[bytes, ColumnKey] = {}
-    last: bytes | None = None
-    row: RowView = {}
-    cursor.arraysize = ROWS_PER_FETCH
-    while cells := cursor.fetchmany():
-        for key, column, timestamp, value in cells:
-            if key != last:
-                if last is not None:
-                    yield last, row
-                last, row = key, {}
-            name = names.get(column)
-            if name is None:
-                family, _, qualifier = column.partition(b":")
-                name = names[column] = ColumnKey(family.decode(), qualifier)
-            if name in row:
-                row[name].append(Cell(timestamp, value))
-            else:
-                row[name] = [Cell(timestamp, value)]
-    if last is not None:
-        yield last, row
-
-
-def _apply(connection: sqlite3.Connection, changes: Iterable[tuple[bytes, Change]], now: int) -> None:
-    """Apply changes in their order; runs of new cells go in as one statement."""
-    cells: list[tuple[bytes, bytes, int, bytes]] = []
-    for key, change in changes:
-        if isinstance(change, SetCell):
-            timestamp = now if change.timestamp is None else change.timestamp
-            cells.append((key, _column(change.column), timestamp, bytes(change.value)))
-            continue
-        _put(connection, cells)
-        cells = []
-        if change.column is None:
-            connection.execute("DELETE FROM cells WHERE row = ?", (key,))
-        elif change.timestamp is None:
-            connection.execute("DELETE FROM cells WHERE row = ? AND column = ?", (key, _column(change.column)))
-        else:
-            connection.execute(
-                "DELETE FROM cells WHERE row = ? AND column = ? AND timestamp = ?",
-                (key, _column(change.column), change.timestamp),
-            )
-    _put(connection, cells)
-
-
-def _put(connection: sqlite3.Connection, cells: list[tuple[bytes, bytes, int, bytes]]) -> None:
-    if not cells:
-        return
-    connection.executemany(PUT, cells)
-    single = {(key, column) for key, column, _, _ in cells if column.startswith(NEWEST_PREFIX)}
-    if single:
-        connection.executemany(KEEP_NEWEST, single)
-    aging = {(key, column, _now() - MAX_AGE_MS) for key, column, _, _ in cells if column.startswith(AGING_PREFIX)}
-    if aging:
-        connection.executemany("DELETE FROM cells WHERE row = ? AND column = ? AND timestamp < ?", aging)
-
-
-def _column(column: ColumnKey) -> bytes:
-    return column.family.encode() + b":" + column.qualifier
-
-
 def _is_lock(error: sqlite3.OperationalError) -> bool:
     return "locked" in str(error) or "locking protocol" in str(error)
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -1,0 +1,76 @@
+"""Locks on single rows: temporal and indefinite, held by an operation id. Knows no set of roots, no order, no renewal.
+
+A temporal lock is the newest cell of ``0:lock``: it holds until it is older than the expiry. An indefinite lock is the
+cell of ``0:indefinite_lock``: it holds until it is deleted. Columns are those of PyChunkedGraph, whose workers respect
+our locks; but unlike it we look at the newest cell only. So a holder whose lock expired and was taken over can neither
+renew it, nor make it indefinite, nor release what is now another's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+
+from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK, NEW_PARENTS
+from sv_pipeline.table.interface import CellMatch, DeleteCells, Table
+
+__all__ = [
+    "SUPERSEDED",
+    "holders",
+    "lock",
+    "lock_indefinitely",
+    "renew",
+    "unlock",
+    "unlock_indefinitely",
+]
+
+SUPERSEDED = (CellMatch(NEW_PARENTS.key),)
+"""Guard for root rows: a root that was replaced cannot be locked."""
+
+_INDEFINITE = CellMatch(INDEFINITE_LOCK.key)
+
+
+def lock(
+    table: Table, key: bytes, operation_id: int, expiry: timedelta, *, guard: Sequence[CellMatch] = SUPERSEDED
+) -> bool:
+    """Take the temporal lock of a row; False if an unexpired or indefinite lock is on it, or the guard holds.
+
+    An operation that holds the lock is refused too: it should :func:`renew`.
+    """
+    now = time.time_ns() // 1_000_000
+    unexpired = CellMatch(LOCK.key, since=now - int(expiry.total_seconds() * 1000))
+    return not table.check_and_mutate(key, [unexpired, _INDEFINITE, *guard], if_unmatched=[LOCK.set(operation_id, now)])
+
+
+def renew(table: Table, key: bytes, operation_id: int, *, guard: Sequence[CellMatch] = SUPERSEDED) -> bool:
+    """Let the temporal lock run anew; False if the operation does not hold it, or the guard holds."""
+    return table.check_and_mutate(
+        key, [CellMatch(LOCK.key, LOCK.encode(operation_id))], none_of=guard, if_matched=[LOCK.set(operation_id)]
+    )
+
+
+def lock_indefinitely(table: Table, key: bytes, operation_id: int, *, guard: Sequence[CellMatch] = SUPERSEDED) -> bool:
+    """Add the indefinite lock; False without the temporal one, if an indefinite one is there, or if the guard holds."""
+    mine = CellMatch(LOCK.key, LOCK.encode(operation_id))
+    return table.check_and_mutate(
+        key, [mine], none_of=[_INDEFINITE, *guard], if_matched=[INDEFINITE_LOCK.set(operation_id)]
+    )
+
+
+def unlock(table: Table, key: bytes, operation_id: int) -> bool:
+    """Release the temporal lock; False if the operation does not hold it. Older cells go with it."""
+    mine = CellMatch(LOCK.key, LOCK.encode(operation_id))
+    return table.check_and_mutate(key, [mine], if_matched=[DeleteCells(LOCK.key)])
+
+
+def unlock_indefinitely(table: Table, key: bytes, operation_id: int) -> bool:
+    """Release the indefinite lock; False if the operation does not hold it."""
+    mine = CellMatch(INDEFINITE_LOCK.key, INDEFINITE_LOCK.encode(operation_id))
+    return table.check_and_mutate(key, [mine], if_matched=[DeleteCells(INDEFINITE_LOCK.key)])
+
+
+def holders(table: Table, key: bytes) -> tuple[int | None, int | None]:
+    """Operation ids of the newest temporal lock (which may have expired) and of the indefinite one."""
+    row = table.read_rows([key], [LOCK.key, INDEFINITE_LOCK.key], newest_only=True).get(key)
+    return LOCK.newest(row), INDEFINITE_LOCK.newest(row)

@@ -1,0 +1,137 @@
+"""SQLite's statements: schema, selects out of a read's options, rows out of cells, changes. Opens no connection."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from sv_pipeline.table.interface import (
+    AGING_FAMILY,
+    MAX_AGE_MS,
+    NEWEST_FAMILY,
+    Cell,
+    Change,
+    ColumnKey,
+    RowView,
+    SetCell,
+)
+
+__all__ = ["NEWEST", "SCHEMA", "apply_changes", "column_name", "now_ms", "rows_of", "select_cells"]
+
+CELLS_PER_FETCH = 2_000
+NARROW = 4  # up to so many columns are looked up one by one; more are cheaper to filter out of the whole row
+NEWEST_PREFIX = f"{NEWEST_FAMILY}:".encode()
+AGING_PREFIX = f"{AGING_FAMILY}:".encode()
+
+SCHEMA = """
+CREATE TABLE cells (
+    row BLOB NOT NULL,
+    column BLOB NOT NULL,       -- family ':' qualifier
+    timestamp INTEGER NOT NULL, -- milliseconds since the epoch
+    value BLOB NOT NULL,
+    PRIMARY KEY (row, column, timestamp DESC)
+) WITHOUT ROWID
+"""
+
+PUT = "INSERT OR REPLACE INTO cells (row, column, timestamp, value) VALUES (?, ?, ?, ?)"
+NEWEST = "SELECT timestamp, value FROM cells WHERE row = ? AND column = ? ORDER BY timestamp DESC LIMIT 1"
+KEEP_NEWEST = """
+DELETE FROM cells WHERE row = ?1 AND column = ?2
+    AND timestamp < (SELECT max(timestamp) FROM cells WHERE row = ?1 AND column = ?2)
+"""
+
+
+def select_cells(
+    where: str,
+    parameters: list[Any],
+    columns: Sequence[ColumnKey] | None,
+    until: int | None,
+    newest_only: bool,
+) -> tuple[str, list[Any]]:
+    """Statement and parameters of a read; ``where`` chooses the rows, the rest is as in the interface."""
+    conditions, parameters = [where], list(parameters)
+    if columns is not None:
+        lookup = "column" if len(columns) <= NARROW else "+column"  # "+": do not use the index for it
+        conditions.append(f"{lookup} IN ({','.join('?' * len(columns))})")
+        parameters += [column_name(c) for c in columns]
+    if until is not None:
+        conditions.append("timestamp <= ?")
+        parameters.append(until)
+    if columns is None or any(c.family == AGING_FAMILY for c in columns):
+        conditions.append("NOT (column >= ? AND column < ? AND timestamp < ?)")
+        parameters += [AGING_PREFIX, f"{AGING_FAMILY};".encode(), now_ms() - MAX_AGE_MS]  # ';' follows ':'
+    # With a lone max() SQLite takes the other columns from the row that has the maximum.
+    value = "max(timestamp), value" if newest_only else "timestamp, value"
+    group = " GROUP BY row, column" if newest_only else ""
+    order = " ORDER BY row, column" + ("" if newest_only else ", timestamp DESC")
+    return f"SELECT row, column, {value} FROM cells WHERE {' AND '.join(conditions)}{group}{order}", parameters  # noqa: S608
+
+
+def rows_of(cursor: sqlite3.Cursor) -> Iterator[tuple[bytes, RowView]]:
+    """Rows out of the cells that a select gives, in its order."""
+    names: dict[bytes, ColumnKey] = {}
+    last: bytes | None = None
+    row: RowView = {}
+    cursor.arraysize = CELLS_PER_FETCH
+    while cells := cursor.fetchmany():
+        for key, column, timestamp, value in cells:
+            if key != last:
+                if last is not None:
+                    yield last, row
+                last, row = key, {}
+            name = names.get(column)
+            if name is None:
+                family, _, qualifier = column.partition(b":")
+                name = names[column] = ColumnKey(family.decode(), qualifier)
+            if name in row:
+                row[name].append(Cell(timestamp, value))
+            else:
+                row[name] = [Cell(timestamp, value)]
+    if last is not None:
+        yield last, row
+
+
+def apply_changes(connection: sqlite3.Connection, changes: Iterable[tuple[bytes, Change]], now: int) -> None:
+    """Apply changes in their order; runs of new cells go in as one statement."""
+    cells: list[tuple[bytes, bytes, int, bytes]] = []
+    for key, change in changes:
+        if isinstance(change, SetCell):
+            timestamp = now if change.timestamp is None else change.timestamp
+            cells.append((key, column_name(change.column), timestamp, bytes(change.value)))
+            continue
+        _put(connection, cells)
+        cells = []
+        if change.column is None:
+            connection.execute("DELETE FROM cells WHERE row = ?", (key,))
+        elif change.timestamp is None:
+            connection.execute("DELETE FROM cells WHERE row = ? AND column = ?", (key, column_name(change.column)))
+        else:
+            connection.execute(
+                "DELETE FROM cells WHERE row = ? AND column = ? AND timestamp = ?",
+                (key, column_name(change.column), change.timestamp),
+            )
+    _put(connection, cells)
+
+
+def _put(connection: sqlite3.Connection, cells: list[tuple[bytes, bytes, int, bytes]]) -> None:
+    if not cells:
+        return
+    connection.executemany(PUT, cells)
+    single = {(key, column) for key, column, _, _ in cells if column.startswith(NEWEST_PREFIX)}
+    if single:
+        connection.executemany(KEEP_NEWEST, single)
+    aging = {(key, column, now_ms() - MAX_AGE_MS) for key, column, _, _ in cells if column.startswith(AGING_PREFIX)}
+    if aging:
+        connection.executemany("DELETE FROM cells WHERE row = ? AND column = ? AND timestamp < ?", aging)
+
+
+def column_name(column: ColumnKey) -> bytes:
+    """Name of a column in the file."""
+    return column.family.encode() + b":" + column.qualifier
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
