@@ -142,7 +142,8 @@ def _summary(dataset: Dataset, home: str, config: Path, pictures: list[Path], pr
     lines = [
         "",
         f"graph {dataset.graph_id} is ready ({seconds:.0f} s)",
-        f"  volume      {size} voxels of {resolution} nm, {dataset.grid.count(2)} chunks, {dataset.grid.n_layers} layers",
+        f"  volume      {size} voxels of {resolution} nm",
+        f"  chunks      {dataset.grid.count(2)}, in {dataset.grid.n_layers} layers",
         f"  nodes       {', '.join(f'{name}: {count:,}' for name, count in nodes.items())}",
         f"  config      {config}",
         f"  watershed   {dataset.watershed_url}",

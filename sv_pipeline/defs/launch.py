@@ -24,7 +24,7 @@ def project_instance() -> dg.DagsterInstance:
 
 
 def materialize_graph(
-    dataset: Dataset, instance: dg.DagsterInstance, begin: Callable[[str], None] = lambda name: None
+    dataset: Dataset, instance: dg.DagsterInstance, begin: Callable[[str], None] | None = None
 ) -> None:
     """Materialize every asset of a graph, layer by layer, and run their checks.
 
@@ -38,7 +38,8 @@ def materialize_graph(
     instance.add_dynamic_partitions(str(graphs.name), [dataset.graph_id])
     job = defs().resolve_implicit_global_asset_job_def()
     for asset, partition in _steps(dataset):
-        begin(f"{asset} {partition}")
+        if begin is not None:
+            begin(f"{asset} {partition}")
         result = job.execute_in_process(
             instance=instance,
             partition_key=partition,

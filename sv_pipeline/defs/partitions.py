@@ -9,7 +9,7 @@ import dagster as dg
 __all__ = ["MAX_LAYER", "graph_layers", "graphs", "layer_key", "layer_number", "partition_of"]
 
 MAX_LAYER = 13
-"""Highest layer offered: 2^11 chunks of 256 voxels are more than any volume known. Layers that a graph lacks do nothing."""
+"""Highest layer offered: 2^11 chunks of 256 voxels exceed any volume known. Layers that a graph lacks do nothing."""
 
 
 def layer_key(layer: int) -> str:

@@ -90,7 +90,7 @@ def register(config: DatasetConfig, home: str) -> Dataset:
         _check_watershed(dataset)
     if not known and config.ingest.mode is not IngestMode.VOXELS and dataset.table.exists():
         raise ConflictError(
-            f"the table {dataset.table.name!r} of graph {config.graph_id!r} exists already, but is not registered here.",
+            f"the table {dataset.table.name!r} of graph {config.graph_id!r} exists, but is not registered here.",
             remedy="Choose another graph_id, or run 'sv-pipeline attach CONFIG.yaml' to use the existing table.",
         )
     return registry.register(config)

@@ -1,4 +1,4 @@
-"""Which slices of a dataset to draw: supervoxels, layers of the graph, roots, mips. Reads voxels and rows in small amounts."""
+"""Which slices of a dataset to draw: supervoxels, layers of the graph, roots, mips. Reads little of it."""
 
 from __future__ import annotations
 
