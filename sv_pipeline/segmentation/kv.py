@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -148,20 +148,24 @@ def delete_keys(url: str | Path, keys: Iterable[str]) -> None:
         for future in [store.write(key, None) for key in keys]:
             future.result()
 
-    retry_transport(delete, what=f"deleting {len(keys)} key(s) of {url}")
+    _delete(delete, f"deleting {len(keys)} key(s) of {url}")
 
 
 def delete_prefix(url: str | Path, prefix: str = "") -> None:
     """Remove all keys that start with ``prefix``; with "" the folder's whole content."""
 
     def delete() -> None:
-        for attempt in range(_DELETE_ATTEMPTS):
-            try:
-                return (open_kv(url) / prefix).delete_range(ts.KvStore.KeyRange()).result()
-            except ValueError as error:
-                # The file driver stops at a file that somebody else has just removed.
-                if status_code(error) != "NOT_FOUND" or attempt == _DELETE_ATTEMPTS - 1:
-                    raise
-        return None
+        (open_kv(url) / prefix).delete_range(ts.KvStore.KeyRange()).result()
 
-    retry_transport(delete, what=f"deleting {url}{prefix}")
+    _delete(delete, f"deleting {url}{prefix}")
+
+
+def _delete(delete: Callable[[], None], what: str) -> None:
+    for attempt in range(_DELETE_ATTEMPTS):
+        try:
+            return retry_transport(delete, what=what)
+        except ValueError as error:
+            # The file driver stops where somebody else has just removed the same file, or its lock.
+            if status_code(error) != "NOT_FOUND" or attempt == _DELETE_ATTEMPTS - 1:
+                raise
+    return None

@@ -124,12 +124,16 @@ def reader_contract(
 
 
 def neuroglancer_url(watershed_url: str | Path, graph_id: str) -> str | None:
-    """Source URL of a fork for neuroglancer; None for places that a browser cannot read (``file``, ``memory``)."""
+    """Source URL of a fork for neuroglancer.
+
+    None where it cannot be had: places that a browser cannot read (``file``, ``memory``), and numbered manifests, whose
+    layer needs ``strip_prefix``, which neuroglancer does not know.
+    """
     base = _readable(watershed_url, graph_id, 0, None)
-    if not base.watershed_url.startswith("gs://"):
+    if not base.watershed_url.startswith("gs://") or base.form.manifest_kind == "numbered":
         return None
-    layers = {"layers": _fork_spec(base, graph_id, None)["base"]["layers"]}
-    stack = quote(json.dumps(layers, separators=(",", ":")), safe="")
+    layers = _fork_spec(base, graph_id, None)["base"]["layers"]
+    stack = quote(json.dumps({"layers": layers}, separators=(",", ":")), safe="")
     return f"kvstack:{stack}/|ocdbt:{specs.ARRAY_PATH}|neuroglancer-precomputed:"
 
 
