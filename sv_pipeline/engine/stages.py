@@ -23,7 +23,7 @@ from sv_pipeline.ids import IdLayout
 from sv_pipeline.ingest import progress, watershed
 from sv_pipeline.ingest.atomic import build_atomic_chunks
 from sv_pipeline.ingest.parents import build_parent_chunks
-from sv_pipeline.registry import Dataset, Registry
+from sv_pipeline.registry import Dataset, Registry, absolute
 from sv_pipeline.segmentation import base, fork, populate
 
 __all__ = [
@@ -81,18 +81,19 @@ def register(config: DatasetConfig, home: str) -> Dataset:
         The source or the watershed volume cannot be used.
     """
     registry = Registry(home)
+    config = absolute(config)
     registry.check(config)
     known = config.graph_id in registry.graph_ids()
     dataset = Dataset(config, home)
-    if config.source is not None:
-        watershed.check_source(config)
-    else:
-        _check_watershed(dataset)
     if not known and config.ingest.mode is not IngestMode.VOXELS and dataset.table.exists():
         raise ConflictError(
             f"the table {dataset.table.name!r} of graph {config.graph_id!r} exists, but is not registered here.",
             remedy="Choose another graph_id, or run 'sv-pipeline attach CONFIG.yaml' to use the existing table.",
         )
+    if config.source is not None:
+        watershed.prepare_watershed(config)
+    else:
+        _check_watershed(dataset)
     return registry.register(config)
 
 
@@ -156,7 +157,7 @@ def layers_of(dataset: Dataset) -> list[int]:
 def plan_watershed(dataset: Dataset, stage: Stage) -> list[Batch]:
     """Unfinished batches of a stage of the watershed; prepares the target volume if it is not there."""
     plan = watershed.prepare_watershed(dataset.config)
-    missing = watershed.pending(plan, stage.value)
+    missing = watershed.pending(plan, watershed.Stage(stage.value))
     return plan_batches(stage, 2, plan.grid, missing, dataset.config.ingest.chunks_per_batch)
 
 

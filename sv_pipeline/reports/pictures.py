@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 mpl.use("Agg")  # no screen where workers run
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 __all__ = ["Panel", "bar_chart", "colorize", "render"]
 
@@ -106,7 +108,7 @@ def bar_chart(title: str, names: Sequence[str], values: Sequence[float], *, unit
     return _png(figure, 110)
 
 
-def _scale_bar(axis: plt.Axes, extent: npt.NDArray[np.float64]) -> None:
+def _scale_bar(axis: Axes, extent: npt.NDArray[np.float64]) -> None:
     """A bar of a round length, about a quarter of the width."""
     target = max(float(extent[0]) / 4, 1.0)
     power = 10 ** np.floor(np.log10(target))
@@ -117,7 +119,7 @@ def _scale_bar(axis: plt.Axes, extent: npt.NDArray[np.float64]) -> None:
     axis.text(x, y - 0.02 * extent[1], text, color="white", fontsize=8, va="bottom")
 
 
-def _png(figure: plt.Figure, dots_per_inch: int) -> bytes:
+def _png(figure: Figure, dots_per_inch: int) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor=figure.get_facecolor())
     plt.close(figure)

@@ -94,10 +94,10 @@ def graph_status(dataset: Dataset) -> GraphStatus:
 
 
 def _watershed_rows(dataset: Dataset) -> list[StageStatus]:
-    plan = watershed.prepare_watershed(dataset.config, create=False)
+    plan = watershed.prepare_watershed(dataset.config)
     total = plan.grid.count(2)
     return [
-        StageStatus(f"watershed: {stage}", total, total - len(watershed.pending(plan, stage.value)))
+        StageStatus(f"watershed: {stage}", total, total - len(watershed.pending(plan, watershed.Stage(stage.value))))
         for stage in (Stage.LABELS, Stage.EDGES)
     ]
 

@@ -9,10 +9,8 @@ from sv_pipeline.graph import queries
 from sv_pipeline.grid import Box
 from sv_pipeline.registry import Dataset
 from sv_pipeline.reports.pictures import Panel, render
-from sv_pipeline.segmentation.base import open_base, read_base
-from sv_pipeline.segmentation.fork import fork_exists
 from sv_pipeline.segmentation.precomputed import open_volume
-from sv_pipeline.segmentation.reader import open_fork
+from sv_pipeline.verify.volumes import graph_volume
 
 __all__ = ["layer_picture", "mips_picture", "roots_picture", "supervoxels_picture"]
 
@@ -68,28 +66,15 @@ def roots_picture(dataset: Dataset) -> bytes:
 
 def mips_picture(dataset: Dataset, *, max_mips: int = 4) -> bytes:
     """The same x-y field at several mips of the fork (of the base where there is none yet), as PNG."""
-    scales = open_scales(dataset)[:max_mips]
+    volume = graph_volume(dataset.watershed_url, dataset.graph_id)
     panels = []
-    for mip, (store, resolution) in enumerate(scales):
+    for mip, scale in enumerate(volume.info.scales[:max_mips]):
+        store, resolution = volume.open(mip), scale.resolution
         box = _window(Box.of(store.domain.inclusive_min[:3], store.domain.exclusive_max[:3]))
         middle = (box.start[2] + box.stop[2]) // 2
         labels = store[box.slices[0], box.slices[1], middle].read().result()
         panels.append(Panel(f"mip {mip}: {' x '.join(f'{r:g}' for r in resolution)} nm", labels, resolution[:2]))
     return render(panels, title=f"{dataset.graph_id}: mips")
-
-
-def open_scales(dataset: Dataset) -> list[tuple[object, tuple[float, float, float]]]:
-    """All mips with their resolution, of the fork if there is one, else of the base."""
-    info = read_base(dataset.watershed_url)
-    forked = fork_exists(dataset.watershed_url, dataset.graph_id)
-    result = []
-    for mip, scale in enumerate(info.volume.scales):
-        if forked:
-            store = open_fork(dataset.watershed_url, dataset.graph_id, mip)
-        else:
-            store = open_base(dataset.watershed_url, mip)
-        result.append((store, scale.resolution))
-    return result
 
 
 def _window(bounds: Box) -> Box:
