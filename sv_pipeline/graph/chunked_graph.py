@@ -1,0 +1,136 @@
+"""One chunked graph: its table, its meta, and the grid and id layout that follow from them. Reads no node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from sv_pipeline.config import DatasetConfig
+from sv_pipeline.errors import ConfigError, ConflictError
+from sv_pipeline.grid import ChunkGrid
+from sv_pipeline.ids import LAYER_BITS, IdLayout
+from sv_pipeline.segmentation.kv import as_url
+from sv_pipeline.segmentation.precomputed import read_info
+from sv_pipeline.table import meta as table_meta
+from sv_pipeline.table.columns import MAX_LAYERS, META_KEY
+from sv_pipeline.table.interface import Table
+from sv_pipeline.table.keys import META
+from sv_pipeline.table.meta import TableMeta
+
+__all__ = ["ChunkedGraph", "create_chunked_graph", "open_chunked_graph"]
+
+MAJOR_VERSION = table_meta.TABLE_VERSION.split(".")[0]
+
+
+@dataclass(frozen=True)
+class ChunkedGraph:
+    """A chunked graph that is open for reading and writing; a value that other processes can be sent."""
+
+    table: Table
+    meta: TableMeta
+    grid: ChunkGrid
+    layout: IdLayout
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers, the root layer included."""
+        return self.layout.n_layers
+
+    @property
+    def graph_id(self) -> str:
+        """Name of the graph; the table's where the meta has none."""
+        return self.meta.graph_config.ID or self.table.name
+
+    @cached_property
+    def watershed_url(self) -> str:
+        """Folder of the watershed volume."""
+        return as_url(self._source("WATERSHED"))
+
+    @cached_property
+    def edges_url(self) -> str:
+        """Folder of the edge files."""
+        return as_url(self._source("EDGES"))
+
+    @cached_property
+    def components_url(self) -> str:
+        """Folder of the component files."""
+        return as_url(self._source("COMPONENTS"))
+
+    def _source(self, name: str) -> str:
+        value = getattr(self.meta.data_source, name)
+        if not value:
+            raise ConfigError(f"the meta of table {self.table.name!r} does not say where its {name} are.")
+        return str(value)
+
+
+def open_chunked_graph(table: Table) -> ChunkedGraph:
+    """Open the graph in a table, whoever made it.
+
+    Raises
+    ------
+    NotFoundError
+        If the table, or its meta, does not exist.
+    ConfigError
+        If the table has another format than the one that is read here.
+    InputError
+        If the watershed volume, which says how large the graph is, cannot be read.
+    """
+    meta = table_meta.read_meta(table)
+    version = table_meta.read_version(table)
+    if version is not None and version.split(".")[0] != MAJOR_VERSION:
+        raise ConfigError(
+            f"table {table.name!r} has version {version}; {MAJOR_VERSION}.x is read here.",
+            remedy="Migrate it with PyChunkedGraph's own tools first.",
+        )
+    stored = meta.graph_config
+    if stored.FANOUT != 2 or stored.LAYER_ID_BITS != LAYER_BITS:
+        raise ConfigError(
+            f"table {table.name!r} has FANOUT {stored.FANOUT} and LAYER_ID_BITS {stored.LAYER_ID_BITS}; "
+            f"only 2 and {LAYER_BITS} can be read."
+        )
+    return _assemble(table, meta)
+
+
+def create_chunked_graph(table: Table, config: DatasetConfig) -> ChunkedGraph:
+    """Make an empty graph: the table, its version and its meta. Nothing is written if anything is wrong.
+
+    Raises
+    ------
+    ConflictError
+        If the graph exists.
+    InputError, ConfigError
+        If the watershed volume cannot be read, or is too large for the ids.
+    """
+    source = config.data_source.model_copy(
+        update={
+            "watershed": as_url(config.data_source.watershed),
+            "edges": as_url(config.edges_url),
+            "components": as_url(config.components_url),
+        }
+    )
+    meta = table_meta.from_config(config.model_copy(update={"data_source": source}))
+    graph = _assemble(table, meta)
+    # A table without a meta is what a crash between the two steps leaves: it is completed here.
+    if not table.exists():
+        table.create()
+    elif table.read_rows([META], [META_KEY]):
+        raise ConflictError(
+            f"the graph {config.graph_id!r} exists already in table {table.name!r}.",
+            remedy="Choose another graph_id, or remove the graph deliberately.",
+        )
+    table_meta.write_version(table)
+    table_meta.write_meta(table, meta)
+    return graph
+
+
+def _assemble(table: Table, meta: TableMeta) -> ChunkedGraph:
+    url = meta.data_source.WATERSHED
+    if not url:
+        raise ConfigError(f"the meta of table {table.name!r} names no watershed volume.")
+    grid = ChunkGrid(read_info(url).bounds, meta.chunk_size)
+    if grid.n_layers > MAX_LAYERS:
+        raise ConfigError(
+            f"the graph of this volume would need {grid.n_layers} layers; {MAX_LAYERS} can be stored.",
+            remedy="Raise CHUNK_SIZE.",
+        )
+    return ChunkedGraph(table, meta, grid, IdLayout(grid.n_layers, int(meta.graph_config.SPATIAL_BITS)))

@@ -1,0 +1,221 @@
+"""Batched reads of the hierarchy: parents, children, ancestors, cross edges.
+
+One request per layer, whatever the number of ids. Takes and returns arrays; raises no error about ids that are not
+there. The questions users ask are in ``queries``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.algorithms.components import find
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.layers import LayeredEdges, newest_of_reruns
+from sv_pipeline.ids import UInt64Array
+from sv_pipeline.table import keys
+from sv_pipeline.table.columns import (
+    CHILDREN,
+    PARENT,
+    ArrayColumn,
+    Ragged,
+    newest_arrays,
+    newest_ids,
+    newest_timestamps,
+)
+from sv_pipeline.table.interface import RowView
+
+__all__ = [
+    "Ancestors",
+    "KnownParents",
+    "StoredNodes",
+    "Time",
+    "find_ancestors",
+    "milliseconds",
+    "read_ancestor_matrix",
+    "read_children",
+    "read_layered_edges",
+    "read_parents",
+    "scan_nodes",
+    "take",
+]
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+EdgeColumn = Callable[[int], ArrayColumn[np.uint64]]
+
+Time = int | datetime
+"""A moment: milliseconds since the epoch, or a datetime (UTC where it names no zone)."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def milliseconds(at: Time | None) -> int | None:
+    """A moment as the last table timestamp that counts at it (inclusive, rounded up); None stays None."""
+    if at is None or not isinstance(at, datetime):
+        return at
+    aware = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return -((EPOCH - aware) // timedelta(milliseconds=1))
+
+
+def take(ragged: Ragged, rows: npt.ArrayLike) -> Ragged:
+    """Some rows of a ragged array, in the order asked for."""
+    index = np.asarray(rows, np.int64)
+    lengths = ragged.lengths[index]
+    offsets = np.zeros(len(index) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+    return Ragged(ragged.values[np.repeat(ragged.offsets[index], lengths) + within], offsets)
+
+
+# -- one step ---------------------------------------------------------------------------------------------------------
+
+
+def read_parents(graph: ChunkedGraph, ids: npt.ArrayLike, *, until: int | None = None) -> UInt64Array:
+    """Parent of each node, shape (n,); 0 for a root, and for a node that is not there."""
+    row_keys = keys.node_keys(ids)
+    return newest_ids(PARENT, graph.table.read_rows(row_keys, [PARENT.key], until=until, newest_only=True), row_keys)
+
+
+def read_children(graph: ChunkedGraph, ids: npt.ArrayLike, *, until: int | None = None) -> Ragged:
+    """Children of each node; none for a supervoxel, and for a node that is not there."""
+    row_keys = keys.node_keys(ids)
+    rows = graph.table.read_rows(row_keys, [CHILDREN.key], until=until, newest_only=True)
+    return newest_arrays(CHILDREN, rows, row_keys)
+
+
+def read_layered_edges(
+    graph: ChunkedGraph, ids: npt.ArrayLike, column: EdgeColumn, layers: Sequence[int]
+) -> LayeredEdges:
+    """Newest edge cells of nodes, in the columns of several cross layers."""
+    row_keys = keys.node_keys(ids)
+    rows = graph.table.read_rows(row_keys, [column(layer).key for layer in layers], newest_only=True)
+    return _layered_edges(rows, row_keys, column, layers)
+
+
+def _layered_edges(
+    rows: dict[bytes, RowView], row_keys: list[bytes], column: EdgeColumn, layers: Sequence[int]
+) -> LayeredEdges:
+    if not layers:
+        return LayeredEdges.empty()
+    parts = [newest_arrays(column(layer), rows, row_keys).values for layer in layers]
+    sizes = [len(part) for part in parts]
+    return LayeredEdges(np.repeat(np.asarray(layers, np.int64), sizes), np.concatenate(parts))
+
+
+# -- chunks -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StoredNodes:
+    """All nodes of some chunks of one layer, ascending."""
+
+    ids: UInt64Array
+    children: Ragged
+    created: IntArray
+    """Time of each node, milliseconds."""
+    edges: LayeredEdges
+    """Of the columns that were asked for."""
+
+
+def scan_nodes(
+    graph: ChunkedGraph, chunk_ids: UInt64Array, column: EdgeColumn | None = None, layers: Sequence[int] = ()
+) -> StoredNodes:
+    """Nodes of chunks of one layer >= 2, in one scan; what earlier tries of other software left behind is dropped.
+
+    Parameters
+    ----------
+    chunk_ids
+        The chunks.
+    column, layers
+        Edge columns to read with them.
+    """
+    wanted = [CHILDREN.key, *(column(layer).key for layer in layers if column)]
+    rows = dict(graph.table.scan(keys.chunk_ranges(graph.layout, chunk_ids), wanted, newest_only=True))
+    row_keys = [key for key, row in rows.items() if CHILDREN.key in row]
+    ids, children = keys.node_ids(row_keys), newest_arrays(CHILDREN, rows, row_keys)
+    counts = np.flatnonzero(newest_of_reruns(ids, children))
+    if len(counts) < len(ids):
+        row_keys = [row_keys[i] for i in counts.tolist()]
+        ids, children = ids[counts], take(children, counts)
+    edges = _layered_edges(rows, row_keys, column, layers) if column else LayeredEdges.empty()
+    return StoredNodes(ids, children, newest_timestamps(CHILDREN, rows, row_keys), edges)
+
+
+# -- ancestors --------------------------------------------------------------------------------------------------------
+
+
+class KnownParents:
+    """Parents that need not be read: those of the children of known nodes."""
+
+    def __init__(self, nodes: UInt64Array, children: Ragged) -> None:
+        order = np.argsort(children.values)
+        self._children = children.values[order]
+        self._parents = np.repeat(nodes, children.lengths)[order]
+
+    def look_up(self, ids: UInt64Array) -> UInt64Array:
+        """Parent of each id, shape (n,); 0 where it is not known."""
+        parents = np.zeros(len(ids), np.uint64)
+        index = find(self._children, ids)
+        parents[index >= 0] = self._parents[index[index >= 0]]
+        return parents
+
+
+@dataclass(frozen=True)
+class Ancestors:
+    """Highest ancestors up to a layer."""
+
+    ids: UInt64Array
+    """Shape (n,); the node itself where it has no such ancestor."""
+    ends: BoolArray
+    """Where the chain ends below the layer because a node has no parent, shape (n,)."""
+
+
+def find_ancestors(
+    graph: ChunkedGraph,
+    ids: npt.ArrayLike,
+    layer: int,
+    *,
+    until: int | None = None,
+    known: KnownParents | None = None,
+) -> Ancestors:
+    """The highest ancestor of each node whose layer is at most ``layer``; reads only while something can climb."""
+    nodes, inverse = np.unique(np.asarray(ids, np.uint64), return_inverse=True)
+    tops, ends = nodes.copy(), np.zeros(len(nodes), np.bool_)
+    climbing = np.flatnonzero(graph.layout.layers(nodes) < layer)
+    while len(climbing):
+        here, where = np.unique(tops[climbing], return_inverse=True)
+        above = known.look_up(here) if known else np.zeros(len(here), np.uint64)
+        unknown = np.flatnonzero(above == 0)
+        if len(unknown):
+            above[unknown] = read_parents(graph, here[unknown], until=until)
+        parents = above[where]
+        parent_layers = graph.layout.layers(parents)
+        ends[climbing[parents == 0]] = True
+        fits = (parents != 0) & (parent_layers <= layer)
+        tops[climbing[fits]] = parents[fits]
+        climbing = climbing[fits & (parent_layers < layer)]
+    return Ancestors(tops[inverse], ends[inverse])
+
+
+def read_ancestor_matrix(graph: ChunkedGraph, ids: npt.ArrayLike, *, until: int | None = None) -> UInt64Array:
+    """For each node the highest ancestor at or below every layer, shape (n, layers + 1).
+
+    Column ``l`` is what :func:`find_ancestors` gives for layer ``l``; columns below a node's own layer hold 0.
+    """
+    nodes, inverse = np.unique(np.asarray(ids, np.uint64), return_inverse=True)
+    matrix = np.zeros((len(nodes), graph.n_layers + 1), np.uint64)
+    columns = np.arange(graph.n_layers + 1)
+    current, rows = nodes, np.arange(len(nodes))
+    while len(rows):
+        layers = graph.layout.layers(current)
+        matrix[rows] = np.where(columns >= layers[:, None], current[:, None], matrix[rows])
+        rows, current = rows[layers < graph.n_layers], current[layers < graph.n_layers]
+        here, where = np.unique(current, return_inverse=True)
+        current = read_parents(graph, here, until=until)[where]
+        rows, current = rows[current != 0], current[current != 0]
+    return matrix[inverse]

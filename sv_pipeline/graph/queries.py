@@ -1,0 +1,238 @@
+"""What users ask about nodes: roots, parents, children, leaves, times, supervoxels at points. Reads; never writes.
+
+Every question takes many ids at once and costs one request per layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.errors import InputError, NotFoundError
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.hierarchy import (
+    Time,
+    find_ancestors,
+    milliseconds,
+    read_children,
+    read_parents,
+    take,
+)
+from sv_pipeline.grid import Box
+from sv_pipeline.ids import IdLayout, UInt64Array
+from sv_pipeline.table import keys
+from sv_pipeline.table.columns import CHILDREN, NEW_PARENTS, PARENT, Ragged, newest_timestamps
+
+__all__ = [
+    "children",
+    "chunks_touch",
+    "is_latest",
+    "leaves",
+    "node_timestamps",
+    "parents",
+    "roots",
+    "supervoxels_at",
+]
+
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
+
+NAMED_IN_ERRORS = 5
+
+
+# -- up ---------------------------------------------------------------------------------------------------------------
+
+
+def roots(
+    graph: ChunkedGraph,
+    ids: npt.ArrayLike,
+    *,
+    at: Time | None = None,
+    stop_layer: int | None = None,
+    missing_ok: bool = False,
+) -> UInt64Array:
+    """The root of each node.
+
+    Parameters
+    ----------
+    ids
+        Supervoxels or other nodes, shape (n,); duplicates cost nothing.
+    at
+        As of this moment; default: now.
+    stop_layer
+        Stop at the highest ancestor whose layer is at most this.
+    missing_ok
+        Give 0 for ids that are not in the graph (at that moment).
+
+    Raises
+    ------
+    NotFoundError
+        If ids are not in the graph and ``missing_ok`` is not given; names some of them.
+    """
+    wanted = np.asarray(ids, np.uint64).reshape(-1)
+    top = graph.n_layers if stop_layer is None else min(stop_layer, graph.n_layers)
+    until = milliseconds(at)
+    found = find_ancestors(graph, wanted, top, until=until)
+    # A chain may end below ``stop_layer`` while the layers above are still being built; it never begins at its end.
+    missing = found.ends & (np.full(len(wanted), top == graph.n_layers) | (found.ids == wanted))
+    unread = np.flatnonzero(graph.layout.layers(wanted) >= top)
+    if len(unread):
+        missing[unread] = ~_exist(graph, wanted[unread], until)
+    if missing.any() and not missing_ok:
+        raise _not_found(graph, wanted[missing], at)
+    return np.where(missing, np.uint64(0), found.ids)
+
+
+def _exist(graph: ChunkedGraph, ids: UInt64Array, until: int | None) -> BoolArray:
+    row_keys = keys.node_keys(ids)
+    rows = graph.table.read_rows(row_keys, [CHILDREN.key, PARENT.key], until=until, newest_only=True)
+    return np.array([key in rows for key in row_keys], np.bool_)
+
+
+def parents(graph: ChunkedGraph, ids: npt.ArrayLike, *, at: Time | None = None) -> UInt64Array:
+    """The parent of each node, shape (n,); 0 for roots, and for ids that are not in the graph."""
+    return read_parents(graph, np.asarray(ids, np.uint64).reshape(-1), until=milliseconds(at))
+
+
+# -- down -------------------------------------------------------------------------------------------------------------
+
+
+def children(graph: ChunkedGraph, ids: npt.ArrayLike) -> Ragged:
+    """The children of each node; none for supervoxels, and for ids that are not in the graph."""
+    return read_children(graph, np.asarray(ids, np.uint64).reshape(-1))
+
+
+def leaves(graph: ChunkedGraph, ids: npt.ArrayLike, *, box: Box | None = None, stop_layer: int = 1) -> Ragged:
+    """The supervoxels below each node.
+
+    Parameters
+    ----------
+    ids
+        Nodes, shape (n,).
+    box
+        Only those in chunks that touch this box of voxels.
+    stop_layer
+        Stop at the descendants of this layer; 2 gives layer 2 nodes.
+
+    Returns
+    -------
+    Ragged
+        Leaves of each node, ascending; a supervoxel is its own leaf.
+    """
+    nodes = np.asarray(ids, np.uint64).reshape(-1)
+    owners, current = np.arange(len(nodes)), nodes
+    found_owners, found = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
+    while len(current):
+        if box is not None:
+            inside = chunks_touch(graph, current, box)
+            owners, current = owners[inside], current[inside]
+        at_end = graph.layout.layers(current) <= stop_layer
+        found_owners.append(owners[at_end])
+        found.append(current[at_end])
+        owners, current = owners[~at_end], current[~at_end]
+        if len(current):
+            distinct, inverse = np.unique(current, return_inverse=True)
+            below = take(read_children(graph, distinct), inverse)
+            owners, current = np.repeat(owners, below.lengths), below.values
+    owner, leaf = np.concatenate(found_owners), np.concatenate(found)
+    order = np.lexsort((leaf, owner))
+    offsets = np.searchsorted(owner[order], np.arange(len(nodes) + 1)).astype(np.int64)
+    return Ragged(leaf[order], offsets)
+
+
+def chunks_touch(graph: ChunkedGraph, ids: UInt64Array, box: Box) -> BoolArray:
+    """Whether the chunk of each node, in its own layer, and a box of voxels have a voxel in common; shape (n,)."""
+    scale = np.maximum(graph.layout.layers(ids) - 2, 0)[:, None]
+    size = np.asarray(graph.grid.chunk_size, np.int64) << scale
+    start = np.asarray(graph.grid.bounds.start) + graph.layout.coordinates(ids) * size
+    return np.asarray(((start < box.stop) & (start + size > box.start)).all(axis=1), np.bool_)
+
+
+# -- time -------------------------------------------------------------------------------------------------------------
+
+
+def node_timestamps(
+    graph: ChunkedGraph, ids: npt.ArrayLike, *, at: Time | None = None, missing_ok: bool = False
+) -> IntArray:
+    """When each node of layer 2 or above was made, milliseconds, shape (n,).
+
+    Raises
+    ------
+    NotFoundError
+        If ids are not in the graph and ``missing_ok`` is not given; else these get -1.
+    """
+    wanted = np.asarray(ids, np.uint64).reshape(-1)
+    row_keys = keys.node_keys(wanted)
+    rows = graph.table.read_rows(row_keys, [CHILDREN.key], until=milliseconds(at), newest_only=True)
+    times = newest_timestamps(CHILDREN, rows, row_keys)
+    if (times < 0).any() and not missing_ok:
+        raise _not_found(graph, wanted[times < 0], at)
+    return times
+
+
+def is_latest(graph: ChunkedGraph, root_ids: npt.ArrayLike, *, at: Time | None = None) -> BoolArray:
+    """Whether each root is in use (no edit has replaced it), shape (n,).
+
+    Raises
+    ------
+    NotFoundError
+        If a root is not in the graph.
+    """
+    wanted = np.asarray(root_ids, np.uint64).reshape(-1)
+    row_keys = keys.node_keys(wanted)
+    rows = graph.table.read_rows(row_keys, [CHILDREN.key, NEW_PARENTS.key], until=milliseconds(at), newest_only=True)
+    known = newest_timestamps(CHILDREN, rows, row_keys) >= 0
+    if not known.all():
+        raise _not_found(graph, wanted[~known], at)
+    return newest_timestamps(NEW_PARENTS, rows, row_keys) < 0
+
+
+# -- space ------------------------------------------------------------------------------------------------------------
+
+
+def supervoxels_at(graph: ChunkedGraph, volume: Any, coordinates: npt.ArrayLike) -> UInt64Array:
+    """The supervoxel at each voxel; 0 for background.
+
+    Parameters
+    ----------
+    volume
+        The segmentation, a TensorStore of absolute (x, y, z).
+    coordinates
+        Voxels, shape (n, 3).
+
+    Raises
+    ------
+    InputError
+        If a point is outside the volume.
+    """
+    points = np.asarray(coordinates, np.int64).reshape(-1, 3)
+    bounds = graph.grid.bounds
+    outside = ((points < bounds.start) | (points >= np.asarray(bounds.stop))).any(axis=1)
+    if outside.any():
+        raise InputError(
+            f"point {tuple(points[outside][0].tolist())} is outside the volume {bounds}.",
+            remedy="Coordinates are x, y, z in voxels of the base mip.",
+        )
+    if not len(points):
+        return np.zeros(0, np.uint64)
+    x, y, z = points.T
+    return np.asarray(volume.vindex[x, y, z].read().result(), np.uint64)
+
+
+def _not_found(graph: ChunkedGraph, ids: UInt64Array, at: Time | None) -> NotFoundError:
+    distinct = np.unique(ids)
+    named = ", ".join(_describe(graph.layout, node) for node in distinct[:NAMED_IN_ERRORS])
+    more = f" and {len(distinct) - NAMED_IN_ERRORS} more" if len(distinct) > NAMED_IN_ERRORS else ""
+    when = "" if at is None else f" at {at}"
+    return NotFoundError(
+        f"{len(distinct)} id(s) are not in graph {graph.graph_id!r}{when}: {named}{more}.",
+        remedy="Check that the ids are of this graph, and that its ingest is complete.",
+    )
+
+
+def _describe(layout: IdLayout, node: np.uint64) -> str:
+    if node == 0:
+        return "0 (background)"
+    return f"{node} (layer {int(layout.layers(node))})"

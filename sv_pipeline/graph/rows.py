@@ -1,0 +1,70 @@
+"""Nodes as changes of rows: what is written for new parents and for the nodes below them. Writes nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.algorithms.components import find
+from sv_pipeline.graph.layers import LayeredEdges
+from sv_pipeline.ids import UInt64Array
+from sv_pipeline.table import keys
+from sv_pipeline.table.columns import CHILDREN, PARENT, ArrayColumn, Ragged
+from sv_pipeline.table.interface import RowMutation, SetCell
+
+__all__ = ["child_rows", "edge_cells", "parent_rows"]
+
+IntArray = npt.NDArray[np.int64]
+EdgeColumn = Callable[[int], ArrayColumn[np.uint64]]
+
+
+def parent_rows(
+    parents: UInt64Array, children: Ragged, timestamps: IntArray, edges: list[list[SetCell]] | None = None
+) -> Iterator[RowMutation]:
+    """Rows of new nodes: their children, and edge cells (:func:`edge_cells`) where given; arrays of shape (n,)."""
+    bounds = children.offsets.tolist()
+    for i, (key, timestamp) in enumerate(zip(keys.node_keys(parents), timestamps.tolist(), strict=True)):
+        cell = CHILDREN.set(children.values[bounds[i] : bounds[i + 1]], timestamp)
+        yield RowMutation(key, [cell, *edges[i]] if edges else [cell])
+
+
+def child_rows(
+    children: UInt64Array, parents: UInt64Array, timestamps: IntArray, edges: list[list[SetCell]] | None = None
+) -> Iterator[RowMutation]:
+    """What is added to the rows of nodes that get a parent: it, and their edge cells; arrays of shape (n,)."""
+    values = np.ascontiguousarray(parents, "<u8").tobytes()
+    for i, (key, timestamp) in enumerate(zip(keys.node_keys(children), timestamps.tolist(), strict=True)):
+        cell = SetCell(PARENT.key, values[8 * i : 8 * i + 8], timestamp)
+        yield RowMutation(key, [cell, *edges[i]] if edges else [cell])
+
+
+def edge_cells(
+    column: EdgeColumn, owners: UInt64Array, timestamps: IntArray, edges: LayeredEdges, edge_owners: UInt64Array
+) -> list[list[SetCell]]:
+    """Cells of edges, for each owner.
+
+    Parameters
+    ----------
+    column
+        Column of a cross layer.
+    owners, timestamps
+        Nodes and the times of their cells, shape (n,), in any order.
+    edges, edge_owners
+        Edges, and the node whose row each belongs to, shape (m,). In a cell they keep their order.
+    """
+    cells: list[list[SetCell]] = [[] for _ in range(len(owners))]
+    if not len(edges):
+        return cells
+    order = np.argsort(owners)
+    at = order[find(owners[order], edge_owners)]
+    sequence = np.lexsort((edges.layers, at))
+    at, layers, pairs = at[sequence], edges.layers[sequence], edges.edges[sequence]
+    starts = np.flatnonzero(np.r_[True, (at[1:] != at[:-1]) | (layers[1:] != layers[:-1])])
+    stops = np.r_[starts[1:], len(at)]
+    blocks = zip(at[starts].tolist(), layers[starts].tolist(), starts.tolist(), stops.tolist(), strict=True)
+    times = timestamps.tolist()
+    for owner, layer, start, stop in blocks:
+        cells[owner].append(column(layer).set(pairs[start:stop], times[owner]))
+    return cells

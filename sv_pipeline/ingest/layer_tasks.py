@@ -1,0 +1,195 @@
+"""What tasks of every layer have in common: which chunks of a batch are to do, and the order of writes.
+
+::
+
+    read the ingest rows        a chunk with a done-marker is skipped
+    (the layer's own reads and computation)
+    reserve ids                 one row per chunk, put if absent
+    write all rows              cells at the reserved times: a second run writes the same ones
+    write the done-markers      last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.layers import NewParents
+from sv_pipeline.ids import UInt64Array
+from sv_pipeline.ingest.reservations import IdNeed, TaskRow, now, read_task_rows, reserve_ids, worker_name
+from sv_pipeline.table import keys
+from sv_pipeline.table.columns import INGEST_DONE, INGEST_FAILED
+from sv_pipeline.table.interface import DeleteCells, RowMutation
+
+__all__ = ["Batch", "ChunkReport", "Counts", "open_batch"]
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ChunkReport:
+    """What the task of one chunk made."""
+
+    layer: int
+    coordinate: tuple[int, int, int]
+    nodes: int
+    """Nodes made, in whatever layer."""
+    supervoxels: int
+    edges: int
+    seconds: float
+    """This chunk's share of the time of its batch."""
+    skipped: bool = False
+    """The chunk had a done-marker: the numbers are those of that run."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers for the done-markers, one per task; each of shape (n,)."""
+
+    supervoxels: IntArray
+    edges: IntArray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The chunks of one layer that one call works on, ascending by chunk id."""
+
+    graph: ChunkedGraph
+    layer: int
+    coordinates: IntArray
+    chunk_ids: UInt64Array
+    rows: list[TaskRow]
+    todo: IntArray
+    """Which of them are to do."""
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def task_chunks(self) -> UInt64Array:
+        """Chunk ids of the tasks that are to do, ascending."""
+        return self.chunk_ids[self.todo]
+
+    @property
+    def task_coordinates(self) -> IntArray:
+        """Coordinates of the tasks that are to do."""
+        return self.coordinates[self.todo]
+
+    def write(
+        self,
+        parents: NewParents,
+        not_before: IntArray,
+        edge_bytes: list[bytes],
+        rows: Callable[[UInt64Array, IntArray], Iterable[RowMutation]],
+        counts: Counts,
+    ) -> list[ChunkReport]:
+        """Reserve ids, write rows, then the done-markers.
+
+        Parameters
+        ----------
+        parents
+            The new nodes of all tasks; their tasks are indices of ``task_chunks``.
+        not_before
+            Lowest timestamp of each task.
+        edge_bytes
+            Per task, what else its rows are made of.
+        rows
+            Makes the rows, of the ids of the parents and the timestamps of the tasks.
+        counts
+            For the markers.
+        """
+        graph = self.graph
+        needs = _needs(self.task_chunks, parents, not_before, edge_bytes)
+        busy = [i for i, need in enumerate(needs) if need.counts]
+        stored = [self.rows[int(self.todo[i])].reservation for i in busy]
+        reservations = reserve_ids(graph, self.layer, [needs[i] for i in busy], stored)
+        ids = [reservation.node_ids(graph) for reservation in reservations]
+        timestamps = np.zeros(len(needs), np.int64)
+        timestamps[busy] = [reservation.timestamp for reservation in reservations]
+        graph.table.mutate(rows(np.concatenate(ids) if ids else np.zeros(0, np.uint64), timestamps))
+        return self._finish(np.bincount(parents.tasks, minlength=len(needs)), counts)
+
+    def _finish(self, nodes: IntArray, counts: Counts) -> list[ChunkReport]:
+        share = round((time.monotonic() - self.started) / max(1, len(self.todo)), 4)
+        markers: dict[int, dict[str, Any]] = {}
+        changes = []
+        for i, position in enumerate(self.todo.tolist()):
+            marker = {
+                "nodes": int(nodes[i]),
+                "supervoxels": int(counts.supervoxels[i]),
+                "edges": int(counts.edges[i]),
+                "seconds": share,
+                "worker": worker_name(),
+                "finished": now(),
+            }
+            markers[position] = marker
+            if self.rows[position].done is None:
+                key = keys.ingest_key(self.layer, int(self.chunk_ids[position]))
+                changes.append(RowMutation(key, [INGEST_DONE.set(marker), DeleteCells(INGEST_FAILED.key)]))
+        self.graph.table.mutate(changes)
+        return self.reports(markers)
+
+    def reports(self, markers: dict[int, dict[str, Any]]) -> list[ChunkReport]:
+        """One report per chunk, those that were skipped included."""
+        result = []
+        for position, coordinate in enumerate(self.coordinates.tolist()):
+            marker = markers.get(position) or self.rows[position].done or {}
+            result.append(
+                ChunkReport(
+                    self.layer,
+                    tuple(coordinate),
+                    int(marker.get("nodes", 0)),
+                    int(marker.get("supervoxels", 0)),
+                    int(marker.get("edges", 0)),
+                    float(marker.get("seconds", 0.0)),
+                    skipped=position not in markers,
+                )
+            )
+        return result
+
+
+def open_batch(graph: ChunkedGraph, layer: int, coordinates: npt.ArrayLike, *, again: bool = False) -> Batch:
+    """Look up which of some chunks are to do.
+
+    Parameters
+    ----------
+    coordinates
+        Chunk coordinates of ``layer``, shape (n, 3), in any order.
+    again
+        Do those that are done, too: their very same cells are written again.
+
+    Raises
+    ------
+    ValueError
+        If a coordinate is outside the grid.
+    """
+    coords = np.unique(np.asarray(coordinates, np.int64).reshape(-1, 3), axis=0)
+    if ((coords < 0) | (coords >= graph.grid.shape(layer))).any():
+        raise ValueError(f"a chunk is outside the grid of layer {layer}, {graph.grid.shape(layer)}")
+    chunk_ids = graph.layout.chunk_ids(layer, coords)
+    rows = read_task_rows(graph, layer, chunk_ids)
+    todo = np.flatnonzero([again or row.done is None for row in rows])
+    return Batch(graph, layer, coords, chunk_ids, rows, todo)
+
+
+def _needs(
+    task_chunks: UInt64Array, parents: NewParents, not_before: IntArray, edge_bytes: list[bytes]
+) -> list[IdNeed]:
+    first = np.searchsorted(parents.tasks, np.arange(len(task_chunks) + 1))
+    needs = []
+    for i, chunk_id in enumerate(task_chunks.tolist()):
+        a, b = int(first[i]), int(first[i + 1])
+        chunks, counts = np.unique(parents.chunks[a:b], return_counts=True)
+        offsets = parents.children.offsets[a : b + 1]
+        digest = hashlib.blake2b(parents.chunks[a:b].tobytes(), digest_size=8)
+        digest.update((offsets - offsets[0]).tobytes())
+        digest.update(parents.children.values[offsets[0] : offsets[-1]].tobytes())
+        digest.update(edge_bytes[i])
+        pairs = tuple(zip(chunks.tolist(), counts.tolist(), strict=True))
+        needs.append(IdNeed(chunk_id, pairs, int(not_before[i]), digest.hexdigest()))
+    return needs
