@@ -36,7 +36,7 @@ ui: install $(DAGSTER_HOME)/dagster.yaml ## Open the Dagster UI on http://127.0.
 test: install ## Run all tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
-lint: install ## ruff, ruff format, mypy, dg check defs
+lint: install $(DAGSTER_HOME)/dagster.yaml ## ruff, ruff format, mypy, dg check defs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -22,7 +22,7 @@ from sv_pipeline.segmentation.precomputed import VolumeInfo, read_info
 from sv_pipeline.table import open_table
 from sv_pipeline.table.interface import Table
 
-__all__ = ["Dataset", "Registry", "default_home", "absolute", "open_dataset"]
+__all__ = ["HOME_VARIABLE", "Dataset", "Registry", "default_home", "absolute", "open_dataset"]
 
 HOME_VARIABLE = "SV_PIPELINE_HOME"
 # What may differ between two runs of one graph: how it is built, never what is built.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import click
@@ -11,7 +12,7 @@ from rich.logging import RichHandler
 
 from sv_pipeline.cli import demo, graphs, ingest, inspect
 from sv_pipeline.errors import SvPipelineError
-from sv_pipeline.registry import default_home
+from sv_pipeline.registry import HOME_VARIABLE, default_home
 
 __all__ = ["cli", "main"]
 
@@ -37,6 +38,8 @@ def cli(context: click.Context, home: str | None, *, verbose: bool) -> None:
       sv-pipeline info my_graph            what a reader needs to open it
     """
     context.obj = home or default_home()
+    # Worker processes, and Dagster's resources, find the same home.
+    os.environ[HOME_VARIABLE] = context.obj
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(message)s",

@@ -4,8 +4,6 @@ Completeness is never taken from Dagster's step accounting (a re-execution from 
 collecting op checks the done-markers, and planning lists only what has none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Asset checks: the invariants of architecture and data model, each one row in the UI."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import dagster as dg

@@ -1,7 +1,5 @@
 """Jobs an operator launches by hand: register a graph, purge a layer, verify."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import dagster as dg

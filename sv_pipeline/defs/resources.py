@@ -1,7 +1,5 @@
 """What steps need from the deployment: the home folder and the coordinator's address."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 
@@ -14,7 +12,7 @@ from sv_pipeline.segmentation.coordinator import ADDRESS_VARIABLE
 __all__ = ["PipelineResource", "resources_from_environment"]
 
 
-class PipelineResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+class PipelineResource(dg.ConfigurableResource):
     """Finds graphs by id."""
 
     home: str = Field(description="Home folder (path or kvstore URL) with the registered graphs.")

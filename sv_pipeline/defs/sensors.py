@@ -1,7 +1,5 @@
 """Sensors: level-triggered; each tick looks at what is there and asks for what is missing."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from sv_pipeline.defs.partitions import graphs
