@@ -173,12 +173,13 @@ def pending(plan: WatershedPlan, stage: Stage) -> IntArray:
 
 
 def _fingerprint(config: DatasetConfig, source: SourceVolume, companions: Companions) -> str:
-    graph, asked = config.graph_config, _source_config(config)
-    parts = [source.fingerprint, str(source.bounds), str(source.resolution), str(asked)]
-    parts += [v.fingerprint for v in (companions.object_volume, companions.affinity_volume) if v is not None]
-    parts += [table_fingerprint(t) for t in (companions.object_table, companions.edge_table) if t is not None]
-    parts += [str(graph.chunk_size), str(graph.spatial_bits), kv.as_url(config.edges_url)]
-    parts += [kv.as_url(config.components_url)]
+    graph, data = config.graph_config, config.data_source
+    parts = [source.fingerprint, str(source.bounds), str(source.resolution)]
+    for volume in (companions.object_volume, companions.affinity_volume):
+        parts.append("" if volume is None else volume.fingerprint)
+    for table in (companions.object_table, companions.edge_table):
+        parts.append("" if table is None else table_fingerprint(table))
+    parts += [str(graph.chunk_size), str(graph.spatial_bits), str(data.edges), str(data.components)]
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
 

@@ -209,7 +209,7 @@ def _from_array(
         channels=array.shape[3] if n_dimensions == 4 else None,
         resolution=resolution,
         in_memory=True,
-        fingerprint=f"{name} {array.dtype} {array.shape} {check}",
+        fingerprint=f"{array.dtype} {array.shape} {check}",
     )
 
 
@@ -217,13 +217,12 @@ def _triple(file: str, name: str, kind: type, headers: dict[str, ArrayHeader]) -
     if name not in headers:
         return None
     values = read_array(file, name).ravel()
-    if (
-        values.size != 3
-        or values.dtype.kind not in "iuf"
-        or (kind(values[0]) != values[0] or not all(values == values))
-    ):
+    if values.size != 3 or values.dtype.kind not in "iuf" or not np.isfinite(values).all():
         raise InputError(f"{file}: {name} must be three numbers, not {values!r}.")
-    return tuple(kind(v) for v in values)
+    triple = tuple(kind(v) for v in values)
+    if any(a != b for a, b in zip(triple, values, strict=True)):
+        raise InputError(f"{file}: {name} must be whole numbers, not {values!r}.")
+    return triple
 
 
 def _check_shape(name: str, shape: Sequence[int], n_dimensions: int) -> None:

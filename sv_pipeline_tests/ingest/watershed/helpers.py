@@ -1,11 +1,14 @@
-"""Making a watershed in a test, and reading back what it holds."""
+"""Making a watershed in a test, reading back what it holds, and checking that it is what a watershed must be."""
 
 from __future__ import annotations
 
 import itertools
 
+import cc3d
+import fastremap
 import networkx as nx
 import numpy as np
+import tensorstore as ts
 
 from sv_pipeline.config import parse_config
 from sv_pipeline.ingest import formats
@@ -70,3 +73,60 @@ class Made:
         """All supervoxel ids of the volume, sorted."""
         ids = np.unique(self.volume)
         return ids[ids != 0]
+
+
+def float_precomputed(folder, values, dtype="float32"):
+    metadata = {"type": "image", "data_type": dtype, "num_channels": values.shape[3]}
+    scale = {"resolution": [4, 5, 6], "size": values.shape[:3], "chunk_size": [4, 4, 4], "encoding": "raw"}
+    spec = {"driver": "neuroglancer_precomputed", "kvstore": kv.as_url(folder), "multiscale_metadata": metadata}
+    ts.open(spec | {"scale_metadata": scale}, create=True).result().write(values).result()
+    return kv.as_url(folder)
+
+
+def check(made, labels, objects):
+    """State of a finished watershed, by means that the package does not use."""
+    layout, grid = made.plan.layout, made.plan.grid
+    ids = made.ids()
+    assert made.report.supervoxels == len(ids)
+    assert (layout.layers(ids) == 1).all()
+
+    # each supervoxel is one 26-connected piece, in its chunk, of one label
+    volume = fastremap.renumber(made.volume)[0]
+    assert cc3d.connected_components(volume, connectivity=26, return_N=True)[1] == len(ids)
+    for coordinate in made.coordinates:
+        box = grid.box(2, coordinate).shifted(-np.asarray(made.plan.bounds.start))
+        here = fastremap.unique(made.volume[box.slices])
+        assert (layout.coordinates(here[here != 0]) == coordinate).all()
+    assert len(pairs(volume, labels)) == len(np.unique(volume))
+
+    # outgoing edges are in both files, equal; in edges are in one
+    for sides in made.all_edges().values():
+        area, affinity, kind = sides[0]
+        assert sides == [sides[0]] * (1 if kind == "in" else 2)
+        assert area >= 1
+        assert affinity == np.inf if kind == "cross" else 0 < affinity < 1
+
+    # every supervoxel is named by the component file of its chunk
+    for coordinate, components in zip(made.coordinates, made.components, strict=True):
+        named = np.concatenate([*components, np.empty(0, np.uint64)])
+        assert len(np.unique(named)) == len(named)
+        own = ids[(layout.coordinates(ids) == coordinate).all(axis=1)]
+        assert np.isin(own, named).all()
+
+    # roots are the 26-connected pieces of objects
+    objects = fastremap.renumber(np.asfortranarray(objects))[0]
+    parts, n = cc3d.connected_components(objects, connectivity=26, return_N=True)
+    roots = made.roots()
+    assert len(roots) == n
+    root_of = {node: number for number, root in enumerate(roots) for node in root}
+    ids_of, parts_of = pairs(made.volume, parts).T
+    found = {(root_of[i], part) for i, part in zip(ids_of.tolist(), parts_of.tolist(), strict=True) if i}
+    assert len(found) == n
+
+
+def pairs(a, b):
+    """Values that meet in a voxel, shape (n, 2)."""
+    (names_a, index_a), (names_b, index_b) = (fastremap.unique(v.ravel(order="F"), return_inverse=True) for v in (a, b))
+    packed = fastremap.unique(index_a.astype(np.uint64) * np.uint64(len(names_b)) + index_b.astype(np.uint64))
+    first, second = np.divmod(packed, np.uint64(len(names_b)))
+    return np.stack([names_a[first], names_b[second].astype(np.uint64)], axis=-1)
