@@ -1,4 +1,4 @@
-"""Checks of edges: edge files, cross edges recomputed from scratch, what they join. Looks at no voxel."""
+"""Checks of what edges make: cross edges recomputed from scratch, skip connections, roots. Looks at no file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from sv_pipeline.verify.atomic_edges import CROSS, EDITED, IN, ActiveEdges, AtomicEdges
+from sv_pipeline.verify.atomic_edges import ActiveEdges
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.snapshot import NONE, Snapshot
 from sv_pipeline.verify.table_checks import report_where
@@ -18,94 +18,14 @@ __all__ = [
     "check_atomic_cross_edges",
     "check_connectivity",
     "check_cross_edges",
-    "check_edge_files",
     "check_inf_edges",
+    "check_skip_connections",
 ]
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 ATOMIC_CELLS_LIVE = timedelta(days=365)
-
-
-# -- edge files ---------------------------------------------------------------------------------------------------
-
-
-def check_edge_files(outcome: Outcome, nodes: Snapshot, edges: AtomicEdges) -> None:
-    """Edge files can be read, name supervoxels of the graph, and agree with those of neighbour chunks."""
-    outcome.checked = int((edges.kinds != EDITED).sum())
-    for file in edges.broken:
-        outcome.error(file.message, file.name)
-    ends = nodes.find(edges.pairs)
-    unknown = (ends == NONE).any(axis=-1) | (nodes.layout.layers(edges.pairs) != 1).any(axis=-1)
-    _report_edges(
-        outcome,
-        edges,
-        unknown,
-        "an edge of a supervoxel that the graph does not have: the files belong to another watershed, "
-        "or the chunk was not ingested to the end.",
-    )
-    loop = edges.pairs[:, 0] == edges.pairs[:, 1]
-    _report_edges(outcome, edges, loop, "an edge from a supervoxel to itself: write the file again.")
-    stored = edges.kinds != EDITED
-    first_here, second_here = (nodes.layout.chunks(edges.pairs) == edges.files[:, None]).T
-    misplaced = stored & ~(first_here & (second_here == (edges.kinds == IN)))
-    _report_edges(
-        outcome,
-        edges,
-        misplaced,
-        "an edge in the file of the wrong chunk, or of the wrong kind "
-        "(in: both ends in the chunk; between, cross: the first only): write the file again.",
-    )
-    wrong_affinity = stored & (np.isinf(edges.affinities) != (edges.kinds == CROSS))
-    _report_edges(
-        outcome, edges, wrong_affinity, "cross edges, and only they, have affinity inf: write the file again."
-    )
-    _check_repeats(outcome, edges)
-    _check_symmetry(outcome, edges, broken={file.name for file in edges.broken})
-
-
-def _report_edges(outcome: Outcome, edges: AtomicEdges, faulty: BoolArray, message: str) -> None:
-    at = np.flatnonzero(faulty)
-    if len(at):
-        a, b = (int(v) for v in edges.pairs[at[0]])
-        outcome.error(message, f"edge {a} - {b}", len(at))
-
-
-def _check_repeats(outcome: Outcome, edges: AtomicEdges) -> None:
-    inside = np.flatnonzero(edges.kinds == IN)
-    ordered = np.sort(edges.pairs[inside], axis=-1)
-    order = np.lexsort((ordered[:, 1], ordered[:, 0]))
-    again = np.zeros(len(edges), np.bool_)
-    again[inside[order[1:]]] = (np.diff(ordered[order].astype(np.int64), axis=0) == 0).all(axis=-1)
-    _report_edges(outcome, edges, again, "an in-chunk edge is listed more than once: write the file again.")
-
-
-def _check_symmetry(outcome: Outcome, edges: AtomicEdges, broken: set[str]) -> None:
-    """Each between and cross edge stands in both chunks' files, with one affinity and one area."""
-    if broken:
-        return
-    at = np.flatnonzero((edges.kinds != IN) & (edges.kinds != EDITED))
-    there, back = edges.pairs[at], edges.pairs[at][:, ::-1]
-    values = (edges.kinds[at], edges.affinities[at], edges.areas[at])
-    forward = _records(there, *values)
-    lonely = np.zeros(len(edges), np.bool_)
-    lonely[at] = ~np.isin(_records(back, *values), forward)
-    _report_edges(
-        outcome,
-        edges,
-        lonely,
-        "the neighbour chunk's file does not hold the reverse of this edge with the same affinity and area: "
-        "write both files again.",
-    )
-
-
-def _records(pairs: npt.NDArray[np.uint64], *values: npt.NDArray[np.generic]) -> npt.NDArray[np.void]:
-    """One comparable value for each edge with its attributes."""
-    columns = [pairs[:, 0], pairs[:, 1], *values]
-    raw = [np.ascontiguousarray(column).view(np.uint8).reshape(len(pairs), -1) for column in columns]
-    rows = np.ascontiguousarray(np.concatenate(raw, axis=-1))
-    return rows.view(np.dtype((np.void, rows.shape[1]))).ravel()
 
 
 # -- cross edges --------------------------------------------------------------------------------------------------
@@ -229,6 +149,51 @@ def check_atomic_cross_edges(outcome: Outcome, nodes: Snapshot, active: ActiveEd
             )
 
 
+# -- skip connections ---------------------------------------------------------------------------------------------
+
+
+def check_skip_connections(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> None:
+    """Several children are one layer below their parent; an only child's parent is where its next edges are.
+
+    A node joined to nobody gets its parent at the lowest layer above it at which it has cross edges, or at the root
+    layer (PyChunkedGraph's skip connections).
+    """
+    n_layers = nodes.layout.n_layers
+    next_layer = np.full(len(nodes.ids), n_layers)
+    gaps = np.zeros(len(nodes.ids), np.bool_)
+    for layer in range(n_layers - 1, 1, -1):
+        ends = np.unique(active.first[active.sure & (active.layers == layer)])
+        for own_layer in range(2, layer):
+            node = nodes.ancestors[own_layer][ends]
+            next_layer[node[nodes.layers[node] == own_layer]] = layer
+        highest = nodes.ancestors[layer][ends]
+        gaps[highest[nodes.layers[highest] != layer]] = True
+    report_where(
+        outcome,
+        gaps,
+        nodes.ids,
+        "active edges cross at a layer at which it has no ancestor: rebuild the parents above it.",
+    )
+    child = np.flatnonzero(nodes.is_reached & (nodes.parent_index != NONE))
+    outcome.checked = len(child)
+    parent = nodes.parent_index[child]
+    siblings = np.bincount(parent, minlength=len(nodes.ids))[parent]
+    low, high = nodes.layers[child], nodes.layers[parent]
+    report_where(
+        outcome,
+        (siblings > 1) & (low != high - 1),
+        nodes.ids[child],
+        "it has siblings, so its parent must be exactly one layer above it: rebuild the parents of its chunk.",
+    )
+    report_where(
+        outcome,
+        (siblings == 1) & (high != next_layer[child]) & ~gaps[child],
+        nodes.ids[child],
+        "it has no siblings, so its parent must be at the lowest layer above it at which it has cross edges, or a "
+        "root: rebuild the parents of its chunk.",
+    )
+
+
 # -- what edges join ----------------------------------------------------------------------------------------------
 
 
@@ -246,7 +211,7 @@ def check_connectivity(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -
         pieces,
         "its supervoxels are not connected by active edges inside the chunk: an edit or the ingest left it in pieces.",
     )
-    _check_children(outcome, nodes)
+    _check_children(outcome, nodes, active)
     sure = active.sure
     pieces = _components(count, active.first[sure], active.second[sure])
     roots = nodes.ancestors[nodes.layout.n_layers]
@@ -271,14 +236,13 @@ def check_connectivity(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -
     outcome.checked = len(np.unique(roots[leaves]))
 
 
-def _check_children(outcome: Outcome, nodes: Snapshot) -> None:
-    """Children at layer p - 1 of a parent at layer p are connected through their ``cross_edges_<p - 1>``."""
+def _check_children(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> None:
+    """Children at layer p - 1 of a parent at layer p are connected by active edges of cross layer p - 1."""
     first, second = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for layer, cells in nodes.cross_edges.items():
-        own = nodes.layers[cells.owners] == layer
-        partner = nodes.find(cells.edges[own, 1])
-        first.append(cells.owners[own][partner != NONE])
-        second.append(partner[partner != NONE])
+    for layer in range(2, nodes.layout.n_layers):
+        at = active.sure & (active.layers == layer)
+        first.append(nodes.ancestors[layer][active.first[at]])
+        second.append(nodes.ancestors[layer][active.second[at]])
     a, b = np.concatenate(first), np.concatenate(second)
     siblings = nodes.parent_index[a] == nodes.parent_index[b]
     pieces = _components(len(nodes.ids), a[siblings], b[siblings])
@@ -289,7 +253,7 @@ def _check_children(outcome: Outcome, nodes: Snapshot) -> None:
         children,
         nodes.parent_index[children],
         pieces,
-        "its children are not connected by their cross edges: rebuild the parents of its chunk.",
+        "its children are not connected by active edges between them: rebuild the parents of its chunk.",
     )
 
 

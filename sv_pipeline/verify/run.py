@@ -9,7 +9,15 @@ from dataclasses import dataclass
 
 from sv_pipeline.errors import ConfigError, SvPipelineError, UnavailableError
 from sv_pipeline.segmentation import kv
-from sv_pipeline.verify import edge_checks, ingest_checks, pyramid_checks, table_checks, volumes, voxel_checks
+from sv_pipeline.verify import (
+    edge_checks,
+    edge_file_checks,
+    ingest_checks,
+    pyramid_checks,
+    table_checks,
+    volumes,
+    voxel_checks,
+)
 from sv_pipeline.verify.report import CheckResult, Outcome, VerifyReport
 from sv_pipeline.verify.subject import Blocked, HasTable, Subject
 
@@ -42,8 +50,7 @@ def _hierarchy(subject: Subject, outcome: Outcome) -> None:
 
 
 def _skip_connections(subject: Subject, outcome: Outcome) -> None:
-    assert subject.active is not None
-    table_checks.check_skip_connections(outcome, subject.nodes)
+    edge_checks.check_skip_connections(outcome, subject.nodes, subject.active)
 
 
 def _cross_edges(subject: Subject, outcome: Outcome) -> None:
@@ -63,7 +70,7 @@ def _atomic_cross_edges(subject: Subject, outcome: Outcome) -> None:
 
 
 def _edge_files(subject: Subject, outcome: Outcome) -> None:
-    edge_checks.check_edge_files(outcome, subject.nodes, subject.edges)
+    edge_file_checks.check_edge_files(outcome, subject.nodes, subject.edges)
 
 
 def _voxels(subject: Subject, outcome: Outcome) -> None:

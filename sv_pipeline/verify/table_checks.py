@@ -1,4 +1,4 @@
-"""Checks of node rows: ids and counters, parents and children, skip connections. Looks at no edge and no voxel."""
+"""Checks of node rows: ids and counters, parents and children. Looks at no edge and no voxel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sv_pipeline.table.counters import ROOT_SHARDS
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.snapshot import NONE, Snapshot
 
-__all__ = ["check_hierarchy", "check_ids", "check_skip_connections", "report_where"]
+__all__ = ["check_hierarchy", "check_ids", "report_where"]
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
@@ -190,59 +190,3 @@ def _warn_of_orphans(outcome: Outcome, nodes: Snapshot) -> None:
             int(nodes.ids[orphans[0]]),
             len(orphans),
         )
-
-
-# -- skip connections ---------------------------------------------------------------------------------------------
-
-
-def check_skip_connections(outcome: Outcome, nodes: Snapshot) -> None:
-    """Several children are one layer below their parent; an only child's parent is where its next edges are.
-
-    A node joined to nobody gets its parent at the lowest layer above it at which it has cross edges, or at the root
-    layer (PyChunkedGraph's skip connections).
-    """
-    n_layers = nodes.layout.n_layers
-    child = np.flatnonzero(nodes.is_reached & (nodes.parent_index != NONE))
-    outcome.checked = len(child)
-    parent = nodes.parent_index[child]
-    siblings = np.bincount(parent, minlength=len(nodes.ids))[parent]
-    low, high = nodes.layers[child], nodes.layers[parent]
-    several = (siblings > 1) & (low != high - 1)
-    report_where(
-        outcome,
-        several,
-        nodes.ids[child],
-        "it has siblings, so its parent must be exactly one layer above it: rebuild the parents of its chunk.",
-    )
-    next_layer = np.full(len(nodes.ids), n_layers)
-    for layer in sorted(nodes.cross_edges, reverse=True):
-        cells = nodes.cross_edges[layer]
-        owners = cells.owners[nodes.layers[cells.owners] < layer]
-        next_layer[owners] = layer
-    alone = (siblings == 1) & (high != next_layer[child])
-    report_where(
-        outcome,
-        alone,
-        nodes.ids[child],
-        "it has no siblings, so its parent must be at the lowest layer above it at which it has cross edges, or a "
-        "root: rebuild the parents of its chunk.",
-    )
-    gaps = np.zeros(len(nodes.ids), np.bool_)
-    for layer, cells in nodes.cross_edges.items():
-        owners = np.unique(cells.owners)
-        owners = owners[nodes.is_reached[owners] & (nodes.layers[owners] < layer)]
-        gaps[owners[~_has_ancestor_at(nodes, owners, layer)]] = True
-    report_where(
-        outcome,
-        gaps,
-        nodes.ids,
-        "it has cross edges at a layer at which it has no ancestor: rebuild the parents above it.",
-    )
-
-
-def _has_ancestor_at(nodes: Snapshot, start: IntArray, layer: int) -> BoolArray:
-    current = start
-    for _ in range(nodes.layout.n_layers):
-        above = nodes.parent_index[current]
-        current = np.where((above != NONE) & (nodes.layers[above] <= layer), above, current)
-    return np.asarray(nodes.layers[current] == layer)

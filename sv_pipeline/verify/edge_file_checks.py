@@ -1,0 +1,91 @@
+"""Checks of edge and component files: readable, of this graph, symmetric. Looks at no node's cross edges."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.verify.atomic_edges import CROSS, EDITED, IN, AtomicEdges
+from sv_pipeline.verify.report import Outcome
+from sv_pipeline.verify.snapshot import NONE, Snapshot
+
+__all__ = ["check_edge_files"]
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+def check_edge_files(outcome: Outcome, nodes: Snapshot, edges: AtomicEdges) -> None:
+    """Edge files can be read, name supervoxels of the graph, and agree with those of neighbour chunks."""
+    outcome.checked = int((edges.kinds != EDITED).sum())
+    for file in edges.broken:
+        outcome.error(file.message, file.name)
+    ends = nodes.find(edges.pairs)
+    unknown = (ends == NONE).any(axis=-1) | (nodes.layout.layers(edges.pairs) != 1).any(axis=-1)
+    _report_edges(
+        outcome,
+        edges,
+        unknown,
+        "an edge of a supervoxel that the graph does not have: the files belong to another watershed, "
+        "or the chunk was not ingested to the end.",
+    )
+    loop = edges.pairs[:, 0] == edges.pairs[:, 1]
+    _report_edges(outcome, edges, loop, "an edge from a supervoxel to itself: write the file again.")
+    stored = edges.kinds != EDITED
+    first_here, second_here = (nodes.layout.chunks(edges.pairs) == edges.files[:, None]).T
+    misplaced = stored & ~(first_here & (second_here == (edges.kinds == IN)))
+    _report_edges(
+        outcome,
+        edges,
+        misplaced,
+        "an edge in the file of the wrong chunk, or of the wrong kind "
+        "(in: both ends in the chunk; between, cross: the first only): write the file again.",
+    )
+    wrong_affinity = stored & (np.isinf(edges.affinities) != (edges.kinds == CROSS))
+    _report_edges(
+        outcome, edges, wrong_affinity, "cross edges, and only they, have affinity inf: write the file again."
+    )
+    _check_repeats(outcome, edges)
+    _check_symmetry(outcome, edges, broken={file.name for file in edges.broken})
+
+
+def _report_edges(outcome: Outcome, edges: AtomicEdges, faulty: BoolArray, message: str) -> None:
+    at = np.flatnonzero(faulty)
+    if len(at):
+        a, b = (int(v) for v in edges.pairs[at[0]])
+        outcome.error(message, f"edge {a} - {b}", len(at))
+
+
+def _check_repeats(outcome: Outcome, edges: AtomicEdges) -> None:
+    inside = np.flatnonzero(edges.kinds == IN)
+    ordered = np.sort(edges.pairs[inside], axis=-1)
+    order = np.lexsort((ordered[:, 1], ordered[:, 0]))
+    again = np.zeros(len(edges), np.bool_)
+    again[inside[order[1:]]] = (np.diff(ordered[order].astype(np.int64), axis=0) == 0).all(axis=-1)
+    _report_edges(outcome, edges, again, "an in-chunk edge is listed more than once: write the file again.")
+
+
+def _check_symmetry(outcome: Outcome, edges: AtomicEdges, broken: set[str]) -> None:
+    """Each between and cross edge stands in both chunks' files, with one affinity and one area."""
+    if broken:
+        return
+    at = np.flatnonzero((edges.kinds != IN) & (edges.kinds != EDITED))
+    there, back = edges.pairs[at], edges.pairs[at][:, ::-1]
+    values = (edges.kinds[at], edges.affinities[at], edges.areas[at])
+    forward = _records(there, *values)
+    lonely = np.zeros(len(edges), np.bool_)
+    lonely[at] = ~np.isin(_records(back, *values), forward)
+    _report_edges(
+        outcome,
+        edges,
+        lonely,
+        "the neighbour chunk's file does not hold the reverse of this edge with the same affinity and area: "
+        "write both files again.",
+    )
+
+
+def _records(pairs: npt.NDArray[np.uint64], *values: npt.NDArray[np.generic]) -> npt.NDArray[np.void]:
+    """One comparable value for each edge with its attributes."""
+    columns = [pairs[:, 0], pairs[:, 1], *values]
+    raw = [np.ascontiguousarray(column).view(np.uint8).reshape(len(pairs), -1) for column in columns]
+    rows = np.ascontiguousarray(np.concatenate(raw, axis=-1))
+    return rows.view(np.dtype((np.void, rows.shape[1]))).ravel()
