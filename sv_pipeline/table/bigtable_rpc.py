@@ -10,6 +10,7 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,7 +74,8 @@ _UNARY: dict[str, tuple[Any, Any]] = {
     _ADMIN + "CreateTable": (bigtable_table_admin.CreateTableRequest, None),
     _ADMIN + "DeleteTable": (bigtable_table_admin.DeleteTableRequest, None),
 }
-_abandoned: list[Any] = []  # channels of the parent process: a child may neither use nor close them
+_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+_abandoned: list[Any] = []  # channels of a parent process: a child may neither use nor close them
 
 
 @dataclass
@@ -115,10 +117,12 @@ class Connection:
     table_path: str
     patience: float
     count: Callable[[], None]
-    _process: int = 0
     _channels: dict[str, grpc.Channel] = field(default_factory=dict)
     _stubs: dict[str, Any] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        _connections.add(self)
 
     def unary(self, method: str, request: Any, what: str) -> Any:
         """Answer of a call, tried again while the server is away.
@@ -150,9 +154,6 @@ class Connection:
         """Close the channels; the next call opens new ones."""
         with self._lock:
             channels, self._channels, self._stubs = self._channels, {}, {}
-            if self._process != os.getpid():
-                _abandoned.extend(channels.values())
-                return
         for channel in channels.values():
             channel.close()
 
@@ -165,15 +166,21 @@ class Connection:
 
     def _stub(self, path: str) -> Any:
         with self._lock:
-            if self._process != os.getpid():
-                _abandoned.extend([*self._channels.values(), *self._stubs.values()])
-                self._channels, self._stubs, self._process = {}, {}, os.getpid()
             if path not in self._stubs:
                 host = ADMIN_HOST if path.startswith(_ADMIN) else DATA_HOST
                 if host not in self._channels:
                     self._channels[host] = _open_channel(host)
                 self._stubs[path] = _make_stub(self._channels[host], path)
             return self._stubs[path]
+
+
+def _start_afresh() -> None:
+    for connection in list(_connections):
+        _abandoned.extend([*connection._channels.values(), *connection._stubs.values()])
+        connection._channels, connection._stubs, connection._lock = {}, {}, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_start_afresh)
 
 
 def _make_stub(channel: grpc.Channel, path: str) -> Any:

@@ -80,11 +80,13 @@ class ArrayCodec(Generic[Scalar]):
     compressed: bool = False
 
     def encode(self, value: npt.ArrayLike) -> bytes:
-        """Bytes of an array, or of anything that converts to one without loss."""
-        array = np.asarray(value)
-        if array.size == 0:
+        """Bytes of an array, or of a list; ValueError for negative ids, TypeError for numbers of another kind."""
+        array = value if isinstance(value, np.ndarray) and value.size else np.asarray(value, self.dtype)
+        if array.dtype.kind == "i" and np.dtype(self.dtype).kind == "u":
+            if array.min() < 0:
+                raise ValueError("ids cannot be negative")
             array = array.astype(self.dtype)
-        data = np.ascontiguousarray(array.astype(self.dtype, casting="same_kind", copy=False)).tobytes()
+        data = array.astype(self.dtype, casting="same_kind", copy=False).tobytes()
         return _compress(data) if self.compressed else data
 
     def decode(self, data: bytes) -> npt.NDArray[Scalar]:

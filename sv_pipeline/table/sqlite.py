@@ -58,6 +58,7 @@ ATTEMPTS = 5
 PRAGMAS = ("PRAGMA synchronous=FULL", "PRAGMA cache_size=-65536", "PRAGMA temp_store=MEMORY")
 
 _open_tables: weakref.WeakSet[SqliteTable] = weakref.WeakSet()
+_abandoned: list[_Connection] = []  # of a parent process: a child may neither use nor close them
 
 
 @dataclass(eq=False)
@@ -162,8 +163,7 @@ class SqliteTable(Table):
             rows.clear()
             for first in range(0, len(wanted), KEYS_PER_STATEMENT):
                 batch = wanted[first : first + KEYS_PER_STATEMENT]
-                where = f"row IN ({','.join('?' * len(batch))})"
-                sql, parameters = select_cells(where, batch, columns, until, newest_only)
+                sql, parameters = select_cells(batch, columns, until, newest_only)
                 rows.update(rows_of(connection.execute(sql, parameters)))
                 self.round_trips += 1
 
@@ -184,8 +184,8 @@ class SqliteTable(Table):
         with self._errors(), self._borrow() as connection:
             connection.execute("BEGIN")
             try:
-                for start, stop in join_ranges(ranges):
-                    sql, parameters = select_cells("row >= ? AND row < ?", [start, stop], columns, until, newest_only)
+                for one in join_ranges(ranges):
+                    sql, parameters = select_cells(one, columns, until, newest_only)
                     self.round_trips += 1
                     yield from rows_of(connection.execute(sql, parameters))
             finally:
@@ -343,7 +343,14 @@ def _close_all() -> None:
         table.close()
 
 
-os.register_at_fork(before=_close_all)
+def _start_afresh() -> None:
+    """In a child: another thread of the parent may have held the lock, or given a connection back just then."""
+    for table in list(_open_tables):
+        _abandoned.extend(table._idle)
+        table._idle, table._lock = [], threading.Lock()
+
+
+os.register_at_fork(before=_close_all, after_in_child=_start_afresh)
 
 
 def _is_lock(error: sqlite3.OperationalError) -> bool:

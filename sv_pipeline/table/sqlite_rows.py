@@ -14,6 +14,7 @@ from sv_pipeline.table.interface import (
     Cell,
     Change,
     ColumnKey,
+    RowKeyRange,
     RowView,
     SetCell,
 )
@@ -44,17 +45,19 @@ DELETE FROM cells WHERE row = ?1 AND column = ?2
 
 
 def select_cells(
-    where: str,
-    parameters: list[Any],
+    rows: Sequence[bytes] | RowKeyRange,
     columns: Sequence[ColumnKey] | None,
     until: int | None,
     newest_only: bool,
 ) -> tuple[str, list[Any]]:
-    """Statement and parameters of a read; ``where`` chooses the rows, the rest is as in the interface."""
-    conditions, parameters = [where], list(parameters)
+    """Statement and parameters of a read, of some keys or a range; the rest is as in the interface."""
+    by_range = isinstance(rows, RowKeyRange)
+    conditions = ["row >= ? AND row < ?" if by_range else f"row IN ({_marks(rows)})"]
+    parameters: list[Any] = list(rows)
     if columns is not None:
-        lookup = "column" if len(columns) <= NARROW else "+column"  # "+": do not use the index for it
-        conditions.append(f"{lookup} IN ({','.join('?' * len(columns))})")
+        # "+": do not use the index for the column, so that cells come in its order as they are
+        lookup = "+column" if by_range or len(columns) > NARROW else "column"
+        conditions.append(f"{lookup} IN ({_marks(columns)})")
         parameters += [column_name(c) for c in columns]
     if until is not None:
         conditions.append("timestamp <= ?")
@@ -67,6 +70,10 @@ def select_cells(
     group = " GROUP BY row, column" if newest_only else ""
     order = " ORDER BY row, column" + ("" if newest_only else ", timestamp DESC")
     return f"SELECT row, column, {value} FROM cells WHERE {' AND '.join(conditions)}{group}{order}", parameters  # noqa: S608
+
+
+def _marks(parameters: Sequence[Any]) -> str:
+    return ",".join("?" * len(parameters))
 
 
 def rows_of(cursor: sqlite3.Cursor) -> Iterator[tuple[bytes, RowView]]:
