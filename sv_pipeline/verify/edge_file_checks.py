@@ -86,6 +86,6 @@ def _check_symmetry(outcome: Outcome, edges: AtomicEdges, broken: set[str]) -> N
 def _records(pairs: npt.NDArray[np.uint64], *values: npt.NDArray[np.generic]) -> npt.NDArray[np.void]:
     """One comparable value for each edge with its attributes."""
     columns = [pairs[:, 0], pairs[:, 1], *values]
-    raw = [np.ascontiguousarray(column).view(np.uint8).reshape(len(pairs), -1) for column in columns]
+    raw = [np.ascontiguousarray(column).view(np.uint8).reshape(len(pairs), column.itemsize) for column in columns]
     rows = np.ascontiguousarray(np.concatenate(raw, axis=-1))
     return rows.view(np.dtype((np.void, rows.shape[1]))).ravel()

@@ -122,7 +122,10 @@ def _name_strange(faults: _Faults, nodes: Snapshot, strange: UInt64Array, labels
     kinds = [
         (retired, "a voxel has the id of a supervoxel that was split (`new_ids`); its split did not reach the voxels."),
         (leaf, "a voxel has the id of a supervoxel of another chunk; its id must be of the chunk it lies in."),
-        (~known, "a voxel has an id that the graph does not have; its chunk was not ingested to the end."),
+        (
+            ~known,
+            "a voxel has an id that the graph does not have; its chunk was not ingested to the end (or without edges).",
+        ),
         (
             known & ~retired & ~leaf,
             "a voxel has an id that is no leaf of the graph: a node above layer 1, or one without a parent.",
