@@ -160,9 +160,7 @@ def finish_layer(context: dg.OpExecutionContext, pipeline: PipelineResource) -> 
     return dg.MaterializeResult(
         metadata={
             "chunks": report.chunks,
-            "nodes": report.nodes,
-            "voxel_tasks": report.voxel_tasks,
-            **_flat(report.metadata),
+            **{name: value for name, value in report.numbers.items() if value is not None},
             **drawn,
         }
     )
@@ -234,13 +232,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def _flat(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Nested numbers as ``area_name`` entries, which the UI plots."""
-    return {
-        f"{area}_{name}": value
-        for area, numbers in metadata.items()
-        for name, value in numbers.items()
-        if isinstance(value, int | float | str) and value is not None
-    }

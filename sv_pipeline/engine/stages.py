@@ -62,9 +62,8 @@ class LayerReport:
 
     layer: int
     chunks: int
-    nodes: int
-    voxel_tasks: int
-    metadata: dict[str, Any] = field(default_factory=dict)
+    numbers: dict[str, float | None] = field(default_factory=dict)
+    """What was made and how fast, by name; only what the mode asked for."""
 
 
 # -- registration and set-up --------------------------------------------------------------------------------------
@@ -278,20 +277,28 @@ def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -
         Naming how many chunks are missing and the first of them.
     """
     mode = mode or dataset.config.ingest.mode
-    nodes, tasks, metadata = 0, 0, {}
+    numbers: dict[str, float | None] = {}
     if mode in (IngestMode.BOTH, IngestMode.GRAPH):
         graph = _graph(dataset)
         progress.require_layer_complete(graph, layer)
         status = progress.layer_status(graph)[layer]
-        nodes = status.nodes
-        metadata["graph"] = asdict(status)
+        numbers |= {
+            "nodes": status.nodes,
+            "edges": status.edges,
+            "work_seconds": status.seconds,
+            "chunks_per_second": status.throughput,
+            "milliseconds_per_chunk": 1000 * status.seconds / max(status.done, 1),
+        }
     if mode in (IngestMode.BOTH, IngestMode.VOXELS):
         plan = _populate_plan(dataset)
         if plan.layer == layer:
             report = populate.finish_populate(dataset.watershed_url, plan)
-            tasks = plan.n_tasks
-            metadata["voxels"] = asdict(report)
-    return LayerReport(layer, dataset.grid.count(layer), nodes, tasks, metadata)
+            numbers |= {
+                "voxel_tasks": report.n_tasks,
+                "merged_parts": report.merged_parts,
+                "base_generation": report.generation,
+            }
+    return LayerReport(layer, dataset.grid.count(layer), numbers)
 
 
 def make_fork(dataset: Dataset, *, recreate: bool = False) -> None:

@@ -75,7 +75,7 @@ def render(panels: Sequence[Panel], *, title: str = "", dots_per_inch: int = 110
         squeeze=False,
     )
     for axis, panel, extent in zip(axes[0], panels, extents, strict=True):
-        pixels = panel.colors if panel.colors is not None else colorize(panel.labels)
+        pixels = panel.colors if panel.colors is not None else colorize(_enlarged(panel.labels))
         axis.imshow(
             np.swapaxes(pixels, 0, 1),
             extent=(0, float(extent[0]), float(extent[1]), 0),
@@ -89,6 +89,12 @@ def render(panels: Sequence[Panel], *, title: str = "", dots_per_inch: int = 110
         figure.suptitle(title, color=_INK, fontsize=12, x=0.01, ha="left")
     figure.tight_layout()
     return _png(figure, dots_per_inch)
+
+
+def _enlarged(labels: LabelArray) -> LabelArray:
+    """Each pixel repeated, so that a border one pixel wide stays thin on a coarse mip."""
+    factor = max(1, 512 // max(labels.shape))
+    return np.repeat(np.repeat(labels, factor, axis=0), factor, axis=1)
 
 
 def bar_chart(title: str, names: Sequence[str], values: Sequence[float], *, unit: str = "") -> bytes:
