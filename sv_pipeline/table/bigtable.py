@@ -162,10 +162,7 @@ class BigtableTable(Table):
     # -- writes ---------------------------------------------------------------------------------------------------
 
     def mutate(self, mutations: Iterable[RowMutation]) -> None:
-        """Apply mutations; of a request that fails in part only the failed rows are sent again.
-
-        Of two mutations of one row in one call, either may come first.
-        """
+        """Apply mutations; of a request that fails in part only the failed rows are sent again."""
         self._refuse_if_read_only()
         started: deque[tuple[list[Any], Any]] = deque()
         try:

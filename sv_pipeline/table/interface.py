@@ -181,11 +181,17 @@ class Table(abc.ABC):
 
     @abc.abstractmethod
     def mutate(self, mutations: Iterable[RowMutation]) -> None:
-        """Apply mutations; each row atomically, rows in no order. Returns when all of them are durable."""
+        """Apply mutations; each row atomically, rows in no order. Returns when all of them are durable.
+
+        Of two mutations of one row in one call, either may come first: put changes whose order counts into one.
+        """
 
     @abc.abstractmethod
     def increment(self, key: bytes, column: ColumnKey, by: int) -> int:
-        """Add to an int64 big-endian counter cell, atomically; the value after. A missing cell counts as 0."""
+        """Add to an int64 big-endian counter cell, atomically; the value after. A missing cell counts as 0.
+
+        When an answer is lost, a backend may add twice: numbers are never given twice, but some may be given to nobody.
+        """
 
     @abc.abstractmethod
     def check_and_mutate(
@@ -198,6 +204,9 @@ class Table(abc.ABC):
         if_unmatched: Sequence[Change] = (),
     ) -> bool:
         """If the row meets the condition apply ``if_matched``, else ``if_unmatched``; atomically.
+
+        When an answer is lost, a backend asks again: then the answer is that of the second time, which may already see
+        what the first one did. So read what is there when the answer is not the hoped-for one and that matters.
 
         Parameters
         ----------

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
-
 from sv_pipeline.config import DatasetConfig
 from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError
 from sv_pipeline.table import keys, pickles
@@ -234,69 +232,12 @@ def encode_meta(meta: TableMeta) -> bytes:
     return buffer.getvalue()
 
 
-def _scalar(dtype: Any, data: Any = None) -> Any:
-    """A NumPy scalar out of a pickle; plain numbers only."""
-    return np.frombuffer(data, _plain(dtype))[0].item()
-
-
-def _array(_subtype: Any, shape: Any, _kind: Any) -> Any:
-    return _Array(shape)
-
-
-def _frombuffer(data: Any, dtype: Any, shape: Any, order: str = "C") -> Any:
-    return np.frombuffer(data, _plain(dtype)).reshape(shape, order="F" if order == "F" else "C").tolist()
-
-
-class _Array(list[Any]):
-    """An array of plain numbers out of a pickle, flat."""
-
-    def __init__(self, shape: Any) -> None:
-        super().__init__()
-        self.shape = shape
-
-    def __setstate__(self, state: Any) -> None:
-        _, _, dtype, _, data = state
-        self[:] = np.frombuffer(data, _plain(dtype)).tolist()
-
-
-class _Dtype:
-    """A NumPy dtype out of a pickle: its name and byte order."""
-
-    def __init__(self, name: Any, *_: Any) -> None:
-        self.name = name
-        self.order = "="
-
-    def __setstate__(self, state: Any) -> None:
-        self.order = str(state[1])
-
-
-def _plain(dtype: Any) -> np.dtype[Any]:
-    plain = np.dtype(str(dtype.name)) if isinstance(dtype, _Dtype) else None
-    if plain is None or plain.kind not in "iufb":
-        raise CorruptionError("the meta holds a NumPy value that is not of numbers.")
-    return plain.newbyteorder(dtype.order if dtype.order in "<>" else "=")
-
-
-def _reconstructed_class(*_: Any) -> None:
-    raise CorruptionError("the meta makes a NumPy array in an unexpected way.")
-
-
 _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     (MODULE, "ChunkedGraphMeta"): _StoredMeta,
     (MODULE, "GraphConfig"): StoredGraphConfig,
     (MODULE, "DataSource"): StoredDataSource,
     ("datetime", "timedelta"): timedelta,
-    ("numpy", "dtype"): _Dtype,
-    ("numpy", "ndarray"): _reconstructed_class,
-    **{
-        (f"numpy.{core}.{module}", name): function
-        for core in ("core", "_core")
-        for module, name, function in (
-            ("multiarray", "scalar", _scalar),
-            ("multiarray", "_reconstruct", _array),
-            ("numeric", "_frombuffer", _frombuffer),
-        )
-    },
+    **pickles.NUMBERS,
 }
 
 

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+import numpy as np
+
 from sv_pipeline.errors import CorruptionError
 
-__all__ = ["PROTOCOL", "TIMES", "load"]
+__all__ = ["NUMBERS", "PROTOCOL", "TIMES", "load"]
 
 PROTOCOL = 4
 
@@ -37,6 +39,76 @@ TIMES: Globals = {
     ("proto.datetime_helpers", "DatetimeWithNanoseconds"): _datetime,
 }
 """Globals that a stored time may use."""
+
+
+# -- numbers of NumPy -------------------------------------------------------------------------------------------------
+# Rebuilt by functions of our own, since NumPy's would also take dtypes of objects.
+
+
+def _scalar(dtype: Any, data: Any = None) -> Any:
+    """A NumPy scalar out of a pickle; plain numbers only."""
+    return np.frombuffer(data, _plain(dtype))[0].item()
+
+
+def _array(*_: Any) -> Any:
+    return _Array()
+
+
+def _frombuffer(data: Any, dtype: Any, shape: Any, order: str = "C") -> Any:
+    return np.frombuffer(data, _plain(dtype)).reshape(shape, order="F" if order == "F" else "C").tolist()
+
+
+class _Array(list[Any]):
+    """An array of plain numbers out of a pickle, as nested lists; its content comes as a state."""
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, is_fortran, data = state
+        self[:] = np.frombuffer(data, _plain(dtype)).reshape(shape, order="F" if is_fortran else "C").tolist()
+
+
+class _Dtype:
+    """A NumPy dtype out of a pickle: its name and byte order."""
+
+    def __init__(self, name: Any, *_: Any) -> None:
+        self.name = name
+        self.order = "="
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = str(state[1])
+
+
+def _plain(dtype: Any) -> np.dtype[Any]:
+    plain = np.dtype(str(dtype.name)) if isinstance(dtype, _Dtype) else None
+    if plain is None or plain.kind not in "iufb":
+        raise CorruptionError("a pickle holds a NumPy value that is not of numbers.")
+    return plain.newbyteorder(dtype.order if dtype.order in "<>" else "=")
+
+
+def _reconstructed_class(*_: Any) -> None:
+    raise CorruptionError("a pickle makes a NumPy array in an unexpected way.")
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise CorruptionError("a pickle encodes text in an unexpected way.")
+    return text.encode("latin1")
+
+
+NUMBERS: Globals = {
+    ("_codecs", "encode"): _latin1,  # how pickles of protocol 2 hold bytes
+    ("numpy", "dtype"): _Dtype,
+    ("numpy", "ndarray"): _reconstructed_class,
+    **{
+        (f"numpy.{core}.{module}", name): function
+        for core in ("core", "_core")
+        for module, name, function in (
+            ("multiarray", "scalar", _scalar),
+            ("multiarray", "_reconstruct", _array),
+            ("numeric", "_frombuffer", _frombuffer),
+        )
+    },
+}
+"""Globals that stored NumPy numbers, and arrays of them, may use; they become plain numbers and lists."""
 
 
 class _Unpickler(pickle.Unpickler):

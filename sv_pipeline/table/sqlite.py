@@ -55,7 +55,13 @@ ATTEMPTS = 5
 
 # FULL, although NORMAL survives kill -9 too (the write-ahead log is in the page cache by then): voxels of an edit are
 # durable before its rows are written, so rows that were acknowledged must not be lost with the power either.
-PRAGMAS = ("PRAGMA synchronous=FULL", "PRAGMA cache_size=-65536", "PRAGMA temp_store=MEMORY")
+PRAGMAS = (
+    "PRAGMA synchronous=FULL",
+    "PRAGMA cache_size=-65536",  # KiB
+    "PRAGMA wal_autocheckpoint=4000",  # pages; a bulk write is copied into the file less often
+    "PRAGMA journal_size_limit=134217728",  # the log shrinks again after a bulk write
+    "PRAGMA temp_store=MEMORY",
+)
 
 _open_tables: weakref.WeakSet[SqliteTable] = weakref.WeakSet()
 _abandoned: list[_Connection] = []  # of a parent process: a child may neither use nor close them

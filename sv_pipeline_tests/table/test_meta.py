@@ -6,7 +6,6 @@ import pickle
 import subprocess
 import sys
 from collections import namedtuple
-from collections.abc import Iterator
 from datetime import timedelta
 from types import ModuleType
 from typing import Any
@@ -92,7 +91,7 @@ def test_the_meta_says_what_the_configuration_says() -> None:
 
 
 @pytest.fixture
-def pychunkedgraph(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def pychunkedgraph(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A module with classes of the same names and shapes as PyChunkedGraph's."""
 
     class ChunkedGraphMeta:
@@ -116,7 +115,7 @@ def pychunkedgraph(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     for name in ("pychunkedgraph", "pychunkedgraph.graph"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, meta.MODULE, module)
-    yield module
+    return module
 
 
 def original(module: Any, example: TableMeta) -> bytes:
@@ -160,11 +159,20 @@ def test_the_pickle_is_the_same_in_a_process_without_libraries_that_change_pickl
     ],
 )
 def test_older_tables_with_numpy_sizes_are_read(pychunkedgraph: ModuleType, chunk_size: Any, protocol: int) -> None:
-    stored = TableMeta(EXAMPLE.graph_config._replace(CHUNK_SIZE=chunk_size), EXAMPLE.data_source, {})
+    matrix = np.arange(6, dtype=np.int16).reshape(2, 3)
+    custom = {"matrix": matrix, "transposed": matrix.T}
+    stored = TableMeta(EXAMPLE.graph_config._replace(CHUNK_SIZE=chunk_size), EXAMPLE.data_source, custom)
     pickled = pickle.dumps(pickle.loads(original(pychunkedgraph, stored)), protocol)
     read = meta.decode_meta(pickled)
     assert read.chunk_size == (256, 256, 512)
     assert read.data_source == EXAMPLE.data_source
+    assert read.custom_data == {"matrix": matrix.tolist(), "transposed": matrix.T.tolist()}
+
+
+def test_an_array_of_objects_is_refused(pychunkedgraph: ModuleType) -> None:
+    stored = TableMeta(EXAMPLE.graph_config, EXAMPLE.data_source, {"objects": np.array([1, "a"], object)})
+    with pytest.raises(CorruptionError, match="not of numbers"):
+        meta.decode_meta(original(pychunkedgraph, stored))
 
 
 class Malicious:
