@@ -16,7 +16,7 @@ __all__ = [
     "DIAGONALS",
     "Contacts",
     "LabelPairs",
-    "affinity_of_area",
+    "affinity_of_contact",
     "diagonal_pairs",
     "face_contacts",
 ]
@@ -32,8 +32,6 @@ DIAGONALS: tuple[tuple[int, int, int], ...] = tuple(
     if (x, y, z) > (0, 0, 0) and abs(x) + abs(y) + abs(z) > 1
 )
 """One of each two opposite shifts to the 20 neighbours that share no face: 10 vectors."""
-
-HALF_AFFINITY_AREA = 64.0
 
 
 @dataclass(frozen=True)
@@ -96,14 +94,25 @@ def diagonal_pairs(labels: npt.NDArray[np.integer[Any]], groups: npt.NDArray[np.
     return _unpack(np.unique(np.concatenate(found)), n)
 
 
-def affinity_of_area(areas: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """Affinity that stands in for a measured one: ``1 - (1 + area / 64) ** -0.5``, in (0, 1).
+def affinity_of_contact(
+    areas: npt.ArrayLike, surfaces1: npt.ArrayLike, surfaces2: npt.ArrayLike
+) -> npt.NDArray[np.float32]:
+    """Affinity that stands in for a measured one: ``area / (1 + smaller surface)``, in (0, 1).
 
-    Strictly growing, and distinct in float32 for areas up to 100,000 faces, so that minimum cuts are unique as a
-    rule. It knows the contact alone, never the agglomeration: a false merger must stay as weak as it looks.
+    The part of the smaller supervoxel's surface that the contact takes up: high inside a neurite, where a piece is cut
+    across, and low where two neurites pass each other. It grows with the area, and knows the two supervoxels alone,
+    never the agglomeration: a false merger must stay as weak as it looks.
+
+    Parameters
+    ----------
+    areas
+        Voxel faces of each contact, shape (n,).
+    surfaces1, surfaces2
+        All voxel faces of the surface of either side, shape (n,).
     """
-    areas = np.asarray(areas, np.float64)
-    return (-np.expm1(-0.5 * np.log1p(areas / HALF_AFFINITY_AREA))).astype(np.float32)
+    smaller = np.minimum(np.asarray(surfaces1, np.float64), np.asarray(surfaces2, np.float64))
+    fraction = (np.asarray(areas, np.float64) / (1 + smaller)).astype(np.float32)
+    return np.asarray(np.minimum(fraction, np.nextafter(np.float32(1), np.float32(0))), np.float32)
 
 
 def _shifted(array: npt.NDArray[Any], shift: tuple[int, ...]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

@@ -23,6 +23,8 @@ class ChunkPieces:
     """Source label of segment i + 1, shape (n,)."""
     voxel_counts: npt.NDArray[np.uint64]
     """Voxels of segment i + 1, shape (n,)."""
+    surfaces: npt.NDArray[np.uint64]
+    """Voxel faces of segment i + 1 that do not lie inside it, those at the border of the chunk included; shape (n,)."""
 
 
 def label_pieces(labels: npt.NDArray[Any]) -> ChunkPieces:
@@ -45,7 +47,17 @@ def label_pieces(labels: npt.NDArray[Any]) -> ChunkPieces:
     source = np.zeros(n + 1, np.uint64)
     source[flat] = np.asfortranarray(labels).ravel(order="F").astype(np.uint64, copy=False)
     counts = np.bincount(flat, minlength=n + 1).astype(np.uint64)
-    return ChunkPieces(segments, source[1:], counts[1:])
+    return ChunkPieces(segments, source[1:], counts[1:], (6 * counts - _inner_faces(segments, n))[1:])
+
+
+def _inner_faces(segments: npt.NDArray[np.uint32], n: int) -> npt.NDArray[np.uint64]:
+    """Voxel faces inside each segment 0 .. n, counted from both sides."""
+    inner = np.zeros(n + 1, np.uint64)
+    for axis in range(3):
+        lower = np.moveaxis(segments, axis, 0)[:-1]
+        upper = np.moveaxis(segments, axis, 0)[1:]
+        inner += 2 * np.bincount(upper[lower == upper], minlength=n + 1).astype(np.uint64)
+    return inner
 
 
 def label_overlaps(

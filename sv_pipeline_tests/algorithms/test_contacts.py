@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from sv_pipeline.algorithms.contacts import DIAGONALS, affinity_of_area, diagonal_pairs, face_contacts
+from sv_pipeline.algorithms.contacts import DIAGONALS, affinity_of_contact, diagonal_pairs, face_contacts
 
 LABELS = arrays(np.int32, array_shapes(min_dims=3, max_dims=3, max_side=5), elements=st.integers(0, 4))
 
@@ -61,9 +61,14 @@ def test_background_touches_nothing():
     assert len(diagonal_pairs(labels, np.array([0, 1, 1]))) == 0
 
 
-def test_affinity_grows_with_area_and_differs_for_every_area():
-    affinity = affinity_of_area(np.arange(1, 100_001))
+def test_affinity_grows_with_area_and_stays_below_one():
+    areas = np.arange(1, 100_001)
+    affinity = affinity_of_contact(areas, 100_000, 200_000)
     assert affinity.dtype == np.float32
     assert (np.diff(affinity) > 0).all()
     assert 0 < affinity[0] < affinity[-1] < 1
-    assert affinity_of_area(1 << 40) <= 1
+    assert affinity_of_contact(1 << 40, 1 << 40, 1 << 40) < 1
+
+
+def test_affinity_is_the_part_of_the_smaller_surface_and_symmetric():
+    assert affinity_of_contact([5], [9], [99]) == affinity_of_contact([5], [99], [9]) == [0.5]

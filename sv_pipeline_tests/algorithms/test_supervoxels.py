@@ -36,6 +36,9 @@ def test_pieces_are_the_26_connected_parts_of_each_label(labels):
             (segment,) = np.unique(pieces.segments[parts == part])
             assert pieces.labels[segment - 1] == label
             assert pieces.voxel_counts[segment - 1] == np.count_nonzero(parts == part)
+            padded = np.pad(parts == part, 1)
+            exposed = sum(np.count_nonzero(np.diff(padded, axis=axis)) for axis in range(3))
+            assert pieces.surfaces[segment - 1] == exposed
     assert len(pieces.labels) == n_expected
     np.testing.assert_array_equal(pieces.segments == 0, labels == 0)
 

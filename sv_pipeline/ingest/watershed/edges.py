@@ -13,7 +13,7 @@ import fastremap
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.contacts import affinity_of_area, diagonal_pairs, face_contacts
+from sv_pipeline.algorithms.contacts import affinity_of_contact, diagonal_pairs, face_contacts
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.ingest import formats
@@ -42,6 +42,8 @@ class _Neighbourhood:
     """Id of supervoxel i, shape (n + 1,); index 0 is background."""
     labels: UInt64Array
     """Source label of supervoxel i."""
+    surfaces: UInt64Array
+    """Voxel faces of its surface."""
     objects: IntArray
     """Number of the object of supervoxel i; 0 is background."""
     inside: npt.NDArray[np.bool_]
@@ -87,14 +89,16 @@ def _read_neighbourhood(plan: WatershedPlan, coordinate: npt.ArrayLike) -> _Neig
     shifts = np.stack(np.unravel_index(np.arange(27), (3, 3, 3)), axis=-1) - 1
     neighbours = coord + shifts
     neighbours = neighbours[((neighbours >= 0) & (neighbours < plan.grid.shape(2))).all(axis=1)]
-    labels = np.zeros(len(ids), np.uint64)
+    labels, surfaces = np.zeros((2, len(ids)), np.uint64)
     chunk_ids, segments = plan.layout.chunks(ids), plan.layout.segments(ids)
     for neighbour, table in zip(neighbours, read_tables(plan, neighbours), strict=True):
         here = chunk_ids == plan.layout.chunk_ids(1, neighbour)
         labels[here] = table.labels[segments[here] - np.uint64(1)]
+        surfaces[here] = table.surfaces[segments[here] - np.uint64(1)]
     inside = chunk_ids == plan.layout.chunk_ids(1, coord)
     objects = _number_objects(labels, objects_of(plan, labels))
-    return _Neighbourhood(box, voxels, ids, labels, objects, inside, chunk.shifted(-np.asarray(box.start)))
+    chunk_box = chunk.shifted(-np.asarray(box.start))
+    return _Neighbourhood(box, voxels, ids, labels, surfaces, objects, inside, chunk_box)
 
 
 def _number_objects(labels: UInt64Array, objects: UInt64Array) -> IntArray:
@@ -112,7 +116,7 @@ def _edges(plan: WatershedPlan, around: _Neighbourhood) -> ChunkEdges:
     diagonal = _diagonal_only(around, contacts.pairs)
     pairs = np.concatenate([contacts.pairs, diagonal])
     areas = np.concatenate([contacts.areas, np.ones(len(diagonal), np.int64)])
-    affinities = _affinities(plan, around.labels[pairs], areas, contacts.affinities)
+    affinities = _affinities(plan, around, pairs, areas, contacts.affinities)
 
     own = around.inside[pairs]
     pairs = np.where((own[:, 1] & ~own[:, 0])[:, None], pairs[:, ::-1], pairs)
@@ -136,15 +140,17 @@ def _edges(plan: WatershedPlan, around: _Neighbourhood) -> ChunkEdges:
 
 def _affinities(
     plan: WatershedPlan,
-    labels: UInt64Array,
+    around: _Neighbourhood,
+    pairs: IntArray,
     areas: IntArray,
     measured: npt.NDArray[np.float32] | None,
 ) -> npt.NDArray[np.float32]:
-    """Affinity of each pair: from the table, else measured on its faces (the first of them have some), else by area."""
+    """Affinity of each pair: from the table, else measured (the first pairs have faces), else by contact."""
+    first, second = pairs.T
     table = plan.companions.edge_table
     if table is not None:
-        return table.of(labels[:, 0], labels[:, 1])
-    affinities = affinity_of_area(areas)
+        return table.of(around.labels[first], around.labels[second])
+    affinities = affinity_of_contact(areas, around.surfaces[first], around.surfaces[second])
     if measured is not None:
         affinities[: len(measured)] = measured
     return affinities

@@ -30,6 +30,8 @@ class SegmentTable:
     """Source label of segment i + 1, shape (n,)."""
     voxel_counts: UInt64Array
     """Voxels of segment i + 1, shape (n,)."""
+    surfaces: UInt64Array
+    """Voxel faces of the surface of segment i + 1, shape (n,)."""
     overlap_labels: UInt64Array
     overlap_objects: UInt64Array
     overlap_counts: UInt64Array
@@ -75,10 +77,12 @@ def label_chunk(plan: WatershedPlan, coordinate: npt.ArrayLike) -> SegmentTable:
         overlaps = label_overlaps(labels, objects)
 
     chunk_id = plan.layout.chunk_ids(1, coordinate)
-    ids = np.where(pieces.segments == 0, np.uint64(0), plan.layout.node_ids(chunk_id, pieces.segments))
+    id_of_segment = plan.layout.node_ids(chunk_id, np.arange(len(pieces.labels) + 1))
+    id_of_segment[0] = 0
+    ids = id_of_segment[pieces.segments]
     target = open_volume(plan.target, writable=True)[box.slices]
     retry_transport(lambda: target.write(ids).result(), what=f"writing {box} of {plan.target}")
-    table = SegmentTable(pieces.labels, pieces.voxel_counts, *overlaps)
+    table = SegmentTable(pieces.labels, pieces.voxel_counts, pieces.surfaces, *overlaps)
     kv.write_bytes(plan.target, plan.marker(Stage.LABELS, coordinate), table.encode())
     return table
 

@@ -40,6 +40,8 @@ __all__ = ["Stage", "WatershedPlan", "check_room", "pending", "prepare_watershed
 
 META_KEY = ".watershed/meta.json"
 OBJECTS_KEY = ".watershed/objects.npz"
+TABLE_VERSION = 1
+"""Of what pass A leaves for pass B; raise it when that changes."""
 STORAGE_CHUNK = 64
 SMALLEST_STORAGE_CHUNK = 16
 
@@ -149,7 +151,8 @@ def prepare_watershed(config: DatasetConfig) -> WatershedPlan:
         _check_voxels(plan, source, companions)
     meta = json.dumps({"fingerprint": fingerprint, "source": source_config.model_dump(mode="json")}, indent=1)
     try:
-        kv.write_bytes(plan.target, META_KEY, meta.encode())
+        if not kv.write_if_absent(plan.target, META_KEY, meta.encode()):
+            _is_prepared(plan)  # somebody else was faster: with this very run, or with another
         create_volume(
             plan.target,
             data_type="uint64",
@@ -174,7 +177,7 @@ def pending(plan: WatershedPlan, stage: Stage) -> IntArray:
 
 def _fingerprint(config: DatasetConfig, source: SourceVolume, companions: Companions) -> str:
     graph, data = config.graph_config, config.data_source
-    parts = [source.fingerprint, str(source.bounds), str(source.resolution)]
+    parts = [f"tables {TABLE_VERSION}", source.fingerprint, str(source.bounds), str(source.resolution)]
     for volume in (companions.object_volume, companions.affinity_volume):
         parts.append("" if volume is None else volume.fingerprint)
     for table in (companions.object_table, companions.edge_table):
@@ -210,19 +213,20 @@ def _is_prepared(plan: WatershedPlan) -> bool:
 
 def _check_voxels(plan: WatershedPlan, source: SourceVolume, companions: Companions) -> None:
     """What only the voxels tell. A source that is not in memory is checked chunk by chunk, as it is read."""
-    labels = np.zeros(0, np.uint64)
+    found = []
     room = plan.layout.max_segment(1)
     for coordinate in plan.grid.coordinates(2):
         box = plan.grid.box(2, coordinate)
         voxels = source.read(box)
         check_labels(voxels, f"{source.name} ({box})")
-        labels = np.union1d(labels, fastremap.unique(voxels).astype(np.uint64))
+        found.append(fastremap.unique(voxels).astype(np.uint64))
         if box.volume > room:
             check_room(len(label_pieces(voxels).labels), room, coordinate)
         if companions.object_volume is not None:
             check_labels(companions.object_volume.read(box), f"{companions.object_volume.name} ({box})")
         if companions.affinity_volume is not None:
             read_affinities(companions.affinity_volume, box)
+    labels = np.unique(np.concatenate(found))
     check_named(labels[labels != 0], companions, plan.source_config)
 
 

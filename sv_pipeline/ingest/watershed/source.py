@@ -22,12 +22,15 @@ from sv_pipeline.errors import ConfigError, InputError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation import kv
 from sv_pipeline.segmentation.context import process_context
+from sv_pipeline.segmentation.retry import retry_transport
 
 __all__ = ["LABEL_ARRAYS", "ArrayHeader", "SourceVolume", "open_source", "read_array", "read_headers", "split_key"]
 
 LABEL_ARRAYS = ("segmentation", "supervoxels", "labels", "agglomeration", "groundtruth")
 """Names under which a volume is looked for in an ``.npz`` that holds several."""
 
+READ_ONLY_SCHEMES = ("http://", "https://", "s3://")
+"""Places that TensorStore reads, beside those that we also write to."""
 UNREADABLE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 """What NumPy and zipfile raise for a file that is broken or not theirs."""
 
@@ -243,7 +246,7 @@ class _StoreView:
         self._store = store
 
     def __getitem__(self, index: Any) -> Any:
-        return self._store[index].read(order="F").result()
+        return retry_transport(lambda: self._store[index].read(order="F").result(), what="reading the source")
 
 
 def _from_tensorstore(
@@ -278,9 +281,13 @@ def _open_tensorstore(path: str) -> Any:
             raise ConfigError(f"source: not a valid TensorStore spec: {error}.") from error
     else:
         place = path.removeprefix("precomputed://")
-        spec = {"driver": "neuroglancer_precomputed", "kvstore": kv.as_url(place)}
+        kvstore = place if place.startswith(READ_ONLY_SCHEMES) else kv.as_url(place)
+        spec = {"driver": "neuroglancer_precomputed", "kvstore": kvstore}
     try:
-        return ts.open(spec, context=process_context(), open=True, create=False, read=True).result()
+        return retry_transport(
+            lambda: ts.open(spec, context=process_context(), open=True, create=False, read=True).result(),
+            what=f"opening {path}",
+        )
     except (ValueError, OSError) as error:
         raise InputError(
             f"{path} cannot be opened as a volume: {error}",

@@ -62,6 +62,16 @@ def contacts(labels, objects, pieces):
     return edges
 
 
+def surfaces(pieces):
+    """Voxel faces of each piece that do not lie inside it."""
+    count = defaultdict(int)
+    for voxel, piece in pieces.items():
+        for shift in NEIGHBOURS:
+            if sum(map(abs, shift)) == 1 and pieces.get(tuple(np.add(voxel, shift))) != piece:
+                count[piece] += 1
+    return count
+
+
 def roots(objects, pieces):
     """Sets of pieces that are one 26-connected part of one object."""
     graph = nx.Graph()

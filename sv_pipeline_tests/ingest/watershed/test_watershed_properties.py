@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sv_pipeline.algorithms.contacts import affinity_of_area
 from sv_pipeline_tests.ingest.watershed import reference
 from sv_pipeline_tests.ingest.watershed.helpers import Made, dataset
 
@@ -50,15 +49,14 @@ def compare(made, labels, objects, chunk_size):
         expected_volume[voxel] = id_of(made, piece)
     np.testing.assert_array_equal(made.volume, expected_volume)
 
-    found = made.all_edges()
-    expected = {
-        tuple(sorted((id_of(made, a), id_of(made, b)))): value
-        for (a, b), value in reference.contacts(labels, objects, pieces).items()
-    }
-    assert found.keys() == expected.keys()
-    for pair, (area, kind) in expected.items():
-        affinity = np.inf if kind == "cross" else float(affinity_of_area(area))
-        assert found[pair] == [(area, affinity, kind)] * (1 if kind == "in" else 2)
+    found, surface = made.all_edges(), reference.surfaces(pieces)
+    expected = reference.contacts(labels, objects, pieces)
+    assert len(found) == len(expected)
+    for (a, b), (area, kind) in expected.items():
+        fraction = np.float32(area / (1 + min(surface[a], surface[b])))
+        row = (area, np.inf if kind == "cross" else float(fraction), kind)
+        pair = tuple(sorted((id_of(made, a), id_of(made, b))))
+        assert found[pair] == [row] * (1 if kind == "in" else 2)
 
     expected_roots = {frozenset(id_of(made, p) for p in part) for part in reference.roots(objects, pieces)}
     assert made.roots() == expected_roots
