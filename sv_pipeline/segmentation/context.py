@@ -13,7 +13,7 @@ CONTEXT_OPTIONS: dict[str, Any] = {
     # Decoded B+tree nodes and chunks: without a pool every chunk read fetches its manifest and nodes again.
     "cache_pool": {"total_bytes_limit": 128 << 20},
     # TensorStore would try 32 times with up to 32 s between; our own retries are around it.
-    "gcs_request_retries": {"max_retries": 6, "initial_delay": "200ms", "max_delay": "10s"},
+    "gcs_request_retries": {"max_retries": 8, "initial_delay": "200ms", "max_delay": "10s"},
 }
 
 _contexts: dict[int, ts.Context] = {}

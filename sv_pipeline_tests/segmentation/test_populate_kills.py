@@ -16,7 +16,7 @@ import pytest
 from sv_pipeline.config import PopulateMethod
 from sv_pipeline.errors import UnavailableError
 from sv_pipeline.segmentation import kv, markers, specs
-from sv_pipeline.segmentation.coordinator import running_coordinator
+from sv_pipeline.segmentation.coordinator import ADDRESS_VARIABLE, running_coordinator
 from sv_pipeline.segmentation.history import current_version
 from sv_pipeline.segmentation.populate import PopulatePlan, finish_populate, populate_task
 from sv_pipeline.segmentation.workers import populate_missing
@@ -132,6 +132,21 @@ def test_killed_between_merge_and_marker_of_completion_a_finish_is_repeated(
     merged = current_version(specs.base_folder(watershed.url)).generation
     report = finish_populate(watershed.url, plan)
     assert (report.merged_parts, report.generation) == (0, merged)
+    assert_clean(watershed, plan)
+
+
+def test_a_worker_killed_while_it_may_hold_a_lease_of_the_coordinator_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watershed = make_watershed(str(tmp_path), populate_method=PopulateMethod.COORDINATOR)
+    plan = watershed.plan()
+    with running_coordinator() as address:
+        monkeypatch.setenv(ADDRESS_VARIABLE, address)
+        for seconds in (0.05, 0.15):
+            kill_after(watershed.url, plan, seconds)
+            plan = watershed.plan()
+        populate_missing(watershed.url, plan, workers=2)
+    finish_populate(watershed.url, plan)
     assert_clean(watershed, plan)
 
 
