@@ -53,6 +53,7 @@ def random_world(
     per_chunk: float = 3,
     edges_per_supervoxel: float = 2,
     objects: float = 0.3,
+    cross: float = 0.3,
 ) -> World:
     """Supervoxels strewn over chunks, joined inside their chunk and with the chunks that touch it.
 
@@ -62,6 +63,8 @@ def random_world(
         Mean number of supervoxels of a chunk; some chunks have none.
     objects
         Number of objects per supervoxel: the lower, the larger the components.
+    cross
+        Which part of the edges between chunks joins pieces of one label.
     """
     rng = np.random.default_rng(seed)
     bounds = Box.of(VOXEL_OFFSET, np.asarray(VOXEL_OFFSET) + np.asarray(shape) * CHUNK_SIZE - 3)
@@ -71,13 +74,13 @@ def random_world(
     coordinates = grid.coordinates(2)
     counts = rng.poisson(per_chunk, len(coordinates))
     homes = np.repeat(np.arange(len(coordinates)), counts)
-    segments = np.concatenate([np.sort(rng.choice(40, n, replace=False)) + 1 for n in np.minimum(counts, 40)] or [[]])
-    homes = homes[: len(segments)]
+    segments = np.concatenate([np.sort(rng.choice(200, n, replace=False)) + 1 for n in counts])
     supervoxels = layout.node_ids(layout.chunk_ids(1, coordinates[homes]), segments.astype(np.uint64))
     n = len(supervoxels)
     if n < 2:
         return World(layout, grid, supervoxels, [], {})
-    pairs = rng.integers(0, n, (int(n * edges_per_supervoxel * 8), 2))
+    oversampling = 12 * max(1, len(coordinates) // 27)
+    pairs = rng.integers(0, n, (int(n * edges_per_supervoxel * oversampling), 2))
     near = np.abs(coordinates[homes[pairs[:, 0]]] - coordinates[homes[pairs[:, 1]]]).max(axis=1) <= 1
     pairs = np.unique(np.sort(pairs[near & (pairs[:, 0] != pairs[:, 1])], axis=1), axis=0)
     pairs = pairs[rng.permutation(len(pairs))][: int(n * edges_per_supervoxel)]
@@ -86,7 +89,7 @@ def random_world(
     edges = []
     for i, j in pairs.tolist():
         a, b = int(supervoxels[i]), int(supervoxels[j])
-        kind = "in" if homes[i] == homes[j] else ("cross" if rng.random() < 0.3 else "between")
+        kind = "in" if homes[i] == homes[j] else ("cross" if rng.random() < cross else "between")
         edges.append((a, b, kind))
         if kind == "cross":
             joined.add_edge(int(labels[i]), int(labels[j]))

@@ -1,0 +1,176 @@
+"""How roots came about and what became of them, and the operations that did it. Reads; changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.hierarchy import Time, milliseconds
+from sv_pipeline.ids import UInt64Array
+from sv_pipeline.table import columns, keys
+from sv_pipeline.table.columns import FORMER_PARENTS, NEW_PARENTS, OPERATION_ID
+from sv_pipeline.table.interface import RowView
+
+__all__ = ["Lineage", "Operation", "OperationStatus", "latest_roots", "lineage", "read_operations"]
+
+
+# -- roots ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Which roots replaced which."""
+
+    edges: UInt64Array
+    """(old root, new root), shape (n, 2); distinct, ascending."""
+    operations: UInt64Array
+    """The operation that made each new root, shape (n,); 0 where the table does not say."""
+    timestamps: npt.NDArray[np.int64]
+    """When, milliseconds, shape (n,); -1 where the table does not say."""
+
+
+def lineage(
+    graph: ChunkedGraph,
+    root_ids: npt.ArrayLike,
+    *,
+    past: bool = True,
+    future: bool = True,
+    at: Time | None = None,
+) -> Lineage:
+    """The ancestors in time of some roots, and their descendants; one request per generation.
+
+    Parameters
+    ----------
+    past, future
+        Follow them in this direction.
+    at
+        As of this moment; default: now.
+    """
+    until = milliseconds(at)
+    rows: dict[int, RowView] = {}
+    edges: set[tuple[int, int]] = set()
+    if past:
+        edges |= {(old, new) for new, old in _walk(graph, root_ids, FORMER_PARENTS, until, rows)}
+    if future:
+        edges |= _walk(graph, root_ids, NEW_PARENTS, until, rows)
+    pairs = sorted(edges)
+    made = [_made_by(rows.get(new)) for _, new in pairs]
+    return Lineage(
+        np.array(pairs, np.uint64).reshape(-1, 2),
+        np.array([operation for operation, _ in made], np.uint64),
+        np.array([timestamp for _, timestamp in made], np.int64),
+    )
+
+
+def latest_roots(graph: ChunkedGraph, root_ids: npt.ArrayLike, *, at: Time | None = None) -> UInt64Array:
+    """The roots in use that hold what some roots held, ascending; a root that is in use is its own."""
+    starts = {int(root) for root in np.asarray(root_ids, np.uint64).reshape(-1)}
+    edges = _walk(graph, np.array(sorted(starts), np.uint64), NEW_PARENTS, milliseconds(at), {})
+    replaced = {old for old, _ in edges}
+    return np.array(sorted((starts | {new for _, new in edges}) - replaced), np.uint64)
+
+
+def _walk(
+    graph: ChunkedGraph,
+    root_ids: npt.ArrayLike,
+    column: columns.ArrayColumn[np.uint64],
+    until: int | None,
+    rows: dict[int, RowView],
+) -> set[tuple[int, int]]:
+    """Pairs (root, other) that a column leads to, again and again; adds the rows that were read to ``rows``."""
+    wanted = [FORMER_PARENTS.key, NEW_PARENTS.key, OPERATION_ID.key]
+    edges: set[tuple[int, int]] = set()
+    seen: set[int] = set()
+    frontier = {int(root) for root in np.asarray(root_ids, np.uint64).reshape(-1)}
+    while frontier:
+        seen |= frontier
+        unread = [root for root in frontier if root not in rows]
+        found = graph.table.read_rows((keys.node_key(root) for root in unread), wanted, until=until)
+        rows.update({root: found.get(keys.node_key(root), {}) for root in unread})
+        reached = {(root, other) for root in frontier for other in _ids(column.newest(rows[root]))}
+        edges |= reached
+        frontier = {other for _, other in reached} - seen
+    return edges
+
+
+def _ids(found: UInt64Array | None) -> list[int]:
+    return [] if found is None else found.tolist()
+
+
+def _made_by(row: RowView | None) -> tuple[int, int]:
+    """Operation that made a root, and when. A root that was replaced later names two: the older one made it."""
+    operations = OPERATION_ID.history(row)
+    former = FORMER_PARENTS.cells(row)
+    return (operations[-1][1] if operations else 0), (former[0].timestamp if former else -1)
+
+
+# -- operations -------------------------------------------------------------------------------------------------------
+
+
+class OperationStatus(IntEnum):
+    """How far an operation came."""
+
+    SUCCESS = 0
+    CREATED = 1
+    EXCEPTION = 2
+    WRITE_STARTED = 3
+    WRITE_FAILED = 4
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One row of the operation log, as far as it is filled in."""
+
+    operation_id: int
+    kind: str
+    """merge, split, undo, redo, or unknown."""
+    status: OperationStatus | None
+    timestamp: datetime | None
+    """Logical time of the edit."""
+    user: str | None
+    roots: UInt64Array
+    """The roots it made; none while it is not finished."""
+    exception: str | None
+    row: RowView
+    """All cells."""
+
+
+def read_operations(graph: ChunkedGraph, operation_ids: npt.ArrayLike | None = None) -> list[Operation]:
+    """Operations by id, ascending; all of the log by default. Ids without a row are left out."""
+    if operation_ids is None:
+        rows = dict(graph.table.scan([keys.operation_range()]))
+    else:
+        rows = graph.table.read_rows(keys.node_keys(np.asarray(operation_ids, np.uint64).reshape(-1)))
+    return [_operation(int(key), rows[key]) for key in sorted(rows)]
+
+
+def _operation(operation_id: int, row: RowView) -> Operation:
+    status, made = columns.OPERATION_STATUS.newest(row), columns.ROOTS.newest(row)
+    return Operation(
+        operation_id=operation_id,
+        kind=_kind(row),
+        status=None if status is None else OperationStatus(status),
+        timestamp=columns.OPERATION_TIMESTAMP.newest(row),
+        user=columns.USER.newest(row),
+        roots=np.zeros(0, np.uint64) if made is None else made,
+        exception=columns.OPERATION_EXCEPTION.newest(row),
+        row=row,
+    )
+
+
+def _kind(row: RowView) -> str:
+    for column, kind in (
+        (columns.UNDO_OPERATION_ID, "undo"),
+        (columns.REDO_OPERATION_ID, "redo"),
+        (columns.ADDED_EDGES, "merge"),
+        (columns.REMOVED_EDGES, "split"),
+        (columns.BOUNDING_BOX_OFFSET, "split"),
+    ):
+        if column.key in row:
+            return kind
+    return "unknown"

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import networkx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sv_pipeline.algorithms.components import component_labels, find, unique_rows
+
+ids = st.integers(1, 2**64 - 1)
+
+
+@given(st.sets(ids, min_size=1, max_size=30), st.data())
+def test_components_are_those_of_networkx_numbered_by_their_smallest_member(vertices: set[int], data) -> None:  # type: ignore[no-untyped-def]
+    vertex = st.sampled_from(sorted(vertices))
+    edges = data.draw(st.lists(st.tuples(vertex, vertex), max_size=40))
+    graph = networkx.Graph(edges)
+    graph.add_nodes_from(vertices)
+    pieces = sorted(networkx.connected_components(graph), key=min)
+    expected = {v: number for number, piece in enumerate(pieces) for v in piece}
+    labels = component_labels(np.array(sorted(vertices), np.uint64), np.array(edges, np.uint64).reshape(-1, 2))
+    assert labels.tolist() == [expected[v] for v in sorted(vertices)]
+
+
+def test_an_edge_to_an_unknown_id_is_refused() -> None:
+    with pytest.raises(ValueError, match="not among the vertices"):
+        component_labels(np.array([1, 2], np.uint64), [[1, 3]])
+
+
+@given(st.sets(ids, max_size=20), st.lists(ids, max_size=20))
+def test_find_gives_the_index_or_minus_one(known: set[int], wanted: list[int]) -> None:
+    array = np.array(sorted(known), np.uint64)
+    index = find(array, np.array(wanted, np.uint64))
+    assert [int(array[i]) if i >= 0 else None for i in index] == [w if w in known else None for w in wanted]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30))
+def test_unique_rows_are_the_distinct_rows_in_order(rows: list[tuple[int, int]]) -> None:
+    a, b = (np.array([row[i] for row in rows], np.int64) for i in (0, 1))
+    keep = unique_rows(a, b)
+    assert list(zip(a[keep].tolist(), b[keep].tolist(), strict=True)) == sorted(set(rows))
+    assert all(rows.index(rows[i]) == i for i in keep.tolist())
