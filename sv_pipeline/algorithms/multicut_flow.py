@@ -32,6 +32,9 @@ FloatArray = npt.NDArray[np.float64]
 FIXED_POINT_BITS = 59
 """Residual capacities reach twice a capacity, and capacities twice the bound: 61 bits and a sign."""
 
+LARGEST_FIXED = 1 << (FIXED_POINT_BITS + 1)
+"""Twice the bound, at most: an edge of this capacity is in no cut of minimum weight."""
+
 PHASE_BITS = 29
 """Flows and capacities of a phase are at most 2^29, residual capacities at most 2^30: inside int32."""
 
@@ -91,7 +94,7 @@ def _fixed_point(capacities: FloatArray, bound: float) -> tuple[IndexArray, bool
     Rounding goes up: an edge of however small a capacity still is an edge.
     """
     if bound <= 0:
-        return np.zeros(len(capacities), np.int64), True
+        return np.ones(len(capacities), np.int64), True
     _, exponent = math.frexp(bound)
     scaled = np.ldexp(np.minimum(capacities, 2 * bound), FIXED_POINT_BITS - exponent)
     rounded = np.ceil(scaled)
@@ -116,12 +119,20 @@ def _source_side(n_vertices: int, ends: IndexArray, capacities: IndexArray, sour
 
 
 def _residual_graph(n_vertices: int, ends: IndexArray, capacities: IndexArray) -> csr_array:
-    """Both arcs of every edge, sorted; parallel arcs summed (in integers, so in any order)."""
-    tails, heads = np.concatenate([ends, ends[:, ::-1]]).T
-    arcs = coo_array((np.tile(capacities, 2), (tails, heads)), shape=(n_vertices, n_vertices)).tocsr()
-    arcs.sum_duplicates()
-    # int32 indices: otherwise scipy's solver copies.
-    return csr_array((arcs.data, arcs.indices.astype(np.int32), arcs.indptr.astype(np.int32)), shape=arcs.shape)
+    """Both arcs of every edge, sorted by tail and head; parallel edges summed (in integers, so in any order)."""
+    shape = (n_vertices, n_vertices)
+    pairs = np.sort(ends, axis=1)
+    order = np.lexsort((pairs[:, 1], pairs[:, 0]))
+    pairs, capacities = pairs[order], capacities[order]
+    starts = np.flatnonzero(np.append(True, (pairs[1:] != pairs[:-1]).any(axis=1))[: len(pairs)])
+    if len(starts):
+        # Many parallel edges above the bound would overflow; the limit of a single edge serves for their sum as well.
+        overflow = np.add.reduceat(capacities.astype(np.float64), starts) > LARGEST_FIXED
+        pairs, capacities = pairs[starts], np.where(overflow, LARGEST_FIXED, np.add.reduceat(capacities, starts))
+    tails, heads = np.concatenate([pairs, pairs[:, ::-1]]).T.astype(np.int32)
+    arcs = coo_array((np.tile(capacities, 2), (tails, heads)), shape=shape).tocsr()
+    arcs.sort_indices()
+    return arcs
 
 
 def _with_data(pattern: csr_array, data: npt.NDArray[Any]) -> csr_array:
