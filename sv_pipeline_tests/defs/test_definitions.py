@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import dagster as dg
+
+from sv_pipeline.definitions import defs
+from sv_pipeline.verify.run import CHECKS
+
+
+def test_the_names_that_users_and_links_rely_on(home: str) -> None:
+    loaded = defs()
+    specs = {spec.key.to_user_string(): spec for spec in loaded.resolve_all_asset_specs()}
+    assert sorted(specs) == ["base_ocdbt", "fork", "layer", "reader_contract", "watershed"]
+    assert {"register_graph_job", "purge_layer_job", "verify_job"} <= {
+        job.name for job in loaded.resolve_all_job_defs()
+    }
+    assert {sensor.name for sensor in loaded.sensors or []} == {"registered_graphs_sensor"}
+
+
+def test_lineage_leads_from_the_segmentation_to_the_readers(home: str) -> None:
+    specs = {spec.key.to_user_string(): spec for spec in defs().resolve_all_asset_specs()}
+    upstream = {name: sorted(d.asset_key.to_user_string() for d in spec.deps) for name, spec in specs.items()}
+    assert upstream == {
+        "watershed": [],
+        "base_ocdbt": ["watershed"],
+        "layer": ["base_ocdbt"],
+        "fork": ["layer"],
+        "reader_contract": ["fork"],
+    }
+
+
+def test_every_invariant_is_an_asset_check_with_a_description(home: str) -> None:
+    checks = {key.name for key in defs().resolve_asset_graph().asset_check_keys}
+    assert set(CHECKS) <= checks
+
+
+def test_every_asset_tells_what_it_is(home: str) -> None:
+    for spec in defs().resolve_all_asset_specs():
+        assert spec.description, spec.key
+        assert spec.owners, spec.key
+
+
+def test_layers_are_partitioned_by_graph_and_layer(home: str) -> None:
+    spec = next(s for s in defs().resolve_all_asset_specs() if s.key == dg.AssetKey("layer"))
+    assert isinstance(spec.partitions_def, dg.MultiPartitionsDefinition)
+    assert {p.name for p in spec.partitions_def.partitions_defs} == {"graph", "layer"}
