@@ -1,0 +1,124 @@
+"""The voxel cut: input checks, the tight crop, components, and the order of the steps. Holds no method of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cc3d
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.algorithms.voxel_cut.pieces import nearest_side
+from sv_pipeline.algorithms.voxel_cut.race import cut_connected
+from sv_pipeline.algorithms.voxel_cut.seeds import Coordinates, Mask, SeedPair, checked_seeds, snap_seeds
+from sv_pipeline.errors import InputError
+
+__all__ = ["cut_mask"]
+
+
+def cut_mask(
+    mask: npt.NDArray[np.bool_],
+    source: npt.ArrayLike,
+    sink: npt.ArrayLike,
+    resolution: Sequence[float],
+) -> npt.NDArray[np.uint8]:
+    """Cut a mask in two between source and sink seeds.
+
+    Every mask voxel gets a side, each seed lies on its own side, and each side is one 26-connected piece if the mask
+    is. Of a mask in several components, those with seeds of both sides are cut, those with seeds of one side go to
+    it, the others go to the nearer side. The answer is deterministic; swapping source and sink swaps the labels,
+    since ties go to the side that has the first seed in x, y, z order, whatever it is called.
+
+    Parameters
+    ----------
+    mask
+        The object, bool, shape (x, y, z).
+    source, sink
+        Seeds of each side: integer voxel coordinates inside the array, shape (n, 3). One outside the mask is moved to
+        the nearest mask voxel, up to :func:`~sv_pipeline.algorithms.voxel_cut.snap_distance` nm away.
+    resolution
+        Size of a voxel in nm, (x, y, z).
+
+    Returns
+    -------
+    labels
+        uint8, shape (x, y, z): 1 = source side, 2 = sink side, 0 = outside the mask.
+
+    Raises
+    ------
+    InputError
+        Arguments of a wrong shape or type, an empty mask, a seed too far from the mask, the same voxel on both
+        sides, or seeds that interleave so that the sides cannot be one piece each.
+    """
+    spacing = _checked_resolution(resolution)
+    box = _tight_box(_checked_mask(mask))
+    inside = np.asfortranarray(mask[box])
+    low = np.array([side.start for side in box])
+    snapped = [
+        snap_seeds(mask, checked_seeds(seeds, mask.shape, name), spacing, name) - low
+        for seeds, name in ((source, "source"), (sink, "sink"))
+    ]
+    shared = _shared(*snapped)
+    if len(shared):
+        raise InputError(
+            f"Voxel {tuple((shared[0] + low).tolist())} is a seed of both sides (after snapping to the mask).",
+            remedy="Move or remove one of the two seeds.",
+        )
+    # The smaller seed of all comes first: the answer cannot depend on which side is called source.
+    source_first = tuple(snapped[0][0]) < tuple(snapped[1][0])
+    seeds = SeedPair(*(snapped if source_first else snapped[::-1]))
+    first = _first_side(inside, seeds, spacing)
+    labels = np.zeros(mask.shape, np.uint8)
+    labels[box] = np.where(first, 1 if source_first else 2, 2 if source_first else 1) * inside
+    return labels
+
+
+def _first_side(mask: Mask, seeds: SeedPair, spacing: tuple[float, float, float]) -> Mask:
+    """The first side of a mask of any number of components."""
+    pieces, n_pieces = cc3d.connected_components(mask, connectivity=26, return_N=True)
+    if n_pieces == 1:
+        return cut_connected(mask, seeds, spacing)
+    piece_of_first, piece_of_second = (pieces[tuple(side.T)] for side in (seeds.first, seeds.second))
+    first = np.isin(pieces, np.setdiff1d(piece_of_first, piece_of_second))
+    second = np.isin(pieces, np.setdiff1d(piece_of_second, piece_of_first))
+    for piece in np.intersect1d(piece_of_first, piece_of_second):
+        box = _tight_box(pieces == piece)
+        low = np.array([side.start for side in box])
+        part = np.asfortranarray(pieces[box] == piece)
+        own = SeedPair(seeds.first[piece_of_first == piece] - low, seeds.second[piece_of_second == piece] - low)
+        first_part = cut_connected(part, own, spacing)
+        first[box] |= first_part
+        second[box] |= part & ~first_part
+    islands = mask & ~first & ~second
+    return np.asarray(first | nearest_side(islands, first, second, spacing))
+
+
+def _checked_mask(mask: Any) -> Mask:
+    if not isinstance(mask, np.ndarray) or mask.ndim != 3 or mask.dtype != np.bool_:
+        found = f"{mask.dtype} of shape {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise InputError(f"The mask is {found}, not a bool array (x, y, z).", remedy="Compare labels to get a mask.")
+    if np.count_nonzero(mask) < 2:
+        raise InputError(
+            f"The mask has {np.count_nonzero(mask)} voxels: there is nothing to cut.",
+            remedy="Give a mask of at least two voxels.",
+        )
+    return mask
+
+
+def _checked_resolution(resolution: Any) -> tuple[float, float, float]:
+    values = np.asarray(resolution, np.float64)
+    if values.shape != (3,) or not np.isfinite(values).all() or (values <= 0).any():
+        raise InputError(f"The resolution {resolution!r} is not three sizes in nm.", remedy="Give (x, y, z), all > 0.")
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def _tight_box(mask: Mask) -> tuple[slice, slice, slice]:
+    found = [np.flatnonzero(mask.any(axis=tuple(b for b in range(3) if b != axis))) for axis in range(3)]
+    x, y, z = (slice(int(hits[0]), int(hits[-1]) + 1) for hits in found)
+    return x, y, z
+
+
+def _shared(first: Coordinates, second: Coordinates) -> Coordinates:
+    both, counts = np.unique(np.concatenate([first, second]), axis=0, return_counts=True)
+    return both[counts > 1]

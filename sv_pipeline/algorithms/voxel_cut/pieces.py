@@ -1,0 +1,52 @@
+"""Keeping each side of a cut in one piece, and giving islands to the nearer side. Does not decide where to cut."""
+
+from __future__ import annotations
+
+import cc3d
+import edt
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.algorithms.voxel_cut.seeds import Coordinates, Mask, SeedPair
+
+__all__ = ["keep_seeded_pieces", "nearest_side"]
+
+
+def keep_seeded_pieces(mask: Mask, first: Mask, seeds: SeedPair) -> Mask:
+    """Make both sides of a connected ``mask`` one 26-connected piece; the seeds of each side must be connected.
+
+    Two steps are enough. What is not connected to the first seeds goes to the second side. Then what is not connected
+    to the second seeds goes to the first side: each such piece touches the first side, since the mask is connected
+    and the piece touches nothing else, so the first side stays one piece.
+
+    Parameters
+    ----------
+    mask, first
+        The object and its first side, shape (x, y, z).
+    seeds
+        Seeds of both sides, each set 26-connected, each on its own side.
+    """
+    kept = _piece_with(first, seeds.first)
+    return np.asarray(mask & ~_piece_with(mask & ~kept, seeds.second))
+
+
+def nearest_side(
+    islands: Mask, first: Mask, second: Mask, resolution: tuple[float, float, float]
+) -> npt.NDArray[np.bool_]:
+    """Of the 26-connected pieces of ``islands``, those that are nearer (nm) to the first side, or equally near."""
+    pieces, n_pieces = cc3d.connected_components(islands, connectivity=26, return_N=True)
+    at = pieces[islands]
+    nearest = []
+    for side in (first, second):
+        distance = edt.edt(np.asfortranarray(~side), anisotropy=resolution)[islands]
+        smallest = np.full(n_pieces + 1, np.inf, np.float32)
+        np.minimum.at(smallest, at, distance)
+        nearest.append(smallest)
+    chosen = np.zeros(islands.shape, np.bool_)
+    chosen[islands] = (nearest[0] <= nearest[1])[at]
+    return chosen
+
+
+def _piece_with(side: Mask, seeds: Coordinates) -> Mask:
+    pieces = cc3d.connected_components(side, connectivity=26)
+    return np.asarray(pieces == pieces[tuple(seeds[0])])

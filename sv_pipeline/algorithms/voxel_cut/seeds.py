@@ -1,0 +1,154 @@
+"""Seeds of a cut: checking, snapping to the mask, joining the seeds of one side. Does not decide where to cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cc3d
+import dijkstra3d
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse.csgraph import minimum_spanning_tree
+from scipy.spatial.distance import pdist, squareform
+
+from sv_pipeline.errors import InputError
+
+__all__ = ["SNAP_NM", "Coordinates", "Mask", "SeedPair", "checked_seeds", "join_seeds", "snap_distance", "snap_seeds"]
+
+Mask = npt.NDArray[np.bool_]
+Coordinates = npt.NDArray[np.int64]
+"""Voxel coordinates (x, y, z), shape (n, 3), unique, in lexicographic order."""
+
+SNAP_NM = 300.0
+"""A click may miss the object by this much: about the calibre of a neurite."""
+
+SNAP_VOXELS = 3
+"""... or by this many voxels of the coarsest axis, where that is more."""
+
+DETOUR = 1e3
+"""Cost factor that makes a joining path go round the way the other side wants, where there is any other way."""
+
+
+@dataclass(frozen=True)
+class SeedPair:
+    """The seeds of both sides of a cut; ``first`` and ``second`` are told apart by their place alone."""
+
+    first: Coordinates
+    second: Coordinates
+
+    @property
+    def swapped(self) -> SeedPair:
+        """The same seeds, in the other order."""
+        return SeedPair(self.second, self.first)
+
+
+def snap_distance(resolution: tuple[float, float, float]) -> float:
+    """How far (nm) a seed may lie from the mask: 300 nm, or three voxels of the coarsest axis if that is more."""
+    return max(SNAP_NM, SNAP_VOXELS * max(resolution))
+
+
+def checked_seeds(seeds: npt.ArrayLike, shape: tuple[int, ...], side: str) -> Coordinates:
+    """``seeds`` as unique, ordered coordinates inside ``shape``; InputError names the ``side`` otherwise."""
+    array = np.asarray(seeds)
+    if array.ndim != 2 or array.shape[1:] != (3,) or len(array) == 0:
+        raise InputError(
+            f"The {side} seeds have shape {array.shape}, not (n, 3) with n >= 1.",
+            remedy="Give at least one (x, y, z) voxel coordinate for each side.",
+        )
+    if not np.issubdtype(array.dtype, np.integer):
+        raise InputError(
+            f"The {side} seeds have type {array.dtype}.", remedy="Round them to integer voxel coordinates first."
+        )
+    outside = (array < 0).any(axis=1) | (array >= np.array(shape)).any(axis=1)
+    if outside.any():
+        raise InputError(
+            f"The {side} seed {tuple(array[outside][0].tolist())} lies outside the array of shape {shape}.",
+            remedy="Give coordinates relative to the array, or a mask that includes the seed.",
+        )
+    return np.unique(array.astype(np.int64), axis=0)
+
+
+def snap_seeds(mask: Mask, seeds: Coordinates, resolution: tuple[float, float, float], side: str) -> Coordinates:
+    """Move each seed outside the mask to the nearest mask voxel in nm (of equals the first in x, y, z order).
+
+    Raises
+    ------
+    InputError
+        A seed is further from the mask than :func:`snap_distance`.
+    """
+    limit = snap_distance(resolution)
+    snapped = seeds.copy()
+    reach = np.floor(limit / np.array(resolution)).astype(np.int64)
+    for index in np.flatnonzero(~mask[tuple(seeds.T)]):
+        low = np.maximum(seeds[index] - reach, 0)
+        window = mask[tuple(slice(a, b) for a, b in zip(low, seeds[index] + reach + 1, strict=True))]
+        candidates = np.argwhere(window) + low
+        squares = (((candidates - seeds[index]) * np.array(resolution)) ** 2).sum(axis=1)
+        if len(squares) == 0 or squares.min() > limit**2:
+            raise InputError(
+                f"The {side} seed {tuple(seeds[index].tolist())} is more than {limit:.0f} nm from the mask.",
+                remedy="Place it on the object that is to be cut.",
+            )
+        snapped[index] = candidates[squares.argmin()]
+    return np.unique(snapped, axis=0)
+
+
+def join_seeds(mask: Mask, depth: npt.NDArray[np.float32], seeds: SeedPair, spacing: Any) -> SeedPair:
+    """Grow the seeds of each side to one 26-connected set inside a connected ``mask``; the two sets are disjoint.
+
+    Paths run where the object is thick: their cost is their length in units of the local ``depth`` (nm to the
+    background). The sides are joined one after the other, the second round the first; where that fails, in the other
+    order, then with the first keeping off the way that the second would take.
+
+    Raises
+    ------
+    InputError
+        The seeds interleave so that no way was found to keep both sides in one piece.
+    """
+    if len(seeds.first) == 1 and len(seeds.second) == 1:
+        return seeds
+    cost = np.where(mask, 1.0 / np.maximum(depth, 1e-3), np.inf).astype(np.float32, order="F")
+    for keep_off in (False, True):
+        for swap in (False, True):
+            joined = _join_in_order(cost, seeds.swapped if swap else seeds, spacing, keep_off)
+            if joined is not None:
+                return joined.swapped if swap else joined
+    raise InputError(
+        "The seeds of the two sides interleave: neither side can be one piece without cutting the other.",
+        remedy="Remove seeds, or split in two steps.",
+    )
+
+
+def _join_in_order(cost: npt.NDArray[np.float32], seeds: SeedPair, spacing: Any, keep_off: bool) -> SeedPair | None:
+    first_cost = cost
+    if keep_off:
+        wanted = _joined(cost, seeds.second, seeds.first, spacing)
+        if wanted is None:
+            return None
+        first_cost = cost.copy(order="F")
+        first_cost[tuple(wanted.T)] *= DETOUR
+    first = _joined(first_cost, seeds.first, seeds.second, spacing)
+    if first is None:
+        return None
+    second = _joined(cost, seeds.second, first, spacing)
+    return None if second is None else SeedPair(first, second)
+
+
+def _joined(
+    cost: npt.NDArray[np.float32], seeds: Coordinates, forbidden: Coordinates, spacing: Any
+) -> Coordinates | None:
+    """Seeds and the paths between them (along their Euclidean spanning tree), or None if no way is left."""
+    if len(seeds) == 1:
+        return seeds
+    cost = cost.copy(order="F")
+    cost[tuple(forbidden.T)] = np.inf
+    pieces = cc3d.connected_components(np.isfinite(cost), connectivity=26)[tuple(seeds.T)]
+    if (pieces != pieces[0]).any():
+        return None
+    tree = minimum_spanning_tree(squareform(pdist(seeds * np.asarray(spacing)))).tocoo()
+    paths = [
+        dijkstra3d.dijkstra(cost, tuple(seeds[a].tolist()), tuple(seeds[b].tolist()), connectivity=26)
+        for a, b in zip(tree.row, tree.col, strict=True)
+    ]
+    return np.unique(np.concatenate([seeds, *(path.astype(np.int64) for path in paths)]), axis=0)
