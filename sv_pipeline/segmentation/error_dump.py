@@ -39,14 +39,14 @@ def dump_errors(name: str, details: Callable[[], dict[str, Any]]) -> Iterator[No
     """
     try:
         yield
-    except BaseException as error:
+    except Exception as error:
         folder = os.environ.get(ENVIRONMENT_VARIABLE)
         if folder:
             _dump(folder, name, details, error)
         raise
 
 
-def _dump(folder: str, name: str, details: Callable[[], dict[str, Any]], error: BaseException) -> None:
+def _dump(folder: str, name: str, details: Callable[[], dict[str, Any]], error: Exception) -> None:
     now = datetime.now(UTC)
     key = f"{name}_{now:%Y%m%dT%H%M%S}_{uuid4().hex[:8]}.json"
     try:

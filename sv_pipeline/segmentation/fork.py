@@ -54,9 +54,6 @@ def create_fork(watershed_url: str | Path, graph_id: str, *, recreate: bool = Fa
                 remedy="Use another graph id, or recreate it.",
             )
         remove_fork(url, graph_id, force=force)
-    elif kv.list_keys(specs.fork_folder(url, graph_id)):
-        # A creation or removal that was killed half way; nothing can have been committed without a manifest.
-        kv.delete_prefix(specs.fork_folder(url, graph_id))
     _copy_manifests(base, graph_id)
 
 
@@ -69,14 +66,24 @@ def _copy_manifests(base: BaseInfo, graph_id: str) -> None:
         raise CorruptionError(f"the base at {folder} has lost its manifest.", remedy="Wipe it and populate it again.")
     record = {"graph_id": graph_id, "time": datetime.now(UTC).isoformat(), "manifest_kind": base.form.manifest_kind}
     kv.write_bytes(specs.ocdbt_folder(url), FORKS + graph_id, json.dumps(record).encode())
+    _remove_leftovers(url, graph_id, keep=latest)
     if latest is not None:
         numbered = kv.read_bytes(folder, latest)
         if numbered is None:
             raise CorruptionError(f"{folder}{latest} vanished while it was copied.", remedy="Try again.")
-        kv.write_if_absent(target, latest, numbered)
+        kv.write_bytes(target, latest, numbered)
     if not kv.write_if_absent(target, specs.SINGLE_MANIFEST, manifest):
         raise ConflictError(f"somebody else has just forked {url} for graph {graph_id!r}.", remedy="Use that fork.")
     _logger.info("forked the base of %s for graph %s", url, graph_id)
+
+
+def _remove_leftovers(watershed_url: str, graph_id: str, *, keep: str | None) -> None:
+    """Remove what a removal or creation that was killed has left; ``keep`` may be that of another creator at work."""
+    target = specs.fork_folder(watershed_url, graph_id)
+    leftovers = [key for key in kv.list_keys(target) if key not in (keep, specs.SINGLE_MANIFEST)]
+    # Looked at in this order: what was there while there is still no fork does not belong to one.
+    if leftovers and not fork_exists(watershed_url, graph_id):
+        kv.delete_keys(target, leftovers)
 
 
 def _latest_numbered(folder: str) -> str:

@@ -198,6 +198,8 @@ def _populate_base(plan: PopulatePlan, coordinate: Triple, address: str | None, 
     shapes = retry_transport(
         lambda: _commit(plan, coordinate, specs.OcdbtStore(spec), atomic=address is None, evidence=name),
         attempts=attempts,
+        # A lease that the coordinator gave to a worker that has died holds the others up for ten seconds.
+        base_delay=0.2 if address is None else 1.0,
         what=f"populate task {name}",
     )
     markers.write_marker(url, coordinate, _marker(plan, shapes))

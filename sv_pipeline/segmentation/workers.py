@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from sv_pipeline.config import PopulateMethod
-from sv_pipeline.segmentation.coordinator import running_coordinator
+from sv_pipeline.segmentation.coordinator import ADDRESS_VARIABLE, running_coordinator
 from sv_pipeline.segmentation.populate import PopulatePlan, TaskReport, populate_task
 
 __all__ = ["populate_missing"]
@@ -30,7 +32,7 @@ def populate_missing(
     workers
         Processes; 1 = this one.
     coordinator_address
-        For the coordinator method; without one, here and in the plan, a coordinator is run meanwhile.
+        For the coordinator method; without one (here, in the plan, in SV_PIPELINE_COORDINATOR) one is run meanwhile.
     progress
         Called with (tasks done, tasks to do).
 
@@ -43,7 +45,7 @@ def populate_missing(
     total = len(plan.missing)
     reports: list[TaskReport] = []
     with ExitStack() as stack:
-        address = coordinator_address or plan.coordinator_address
+        address = coordinator_address or plan.coordinator_address or os.environ.get(ADDRESS_VARIABLE)
         if plan.method is PopulateMethod.COORDINATOR and address is None and total:
             address = stack.enter_context(running_coordinator())
         if workers == 1:
@@ -54,8 +56,9 @@ def populate_missing(
         # Never "fork": TensorStore's threads do not survive it.
         pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        light = replace(plan, missing=())  # it goes along with each task
         futures = [
-            pool.submit(populate_task, watershed_url, plan, task, coordinator_address=address) for task in plan.missing
+            pool.submit(populate_task, watershed_url, light, task, coordinator_address=address) for task in plan.missing
         ]
         for future in as_completed(futures):
             reports.append(future.result())

@@ -130,6 +130,19 @@ def test_a_creation_that_was_killed_half_way_can_be_repeated(watershed: Watershe
     assert at_point(url, "g") == at_point_of_labels(watershed)
 
 
+def test_a_removal_that_was_killed_half_way_leaves_nothing_to_the_next_fork(watershed: Watershed) -> None:
+    url = watershed.url
+    create_fork(url, "g")
+    for value in (77, 78):
+        paint(url, "g", value)
+    kv.delete_key(specs.fork_folder(url, "g"), specs.SINGLE_MANIFEST)
+    create_fork(url, "g")
+    assert at_point(url, "g") == at_point_of_labels(watershed)
+    assert not fork_has_commits(url, "g")
+    paint(url, "g", 79)
+    assert at_point(url, "g") == 79
+
+
 def test_of_several_creators_at_least_one_wins_and_the_fork_is_right(watershed: Watershed) -> None:
     def create(_: int) -> bool:
         try:

@@ -135,6 +135,7 @@ def test_killed_between_merge_and_marker_of_completion_a_finish_is_repeated(
     assert_clean(watershed, plan)
 
 
+@pytest.mark.slow
 def test_a_worker_killed_while_it_may_hold_a_lease_of_the_coordinator_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
