@@ -65,7 +65,7 @@ def build_parent_chunks(
     below = np.concatenate([graph.grid.children(layer, c) for c in batch.task_coordinates])
     require_neighbourhood_complete(graph, layer - 1, below)
     nodes, edges = _read_below(graph, layer, below)
-    _check_partners(graph, layer, nodes.ids, edges)
+    _check_both_sides(graph, layer, edges)
     parents = layer_parents(graph.layout, layer, batch.task_chunks, nodes.ids, edges)
 
     def rows(ids: UInt64Array, timestamps: IntArray) -> Iterator[RowMutation]:
@@ -112,14 +112,16 @@ def _read_below(graph: ChunkedGraph, layer: int, coordinates: IntArray) -> tuple
     return nodes, LayeredEdges(lower.layers, np.stack([owners, partners.ids], axis=1)).distinct()
 
 
-def _check_partners(graph: ChunkedGraph, layer: int, nodes: UInt64Array, edges: LayeredEdges) -> None:
-    """Edges inside the batch must be known to both ends: else one of them skipped this layer, unaware of the other."""
+def _check_both_sides(graph: ChunkedGraph, layer: int, edges: LayeredEdges) -> None:
+    """Both ends must know of an edge inside a chunk: else one may have skipped the layer, unaware of the other."""
     inner = edges.edges[edges.layers == layer - 1]
-    absent = find(nodes, inner[:, 1]) < 0
-    if absent.any():
-        a, b = inner[absent][0].tolist()
+    ids, index = np.unique(inner, return_inverse=True)
+    pairs = index.reshape(-1, 2) @ np.array([[len(ids), 1], [1, len(ids)]])
+    one_sided = ~np.isin(pairs[:, 0], pairs[:, 1])
+    if one_sided.any():
+        a, b = inner[one_sided][0].tolist()
         places = " and ".join(describe_chunk(graph, int(graph.layout.chunks(np.uint64(node)))) for node in (a, b))
         raise InputError(
-            f"nodes {a} and {b}, in {places}, are joined by an edge that is active on one side only.",
+            f"nodes {a} and {b}, in {places}, are joined by an edge that is active on the first side only.",
             remedy="Make the edge and component files of these chunks again: both must list the edge and agree on it.",
         )
