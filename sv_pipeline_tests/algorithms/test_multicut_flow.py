@@ -78,6 +78,20 @@ def test_weight_is_that_of_networkx_on_larger_graphs(seed: int, n: int, degree: 
     assert not found.on_source_side[n - 1]
 
 
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1), width=st.integers(1, 4), strong_every=st.integers(1, 5))
+def test_long_thin_graphs_are_cut_as_by_networkx(seed: int, width: int, strong_every: int) -> None:
+    rng = np.random.default_rng(seed)
+    graph: nx.Graph[int] = nx.convert_node_labels_to_integers(nx.grid_2d_graph(40, width))
+    n = graph.number_of_nodes()
+    for i, (a, b) in enumerate(graph.edges):
+        graph.edges[a, b]["capacity"] = float(rng.random() + (i % strong_every))
+    edges = [(a, b, capacity) for a, b, capacity in graph.edges(data="capacity")]
+    side, weight = cut(edges, 0, n - 1, n)
+    assert weight == pytest.approx(nx.minimum_cut_value(graph, 0, n - 1))
+    assert float(weight_of(edges, side)) == pytest.approx(weight)
+
+
 def test_capacities_that_differ_in_the_last_bit_of_a_double_are_told_apart() -> None:
     above = float(np.nextafter(0.3, 1))
     assert cut([(0, 2, 0.3), (2, 1, above)], 0, 1) == ({0}, 0.3)
