@@ -9,7 +9,9 @@ driven by *capacity scaling* (Gabow 1985; Ahuja, Magnanti, Orlin, "Network Flows
     the next phase       29 bits of that bound; the last phase is the one whose cut has nothing left: it is exact
 
 So two cuts are told apart down to 2^-59 of their weight, which is finer than sums of doubles. float32 affinities that
-lie within 35 binary orders of magnitude of the weight of the cut are represented without any rounding. Before all that, edges heavier than some cut are contracted: no minimum cut holds them.
+lie within 35 binary orders of magnitude of the weight of the cut are represented without any rounding.
+
+Before all that, edges heavier than some cut are contracted: no minimum cut holds them.
 """
 
 from __future__ import annotations
