@@ -17,6 +17,7 @@ from typing import Any
 
 import tensorstore as ts
 
+from sv_pipeline.errors import CorruptionError
 from sv_pipeline.segmentation import kv, specs
 from sv_pipeline.segmentation.base import BaseInfo
 from sv_pipeline.segmentation.markers import task_name
@@ -68,6 +69,7 @@ def _merge_once(base: BaseInfo, attempts: dict[Triple, str]) -> int:
     todo = {c: attempt for c, attempt in sorted(attempts.items()) if task_name(c) not in merged}
     if not todo:
         return 0
+    _require_parts(base, todo)
     store = specs.OcdbtStore(specs.base_spec(base.watershed_url, form=base.form))
     with store.transaction() as transaction:
         target = store.kv.with_transaction(transaction)
@@ -80,6 +82,19 @@ def _merge_once(base: BaseInfo, attempts: dict[Triple, str]) -> int:
         for copy in copies:
             copy.result()
     return len(todo)
+
+
+def _require_parts(base: BaseInfo, attempts: dict[Triple, str]) -> None:
+    """Raise CorruptionError if a part is missing: TensorStore would take it for an empty one."""
+    folder = kv.join_url(specs.base_folder(base.watershed_url), "parts")
+    keys = [f"{task_name(c)}/{attempt}/{specs.SINGLE_MANIFEST}" for c, attempt in attempts.items()]
+    found = kv.read_many(folder, keys)
+    lost = [task_name(c) for c, manifest in zip(attempts, found, strict=True) if manifest is None]
+    if lost and set(lost) - merged_tasks(base):  # merged meanwhile: by another process that has also cleaned up
+        raise CorruptionError(
+            f"populate tasks {', '.join(lost[:10])} of {base.watershed_url} are marked done, but their parts are gone.",
+            remedy="Delete their markers below ocdbt/.populated/tasks/ and run these tasks again.",
+        )
 
 
 def _copies(source: ts.KvStore, target: ts.KvStore) -> Iterable[ts.Future[None]]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sv_pipeline.algorithms.pyramid import downsample
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
-from sv_pipeline.errors import ConfigError, InputError, NotReadyError, UnavailableError
+from sv_pipeline.errors import ConfigError, CorruptionError, InputError, NotReadyError, UnavailableError
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.segmentation import kv, markers, specs
 from sv_pipeline.segmentation.base import create_base
@@ -166,6 +166,30 @@ def test_parts_may_be_merged_in_increments_and_a_finish_repeated(storage_url: st
     assert (report.merged_parts, report.generation) == (18, before + 3)
     again = finish_populate(storage_url, plan)
     assert (again.merged_parts, again.generation) == (0, report.generation)
+    assert_base_holds(watershed, plan)
+
+
+def test_a_part_that_has_vanished_is_not_taken_for_empty_space(storage_url: str) -> None:
+    watershed = make_watershed(storage_url)
+    plan = watershed.plan()
+    populate_missing(storage_url, plan)
+    folder = specs.base_folder(storage_url)
+    lost = next(key for key in kv.list_keys(folder, "parts/1_0_1/") if key.endswith(specs.SINGLE_MANIFEST))
+    kv.delete_key(folder, lost)
+    with pytest.raises(CorruptionError, match=r"1_0_1 .* gone"):
+        finish_populate(storage_url, plan)
+    kv.delete_prefix(kv.join_url(storage_url, "ocdbt", ".populated", "tasks"), "1_0_1")
+    watershed.populate()
+    assert_base_holds(watershed, plan)
+
+
+def test_finishers_at_once_leave_one_right_base(storage_url: str) -> None:
+    watershed = make_watershed(storage_url)
+    plan = watershed.plan()
+    populate_missing(storage_url, plan)
+    with ThreadPoolExecutor(4) as pool:
+        reports = list(pool.map(lambda _: finish_populate(storage_url, plan), range(4)))
+    assert {report.n_tasks for report in reports} == {18}
     assert_base_holds(watershed, plan)
 
 

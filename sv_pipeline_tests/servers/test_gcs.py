@@ -44,7 +44,7 @@ class Api:
 
 def serve(folder: Path | None) -> tuple[GcsServer, Api]:
     server = GcsServer(0, folder)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return server, Api(server.url)
 
 
