@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from sv_pipeline.config import DatasetConfig, IngestMode
 from sv_pipeline.engine.batches import Batch, Stage, plan_batches
-from sv_pipeline.errors import ConflictError, InputError, NotFoundError, NotReadyError, SvPipelineError
+from sv_pipeline.errors import ConfigError, ConflictError, InputError, NotFoundError, NotReadyError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import create_chunked_graph, open_chunked_graph
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.ingest import progress, watershed
@@ -148,9 +148,16 @@ def _has_table(dataset: Dataset) -> bool:
 # -- planning -----------------------------------------------------------------------------------------------------
 
 
-def layers_of(dataset: Dataset) -> list[int]:
-    """The layers that are built, in order."""
-    return list(range(2, dataset.grid.n_layers + 1))
+def layers_of(dataset: Dataset, chosen: Sequence[int] | None = None) -> list[int]:
+    """The layers that are built, in order; those ``chosen``, if given. ConfigError for one that the graph lacks."""
+    layers = range(2, dataset.grid.n_layers + 1)
+    for layer in chosen or ():
+        if layer not in layers:
+            raise ConfigError(
+                f"graph {dataset.graph_id!r} has no layer {layer} to build.",
+                remedy=f"Its layers are 2 to {dataset.grid.n_layers}.",
+            )
+    return list(layers) if chosen is None else sorted(set(chosen))
 
 
 def plan_watershed(dataset: Dataset, stage: Stage) -> list[Batch]:

@@ -1,0 +1,145 @@
+"""The worker processes of one machine: started when first needed, replaced when one dies. Knows batches, not stages.
+
+Workers never outlive their coordinator: killed (even with SIGKILL) or interrupted, it takes them along. That is safe at
+any moment, because a batch counts as done by its markers alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
+
+from sv_pipeline.engine import stages
+from sv_pipeline.engine.batches import Batch
+from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.registry import Dataset, open_dataset
+
+__all__ = ["BrokenProcessPool", "WorkerPool"]
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerPool:
+    """Runs batches: in this process if there is one worker or one batch, else in ``workers`` processes.
+
+    A context manager. The processes live as long as it does, so each of them starts and opens the dataset once.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._executor: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def run(
+        self,
+        dataset: Dataset,
+        batches: Sequence[Batch],
+        *,
+        advance: Callable[[int], None],
+        coordinator_address: str | None = None,
+    ) -> None:
+        """Run batches; the first error keeps others from starting, and is raised when those that run have ended.
+
+        Raises
+        ------
+        BrokenProcessPool
+            If a worker process died. The next call starts new ones.
+        """
+        if self._workers == 1 or len(batches) <= 1:
+            for batch in batches:
+                stages.run_batch(dataset, batch, coordinator_address=coordinator_address, advance=advance)
+            return
+        try:
+            futures = {
+                self._start().submit(_work, dataset.graph_id, dataset.home, batch.key, coordinator_address): batch
+                for batch in batches
+            }
+            _collect(futures, advance)
+        except BrokenProcessPool:
+            self._stop()
+            raise
+        except SvPipelineError:
+            raise
+        except BaseException:
+            # An interrupt, or a defect: nobody waits for what the workers are at.
+            self._stop(terminate=True)
+            raise
+
+    def _start(self) -> ProcessPoolExecutor:
+        if self._executor is None:
+            # spawn: TensorStore and gRPC run threads that do not survive a fork.
+            context = multiprocessing.get_context("spawn")
+            self._executor = ProcessPoolExecutor(self._workers, mp_context=context, initializer=_begin_worker)
+        return self._executor
+
+    def _stop(self, *, terminate: bool = False) -> None:
+        executor, self._executor = self._executor, None
+        if executor is None:
+            return
+        if terminate:
+            for process in list((executor._processes or {}).values()):
+                process.terminate()
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _collect(futures: dict[Future[stages.BatchReport], Batch], advance: Callable[[int], None]) -> None:
+    """Wait for all; after the first error only for those that run, then raise it."""
+    pending = set(futures)
+    first: BaseException | None = None
+    while pending:
+        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        for future in done:
+            if future.cancelled():
+                continue
+            error = future.exception()
+            if error is None:
+                advance(future.result().chunks)
+            elif isinstance(error, BrokenProcessPool):
+                raise error
+            elif first is None:
+                first = error
+                for other in pending:
+                    other.cancel()
+            else:
+                logger.warning("batch %s failed too: %s", futures[future].key, error)
+    if first is not None:
+        raise first
+
+
+# -- inside a worker --------------------------------------------------------------------------------------------------
+
+
+def _begin_worker() -> None:
+    # Ctrl-C reaches the whole process group; the coordinator alone decides, and ends its workers without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="parent watch", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose coordinator was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@lru_cache(maxsize=4)
+def _dataset(graph_id: str, home: str) -> Dataset:
+    return open_dataset(graph_id, home)
+
+
+def _work(graph_id: str, home: str, key: str, coordinator_address: str | None) -> stages.BatchReport:
+    """One batch, by names alone."""
+    return stages.run_batch(_dataset(graph_id, home), Batch.parse(key), coordinator_address=coordinator_address)
