@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ from sv_pipeline.errors import CorruptionError
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.segmentation.retry import retry_transport
 
-__all__ = ["BLOCK_VOXELS", "aligned_boxes", "chunk_groups", "in_order", "read_box", "readable", "sampled"]
+__all__ = ["BLOCK_VOXELS", "BoxGrid", "aligned_boxes", "chunk_groups", "in_order", "read_box", "readable", "sampled"]
 
 BLOCK_VOXELS = 1 << 24
 """Voxels of one block at most (128 MiB of ids), unless one chunk alone has more."""
@@ -29,14 +28,45 @@ Result = TypeVar("Result")
 Item = TypeVar("Item")
 
 
-def aligned_boxes(bounds: Box, storage_chunk: Triple, limit: int = BLOCK_VOXELS) -> list[Box]:
+class BoxGrid(Sequence[Box]):
+    """Boxes of one size that cover a box once, made when asked for: there may be very many.
+
+    Parameters
+    ----------
+    bounds
+        What is covered; the last boxes of an axis are clipped to it.
+    size
+        Of a box.
+    """
+
+    def __init__(self, bounds: Box, size: Triple) -> None:
+        self._bounds = bounds
+        self._size = np.asarray(size, np.int64)
+        self._shape = tuple(-(-np.asarray(bounds.shape) // self._size))
+
+    def __len__(self) -> int:
+        return int(np.prod(self._shape))
+
+    @overload
+    def __getitem__(self, index: int) -> Box: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Box]: ...
+    def __getitem__(self, index: int | slice) -> Box | list[Box]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        place = np.array(np.unravel_index(index % len(self), self._shape))
+        start = self._bounds.start + place * self._size
+        return Box.of(start, start + self._size).clip(self._bounds)
+
+
+def aligned_boxes(bounds: Box, storage_chunk: Triple, limit: int = BLOCK_VOXELS) -> BoxGrid:
     """Boxes that cover ``bounds``, each of whole storage chunks from its start, of at most ``limit`` voxels."""
-    size = _grown(storage_chunk, limit, bounds.shape)
-    ranges = [range(a, b, s) for a, b, s in zip(bounds.start, bounds.stop, size, strict=True)]
-    return [Box.of(start, np.add(start, size)).clip(bounds) for start in itertools.product(*ranges)]
+    return BoxGrid(bounds, _grown(storage_chunk, limit, bounds.shape))
 
 
-def chunk_groups(grid: ChunkGrid, sample: int | None, seed: int) -> list[IntArray]:
+def chunk_groups(grid: ChunkGrid, sample: int | None, seed: int) -> Iterator[IntArray]:
     """Layer 2 chunk coordinates, shape (n, 3), in groups that one read fetches.
 
     Parameters
@@ -48,22 +78,24 @@ def chunk_groups(grid: ChunkGrid, sample: int | None, seed: int) -> list[IntArra
     seed
         Of the choice.
     """
-    coordinates = grid.coordinates(2)
-    if sample is not None and sample < len(coordinates):
-        return [coordinates[i][None] for i in sampled(range(len(coordinates)), sample, seed)]
-    per_group = np.asarray(_grown(grid.chunk_size, BLOCK_VOXELS, grid.bounds.shape)) // grid.chunk_size
-    groups = coordinates // per_group
-    _, number = np.unique(groups, axis=0, return_inverse=True)
-    order = np.argsort(number, kind="stable")
-    return np.split(coordinates[order], np.flatnonzero(np.diff(number[order])) + 1)
+    chunks = Box((0, 0, 0), grid.shape(2))
+    if sample is not None and sample < grid.count(2):
+        groups: Iterable[Box] = sampled(BoxGrid(chunks, (1, 1, 1)), sample, seed)
+    else:
+        size = _grown(grid.chunk_size, BLOCK_VOXELS, grid.bounds.shape)
+        x, y, z = (int(n) for n in np.floor_divide(size, grid.chunk_size))
+        groups = BoxGrid(chunks, (x, y, z))
+    for group in groups:
+        inside = np.stack(np.unravel_index(np.arange(group.volume), group.shape), axis=-1)
+        yield (inside + group.start).astype(np.int64)
 
 
-def sampled(items: Sequence[Item], sample: int | None, seed: int) -> list[Item]:
+def sampled(items: Sequence[Item], sample: int | None, seed: int) -> Sequence[Item]:
     """``sample`` of the items, chosen at random, in their order; all of them where there are not more."""
     if sample is None or sample >= len(items):
-        return list(items)
+        return items
     chosen = np.random.default_rng(seed).choice(len(items), sample, replace=False)
-    return [items[i] for i in np.sort(chosen)]
+    return [items[int(i)] for i in np.sort(chosen)]
 
 
 def _grown(size: Triple, limit: int, enough: Triple) -> Triple:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,12 +11,12 @@ import numpy.typing as npt
 
 from sv_pipeline.errors import ConfigError, CorruptionError, SvPipelineError
 from sv_pipeline.grid import ChunkGrid
-from sv_pipeline.ids import LAYER_BITS, IdLayout
+from sv_pipeline.ids import LAYER_BITS, IdLayout, UInt64Array
 from sv_pipeline.segmentation import kv
 from sv_pipeline.segmentation.precomputed import VolumeInfo
 from sv_pipeline.table import columns, keys, meta
 from sv_pipeline.table.counters import ROOT_SHARDS
-from sv_pipeline.table.interface import ColumnKey, RowKeyRange, Table
+from sv_pipeline.table.interface import ColumnKey, RowKeyRange, RowView, Table
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.snapshot import Snapshot
 
@@ -84,32 +85,42 @@ def read_counters(table: Table, layout: IdLayout) -> tuple[dict[int, int], npt.N
 def check_progress(outcome: Outcome, table: Table, layout: IdLayout, grid: ChunkGrid) -> None:
     """Every chunk of every layer has its done-marker, and nothing outside the grid has one."""
     wanted = [columns.INGEST_RESERVATION.key, columns.INGEST_DONE.key, columns.INGEST_FAILED.key]
-    rows = {keys.split_ingest_key(key): row for key, row in table.scan([keys.ingest_range()], wanted)}
-    if not rows:
+    by_state: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for key, row in table.scan([keys.ingest_range()], wanted, newest_only=True):
+        layer, chunk = keys.split_ingest_key(key)
+        by_state[layer][_state(row)].append(chunk)
+    if not by_state:
         outcome.skipped = "the table has no ingest rows: other software built it"
         return
-    expected = {
-        (layer, int(chunk))
-        for layer in range(2, layout.n_layers + 1)
-        for chunk in layout.chunk_ids(layer, grid.coordinates(layer))
-    }
-    outcome.checked = len(expected)
-    done = {place for place, row in rows.items() if columns.INGEST_DONE.key in row}
-    failed = {place for place, row in rows.items() if columns.INGEST_FAILED.key in row} - done
-    begun = {place for place, row in rows.items() if columns.INGEST_RESERVATION.key in row} - done - failed
-    for places, message in (
-        (set(rows) - expected, "an ingest row of a chunk outside the grid: delete it."),
-        (failed & expected, "a chunk whose ingest failed: see its error with `sv-pipeline status`, then ingest again."),
-        (
-            begun & expected,
-            "a chunk with reserved ids, but without a done-marker: its ingest was interrupted; repeat it.",
-        ),
-        (expected - done - failed - begun, "a chunk without a done-marker: ingest its layer."),
-    ):
-        if places:
-            layer, chunk = min(places)
-            coordinate = ",".join(str(c) for c in layout.coordinates(np.uint64(chunk)).tolist())
-            outcome.error(message, f"layer {layer} chunk {coordinate} (id {chunk})", len(places))
+    for layer in sorted({*by_state, *range(2, layout.n_layers + 1)}):
+        inside = 2 <= layer <= layout.n_layers
+        expected = layout.chunk_ids(layer, grid.coordinates(layer)) if inside else np.empty(0, np.uint64)
+        outcome.checked += len(expected)
+        state = {name: np.array(chunks, np.uint64) for name, chunks in by_state[layer].items()}
+        begun = np.concatenate([np.empty(0, np.uint64), *state.values()])
+        _report_chunks(outcome, layout, layer, np.setdiff1d(begun, expected), _OUTSIDE)
+        _report_chunks(outcome, layout, layer, np.setdiff1d(expected, begun), _NOT_BEGUN)
+        for name, message in (("failed", _FAILED), ("begun", _INTERRUPTED)):
+            some = state.get(name, np.empty(0, np.uint64))
+            _report_chunks(outcome, layout, layer, np.intersect1d(some, expected), message)
+
+
+_OUTSIDE = "an ingest row of a chunk outside the grid: delete it."
+_NOT_BEGUN = "a chunk without a done-marker: ingest its layer."
+_FAILED = "a chunk whose ingest failed: see its error with `sv-pipeline status`, then ingest again."
+_INTERRUPTED = "a chunk with reserved ids, but without a done-marker: its ingest was interrupted; repeat it."
+
+
+def _state(row: RowView) -> str:
+    if columns.INGEST_DONE.key in row:
+        return "done"
+    return "failed" if columns.INGEST_FAILED.key in row else "begun"
+
+
+def _report_chunks(outcome: Outcome, layout: IdLayout, layer: int, chunks: UInt64Array, message: str) -> None:
+    if len(chunks):
+        coordinate = ",".join(str(c) for c in layout.coordinates(chunks[0]).tolist())
+        outcome.error(message, f"layer {layer} chunk {coordinate} (id {int(chunks[0])})", len(chunks))
 
 
 # -- operations and locks -----------------------------------------------------------------------------------------

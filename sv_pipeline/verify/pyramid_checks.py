@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -31,12 +32,43 @@ Triple = tuple[int, int, int]
 PENDING_KEYS = specs.OWN_KEYS + "pending/"
 """Below it, in a fork: one key per operation whose coarser mips are behind, ``{"boxes": [[start, stop], ...]}``."""
 SAMPLE_BLOCKS = 16
+SAMPLE_VOXELS = 1 << 21
 
 
 @dataclass(frozen=True)
 class _Block:
     mip: int
     box: Box
+
+
+class _Blocks(Sequence[_Block]):
+    """Blocks of several mips, one after the other."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[int, Sequence[Box]]] = []
+
+    def add(self, mip: int, boxes: Sequence[Box]) -> None:
+        self._parts.append((mip, boxes))
+
+    def __len__(self) -> int:
+        return sum(len(boxes) for _, boxes in self._parts)
+
+    @overload
+    def __getitem__(self, index: int) -> _Block: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[_Block]: ...
+    def __getitem__(self, index: int | slice) -> _Block | list[_Block]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        for mip, boxes in self._parts:
+            if index < len(boxes):
+                return _Block(mip, boxes[index])
+            index -= len(boxes)
+        raise IndexError(index)
+
+    @property
+    def mips(self) -> set[int]:
+        return {mip for mip, _ in self._parts}
 
 
 @dataclass(frozen=True)
@@ -89,25 +121,23 @@ def check_base(
                 f"mip {mip}",
             )
             return
-    blocks = [
-        _Block(mip, box)
-        for mip in range(base.source_mips)
-        for box in aligned_boxes(base.info.scales[mip].bounds, base.info.scales[mip].chunk_size)
-    ]
+    blocks = _Blocks()
+    for mip in range(base.source_mips):
+        blocks.add(mip, aligned_boxes(base.info.scales[mip].bounds, base.info.scales[mip].chunk_size))
     message = "the base differs from the watershed; wipe the base and populate it again."
-    _compare(outcome, base, source, sampled(blocks, sample, seed), message, workers, advance)
+    _compare(outcome, base, source, sampled(blocks, sample, seed), blocks.mips, message, workers, advance)
 
 
 def _compare(
     outcome: Outcome,
     volume: StoredVolume,
     wanted: StoredVolume,
-    blocks: list[_Block],
+    blocks: Sequence[_Block],
+    mips: set[int],
     message: str,
     workers: int,
     advance: Advance | None,
 ) -> None:
-    mips = {block.mip for block in blocks}
     left, right = ({mip: v.open(mip) for mip in mips} for v in (volume, wanted))
 
     def compare(block: _Block) -> _Difference:
@@ -181,13 +211,11 @@ def check_fork(
         outcome.checked += 1
     if fork_has_commits(fork.watershed_url, graph_id):
         return
-    blocks = [
-        _Block(mip, box)
-        for mip, scale in enumerate(fork.info.scales)
-        for box in aligned_boxes(scale.bounds, scale.chunk_size)
-    ]
+    blocks = _Blocks()
+    for mip, scale in enumerate(fork.info.scales):
+        blocks.add(mip, aligned_boxes(scale.bounds, scale.chunk_size, SAMPLE_VOXELS))
     message = "the fork has no edits, but differs from the base: recreate it."
-    _compare(outcome, fork, base, sampled(blocks, SAMPLE_BLOCKS, seed), message, workers, None)
+    _compare(outcome, fork, base, sampled(blocks, SAMPLE_BLOCKS, seed), blocks.mips, message, workers, None)
 
 
 # -- pyramid ------------------------------------------------------------------------------------------------------
@@ -209,7 +237,7 @@ def check_pyramid(
     both mips still are the watershed's.
     """
     pending = pending_boxes(volume)
-    blocks = []
+    blocks = _Blocks()
     for mip in range(1, len(volume.info.scales)):
         try:
             step = step_factor(volume.info, mip)
@@ -219,11 +247,11 @@ def check_pyramid(
             continue  # made by other software with a factor that we never make
         scale = volume.info.scales[mip]
         limit = BLOCK_VOXELS // int(np.prod(step))
-        blocks += [_Block(mip, box) for box in aligned_boxes(scale.bounds, scale.chunk_size, limit)]
-    if not blocks:
+        blocks.add(mip, aligned_boxes(scale.bounds, scale.chunk_size, limit))
+    if not len(blocks):
         outcome.skipped = "the volume has one mip only"
         return
-    blocks = sampled(blocks, sample, seed)
+    chosen = sampled(blocks, sample, seed)
     mips = range(len(volume.info.scales))
     stores = {mip: volume.open(mip) for mip in mips}
     originals = {mip: source.open(mip) for mip in range(volume.source_mips)} if volume.source_mips > 1 else {}
@@ -231,7 +259,7 @@ def check_pyramid(
     def compare(block: _Block) -> _Difference:
         return _stale(volume, stores, originals, block, pending)
 
-    for number, difference in enumerate(in_order(compare, blocks, workers), start=1):
+    for number, difference in enumerate(in_order(compare, chosen, workers), start=1):
         _report(
             outcome,
             "a coarser mip is not the downsampled mip below it: run the downsample job on this box.",
@@ -239,7 +267,7 @@ def check_pyramid(
         )
         outcome.checked += 1
         if advance is not None:
-            advance(number, len(blocks))
+            advance(number, len(chosen))
 
 
 def _stale(

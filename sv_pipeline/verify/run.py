@@ -74,7 +74,7 @@ def _edge_files(subject: Subject, outcome: Outcome) -> None:
 
 
 def _voxels(subject: Subject, outcome: Outcome) -> None:
-    voxel_checks.check_voxels(outcome, subject.nodes, subject.grid, subject.voxels.open(0), **subject.options)
+    voxel_checks.check_voxels(outcome, subject.nodes_of, subject.grid, subject.voxels.open(0), **subject.options)
 
 
 def _base(subject: Subject, outcome: Outcome) -> None:

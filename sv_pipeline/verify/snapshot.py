@@ -6,7 +6,7 @@ Holds the whole hierarchy in memory: about 60 bytes a node and 20 bytes an edge 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -90,6 +90,11 @@ class Snapshot:
         return np.asarray((self.layers == 1) & ~self.retired & (self.parents != 0))
 
     @cached_property
+    def leaf_ids(self) -> UInt64Array:
+        """Ids of the leaves, whatever is above them."""
+        return self.ids[self.is_leaf]
+
+    @cached_property
     def is_reached(self) -> BoolArray:
         """Nodes above layer 1 with a leaf below them, by newest parents."""
         reached = np.zeros(len(self.ids), np.bool_)
@@ -141,8 +146,8 @@ class Snapshot:
         return self.children[self.child_starts[index] : self.child_starts[index + 1]]
 
 
-def read_snapshot(table: Table, layout: IdLayout) -> Snapshot:
-    """Read all node rows in one scan.
+def read_snapshot(table: Table, layout: IdLayout, ranges: Sequence[RowKeyRange] | None = None) -> Snapshot:
+    """Read node rows in one scan.
 
     Parameters
     ----------
@@ -150,8 +155,11 @@ def read_snapshot(table: Table, layout: IdLayout) -> Snapshot:
         The graph's table.
     layout
         How its ids are packed.
+    ranges
+        Which rows, sorted; None = all.
     """
-    rows = _node_rows(table, _Builder(layout).wanted)
+    everything = RowKeyRange(keys.layer_range(1).start, keys.node_key((1 << 64) - 1) + b"\x00")
+    rows = _node_rows(table, [everything] if ranges is None else ranges, _Builder(layout).wanted)
     parts = []
     while some := list(itertools.islice(rows, ROWS_AT_A_TIME)):
         builder = _Builder(layout)
@@ -161,9 +169,8 @@ def read_snapshot(table: Table, layout: IdLayout) -> Snapshot:
     return _join(parts) if parts else _Builder(layout).finish()
 
 
-def _node_rows(table: Table, wanted: list[ColumnKey]) -> Iterator[tuple[int, RowView]]:
-    everything = RowKeyRange(keys.layer_range(1).start, keys.node_key((1 << 64) - 1) + b"\x00")
-    for key, row in table.scan([everything], wanted, newest_only=True):
+def _node_rows(table: Table, ranges: Sequence[RowKeyRange], wanted: list[ColumnKey]) -> Iterator[tuple[int, RowView]]:
+    for key, row in table.scan(ranges, wanted, newest_only=True):
         # Lock rows have hashed binary keys, which may fall anywhere.
         if len(key) == keys.DIGITS and key.isdigit():
             yield int(key), row

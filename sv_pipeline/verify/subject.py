@@ -15,6 +15,7 @@ from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.segmentation import kv
 from sv_pipeline.segmentation.precomputed import VolumeInfo, read_info
+from sv_pipeline.table import keys
 from sv_pipeline.table.interface import Table
 from sv_pipeline.table.meta import TableMeta, read_meta
 from sv_pipeline.verify import atomic_edges, ingest_checks, snapshot, volumes
@@ -102,6 +103,16 @@ class Subject:
     def nodes(self) -> snapshot.Snapshot:
         """All node rows."""
         return self._once("a node row", lambda: snapshot.read_snapshot(self.table, self.layout))
+
+    def nodes_of(self, coordinates: npt.NDArray[np.int64]) -> snapshot.Snapshot:
+        """Rows of the supervoxels of some layer 2 chunks, and maybe others, shape (n, 3).
+
+        All rows where they were read anyway; else those alone, so that voxels of a graph of any size can be checked.
+        """
+        if "nodes" in self.__dict__:
+            return self.nodes
+        chunks = keys.chunk_ranges(self.layout, self.layout.chunk_ids(1, coordinates))
+        return snapshot.read_snapshot(self.table, self.layout, chunks)
 
     @cached_property
     def counters(self) -> tuple[dict[int, int], npt.NDArray[np.int64]]:

@@ -37,7 +37,7 @@ class _Faults:
 
 def check_voxels(
     outcome: Outcome,
-    nodes: Snapshot,
+    nodes_of: Callable[[IntArray], Snapshot],
     grid: ChunkGrid,
     volume: ts.TensorStore,
     *,
@@ -52,8 +52,8 @@ def check_voxels(
     ----------
     outcome
         Where findings go.
-    nodes
-        The graph's rows.
+    nodes_of
+        Gives rows for chunk coordinates, shape (n, 3): at least all of those chunks' supervoxels.
     grid
         Its chunks.
     volume
@@ -65,11 +65,9 @@ def check_voxels(
     advance
         Called with (chunks done, all chunks).
     """
+    total = min(grid.count(2), sample or grid.count(2))
     groups = chunk_groups(grid, sample, seed)
-    total = sum(len(group) for group in groups)
-    # Whether a leaf is under a current root is for the hierarchy check to say.
-    leaves = nodes.ids[nodes.is_leaf]
-    for faults in in_order(lambda group: _check_group(nodes, leaves, grid, volume, group), groups, workers):
+    for faults in in_order(lambda group: _check_group(nodes_of(group), grid, volume, group), groups, workers):
         outcome.checked += faults.chunks
         for message, (place, count) in faults.found.items():
             outcome.error(message, place, count)
@@ -77,15 +75,15 @@ def check_voxels(
             advance(outcome.checked, total)
 
 
-def _check_group(
-    nodes: Snapshot, leaves: UInt64Array, grid: ChunkGrid, volume: ts.TensorStore, group: IntArray
-) -> _Faults:
+def _check_group(nodes: Snapshot, grid: ChunkGrid, volume: ts.TensorStore, group: IntArray) -> _Faults:
     boxes = [grid.box(2, coordinate) for coordinate in group]
     around = Box.of(
         np.min([box.start for box in boxes], axis=0),
         np.max([box.stop for box in boxes], axis=0),
     )
     block = read_box(volume, around, "mip 0")
+    # Whether a leaf is under a current root is for the hierarchy check to say.
+    leaves = nodes.leaf_ids
     faults = _Faults()
     for coordinate, box in zip(group, boxes, strict=True):
         labels = block[box.shifted(np.negative(around.start)).slices]
@@ -108,28 +106,27 @@ def _check_chunk(
         faults.add("a leaf of the graph without any voxel in its chunk.", where, len(missing))
     strange = np.setdiff1d(present, leaves, assume_unique=True)
     if len(strange):
-        _name_strange(faults, nodes, strange, labels, box)
+        _name_strange(faults, nodes, strange, labels, box, coordinate)
     pieces, n_pieces = cc3d.connected_components(labels, connectivity=26, return_N=True)
     if n_pieces != len(present):
         _name_pieces(faults, labels, pieces, box)
 
 
-def _name_strange(faults: _Faults, nodes: Snapshot, strange: UInt64Array, labels: UInt64Array, box: Box) -> None:
+def _name_strange(
+    faults: _Faults, nodes: Snapshot, strange: UInt64Array, labels: UInt64Array, box: Box, coordinate: IntArray
+) -> None:
+    foreign = nodes.layout.chunks(strange) != nodes.layout.chunk_ids(1, coordinate)
     at = nodes.find(strange)
-    known = at != NONE
+    known = ~foreign & (at != NONE)
     retired = known & nodes.retired[at]
-    leaf = known & ~retired & nodes.is_leaf[at]
     kinds = [
         (retired, "a voxel has the id of a supervoxel that was split (`new_ids`); its split did not reach the voxels."),
-        (leaf, "a voxel has the id of a supervoxel of another chunk; its id must be of the chunk it lies in."),
+        (foreign, "a voxel has an id that is not of its chunk; only supervoxels of the chunk may be in it."),
         (
-            ~known,
+            ~foreign & ~known,
             "a voxel has an id that the graph does not have; its chunk was not ingested to the end (or without edges).",
         ),
-        (
-            known & ~retired & ~leaf,
-            "a voxel has an id that is no leaf of the graph: a node above layer 1, or one without a parent.",
-        ),
+        (known & ~retired, "a voxel has the id of a supervoxel without a parent: recover the edit that made it."),
     ]
     for which, message in kinds:
         if which.any():

@@ -15,7 +15,7 @@ from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.table.sqlite import SqliteTable
 from sv_pipeline.verify import snapshot
-from sv_pipeline.verify.blocks import BLOCK_VOXELS, aligned_boxes, chunk_groups, in_order
+from sv_pipeline.verify.blocks import BLOCK_VOXELS, aligned_boxes, chunk_groups, in_order, sampled
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.table_checks import check_hierarchy, check_ids
 from sv_pipeline_tests.reference import counters_of, cross_layer, expected_hierarchy, write_reference_graph
@@ -165,7 +165,7 @@ def test_boxes_cover_a_volume_once_in_whole_storage_chunks(start, shape, chunk, 
 
 def test_groups_of_chunks_are_all_chunks_and_fit_in_memory() -> None:
     grid = ChunkGrid(Box((3, 4, 5), (1000, 900, 700)), (64, 64, 64))
-    groups = chunk_groups(grid, None, 0)
+    groups = list(chunk_groups(grid, None, 0))
     together = np.concatenate(groups)
     assert sorted(map(tuple, together.tolist())) == sorted(map(tuple, grid.coordinates(2).tolist()))
     for group in groups:
@@ -175,10 +175,19 @@ def test_groups_of_chunks_are_all_chunks_and_fit_in_memory() -> None:
 
 def test_a_sample_of_chunks_is_the_same_for_the_same_seed() -> None:
     grid = ChunkGrid(Box((0, 0, 0), (640, 640, 640)), (64, 64, 64))
-    first, again, other = (np.concatenate(chunk_groups(grid, 9, seed)) for seed in (1, 1, 2))
+    first, again, other = (np.concatenate(list(chunk_groups(grid, 9, seed))) for seed in (1, 1, 2))
     assert len(np.unique(first, axis=0)) == 9
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+def test_blocks_of_a_petavoxel_volume_are_sampled_without_listing_them() -> None:
+    bounds = Box((0, 0, 0), (1_000_000, 1_000_000, 100_000))
+    boxes = aligned_boxes(bounds, (64, 64, 64))
+    assert len(boxes) > 1_000_000
+    assert len(sampled(boxes, 5, 0)) == 5
+    chunks = np.concatenate(list(chunk_groups(ChunkGrid(bounds, (256, 256, 512)), 5, 0)))
+    assert chunks.shape == (5, 3)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])

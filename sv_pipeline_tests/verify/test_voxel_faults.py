@@ -84,7 +84,7 @@ def test_an_id_of_another_chunk_is_named(planted: Planted, assert_names: AssertN
     planted.write_voxels(voxel, other)
     report = planted.verify(["voxels"])
     assert_names(report, "voxels", f"voxel {place_of(voxel)} (id {other})")
-    assert any("another chunk" in finding.message for finding in report["voxels"].errors)
+    assert any("not of its chunk" in finding.message for finding in report["voxels"].errors)
 
 
 def test_a_leaf_without_voxels_is_named(planted: Planted, assert_names: AssertNames) -> None:
