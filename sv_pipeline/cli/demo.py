@@ -6,19 +6,14 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
-import yaml
 
-from sv_pipeline.config import load_config
-from sv_pipeline.engine import stages
-from sv_pipeline.engine.proof import verify_dataset
 from sv_pipeline.errors import InputError
-from sv_pipeline.registry import Dataset
-from sv_pipeline.reports import views
-from sv_pipeline.reports.status import graph_status
+
+if TYPE_CHECKING:
+    from sv_pipeline.registry import Dataset
 
 __all__ = ["demo"]
 
@@ -36,6 +31,13 @@ def demo(home: str, source: str | None, folder: str, chunk_size: str, resolution
 
     Without SOURCE a synthetic neuropil is made. Ends with a proof of the result, pictures and a summary.
     """
+    # Imported here: Dagster, pandas and matplotlib take seconds to load, and --help does without.
+    import yaml
+
+    from sv_pipeline.config import load_config
+    from sv_pipeline.engine import stages
+    from sv_pipeline.engine.proof import verify_dataset
+
     started = time.monotonic()
     place = Path(folder).absolute()
     place.mkdir(parents=True, exist_ok=True)
@@ -87,6 +89,8 @@ def _configuration(
 
 def _object_array(source: str) -> str | None:
     """Array of a .npz that says which labels belong together, if it has one of the usual names."""
+    import numpy as np
+
     try:
         with np.load(source) as arrays:
             return next((name for name in _OBJECT_ARRAYS if name in arrays.files), None)
@@ -95,6 +99,7 @@ def _object_array(source: str) -> str | None:
 
 
 def _synthetic(place: Path) -> dict[str, Any]:
+    import numpy as np
     import pandas as pd
 
     from sv_pipeline.algorithms.synthetic import synthetic_neuropil
@@ -121,6 +126,8 @@ def _materialize(dataset: Dataset) -> None:
 
 
 def _pictures(dataset: Dataset, folder: Path) -> list[Path]:
+    from sv_pipeline.reports import views
+
     folder.mkdir(parents=True, exist_ok=True)
     made = {
         "supervoxels.png": views.supervoxels_picture,
@@ -135,6 +142,8 @@ def _pictures(dataset: Dataset, folder: Path) -> list[Path]:
 
 
 def _summary(dataset: Dataset, home: str, config: Path, pictures: list[Path], proof: str, seconds: float) -> None:
+    from sv_pipeline.reports.status import graph_status
+
     status = graph_status(dataset)
     nodes = {row.name: row.nodes for row in status.stages if row.nodes}
     size = " x ".join(map(str, dataset.volume.bounds.shape))

@@ -5,9 +5,6 @@ from __future__ import annotations
 import click
 
 from sv_pipeline.cli.output import json_option, print_json
-from sv_pipeline.config import load_config
-from sv_pipeline.engine import stages
-from sv_pipeline.registry import Registry
 
 __all__ = ["attach", "list_graphs"]
 
@@ -17,6 +14,9 @@ __all__ = ["attach", "list_graphs"]
 @click.pass_obj
 def attach(home: str, config: str) -> None:
     """Make a graph known whose table exists already (built elsewhere, or by PyChunkedGraph)."""
+    from sv_pipeline.config import load_config
+    from sv_pipeline.engine import stages
+
     dataset = stages.attach(load_config(config), home)
     click.echo(f"{dataset.graph_id}: {dataset.grid.n_layers} layers, {dataset.grid.count(2):,} chunks")
 
@@ -26,6 +26,8 @@ def attach(home: str, config: str) -> None:
 @click.pass_obj
 def list_graphs(home: str, *, as_json: bool) -> None:
     """The graphs that are known here."""
+    from sv_pipeline.registry import Registry
+
     graph_ids = Registry(home).graph_ids()
     if as_json:
         print_json(graph_ids)

@@ -8,11 +8,7 @@ import click
 
 from sv_pipeline.cli.output import ProgressBars, json_option, print_json, status_table
 from sv_pipeline.config import IngestMode, load_config
-from sv_pipeline.engine import run, stages
-from sv_pipeline.engine.run import Progress
-from sv_pipeline.ingest import progress
-from sv_pipeline.registry import open_dataset
-from sv_pipeline.reports.status import graph_status
+from sv_pipeline.engine.feedback import Progress
 
 __all__ = ["ingest", "purge_layer"]
 
@@ -47,6 +43,9 @@ def ingest(home: str, config: str, mode: str | None, layers: str | None, workers
 
     Interrupted or failed? Run the same command again: only unfinished chunks are done.
     """
+    from sv_pipeline.engine import run, stages
+    from sv_pipeline.reports.status import graph_status
+
     dataset = stages.register(load_config(config), home)
     chosen = IngestMode(mode) if mode else None
     if as_json:
@@ -71,6 +70,10 @@ def purge_layer(home: str, graph: str, layer: int, *, yes: bool, as_json: bool) 
 
     Removes done-markers and the rows these layers made. Voxels stay. Refused once the graph has edits.
     """
+    from sv_pipeline.ingest import progress
+    from sv_pipeline.registry import open_dataset
+    from sv_pipeline.reports.status import graph_status
+
     dataset = open_dataset(graph, home)
     if not yes:
         click.confirm(f"Purge layers {layer} to {dataset.grid.n_layers} of {graph}?", abort=True)

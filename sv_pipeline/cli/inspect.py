@@ -7,15 +7,10 @@ import time
 from datetime import datetime
 
 import click
-import numpy as np
 from rich.console import Console
 from rich.live import Live
 
 from sv_pipeline.cli.output import json_option, print_json, status_table
-from sv_pipeline.graph import queries
-from sv_pipeline.registry import open_dataset
-from sv_pipeline.reports.info import graph_info
-from sv_pipeline.reports.status import graph_status
 
 __all__ = ["info", "roots", "status", "verify"]
 
@@ -28,6 +23,9 @@ __all__ = ["info", "roots", "status", "verify"]
 @click.pass_obj
 def status(home: str, graph: str, interval: float, *, watch: bool, as_json: bool) -> None:
     """How far the ingest of GRAPH is: per layer the chunks, done, failed, and chunks per second."""
+    from sv_pipeline.registry import open_dataset
+    from sv_pipeline.reports.status import graph_status
+
     dataset = open_dataset(graph, home)
     if not watch:
         current = graph_status(dataset)
@@ -72,6 +70,10 @@ def roots(
     """The roots (neurons) of SUPERVOXELS of GRAPH, or of what lies at the points given with --at."""
     from datetime import UTC
 
+    import numpy as np
+
+    from sv_pipeline.graph import queries
+    from sv_pipeline.registry import open_dataset
     from sv_pipeline.segmentation.reader import open_fork
 
     dataset = open_dataset(graph, home)
@@ -98,6 +100,9 @@ def roots(
 @click.pass_obj
 def info(home: str, graph: str, *, as_json: bool) -> None:
     """What GRAPH is and how to read it: TensorStore specs for every mip, latest and pinned."""
+    from sv_pipeline.registry import open_dataset
+    from sv_pipeline.reports.info import graph_info
+
     published = graph_info(open_dataset(graph, home))
     if as_json:
         print_json(published.to_dict())
@@ -125,6 +130,7 @@ def info(home: str, graph: str, *, as_json: bool) -> None:
 def verify(home: str, graph: str, checks: tuple[str, ...], sample: int | None, workers: int, *, as_json: bool) -> None:
     """Prove that GRAPH and its segmentation are sound; names the first place of every fault. Exit code 1 on faults."""
     from sv_pipeline.engine.proof import verify_dataset
+    from sv_pipeline.registry import open_dataset
 
     report = verify_dataset(open_dataset(graph, home), checks=list(checks) or None, sample=sample, workers=workers)
     if as_json:

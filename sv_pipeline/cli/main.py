@@ -2,22 +2,61 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
+from typing import Any
 
 import click
-from rich.console import Console
-from rich.logging import RichHandler
 
-from sv_pipeline.cli import demo, graphs, ingest, inspect
 from sv_pipeline.errors import SvPipelineError
-from sv_pipeline.registry import HOME_VARIABLE, default_home
 
-__all__ = ["cli", "main"]
+__all__ = ["COMMANDS", "cli", "main"]
+
+COMMANDS = {
+    "demo": ("sv_pipeline.cli.demo:demo", "Take a volume through the whole pipeline, and show the result."),
+    "ingest": ("sv_pipeline.cli.ingest:ingest", "Build a graph, as far as it is not built yet."),
+    "purge-layer": ("sv_pipeline.cli.ingest:purge_layer", "Undo a layer and those above, to build them again."),
+    "attach": ("sv_pipeline.cli.graphs:attach", "Make a graph known whose table exists already."),
+    "list": ("sv_pipeline.cli.graphs:list_graphs", "Show which graphs are known."),
+    "status": ("sv_pipeline.cli.inspect:status", "Show how far an ingest is."),
+    "roots": ("sv_pipeline.cli.inspect:roots", "Look up the neurons of supervoxels or points."),
+    "info": ("sv_pipeline.cli.inspect:info", "Show what a graph is and how to read it."),
+    "verify": ("sv_pipeline.cli.inspect:verify", "Prove that a graph and its segmentation are sound."),
+}
+"""Where each command is, and its line in the list of commands; loaded when it is called, so that help is instant."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """Knows the commands by name, loads one when it is called."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        """Names, in the order in which an operator meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        """The command, loaded; None if there is none of this name."""
+        if name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[name][0].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(self, context: click.Context, arguments: list[str]) -> Any:
+        """As click does, but naming the commands that there are."""
+        name = arguments[0]
+        if not name.startswith("-") and name not in COMMANDS:
+            context.fail(f"there is no command {name!r}; there are {', '.join(COMMANDS)}.")
+        return super().resolve_command(context, arguments)
+
+    def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, without loading any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "--home",
     metavar="FOLDER",
@@ -37,6 +76,12 @@ def cli(context: click.Context, home: str | None, *, verbose: bool) -> None:
       sv-pipeline verify my_graph          prove that the result is sound
       sv-pipeline info my_graph            what a reader needs to open it
     """
+    # Imported here: what these load takes a second, and --help does without.
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    from sv_pipeline.registry import HOME_VARIABLE, default_home
+
     context.obj = home or default_home()
     # Worker processes, and Dagster's resources, find the same home.
     os.environ[HOME_VARIABLE] = context.obj
@@ -45,20 +90,6 @@ def cli(context: click.Context, home: str | None, *, verbose: bool) -> None:
         format="%(message)s",
         handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
     )
-
-
-for command in (
-    demo.demo,
-    ingest.ingest,
-    ingest.purge_layer,
-    graphs.attach,
-    graphs.list_graphs,
-    inspect.status,
-    inspect.roots,
-    inspect.info,
-    inspect.verify,
-):
-    cli.add_command(command)
 
 
 def main() -> None:

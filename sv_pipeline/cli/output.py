@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -18,8 +18,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from sv_pipeline.engine import run
-from sv_pipeline.reports.status import GraphStatus
+from sv_pipeline.engine import feedback
+
+if TYPE_CHECKING:
+    from sv_pipeline.reports.status import GraphStatus
 
 __all__ = ["ProgressBars", "json_option", "print_json", "status_table"]
 
@@ -31,7 +33,7 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, default=str))
 
 
-class ProgressBars(run.Progress):
+class ProgressBars(feedback.Progress):
     """A bar per step, on standard error."""
 
     def __init__(self) -> None:
