@@ -144,7 +144,7 @@ def read_box(store: ts.TensorStore, box: Box, what: str) -> npt.NDArray[np.uint6
 
 @contextmanager
 def readable(what: str) -> Iterator[None]:
-    """Turn TensorStore's refusal of stored bytes into a CorruptionError that begins with ``what``."""
+    """Turn a refusal of stored bytes, by TensorStore or a parser, into a CorruptionError beginning with ``what``."""
     try:
         yield
     except ValueError as error:

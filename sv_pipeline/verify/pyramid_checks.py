@@ -18,7 +18,7 @@ from sv_pipeline.segmentation import kv, markers, specs
 from sv_pipeline.segmentation.fork import fork_has_commits
 from sv_pipeline.segmentation.layout import step_factor
 from sv_pipeline.segmentation.retry import retry_transport
-from sv_pipeline.verify.blocks import BLOCK_VOXELS, aligned_boxes, in_order, read_box, sampled
+from sv_pipeline.verify.blocks import BLOCK_VOXELS, aligned_boxes, in_order, read_box, readable, sampled
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.volumes import StoredVolume
 
@@ -111,7 +111,8 @@ def check_base(
     advance: Advance | None = None,
 ) -> None:
     """The base holds the watershed's voxels, every populate task has its marker, and no part is left over."""
-    _check_markers(outcome, base.watershed_url)
+    with readable("the record of the populate cannot be read"):
+        _check_markers(outcome, base.watershed_url)
     for mip in range(base.source_mips):
         copy, original = base.info.scales[mip], source.info.scales[mip]
         if copy.bounds != original.bounds:
@@ -331,9 +332,12 @@ def pending_boxes(volume: StoredVolume) -> list[Box]:
         return []
     folder = volume.store.kv / PENDING_KEYS
     boxes = []
-    for key in retry_transport(lambda: folder.list().result(), what="listing pending boxes"):
+    with readable(f"the keys {PENDING_KEYS} of the {volume.name} cannot be read"):
+        names = retry_transport(lambda: folder.list().result(), what="listing pending boxes")
+        values = [folder.read(name).result().value for name in names]
+    for key, value in zip(names, values, strict=True):
         try:
-            content = json.loads(folder.read(key).result().value)
+            content = json.loads(value)
             boxes += [Box.of(start, stop) for start, stop in content["boxes"]]
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptionError(

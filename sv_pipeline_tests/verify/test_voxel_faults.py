@@ -145,6 +145,19 @@ def test_a_missing_populate_marker_is_named(planted: Planted, assert_names: Asse
     assert_names(planted.verify(), "base", "task 1_0_2")
 
 
+def test_a_populate_marker_that_cannot_be_read_is_named(planted: Planted, assert_names: AssertNames) -> None:
+    folder = kv.join_url(specs.ocdbt_folder(planted.data.watershed_url), markers.POPULATED_FOLDER)
+    kv.write_bytes(folder, "tasks/1_0_2", b"{half")
+    assert_names(planted.verify(), "base")
+
+
+def test_pending_boxes_that_cannot_be_read_are_named(planted: Planted, assert_names: AssertNames) -> None:
+    planted.own_key("pending/17", b"{}")
+    report = planted.verify()
+    assert_names(report, "pyramid")
+    assert "pending/17" in report["pyramid"].errors[0].message
+
+
 def test_a_populate_marker_outside_the_grid_is_named(planted: Planted, assert_names: AssertNames) -> None:
     markers.write_marker(planted.data.watershed_url, (77, 0, 0), {})
     assert_names(planted.verify(), "base", "task 77_0_0")
@@ -162,9 +175,9 @@ def test_a_fork_whose_voxels_cannot_be_read_is_named_not_a_crash(planted: Plante
     """The data of the base were removed under the fork."""
     folder = specs.base_folder(planted.data.watershed_url)
     kv.delete_keys(folder, [key for key in kv.list_keys(folder) if "d/" in key])
-    report = planted.verify(["voxels", "fork"])
-    assert not report.ok
-    assert report.findings
+    report = planted.verify()
+    assert {"voxels", "base", "fork"} <= set(report.failed), report.summary()
+    assert {"voxels", "base", "fork", "pyramid"} == {result.name for result in report.results if not result.passed}
 
 
 def test_a_stale_voxel_of_a_mip_is_named(planted: Planted, assert_names: AssertNames) -> None:
