@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import signal
@@ -141,10 +142,8 @@ def end_of(process: subprocess.Popen[str]) -> Said:
 
 def kill_group(process: subprocess.Popen[str]) -> None:
     """SIGKILL for a process, its workers and its coordinator."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.communicate()
 
 
