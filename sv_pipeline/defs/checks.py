@@ -38,19 +38,28 @@ def invariants(context: dg.AssetCheckExecutionContext, pipeline: PipelineResourc
             for result in verify_dataset(pipeline.dataset(graph_id), checks=wanted).results:
                 by_check[result.name][graph_id] = result
     for name, results in by_check.items():
-        findings = [(graph, f) for graph, result in results.items() for f in result.findings]
         yield dg.AssetCheckResult(
             asset_key=reader_contract.key,
             check_name=name,
             passed=all(r.passed for r in results.values()),
-            description="; ".join(f"{graph}: {f.message} First: {f.place}" for graph, f in findings[:3]) or None,
+            description=_explanation(results),
             metadata={
                 "graphs": ", ".join(results) or "none",
                 "checked": sum(r.checked for r in results.values()),
-                "findings": len(findings),
+                "findings": sum(len(r.findings) for r in results.values()),
                 "seconds": round(sum(r.seconds for r in results.values()), 2),
             },
         )
+
+
+def _explanation(results: dict[str, CheckResult]) -> str | None:
+    """The first findings, or why a check could not be made; None where there is nothing to say."""
+    lines = []
+    for graph_id, result in results.items():
+        lines += [f"{graph_id}: {f.message} First: {f.place}" for f in result.findings[:3]]
+        if result.skipped:
+            lines.append(f"{graph_id}: not checked, {result.skipped}")
+    return "; ".join(lines) or None
 
 
 @dg.asset_check(asset=layer, blocking=True)

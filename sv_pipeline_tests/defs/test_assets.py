@@ -174,7 +174,9 @@ def test_verify_job_fails_with_the_finding(dataset: Dataset, instance: dg.Dagste
     job = defs().resolve_job_def("verify_job")
     config = {"ops": {"verify_graph": {"config": {"graph_id": dataset.graph_id}}}}
     assert job.execute_in_process(instance=instance, run_config=config).success
-    dataset.table.mutate([RowMutation(keys.node_key(12345), [columns.PARENT.set(99)])])
+    layout = dataset.graph.layout
+    orphan = int(layout.node_ids(layout.chunk_ids(1, (0, 0, 0)), 1000))
+    dataset.table.mutate([RowMutation(keys.node_key(orphan), [columns.PARENT.set(99)])])
     result = job.execute_in_process(instance=instance, run_config=config, raise_on_error=False)
     assert not result.success
-    assert "12345" in failure_of(result)
+    assert str(orphan) in failure_of(result)
