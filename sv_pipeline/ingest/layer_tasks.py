@@ -23,6 +23,7 @@ import numpy.typing as npt
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.layers import NewParents
 from sv_pipeline.ids import UInt64Array
+from sv_pipeline.ingest.purge import refuse_if_edited
 from sv_pipeline.ingest.reservations import IdNeed, TaskRow, now, read_task_rows, reserve_ids, worker_name
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import INGEST_DONE, INGEST_FAILED
@@ -165,12 +166,16 @@ def open_batch(graph: ChunkedGraph, layer: int, coordinates: npt.ArrayLike, *, a
 
     Raises
     ------
+    ConflictError
+        If ``again`` is asked for and edits were made: they change cells of the ingest in place.
     ValueError
         If a coordinate is outside the grid.
     """
     coords = np.unique(np.asarray(coordinates, np.int64).reshape(-1, 3), axis=0)
     if ((coords < 0) | (coords >= graph.grid.shape(layer))).any():
         raise ValueError(f"a chunk is outside the grid of layer {layer}, {graph.grid.shape(layer)}")
+    if again:
+        refuse_if_edited(graph, f"Writing layer {layer} again")
     chunk_ids = graph.layout.chunk_ids(layer, coords)
     rows = read_task_rows(graph, layer, chunk_ids)
     todo = np.flatnonzero([again or row.done is None for row in rows])

@@ -1,31 +1,24 @@
-"""How far the layers of a graph are, by their done-markers; and undoing layers. Computes no node.
+"""How far the layers of a graph are, by their done-markers. Computes no node.
 
 What has no done-marker is not done, whatever a scheduler says.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.errors import ConflictError, NotReadyError, SvPipelineError
+from sv_pipeline.errors import NotReadyError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.ingest.reservations import Reservation, TaskRow, decode_task_row, now, read_task_rows, worker_name
+from sv_pipeline.ingest.purge import purge_layer
+from sv_pipeline.ingest.reservations import now, read_task_rows, worker_name
 from sv_pipeline.table import keys
-from sv_pipeline.table.columns import (
-    CHILDREN,
-    INGEST_DONE,
-    INGEST_FAILED,
-    INGEST_RESERVATION,
-    PARENT,
-    cross_edges,
-)
-from sv_pipeline.table.interface import DeleteCells, RowMutation
+from sv_pipeline.table.columns import INGEST_DONE, INGEST_FAILED
+from sv_pipeline.table.interface import RowMutation
 
 __all__ = [
     "LayerStatus",
@@ -101,30 +94,50 @@ def _done_mask(graph: ChunkedGraph, layer: int) -> npt.NDArray[np.bool_]:
 
 def layer_status(graph: ChunkedGraph) -> dict[int, LayerStatus]:
     """How far every layer is, in one scan; from layer 2 to the root layer."""
-    by_layer: dict[int, list[TaskRow]] = defaultdict(list)
+    tallies = {layer: _Tally() for layer in range(2, graph.n_layers + 1)}
     wanted = [INGEST_DONE.key, INGEST_FAILED.key]
     for key, row in graph.table.scan([keys.ingest_range()], wanted, newest_only=True):
-        by_layer[keys.split_ingest_key(key)[0]].append(decode_task_row(row))
-    return {layer: _status(graph, layer, by_layer[layer]) for layer in range(2, graph.n_layers + 1)}
+        if tally := tallies.get(keys.split_ingest_key(key)[0]):
+            tally.add(INGEST_DONE.newest(row), INGEST_FAILED.newest(row))
+    return {layer: tally.status(graph, layer) for layer, tally in tallies.items()}
 
 
-def _status(graph: ChunkedGraph, layer: int, rows: list[TaskRow]) -> LayerStatus:
-    markers = [row.done for row in rows if row.done is not None]
-    failures = [row.failed for row in rows if row.done is None and row.failed is not None]
-    finished = [int(marker["finished"]) for marker in markers]
-    return LayerStatus(
-        layer=layer,
-        chunks=graph.grid.count(layer),
-        done=len(markers),
-        failed=len(failures),
-        nodes=sum(int(marker["nodes"]) for marker in markers),
-        supervoxels=sum(int(marker["supervoxels"]) for marker in markers),
-        edges=sum(int(marker["edges"]) for marker in markers),
-        seconds=round(sum(float(marker["seconds"]) for marker in markers), 3),
-        first_finished=min(finished, default=None),
-        last_finished=max(finished, default=None),
-        error=str(failures[0]["error"]) if failures else None,
-    )
+class _Tally:
+    """Sums over the ingest rows of a layer, which may be millions."""
+
+    def __init__(self) -> None:
+        self.sums = dict.fromkeys(("nodes", "supervoxels", "edges", "seconds"), 0.0)
+        self.done = self.failed = 0
+        self.first: int | None = None
+        self.last: int | None = None
+        self.error: str | None = None
+
+    def add(self, marker: dict[str, Any] | None, failure: dict[str, Any] | None) -> None:
+        if marker is not None:
+            self.done += 1
+            for name in self.sums:
+                self.sums[name] += marker[name]
+            finished = int(marker["finished"])
+            self.first = finished if self.first is None else min(self.first, finished)
+            self.last = finished if self.last is None else max(self.last, finished)
+        elif failure is not None:
+            self.failed += 1
+            self.error = self.error or str(failure["error"])
+
+    def status(self, graph: ChunkedGraph, layer: int) -> LayerStatus:
+        return LayerStatus(
+            layer=layer,
+            chunks=graph.grid.count(layer),
+            done=self.done,
+            failed=self.failed,
+            nodes=int(self.sums["nodes"]),
+            supervoxels=int(self.sums["supervoxels"]),
+            edges=int(self.sums["edges"]),
+            seconds=round(self.sums["seconds"], 3),
+            first_finished=self.first,
+            last_finished=self.last,
+            error=self.error,
+        )
 
 
 def require_layer_complete(graph: ChunkedGraph, layer: int) -> None:
@@ -176,62 +189,3 @@ def mark_failed(graph: ChunkedGraph, layer: int, coordinates: npt.ArrayLike, err
         for key, row in zip(row_keys, rows, strict=True)
         if row.done is None
     )
-
-
-# -- undoing ----------------------------------------------------------------------------------------------------------
-
-
-def purge_layer(graph: ChunkedGraph, layer: int) -> None:
-    """Undo a layer and all above it, so that they can be built again from the layer below.
-
-    Danger: removes their nodes and markers for good. May be interrupted and repeated. No worker may be building.
-
-    Raises
-    ------
-    ConflictError
-        If edits were made (they would be lost), or other software built the graph.
-    """
-    if not 2 <= layer <= graph.n_layers:
-        raise ValueError(f"layer {layer} is outside 2..{graph.n_layers}")
-    table = graph.table
-    if next(iter(table.scan([keys.operation_range()])), None) is not None:
-        raise ConflictError(
-            f"graph {graph.graph_id!r} has operations in its log: rebuilding layer {layer} would lose the edits.",
-            remedy="Build a graph under another graph_id instead.",
-        )
-    ingest = {keys.split_ingest_key(key): row for key, row in table.scan([keys.ingest_range()], newest_only=True)}
-    if not ingest:
-        raise ConflictError(
-            f"graph {graph.graph_id!r} was not built here, or not begun: there is nothing to purge.",
-            remedy="A graph that PyChunkedGraph ingested cannot be rebuilt in place.",
-        )
-    tasks = {place: row for place, row in ingest.items() if place[0] >= layer}
-    # Markers first: from now on nobody takes these layers for complete. Reservations last: a purge that was
-    # interrupted finds by them what it still has to remove.
-    table.mutate(RowMutation(keys.ingest_key(*place), [DeleteCells(INGEST_DONE.key)]) for place in tasks)
-    made = [
-        Reservation.of(value).node_ids(graph) for row in tasks.values() if (value := INGEST_RESERVATION.newest(row))
-    ]
-    doomed = set(keys.node_keys(np.concatenate(made))) if made else set()
-    for batch in _batches(_undo(graph, layer, doomed)):
-        table.mutate(batch)
-    table.mutate(RowMutation(keys.ingest_key(*place), [DeleteCells()]) for place in tasks)
-
-
-def _undo(graph: ChunkedGraph, layer: int, doomed: set[bytes]) -> Iterator[RowMutation]:
-    """Removes nodes; and from all others of ``layer - 1`` and above what the tasks of these layers put there."""
-    links = [DeleteCells(PARENT.key), *(DeleteCells(cross_edges(n).key) for n in range(layer - 1, graph.n_layers))]
-    for below in range(layer - 1, graph.n_layers + 1):
-        for key, _ in graph.table.scan([keys.layer_range(below)], [PARENT.key, CHILDREN.key], newest_only=True):
-            yield RowMutation(key, [DeleteCells()] if key in doomed else links)
-
-
-def _batches(mutations: Iterable[RowMutation], size: int = 5_000) -> Iterator[list[RowMutation]]:
-    batch: list[RowMutation] = []
-    for mutation in mutations:
-        batch.append(mutation)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +18,7 @@ from sv_pipeline.graph.hierarchy import milliseconds
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.precomputed import open_volume
 from sv_pipeline.table import keys
+from sv_pipeline.table.bigtable import BigtableTable
 from sv_pipeline.table.codecs import ArrayCodec
 from sv_pipeline.table.columns import CHILDREN, FORMER_PARENTS, NEW_PARENTS, PARENT
 from sv_pipeline.table.interface import RowMutation, SetCell, Table
@@ -174,3 +177,27 @@ def test_a_root_is_latest_until_it_is_replaced(edited: tuple[ChunkedGraph, int, 
 def test_cells_that_are_not_compressed_are_read(edited: tuple[ChunkedGraph, int, int, int]) -> None:
     graph, _, old, new = edited
     assert queries.leaves(graph, [new]).values.tolist() == queries.leaves(graph, [old]).values.tolist()
+
+
+def test_kvdbclient_reads_what_is_written_here(bigtable_emulator: str, tmp_path: Path) -> None:
+    """The library through which PyChunkedGraph reads its tables."""
+    kvdbclient = pytest.importorskip("kvdbclient")
+    table = BigtableTable(f"t{uuid.uuid4().hex[:8]}", "project", "instance")
+    graph, _ = ingest(WORLD, table, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # it says that it uses an emulator
+        config = kvdbclient.BigTableConfig(PROJECT="project", INSTANCE="instance", ADMIN=False, READ_ONLY=True)
+        client = kvdbclient.BigTableClient(table.name, config=config)
+    attributes = kvdbclient.attributes
+    supervoxels = WORLD.supervoxels
+    rows = client.read_nodes(node_ids=supervoxels, properties=attributes.Hierarchy.Parent)
+    parents = queries.parents(graph, supervoxels)
+    assert [int(rows[sv][0].value) for sv in supervoxels] == parents.tolist()
+    everything = client.read_nodes(node_ids=np.unique(parents))
+    for node, row in everything.items():
+        assert row[attributes.Hierarchy.Child][0].value.tolist() == queries.children(graph, [node]).values.tolist()
+    chunk = graph.layout.chunks(supervoxels[:1])
+    inside = supervoxels[graph.layout.chunks(supervoxels) == chunk]
+    assert client.get_max_node_id(chunk[0]) == inside.max()
+    table.drop()
+    table.close()

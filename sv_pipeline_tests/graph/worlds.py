@@ -74,7 +74,7 @@ def random_world(
     coordinates = grid.coordinates(2)
     counts = rng.poisson(per_chunk, len(coordinates))
     homes = np.repeat(np.arange(len(coordinates)), counts)
-    segments = np.concatenate([np.sort(rng.choice(200, n, replace=False)) + 1 for n in counts])
+    segments = np.concatenate([np.sort(rng.choice(200 + 4 * n, n, replace=False)) + 1 for n in counts])
     supervoxels = layout.node_ids(layout.chunk_ids(1, coordinates[homes]), segments.astype(np.uint64))
     n = len(supervoxels)
     if n < 2:
@@ -119,14 +119,16 @@ def write_world(world: World, folder: Path) -> DatasetConfig:
     )
     parts: dict[tuple[int, ...], dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
     members: dict[tuple[int, ...], set[int]] = defaultdict(set)
-    for sv in world.supervoxels.tolist():
-        members[_chunk(world, sv)].add(sv)
+    coordinates = map(tuple, world.layout.coordinates(world.supervoxels).tolist())
+    home = dict(zip(world.supervoxels.tolist(), coordinates, strict=True))
+    for sv, coordinate in home.items():
+        members[coordinate].add(sv)
     for a, b, kind in world.edges:
-        parts[_chunk(world, a)][kind].append((a, b))
+        parts[home[a]][kind].append((a, b))
         if kind != "in":
-            parts[_chunk(world, b)][kind].append((b, a))
-            members[_chunk(world, a)].add(b)
-            members[_chunk(world, b)].add(a)
+            parts[home[b]][kind].append((b, a))
+            members[home[a]].add(b)
+            members[home[b]].add(a)
     for coordinate, kinds in parts.items():
         chunk_edges = ChunkEdges(*(_edges(kinds[kind], kind) for kind in ("in", "between", "cross")))
         write_edges(f"{ws}/edges", coordinate, chunk_edges)
@@ -145,10 +147,6 @@ def write_world(world: World, folder: Path) -> DatasetConfig:
             "ingest": {"read_isolated_supervoxels": False},
         }
     )
-
-
-def _chunk(world: World, supervoxel: int) -> tuple[int, ...]:
-    return tuple(world.layout.coordinates(np.uint64(supervoxel)).tolist())
 
 
 def _edges(pairs: list[tuple[int, int]], kind: str) -> Edges:

@@ -1,0 +1,107 @@
+"""Undoing layers of a graph, so that they can be built again. Knows what tasks write, not how they compute it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.errors import ConflictError
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.ids import IdLayout, UInt64Array
+from sv_pipeline.ingest.reservations import IdRange, Reservation
+from sv_pipeline.table import counters, keys
+from sv_pipeline.table.columns import CHILDREN, INGEST_DONE, INGEST_RESERVATION, PARENT, cross_edges
+from sv_pipeline.table.interface import DeleteCells, RowMutation
+
+__all__ = ["Reserved", "purge_layer", "refuse_if_edited"]
+
+ROWS_PER_WRITE = 5_000
+
+
+def purge_layer(graph: ChunkedGraph, layer: int) -> None:
+    """Undo a layer and all above it, so that they can be built again from the layer below.
+
+    Danger: removes their nodes and markers for good. No worker may be building meanwhile. A purge that was interrupted
+    is completed by repeating it.
+
+    Raises
+    ------
+    ConflictError
+        If edits were made (they would be lost), or other software built the graph.
+    """
+    if not 2 <= layer <= graph.n_layers:
+        raise ValueError(f"layer {layer} is outside 2..{graph.n_layers}")
+    refuse_if_edited(graph, f"Rebuilding layer {layer}")
+    table = graph.table
+    if next(iter(table.scan([keys.ingest_range()], newest_only=True)), None) is None:
+        raise ConflictError(
+            f"graph {graph.graph_id!r} was not built here, or not begun: there is nothing to purge.",
+            remedy="A graph that PyChunkedGraph ingested cannot be rebuilt in place.",
+        )
+    tasks: list[bytes] = []
+    ranges: list[IdRange] = []
+    own = [keys.ingest_range(above) for above in range(layer, graph.n_layers + 1)]
+    for key, row in table.scan(own, newest_only=True):
+        tasks.append(key)
+        if (value := INGEST_RESERVATION.newest(row)) is not None:
+            ranges += Reservation.of(value).ranges
+    # Markers first: from now on nobody takes these layers for complete. Reservations last: a purge that was
+    # interrupted finds by them what it still has to remove.
+    table.mutate(RowMutation(key, [DeleteCells(INGEST_DONE.key)]) for key in tasks)
+    made = Reserved(graph.layout, ranges)
+    # Nodes of the layer below lose what the tasks gave them; so do higher ones, that a lower task made by a skip.
+    links = [DeleteCells(PARENT.key), *(DeleteCells(cross_edges(n).key) for n in range(layer - 1, graph.n_layers))]
+    for below in range(layer - 1, graph.n_layers + 1):
+        for row_keys in _node_keys(graph, below):
+            doomed = made.contains(keys.node_ids(row_keys)).tolist()
+            table.mutate(
+                RowMutation(key, [DeleteCells()] if gone else links) for key, gone in zip(row_keys, doomed, strict=True)
+            )
+    table.mutate(RowMutation(key, [DeleteCells()]) for key in tasks)
+
+
+def refuse_if_edited(graph: ChunkedGraph, what: str) -> None:
+    """ConflictError if the operation log is not empty; ``what`` would lose edits."""
+    if next(iter(graph.table.scan([keys.operation_range()], newest_only=True)), None) is not None:
+        raise ConflictError(
+            f"graph {graph.graph_id!r} has operations in its log. {what} would lose the edits.",
+            remedy="Build a graph under another graph_id instead.",
+        )
+
+
+def _node_keys(graph: ChunkedGraph, layer: int) -> Iterator[list[bytes]]:
+    """Keys of all rows of a layer, some thousand at a time."""
+    rows = (key for key, _ in graph.table.scan([keys.layer_range(layer)], [PARENT.key, CHILDREN.key], newest_only=True))
+    while batch := list(islice(rows, ROWS_PER_WRITE)):
+        yield batch
+
+
+class Reserved:
+    """Which ids were reserved; takes as much memory as there are ranges, not nodes."""
+
+    def __init__(self, layout: IdLayout, ranges: list[IdRange]) -> None:
+        self._layout = layout
+        first = [counters.node_ids(layout, r.chunk_id, r.first, 1)[0] for r in ranges]
+        starts = self._addresses(np.array(first, np.uint64))
+        order = np.argsort(starts)
+        self._starts = starts[order]
+        self._stops = self._starts + np.array([r.count for r in ranges], np.uint64)[order]
+
+    def contains(self, ids: UInt64Array) -> npt.NDArray[np.bool_]:
+        """Whether each id is in a range, shape (n,)."""
+        if not len(self._starts):
+            return np.zeros(len(ids), np.bool_)
+        addresses = self._addresses(ids)
+        index = np.searchsorted(self._starts, addresses, side="right") - 1
+        return np.asarray((index >= 0) & (addresses < self._stops[index]), np.bool_)
+
+    def _addresses(self, ids: UInt64Array) -> UInt64Array:
+        """Ids, rearranged such that those of one range follow each other: in the root chunk, its shard comes first."""
+        n_layers = self._layout.n_layers
+        segments, shift = self._layout.segments(ids), np.uint64(self._layout.segment_bits(n_layers) - 8)
+        by_shard = ((segments & np.uint64(255)) << shift) | (segments >> np.uint64(8))
+        moved = self._layout.chunks(ids) | by_shard
+        return np.where(self._layout.layers(ids) == n_layers, moved, ids)
