@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import pydantic
 import yaml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sv_pipeline.errors import ConfigError
 
@@ -149,6 +149,25 @@ class OcdbtConfig(_Model):
     storage_chunk_size: PositiveTriple | None = None
     """Voxels of a storage chunk; default: the source's."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _compression_as_tensorstore_writes_it(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "compression" not in data:
+            return data
+        if "compression_level" in data:
+            raise ValueError("give compression or compression_level, not both")
+        rest = {key: value for key, value in data.items() if key != "compression"}
+        match data["compression"]:
+            case None:
+                return {**rest, "compression_level": None}
+            case {"id": "zstd", **options} if set(options) <= {"level"}:
+                return {
+                    **rest,
+                    "compression_level": options.get("level", cls.model_fields["compression_level"].default),
+                }
+            case other:
+                raise ValueError(f"compression {other!r} is not known; write {{id: zstd, level: 3}}, or null")
+
 
 class SourceConfig(_Model):
     """Any segmentation, to make a watershed volume of. Left out when the watershed exists already."""
@@ -174,14 +193,13 @@ class IngestMode(StrEnum):
 
 
 class IngestOptions(_Model):
-    """How an ingest runs; none of it changes the result."""
+    """How an ingest runs."""
 
     mode: IngestMode = IngestMode.BOTH
     workers: int = Field(default=2, ge=1)
     """Processes that one machine uses."""
     chunks_per_batch: int = Field(default=64, ge=1)
     """Chunks that one batch (one Dagster step) handles."""
-    memory_budget_mb: int = Field(default=2048, ge=256)
     read_isolated_supervoxels: bool = True
     """Look into the voxels for supervoxels that no edge or component file names."""
 
@@ -195,9 +213,9 @@ class DatasetConfig(_Model):
     graph_config: GraphConfig = Field(default_factory=GraphConfig)
     backend_client: BackendClient = Field(default_factory=BackendClient)
     ocdbt_config: OcdbtConfig = Field(default_factory=OcdbtConfig)
-    ingest: IngestOptions = Field(
-        default_factory=IngestOptions, validation_alias=AliasChoices("ingest", "ingest_config")
-    )
+    ingest: IngestOptions = Field(default_factory=IngestOptions)
+    ingest_config: dict[str, Any] | None = None
+    """PyChunkedGraph's section on its own workers; accepted, not used."""
 
     @field_validator("graph_id")
     @classmethod

@@ -22,11 +22,17 @@ from sv_pipeline.segmentation.precomputed import VolumeInfo, read_info
 from sv_pipeline.table import open_table
 from sv_pipeline.table.interface import Table
 
-__all__ = ["HOME_VARIABLE", "Dataset", "Registry", "default_home", "absolute", "open_dataset"]
+__all__ = ["HOME_VARIABLE", "Dataset", "Registry", "absolute", "default_home", "open_dataset"]
 
 HOME_VARIABLE = "SV_PIPELINE_HOME"
 # What may differ between two runs of one graph: how it is built, never what is built.
-_FREE_FIELDS = {("ingest",), ("ocdbt_config", "coordinator_address")}
+_FREE_FIELDS = {
+    ("ingest", "mode"),
+    ("ingest", "workers"),
+    ("ingest", "chunks_per_batch"),
+    ("ingest_config",),
+    ("ocdbt_config", "coordinator_address"),
+}
 
 
 def default_home() -> str:
