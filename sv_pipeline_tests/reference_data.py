@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.config import DatasetConfig, parse_config
+from sv_pipeline.graph import edge_files as formats
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout
-from sv_pipeline.ingest import formats
 from sv_pipeline.segmentation import kv
 from sv_pipeline.segmentation.base import create_base
 from sv_pipeline.segmentation.fork import create_fork

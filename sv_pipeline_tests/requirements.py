@@ -1,4 +1,4 @@
-"""What a test needs from the machine: skip with the reason where it is missing, or fail where everything is required."""
+"""What a test needs from the machine: skip with the reason where it is missing, or fail where all is required."""
 
 from __future__ import annotations
 

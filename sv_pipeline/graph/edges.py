@@ -16,11 +16,11 @@ import numpy.typing as npt
 from sv_pipeline.algorithms.components import find, unique_rows
 from sv_pipeline.errors import CorruptionError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.edge_files import ChunkEdges, Edges, read_edges_many
 from sv_pipeline.graph.hierarchy import Time, milliseconds, read_ancestor_matrix
 from sv_pipeline.graph.queries import leaves
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.ingest.formats import ChunkEdges, Edges, read_edges_many
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import (
     AFFINITIES,

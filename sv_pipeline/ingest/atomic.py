@@ -12,10 +12,10 @@ from sv_pipeline.algorithms.components import find
 from sv_pipeline.config import DatasetConfig
 from sv_pipeline.errors import ConflictError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.edge_files import ChunkEdges, Components, Edges, read_components_many, read_edges_many
 from sv_pipeline.graph.layers import LayeredEdges, NewParents, atomic_parents
 from sv_pipeline.graph.rows import child_rows, edge_cells, parent_rows
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.ingest.formats import ChunkEdges, Components, Edges, read_components_many, read_edges_many
 from sv_pipeline.ingest.isolated import supervoxels_in_voxels
 from sv_pipeline.ingest.layer_tasks import Batch, ChunkReport, Counts, open_batch
 from sv_pipeline.ingest.reservations import concurrently, describe_chunk, read_task_rows

@@ -116,7 +116,8 @@ class Batch:
         return self._finish(np.bincount(parents.tasks, minlength=len(needs)), counts)
 
     def _finish(self, nodes: IntArray, counts: Counts) -> list[ChunkReport]:
-        share = round((time.monotonic() - self.started) / max(1, len(self.todo)), 4)
+        seconds = time.monotonic() - self.started
+        share, started = round(seconds / max(1, len(self.todo)), 4), now() - int(1000 * seconds)
         markers: dict[int, dict[str, Any]] = {}
         changes = []
         for i, position in enumerate(self.todo.tolist()):
@@ -126,6 +127,7 @@ class Batch:
                 "edges": int(counts.edges[i]),
                 "seconds": share,
                 "worker": worker_name(),
+                "started": started,
                 "finished": now(),
             }
             markers[position] = marker

@@ -50,7 +50,7 @@ class LayerStatus:
     edges: int
     seconds: float
     """Work, added over all chunks."""
-    first_finished: int | None
+    first_started: int | None
     """Milliseconds since the epoch."""
     last_finished: int | None
     error: str | None
@@ -63,10 +63,10 @@ class LayerStatus:
 
     @property
     def throughput(self) -> float | None:
-        """Chunks per second between the first and the last that finished; None while unknown."""
-        if self.first_finished is None or self.last_finished is None or self.last_finished <= self.first_finished:
+        """Chunks per second from the start of the first batch to the end of the last; None while unknown."""
+        if self.first_started is None or self.last_finished is None:
             return None
-        return (self.done - 1) / (self.last_finished - self.first_finished) * 1000
+        return 1000 * self.done / max(1, self.last_finished - self.first_started)
 
 
 # -- looking ----------------------------------------------------------------------------------------------------------
@@ -117,8 +117,8 @@ class _Tally:
             self.done += 1
             for name in self.sums:
                 self.sums[name] += marker[name]
-            finished = int(marker["finished"])
-            self.first = finished if self.first is None else min(self.first, finished)
+            started, finished = int(marker["started"]), int(marker["finished"])
+            self.first = started if self.first is None else min(self.first, started)
             self.last = finished if self.last is None else max(self.last, finished)
         elif failure is not None:
             self.failed += 1
@@ -134,7 +134,7 @@ class _Tally:
             supervoxels=int(self.sums["supervoxels"]),
             edges=int(self.sums["edges"]),
             seconds=round(self.sums["seconds"], 3),
-            first_finished=self.first,
+            first_started=self.first,
             last_finished=self.last,
             error=self.error,
         )

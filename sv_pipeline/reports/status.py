@@ -26,7 +26,7 @@ class StageStatus:
     failed: int = 0
     nodes: int = 0
     throughput: float | None = None
-    """Chunks per second between the first and the last that finished; None while unknown."""
+    """Chunks per second from the start of the first batch to the end of the last; None while unknown."""
     error: str | None = None
     """The first failure, where there is one."""
 

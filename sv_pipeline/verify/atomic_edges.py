@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.errors import InputError
+from sv_pipeline.graph import edge_files as formats
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import IdLayout, UInt64Array
-from sv_pipeline.ingest import formats
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import Table
 from sv_pipeline.verify.snapshot import Snapshot

@@ -10,8 +10,8 @@ import pytest
 from sv_pipeline.errors import InputError, NotReadyError
 from sv_pipeline.graph import queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, create_chunked_graph
+from sv_pipeline.graph.edge_files import ChunkEdges, Edges, read_edges, write_edges
 from sv_pipeline.ingest.atomic import build_atomic_chunks
-from sv_pipeline.ingest.formats import ChunkEdges, Edges, read_edges, write_edges
 from sv_pipeline.ingest.parents import build_parent_chunks
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import CHILDREN, PARENT

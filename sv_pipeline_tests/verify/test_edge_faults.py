@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sv_pipeline.ingest import formats
+from sv_pipeline.graph import edge_files as formats
 from sv_pipeline.segmentation import kv
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import DeleteCells

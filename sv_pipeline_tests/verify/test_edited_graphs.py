@@ -11,7 +11,7 @@ import networkx
 import numpy as np
 import pytest
 
-from sv_pipeline.ingest import formats
+from sv_pipeline.graph import edge_files as formats
 from sv_pipeline.segmentation.reader import open_fork_store
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import DeleteCells, RowMutation, SetCell

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.contacts import affinity_of_contact, diagonal_pairs, face_contacts
+from sv_pipeline.graph import edge_files as formats
+from sv_pipeline.graph.edge_files import ChunkEdges, Edges
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.ingest import formats
-from sv_pipeline.ingest.formats import ChunkEdges, Edges
 from sv_pipeline.ingest.watershed.companions import read_affinities
 from sv_pipeline.ingest.watershed.labels import read_tables
 from sv_pipeline.ingest.watershed.objects import objects_of

@@ -20,9 +20,9 @@ import numpy.typing as npt
 from sv_pipeline.algorithms.supervoxels import label_pieces
 from sv_pipeline.config import DatasetConfig, SourceConfig
 from sv_pipeline.errors import ConfigError, ConflictError, InputError
+from sv_pipeline.graph import edge_files as formats
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout
-from sv_pipeline.ingest import formats
 from sv_pipeline.ingest.watershed.companions import (
     Companions,
     check_labels,

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sv_pipeline.errors import InputError
+from sv_pipeline.graph import edge_files as formats
+from sv_pipeline.graph.edge_files import ChunkEdges, Edges
 from sv_pipeline.ids import IdLayout
-from sv_pipeline.ingest import formats
-from sv_pipeline.ingest.formats import ChunkEdges, Edges
 from sv_pipeline.segmentation import kv
 
 LAYOUT = IdLayout(6)
