@@ -17,6 +17,7 @@ from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.segmentation import kv, specs
 from sv_pipeline.segmentation.context import reset_context
+from sv_pipeline.segmentation.file_guard import commit_guard
 from sv_pipeline.segmentation.layout import plan_scales
 from sv_pipeline.segmentation.markers import POPULATED_FOLDER
 from sv_pipeline.segmentation.precomputed import VolumeInfo, info_json, parse_info, read_info
@@ -176,7 +177,8 @@ def write_volume_info(spec: dict[str, Any], volume: VolumeInfo) -> None:
         found = store.kv.read(key).result()
         if found.state == "missing":
             content = json.dumps(info_json(volume)).encode()
-            store.kv.write(key, content, if_equal=found.stamp.generation).result()
+            with commit_guard(store.folder):
+                store.kv.write(key, content, if_equal=found.stamp.generation).result()
 
     what = f"creating the database at {spec['base']}"
     try:

@@ -11,6 +11,7 @@ import tensorstore as ts
 
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.segmentation.context import process_context
+from sv_pipeline.segmentation.file_guard import clear_stale_locks
 from sv_pipeline.segmentation.retry import retry_transport, status_code
 
 __all__ = [
@@ -98,6 +99,7 @@ def write_many(url: str | Path, values: Mapping[str, bytes]) -> None:
     """Set keys, concurrently; not atomic."""
 
     def write() -> None:
+        clear_stale_locks(as_url(url), values)
         store = open_kv(url)
         for future in [store.write(key, data) for key, data in values.items()]:
             future.result()
@@ -113,6 +115,7 @@ def write_if_absent(url: str | Path, key: str, data: bytes) -> bool:
     """
 
     def write() -> bool:
+        clear_stale_locks(as_url(url), [key])
         store = open_kv(url)
         found = store.read(key).result()
         if found.state != "missing":

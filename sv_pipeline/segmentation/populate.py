@@ -214,8 +214,9 @@ def _shapes(plan: PopulatePlan, coordinate: Triple) -> tuple[Triple, ...]:
 def _commit(
     plan: PopulatePlan, coordinate: Triple, store: specs.OcdbtStore, *, atomic: bool, evidence: str | None = None
 ) -> tuple[Triple, ...]:
-    # A coordinator refuses atomic transactions over several keys; whole storage chunks make that harmless.
-    with ts.Transaction(atomic=atomic) as transaction:
+    # A coordinator refuses atomic transactions over several keys; whole storage chunks make that harmless. Its workers
+    # write the manifest for each other, so they cannot take turns either.
+    with store.transaction() if atomic else ts.Transaction() as transaction:
         shapes = write_task(plan.base, plan.grid, plan.layer, coordinate, store, transaction)
         if evidence is not None:
             store.kv.with_transaction(transaction).write(parts.MERGED_KEYS + evidence, b"{}").result()

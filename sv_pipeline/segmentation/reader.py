@@ -14,6 +14,7 @@ from sv_pipeline.errors import ConfigError, NotFoundError
 from sv_pipeline.segmentation import kv, specs
 from sv_pipeline.segmentation.base import BaseInfo, read_base
 from sv_pipeline.segmentation.context import process_context
+from sv_pipeline.segmentation.file_guard import heal
 from sv_pipeline.segmentation.fork import require_fork
 from sv_pipeline.segmentation.history import current_version
 from sv_pipeline.segmentation.retry import retry_transport, status_code
@@ -59,6 +60,7 @@ def open_fork(
     """
     base = _readable(watershed_url, graph_id, mip, version)
     spec = specs.array_spec(_fork_spec(base, graph_id, version), mip)
+    heal(specs.fork_folder(base.watershed_url, graph_id))
 
     def open_it() -> ts.TensorStore:
         return ts.open(spec, context=process_context(), open=True).result()

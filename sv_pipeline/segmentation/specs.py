@@ -26,6 +26,7 @@ import tensorstore as ts
 from sv_pipeline.config import OcdbtConfig, validate_graph_id
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.segmentation.context import process_context
+from sv_pipeline.segmentation.file_guard import commit_guard, heal
 from sv_pipeline.segmentation.kv import as_url, join_url
 
 __all__ = [
@@ -183,12 +184,19 @@ class OcdbtStore:
     def __init__(self, spec: Json) -> None:
         self._spec = copy.deepcopy(spec)
         self._arrays: dict[int, ts.TensorStore] = {}
+        heal(self.folder)
         self.kv: ts.KvStore = ts.KvStore.open(self.spec, context=process_context()).result()
 
     @property
     def spec(self) -> Json:
         """The key-value spec (a copy)."""
         return copy.deepcopy(self._spec)
+
+    @property
+    def folder(self) -> str:
+        """Folder of the manifest, and of what is written."""
+        base = self._spec["base"]
+        return str(base if isinstance(base, str) else base["layers"][-1]["base"])
 
     @property
     def base(self) -> ts.KvStore:
@@ -206,9 +214,18 @@ class OcdbtStore:
 
     @contextmanager
     def transaction(self, *, repeatable_read: bool = False) -> Iterator[ts.Transaction]:
-        """An atomic transaction: committed at the end of the block, aborted by an error in it."""
-        with ts.Transaction(atomic=True, repeatable_read=repeatable_read) as transaction:
+        """An atomic transaction: committed at the end of the block, aborted by an error in it.
+
+        On disk, commits to one store take turns and clean up after killed writers first; so commit in no other way.
+        """
+        transaction = ts.Transaction(atomic=True, repeatable_read=repeatable_read)
+        try:
             yield transaction
+        except BaseException:
+            transaction.abort()
+            raise
+        with commit_guard(self.folder):
+            transaction.commit_sync()
 
 
 def require_one_store(*handles: ts.KvStore | ts.TensorStore) -> None:

@@ -42,6 +42,7 @@ SAMPLES: dict[str, Any] = {
     "lease_duration": "10s",
     "gcs_request_concurrency.limit": 1,
     "file_io_concurrency.limit": 1,
+    "file_io_locking.mode": "os",
     "data_copy_concurrency.limit": 1,
     "ocdbt_coordinator.address": "localhost:1",
 }

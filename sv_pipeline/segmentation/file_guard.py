@@ -1,0 +1,156 @@
+"""Owns the protection of folders on disk against what a killed writer leaves behind. Buckets need none.
+
+TensorStore's file driver writes a value to ``<key>.__lock``, on which it holds a lock of the operating system, and then
+renames it. A writer that is killed leaves the lock file with a part of its value. The next writer should empty it,
+but (seen in 0.1.86) only writes over it: where its own value is shorter, the rest of the old one stays at the end. A
+manifest with such an end cannot be read at all: ``DATA_LOSS: Length in header does not match``.
+
+So lock files that nobody holds are removed before anything is written, and a manifest that is longer than its header
+says is cut to that length, which is exactly what its writer wrote. Commits to one database on disk hold a lock of ours
+from then until they are done: no writer can be killed half way between the clean-up and the write.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote
+
+__all__ = ["clear_stale_lock", "clear_stale_locks", "commit_guard", "heal", "local_path"]
+
+LOCK_SUFFIX = ".__lock"
+GUARD = "commit" + LOCK_SUFFIX
+"""Held during commits; the suffix hides it from TensorStore's listings."""
+_MANIFEST_HEADER = struct.Struct("<4sQ")
+"""Magic number and length of the whole."""
+_MANIFEST_MAGIC = bytes.fromhex("0cdb3a2a")
+# struct flock: type, whence, start, length (0 = all), process.
+_WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+
+_logger = logging.getLogger(__name__)
+
+
+def local_path(url: str) -> Path | None:
+    """Folder of a ``file://`` URL; None for other places."""
+    return Path(unquote(url.removeprefix("file://"))) if url.startswith("file://") else None
+
+
+def clear_stale_lock(path: Path) -> bool:
+    """Remove the lock file of ``path`` if it exists and no living writer holds it; True if it was removed."""
+    lock = path.with_name(path.name + LOCK_SUFFIX)
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False  # there is none, or the folder is one that we may only read
+    try:
+        if not _try_lock(descriptor) or not _same_file(descriptor, lock):
+            return False
+        # Whoever holds the lock may remove the file: writers that wait for it notice, and make a new one.
+        lock.unlink()
+    finally:
+        os.close(descriptor)
+    _logger.info("removed %s, which a killed writer has left", lock)
+    return True
+
+
+def clear_stale_locks(url: str, keys: Iterable[str]) -> None:
+    """`clear_stale_lock` for keys of a folder; nothing where it is not on disk."""
+    folder = local_path(url)
+    if folder is not None:
+        for key in keys:
+            clear_stale_lock(folder / key)
+
+
+def heal(url: str) -> None:
+    """Make an OCDBT database on disk writable and readable after a writer was killed; nothing for other places."""
+    folder = local_path(url)
+    if folder is None or not folder.is_dir():
+        return
+    for lock in folder.glob("manifest.*" + LOCK_SUFFIX):
+        clear_stale_lock(lock.with_name(lock.name.removesuffix(LOCK_SUFFIX)))
+    manifests = sorted(path for path in folder.glob("manifest.*") if not path.name.endswith(LOCK_SUFFIX))
+    # Of numbered ones, sorted by their names, only the last is read; "manifest.ocdbt" comes after all of them.
+    for manifest in manifests[-2:]:
+        _cut_to_length(manifest)
+
+
+@contextmanager
+def commit_guard(url: str) -> Iterator[None]:
+    """Heal a database on disk, and let no other of our writers commit to it during the block."""
+    folder = local_path(url)
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / GUARD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # the system drops it when its owner dies
+        heal(url)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    """The lock that TensorStore takes: of the open file on Linux, flock elsewhere."""
+    try:
+        if hasattr(fcntl, "F_OFD_SETLK"):
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _WHOLE_FILE)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _cut_to_length(manifest: Path) -> None:
+    if not _surplus(manifest):
+        return
+    # As a writer does: nobody can replace the manifest while we hold its lock.
+    lock = manifest.with_name(manifest.name + LOCK_SUFFIX)
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        _logger.warning("%s ends with bytes of a killed writer, and cannot be repaired: %s", manifest, error)
+        return
+    try:
+        if not _try_lock(descriptor) or not _same_file(descriptor, lock):
+            return  # a living writer is at work, and will leave a good one
+        if surplus := _surplus(manifest):
+            _logger.warning("%s ends with %d bytes of a killed writer: cut off", manifest, surplus)
+            content = manifest.read_bytes()[:-surplus]
+            # Never in place: readers and writers know a file by its inode.
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, content, 0)
+            os.fsync(descriptor)
+            lock.rename(manifest)
+        else:
+            lock.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _surplus(manifest: Path) -> int:
+    """Bytes that a manifest has more than its header says."""
+    try:
+        with manifest.open("rb") as file:
+            header = file.read(_MANIFEST_HEADER.size)
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        return 0
+    if len(header) < _MANIFEST_HEADER.size:
+        return 0
+    magic, length = _MANIFEST_HEADER.unpack(header)
+    return max(0, size - length) if magic == _MANIFEST_MAGIC and length > _MANIFEST_HEADER.size else 0
