@@ -163,6 +163,6 @@ def _summary(dataset: Dataset, home: str, config: Path, pictures: list[Path], pr
         "",
         "Next:",
         "  make ui                                     runs, pictures and checks in Dagster",
-        f"  sv-pipeline --home {home} info {dataset.graph_id}",
+        f"  {sys.argv[0]} --home {home} info {dataset.graph_id}",
     ]
     click.echo("\n".join(lines))
