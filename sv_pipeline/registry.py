@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sv_pipeline.config import BackendType, DatasetConfig, SourceConfig, parse_config, validate_graph_id
-from sv_pipeline.errors import ConflictError, NotFoundError
+from sv_pipeline.config import BackendType, DatasetConfig, IngestOptions, SourceConfig, parse_config, validate_graph_id
+from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.segmentation import kv
@@ -105,14 +105,28 @@ class Registry:
                 f"graph {graph_id!r} is not known in {self.home} (known: {known}).",
                 remedy=f"Check the id, set {HOME_VARIABLE}, or run 'sv-pipeline ingest CONFIG.yaml'.",
             )
-        return Dataset(parse_config(json.loads(raw), where=f"registered graph {graph_id}"), self.home)
+        return Dataset(self._parse(graph_id, raw), self.home)
+
+    def _parse(self, graph_id: str, raw: bytes) -> DatasetConfig:
+        """A stored configuration, of this version or an earlier one."""
+        where = f"{self._graphs_url}{graph_id}.json"
+        try:
+            stored = json.loads(raw)
+            # How to build it may have had other options once; what was built cannot change.
+            stored["ingest"] = {k: v for k, v in stored["ingest"].items() if k in IngestOptions.model_fields}
+            return parse_config(stored, where=where)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptionError(
+                f"{where} does not hold the configuration of a graph ({error}).",
+                remedy="Remove that file, then run 'sv-pipeline attach CONFIG.yaml'.",
+            ) from error
 
     def check(self, config: DatasetConfig) -> None:
         """ConflictError if another dataset is registered under the same graph id, naming the fields that differ."""
         raw = kv.read_bytes(self._graphs_url, f"{config.graph_id}.json")
         if raw is None:
             return
-        known = parse_config(json.loads(raw), where=f"registered graph {config.graph_id}")
+        known = self._parse(config.graph_id, raw)
         if differing := _differences(known, config):
             raise ConflictError(
                 f"graph {config.graph_id!r} exists already, built with another configuration "

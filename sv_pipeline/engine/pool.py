@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -61,12 +62,12 @@ class WorkerPool:
             for batch in batches:
                 stages.run_batch(dataset, batch, coordinator_address=coordinator_address, advance=advance)
             return
+
+        def start(batch: Batch) -> Future[stages.BatchReport]:
+            return self._start().submit(_work, dataset.graph_id, dataset.home, batch.key, coordinator_address)
+
         try:
-            futures = {
-                self._start().submit(_work, dataset.graph_id, dataset.home, batch.key, coordinator_address): batch
-                for batch in batches
-            }
-            _collect(futures, advance)
+            _run_all(batches, start, self._workers, advance)
         except BrokenProcessPool:
             self._stop()
             raise
@@ -81,7 +82,10 @@ class WorkerPool:
         if self._executor is None:
             # spawn: TensorStore and gRPC run threads that do not survive a fork.
             context = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(self._workers, mp_context=context, initializer=_begin_worker)
+            level = logging.getLogger().getEffectiveLevel()
+            self._executor = ProcessPoolExecutor(
+                self._workers, mp_context=context, initializer=_begin_worker, initargs=(level,)
+            )
         return self._executor
 
     def _stop(self, *, terminate: bool = False) -> None:
@@ -94,26 +98,31 @@ class WorkerPool:
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _collect(futures: dict[Future[stages.BatchReport], Batch], advance: Callable[[int], None]) -> None:
-    """Wait for all; after the first error only for those that run, then raise it."""
-    pending = set(futures)
+def _run_all(
+    batches: Sequence[Batch],
+    start: Callable[[Batch], Future[stages.BatchReport]],
+    at_once: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Keep so many batches running. After the first error none is started; it is raised when those that run end."""
+    waiting = deque(batches)
+    running: dict[Future[stages.BatchReport], Batch] = {}
     first: BaseException | None = None
-    while pending:
-        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-        for future in done:
-            if future.cancelled():
-                continue
-            error = future.exception()
+    while running or (waiting and first is None):
+        # Not all at once: what an executor has queued for its workers cannot be taken back after an error.
+        while waiting and first is None and len(running) < at_once:
+            batch = waiting.popleft()
+            running[start(batch)] = batch
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            batch, error = running.pop(future), future.exception()
             if error is None:
                 advance(future.result().chunks)
             elif isinstance(error, BrokenProcessPool):
                 raise error
             elif first is None:
                 first = error
-                for other in pending:
-                    other.cancel()
             else:
-                logger.warning("batch %s failed too: %s", futures[future].key, error)
+                logger.warning("batch %s failed too: %s", batch.key, error)
     if first is not None:
         raise first
 
@@ -121,7 +130,8 @@ def _collect(futures: dict[Future[stages.BatchReport], Batch], advance: Callable
 # -- inside a worker --------------------------------------------------------------------------------------------------
 
 
-def _begin_worker() -> None:
+def _begin_worker(log_level: int) -> None:
+    logging.basicConfig(level=log_level, format="%(levelname)s in worker %(process)d: %(message)s")
     # Ctrl-C reaches the whole process group; the coordinator alone decides, and ends its workers without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="parent watch", daemon=True).start()

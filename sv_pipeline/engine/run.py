@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,6 +79,7 @@ class _Run:
     progress: Progress
     until_the_end: contextlib.ExitStack
     coordinator: str | None = None
+    coordinator_is_ours: bool = False
 
     def step(self, name: str, plan: Callable[[], list[Batch]]) -> None:
         """Plan and run until nothing is left; planned again when a worker died."""
@@ -92,11 +94,15 @@ class _Run:
                 )
             except BrokenProcessPool:
                 logger.warning("a worker process of %s died; what it left is planned again", name)
+            except UnavailableError as error:
+                if not self._lost_coordinator():
+                    raise
+                logger.warning("the OCDBT coordinator of %s died (%s); another one is started", name, error)
             else:
                 self.progress.end()
                 return
         raise UnavailableError(
-            f"worker processes died {ATTEMPTS_AFTER_CRASH} times in {name}.",
+            f"worker processes, or the coordinator, died {ATTEMPTS_AFTER_CRASH} times in {name}.",
             remedy="Look for memory limits (ingest.workers, ingest.chunks_per_batch), then run again.",
         )
 
@@ -108,7 +114,20 @@ class _Run:
         self.coordinator = config.coordinator_address or os.environ.get(ADDRESS_VARIABLE)
         if self.coordinator is None:
             self.coordinator = self.until_the_end.enter_context(running_coordinator())
+            self.coordinator_is_ours = True
             logger.info("started an OCDBT coordinator at %s for this run", self.coordinator)
+
+    def _lost_coordinator(self) -> bool:
+        """Whether our own coordinator has ended; forgets it then."""
+        if self.coordinator is None or not self.coordinator_is_ours:
+            return False
+        host, _, port = self.coordinator.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except OSError:
+            self.coordinator, self.coordinator_is_ours = None, False
+            return True
+        return False
 
 
 def _ingest(run: _Run, layers: Sequence[int] | None) -> IngestReport:

@@ -1,4 +1,4 @@
-"""Each step of an ingest as a function of a dataset: set up, plan, run one batch, check, fork. Runs in one process.
+"""Each step of an ingest as a function of a dataset: register, set up, plan, run one batch, check, fork.
 
 Every function may be called again at any time: what is done stays done, what is missing is made.
 """
@@ -15,20 +15,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.config import DatasetConfig, IngestMode
+from sv_pipeline.config import IngestMode
 from sv_pipeline.engine.batches import Batch, Stage, plan_batches
-from sv_pipeline.errors import ConfigError, ConflictError, InputError, NotFoundError, NotReadyError, SvPipelineError
+from sv_pipeline.engine.registration import attach, register
+from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError, NotReadyError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import create_chunked_graph, open_chunked_graph
-from sv_pipeline.ids import IdLayout
 from sv_pipeline.ingest import progress, watershed
 from sv_pipeline.ingest.atomic import build_atomic_chunks
 from sv_pipeline.ingest.parents import build_parent_chunks
-from sv_pipeline.registry import Dataset, Registry, absolute
+from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation import base, fork, populate
 
 __all__ = [
     "BatchReport",
     "LayerReport",
+    "attach",
     "finish_edges",
     "finish_labels",
     "finish_layer",
@@ -44,6 +45,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 Coordinates = npt.NDArray[np.int64]
+SETUP_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -66,55 +68,7 @@ class LayerReport:
     """What was made and how fast, by name; only what the mode asked for."""
 
 
-# -- registration and set-up --------------------------------------------------------------------------------------
-
-
-def register(config: DatasetConfig, home: str) -> Dataset:
-    """Validate a configuration against the world and remember it; nothing is written if anything is wrong.
-
-    Raises
-    ------
-    ConflictError
-        A graph of this id exists, built with another configuration or by somebody else.
-    InputError, ConfigError
-        The source or the watershed volume cannot be used.
-    """
-    registry = Registry(home)
-    config = absolute(config)
-    registry.check(config)
-    known = config.graph_id in registry.graph_ids()
-    dataset = Dataset(config, home)
-    if not known and config.ingest.mode is not IngestMode.VOXELS and dataset.table.exists():
-        raise ConflictError(
-            f"the table {dataset.table.name!r} of graph {config.graph_id!r} exists, but is not registered here.",
-            remedy="Choose another graph_id, or run 'sv-pipeline attach CONFIG.yaml' to use the existing table.",
-        )
-    if config.source is not None:
-        watershed.prepare_watershed(config)
-    else:
-        _check_watershed(dataset)
-    return registry.register(config)
-
-
-def attach(config: DatasetConfig, home: str) -> Dataset:
-    """Register a graph whose table exists already (made by PyChunkedGraph, or from another home)."""
-    registry = Registry(home)
-    registry.check(config)
-    dataset = Dataset(config, home)
-    if not dataset.table.exists():
-        raise NotFoundError(f"there is no table {dataset.table.name!r}.", remedy="Run 'sv-pipeline ingest' to make it.")
-    open_chunked_graph(dataset.table)
-    return registry.register(config)
-
-
-def _check_watershed(dataset: Dataset) -> None:
-    info = dataset.volume
-    if info.data_type != "uint64":
-        raise InputError(
-            f"the watershed volume {dataset.watershed_url} has data type {info.data_type}, not uint64.",
-            remedy="Name it as source.segmentation to make supervoxels of it.",
-        )
-    IdLayout(dataset.grid.n_layers, dataset.config.graph_config.spatial_bits)
+# -- set-up -------------------------------------------------------------------------------------------------------
 
 
 def needs_watershed(dataset: Dataset) -> bool:
@@ -127,9 +81,7 @@ def setup(dataset: Dataset, mode: IngestMode | None = None) -> dict[str, Any]:
     mode = mode or dataset.config.ingest.mode
     done: dict[str, Any] = {}
     if mode is not IngestMode.VOXELS:
-        done["table"] = "there already" if _has_table(dataset) else "created"
-        if done["table"] == "created":
-            create_chunked_graph(dataset.table, dataset.config)
+        done["table"] = "there already" if _has_table(dataset) else _create_table(dataset)
     if mode is not IngestMode.GRAPH:
         info = base.create_base(dataset.watershed_url, dataset.config.ocdbt_config, grid=dataset.grid)
         done["base"] = asdict(info)
@@ -143,6 +95,22 @@ def _has_table(dataset: Dataset) -> bool:
     except NotFoundError:
         return False
     return True
+
+
+def _create_table(dataset: Dataset) -> str:
+    for attempt in range(SETUP_ATTEMPTS):
+        try:
+            create_chunked_graph(dataset.table, dataset.config)
+        except ConflictError:
+            # Somebody else is setting up the same registered graph at this moment.
+            if _has_table(dataset):
+                return "created by another run"
+            if attempt + 1 == SETUP_ATTEMPTS:
+                raise
+            time.sleep(0.2 * (attempt + 1))
+        else:
+            return "created"
+    raise AssertionError("unreachable")
 
 
 # -- planning -----------------------------------------------------------------------------------------------------

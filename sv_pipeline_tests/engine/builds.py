@@ -213,3 +213,34 @@ def tables_in(home: Path) -> Sequence[Path]:
 
 def config_of(raw: dict[str, Any]) -> DatasetConfig:
     return parse_config(raw)
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+
+def children_of(pid: int, word: str) -> list[int]:
+    """Child processes, of all threads, whose command line holds a word (Linux)."""
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in path.read_text().split():
+                if word.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found.append(int(child))
+    return found
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    return children_of(process.pid, "spawn_main")
+
+
+def coordinators_of(process: subprocess.Popen[str]) -> list[int]:
+    return children_of(process.pid, "segmentation.coordinator")
+
+
+def group_is_alive(process: subprocess.Popen[str]) -> bool:
+    """Whether any process of the group runs (a zombie counts until its parent has looked)."""
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -12,7 +12,8 @@ from sv_pipeline.config import IngestMode
 from sv_pipeline.engine.feedback import Progress
 from sv_pipeline.engine.run import ingest
 from sv_pipeline.errors import ConfigError, NotFoundError, NotReadyError
-from sv_pipeline.ingest import formats, progress
+from sv_pipeline.graph import edge_files
+from sv_pipeline.ingest import progress
 from sv_pipeline.registry import Dataset, Registry
 from sv_pipeline.segmentation import kv, specs
 from sv_pipeline.segmentation.fork import fork_exists
@@ -129,9 +130,9 @@ def regrouped(built: Dataset, folder: Path) -> dict[str, Any]:
     """Another agglomeration of the same supervoxels: every supervoxel alone; as configuration of a second graph."""
     components = kv.as_url(folder / "components")
     for coordinate in built.grid.coordinates(2):
-        found = formats.read_components(built.config.components_url, coordinate)
+        found = edge_files.read_components(built.config.components_url, coordinate)
         singles = [np.array([sv], np.uint64) for sv in np.concatenate([*found, np.zeros(0, np.uint64)])]
-        formats.write_components(components, coordinate, singles)
+        edge_files.write_components(components, coordinate, singles)
     raw = built.config.model_dump(mode="json", by_alias=True)
     raw |= {"graph_id": "regrouped", "source": None}
     raw["data_source"] |= {"EDGES": built.config.edges_url, "COMPONENTS": components}
