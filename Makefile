@@ -27,7 +27,7 @@ $(DAGSTER_HOME)/dagster.yaml: dagster.yaml
 	@mkdir -p $(DAGSTER_HOME) && cp dagster.yaml $@
 
 demo: install $(DAGSTER_HOME)/dagster.yaml ## Build, verify and picture a graph; SOURCE=path takes your own volume
-	@$(BIN)/sv-pipeline demo $(if $(SOURCE),"$(SOURCE)")
+	@$(BIN)/sv-pipeline demo $(if $(SOURCE),"$(SOURCE)") $(if $(RESOLUTION),--resolution $(RESOLUTION))
 
 ui: install $(DAGSTER_HOME)/dagster.yaml ## Open the Dagster UI on http://127.0.0.1:3000
 	@mkdir -p $(SV_PIPELINE_HOME)

@@ -41,7 +41,7 @@ def demo(home: str, source: str | None, folder: str, chunk_size: str, resolution
     started = time.monotonic()
     place = Path(folder).absolute()
     place.mkdir(parents=True, exist_ok=True)
-    config = _configuration(source, place, _numbers(chunk_size), _numbers(resolution) if resolution else None)
+    config = _configuration(source, place, _numbers(chunk_size), _numbers(resolution, float) if resolution else None)
     path = place / f"{config['graph_id']}.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     dataset = stages.register(load_config(path), home)
@@ -55,9 +55,9 @@ def demo(home: str, source: str | None, folder: str, chunk_size: str, resolution
         sys.exit(1)
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(text: str, kind: type[int] | type[float] = int) -> list[float]:
     try:
-        values = [int(v) for v in text.split(",")]
+        values = [kind(v) for v in text.split(",")]
     except ValueError as error:
         raise click.BadParameter(f"{text!r}: write three numbers, X,Y,Z.") from error
     if len(values) != 3:
@@ -66,7 +66,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _configuration(
-    source: str | None, place: Path, chunk_size: list[int], resolution: list[int] | None
+    source: str | None, place: Path, chunk_size: list[float], resolution: list[float] | None
 ) -> dict[str, Any]:
     given: dict[str, Any]
     if source is None:
