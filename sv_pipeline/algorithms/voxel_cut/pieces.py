@@ -9,7 +9,15 @@ import numpy.typing as npt
 
 from sv_pipeline.algorithms.voxel_cut.seeds import Coordinates, Mask, SeedPair
 
-__all__ = ["keep_seeded_pieces", "nearest_side"]
+__all__ = ["in_one_piece", "keep_seeded_pieces", "nearest_side"]
+
+
+def in_one_piece(side: Mask, seeds: Coordinates) -> bool:
+    """Whether all ``seeds`` lie in one 26-connected piece of ``side``."""
+    if len(seeds) == 1:
+        return bool(side[tuple(seeds[0])])
+    pieces = cc3d.connected_components(side, connectivity=26)[tuple(seeds.T)]
+    return bool((pieces == pieces[0]).all() and pieces[0] > 0)
 
 
 def keep_seeded_pieces(mask: Mask, first: Mask, seeds: SeedPair) -> Mask:
@@ -24,7 +32,7 @@ def keep_seeded_pieces(mask: Mask, first: Mask, seeds: SeedPair) -> Mask:
     mask, first
         The object and its first side, shape (x, y, z).
     seeds
-        Seeds of both sides, each set 26-connected, each on its own side.
+        Seeds of both sides, those of each side in one piece of it.
     """
     kept = _piece_with(first, seeds.first)
     return np.asarray(mask & ~_piece_with(mask & ~kept, seeds.second))

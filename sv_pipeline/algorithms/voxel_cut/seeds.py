@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import cc3d
 import dijkstra3d
@@ -20,11 +19,17 @@ Mask = npt.NDArray[np.bool_]
 Coordinates = npt.NDArray[np.int64]
 """Voxel coordinates (x, y, z), shape (n, 3), unique, in lexicographic order."""
 
+Cost = npt.NDArray[np.float32]
+Spacing = tuple[float, float, float]
+
 SNAP_NM = 300.0
 """A click may miss the object by this much: about the calibre of a neurite."""
 
 SNAP_VOXELS = 3
 """... or by this many voxels of the coarsest axis, where that is more."""
+
+TRESPASS = 10.0
+"""Cost factor on the other side's ground: a path may cut a corner of it, but hardly cross it."""
 
 DETOUR = 1e3
 """Cost factor that makes a joining path go round the way the other side wants, where there is any other way."""
@@ -94,12 +99,13 @@ def snap_seeds(mask: Mask, seeds: Coordinates, resolution: tuple[float, float, f
     return np.unique(snapped, axis=0)
 
 
-def join_seeds(mask: Mask, depth: npt.NDArray[np.float32], seeds: SeedPair, spacing: Any) -> SeedPair:
+def join_seeds(mask: Mask, depth: npt.NDArray[np.float32], first: Mask, seeds: SeedPair, spacing: Spacing) -> SeedPair:
     """Grow the seeds of each side to one 26-connected set inside a connected ``mask``; the two sets are disjoint.
 
     Paths run where the object is thick: their cost is their length in units of the local ``depth`` (nm to the
-    background). The sides are joined one after the other, the second round the first; where that fails, in the other
-    order, then with the first keeping off the way that the second would take.
+    background), many times that on the ground of the other side (``first`` is that of the first side). The sides are
+    joined one after the other, the second round the first; where that fails, in the other order, then with the first
+    keeping off the way that the second would take.
 
     Raises
     ------
@@ -109,9 +115,12 @@ def join_seeds(mask: Mask, depth: npt.NDArray[np.float32], seeds: SeedPair, spac
     if len(seeds.first) == 1 and len(seeds.second) == 1:
         return seeds
     cost = np.where(mask, 1.0 / np.maximum(depth, 1e-3), np.inf).astype(np.float32, order="F")
+    on_first = np.where(first, 1, TRESPASS).astype(np.float32) * cost
+    on_second = np.where(first, TRESPASS, 1).astype(np.float32) * cost
     for keep_off in (False, True):
         for swap in (False, True):
-            joined = _join_in_order(cost, seeds.swapped if swap else seeds, spacing, keep_off)
+            costs = (on_second, on_first) if swap else (on_first, on_second)
+            joined = _join_in_order(costs, seeds.swapped if swap else seeds, spacing, keep_off)
             if joined is not None:
                 return joined.swapped if swap else joined
     raise InputError(
@@ -120,24 +129,22 @@ def join_seeds(mask: Mask, depth: npt.NDArray[np.float32], seeds: SeedPair, spac
     )
 
 
-def _join_in_order(cost: npt.NDArray[np.float32], seeds: SeedPair, spacing: Any, keep_off: bool) -> SeedPair | None:
-    first_cost = cost
+def _join_in_order(costs: tuple[Cost, Cost], seeds: SeedPair, spacing: Spacing, keep_off: bool) -> SeedPair | None:
+    first_cost, second_cost = costs
     if keep_off:
-        wanted = _joined(cost, seeds.second, seeds.first, spacing)
+        wanted = _joined(second_cost, seeds.second, seeds.first, spacing)
         if wanted is None:
             return None
-        first_cost = cost.copy(order="F")
+        first_cost = first_cost.copy(order="F")
         first_cost[tuple(wanted.T)] *= DETOUR
     first = _joined(first_cost, seeds.first, seeds.second, spacing)
     if first is None:
         return None
-    second = _joined(cost, seeds.second, first, spacing)
+    second = _joined(second_cost, seeds.second, first, spacing)
     return None if second is None else SeedPair(first, second)
 
 
-def _joined(
-    cost: npt.NDArray[np.float32], seeds: Coordinates, forbidden: Coordinates, spacing: Any
-) -> Coordinates | None:
+def _joined(cost: Cost, seeds: Coordinates, forbidden: Coordinates, spacing: Spacing) -> Coordinates | None:
     """Seeds and the paths between them (along their Euclidean spanning tree), or None if no way is left."""
     if len(seeds) == 1:
         return seeds

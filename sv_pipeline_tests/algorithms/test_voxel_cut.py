@@ -1,0 +1,271 @@
+"""What a voxel cut promises for any mask, and what it finds on shapes with a known answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cc3d
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sv_pipeline.algorithms.voxel_cut import cut_mask, snap_distance
+from sv_pipeline.errors import InputError
+
+RESOLUTIONS = st.sampled_from([(10.0, 10.0, 10.0), (8.0, 8.0, 40.0), (16.0, 16.0, 40.0), (40.0, 8.0, 8.0)])
+ISOTROPIC = (10.0, 10.0, 10.0)
+
+
+def pieces(side: np.ndarray) -> int:
+    return int(cc3d.connected_components(np.asfortranarray(side), connectivity=26).max())
+
+
+def largest_piece(mask: np.ndarray) -> np.ndarray:
+    labels = cc3d.connected_components(np.asfortranarray(mask), connectivity=26)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return labels == sizes.argmax()
+
+
+def tube(shape: tuple[int, int, int], points: list[tuple[float, float, float]], radius: float) -> np.ndarray:
+    """Voxels within ``radius`` of a polyline."""
+    grid = np.stack(np.indices(shape), axis=-1).astype(float)
+    inside = np.zeros(shape, bool)
+    for start, end in zip(map(np.array, points[:-1]), map(np.array, points[1:]), strict=True):
+        along = np.clip(((grid - start) @ (end - start)) / max(((end - start) ** 2).sum(), 1e-9), 0, 1)
+        inside |= ((grid - start - along[..., None] * (end - start)) ** 2).sum(axis=-1) <= radius**2
+    return inside
+
+
+def ball(shape: tuple[int, int, int], centre: tuple[float, float, float], radius: float) -> np.ndarray:
+    return tube(shape, [centre, centre], radius)
+
+
+@st.composite
+def masks(draw: Any) -> np.ndarray:
+    """Random connected masks: porous blobs, walks of tubes, sheets one voxel thick."""
+    kind = draw(st.sampled_from(["blob", "tubes", "sheet", "line"]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shape = tuple(int(n) for n in rng.integers(4, 16, 3))
+    if kind == "blob":
+        mask = rng.random(shape) < rng.uniform(0.2, 0.9)
+    elif kind == "tubes":
+        points = [tuple(rng.integers(0, shape).astype(float)) for _ in range(rng.integers(2, 6))]
+        mask = tube(shape, points, rng.uniform(0.9, 2.5))
+    elif kind == "sheet":
+        height = np.clip(np.cumsum(rng.integers(-1, 2, shape[:2]), axis=0), 0, shape[2] - 1)
+        mask = np.arange(shape[2]) == height[..., None]
+    else:
+        mask = np.zeros(shape, bool)
+        mask[np.arange(min(shape)), np.arange(min(shape)), np.arange(min(shape))] = True
+    mask = largest_piece(mask)
+    if np.count_nonzero(mask) < 2:
+        mask = np.ones(shape, bool)
+    return mask
+
+
+@st.composite
+def requests(draw: Any, most: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float, float]]:
+    """A connected mask, seeds of both sides on it, and a resolution."""
+    mask = draw(masks())
+    inside = np.argwhere(mask)
+    wanted = [draw(st.integers(1, most)), draw(st.integers(1, most))]
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    if sum(wanted) > len(inside):
+        wanted = [1, 1]
+    chosen = inside[rng.choice(len(inside), sum(wanted), replace=False)]
+    return mask, chosen[: wanted[0]], chosen[wanted[0] :], draw(RESOLUTIONS)
+
+
+@settings(max_examples=200, deadline=None)
+@given(requests(most=1))
+def test_with_one_seed_a_side_every_connected_mask_is_cut_into_two_single_pieces(request_) -> None:
+    mask, source, sink, resolution = request_
+    labels = cut_mask(mask, source, sink, resolution)
+    assert labels.dtype == np.uint8
+    assert np.array_equal(labels > 0, mask)
+    assert labels[tuple(source[0])] == 1
+    assert labels[tuple(sink[0])] == 2
+    assert pieces(labels == 1) == 1
+    assert pieces(labels == 2) == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(requests())
+def test_with_several_seeds_a_side_each_side_is_one_piece_with_its_seeds_or_the_seeds_are_refused(request_) -> None:
+    mask, source, sink, resolution = request_
+    try:
+        labels = cut_mask(mask, source, sink, resolution)
+    except InputError as refusal:
+        assert "interleave" in refusal.message
+        return
+    assert np.array_equal(labels > 0, mask)
+    assert (labels[tuple(source.T)] == 1).all()
+    assert (labels[tuple(sink.T)] == 2).all()
+    assert pieces(labels == 1) == 1
+    assert pieces(labels == 2) == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(requests(), st.randoms())
+def test_the_answer_depends_neither_on_the_order_of_seeds_nor_on_which_side_is_called_source(request_, random) -> None:
+    mask, source, sink, resolution = request_
+    try:
+        labels = cut_mask(mask, source, sink, resolution)
+    except InputError:
+        with pytest.raises(InputError):
+            cut_mask(mask, sink, source, resolution)
+        return
+    shuffled = source[random.sample(range(len(source)), len(source))]
+    assert np.array_equal(labels, cut_mask(mask, shuffled, sink, resolution))
+    swapped = cut_mask(mask, sink, source, resolution)
+    assert np.array_equal(swapped, np.where(labels > 0, 3 - labels, 0))
+
+
+@settings(max_examples=50, deadline=None)
+@given(requests(), st.integers(0, 5))
+def test_empty_space_around_the_mask_changes_nothing(request_, margin) -> None:
+    mask, source, sink, resolution = request_
+    try:
+        labels = cut_mask(mask, source, sink, resolution)
+    except InputError:
+        return
+    padded = cut_mask(np.pad(mask, margin), source + margin, sink + margin, resolution)
+    assert np.array_equal(padded, np.pad(labels, margin))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1), RESOLUTIONS)
+def test_a_mask_in_several_components_is_cut_where_both_sides_have_seeds(seed, resolution) -> None:
+    rng = np.random.default_rng(seed)
+    mask = rng.random(tuple(rng.integers(3, 14, 3))) < 0.12
+    inside = np.argwhere(mask)
+    if len(inside) < 4:
+        return
+    chosen = inside[rng.choice(len(inside), 4, replace=False)]
+    try:
+        labels = cut_mask(mask, chosen[:2], chosen[2:], resolution)
+    except InputError as refusal:
+        assert "interleave" in refusal.message
+        return
+    assert np.array_equal(labels > 0, mask)
+    assert (labels[tuple(chosen[:2].T)] == 1).all()
+    assert (labels[tuple(chosen[2:].T)] == 2).all()
+    components = cc3d.connected_components(np.asfortranarray(mask), connectivity=26)
+    seeded = components[tuple(chosen.T)]
+    for component in range(1, components.max() + 1):
+        sides = np.unique(labels[components == component])
+        both = np.isin(component, seeded[:2]) and np.isin(component, seeded[2:])
+        assert len(sides) == (2 if both else 1)
+
+
+def test_an_island_goes_to_the_nearer_side_in_nanometres() -> None:
+    mask = np.zeros((30, 9, 9), bool)
+    mask[:20, 4, 0] = True
+    mask[2, 4, 3] = True  # 3 sections above the source: 120 nm
+    mask[28, 4, 0] = True  # 9 voxels beyond the sink's end: 72 nm
+    labels = cut_mask(mask, [[0, 4, 0]], [[19, 4, 0]], (8, 8, 40))
+    assert labels[2, 4, 3] == 1
+    assert labels[28, 4, 0] == 2
+    far_in_voxels = np.zeros((30, 9, 9), bool)
+    far_in_voxels[0, 0, 0] = far_in_voxels[20, 0, 8] = True
+    far_in_voxels[12, 0, 8] = far_in_voxels[12, 0, 0] = True
+    # (12, 0, 0) is 96 nm from the source; in voxels the sink is as near.
+    assert cut_mask(far_in_voxels, [[0, 0, 0]], [[20, 0, 8]], (8, 8, 40))[12, 0, 0] == 1
+
+
+def test_a_dumbbell_is_cut_at_its_neck_wherever_the_seeds_lie() -> None:
+    shape = (60, 25, 25)
+    left, right = ball(shape, (14, 12, 12), 11), ball(shape, (42, 12, 12), 11)
+    mask = left | right | tube(shape, [(14, 12, 12), (42, 12, 12)], 3)
+    for source, sink in (((14, 12, 12), (42, 12, 12)), ((6, 12, 12), (35, 12, 12)), ((14, 4, 12), (50, 12, 12))):
+        labels = cut_mask(mask, [source], [sink], ISOTROPIC)
+        assert (labels[left] == 1).mean() > 0.99
+        assert (labels[right] == 2).mean() > 0.99
+
+
+def test_two_tubes_that_touch_along_a_line_are_parted_along_it() -> None:
+    shape = (70, 16, 28)
+    one, other = tube(shape, [(8, 8, 8), (62, 8, 8)], 5.2), tube(shape, [(8, 8, 18), (62, 8, 18)], 5.2)
+    labels = cut_mask(one | other, [[12, 8, 8]], [[58, 8, 18]], ISOTROPIC)
+    only_one, only_other = one & ~other, other & ~one
+    assert (labels[only_one] == 1).mean() > 0.9
+    assert (labels[only_other] == 2).mean() > 0.9
+
+
+def test_the_side_branch_of_a_y_comes_off_whole() -> None:
+    shape = (80, 50, 13)
+    trunk, branch = tube(shape, [(6, 6, 6), (74, 6, 6)], 5), tube(shape, [(40, 12, 6), (40, 44, 6)], 3)
+    labels = cut_mask(trunk | branch, [[8, 6, 6], [70, 6, 6]], [[40, 38, 6]], ISOTROPIC)
+    assert (labels[trunk] == 1).mean() > 0.95
+    assert (labels[branch & ~trunk] == 2).mean() > 0.85
+
+
+def test_in_a_u_the_way_through_the_object_counts_not_the_straight_line() -> None:
+    shape = (60, 30, 11)
+    mask = tube(shape, [(54, 5, 5), (6, 5, 5), (6, 24, 5), (54, 24, 5)], 4)
+    labels = cut_mask(mask, [[50, 5, 5]], [[50, 24, 5]], ISOTROPIC)
+    assert (labels[20:56, :12][mask[20:56, :12]] == 1).all()
+    assert (labels[20:56, 18:][mask[20:56, 18:]] == 2).all()
+
+
+def test_anisotropy_is_respected() -> None:
+    mask = np.ones((41, 3, 41), bool)
+    source, sink = [[2, 1, 2]], [[38, 1, 38]]
+    labels = cut_mask(mask, source, sink, (10, 10, 100))
+    # 36 voxels in z are ten times as far as 36 in x: the cut lies across z.
+    assert (labels[:, :, :16] == 1).all()
+    assert (labels[:, :, -16:] == 2).all()
+
+
+def test_seeds_beside_the_mask_snap_to_it_up_to_the_stated_distance() -> None:
+    mask = np.zeros((60, 9, 9), bool)
+    mask[:20] = True
+    assert snap_distance(ISOTROPIC) == 300
+    labels = cut_mask(mask, [[0, 4, 4]], [[49, 4, 4]], ISOTROPIC)
+    assert labels[19, 4, 4] == 2
+    with pytest.raises(InputError, match=r"sink seed \(50, 4, 4\) is more than 300 nm"):
+        cut_mask(mask, [[0, 4, 4]], [[50, 4, 4]], ISOTROPIC)
+    assert snap_distance((8, 8, 200)) == 600
+
+
+FULL = np.ones((5, 5, 5), bool)
+ONE_VOXEL = np.zeros((5, 5, 5), bool)
+ONE_VOXEL[2, 2, 2] = True
+
+
+@pytest.mark.parametrize(
+    ("mask", "source", "sink", "resolution", "message"),
+    [
+        (FULL.astype(np.uint8), [[0, 0, 0]], [[4, 4, 4]], ISOTROPIC, "not a bool array"),
+        (FULL[0], [[0, 0, 0]], [[4, 4, 4]], ISOTROPIC, "not a bool array"),
+        (~FULL, [[0, 0, 0]], [[4, 4, 4]], ISOTROPIC, "nothing to cut"),
+        (ONE_VOXEL, [[2, 2, 2]], [[2, 2, 3]], ISOTROPIC, "nothing to cut"),
+        (FULL, np.zeros((0, 3), int), [[4, 4, 4]], ISOTROPIC, "source seeds have shape"),
+        (FULL, [0, 0, 0], [[4, 4, 4]], ISOTROPIC, "source seeds have shape"),
+        (FULL, [[0, 0, 0]], [[4.0, np.nan, 4]], ISOTROPIC, "sink seeds have type float64"),
+        (FULL, [[0, 0, 0]], [[4, 4, 5]], ISOTROPIC, "outside the array"),
+        (FULL, [[0, 0, -1]], [[4, 4, 4]], ISOTROPIC, "outside the array"),
+        (FULL, [[0, 0, 0], [1, 1, 1]], [[4, 4, 4], [1, 1, 1]], ISOTROPIC, "seed of both sides"),
+        (FULL, [[0, 0, 0]], [[4, 4, 4]], (8, 8), "not three sizes"),
+        (FULL, [[0, 0, 0]], [[4, 4, 4]], (8, 8, 0), "not three sizes"),
+        (FULL, [[0, 0, 0]], [[4, 4, 4]], (8, 8, np.nan), "not three sizes"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_with_a_reason(mask, source, sink, resolution, message) -> None:
+    with pytest.raises(InputError, match=message):
+        cut_mask(mask, source, sink, resolution)
+
+
+def test_seeds_that_alternate_along_a_line_are_refused() -> None:
+    mask = np.zeros((9, 3, 3), bool)
+    mask[:, 1, 1] = True
+    with pytest.raises(InputError, match="interleave"):
+        cut_mask(mask, [[0, 1, 1], [5, 1, 1]], [[2, 1, 1], [8, 1, 1]], ISOTROPIC)
+
+
+def test_seeds_that_alternate_along_a_thick_tube_still_give_one_piece_a_side() -> None:
+    mask = np.ones((40, 9, 9), bool)
+    labels = cut_mask(mask, [[2, 4, 4], [22, 4, 4]], [[12, 4, 4], [36, 4, 4]], ISOTROPIC)
+    assert pieces(labels == 1) == pieces(labels == 2) == 1
