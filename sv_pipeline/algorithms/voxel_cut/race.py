@@ -8,6 +8,8 @@ a step costs is what tells one neurite from two that touch:
   comes from the other one has to turn into it. Where two neurites cross, this gives the far arms to their owners,
   which distance cannot.
 
+A cell with seeds of both sides is parted by distance inside it; so is a lump of few cells without a neck.
+
 Method: shortest paths on the graph of directed contacts (a path remembers where it came from), Dijkstra. Measured
 against other methods in docs/design/002-voxel-cut.md.
 """
@@ -20,8 +22,8 @@ import dijkstra3d
 import edt
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import dijkstra
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import connected_components, dijkstra
 
 from sv_pipeline.algorithms.voxel_cut.cells import CellGraph, cell_graph, find_cells, renumbered
 from sv_pipeline.algorithms.voxel_cut.pieces import in_one_piece, keep_seeded_pieces
@@ -34,7 +36,14 @@ TURN = 50.0
 """Cost of a right-angled turn in cell radii: a turn must outweigh the few micrometres that clicks differ by."""
 
 SHALLOW = 4
-"""Where both sides have seeds in one cell: the power with which a side pays for going deeper than its seeds."""
+"""Where both sides have seeds in one cell: the power with which a side pays for going deeper than its deepest seed."""
+
+FEWEST_CELLS = 30
+"""A mask of fewer cells is a compact lump, too small to show which way its neurites run. Unless a neck parts the
+seeds, it is taken as one cell."""
+
+NECK = 0.5
+"""A passage of less than half the mean calibre of the two cells is a neck."""
 
 MOST_TURNS = 4_000_000
 """Porous masks have many small cells; above this many pairs of consecutive steps, cells are made coarser."""
@@ -63,34 +72,38 @@ def cut_connected(mask: Mask, seeds: SeedPair, spacing: tuple[float, float, floa
     deep = edt.edt(mask, anisotropy=spacing, black_border=True)
     voxels = Voxels(mask, spacing)
     depth = deep[mask]
-    cells = _cells(voxels, depth)
-    first = _raced(voxels, depth, cells, seeds)
+    cells, graph = _cells(voxels, depth)
+    first = _raced(voxels, depth, cells, graph, seeds)
     if in_one_piece(first, seeds.first) and in_one_piece(mask & ~first, seeds.second):
         return keep_seeded_pieces(mask, first, seeds)
     # The paths keep to the side's own ground where they can; then the race is run again from whole paths.
     joined = join_seeds(mask, deep, first, seeds, spacing)
-    first = _raced(voxels, depth, cells, joined)
+    first = _raced(voxels, depth, cells, graph, joined)
     return keep_seeded_pieces(mask, first, joined)
 
 
-def _cells(voxels: Voxels, depth: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
+def _cells(voxels: Voxels, depth: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int32], CellGraph]:
     coarseness = 1.0
     while True:
         cells = find_cells(voxels, depth, coarseness)
         graph = cell_graph(voxels, depth, cells)
         degrees = np.bincount(np.concatenate([graph.lower, graph.upper]), minlength=len(graph))
         if (degrees**2).sum() <= MOST_TURNS or coarseness >= COARSEST:
-            return cells
+            return cells, graph
         coarseness *= 2
 
 
-def _raced(voxels: Voxels, depth: npt.NDArray[np.float32], cells: npt.NDArray[np.int32], seeds: SeedPair) -> Mask:
+def _raced(
+    voxels: Voxels, depth: npt.NDArray[np.float32], cells: npt.NDArray[np.int32], graph: CellGraph, seeds: SeedPair
+) -> Mask:
     """The first side, with the seeds of both sides on their own sides; it may be in pieces."""
     numbers = [voxels.numbers_of(side) for side in (seeds.first, seeds.second)]
+    if len(graph) < FEWEST_CELLS and _no_neck_between(graph, cells[numbers[0]], cells[numbers[1]]):
+        cells = np.zeros_like(cells)
     shared = np.intersect1d(cells[numbers[0]], cells[numbers[1]])
     if len(shared):
         cells = _parted(voxels, depth, cells, seeds, shared)
-    graph = cell_graph(voxels, depth, cells)
+        graph = cell_graph(voxels, depth, cells)
     starts = [np.unique(cells[side]) for side in numbers]
     steps = _steps(graph)
     arrivals = [_arrivals(graph, steps, side) for side in starts]
@@ -129,6 +142,18 @@ def _parted(
     return renumbered(2 * cells.astype(np.int64) + part)
 
 
+def _openness(graph: CellGraph) -> npt.NDArray[np.float64]:
+    """Neck depth of each contact over the mean calibre (radius) of its two cells, at most 1."""
+    return np.asarray(np.minimum(graph.necks / np.sqrt(graph.radii[graph.lower] * graph.radii[graph.upper]), 1))
+
+
+def _no_neck_between(graph: CellGraph, first: npt.NDArray[np.int32], second: npt.NDArray[np.int32]) -> bool:
+    wide = _openness(graph) >= NECK
+    links = coo_array((wide[wide], (graph.lower[wide], graph.upper[wide])), shape=(len(graph), len(graph)))
+    parts = connected_components(links, directed=False)[1]
+    return bool(np.isin(parts[first], parts[second]).any())
+
+
 def _steps(graph: CellGraph) -> _Steps:
     left, entered = np.concatenate([graph.lower, graph.upper]), np.concatenate([graph.upper, graph.lower])
     by_cell = np.argsort(left, kind="stable")
@@ -146,9 +171,7 @@ def _arrivals(graph: CellGraph, steps: _Steps, starts: npt.NDArray[np.int32]) ->
     ways = graph.centres[steps.entered] - graph.centres[steps.left]
     lengths = np.linalg.norm(ways, axis=1)
     directions = ways / np.maximum(lengths, 1e-9)[:, None]
-    calibres = np.sqrt(graph.radii[graph.lower] * graph.radii[graph.upper])
-    openness = np.tile(np.minimum(graph.necks / calibres, 1), 2)
-    costs = lengths / openness**2
+    costs = lengths / np.tile(_openness(graph), 2) ** 2
     cosines = (directions[steps.before] * directions[steps.after]).sum(axis=1)
     turns = TURN * graph.radii[steps.entered[steps.before]] * (1 - cosines) ** 2
     n_steps = len(costs)

@@ -41,7 +41,9 @@ class Voxels:
         # Voxels outside the mask are number ``number``: arrays with one more value serve as their own border.
         self._numbers = np.full(padded.size, self.number, np.int32)
         self._numbers[self._places] = np.arange(self.number, dtype=np.int32)
-        self.coordinates = np.stack(np.unravel_index(self._places, self._shape), axis=1) - 1
+        self.coordinates = (
+            np.stack([x.astype(np.int32) for x in np.unravel_index(self._places, self._shape)], axis=1) - 1
+        )
 
     def neighbours(self, shift: Shift) -> npt.NDArray[np.int32]:
         """Number of each voxel's neighbour at ``shift``; ``self.number`` where that is outside the mask."""
