@@ -257,11 +257,13 @@ def load_config(path: str | Path, **overrides: Any) -> DatasetConfig:
         If the file cannot be read, or a field is missing, unknown or wrong: the message names each such field.
     """
     try:
-        raw = yaml.safe_load(Path(path).read_text())
+        raw = yaml.safe_load(Path(path).read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}.") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file: {error}.", remedy="Save it as UTF-8.") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} does not hold a mapping.", remedy="See docs/ingest.md for an example.")
     return parse_config({**raw, **overrides}, where=str(path))

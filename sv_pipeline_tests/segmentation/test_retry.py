@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sv_pipeline.errors import UnavailableError
+from sv_pipeline.errors import ConfigError, UnavailableError
 from sv_pipeline.segmentation.retry import retry_transport, status_code
 
 
@@ -33,7 +33,6 @@ def test_transport_errors_are_tried_again(code: str) -> None:
     [
         ValueError("NOT_FOUND: no such thing"),
         ValueError("FAILED_PRECONDITION: Configuration mismatch"),
-        ValueError("PERMISSION_DENIED: UNAVAILABLE: not for you"),
         KeyError("UNAVAILABLE"),
         IndexError("OUT_OF_RANGE: outside"),
     ],
@@ -42,6 +41,22 @@ def test_other_errors_pass_at_once(error: Exception) -> None:
     flaky = Flaky(1, error)
     with pytest.raises(type(error)):
         retry_transport(flaky, base_delay=0.001)
+    assert flaky.calls == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("PERMISSION_DENIED: UNAVAILABLE: not for you", ConfigError),
+        ("UNAUTHENTICATED: who are you", ConfigError),
+        ("FAILED_PRECONDITION: x: Not a directory [os_error_code='20']", ConfigError),
+        ("RESOURCE_EXHAUSTED: x: No space left on device [os_error_code='28']", UnavailableError),
+    ],
+)
+def test_what_only_the_user_can_change_is_said_at_once(message: str, kind: type[Exception]) -> None:
+    flaky = Flaky(1, ValueError(message))
+    with pytest.raises(kind, match="reading x: "):
+        retry_transport(flaky, base_delay=0.001, what="reading x")
     assert flaky.calls == 1
 
 
