@@ -427,7 +427,7 @@ def test_a_coordinator_without_an_address(tmp_path: Path, monkeypatch: pytest.Mo
     dataset = registered(tmp_path, ocdbt_config={"populate_layer": 2, "populate_method": "coordinator"})
     ingest(dataset, mode=stages.IngestMode.SETUP)
     batch = next(b for b in stages.plan_layer(dataset, 2, stages.IngestMode.VOXELS))
-    with pytest.raises(ConfigError, match="no coordinator address.*SV_PIPELINE_COORDINATOR.*populate_method: parts"):
+    with pytest.raises(ConfigError, match=r"no coordinator address.*SV_PIPELINE_COORDINATOR.*populate_method: parts"):
         stages.run_batch(dataset, batch)
 
 
