@@ -34,7 +34,7 @@ def demo(home: str, source: str | None, folder: str, chunk_size: str, resolution
     # Imported here: Dagster, pandas and matplotlib take seconds to load, and --help does without.
     import yaml
 
-    from sv_pipeline.config import load_config
+    from sv_pipeline.config import parse_config
     from sv_pipeline.engine import stages
     from sv_pipeline.engine.proof import verify_dataset
 
@@ -43,8 +43,8 @@ def demo(home: str, source: str | None, folder: str, chunk_size: str, resolution
     place.mkdir(parents=True, exist_ok=True)
     config = _configuration(source, place, _numbers(chunk_size), _numbers(resolution, float) if resolution else None)
     path = place / f"{config['graph_id']}.yaml"
+    dataset = stages.register(parse_config(config, where="the demo"), home)
     path.write_text(yaml.safe_dump(config, sort_keys=False))
-    dataset = stages.register(load_config(path), home)
     _materialize(dataset)
     pictures = place / "pictures" / dataset.graph_id
     written = _pictures(dataset, pictures)

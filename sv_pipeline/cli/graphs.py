@@ -13,7 +13,7 @@ __all__ = ["attach", "list_graphs"]
 @click.argument("config", type=click.Path(dir_okay=False))
 @click.pass_obj
 def attach(home: str, config: str) -> None:
-    """Make a graph known whose table exists already (built elsewhere, or by PyChunkedGraph)."""
+    """Make the graph of CONFIG known, whose table exists already (built elsewhere, or by PyChunkedGraph)."""
     from sv_pipeline.config import load_config
     from sv_pipeline.engine import stages
 

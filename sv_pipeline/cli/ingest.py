@@ -70,11 +70,13 @@ def purge_layer(home: str, graph: str, layer: int, *, yes: bool, as_json: bool) 
 
     Removes done-markers and the rows these layers made. Voxels stay. Refused once the graph has edits.
     """
+    from sv_pipeline.engine import stages
     from sv_pipeline.ingest import progress
     from sv_pipeline.registry import open_dataset
     from sv_pipeline.reports.status import graph_status
 
     dataset = open_dataset(graph, home)
+    stages.layers_of(dataset, [layer])
     if not yes:
         click.confirm(f"Purge layers {layer} to {dataset.grid.n_layers} of {graph}?", abort=True)
     progress.purge_layer(dataset.graph, layer)

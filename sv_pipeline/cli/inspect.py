@@ -110,7 +110,7 @@ def info(home: str, graph: str, *, as_json: bool) -> None:
     import json
 
     click.echo(f"graph {published.graph_id}: {published.n_layers} layers, chunks of {published.chunk_size} voxels")
-    click.echo(f"table      {published.table}")
+    click.echo(f"table      {', '.join(f'{key} {value}' for key, value in published.table.items())}")
     click.echo(f"watershed  {published.watershed}")
     click.echo(f"generation {published.generation}")
     for mip in published.mips:

@@ -6,13 +6,14 @@ any moment, because a batch counts as done by its markers alone.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
@@ -64,7 +65,8 @@ class WorkerPool:
             return
 
         def start(batch: Batch) -> Future[stages.BatchReport]:
-            return self._start().submit(_work, dataset.graph_id, dataset.home, batch.key, coordinator_address)
+            with _interrupts_held():
+                return self._start().submit(_work, dataset.graph_id, dataset.home, batch.key, coordinator_address)
 
         try:
             _run_all(batches, start, self._workers, advance)
@@ -127,13 +129,24 @@ def _run_all(
         raise first
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes that are started in the block never see Ctrl-C, which reaches the whole process group.
+
+    This process gets it after the block; it alone decides, and ends its workers.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 # -- inside a worker --------------------------------------------------------------------------------------------------
 
 
 def _begin_worker(log_level: int) -> None:
     logging.basicConfig(level=log_level, format="%(levelname)s in worker %(process)d: %(message)s")
-    # Ctrl-C reaches the whole process group; the coordinator alone decides, and ends its workers without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="parent watch", daemon=True).start()
 
 

@@ -24,6 +24,7 @@ from sv_pipeline.cli.main import main
 from sv_pipeline.config import DatasetConfig, parse_config
 from sv_pipeline.engine import stages
 from sv_pipeline.engine.proof import verify_dataset
+from sv_pipeline.engine.run import ingest as ingest
 from sv_pipeline.ingest import progress
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation import kv, markers, specs
