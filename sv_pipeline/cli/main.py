@@ -103,6 +103,15 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # Whoever reads our output has seen enough; Python would complain about it once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        logging.getLogger(__name__).info("where it happened", exc_info=True)
+        click.secho("error (system): ", fg="red", nl=False, err=True)
+        click.echo(f"{error}.", err=True)
+        sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped; what was finished stays finished, run the same command to go on.", err=True)
         sys.exit(130)

@@ -93,7 +93,8 @@ def status_table(status: GraphStatus) -> Table:
             f"{row.nodes:,}" if row.nodes else "",
             rate,
         )
-    table.add_row("fork", "[green]done[/]" if status.forked else "[dim]waiting[/]", "", "", "", "", "")
+    if status.fork_wanted or status.forked:
+        table.add_row("fork", "[green]done[/]" if status.forked else "[dim]waiting[/]", "", "", "", "", "")
     errors = [row.error for row in status.stages if row.error]
     if errors:
         table.caption = "first failure: " + errors[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from urllib.parse import unquote
@@ -17,7 +18,9 @@ from sv_pipeline.ingest import watershed
 from sv_pipeline.registry import Dataset, Registry, absolute
 from sv_pipeline.segmentation import base, kv, layout, markers, populate
 
-__all__ = ["attach", "register"]
+__all__ = ["attach", "register", "source_is_needed"]
+
+logger = logging.getLogger(__name__)
 
 PROBES = 64
 """Chunks of a given dataset that are looked at for edge files."""
@@ -49,7 +52,7 @@ def register(config: DatasetConfig, home: str) -> Dataset:
     if config.source is None:
         _check_watershed(dataset)
     else:
-        watershed.prepare_watershed(config)
+        source_is_needed(dataset)
     _check_mips(dataset)
     return registry.register(config)
 
@@ -85,6 +88,33 @@ def attach(config: DatasetConfig, home: str) -> Dataset:
             remedy="Correct the configuration.",
         )
     return registry.register(config)
+
+
+def source_is_needed(dataset: Dataset) -> bool:
+    """Prepare the watershed; False if its source cannot be read any more, and need not, because all of it is made.
+
+    Raises
+    ------
+    ConfigError, InputError, ConflictError
+        The source cannot be used, or the watershed was made of another one.
+    """
+    try:
+        watershed.prepare_watershed(dataset.config)
+    except InputError as error:
+        if not _watershed_is_complete(dataset):
+            raise
+        logger.warning("the source is gone, but everything was made of it: %s", error)
+        return False
+    return True
+
+
+def _watershed_is_complete(dataset: Dataset) -> bool:
+    try:
+        chunks = dataset.grid.count(2)
+    except InputError:
+        return False
+    folders = [f".watershed/{stage}/" for stage in watershed.Stage]
+    return all(len(kv.list_keys(dataset.watershed_url, folder)) == chunks for folder in folders)
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------

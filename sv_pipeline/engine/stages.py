@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from sv_pipeline.config import IngestMode
 from sv_pipeline.engine.batches import Batch, Stage, plan_batches
-from sv_pipeline.engine.registration import attach, register
+from sv_pipeline.engine.registration import attach, register, source_is_needed
 from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError, NotReadyError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import create_chunked_graph, open_chunked_graph
 from sv_pipeline.ingest import progress, watershed
@@ -72,8 +72,8 @@ class LayerReport:
 
 
 def needs_watershed(dataset: Dataset) -> bool:
-    """Whether the watershed volume is ours to make (a source is configured)."""
-    return dataset.config.source is not None
+    """Whether the watershed volume is ours to make: a source is configured, and was not removed when all was made."""
+    return dataset.config.source is not None and source_is_needed(dataset)
 
 
 def setup(dataset: Dataset, mode: IngestMode | None = None) -> dict[str, Any]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sv_pipeline.engine import stages
-from sv_pipeline.engine.batches import Stage
+from sv_pipeline.config import IngestMode
 from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.ingest import progress, watershed
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation import populate
+from sv_pipeline.segmentation import kv, layout, markers
 from sv_pipeline.segmentation.fork import fork_exists
 
 __all__ = ["GraphStatus", "StageStatus", "graph_status"]
@@ -47,11 +46,15 @@ class GraphStatus:
     graph_id: str
     stages: tuple[StageStatus, ...]
     forked: bool
+    fork_wanted: bool = True
+    """False for a graph without voxels of its own."""
 
     @property
     def complete(self) -> bool:
         """Whether nothing is left to do."""
-        return self.forked and all(s.state == "done" for s in self.stages)
+        return (
+            (self.forked or not self.fork_wanted) and bool(self.stages) and all(s.state == "done" for s in self.stages)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -61,14 +64,13 @@ class GraphStatus:
 
 def graph_status(dataset: Dataset) -> GraphStatus:
     """The status out of the done-markers alone: what no marker shows is not done."""
-    rows: list[StageStatus] = []
-    if stages.needs_watershed(dataset):
-        rows += _watershed_rows(dataset)
     try:
         grid = dataset.grid
     except InputError:
-        return GraphStatus(dataset.graph_id, tuple(rows), forked=False)
-    if dataset.config.ingest.mode.value != "voxels":
+        return GraphStatus(dataset.graph_id, (), forked=False)
+    mode = dataset.config.ingest.mode
+    rows = [] if dataset.config.source is None else _watershed_rows(dataset)
+    if mode is not IngestMode.VOXELS:
         try:
             by_layer = progress.layer_status(dataset.graph)
         except NotFoundError:
@@ -88,23 +90,29 @@ def graph_status(dataset: Dataset) -> GraphStatus:
                     status.error,
                 )
             )
-    if dataset.config.ingest.mode.value != "graph":
+    if mode is not IngestMode.GRAPH:
         rows.append(_voxels_row(dataset))
-    return GraphStatus(dataset.graph_id, tuple(rows), fork_exists(dataset.watershed_url, dataset.graph_id))
+    return GraphStatus(
+        dataset.graph_id,
+        tuple(rows),
+        forked=fork_exists(dataset.watershed_url, dataset.graph_id),
+        fork_wanted=mode is not IngestMode.GRAPH,
+    )
 
 
 def _watershed_rows(dataset: Dataset) -> list[StageStatus]:
-    plan = watershed.prepare_watershed(dataset.config)
-    total = plan.grid.count(2)
+    # By the markers alone, without the source: that may be large, far away, or gone by now.
+    total = dataset.grid.count(2)
     return [
-        StageStatus(f"watershed: {stage}", total, total - len(watershed.pending(plan, watershed.Stage(stage.value))))
-        for stage in (Stage.LABELS, Stage.EDGES)
+        StageStatus(f"watershed: {stage}", total, len(kv.list_keys(dataset.watershed_url, f".watershed/{stage}/")))
+        for stage in watershed.Stage
     ]
 
 
 def _voxels_row(dataset: Dataset) -> StageStatus:
-    try:
-        plan = populate.populate_plan(dataset.watershed_url, dataset.grid, dataset.config.ocdbt_config)
-    except NotFoundError:
-        return StageStatus("voxels", dataset.grid.count(min(4, dataset.grid.n_layers)), 0)
-    return StageStatus(f"voxels (layer {plan.layer})", plan.n_tasks, plan.n_tasks - len(plan.missing))
+    url = dataset.watershed_url
+    meta = markers.read_meta(url)
+    layer = layout.populate_layer(dataset.config.ocdbt_config, dataset.grid) if meta is None else meta.layer
+    tasks = (dataset.grid if meta is None else meta.grid).count(layer)
+    done = tasks if markers.read_complete(url) is not None else len(markers.done_tasks(url))
+    return StageStatus(f"voxels (layer {layer})", tasks, done)

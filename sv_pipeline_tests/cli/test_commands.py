@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +121,13 @@ def test_people_get_tables_and_sentences(cli: CommandLine, built: Dataset) -> No
     assert cli("list").out.strip() == "tissue"
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(home: Path) -> None:
+    command = f"{sys.executable} -m sv_pipeline.cli.main --home {home} info tissue --json | head -n 1"
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "{"
+    assert ended.stderr == ""
+
+
 def test_an_empty_home_says_how_to_begin(cli: CommandLine) -> None:
     assert "sv-pipeline ingest" in cli("list").out
     assert json.loads(cli("list", "--json").out) == []
@@ -141,6 +149,37 @@ def test_status_watched_follows_an_ingest_to_its_end(cli: CommandLine, tmp_path:
     said = builds.end_of(watching)
     assert said.code == 0, said.err
     assert "Traceback" not in said.err
+
+
+def test_a_graph_without_voxels_is_complete_without_a_fork(cli: CommandLine, tmp_path: Path) -> None:
+    raw = builds.raw_config(tmp_path, ingest={"mode": "graph"})
+    assert cli("ingest", builds.config_file(tmp_path / "tissue.yaml", raw)).code == 0
+    assert "fork" not in cli("status", "tissue", "--watch", "--interval", "0.1").out
+
+
+def test_when_all_is_made_of_a_source_it_may_go(
+    cli: CommandLine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = started(cli, tmp_path)
+    shutil.rmtree(tmp_path / "source")
+    assert cli("status", "tissue").code == 0
+    said = cli("ingest", config)
+    assert said.code == 0, said.err
+    assert "the source is gone" in caplog.text
+    assert json.loads(cli("status", "tissue", "--json").out)["complete"]
+    shutil.rmtree(tmp_path / "watershed" / ".watershed" / "edges")
+    assert "segmentation.npz does not exist" in cli("ingest", config).err
+
+
+def test_a_watershed_that_vanished_is_missed(cli: CommandLine, tmp_path: Path) -> None:
+    started(cli, tmp_path)
+    shutil.rmtree(tmp_path / "watershed")
+    status = cli("status", "tissue", "--json")
+    assert json.loads(status.out)["complete"] is False
+    for command in ("info", "verify", "roots"):
+        said = cli(command, "tissue", *(["1"] if command == "roots" else []))
+        assert said.code == 1
+        assert "watershed" in said.err
 
 
 def test_status_of_what_is_half_built_says_so(cli: CommandLine, tmp_path: Path) -> None:
@@ -347,12 +386,14 @@ def test_the_demo_ends_with_a_proof_and_pictures(tmp_path: Path) -> None:
         (["nowhere.npz"], "nowhere.npz"),
         (["--chunk-size", "64"], "X,Y,Z"),
         (["--chunk-size", "0,1,1"], "CHUNK_SIZE"),
+        (["--folder", "a_file/demo"], "a_file"),
     ],
 )
 def test_a_demo_that_cannot_be_made_says_why(
     cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], part: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_file").write_text("not a folder")
     if "nowhere.npz" not in arguments:
         builds.write_source(tmp_path / "source")
         arguments = [*arguments, str(tmp_path / "source" / "segmentation.npz")]
