@@ -103,9 +103,9 @@ def create_chunked_graph(table: Table, config: DatasetConfig) -> ChunkedGraph:
     """
     source = config.data_source.model_copy(
         update={
-            "watershed": as_url(config.data_source.watershed),
-            "edges": as_url(config.edges_url),
-            "components": as_url(config.components_url),
+            "watershed": _without_slash(config.data_source.watershed),
+            "edges": _without_slash(config.edges_url),
+            "components": _without_slash(config.components_url),
         }
     )
     meta = table_meta.from_config(config.model_copy(update={"data_source": source}))
@@ -121,6 +121,12 @@ def create_chunked_graph(table: Table, config: DatasetConfig) -> ChunkedGraph:
     table_meta.write_version(table)
     table_meta.write_meta(table, meta)
     return graph
+
+
+def _without_slash(place: str) -> str:
+    # Other readers of the meta put "/" and a name behind it; in a bucket "a//b" is not "a/b".
+    url = as_url(place)
+    return url if url.endswith("://") else url.removesuffix("/")
 
 
 def _assemble(table: Table, meta: TableMeta) -> ChunkedGraph:
