@@ -42,6 +42,10 @@ FEWEST_CELLS = 30
 """A mask of fewer cells is a compact lump, too small to show which way its neurites run. Unless a neck parts the
 seeds, it is taken as one cell."""
 
+NARROWEST = 0.4
+"""Passages cost no more for being narrower than this share of the mean calibre: a spine's neck is no wall to its own
+neuron. It concerns one contact in fifty, but among them those where a whole neuron would be lost."""
+
 NECK = 0.5
 """A passage of less than half the mean calibre of the two cells is a neck."""
 
@@ -76,9 +80,11 @@ def cut_connected(mask: Mask, seeds: SeedPair, spacing: tuple[float, float, floa
     first = _raced(voxels, depth, cells, graph, seeds)
     if in_one_piece(first, seeds.first) and in_one_piece(mask & ~first, seeds.second):
         return keep_seeded_pieces(mask, first, seeds)
-    # The paths keep to the side's own ground where they can; then the race is run again from whole paths.
+    # Threads join the pieces of a side that hold seeds. To race again from whole threads would be worse by far: it
+    # gives away what lies along them.
     joined = join_seeds(mask, deep, first, seeds, spacing)
-    first = _raced(voxels, depth, cells, graph, joined)
+    first[tuple(joined.first.T)] = True
+    first[tuple(joined.second.T)] = False
     return keep_seeded_pieces(mask, first, joined)
 
 
@@ -171,7 +177,7 @@ def _arrivals(graph: CellGraph, steps: _Steps, starts: npt.NDArray[np.int32]) ->
     ways = graph.centres[steps.entered] - graph.centres[steps.left]
     lengths = np.linalg.norm(ways, axis=1)
     directions = ways / np.maximum(lengths, 1e-9)[:, None]
-    costs = lengths / np.tile(_openness(graph), 2) ** 2
+    costs = lengths / np.tile(np.maximum(_openness(graph), NARROWEST), 2) ** 2
     cosines = (directions[steps.before] * directions[steps.after]).sum(axis=1)
     turns = TURN * graph.radii[steps.entered[steps.before]] * (1 - cosines) ** 2
     n_steps = len(costs)
