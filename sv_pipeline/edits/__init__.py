@@ -1,0 +1,22 @@
+"""Edits of a graph: merges and splits, from the request to the commit. Knows no Dagster."""
+
+from sv_pipeline.edits.commit import CommittedEdit
+from sv_pipeline.edits.locking import LockPatience
+from sv_pipeline.edits.merging import merge
+from sv_pipeline.edits.refusal import EditRefused, OwnershipLostError, Reason
+from sv_pipeline.edits.requests import MergeRequest, Points, SplitRequest
+from sv_pipeline.edits.splitting import preview_split, split
+
+__all__ = [
+    "CommittedEdit",
+    "EditRefused",
+    "LockPatience",
+    "MergeRequest",
+    "OwnershipLostError",
+    "Points",
+    "Reason",
+    "SplitRequest",
+    "merge",
+    "preview_split",
+    "split",
+]

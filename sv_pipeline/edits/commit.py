@@ -1,0 +1,233 @@
+"""Making a planned edit durable: the order of its writes, and what holds if the process dies between two of them.
+
+| # | step | a crash right after it leaves |
+| --- | --- | --- |
+| 1 | ids of new nodes | numbers given to nobody |
+| 2 | scope and write set on the operation's rows, status WRITE_STARTED | scope, no locks |
+| 3 | indefinite locks of the old roots | + locks |
+| 4 | rows of new nodes; new roots are born locked | + rows that nothing points to |
+| 5 | voxels, if supervoxels were split | + voxels |
+| 6 | rows that switch over; edges of edits | + half-switched rows |
+| 7 | the old roots are retired, each only while its lock is ours | + a finished graph |
+| 8 | status SUCCESS | finished, locked |
+| 9 | locks released by value match, then the scope cleared | nothing |
+
+A death after 2 leaves scope and locks for recovery; an error before 3 is complete is tidied up here.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+
+import numpy as np
+
+from sv_pipeline.edits.hierarchy_plan import HierarchyPlan
+from sv_pipeline.edits.locking import RootLocks, concurrently
+from sv_pipeline.edits.operation_log import OperationRow, Scope, write_set
+from sv_pipeline.edits.refusal import OwnershipLostError
+from sv_pipeline.edits.rows_of_plan import fake_edge_cells, rows_of
+from sv_pipeline.errors import UnavailableError
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.lineage import Operation, OperationStatus
+from sv_pipeline.ids import UInt64Array
+from sv_pipeline.table import columns, counters, keys
+from sv_pipeline.table.columns import CHILDREN, FAKE_EDGES, INDEFINITE_LOCK
+from sv_pipeline.table.interface import CellMatch, RowMutation, SetCell, Table
+
+__all__ = ["CommittedEdit", "EditPlan", "VoxelStep", "commit"]
+
+log = logging.getLogger(__name__)
+
+Step = Callable[[], None]
+
+ATTEMPTS_TO_PUT_EDGES = 100
+
+
+@dataclass(frozen=True)
+class VoxelStep:
+    """Voxels that an edit writes, in one fenced transaction."""
+
+    chunks: tuple[int, ...]
+    """Layer 2 chunks that are rewritten."""
+    generation: int
+    """Of the fork that the plan was made on."""
+    commit: Callable[[], None]
+
+
+@dataclass(frozen=True, eq=False)
+class EditPlan:
+    """One edit, planned to the end: nothing of it is written yet."""
+
+    kind: str
+    hierarchy: HierarchyPlan
+    """With provisional ids."""
+    added_edges: UInt64Array | None = None
+    """What the log says, shape (n, 2)."""
+    removed_edges: UInt64Array | None = None
+    fake_edges: UInt64Array = field(default_factory=lambda: np.zeros((0, 2), np.uint64))
+    """Edges that no file has and that connect from now on."""
+    rows: tuple[RowMutation, ...] = ()
+    """Further rows that switch over."""
+    voxels: VoxelStep | None = None
+
+    @property
+    def log_cells(self) -> list[SetCell]:
+        """What the operation's row says about edges."""
+        cells = []
+        if self.added_edges is not None:
+            cells.append(columns.ADDED_EDGES.set(self.added_edges))
+        if self.removed_edges is not None:
+            cells.append(columns.REMOVED_EDGES.set(self.removed_edges))
+        return cells
+
+
+@dataclass(frozen=True)
+class CommittedEdit(Operation):
+    """An edit that was made."""
+
+    old_roots: UInt64Array = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """Roots that it replaced."""
+    edges: UInt64Array = field(default_factory=lambda: np.zeros((0, 2), np.uint64))
+    """The edges that the log names: a user's edge of a merge, what a split removed."""
+    logical_time: int = 0
+    """Milliseconds; of all its cells."""
+
+
+def commit(
+    graph: ChunkedGraph, held: RootLocks, row: OperationRow, plan: EditPlan, timestamp: int, user: str
+) -> CommittedEdit:
+    """Write a plan.
+
+    Parameters
+    ----------
+    held
+        Locks of all old roots.
+    timestamp
+        Logical time of the edit, milliseconds.
+
+    Raises
+    ------
+    OwnershipLostError
+        If the locks went to somebody else: nothing more is written.
+    """
+    held.check()
+    table = graph.table
+    hierarchy = with_final_ids(graph, plan.hierarchy)
+    rows = rows_of(hierarchy, row.operation_id, timestamp)
+    fake = fake_edge_cells(hierarchy, plan.fake_edges)
+    planned = [*rows.every, *plan.rows]
+    planned += [RowMutation(key, [FAKE_EDGES.set(edges, timestamp)]) for key, edges in fake.items()]
+    scope = Scope(
+        timestamp,
+        tuple(hierarchy.old_roots.tolist()),
+        tuple(hierarchy.new_roots.tolist()),
+        plan.voxels.chunks if plan.voxels else (),
+        plan.voxels.generation if plan.voxels else None,
+    )
+    held.new_roots = hierarchy.new_roots
+    held.check()
+    row.start_writing(scope, write_set(planned, timestamp), plan.log_cells)
+    _lock_or_tidy_up(held, row)
+
+    held.keep = True  # from here on only recovery may release them, or the end of the edit
+    held.check()
+    invisible: list[Step] = [partial(table.mutate, rows.new), held.verify]
+    concurrently(_take, invisible)
+    if plan.voxels:
+        held.verify()
+        plan.voxels.commit()
+        held.verify()
+    held.check()
+    switching: list[Step] = [partial(table.mutate, [*rows.switching, *plan.rows])]
+    switching += [partial(_put_edges, table, key, edges, timestamp) for key, edges in fake.items()]
+    concurrently(_take, switching)
+    held.check()
+    _retire(table, row.operation_id, rows.retired)
+    row.succeed(hierarchy.new_roots, timestamp)
+    held.release()
+    row.clear_scope()
+    return CommittedEdit(
+        operation_id=row.operation_id,
+        kind=plan.kind,
+        status=OperationStatus.SUCCESS,
+        timestamp=datetime.fromtimestamp(timestamp / 1000, UTC),
+        user=user,
+        roots=hierarchy.new_roots,
+        exception=None,
+        row={},
+        old_roots=hierarchy.old_roots,
+        edges=next((e for e in (plan.added_edges, plan.removed_edges) if e is not None), np.zeros((0, 2), np.uint64)),
+        logical_time=timestamp,
+    )
+
+
+def _take(step: Step) -> None:
+    step()
+
+
+def _lock_or_tidy_up(held: RootLocks, row: OperationRow) -> None:
+    try:
+        held.make_indefinite()
+    except OwnershipLostError:
+        held.release()
+        row.clear_scope()
+        raise
+
+
+def with_final_ids(graph: ChunkedGraph, plan: HierarchyPlan) -> HierarchyPlan:
+    """The plan with ids out of the counters; one that has a row already (older software gave some twice) is dropped."""
+    order = np.argsort(plan.new.ids)
+    provisional = plan.new.ids[order]
+    chunks = graph.layout.chunks(provisional)
+    final = np.zeros(len(provisional), np.uint64)
+    open_ = np.arange(len(provisional))
+    while len(open_):
+        distinct, counts = np.unique(chunks[open_], return_counts=True)
+
+        def reserve(item: tuple[int, int]) -> UInt64Array:
+            first = counters.reserve(graph.table, graph.layout, item[0], item[1])
+            return counters.node_ids(graph.layout, item[0], first, item[1])
+
+        given = concurrently(reserve, list(zip(distinct.tolist(), counts.tolist(), strict=True)))
+        for chunk, ids in zip(distinct, given, strict=True):
+            # Provisional ids count down, so that the order of nodes in a chunk is kept.
+            final[open_[chunks[open_] == chunk]] = ids[::-1]
+        row_keys = keys.node_keys(final[open_])
+        taken = graph.table.read_rows(row_keys, [CHILDREN.key], newest_only=True)
+        open_ = open_[[key in taken for key in row_keys]]
+    return plan.renamed(provisional, final)
+
+
+def _put_edges(table: Table, key: bytes, edges: UInt64Array, timestamp: int) -> None:
+    """Put fake edges at the time of the edit, or as soon after it as no other edit has put its own in this row."""
+    for _ in range(ATTEMPTS_TO_PUT_EDGES):
+        at = CellMatch(FAKE_EDGES.key, since=timestamp)
+        if not table.check_and_mutate(key, [at], if_unmatched=[FAKE_EDGES.set(edges, timestamp)]):
+            return
+        history = FAKE_EDGES.history(table.read_rows([key], [FAKE_EDGES.key]).get(key))
+        if any(np.array_equal(value, edges) for _, value in history):
+            return
+        timestamp = max(time_of for time_of, _ in history) + 1
+    raise UnavailableError(f"row {key!r} is being written all the time.", remedy="Recover the operation.")
+
+
+def _retire(table: Table, operation_id: int, rows: Iterable[RowMutation]) -> None:
+    mine = CellMatch(INDEFINITE_LOCK.key, INDEFINITE_LOCK.encode(operation_id))
+
+    def retire(mutation: RowMutation) -> bool:
+        return table.check_and_mutate(mutation.key, [mine], if_matched=mutation.changes)
+
+    if not all(concurrently(retire, list(rows))):
+        raise OwnershipLostError(
+            f"operation {operation_id} was taken over while it wrote.", remedy="Whoever did so brings it to an end."
+        )
+
+
+def logical_time(locked_at: int, latest: int) -> int:
+    """Time of an edit: when it took its locks, but after every cell that it replaces, whatever clocks say."""
+    return max(locked_at, latest + 1, 0) or time.time_ns() // 1_000_000

@@ -1,0 +1,188 @@
+"""Edges that a merge makes active without being asked: those whose ends get a common ancestor just above them.
+
+An atomic edge of cross layer ``l`` is active iff its ends have one ancestor at layer ``l + 1``. Where a merge puts
+nodes that had different parents under one new node of layer ``l + 1``, all edges of cross layer ``l`` between them
+become active by this rule, wherever they are. They change the edges of nodes, but not who is whose parent.
+
+Found by walking down both sides at once, keeping only nodes that have one of the other side in a neighbour chunk.
+Reads; decides nothing else.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.algorithms.components import find
+from sv_pipeline.edits.hierarchy_plan import HierarchyPlan
+from sv_pipeline.edits.layer2 import pairs_of, same_rows
+from sv_pipeline.edits.nodes import KnownNodes, NodeCache
+from sv_pipeline.edits.region import edges_of_chunks
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.ids import UInt64Array
+
+__all__ = ["implied_edges"]
+
+IntArray = npt.NDArray[np.int64]
+OFFSETS = np.array(list(itertools.product((-1, 0, 1), repeat=3)), np.int64)
+
+
+def implied_edges(
+    graph: ChunkedGraph, cache: NodeCache, plan: HierarchyPlan, activated: UInt64Array
+) -> tuple[UInt64Array, UInt64Array]:
+    """Inactive edges that the plan of a merge makes active by the common ancestors that it makes.
+
+    Parameters
+    ----------
+    plan
+        The hierarchy after the merge.
+    activated
+        Pairs of supervoxels that the plan counts as active already, shape (n, 2).
+
+    Returns
+    -------
+    tuple
+        Pairs of supervoxels, smaller first, and their layer 2 nodes; shape (n, 2) each.
+    """
+    groups, colours, nodes, tops = _old_nodes_that_meet(graph, cache.known(), plan)
+    zone = _walk(graph, cache, groups, colours, nodes, tops)
+    if not len(zone[0]):
+        return np.zeros((0, 2), np.uint64), np.zeros((0, 2), np.uint64)
+    groups, colours, nodes, tops = zone
+    coordinates = np.unique(graph.layout.coordinates(nodes), axis=0)
+    pairs = pairs_of(edges_of_chunks(graph, coordinates))
+    return _between(graph, cache, zone, pairs, activated)
+
+
+def _old_nodes_that_meet(
+    graph: ChunkedGraph, known: KnownNodes, plan: HierarchyPlan
+) -> tuple[IntArray, UInt64Array, UInt64Array, IntArray]:
+    """For each new node of several old ones: (group, old node as colour, old node, layer of the new one)."""
+    layers = graph.layout.layers(plan.new.ids)
+    # What the old highest ancestors, up to its layer, were of all that is below a new node; from the bottom up.
+    old_below = _old_layer2_nodes(graph, known, plan)
+    groups, colours, tops = [], [], []
+    for i in np.flatnonzero(layers > 2)[np.argsort(layers[layers > 2], kind="stable")].tolist():
+        children = plan.new.children.values[plan.new.children.offsets[i] : plan.new.children.offsets[i + 1]].tolist()
+        below = {node for child in children for node in old_below.get(child, {child})}
+        old = {_climb(graph, known, node, int(layers[i])) for node in below}
+        old_below[int(plan.new.ids[i])] = old
+        if len(old) > 1:
+            groups += [i] * len(old)
+            colours += sorted(old)
+            tops += [int(layers[i])] * len(old)
+    ids = np.array(colours, np.uint64)
+    return np.array(groups, np.int64), ids, ids, np.array(tops, np.int64)
+
+
+def _old_layer2_nodes(graph: ChunkedGraph, known: KnownNodes, plan: HierarchyPlan) -> dict[int, set[int]]:
+    """The retired layer 2 nodes that each new one was made of."""
+    retired = plan.retired[graph.layout.layers(plan.retired) == 2]
+    at = known.index(retired)
+    first_children = known.children.values[known.children.offsets[at]]
+    order = np.argsort(plan.new.children.values)
+    owners = np.repeat(plan.new.ids, plan.new.children.lengths)[order]
+    successors = owners[find(plan.new.children.values[order], first_children)]
+    made_of: dict[int, set[int]] = {}
+    for old, new in zip(retired.tolist(), successors.tolist(), strict=True):
+        made_of.setdefault(new, set()).add(old)
+    return made_of
+
+
+def _climb(graph: ChunkedGraph, known: KnownNodes, node: int, layer: int) -> int:
+    while True:
+        parent = int(known.parents_of(np.array([node], np.uint64))[0])
+        if not parent or int(graph.layout.layers(np.uint64(parent))) > layer:
+            return node
+        node = parent
+
+
+def _walk(
+    graph: ChunkedGraph, cache: NodeCache, groups: IntArray, colours: UInt64Array, nodes: UInt64Array, tops: IntArray
+) -> tuple[IntArray, UInt64Array, UInt64Array, IntArray]:
+    """Down to layer 2, all groups in step; nodes with none of another colour next to them are left."""
+    for layer in range(graph.n_layers - 1, 1, -1):
+        node_layers = graph.layout.layers(nodes)
+        expand = (node_layers > layer) & (tops > layer)
+        if expand.any():
+            below = cache.children(nodes[expand])
+
+            def spread(array: npt.NDArray[np.generic], which=expand, times=below.lengths):  # type: ignore[no-untyped-def]
+                return np.concatenate([array[~which], np.repeat(array[which], times)])
+
+            nodes = np.concatenate([nodes[~expand], below.values])
+            groups, colours, tops = spread(groups), spread(colours), spread(tops)
+        keep = _next_to_others(graph, groups, colours, nodes, tops, layer)
+        groups, colours, nodes, tops = groups[keep], colours[keep], nodes[keep], tops[keep]
+    return groups, colours, nodes, tops
+
+
+def _next_to_others(
+    graph: ChunkedGraph, groups: IntArray, colours: UInt64Array, nodes: UInt64Array, tops: IntArray, layer: int
+) -> npt.NDArray[np.bool_]:
+    """Which nodes have one of the same group and another colour in a neighbour chunk of ``layer``.
+
+    Of a group whose new node is at layer ``t``, only neighbours in another chunk of layer ``t - 1`` count.
+    """
+    keep = np.ones(len(nodes), np.bool_)
+    here = np.flatnonzero(tops > layer)
+    if not len(here):
+        return keep
+    coordinates = graph.layout.coordinates(nodes[here]) >> (layer - graph.layout.layers(nodes[here]))[:, None]
+    shift = (tops[here] - 1 - layer)[:, None]
+    _, group = np.unique(groups[here], return_inverse=True)
+    _, colour = np.unique(colours[here], return_inverse=True)
+    width = int(coordinates.max(initial=0)) + 3
+    cells = _key(group, coordinates, width)
+    pairs = np.unique(np.stack([cells, colour], axis=-1), axis=0)
+    cell_ids, counts = np.unique(pairs[:, 0], return_counts=True)
+    first_colour = pairs[np.searchsorted(pairs[:, 0], cell_ids), 1]
+    near = np.zeros(len(here), np.bool_)
+    for offset in OFFSETS:
+        beside = coordinates + offset
+        far_enough = ((beside >> shift) != (coordinates >> shift)).any(axis=1)
+        wanted = _key(group, beside, width)
+        at = np.minimum(np.searchsorted(cell_ids, wanted), len(cell_ids) - 1)
+        occupied = cell_ids[at] == wanted
+        other = (counts[at] > 1) | (first_colour[at] != colour)
+        near |= far_enough & occupied & other
+    keep[here] = near
+    return keep
+
+
+def _key(group: IntArray, coordinates: IntArray, width: int) -> IntArray:
+    x, y, z = (coordinates + 1).T
+    return np.asarray(((group * width + x) * width + y) * width + z, np.int64)
+
+
+def _between(
+    graph: ChunkedGraph,
+    cache: NodeCache,
+    zone: tuple[IntArray, UInt64Array, UInt64Array, IntArray],
+    pairs: UInt64Array,
+    activated: UInt64Array,
+) -> tuple[UInt64Array, UInt64Array]:
+    """Edges between supervoxels of different colours of one group, at the cross layer of the group."""
+    groups, colours, nodes, tops = zone
+    layers = graph.layout.cross_layers(pairs[:, 0], pairs[:, 1])
+    pairs, layers = pairs[keep := ~same_rows(pairs, np.sort(activated, axis=1))], layers[keep]
+    found, parents = [np.zeros((0, 2), np.uint64)], [np.zeros((0, 2), np.uint64)]
+    for group in np.unique(groups).tolist():
+        mine = groups == group
+        below = cache.children(nodes[mine])
+        order = np.argsort(below.values)
+        supervoxels = below.values[order]
+        owner = np.repeat(np.flatnonzero(mine), below.lengths)[order]
+        some = pairs[layers == tops[mine][0] - 1]
+        at = find(supervoxels, some)
+        inside = (at >= 0).all(axis=1)
+        ends = owner[at[inside]]
+        differ = colours[ends[:, 0]] != colours[ends[:, 1]]
+        some, ends = some[inside][differ], ends[differ]
+        found.append(some)
+        parents.append(nodes[ends])
+    every, owners = np.concatenate(found), np.concatenate(parents)
+    _, first = np.unique(every, axis=0, return_index=True)
+    return every[first], owners[first]

@@ -1,0 +1,145 @@
+"""Node rows that one edit has read: fetched in batches, each once, handed to planners as arrays. Decides nothing.
+
+A cache lives as long as one edit that holds the locks of its roots: nobody else changes these rows meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.algorithms.components import find
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.layers import LayeredEdges
+from sv_pipeline.ids import UInt64Array
+from sv_pipeline.table import keys
+from sv_pipeline.table.columns import (
+    CHILDREN,
+    PARENT,
+    Ragged,
+    cross_edges,
+    newest_arrays,
+    newest_ids,
+)
+from sv_pipeline.table.interface import RowView
+
+__all__ = ["KnownNodes", "MissingNodes", "NodeCache", "until_known"]
+
+Value = TypeVar("Value")
+
+
+class MissingNodes(Exception):  # noqa: N818 - no error: a planner asks for rows
+    """A planner needs rows that it was not given."""
+
+    def __init__(self, ids: UInt64Array) -> None:
+        self.ids = ids
+        super().__init__(f"{len(ids)} nodes are not known yet")
+
+
+@dataclass(frozen=True, eq=False)
+class KnownNodes:
+    """Rows of nodes of layer 2 and above, as they are stored."""
+
+    ids: UInt64Array
+    """Ascending, shape (n,)."""
+    parents: UInt64Array
+    """Shape (n,); 0 for roots, and for ids without a row."""
+    children: Ragged
+    edges: LayeredEdges
+    """``cross_edges`` of all of them."""
+
+    def index(self, ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Index of each id.
+
+        Raises
+        ------
+        MissingNodes
+            If some are not known.
+        """
+        wanted = np.asarray(ids, np.uint64)
+        at = find(self.ids, wanted)
+        if (at < 0).any():
+            raise MissingNodes(np.unique(wanted[at < 0]))
+        return at
+
+    def parents_of(self, ids: npt.ArrayLike) -> UInt64Array:
+        """Stored parent of each node; raises MissingNodes."""
+        return np.asarray(self.parents[self.index(ids)], np.uint64)
+
+    def edges_of(self, ids: npt.ArrayLike) -> LayeredEdges:
+        """Stored cross edges of some nodes; raises MissingNodes."""
+        wanted = np.unique(np.asarray(ids, np.uint64))
+        self.index(wanted)
+        keep = find(wanted, self.edges.edges[:, 0]) >= 0
+        return LayeredEdges(self.edges.layers[keep], self.edges.edges[keep])
+
+
+class NodeCache:
+    """Reads node rows as they are asked for, in one request for all that are new."""
+
+    def __init__(self, graph: ChunkedGraph) -> None:
+        self._graph = graph
+        self._columns = [PARENT.key, CHILDREN.key, *(cross_edges(n).key for n in range(2, graph.n_layers))]
+        self._rows: dict[bytes, RowView] = {}
+
+    def fetch(self, ids: npt.ArrayLike) -> None:
+        """Have the rows of these nodes."""
+        row_keys = keys.node_keys(np.unique(np.asarray(ids, np.uint64)))
+        new = [key for key in row_keys if key not in self._rows]
+        if new:
+            found = self._graph.table.read_rows(new, self._columns, newest_only=True)
+            self._rows.update((key, found.get(key, {})) for key in new)
+
+    def parents(self, ids: npt.ArrayLike) -> UInt64Array:
+        """Parent of each node, shape (n,); 0 for a root, and for a node that is not there."""
+        self.fetch(ids)
+        return newest_ids(PARENT, self._rows, keys.node_keys(ids))
+
+    def children(self, ids: npt.ArrayLike) -> Ragged:
+        """Children of each node."""
+        self.fetch(ids)
+        return newest_arrays(CHILDREN, self._rows, keys.node_keys(ids))
+
+    def latest(self) -> int:
+        """Time of the newest cell of all that was read, milliseconds."""
+        return max((cells[0].timestamp for row in self._rows.values() for cells in row.values()), default=0)
+
+    def ancestors(self, ids: npt.ArrayLike) -> UInt64Array:
+        """These nodes and all that are above them, ascending."""
+        found = [np.unique(np.asarray(ids, np.uint64))]
+        while len(found[-1]):
+            above = np.unique(self.parents(found[-1]))
+            found.append(above[above != 0])
+        return np.unique(np.concatenate(found))
+
+    def known(self) -> KnownNodes:
+        """All rows of layers 2 and above that were read so far."""
+        every = keys.node_ids(self._rows)
+        order = np.argsort(every)
+        ids = every[order]
+        ids = ids[self._graph.layout.layers(ids) >= 2]
+        row_keys = keys.node_keys(ids)
+        parts, layers = [np.zeros((0, 2), np.uint64)], [np.zeros(0, np.int64)]
+        for layer in range(2, self._graph.n_layers):
+            pairs = newest_arrays(cross_edges(layer), self._rows, row_keys).values
+            parts.append(pairs)
+            layers.append(np.full(len(pairs), layer, np.int64))
+        return KnownNodes(
+            ids,
+            newest_ids(PARENT, self._rows, row_keys),
+            newest_arrays(CHILDREN, self._rows, row_keys),
+            LayeredEdges(np.concatenate(layers), np.concatenate(parts)),
+        )
+
+
+def until_known(cache: NodeCache, plan: Callable[[KnownNodes], Value]) -> Value:
+    """What a planner computes, once it has all rows that it asks for."""
+    while True:
+        try:
+            return plan(cache.known())
+        except MissingNodes as missing:
+            cache.fetch(missing.ids)

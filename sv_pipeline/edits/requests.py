@@ -1,0 +1,191 @@
+"""What a user asks for, and whether it makes sense by itself. Reads points in the volume; knows no root."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.edits.refusal import EditRefused, Reason
+from sv_pipeline.errors import InputError
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.queries import supervoxels_at
+from sv_pipeline.grid import Box
+from sv_pipeline.ids import UInt64Array
+
+__all__ = [
+    "MAX_POINTS",
+    "MergeRequest",
+    "Points",
+    "SplitRequest",
+    "check_distance",
+    "check_points",
+    "looked_up",
+    "offset_of",
+    "region_of",
+]
+
+MAX_POINTS = 1000
+"""Of one side."""
+MAX_CHUNKS_APART = 3
+"""How far, per axis, the layer 2 chunks of the two ends of a merge may be from each other."""
+DEFAULT_OFFSET = (240, 240, 24)
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """One side of a request: supervoxels, or voxels to look them up at, or both (then they correspond)."""
+
+    ids: UInt64Array
+    """Shape (n,); empty = look them up."""
+    coordinates: npt.NDArray[np.int64] | None = None
+    """Absolute voxels of the base mip (x, y, z), shape (n, 3)."""
+
+    @classmethod
+    def of(cls, ids: npt.ArrayLike = (), coordinates: npt.ArrayLike | None = None) -> Points:
+        """From anything array-like; EditRefused if it cannot be ids and voxels."""
+        try:
+            array = np.asarray(ids).reshape(-1)
+            if array.size and (array.dtype.kind not in "iu" or (array.dtype.kind == "i" and array.min() < 0)):
+                raise ValueError("ids are whole numbers, 0 or more")  # noqa: TRY301 - one place tells the user
+            where = None if coordinates is None else np.asarray(coordinates).astype(np.int64).reshape(-1, 3)
+            return cls(array.astype(np.uint64), where)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise EditRefused(Reason.BAD_REQUEST, f"the points of the request cannot be read: {error}.") from error
+
+
+@dataclass(frozen=True, eq=False)
+class MergeRequest:
+    """Make one object of two: the one at ``sources`` and the one at ``sinks``."""
+
+    user: str
+    sources: Points
+    sinks: Points
+    offset: tuple[int, int, int] | None = None
+    """Voxels around the points within which inactive edges are activated; None = the graph's own setting."""
+    allow_same_root: bool = False
+    """Activate the edges also where both sides are one object already."""
+
+
+@dataclass(frozen=True, eq=False)
+class SplitRequest:
+    """Cut the object at ``sources`` from what is at ``sinks``, where that is cheapest."""
+
+    user: str
+    sources: Points
+    sinks: Points
+    offset: tuple[int, int, int] | None = None
+    """Voxels around the points within which edges may be cut; None = the graph's own setting."""
+    path_augmentation: bool = True
+    disallow_isolating_cut: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+    """For supervoxel splits."""
+
+
+def looked_up(graph: ChunkedGraph, points: Points, volume: Any) -> Points:
+    """Points with their supervoxels, looked up in ``volume`` (a TensorStore) if the request names none."""
+    if len(points.ids) or points.coordinates is None or not len(points.coordinates):
+        return points
+    if volume is None:
+        raise EditRefused(
+            Reason.BAD_REQUEST,
+            "the request names voxels, but there is no volume to look up their supervoxels in.",
+            remedy="Pass the graph's segmentation, or name supervoxels.",
+        )
+    try:
+        return replace(points, ids=supervoxels_at(graph, volume, points.coordinates))
+    except InputError as error:
+        raise EditRefused(Reason.OUTSIDE, error.message, remedy="Points are x, y, z in voxels of mip 0.") from error
+
+
+def check_points(graph: ChunkedGraph, request: MergeRequest | SplitRequest, *, distinct: bool = True) -> None:
+    """Refuse what no graph could do.
+
+    Parameters
+    ----------
+    distinct
+        No supervoxel may be named on both sides.
+    """
+    if not request.user.strip():
+        raise EditRefused(Reason.BAD_REQUEST, "the request names no user.", remedy="Every edit has an author.")
+    for name, points in (("source", request.sources), ("sink", request.sinks)):
+        _check_side(graph, name, points)
+    both = np.intersect1d(request.sources.ids, request.sinks.ids)
+    if distinct and len(both):
+        raise EditRefused(
+            Reason.SAME_POINT,
+            f"supervoxel {int(both[0])} is named as source and as sink.",
+            remedy="Place the points on different supervoxels.",
+        )
+
+
+def _check_side(graph: ChunkedGraph, name: str, points: Points) -> None:
+    ids = points.ids
+    if not len(ids):
+        raise EditRefused(Reason.NO_POINTS, f"there is no {name} point.", remedy="Place at least one on each side.")
+    if len(ids) > MAX_POINTS:
+        raise EditRefused(
+            Reason.TOO_MANY_POINTS,
+            f"there are {len(ids):,} {name} points; {MAX_POINTS:,} are possible.",
+            remedy="Place fewer; every one must be reached by the cut, so few do.",
+        )
+    if points.coordinates is not None and len(points.coordinates) != len(ids):
+        raise EditRefused(
+            Reason.BAD_REQUEST,
+            f"there are {len(ids)} {name} supervoxels, but {len(points.coordinates)} voxels for them.",
+        )
+    if (ids == 0).any():
+        raise EditRefused(Reason.BACKGROUND, f"a {name} point is on background.", remedy="Place it on an object.")
+    layers = graph.layout.layers(ids)
+    if (layers != 1).any():
+        wrong = int(ids[layers != 1][0])
+        raise EditRefused(
+            Reason.NOT_A_SUPERVOXEL,
+            f"{name} {wrong} is not a supervoxel but an id of layer {int(layers[layers != 1][0])}.",
+            remedy="Edits take supervoxels, or voxels.",
+        )
+    outside = (graph.layout.coordinates(ids) >= np.asarray(graph.grid.shape(2))).any(axis=1)
+    if outside.any():
+        raise EditRefused(Reason.NOT_FOUND, f"{name} {int(ids[outside][0])} is not in graph {graph.graph_id!r}.")
+
+
+def check_distance(graph: ChunkedGraph, request: MergeRequest) -> None:
+    """Refuse to merge what is far apart: a fake edge between far chunks is a slip of the mouse."""
+    one, other = (graph.layout.coordinates(points.ids[:1]) for points in (request.sources, request.sinks))
+    if np.abs(one - other).max() > MAX_CHUNKS_APART:
+        raise EditRefused(
+            Reason.TOO_FAR,
+            f"the ends of the merge are {int(np.abs(one - other).max())} chunks apart; "
+            f"{MAX_CHUNKS_APART} are possible.",
+            remedy="Place the points where the objects meet.",
+        )
+
+
+def offset_of(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> tuple[int, int, int]:
+    """The margin around the points, in voxels."""
+    offset = request.offset
+    if offset is None:
+        offset = graph.meta.custom_data.get("split_bounding_offset", DEFAULT_OFFSET)
+    values = tuple(int(v) for v in offset)
+    if len(values) != 3 or min(values) < 0:
+        raise EditRefused(Reason.BAD_REQUEST, f"an offset is three numbers of voxels, 0 or more, not {offset!r}.")
+    return values
+
+
+def region_of(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> Box:
+    """The box within which edges count: around the points, or the chunks of the supervoxels, with the margin."""
+    starts, stops = [], []
+    for points in (request.sources, request.sinks):
+        if points.coordinates is not None:
+            starts.append(points.coordinates)
+            stops.append(points.coordinates + 1)
+        corners = graph.layout.coordinates(points.ids) * np.asarray(graph.grid.chunk_size)
+        corners = corners + np.asarray(graph.grid.bounds.start)
+        if points.coordinates is None:
+            starts.append(corners)
+            stops.append(corners + np.asarray(graph.grid.chunk_size))
+    offset = np.asarray(offset_of(graph, request))
+    start, stop = np.concatenate(starts).min(axis=0), np.concatenate(stops).max(axis=0)
+    return Box.of(start - offset, stop + offset).clip(graph.grid.bounds)

@@ -1,0 +1,239 @@
+"""One edit from request to commit: operation row, locks, plan, writes, and what is left when it ends early.
+
+The kinds of edits give their plan; all that they have in common is here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from sv_pipeline.edits.commit import CommittedEdit, EditPlan, commit, logical_time
+from sv_pipeline.edits.hierarchy_plan import HierarchyPlan, Layer2Change, plan_hierarchy
+from sv_pipeline.edits.locking import LockPatience, RootLocks, lock_roots
+from sv_pipeline.edits.nodes import KnownNodes, NodeCache, until_known
+from sv_pipeline.edits.operation_log import OperationRow
+from sv_pipeline.edits.refusal import EditRefused, Reason
+from sv_pipeline.edits.requests import MergeRequest, SplitRequest, check_points, looked_up, offset_of
+from sv_pipeline.errors import NotFoundError, SvPipelineError
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.edges import replaced
+from sv_pipeline.graph.hierarchy import read_ancestor_matrix, take
+from sv_pipeline.ids import UInt64Array
+from sv_pipeline.table.interface import SetCell
+
+__all__ = ["Workspace", "plan_above", "prefetch_surroundings", "run_edit"]
+
+log = logging.getLogger(__name__)
+Request = TypeVar("Request", MergeRequest, SplitRequest)
+
+
+@dataclass(frozen=True, eq=False)
+class Workspace:
+    """What a planner works with: rows it has read, and where the points are."""
+
+    graph: ChunkedGraph
+    cache: NodeCache
+    roots: UInt64Array
+    """The locked roots, ascending."""
+    root_of: dict[int, int]
+    """Root of each supervoxel of the request."""
+
+    def roots_of(self, supervoxels: UInt64Array) -> UInt64Array:
+        """Distinct roots of supervoxels of the request."""
+        return np.unique(np.array([self.root_of[sv] for sv in supervoxels.tolist()], np.uint64))
+
+
+def run_edit(
+    graph: ChunkedGraph,
+    request: Request,
+    make_plan: Callable[[Workspace, Request], EditPlan],
+    *,
+    volume: Any = None,
+    patience: LockPatience | None = None,
+    check: Callable[[Request], None] | None = None,
+    log_cells: Iterable[SetCell] = (),
+) -> CommittedEdit:
+    """Run one edit.
+
+    Parameters
+    ----------
+    make_plan
+        Plans under the locks; reads only; raises EditRefused.
+    volume
+        The segmentation, to look points up in.
+    check
+        Further refusals that need no locks.
+    log_cells
+        Further cells of the operation's row.
+
+    Raises
+    ------
+    EditRefused
+        If the request cannot be met; the operation's row says why.
+    OwnershipLostError
+        If the locks were lost on the way.
+    """
+    refuse_if_read_only(graph)
+    with ThreadPoolExecutor(1) as pool:
+        sides = request.sources, request.sinks
+        begun = pool.submit(OperationRow.create, graph.table, request.user, *sides, request.offset, log_cells)
+        try:
+            request = checked(graph, request, volume, check)
+            found: _Roots | None = _Roots(graph, request)
+            early: SvPipelineError | None = None
+        except SvPipelineError as error:
+            found, early = None, error
+        row = begun.result()
+    try:
+        if early is not None or found is None:
+            raise early or AssertionError
+        return _edit_under_locks(graph, request, row, found, make_plan, patience or LockPatience())
+    except EditRefused as refusal:
+        refusal.operation_id = row.operation_id
+        row.refuse(refusal)
+        log.info("operation %d is refused: %s", row.operation_id, refusal)
+        raise
+
+
+def _edit_under_locks(
+    graph: ChunkedGraph,
+    request: Request,
+    row: OperationRow,
+    roots: _Roots,
+    make_plan: Callable[[Workspace, Request], EditPlan],
+    patience: LockPatience,
+) -> CommittedEdit:
+    held: RootLocks | None = None
+    try:
+        expiry = graph.meta.graph_config.ROOT_LOCK_EXPIRY
+        with lock_roots(graph.table, row.operation_id, roots.find, expiry, patience) as held:
+            cache = NodeCache(graph)
+            cache.fetch(roots.chains())
+            plan = make_plan(Workspace(graph, cache, roots.current(), roots.root_of()), request)
+            timestamp = logical_time(held.locked_at(), cache.latest())
+            return commit(graph, held, row, plan, timestamp, request.user)
+    except EditRefused:
+        raise
+    except Exception as error:
+        if held is None or not held.keep:
+            row.fail(error)
+        else:
+            log.exception("operation %d died while it was writing: recover it", row.operation_id)
+        raise
+
+
+def refuse_if_read_only(graph: ChunkedGraph) -> None:
+    """Refuse to edit a graph that is not to be changed."""
+    if graph.table.read_only or graph.meta.custom_data.get("READ_ONLY"):
+        raise EditRefused(
+            Reason.READ_ONLY,
+            f"graph {graph.graph_id!r} is read-only.",
+            remedy="Set backend_client.CONFIG.READ_ONLY to false, or edit another graph.",
+        )
+
+
+def checked(
+    graph: ChunkedGraph, request: Request, volume: Any, check: Callable[[Request], None] | None = None
+) -> Request:
+    """A request with its supervoxels, refused if it makes no sense by itself."""
+    sources = looked_up(graph, request.sources, volume)
+    sinks = looked_up(graph, request.sinks, volume)
+    request = replace(request, sources=sources, sinks=sinks)
+    check_points(graph, request)
+    offset_of(graph, request)
+    if check is not None:
+        check(request)
+    return request
+
+
+class _Roots:
+    """The roots of the points of a request: looked up at once, and again whenever they could not be locked."""
+
+    def __init__(self, graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> None:
+        self._graph = graph
+        self._supervoxels = np.unique(np.concatenate([request.sources.ids, request.sinks.ids]))
+        self._tries = 0
+        self._look_up()
+
+    def find(self) -> UInt64Array:
+        """Roots to lock."""
+        if self._tries:
+            gone = self._supervoxels[replaced(self._graph, self._supervoxels)]
+            if len(gone):
+                raise EditRefused(
+                    Reason.NOT_FOUND,
+                    f"supervoxel {int(gone[0])} was split into others.",
+                    remedy="Look the point up in the segmentation as it is now.",
+                )
+            self._look_up()
+        self._tries += 1
+        return self.current()
+
+    def current(self) -> UInt64Array:
+        """Roots that were found last."""
+        return np.unique(self._matrix[:, -1])
+
+    def chains(self) -> UInt64Array:
+        """All ancestors of the points."""
+        above = np.unique(self._matrix[:, 2:])
+        return above[self._graph.layout.layers(above) >= 2]
+
+    def root_of(self) -> dict[int, int]:
+        """Root of each supervoxel."""
+        return dict(zip(self._supervoxels.tolist(), self._matrix[:, -1].tolist(), strict=True))
+
+    def _look_up(self) -> None:
+        graph = self._graph
+        self._matrix = read_ancestor_matrix(graph, self._supervoxels)
+        lost = self._supervoxels[graph.layout.layers(self._matrix[:, -1]) != graph.n_layers]
+        if len(lost):
+            names = ", ".join(str(i) for i in lost[:5].tolist())
+            raise EditRefused(
+                Reason.NOT_FOUND,
+                f"{len(lost)} supervoxel(s) are not in graph {graph.graph_id!r}: {names}.",
+                remedy="Check that the ids are of this graph.",
+            )
+
+
+# -- what planners share ----------------------------------------------------------------------------------------------
+
+
+def plan_above(
+    workspace: Workspace, change_of: Callable[[KnownNodes], Layer2Change], parents: UInt64Array
+) -> HierarchyPlan:
+    """Plan a change of layer 2 and all that follows above it.
+
+    Parameters
+    ----------
+    change_of
+        The change of layer 2, out of the rows that are known.
+    parents
+        The layer 2 nodes that are replaced.
+    """
+    cache, layout = workspace.cache, workspace.graph.layout
+    retired = cache.ancestors(parents)
+    prefetch_surroundings(workspace, retired)
+    return until_known(cache, lambda known: plan_hierarchy(layout, change_of(known), retired, known))
+
+
+def prefetch_surroundings(workspace: Workspace, retired: UInt64Array) -> None:
+    """Read what a plan nearly always needs, in two requests: siblings and neighbours, then the siblings' neighbours."""
+    cache, layout = workspace.cache, workspace.graph.layout
+    known = cache.known()
+    below = take(known.children, known.index(retired)).values
+    siblings = np.setdiff1d(below[layout.layers(below) >= 2], retired)
+    cache.fetch(np.concatenate([siblings, np.unique(known.edges_of(retired).edges[:, 1])]))
+    edges = cache.known().edges_of(siblings)
+    goes_up = edges.layers > layout.layers(edges.edges[:, 0])
+    cache.fetch(np.unique(edges.edges[goes_up, 1]))
+
+
+def not_found_to_refusal(error: NotFoundError) -> EditRefused:
+    """A missing id as a refusal."""
+    return EditRefused(Reason.NOT_FOUND, error.message, remedy="Check that the ids are of this graph.")
