@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import cc3d
+import edt
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import find_objects
 
+from sv_pipeline.algorithms.contacts import face_contacts
 from sv_pipeline.algorithms.voxel_cut import cut_mask, snap_distance
 from sv_pipeline.errors import InputError
+from sv_pipeline_tests.requirements import need
 
 RESOLUTIONS = st.sampled_from([(10.0, 10.0, 10.0), (8.0, 8.0, 40.0), (16.0, 16.0, 40.0), (40.0, 8.0, 8.0)])
 ISOTROPIC = (10.0, 10.0, 10.0)
@@ -26,6 +31,10 @@ def largest_piece(mask: np.ndarray) -> np.ndarray:
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     return labels == sizes.argmax()
+
+
+def refuses_interleaved(refusal: InputError) -> None:
+    assert "interleave" in refusal.message
 
 
 def tube(shape: tuple[int, int, int], points: list[tuple[float, float, float]], radius: float) -> np.ndarray:
@@ -98,7 +107,7 @@ def test_with_several_seeds_a_side_each_side_is_one_piece_with_its_seeds_or_the_
     try:
         labels = cut_mask(mask, source, sink, resolution)
     except InputError as refusal:
-        assert "interleave" in refusal.message
+        refuses_interleaved(refusal)
         return
     assert np.array_equal(labels > 0, mask)
     assert (labels[tuple(source.T)] == 1).all()
@@ -147,7 +156,7 @@ def test_a_mask_in_several_components_is_cut_where_both_sides_have_seeds(seed, r
     try:
         labels = cut_mask(mask, chosen[:2], chosen[2:], resolution)
     except InputError as refusal:
-        assert "interleave" in refusal.message
+        refuses_interleaved(refusal)
         return
     assert np.array_equal(labels > 0, mask)
     assert (labels[tuple(chosen[:2].T)] == 1).all()
@@ -269,3 +278,75 @@ def test_seeds_that_alternate_along_a_thick_tube_still_give_one_piece_a_side() -
     mask = np.ones((40, 9, 9), bool)
     labels = cut_mask(mask, [[2, 4, 4], [22, 4, 4]], [[12, 4, 4], [36, 4, 4]], ISOTROPIC)
     assert pieces(labels == 1) == pieces(labels == 2) == 1
+
+
+def test_seeds_of_one_side_in_two_arms_are_joined_round_the_other_side() -> None:
+    shape = (60, 60, 13)
+    cross = tube(shape, [(4, 30, 6), (56, 30, 6)], 5) | tube(shape, [(30, 4, 6), (30, 56, 6)], 5)
+    labels = cut_mask(cross, [[6, 30, 6], [54, 30, 6]], [[30, 6, 6], [30, 54, 6]], ISOTROPIC)
+    assert pieces(labels == 1) == pieces(labels == 2) == 1
+    assert (labels[:20][cross[:20]] == 1).all()
+    assert (labels[40:][cross[40:]] == 1).all()
+    assert (labels[:, :20][cross[:, :20]] == 2).all()
+    assert (labels[:, 40:][cross[:, 40:]] == 2).all()
+
+
+def test_where_two_neurites_cross_each_keeps_its_far_arm() -> None:
+    shape = (110, 110, 23)
+    # They touch where they pass over each other; one seed each, the sink's much nearer to the crossing.
+    one, other = tube(shape, [(4, 55, 7), (106, 55, 7)], 4.5), tube(shape, [(55, 4, 15), (55, 106, 15)], 4.5)
+    labels = cut_mask(one | other, [[8, 55, 7]], [[55, 38, 15]], ISOTROPIC)
+    assert (labels[one & ~other] == 1).mean() > 0.9
+    assert (labels[other & ~one] == 2).mean() > 0.9
+
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+
+
+def balanced_accuracy(labels: np.ndarray, one: np.ndarray, other: np.ndarray) -> float:
+    return float(((labels[one] == 1).mean() + (labels[other] == 2).mean()) / 2)
+
+
+def deepest(side: np.ndarray, resolution: tuple[float, ...]) -> np.ndarray:
+    depth = edt.edt(np.asfortranarray(side), anisotropy=resolution, black_border=True)
+    return np.argwhere(depth == depth.max())[:1]
+
+
+def test_real_objects_fused_into_one_mask_come_apart() -> None:
+    need((DATA / "em_128.npz").exists(), f"{DATA / 'em_128.npz'} (real segmentation)")
+    with np.load(DATA / "em_128.npz") as file:
+        volume, resolution = file["segmentation"], tuple(float(r) for r in file["resolution"])
+    contacts, sizes = face_contacts(volume), np.bincount(volume.ravel())
+    usable = (contacts.areas >= 100) & (sizes[contacts.pairs].min(axis=1) >= 3000)
+    pairs = contacts.pairs[usable & (sizes[contacts.pairs].max(axis=1) <= 30_000)]
+    scores = []
+    for a, b in pairs[:: max(1, len(pairs) // 16)]:
+        mask = largest_piece((volume == a) | (volume == b))
+        one, other = mask & (volume == a), mask & (volume == b)
+        if min(one.sum(), other.sum()) < 3000:
+            continue
+        labels = cut_mask(mask, deepest(one, resolution), deepest(other, resolution), resolution)
+        assert pieces(labels == 1) == pieces(labels == 2) == 1
+        scores.append(balanced_accuracy(labels, one, other))
+    assert len(scores) >= 8
+    assert np.median(scores) > 0.85
+    assert np.mean(scores) > 0.8
+
+
+def test_real_supervoxels_that_straddle_two_bodies_come_apart() -> None:
+    need((DATA / "fib_250.npz").exists(), f"{DATA / 'fib_250.npz'} (real supervoxels)")
+    with np.load(DATA / "fib_250.npz") as file:
+        supervoxels, bodies = file["supervoxels"], file["groundtruth"]
+        resolution = tuple(float(r) for r in file["resolution"])
+    scores = []
+    boxes = find_objects(supervoxels)
+    for label in (8, 20, 653, 747, 909, 1083, 1237, 1286, 1334, 1506, 1663, 1690):
+        box = boxes[label - 1]
+        mask = supervoxels[box] == label
+        inside = np.bincount(bodies[box][mask])
+        inside[0] = 0
+        one, other = (mask & (bodies[box] == body) for body in np.argsort(-inside)[:2])
+        labels = cut_mask(mask, deepest(one, resolution), deepest(other, resolution), resolution)
+        scores.append(balanced_accuracy(labels, one, other))
+    assert np.median(scores) > 0.8
+    assert np.mean(scores) > 0.8

@@ -22,8 +22,8 @@ import dijkstra3d
 import edt
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array, csr_array
-from scipy.sparse.csgraph import connected_components, dijkstra
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import dijkstra
 
 from sv_pipeline.algorithms.voxel_cut.cells import CellGraph, cell_graph, find_cells, renumbered
 from sv_pipeline.algorithms.voxel_cut.pieces import in_one_piece, keep_seeded_pieces
@@ -39,8 +39,10 @@ SHALLOW = 4
 """Where both sides have seeds in one cell: the power with which a side pays for going deeper than its deepest seed."""
 
 FEWEST_CELLS = 30
-"""A mask of fewer cells is a compact lump, too small to show which way its neurites run. Unless a neck parts the
-seeds, it is taken as one cell."""
+"""A mask of fewer cells with close seeds is a lump, too small to show which way its neurites run: taken as one cell."""
+
+CLOSE = 2
+"""Seeds at most this many passages apart, none of them a neck, are close."""
 
 NARROWEST = 0.4
 """Passages cost no more for being narrower than this share of the mean calibre: a spine's neck is no wall to its own
@@ -104,7 +106,7 @@ def _raced(
 ) -> Mask:
     """The first side, with the seeds of both sides on their own sides; it may be in pieces."""
     numbers = [voxels.numbers_of(side) for side in (seeds.first, seeds.second)]
-    if len(graph) < FEWEST_CELLS and _no_neck_between(graph, cells[numbers[0]], cells[numbers[1]]):
+    if len(graph) < FEWEST_CELLS and _close_together(graph, cells[numbers[0]], cells[numbers[1]]):
         cells = np.zeros_like(cells)
     shared = np.intersect1d(cells[numbers[0]], cells[numbers[1]])
     if len(shared):
@@ -153,11 +155,15 @@ def _openness(graph: CellGraph) -> npt.NDArray[np.float64]:
     return np.asarray(np.minimum(graph.necks / np.sqrt(graph.radii[graph.lower] * graph.radii[graph.upper]), 1))
 
 
-def _no_neck_between(graph: CellGraph, first: npt.NDArray[np.int32], second: npt.NDArray[np.int32]) -> bool:
+def _close_together(graph: CellGraph, first: npt.NDArray[np.int32], second: npt.NDArray[np.int32]) -> bool:
+    """Whether ``CLOSE`` passages at most, none of them a neck, lead from a cell of ``first`` to one of ``second``."""
     wide = _openness(graph) >= NECK
-    links = coo_array((wide[wide], (graph.lower[wide], graph.upper[wide])), shape=(len(graph), len(graph)))
-    parts = connected_components(links, directed=False)[1]
-    return bool(np.isin(parts[first], parts[second]).any())
+    near = np.zeros(len(graph), np.bool_)
+    near[first] = True
+    for _ in range(CLOSE):
+        onward, back = near[graph.lower] & wide, near[graph.upper] & wide
+        near[graph.upper[onward]] = near[graph.lower[back]] = True
+    return bool(near[second].any())
 
 
 def _steps(graph: CellGraph) -> _Steps:
