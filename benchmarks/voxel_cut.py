@@ -191,7 +191,9 @@ class Tally:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, default=DATA, help="folder of em_256.npz and fib_250.npz")
-    parser.add_argument("--cases", type=int, default=16, help="cases of each set (straddling: at most all)")
+    parser.add_argument(
+        "--cases", type=int, default=16, help="fused cases of each set; at most twice as many straddling ones"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     sets = [(fused_cases, "fused EM", n) for n in (1, 2, 3)] + [(straddling_cases, "straddling FIB", n) for n in (1, 3)]
@@ -202,7 +204,8 @@ def main() -> None:
     for make, kind, n_seeds in sets:
         for held_out in (False, True):
             tallies = {name: Tally() for name in METHODS}
-            for case in make(arguments.data, n_seeds, arguments.cases, held_out=held_out, seed=arguments.seed):
+            cases = arguments.cases * (2 if make is straddling_cases else 1)
+            for case in make(arguments.data, n_seeds, cases, held_out=held_out, seed=arguments.seed):
                 for name, method in METHODS.items():
                     tallies[name].run(method, case)
             half = "held out" if held_out else "development"

@@ -149,7 +149,7 @@ def _shortened(voxels: Voxels, depth: Floats, basins: Cells, coarseness: float) 
         step = np.clip(np.floor(along * parts[of, axis]), 0, parts[of, axis] - 1)
         part[long] = part[long] * parts[:, axis].max() + step.astype(np.int64)
     image = np.zeros(voxels.mask.shape, np.uint32)
-    image[voxels.mask] = renumbered(basins * (part.max() + 1) + part) + 1
+    image[voxels.mask] = renumbered(basins.astype(np.int64) * (part.max() + 1) + part) + 1
     return renumbered(cc3d.connected_components(image, connectivity=26)[voxels.mask])
 
 
@@ -161,5 +161,10 @@ def _largest(groups: npt.NDArray[np.integer[Any]], values: Floats, n: int) -> np
 
 
 def renumbered(labels: npt.NDArray[np.integer[Any]]) -> Cells:
-    """The same partition with labels 0 .. n-1."""
-    return np.asarray(np.unique(labels, return_inverse=True)[1], np.int32)
+    """The same partition with labels 0 .. n-1, in the same order; the labels must not be negative."""
+    largest = int(labels.max())
+    if largest > 8 * len(labels):  # a table would be larger than what sorting needs
+        return np.asarray(np.unique(labels, return_inverse=True)[1], np.int32)
+    table = np.zeros(largest + 1, np.int32)
+    table[labels] = 1
+    return np.asarray((np.cumsum(table, dtype=np.int32) - 1)[labels])
