@@ -115,6 +115,12 @@ class FragmentPlan:
         """Side of each of ``nodes``."""
         return np.concatenate([self.sides, self.kept_sides])
 
+    def rows(self, nodes: UInt64Array) -> IntArray:
+        """Row of each id or placeholder in ``nodes``, shape (n,); -1 for others."""
+        order = np.argsort(self.nodes)
+        found = find(self.nodes[order], nodes)
+        return np.where(found >= 0, np.append(order, -1)[found], -1).astype(np.int64)
+
     @cached_property
     def split_ids(self) -> UInt64Array:
         """Members that are replaced by fragments, sorted."""

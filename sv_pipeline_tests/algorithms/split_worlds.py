@@ -10,6 +10,7 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from sv_pipeline.algorithms.local_edges import LocalEdges
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout
 
@@ -97,3 +98,22 @@ def worlds(draw: st.DrawFn, *, max_labels: int = 3) -> World:
     flat = np.indices(shape)[axis] < draw(st.integers(0, shape[axis]))
     ragged = rng.random(shape) < draw(st.sampled_from([0.0, 0.05, 0.5]))
     return world_of(source, np.where(flat ^ ragged, 1, 2), chunk_size, offset)
+
+
+def edges_of(world: World, seed: int = 0) -> LocalEdges:
+    """As an ingest makes them: inf between pieces of one label across chunk faces, finite ones where labels touch.
+
+    Also a few between supervoxels that are far apart, as merges by users make them.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    label_of = dict(zip(world.segmentation.ravel().tolist(), world.source.ravel().tolist(), strict=True))
+    for (one, two), faces in contacts(world.segmentation).items():
+        if label_of[one] == label_of[two]:
+            rows.append((one, two, np.inf, 1, True))
+        elif faces:
+            rows.append((one, two, rng.uniform(0.01, 0.99), faces, bool(rng.random() < 0.7)))
+    ids = np.unique(world.segmentation[world.segmentation > 0])
+    rows += [(*rng.choice(ids, 2).tolist(), 1e-30, 0, True) for _ in range(3)]
+    pairs, affinities, areas, active = zip(*[(r[:2], *r[2:]) for r in rows], strict=True)
+    return LocalEdges.of(pairs, affinities, areas, active)

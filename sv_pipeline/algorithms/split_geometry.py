@@ -1,0 +1,294 @@
+"""Where the fragments of a supervoxel split lie: what they touch, and how far away others are. Knows no edges.
+
+Two nodes *touch* where two of their voxels share a face, an edge or a corner. All places are absolute voxels in one
+frame; distances are in nm, between centres of voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Literal
+
+import fastremap
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree
+
+from sv_pipeline.algorithms.components import find, unique_rows
+from sv_pipeline.algorithms.fragments import BoolArray, FragmentPlan, IntArray, Labels, is_placeholder
+from sv_pipeline.errors import InputError
+from sv_pipeline.grid import Box, ChunkGrid
+from sv_pipeline.ids import IdLayout, UInt64Array
+
+__all__ = ["NodeContacts", "SplitGeometry"]
+
+FloatArray = npt.NDArray[np.float64]
+
+_DIRECTIONS = tuple(d for d in product((-1, 0, 1), repeat=3) if any(d))
+_ROWS_AT_ONCE = 1 << 21
+
+
+@dataclass(frozen=True, eq=False)
+class NodeContacts:
+    """Which fragments touch what: other fragments, kept members, any other supervoxel."""
+
+    pairs: UInt64Array
+    """Ids or placeholders, lower first, unique, sorted; shape (c, 2)."""
+    faces: IntArray
+    """Voxel faces that they share; 0 where they share edges or corners only. Shape (c,)."""
+
+    def find(self, one: npt.ArrayLike, other: npt.ArrayLike) -> IntArray:
+        """Row of the pairs (one, other), in either order, shape (n,); -1 where they do not touch."""
+        first, second = np.asarray(one, np.uint64), np.asarray(other, np.uint64)
+        names = np.unique(self.pairs)
+        known = find(names, self.pairs).reshape(-1, 2)
+        low, high = find(names, np.minimum(first, second)), find(names, np.maximum(first, second))
+        packed = (known[:, 0] * len(names) + known[:, 1]).astype(np.uint64)
+        row = find(packed, np.where((low < 0) | (high < 0), 0, low * len(names) + high))
+        return np.where((low < 0) | (high < 0), -1, row)
+
+
+class SplitGeometry:
+    """The surroundings of a plan's fragments, measured when asked for.
+
+    Parameters
+    ----------
+    plan
+        The fragments.
+    segmentation
+        Voxels of ``plan.box`` as they were read.
+    resolution
+        Size of a voxel in nm, (x, y, z).
+    grid, layout
+        Chunks and ids of the graph: they tell where a supervoxel is that has no voxel in the box.
+    """
+
+    def __init__(
+        self,
+        plan: FragmentPlan,
+        segmentation: Labels,
+        resolution: Sequence[float],
+        grid: ChunkGrid,
+        layout: IdLayout,
+    ) -> None:
+        if segmentation.shape != plan.box.shape:
+            raise InputError(f"voxels of shape {segmentation.shape} do not fill {plan.box}.")
+        self.plan, self._grid, self._layout = plan, grid, layout
+        contiguous = segmentation.flags.f_contiguous or segmentation.flags.c_contiguous
+        self._segmentation = segmentation if contiguous else np.asfortranarray(segmentation)
+        self._resolution = np.asarray(resolution, np.float64)
+
+    def chunk_of(self, ids: UInt64Array) -> UInt64Array:
+        """Chunk id of each supervoxel."""
+        return self._layout.chunks(ids)
+
+    def nodes_near(self, coordinates: npt.ArrayLike, side: int) -> UInt64Array:
+        """Node of one side at each absolute voxel, or else the nearest one of that side; (n, 3) to (n,).
+
+        For the points of a request: they were moved to the object, if they were not on it, before it was cut.
+        """
+        places = np.asarray(coordinates, np.int64).reshape(-1, 3)
+        nodes = self.plan.nodes_at(places)
+        row = self.plan.rows(nodes)
+        away = np.flatnonzero((row < 0) | (np.append(self.plan.node_sides, 0)[row] != side))
+        if len(away):
+            of_side = np.flatnonzero(self.plan.node_sides[self.plan.node_of_voxel] == side)
+            if not len(of_side):
+                raise InputError(f"no voxel is on side {side}.")
+            voxels = self.plan.coordinates(self.plan.voxels[of_side])
+        for index in away:
+            squared = (((voxels - places[index]) * self._resolution) ** 2).sum(axis=1)
+            nodes[index] = self.plan.nodes[self.plan.node_of_voxel[of_side[np.argmin(squared)]]]
+        return nodes
+
+    # -- contacts -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def contacts(self) -> NodeContacts:
+        """All contacts of fragments."""
+        return self._measured[0]
+
+    @cached_property
+    def _measured(self) -> tuple[NodeContacts, BoolArray]:
+        """Contacts, and which of the fragments' voxels lie at their surface."""
+        plan, shape = self.plan, self.plan.box.shape
+        order: Literal["F", "C"] = "F" if self._segmentation.flags.f_contiguous else "C"
+        values = self._segmentation.ravel(order=order)
+        steps = np.array(self._segmentation.strides) // self._segmentation.itemsize
+        is_fragment = plan.node_of_voxel < len(plan)
+        places = np.unravel_index(plan.voxels, shape, order="F")
+        flat = np.ravel_multi_index(places, shape, order=order)
+        nodes = np.zeros(values.shape, np.uint32)
+        nodes[flat] = plan.node_of_voxel + 1
+        flat, own = flat[is_fragment], plan.node_of_voxel[is_fragment] + 1
+        borders = [(p[is_fragment] == 0, p[is_fragment] == n - 1) for p, n in zip(places, shape, strict=True)]
+        del places
+        surface = np.zeros(len(flat), np.bool_)
+        found = []
+        for direction in _DIRECTIONS:
+            is_face = int(np.abs(direction).sum()) == 1
+            inside = _not_leaving(borders, direction)
+            target = flat + int(np.dot(direction, steps))
+            target = target if inside is None else np.where(inside, target, flat)
+            other = nodes[target]
+            differs = np.flatnonzero(other != own)
+            if is_face:
+                surface[differs] = True
+                if inside is not None:
+                    surface |= ~inside
+            other, target = other[differs], target[differs]
+            ids = np.where(other > 0, plan.nodes[np.maximum(other, 1).astype(np.int64) - 1], values[target])
+            found.append(_runs(own[differs], ids, is_face))
+        one, other_ids, faces = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return _summed(plan.nodes[one.astype(np.int64) - 1], other_ids, faces), surface
+
+    # -- distances ----------------------------------------------------------------------------------------------------
+
+    def distances(self, fragments: UInt64Array, others: UInt64Array) -> FloatArray:
+        """Distance between each fragment and the other of its row, nm, shape (n,).
+
+        The other may be a fragment, a kept member, or any supervoxel. One without voxels in the box is as far away as
+        the nearest voxel of its chunk.
+        """
+        result = np.full(len(fragments), np.inf)
+        if not len(fragments):
+            return result
+        fragment_points = self._points_of(fragments)
+        other_points = self._points_of(others)
+        has_voxels = other_points.counts(others) > 0
+        rows = np.flatnonzero(has_voxels)
+        result[rows] = _between(fragment_points, fragments[rows], other_points, others[rows])
+        rows = np.flatnonzero(~has_voxels)
+        result[rows] = self._to_chunks(fragment_points, fragments[rows], others[rows])
+        return result
+
+    def _to_chunks(self, points: _Points, fragments: UInt64Array, others: UInt64Array) -> FloatArray:
+        size = np.asarray(self._grid.chunk_size)
+        start = np.asarray(self._grid.bounds.start) + self._layout.coordinates(others) * size
+        low, high = start * self._resolution, (start + size - 1) * self._resolution
+        result = np.full(len(fragments), np.inf)
+        for rows, owner, places in points.expand(fragments):
+            nearest = np.clip(places, low[rows][owner], high[rows][owner])
+            distance = np.sqrt(((places - nearest) ** 2).sum(axis=1))
+            result[rows] = _minimum(distance, owner, len(rows))
+        return result
+
+    def _points_of(self, nodes: UInt64Array) -> _Points:
+        """Places (nm) of surface voxels of fragments, of voxels of kept members and of other supervoxels."""
+        ids = np.unique(nodes)
+        known = np.flatnonzero(np.isin(self.plan.nodes, ids))
+        rows = np.flatnonzero(np.isin(self.plan.node_of_voxel, known))
+        if is_placeholder(ids).any():
+            at_surface = np.ones(len(self.plan.voxels), np.bool_)
+            at_surface[self.plan.node_of_voxel < len(self.plan)] = self._measured[1]
+            rows = rows[at_surface[rows]]
+        names = [self.plan.nodes[self.plan.node_of_voxel[rows]]]
+        places = [self.plan.coordinates(self.plan.voxels[rows])]
+        for owner, found in self._foreign_voxels(np.setdiff1d(ids, self.plan.nodes)):
+            names.append(owner)
+            places.append(found)
+        return _Points.of(np.concatenate(names), np.concatenate(places) * self._resolution)
+
+    def _foreign_voxels(self, ids: UInt64Array) -> Iterator[tuple[UInt64Array, IntArray]]:
+        """Voxels in the box of supervoxels that are not members: their ids and absolute places, chunk by chunk."""
+        coordinates, chunk = np.unique(self._layout.coordinates(ids), axis=0, return_inverse=True)
+        for index, coordinate in enumerate(coordinates):
+            box: Box = self._grid.box(2, coordinate).clip(self.plan.box)
+            if not box.volume:
+                continue
+            block = self._segmentation[box.shifted(np.negative(self.plan.box.start)).slices].copy(order="F")
+            fastremap.mask_except(block, ids[chunk.ravel() == index].tolist(), in_place=True)
+            places = np.nonzero(block)
+            yield block[places], np.stack(places, axis=-1) + np.asarray(box.start)
+
+
+@dataclass(frozen=True, eq=False)
+class _Points:
+    """Points of nodes, grouped."""
+
+    names: UInt64Array
+    """Sorted, unique, shape (k,)."""
+    starts: IntArray
+    """Shape (k + 1,)."""
+    places: FloatArray
+    """Shape (n, 3), nm."""
+
+    @classmethod
+    def of(cls, owners: UInt64Array, places: FloatArray) -> _Points:
+        order = np.argsort(owners, kind="stable")
+        names, counts = np.unique(owners, return_counts=True)
+        return cls(names, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), places[order])
+
+    def counts(self, nodes: UInt64Array) -> IntArray:
+        """Number of points of each node, shape (n,)."""
+        index = find(self.names, nodes)
+        counts = np.append(np.diff(self.starts), 0)
+        return np.asarray(counts[index], np.int64)
+
+    def expand(self, nodes: UInt64Array) -> Iterator[tuple[IntArray, IntArray, FloatArray]]:
+        """All points of each of some nodes, in portions: rows of the portion, row within it of each point, places."""
+        counts = self.counts(nodes)
+        portions = np.cumsum(counts) // _ROWS_AT_ONCE
+        for rows in np.split(np.arange(len(nodes)), np.flatnonzero(np.diff(portions)) + 1):
+            rows = rows[counts[rows] > 0]
+            if not len(rows):
+                continue
+            owner = np.repeat(np.arange(len(rows)), counts[rows])
+            first = self.starts[find(self.names, nodes[rows])] - (np.cumsum(counts[rows]) - counts[rows])
+            yield rows, owner, self.places[np.arange(len(owner)) + first[owner]]
+
+
+def _between(points: _Points, nodes: UInt64Array, other_points: _Points, others: UInt64Array) -> FloatArray:
+    """Smallest distance between the points of two nodes, row by row."""
+    result = np.full(len(nodes), np.inf)
+    if not len(nodes):
+        return result
+    # One tree for all: a fourth axis keeps the nodes farther apart than any two points are.
+    both = np.concatenate([points.places, other_points.places])
+    gap = 1 + 2 * float(np.ptp(both, axis=0).sum())
+    owner_of_point = np.repeat(np.arange(len(points.names)), np.diff(points.starts))
+    tree = cKDTree(np.column_stack([points.places, owner_of_point * gap]))
+    node = find(points.names, nodes)
+    for rows, owner, places in other_points.expand(others):
+        distance, _ = tree.query(np.column_stack([places, node[rows][owner] * gap]))
+        result[rows] = _minimum(distance, owner, len(rows))
+    return result
+
+
+def _minimum(values: FloatArray, owner: IntArray, n: int) -> FloatArray:
+    """Smallest value of each owner 0 .. n - 1; owners ascend and each has values."""
+    return np.asarray(np.minimum.reduceat(values, np.searchsorted(owner, np.arange(n))), np.float64)
+
+
+def _not_leaving(borders: list[tuple[BoolArray, BoolArray]], direction: tuple[int, ...]) -> BoolArray | None:
+    """Which voxels have a neighbour in a direction; None if all have."""
+    leaving = [at[0] if step < 0 else at[1] for at, step in zip(borders, direction, strict=True) if step]
+    leaving = [mask for mask in leaving if mask.any()]
+    return ~np.logical_or.reduce(leaving) if leaving else None
+
+
+def _runs(
+    own: npt.NDArray[np.uint32], ids: UInt64Array, count: bool
+) -> tuple[npt.NDArray[np.uint32], Labels, IntArray]:
+    """Contacts of neighbouring voxels with the same pair taken together: node, id, number of faces."""
+    keep = ids != 0
+    own, ids = own[keep], ids[keep]
+    starts = np.flatnonzero(np.concatenate([[True], (own[1:] != own[:-1]) | (ids[1:] != ids[:-1])])[: len(own)])
+    lengths = np.diff(np.append(starts, len(own)))
+    return own[starts], ids[starts], lengths if count else np.zeros(len(starts), np.int64)
+
+
+def _summed(one: UInt64Array, other: UInt64Array, faces: IntArray) -> NodeContacts:
+    """One row for each pair. Contacts of two fragments were seen from both."""
+    pairs = np.stack([np.minimum(one, other), np.maximum(one, other)], axis=1)
+    names, codes = np.unique(pairs, return_inverse=True)
+    codes = codes.reshape(pairs.shape).astype(np.int64)
+    _, first, group = np.unique(codes[:, 0] * len(names) + codes[:, 1], return_index=True, return_inverse=True)
+    unique = pairs[first]
+    totals = np.bincount(group, weights=faces, minlength=len(first)).astype(np.int64)
+    twice = is_placeholder(unique).all(axis=1) if len(unique) else np.zeros(0, np.bool_)
+    order = unique_rows(unique[:, 0], unique[:, 1])
+    return NodeContacts(unique[order], np.where(twice, totals // 2, totals)[order])
