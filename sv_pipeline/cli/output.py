@@ -71,7 +71,7 @@ class ProgressBars(feedback.Progress):
             self._bars.update(self._current, completed=total)
 
 
-_STATE_STYLE = {"done": "green", "failed": "red", "partly": "yellow", "waiting": "dim"}
+_STATE_STYLE = {"done": "green", "failed": "red", "partly": "yellow", "waiting": "dim", "built elsewhere": "green"}
 
 
 def status_table(status: GraphStatus) -> Table:
@@ -88,7 +88,7 @@ def status_table(status: GraphStatus) -> Table:
             row.name,
             f"[{style}]{row.state}[/]",
             f"{row.chunks:,}",
-            f"{row.done:,}",
+            "" if row.built_elsewhere else f"{row.done:,}",
             f"[red]{row.failed:,}[/]" if row.failed else "0",
             f"{row.nodes:,}" if row.nodes else "",
             rate,

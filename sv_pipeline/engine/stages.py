@@ -82,6 +82,7 @@ def setup(dataset: Dataset, mode: IngestMode | None = None) -> dict[str, Any]:
     done: dict[str, Any] = {}
     if mode is not IngestMode.VOXELS:
         done["table"] = "there already" if _has_table(dataset) else _create_table(dataset)
+        progress.require_own_graph(dataset.graph)
     if mode is not IngestMode.GRAPH:
         info = base.create_base(dataset.watershed_url, dataset.config.ocdbt_config, grid=dataset.grid)
         done["base"] = asdict(info)
@@ -147,6 +148,7 @@ def plan_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> 
     batches: list[Batch] = []
     if mode in (IngestMode.BOTH, IngestMode.GRAPH):
         graph = _graph(dataset)
+        progress.require_own_graph(graph)
         if layer > 2:
             progress.require_layer_complete(graph, layer - 1)
         missing = progress.missing_coordinates(graph, layer)

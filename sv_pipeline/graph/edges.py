@@ -6,7 +6,6 @@ replaced. It is active if its ends have the same ancestor one layer above its cr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -33,6 +32,7 @@ from sv_pipeline.table.columns import (
     OLD_FAKE_EDGES,
     SPLIT_EDGES,
     ArrayColumn,
+    side_by_side,
 )
 from sv_pipeline.table.interface import RowView
 
@@ -162,7 +162,7 @@ def read_edges_of_edits(graph: ChunkedGraph, coordinates: npt.ArrayLike) -> Edge
     parts = []
     for key, row in rows.items():
         for group in _SPLIT_COLUMNS:
-            parts += list(_split_edges(key, row, *group))
+            parts += _split_edges(key, row, *group)
         for column in (FAKE_EDGES, OLD_FAKE_EDGES):
             parts += [_fake_edges(pairs) for _, pairs in column.history(row)]
     return _join(parts)
@@ -174,16 +174,14 @@ def _split_edges(
     edges: ArrayColumn[np.uint64],
     affinities: ArrayColumn[np.float32],
     areas: ArrayColumn[np.uint64],
-) -> Iterable[Edges]:
-    affinity_of, area_of = dict(affinities.history(row)), dict(areas.history(row))
-    for timestamp, pairs in edges.history(row):
-        affinity, area = affinity_of.get(timestamp), area_of.get(timestamp)
-        if affinity is None or area is None or not len(pairs) == len(affinity) == len(area):
-            raise CorruptionError(
-                f"row {key.decode()!r} has {len(pairs)} edges at {timestamp}, but not as many affinities and areas.",
-                remedy="Recover the operation that wrote it.",
-            )
-        yield Edges(pairs[:, 0], pairs[:, 1], affinity, area)
+) -> list[Edges]:
+    groups = side_by_side(row, edges, affinities, areas)
+    if groups is None:
+        raise CorruptionError(
+            f"row {key.decode()!r} has {edges.key.qualifier.decode()}, but not as many affinities and areas.",
+            remedy="Recover the operation that wrote it.",
+        )
+    return [Edges(pairs[:, 0], pairs[:, 1], affinity, area) for pairs, affinity, area in groups]
 
 
 def _fake_edges(pairs: UInt64Array) -> Edges:

@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.errors import NotReadyError, SvPipelineError
+from sv_pipeline.errors import ConflictError, NotReadyError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ingest.purge import purge_layer
 from sv_pipeline.ingest.reservations import now, read_task_rows, worker_name
 from sv_pipeline.table import keys
-from sv_pipeline.table.columns import INGEST_DONE, INGEST_FAILED
+from sv_pipeline.table.columns import CHILDREN, INGEST_DONE, INGEST_FAILED
 from sv_pipeline.table.interface import RowMutation
 
 __all__ = [
     "LayerStatus",
+    "built_elsewhere",
     "done_coordinates",
     "layer_status",
     "mark_failed",
@@ -29,6 +30,7 @@ __all__ = [
     "purge_layer",
     "require_layer_complete",
     "require_neighbourhood_complete",
+    "require_own_graph",
 ]
 
 IntArray = npt.NDArray[np.int64]
@@ -70,6 +72,24 @@ class LayerStatus:
 
 
 # -- looking ----------------------------------------------------------------------------------------------------------
+
+
+def built_elsewhere(graph: ChunkedGraph) -> bool:
+    """Whether other software made the nodes: there are some, but no ingest row (ours are written before a node)."""
+    table = graph.table
+    if next(iter(table.scan([keys.ingest_range()], newest_only=True)), None) is not None:
+        return False
+    return next(iter(table.scan([keys.layer_range(2)], [CHILDREN.key], newest_only=True)), None) is not None
+
+
+def require_own_graph(graph: ChunkedGraph) -> None:
+    """ConflictError if other software made the nodes; an ingest would make them a second time."""
+    if built_elsewhere(graph):
+        raise ConflictError(
+            f"the nodes of graph {graph.graph_id!r} were made by other software.",
+            remedy="They need no ingest. For voxels to edit run 'sv-pipeline ingest CONFIG.yaml --mode voxels'; "
+            "to build the graph anew choose another graph_id.",
+        )
 
 
 def done_coordinates(graph: ChunkedGraph, layer: int) -> IntArray:

@@ -15,6 +15,9 @@ from sv_pipeline.segmentation.fork import fork_exists
 __all__ = ["GraphStatus", "StageStatus", "graph_status"]
 
 
+_FINISHED = {"done", "built elsewhere"}
+
+
 @dataclass(frozen=True)
 class StageStatus:
     """One row of the status: a stage of the watershed, a layer of the graph, or the base's voxels."""
@@ -28,10 +31,14 @@ class StageStatus:
     """Chunks per second from the start of the first batch to the end of the last; None while unknown."""
     error: str | None = None
     """The first failure, where there is one."""
+    built_elsewhere: bool = False
+    """Other software made it; there are no done-markers to count."""
 
     @property
     def state(self) -> str:
-        """done, failed, partly, or waiting."""
+        """done, failed, partly, waiting, or built elsewhere."""
+        if self.built_elsewhere:
+            return "built elsewhere"
         if self.done >= self.chunks:
             return "done"
         if self.failed:
@@ -53,7 +60,9 @@ class GraphStatus:
     def complete(self) -> bool:
         """Whether nothing is left to do."""
         return (
-            (self.forked or not self.fork_wanted) and bool(self.stages) and all(s.state == "done" for s in self.stages)
+            (self.forked or not self.fork_wanted)
+            and bool(self.stages)
+            and all(s.state in _FINISHED for s in self.stages)
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,13 +82,14 @@ def graph_status(dataset: Dataset) -> GraphStatus:
     if mode is not IngestMode.VOXELS:
         try:
             by_layer = progress.layer_status(dataset.graph)
+            elsewhere = progress.built_elsewhere(dataset.graph)
         except NotFoundError:
-            by_layer = {}
+            by_layer, elsewhere = {}, False
         for layer in range(2, grid.n_layers + 1):
             status = by_layer.get(layer)
             rows.append(
-                StageStatus(f"layer {layer}", grid.count(layer), 0)
-                if status is None
+                StageStatus(f"layer {layer}", grid.count(layer), 0, built_elsewhere=elsewhere)
+                if status is None or elsewhere
                 else StageStatus(
                     f"layer {layer}",
                     status.chunks,

@@ -68,6 +68,7 @@ __all__ = [
     "newest_arrays",
     "newest_ids",
     "newest_timestamps",
+    "side_by_side",
 ]
 
 V = TypeVar("V")
@@ -226,6 +227,22 @@ INGEST_DONE: Column[Any] = Column(_key("1", "done"), codecs.JsonCodec())
 """Written last: counts, seconds, worker."""
 INGEST_FAILED: Column[Any] = Column(_key("1", "failed"), codecs.JsonCodec())
 """The last error."""
+
+
+# -- cells that belong together ---------------------------------------------------------------------------------------
+
+
+def side_by_side(row: RowView | None, *columns: ArrayColumn[Any]) -> list[tuple[npt.NDArray[Any], ...]] | None:
+    """Arrays that were written together to columns of one row, newest first; None if they do not fit together.
+
+    They count as written together in the order of their times: kvdbclient reads its clock for each cell, so that those
+    of one write may be milliseconds apart.
+    """
+    histories = [column.history(row) for column in columns]
+    if len({len(history) for history in histories}) > 1:
+        return None
+    groups = [tuple(value for _, value in cells) for cells in zip(*histories, strict=True)]
+    return None if any(len({len(value) for value in group}) > 1 for group in groups) else groups
 
 
 # -- bulk -------------------------------------------------------------------------------------------------------------

@@ -57,13 +57,23 @@ def reserve(table: Table, layout: IdLayout, chunk_id: int, count: int, *, shard:
         raise ValueError(f"cannot reserve {count} ids")
     if _is_root(layout, chunk_id):
         shard = secrets.randbelow(ROOT_SHARDS) if shard is None else shard % ROOT_SHARDS
-        last = table.increment(keys.root_counter_key(chunk_id, shard), COUNTER.key, count)
+        last = _reserve_in_shard(table, chunk_id, shard, count)
         first, top = ROOT_SHARDS * (last - count + 1) + shard, ROOT_SHARDS * last + shard
     else:
         top = table.increment(keys.counter_key(chunk_id), COUNTER.key, count)
         first = top - count + 1
     _check_room(layout, chunk_id, top)
     return first
+
+
+def _reserve_in_shard(table: Table, chunk_id: int, shard: int, count: int) -> int:
+    """Raise a shard's counter; its new value."""
+    key, plain = keys.root_counter_key(chunk_id, shard), keys.counter_key(chunk_id)
+    last = table.increment(key, COUNTER.key, count)
+    # PyChunkedGraph's single-threaded ingest takes ids from the counter without shards; the shards know nothing of it.
+    taken = COUNTER.newest(table.read_rows([plain], [COUNTER.key], newest_only=True).get(plain)) or 0
+    behind = taken // ROOT_SHARDS + 1 - (last - count + 1)
+    return last if behind <= 0 else table.increment(key, COUNTER.key, behind + count)
 
 
 def node_ids(layout: IdLayout, chunk_id: int, first: int, count: int) -> UInt64Array:

@@ -137,10 +137,13 @@ def _edit_rows(table: Table) -> Iterator[AtomicEdges]:
             for _, pairs in column.history(row):
                 tiny = np.full(len(pairs), np.finfo(np.float32).tiny)
                 yield _of_edit(pairs, tiny, np.zeros(len(pairs), np.uint64), chunk)
-        all_affinities, all_areas = dict(columns.AFFINITIES.history(row)), dict(columns.AREAS.history(row))
-        for time, pairs in columns.SPLIT_EDGES.history(row):
-            affinities = all_affinities.get(time, np.zeros(len(pairs), np.float32))
-            areas = all_areas.get(time, np.zeros(len(pairs), np.uint64))
+        groups = columns.side_by_side(row, columns.SPLIT_EDGES, columns.AFFINITIES, columns.AREAS)
+        if groups is None:  # readers name it; that the pairs are edges is certain
+            groups = [
+                (pairs, np.zeros(len(pairs), np.float32), np.zeros(len(pairs), np.uint64))
+                for _, pairs in columns.SPLIT_EDGES.history(row)
+            ]
+        for pairs, affinities, areas in groups:
             yield _of_edit(pairs, affinities, areas, chunk)
 
 
