@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from sv_pipeline.engine.run import ingest
+from sv_pipeline.registry import Dataset
+from sv_pipeline_tests.engine import builds
 from sv_pipeline_tests.engine.builds import CommandLine
 
 
@@ -13,3 +16,12 @@ from sv_pipeline_tests.engine.builds import CommandLine
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
     """The command line with a home of its own."""
     return CommandLine(tmp_path / "home", monkeypatch, capsys)
+
+
+@pytest.fixture(scope="session")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The usual dataset, on local disk, built by one process that nobody disturbs. Tests only read it."""
+    folder = tmp_path_factory.mktemp("twin")
+    dataset = builds.register(builds.raw_config(folder), folder / "home")
+    ingest(dataset)
+    return dataset

@@ -21,15 +21,6 @@ from sv_pipeline_tests.requirements import need
 from sv_pipeline_tests.servers.gcs_client import GcsControl
 
 
-@pytest.fixture(scope="module")
-def twin(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """The same dataset on local disk, in SQLite."""
-    folder = tmp_path_factory.mktemp("twin")
-    dataset = builds.register(builds.raw_config(folder), folder / "home")
-    ingest(dataset)
-    return dataset
-
-
 class Cloud:
     """A bucket and a Bigtable instance; everything of a dataset is there but its source."""
 
