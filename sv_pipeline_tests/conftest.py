@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import os
 
+from hypothesis import settings
+
 from sv_pipeline_tests.servers.bigtable import bigtable_emulator as bigtable_emulator
 from sv_pipeline_tests.servers.gcs_client import gcs_process as gcs_process
 from sv_pipeline_tests.servers.gcs_client import gcs_server as gcs_server
 from sv_pipeline_tests.servers.gcs_client import storage_url as storage_url
+
+# Machines that run tests are shared: how long one example takes says nothing. CI runs the same examples each time.
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 os.environ.setdefault("NO_GCE_CHECK", "true")
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")

@@ -64,6 +64,29 @@ class DevServer:
         text = "query($k:AssetKeyInput!){assetNodeOrError(assetKey:$k){... on AssetNode{partitionKeys}}}"
         return list(self.query(text, k={"path": [asset]})["assetNodeOrError"]["partitionKeys"])
 
+    def materialize(self, asset: str, graph_id: str, layer: str | None = None) -> str:
+        """Materialize one partition, as the button does; the id of the run."""
+        partition = f"{graph_id}|{layer}" if layer else graph_id
+        tags = {"dagster/partition": partition}
+        if layer:
+            tags |= {"dagster/partition/graph": graph_id, "dagster/partition/layer": layer}
+        text = (
+            "mutation($p:ExecutionParams!){launchPipelineExecution(executionParams:$p)"
+            "{__typename ... on LaunchRunSuccess{run{runId}} ... on PythonError{message}}}"
+        )
+        selector = {**REPOSITORY, "pipelineName": "__ASSET_JOB", "assetSelection": [{"path": [asset]}]}
+        metadata = {"tags": [{"key": key, "value": value} for key, value in tags.items()]}
+        parameters = {"selector": selector, "mode": "default", "runConfigData": {}, "executionMetadata": metadata}
+        result = self.query(text, p=parameters)["launchPipelineExecution"]
+        assert result["__typename"] == "LaunchRunSuccess", result
+        return str(result["run"]["runId"])
+
+    def batches_of(self, run_id: str) -> list[str]:
+        """Steps of a run that did batches of chunks."""
+        text = "query($i:ID!){runOrError(runId:$i){... on Run{stepStats{stepKey}}}}"
+        steps = self.query(text, i=run_id)["runOrError"]["stepStats"]
+        return [s["stepKey"] for s in steps if "run_batch" in s["stepKey"]]
+
     def backfill(self, partitions: dict[str, list[str]]) -> str:
         """Launch a backfill of assets by their partition keys; its id."""
         text = (
@@ -81,15 +104,6 @@ class DevServer:
     def backfill_status(self, backfill_id: str) -> str:
         text = "query($i:String!){partitionBackfillOrError(backfillId:$i){... on PartitionBackfill{status}}}"
         return str(self.query(text, i=backfill_id)["partitionBackfillOrError"]["status"])
-
-    def runs(self, **tags: str) -> list[dict[str, Any]]:
-        """Runs with these tags, newest first."""
-        text = (
-            "query($f:RunsFilter){runsOrError(filter:$f,limit:100){... on Runs{results{runId status "
-            "assetSelection{path} tags{key value} stepStats{stepKey status}}}}}"
-        )
-        selector = {"tags": [{"key": k.replace("__", "/"), "value": v} for k, v in tags.items()]}
-        return list(self.query(text, f=selector)["runsOrError"]["results"])
 
     def reexecute_from_failure(self, run_id: str) -> str:
         text = (

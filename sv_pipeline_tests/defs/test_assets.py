@@ -124,7 +124,9 @@ def test_a_fork_before_the_voxels_is_refused_with_what_to_do(dataset: Dataset, i
 def test_register_job_checks_first_and_adds_the_partition(
     tmp_path: Path, home: str, small_segmentation: Path, instance: dg.DagsterInstance
 ) -> None:
-    config = small_config(tmp_path, small_segmentation, "fresh").model_dump(mode="json", by_alias=True)
+    config = small_config(tmp_path, small_segmentation, "fresh").model_dump(
+        mode="json", by_alias=True, exclude_none=True
+    )
     job = defs().resolve_job_def("register_graph_job")
     good = job.execute_in_process(
         instance=instance, run_config={"ops": {"register_graph": {"config": {"dataset": config}}}}

@@ -73,12 +73,11 @@ def test_killed_run_worker_never_ends_as_success_with_chunks_missing(
     server: DevServer, place: Path, small_segmentation: Path
 ) -> None:
     """SIGKILL of a run's worker between batches; then "re-execute from failure"; then a plain materialization."""
-    dataset = registered(place, small_segmentation, "killed", per_batch=1)
+    dataset = registered(place, small_segmentation, "killed", per_batch=2)
     prepared(dataset)
     wait_for_partition(server, "killed")
-    backfill = server.backfill({"layer": ["killed|L02"]})
-    run = wait_for(lambda: server.runs(dagster__backfill=backfill), "the run is launched")[0]["runId"]
-    wait_for(lambda: 2 <= done_chunks(dataset) < 16, "some of the 18 chunks are done", 90)
+    run = server.materialize("layer", "killed", "L02")
+    wait_for(lambda: 2 <= done_chunks(dataset) < 14, "some of the 18 chunks are done", 90)
     worker = server.worker(run)
     for process in [worker, *worker.children(recursive=True)]:
         with contextlib.suppress(ProcessLookupError):
@@ -90,21 +89,20 @@ def test_killed_run_worker_never_ends_as_success_with_chunks_missing(
     outcome = server.wait_for_run(again)
     assert (outcome == "SUCCESS") == (done_chunks(dataset) == 18)
 
-    backfill = server.backfill({"layer": ["killed|L02", "killed|L03", "killed|L04"]})
-    assert wait_for_backfill(server, backfill) == "COMPLETED_SUCCESS"
+    runs = [server.materialize("layer", "killed", layer) for layer in ("L02", "L03", "L04")]
+    assert [server.wait_for_run(run) for run in runs] == ["SUCCESS"] * 3
     stages.make_fork(dataset)
     assert verify_dataset(dataset).ok
 
 
 def test_killed_step_process_is_tried_again_by_itself(server: DevServer, place: Path, small_segmentation: Path) -> None:
-    dataset = registered(place, small_segmentation, "step", per_batch=1)
+    dataset = registered(place, small_segmentation, "step", per_batch=2)
     prepared(dataset)
     wait_for_partition(server, "step")
-    backfill = server.backfill({"layer": ["step|L02"]})
-    run = wait_for(lambda: server.runs(dagster__backfill=backfill), "the run is launched")[0]["runId"]
+    run = server.materialize("layer", "step", "L02")
     wait_for(lambda: done_chunks(dataset) >= 1, "work has begun", 90)
     killed = 0
-    while killed < 2 and done_chunks(dataset) < 16:
+    while killed < 2 and done_chunks(dataset) < 14:
         steps = server.step_processes(run)
         for process in steps[-1:]:
             with contextlib.suppress(ProcessLookupError):
@@ -124,17 +122,16 @@ def test_a_failed_layer_is_run_again_and_does_only_what_is_missing(
     edges = sorted(Path(dataset.config.edges_url.removeprefix("file://")).glob("edges_*"))
     content = edges[-1].read_bytes()
     edges[-1].write_bytes(content[: len(content) // 2])
-    assert wait_for_backfill(server, server.backfill({"layer": ["broken|L02"]})) == "COMPLETED_FAILED"
+    assert server.wait_for_run(server.materialize("layer", "broken", "L02")) == "FAILURE"
     layer = next(row for row in graph_status(open_dataset("broken", dataset.home)).stages if row.name == "layer 2")
     assert layer.state == "failed"
     assert edges[-1].name in str(layer.error)
     assert layer.done == 12
 
     edges[-1].write_bytes(content)
-    backfill = server.backfill({"layer": ["broken|L02"]})
-    assert wait_for_backfill(server, backfill) == "COMPLETED_SUCCESS"
-    run = server.runs(dagster__backfill=backfill)[0]
-    assert len([s for s in run["stepStats"] if "run_batch" in s["stepKey"]]) == 1
+    again = server.materialize("layer", "broken", "L02")
+    assert server.wait_for_run(again) == "SUCCESS"
+    assert len(server.batches_of(again)) == 1
 
 
 def prepared(dataset: Dataset) -> None:
