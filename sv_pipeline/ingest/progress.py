@@ -137,7 +137,8 @@ class _Tally:
             self.done += 1
             for name in self.sums:
                 self.sums[name] += marker[name]
-            started, finished = int(marker["started"]), int(marker["finished"])
+            finished = int(marker["finished"])
+        started = int(marker.get("started", finished))  # markers of earlier versions do not say
             self.first = started if self.first is None else min(self.first, started)
             self.last = finished if self.last is None else max(self.last, finished)
         elif failure is not None:
