@@ -138,7 +138,7 @@ class _Tally:
             for name in self.sums:
                 self.sums[name] += marker[name]
             finished = int(marker["finished"])
-        started = int(marker.get("started", finished))  # markers of earlier versions do not say
+            started = int(marker.get("started", finished))  # markers of earlier versions do not say
             self.first = started if self.first is None else min(self.first, started)
             self.last = finished if self.last is None else max(self.last, finished)
         elif failure is not None:
