@@ -99,7 +99,13 @@ class CommittedEdit(Operation):
 
 
 def commit(
-    graph: ChunkedGraph, held: RootLocks, row: OperationRow, plan: EditPlan, timestamp: int, user: str
+    graph: ChunkedGraph,
+    held: RootLocks,
+    row: OperationRow,
+    plan: EditPlan,
+    timestamp: int,
+    user: str,
+    log_cells: list[SetCell],
 ) -> CommittedEdit:
     """Write a plan.
 
@@ -109,6 +115,8 @@ def commit(
         Locks of all old roots.
     timestamp
         Logical time of the edit, milliseconds.
+    log_cells
+        The request, for the operation's row.
 
     Raises
     ------
@@ -131,7 +139,7 @@ def commit(
     )
     held.new_roots = hierarchy.new_roots
     held.check()
-    row.start_writing(scope, write_set(planned, timestamp), plan.log_cells)
+    row.start_writing(scope, write_set(planned, timestamp), [*log_cells, *plan.log_cells])
     _lock_or_tidy_up(held, row)
 
     held.keep = True  # from here on only recovery may release them, or the end of the edit

@@ -134,6 +134,7 @@ class RootLocks:
     """Leave the locks where they are: the edit died while it was writing, and has to be recovered."""
     _indefinite: bool = False
     _lost: bool = False
+    _released: bool = False
     _stop: threading.Event = field(default_factory=threading.Event, repr=False)
     _thread: threading.Thread | None = field(default=None, repr=False)
     _renewed: float = field(default_factory=time.monotonic)
@@ -188,6 +189,8 @@ class RootLocks:
     def release(self) -> None:
         """Give back what is its own; what is another's by now stays."""
         self._stop_renewing()
+        if self._released:
+            return
         mine = self.operation_id
 
         def unlock(key: bytes) -> None:
@@ -200,6 +203,7 @@ class RootLocks:
         if self._indefinite:
             actions += [(unlock_indefinitely, key) for key in [*self._keys, *keys.node_keys(self.new_roots)]]
         concurrently(lambda pair: pair[0](pair[1]), actions)
+        self._released = True
 
     # -- renewal --------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,6 @@ import numpy as np
 import zstandard
 
 from sv_pipeline.edits.refusal import EditRefused
-from sv_pipeline.edits.requests import MAX_POINTS, Points
 from sv_pipeline.errors import CorruptionError
 from sv_pipeline.graph.lineage import OperationStatus
 from sv_pipeline.ids import UInt64Array
@@ -117,31 +116,11 @@ class OperationRow:
     operation_id: int
 
     @classmethod
-    def create(
-        cls,
-        table: Table,
-        user: str,
-        sources: Points,
-        sinks: Points,
-        offset: tuple[int, ...] | None,
-        extra: Iterable[SetCell] = (),
-    ) -> OperationRow:
-        """A new operation id, and its row with the request."""
+    def create(cls, table: Table, cells: Iterable[SetCell]) -> OperationRow:
+        """A new operation id, and its row with the cells of the request."""
         row = cls(table, counters.new_operation_id(table))
         now = time.time_ns() // 1_000_000
-        changes = [
-            columns.USER.set(user, now),
-            columns.ROOTS.set(np.zeros(0, np.uint64), now),
-            columns.SOURCE_IDS.set(sources.ids[:MAX_POINTS], now),
-            columns.SINK_IDS.set(sinks.ids[:MAX_POINTS], now),
-            *extra,
-        ]
-        for points, column in ((sources, columns.SOURCE_COORDINATES), (sinks, columns.SINK_COORDINATES)):
-            if points.coordinates is not None:
-                changes.append(column.set(points.coordinates[:MAX_POINTS], now))
-        if offset is not None:
-            changes.append(columns.BOUNDING_BOX_OFFSET.set(np.array(offset, np.int64), now))
-        row._write(OperationStatus.CREATED, changes, now)
+        row._write(OperationStatus.CREATED, [columns.ROOTS.set(np.zeros(0, np.uint64)), *cells], now)
         return row
 
     def refuse(self, refusal: EditRefused) -> None:

@@ -14,6 +14,8 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.queries import supervoxels_at
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
+from sv_pipeline.table import columns
+from sv_pipeline.table.interface import SetCell
 
 __all__ = [
     "MAX_POINTS",
@@ -22,6 +24,7 @@ __all__ = [
     "SplitRequest",
     "check_distance",
     "check_points",
+    "log_cells",
     "looked_up",
     "offset_of",
     "region_of",
@@ -168,10 +171,13 @@ def offset_of(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> tupl
     offset = request.offset
     if offset is None:
         offset = graph.meta.custom_data.get("split_bounding_offset", DEFAULT_OFFSET)
-    values = tuple(int(v) for v in offset)
+    try:
+        values = tuple(int(v) for v in offset)
+    except (TypeError, ValueError):
+        values = ()
     if len(values) != 3 or min(values) < 0:
         raise EditRefused(Reason.BAD_REQUEST, f"an offset is three numbers of voxels, 0 or more, not {offset!r}.")
-    return values
+    return values[0], values[1], values[2]
 
 
 def region_of(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> Box:
@@ -189,3 +195,30 @@ def region_of(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> Box:
     offset = np.asarray(offset_of(graph, request))
     start, stop = np.concatenate(starts).min(axis=0), np.concatenate(stops).max(axis=0)
     return Box.of(start - offset, stop + offset).clip(graph.grid.bounds)
+
+
+def log_cells(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> list[SetCell]:
+    """The request as cells of the operation log; PyChunkedGraph tells merges from splits by them."""
+    sources, sinks = request.sources, request.sinks
+    cells = [
+        columns.USER.set(request.user),
+        columns.SOURCE_IDS.set(sources.ids[:MAX_POINTS]),
+        columns.SINK_IDS.set(sinks.ids[:MAX_POINTS]),
+    ]
+    for points, column in ((sources, columns.SOURCE_COORDINATES), (sinks, columns.SINK_COORDINATES)):
+        if points.coordinates is not None:
+            cells.append(column.set(points.coordinates[:MAX_POINTS]))
+    if isinstance(request, MergeRequest):
+        cells.append(
+            columns.ADDED_EDGES.set(
+                np.stack([sources.ids[:1], sinks.ids[:1]], axis=-1)
+                if len(sources.ids) and len(sinks.ids)
+                else np.zeros((0, 2), np.uint64)
+            )
+        )
+        return cells
+    try:
+        cells.append(columns.BOUNDING_BOX_OFFSET.set(np.array(offset_of(graph, request), np.int64)))
+    except EditRefused:  # the refusal itself comes later
+        cells.append(columns.BOUNDING_BOX_OFFSET.set(np.zeros(3, np.int64)))
+    return cells

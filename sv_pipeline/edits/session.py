@@ -19,8 +19,8 @@ from sv_pipeline.edits.locking import LockPatience, RootLocks, lock_roots
 from sv_pipeline.edits.nodes import KnownNodes, NodeCache, until_known
 from sv_pipeline.edits.operation_log import OperationRow
 from sv_pipeline.edits.refusal import EditRefused, Reason
-from sv_pipeline.edits.requests import MergeRequest, SplitRequest, check_points, looked_up, offset_of
-from sv_pipeline.errors import NotFoundError, SvPipelineError
+from sv_pipeline.edits.requests import MergeRequest, SplitRequest, check_points, log_cells, looked_up, offset_of
+from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edges import replaced
 from sv_pipeline.graph.hierarchy import read_ancestor_matrix, take
@@ -57,7 +57,7 @@ def run_edit(
     volume: Any = None,
     patience: LockPatience | None = None,
     check: Callable[[Request], None] | None = None,
-    log_cells: Iterable[SetCell] = (),
+    extra: Iterable[SetCell] = (),
 ) -> CommittedEdit:
     """Run one edit.
 
@@ -69,7 +69,7 @@ def run_edit(
         The segmentation, to look points up in.
     check
         Further refusals that need no locks.
-    log_cells
+    extra
         Further cells of the operation's row.
 
     Raises
@@ -81,17 +81,20 @@ def run_edit(
     """
     refuse_if_read_only(graph)
     with ThreadPoolExecutor(1) as pool:
-        sides = request.sources, request.sinks
-        begun = pool.submit(OperationRow.create, graph.table, request.user, *sides, request.offset, log_cells)
+        begun = pool.submit(OperationRow.create, graph.table, [*log_cells(graph, request), *extra])
+        early: SvPipelineError | None = None
+        found: _Roots | None = None
         try:
             request = checked(graph, request, volume, check)
-            found: _Roots | None = _Roots(graph, request)
-            early: SvPipelineError | None = None
+            found = _Roots(graph, request)
         except SvPipelineError as error:
-            found, early = None, error
+            early = error
         row = begun.result()
+    if early is not None and not isinstance(early, EditRefused):
+        row.fail(early)
+        raise early
     try:
-        if early is not None or found is None:
+        if found is None:
             raise early or AssertionError
         return _edit_under_locks(graph, request, row, found, make_plan, patience or LockPatience())
     except EditRefused as refusal:
@@ -117,7 +120,7 @@ def _edit_under_locks(
             cache.fetch(roots.chains())
             plan = make_plan(Workspace(graph, cache, roots.current(), roots.root_of()), request)
             timestamp = logical_time(held.locked_at(), cache.latest())
-            return commit(graph, held, row, plan, timestamp, request.user)
+            return commit(graph, held, row, plan, timestamp, request.user, log_cells(graph, request))
     except EditRefused:
         raise
     except Exception as error:
@@ -232,8 +235,3 @@ def prefetch_surroundings(workspace: Workspace, retired: UInt64Array) -> None:
     edges = cache.known().edges_of(siblings)
     goes_up = edges.layers > layout.layers(edges.edges[:, 0])
     cache.fetch(np.unique(edges.edges[goes_up, 1]))
-
-
-def not_found_to_refusal(error: NotFoundError) -> EditRefused:
-    """A missing id as a refusal."""
-    return EditRefused(Reason.NOT_FOUND, error.message, remedy="Check that the ids are of this graph.")
