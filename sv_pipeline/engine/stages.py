@@ -20,6 +20,7 @@ from sv_pipeline.engine.batches import Batch, Stage, plan_batches
 from sv_pipeline.engine.registration import attach, register, source_is_needed
 from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError, NotReadyError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import create_chunked_graph, open_chunked_graph
+from sv_pipeline.graph.edges import has_split_edges
 from sv_pipeline.ingest import progress, watershed
 from sv_pipeline.ingest.atomic import build_atomic_chunks
 from sv_pipeline.ingest.parents import build_parent_chunks
@@ -84,6 +85,7 @@ def setup(dataset: Dataset, mode: IngestMode | None = None) -> dict[str, Any]:
         done["table"] = "there already" if _has_table(dataset) else _create_table(dataset)
         progress.require_own_graph(dataset.graph)
     if mode is not IngestMode.GRAPH:
+        _refuse_foreign_pieces(dataset)
         info = base.create_base(dataset.watershed_url, dataset.config.ocdbt_config, grid=dataset.grid)
         done["base"] = asdict(info)
     return done
@@ -96,6 +98,22 @@ def _has_table(dataset: Dataset) -> bool:
     except NotFoundError:
         return False
     return True
+
+
+def _refuse_foreign_pieces(dataset: Dataset) -> None:
+    """A fork starts as the watershed, which lacks what other software has cut: better none than a stale one."""
+    if fork.fork_exists(dataset.watershed_url, dataset.graph_id):
+        return
+    try:
+        graph = dataset.graph
+    except NotFoundError:
+        return
+    if progress.built_elsewhere(graph) and has_split_edges(graph):
+        raise ConflictError(
+            f"other software has split supervoxels of graph {dataset.graph_id!r}: the watershed lacks the pieces.",
+            remedy="The graph can be read and verified here, but voxels made of this watershed would contradict it. "
+            "Make a watershed volume of its present segmentation, and a graph of that.",
+        )
 
 
 def _create_table(dataset: Dataset) -> str:

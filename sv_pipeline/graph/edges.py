@@ -36,7 +36,15 @@ from sv_pipeline.table.columns import (
 )
 from sv_pipeline.table.interface import RowView
 
-__all__ = ["FAKE_AFFINITY", "EdgeKind", "SubgraphEdges", "read_edges_of_edits", "replaced", "subgraph_edges"]
+__all__ = [
+    "FAKE_AFFINITY",
+    "EdgeKind",
+    "SubgraphEdges",
+    "has_split_edges",
+    "read_edges_of_edits",
+    "replaced",
+    "subgraph_edges",
+]
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -166,6 +174,12 @@ def read_edges_of_edits(graph: ChunkedGraph, coordinates: npt.ArrayLike) -> Edge
         for column in (FAKE_EDGES, OLD_FAKE_EDGES):
             parts += [_fake_edges(pairs) for _, pairs in column.history(row)]
     return _join(parts)
+
+
+def has_split_edges(graph: ChunkedGraph) -> bool:
+    """Whether any supervoxel was ever split: each split leaves edges between its pieces."""
+    columns = [SPLIT_EDGES.key, COMPACTED_SPLIT_EDGES.key]
+    return next(iter(graph.table.scan([keys.prefix_range(b"f")], columns, newest_only=True)), None) is not None
 
 
 def _split_edges(

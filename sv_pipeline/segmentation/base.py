@@ -144,7 +144,8 @@ def _refuse_a_stranger(folder: str) -> None:
     if kv.read_bytes(folder, specs.SINGLE_MANIFEST) is not None:
         raise ConfigError(
             f"{folder} holds an OCDBT database without our record {RECORD}, so its configuration is not ours.",
-            remedy="Wipe the base (wipe_base removes the files themselves) and create it again.",
+            remedy="PyChunkedGraph keeps split supervoxels there: if they are to stay, use a copy of the watershed. "
+            "If nothing in it is needed, wipe the base (wipe_base removes the files themselves) and create it again.",
         )
 
 

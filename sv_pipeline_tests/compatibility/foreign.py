@@ -91,11 +91,12 @@ class Foreign:
     """Smaller id first."""
     supervoxels: list[int]
     """Those that their ingest knows: a piece without any edge gets no node."""
+    raw: dict[str, Any]
+    """The dataset file."""
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
     began: datetime = field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0) - timedelta(hours=2))
     hierarchy: ReferenceHierarchy = field(init=False)
     orphans: list[int] = field(default_factory=list)
-    numbers: dict[int, int] = field(default_factory=lambda: defaultdict(int))
 
     @property
     def root_chunk(self) -> int:
@@ -113,9 +114,9 @@ class Foreign:
 
     # -- ingest ---------------------------------------------------------------------------------------------------
 
-    def create(self, raw: dict[str, Any]) -> None:
+    def create(self) -> None:
         with their_classes() as module:
-            self.client.create_table(pickled_meta(module, raw), "3.1.7")
+            self.client.create_table(pickled_meta(module, self.raw), "3.1.7")
 
     def ingest(self) -> None:
         """Ids in no order, roots from the counter without shards, a chunk that was built twice."""

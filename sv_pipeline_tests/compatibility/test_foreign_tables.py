@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorstore as ts
 import yaml
 
 from sv_pipeline.config import parse_config
@@ -20,9 +22,10 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.registry import Dataset, absolute
-from sv_pipeline.segmentation.precomputed import read_info
+from sv_pipeline.segmentation.fork import fork_exists
+from sv_pipeline.segmentation.precomputed import open_volume, read_info
 from sv_pipeline.table import counters
-from sv_pipeline_tests.compatibility.conftest import CASES, EM, make_watershed, open_client
+from sv_pipeline_tests.compatibility.conftest import CASES, EM, ISOLATED, make_watershed, open_client
 from sv_pipeline_tests.compatibility.foreign import CREATED, EXCEPTION, Foreign
 from sv_pipeline_tests.compatibility.wire import read_chunk_files
 from sv_pipeline_tests.engine.builds import CommandLine
@@ -55,9 +58,8 @@ class World:
         return Dataset(absolute(parse_config(self.raw)), str(self.folder / "ours"))
 
 
-def make_world(folder: Path) -> World:
-    case = CASES["isotropic"]
-    raw = make_watershed(folder, case)
+def make_foreign(raw: dict[str, Any]) -> Foreign:
+    """Their ingest of a given watershed."""
     source, graph_config = raw["data_source"], raw["graph_config"]
     grid = ChunkGrid(read_info(source["WATERSHED"]).bounds, tuple(graph_config["CHUNK_SIZE"]))
     layout = IdLayout(grid.n_layers, graph_config["SPATIAL_BITS"])
@@ -67,9 +69,15 @@ def make_world(folder: Path) -> World:
     active = {edge for file in files for edge in file.active}
     named = {sv for file in files for part in file.edges.values() for pair in part.pairs for sv in pair}
     client = open_client(graph_config["ID_PREFIX"] + raw["graph_id"])
-    foreign = Foreign(client, layout, active, sorted(named))
-    foreign.create(raw)
+    foreign = Foreign(client, layout, active, sorted(named), raw)
+    foreign.create()
     foreign.ingest()
+    return foreign
+
+
+def make_world(folder: Path, raw: dict[str, Any]) -> World:
+    foreign = make_foreign(raw)
+    active, named = foreign.active, set(foreign.supervoxels)
     time = foreign.began + timedelta(hours=1)
     roots = sorted({foreign.root(sv) for sv in named})
     a, b = min(foreign.hierarchy.leaves(roots[0])), min(foreign.hierarchy.leaves(roots[5]))
@@ -87,18 +95,27 @@ def make_world(folder: Path) -> World:
 
 
 def _ids_of(raw: dict[str, Any]) -> set[int]:
-    from sv_pipeline.segmentation.precomputed import open_volume
-
     return set(np.unique(open_volume(raw["data_source"]["WATERSHED"]).read().result()).tolist()) - {0}
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, bigtable_emulator: str) -> Iterator[World]:
     need(EM.exists(), f"real data ({EM.name})")
-    made = make_world(tmp_path_factory.mktemp("theirs"))
+    folder = tmp_path_factory.mktemp("theirs")
+    made = make_world(folder, make_watershed(folder, CASES["isotropic"]))
     yield made
     made.foreign.client.close()
     made.dataset.table.drop()
+
+
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory: pytest.TempPathFactory, bigtable_emulator: str) -> Iterator[Foreign]:
+    """A graph that they ingested, and nobody has edited."""
+    need(EM.exists(), f"real data ({EM.name})")
+    folder = tmp_path_factory.mktemp("uncut")
+    foreign = make_foreign(make_watershed(folder, CASES["isotropic"]))
+    yield foreign
+    foreign.client.close()
 
 
 @pytest.fixture
@@ -150,6 +167,39 @@ def test_ingest_leaves_the_rows_of_their_graph_as_they_are(
     assert said.code == 1
     assert "other software" in said.err
     assert dump(world.dataset.table) == before
+
+
+def test_voxels_that_would_lack_their_pieces_are_not_made(world: World, attached: CommandLine, tmp_path: Path) -> None:
+    said = attached("ingest", tmp_path / "graph.yaml", "--mode", "voxels", "--workers", "1")
+    assert said.code == 1
+    assert "split supervoxels" in said.err
+    assert not fork_exists(world.dataset.watershed_url, world.raw["graph_id"])
+
+
+def test_a_graph_of_theirs_without_pieces_gets_voxels(uncut: Foreign, cli: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "graph.yaml").write_text(yaml.safe_dump(uncut.raw))
+    graph_id = uncut.raw["graph_id"]
+    assert cli("attach", tmp_path / "graph.yaml").code == 0
+    said = cli("ingest", tmp_path / "graph.yaml", "--mode", "voxels", "--workers", "1")
+    assert said.code == 0, said.err
+    assert json.loads(cli("status", graph_id, "--json").out)["complete"]
+    at = ",".join(map(str, ISOLATED - 4 + CASES["isotropic"].offset))
+    [found] = json.loads(cli("roots", graph_id, "--at", at, "--json").out)
+    assert found["root"] == uncut.root(found["supervoxel"])
+
+
+def test_a_base_that_they_made_is_refused_and_kept(uncut: Foreign, cli: CommandLine, tmp_path: Path) -> None:
+    folder = tmp_path / "watershed"
+    shutil.copytree(uncut.raw["data_source"]["WATERSHED"].removeprefix("file://"), folder)
+    shutil.rmtree(folder / "ocdbt", ignore_errors=True)
+    theirs = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{folder}/ocdbt/base/"}).result()
+    theirs.write("info", b"cut").result()
+    raw = {**uncut.raw, "graph_id": "other", "data_source": {**uncut.raw["data_source"], "WATERSHED": str(folder)}}
+    (tmp_path / "graph.yaml").write_text(yaml.safe_dump(raw))
+    said = cli("ingest", tmp_path / "graph.yaml", "--mode", "voxels", "--workers", "1")
+    assert said.code == 1
+    assert "PyChunkedGraph keeps split supervoxels there" in said.err
+    assert theirs.read("info").result().value == b"cut"
 
 
 def test_a_layer_of_their_graph_is_not_purged(world: World, attached: CommandLine) -> None:
