@@ -11,7 +11,7 @@ import dagster as dg
 
 from sv_pipeline.config import IngestMode
 from sv_pipeline.defs.metadata import explained_failures, pictures
-from sv_pipeline.defs.partitions import graph_layers, graphs, partition_of
+from sv_pipeline.defs.partitions import MAX_LAYER, graph_layers, graphs, layer_key, partition_of
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.engine import stages
 from sv_pipeline.engine.batches import Batch, Stage
@@ -156,6 +156,12 @@ def finish_layer(context: dg.OpExecutionContext, pipeline: PipelineResource) -> 
             return dg.MaterializeResult(metadata={"chunks": 0, "note": f"{graph_id} has no layer {number}"})
         mode = context.op_config.get("mode") or dataset.config.ingest.mode
         report = stages.finish_layer(dataset, number, mode)
+    if number == dataset.grid.n_layers:
+        # Layers that this graph does not have are complete with its top: the partition grid shows it as whole.
+        for absent in range(number + 1, MAX_LAYER + 1):
+            partition = dg.MultiPartitionKey({"graph": graph_id, "layer": layer_key(absent)})
+            note = {"note": f"{graph_id} has no layer {absent}"}
+            context.log_event(dg.AssetMaterialization("layer", partition=partition, metadata=note))
     drawn = {} if mode is IngestMode.VOXELS else pictures(nodes_picture=lambda: views.layer_picture(dataset, number))
     return dg.MaterializeResult(
         metadata={

@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 __all__ = ["Panel", "bar_chart", "colorize", "render"]
 
 LabelArray = npt.NDArray[np.unsignedinteger]
+MAX_WIDTH = 1150
+"""Pixels of a picture: what a dialog of the Dagster UI shows without cutting it off."""
 _INK = "#e8e8ea"
 _PAPER = "#16161a"
 
@@ -88,7 +90,7 @@ def render(panels: Sequence[Panel], *, title: str = "", dots_per_inch: int = 110
     if title:
         figure.suptitle(title, color=_INK, fontsize=12, x=0.01, ha="left")
     figure.tight_layout()
-    return _png(figure, dots_per_inch)
+    return _png(figure, min(dots_per_inch, MAX_WIDTH / figure.get_figwidth()))
 
 
 def _enlarged(labels: LabelArray) -> LabelArray:
@@ -125,7 +127,7 @@ def _scale_bar(axis: Axes, extent: npt.NDArray[np.float64]) -> None:
     axis.text(x, y - 0.02 * extent[1], text, color="white", fontsize=8, va="bottom")
 
 
-def _png(figure: Figure, dots_per_inch: int) -> bytes:
+def _png(figure: Figure, dots_per_inch: float) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor=figure.get_facecolor())
     plt.close(figure)

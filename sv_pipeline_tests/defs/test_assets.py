@@ -8,7 +8,7 @@ import pytest
 from sv_pipeline.config import IngestMode
 from sv_pipeline.definitions import defs
 from sv_pipeline.defs.launch import materialize_graph
-from sv_pipeline.defs.partitions import graphs
+from sv_pipeline.defs.partitions import MAX_LAYER, graphs
 from sv_pipeline.engine import stages
 from sv_pipeline.engine.proof import verify_dataset
 from sv_pipeline.registry import Dataset
@@ -42,6 +42,14 @@ def failure_of(result: dg.ExecuteInProcessResult) -> str:
     return data.description or ""
 
 
+def event_of(instance: dg.DagsterInstance, asset: str, partition: str) -> dg.AssetMaterialization:
+    records = instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition]), limit=1
+    ).records
+    assert records[0].asset_materialization is not None
+    return records[0].asset_materialization
+
+
 def batches_of(result: dg.ExecuteInProcessResult) -> list[str]:
     return [e.step_key for e in result.all_events if e.is_step_success and "run_batch" in (e.step_key or "")]
 
@@ -59,8 +67,14 @@ def test_the_assets_of_a_graph_build_it_and_prove_it(dataset: Dataset, instance:
     contract = instance.get_latest_materialization_event(dg.AssetKey("reader_contract"))
     assert contract is not None
     assert "data:image/png" in contract.asset_materialization.metadata["roots"].value
-    layer = instance.get_latest_materialization_event(dg.AssetKey("layer"))
-    assert {"chunks", "nodes", "nodes_picture"} <= set(layer.asset_materialization.metadata)
+    top = event_of(instance, "layer", f"{dataset.graph_id}|L04")
+    assert {"chunks", "nodes", "chunks_per_second", "nodes_picture"} <= set(top.metadata)
+
+
+def test_a_complete_graph_has_no_missing_partition(dataset: Dataset, instance: dg.DagsterInstance) -> None:
+    materialize_graph(dataset, instance)
+    done = instance.get_materialized_partitions(dg.AssetKey("layer"))
+    assert done == {f"{dataset.graph_id}|L{number:02d}" for number in range(2, MAX_LAYER + 1)}
 
 
 def test_every_invariant_is_evaluated_with_the_graph_named(dataset: Dataset, instance: dg.DagsterInstance) -> None:
