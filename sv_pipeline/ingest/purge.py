@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.errors import ConflictError
+from sv_pipeline.errors import ConfigError, ConflictError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ids import IdLayout, UInt64Array
 from sv_pipeline.ingest.reservations import IdRange, Reservation
@@ -29,11 +29,15 @@ def purge_layer(graph: ChunkedGraph, layer: int) -> None:
 
     Raises
     ------
+    ConfigError
+        If there is no such layer.
     ConflictError
         If edits were made (they would be lost), or other software built the graph.
     """
     if not 2 <= layer <= graph.n_layers:
-        raise ValueError(f"layer {layer} is outside 2..{graph.n_layers}")
+        raise ConfigError(
+            f"graph {graph.graph_id!r} has no layer {layer} to purge.", remedy=f"It has layers 2 to {graph.n_layers}."
+        )
     refuse_if_edited(graph, f"Rebuilding layer {layer}")
     table = graph.table
     if next(iter(table.scan([keys.ingest_range()], newest_only=True)), None) is None:

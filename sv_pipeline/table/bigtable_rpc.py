@@ -225,7 +225,11 @@ def error_of(code: grpc.StatusCode, detail: str, table_path: str, what: str) -> 
         return CorruptionError(f"{where} did not find what it needs: {detail}.")
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return InputError(f"{where} was refused: {detail}.")
-    return UnavailableError(f"{where} failed: {code.name} {detail}.", remedy="Try again later.")
+    emulator = os.environ.get(EMULATOR)
+    place = f"the emulator at {emulator} ({EMULATOR})" if emulator else "Bigtable"
+    return UnavailableError(
+        f"{where} failed: {code.name} {detail}.", remedy=f"See whether {place} can be reached, then try again."
+    )
 
 
 def read_stream(call: Any) -> Iterator[Any]:
