@@ -188,6 +188,7 @@ def test_cutting_and_joining_keeps_every_voxel(boxes: list[Box], chunk: Triple) 
     assert painted(hulls).max() <= 1
     assert (painted(hulls) >= (painted(array) > 0)).all()
     np.testing.assert_array_equal(painted(joined(hulls)), painted(hulls))
+    np.testing.assert_array_equal(painted(joined(array)) > 0, painted(array) > 0)
     assert len(joined(hulls)) <= len(hulls)
 
 
