@@ -13,10 +13,12 @@ from sv_pipeline.config import BackendType, DatasetConfig, IngestMode
 from sv_pipeline.errors import ConfigError, ConflictError, InputError, NotFoundError
 from sv_pipeline.graph import edge_files
 from sv_pipeline.graph.chunked_graph import open_chunked_graph
+from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.ingest import watershed
 from sv_pipeline.registry import Dataset, Registry, absolute
 from sv_pipeline.segmentation import base, kv, layout, markers, populate
+from sv_pipeline.segmentation.precomputed import VolumeInfo
 
 __all__ = ["attach", "register", "source_is_needed"]
 
@@ -51,9 +53,9 @@ def register(config: DatasetConfig, home: str) -> Dataset:
     _check_base(dataset)
     if config.source is None:
         _check_watershed(dataset)
+        _check_mips(config, dataset.volume)
     else:
         source_is_needed(dataset)
-    _check_mips(dataset)
     return registry.register(config)
 
 
@@ -99,7 +101,7 @@ def source_is_needed(dataset: Dataset) -> bool:
         The source cannot be used, or the watershed was made of another one.
     """
     try:
-        watershed.prepare_watershed(dataset.config)
+        watershed.prepare_watershed(dataset.config, lambda volume: _check_mips(dataset.config, volume))
     except InputError as error:
         if not _watershed_is_complete(dataset):
             raise
@@ -183,8 +185,8 @@ def _check_edge_files(dataset: Dataset) -> None:
         )
 
 
-def _check_mips(dataset: Dataset) -> None:
+def _check_mips(config: DatasetConfig, volume: VolumeInfo) -> None:
     """ConfigError if the volume cannot be divided into mips and populate tasks as the configuration asks for."""
-    config = dataset.config
     if config.ingest.mode is not IngestMode.GRAPH:
-        layout.plan_scales(dataset.volume, config.ocdbt_config, dataset.grid)
+        grid = ChunkGrid(volume.bounds, config.graph_config.chunk_size)
+        layout.plan_scales(volume, config.ocdbt_config, grid)

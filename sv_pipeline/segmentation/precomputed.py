@@ -25,6 +25,7 @@ __all__ = [
     "info_json",
     "open_volume",
     "parse_info",
+    "plan_volume",
     "read_info",
 ]
 
@@ -187,8 +188,22 @@ def halving_step(resolution: Resolution) -> Triple:
     return (2, 2, 1) if resolution[2] >= 2 * min(resolution[:2]) else (2, 2, 2)
 
 
-def create_volume(
-    url: str | Path,
+def create_volume(url: str | Path, **measures: Any) -> VolumeInfo:
+    """Make an empty volume: write its ``info`` file (replacing one that is there; chunks are not touched).
+
+    Parameters
+    ----------
+    url
+        Folder of the volume.
+    measures
+        As for `plan_volume`, which raises what is wrong with them.
+    """
+    volume = plan_volume(**measures)
+    write_bytes(url, "info", json.dumps(info_json(volume)).encode())
+    return volume
+
+
+def plan_volume(
     *,
     resolution: Resolution,
     voxel_offset: Triple,
@@ -200,12 +215,10 @@ def create_volume(
     n_mips: int = 1,
     factors: Triple | None = None,
 ) -> VolumeInfo:
-    """Make an empty volume: write its ``info`` file (replacing one that is there; chunks are not touched).
+    """What a volume of these measures is; writes nothing (see `create_volume`).
 
     Parameters
     ----------
-    url
-        Folder of the volume.
     resolution, voxel_offset, size, chunk_size
         Of the base mip: nanometres per voxel, and voxels, (x, y, z).
     data_type
@@ -241,9 +254,7 @@ def create_volume(
     for _ in range(n_mips - 1):
         factor = _triple(np.multiply(factor, factors or halving_step(scales[-1].resolution)), int)
         scales.append(coarser_scale(base, factor, base.chunk_size))
-    volume = VolumeInfo(data_type, tuple(scales))
-    write_bytes(url, "info", json.dumps(info_json(volume)).encode())
-    return volume
+    return VolumeInfo(data_type, tuple(scales))
 
 
 def open_volume(url: str | Path, mip: int = 0, *, writable: bool = False) -> ts.TensorStore:

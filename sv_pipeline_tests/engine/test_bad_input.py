@@ -122,6 +122,7 @@ def test_mips_that_no_populate_task_can_hold(cli: CommandLine, tmp_path: Path) -
     config = builds.config_file(tmp_path / "dataset.yaml", raw)
     assert_refused(cli("ingest", config), "mip", "populate_layer")
     builds.assert_nothing_written(cli.home)
+    assert not list(tmp_path.rglob("info"))
 
 
 # -- places -----------------------------------------------------------------------------------------------------------

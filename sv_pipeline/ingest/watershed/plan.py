@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from typing import Any
 
 import fastremap
 import numpy as np
@@ -34,7 +36,7 @@ from sv_pipeline.ingest.watershed.companions import (
 from sv_pipeline.ingest.watershed.source import SourceVolume
 from sv_pipeline.ingest.watershed.tables import table_fingerprint
 from sv_pipeline.segmentation import kv
-from sv_pipeline.segmentation.precomputed import create_volume
+from sv_pipeline.segmentation.precomputed import VolumeInfo, create_volume, plan_volume
 
 __all__ = ["Stage", "WatershedPlan", "check_room", "pending", "prepare_watershed"]
 
@@ -123,8 +125,13 @@ def _source_config(config: DatasetConfig) -> SourceConfig:
     return config.source
 
 
-def prepare_watershed(config: DatasetConfig) -> WatershedPlan:
+def prepare_watershed(config: DatasetConfig, check: Callable[[VolumeInfo], None] | None = None) -> WatershedPlan:
     """Check everything, then create the volume's info. Does nothing if this very run was prepared before.
+
+    Parameters
+    ----------
+    check
+        Called with the volume that is to be made, before anything is written; raises what it does not like.
 
     Raises
     ------
@@ -145,6 +152,15 @@ def prepare_watershed(config: DatasetConfig) -> WatershedPlan:
     fingerprint = _fingerprint(config, source, companions)
     plan = WatershedPlan(config, source.bounds, source.resolution, fingerprint)
     _ = plan.layout
+    measures: dict[str, Any] = {
+        "data_type": "uint64",
+        "resolution": plan.resolution,
+        "voxel_offset": plan.bounds.start,
+        "size": plan.bounds.shape,
+        "chunk_size": _storage_chunk_size(plan.grid.chunk_size),
+    }
+    if check is not None:
+        check(plan_volume(**measures))
     if _is_prepared(plan):
         return plan
     if source.in_memory:
@@ -153,14 +169,7 @@ def prepare_watershed(config: DatasetConfig) -> WatershedPlan:
     try:
         if not kv.write_if_absent(plan.target, META_KEY, meta.encode()):
             _is_prepared(plan)  # somebody else was faster: with this very run, or with another
-        create_volume(
-            plan.target,
-            data_type="uint64",
-            resolution=plan.resolution,
-            voxel_offset=plan.bounds.start,
-            size=plan.bounds.shape,
-            chunk_size=_storage_chunk_size(plan.grid.chunk_size),
-        )
+        create_volume(plan.target, **measures)
     except (ValueError, OSError) as error:
         raise ConfigError(
             f"cannot write to {plan.target}: {error}", remedy="Check data_source.WATERSHED and its permissions."
