@@ -2,7 +2,7 @@
 
 One *part* (see `algorithms.pyramid_blocks`) is one atomic commit, or none: the storage chunks of all its coarser mips
 whose content changes, and the removal of the part from the ledger. What a part is made of is read in the same
-transaction, with repeatable reads: whoever changes any of it before the commit makes the commit fail, and the part is
+transaction (`checked_commit`): if anybody changes any of it before the commit, nothing is committed, and the part is
 made again of what is there then. So no lock is needed for the result to be right; `table.block_locks` only keeps two
 jobs from doing the same work.
 
@@ -25,8 +25,10 @@ from sv_pipeline.algorithms.box_arrays import as_array, as_boxes, clip, volumes
 from sv_pipeline.algorithms.pyramid_blocks import PyramidBlock, plan_blocks
 from sv_pipeline.errors import NotFoundError, UnavailableError
 from sv_pipeline.grid import Box
+from sv_pipeline.segmentation.checked_commit import ChangedError, checked_transaction
 from sv_pipeline.segmentation.mip_maker import ForkPyramid, MipMaker, PartReport, boxes_within
-from sv_pipeline.segmentation.pending import PendingEntry, add_pending, read_entries, settle
+from sv_pipeline.segmentation.operations import pending_key
+from sv_pipeline.segmentation.pending import ASKED_FOR, PendingEntry, add_pending, read_entries, settle
 from sv_pipeline.segmentation.retry import TRANSPORT_CODES, status_code
 
 __all__ = ["downsample_part", "drop_empty_entries", "plan_entries", "rebuild_mip"]
@@ -90,10 +92,10 @@ def downsample_part(
             bounds = pyramid.volume.bounds
             for key, boxes in mine.items():
                 if not settle(kv, key, part.shifted(bounds.start), boxes + np.asarray(bounds.start), bounds):
-                    raise _ChangedError
+                    raise ChangedError
             check()
 
-        return _commit(pyramid, np.concatenate(list(mine.values())), memory_budget, settle_mine)
+        return _commit(pyramid, mine, memory_budget, settle_mine)
 
     return _until_it_holds(attempt, f"downsampling {part}")
 
@@ -106,26 +108,28 @@ def drop_empty_entries(pyramid: ForkPyramid, entries: Sequence[PendingEntry]) ->
         return PartReport()
 
     def attempt() -> PartReport:
-        with pyramid.store.transaction(repeatable_read=True) as transaction:
+        with checked_transaction(pyramid.store) as checked:
+            checked.keys.update(empty)
             for key in empty:
-                settle(pyramid.store.kv.with_transaction(transaction), key, bounds, as_array([]), bounds)
+                settle(pyramid.store.kv.with_transaction(checked.transaction), key, bounds, as_array([]), bounds)
         return PartReport(commits=1)
 
     return _until_it_holds(attempt, "removing empty entries")
 
 
-class _ChangedError(Exception):
-    """The ledger has changed; the part has to be made again."""
-
-
 def _commit(
-    pyramid: ForkPyramid, boxes: IntArray, memory_budget: int, before_commit: Callable[[ts.KvStore], None]
+    pyramid: ForkPyramid,
+    mine: dict[str, IntArray],
+    memory_budget: int,
+    before_commit: Callable[[ts.KvStore], None],
 ) -> PartReport:
+    boxes = np.concatenate(list(mine.values()))
     report = PartReport(commits=1, voxels=int(volumes(boxes).sum()))
     started = time.perf_counter()
-    with pyramid.store.transaction(repeatable_read=True) as transaction:
-        MipMaker(pyramid, transaction, memory_budget, report).make(boxes)
-        before_commit(pyramid.store.kv.with_transaction(transaction))
+    with checked_transaction(pyramid.store) as checked:
+        MipMaker(pyramid, checked, memory_budget, report).make(boxes)
+        checked.keys.update(mine)
+        before_commit(pyramid.store.kv.with_transaction(checked.transaction))
         made = time.perf_counter()
     report.seconds_voxels, report.seconds_commit = made - started, time.perf_counter() - made
     return report
@@ -138,7 +142,7 @@ def _until_it_holds(attempt: Callable[[], PartReport], what: str) -> PartReport:
         try:
             report = attempt()
         except Exception as error:
-            code = "ABORTED" if isinstance(error, _ChangedError) else status_code(error)
+            code = "ABORTED" if isinstance(error, ChangedError) else status_code(error)
             if code not in TRANSPORT_CODES:
                 raise
             conflicts += code == "ABORTED"
@@ -195,13 +199,14 @@ def rebuild_mip(
 
         def attempt(piece: Box = piece) -> PartReport:
             report = PartReport(commits=1)
-            with pyramid.store.transaction(repeatable_read=True) as transaction:
-                changed = MipMaker(pyramid, transaction, memory_budget, report).make_mip(mip, as_array([piece]))
+            with checked_transaction(pyramid.store) as checked:
+                changed = MipMaker(pyramid, checked, memory_budget, report).make_mip(mip, as_array([piece]))
                 if len(changed) and mip + 1 < len(geometry.levels):
                     below = np.asarray(geometry.factors[mip])
                     boxes = clip(changed * below, Box.of((0, 0, 0), geometry.levels[0].size))
                     absolute = as_boxes(boxes + np.asarray(pyramid.volume.bounds.start))
-                    add_pending(pyramid.store.kv.with_transaction(transaction), absolute)
+                    checked.keys.add(pending_key(ASKED_FOR))
+                    add_pending(pyramid.store.kv.with_transaction(checked.transaction), absolute)
             return report
 
         total.add(_until_it_holds(attempt, f"rebuilding mip {mip} in {piece}"))

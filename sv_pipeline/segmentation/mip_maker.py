@@ -20,10 +20,11 @@ from sv_pipeline.algorithms.pyramid_blocks import MipLevel, PyramidGeometry
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.base import read_base
+from sv_pipeline.segmentation.checked_commit import CheckedTransaction
 from sv_pipeline.segmentation.layout import step_factor
 from sv_pipeline.segmentation.precomputed import VolumeInfo
 from sv_pipeline.segmentation.reader import open_fork_store
-from sv_pipeline.segmentation.specs import OcdbtStore
+from sv_pipeline.segmentation.specs import ARRAY_PATH, OcdbtStore
 
 __all__ = ["ForkPyramid", "MipMaker", "PartReport", "boxes_within", "open_pyramid"]
 
@@ -74,6 +75,15 @@ class ForkPyramid:
         """A box that counts from the start of a mip, in the coordinates of that mip."""
         return box.shifted(self.volume.scales[mip].voxel_offset)
 
+    def chunk_keys(self, mip: int, box: Box) -> list[str]:
+        """Keys, in the fork, of the storage chunks that a box touches, whether they are stored or not."""
+        scale, size = self.volume.scales[mip], self.volume.scales[mip].chunk_size
+        chunks, _ = parts_by_chunk(as_array([box]), size, hull=True)
+        starts = chunks * size + scale.voxel_offset
+        stops = np.minimum(starts + size, scale.bounds.stop)
+        rows = np.concatenate([starts, stops], axis=1).tolist()
+        return [f"{ARRAY_PATH}{scale.key}/{a}-{d}_{b}-{e}_{c}-{f}" for a, b, c, d, e, f in rows]
+
 
 def _halves(factor: Triple, below: Triple) -> bool:
     ratio = np.floor_divide(factor, below)
@@ -122,7 +132,7 @@ class MipMaker:
     """Makes coarser mips in one transaction."""
 
     pyramid: ForkPyramid
-    transaction: ts.Transaction
+    checked: CheckedTransaction
     memory_budget: int
     report: PartReport
     _made: list[tuple[Box, Labels]] = field(default_factory=list)
@@ -180,14 +190,18 @@ class MipMaker:
 
     def _start(self, mip: int, piece: Box) -> tuple[Labels | ts.Future[Labels], ts.Future[Labels]]:
         below = self.pyramid.geometry.footprint(mip, piece)
-        stored = self._array(mip)[self.pyramid.absolute(mip, piece).slices].read(order="F")
+        stored = self._read(mip, piece)
         for box, labels in self._made:
             if below.clip(box) == below:
                 return labels[below.shifted(np.negative(box.start)).slices], stored
-        return self._array(mip - 1)[self.pyramid.absolute(mip - 1, below).slices].read(order="F"), stored
+        return self._read(mip - 1, below), stored
+
+    def _read(self, mip: int, box: Box) -> ts.Future[Labels]:
+        self.checked.keys.update(self.pyramid.chunk_keys(mip, box))
+        return self._array(mip)[self.pyramid.absolute(mip, box).slices].read(order="F")
 
     def _array(self, mip: int) -> ts.TensorStore:
-        return self.pyramid.store.array(mip).with_transaction(self.transaction)
+        return self.pyramid.store.array(mip).with_transaction(self.checked.transaction)
 
 
 def boxes_within(box: Box, chunk: Triple, limit: int) -> list[Box]:

@@ -202,7 +202,7 @@ def ask_for(watershed_url: str | Path, graph_id: str, boxes: Sequence[Box] | Non
     inside = [box.clip(bounds) for box in boxes or [bounds]]
 
     def write() -> None:
-        with store.transaction(repeatable_read=True) as transaction:
+        with store.transaction(repeatable_read=True) as transaction:  # one key: nothing else of it can fail
             add_pending(store.kv.with_transaction(transaction), [box for box in inside if box.volume])
 
     retry_transport(write, what=f"asking for coarser mips of graph {graph_id}", attempts=8)
