@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -30,7 +31,7 @@ from sv_pipeline.edits.hierarchy_plan import HierarchyPlan
 from sv_pipeline.edits.locking import RootLocks, concurrently
 from sv_pipeline.edits.operation_log import OperationRow, Scope, write_set
 from sv_pipeline.edits.refusal import OwnershipLostError
-from sv_pipeline.edits.rows_of_plan import fake_edge_cells, rows_of
+from sv_pipeline.edits.rows_of_plan import PlannedRows, fake_edge_cells, rows_of
 from sv_pipeline.errors import UnavailableError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import Operation, OperationStatus
@@ -125,21 +126,8 @@ def commit(
     """
     held.check()
     table = graph.table
-    hierarchy = with_final_ids(graph, plan.hierarchy)
-    rows = rows_of(hierarchy, row.operation_id, timestamp)
+    hierarchy, rows = _start(graph, held, row, plan, timestamp, log_cells)
     fake = fake_edge_cells(hierarchy, plan.fake_edges)
-    planned = [*rows.every, *plan.rows]
-    planned += [RowMutation(key, [FAKE_EDGES.set(edges, timestamp)]) for key, edges in fake.items()]
-    scope = Scope(
-        timestamp,
-        tuple(hierarchy.old_roots.tolist()),
-        tuple(hierarchy.new_roots.tolist()),
-        plan.voxels.chunks if plan.voxels else (),
-        plan.voxels.generation if plan.voxels else None,
-    )
-    held.new_roots = hierarchy.new_roots
-    held.check()
-    row.start_writing(scope, write_set(planned, timestamp), [*log_cells, *plan.log_cells])
     _lock_or_tidy_up(held, row)
 
     held.keep = True  # from here on only recovery may release them, or the end of the edit
@@ -187,28 +175,57 @@ def _lock_or_tidy_up(held: RootLocks, row: OperationRow) -> None:
         raise
 
 
-def with_final_ids(graph: ChunkedGraph, plan: HierarchyPlan) -> HierarchyPlan:
-    """The plan with ids out of the counters; one that has a row already (older software gave some twice) is dropped."""
-    order = np.argsort(plan.new.ids)
-    provisional = plan.new.ids[order]
-    chunks = graph.layout.chunks(provisional)
+def _ids_of(graph: ChunkedGraph, chunks: UInt64Array) -> UInt64Array:
+    """Fresh ids for nodes in these chunks (shape (n,), equal ones next to each other), in descending order in each."""
+    distinct, counts = np.unique(chunks, return_counts=True)
+
+    def reserve(item: tuple[int, int]) -> UInt64Array:
+        first = counters.reserve(graph.table, graph.layout, item[0], item[1])
+        return counters.node_ids(graph.layout, item[0], first, item[1])
+
+    ids = np.zeros(len(chunks), np.uint64)
+    given = concurrently(reserve, list(zip(distinct.tolist(), counts.tolist(), strict=True)))
+    for chunk, some in zip(distinct, given, strict=True):
+        # Provisional ids count down, so that the order of nodes in a chunk is kept.
+        ids[chunks == chunk] = some[::-1]
+    return ids
+
+
+def _start(
+    graph: ChunkedGraph,
+    held: RootLocks,
+    row: OperationRow,
+    plan: EditPlan,
+    timestamp: int,
+    log_cells: list[SetCell],
+) -> tuple[HierarchyPlan, PlannedRows]:
+    """Give the plan its ids and write the intent; again if an id has a row already (older software gave some twice)."""
+    provisional = np.sort(plan.hierarchy.new.ids)
     final = np.zeros(len(provisional), np.uint64)
-    open_ = np.arange(len(provisional))
-    while len(open_):
-        distinct, counts = np.unique(chunks[open_], return_counts=True)
-
-        def reserve(item: tuple[int, int]) -> UInt64Array:
-            first = counters.reserve(graph.table, graph.layout, item[0], item[1])
-            return counters.node_ids(graph.layout, item[0], first, item[1])
-
-        given = concurrently(reserve, list(zip(distinct.tolist(), counts.tolist(), strict=True)))
-        for chunk, ids in zip(distinct, given, strict=True):
-            # Provisional ids count down, so that the order of nodes in a chunk is kept.
-            final[open_[chunks[open_] == chunk]] = ids[::-1]
-        row_keys = keys.node_keys(final[open_])
-        taken = graph.table.read_rows(row_keys, [CHILDREN.key], newest_only=True)
-        open_ = open_[[key in taken for key in row_keys]]
-    return plan.renamed(provisional, final)
+    wanting = np.arange(len(provisional))
+    while True:
+        final[wanting] = _ids_of(graph, graph.layout.chunks(provisional[wanting]))
+        hierarchy = plan.hierarchy.renamed(provisional, final)
+        rows = rows_of(hierarchy, row.operation_id, timestamp)
+        fake = fake_edge_cells(hierarchy, plan.fake_edges)
+        planned = [*rows.every, *plan.rows]
+        planned += [RowMutation(key, [FAKE_EDGES.set(edges, timestamp)]) for key, edges in fake.items()]
+        scope = Scope(
+            timestamp,
+            tuple(hierarchy.old_roots.tolist()),
+            tuple(hierarchy.new_roots.tolist()),
+            plan.voxels.chunks if plan.voxels else (),
+            plan.voxels.generation if plan.voxels else None,
+        )
+        held.check()
+        row_keys = keys.node_keys(final)
+        with ThreadPoolExecutor(1) as pool:
+            taken = pool.submit(graph.table.read_rows, row_keys, [CHILDREN.key], newest_only=True)
+            row.start_writing(scope, write_set(planned, timestamp), [*log_cells, *plan.log_cells])
+        wanting = np.flatnonzero([key in taken.result() for key in row_keys])
+        if not len(wanting):
+            held.new_roots = hierarchy.new_roots
+            return hierarchy, rows
 
 
 def _put_edges(table: Table, key: bytes, edges: UInt64Array, timestamp: int) -> None:

@@ -65,19 +65,19 @@ def _old_nodes_that_meet(
     old_below = _old_layer2_nodes(graph, known, plan)
     groups, colours, tops = [], [], []
     for i in np.flatnonzero(layers > 2)[np.argsort(layers[layers > 2], kind="stable")].tolist():
-        children = plan.new.children.values[plan.new.children.offsets[i] : plan.new.children.offsets[i + 1]].tolist()
-        below = {node for child in children for node in old_below.get(child, {child})}
-        old = {_climb(graph, known, node, int(layers[i])) for node in below}
-        old_below[int(plan.new.ids[i])] = old
+        children = plan.new.children.values[plan.new.children.offsets[i] : plan.new.children.offsets[i + 1]]
+        below = [old_below.get(child, [child]) for child in children.tolist()]
+        old = np.unique(_climb(graph, known, np.unique(np.concatenate(below).astype(np.uint64)), int(layers[i])))
+        old_below[int(plan.new.ids[i])] = old.tolist()
         if len(old) > 1:
             groups += [i] * len(old)
-            colours += sorted(old)
+            colours += old.tolist()
             tops += [int(layers[i])] * len(old)
     ids = np.array(colours, np.uint64)
     return np.array(groups, np.int64), ids, ids, np.array(tops, np.int64)
 
 
-def _old_layer2_nodes(graph: ChunkedGraph, known: KnownNodes, plan: HierarchyPlan) -> dict[int, set[int]]:
+def _old_layer2_nodes(graph: ChunkedGraph, known: KnownNodes, plan: HierarchyPlan) -> dict[int, list[int]]:
     """The retired layer 2 nodes that each new one was made of."""
     retired = plan.retired[graph.layout.layers(plan.retired) == 2]
     at = known.index(retired)
@@ -85,18 +85,21 @@ def _old_layer2_nodes(graph: ChunkedGraph, known: KnownNodes, plan: HierarchyPla
     order = np.argsort(plan.new.children.values)
     owners = np.repeat(plan.new.ids, plan.new.children.lengths)[order]
     successors = owners[find(plan.new.children.values[order], first_children)]
-    made_of: dict[int, set[int]] = {}
+    made_of: dict[int, list[int]] = {}
     for old, new in zip(retired.tolist(), successors.tolist(), strict=True):
-        made_of.setdefault(new, set()).add(old)
+        made_of.setdefault(new, []).append(old)
     return made_of
 
 
-def _climb(graph: ChunkedGraph, known: KnownNodes, node: int, layer: int) -> int:
-    while True:
-        parent = int(known.parents_of(np.array([node], np.uint64))[0])
-        if not parent or int(graph.layout.layers(np.uint64(parent))) > layer:
-            return node
-        node = parent
+def _climb(graph: ChunkedGraph, known: KnownNodes, nodes: UInt64Array, layer: int) -> UInt64Array:
+    """Highest stored ancestor of each node up to a layer."""
+    current, climbing = nodes.copy(), np.arange(len(nodes))
+    while len(climbing):
+        above = known.parents_of(current[climbing])
+        fits = (above != 0) & (graph.layout.layers(above) <= layer)
+        climbing, above = climbing[fits], above[fits]
+        current[climbing] = above
+    return current
 
 
 def _walk(

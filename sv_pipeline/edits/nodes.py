@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from sv_pipeline.algorithms.components import find
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.hierarchy import take
 from sv_pipeline.graph.layers import LayeredEdges
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table import keys
@@ -85,6 +86,7 @@ class NodeCache:
         self._graph = graph
         self._columns = [PARENT.key, CHILDREN.key, *(cross_edges(n).key for n in range(2, graph.n_layers))]
         self._rows: dict[bytes, RowView] = {}
+        self._parts: list[KnownNodes] = []
 
     def fetch(self, ids: npt.ArrayLike) -> None:
         """Have the rows of these nodes."""
@@ -93,6 +95,7 @@ class NodeCache:
         if new:
             found = self._graph.table.read_rows(new, self._columns, newest_only=True)
             self._rows.update((key, found.get(key, {})) for key in new)
+            self._parts.append(self._decoded(new))
 
     def parents(self, ids: npt.ArrayLike) -> UInt64Array:
         """Parent of each node, shape (n,); 0 for a root, and for a node that is not there."""
@@ -118,18 +121,33 @@ class NodeCache:
 
     def known(self) -> KnownNodes:
         """All rows of layers 2 and above that were read so far."""
-        every = keys.node_ids(self._rows)
-        order = np.argsort(every)
-        ids = every[order]
-        ids = ids[self._graph.layout.layers(ids) >= 2]
-        row_keys = keys.node_keys(ids)
+        if len(self._parts) > 1:
+            ids = np.concatenate([part.ids for part in self._parts])
+            order = np.argsort(ids)
+            lengths = np.concatenate([part.children.lengths for part in self._parts])
+            offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+            children = Ragged(np.concatenate([part.children.values for part in self._parts]), offsets)
+            edges = LayeredEdges(
+                np.concatenate([part.edges.layers for part in self._parts]),
+                np.concatenate([part.edges.edges for part in self._parts]),
+            )
+            parents = np.concatenate([part.parents for part in self._parts])[order]
+            self._parts = [KnownNodes(ids[order], parents, take(children, order), edges)]
+        return self._parts[0] if self._parts else self._decoded([])
+
+    def _decoded(self, row_keys: list[bytes]) -> KnownNodes:
+        """Some rows as arrays; keys in ascending order."""
+        ids = keys.node_ids(row_keys)
+        row_keys = [
+            key for key, layer in zip(row_keys, self._graph.layout.layers(ids).tolist(), strict=True) if layer > 1
+        ]
         parts, layers = [np.zeros((0, 2), np.uint64)], [np.zeros(0, np.int64)]
         for layer in range(2, self._graph.n_layers):
             pairs = newest_arrays(cross_edges(layer), self._rows, row_keys).values
             parts.append(pairs)
             layers.append(np.full(len(pairs), layer, np.int64))
         return KnownNodes(
-            ids,
+            keys.node_ids(row_keys),
             newest_ids(PARENT, self._rows, row_keys),
             newest_arrays(CHILDREN, self._rows, row_keys),
             LayeredEdges(np.concatenate(layers), np.concatenate(parts)),

@@ -117,9 +117,11 @@ def _edit_under_locks(
         expiry = graph.meta.graph_config.ROOT_LOCK_EXPIRY
         with lock_roots(graph.table, row.operation_id, roots.find, expiry, patience) as held:
             cache = NodeCache(graph)
-            cache.fetch(roots.chains())
+            with ThreadPoolExecutor(1) as pool:
+                locked_at = pool.submit(held.locked_at)
+                cache.fetch(roots.chains())
             plan = make_plan(Workspace(graph, cache, roots.current(), roots.root_of()), request)
-            timestamp = logical_time(held.locked_at(), cache.latest())
+            timestamp = logical_time(locked_at.result(), cache.latest())
             return commit(graph, held, row, plan, timestamp, request.user, log_cells(graph, request))
     except EditRefused:
         raise
