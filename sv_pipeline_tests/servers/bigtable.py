@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -34,9 +35,16 @@ def bigtable_emulator() -> Iterator[str]:
     """``host:port`` of a running emulator; BIGTABLE_EMULATOR_HOST says so too until the session ends."""
     binary = find_emulator()
     need(binary, f"the Bigtable emulator ({BINARY} of the Google Cloud SDK)")
+    with running_emulator(str(binary)) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def running_emulator(binary: str) -> Iterator[str]:
+    """An emulator that runs as long as the block; its ``host:port``, which BIGTABLE_EMULATOR_HOST says too."""
     with tempfile.TemporaryFile("w+b") as output, pytest.MonkeyPatch.context() as patch:
         process = subprocess.Popen(
-            [str(binary), "-host", "127.0.0.1", "-port", "0"],  # port 0: the system chooses a free one
+            [binary, "-host", "127.0.0.1", "-port", "0"],  # port 0: the system chooses a free one
             stdout=output,
             stderr=subprocess.STDOUT,
             preexec_fn=_die_with_parent,
