@@ -1,6 +1,7 @@
 """Edits of a graph: merges and splits, from the request to the commit. Knows no Dagster."""
 
 from sv_pipeline.edits.commit import CommittedEdit
+from sv_pipeline.edits.history import leaves_at, operations_table, redo, undo
 from sv_pipeline.edits.locking import LockPatience
 from sv_pipeline.edits.merging import merge
 from sv_pipeline.edits.refusal import EditRefused, OwnershipLostError, Reason
@@ -16,7 +17,11 @@ __all__ = [
     "Points",
     "Reason",
     "SplitRequest",
+    "leaves_at",
     "merge",
+    "operations_table",
     "preview_split",
+    "redo",
     "split",
+    "undo",
 ]

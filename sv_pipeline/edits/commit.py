@@ -70,6 +70,8 @@ class EditPlan:
     added_edges: UInt64Array | None = None
     """What the log says, shape (n, 2)."""
     removed_edges: UInt64Array | None = None
+    activated: UInt64Array = field(default_factory=lambda: np.zeros((0, 2), np.uint64))
+    """All edges that become active, those that follow from new ancestors included."""
     fake_edges: UInt64Array = field(default_factory=lambda: np.zeros((0, 2), np.uint64))
     """Edges that no file has and that connect from now on."""
     rows: tuple[RowMutation, ...] = ()
@@ -146,7 +148,7 @@ def commit(
     _retire(table, row.operation_id, rows.retired)
     row.succeed(hierarchy.new_roots, timestamp)
     held.release()
-    row.clear_scope()
+    row.clear_scope(done=True)
     return CommittedEdit(
         operation_id=row.operation_id,
         kind=plan.kind,
@@ -171,7 +173,7 @@ def _lock_or_tidy_up(held: RootLocks, row: OperationRow) -> None:
         held.make_indefinite()
     except OwnershipLostError:
         held.release()
-        row.clear_scope()
+        row.clear_scope(done=False)
         raise
 
 
@@ -221,7 +223,7 @@ def _start(
         row_keys = keys.node_keys(final)
         with ThreadPoolExecutor(1) as pool:
             taken = pool.submit(graph.table.read_rows, row_keys, [CHILDREN.key], newest_only=True)
-            row.start_writing(scope, write_set(planned, timestamp), [*log_cells, *plan.log_cells])
+            row.start_writing(scope, write_set(planned, timestamp), [*log_cells, *plan.log_cells], plan.activated)
         wanting = np.flatnonzero([key in taken.result() for key in row_keys])
         if not len(wanting):
             held.new_roots = hierarchy.new_roots

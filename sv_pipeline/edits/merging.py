@@ -13,8 +13,8 @@ from sv_pipeline.edits.layer2 import add_edges, pairs_of
 from sv_pipeline.edits.locking import LockPatience
 from sv_pipeline.edits.refusal import EditRefused, Reason
 from sv_pipeline.edits.region import Region, read_region
-from sv_pipeline.edits.requests import MergeRequest, check_distance, region_of
-from sv_pipeline.edits.session import Workspace, plan_above, run_edit
+from sv_pipeline.edits.requests import MergeRequest, check_distance, log_cells, region_of
+from sv_pipeline.edits.session import Workspace, checked, plan_above, run_edit
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ids import UInt64Array
 
@@ -45,9 +45,9 @@ def merge(
         graph,
         request,
         plan_merge,
-        volume=volume,
+        prepare=lambda r: checked(graph, r, volume, lambda c: check_distance(graph, c)),
+        log_cells=lambda r: log_cells(graph, r),
         patience=patience,
-        check=lambda r: check_distance(graph, r),
     )
 
 
@@ -88,7 +88,7 @@ def plan_addition(
     if len(implied):
         added, parents = np.concatenate([added, implied]), np.concatenate([parents, implied_parents])
         plan = plan_above(workspace, lambda known: add_edges(graph.layout, added, parents, known), parents)
-    return EditPlan(kind, plan, added_edges=logged, fake_edges=fake)
+    return EditPlan(kind, plan, added_edges=logged, fake_edges=fake, activated=added)
 
 
 def _check_roots(workspace: Workspace, request: MergeRequest) -> None:
@@ -100,7 +100,7 @@ def _check_roots(workspace: Workspace, request: MergeRequest) -> None:
                 f"the {name} points are on {len(roots)} objects: {', '.join(map(str, roots[:5].tolist()))}.",
                 remedy="Merge two objects at a time.",
             )
-    if sources[0] == sinks[0] and not request.allow_same_root:
+    if sources[0] == sinks[0]:
         raise EditRefused(Reason.SAME_ROOT, f"all points are on one object already, root {int(sources[0])}.")
 
 

@@ -3,8 +3,9 @@
 Own data never goes into the log's row, which PyChunkedGraph reads whole::
 
     %020d                    the log: request, status, roots, time
-    sv_pipeline:op:%020d     1:scope   what is locked and made: roots, new roots, chunks, generation, time
-                             1:writes  every cell that the edit writes: {time, {column: [row keys]}}, zstd
+    sv_pipeline:op:%020d     1:scope      what is locked and made: roots, new roots, chunks, generation, time
+                             1:writes     every cell that the edit writes: {time, {column: [row keys]}}, zstd
+                             1:activated  all edges that a merge made active; stays, so that it can be undone
 
 | status | means |
 | --- | --- |
@@ -32,13 +33,14 @@ from sv_pipeline.errors import CorruptionError
 from sv_pipeline.graph.lineage import OperationStatus
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table import codecs, columns, counters, keys
-from sv_pipeline.table.columns import Column
+from sv_pipeline.table.columns import ArrayColumn, Column
 from sv_pipeline.table.interface import ColumnKey, DeleteCells, RowMutation, SetCell, Table
 
-__all__ = ["OperationRow", "Scope", "own_key", "read_scope", "read_write_set", "write_set"]
+__all__ = ["OperationRow", "Scope", "own_key", "read_activated", "read_scope", "read_write_set", "write_set"]
 
 SCOPE: Column[Any] = Column(ColumnKey("1", b"scope"), codecs.JsonCodec())
 WRITES = ColumnKey("1", b"writes")
+ACTIVATED: ArrayColumn[np.uint64] = ArrayColumn(ColumnKey("1", b"activated"), codecs.ArrayCodec("<u8", 2, True))
 MAX_WRITE_SET_BYTES = 1 << 30
 
 
@@ -108,6 +110,12 @@ def read_scope(table: Table, operation_id: int) -> Scope | None:
         raise CorruptionError(f"the scope of operation {operation_id} cannot be read: {value!r}.") from error
 
 
+def read_activated(table: Table, operation_id: int) -> UInt64Array | None:
+    """All edges that a merge made active, shape (n, 2); None if other software made it."""
+    row = table.read_rows([own_key(operation_id)], [ACTIVATED.key], newest_only=True).get(own_key(operation_id))
+    return ACTIVATED.newest(row)
+
+
 @dataclass(frozen=True, eq=False)
 class OperationRow:
     """The row of one operation, while it runs."""
@@ -135,7 +143,7 @@ class OperationRow:
         now = time.time_ns() // 1_000_000
         self._write(OperationStatus.EXCEPTION, [columns.OPERATION_EXCEPTION.set(text, now)], now)
 
-    def start_writing(self, scope: Scope, writes: bytes, log: list[SetCell]) -> None:
+    def start_writing(self, scope: Scope, writes: bytes, log: list[SetCell], activated: UInt64Array) -> None:
         """Durable intent: scope and write set, then the log says so. Before the first indefinite lock."""
         value = {
             "timestamp": scope.timestamp,
@@ -144,7 +152,10 @@ class OperationRow:
             "chunks": list(scope.chunks),
             "generation": scope.generation,
         }
-        own = RowMutation(own_key(self.operation_id), [SCOPE.set(value), SetCell(WRITES, writes)])
+        own_cells = [SCOPE.set(value), SetCell(WRITES, writes)]
+        if len(activated):
+            own_cells.append(ACTIVATED.set(activated))
+        own = RowMutation(own_key(self.operation_id), own_cells)
         if scope.chunks:
             log = [*log, columns.CHUNK_LOCK_SCOPE.set(np.array(scope.chunks, np.uint64), scope.timestamp)]
         changes = [
@@ -158,10 +169,11 @@ class OperationRow:
         """All rows are there."""
         self._write(OperationStatus.SUCCESS, [columns.ROOTS.set(roots)], timestamp, at_now=True)
 
-    def clear_scope(self) -> None:
-        """No lock is held any more."""
+    def clear_scope(self, *, done: bool) -> None:
+        """No lock is held any more; what the edit was is kept if it is done."""
         log = RowMutation(keys.node_key(self.operation_id), [DeleteCells(columns.CHUNK_LOCK_SCOPE.key)])
-        self.table.mutate([RowMutation(own_key(self.operation_id), [DeleteCells()]), log])
+        own = [DeleteCells(SCOPE.key), DeleteCells(WRITES)] if done else [DeleteCells()]
+        self.table.mutate([RowMutation(own_key(self.operation_id), own), log])
 
     def _write(self, status: OperationStatus, changes: list[SetCell], timestamp: int, *, at_now: bool = False) -> None:
         cell_time = None if at_now else timestamp

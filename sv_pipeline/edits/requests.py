@@ -68,8 +68,11 @@ class MergeRequest:
     sinks: Points
     offset: tuple[int, int, int] | None = None
     """Voxels around the points within which inactive edges are activated; None = the graph's own setting."""
-    allow_same_root: bool = False
-    """Activate the edges also where both sides are one object already."""
+
+    @property
+    def supervoxels(self) -> UInt64Array:
+        """Of both sides."""
+        return np.concatenate([self.sources.ids, self.sinks.ids])
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +88,11 @@ class SplitRequest:
     disallow_isolating_cut: bool = True
     options: dict[str, Any] = field(default_factory=dict)
     """For supervoxel splits."""
+
+    @property
+    def supervoxels(self) -> UInt64Array:
+        """Of both sides."""
+        return np.concatenate([self.sources.ids, self.sinks.ids])
 
 
 def looked_up(graph: ChunkedGraph, points: Points, volume: Any) -> Points:

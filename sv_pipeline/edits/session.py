@@ -6,10 +6,10 @@ The kinds of edits give their plan; all that they have in common is here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from sv_pipeline.edits.locking import LockPatience, RootLocks, lock_roots
 from sv_pipeline.edits.nodes import KnownNodes, NodeCache, until_known
 from sv_pipeline.edits.operation_log import OperationRow
 from sv_pipeline.edits.refusal import EditRefused, Reason
-from sv_pipeline.edits.requests import MergeRequest, SplitRequest, check_points, log_cells, looked_up, offset_of
+from sv_pipeline.edits.requests import MergeRequest, SplitRequest, check_points, looked_up, offset_of
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edges import replaced
@@ -30,7 +30,22 @@ from sv_pipeline.table.interface import SetCell
 __all__ = ["Workspace", "plan_above", "prefetch_surroundings", "run_edit"]
 
 log = logging.getLogger(__name__)
-Request = TypeVar("Request", MergeRequest, SplitRequest)
+Checked = TypeVar("Checked", MergeRequest, SplitRequest)
+Request = TypeVar("Request", bound="RequestOfPoints")
+
+
+class RequestOfPoints(Protocol):
+    """What all requests have."""
+
+    @property
+    def user(self) -> str:
+        """Who asks."""
+        ...
+
+    @property
+    def supervoxels(self) -> UInt64Array:
+        """Supervoxels whose roots are edited."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +69,9 @@ def run_edit(
     request: Request,
     make_plan: Callable[[Workspace, Request], EditPlan],
     *,
-    volume: Any = None,
+    prepare: Callable[[Request], Request],
+    log_cells: Callable[[Request], list[SetCell]],
     patience: LockPatience | None = None,
-    check: Callable[[Request], None] | None = None,
-    extra: Iterable[SetCell] = (),
 ) -> CommittedEdit:
     """Run one edit.
 
@@ -65,12 +79,10 @@ def run_edit(
     ----------
     make_plan
         Plans under the locks; reads only; raises EditRefused.
-    volume
-        The segmentation, to look points up in.
-    check
-        Further refusals that need no locks.
-    extra
-        Further cells of the operation's row.
+    prepare
+        Completes the request, or refuses what needs no locks to be refused.
+    log_cells
+        The request as cells of the operation's row.
 
     Raises
     ------
@@ -81,11 +93,11 @@ def run_edit(
     """
     refuse_if_read_only(graph)
     with ThreadPoolExecutor(1) as pool:
-        begun = pool.submit(OperationRow.create, graph.table, [*log_cells(graph, request), *extra])
+        begun = pool.submit(OperationRow.create, graph.table, log_cells(request))
         early: SvPipelineError | None = None
         found: _Roots | None = None
         try:
-            request = checked(graph, request, volume, check)
+            request = prepare(request)
             found = _Roots(graph, request)
         except SvPipelineError as error:
             early = error
@@ -96,7 +108,7 @@ def run_edit(
     try:
         if found is None:
             raise early or AssertionError
-        return _edit_under_locks(graph, request, row, found, make_plan, patience or LockPatience())
+        return _edit_under_locks(graph, request, row, found, make_plan, log_cells, patience or LockPatience())
     except EditRefused as refusal:
         refusal.operation_id = row.operation_id
         row.refuse(refusal)
@@ -110,6 +122,7 @@ def _edit_under_locks(
     row: OperationRow,
     roots: _Roots,
     make_plan: Callable[[Workspace, Request], EditPlan],
+    log_cells: Callable[[Request], list[SetCell]],
     patience: LockPatience,
 ) -> CommittedEdit:
     held: RootLocks | None = None
@@ -122,7 +135,7 @@ def _edit_under_locks(
                 cache.fetch(roots.chains())
             plan = make_plan(Workspace(graph, cache, roots.current(), roots.root_of()), request)
             timestamp = logical_time(locked_at.result(), cache.latest())
-            return commit(graph, held, row, plan, timestamp, request.user, log_cells(graph, request))
+            return commit(graph, held, row, plan, timestamp, request.user, log_cells(request))
     except EditRefused:
         raise
     except Exception as error:
@@ -144,8 +157,8 @@ def refuse_if_read_only(graph: ChunkedGraph) -> None:
 
 
 def checked(
-    graph: ChunkedGraph, request: Request, volume: Any, check: Callable[[Request], None] | None = None
-) -> Request:
+    graph: ChunkedGraph, request: Checked, volume: Any, check: Callable[[Checked], None] | None = None
+) -> Checked:
     """A request with its supervoxels, refused if it makes no sense by itself."""
     sources = looked_up(graph, request.sources, volume)
     sinks = looked_up(graph, request.sinks, volume)
@@ -160,9 +173,9 @@ def checked(
 class _Roots:
     """The roots of the points of a request: looked up at once, and again whenever they could not be locked."""
 
-    def __init__(self, graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> None:
+    def __init__(self, graph: ChunkedGraph, request: RequestOfPoints) -> None:
         self._graph = graph
-        self._supervoxels = np.unique(np.concatenate([request.sources.ids, request.sinks.ids]))
+        self._supervoxels = np.unique(request.supervoxels)
         self._tries = 0
         self._look_up()
 

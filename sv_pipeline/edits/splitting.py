@@ -21,7 +21,7 @@ from sv_pipeline.edits.locking import LockPatience
 from sv_pipeline.edits.nodes import NodeCache
 from sv_pipeline.edits.refusal import EditRefused, Reason
 from sv_pipeline.edits.region import Region, read_region
-from sv_pipeline.edits.requests import SplitRequest, region_of
+from sv_pipeline.edits.requests import SplitRequest, log_cells, region_of
 from sv_pipeline.edits.session import Workspace, checked, plan_above, run_edit
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.queries import roots
@@ -49,7 +49,14 @@ def split(
     EditRefused
         If this cannot be done, with a reason; nothing is changed.
     """
-    return run_edit(graph, request, plan_split, volume=volume, patience=patience)
+    return run_edit(
+        graph,
+        request,
+        plan_split,
+        prepare=lambda r: checked(graph, r, volume),
+        log_cells=lambda r: log_cells(graph, r),
+        patience=patience,
+    )
 
 
 def preview_split(

@@ -65,6 +65,7 @@ class EditsAgainstModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.operations: list[tuple[int, str]] = []
         self.history: list[tuple[int, set[frozenset[int]]]] = []
         self.refused = self.made = 0
 
@@ -103,6 +104,26 @@ class EditsAgainstModel(RuleBasedStateMachine):
         assert reason in ({Reason.SUPERVOXEL_SPLIT_REQUIRED, *Refusal} if same else {Reason.TOO_FAR})
         assert same or apart > 3
 
+    @rule(data=st.data())
+    def undo(self, data: st.DataObject) -> None:
+        """Of anything that was done, at any later time; later edits stay."""
+        if not self.operations:
+            return
+        operation_id, kind = data.draw(st.sampled_from(self.operations), "operation")
+        try:
+            edit = edits.undo(self.graph, operation_id, "tester")
+        except edits.EditRefused as refusal:
+            reason = refusal.reason
+        else:
+            changed = {(a, b) for a, b in edit.edges.tolist()}
+            self.model.active = self.model.active | changed if kind == "split" else self.model.active - changed
+            self.model.settle()
+            self.made += 1
+            self.history.append((edit.logical_time, self.model.components))
+            return
+        self.refused += 1
+        assert reason is Reason.NOTHING_TO_UNDO
+
     def follow(self, source: int, sink: int, edit: edits.CommittedEdit) -> None:
         """Let the model do the same."""
         same = edit.kind == "split"
@@ -113,6 +134,7 @@ class EditsAgainstModel(RuleBasedStateMachine):
             assert len(edit.roots) == 1
             self.model.merge(source, sink)
         self.made += 1
+        self.operations.append((edit.operation_id, edit.kind))
         self.history.append((edit.logical_time, self.model.components))
         assert set(latest_roots(self.graph, edit.old_roots).tolist()) == set(edit.roots.tolist())
 

@@ -1,0 +1,144 @@
+"""An edit that is killed anywhere leaves what recovery needs: scope before locks, and a write set that undoes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sv_pipeline import edits
+from sv_pipeline.edits.operation_log import own_key, read_scope, read_write_set
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.lineage import OperationStatus, read_operations
+from sv_pipeline.table import columns, keys, locks
+from sv_pipeline.table.interface import DeleteCells, RowKeyRange, RowMutation, Table
+from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline_tests.edits.conftest import Edited, merge_request, split_request
+from sv_pipeline_tests.edits.model import stored_components, verify_rows
+
+EVERYTHING = RowKeyRange(b"\x00", b"\xff" * 32)
+MAX_WRITES = 60
+
+
+@pytest.fixture
+def new_table(tmp_path: Path) -> Iterator[Table]:
+    """A backend whose table outlives a killed process as a file."""
+    table = SqliteTable("t", tmp_path)
+    yield table
+    table.close()
+
+
+class Killed(BaseException):
+    """Nothing that handles errors sees it, and no request of the dead gets through."""
+
+
+def killed_after(graph: ChunkedGraph, writes: int, edit: Callable[[ChunkedGraph], object]) -> bool:
+    """Run an edit on a table that is cut off after so many writes; False if it came to its end."""
+    table = SqliteTable(graph.table.name, graph.table.folder)  # type: ignore[attr-defined]
+    left = [writes]
+
+    def cut_off(name: str, cost: int) -> None:
+        method = getattr(table, name)
+
+        def call(*args: object, **kwargs: object) -> object:
+            if left[0] < cost:
+                left[0] = -1
+            if left[0] < 0:
+                raise Killed
+            left[0] -= cost
+            return method(*args, **kwargs)
+
+        setattr(table, name, call)
+
+    for name, cost in {"mutate": 1, "increment": 1, "check_and_mutate": 1, "read_rows": 0, "scan": 0}.items():
+        cut_off(name, cost)
+    try:
+        edit(replace(graph, table=table))
+    except Killed:
+        return True
+    finally:
+        table.close()
+    return False
+
+
+def expire_locks(table: Table) -> None:
+    for key, _ in list(table.scan([EVERYTHING], [columns.LOCK.key])):
+        table.mutate([RowMutation(key, [DeleteCells(columns.LOCK.key)])])
+
+
+def put_back(graph: ChunkedGraph, operation_id: int) -> None:
+    """Take out the cells of an operation, then its locks, then its scope: what recovery's cleanup comes to."""
+    table = graph.table
+    scope = read_scope(table, operation_id)
+    timestamp, cells = read_write_set(table, operation_id)
+    table.mutate(RowMutation(key, [DeleteCells(column, timestamp)]) for column, found in cells.items() for key in found)
+    for root in (*scope.roots, *scope.new_roots) if scope else ():
+        locks.unlock_indefinitely(table, keys.node_key(root), operation_id)
+    table.mutate([RowMutation(own_key(operation_id), [DeleteCells()])])
+
+
+@pytest.mark.parametrize("kind", ["merge", "merge with an edge of the user", "split"])
+def test_killed_at_any_write_an_edit_can_be_put_back(make_graph: Callable[..., Edited], kind: str) -> None:
+    edited = make_graph((5, 2, 1), seed=5, objects=0.1 if kind == "split" else 1.0, cross=0.05)
+    graph = edited.graph
+    if kind == "split":
+        request = split_request(*[[sv] for sv in edited.pairs(same=True)[0]])
+    else:
+        touching = kind == "merge"
+        request = next(  # type: ignore[assignment]
+            merge_request([a], [b])
+            for a, b in edited.pairs(same=False)
+            if touching is bool(set(edited.model.edges) & between(edited, a, b))
+        )
+    before = edited.model.components
+
+    def edit(victim: ChunkedGraph) -> None:
+        (edits.split if kind == "split" else edits.merge)(victim, request)  # type: ignore[operator]
+
+    stages = set()
+    for writes in range(MAX_WRITES):
+        died = killed_after(graph, writes, edit)
+        log = read_operations(graph)
+        operation = log[-1] if log else None
+        held = {
+            operation_id
+            for _, row in graph.table.scan([EVERYTHING], [columns.INDEFINITE_LOCK.key])
+            for _, operation_id in columns.INDEFINITE_LOCK.history(row)
+        }
+        if held:
+            assert operation is not None
+            assert held == {operation.operation_id}
+            assert read_scope(graph.table, operation.operation_id) is not None
+        expire_locks(graph.table)
+        if operation is not None and operation.status is OperationStatus.SUCCESS:
+            stages.add("done")
+            after = stored_components(graph, edited.world)
+            assert after != before
+            if not died:
+                break
+            verify_or_release(graph, operation.operation_id)
+            put_back(graph, operation.operation_id)
+            graph.table.mutate([RowMutation(keys.node_key(operation.operation_id), [DeleteCells()])])
+        elif operation is not None:
+            stages.add("writing" if held else "before")
+            if not held and operation.status is OperationStatus.CREATED:
+                assert stored_components(graph, edited.world) == before
+            put_back(graph, operation.operation_id)
+        verify_rows(graph)
+        assert stored_components(graph, edited.world) == before
+    assert stages == {"before", "writing", "done"}
+
+
+def verify_or_release(graph: ChunkedGraph, operation_id: int) -> None:
+    """After SUCCESS only locks and scope may be left."""
+    scope = read_scope(graph.table, operation_id)
+    assert scope is not None
+    assert scope.roots
+    assert scope.new_roots
+
+
+def between(edited: Edited, a: int, b: int) -> set[tuple[int, int]]:
+    one, other = edited.model.component_of(a), edited.model.component_of(b)
+    return {e for e in edited.model.edges if len({*e} & one) == 1 and len({*e} & other) == 1}
