@@ -28,11 +28,15 @@ import numpy.typing as npt
 from sv_pipeline.algorithms.box_arrays import clip, joined, parts_by_chunk, volumes
 from sv_pipeline.grid import Box
 
-__all__ = ["MipLevel", "PyramidBlock", "PyramidGeometry", "plan_blocks", "split_to_budget"]
+__all__ = ["PIECES", "MipLevel", "PyramidBlock", "PyramidGeometry", "plan_blocks", "split_to_budget"]
 
 BYTES_PER_VOXEL = 8
-COPIES = 3.5
-"""Arrays of the size of a coarser mip while it is made: new, stored, in the transaction, masks."""
+COPIES_WHOLE = 3.5
+"""Arrays of the size of all coarser mips while they are made at once: new, stored, in the transaction, masks."""
+COPIES_BY_MIP = 2.0
+"""The same where they are made piece by piece: in the transaction, as they were and as they will be."""
+PIECES = 0.25
+"""Share of the budget that the pieces may take."""
 
 IntArray = npt.NDArray[np.int64]
 Triple = tuple[int, int, int]
@@ -110,22 +114,22 @@ class PyramidGeometry:
     def bytes_whole(self, array: IntArray) -> int:
         """Memory that these boxes of the base mip need, with all their coarser mips, if everything is held at once."""
         affected = self.affected(array)
-        fine = float(sum(self.footprint(1, Box.of(*box)).volume for box in affected[0])) if affected else 0.0
-        return int(BYTES_PER_VOXEL * (fine + self._coarse_voxels(affected)))
+        fine = sum(self.footprint(1, Box.of(*box)).volume for box in affected[0]) if affected else 0
+        return int(BYTES_PER_VOXEL * (fine + COPIES_WHOLE * self._stored_voxels(affected)))
 
     def bytes_by_mip(self, array: IntArray) -> int:
         """The same if each mip is made piece by piece of the one below, and only what is to be committed is held."""
-        return int(BYTES_PER_VOXEL * self._coarse_voxels(self.affected(array)) / COPIES)
+        return int(BYTES_PER_VOXEL * COPIES_BY_MIP * self._stored_voxels(self.affected(array)) / (1 - PIECES))
 
-    def _coarse_voxels(self, affected: list[IntArray]) -> float:
+    def _stored_voxels(self, affected: list[IntArray]) -> int:
         # A transaction holds whole chunks, whatever of them is written.
-        total = 0.0
+        total = 0
         for mip, boxes in enumerate(affected, start=1):
             chunks, _ = parts_by_chunk(boxes, self.levels[mip].chunk_size, hull=True)
             size = np.asarray(self.levels[mip].chunk_size)
             whole = np.stack([chunks * size, np.minimum((chunks + 1) * size, self.levels[mip].size)], axis=1)
-            total += float(volumes(whole).sum())
-        return COPIES * total
+            total += int(volumes(whole).sum())
+        return total
 
 
 @dataclass(frozen=True, eq=False)

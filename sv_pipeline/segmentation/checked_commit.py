@@ -5,6 +5,9 @@ But TensorStore (seen in 0.1.86) may crash when a commit that touches several no
 ``BtreeWriterCommitOperation::VisitLeafNode`` goes on with the others, whose changes are freed by then. Nothing is
 damaged, since nothing is committed; but the process is gone. So conflicts are looked for first, by comparing the stamps
 of what was read: on disk while all other writers wait, elsewhere just before the commit.
+
+A transaction also keeps every chunk that is read through it in memory. So what is only read, and much, is read at the
+generation at which the transaction began, outside of it; only the stamps go into the transaction.
 """
 
 from __future__ import annotations
@@ -34,8 +37,12 @@ class CheckedTransaction:
     """An atomic transaction with repeatable reads, and what it depends on."""
 
     transaction: ts.Transaction
+    before: OcdbtStore
+    """The store as it was when the transaction began; read-only."""
     keys: set[str] = field(default_factory=set)
-    """Keys that were read: to be added by whoever reads."""
+    """Keys that were read in the transaction: to be added by whoever reads."""
+    keys_before: set[str] = field(default_factory=set)
+    """Keys that were read from `before`, and are not written: to be added by whoever reads."""
 
 
 @contextmanager
@@ -47,29 +54,31 @@ def checked_transaction(store: OcdbtStore) -> Iterator[CheckedTransaction]:
     ChangedError
         If a key that was read has changed since the block began; nothing is committed.
     """
-    before = current_version(store.base).generation
-    checked = CheckedTransaction(ts.Transaction(atomic=True, repeatable_read=True))
+    generation = current_version(store.base).generation
+    transaction = ts.Transaction(atomic=True, repeatable_read=True)
+    checked = CheckedTransaction(transaction, store_at(store, generation))
     try:
         yield checked
-    except BaseException:
-        checked.transaction.abort()
-        raise
-    with commit_guard(store.folder):
-        if _changed(store, before, checked.keys):
-            checked.transaction.abort()
-            raise ChangedError
-        checked.transaction.commit_sync()
+        with commit_guard(store.folder):
+            _check(store, checked, generation)
+            transaction.commit_sync()
+    finally:
+        transaction.abort()  # nothing, after a commit
 
 
-def _changed(store: OcdbtStore, before: int, keys: Iterable[str]) -> bool:
-    if current_version(store.base).generation == before:
-        return False
-    then, wanted = store_at(store, before).kv, sorted(keys)
-    for first in range(0, len(wanted), STAMPS_AT_ONCE):
-        some = wanted[first : first + STAMPS_AT_ONCE]
-        if _stamps(then, some) != _stamps(store.kv, some):
-            return True
-    return False
+def _check(store: OcdbtStore, checked: CheckedTransaction, generation: int) -> None:
+    then = checked.before.kv
+    # These reads become conditions of the commit.
+    if not _same(then, store.kv.with_transaction(checked.transaction), checked.keys_before):
+        raise ChangedError
+    if current_version(store.base).generation != generation and not _same(then, store.kv, checked.keys):
+        raise ChangedError
+
+
+def _same(then: ts.KvStore, now: ts.KvStore, keys: Iterable[str]) -> bool:
+    wanted = sorted(keys)
+    groups = (wanted[first : first + STAMPS_AT_ONCE] for first in range(0, len(wanted), STAMPS_AT_ONCE))
+    return all(_stamps(then, group) == _stamps(now, group) for group in groups)
 
 
 def _stamps(kv: ts.KvStore, keys: list[str]) -> list[bytes]:

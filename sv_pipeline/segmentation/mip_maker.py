@@ -16,7 +16,7 @@ import tensorstore as ts
 
 from sv_pipeline.algorithms.box_arrays import as_array, as_boxes, joined, parts_by_chunk
 from sv_pipeline.algorithms.pyramid import downsample
-from sv_pipeline.algorithms.pyramid_blocks import MipLevel, PyramidGeometry
+from sv_pipeline.algorithms.pyramid_blocks import PIECES, MipLevel, PyramidGeometry
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.base import read_base
@@ -148,7 +148,8 @@ class MipMaker:
     def make_mip(self, mip: int, work: IntArray, *, at_once: bool = False) -> IntArray:
         """Boxes of one mip; returns the parts of storage chunks that were different."""
         level = self.pyramid.geometry.levels[mip]
-        limit = self.memory_budget // (4 * 8 * (2 * int(np.prod(level.step)) + 4))
+        # Two pieces are in memory, with what they are made of, and what is made of one of them.
+        limit = int(PIECES * self.memory_budget) // (8 * (2 * int(np.prod(level.step)) + 4))
         pieces = as_boxes(work)
         if not at_once:
             pieces = [piece for box in pieces for piece in boxes_within(box, level.chunk_size, limit)]
@@ -197,8 +198,13 @@ class MipMaker:
         return self._read(mip - 1, below), stored
 
     def _read(self, mip: int, box: Box) -> ts.Future[Labels]:
-        self.checked.keys.update(self.pyramid.chunk_keys(mip, box))
-        return self._array(mip)[self.pyramid.absolute(mip, box).slices].read(order="F")
+        keys = self.pyramid.chunk_keys(mip, box)
+        place = self.pyramid.absolute(mip, box).slices
+        if mip == 0:
+            self.checked.keys_before.update(keys)
+            return self.checked.before.array(0)[place].read(order="F")
+        self.checked.keys.update(keys)
+        return self._array(mip)[place].read(order="F")
 
     def _array(self, mip: int) -> ts.TensorStore:
         return self.pyramid.store.array(mip).with_transaction(self.checked.transaction)

@@ -1,0 +1,219 @@
+"""What it costs to keep coarser mips up to date, as ratios within one run.
+
+``python benchmarks/pyramid.py [--size 512 512 256] [--edits 12]``
+
+- throughput of a full pyramid (storage to storage) over the bare kernel in memory, on the same labels;
+- bytes of storage chunks that the downsample of an edit writes, over those of the chunks whose content changed;
+- peak memory over the budget;
+- seconds from an edit's commit to an empty ledger, by part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import numpy as np
+import tinybrain
+from volumes import grid_of, make_source
+
+from sv_pipeline.algorithms.box_arrays import as_array
+from sv_pipeline.config import OcdbtConfig, PopulateMethod
+from sv_pipeline.engine.downsample import DownsampleReport, downsample, rebuild
+from sv_pipeline.grid import Box
+from sv_pipeline.segmentation.base import create_base, read_base
+from sv_pipeline.segmentation.fork import create_fork
+from sv_pipeline.segmentation.mip_maker import open_pyramid
+from sv_pipeline.segmentation.operations import pending_key, pending_value, store_at
+from sv_pipeline.segmentation.populate import finish_populate, populate_plan
+from sv_pipeline.segmentation.reader import current_generation, open_fork_store
+from sv_pipeline.segmentation.specs import fork_folder
+from sv_pipeline.segmentation.workers import populate_missing
+from sv_pipeline.table.sqlite import SqliteTable
+
+GRAPH = "g"
+MIPS = 4
+
+
+def make_fork(folder: Path, size: tuple[int, int, int]) -> Box:
+    info = make_source(folder, size, 1)
+    config = OcdbtConfig(populate_layer=3, populate_method=PopulateMethod.DIRECT, mips=MIPS)
+    grid = grid_of(info, (256, 256, 256))
+    create_base(folder, config, grid)
+    populate_missing(folder, populate_plan(folder, grid, config))
+    finish_populate(folder, populate_plan(folder, grid, config))
+    create_fork(folder, GRAPH)
+    SqliteTable("t", folder / "tables").create()
+    return info.bounds
+
+
+def place(folder: Path) -> tuple[SqliteTable, str, str]:
+    return SqliteTable("t", folder / "tables"), str(folder), GRAPH
+
+
+def empty_coarser_mips(folder: Path) -> None:
+    store = open_fork_store(folder, GRAPH)
+    with store.transaction() as transaction:
+        kv = store.kv.with_transaction(transaction)
+        for scale in read_base(folder).volume.scales[1:]:
+            for key in store.kv.list().result():
+                if key.startswith(f"seg/{scale.key}/".encode()):
+                    kv.write(key, None).result()
+
+
+def throughput(folder: Path, bounds: Box) -> None:
+    labels = open_fork_store(folder, GRAPH).array(0).read(order="F").result()
+    pyramid = open_pyramid(folder, GRAPH)
+    steps = [level.step for level in pyramid.geometry.levels[1:]]
+    kernel = []
+    for _ in range(3):
+        started, mip = time.perf_counter(), labels
+        for step in steps:
+            mip = tinybrain.downsample_segmentation(mip, step, num_mips=1)[0]
+        kernel.append(time.perf_counter() - started)
+    started = time.perf_counter()
+    labels = open_fork_store(folder, GRAPH).array(0).read(order="F").result()
+    read = time.perf_counter() - started
+    del labels, mip
+    empty_coarser_mips(folder)
+    started = time.perf_counter()
+    report = rebuild(place(folder))
+    full = time.perf_counter() - started
+    mvox = bounds.volume / 1e6
+    print(f"volume {bounds.shape}, steps {steps}, {mvox:.0f} Mvox")
+    print(f"bare tinybrain in memory      {mvox / min(kernel):7.0f} Mvox/s")
+    print(f"reading the base mip          {mvox / read:7.0f} Mvox/s")
+    print(f"full pyramid, stored          {mvox / full:7.0f} Mvox/s  ({min(kernel) / full:.2f} of the kernel,"
+          f" {(min(kernel) + read) / full:.2f} of read + kernel)  {parts(report)}")  # fmt: skip
+    started = time.perf_counter()
+    report = rebuild(place(folder))
+    print(f"the same, nothing different   {mvox / (time.perf_counter() - started):7.0f} Mvox/s  {parts(report)}")
+    found = importlib.util.find_spec("igneous")
+    print("igneous: " + ("installed; compare by hand" if found else "not installed, comparison skipped"))
+
+
+def parts(report: DownsampleReport) -> str:
+    work = report.work
+    return (
+        f"[{report.blocks} blocks, {work.commits} commits, {work.chunks_written}/{work.chunks_made} chunks written; "
+        f"voxels {work.seconds_voxels:.3f} s, commit {work.seconds_commit:.3f} s of {report.seconds:.3f} s]"
+    )
+
+
+def edit(folder: Path, operation_id: int, bounds: Box, rng: np.random.Generator) -> None:
+    """A third of an object in a box gets a new id, as a supervoxel split does; whole chunks that changed are listed."""
+    store = open_fork_store(folder, GRAPH)
+    size = np.array([48, 48, 24])
+    start = np.array([int(rng.integers(a, b - n)) for a, b, n in zip(bounds.start, bounds.stop, size, strict=True)])
+    box = Box.of(start, start + size)
+    labels = store.array(0)[box.slices].read().result()
+    labels[: size[0] // 3][labels[: size[0] // 3] > 0] += np.uint64(operation_id << 50)
+    with store.transaction() as transaction:
+        store.array(0).with_transaction(transaction)[box.slices].write(labels).result()
+        store.kv.with_transaction(transaction).write(pending_key(operation_id), pending_value([box])).result()
+
+
+def edits(folder: Path, bounds: Box, n: int) -> None:
+    rng = np.random.default_rng(0)
+    seconds: list[float] = []
+    written = minimal = stored = 0
+    last: list[DownsampleReport] = []
+    for operation_id in range(1, n + 1):
+        edit(folder, operation_id, bounds, rng)
+        before, size = current_generation(folder, GRAPH), folder_size(folder)
+        started = time.perf_counter()
+        last.append(downsample(place(folder)))
+        seconds.append(time.perf_counter() - started)
+        stored += folder_size(folder) - size
+        store = open_fork_store(folder, GRAPH)
+        then = store_at(store, before).kv
+        keys = [key for key in store.kv.list().result() if key.startswith(b"seg/")]
+        old, new = ([kv.read(key) for key in keys] for kv in (then, store.kv))
+        for a, b in zip(old, new, strict=True):
+            left, right = a.result(), b.result()
+            written += len(right.value) if left.stamp.generation != right.stamp.generation else 0
+            minimal += len(right.value) if left.value != right.value else 0
+    print(f"edit: bytes of chunks written / of chunks that changed  {written / max(1, minimal):.3f}"
+          f"  ({written / n / 1e3:.0f} kB an edit; with tree and manifest {stored / n / 1e3:.0f} kB)")  # fmt: skip
+    work = [report.work for report in last]
+    print(
+        f"edit: commit to empty ledger  median {1e3 * statistics.median(seconds):.0f} ms: voxels "
+        f"{1e3 * statistics.median(w.seconds_voxels for w in work):.0f}, commit "
+        f"{1e3 * statistics.median(w.seconds_commit for w in work):.0f}, open, list, lock and unlock "
+        f"{1e3 * statistics.median(r.seconds - r.work.seconds_voxels - r.work.seconds_commit for r in last):.0f}"
+    )
+
+
+def folder_size(folder: Path) -> int:
+    path = Path(fork_folder(str(folder), GRAPH).removeprefix("file://"))
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+MEASURE = """
+import json, sys, threading, time
+import psutil
+from sv_pipeline.engine.downsample import rebuild
+from sv_pipeline.segmentation.reader import open_fork_store
+from sv_pipeline.table.sqlite import SqliteTable
+folder, budget = sys.argv[1], int(sys.argv[2])
+store = open_fork_store(folder, "g")
+store.array(0)[1000:1064, 2000:2064, 300:364].read().result()
+process = psutil.Process()
+base = peak = process.memory_info().rss
+done = threading.Event()
+def watch():
+    global peak
+    while not done.wait(0.005):
+        peak = max(peak, process.memory_info().rss)
+watcher = threading.Thread(target=watch); watcher.start()
+started = time.perf_counter()
+report = rebuild((SqliteTable("t", folder + "/tables"), folder, "g"), memory_budget=budget)
+seconds = time.perf_counter() - started
+done.set(); watcher.join()
+print(json.dumps({"peak": peak - base, "commits": report.work.commits, "blocks": report.blocks, "seconds": seconds}))
+"""
+
+
+def memory(folder: Path, bounds: Box) -> None:
+    for megabytes in (32, 128, 512, 2048):
+        empty_coarser_mips(folder)
+        command = [sys.executable, "-c", MEASURE, str(folder), str(megabytes << 20)]
+        answer: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        pyramid = open_pyramid(folder, GRAPH)
+        whole = pyramid.geometry.bytes_whole(pyramid.relative([bounds])) >> 20
+        print(f"budget {megabytes:5} MiB (all at once would be {whole}): peak {answer['peak'] / 2**20:6.0f} MiB, "
+              f"{answer['peak'] / 2**20 / megabytes:.2f} of it, {(answer['peak'] / 2**20 - 128) / megabytes:.2f} "
+              f"without TensorStore's cache of 128 MiB; {answer['commits']} commits, "
+              f"{bounds.volume / 1e6 / answer['seconds']:.0f} Mvox/s")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, nargs=3, default=(512, 512, 256))
+    parser.add_argument("--edits", type=int, default=12)
+    options = parser.parse_args()
+    scratch = Path(tempfile.mkdtemp(prefix="pyramid-"))
+    try:
+        bounds = make_fork(scratch, tuple(options.size))
+        geometry = open_pyramid(scratch, GRAPH).geometry
+        assert len(geometry.affected(as_array([Box.of((0, 0, 0), bounds.shape)]))) == MIPS - 1
+        throughput(scratch, bounds)
+        edits(scratch, bounds, options.edits)
+        memory(scratch, bounds)
+    finally:
+        shutil.rmtree(scratch)
+
+
+if __name__ == "__main__":
+    main()
