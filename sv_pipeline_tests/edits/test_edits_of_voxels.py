@@ -1,0 +1,84 @@
+"""Edits of a graph with voxels: points are looked up in its fork, and every check of ``verify`` passes afterwards."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import networkx
+import numpy as np
+import pytest
+
+from sv_pipeline import edits
+from sv_pipeline.edits import Points
+from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
+from sv_pipeline.graph.queries import roots
+from sv_pipeline.segmentation.reader import open_fork
+from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.verify.run import verify
+from sv_pipeline_tests.reference_data import ReferenceDataset, build_dataset, contacts, random_labels
+
+OFFSET = (6, 6, 6)
+
+
+@pytest.fixture(scope="module")
+def tissue(tmp_path_factory: pytest.TempPathFactory) -> tuple[ReferenceDataset, ChunkedGraph]:
+    folder = tmp_path_factory.mktemp("tissue")
+    table = SqliteTable("tissue", folder)
+    table.create()
+    labels = random_labels((48, 40, 36), 90, seed=3)
+    objects = {label: label // 4 for label in range(1, 91)}
+    data = build_dataset(folder / "ws", table, labels, objects, chunk_size=(8, 8, 8), voxel_offset=(16, 8, 3))
+    return data, open_chunked_graph(table)
+
+
+def voxel_of(data: ReferenceDataset, supervoxel: int) -> list[int]:
+    return (np.argwhere(data.voxels == supervoxel)[0] + data.grid.bounds.start).tolist()
+
+
+def test_points_on_touching_objects_merge_and_on_one_object_split(
+    tissue: tuple[ReferenceDataset, ChunkedGraph],
+) -> None:
+    data, graph = tissue
+    volume = open_fork(data.watershed_url, data.graph_id)
+    touching = sorted(contacts(data.voxels))
+    rng = np.random.default_rng(4)
+    outcomes = []
+    for index in rng.permutation(len(touching))[:30].tolist():
+        source, sink = touching[index]
+        one, other = (Points.of([], [voxel_of(data, sv)]) for sv in (source, sink))
+        before = roots(graph, [source, sink])
+        try:
+            if before[0] == before[1]:
+                split = edits.SplitRequest("tester", one, other, OFFSET, disallow_isolating_cut=False)
+                edit = edits.split(graph, split, volume=volume)
+            else:
+                edit = edits.merge(graph, edits.MergeRequest("tester", one, other, OFFSET), volume=volume)
+        except edits.EditRefused as refusal:
+            outcomes.append(str(refusal.reason))
+            continue
+        outcomes.append(edit.kind)
+        after = roots(graph, [source, sink])
+        assert set(after.tolist()) <= set(edit.roots.tolist())
+        assert set(edit.old_roots.tolist()) == set(before.tolist())
+        assert edit.kind == "split" or after[0] == after[1]
+    assert {"merge", "split", "supervoxel_split_required"} <= set(outcomes)
+    report = verify(SimpleNamespace(table=graph.table), watershed_url=data.watershed_url, graph_id=data.graph_id)
+    assert report.ok, report.summary()
+    assert not report.findings, report.summary()
+
+
+def test_a_chain_of_merges_makes_one_object(tissue: tuple[ReferenceDataset, ChunkedGraph]) -> None:
+    data, graph = tissue
+    touching = networkx.Graph(list(contacts(data.voxels)))
+    for source, sink in list(networkx.bfs_edges(touching, min(touching)))[:60]:
+        if len(np.unique(roots(graph, [source, sink]))) == 2:
+            request = edits.MergeRequest("tester", Points.of([source]), Points.of([sink]), OFFSET)
+            edits.merge(graph, request)
+        assert len(np.unique(roots(graph, [source, sink]))) == 1
+    report = verify(
+        SimpleNamespace(table=graph.table),
+        watershed_url=data.watershed_url,
+        graph_id=data.graph_id,
+        checks=["hierarchy", "skip_connections", "cross_edges", "connectivity", "inf_edges", "operations"],
+    )
+    assert report.ok, report.summary()
