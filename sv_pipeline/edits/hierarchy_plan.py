@@ -199,8 +199,9 @@ class _Planner:
         self.siblings = self._siblings()
 
     def run(self) -> HierarchyPlan:
-        self._flip(2)
-        self._make_parents(3)
+        if self.layout.n_layers > 2:
+            self._flip(2)
+            self._make_parents(3)
         for layer in range(3, self.layout.n_layers):
             self._edges_of_new_nodes(layer)
             self._flip(layer)

@@ -133,6 +133,7 @@ def _edit_under_locks(
             with ThreadPoolExecutor(1) as pool:
                 locked_at = pool.submit(held.locked_at)
                 cache.fetch(roots.chains())
+            roots.confirm(cache)
             plan = make_plan(Workspace(graph, cache, roots.current(), roots.root_of()), request)
             timestamp = logical_time(locked_at.result(), cache.latest())
             return commit(graph, held, row, plan, timestamp, request.user, log_cells(request))
@@ -201,6 +202,26 @@ class _Roots:
         """All ancestors of the points."""
         above = np.unique(self._matrix[:, 2:])
         return above[self._graph.layout.layers(above) >= 2]
+
+    def confirm(self, cache: NodeCache) -> None:
+        """Refuse if the chains that were looked up before the locks were taken are not there any more.
+
+        While somebody recovers an edit, chains exist that are taken back: their roots can be locked, but mean nothing.
+        """
+        matrix, supervoxels = self._matrix, self._supervoxels
+        below = cache.children(matrix[:, 2])
+        owners = np.repeat(np.arange(len(supervoxels)), below.lengths)
+        listed = np.zeros(len(supervoxels), np.bool_)
+        listed[owners[below.values == supervoxels[owners]]] = True
+        for layer in range(3, self._graph.n_layers + 1):
+            child, parent = matrix[:, layer - 1], matrix[:, layer]
+            listed &= (child == parent) | (cache.parents(child) == parent)
+        if not listed.all():
+            raise EditRefused(
+                Reason.LOCKED,
+                f"the object of supervoxel {int(supervoxels[~listed][0])} is just being changed or recovered.",
+                remedy="Try again in a moment.",
+            )
 
     def root_of(self) -> dict[int, int]:
         """Root of each supervoxel."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sv_pipeline import edits
-from sv_pipeline.edits import LockPatience, Reason, commit, merging
+from sv_pipeline.edits import LockPatience, Reason, commit, merging, session
 from sv_pipeline.edits.locking import RootLocks, lock_roots
 from sv_pipeline.edits.session import Workspace
 from sv_pipeline.graph.lineage import OperationStatus, read_operations
@@ -150,6 +150,27 @@ def test_new_roots_are_born_locked_until_all_is_written(edited: Edited, monkeypa
     monkeypatch.setattr(commit, "_retire", look)
     edited.merge(source, sink)
     assert seen == [False]
+    assert not lock_cells(edited.graph.table)
+
+
+def test_a_root_that_recovery_took_back_is_refused(edited: Edited, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked up while another edit wrote, gone by the time it is locked."""
+    source, sink = edited.pairs(same=False)[0]
+    phantom = edited.graph.layout.node_ids(
+        edited.graph.layout.chunk_ids(edited.graph.n_layers, [0, 0, 0]),
+        edited.graph.layout.max_segment(edited.graph.n_layers),
+    )
+    read = session.read_ancestor_matrix
+
+    def torn_read(*args: object) -> np.ndarray:
+        matrix = read(*args)  # type: ignore[arg-type]
+        matrix[:1, -1] = phantom
+        return matrix
+
+    monkeypatch.setattr(session, "read_ancestor_matrix", torn_read)
+    with pytest.raises(edits.EditRefused, match="just being changed or recovered") as caught:
+        edits.merge(edited.graph, merge_request([source], [sink]))
+    assert caught.value.reason is Reason.LOCKED
     assert not lock_cells(edited.graph.table)
 
 
