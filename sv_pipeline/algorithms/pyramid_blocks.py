@@ -121,6 +121,26 @@ class PyramidGeometry:
         """The same if each mip is made piece by piece of the one below, and only what is to be committed is held."""
         return int(BYTES_PER_VOXEL * COPIES_BY_MIP * self._stored_voxels(self.affected(array)) / (1 - PIECES))
 
+    def bytes_of_block(self, size: Triple) -> int:
+        """What `bytes_whole` says of all of a block at the start of the volume; without a list of its chunks."""
+        shape, fine, stored = np.minimum(size, self.levels[0].size), 0, 0
+        for mip, level in enumerate(self.levels):
+            if mip:
+                shape = np.minimum(-(-shape // np.asarray(level.step)), level.size)
+                chunks = -(-shape // np.asarray(level.chunk_size))
+                stored += int(np.minimum(chunks * level.chunk_size, level.size).prod())
+            else:
+                fine = int(shape.prod())
+        return int(BYTES_PER_VOXEL * (fine + COPIES_WHOLE * stored)) if len(self.levels) > 1 else 0
+
+    def exceeds_by_mip(self, array: IntArray, memory_budget: int) -> bool:
+        """Whether `bytes_by_mip` is more than a budget; quick for boxes of any size."""
+        if len(self.levels) < 2 or not len(array):
+            return False
+        # The largest box alone; so the chunks of a box are listed only if it is not far beyond the budget.
+        least = int(volumes(array).max()) // int(np.prod(self.levels[1].step))
+        return least * BYTES_PER_VOXEL * COPIES_BY_MIP > memory_budget or self.bytes_by_mip(array) > memory_budget
+
     def _stored_voxels(self, affected: list[IntArray]) -> int:
         # A transaction holds whole chunks, whatever of them is written.
         total = 0
@@ -141,7 +161,7 @@ class PyramidBlock:
     cells: tuple[Triple, ...]
     """Coordinates of the cells in it that hold something affected, sorted."""
     affected: IntArray
-    """What is affected in it: boxes of base-mip voxels that do not overlap, shape (n, 2, 3)."""
+    """What is affected in it: boxes of base-mip voxels, shape (n, 2, 3); they may overlap."""
 
 
 def plan_blocks(geometry: PyramidGeometry, boxes: IntArray, memory_budget: int) -> list[PyramidBlock]:
@@ -165,7 +185,7 @@ def plan_blocks(geometry: PyramidGeometry, boxes: IntArray, memory_budget: int) 
     starts = np.flatnonzero(np.concatenate([[True], (owners[1:] != owners[:-1]).any(axis=1)]))
     blocks = []
     for first, last in zip(starts, [*starts[1:], len(owners)], strict=True):
-        inside = joined(parts_by_chunk(parts[first:last], geometry.levels[0].chunk_size, hull=True)[1])
+        inside = joined(parts[first:last])
         cells, _ = parts_by_chunk(inside, geometry.cell, hull=True)
         box = Box.of(owners[first] * size, (owners[first] + 1) * size).clip(volume)
         blocks.append(PyramidBlock(box, tuple((x, y, z) for x, y, z in cells.tolist()), inside))
@@ -181,7 +201,7 @@ def _block_size(geometry: PyramidGeometry, memory_budget: int) -> Triple:
             break
         axis = min(axes, key=lambda a: size[a])
         larger = [2 * s if a == axis else s for a, s in enumerate(size)]
-        if geometry.bytes_whole(np.array([[[0, 0, 0], np.minimum(larger, volume)]], np.int64)) > memory_budget:
+        if geometry.bytes_of_block((larger[0], larger[1], larger[2])) > memory_budget:
             break
         size = larger
     return size[0], size[1], size[2]
@@ -197,7 +217,7 @@ def split_to_budget(geometry: PyramidGeometry, block: PyramidBlock, memory_budge
         box, affected = waiting.pop()
         if not len(affected):
             continue
-        at = None if geometry.bytes_by_mip(affected) <= memory_budget else _middle(geometry, affected)
+        at = _middle(geometry, affected) if geometry.exceeds_by_mip(affected, memory_budget) else None
         if at is None:
             yield box
             continue

@@ -13,7 +13,11 @@ from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from sv_pipeline.algorithms.pyramid_blocks import PyramidBlock, split_to_budget
 from sv_pipeline.engine.feedback import Progress
@@ -22,7 +26,7 @@ from sv_pipeline.grid import Box
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.downsample import downsample_part, drop_empty_entries, plan_entries
 from sv_pipeline.segmentation.mip_maker import ForkPyramid, PartReport, open_pyramid
-from sv_pipeline.segmentation.pending import ASKED_FOR, ask_for, read_entries
+from sv_pipeline.segmentation.pending import ASKED_FOR, PendingEntry, ask_for, read_entries
 from sv_pipeline.table.block_locks import BlockLocks, lock_blocks, new_owner
 from sv_pipeline.table.interface import Table
 
@@ -109,7 +113,7 @@ def downsample(
     table, watershed_url, graph_id = _parts_of(place)
     pyramid = open_pyramid(watershed_url, graph_id)
     entries = [e for e in read_entries(pyramid.store.kv) if operations is None or e.operation_id in operations]
-    run = _Run(pyramid, table, tuple(entry.key for entry in entries), memory_budget, lock_expiry)
+    run = _Run(pyramid, table, entries, memory_budget, lock_expiry)
     report = DownsampleReport(graph_id, tuple(entry.operation_id for entry in entries))
     if entries:
         report.work.add(drop_empty_entries(pyramid, entries))
@@ -150,7 +154,7 @@ class _Run:
 
     pyramid: ForkPyramid
     table: Table | None
-    keys: tuple[str, ...]
+    entries: list[PendingEntry]
     memory_budget: int
     lock_expiry: timedelta
     owner: int = field(default_factory=new_owner)
@@ -179,15 +183,30 @@ class _Run:
             return False
         with found as locks:
             check = locks.check if isinstance(locks, BlockLocks) else _always
+            keys = self._keys_in(block.box)
             for part in split_to_budget(self.pyramid.geometry, block, self.memory_budget):
                 try:
-                    report = downsample_part(self.pyramid, part, self.keys, self.memory_budget, check)
+                    report = downsample_part(self.pyramid, part, keys, self.memory_budget, check)
                 except ConflictError as error:  # the locks are another's: so is the rest of the block
                     _logger.warning("%s", error)
                     return False
                 total.add(report)
         progress.advance(1)
         return True
+
+    @cached_property
+    def _boxes(self) -> npt.NDArray[np.int64]:
+        return self.pyramid.relative([box for entry in self.entries for box in entry.boxes])
+
+    @cached_property
+    def _owners(self) -> npt.NDArray[np.int64]:
+        """Index of the entry of each box."""
+        return np.repeat(np.arange(len(self.entries)), [len(entry.boxes) for entry in self.entries])
+
+    def _keys_in(self, box: Box) -> list[str]:
+        """Keys of the entries that list something in a box."""
+        meets = ((self._boxes[:, 0] < box.stop) & (self._boxes[:, 1] > box.start)).all(axis=1)
+        return [self.entries[index].key for index in np.unique(self._owners[meets])]
 
     def _lock(self, block: PyramidBlock) -> AbstractContextManager[BlockLocks | None] | None:
         if self.table is None:

@@ -128,7 +128,7 @@ def test_parts_cover_what_is_affected_once_and_fit_the_budget(data: st.DataObjec
         assert owner.max() == 1
         for box in as_boxes(block.affected):
             assert (owner[box.slices] == 1).all()
-        assert len(parts) == 1 or geometry.bytes_by_mip(block.affected) > budget
+        assert len(parts) == 1 or geometry.exceeds_by_mip(block.affected, budget)
 
 
 def test_an_edit_of_one_voxel_touches_one_chunk_of_each_mip() -> None:
@@ -151,6 +151,25 @@ def test_the_budget_decides_how_many_cells_are_a_block() -> None:
     assert counts[-1] == 1
     for block in plan_blocks(geometry, everything, 1 << 24):
         assert geometry.bytes_whole(block.affected) <= 1 << 24
+
+
+@settings(max_examples=50, deadline=None)
+@given(geometries(), triples)
+def test_the_memory_of_a_block_is_that_of_its_chunks(geometry: PyramidGeometry, size: Triple) -> None:
+    box = Box.of((0, 0, 0), np.minimum(np.multiply(size, 4), geometry.levels[0].size))
+    assert geometry.bytes_of_block(box.shape) == geometry.bytes_whole(as_array([box]))
+
+
+def test_a_petascale_volume_is_planned_without_listing_its_chunks() -> None:
+    steps = [(2, 2, 1), (2, 2, 1), *[(2, 2, 2)] * 6]
+    geometry = make_geometry((400_000, 300_000, 30_000), steps, lambda: (64, 64, 64))
+    budget = 1 << 30
+    blocks = plan_blocks(geometry, as_array([Box((0, 0, 0), (400_000, 300_000, 30_000))]), budget)
+    assert len(blocks) == len({cell for block in blocks for cell in block.cells}) > 100
+    parts = split_to_budget(geometry, blocks[0], budget)
+    first = [next(parts) for _ in range(3)]
+    for part in first:
+        assert budget // 4 < geometry.bytes_by_mip(as_array([part])) <= budget
 
 
 def test_boxes_outside_the_volume_count_for_nothing() -> None:
