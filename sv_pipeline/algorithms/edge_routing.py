@@ -225,15 +225,13 @@ class _Routing:
         ends = self.edges.pairs[direct]
         ends = np.where(np.isin(ends[:, :1], self.plan.kept), ends, ends[:, ::-1])
         to_kept = np.isin(ends[:, 0], self.plan.kept) & np.isin(ends[:, 1], outside)
-        ends, direct = ends[to_kept], direct[to_kept]
+        ends = ends[to_kept]
+        contacts = self.geometry.contacts
+        faces = np.append(contacts.faces, -1)[contacts.find(ends[:, 0], ends[:, 1])]
         return [
-            (voter[touching], sides[touching], np.maximum(c.faces[touching], 1).astype(np.float64)),
-            (voter[nearest], sides[nearest], np.full(nearest.sum(), _NEAREST_VOTE)),
-            (
-                find(outside, ends[:, 1]),
-                self.plan.kept_sides[find(self.plan.kept, ends[:, 0])],
-                np.maximum(self.edges.areas[direct], 1).astype(np.float64),
-            ),
+            (voter[touching], sides[touching], _weights(c.faces[touching])),
+            (voter[nearest], sides[nearest], _weights(c.faces[nearest])),
+            (find(outside, ends[:, 1]), self.plan.kept_sides[find(self.plan.kept, ends[:, 0])], _weights(faces)),
         ]
 
     # -- the rules ----------------------------------------------------------------------------------------------------
@@ -326,8 +324,15 @@ class _Routing:
         one, other = rows.T
         wanted = (plan.node_sides[one] == plan.node_sides[other]) & (before[one] == before[other])
         wanted &= (owners[one] != owners[other]) & (after[one] != after[other])
+        # Not between two kept members that have an edge: it would stay in the edge files, beside the new one.
+        wanted &= is_placeholder(pairs).any(axis=1) | (self.edges.rows(pairs) < 0)
         # Inside a chunk, pieces of one side that touch are of different origin: what is between them stays as it is.
         chunk = self.geometry.chunk_of(owners)
         wanted &= chunk[one] != chunk[other]
         faces = contacts.faces[contacts.find(*pairs[wanted].T)] if wanted.any() else np.zeros(0, np.int64)
         return LocalEdges.of(pairs[wanted], np.float32(np.inf), np.maximum(faces, 1))
+
+
+def _weights(faces: IntArray) -> FloatArray:
+    """What contacts count for."""
+    return np.where(faces >= 0, np.maximum(faces, 1), _NEAREST_VOTE).astype(np.float64)

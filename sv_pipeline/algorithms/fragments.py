@@ -37,6 +37,7 @@ __all__ = [
     "FragmentPlan",
     "VoxelBlock",
     "is_placeholder",
+    "member_mask",
     "placeholder_index",
     "placeholders",
     "plan_fragments",
@@ -251,16 +252,25 @@ def _check_members(ids: UInt64Array, member: IntArray, segmentation: Labels, pla
             f"supervoxel {ids[counts == 0][0]} is to be cut, but has no voxel with a side.",
             remedy="Cut only supervoxels whose chunk lies in the box.",
         )
-    for position in range(0, segmentation.shape[2], SLAB):
-        # In slabs: the copy of the whole box would be as large as its voxels.
-        slab = np.array(segmentation[:, :, position : position + SLAB], order="F")
-        found = fastremap.mask_except(slab, ids.tolist(), in_place=True)
-        counts -= np.bincount(find(ids, found[found != 0]), minlength=len(ids))
-    if (counts != 0).any():
+    mask = member_mask(segmentation, ids)
+    if np.count_nonzero(mask) != len(member):
+        mask[places] = False
+        without, counts = np.unique(segmentation[mask], return_counts=True)
         raise InputError(
-            f"{-int(counts[counts != 0][0])} voxels of supervoxel {ids[counts != 0][0]} have no side.",
+            f"{counts[0]} voxels of supervoxel {without[0]} have no side.",
             remedy="Every voxel of a supervoxel that is cut needs a side.",
         )
+
+
+def member_mask(segmentation: Labels, members: npt.ArrayLike) -> BoolArray:
+    """Which voxels belong to some supervoxels: bool, Fortran order; shape of ``segmentation``."""
+    wanted = np.unique(np.asarray(members, np.uint64)).tolist()
+    mask = np.empty(segmentation.shape, np.bool_, order="F")
+    for start in range(0, segmentation.shape[2], SLAB):
+        # In slabs: a copy of the whole is as large as the voxels themselves.
+        slab = np.array(segmentation[:, :, start : start + SLAB], order="F")
+        mask[:, :, start : start + SLAB] = fastremap.mask_except(slab, wanted, in_place=True) != 0
+    return mask
 
 
 def _check_chunks(ids: UInt64Array, member: IntArray, places: tuple[IntArray, ...], box: Box, grid: ChunkGrid) -> None:

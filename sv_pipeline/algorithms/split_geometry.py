@@ -18,7 +18,7 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from sv_pipeline.algorithms.components import find, unique_rows
-from sv_pipeline.algorithms.fragments import BoolArray, FragmentPlan, IntArray, Labels, is_placeholder
+from sv_pipeline.algorithms.fragments import BoolArray, FragmentPlan, IntArray, Labels
 from sv_pipeline.errors import InputError
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout, UInt64Array
@@ -33,7 +33,7 @@ _ROWS_AT_ONCE = 1 << 21
 
 @dataclass(frozen=True, eq=False)
 class NodeContacts:
-    """Which fragments touch what: other fragments, kept members, any other supervoxel."""
+    """Which nodes of a plan touch what: each other, any other supervoxel."""
 
     pairs: UInt64Array
     """Ids or placeholders, lower first, unique, sorted; shape (c, 2)."""
@@ -108,23 +108,22 @@ class SplitGeometry:
 
     @cached_property
     def contacts(self) -> NodeContacts:
-        """All contacts of fragments."""
+        """All contacts of fragments and kept members."""
         return self._measured[0]
 
     @cached_property
     def _measured(self) -> tuple[NodeContacts, BoolArray]:
-        """Contacts, and which of the fragments' voxels lie at their surface."""
+        """Contacts, and which of the plan's voxels lie at the surface of their node."""
         plan, shape = self.plan, self.plan.box.shape
         order: Literal["F", "C"] = "F" if self._segmentation.flags.f_contiguous else "C"
         values = self._segmentation.ravel(order=order)
         steps = np.array(self._segmentation.strides) // self._segmentation.itemsize
-        is_fragment = plan.node_of_voxel < len(plan)
         places = np.unravel_index(plan.voxels, shape, order="F")
         flat = np.ravel_multi_index(places, shape, order=order)
         nodes = np.zeros(values.shape, np.uint32)
         nodes[flat] = plan.node_of_voxel + 1
-        flat, own = flat[is_fragment], plan.node_of_voxel[is_fragment] + 1
-        borders = [(p[is_fragment] == 0, p[is_fragment] == n - 1) for p, n in zip(places, shape, strict=True)]
+        own = plan.node_of_voxel + 1
+        borders = [(p == 0, p == n - 1) for p, n in zip(places, shape, strict=True)]
         del places
         surface = np.zeros(len(flat), np.bool_)
         found = []
@@ -143,7 +142,7 @@ class SplitGeometry:
             ids = np.where(other > 0, plan.nodes[np.maximum(other, 1).astype(np.int64) - 1], values[target])
             found.append(_runs(own[differs], ids, is_face))
         one, other_ids, faces = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return _summed(plan.nodes[one.astype(np.int64) - 1], other_ids, faces), surface
+        return _summed(plan.nodes[one.astype(np.int64) - 1], other_ids, faces, plan.nodes), surface
 
     # -- distances ----------------------------------------------------------------------------------------------------
 
@@ -177,14 +176,10 @@ class SplitGeometry:
         return result
 
     def _points_of(self, nodes: UInt64Array) -> _Points:
-        """Places (nm) of surface voxels of fragments, of voxels of kept members and of other supervoxels."""
+        """Places (nm) of surface voxels of nodes of the plan, and of all voxels of other supervoxels."""
         ids = np.unique(nodes)
         known = np.flatnonzero(np.isin(self.plan.nodes, ids))
-        rows = np.flatnonzero(np.isin(self.plan.node_of_voxel, known))
-        if is_placeholder(ids).any():
-            at_surface = np.ones(len(self.plan.voxels), np.bool_)
-            at_surface[self.plan.node_of_voxel < len(self.plan)] = self._measured[1]
-            rows = rows[at_surface[rows]]
+        rows = np.flatnonzero(np.isin(self.plan.node_of_voxel, known) & self._measured[1])
         names = [self.plan.nodes[self.plan.node_of_voxel[rows]]]
         places = [self.plan.coordinates(self.plan.voxels[rows])]
         for owner, found in self._foreign_voxels(np.setdiff1d(ids, self.plan.nodes)):
@@ -281,14 +276,14 @@ def _runs(
     return own[starts], ids[starts], lengths if count else np.zeros(len(starts), np.int64)
 
 
-def _summed(one: UInt64Array, other: UInt64Array, faces: IntArray) -> NodeContacts:
-    """One row for each pair. Contacts of two fragments were seen from both."""
+def _summed(one: UInt64Array, other: UInt64Array, faces: IntArray, nodes: UInt64Array) -> NodeContacts:
+    """One row for each pair. Contacts of two nodes were seen from both."""
     pairs = np.stack([np.minimum(one, other), np.maximum(one, other)], axis=1)
     names, codes = np.unique(pairs, return_inverse=True)
     codes = codes.reshape(pairs.shape).astype(np.int64)
     _, first, group = np.unique(codes[:, 0] * len(names) + codes[:, 1], return_index=True, return_inverse=True)
     unique = pairs[first]
     totals = np.bincount(group, weights=faces, minlength=len(first)).astype(np.int64)
-    twice = is_placeholder(unique).all(axis=1) if len(unique) else np.zeros(0, np.bool_)
+    twice = np.isin(unique, nodes).all(axis=1)
     order = unique_rows(unique[:, 0], unique[:, 1])
     return NodeContacts(unique[order], np.where(twice, totals // 2, totals)[order])

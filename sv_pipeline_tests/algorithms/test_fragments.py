@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from sv_pipeline.algorithms.fragments import (
     FragmentPlan,
     is_placeholder,
+    member_mask,
     placeholder_index,
     placeholders,
     plan_fragments,
@@ -215,6 +216,14 @@ def test_placeholders_are_no_ids_and_can_be_told_from_them() -> None:
     assert is_placeholder(names).all()
     assert placeholder_index(names).tolist() == [0, 1, 2, 3, 4]
     assert not is_placeholder(np.array([0, 1, (1 << 56) + 7, (254 << 56) + 1], np.uint64)).any()
+
+
+def test_the_mask_of_members_is_theirs_in_any_memory_order() -> None:
+    world = line([1] * 40, chunk=4)
+    for segmentation in (world.segmentation, np.repeat(world.segmentation, 40, axis=2)[:, :, ::2]):
+        mask = member_mask(segmentation, world.members[[3, 1, 3]])
+        np.testing.assert_array_equal(mask, np.isin(segmentation, world.members[[1, 3]]))
+        assert mask.flags.f_contiguous
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
