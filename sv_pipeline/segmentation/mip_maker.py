@@ -28,6 +28,11 @@ from sv_pipeline.segmentation.specs import ARRAY_PATH, OcdbtStore
 
 __all__ = ["ForkPyramid", "MipMaker", "PartReport", "boxes_within", "open_pyramid"]
 
+AT_ONCE_BYTES = 32 << 20
+"""Above, blocks are made mip by mip, in pieces: reading and computing overlap, and large arrays cost page faults."""
+PIECE_VOXELS = 1 << 21
+"""Voxels that a piece is made of, at most."""
+
 IntArray = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.uint64]
 Triple = tuple[int, int, int]
@@ -141,7 +146,7 @@ class MipMaker:
     def make(self, boxes: IntArray) -> None:
         """All mips of boxes of the base mip."""
         geometry = self.pyramid.geometry
-        at_once = geometry.bytes_whole(boxes) <= self.memory_budget
+        at_once = geometry.bytes_whole(boxes) <= min(self.memory_budget, AT_ONCE_BYTES)
         for mip, work in enumerate(geometry.affected(boxes), start=1):
             self.make_mip(mip, work, at_once=at_once)
 
@@ -149,7 +154,8 @@ class MipMaker:
         """Boxes of one mip; returns the parts of storage chunks that were different."""
         level = self.pyramid.geometry.levels[mip]
         # Two pieces are in memory, with what they are made of, and what is made of one of them.
-        limit = int(PIECES * self.memory_budget) // (8 * (2 * int(np.prod(level.step)) + 4))
+        ratio = int(np.prod(level.step))
+        limit = min(int(PIECES * self.memory_budget) // (8 * (2 * ratio + 4)), PIECE_VOXELS // ratio)
         pieces = as_boxes(work)
         if not at_once:
             pieces = [piece for box in pieces for piece in boxes_within(box, level.chunk_size, limit)]
