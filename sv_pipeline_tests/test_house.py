@@ -15,7 +15,7 @@ LAYERS = {
     "algorithms": 1,
     "segmentation": 2, "table": 2,
     "graph": 3,
-    "ingest": 4, "edits": 4, "verify": 4, "reports": 4, "registry": 4, "engine": 4,
+    "ingest": 4, "edits": 4, "verify": 4, "reports": 4, "registry": 4, "engine": 4, "proofreading": 4,
     "defs": 5, "cli": 5, "definitions": 5,
 }  # fmt: skip
 """Of docs/architecture.md: a room imports from lower layers, and from itself."""

@@ -12,7 +12,7 @@ from rich.live import Live
 
 from sv_pipeline.cli.output import json_option, print_json, status_table
 
-__all__ = ["info", "roots", "status", "verify"]
+__all__ = ["info", "point", "roots", "status", "verify"]
 
 
 @click.command()
@@ -43,7 +43,8 @@ def status(home: str, graph: str, interval: float, *, watch: bool, as_json: bool
             time.sleep(interval)
 
 
-def _point(text: str) -> tuple[int, int, int]:
+def point(text: str) -> tuple[int, int, int]:
+    """``x,y,z`` as a voxel."""
     try:
         x, y, z = (int(part) for part in text.split(","))
     except ValueError as error:
@@ -80,7 +81,7 @@ def roots(
     ids = np.array(supervoxels, np.uint64)
     if points:
         volume = open_fork(dataset.watershed_url, graph)
-        found = queries.supervoxels_at(dataset.graph, volume, np.array([_point(p) for p in points], np.int64))
+        found = queries.supervoxels_at(dataset.graph, volume, np.array([point(p) for p in points], np.int64))
         ids = np.concatenate([ids, found])
     if not len(ids):
         raise click.UsageError("give supervoxel ids, or points with --at X,Y,Z.")

@@ -23,6 +23,12 @@ COMMANDS = {
     "status": ("sv_pipeline.cli.inspect:status", "Show how far an ingest is."),
     "roots": ("sv_pipeline.cli.inspect:roots", "Look up the neurons of supervoxels or points."),
     "info": ("sv_pipeline.cli.inspect:info", "Show what a graph is and how to read it."),
+    "merge": ("sv_pipeline.cli.edits:merge", "Make one object of two."),
+    "split": ("sv_pipeline.cli.edits:split", "Cut an object between two sets of points."),
+    "preview": ("sv_pipeline.cli.edits:preview", "Show what a split would do; nothing is written."),
+    "undo": ("sv_pipeline.cli.edits:undo", "Take an operation back."),
+    "redo": ("sv_pipeline.cli.edits:redo", "Make an undone operation again."),
+    "ops": ("sv_pipeline.cli.edits:operations", "Show the operation log."),
     "verify": ("sv_pipeline.cli.inspect:verify", "Prove that a graph and its segmentation are sound."),
 }
 """Where each command is, and its line in the list of commands; loaded when it is called, so that help is instant."""

@@ -139,6 +139,11 @@ class Operation:
     row: RowView
     """All cells."""
 
+    @property
+    def id(self) -> int:
+        """Its number."""
+        return self.operation_id
+
 
 def read_operations(graph: ChunkedGraph, operation_ids: npt.ArrayLike | None = None) -> list[Operation]:
     """Operations by id, ascending; all of the log by default. Ids without a row are left out."""
