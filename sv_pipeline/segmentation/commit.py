@@ -9,7 +9,8 @@ One edit is one generation, or none. One atomic transaction holds
 
 Storage may apply a commit and lose the answer. TensorStore then commits again by itself, but fails on the condition on
 the record, which is there by now; and whoever finds its own record there has committed. So a commit is never made
-twice, and its outcome is known, unless storage stays away. (Without that condition it is: two generations.)
+twice, and its outcome is known, unless storage stays away. (Without that condition it is: two generations.) Conditions
+that fail for other reasons are found before the commit, for the reason that `checked_commit` gives.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from sv_pipeline.errors import ConflictError, CorruptionError, InputError, NotFo
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation import specs
 from sv_pipeline.segmentation.base import read_base
+from sv_pipeline.segmentation.checked_commit import ChangedError, checked_transaction
 from sv_pipeline.segmentation.history import current_version
 from sv_pipeline.segmentation.operations import (
     OperationRecord,
@@ -203,7 +205,7 @@ def _commit(store: specs.OcdbtStore, change: _Change, write: Callable[[ts.Transa
         try:
             _attempt(store, change, write)
         except Exception as error:
-            if status_code(error) not in TRANSPORT_CODES:
+            if status_code(error) not in TRANSPORT_CODES and not isinstance(error, ChangedError):
                 raise
             if attempt == ATTEMPTS:
                 raise UnavailableError(
@@ -211,7 +213,7 @@ def _commit(store: specs.OcdbtStore, change: _Change, write: Callable[[ts.Transa
                     remedy="It may still be in: recover the operation once storage can be reached.",
                 ) from error
             delay = min(MAX_DELAY, BASE_DELAY * 2 ** (attempt - 1)) * (1 + random.random())  # noqa: S311 - jitter
-            _logger.info("%s: %s; looking whether it is in, in %.2f s", what, error, delay)
+            _logger.info("%s: %r; looking whether it is in, in %.2f s", what, error, delay)
             time.sleep(delay)
         else:
             return
@@ -219,9 +221,10 @@ def _commit(store: specs.OcdbtStore, change: _Change, write: Callable[[ts.Transa
 
 def _attempt(store: specs.OcdbtStore, change: _Change, write: Callable[[ts.Transaction], None]) -> None:
     key = operation_key(change.operation_id)
-    with store.transaction(repeatable_read=True) as transaction:
-        kv = store.kv.with_transaction(transaction)
+    with checked_transaction(store) as checked:
+        kv = store.kv.with_transaction(checked.transaction)
         # Both reads are conditions of the commit: what they found must still be so when it is made.
+        checked.keys |= {key, fence_key(change.operation_id)}
         _check_fence(kv, change)
         found = kv.read(key).result()
         value = None if found.state == "missing" else bytes(found.value)
@@ -234,7 +237,7 @@ def _attempt(store: specs.OcdbtStore, change: _Change, write: Callable[[ts.Trans
                 f"to commit them was {by}.",
                 remedy="Nothing was written. If that was an earlier try, restore the operation before trying again.",
             )
-        write(transaction)
+        write(checked.transaction)
 
 
 def _check_fence(kv: ts.KvStore, change: _Change) -> None:
