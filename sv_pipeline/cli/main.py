@@ -29,6 +29,8 @@ COMMANDS = {
     "undo": ("sv_pipeline.cli.edits:undo", "Take an operation back."),
     "redo": ("sv_pipeline.cli.edits:redo", "Make an undone operation again."),
     "ops": ("sv_pipeline.cli.edits:operations", "Show the operation log."),
+    "lag": ("sv_pipeline.cli.pyramid:lag", "Show how far coarser mips are behind."),
+    "downsample": ("sv_pipeline.cli.pyramid:downsample", "Let coarser mips catch up with edits."),
     "verify": ("sv_pipeline.cli.inspect:verify", "Prove that a graph and its segmentation are sound."),
 }
 """Where each command is, and its line in the list of commands; loaded when it is called, so that help is instant."""

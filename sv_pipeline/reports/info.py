@@ -9,6 +9,7 @@ from sv_pipeline.errors import NotFoundError
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import read_base
 from sv_pipeline.segmentation.fork import fork_exists
+from sv_pipeline.segmentation.pending import lag
 from sv_pipeline.segmentation.reader import current_generation, reader_spec
 
 __all__ = ["GraphInfo", "MipInfo", "graph_info"]
@@ -40,6 +41,8 @@ class GraphInfo:
     chunk_size: tuple[int, int, int]
     n_layers: int
     generation: int
+    pending: dict[str, Any]
+    """How far coarser mips are behind the base mip, where edits were not caught up with yet."""
     mips: tuple[MipInfo, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,6 +79,7 @@ def graph_info(dataset: Dataset) -> GraphInfo:
         chunk_size=dataset.config.graph_config.chunk_size,
         n_layers=dataset.grid.n_layers,
         generation=generation,
+        pending=asdict(lag(url, graph_id)),
         mips=tuple(
             MipInfo(
                 mip=mip,

@@ -41,10 +41,10 @@ from sv_pipeline.segmentation.operations import (
     first_generation,
     operation_key,
     pending_key,
-    pending_value,
     record_in,
     store_at,
 )
+from sv_pipeline.segmentation.pending import add_to_entry
 from sv_pipeline.segmentation.reader import open_fork_store
 from sv_pipeline.segmentation.retry import TRANSPORT_CODES, retry_transport, status_code
 
@@ -113,7 +113,7 @@ def commit_edit(watershed_url: str | Path, graph_id: str, edit: EditCommit) -> C
         kv, voxels = store.kv.with_transaction(transaction), store.array(0).with_transaction(transaction)
         futures: list[Any] = [voxels[block.box.slices].write(_checked(block)) for block in edit.blocks]
         if has_coarser_mips:
-            futures.append(kv.write(pending_key(edit.operation_id), pending_value(boxes)))
+            add_to_entry(kv, edit.operation_id, boxes)
         futures.append(kv.write(operation_key(edit.operation_id), record.encode()))
         for future in futures:
             future.result()
@@ -172,7 +172,7 @@ def restore_operation(
         kv, voxels = store.kv.with_transaction(transaction), store.array(0).with_transaction(transaction)
         futures: list[Any] = [voxels[box.slices].write(old[box.slices]) for box in boxes]
         if has_coarser_mips:
-            futures.append(kv.write(pending_key(operation_id), pending_value(boxes)))
+            add_to_entry(kv, operation_id, boxes)
         futures.append(kv.write(operation_key(operation_id), None))
         for future in futures:
             future.result()
@@ -223,8 +223,8 @@ def _attempt(store: specs.OcdbtStore, change: _Change, write: Callable[[ts.Trans
     key = operation_key(change.operation_id)
     with checked_transaction(store) as checked:
         kv = store.kv.with_transaction(checked.transaction)
-        # Both reads are conditions of the commit: what they found must still be so when it is made.
-        checked.keys |= {key, fence_key(change.operation_id)}
+        # These reads are conditions of the commit: what they found must still be so when it is made.
+        checked.keys |= {key, fence_key(change.operation_id), pending_key(change.operation_id)}
         _check_fence(kv, change)
         found = kv.read(key).result()
         value = None if found.state == "missing" else bytes(found.value)

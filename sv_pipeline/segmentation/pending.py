@@ -23,7 +23,7 @@ from sv_pipeline.algorithms.box_arrays import as_array, as_boxes, clip, joined, 
 from sv_pipeline.errors import CorruptionError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.base import read_base
-from sv_pipeline.segmentation.operations import PENDING, OperationRecord, operation_key, pending_key
+from sv_pipeline.segmentation.operations import PENDING, OperationRecord, operation_key, pending_key, pending_value
 from sv_pipeline.segmentation.reader import open_fork_store
 from sv_pipeline.segmentation.retry import retry_transport
 
@@ -32,6 +32,7 @@ __all__ = [
     "Lag",
     "PendingEntry",
     "add_pending",
+    "add_to_entry",
     "ask_for",
     "lag",
     "pending_boxes",
@@ -193,6 +194,18 @@ def add_pending(kv: ts.KvStore, boxes: Iterable[Box]) -> None:
     since = content.get("since", time.time_ns() // 1_000_000)
     wanted = np.unique(np.concatenate([there, as_array(boxes)]), axis=0)
     kv.write(key, _encode({**content, "boxes": joined(wanted).tolist(), "since": since})).result()
+
+
+def add_to_entry(kv: ts.KvStore, operation_id: int, boxes: Iterable[Box]) -> None:
+    """List what an operation has changed, beside what it left there before; in a transaction of repeatable reads."""
+    key = pending_key(operation_id)
+    found = kv.read(key).result()
+    if found.state != "value":
+        kv.write(key, pending_value(boxes)).result()
+        return
+    content, there = _decode(key, bytes(found.value))
+    every = np.unique(np.concatenate([there, as_array(boxes)]), axis=0)
+    kv.write(key, _encode({**content, "boxes": joined(every).tolist()})).result()
 
 
 def ask_for(watershed_url: str | Path, graph_id: str, boxes: Sequence[Box] | None = None) -> None:

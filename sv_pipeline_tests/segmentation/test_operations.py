@@ -17,10 +17,12 @@ from sv_pipeline.segmentation.operations import (
     generation_at,
     generation_of,
     operations,
+    pending_key,
     read_operation,
     set_fence,
     take_fence,
 )
+from sv_pipeline.segmentation.pending import pending_boxes
 from sv_pipeline.segmentation.reader import current_generation, open_fork, open_fork_store
 from sv_pipeline_tests.segmentation.commits import edit, expected, forked, storage_boxes, voxels
 from sv_pipeline_tests.segmentation.volumes import Watershed
@@ -54,6 +56,23 @@ def test_an_operation_is_put_back_bit_for_bit_and_what_others_did_stays(watershe
     assert not restore_operation(watershed.url, "g", 2, owner="recovery")
     replayed = edit(watershed, 2, boxes[4:6], owner="recovery")
     assert commit_edit(watershed.url, "g", replayed).generation == before + 2
+
+
+def test_a_replay_elsewhere_leaves_what_was_put_back_listed(watershed: Watershed) -> None:
+    boxes = storage_boxes(watershed)
+    commit_edit(watershed.url, "g", edit(watershed, 2, boxes[4:6]))
+    take_fence(watershed.url, "g", 2, "recovery")
+    # Coarser mips have been made meanwhile: they show what is about to be put back.
+    store = open_fork_store(watershed.url, "g")
+    store.kv.write(pending_key(2), None).result()
+    assert restore_operation(watershed.url, "g", 2, owner="recovery")
+    commit_edit(watershed.url, "g", edit(watershed, 2, boxes[10:12], owner="recovery"))
+    (entry,) = pending_boxes(watershed.url, "g")
+    behind = np.zeros(voxels(watershed).shape, bool)
+    origin = np.asarray(open_fork(watershed.url, "g").domain.inclusive_min)
+    for box in entry.boxes:
+        behind[box.shifted(-origin).slices] = True
+    assert all(behind[box.shifted(-origin).slices].all() for box in [*boxes[4:6], *boxes[10:12]])
 
 
 def keys_of(watershed: Watershed, generation: int) -> list[bytes]:
