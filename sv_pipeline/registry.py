@@ -142,11 +142,6 @@ class Registry:
         kv.write_bytes(self._graphs_url, f"{config.graph_id}.json", json.dumps(dump, indent=1).encode())
         return Dataset(config, self.home)
 
-    def forget(self, graph_id: str) -> None:
-        """Remove the registration alone; table and voxels stay."""
-        self.get(graph_id)
-        kv.open_kv(self._graphs_url).write(f"{graph_id}.json", None).result()
-
 
 def open_dataset(graph_id: str, home: str | None = None) -> Dataset:
     """The registered graph of this id in ``home`` (default: :func:`default_home`)."""

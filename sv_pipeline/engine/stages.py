@@ -187,8 +187,8 @@ def _graph(dataset: Dataset) -> Any:
         ) from error
 
 
-def _populate_plan(dataset: Dataset) -> populate.PopulatePlan:
-    return populate.populate_plan(dataset.watershed_url, dataset.grid, dataset.config.ocdbt_config)
+def _populate_plan(dataset: Dataset, only: Coordinates | None = None) -> populate.PopulatePlan:
+    return populate.populate_plan(dataset.watershed_url, dataset.grid, dataset.config.ocdbt_config, only=only)
 
 
 # -- running ------------------------------------------------------------------------------------------------------
@@ -238,15 +238,11 @@ def _run_graph(dataset: Dataset, batch: Batch, _: str | None) -> dict[str, int]:
 
 
 def _run_voxels(dataset: Dataset, batch: Batch, coordinator_address: str | None) -> dict[str, int]:
-    plan = _populate_plan(dataset)
-    wanted = {tuple(c) for c in batch.coordinates(dataset.grid).tolist()}
+    plan = _populate_plan(dataset, batch.coordinates(dataset.grid))
     total = 0
-    for coordinate in plan.missing:
-        if tuple(int(v) for v in coordinate) in wanted:
-            report = populate.populate_task(
-                dataset.watershed_url, plan, coordinate, coordinator_address=coordinator_address
-            )
-            total += sum(math.prod(shape) for shape in report.shapes)
+    for task in plan.missing:
+        report = populate.populate_task(dataset.watershed_url, plan, task, coordinator_address=coordinator_address)
+        total += sum(math.prod(shape) for shape in report.shapes)
     return {"voxels": total}
 
 

@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["Panel", "bar_chart", "colorize", "render"]
+__all__ = ["Panel", "colorize", "render"]
 
 LabelArray = npt.NDArray[np.unsignedinteger]
 MAX_WIDTH = 1150
@@ -41,8 +41,6 @@ class Panel:
     title: str
     labels: LabelArray
     pixel_size_nm: tuple[float, float]
-    colors: npt.NDArray[np.uint8] | None = None
-    """Ready RGB picture of shape (width, height, 3) instead of the default colours."""
 
 
 def colorize(labels: LabelArray, *, borders: bool = True) -> npt.NDArray[np.uint8]:
@@ -77,7 +75,7 @@ def render(panels: Sequence[Panel], *, title: str = "", dots_per_inch: int = 110
         squeeze=False,
     )
     for axis, panel, extent in zip(axes[0], panels, extents, strict=True):
-        pixels = panel.colors if panel.colors is not None else colorize(_enlarged(panel.labels))
+        pixels = colorize(_enlarged(panel.labels))
         axis.imshow(
             np.swapaxes(pixels, 0, 1),
             extent=(0, float(extent[0]), float(extent[1]), 0),
@@ -97,23 +95,6 @@ def _enlarged(labels: LabelArray) -> LabelArray:
     """Each pixel repeated, so that a border one pixel wide stays thin on a coarse mip."""
     factor = max(1, 512 // max(labels.shape))
     return np.repeat(np.repeat(labels, factor, axis=0), factor, axis=1)
-
-
-def bar_chart(title: str, names: Sequence[str], values: Sequence[float], *, unit: str = "") -> bytes:
-    """Horizontal bars with their values written beside them, as PNG."""
-    figure, axis = plt.subplots(figsize=(7, 0.42 * max(len(names), 1) + 1.1), facecolor=_PAPER)
-    axis.set_facecolor(_PAPER)
-    bars = axis.barh(list(names), list(values), color="#5aa9e6")
-    axis.bar_label(bars, fmt=lambda v: f"{v:,.4g} {unit}".strip(), color=_INK, padding=4, fontsize=9)
-    axis.invert_yaxis()
-    axis.tick_params(colors=_INK, labelsize=9)
-    axis.margins(x=0.2)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
-    axis.xaxis.set_visible(False)
-    axis.set_title(title, color=_INK, fontsize=11, loc="left")
-    figure.tight_layout()
-    return _png(figure, 110)
 
 
 def _scale_bar(axis: Axes, extent: npt.NDArray[np.float64]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import numpy.typing as npt
 import tensorstore as ts
 
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
@@ -80,10 +81,17 @@ class PopulateReport:
     """Of the base."""
 
 
-def populate_plan(watershed_url: str | Path, grid: ChunkGrid, config: OcdbtConfig) -> PopulatePlan:
+def populate_plan(
+    watershed_url: str | Path, grid: ChunkGrid, config: OcdbtConfig, *, only: npt.ArrayLike | None = None
+) -> PopulatePlan:
     """Divide the populate into tasks and list those to be done. The first plan fixes the division.
 
     A base that is complete has nothing missing, for a graph with whatever chunks.
+
+    Parameters
+    ----------
+    only
+        Look at these tasks alone, shape (n, 3): for a worker that has a few of very many. Default: all.
 
     Raises
     ------
@@ -108,8 +116,12 @@ def populate_plan(watershed_url: str | Path, grid: ChunkGrid, config: OcdbtConfi
     else:
         check_alignment(base.volume, grid, layer)
         markers.claim_meta(base.watershed_url, PopulateMeta.of(layer, grid))
-    done = markers.done_tasks(base.watershed_url)
-    tasks = [_triple(coordinate) for coordinate in grid.coordinates(layer)]
+    tasks = [_triple(coordinate) for coordinate in (grid.coordinates(layer) if only is None else np.asarray(only))]
+    if only is None:
+        done = markers.done_tasks(base.watershed_url)
+    else:
+        found = markers.read_markers(base.watershed_url, tasks)
+        done = {task for task, marker in zip(tasks, found, strict=True) if marker is not None}
     return PopulatePlan(
         base=base,
         layer=layer,

@@ -193,6 +193,15 @@ def test_finishers_at_once_leave_one_right_base(storage_url: str) -> None:
     assert_base_holds(watershed, plan)
 
 
+def test_a_worker_can_look_at_its_own_tasks_alone(storage_url: str) -> None:
+    watershed = make_watershed(storage_url)
+    plan = watershed.plan()
+    populate_task(storage_url, plan, plan.missing[0])
+    mine = populate_plan(storage_url, watershed.grid, watershed.config, only=plan.missing[:3])
+    assert mine.missing == plan.missing[1:3]
+    assert mine.n_tasks == plan.n_tasks
+
+
 def test_a_task_that_is_done_is_not_done_again(storage_url: str) -> None:
     watershed = make_watershed(storage_url)
     plan = watershed.plan()
