@@ -28,7 +28,7 @@ from functools import partial
 import numpy as np
 
 from sv_pipeline.edits.hierarchy_plan import HierarchyPlan
-from sv_pipeline.edits.locking import RootLocks, concurrently
+from sv_pipeline.edits.locking import EditLocks, concurrently
 from sv_pipeline.edits.operation_log import OperationRow, Scope, write_set
 from sv_pipeline.edits.refusal import OwnershipLostError
 from sv_pipeline.edits.rows_of_plan import PlannedRows, fake_edge_cells, rows_of
@@ -103,7 +103,7 @@ class CommittedEdit(Operation):
 
 def commit(
     graph: ChunkedGraph,
-    held: RootLocks,
+    held: EditLocks,
     row: OperationRow,
     plan: EditPlan,
     timestamp: int,
@@ -168,7 +168,7 @@ def _take(step: Step) -> None:
     step()
 
 
-def _lock_or_tidy_up(held: RootLocks, row: OperationRow) -> None:
+def _lock_or_tidy_up(held: EditLocks, row: OperationRow) -> None:
     try:
         held.make_indefinite()
     except OwnershipLostError:
@@ -195,7 +195,7 @@ def _ids_of(graph: ChunkedGraph, chunks: UInt64Array) -> UInt64Array:
 
 def _start(
     graph: ChunkedGraph,
-    held: RootLocks,
+    held: EditLocks,
     row: OperationRow,
     plan: EditPlan,
     timestamp: int,

@@ -1,4 +1,8 @@
-"""The root locks of one edit: taken all or none, kept alive in the background, made indefinite, given back.
+"""The locks of one edit: taken all or none, kept alive in the background, made indefinite, given back.
+
+Every edit locks the roots that it changes; one that rewrites voxels then also the layer 2 chunks around them, since
+edges are routed between the pieces of neighbours, whoever's they are. Roots first, then chunks: nobody who holds chunks
+waits for anything, so nobody waits in a circle.
 
 A temporal lock expires; an indefinite one does not, so it is there only while rows are being written. Both hold the id
 of the operation, and only the newest cell counts: who was taken over can neither write nor release what is another's.
@@ -13,19 +17,20 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TypeVar
 
 import numpy as np
 
-from sv_pipeline.edits.refusal import EditRefused, OwnershipLostError, Reason
+from sv_pipeline.edits.holders import held_by_another
+from sv_pipeline.edits.refusal import OwnershipLostError
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table import keys, locks
-from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK, NEW_PARENTS
-from sv_pipeline.table.interface import Table
+from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
+from sv_pipeline.table.interface import CellMatch, Table
 
-__all__ = ["LockPatience", "RootLocks", "concurrently", "lock_roots"]
+__all__ = ["EditLocks", "LockPatience", "concurrently", "lock_roots"]
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -60,7 +65,7 @@ def lock_roots(
     find_roots: Callable[[], UInt64Array],
     expiry: timedelta,
     patience: LockPatience,
-) -> RootLocks:
+) -> EditLocks:
     """Lock the latest roots of an edit.
 
     Parameters
@@ -73,61 +78,94 @@ def lock_roots(
     EditRefused
         If others hold them for longer than ``patience``; says who, and since when.
     """
+    held = EditLocks(table, operation_id, np.zeros(0, np.uint64), expiry)
+
+    def wanted() -> list[_Wanted]:
+        held.roots = np.unique(find_roots())
+        return [_Wanted(key, f"root {root}") for root, key in zip(held.roots.tolist(), held.root_keys, strict=True)]
+
+    _lock_when_free(table, operation_id, wanted, locks.SUPERSEDED, expiry, patience)
+    return held
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A row to lock, and what it is called."""
+
+    key: bytes
+    name: str
+
+
+def _lock_when_free(
+    table: Table,
+    operation_id: int,
+    wanted: Callable[[], list[_Wanted]],
+    guard: tuple[CellMatch, ...],
+    expiry: timedelta,
+    patience: LockPatience,
+) -> None:
+    """Lock all rows, or none; raise EditRefused if that cannot be done for longer than ``patience``."""
     deadline, pause = time.monotonic() + patience.seconds, patience.pause
+    at_once = True
     while True:
-        held: list[int] = []
-        refused = None
-        for root in sorted(find_roots().tolist()):  # the same order for everybody
-            if not _lock(table, root, operation_id, expiry):
-                refused = root
-                break
-            held.append(root)
-        owned = RootLocks(table, operation_id, np.array(held, np.uint64), expiry)
+        refused = _lock_all(table, operation_id, wanted(), guard, expiry, at_once=at_once)
         if refused is None:
-            return owned
-        owned.release()
+            return
         if time.monotonic() >= deadline:
-            raise _refusal(table, refused, operation_id)
+            raise held_by_another(table, refused.key, refused.name, operation_id)
         time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - jitter
-        pause = min(2 * pause, 1.0)
+        pause, at_once = min(2 * pause, 1.0), False
 
 
-def _lock(table: Table, root: int, operation_id: int, expiry: timedelta) -> bool:
-    key = keys.node_key(root)
-    if locks.lock(table, key, operation_id, expiry):
-        return True
-    # The answer to a first, lost request may have been yes.
-    return locks.holders(table, key) == (operation_id, None)
+def _lock_all(
+    table: Table,
+    operation_id: int,
+    rows: list[_Wanted],
+    guard: tuple[CellMatch, ...],
+    expiry: timedelta,
+    *,
+    at_once: bool,
+) -> _Wanted | None:
+    """Lock all rows or none; the one that could not be had. Never waits while it holds some.
 
+    The first try is for all at once, in one round trip's time. Those who then compete take them one after the other
+    in the order of their keys, so that one of them gets the first, and with it all.
+    """
 
-def _refusal(table: Table, root: int, operation_id: int) -> EditRefused:
-    key = keys.node_key(root)
-    row = table.read_rows([key], [LOCK.key, INDEFINITE_LOCK.key, NEW_PARENTS.key], newest_only=True).get(key, {})
-    if INDEFINITE_LOCK.key in row:
-        holder, since = INDEFINITE_LOCK.newest(row), row[INDEFINITE_LOCK.key][0].timestamp
-        how = f"is being written by operation {holder} since {_clock(since)}"
-        remedy = "Try again in a moment; if that operation is not running any more, recover it."
-    elif LOCK.key in row:
-        holder, since = LOCK.newest(row), row[LOCK.key][0].timestamp
-        how = f"is locked by operation {holder} since {_clock(since)}"
-        remedy = "Try again in a moment; the lock of an operation that has died expires by itself."
+    def lock(row: _Wanted) -> bool:
+        if locks.lock(table, row.key, operation_id, expiry, guard=guard):
+            return True
+        # The answer to a first, lost request may have been yes.
+        return locks.holders(table, row.key) == (operation_id, None)
+
+    rows = sorted(rows, key=lambda row: row.key)
+    taken: list[_Wanted] = []
+    refused: _Wanted | None = None
+    if at_once:
+        answers = concurrently(lock, rows)
+        taken = [row for row, answer in zip(rows, answers, strict=True) if answer]
+        refused = next((row for row, answer in zip(rows, answers, strict=True) if not answer), None)
     else:
-        how, remedy = "is being edited all the time", "Try again in a moment."
-    return EditRefused(Reason.LOCKED, f"root {root} {how}; operation {operation_id} gave up waiting.", remedy=remedy)
-
-
-def _clock(milliseconds: int) -> str:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
+        for row in rows:
+            if not lock(row):
+                refused = row
+                break
+            taken.append(row)
+    if refused is not None:
+        concurrently(lambda row: locks.unlock(table, row.key, operation_id), taken)
+    return refused
 
 
 @dataclass(eq=False)
-class RootLocks:
+class EditLocks:
     """Locks that an edit holds; renews them in a thread between ``__enter__`` and :meth:`release`."""
 
     table: Table
     operation_id: int
     roots: UInt64Array
     expiry: timedelta
+    chunks: UInt64Array = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """Layer 2 chunks, ascending."""
     new_roots: UInt64Array = field(default_factory=lambda: np.zeros(0, np.uint64))
     """Roots that are born locked (indefinitely); released with the others."""
     keep: bool = False
@@ -139,7 +177,7 @@ class RootLocks:
     _thread: threading.Thread | None = field(default=None, repr=False)
     _renewed: float = field(default_factory=time.monotonic)
 
-    def __enter__(self) -> RootLocks:
+    def __enter__(self) -> EditLocks:
         self._thread = threading.Thread(target=self._renew_on, name=f"locks of operation {self.operation_id}")
         self._thread.daemon = True
         self._thread.start()
@@ -151,12 +189,38 @@ class RootLocks:
             self.release()
 
     @property
-    def _keys(self) -> list[bytes]:
+    def root_keys(self) -> list[bytes]:
+        """Rows of the roots."""
         return keys.node_keys(self.roots)
 
+    @property
+    def chunk_keys(self) -> list[bytes]:
+        """Rows of the locks of chunks."""
+        return [keys.chunk_lock_key(chunk) for chunk in self.chunks.tolist()]
+
+    @property
+    def _keys(self) -> list[bytes]:
+        return [*self.root_keys, *self.chunk_keys]
+
+    def lock_chunks(self, chunks: UInt64Array, names: list[str], patience: LockPatience) -> None:
+        """Lock layer 2 chunks as well.
+
+        Raises
+        ------
+        EditRefused
+            If others hold them for longer than ``patience``; says who, and since when.
+        """
+        order = np.argsort(chunks)
+        rows = [_Wanted(keys.chunk_lock_key(int(chunks[i])), names[i]) for i in order.tolist()]
+        _lock_when_free(self.table, self.operation_id, lambda: rows, (), self.expiry, patience)
+        self.chunks = chunks[order]
+
     def locked_at(self) -> int:
-        """Time of the oldest of its lock cells, milliseconds: the logical time of the edit."""
-        rows = self.table.read_rows(self._keys, [LOCK.key])
+        """Logical time of the edit, milliseconds: when it had its locks; of chunks, if it has any.
+
+        So edits that share a chunk have their times in the order in which they hold it.
+        """
+        rows = self.table.read_rows(self.chunk_keys if len(self.chunks) else self.root_keys, [LOCK.key])
         mine = LOCK.encode(self.operation_id)
         times = [cell.timestamp for row in rows.values() for cell in LOCK.cells(row) if cell.value == mine]
         if not times:
@@ -236,7 +300,7 @@ class RootLocks:
     def _lost_error(self) -> OwnershipLostError:
         self._lost = True
         return OwnershipLostError(
-            f"operation {self.operation_id} does not hold the locks of its roots any more: it took longer than "
+            f"operation {self.operation_id} does not hold its locks any more: it took longer than "
             f"{self.expiry} without renewing them.",
             remedy="Nothing of it counts; make the edit again.",
         )

@@ -15,7 +15,7 @@ import numpy as np
 
 from sv_pipeline.edits.commit import CommittedEdit, EditPlan, commit, logical_time
 from sv_pipeline.edits.hierarchy_plan import HierarchyPlan, Layer2Change, plan_hierarchy
-from sv_pipeline.edits.locking import LockPatience, RootLocks, lock_roots
+from sv_pipeline.edits.locking import EditLocks, LockPatience, lock_roots
 from sv_pipeline.edits.nodes import KnownNodes, NodeCache, until_known
 from sv_pipeline.edits.operation_log import OperationRow
 from sv_pipeline.edits.refusal import EditRefused, Reason
@@ -125,7 +125,7 @@ def _edit_under_locks(
     log_cells: Callable[[Request], list[SetCell]],
     patience: LockPatience,
 ) -> CommittedEdit:
-    held: RootLocks | None = None
+    held: EditLocks | None = None
     try:
         expiry = graph.meta.graph_config.ROOT_LOCK_EXPIRY
         with lock_roots(graph.table, row.operation_id, roots.find, expiry, patience) as held:

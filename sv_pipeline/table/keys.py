@@ -6,12 +6,15 @@
 | counter of a chunk; of a root shard | ``i%020d``; ``i%020d_<shard>`` |
 | counter of operations | ``ioperations`` |
 | edges that edits made in a layer 2 chunk | ``f%020d`` |
+| lock of a layer 2 chunk | 10 bytes: two of a hash, the chunk id as big-endian uint64 |
 | meta, version | ``meta``, ``version`` |
 | ingest of a chunk (our own) | ``sv_pipeline:ingest:<layer:02d>:<chunk:020d>`` |
 """
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -24,6 +27,7 @@ __all__ = [
     "META",
     "OPERATION_COUNTER",
     "VERSION",
+    "chunk_lock_key",
     "chunk_range",
     "chunk_ranges",
     "counter_key",
@@ -148,6 +152,12 @@ def edit_edge_key(chunk_id: int) -> bytes:
 def edit_edge_keys(chunk_ids: npt.ArrayLike) -> list[bytes]:
     """Keys of the rows of edges that edits made, for many layer 2 chunks."""
     return _padded(chunk_ids, b"f")
+
+
+def chunk_lock_key(chunk_id: int) -> bytes:
+    """Key of the row that holds the locks of a layer 2 chunk and nothing else; the hash spreads neighbours."""
+    place = struct.pack(">Q", int(chunk_id))
+    return hashlib.blake2b(place, digest_size=2).digest() + place
 
 
 # -- ingest -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 
 from sv_pipeline import edits
 from sv_pipeline.edits import LockPatience, Reason, commit, merging, session
-from sv_pipeline.edits.locking import RootLocks, lock_roots
+from sv_pipeline.edits.locking import EditLocks, lock_roots
 from sv_pipeline.edits.session import Workspace
 from sv_pipeline.graph.lineage import OperationStatus, read_operations
 from sv_pipeline.graph.queries import roots
@@ -129,7 +129,7 @@ def test_locks_are_renewed_while_an_edit_works(edited: Edited) -> None:
     found = roots(edited.graph, edited.pairs(same=False)[0])
     short = timedelta(seconds=0.4)
     with lock_roots(edited.graph.table, 7, lambda: np.unique(found), short, IMPATIENT) as held:
-        assert isinstance(held, RootLocks)
+        assert isinstance(held, EditLocks)
         time.sleep(0.9)
         assert not locks.lock(edited.graph.table, keys.node_key(int(found[0])), 8, short)
         held.check()
