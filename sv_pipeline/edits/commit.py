@@ -21,7 +21,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 
@@ -32,32 +32,23 @@ from sv_pipeline.edits.locking import EditLocks, concurrently
 from sv_pipeline.edits.operation_log import OperationRow, Scope, write_set
 from sv_pipeline.edits.refusal import OwnershipLostError
 from sv_pipeline.edits.rows_of_plan import PlannedRows, fake_edge_cells, rows_of
+from sv_pipeline.edits.supervoxel_change import SupervoxelChange, renamed_ids, rows_of_supervoxels
 from sv_pipeline.errors import UnavailableError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import Operation, OperationStatus
 from sv_pipeline.ids import UInt64Array
+from sv_pipeline.segmentation.commit import EditCommit, commit_edit
 from sv_pipeline.table import columns, counters, keys
-from sv_pipeline.table.columns import CHILDREN, FAKE_EDGES, INDEFINITE_LOCK
+from sv_pipeline.table.columns import CHILDREN, FAKE_EDGES, INDEFINITE_LOCK, PARENT
 from sv_pipeline.table.interface import CellMatch, RowMutation, SetCell, Table
 
-__all__ = ["CommittedEdit", "EditPlan", "VoxelStep", "commit"]
+__all__ = ["CommittedEdit", "EditPlan", "commit"]
 
 log = logging.getLogger(__name__)
 
 Step = Callable[[], None]
 
 ATTEMPTS_TO_PUT_EDGES = 100
-
-
-@dataclass(frozen=True)
-class VoxelStep:
-    """Voxels that an edit writes, in one fenced transaction."""
-
-    chunks: tuple[int, ...]
-    """Layer 2 chunks that are rewritten."""
-    generation: int
-    """Of the fork that the plan was made on."""
-    commit: Callable[[], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +65,8 @@ class EditPlan:
     """All edges that become active, those that follow from new ancestors included."""
     fake_edges: UInt64Array = field(default_factory=lambda: np.zeros((0, 2), np.uint64))
     """Edges that no file has and that connect from now on."""
-    rows: tuple[RowMutation, ...] = ()
-    """Further rows that switch over."""
-    voxels: VoxelStep | None = None
+    supervoxels: SupervoxelChange | None = None
+    """Supervoxels that are replaced, with provisional ids; their voxels."""
 
     @property
     def log_cells(self) -> list[SetCell]:
@@ -87,6 +77,27 @@ class EditPlan:
         if self.removed_edges is not None:
             cells.append(columns.REMOVED_EDGES.set(self.removed_edges))
         return cells
+
+    @property
+    def provisional(self) -> UInt64Array:
+        """Ids that stand for new nodes and new supervoxels, ascending."""
+        supervoxels = self.supervoxels.ids if self.supervoxels else np.zeros(0, np.uint64)
+        return np.sort(np.concatenate([self.hierarchy.new.ids, supervoxels]))
+
+    def renamed(self, old: UInt64Array, new: UInt64Array) -> EditPlan:
+        """The same plan with other ids; ``old`` ascending."""
+
+        def edges(array: UInt64Array | None) -> UInt64Array | None:
+            return None if array is None else renamed_ids(array, old, new)
+
+        return replace(
+            self,
+            hierarchy=self.hierarchy.renamed(old, new),
+            added_edges=edges(self.added_edges),
+            removed_edges=edges(self.removed_edges),
+            activated=renamed_ids(self.activated, old, new),
+            supervoxels=None if self.supervoxels is None else self.supervoxels.renamed(old, new),
+        )
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,8 @@ class CommittedEdit(Operation):
     """The edges that the log names: a user's edge of a merge, what a split removed."""
     logical_time: int = 0
     """Milliseconds; of all its cells."""
+    supervoxels: UInt64Array = field(default_factory=lambda: np.zeros((0, 2), np.uint64))
+    """(old, new) of the supervoxels that it replaced, shape (n, 2)."""
 
 
 def commit(
@@ -128,7 +141,8 @@ def commit(
     """
     held.check()
     table = graph.table
-    hierarchy, rows = _start(graph, held, row, plan, timestamp, log_cells)
+    plan, rows = _start(graph, held, row, plan, timestamp, log_cells)
+    hierarchy = plan.hierarchy
     fake = fake_edge_cells(hierarchy, plan.fake_edges)
     _lock_or_tidy_up(held, row)
 
@@ -136,12 +150,12 @@ def commit(
     held.check()
     invisible: list[Step] = [partial(table.mutate, rows.new), held.verify]
     concurrently(_take, invisible)
-    if plan.voxels:
+    if plan.supervoxels is not None:
         held.verify()
-        plan.voxels.commit()
+        _commit_voxels(graph, row, plan.supervoxels, timestamp)
         held.verify()
     held.check()
-    switching: list[Step] = [partial(table.mutate, [*rows.switching, *plan.rows])]
+    switching: list[Step] = [partial(table.mutate, rows.switching)]
     switching += [partial(_put_edges, table, key, edges, timestamp) for key, edges in fake.items()]
     concurrently(_take, switching)
     held.check()
@@ -161,6 +175,15 @@ def commit(
         old_roots=hierarchy.old_roots,
         edges=next((e for e in (plan.added_edges, plan.removed_edges) if e is not None), np.zeros((0, 2), np.uint64)),
         logical_time=timestamp,
+        supervoxels=plan.supervoxels.links if plan.supervoxels else np.zeros((0, 2), np.uint64),
+    )
+
+
+def _commit_voxels(graph: ChunkedGraph, row: OperationRow, change: SupervoxelChange, timestamp: int) -> None:
+    commit_edit(
+        graph.watershed_url,
+        graph.graph_id,
+        EditCommit(row.operation_id, change.blocks(change.ids), change.generation, timestamp, row.owner),
     )
 
 
@@ -200,34 +223,44 @@ def _start(
     plan: EditPlan,
     timestamp: int,
     log_cells: list[SetCell],
-) -> tuple[HierarchyPlan, PlannedRows]:
+) -> tuple[EditPlan, PlannedRows]:
     """Give the plan its ids and write the intent; again if an id has a row already (older software gave some twice)."""
-    provisional = np.sort(plan.hierarchy.new.ids)
+    provisional = plan.provisional
     final = np.zeros(len(provisional), np.uint64)
     wanting = np.arange(len(provisional))
     while True:
         final[wanting] = _ids_of(graph, graph.layout.chunks(provisional[wanting]))
-        hierarchy = plan.hierarchy.renamed(provisional, final)
-        rows = rows_of(hierarchy, row.operation_id, timestamp)
-        fake = fake_edge_cells(hierarchy, plan.fake_edges)
-        planned = [*rows.every, *plan.rows]
+        named = plan.renamed(provisional, final)
+        rows = rows_of(named.hierarchy, row.operation_id, timestamp)
+        if named.supervoxels is not None:
+            rows = rows.with_supervoxels(
+                *rows_of_supervoxels(named.supervoxels, graph.layout, row.operation_id, timestamp)
+            )
+        fake = fake_edge_cells(named.hierarchy, plan.fake_edges)
+        planned = [*rows.every]
         planned += [RowMutation(key, [FAKE_EDGES.set(edges, timestamp)]) for key, edges in fake.items()]
         scope = Scope(
             timestamp,
-            tuple(hierarchy.old_roots.tolist()),
-            tuple(hierarchy.new_roots.tolist()),
-            plan.voxels.chunks if plan.voxels else (),
-            plan.voxels.generation if plan.voxels else None,
+            tuple(named.hierarchy.old_roots.tolist()),
+            tuple(named.hierarchy.new_roots.tolist()),
+            tuple(named.supervoxels.chunks.tolist()) if named.supervoxels else (),
+            named.supervoxels.generation if named.supervoxels else None,
         )
         held.check()
         row_keys = keys.node_keys(final)
         with ThreadPoolExecutor(1) as pool:
-            taken = pool.submit(graph.table.read_rows, row_keys, [CHILDREN.key], newest_only=True)
-            row.start_writing(scope, write_set(planned, timestamp), [*log_cells, *plan.log_cells], plan.activated)
+            taken = pool.submit(graph.table.read_rows, row_keys, [CHILDREN.key, PARENT.key], newest_only=True)
+            row.start_writing(
+                scope,
+                write_set(planned, timestamp),
+                [*log_cells, *named.log_cells],
+                named.activated,
+                named.supervoxels.record if named.supervoxels else None,
+            )
         wanting = np.flatnonzero([key in taken.result() for key in row_keys])
         if not len(wanting):
-            held.new_roots = hierarchy.new_roots
-            return hierarchy, rows
+            held.new_roots = named.hierarchy.new_roots
+            return named, rows
 
 
 def _put_edges(table: Table, key: bytes, edges: UInt64Array, timestamp: int) -> None:

@@ -6,6 +6,7 @@ Own data never goes into the log's row, which PyChunkedGraph reads whole::
     sv_pipeline:op:%020d     1:scope      what is locked and made: roots, new roots, chunks, generation, time
                              1:writes     every cell that the edit writes: {time, {column: [row keys]}}, zstd
                              1:activated  all edges that a merge made active; stays, so that it can be undone
+                         1:supervoxels  (old, new, side) of supervoxels that it replaced; stays, for the same reason
 
 | status | means |
 | --- | --- |
@@ -18,10 +19,11 @@ Own data never goes into the log's row, which PyChunkedGraph reads whole::
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,11 +38,21 @@ from sv_pipeline.table import codecs, columns, counters, keys
 from sv_pipeline.table.columns import ArrayColumn, Column
 from sv_pipeline.table.interface import ColumnKey, DeleteCells, RowMutation, SetCell, Table
 
-__all__ = ["OperationRow", "Scope", "own_key", "read_activated", "read_scope", "read_write_set", "write_set"]
+__all__ = [
+    "OperationRow",
+    "Scope",
+    "own_key",
+    "read_activated",
+    "read_scope",
+    "read_supervoxels",
+    "read_write_set",
+    "write_set",
+]
 
 SCOPE: Column[Any] = Column(ColumnKey("1", b"scope"), codecs.JsonCodec())
 WRITES = ColumnKey("1", b"writes")
 ACTIVATED: ArrayColumn[np.uint64] = ArrayColumn(ColumnKey("1", b"activated"), codecs.ArrayCodec("<u8", 2, True))
+SUPERVOXELS: ArrayColumn[np.uint64] = ArrayColumn(ColumnKey("1", b"supervoxels"), codecs.ArrayCodec("<u8", 3, True))
 MAX_WRITE_SET_BYTES = 1 << 30
 
 
@@ -116,12 +128,21 @@ def read_activated(table: Table, operation_id: int) -> UInt64Array | None:
     return ACTIVATED.newest(row)
 
 
+def read_supervoxels(table: Table, operation_id: int) -> UInt64Array:
+    """Supervoxels that an operation replaced: (old, new, side), shape (n, 3); none if it replaced none."""
+    key = own_key(operation_id)
+    found = SUPERVOXELS.newest(table.read_rows([key], [SUPERVOXELS.key], newest_only=True).get(key))
+    return np.zeros((0, 3), np.uint64) if found is None else found
+
+
 @dataclass(frozen=True, eq=False)
 class OperationRow:
     """The row of one operation, while it runs."""
 
     table: Table
     operation_id: int
+    owner: str = field(default_factory=lambda: secrets.token_hex(8))
+    """Token of this attempt at the operation: whoever takes it over has another."""
 
     @classmethod
     def create(cls, table: Table, cells: Iterable[SetCell]) -> OperationRow:
@@ -143,7 +164,14 @@ class OperationRow:
         now = time.time_ns() // 1_000_000
         self._write(OperationStatus.EXCEPTION, [columns.OPERATION_EXCEPTION.set(text, now)], now)
 
-    def start_writing(self, scope: Scope, writes: bytes, log: list[SetCell], activated: UInt64Array) -> None:
+    def start_writing(
+        self,
+        scope: Scope,
+        writes: bytes,
+        log: list[SetCell],
+        activated: UInt64Array,
+        supervoxels: UInt64Array | None = None,
+    ) -> None:
         """Durable intent: scope and write set, then the log says so. Before the first indefinite lock."""
         value = {
             "timestamp": scope.timestamp,
@@ -155,6 +183,8 @@ class OperationRow:
         own_cells = [SCOPE.set(value), SetCell(WRITES, writes)]
         if len(activated):
             own_cells.append(ACTIVATED.set(activated))
+        if supervoxels is not None:
+            own_cells.append(SUPERVOXELS.set(supervoxels))
         own = RowMutation(own_key(self.operation_id), own_cells)
         if scope.chunks:
             log = [*log, columns.CHUNK_LOCK_SCOPE.set(np.array(scope.chunks, np.uint64), scope.timestamp)]

@@ -33,6 +33,10 @@ class PlannedRows:
         """All of them."""
         return [*self.new, *self.switching, *self.retired]
 
+    def with_supervoxels(self, new: list[RowMutation], switching: list[RowMutation]) -> PlannedRows:
+        """With the rows of supervoxels that are replaced."""
+        return PlannedRows([*self.new, *new], [*self.switching, *switching], self.retired)
+
 
 def rows_of(plan: HierarchyPlan, operation_id: int, timestamp: int) -> PlannedRows:
     """Rows of a hierarchy plan with final ids, all cells at one time."""
