@@ -6,7 +6,7 @@ from sv_pipeline.edits.locking import LockPatience
 from sv_pipeline.edits.merging import merge
 from sv_pipeline.edits.refusal import EditRefused, OwnershipLostError, Reason
 from sv_pipeline.edits.requests import MergeRequest, Points, SplitRequest
-from sv_pipeline.edits.splitting import preview_split, split
+from sv_pipeline.edits.splitting import SplitPreview, preview_split, split
 
 __all__ = [
     "CommittedEdit",
@@ -16,6 +16,7 @@ __all__ = [
     "OwnershipLostError",
     "Points",
     "Reason",
+    "SplitPreview",
     "SplitRequest",
     "leaves_at",
     "merge",

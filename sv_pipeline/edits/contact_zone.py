@@ -52,7 +52,7 @@ def implied_edges(
         return np.zeros((0, 2), np.uint64), np.zeros((0, 2), np.uint64)
     groups, colours, nodes, tops = zone
     coordinates = np.unique(graph.layout.coordinates(nodes), axis=0)
-    pairs = pairs_of(edges_of_chunks(graph, coordinates))
+    pairs = pairs_of(edges_of_chunks(graph, coordinates, cache))
     return _between(graph, cache, zone, pairs, activated)
 
 

@@ -36,7 +36,7 @@ def renamed_ids(array: UInt64Array, old: UInt64Array, new: UInt64Array) -> UInt6
 
 @dataclass(frozen=True, eq=False)
 class SupervoxelChange:
-    """Supervoxels that are replaced, their edges, and the voxels that change; new ones have provisional ids at first."""
+    """Supervoxels that are replaced, their edges, their voxels. New ones have provisional ids at first."""
 
     ids: UInt64Array
     """New supervoxels, shape (k,)."""

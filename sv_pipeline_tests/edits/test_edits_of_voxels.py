@@ -61,7 +61,7 @@ def test_points_on_touching_objects_merge_and_on_one_object_split(
         assert set(after.tolist()) <= set(edit.roots.tolist())
         assert set(edit.old_roots.tolist()) == set(before.tolist())
         assert edit.kind == "split" or after[0] == after[1]
-    assert {"merge", "split", "supervoxel_split_required"} <= set(outcomes)
+    assert {"merge", "split"} <= set(outcomes)
     report = verify(SimpleNamespace(table=graph.table), watershed_url=data.watershed_url, graph_id=data.graph_id)
     assert report.ok, report.summary()
     assert not report.findings, report.summary()
