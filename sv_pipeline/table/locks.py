@@ -20,6 +20,7 @@ __all__ = [
     "holders",
     "lock",
     "lock_indefinitely",
+    "relock",
     "renew",
     "unlock",
     "unlock_indefinitely",
@@ -48,6 +49,15 @@ def renew(table: Table, key: bytes, operation_id: int, *, guard: Sequence[CellMa
     return table.check_and_mutate(
         key, [CellMatch(LOCK.key, LOCK.encode(operation_id))], none_of=guard, if_matched=[LOCK.set(operation_id)]
     )
+
+
+def relock(table: Table, key: bytes, operation_id: int) -> bool:
+    """Take the temporal lock below one's own indefinite one, anew; False if that is not there.
+
+    For whoever takes up an operation again, and for nobody else: the locks tell operations apart, not processes.
+    """
+    mine = CellMatch(INDEFINITE_LOCK.key, INDEFINITE_LOCK.encode(operation_id))
+    return table.check_and_mutate(key, [mine], if_matched=[DeleteCells(LOCK.key), LOCK.set(operation_id)])
 
 
 def lock_indefinitely(table: Table, key: bytes, operation_id: int, *, guard: Sequence[CellMatch] = SUPERSEDED) -> bool:
