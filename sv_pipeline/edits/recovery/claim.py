@@ -114,10 +114,7 @@ def take_up(graph: ChunkedGraph, operation_id: int, token: str) -> Claim:
     if found.owner is None or found.owner.token != token:
         raise NotStuckError(f"operation {operation_id} belongs to {found.owner and found.owner.token!r} by now.")
     own = Ownership(graph.table, operation_id, token, found.owner.beats)
-    try:
-        own.verify()
-    except OwnershipLostError as error:
-        raise NotStuckError(error.message) from error
+    _require_own(own)
     assessment = assess(graph, found)
     scope = found.scope
     voxels = scope is not None and bool(scope.chunks) and fork_exists(graph.watershed_url, graph.graph_id)
@@ -126,8 +123,16 @@ def take_up(graph: ChunkedGraph, operation_id: int, token: str) -> Claim:
         reach("fence")
         take_fence(graph.watershed_url, graph.graph_id, operation_id, token)
         reach("fenced")
+        _require_own(own)
         assessment = assess(graph, found)
     return Claim(graph, found, assessment, own)
+
+
+def _require_own(own: Ownership) -> None:
+    try:
+        own.verify()
+    except OwnershipLostError as error:
+        raise NotStuckError(error.message) from error
 
 
 def watch(

@@ -17,6 +17,7 @@ from sv_pipeline.edits.recovery.assessment import State
 from sv_pipeline.edits.recovery.claim import Claim
 from sv_pipeline.edits.recovery.unfinished import Phase
 from sv_pipeline.edits.writing import take_back_edges
+from sv_pipeline.errors import ConflictError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.segmentation.commit import restore_operation
 from sv_pipeline.table import columns, keys, locks
@@ -80,7 +81,11 @@ def _voxels(claim: Claim) -> Cleanup:
         return Cleanup()
     claim.own.check()
     reach("restore")
-    restore_operation(graph.watershed_url, graph.graph_id, claim.operation_id, owner=claim.own.token)
+    try:
+        restore_operation(graph.watershed_url, graph.graph_id, claim.operation_id, owner=claim.own.token)
+    except ConflictError:
+        claim.own.verify()  # says so if somebody else recovers it
+        raise
     reach("restored")
     boxes = record.boxes
     return Cleanup(len(boxes), sum(box.volume for box in boxes), record.generation_before)

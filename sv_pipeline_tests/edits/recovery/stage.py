@@ -95,7 +95,7 @@ class Stage:
     backend: str
     rows: list[RowMutation] = field(default_factory=list)
     requests: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Task of each kind of edit; and ``elsewhere``, ``supervoxel split elsewhere``: of objects that none of them has."""
+    """Task of each kind of edit; and ``elsewhere``, ``supervoxel split elsewhere``: of other objects."""
     twins: dict[tuple[str, ...], tuple[bytes, bytes]] = field(default_factory=dict)
 
     def copy(self) -> Scene:

@@ -85,6 +85,7 @@ def main() -> None:
                 with contextlib.suppress(OSError):
                     os.close(0)
                 os._exit(act(asked["run"]))
+            ended.pop(pid, None)  # numbers come again
             answer = {"pid": pid}
         else:
             pid = asked["poll"]
