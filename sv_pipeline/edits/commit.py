@@ -43,7 +43,7 @@ from sv_pipeline.ids import UInt64Array
 from sv_pipeline.segmentation.commit import EditCommit, commit_edit
 from sv_pipeline.table import columns, counters, keys
 from sv_pipeline.table.columns import CHILDREN, FAKE_EDGES, INDEFINITE_LOCK, PARENT
-from sv_pipeline.table.interface import CellMatch, RowMutation, SetCell, Table
+from sv_pipeline.table.interface import CellMatch, ConditionalMutation, RowMutation, SetCell, Table
 
 __all__ = ["CommittedEdit", "EditPlan", "commit"]
 
@@ -256,12 +256,13 @@ def _ids_of(graph: ChunkedGraph, chunks: UInt64Array) -> UInt64Array:
     """Fresh ids for nodes in these chunks (shape (n,), equal ones next to each other), in descending order in each."""
     distinct, counts = np.unique(chunks, return_counts=True)
 
-    def reserve(item: tuple[int, int]) -> UInt64Array:
-        first = counters.reserve(graph.table, graph.layout, item[0], item[1])
-        return counters.node_ids(graph.layout, item[0], first, item[1])
-
+    wanted = list(zip(distinct.tolist(), counts.tolist(), strict=True))
+    firsts = counters.reserve_many(graph.table, graph.layout, wanted)
+    given = [
+        counters.node_ids(graph.layout, chunk, first, count)
+        for (chunk, count), first in zip(wanted, firsts, strict=True)
+    ]
     ids = np.zeros(len(chunks), np.uint64)
-    given = concurrently(reserve, list(zip(distinct.tolist(), counts.tolist(), strict=True)))
     for chunk, some in zip(distinct, given, strict=True):
         # Provisional ids count down, so that the order of nodes in a chunk is kept.
         ids[chunks == chunk] = some[::-1]
@@ -319,10 +320,7 @@ def _start(
 def _retire(table: Table, operation_id: int, rows: Iterable[RowMutation]) -> None:
     mine = CellMatch(INDEFINITE_LOCK.key, INDEFINITE_LOCK.encode(operation_id))
 
-    def retire(mutation: RowMutation) -> bool:
-        return table.check_and_mutate(mutation.key, [mine], if_matched=mutation.changes)
-
-    if not all(concurrently(retire, list(rows))):
+    if not all(table.check_and_mutate_many([ConditionalMutation(r.key, [mine], if_matched=r.changes) for r in rows])):
         raise OwnershipLostError(
             f"operation {operation_id} was taken over while it wrote.", remedy="Whoever did so brings it to an end."
         )

@@ -128,32 +128,32 @@ def _lock_all(held: EditLocks, rows: list[_Wanted], guard: tuple[CellMatch, ...]
     in the order of their keys, so that one of them gets the first, and with it all.
     """
 
-    table, operation_id = held.table, held.operation_id
-
-    def lock(row: _Wanted) -> bool:
-        if locks.lock(table, row.key, operation_id, held.expiry, guard=guard):
-            return True
-        if held.inherited is not None and locks.relock(table, row.key, operation_id):
-            return True
-        # The answer to a first, lost request may have been yes.
-        return locks.holders(table, row.key) == (operation_id, None)
-
     rows = sorted(rows, key=lambda row: row.key)
     taken: list[_Wanted] = []
     refused: _Wanted | None = None
-    if at_once:
-        answers = concurrently(lock, rows)
-        taken = [row for row, answer in zip(rows, answers, strict=True) if answer]
-        refused = next((row for row, answer in zip(rows, answers, strict=True) if not answer), None)
-    else:
-        for row in rows:
-            if not lock(row):
-                refused = row
-                break
-            taken.append(row)
+    for some in [rows] if at_once else [[row] for row in rows]:
+        answers = _lock(held, [row.key for row in some], guard)
+        taken += [row for row, answer in zip(some, answers, strict=True) if answer]
+        refused = next((row for row, answer in zip(some, answers, strict=True) if not answer), None)
+        if refused is not None:
+            break
     if refused is not None:
-        concurrently(lambda row: locks.unlock(table, row.key, operation_id), taken)
+        locks.unlock_all(held.table, [row.key for row in taken], held.operation_id)
     return refused
+
+
+def _lock(held: EditLocks, row_keys: list[bytes], guard: tuple[CellMatch, ...]) -> list[bool]:
+    """Lock rows, each by itself; which of them it has now."""
+    table, operation_id = held.table, held.operation_id
+
+    def has(key: bytes) -> bool:
+        if held.inherited is not None and locks.relock(table, key, operation_id):
+            return True
+        # The answer to a first, lost request may have been yes.
+        return locks.holders(table, key) == (operation_id, None)
+
+    answers = locks.lock_all(table, row_keys, operation_id, held.expiry, guard=guard)
+    return [answer or has(key) for key, answer in zip(row_keys, answers, strict=True)]
 
 
 @dataclass(eq=False)
@@ -259,32 +259,20 @@ class EditLocks:
         """Add indefinite locks; they need the temporal ones, so nobody can have come in between."""
         self._indefinite = True
 
-        def add(key: bytes) -> bool:
-            if locks.lock_indefinitely(self.table, key, self.operation_id):
-                return True
-            return locks.holders(self.table, key) == (self.operation_id, self.operation_id)
-
-        if not all(concurrently(add, self._keys)):
-            raise self._lost_error()
+        answers = locks.lock_all_indefinitely(self.table, self._keys, self.operation_id)
+        for key, answer in zip(self._keys, answers, strict=True):
+            if not answer and locks.holders(self.table, key) != (self.operation_id, self.operation_id):
+                raise self._lost_error()
 
     def release(self) -> None:
         """Give back what is its own; what is another's by now stays."""
         self._stop_renewing()
         if self._released:
             return
-        mine = self.operation_id
-
-        def unlock(key: bytes) -> None:
-            locks.unlock(self.table, key, mine)
-
-        def unlock_indefinitely(key: bytes) -> None:
-            locks.unlock_indefinitely(self.table, key, mine)
-
-        actions = [(unlock, key) for key in self._keys]
+        indefinite: set[bytes] = set()
         if self._indefinite:
-            every = {*self._keys, *keys.node_keys(self.new_roots), *(self.inherited or ())}
-            actions += [(unlock_indefinitely, key) for key in sorted(every)]
-        concurrently(lambda pair: pair[0](pair[1]), actions)
+            indefinite = {*self._keys, *keys.node_keys(self.new_roots), *(self.inherited or ())}
+        locks.unlock_all(self.table, self._keys, self.operation_id, indefinite=sorted(indefinite))
         self._released = True
 
     # -- renewal --------------------------------------------------------------------------------------------------
@@ -294,7 +282,7 @@ class EditLocks:
             began = time.monotonic()
             try:
                 # Its own roots are superseded near the end; the lock goes on until it is released.
-                alive = [locks.renew(self.table, key, self.operation_id, guard=()) for key in self._keys]
+                alive = locks.renew_all(self.table, self._keys, self.operation_id, guard=())
             except SvPipelineError:
                 log.warning("locks of operation %d could not be renewed", self.operation_id, exc_info=True)
                 continue
