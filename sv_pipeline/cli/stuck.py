@@ -8,10 +8,9 @@ from typing import Any
 import click
 
 from sv_pipeline.cli.output import json_option, print_json
-from sv_pipeline.edits.recovery import NotStuckError, RecoveryReport, Unfinished, recover
+from sv_pipeline.edits.recovery import NotStuckError, RecoveryReport, Unfinished, list_stuck, recover, release_orphans
 from sv_pipeline.edits.recovery.dry_run import DryRun, dry_run
 from sv_pipeline.edits.recovery.durations import parse_duration
-from sv_pipeline.edits.recovery.scan import list_stuck
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.registry import open_dataset
 
@@ -90,26 +89,37 @@ def show(home: str, graph: str, operation: int, *, as_json: bool) -> None:
 @click.argument("operation", type=click.IntRange(1), required=False)
 @click.option("--all", "every", is_flag=True, help="All operations that are older than --min-age.")
 @_min_age
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--deep", is_flag=True, help="Also give back locks of operations that are finished: reads all rows.")
+@click.option("--dry-run", "only_say", is_flag=True, help="Only say what would be done.")
 @json_option
 @click.pass_obj
 def recover_(
-    home: str, graph: str, operation: int | None, min_age: float, *, every: bool, dry_run: bool, as_json: bool
+    home: str,
+    graph: str,
+    operation: int | None,
+    min_age: float,
+    *,
+    every: bool,
+    deep: bool,
+    only_say: bool,
+    as_json: bool,
 ) -> None:
     """Recover OPERATION of GRAPH, or --all: watch that its owner is dead, take back, make again, free its locks."""
     if (operation is None) is not every:
         raise click.UsageError("name one operation, or give --all.")
     opened = open_dataset(graph, home).graph
-    wanted = [operation] if operation is not None else [one.id for one in list_stuck(opened, min_age=min_age)]
+    every_one = [] if operation is not None else list_stuck(opened, min_age=min_age, deep=deep)
+    wanted = [operation] if operation is not None else [one.id for one in every_one]
     failed: dict[int, str] = {}
     for one in wanted:
         try:
-            if dry_run:
-                _say_plan(_plan(opened, one), as_json=as_json)
+            if only_say:
+                _say_plan(dry_run(opened, one), as_json=as_json)
             else:
                 _say(_recovered(opened, one), as_json=as_json)
         except NotStuckError as error:
-            click.echo(str(error), err=True)
+            released = release_orphans(opened, one) if deep and not only_say else 0
+            click.echo(f"operation {one}: {released} locks given back" if released else str(error), err=True)
         except SvPipelineError as error:
             if not every:
                 raise
@@ -121,10 +131,6 @@ def recover_(
         raise SvPipelineError(
             f"{len(failed)} of {len(wanted)} operations are not recovered: {', '.join(map(str, failed))}."
         )
-
-
-def _plan(graph: Any, operation: int) -> DryRun:
-    return dry_run(graph, operation)
 
 
 def _recovered(graph: Any, operation: int) -> RecoveryReport:

@@ -193,6 +193,8 @@ class Ownership:
 
     def _beat(self) -> None:
         with self._lock:
+            if self._lost:
+                return
             before = self.beats
             self._change([SetCell(OWNER, Owner(self.token, before + 1).encode(), FIXED_TIME)])
             self.beats = max(self.beats, before + 1)

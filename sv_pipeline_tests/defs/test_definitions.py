@@ -10,10 +10,10 @@ def test_the_names_that_users_and_links_rely_on(home: str) -> None:
     loaded = defs()
     specs = {spec.key.to_user_string(): spec for spec in loaded.resolve_all_asset_specs()}
     assert sorted(specs) == ["base_ocdbt", "fork", "layer", "reader_contract", "watershed"]
-    assert {"register_graph_job", "purge_layer_job", "verify_job"} <= {
+    assert {"register_graph_job", "purge_layer_job", "verify_job", "recover_operation_job"} <= {
         job.name for job in loaded.resolve_all_job_defs()
     }
-    assert {sensor.name for sensor in loaded.sensors or []} == {"registered_graphs_sensor"}
+    assert {sensor.name for sensor in loaded.sensors or []} == {"registered_graphs_sensor", "stuck_operations_sensor"}
 
 
 def test_lineage_leads_from_the_segmentation_to_the_readers(home: str) -> None:

@@ -15,11 +15,13 @@ import numpy as np
 from sv_pipeline.edits.operation_log import WRITES, Scope
 from sv_pipeline.edits.recovery.assessment import State
 from sv_pipeline.edits.recovery.claim import Claim
+from sv_pipeline.edits.recovery.foreign_cleanup import restore_rows, restore_voxels
 from sv_pipeline.edits.recovery.unfinished import Phase
 from sv_pipeline.edits.writing import take_back_edges
 from sv_pipeline.errors import ConflictError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.segmentation.commit import restore_operation
+from sv_pipeline.segmentation.fork import fork_exists
 from sv_pipeline.table import columns, keys, locks
 from sv_pipeline.table.columns import FAKE_EDGES
 from sv_pipeline.table.interface import ColumnKey, DeleteCells, RowMutation, Table
@@ -78,7 +80,7 @@ def release(claim: Claim) -> None:
 def _voxels(claim: Claim) -> Cleanup:
     graph, record = claim.graph, claim.assessment.record
     if record is None:
-        return Cleanup()
+        return _foreign_voxels(claim) if claim.found.foreign else Cleanup()
     claim.own.check()
     reach("restore")
     try:
@@ -91,10 +93,21 @@ def _voxels(claim: Claim) -> Cleanup:
     return Cleanup(len(boxes), sum(box.volume for box in boxes), record.generation_before)
 
 
+def _foreign_voxels(claim: Claim) -> Cleanup:
+    scope = claim.found.scope
+    if scope is None or not fork_exists(claim.graph.watershed_url, claim.graph.graph_id):
+        return Cleanup()
+    boxes = restore_voxels(claim.graph, claim.operation_id, scope, claim.own.token)
+    return Cleanup(len(boxes), sum(box.volume for box in boxes))
+
+
 def _rows(claim: Claim, scope: Scope, done: Cleanup) -> Cleanup:
     table = claim.graph.table
     timestamp, cells = claim.found.write_set
     if not cells:
+        if claim.found.foreign:
+            removed = restore_rows(claim.graph, claim.operation_id, scope)
+            return Cleanup(done.boxes, done.voxels, done.generation, removed)
         return done
     made = {key for column, found in cells.items() if column.qualifier in (b"children", b"former_ids") for key in found}
     fake = cells.pop(FAKE_EDGES.key, [])

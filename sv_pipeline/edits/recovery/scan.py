@@ -1,14 +1,51 @@
-"""What is stuck: the list for people. Reads."""
+"""What is unfinished in a graph, its own and other software's: the list that a tick and a person look at."""
 
 from __future__ import annotations
 
+import time
+
+from sv_pipeline.edits.recovery import foreign
+from sv_pipeline.edits.recovery.orphans import orphaned_locks
 from sv_pipeline.edits.recovery.unfinished import Unfinished, find_unfinished
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 
-__all__ = ["list_stuck"]
+__all__ = ["all_unfinished", "list_stuck"]
+
+
+def all_unfinished(graph: ChunkedGraph, *, seconds: float = 0.4) -> list[Unfinished]:
+    """All unfinished operations that are known by now, by id.
+
+    Parameters
+    ----------
+    seconds
+        How long to look through the part of the log that was not looked at before.
+    """
+    if not graph.table.read_only:
+        foreign.advance(graph.table, seconds=seconds)
+    watched = foreign.watched(graph.table)
+    found = find_unfinished(graph, watched)
+    if watched and not graph.table.read_only:
+        now = time.time()
+        stay = {
+            one.operation_id
+            for one in found
+            if one.foreign
+            and (one.scope is not None or now - watched.get(one.operation_id, now) < foreign.UNLOCKED_SECONDS)
+        }
+        foreign.forget(graph.table, watched.keys() - stay)
+    return found
 
 
 def list_stuck(graph: ChunkedGraph, *, min_age: float = 0.0, deep: bool = False) -> list[Unfinished]:
-    """Unfinished operations that are old enough, or whose age cannot be told."""
-    del deep
-    return [one for one in find_unfinished(graph) if (age := one.age()) is None or age >= min_age]
+    """Unfinished operations that are old enough, or whose age cannot be told.
+
+    Parameters
+    ----------
+    deep
+        Also those that are finished, but have left locks: all rows of the table are looked through.
+    """
+    found = all_unfinished(graph, seconds=60.0)
+    if deep:
+        known = {one.operation_id for one in found}
+        found += [one for one in orphaned_locks(graph) if one.operation_id not in known]
+    return [one for one in found if (age := one.age()) is None or age >= min_age]

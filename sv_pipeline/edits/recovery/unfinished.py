@@ -8,16 +8,17 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from sv_pipeline.edits.operation_log import RECOVERY, Scope, scope_in, write_set_in
+from sv_pipeline.edits.operation_log import RECOVERY, REQUEST, Scope, scope_in, write_set_in
 from sv_pipeline.edits.ownership import OPEN_PREFIX, OPEN_ROWS, Owner, open_key, owner_of
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.lineage import Operation, OperationStatus, read_operations
-from sv_pipeline.table import columns
+from sv_pipeline.graph.lineage import Operation, OperationStatus, lineage, read_operations
+from sv_pipeline.graph.queries import roots
+from sv_pipeline.table import columns, keys
 from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
 from sv_pipeline.table.interface import ColumnKey, RowView
 
@@ -140,17 +141,19 @@ def read_unfinished(graph: ChunkedGraph, operation_id: int) -> Unfinished | None
 def _described(graph: ChunkedGraph, opened: dict[int, RowView], foreign_ids: Sequence[int]) -> list[Unfinished]:
     wanted = sorted([*opened, *foreign_ids])
     log = {op.operation_id: op for op in read_operations(graph, np.array(wanted, np.uint64))} if wanted else {}
-    found = [_of_open_row(operation_id, row, log.get(operation_id)) for operation_id, row in opened.items()]
+    found = [_of_open_row(graph, operation_id, row, log.get(operation_id)) for operation_id, row in opened.items()]
     found += [one for i in foreign_ids if i in log and (one := _foreign(graph, log[i])) is not None]
     return sorted(found, key=lambda one: one.operation_id)
 
 
-def _of_open_row(operation_id: int, row: RowView, operation: Operation | None) -> Unfinished:
+def _of_open_row(graph: ChunkedGraph, operation_id: int, row: RowView, operation: Operation | None) -> Unfinished:
     owner, scope = owner_of(row), scope_in(row, operation_id)
-    if scope is None and operation is not None:
+    foreign = REQUEST.key not in row
+    if scope is None and operation is not None and foreign:
         scope = _scope_of_log(operation)  # one of other software that somebody has begun to recover
+        if scope is not None:
+            scope = replace(scope, roots=_locked_roots(graph, operation))
     signature = "" if owner is None else owner.encode().decode()
-    foreign = not any(c.qualifier == b"request" for c in row)
     return Unfinished(operation, operation_id, scope, owner, Progress.of(row), signature, foreign, row)
 
 
@@ -158,10 +161,25 @@ def _foreign(graph: ChunkedGraph, operation: Operation) -> Unfinished | None:
     scope = _scope_of_log(operation)
     if scope is None and operation.status not in (OperationStatus.CREATED, OperationStatus.WRITE_STARTED):
         return None
+    if scope is not None:
+        scope = replace(scope, roots=_locked_roots(graph, operation))
     lock_rows = graph.table.read_rows(scope.lock_keys if scope else (), [LOCK.key, INDEFINITE_LOCK.key])
     cells = [[*row.items()] for row in (operation.row, *(lock_rows[key] for key in sorted(lock_rows)))]
     signature = hashlib.sha256(repr(cells).encode()).hexdigest()[:16]
     return Unfinished(operation, operation.operation_id, scope, None, Progress(), signature, foreign=True)
+
+
+def _locked_roots(graph: ChunkedGraph, operation: Operation) -> tuple[int, ...]:
+    """Roots around the points of an operation that it holds indefinitely: other software's log names none."""
+    points = [column.newest(operation.row) for column in (columns.SOURCE_IDS, columns.SINK_IDS)]
+    supervoxels = np.unique(np.concatenate([np.zeros(0, np.uint64), *(p for p in points if p is not None)]))
+    found = roots(graph, supervoxels, missing_ok=True)
+    found = np.unique(found[found > 0])
+    related = lineage(graph, found).edges
+    every = np.unique(np.concatenate([found, related.ravel()]))
+    rows = graph.table.read_rows(keys.node_keys(every), [INDEFINITE_LOCK.key], newest_only=True)
+    mine = operation.operation_id
+    return tuple(r for r in every.tolist() if INDEFINITE_LOCK.newest(rows.get(keys.node_key(r))) == mine)
 
 
 def _scope_of_log(operation: Operation) -> Scope | None:

@@ -95,15 +95,13 @@ def _state(pid: int) -> str:
 
 
 @pytest.fixture
-def theatre(
-    stages: Callable[[str], Stage], zygote: zygotes.Zygote, tmp_path: Path
-) -> Iterator[Callable[[str], Theatre]]:
+def theatre(stages: Callable[[str], Stage], zygote: zygotes.Zygote, tmp_path: Path) -> Iterator[Callable[..., Theatre]]:
     """A fresh scene in a backend."""
     made: list[Scene] = []
 
-    def make(backend: str = "sqlite") -> Theatre:
+    def make(backend: str = "sqlite", home: Path | None = None) -> Theatre:
         stage = stages(backend)
-        made.append(stage.copy())
+        made.append(stage.copy(home))
         return Theatre(stage, made[-1], zygote, tmp_path)
 
     yield make

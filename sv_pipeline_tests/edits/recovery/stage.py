@@ -18,6 +18,7 @@ from sv_pipeline.edits.ownership import OPEN_ROWS
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.graph.queries import roots
 from sv_pipeline.ids import UInt64Array
+from sv_pipeline.registry import Registry
 from sv_pipeline.segmentation import kv
 from sv_pipeline.segmentation.reader import open_fork
 from sv_pipeline.table import columns, meta
@@ -54,8 +55,9 @@ class Scene:
         found[supervoxels > 0] = roots(graph, supervoxels[supervoxels > 0])
         return _numbered(inverse.ravel()), _numbered(found[inverse.ravel()])
 
-    def locks(self) -> list[bytes]:
-        return [k for k, _ in self.table.scan([EVERYTHING], [columns.LOCK.key, columns.INDEFINITE_LOCK.key])]
+    def rows(self) -> dict[bytes, Any]:
+        """All rows but those of our own bookkeeping."""
+        return {k: row for k, row in self.table.scan([EVERYTHING]) if not k.startswith(b"sv_pipeline:")}
 
     def indefinite_locks(self) -> list[bytes]:
         return [k for k, _ in self.table.scan([EVERYTHING], [columns.INDEFINITE_LOCK.key])]
@@ -98,19 +100,23 @@ class Stage:
     """Task of each kind of edit; and ``elsewhere``, ``supervoxel split elsewhere``: of other objects."""
     twins: dict[tuple[str, ...], tuple[bytes, bytes]] = field(default_factory=dict)
 
-    def copy(self) -> Scene:
-        """A new scene."""
-        name = f"t{uuid.uuid4().hex[:12]}"
-        folder = self.folder / name
+    def copy(self, home: Path | None = None) -> Scene:
+        """A new scene; registered as graph ``stage`` in a home folder if one is given (SQLite only)."""
+        unique = f"t{uuid.uuid4().hex[:12]}"
+        name = unique if home is None else self.data.config.table_name
+        folder = self.folder / unique
         shutil.copytree(self.folder / "ws", folder / "ws")
-        table = _table(self.backend, name, folder)
+        table = _table(self.backend, name, folder if home is None else home / "tables")
         table.create()
         table.mutate(self.rows)
         source = self.data.config.data_source.model_copy(update={"watershed": kv.as_url(folder / "ws")})
         config = self.data.config.model_copy(update={"data_source": source})
-        table.mutate([RowMutation(b"meta", [])])
         meta.write_meta(table, meta.from_config(config))
-        place = ["sqlite", name, str(folder)] if self.backend == "sqlite" else ["bigtable", name]
+        place = ["bigtable", name]
+        if isinstance(table, SqliteTable):
+            place = ["sqlite", name, str(table.folder)]
+        if home is not None:
+            Registry(str(home)).register(config)
         return Scene(table, folder, place)
 
     def twin(self, zygote: Any, *tasks: str) -> tuple[bytes, bytes]:
