@@ -1,6 +1,6 @@
 """Recovery: edits whose process died are found, proven to be dead, taken back, and made again. Knows no Dagster."""
 
-from sv_pipeline.edits.recovery.claim import Claim, claim, take_up
+from sv_pipeline.edits.recovery.claiming import Claim, claim, take_up
 from sv_pipeline.edits.recovery.errors import NotStuckError, RecoveryStoppedError
 from sv_pipeline.edits.recovery.heal import heal_rows, recover
 from sv_pipeline.edits.recovery.orphans import release_orphans

@@ -14,7 +14,7 @@ import numpy as np
 
 from sv_pipeline.edits.operation_log import WRITES, Scope
 from sv_pipeline.edits.recovery.assessment import State
-from sv_pipeline.edits.recovery.claim import Claim
+from sv_pipeline.edits.recovery.claiming import Claim
 from sv_pipeline.edits.recovery.foreign_cleanup import restore_rows, restore_voxels
 from sv_pipeline.edits.recovery.unfinished import Phase
 from sv_pipeline.edits.writing import take_back_edges

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sv_pipeline.edits.recovery.assessment import State
-from sv_pipeline.edits.recovery.claim import Claim, claim
+from sv_pipeline.edits.recovery.claiming import Claim, claim
 from sv_pipeline.edits.recovery.cleanup import Cleanup, clean_up
 from sv_pipeline.edits.recovery.errors import NotStuckError
 from sv_pipeline.edits.recovery.replay import Replay, let_go, make_again
@@ -38,7 +38,7 @@ def recover(
     token
         Of the new owner; default: a random one.
     watch_seconds, progress
-        See :func:`~sv_pipeline.edits.recovery.claim.claim`.
+        See :func:`~sv_pipeline.edits.recovery.claiming.claim`.
 
     Raises
     ------

@@ -14,7 +14,7 @@ from sv_pipeline.edits.locking import LockPatience
 from sv_pipeline.edits.merging import merge
 from sv_pipeline.edits.operation_log import REQUEST
 from sv_pipeline.edits.recovery.assessment import State
-from sv_pipeline.edits.recovery.claim import Claim
+from sv_pipeline.edits.recovery.claiming import Claim
 from sv_pipeline.edits.recovery.cleanup import release
 from sv_pipeline.edits.recovery.errors import RecoveryStoppedError
 from sv_pipeline.edits.recovery.unfinished import Phase, Unfinished

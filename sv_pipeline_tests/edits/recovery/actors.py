@@ -3,7 +3,7 @@
 A task::
 
     {"table": ["sqlite", name, folder] | ["bigtable", name],
-     "do": "merge" | "split" | "undo" | "redo" | "recover" | "heal",
+     "do": "merge" | "split" | "undo" | "redo" | "recover" | "heal" | "random",
      "source": [...], "sink": [...], "operation": ..., "user": ...,
      "failpoint": "step:action", "beat": seconds, "clock": seconds ahead, "result": file}
 
@@ -22,12 +22,14 @@ from typing import Any
 
 # All that children need, so that they need not load it: none of it starts a thread.
 import grpc  # noqa: F401
+import numpy as np
 import tensorstore  # noqa: F401
 
 from sv_pipeline import edits, failpoints
 from sv_pipeline.edits import LockPatience, Points, ownership
 from sv_pipeline.edits.recovery import NotStuckError, RecoveryStoppedError, find_unfinished, recover
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
+from sv_pipeline.graph.queries import roots
 from sv_pipeline.segmentation.reader import open_fork
 from sv_pipeline.table.bigtable import BigtableTable
 from sv_pipeline.table.interface import Table
@@ -75,10 +77,9 @@ def act(task: dict[str, Any]) -> int:
 
 
 def set_clock(seconds: float) -> None:
-    """From now on the clock of this process is ahead."""
-    ns, s = time.time_ns, time.time
-    time.time_ns = lambda: ns() + int(seconds * 1e9)
-    time.time = lambda: s() + seconds
+    """From now on all that this process writes is of a clock that is ahead; gRPC's deadlines are of the other one."""
+    real = time.time_ns
+    time.time_ns = lambda: real() + int(seconds * 1e9)
 
 
 def _do(graph: ChunkedGraph, task: dict[str, Any]) -> Any:
@@ -92,8 +93,10 @@ def _do(graph: ChunkedGraph, task: dict[str, Any]) -> Any:
         revert = edits.undo if what == "undo" else edits.redo
         edit = revert(graph, task["operation"], user, patience=patience)
         return {"operation": edit.operation_id, "time": edit.logical_time}
-    sides = Points.of(coordinates=task["source"]), Points.of(coordinates=task["sink"])
     volume = open_fork(graph.watershed_url, graph.graph_id)
+    if what == "random":
+        what, task = at_random(graph, volume, task)
+    sides = Points.of(coordinates=task["source"]), Points.of(coordinates=task["sink"])
     if what == "merge":
         edit = edits.merge(graph, edits.MergeRequest(user, *sides, OFFSET), volume=volume, patience=patience)
     else:
@@ -102,12 +105,27 @@ def _do(graph: ChunkedGraph, task: dict[str, Any]) -> Any:
     return {"operation": edit.operation_id, "time": edit.logical_time}
 
 
+def at_random(graph: ChunkedGraph, volume: Any, task: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A merge or a split between two voxels that are not far from each other; the seed says which."""
+    rng = np.random.default_rng(task["seed"])
+    start, stop = (np.asarray(corner) for corner in (volume.domain.inclusive_min, volume.domain.exclusive_max))
+    while True:
+        source = rng.integers(start, stop)
+        sink = np.clip(source + rng.integers(-12, 13, 3), start, stop - 1)
+        found = [int(volume[tuple(p)].read().result()) for p in (source, sink)]
+        if 0 in found or (source == sink).all():
+            continue
+        one, other = roots(graph, np.array(found, np.uint64), missing_ok=True).tolist()
+        kind = "split" if one == other else "merge"
+        return kind, {**task, "source": [source.tolist()], "sink": [sink.tolist()]}
+
+
 def heal(graph: ChunkedGraph) -> list[dict[str, Any]]:
     """Recover all that is unfinished, as a tick of the sensor and its runs do."""
     done = []
     for one in find_unfinished(graph):
         try:
             done.append(recover(graph, one.operation_id).to_dict())
-        except NotStuckError as error:
+        except (NotStuckError, edits.EditRefused, edits.OwnershipLostError) as error:
             done.append({"operation": one.operation_id, "outcome": "left alone", "reason": str(error)})
     return done
