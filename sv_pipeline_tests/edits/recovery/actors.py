@@ -52,8 +52,7 @@ def act(task: dict[str, Any]) -> int:
     os.environ.pop(failpoints.VARIABLE, None)
     if task.get("failpoint"):
         os.environ[failpoints.VARIABLE] = task["failpoint"]
-    if task.get("emulator"):
-        os.environ["BIGTABLE_EMULATOR_HOST"] = task["emulator"]
+    os.environ.update(task.get("environment", {}))
     ownership.BEAT_SECONDS = task.get("beat", 0.05)
     if task.get("clock"):
         set_clock(task["clock"])

@@ -14,6 +14,8 @@ import pytest
 
 from sv_pipeline_tests.edits.recovery import zygote as zygotes
 from sv_pipeline_tests.edits.recovery.stage import Scene, Stage, build_stage
+from sv_pipeline_tests.table.conftest import new_table as new_table
+from sv_pipeline_tests.table.conftest import table as table
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +43,9 @@ def zygote() -> Iterator[zygotes.Zygote]:
         yield process
 
 
+SERVERS = ("BIGTABLE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
+
+
 @dataclass
 class Theatre:
     """One scene, and who acts on it."""
@@ -52,7 +57,8 @@ class Theatre:
 
     def start(self, **task: Any) -> int:
         """Begin a task in a process; its id."""
-        return self.zygote.start(table=self.scene.place, emulator=os.environ.get("BIGTABLE_EMULATOR_HOST"), **task)
+        where = {name: os.environ[name] for name in SERVERS if name in os.environ}
+        return self.zygote.start(table=self.scene.place, environment=where, **task)
 
     def do(self, **task: Any) -> int:
         """Do a task; its exit code."""
@@ -99,9 +105,9 @@ def theatre(stages: Callable[[str], Stage], zygote: zygotes.Zygote, tmp_path: Pa
     """A fresh scene in a backend."""
     made: list[Scene] = []
 
-    def make(backend: str = "sqlite", home: Path | None = None) -> Theatre:
+    def make(backend: str = "sqlite", home: Path | None = None, bucket: str | None = None) -> Theatre:
         stage = stages(backend)
-        made.append(stage.copy(home))
+        made.append(stage.copy(home, bucket))
         return Theatre(stage, made[-1], zygote, tmp_path)
 
     yield make

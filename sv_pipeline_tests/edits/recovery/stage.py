@@ -100,16 +100,30 @@ class Stage:
     """Task of each kind of edit; and ``elsewhere``, ``supervoxel split elsewhere``: of other objects."""
     twins: dict[tuple[str, ...], tuple[bytes, bytes]] = field(default_factory=dict)
 
-    def copy(self, home: Path | None = None) -> Scene:
-        """A new scene; registered as graph ``stage`` in a home folder if one is given (SQLite only)."""
+    def copy(self, home: Path | None = None, bucket: str | None = None) -> Scene:
+        """A new scene.
+
+        Parameters
+        ----------
+        home
+            Folder in which it is registered as graph ``stage`` (SQLite only).
+        bucket
+            URL of where its volume goes; default: a folder.
+        """
         unique = f"t{uuid.uuid4().hex[:12]}"
         name = unique if home is None else self.data.config.table_name
         folder = self.folder / unique
-        shutil.copytree(self.folder / "ws", folder / "ws")
+        url = bucket or kv.as_url(folder / "ws")
+        if bucket is None:
+            shutil.copytree(self.folder / "ws", folder / "ws")
+        else:
+            folder.mkdir()
+            files = [path for path in (self.folder / "ws").rglob("*") if path.is_file()]
+            kv.write_many(bucket, {str(f.relative_to(self.folder / "ws")): f.read_bytes() for f in files})
         table = _table(self.backend, name, folder if home is None else home / "tables")
         table.create()
         table.mutate(self.rows)
-        source = self.data.config.data_source.model_copy(update={"watershed": kv.as_url(folder / "ws")})
+        source = self.data.config.data_source.model_copy(update={"watershed": url})
         config = self.data.config.model_copy(update={"data_source": source})
         meta.write_meta(table, meta.from_config(config))
         place = ["bigtable", name]
@@ -124,8 +138,8 @@ class Stage:
         if tasks not in self.twins:
             scene = self.copy()
             for task in tasks:
-                emulator = os.environ.get("BIGTABLE_EMULATOR_HOST")
-                assert zygote.do(table=scene.place, emulator=emulator, **self.requests[task]) == 0, task
+                where = {"BIGTABLE_EMULATOR_HOST": os.environ.get("BIGTABLE_EMULATOR_HOST", "")}
+                assert zygote.do(table=scene.place, environment=where, **self.requests[task]) == 0, task
             scene.prove()
             self.twins[tasks] = scene.objects()
             scene.remove()
