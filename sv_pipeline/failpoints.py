@@ -4,7 +4,7 @@
 
 | action | what happens there |
 | --- | --- |
-| ``kill`` | SIGKILL |
+| ``kill`` or ``kill:<seconds>`` | SIGKILL, at once or so much later |
 | ``raise`` | `FailpointError`, which no handler of ours expects |
 | ``pause:<seconds>`` | the thread sleeps; heartbeats go on |
 | ``stop`` | SIGSTOP: all of the process waits for SIGCONT |
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 
 __all__ = ["VARIABLE", "FailpointError", "reach"]
@@ -32,7 +33,9 @@ def reach(step: str) -> None:
         return
     del os.environ[VARIABLE]
     action, _, seconds = wanted.removeprefix(f"{step}:").partition(":")
-    if action == "kill":
+    if action == "kill" and seconds:
+        threading.Timer(float(seconds), os.kill, (os.getpid(), signal.SIGKILL)).start()
+    elif action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif action == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)

@@ -39,7 +39,7 @@ MAX_GAPS = 1_000
 
 
 def advance(table: Table, *, seconds: float = 0.4) -> int:
-    """Go on along the log for so long; how many rows are still ahead."""
+    """Go on along the log for so long, one step at least; how many rows are still ahead."""
     began, now = time.monotonic(), time.time()
     cursor = CURSOR.newest(table.read_rows([SCAN_ROW], [CURSOR.key], newest_only=True).get(SCAN_ROW)) or {}
     first = start = int(cursor.get("next", 1))
@@ -49,7 +49,7 @@ def advance(table: Table, *, seconds: float = 0.4) -> int:
     late = _read(table, keys.node_keys(sorted(gaps)) if gaps else [])
     watch += [i for i, row in late.items() if not _is_finished(row)]
     gaps = {i: since for i, since in gaps.items() if i not in late and now - since < GAP_SECONDS}
-    while first <= last and time.monotonic() - began < seconds:
+    while first <= last and (first == start or time.monotonic() - began < seconds):
         stop = min(first + ROWS_PER_STEP - 1, last)
         found = {int(key): row for key, row in _scan(table, first, stop)}
         watch += [i for i, row in found.items() if not _is_finished(row)]

@@ -45,8 +45,10 @@ class Soak:
     def step(self) -> None:
         while len(self.workers) < WORKERS:
             self.seed += 1
-            pid = self.play.start(do="random", seed=self.seed, patience=3.0, beat=0.2)
-            self.workers[pid] = self._moment(0.8, of=1.2)
+            # Half of them at any moment, half while they write, which does not take long.
+            writing = f"scope:kill:{self.rng.uniform(0, 0.2):.3f}" if self.rng.random() < 0.5 else ""
+            pid = self.play.start(do="random", seed=self.seed, patience=3.0, beat=0.2, failpoint=writing)
+            self.workers[pid] = None if writing else self._moment(0.8, of=1.2)
         if self.healer is None:
             said = self.play.folder / "healed"
             if said.exists():
@@ -74,6 +76,7 @@ class Soak:
             return False
         if who == "worker":
             self.ends[code] += 1
+            self.kills[who] += code == KILLED and moment is None
         assert code != BROKEN or who == "recovery", f"seed {self.seed}"
         return True
 
