@@ -30,7 +30,7 @@ WATCH_PREFIX = b"sv_pipeline:watch:"
 WATCH_ROWS = keys.prefix_range(WATCH_PREFIX)
 FINISHED = (OperationStatus.SUCCESS, OperationStatus.EXCEPTION, OperationStatus.WRITE_FAILED)
 
-ROWS_PER_STEP = 2_000
+ROWS_PER_STEP = 1_000
 GAP_SECONDS = 86_400.0
 """An id that has no row for so long was given to nobody."""
 UNLOCKED_SECONDS = 86_400.0
@@ -38,7 +38,7 @@ UNLOCKED_SECONDS = 86_400.0
 MAX_GAPS = 1_000
 
 
-def advance(table: Table, *, seconds: float = 0.4) -> int:
+def advance(table: Table, *, seconds: float = 0.3) -> int:
     """Go on along the log for so long, one step at least; how many rows are still ahead."""
     began, now = time.monotonic(), time.time()
     cursor = CURSOR.newest(table.read_rows([SCAN_ROW], [CURSOR.key], newest_only=True).get(SCAN_ROW)) or {}

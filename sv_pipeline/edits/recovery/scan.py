@@ -12,7 +12,7 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph
 __all__ = ["all_unfinished", "list_stuck"]
 
 
-def all_unfinished(graph: ChunkedGraph, *, seconds: float = 0.4) -> list[Unfinished]:
+def all_unfinished(graph: ChunkedGraph, *, seconds: float = 0.3) -> list[Unfinished]:
     """All unfinished operations that are known by now, by id.
 
     Parameters
