@@ -15,13 +15,13 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["Panel", "colorize", "render"]
+__all__ = ["INK", "PAPER", "Panel", "colorize", "enlarged", "png", "render", "scale_bar"]
 
 LabelArray = npt.NDArray[np.unsignedinteger]
 MAX_WIDTH = 1150
 """Pixels of a picture: what a dialog of the Dagster UI shows without cutting it off."""
-_INK = "#e8e8ea"
-_PAPER = "#16161a"
+INK = "#e8e8ea"
+PAPER = "#16161a"
 
 
 @dataclass(frozen=True)
@@ -71,33 +71,33 @@ def render(panels: Sequence[Panel], *, title: str = "", dots_per_inch: int = 110
         len(panels),
         figsize=(height * sum(widths) + 0.3 * len(panels), height + 0.75),
         gridspec_kw={"width_ratios": widths},
-        facecolor=_PAPER,
+        facecolor=PAPER,
         squeeze=False,
     )
     for axis, panel, extent in zip(axes[0], panels, extents, strict=True):
-        pixels = colorize(_enlarged(panel.labels))
+        pixels = colorize(enlarged(panel.labels))
         axis.imshow(
             np.swapaxes(pixels, 0, 1),
             extent=(0, float(extent[0]), float(extent[1]), 0),
             interpolation="nearest",
             aspect="equal",
         )
-        axis.set_title(panel.title, color=_INK, fontsize=10, loc="left")
+        axis.set_title(panel.title, color=INK, fontsize=10, loc="left")
         axis.axis("off")
-        _scale_bar(axis, extent)
+        scale_bar(axis, extent)
     if title:
-        figure.suptitle(title, color=_INK, fontsize=12, x=0.01, ha="left")
+        figure.suptitle(title, color=INK, fontsize=12, x=0.01, ha="left")
     figure.tight_layout()
-    return _png(figure, min(dots_per_inch, MAX_WIDTH / figure.get_figwidth()))
+    return png(figure, min(dots_per_inch, MAX_WIDTH / figure.get_figwidth()))
 
 
-def _enlarged(labels: LabelArray) -> LabelArray:
+def enlarged(labels: LabelArray) -> LabelArray:
     """Each pixel repeated, so that a border one pixel wide stays thin on a coarse mip."""
     factor = max(1, 512 // max(labels.shape))
     return np.repeat(np.repeat(labels, factor, axis=0), factor, axis=1)
 
 
-def _scale_bar(axis: Axes, extent: npt.NDArray[np.float64]) -> None:
+def scale_bar(axis: Axes, extent: npt.NDArray[np.float64]) -> None:
     """A bar of a round length, about a quarter of the width."""
     target = max(float(extent[0]) / 4, 1.0)
     power = 10 ** np.floor(np.log10(target))
@@ -108,7 +108,8 @@ def _scale_bar(axis: Axes, extent: npt.NDArray[np.float64]) -> None:
     axis.text(x, y - 0.02 * extent[1], text, color="white", fontsize=8, va="bottom")
 
 
-def _png(figure: Figure, dots_per_inch: float) -> bytes:
+def png(figure: Figure, dots_per_inch: float) -> bytes:
+    """A figure as PNG; the figure is closed."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor=figure.get_facecolor())
     plt.close(figure)
