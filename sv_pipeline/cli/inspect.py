@@ -43,12 +43,12 @@ def status(home: str, graph: str, interval: float, *, watch: bool, as_json: bool
             time.sleep(interval)
 
 
-def point(text: str) -> tuple[int, int, int]:
+def point(text: str, option: str = "--at") -> tuple[int, int, int]:
     """``x,y,z`` as a voxel."""
     try:
         x, y, z = (int(part) for part in text.split(","))
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not a point: write x,y,z in voxels.", param_hint="--at") from error
+        raise click.BadParameter(f"{text!r} is not a point: write x,y,z in voxels.", param_hint=option) from error
     return x, y, z
 
 

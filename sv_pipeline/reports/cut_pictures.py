@@ -338,4 +338,3 @@ def _legend(scene: CutScene) -> list[Patch | Line2D]:
                 Line2D([], [], marker=_MARKERS[kind], color=_COLOURS[kind], linestyle="none", markersize=7, label=label)
             )
     return shown
-

@@ -14,19 +14,19 @@ import numpy.typing as npt
 from sv_pipeline.algorithms.multicut import Preview, Refused
 from sv_pipeline.edits import SplitPreview
 from sv_pipeline.edits.operation_log import read_supervoxels
-from sv_pipeline.errors import InputError, NotFoundError
+from sv_pipeline.errors import InputError
 from sv_pipeline.graph import queries
-from sv_pipeline.graph.hierarchy import milliseconds
-from sv_pipeline.graph.lineage import Operation, OperationStatus, read_operations
+from sv_pipeline.graph.lineage import Operation
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.registry import Dataset
 from sv_pipeline.reports.cut_pictures import CutScene, Kind, SceneState, kinds_by_object, with_sides
+from sv_pipeline.reports.logged_edits import asked_for, read_edit
 from sv_pipeline.segmentation.operations import generation_at
 from sv_pipeline.segmentation.reader import current_generation, open_fork
-from sv_pipeline.table import columns, keys
+from sv_pipeline.table import columns
 
-__all__ = ["read_operation", "scene_of_operation", "scene_of_points", "scene_of_preview"]
+__all__ = ["scene_of_operation", "scene_of_points", "scene_of_preview"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -49,29 +49,23 @@ def scene_of_operation(dataset: Dataset, operation_id: int) -> CutScene:
     InputError
         If it has nothing to show: it was not made, or names no voxels.
     """
-    graph = dataset.graph
-    operation = read_operation(dataset, operation_id)
-    if operation.status is not OperationStatus.SUCCESS or operation.timestamp is None:
-        raise InputError(f"operation {operation_id} of graph {dataset.graph_id!r} was not made: nothing to show.")
-    asked = _about(dataset, operation)
-    sources, sinks = _points_of(asked)
-    edges = [columns.REMOVED_EDGES.newest(operation.row), columns.ADDED_EDGES.newest(operation.row)]
-    box = _box_around(dataset, np.concatenate([sources, sinks]), [e for e in edges if e is not None])
-    time = milliseconds(operation.timestamp) or 0
-    old_roots = _replaced_by(dataset, operation.roots)
+    edit = read_edit(dataset.graph, operation_id)
+    sources, sinks = _points_of(asked_for(dataset.graph, operation_id))
+    box = _box_around(dataset, np.concatenate([sources, sinks]), [edit.edges])
+    time = edit.logical_time
     states = []
-    for name, moment, touched in (("before", time - 1, old_roots), ("after", time, operation.roots)):
+    for name, moment, touched in (("before", time - 1, edit.old_roots), ("after", time, edit.roots)):
         generation = generation_at(dataset.watershed_url, dataset.graph_id, moment, within=box)
         states.append(_Moment(dataset, generation, moment).state(name, box, sources, sinks, touched))
     before, after = states
-    links = read_supervoxels(graph.table, operation_id)
+    links = read_supervoxels(dataset.graph.table, operation_id)
     if len(links) and not (after.kinds == Kind.SOURCE).any():
         # Both sides still are one object, by a way around: the new supervoxels know their side.
         for side, kind in ((1, Kind.SOURCE), (2, Kind.SINK)):
             after.kinds[np.isin(after.labels, links[links[:, 2] == side, 1])] = kind
     return CutScene(
-        title=f"{dataset.graph_id}: {operation.kind} by {operation.user}, operation {operation_id}",
-        subtitle=f"{_named(old_roots)} → {_named(operation.roots)}",
+        title=f"{dataset.graph_id}: {edit.kind} by {edit.user}, operation {operation_id}",
+        subtitle=f"{_named(edit.old_roots)} → {_named(edit.roots)}",
         box=box,
         resolution=dataset.volume.scales[0].resolution,
         before=before,
@@ -131,17 +125,6 @@ def scene_of_points(dataset: Dataset, sources: IntArray, sinks: IntArray) -> Cut
     )
 
 
-def read_operation(dataset: Dataset, operation_id: int) -> Operation:
-    """One row of the operation log; NotFoundError if there is none."""
-    found = read_operations(dataset.graph, [operation_id])
-    if not found:
-        raise NotFoundError(
-            f"graph {dataset.graph_id!r} has no operation {operation_id}.",
-            remedy=f"'sv-pipeline ops {dataset.graph_id}' lists them.",
-        )
-    return found[0]
-
-
 # -- moments ----------------------------------------------------------------------------------------------------------
 
 
@@ -170,27 +153,12 @@ class _Moment:
         return SceneState(name, kinds_by_object(labels, self.roots, touched, *sides), labels)
 
 
-def _about(dataset: Dataset, operation: Operation) -> Operation:
-    """The merge or split that an operation is, takes back, or makes again."""
-    while operation.kind in ("undo", "redo"):
-        column = columns.UNDO_OPERATION_ID if operation.kind == "undo" else columns.REDO_OPERATION_ID
-        operation = read_operation(dataset, column.newest(operation.row) or 0)
-    return operation
-
-
 def _points_of(operation: Operation) -> tuple[IntArray, IntArray]:
     sides = [columns.SOURCE_COORDINATES.newest(operation.row), columns.SINK_COORDINATES.newest(operation.row)]
     sources, sinks = (np.zeros((0, 3), np.int64) if side is None else side.astype(np.int64) for side in sides)
     if not len(sources) or not len(sinks):
         raise InputError(f"operation {operation.operation_id} names supervoxels, no voxels: nothing to show it at.")
     return sources, sinks
-
-
-def _replaced_by(dataset: Dataset, roots: UInt64Array) -> UInt64Array:
-    """The roots that some roots replaced."""
-    rows = dataset.graph.table.read_rows(keys.node_keys(roots), [columns.FORMER_PARENTS.key])
-    former = [columns.FORMER_PARENTS.newest(row) for row in rows.values()]
-    return np.unique(np.concatenate([np.zeros(0, np.uint64), *(f for f in former if f is not None)]))
 
 
 # -- where ------------------------------------------------------------------------------------------------------------
