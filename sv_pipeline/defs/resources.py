@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from sv_pipeline.proofreading import OpenGraph, open_graph
 from sv_pipeline.registry import Dataset, Registry, default_home, open_dataset
 from sv_pipeline.segmentation.coordinator import ADDRESS_VARIABLE
 
@@ -24,6 +25,10 @@ class PipelineResource(dg.ConfigurableResource):
     def dataset(self, graph_id: str) -> Dataset:
         """A registered graph."""
         return open_dataset(graph_id, self.home)
+
+    def open(self, graph_id: str) -> OpenGraph:
+        """A registered graph, to look at and to edit."""
+        return open_graph(graph_id, self.home)
 
     @property
     def registry(self) -> Registry:

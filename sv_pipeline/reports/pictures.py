@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 mpl.use("Agg")  # no screen where workers run
+from matplotlib import patheffects
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -103,9 +104,11 @@ def scale_bar(axis: Axes, extent: npt.NDArray[np.float64]) -> None:
     power = 10 ** np.floor(np.log10(target))
     length = float(max(step * power for step in (1, 2, 5) if step * power <= target))
     x, y = 0.04 * extent[0], 0.955 * extent[1]
-    axis.plot([x, x + length], [y, y], color="white", linewidth=3, solid_capstyle="butt")
+    outline = [patheffects.withStroke(linewidth=2, foreground=PAPER)]
+    bar = [patheffects.withStroke(linewidth=5, foreground=PAPER)]
+    axis.plot([x, x + length], [y, y], color="white", linewidth=3, solid_capstyle="butt", path_effects=bar)
     text = f"{length / 1000:g} µm" if length >= 1000 else f"{length:g} nm"
-    axis.text(x, y - 0.02 * extent[1], text, color="white", fontsize=8, va="bottom")
+    axis.text(x, y - 0.02 * extent[1], text, color="white", fontsize=8, va="bottom", path_effects=outline)
 
 
 def png(figure: Figure, dots_per_inch: float) -> bytes:
