@@ -7,7 +7,8 @@
     undo_job                           commit ─► report
 
 Only ``commit`` writes. It makes one edit for each run, and the runs that re-execute it: their token is the id of the
-first of them. No value goes from op to op: ``report`` finds the operation by that token.
+first of them. No value goes from op to op: ``report`` finds the operation by that token. Pictures come first in the
+metadata: the UI shows the first few lines of it at once.
 """
 
 import time
@@ -72,9 +73,9 @@ def look_up(context: dg.OpExecutionContext, pipeline: PipelineResource, config: 
     records = [dg.TableRecord({str(name): str(v) for name, v in row.items()}) for row in found.to_dict("records")]
     context.add_output_metadata(
         {
+            **pictures(objects=lambda: graph.picture_of_points(config.source, config.sink)),
             "points": dg.MetadataValue.table(records, dg.TableSchema([dg.TableColumn(c) for c in found.columns])),
             "roots": dg.MetadataValue.text(", ".join(map(str, sorted(set(found["root"].tolist()))))),
-            **pictures(objects=lambda: graph.picture_of_points(config.source, config.sink)),
         }
     )
 
@@ -84,7 +85,7 @@ def preview(context: dg.OpExecutionContext, pipeline: PipelineResource, config: 
     """The cut as it would be made now: numbers and a picture. Fails, with the reason, where it would be refused."""
     with explained_failures():
         found = pipeline.open(config.graph_id).preview_split(config.source, config.sink)
-        metadata = {**numbers(found.numbers), **pictures(cut=found.picture)}
+        metadata = {**pictures(cut=found.picture), **numbers(found.numbers)}
     if not found.legal:
         raise dg.Failure(
             description=f"the split would be refused: {found.numbers['message']}",
@@ -146,9 +147,8 @@ def report(context: dg.OpExecutionContext, pipeline: PipelineResource, config: G
         edit = graph.made_for(_token(context))
         if edit is None:
             raise NotFoundError(f"run {_token(context)} has made no edit.", remedy="Re-execute its commit op.")
-    context.add_output_metadata(
-        {**numbers(edit_numbers(edit)), **pictures(before_and_after=lambda: graph.picture(edit.id))}
-    )
+    drawn = pictures(before_and_after=lambda: graph.picture(edit.id))
+    context.add_output_metadata({**drawn, **numbers(edit_numbers(edit))})
 
 
 def _commit(

@@ -5,7 +5,7 @@ A row of our own says which operations the request cannot be, and later which on
     sv_pipeline:request:<token>    1:after      the operation id given out last, when the request came in first
                                    1:operation  the operation that was made
 
-In between the operation log is asked: an operation with a higher id that asks for the same is the one of this request.
+A refusal removes the row. In between the operation log is asked: an operation with a higher id that asks for the same is the one of this request.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from collections.abc import Callable
 import numpy as np
 
 from sv_pipeline.edits import CommittedEdit, EditRefused, Reason
+from sv_pipeline.edits.session import refuse_if_read_only
 from sv_pipeline.errors import ConflictError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import Operation, OperationStatus, read_operations
 from sv_pipeline.reports.logged_edits import read_edit
 from sv_pipeline.table import codecs, counters
 from sv_pipeline.table.columns import Column
-from sv_pipeline.table.interface import CellMatch, ColumnKey, RowMutation
+from sv_pipeline.table.interface import CellMatch, ColumnKey, DeleteCells, RowMutation
 
 __all__ = ["edit_once", "operation_of"]
 
@@ -55,14 +56,17 @@ def edit_once(
     key = _key(token)
     if made := operation_of(graph, token):
         return made
-    if graph.table.read_only:
-        return edit()  # which refuses it
+    refuse_if_read_only(graph)
     last = counters.last_operation_id(graph.table)
     graph.table.check_and_mutate(key, [CellMatch(AFTER.key)], if_unmatched=[AFTER.set(last)])
     first = AFTER.newest(graph.table.read_rows([key], [AFTER.key]).get(key))
     earlier = np.arange((last if first is None else first) + 1, last + 1, dtype=np.uint64)
     made_before = _finished(read_operations(graph, earlier), is_it, token) if len(earlier) else None
-    operation = edit() if made_before is None else read_edit(graph, made_before)
+    try:
+        operation = edit() if made_before is None else read_edit(graph, made_before)
+    except EditRefused:
+        graph.table.mutate([RowMutation(key, [DeleteCells()])])
+        raise
     graph.table.mutate([RowMutation(key, [OPERATION.set(operation.operation_id)])])
     return operation
 

@@ -225,13 +225,20 @@ def render_cut(scene: CutScene, at: Triple | None = None) -> bytes:
     below = f"{scene.subtitle}\nslices through voxel {where}"
     figure.text(_GAP / WIDTH, 1 - 0.38 / height, below, color=INK, alpha=0.8, fontsize=9, va="top")
     figure.legend(
-        handles=_legend(scene), loc="lower left", ncols=6, frameon=False, labelcolor=INK, fontsize=9, handlelength=1.2
+        handles=_legend(scene),
+        loc="upper left",
+        bbox_to_anchor=(0, 1 - 0.68 / height),
+        ncols=6,
+        frameon=False,
+        labelcolor=INK,
+        fontsize=9,
+        handlelength=1.2,
     )
     return png(figure, MAX_WIDTH / WIDTH)
 
 
-WIDTH, _GAP, _TOP, _TITLE, _BOTTOM = 10.9, 0.15, 0.75, 0.3, 0.42
-"""Inches: of the sheet, between slices, of the head, above each row, of the legend."""
+WIDTH, _GAP, _TOP, _TITLE, _BOTTOM = 10.9, 0.15, 0.98, 0.3, 0.12
+"""Inches: of the sheet, between slices, of the head with its legend, above each row, below the last."""
 _HIGHEST = 6.0
 
 
