@@ -17,7 +17,7 @@ import pandas as pd
 from sv_pipeline import edits
 from sv_pipeline.edits import CommittedEdit, EditRefused, MergeRequest, Points, Reason, SplitPreview, SplitRequest
 from sv_pipeline.edits.requests import MAX_POINTS, looked_up
-from sv_pipeline.engine.once import edit_once, operation_of
+from sv_pipeline.engine.once import edit_once, is_begun, operation_of
 from sv_pipeline.graph import queries
 from sv_pipeline.graph.lineage import Operation
 from sv_pipeline.ids import UInt64Array
@@ -177,6 +177,10 @@ class OpenGraph:
         """The operation that was made for a token; None if none was."""
         return operation_of(self.dataset.graph, token)
 
+    def begun(self, token: str) -> bool:
+        """Whether an edit was made for a token, or an attempt to make one has begun and was not refused."""
+        return is_begun(self.dataset.graph, token)
+
     def _make(
         self, token: str | None, is_it: Callable[[Operation], bool], edit: Callable[[], CommittedEdit]
     ) -> CommittedEdit:
@@ -219,7 +223,8 @@ def voxels(points: Any, name: str) -> IntArray:
             array = array[None]
         if not array.size:
             return np.zeros((0, 3), np.int64)
-        whole = array.astype(np.int64)
+        with np.errstate(invalid="ignore"):  # what is not a number, or too large, does not equal what it becomes
+            whole = array.astype(np.int64)
     except (TypeError, ValueError, OverflowError) as error:
         raise _not_voxels(points, name) from error
     if array.ndim != 2 or array.shape[1] != 3 or array.dtype.kind not in "iuf" or not (whole == array).all():

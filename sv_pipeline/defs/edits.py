@@ -84,7 +84,11 @@ def look_up(context: dg.OpExecutionContext, pipeline: PipelineResource, config: 
 def preview(context: dg.OpExecutionContext, pipeline: PipelineResource, config: PointsConfig) -> None:
     """The cut as it would be made now: numbers and a picture. Fails, with the reason, where it would be refused."""
     with explained_failures():
-        found = pipeline.open(config.graph_id).preview_split(config.source, config.sink)
+        graph = pipeline.open(config.graph_id)
+        if graph.begun(_token(context)):
+            context.log.info("an earlier run of this request has come to its commit: nothing to preview")
+            return
+        found = graph.preview_split(config.source, config.sink)
         metadata = {**pictures(cut=found.picture), **numbers(found.numbers)}
     if not found.legal:
         raise dg.Failure(

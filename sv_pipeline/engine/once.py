@@ -5,7 +5,8 @@ A row of our own says which operations the request cannot be, and later which on
     sv_pipeline:request:<token>    1:after      the operation id given out last, when the request came in first
                                    1:operation  the operation that was made
 
-A refusal removes the row. In between the operation log is asked: an operation with a higher id that asks for the same is the one of this request.
+A refusal removes the row. In between the operation log is asked: an operation with a higher id that asks for the same
+is the one of this request.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sv_pipeline.table import codecs, counters
 from sv_pipeline.table.columns import Column
 from sv_pipeline.table.interface import CellMatch, ColumnKey, DeleteCells, RowMutation
 
-__all__ = ["edit_once", "operation_of"]
+__all__ = ["edit_once", "is_begun", "operation_of"]
 
 AFTER: Column[int] = Column(ColumnKey("1", b"after"), codecs.JsonCodec())
 OPERATION: Column[int] = Column(ColumnKey("1", b"operation"), codecs.JsonCodec())
@@ -69,6 +70,11 @@ def edit_once(
         raise
     graph.table.mutate([RowMutation(key, [OPERATION.set(operation.operation_id)])])
     return operation
+
+
+def is_begun(graph: ChunkedGraph, token: str) -> bool:
+    """Whether an edit was made for a token, or an attempt to make one has begun and was not refused."""
+    return bool(graph.table.read_rows([_key(token)], [AFTER.key]))
 
 
 def operation_of(graph: ChunkedGraph, token: str) -> CommittedEdit | None:
