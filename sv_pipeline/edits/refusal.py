@@ -48,6 +48,8 @@ class Reason(StrEnum):
     """The box of voxels that a supervoxel split has to read does not fit into the memory it may use."""
     LOCKED = "locked"
     """Another operation holds an object."""
+    OVERLAPPED = "overlapped"
+    """Later operations have changed what is to be undone; names them."""
     NOTHING_TO_UNDO = "nothing_to_undo"
     """The operation cannot be undone or redone, or that would change nothing."""
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from sv_pipeline.algorithms.components import component_labels, find
 from sv_pipeline.algorithms.edge_routing import RoutedEdges, route_edges
-from sv_pipeline.algorithms.fragments import FragmentPlan, Labels, VoxelBlock, member_mask, plan_fragments
+from sv_pipeline.algorithms.fragments import FragmentPlan, Labels, VoxelBlocks, member_mask, plan_fragments
 from sv_pipeline.algorithms.local_edges import LocalEdges
 from sv_pipeline.algorithms.multicut import SupervoxelSplitRequired
 from sv_pipeline.algorithms.routing_checks import require_sound_routing
@@ -156,7 +156,7 @@ def split_supervoxels(
     cache.substitute(links)
     storage = ChunkGrid(volume.bounds, volume.chunk_size)
 
-    def blocks(ids: UInt64Array) -> Sequence[VoxelBlock]:
+    def blocks(ids: UInt64Array) -> VoxelBlocks:
         return plan.changed_chunks(segmentation, ids, storage)
 
     change = SupervoxelChange(fragments, links, plan.sides, new, chunks, generation, blocks) if len(plan) else None
