@@ -5,8 +5,8 @@ A row of our own says which operations the request cannot be, and later which on
     sv_pipeline:request:<token>    1:after      the operation id given out last, when the request came in first
                                    1:operation  the operation that was made
 
-A refusal removes the row. In between the operation log is asked: an operation with a higher id that asks for the same
-is the one of this request.
+A refusal removes the row, unless something was locked. In between the operation log is asked: an operation with a higher
+id that asks for the same is the one of this request.
 """
 
 from __future__ import annotations
@@ -65,8 +65,10 @@ def edit_once(
     made_before = _finished(read_operations(graph, earlier), is_it, token) if len(earlier) else None
     try:
         operation = edit() if made_before is None else read_edit(graph, made_before)
-    except EditRefused:
-        graph.table.mutate([RowMutation(key, [DeleteCells()])])
+    except EditRefused as refusal:
+        # What is locked may be so by an earlier try that lives on: then that is the one to be found.
+        if refusal.reason is not Reason.LOCKED:
+            graph.table.mutate([RowMutation(key, [DeleteCells()])])
         raise
     graph.table.mutate([RowMutation(key, [OPERATION.set(operation.operation_id)])])
     return operation

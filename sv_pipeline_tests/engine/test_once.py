@@ -5,20 +5,26 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sv_pipeline.edits import EditRefused
+from sv_pipeline import edits
+from sv_pipeline.edits import CommittedEdit, EditRefused
 from sv_pipeline.engine import once
 from sv_pipeline.engine.proof import verify_dataset
 from sv_pipeline.errors import ConflictError
+from sv_pipeline.graph import queries
 from sv_pipeline.graph.lineage import OperationStatus
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import DeleteCells, RowMutation
 from sv_pipeline_tests.editable import editable_graph, neighbours_of_two_objects, two_parts_of_an_object
+from sv_pipeline_tests.edits.conftest import Edited, merge_request
+from sv_pipeline_tests.edits.conftest import make_graph as make_graph
 from sv_pipeline_tests.graph.compare import dump
+from sv_pipeline_tests.table.conftest import new_table as new_table
 
 
 @pytest.fixture
@@ -118,6 +124,34 @@ def test_a_refused_request_leaves_no_token(graph: OpenGraph) -> None:
             graph.split([one], [other], token="a")
     assert not [key for key in dump(graph.dataset.table) if key.startswith(b"sv_pipeline:request:")]
     graph.merge([one], [other], token="a")
+
+
+def test_tokens_work_in_every_backend(make_graph: Callable[..., Edited]) -> None:
+    edited = make_graph()
+    graph = edited.graph
+    source, sink = edited.pairs(same=False)[0]
+    asked: list[int] = []
+
+    def merge() -> CommittedEdit:
+        asked.append(1)
+        return edits.merge(graph, merge_request([source], [sink]))
+
+    def merge_and_die() -> CommittedEdit:
+        merge()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        once.edit_once(graph, "a", lambda operation: operation.kind == "merge", merge_and_die)
+    assert once.is_begun(graph, "a")
+    assert once.operation_of(graph, "a") is None
+    for _ in range(2):
+        found = once.edit_once(graph, "a", lambda operation: operation.kind == "merge", merge)
+        assert found.roots.tolist() == queries.roots(graph, [source])[:1].tolist()
+    assert len(asked) == 1
+    assert not once.is_begun(graph, "b")
+    with pytest.raises(EditRefused):
+        once.edit_once(graph, "b", lambda operation: operation.kind == "merge", merge)
+    assert not once.is_begun(graph, "b")
 
 
 @pytest.mark.parametrize("token", ["", "a b", "x" * 201, "ä", "a/b"])
