@@ -5,8 +5,8 @@ A row of our own says which operations the request cannot be, and later which on
     sv_pipeline:request:<token>    1:after      the operation id given out last, when the request came in first
                                    1:operation  the operation that was made
 
-A refusal removes the row, unless something was locked. In between the operation log is asked: an operation with a higher
-id that asks for the same is the one of this request.
+A refusal removes the row, unless something was locked. In between the operation log is asked: an operation with a
+higher id that asks for the same is the one of this request.
 """
 
 from __future__ import annotations
