@@ -98,7 +98,8 @@ class OpenGraph:
 
     def roots(self, points: Voxels, *, at: datetime | None = None) -> UInt64Array:
         """The roots at voxels, shape (n,); as of a time, or now."""
-        supervoxels = queries.supervoxels_at(self.dataset.graph, self.segmentation, np.asarray(points, np.int64))
+        where = _whole_triples(points, "points")
+        supervoxels = queries.supervoxels_at(self.dataset.graph, self.segmentation, where)
         return queries.roots(self.dataset.graph, supervoxels, at=at)
 
     def look_up(self, source: Voxels, sink: Voxels) -> pd.DataFrame:
@@ -131,11 +132,11 @@ class OpenGraph:
 
         return render_cut(scene_of_operation(self.dataset, operation_id))
 
-    def operations(self) -> pd.DataFrame:
-        """The operation log, newest last: what was asked for, by whom, and what came of it."""
+    def operations(self, last: int | None = None) -> pd.DataFrame:
+        """The operation log, newest last: what was asked for, by whom, and what came of it; all, or the newest ones."""
         from sv_pipeline.reports.edit_numbers import operations_table
 
-        return operations_table(self.dataset.graph)
+        return operations_table(self.dataset.graph, last)
 
     # -- editing ------------------------------------------------------------------------------------------------------
 
@@ -216,7 +217,23 @@ def user_or_default(user: str | None) -> str:
 
 
 def voxels(points: Any, name: str) -> IntArray:
-    """Points of one side as voxels, shape (n, 3); EditRefused if they are anything else."""
+    """Points of one side as voxels, shape (n, 3); EditRefused if they are anything else, or too many."""
+    array = _whole_triples(points, f"{name} points")
+    if len(array) > MAX_POINTS:
+        raise EditRefused(
+            Reason.TOO_MANY_POINTS,
+            f"there are {len(array):,} {name} points; {MAX_POINTS:,} are possible.",
+            remedy="Place fewer; every one must be reached by the cut, so few do.",
+        )
+    return array
+
+
+def _whole_triples(points: Any, name: str) -> IntArray:
+    refused = EditRefused(
+        Reason.BAD_REQUEST,
+        f"the {name} are not voxels: {reprlib.repr(points)}.",
+        remedy="A point is three whole numbers x, y, z, in voxels of mip 0.",
+    )
     try:
         array = np.asarray(points)
         if array.shape == (3,):
@@ -226,24 +243,10 @@ def voxels(points: Any, name: str) -> IntArray:
         with np.errstate(invalid="ignore"):  # what is not a number, or too large, does not equal what it becomes
             whole = array.astype(np.int64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise _not_voxels(points, name) from error
+        raise refused from error
     if array.ndim != 2 or array.shape[1] != 3 or array.dtype.kind not in "iuf" or not (whole == array).all():
-        raise _not_voxels(points, name)
-    if len(array) > MAX_POINTS:
-        raise EditRefused(
-            Reason.TOO_MANY_POINTS,
-            f"there are {len(array):,} {name} points; {MAX_POINTS:,} are possible.",
-            remedy="Place fewer; every one must be reached by the cut, so few do.",
-        )
+        raise refused
     return whole
-
-
-def _not_voxels(points: Any, name: str) -> EditRefused:
-    return EditRefused(
-        Reason.BAD_REQUEST,
-        f"the {name} points are not voxels: {reprlib.repr(points)}.",
-        remedy="A point is three whole numbers x, y, z, in voxels of mip 0.",
-    )
 
 
 def _points(points: Any, name: str) -> Points:

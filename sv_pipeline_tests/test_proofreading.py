@@ -100,6 +100,8 @@ def test_the_log_names_points_and_what_an_undo_is_about(graph: OpenGraph) -> Non
     assert table.loc[1, "sink"] == [list(other)]
     assert len(table.loc[1, "source_ids"]) == 1
     assert table["about"].tolist() == [0, 1]
+    assert graph.operations(last=1).index.tolist() == [2]
+    assert graph.operations(last=9).index.tolist() == [1, 2]
 
 
 # -- previews and pictures --------------------------------------------------------------------------------------------
@@ -196,6 +198,15 @@ def state(graph: OpenGraph) -> tuple[object, ...]:
     """All rows but those of operations, their counter, and the generation of the fork."""
     rows = {key: row for key, row in dump(graph.dataset.table).items() if not key.startswith((b"000", b"ioperations"))}
     return rows, current_generation(graph.dataset.watershed_url, graph.dataset.graph_id)
+
+
+def test_only_voxels_are_looked_up(untouched: OpenGraph) -> None:
+    for points in ([(1, 2)], [("a", "b", "c")], None, [(1.5, 2, 3)]):
+        with pytest.raises(EditRefused, match="not voxels"):
+            untouched.roots(points)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="outside the volume"):
+        untouched.roots([(0, 0, 640)])
+    assert len(untouched.roots([(i % 60, 30, 16) for i in range(5000)])) == 5000
 
 
 @pytest.mark.parametrize("number", [0, -1, 99, 10**30, "1", 1.5, None])

@@ -64,7 +64,7 @@ def _say(graph: OpenGraph, edit: CommittedEdit, picture: Path | None, *, as_json
     if picture is not None:
         try:
             _write(picture, graph.picture(edit.id))
-        except (SvPipelineError, OSError) as error:
+        except (SvPipelineError, ValueError, OSError) as error:
             click.echo(f"the edit was made, but there is no picture of it: {error}", err=True)
 
 
@@ -181,9 +181,7 @@ def operations(home: str, graph: str, last: int | None, *, as_json: bool) -> Non
     """The operation log of GRAPH, newest last: what was asked for, by whom, and what came of it."""
     from sv_pipeline.cli.output import operations_table
 
-    table = _opened(graph, home).operations()
-    if last is not None:
-        table = table.tail(last)
+    table = _opened(graph, home).operations(last)
     if as_json:
         click.echo(table.reset_index().to_json(orient="records", date_format="iso", indent=1))
     elif len(table):

@@ -14,6 +14,7 @@ from sv_pipeline.graph.lineage import Operation, read_operations
 from sv_pipeline.reports.cut_pictures import CutScene, Kind
 from sv_pipeline.reports.logged_edits import about
 from sv_pipeline.table import columns
+from sv_pipeline.table.counters import last_operation_id
 
 __all__ = ["edit_numbers", "operations_table", "preview_numbers", "refusal_of", "voxels_in_view"]
 
@@ -94,12 +95,21 @@ _COLUMNS = [
 ]
 
 
-def operations_table(graph: ChunkedGraph) -> pd.DataFrame:
+def operations_table(graph: ChunkedGraph, last: int | None = None) -> pd.DataFrame:
     """The operation log, newest last: what was asked for, by whom, and what came of it.
 
     ``about`` is the operation that an undo or redo is about, 0 for others; ``source`` and ``sink`` are voxels.
+
+    Parameters
+    ----------
+    last
+        Only the operations with so many last numbers, a few of which may be given to none; default: the whole log.
     """
-    rows = [_row(operation) for operation in read_operations(graph)]
+    ids = None
+    if last is not None:
+        newest = last_operation_id(graph.table)
+        ids = np.arange(max(newest - last, 0) + 1, newest + 1, dtype=np.uint64)
+    rows = [_row(operation) for operation in read_operations(graph, ids)]
     return pd.DataFrame(rows, columns=_COLUMNS).set_index("operation_id")
 
 
