@@ -10,9 +10,9 @@ def test_the_names_that_users_and_links_rely_on(home: str) -> None:
     loaded = defs()
     specs = {spec.key.to_user_string(): spec for spec in loaded.resolve_all_asset_specs()}
     assert sorted(specs) == ["base_ocdbt", "fork", "layer", "reader_contract", "watershed"]
-    assert {"register_graph_job", "purge_layer_job", "verify_job"} <= {
-        job.name for job in loaded.resolve_all_job_defs()
-    }
+    jobs = {"register_graph_job", "purge_layer_job", "verify_job"}
+    jobs |= {"split_job", "preview_split_job", "merge_job", "undo_job", "redo_job"}
+    assert jobs <= {job.name for job in loaded.resolve_all_job_defs()}
     assert {sensor.name for sensor in loaded.sensors or []} == {"registered_graphs_sensor"}
 
 
