@@ -34,6 +34,7 @@ __all__ = [
     "add_pending",
     "add_to_entry",
     "ask_for",
+    "boxes_of",
     "lag",
     "pending_boxes",
     "read_entries",
@@ -149,6 +150,11 @@ def _decode(key: str, value: bytes) -> tuple[dict[str, Any], IntArray]:
             remedy="Write the boxes of its operation again, or remove it and rebuild all coarser mips.",
         ) from error
     return content, boxes
+
+
+def boxes_of(key: str, value: bytes) -> IntArray:
+    """Boxes out of the value of a key, shape (n, 2, 3); CorruptionError names the key."""
+    return _decode(key, value)[1]
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

@@ -18,12 +18,13 @@ from sv_pipeline.engine.downsample import downsample, rebuild
 from sv_pipeline.errors import ConfigError, CorruptionError, NotFoundError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.base import read_base
-from sv_pipeline.segmentation.downsample import downsample_part, plan_entries, rebuild_mip
+from sv_pipeline.segmentation.downsample import downsample_part, plan_entries
 from sv_pipeline.segmentation.mip_maker import ForkPyramid, open_pyramid
 from sv_pipeline.segmentation.operations import OperationRecord, operation_key, pending_key, pending_value
 from sv_pipeline.segmentation.pending import lag, pending_boxes
 from sv_pipeline.segmentation.precomputed import create_volume, read_info
 from sv_pipeline.segmentation.reader import current_generation, open_fork_store
+from sv_pipeline.segmentation.rebuild import rebuild_mip
 from sv_pipeline.table.block_locks import lock_blocks, new_owner
 from sv_pipeline.table.interface import RowKeyRange
 from sv_pipeline.table.sqlite import SqliteTable
