@@ -36,6 +36,7 @@ __all__ = [
     "ask_for",
     "boxes_of",
     "lag",
+    "lag_of",
     "pending_boxes",
     "read_entries",
     "settle",
@@ -96,7 +97,11 @@ def pending_boxes(watershed_url: str | Path, graph_id: str) -> list[PendingEntry
 
 def lag(watershed_url: str | Path, graph_id: str) -> Lag:
     """Summary of the entries of a fork."""
-    entries = pending_boxes(watershed_url, graph_id)
+    return lag_of(pending_boxes(watershed_url, graph_id))
+
+
+def lag_of(entries: Sequence[PendingEntry]) -> Lag:
+    """Summary of entries."""
     times = [entry.since for entry in entries if entry.since is not None]
     boxes = [box for entry in entries for box in entry.boxes]
     return Lag(

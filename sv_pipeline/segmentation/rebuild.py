@@ -1,9 +1,9 @@
 """Owns making one mip of a fork again from the one below, all of it or in boxes, by as many workers as wanted.
 
-What is left of it is in the fork, ``_sv_pipeline/rebuild/<mip>`` = ``{"boxes": [[start, stop], ...]}`` in voxels of that
-mip; each commit takes out what it has made. So a rebuild that was killed goes on where it was, and one that is complete
-has no key. The ledger of what edits left behind is another matter (`pending`); but where a rebuild changes something,
-what that means for still coarser mips is put there in the same commit.
+What is left of it is in the fork, ``_sv_pipeline/rebuild/<mip>`` = ``{"boxes": [[start, stop], ...]}`` in voxels of
+that mip; each commit takes out what it has made. So a rebuild that was killed goes on where it was, and one that is
+complete has no key. What edits left behind is another matter (`pending`); but where a rebuild changes something, what
+that means for still coarser mips is put on that ledger in the same commit.
 """
 
 from __future__ import annotations
