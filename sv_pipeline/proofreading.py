@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 
 from sv_pipeline import edits
-from sv_pipeline.algorithms.multicut import Preview, Refused, SupervoxelSplitRequired
-from sv_pipeline.edits import CommittedEdit, MergeRequest, Points, SplitRequest
+from sv_pipeline.edits import CommittedEdit, MergeRequest, Points, SplitPreview, SplitRequest
 from sv_pipeline.graph import queries
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.registry import Dataset, open_dataset
@@ -69,7 +68,7 @@ class OpenGraph:
         """Cut ``source`` from ``sink`` where it is cheapest; EditRefused, with a reason, where it cannot be."""
         return edits.split(self.dataset.graph, self._split_request(source, sink, user), volume=self.segmentation)
 
-    def preview_split(self, source: Voxels, sink: Voxels) -> Preview | SupervoxelSplitRequired | Refused:
+    def preview_split(self, source: Voxels, sink: Voxels) -> SplitPreview:
         """What :meth:`split` would do now; nothing is locked or written."""
         request = self._split_request(source, sink, "preview")
         return edits.preview_split(self.dataset.graph, request, volume=self.segmentation)

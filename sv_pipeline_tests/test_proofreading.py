@@ -73,7 +73,7 @@ def two_parts_of_an_object(graph: OpenGraph) -> tuple[Point, Point]:
     for root in np.unique(roots).tolist():
         for one, other in combinations([p for p, r in zip(points, roots.tolist(), strict=True) if r == root], 2):
             with contextlib.suppress(EditRefused):  # on one supervoxel
-                preview = graph.preview_split([one], [other])
+                preview = graph.preview_split([one], [other]).outcome
                 if isinstance(preview, Preview) and not preview.illegal:
                     return one, other
     raise AssertionError("no object can be split")

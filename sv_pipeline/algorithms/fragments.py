@@ -17,6 +17,7 @@ A supervoxel lies inside one chunk, so cutting at chunk borders is not done here
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +37,7 @@ __all__ = [
     "ChangedChunks",
     "FragmentPlan",
     "VoxelBlock",
+    "VoxelBlocks",
     "is_placeholder",
     "member_mask",
     "placeholder_index",
@@ -75,6 +77,15 @@ class VoxelBlock:
 
     box: Box
     voxels: Labels
+
+
+class VoxelBlocks(Sequence[VoxelBlock]):
+    """Blocks that are made when asked for; where they are is known before."""
+
+    @property
+    @abc.abstractmethod
+    def boxes(self) -> tuple[Box, ...]:
+        """Box of each, absolute."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -347,7 +358,7 @@ def _assemble(
     )
 
 
-class ChangedChunks(Sequence[VoxelBlock]):
+class ChangedChunks(VoxelBlocks):
     """The storage chunks that a plan changes, whole (as far as they lie in its box); each is made when asked for."""
 
     def __init__(self, plan: FragmentPlan, segmentation: Labels, new_ids: UInt64Array, storage: ChunkGrid) -> None:

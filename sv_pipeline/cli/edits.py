@@ -72,7 +72,7 @@ def split(home: str, graph: str, source: tuple[str, ...], sink: tuple[str, ...],
 @click.pass_obj
 def preview(home: str, graph: str, source: tuple[str, ...], sink: tuple[str, ...], *, as_json: bool) -> None:
     """Show what a split of GRAPH would do. Locks and writes nothing."""
-    found = open_graph(graph, home).preview_split(_voxels(source), _voxels(sink))
+    found = open_graph(graph, home).preview_split(_voxels(source), _voxels(sink)).outcome
     if not isinstance(found, Preview):
         reason = getattr(found, "reason", Reason.SUPERVOXEL_SPLIT_REQUIRED)
         raise EditRefused(reason, found.message)

@@ -1,12 +1,13 @@
 """Edits of a graph: merges and splits, from the request to the commit. Knows no Dagster."""
 
 from sv_pipeline.edits.commit import CommittedEdit
-from sv_pipeline.edits.history import leaves_at, operations_table, redo, undo
+from sv_pipeline.edits.history import redo, undo
 from sv_pipeline.edits.locking import LockPatience
+from sv_pipeline.edits.looking_back import leaves_at, operations_table
 from sv_pipeline.edits.merging import merge
 from sv_pipeline.edits.refusal import EditRefused, OwnershipLostError, Reason
 from sv_pipeline.edits.requests import MergeRequest, Points, SplitRequest
-from sv_pipeline.edits.splitting import preview_split, split
+from sv_pipeline.edits.splitting import SplitPreview, preview_split, split
 
 __all__ = [
     "CommittedEdit",
@@ -16,6 +17,7 @@ __all__ = [
     "OwnershipLostError",
     "Points",
     "Reason",
+    "SplitPreview",
     "SplitRequest",
     "leaves_at",
     "merge",

@@ -180,11 +180,9 @@ def commit(
 
 
 def _commit_voxels(graph: ChunkedGraph, row: OperationRow, change: SupervoxelChange, timestamp: int) -> None:
-    commit_edit(
-        graph.watershed_url,
-        graph.graph_id,
-        EditCommit(row.operation_id, change.blocks(change.ids), change.generation, timestamp, row.owner),
-    )
+    blocks = change.blocks(change.ids)
+    edit = EditCommit(row.operation_id, blocks, change.generation, timestamp, row.owner, blocks.boxes)
+    commit_edit(graph.watershed_url, graph.graph_id, edit)
 
 
 def _take(step: Step) -> None:

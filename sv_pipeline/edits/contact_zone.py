@@ -11,6 +11,7 @@ Reads; decides nothing else.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,11 @@ OFFSETS = np.array(list(itertools.product((-1, 0, 1), repeat=3)), np.int64)
 
 
 def implied_edges(
-    graph: ChunkedGraph, cache: NodeCache, plan: HierarchyPlan, activated: UInt64Array
+    graph: ChunkedGraph,
+    cache: NodeCache,
+    plan: HierarchyPlan,
+    activated: UInt64Array,
+    renamed: Callable[[UInt64Array], UInt64Array] = lambda pairs: pairs,
 ) -> tuple[UInt64Array, UInt64Array]:
     """Inactive edges that the plan of a merge makes active by the common ancestors that it makes.
 
@@ -40,6 +45,8 @@ def implied_edges(
         The hierarchy after the merge.
     activated
         Pairs of supervoxels that the plan counts as active already, shape (n, 2).
+    renamed
+        Gives supervoxels of stored edges the names that they have in the plan.
 
     Returns
     -------
@@ -52,7 +59,8 @@ def implied_edges(
         return np.zeros((0, 2), np.uint64), np.zeros((0, 2), np.uint64)
     groups, colours, nodes, tops = zone
     coordinates = np.unique(graph.layout.coordinates(nodes), axis=0)
-    pairs = pairs_of(edges_of_chunks(graph, coordinates))
+    pairs = np.sort(renamed(pairs_of(edges_of_chunks(graph, coordinates, cache))), axis=1)
+    pairs = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
     return _between(graph, cache, zone, pairs, activated)
 
 

@@ -1,42 +1,44 @@
-"""Taking edits back, making them again, and looking at what was done. The log itself is of ``graph.lineage``.
+"""Taking edits back and making them again. The log itself is of ``graph.lineage``.
 
 | operation | undo | redo |
 | --- | --- | --- |
 | merge | the edges that it activated become inactive | they become active again |
 | split | the edges that it removed become active | they become inactive again |
+| split of supervoxels | fragments become one supervoxel again, and the edges as above | the same points, split again |
 
 An undo of an undo is a redo, and so on: chains are followed to the operation that they are about. What later edits did
-stays: only edges that are still as the operation left them change.
+stays: only edges that are still as the operation left them change. Where later edits split the fragments of a split
+again, its undo is refused, with their numbers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 
 from sv_pipeline.edits.commit import CommittedEdit, EditPlan
+from sv_pipeline.edits.incarnations import Incarnation, about, latest_incarnation
 from sv_pipeline.edits.locking import LockPatience
 from sv_pipeline.edits.merging import plan_addition
-from sv_pipeline.edits.operation_log import read_activated
+from sv_pipeline.edits.operation_log import read_activated, read_supervoxels
 from sv_pipeline.edits.refusal import EditRefused, Reason
 from sv_pipeline.edits.region import read_region
-from sv_pipeline.edits.session import Workspace, run_edit
-from sv_pipeline.edits.splitting import plan_removal
+from sv_pipeline.edits.requests import Points, SplitRequest
+from sv_pipeline.edits.session import Workspace, checked, run_edit
+from sv_pipeline.edits.splitting import plan_removal, plan_split
+from sv_pipeline.edits.supervoxel_undo import UndoOfSplit, plan_undo_of_split
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edges import replaced
-from sv_pipeline.graph.hierarchy import Time, read_ancestor_matrix
+from sv_pipeline.graph.hierarchy import read_ancestor_matrix
 from sv_pipeline.graph.lineage import Operation, OperationStatus, read_operations
-from sv_pipeline.graph.queries import leaves, roots
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
+from sv_pipeline.segmentation.reader import open_fork
 from sv_pipeline.table import columns
-from sv_pipeline.table.columns import Ragged
 from sv_pipeline.table.interface import SetCell
 
-__all__ = ["leaves_at", "operations_table", "redo", "undo"]
+__all__ = ["redo", "undo"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,23 +86,36 @@ def redo(graph: ChunkedGraph, operation_id: int, user: str, *, patience: LockPat
 def _revert(
     graph: ChunkedGraph, operation_id: int, user: str, *, undo_it: bool, patience: LockPatience | None
 ) -> CommittedEdit:
-    request = _request(graph, operation_id, user, undo_it=undo_it)
+    if not user.strip():
+        raise EditRefused(Reason.BAD_REQUEST, "the request names no user.", remedy="Every edit has an author.")
+    operation, undo_it = _followed(graph, operation_id, undo_it=undo_it)
+    record = read_supervoxels(graph.table, operation.operation_id)
+    if len(record):
+        found = latest_incarnation(graph, operation, record)
+        revert = _undo_split if undo_it else _redo_split
+        return revert(graph, found, user, patience)
     return run_edit(
         graph,
-        request,
+        _request(graph, operation, user, undo_it=undo_it),
         _plan,
         prepare=lambda r: _of_living_supervoxels(graph, r),
-        log_cells=_log_cells,
+        log_cells=lambda r: _log_cells(r.kind, r.user, r.operation_id),
         patience=patience,
     )
 
 
-def _request(graph: ChunkedGraph, operation_id: int, user: str, *, undo_it: bool) -> RevertRequest:
-    """What an undo or redo comes to, after following chains of them."""
+def _followed(graph: ChunkedGraph, operation_id: int, *, undo_it: bool) -> tuple[Operation, bool]:
+    """What an undo or redo is about in the end, and whether that is undone or made again."""
     operation = _successful(graph, operation_id)
     while operation.kind in ("undo", "redo"):
+        if operation.kind == "redo" and len(read_supervoxels(graph.table, operation.operation_id)):
+            break  # a split of its own
         undo_it = undo_it if operation.kind == "redo" else not undo_it
-        operation = _successful(graph, _about(operation))
+        operation = _successful(graph, about(operation))
+    return operation, undo_it
+
+
+def _request(graph: ChunkedGraph, operation: Operation, user: str, *, undo_it: bool) -> RevertRequest:
     if operation.kind == "merge":
         edges = read_activated(graph.table, operation.operation_id)
         if edges is None:
@@ -114,9 +129,95 @@ def _request(graph: ChunkedGraph, operation_id: int, user: str, *, undo_it: bool
     return RevertRequest(user, operation.operation_id, kind, (operation.kind == "split") is undo_it, pairs)
 
 
-def _about(operation: Operation) -> int:
-    column = columns.UNDO_OPERATION_ID if operation.kind == "undo" else columns.REDO_OPERATION_ID
-    return column.newest(operation.row) or 0
+# -- splits of supervoxels --------------------------------------------------------------------------------------------
+
+
+def _undo_split(graph: ChunkedGraph, found: Incarnation, user: str, patience: LockPatience | None) -> CommittedEdit:
+    target = found.operation.operation_id
+    _refuse_overlapped(found)
+    if found.undone_by is not None:
+        raise EditRefused(
+            Reason.NOTHING_TO_UNDO, f"operation {target} was undone already, by operation {found.undone_by}."
+        )
+    removed = columns.REMOVED_EDGES.newest(found.operation.row)
+    edges = np.zeros((0, 2), np.uint64) if removed is None else removed.astype(np.uint64)
+
+    def prepare(request: UndoOfSplit) -> UndoOfSplit:
+        ends = np.unique(request.edges)
+        gone = ends[replaced(graph, ends)] if len(ends) else ends
+        if np.isin(request.record[:, 1], gone).any():
+            raise EditRefused(Reason.OVERLAPPED, f"operation {target} is just being changed.", remedy="Try again.")
+        return replace(request, edges=request.edges[~np.isin(request.edges, gone).any(axis=1)])
+
+    return run_edit(
+        graph,
+        UndoOfSplit(user, target, found.record, edges),
+        plan_undo_of_split,
+        prepare=prepare,
+        log_cells=lambda r: _log_cells("undo", r.user, r.operation_id),
+        patience=patience,
+    )
+
+
+def _redo_split(graph: ChunkedGraph, found: Incarnation, user: str, patience: LockPatience | None) -> CommittedEdit:
+    target = found.operation.operation_id
+    _refuse_overlapped(found)
+    if found.undone_by is None:
+        raise EditRefused(Reason.NOTHING_TO_UNDO, f"operation {target} is in force: there is nothing to redo.")
+    volume = open_fork(graph.watershed_url, graph.graph_id)
+    return run_edit(
+        graph,
+        _same_points(found.operation, user),
+        _plan_split_again,
+        prepare=lambda r: checked(graph, r, volume),
+        log_cells=lambda r: [*_log_cells("redo", r.user, target), *_point_cells(r)],
+        patience=patience,
+    )
+
+
+def _refuse_overlapped(found: Incarnation) -> None:
+    if found.overlapped_by:
+        names = ", ".join(map(str, found.overlapped_by))
+        raise EditRefused(
+            Reason.OVERLAPPED,
+            f"operation {found.operation.operation_id} cannot be undone or redone by itself: operation(s) {names} have "
+            "changed its supervoxels since.",
+            remedy="Undo those first.",
+        )
+
+
+def _same_points(operation: Operation, user: str) -> SplitRequest:
+    """The request of an operation that split supervoxels; its points are looked up anew."""
+    row = operation.row
+    source, sink = columns.SOURCE_COORDINATES.newest(row), columns.SINK_COORDINATES.newest(row)
+    offset = columns.BOUNDING_BOX_OFFSET.newest(row)
+    if source is None or sink is None or offset is None:
+        raise EditRefused(
+            Reason.NOTHING_TO_UNDO,
+            f"operation {operation.operation_id} does not tell its points, so that it could be made again.",
+            remedy="Split again, with points of your own.",
+        )
+    x, y, z = offset.ravel().tolist()
+    sides = Points.of(coordinates=source), Points.of(coordinates=sink)
+    return SplitRequest(user, *sides, offset=(x, y, z), disallow_isolating_cut=False)
+
+
+def _plan_split_again(workspace: Workspace, request: SplitRequest) -> EditPlan:
+    return replace(plan_split(workspace, request), kind="redo")
+
+
+def _point_cells(request: SplitRequest) -> list[SetCell]:
+    cells = [columns.BOUNDING_BOX_OFFSET.set(np.asarray(request.offset, np.int64))]
+    for points, column in (
+        (request.sources, columns.SOURCE_COORDINATES),
+        (request.sinks, columns.SINK_COORDINATES),
+    ):
+        if points.coordinates is not None:
+            cells.append(column.set(points.coordinates))
+    return cells
+
+
+# -- edges ------------------------------------------------------------------------------------------------------------
 
 
 def _successful(graph: ChunkedGraph, operation_id: int) -> Operation:
@@ -134,8 +235,6 @@ def _successful(graph: ChunkedGraph, operation_id: int) -> Operation:
 
 def _of_living_supervoxels(graph: ChunkedGraph, request: RevertRequest) -> RevertRequest:
     """Without edges of supervoxels that were split since."""
-    if not request.user.strip():
-        raise EditRefused(Reason.BAD_REQUEST, "the request names no user.", remedy="Every edit has an author.")
     ids = request.supervoxels
     gone = ids[replaced(graph, ids)]
     edges = request.edges[~np.isin(request.edges, gone).any(axis=1)]
@@ -173,40 +272,6 @@ def _nothing(request: RevertRequest) -> EditRefused:
     )
 
 
-def _log_cells(request: RevertRequest) -> list[SetCell]:
-    column = columns.UNDO_OPERATION_ID if request.kind == "undo" else columns.REDO_OPERATION_ID
-    return [columns.USER.set(request.user), column.set(request.operation_id)]
-
-
-# -- looking back -----------------------------------------------------------------------------------------------------
-
-
-def operations_table(graph: ChunkedGraph) -> pd.DataFrame:
-    """The operation log: id, kind, status, time, user, number of roots and the roots, reason of a refusal."""
-    rows: list[dict[str, Any]] = []
-    for operation in read_operations(graph):
-        text = operation.exception or ""
-        refused = text.startswith("refused:")
-        rows.append(
-            {
-                "operation_id": operation.operation_id,
-                "kind": operation.kind,
-                "status": "" if operation.status is None else operation.status.name,
-                "refused": text.split(":", 2)[1] if refused else "",
-                "time": operation.timestamp,
-                "user": operation.user or "",
-                "n_roots": len(operation.roots),
-                "roots": operation.roots.tolist(),
-                "exception": text,
-            }
-        )
-    names = ["operation_id", "kind", "status", "refused", "time", "user", "n_roots", "roots", "exception"]
-    return pd.DataFrame(rows, columns=names).set_index("operation_id")
-
-
-def leaves_at(graph: ChunkedGraph, supervoxels: Any, at: Time) -> Ragged:
-    """The supervoxels of the object that each supervoxel was part of at a moment.
-
-    Those that were split later are listed as their fragments: PyChunkedGraph's layout keeps no older lists.
-    """
-    return leaves(graph, roots(graph, supervoxels, at=at))
+def _log_cells(kind: str, user: str, operation_id: int) -> list[SetCell]:
+    column = columns.UNDO_OPERATION_ID if kind == "undo" else columns.REDO_OPERATION_ID
+    return [columns.USER.set(user), column.set(operation_id)]

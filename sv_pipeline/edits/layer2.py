@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.components import component_labels, find
+from sv_pipeline.algorithms.components import component_labels, find, unique_rows
 from sv_pipeline.edits.hierarchy_plan import Layer2Change, NewNodes, provisional_ids
 from sv_pipeline.edits.nodes import KnownNodes
 from sv_pipeline.graph.edge_files import Edges
@@ -14,7 +16,7 @@ from sv_pipeline.graph.layers import LayeredEdges
 from sv_pipeline.ids import IdLayout, UInt64Array
 from sv_pipeline.table.columns import Ragged
 
-__all__ = ["add_edges", "pairs_of", "remove_edges", "same_rows"]
+__all__ = ["OtherChange", "add_edges", "pairs_of", "remove_edges", "same_rows"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -59,8 +61,23 @@ def add_edges(layout: IdLayout, added: UInt64Array, parents: UInt64Array, known:
     return Layer2Change(retired, NewNodes(ids, children, new))
 
 
+@dataclass(frozen=True, eq=False)
+class OtherChange:
+    """What else changes in layer 2 while edges become inactive, because supervoxels are replaced."""
+
+    nodes: UInt64Array = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """Nodes whose children change."""
+    joined: UInt64Array = field(default_factory=lambda: np.zeros((0, 2), np.uint64))
+    """Edges that are active whatever rows say, smaller first, shape (n, 2)."""
+
+
 def remove_edges(
-    layout: IdLayout, removed: UInt64Array, parents: UInt64Array, edges: Edges, known: KnownNodes
+    layout: IdLayout,
+    removed: UInt64Array,
+    parents: UInt64Array,
+    edges: Edges,
+    known: KnownNodes,
+    other: OtherChange,
 ) -> Layer2Change:
     """Layer 2 after atomic edges became inactive.
 
@@ -74,13 +91,15 @@ def remove_edges(
         All atomic edges that touch supervoxels of these nodes, active or not; each pair once, smaller first.
     known
         Rows of these nodes and of those that their cross edges lead to.
+    other
+        What else changes.
 
     Raises
     ------
     MissingNodes
         If rows are needed that are not known.
     """
-    retired = np.unique(parents)
+    retired = np.unique(np.concatenate([parents.ravel(), other.nodes]))
     stored = known.edges_of(retired)
     neighbours = np.union1d(retired, stored.edges[:, 1])
     below = take(known.children, known.index(neighbours))
@@ -101,7 +120,7 @@ def remove_edges(
     ids = provisional_ids(layout, chunks, {})
 
     # Whether an edge across chunks is active depends on the two layer 2 nodes alone: then their rows list it.
-    across = (layers > 1) & _active(stored, nodes, layers)
+    across = (layers > 1) & (_active(stored, nodes, layers) | same_rows(pairs, other.joined))
     both = np.concatenate([pairs[across], pairs[across][:, ::-1]])
     ends = np.concatenate([nodes[across], nodes[across][:, ::-1]])
     both_layers = np.tile(layers[across], 2)
@@ -133,6 +152,8 @@ def same_rows(rows: UInt64Array, among: UInt64Array) -> npt.NDArray[np.bool_]:
 
 
 def _grouped(values: UInt64Array, labels: IntArray, count: int) -> Ragged:
+    """Values of each label, ascending, each once: what replaces several supervoxels comes from several nodes."""
+    at = unique_rows(labels, values)
     offsets = np.zeros(count + 1, np.int64)
-    np.cumsum(np.bincount(labels, minlength=count), out=offsets[1:])
-    return Ragged(values[np.lexsort((values, labels))], offsets)
+    np.cumsum(np.bincount(labels[at], minlength=count), out=offsets[1:])
+    return Ragged(values[at], offsets)

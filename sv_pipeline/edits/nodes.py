@@ -87,6 +87,23 @@ class NodeCache:
         self._columns = [PARENT.key, CHILDREN.key, *(cross_edges(n).key for n in range(2, graph.n_layers))]
         self._rows: dict[bytes, RowView] = {}
         self._parts: list[KnownNodes] = []
+        self._links = np.zeros((0, 2), np.uint64)
+        self._noted = 0
+
+    def substitute(self, links: UInt64Array) -> None:
+        """From now on nodes list new children in place of old ones: as they will be.
+
+        Parameters
+        ----------
+        links
+            (old, new), shape (m, 2): one old may become several, and several one.
+        """
+        self._links = links[np.lexsort((links[:, 1], links[:, 0]))]
+        self._parts = [self._decoded(sorted(self._rows, key=int))] if self._rows else []
+
+    def note(self, timestamp: int) -> None:
+        """Remember the time (milliseconds) of a cell that was read elsewhere, for :meth:`latest`."""
+        self._noted = max(self._noted, timestamp)
 
     def fetch(self, ids: npt.ArrayLike) -> None:
         """Have the rows of these nodes."""
@@ -105,11 +122,12 @@ class NodeCache:
     def children(self, ids: npt.ArrayLike) -> Ragged:
         """Children of each node."""
         self.fetch(ids)
-        return newest_arrays(CHILDREN, self._rows, keys.node_keys(ids))
+        return _substituted(newest_arrays(CHILDREN, self._rows, keys.node_keys(ids)), self._links)
 
     def latest(self) -> int:
         """Time of the newest cell of all that was read, milliseconds."""
-        return max((cells[0].timestamp for row in self._rows.values() for cells in row.values()), default=0)
+        times = (cells[0].timestamp for row in self._rows.values() for cells in row.values())
+        return max(max(times, default=0), self._noted)
 
     def ancestors(self, ids: npt.ArrayLike) -> UInt64Array:
         """These nodes and all that are above them, ascending."""
@@ -149,9 +167,25 @@ class NodeCache:
         return KnownNodes(
             keys.node_ids(row_keys),
             newest_ids(PARENT, self._rows, row_keys),
-            newest_arrays(CHILDREN, self._rows, row_keys),
+            _substituted(newest_arrays(CHILDREN, self._rows, row_keys), self._links),
             LayeredEdges(np.concatenate(layers), np.concatenate(parts)),
         )
+
+
+def _substituted(children: Ragged, links: UInt64Array) -> Ragged:
+    """Children with old ones replaced by new ones, each once; ``links`` (old, new) in their order."""
+    hit = find(np.unique(links[:, 0]), children.values) >= 0
+    if not hit.any():
+        return children
+    owners = np.repeat(np.arange(len(children.lengths)), children.lengths)
+    first = np.searchsorted(links[:, 0], children.values[hit], side="left")
+    counts = np.searchsorted(links[:, 0], children.values[hit], side="right") - first
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    values = np.concatenate([children.values[~hit], links[np.repeat(first, counts) + within, 1]])
+    owners = np.concatenate([owners[~hit], np.repeat(owners[hit], counts)])
+    pairs = np.unique(np.stack([owners.astype(np.uint64), values], axis=-1), axis=0)
+    offsets = np.searchsorted(pairs[:, 0], np.arange(len(children.lengths) + 1)).astype(np.int64)
+    return Ragged(pairs[:, 1], offsets)
 
 
 def until_known(cache: NodeCache, plan: Callable[[KnownNodes], Value]) -> Value:

@@ -12,12 +12,12 @@ from sv_pipeline.algorithms.components import find, unique_rows
 from sv_pipeline.edits.nodes import NodeCache
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edge_files import Edges, read_edges_many
-from sv_pipeline.graph.edges import read_edges_of_edits
+from sv_pipeline.graph.edges import read_timed_edges_of_edits
 from sv_pipeline.graph.queries import chunks_touch
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 
-__all__ = ["Region", "edges_of_chunks", "read_region"]
+__all__ = ["Region", "distinct_edges", "edges_of_chunks", "read_region", "reread_edges"]
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -58,9 +58,17 @@ class Region:
 
 def read_region(graph: ChunkedGraph, cache: NodeCache, roots: UInt64Array, box: Box) -> Region:
     """Walk down from roots, pruned by a box of voxels; then read the edges of the chunks that were reached."""
-    supervoxels, ancestors = _walk_down(graph, cache, roots, box)
+    return _with_edges(graph, cache, *_walk_down(graph, cache, roots, box))
+
+
+def reread_edges(graph: ChunkedGraph, cache: NodeCache, region: Region) -> Region:
+    """The same region with its edges as they are now: those to other objects may have changed."""
+    return _with_edges(graph, cache, region.supervoxels, region.ancestors)
+
+
+def _with_edges(graph: ChunkedGraph, cache: NodeCache, supervoxels: UInt64Array, ancestors: UInt64Array) -> Region:
     chunks = np.unique(graph.layout.chunks(supervoxels))
-    edges = edges_of_chunks(graph, graph.layout.coordinates(chunks))
+    edges = edges_of_chunks(graph, graph.layout.coordinates(chunks), cache)
     ends = np.stack([edges.node_ids1, edges.node_ids2], axis=-1)
     touching = (find(supervoxels, ends) >= 0).any(axis=1) if len(ends) else np.zeros(0, np.bool_)
     edges = Edges(*(array[touching] for array in edges.arrays))
@@ -93,13 +101,20 @@ def _walk_down(graph: ChunkedGraph, cache: NodeCache, roots: UInt64Array, box: B
     return supervoxels[order], matrix[order]
 
 
-def edges_of_chunks(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64]) -> Edges:
+def edges_of_chunks(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64], cache: NodeCache) -> Edges:
     """Atomic edges of layer 2 chunks (n, 3), of files and of edits; each pair once, smaller id first, no loops."""
     with ThreadPoolExecutor(2) as pool:
-        of_edits = pool.submit(read_edges_of_edits, graph, coordinates)
+        reading = pool.submit(read_timed_edges_of_edits, graph, coordinates)
         files = read_edges_many(graph.edges_url, coordinates)
         parts = [part for file in files for part in (file.in_, file.between, file.cross)]
-        parts.append(of_edits.result())
+        of_edits, latest = reading.result()
+    parts.append(of_edits)
+    cache.note(latest)
+    return distinct_edges(parts)
+
+
+def distinct_edges(parts: list[Edges]) -> Edges:
+    """Each pair once, smaller id first, no loops; of the same pair the largest affinity counts."""
     one, other, affinities, areas = (np.concatenate(arrays) for arrays in zip(*(p.arrays for p in parts), strict=True))
     low, high = np.minimum(one, other), np.maximum(one, other)
     # Of the same pair the largest affinity counts: inf holds, whatever else is said.

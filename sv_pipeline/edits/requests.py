@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ MAX_POINTS = 1000
 MAX_CHUNKS_APART = 3
 """How far, per axis, the layer 2 chunks of the two ends of a merge may be from each other."""
 DEFAULT_OFFSET = (240, 240, 24)
+DEFAULT_MEMORY = 4 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +87,9 @@ class SplitRequest:
     """Voxels around the points within which edges may be cut; None = the graph's own setting."""
     path_augmentation: bool = True
     disallow_isolating_cut: bool = True
-    options: dict[str, Any] = field(default_factory=dict)
-    """For supervoxel splits."""
+    """Refuse a cut that cuts off nothing but the points of one side; not where supervoxels are split for it."""
+    memory: int = DEFAULT_MEMORY
+    """Bytes that the voxels of a supervoxel split may take."""
 
     @property
     def supervoxels(self) -> UInt64Array:
@@ -111,25 +113,33 @@ def looked_up(graph: ChunkedGraph, points: Points, volume: Any) -> Points:
         raise EditRefused(Reason.OUTSIDE, error.message, remedy="Points are x, y, z in voxels of mip 0.") from error
 
 
-def check_points(graph: ChunkedGraph, request: MergeRequest | SplitRequest, *, distinct: bool = True) -> None:
-    """Refuse what no graph could do.
-
-    Parameters
-    ----------
-    distinct
-        No supervoxel may be named on both sides.
-    """
+def check_points(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> None:
+    """Refuse what no graph could do."""
     if not request.user.strip():
         raise EditRefused(Reason.BAD_REQUEST, "the request names no user.", remedy="Every edit has an author.")
     for name, points in (("source", request.sources), ("sink", request.sinks)):
         _check_side(graph, name, points)
     both = np.intersect1d(request.sources.ids, request.sinks.ids)
-    if distinct and len(both):
+    where = request.sources.coordinates, request.sinks.coordinates
+    if len(both) and (isinstance(request, MergeRequest) or where[0] is None or where[1] is None):
         raise EditRefused(
             Reason.SAME_POINT,
             f"supervoxel {int(both[0])} is named as source and as sink.",
-            remedy="Place the points on different supervoxels.",
+            remedy="Place the points on different supervoxels; or name voxels, between which it can be split.",
         )
+    if len(both) and where[0] is not None and where[1] is not None:
+        shared = np.isin(_packed(where[0]), _packed(where[1]))
+        if shared.any():
+            raise EditRefused(
+                Reason.SAME_POINT,
+                f"voxel {tuple(where[0][shared][0].tolist())} is named as source and as sink.",
+                remedy="Place the points of the two sides on different voxels.",
+            )
+
+
+def _packed(voxels: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
+    """Voxels (n, 3) as one value each, to be compared."""
+    return np.ascontiguousarray(voxels, "<i8").view("V24").ravel()
 
 
 def _check_side(graph: ChunkedGraph, name: str, points: Points) -> None:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -58,6 +59,8 @@ class Workspace:
     """The locked roots, ascending."""
     root_of: dict[int, int]
     """Root of each supervoxel of the request."""
+    lock_chunks: Callable[[UInt64Array, list[str]], None]
+    """Locks layer 2 chunks as well, by id, with a name for each; before anything is read that others could change."""
 
     def roots_of(self, supervoxels: UInt64Array) -> UInt64Array:
         """Distinct roots of supervoxels of the request."""
@@ -131,11 +134,13 @@ def _edit_under_locks(
         with lock_roots(graph.table, row.operation_id, roots.find, expiry, patience) as held:
             cache = NodeCache(graph)
             with ThreadPoolExecutor(1) as pool:
-                locked_at = pool.submit(held.locked_at)
+                locking = pool.submit(held.locked_at)
                 cache.fetch(roots.chains())
             roots.confirm(cache)
-            plan = make_plan(Workspace(graph, cache, roots.current(), roots.root_of()), request)
-            timestamp = logical_time(locked_at.result(), cache.latest())
+            lock_chunks = partial(held.lock_chunks, patience=patience)
+            plan = make_plan(Workspace(graph, cache, roots.current(), roots.root_of(), lock_chunks), request)
+            locked_at = held.locked_at() if len(held.chunks) else locking.result()
+            timestamp = logical_time(locked_at, cache.latest())
             return commit(graph, held, row, plan, timestamp, request.user, log_cells(request))
     except EditRefused:
         raise

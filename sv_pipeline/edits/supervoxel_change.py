@@ -12,14 +12,14 @@ Rows of layer 2 nodes that are retired stay as they are, so leaves of a moment a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.components import find
-from sv_pipeline.algorithms.fragments import VoxelBlock
+from sv_pipeline.algorithms.fragments import VoxelBlocks
 from sv_pipeline.algorithms.local_edges import LocalEdges, edit_edge_rows
 from sv_pipeline.ids import IdLayout, UInt64Array
 from sv_pipeline.table import columns, keys
@@ -36,7 +36,7 @@ def renamed_ids(array: UInt64Array, old: UInt64Array, new: UInt64Array) -> UInt6
 
 @dataclass(frozen=True, eq=False)
 class SupervoxelChange:
-    """Supervoxels that are replaced, their edges, and the voxels that change; new ones have provisional ids at first."""
+    """Supervoxels that are replaced, their edges, their voxels. New ones have provisional ids at first."""
 
     ids: UInt64Array
     """New supervoxels, shape (k,)."""
@@ -50,7 +50,7 @@ class SupervoxelChange:
     """Layer 2 chunks that are locked: those in which voxels change, and their neighbours."""
     generation: int
     """Of the fork, that the voxels were read at."""
-    blocks: Callable[[UInt64Array], Sequence[VoxelBlock]] = field(repr=False)
+    blocks: Callable[[UInt64Array], VoxelBlocks] = field(repr=False)
     """The storage chunks that change, given the final id of each of ``ids``."""
 
     def renamed(self, old: UInt64Array, new: UInt64Array) -> SupervoxelChange:

@@ -42,6 +42,7 @@ __all__ = [
     "SubgraphEdges",
     "has_split_edges",
     "read_edges_of_edits",
+    "read_timed_edges_of_edits",
     "replaced",
     "subgraph_edges",
 ]
@@ -164,6 +165,11 @@ def read_edges_of_edits(graph: ChunkedGraph, coordinates: npt.ArrayLike) -> Edge
 
     All cells count: tables exist whose newest compacted cell lacks edges that are still valid.
     """
+    return read_timed_edges_of_edits(graph, coordinates)[0]
+
+
+def read_timed_edges_of_edits(graph: ChunkedGraph, coordinates: npt.ArrayLike) -> tuple[Edges, int]:
+    """The same, and the time of the newest of these cells in milliseconds (0 if there are none)."""
     chunk_ids = graph.layout.chunk_ids(2, np.asarray(coordinates, np.int64).reshape(-1, 3))
     columns = [FAKE_EDGES, OLD_FAKE_EDGES, *(column for group in _SPLIT_COLUMNS for column in group)]
     rows = graph.table.read_rows(keys.edit_edge_keys(chunk_ids), [column.key for column in columns])
@@ -173,7 +179,8 @@ def read_edges_of_edits(graph: ChunkedGraph, coordinates: npt.ArrayLike) -> Edge
             parts += _split_edges(key, row, *group)
         for column in (FAKE_EDGES, OLD_FAKE_EDGES):
             parts += [_fake_edges(pairs) for _, pairs in column.history(row)]
-    return _join(parts)
+    latest = max((cells[0].timestamp for row in rows.values() for cells in row.values()), default=0)
+    return _join(parts), latest
 
 
 def has_split_edges(graph: ChunkedGraph) -> bool:

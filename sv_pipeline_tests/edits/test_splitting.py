@@ -76,7 +76,7 @@ def test_a_preview_writes_nothing_and_is_what_a_split_does(make_graph: Callable[
     edited = make_graph(objects=0.1, cross=0)
     source, sink = edited.pairs(same=True)[0]
     before = dump(edited.graph.table)
-    preview = edits.preview_split(edited.graph, split_request([source], [sink]))
+    preview = edits.preview_split(edited.graph, split_request([source], [sink])).outcome
     assert dump(edited.graph.table) == before
     assert isinstance(preview, Preview)
     edit = edited.split(source, sink)
@@ -88,7 +88,9 @@ def test_a_preview_writes_nothing_and_is_what_a_split_does(make_graph: Callable[
 def test_a_preview_says_when_voxels_must_be_cut(make_graph: Callable[..., Edited]) -> None:
     edited = make_graph()
     source, sink = next((a, b) for a, b, kind in edited.world.edges if kind == "cross")
-    assert isinstance(edits.preview_split(edited.graph, split_request([source], [sink])), SupervoxelSplitRequired)
+    assert isinstance(
+        edits.preview_split(edited.graph, split_request([source], [sink])).outcome, SupervoxelSplitRequired
+    )
 
 
 def test_the_past_of_a_split_object_does_not_change(make_graph: Callable[..., Edited]) -> None:
