@@ -54,10 +54,10 @@ def pyramid(
         shown["mips_around_the_edit"] = lambda: pyramid_views.catch_up_picture(dataset, done)
     return dg.MaterializeResult(
         metadata={
+            **pictures(**shown),
             **done.numbers(),
             "operations": dg.MetadataValue.json(_some(done.report.operations)),
             "generation": done.generation_after,
-            **pictures(**shown),
         }
     )
 
