@@ -33,13 +33,15 @@ class CatchUp:
     """Generation before that operation; None if the fork does not tell."""
 
     def numbers(self) -> dict[str, int | float]:
-        """What is worth plotting over time."""
+        """What is worth plotting: what is behind now (the sensor reports the same), what was found, what it took."""
         work, seconds = self.report.work, self.report.seconds
         return {
-            "operations_behind": self.before.entries,
-            "boxes_behind": self.before.boxes,
-            "seconds_behind": round(self.before.oldest_seconds or 0.0, 1),
-            "operations_left": self.after.entries,
+            "operations_behind": self.after.entries,
+            "boxes_behind": self.after.boxes,
+            "seconds_behind": round(self.after.oldest_seconds or 0.0, 1),
+            "operations_found": self.before.entries,
+            "boxes_found": self.before.boxes,
+            "oldest_waited_seconds": round(self.before.oldest_seconds or 0.0, 1),
             "seconds": round(seconds, 3),
             "commits": work.commits,
             "conflicts": work.conflicts,

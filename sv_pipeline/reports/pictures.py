@@ -20,6 +20,8 @@ __all__ = ["Panel", "colorize", "render", "render_rows"]
 LabelArray = npt.NDArray[np.unsignedinteger]
 MAX_WIDTH = 1150
 """Pixels of a picture: what a dialog of the Dagster UI shows without cutting it off."""
+MAX_WIDTH_OF_ROWS = 1000
+"""The same on a smaller screen: what is to be compared must be in view at once."""
 _INK = "#e8e8ea"
 _PAPER = "#16161a"
 
@@ -90,7 +92,8 @@ def _render(rows: list[list[Panel]], names: list[str], title: str, dots_per_inch
     if title:
         figure.suptitle(title, color=_INK, fontsize=12, x=0.01, ha="left")
     figure.tight_layout()
-    return _png(figure, min(dots_per_inch, MAX_WIDTH / figure.get_figwidth()))
+    width = MAX_WIDTH if len(rows) == 1 else MAX_WIDTH_OF_ROWS
+    return _png(figure, min(dots_per_inch, width / figure.get_figwidth()))
 
 
 def _draw(axis: Axes, panel: Panel) -> None:

@@ -91,9 +91,9 @@ def test_the_run_shows_the_lag_and_all_mips_around_the_edit(built: Dataset, inst
     result = run(instance, request)
     (event,) = result.asset_materializations_for_node("pyramid")
     numbers = {name: value.value for name, value in event.metadata.items()}
-    assert numbers["operations_behind"] == numbers["boxes_behind"] == 1
-    assert numbers["seconds_behind"] == pytest.approx(120, abs=30)
-    assert numbers["operations_left"] == 0
+    assert numbers["operations_found"] == numbers["boxes_found"] == 1
+    assert numbers["oldest_waited_seconds"] == pytest.approx(120, abs=30)
+    assert numbers["operations_behind"] == numbers["boxes_behind"] == numbers["seconds_behind"] == 0
     assert numbers["storage_chunks_written"] > 0
     assert "data:image/png" in str(numbers["mips_around_the_edit"])
 

@@ -229,6 +229,20 @@ def test_jobs_at_once_share_the_work(url: str, table: SqliteTable) -> None:
     assert not list(table.scan([every_row()]))
 
 
+def test_jobs_at_once_on_one_large_entry_do_not_disturb_each_other(tmp_path: Path, table: SqliteTable) -> None:
+    """Each takes its own parts out of the same entry; nobody has to make a part again for that."""
+    url = str(tmp_path / "large")
+    bounds = make_fork(url, size=(190, 150, 70), chunk_size=(256, 256, 128), storage_chunk=(16, 16, 16), mips=2)
+    edit(url, 1, [bounds], seed=4)
+    with ThreadPoolExecutor(3) as pool:
+        reports = list(pool.map(lambda _: downsample((table, url, GRAPH), memory_budget=1 << 20), range(3)))
+    assert reports[0].blocks > 3
+    assert all(report.complete for report in reports)
+    assert sum(report.work.conflicts for report in reports) == 0
+    assert sum(report.work.voxels for report in reports) == bounds.volume, "nothing was done twice"
+    assert_up_to_date(url)
+
+
 def every_row() -> RowKeyRange:
     return RowKeyRange(b"\x00", b"\xff" * 30)
 
