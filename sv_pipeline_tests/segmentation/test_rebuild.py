@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,12 @@ def rebuild_all(url: str) -> None:
         pyramid = open_pyramid(url, GRAPH)
         for box in begin_rebuild(pyramid, mip):
             rebuild_mip(pyramid, mip, box, memory_budget=1 << 20)
+
+
+def rebuild_until_killed(url: str, started: Event) -> None:
+    started.set()
+    while True:
+        rebuild_all(url)
 
 
 def test_mips_that_are_all_wrong_are_all_right_afterwards(url: str) -> None:
@@ -121,16 +128,19 @@ def test_killed_at_random_it_goes_on_where_it_was(url: str) -> None:
     for mip in range(1, 4):
         spoil(url, mip)
     random.seed(1)
-    killed = 0
-    for _ in range(8):
-        process = SPAWN.Process(target=rebuild_all, args=(url,))
+    left = []
+    for _ in range(6):
+        started = SPAWN.Event()
+        process = SPAWN.Process(target=rebuild_until_killed, args=(url, started))
         process.start()
-        process.join(1.0 + random.uniform(0, 1.0))  # it takes most of a second to load
-        if process.is_alive() and process.pid is not None:
-            os.kill(process.pid, signal.SIGKILL)
-            killed += 1
+        assert started.wait(60)
+        time.sleep(random.uniform(0.02, 0.3))
+        assert process.is_alive()
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
         process.join()
+        left += [mip for mip in range(1, 4) if unfinished(open_pyramid(url, GRAPH), mip)]
     rebuild_all(url)
-    assert killed > 0
+    assert left, "some were killed in the middle"
     assert downsample((None, url, GRAPH)).complete
     assert_up_to_date(url)
