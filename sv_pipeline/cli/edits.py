@@ -58,9 +58,9 @@ def _say(graph: OpenGraph, edit: CommittedEdit, picture: Path | None, *, as_json
     else:
         old, new = (", ".join(map(str, numbers[key])) for key in ("old_roots", "new_roots"))
         click.echo(f"operation {edit.id} ({edit.kind}, {numbers['edges']} edges): {old} -> {new}")
-        if numbers["split_supervoxels"]:
-            replaced, fresh = numbers["split_supervoxels"], numbers["new_supervoxels"]
-            click.echo(f"{replaced} supervoxels were split into {fresh}")
+        if numbers["replaced_supervoxels"]:
+            replaced, fresh = numbers["replaced_supervoxels"], numbers["new_supervoxels"]
+            click.echo(f"{replaced} supervoxels were replaced by {fresh}")
     if picture is not None:
         try:
             _write(picture, graph.picture(edit.id))

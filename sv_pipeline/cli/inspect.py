@@ -115,7 +115,8 @@ def info(home: str, graph: str, *, as_json: bool) -> None:
     click.echo(f"watershed  {published.watershed}")
     click.echo(f"generation {published.generation}")
     for mip in published.mips:
-        click.echo(f"mip {mip.mip}: {mip.size} voxels of {mip.resolution_nm} nm, offset {mip.voxel_offset}")
+        late = "  (pending: behind the latest edits)" if mip.pending else ""
+        click.echo(f"mip {mip.mip}: {mip.size} voxels of {mip.resolution_nm} nm, offset {mip.voxel_offset}{late}")
     click.echo("\nopen mip 0 with tensorstore.open(...) of:")
     click.echo(json.dumps(published.mips[0].latest, indent=1))
     click.echo("\n(--json prints all mips, and specs pinned to this generation)")

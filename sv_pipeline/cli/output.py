@@ -38,12 +38,12 @@ def print_json(value: Any) -> None:
 class ProgressBars(feedback.Progress):
     """A bar per step, on standard error."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "chunks") -> None:
         self._bars = Progress(
             TextColumn("{task.description:24}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("chunks"),
+            TextColumn(unit),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=Console(stderr=True),

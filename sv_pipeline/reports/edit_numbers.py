@@ -65,7 +65,7 @@ def edit_numbers(edit: CommittedEdit) -> dict[str, Any]:
         "edges": len(edit.edges),
         "old_roots": edit.old_roots.tolist(),
         "new_roots": edit.roots.tolist(),
-        "split_supervoxels": len(np.unique(edit.supervoxels[:, 0])),
+        "replaced_supervoxels": len(np.unique(edit.supervoxels[:, 0])),
         "new_supervoxels": len(np.unique(edit.supervoxels[:, 1])),
     }
 

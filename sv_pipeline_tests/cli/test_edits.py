@@ -59,7 +59,7 @@ def test_people_get_sentences_and_a_table(cli: CommandLine, graph: OpenGraph) ->
     assert "voxels to the source" in said
     said = cli("split", "small", *sides, "--user", "me").out
     assert "operation 1 (split" in said
-    assert "supervoxels were split into" in said
+    assert "supervoxels were replaced by" in said
     said = cli("ops", "small").out
     assert all(word in said for word in ("split", "SUCCESS", "me", sides[1], sides[3]))
     assert "several_roots" not in said

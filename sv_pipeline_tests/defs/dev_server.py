@@ -101,6 +101,22 @@ class DevServer:
         assert result["__typename"] == "LaunchBackfillSuccess", result
         return str(result["backfillId"])
 
+    def backfill_of_job(self, job: str, partitions: list[str]) -> str:
+        """Launch a backfill of a partitioned job; its id."""
+        text = (
+            "mutation($p:LaunchBackfillParams!){launchPartitionBackfill(backfillParams:$p)"
+            "{__typename ... on LaunchBackfillSuccess{backfillId} ... on PythonError{message}}}"
+        )
+        selector = {"repositorySelector": REPOSITORY, "partitionSetName": f"{job}_partition_set"}
+        result = self.query(text, p={"selector": selector, "partitionNames": partitions})["launchPartitionBackfill"]
+        assert result["__typename"] == "LaunchBackfillSuccess", result
+        return str(result["backfillId"])
+
+    def runs_of(self, job: str) -> list[tuple[str, str]]:
+        """Id and status of the runs of a job, newest first."""
+        text = "query($j:String!){runsOrError(filter:{pipelineName:$j}){... on Runs{results{runId status}}}}"
+        return [(r["runId"], r["status"]) for r in self.query(text, j=job)["runsOrError"]["results"]]
+
     def backfill_status(self, backfill_id: str) -> str:
         text = "query($i:String!){partitionBackfillOrError(backfillId:$i){... on PartitionBackfill{status}}}"
         return str(self.query(text, i=backfill_id)["partitionBackfillOrError"]["status"])
