@@ -6,7 +6,6 @@ import getpass
 import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -16,10 +15,12 @@ import pandas as pd
 
 from sv_pipeline import edits
 from sv_pipeline.edits import CommittedEdit, EditRefused, MergeRequest, Points, Reason, SplitPreview, SplitRequest
+from sv_pipeline.edits.looking_back import Moment
 from sv_pipeline.edits.requests import MAX_POINTS, looked_up
 from sv_pipeline.engine.once import edit_once, is_begun, operation_of
 from sv_pipeline.graph import queries
-from sv_pipeline.graph.lineage import Operation
+from sv_pipeline.graph.lineage import Lineage, Operation, lineage, supervoxel_lineage
+from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.registry import Dataset, open_dataset
 from sv_pipeline.reports.logged_edits import about, asked_for, read_edit
@@ -96,11 +97,33 @@ class OpenGraph:
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
-    def roots(self, points: Voxels, *, at: datetime | None = None) -> UInt64Array:
-        """The roots at voxels, shape (n,); as of a time, or now."""
-        where = _whole_triples(points, "points")
-        supervoxels = queries.supervoxels_at(self.dataset.graph, self.segmentation, where)
-        return queries.roots(self.dataset.graph, supervoxels, at=at)
+    def roots(self, points: Voxels, *, at: Moment | None = None) -> UInt64Array:
+        """The roots at voxels, shape (n,); now, as of a time, or just after an operation."""
+        time = None if at is None else edits.milliseconds_of(self.dataset.graph, at)
+        return queries.roots(self.dataset.graph, self.supervoxels(points, at=at), at=time)
+
+    def supervoxels(self, points: Voxels, *, at: Moment | None = None) -> UInt64Array:
+        """The supervoxels at voxels, shape (n,), 0 for background; now, as of a time, or just after an operation."""
+        graph, where = self.dataset.graph, _whole_triples(points, "points")
+        if at is None or not len(where):
+            return queries.supervoxels_at(graph, self.segmentation, where)
+        box = Box.of(where.min(axis=0), where.max(axis=0) + 1)
+        return queries.supervoxels_at(graph, edits.segmentation_at(graph, at, within=box), where)
+
+    def segmentation_at(self, at: Moment) -> Any:
+        """The fork's base mip as of a time, or just after an operation; a TensorStore, read-only."""
+        return edits.segmentation_at(self.dataset.graph, at)
+
+    def leaves(self, points: Voxels, *, at: Moment | None = None) -> list[UInt64Array]:
+        """The supervoxels of the object at each voxel; now, as of a time, or just after an operation."""
+        found = queries.leaves(self.dataset.graph, self.roots(points, at=at))
+        return np.split(found.values, found.offsets[1:-1])
+
+    def lineage(self, ids: Sequence[int]) -> Lineage:
+        """What roots, or supervoxels, came from and what became of them, with the operations that did it."""
+        graph, asked = self.dataset.graph, np.asarray(ids, np.uint64)
+        of = supervoxel_lineage if (graph.layout.layers(asked) == 1).all() else lineage
+        return of(graph, asked)
 
     def look_up(self, source: Voxels, sink: Voxels) -> pd.DataFrame:
         """What is at the points of a request: side, x, y, z, supervoxel and root (0 for background) of each."""
