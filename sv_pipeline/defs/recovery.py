@@ -24,6 +24,8 @@ from sv_pipeline.reports.split_pictures import split_picture
 __all__ = ["recover_operation_job", "stuck_operations_sensor"]
 
 GRAPH_TAG, OPERATION_TAG, ATTEMPT_TAG = "sv/graph_id", "sv/op_id", "sv/attempt"
+ONE_AT_A_TIME_TAG = "sv/recovery_of"
+"""Graph, once more: dagster.yaml lets one recovery of a graph run at a time, but any number of edits."""
 AGE_VARIABLE, SWITCH_VARIABLE = "SV_PIPELINE_RECOVERY_MIN_AGE", "SV_PIPELINE_RECOVERY"
 BACKOFF = Backoff()
 RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
@@ -209,18 +211,19 @@ def stuck_operations_sensor(
 def _request(instance: dg.DagsterInstance, graph_id: str, one: recovery.Unfinished, now: float) -> dg.RunRequest | str:
     """A run that recovers an operation, or why there is none now."""
     tags = {GRAPH_TAG: graph_id, OPERATION_TAG: str(one.operation_id)}
-    if instance.get_runs_count(dg.RunsFilter(tags=tags, statuses=UNFINISHED_RUNS)):
+    job = recover_operation_job.name  # runs that edit have these tags, too
+    if instance.get_runs_count(dg.RunsFilter(job_name=job, tags=tags, statuses=UNFINISHED_RUNS)):
         return "is being recovered"
-    failed = instance.get_run_records(dg.RunsFilter(tags=tags, statuses=FAILED_RUNS))
+    failed = instance.get_run_records(dg.RunsFilter(job_name=job, tags=tags, statuses=FAILED_RUNS))
     ended = max((record.end_time or 0.0 for record in failed), default=None)
     if not BACKOFF.due(len(failed), ended, now):
         if len(failed) >= BACKOFF.max_attempts:
             return f"needs a person: {len(failed)} recoveries failed, the last one with: {one.progress.error}"
         return f"will be tried again: {len(failed)} recoveries failed"
-    attempt = instance.get_runs_count(dg.RunsFilter(tags=tags)) + 1
+    attempt = instance.get_runs_count(dg.RunsFilter(job_name=job, tags=tags)) + 1
     config = OperationConfig(graph_id=graph_id, operation_id=one.operation_id)
     return dg.RunRequest(
         run_key=f"{graph_id}:{one.operation_id}:{attempt}",
         run_config=config.model_dump(),
-        tags={**tags, ATTEMPT_TAG: str(len(failed) + 1)},
+        tags={**tags, ATTEMPT_TAG: str(len(failed) + 1), ONE_AT_A_TIME_TAG: graph_id},
     )
