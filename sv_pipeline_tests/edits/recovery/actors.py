@@ -12,9 +12,12 @@ Exit codes: 0 done, 3 refused, 4 ownership lost, 5 nothing to recover, 6 stopped
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import signal
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -56,6 +59,7 @@ def act(task: dict[str, Any]) -> int:
     ownership.BEAT_SECONDS = task.get("beat", 0.05)
     if task.get("clock"):
         set_clock(task["clock"])
+    stop_between_writes()
     code, said = BROKEN, ""
     try:
         said = json.dumps(_do(open_chunked_graph(open_named(task["table"])), task))
@@ -73,6 +77,22 @@ def act(task: dict[str, Any]) -> int:
     if task.get("result"):
         Path(task["result"]).write_text(said)
     return code
+
+
+def stop_between_writes() -> None:
+    """A process that stops while it holds the lock of the SQLite file keeps everybody out: no beat while it stops."""
+    guard, beat, real = threading.Lock(), ownership.Ownership._beat, os.kill
+
+    def guarded(own: ownership.Ownership) -> None:
+        with guard:
+            beat(own)
+
+    def kill(pid: int, number: int) -> None:
+        with guard if number == signal.SIGSTOP else contextlib.nullcontext():
+            real(pid, number)
+
+    ownership.Ownership._beat = guarded  # type: ignore[method-assign]
+    os.kill = kill
 
 
 def set_clock(seconds: float) -> None:

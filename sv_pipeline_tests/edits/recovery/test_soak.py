@@ -52,9 +52,7 @@ class Soak:
         if self.healer is None:
             said = self.play.folder / "healed"
             if said.exists():
-                self.healed += Counter(
-                    f"{one.get('found', '')} {one['outcome']}" for one in json.loads(said.read_text())
-                )
+                self._note(said.read_text())
                 said.unlink()
             self.healer = self.play.start(do="heal", beat=0.2, result=str(said)), self._moment(0.2, of=2.0)
         for pid, moment in list(self.workers.items()):
@@ -62,6 +60,14 @@ class Soak:
                 del self.workers[pid]
         if self._ended(*self.healer, "recovery"):
             self.healer = None
+
+    def _note(self, said: str) -> None:
+        try:
+            reports = json.loads(said)
+        except ValueError:
+            LOG.warning("a recovery failed: %s", said[-600:])
+            reports = [{"outcome": "failed"}]
+        self.healed += Counter(f"{one.get('found', '')} {one['outcome']}" for one in reports)
 
     def _moment(self, share: float, of: float) -> float | None:
         return time.monotonic() + self.rng.uniform(0, of) if self.rng.random() < share else None
