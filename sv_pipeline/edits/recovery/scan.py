@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from sv_pipeline.edits.recovery import foreign
+from sv_pipeline.edits.recovery.foreign import UNLOCKED_SECONDS, advance, forget, watched
 from sv_pipeline.edits.recovery.orphans import orphaned_locks
 from sv_pipeline.edits.recovery.unfinished import Unfinished, find_unfinished
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
@@ -21,18 +21,17 @@ def all_unfinished(graph: ChunkedGraph, *, seconds: float = 0.3) -> list[Unfinis
         How long to look through the part of the log that was not looked at before.
     """
     if not graph.table.read_only:
-        foreign.advance(graph.table, seconds=seconds)
-    watched = foreign.watched(graph.table)
-    found = find_unfinished(graph, watched)
-    if watched and not graph.table.read_only:
+        advance(graph.table, seconds=seconds)
+    others = watched(graph.table)
+    found = find_unfinished(graph, others)
+    if others and not graph.table.read_only:
         now = time.time()
         stay = {
             one.operation_id
             for one in found
-            if one.foreign
-            and (one.scope is not None or now - watched.get(one.operation_id, now) < foreign.UNLOCKED_SECONDS)
+            if one.foreign and (one.scope is not None or now - others.get(one.operation_id, now) < UNLOCKED_SECONDS)
         }
-        foreign.forget(graph.table, watched.keys() - stay)
+        forget(graph.table, others.keys() - stay)
     return found
 
 

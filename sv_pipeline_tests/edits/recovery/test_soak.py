@@ -117,9 +117,7 @@ def test_nothing_is_lost_by_kills_at_random_moments(theatre: Callable[..., Theat
     try:
         for one in done:
             assert not about(one) or read_supervoxels(play.scene.table, one.operation_id) is not None
-            assert (
-                play.zygote.do(table=twin.place, emulator=os.environ.get("BIGTABLE_EMULATOR_HOST"), **_task(one)) == 0
-            )
+            assert play.zygote.do(table=twin.place, environment=where, **_task(one)) == 0
         twin.prove()
         assert twin.objects() == play.scene.objects()
     finally:
