@@ -16,8 +16,12 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
-__all__ = ["VARIABLE", "FailpointError", "reach"]
+__all__ = ["VARIABLE", "FailpointError", "pieces", "reach"]
+
+Item = TypeVar("Item")
 
 VARIABLE = "SV_PIPELINE_FAILPOINT"
 
@@ -45,3 +49,13 @@ def reach(step: str) -> None:
         raise FailpointError(f"at {step}")
     else:
         raise ValueError(f"{VARIABLE}={wanted}: there is no action {action!r}")
+
+
+def pieces(step: str, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """What is written at once, in one piece; in two, with the step between them, if a test asks for it."""
+    if not os.environ.get(VARIABLE, "").startswith(f"{step}:"):
+        yield items
+        return
+    yield items[: len(items) // 2]
+    reach(step)
+    yield items[len(items) // 2 :]

@@ -19,7 +19,7 @@ from sv_pipeline.edits.recovery.foreign_cleanup import restore_rows, restore_vox
 from sv_pipeline.edits.recovery.unfinished import Phase
 from sv_pipeline.edits.writing import take_back_edges
 from sv_pipeline.errors import ConflictError
-from sv_pipeline.failpoints import reach
+from sv_pipeline.failpoints import pieces, reach
 from sv_pipeline.segmentation.commit import restore_operation
 from sv_pipeline.segmentation.fork import fork_exists
 from sv_pipeline.table import columns, keys, locks
@@ -114,9 +114,8 @@ def _rows(claim: Claim, scope: Scope, done: Cleanup) -> Cleanup:
     claim.own.check()
     reach("switch back")
     old = [(column, key) for column, found in cells.items() for key in found if key not in made]
-    _remove(table, old[: len(old) // 2], timestamp)
-    reach("half switched back")
-    _remove(table, old[len(old) // 2 :], timestamp)
+    for piece in pieces("half switched back", old):
+        _remove(table, piece, timestamp)
     _fake_edges(claim, fake, timestamp)
     reach("switched back")
     claim.own.check()
