@@ -28,6 +28,7 @@ from scipy.sparse.csgraph import dijkstra
 from sv_pipeline.algorithms.voxel_cut.cells import CellGraph, cell_graph, find_cells, renumbered
 from sv_pipeline.algorithms.voxel_cut.pieces import in_one_piece, keep_seeded_pieces
 from sv_pipeline.algorithms.voxel_cut.seeds import Mask, SeedPair, join_seeds
+from sv_pipeline.algorithms.voxel_cut.surface import near_surface, stands_for_surface
 from sv_pipeline.algorithms.voxel_cut.voxels import Voxels
 
 __all__ = ["cut_connected"]
@@ -106,6 +107,11 @@ def _raced(
 ) -> Mask:
     """The first side, with the seeds of both sides on their own sides; it may be in pieces."""
     numbers = [voxels.numbers_of(side) for side in (seeds.first, seeds.second)]
+    for side, other in (numbers, numbers[::-1]):
+        if stands_for_surface(depth, cells, graph, side, other):
+            claimed = near_surface(voxels, depth, side)
+            claimed[other] = False
+            return voxels.image(claimed if side is numbers[0] else ~claimed)
     if len(graph) < FEWEST_CELLS and _close_together(graph, cells[numbers[0]], cells[numbers[1]]):
         cells = np.zeros_like(cells)
     shared = np.intersect1d(cells[numbers[0]], cells[numbers[1]])
@@ -115,9 +121,7 @@ def _raced(
     starts = [np.unique(cells[side]) for side in numbers]
     steps = _steps(graph)
     arrivals = [_arrivals(graph, steps, side) for side in starts]
-    first = np.zeros(voxels.mask.shape, np.bool_, order="F")
-    first[voxels.mask] = (arrivals[0] <= arrivals[1])[cells]
-    return first
+    return voxels.image((arrivals[0] <= arrivals[1])[cells])
 
 
 def _parted(
@@ -133,8 +137,7 @@ def _parted(
     whose middle the other side holds can only stand for something at the surface.
     """
     members = np.isin(cells, shared)
-    inside = np.zeros(voxels.mask.shape, np.bool_, order="F")
-    inside[voxels.mask] = members
+    inside = voxels.image(members)
     costs = []
     for side in (seeds.first, seeds.second):
         own = side[inside[tuple(side.T)]]
