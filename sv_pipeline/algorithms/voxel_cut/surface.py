@@ -42,15 +42,15 @@ NECK = 0.4
 def stands_for_surface(depth: Depths, cells: Numbers, graph: CellGraph, side: Numbers, other: Numbers) -> bool:
     """Whether the seeds of ``side`` stand for the surface of an object whose middle the seeds of ``other`` hold."""
     middle = other[depth[other].argmax()]
-    radii = graph.radii[cells[side]]
-    if depth[middle] < MIDDLE * depth.max() or (depth[side] > OFF_MIDDLE * radii).any():
+    radius = np.median(graph.radii[cells[side]])
+    if depth[middle] < MIDDLE * depth.max() or depth[side].max() > OFF_MIDDLE * radius:
         return False
-    if radii.min() < SAME_KIND * depth[middle]:
+    if radius < SAME_KIND * depth[middle]:
         return False
-    open_ = graph.necks >= NECK * radii.min()
-    ways = csr_array((np.ones(open_.sum()), (graph.lower[open_], graph.upper[open_])), shape=(len(graph), len(graph)))
+    wide = graph.necks >= NECK * radius
+    ways = csr_array((np.ones(wide.sum()), (graph.lower[wide], graph.upper[wide])), shape=(len(graph), len(graph)))
     parts = connected_components(ways, directed=False)[1]
-    return bool((parts[cells[side]] == parts[cells[middle]]).all())
+    return bool(np.mean(parts[cells[side]] == parts[cells[middle]]) > 0.5)
 
 
 def near_surface(voxels: Voxels, depth: Depths, side: Numbers) -> npt.NDArray[np.bool_]:
