@@ -183,9 +183,8 @@ def _steps(graph: CellGraph) -> _Steps:
 
 def _arrivals(graph: CellGraph, steps: _Steps, starts: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
     """Cost of the cheapest way from the cells ``starts`` to each cell."""
-    ways = graph.centres[steps.entered] - graph.centres[steps.left]
-    lengths = np.linalg.norm(ways, axis=1)
-    directions = ways / np.maximum(lengths, 1e-9)[:, None]
+    lengths = np.linalg.norm(graph.centres[steps.entered] - graph.centres[steps.left], axis=1)
+    directions = np.concatenate([graph.normals, -graph.normals])
     costs = lengths / np.tile(np.maximum(_openness(graph), NARROWEST), 2) ** 2
     cosines = (directions[steps.before] * directions[steps.after]).sum(axis=1)
     turns = TURN * graph.radii[steps.entered[steps.before]] * (1 - cosines) ** 2
