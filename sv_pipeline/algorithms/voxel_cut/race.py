@@ -26,10 +26,11 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
 from sv_pipeline.algorithms.voxel_cut.cells import CellGraph, cell_graph, find_cells, renumbered
-from sv_pipeline.algorithms.voxel_cut.pieces import in_one_piece, keep_seeded_pieces
+from sv_pipeline.algorithms.voxel_cut.pieces import in_one_piece, keep_seeded_pieces, with_arms
 from sv_pipeline.algorithms.voxel_cut.seeds import Mask, SeedPair, join_seeds
 from sv_pipeline.algorithms.voxel_cut.surface import near_surface, stands_for_surface
 from sv_pipeline.algorithms.voxel_cut.voxels import Voxels
+from sv_pipeline.errors import InputError
 
 __all__ = ["cut_connected"]
 
@@ -81,14 +82,26 @@ def cut_connected(mask: Mask, seeds: SeedPair, spacing: tuple[float, float, floa
     depth = deep[mask]
     cells, graph = _cells(voxels, depth)
     first = _raced(voxels, depth, cells, graph, seeds)
+    arms = SeedPair(with_arms(first, seeds.first, deep), with_arms(mask & ~first, seeds.second, deep))
+    try:
+        return _joined(mask, deep, first, arms, spacing)
+    except InputError:  # not every arm need be kept, but every seed must
+        return _joined(mask, deep, first, seeds, spacing)
+
+
+def _joined(
+    mask: Mask, deep: npt.NDArray[np.float32], first: Mask, seeds: SeedPair, spacing: tuple[float, float, float]
+) -> Mask:
+    """Both sides made one piece each, with all their ``seeds``."""
     if in_one_piece(first, seeds.first) and in_one_piece(mask & ~first, seeds.second):
         return keep_seeded_pieces(mask, first, seeds)
     # Threads join the pieces of a side that hold seeds. To race again from whole threads would be worse by far: it
     # gives away what lies along them.
     joined = join_seeds(mask, deep, first, seeds, spacing)
-    first[tuple(joined.first.T)] = True
-    first[tuple(joined.second.T)] = False
-    return keep_seeded_pieces(mask, first, joined)
+    sides = first.copy(order="F")
+    sides[tuple(joined.first.T)] = True
+    sides[tuple(joined.second.T)] = False
+    return keep_seeded_pieces(mask, sides, joined)
 
 
 def _cells(voxels: Voxels, depth: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int32], CellGraph]:
