@@ -26,9 +26,10 @@ def in_one_piece(side: Mask, seeds: Coordinates) -> bool:
 def with_arms(side: Mask, seeds: Coordinates, depth: npt.NDArray[np.float32]) -> Coordinates:
     """Seeds of a side, and the deepest voxel of each large piece of it that holds none of them."""
     pieces, n_pieces = cc3d.connected_components(side, connectivity=26, return_N=True)
-    sizes = np.bincount(pieces.ravel(), minlength=n_pieces + 1)
-    large = np.flatnonzero(sizes >= ARM * sizes[1:].sum())
-    arms = np.setdiff1d(large, [0, *pieces[tuple(seeds.T)]])
+    if n_pieces == 1:
+        return seeds
+    sizes = np.bincount(pieces[side])
+    arms = np.setdiff1d(np.flatnonzero(sizes >= ARM * sizes.sum()), pieces[tuple(seeds.T)])
     middles = [np.unravel_index(np.where(pieces == arm, depth, 0).argmax(), side.shape) for arm in arms]
     return np.unique(np.concatenate([seeds, np.array(middles, np.int64).reshape(-1, 3)]), axis=0)
 
@@ -59,7 +60,7 @@ def nearest_side(
     at = pieces[islands]
     nearest = []
     for side in (first, second):
-        distance = edt.edt(np.asfortranarray(~side), anisotropy=resolution)[islands]
+        distance = edt.edt(np.ascontiguousarray(~side), anisotropy=resolution)[islands]
         smallest = np.full(n_pieces + 1, np.inf, np.float32)
         np.minimum.at(smallest, at, distance)
         nearest.append(smallest)

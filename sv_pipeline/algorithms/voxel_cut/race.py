@@ -98,7 +98,7 @@ def _joined(
     # Threads join the pieces of a side that hold seeds. To race again from whole threads would be worse by far: it
     # gives away what lies along them.
     joined = join_seeds(mask, deep, first, seeds, spacing)
-    sides = first.copy(order="F")
+    sides = first.copy()
     sides[tuple(joined.first.T)] = True
     sides[tuple(joined.second.T)] = False
     return keep_seeded_pieces(mask, sides, joined)

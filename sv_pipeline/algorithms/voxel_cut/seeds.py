@@ -114,7 +114,7 @@ def join_seeds(mask: Mask, depth: npt.NDArray[np.float32], first: Mask, seeds: S
     """
     if len(seeds.first) == 1 and len(seeds.second) == 1:
         return seeds
-    cost = np.where(mask, 1.0 / np.maximum(depth, 1e-3), np.inf).astype(np.float32, order="F")
+    cost = np.where(mask, 1.0 / np.maximum(depth, 1e-3), np.inf).astype(np.float32)
     on_first = np.where(first, 1, TRESPASS).astype(np.float32) * cost
     on_second = np.where(first, TRESPASS, 1).astype(np.float32) * cost
     for keep_off in (False, True):
@@ -135,7 +135,7 @@ def _join_in_order(costs: tuple[Cost, Cost], seeds: SeedPair, spacing: Spacing, 
         wanted = _joined(second_cost, seeds.second, seeds.first, spacing)
         if wanted is None:
             return None
-        first_cost = first_cost.copy(order="F")
+        first_cost = first_cost.copy()
         first_cost[tuple(wanted.T)] *= DETOUR
     first = _joined(first_cost, seeds.first, seeds.second, spacing)
     if first is None:
@@ -148,7 +148,7 @@ def _joined(cost: Cost, seeds: Coordinates, forbidden: Coordinates, spacing: Spa
     """Seeds and the paths between them (along their Euclidean spanning tree), or None if no way is left."""
     if len(seeds) == 1:
         return seeds
-    cost = cost.copy(order="F")
+    cost = cost.copy()
     cost[tuple(forbidden.T)] = np.inf
     pieces = cc3d.connected_components(np.isfinite(cost), connectivity=26)[tuple(seeds.T)]
     if (pieces != pieces[0]).any():

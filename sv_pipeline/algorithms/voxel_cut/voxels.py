@@ -58,7 +58,7 @@ class Voxels:
         return np.asarray(self._numbers[np.ravel_multi_index(tuple((coordinates + 1).T), self._shape)])
 
     def image(self, chosen: npt.NDArray[np.bool_]) -> Mask:
-        """Some voxels, given as one bool for each voxel, as a mask of the same box (in Fortran order)."""
-        image = np.zeros(self.mask.shape, np.bool_, order="F")
+        """Some voxels, given as one bool for each voxel, as a mask of the same box."""
+        image = np.zeros(self.mask.shape, np.bool_)
         image[self.mask] = chosen
         return image
