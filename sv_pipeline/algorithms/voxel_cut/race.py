@@ -4,11 +4,12 @@ Both sides spread from their seeds through the graph of cells, and each cell goe
 a step costs is what tells one neurite from two that touch:
 
 * its length, divided by how open the passage is (cross-section of the neck over that of the two cells);
-* for each turn by an angle t in a cell of radius r, ``TURN * r * (1 - cos t)**2``. A neurite goes on straight; whoever
-  comes from the other one has to turn into it. Where two neurites cross, this gives the far arms to their owners,
+* for each turn by an angle t in a cell of radius r, ``TURN * r * (1 - cos t)**2``; the way runs along the normals of
+  the contacts it crosses. A neurite goes on straight; whoever comes from the other one has to turn into it. Where two neurites cross, this gives the far arms to their owners,
   which distance cannot.
 
-A cell with seeds of both sides is parted by distance inside it; so is a lump of few cells without a neck.
+A cell with seeds of both sides is parted by distance inside it; so is a lump of few cells without a neck. Seeds that
+stand for the surface of an object take that, and nothing is raced for.
 
 Method: shortest paths on the graph of directed contacts (a path remembers where it came from), Dijkstra. Measured
 against other methods in docs/design/002-voxel-cut.md.
@@ -84,20 +85,18 @@ def cut_connected(mask: Mask, seeds: SeedPair, spacing: tuple[float, float, floa
     first = _raced(voxels, depth, cells, graph, seeds)
     arms = SeedPair(with_arms(first, seeds.first, deep), with_arms(mask & ~first, seeds.second, deep))
     try:
-        return _joined(mask, deep, first, arms, spacing)
+        return _joined(mask, deep, first, arms)
     except InputError:  # not every arm need be kept, but every seed must
-        return _joined(mask, deep, first, seeds, spacing)
+        return _joined(mask, deep, first, seeds)
 
 
-def _joined(
-    mask: Mask, deep: npt.NDArray[np.float32], first: Mask, seeds: SeedPair, spacing: tuple[float, float, float]
-) -> Mask:
+def _joined(mask: Mask, deep: npt.NDArray[np.float32], first: Mask, seeds: SeedPair) -> Mask:
     """Both sides made one piece each, with all their ``seeds``."""
     if in_one_piece(first, seeds.first) and in_one_piece(mask & ~first, seeds.second):
         return keep_seeded_pieces(mask, first, seeds)
     # Threads join the pieces of a side that hold seeds. To race again from whole threads would be worse by far: it
     # gives away what lies along them.
-    joined = join_seeds(mask, deep, first, seeds, spacing)
+    joined = join_seeds(mask, deep, first, seeds)
     sides = first.copy()
     sides[tuple(joined.first.T)] = True
     sides[tuple(joined.second.T)] = False
