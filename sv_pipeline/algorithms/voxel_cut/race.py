@@ -5,8 +5,8 @@ a step costs is what tells one neurite from two that touch:
 
 * its length, divided by how open the passage is (cross-section of the neck over that of the two cells);
 * for each turn by an angle t in a cell of radius r, ``TURN * r * (1 - cos t)**2``; the way runs along the normals of
-  the contacts it crosses. A neurite goes on straight; whoever comes from the other one has to turn into it. Where two neurites cross, this gives the far arms to their owners,
-  which distance cannot.
+  the contacts it crosses. A neurite goes on straight; whoever comes from the other one has to turn into it. Where two
+  neurites cross, this gives the far arms to their owners, which distance cannot.
 
 A cell with seeds of both sides is parted by distance inside it; so is a lump of few cells without a neck. Seeds that
 stand for the surface of an object take that, and nothing is raced for.
