@@ -32,7 +32,8 @@ def all_unfinished(graph: ChunkedGraph, *, seconds: float = 0.3) -> list[Unfinis
             if one.foreign and (one.scope is not None or now - others.get(one.operation_id, now) < UNLOCKED_SECONDS)
         }
         forget(graph.table, others.keys() - stay)
-    return found
+    # Other software leaves refused requests at CREATED, just as those that are being planned: nothing tells them apart.
+    return [one for one in found if not one.foreign or one.scope is not None]
 
 
 def list_stuck(graph: ChunkedGraph, *, min_age: float = 0.0, deep: bool = False) -> list[Unfinished]:

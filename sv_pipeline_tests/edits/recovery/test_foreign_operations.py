@@ -69,6 +69,20 @@ def test_an_operation_of_other_software_is_found_and_recovered(
     assert row.status is OperationStatus.SUCCESS
 
 
+def test_what_other_software_has_begun_is_watched_but_left_alone_until_it_holds_something(theatre: Make) -> None:
+    play = theatre()
+    operation = counters.new_operation_id(play.scene.table)
+    play.scene.table.mutate([log_row(operation, OperationStatus.CREATED)])
+    assert not all_unfinished(play.scene.graph)
+    assert operation in foreign.watched(play.scene.table)
+    play.scene.table.mutate([log_row(operation, OperationStatus.WRITE_STARTED, 5)])
+    assert [one.operation_id for one in found_foreign(play)] == [operation]
+    play.scene.table.mutate([log_row(operation, OperationStatus.SUCCESS)])
+    play.scene.table.mutate([RowMutation(keys.node_key(operation), [DeleteCells(columns.CHUNK_LOCK_SCOPE.key)])])
+    assert not found_foreign(play)
+    assert operation not in foreign.watched(play.scene.table)
+
+
 def log_row(operation: int, status: OperationStatus, *scope: int) -> RowMutation:
     cells = [columns.USER.set("somebody"), columns.OPERATION_STATUS.set(int(status))]
     if scope:
