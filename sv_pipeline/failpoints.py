@@ -43,6 +43,7 @@ def reach(step: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif action == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(0.05)  # other threads stop first; this one must not get ahead
     elif action == "pause":
         time.sleep(float(seconds or 1))
     elif action == "raise":

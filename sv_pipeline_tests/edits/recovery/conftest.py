@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,16 @@ class Theatre:
     scene: Scene
     zygote: zygotes.Zygote
     folder: Path
+    words: dict[int, Path] = field(default_factory=dict)
+    """File with what each process said at its end."""
 
     def start(self, **task: Any) -> int:
         """Begin a task in a process; its id."""
         where = {name: os.environ[name] for name in SERVERS if name in os.environ}
-        return self.zygote.start(table=self.scene.place, environment=where, **task)
+        task.setdefault("result", str(self.folder / f"said by {len(self.words)}"))
+        pid = self.zygote.start(table=self.scene.place, environment=where, **task)
+        self.words[pid] = Path(task["result"])
+        return pid
 
     def do(self, **task: Any) -> int:
         """Do a task; its exit code."""
@@ -70,6 +75,10 @@ class Theatre:
         result.unlink(missing_ok=True)
         code = self.do(result=str(result), **task)
         return code, result.read_text() if result.exists() else ""
+
+    def word_of(self, pid: int) -> str:
+        """What a process said at its end."""
+        return self.words[pid].read_text() if self.words[pid].exists() else ""
 
     def request(self, kind: str) -> dict[str, Any]:
         return dict(self.stage.requests[kind])

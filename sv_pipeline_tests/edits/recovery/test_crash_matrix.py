@@ -98,7 +98,9 @@ def test_an_edit_that_ends_anywhere_is_healed(
     must_be_done = action == "kill" and step in AFTER
     if action == "stop":
         # What had not begun yet begins when the process goes on; what was complete has succeeded.
-        assert play.wake(pid) in ((DONE,) if step == "create" else (LOST, DONE) if step in COMPLETE else (LOST,))
+        assert play.wake(pid) in ((DONE,) if step == "create" else (LOST, DONE) if step in COMPLETE else (LOST,)), (
+            play.word_of(pid)
+        )
         must_be_done = step in AFTER or step == "create"
     judge(play, kind, first, must_be_done=must_be_done)
 
@@ -120,7 +122,8 @@ def test_a_recovery_that_ends_anywhere_is_healed(
     assert play.do(**play.request("elsewhere")) == DONE
     assert play.do(do="heal") == DONE
     if action == "stop":
-        assert play.wake(pid) in ((NOTHING, DONE) if step in COMPLETE else (NOTHING,))
+        woken = play.wake(pid)
+        assert woken in ((NOTHING, DONE) if step in COMPLETE else (NOTHING,)), play.word_of(pid)
     judge(play, kind, first, must_be_done=True)
 
 

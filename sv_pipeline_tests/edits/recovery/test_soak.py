@@ -86,6 +86,7 @@ class Soak:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("backend", ["sqlite", "bigtable"])
 def test_nothing_is_lost_by_kills_at_random_moments(theatre: Callable[..., Theatre], backend: str) -> None:
     play = theatre(backend)
