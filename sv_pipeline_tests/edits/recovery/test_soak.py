@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import pytest
 from sv_pipeline.edits.recovery import find_unfinished
 from sv_pipeline.edits.recovery.replay import request_of
 from sv_pipeline.graph.lineage import Operation, OperationStatus, read_operations
+from sv_pipeline.table import meta
 from sv_pipeline_tests.edits.recovery.actors import BROKEN, DONE, OFFSET, REFUSED
 from sv_pipeline_tests.edits.recovery.conftest import SERVERS, Theatre
 
@@ -45,7 +48,7 @@ class Soak:
             self.seed += 1
             # Half of them at any moment, half while they write, which does not take long.
             writing = f"scope:kill:{self.rng.uniform(0, 0.2):.3f}" if self.rng.random() < 0.5 else ""
-            pid = self.play.start(do="random", seed=self.seed, patience=3.0, beat=0.2, failpoint=writing)
+            pid = self.play.start(do="random", seed=self.seed, patience=1.0, beat=0.2, failpoint=writing)
             self.workers[pid] = None if writing else self._moment(0.8, of=1.2)
         if self.healer is None:
             said = self.play.folder / "healed"
@@ -85,11 +88,19 @@ class Soak:
         return True
 
 
+def expire_soon(play: Theatre) -> None:
+    """Who is killed while it plans keeps its objects locked until the lock expires: not for minutes, here."""
+    known = play.scene.graph.meta
+    config = known.graph_config._replace(ROOT_LOCK_EXPIRY=timedelta(seconds=4))
+    meta.write_meta(play.scene.table, dataclasses.replace(known, graph_config=config), overwrite=True)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("backend", ["sqlite", "bigtable"])
 def test_nothing_is_lost_by_kills_at_random_moments(theatre: Callable[..., Theatre], backend: str) -> None:
     play = theatre(backend)
+    expire_soon(play)
     first = max(one.operation_id for one in read_operations(play.scene.graph))
     soak = Soak(play, np.random.default_rng(SEED))
     while soak.kills.total() < KILLS:
