@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, event, seed, settings
+from hypothesis import HealthCheck, Phase, event, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
@@ -19,11 +19,29 @@ from sv_pipeline.graph.queries import leaves, roots
 from sv_pipeline.segmentation.base import read_base
 from sv_pipeline.segmentation.operations import read_operation
 from sv_pipeline.verify.subject import Subject
-from sv_pipeline_tests.edits.tissue import Recipe, Rows, but_operations, copy_of, fast_folder, locks_and_scopes, new_table, template_of
+from sv_pipeline_tests.edits.tissue import (
+    Recipe,
+    Rows,
+    but_operations,
+    copy_of,
+    fast_folder,
+    locks_and_scopes,
+    new_table,
+    template_of,
+)
 from sv_pipeline_tests.edits.voxel_model import Done, Pair, VoxelModel, canonical, pair
 
 IN_CI = os.environ.get("HYPOTHESIS_PROFILE") == "ci"
-SETTINGS = MappingProxyType({"deadline": None, "suppress_health_check": list(HealthCheck), "stateful_step_count": 30})
+STEPS = 30
+SETTINGS = MappingProxyType(
+    {
+        "deadline": None,
+        "suppress_health_check": list(HealthCheck),
+        "stateful_step_count": STEPS,
+        # No shrinking: it takes longer than a test may; the steps that are printed can be run by hand.
+        "phases": [Phase.explicit, Phase.reuse, Phase.generate],
+    }
+)
 RECIPES = (
     Recipe((13, 20, 11), 9, 1, voxel_offset=(16, 8, 3)),
     Recipe((8, 8, 8), 5, 2, labels_per_object=9),  # one chunk
@@ -127,9 +145,7 @@ class EditsOfVoxels(RuleBasedStateMachine):
         options = {"offset": (3, 3, 3)} if near else {}
         request = self.tissue.merge_request(source, sink, **options)
         before = self.active_edges()
-        edit = self.try_it(
-            lambda: edits.merge(self.tissue.graph, request, volume=self.tissue.volume), {Reason.TOO_FAR}
-        )
+        edit = self.try_it(lambda: edits.merge(self.tissue.graph, request, volume=self.tissue.volume), {Reason.TOO_FAR})
         if edit is not None:
             ends = pair(*(int(model.voxels[tuple(point)]) for point in (source, sink)))
             objects = model.united([ends])
@@ -300,7 +316,7 @@ class EditsOfVoxels(RuleBasedStateMachine):
     @rule(data=st.data())
     def look_back(self, data: st.DataObject) -> None:
         """The leaves of the objects of a moment are the ids that the fork shows pinned to it."""
-        time, voxels, objects = data.draw(st.sampled_from(self.moments), "moment")
+        time, voxels, objects = self.moments[data.draw(st.integers(0, len(self.moments) - 1), "moment")]
         pinned = self.tissue.voxels_at(time)
         assert np.array_equal(pinned, voxels)
         assert np.array_equal(canonical(self.tissue.objects(pinned, time)), objects)

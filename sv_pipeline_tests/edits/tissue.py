@@ -170,9 +170,7 @@ class Tissue:
     def verify(self) -> VerifyReport:
         """Prove everything."""
         graph = self.graph
-        report = verify(
-            SimpleNamespace(table=graph.table), watershed_url=graph.watershed_url, graph_id=graph.graph_id
-        )
+        report = verify(SimpleNamespace(table=graph.table), watershed_url=graph.watershed_url, graph_id=graph.graph_id)
         assert report.ok, report.summary()
         assert not report.findings, report.summary()
         return report
