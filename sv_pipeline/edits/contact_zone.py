@@ -20,7 +20,7 @@ from sv_pipeline.algorithms.components import find
 from sv_pipeline.edits.hierarchy_plan import HierarchyPlan
 from sv_pipeline.edits.layer2 import pairs_of, same_rows
 from sv_pipeline.edits.nodes import KnownNodes, NodeCache
-from sv_pipeline.edits.region import edges_of_chunks
+from sv_pipeline.edits.region import edges_around
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ids import UInt64Array
 
@@ -59,7 +59,7 @@ def implied_edges(
         return np.zeros((0, 2), np.uint64), np.zeros((0, 2), np.uint64)
     groups, colours, nodes, tops = zone
     coordinates = np.unique(graph.layout.coordinates(nodes), axis=0)
-    pairs = np.sort(renamed(pairs_of(edges_of_chunks(graph, coordinates, cache))), axis=1)
+    pairs = np.sort(renamed(pairs_of(edges_around(graph, coordinates, cache))), axis=1)
     pairs = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
     return _between(graph, cache, zone, pairs, activated)
 

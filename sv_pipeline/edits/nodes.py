@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from sv_pipeline.algorithms.components import find
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.edge_files import Edges
 from sv_pipeline.graph.hierarchy import take
 from sv_pipeline.graph.layers import LayeredEdges
 from sv_pipeline.ids import UInt64Array
@@ -28,7 +29,7 @@ from sv_pipeline.table.columns import (
 )
 from sv_pipeline.table.interface import RowView
 
-__all__ = ["KnownNodes", "MissingNodes", "NodeCache", "until_known"]
+__all__ = ["KnownNodes", "MissingNodes", "NodeCache", "ReadEdges", "until_known"]
 
 Value = TypeVar("Value")
 
@@ -79,6 +80,15 @@ class KnownNodes:
         return LayeredEdges(self.edges.layers[keep], self.edges.edges[keep])
 
 
+@dataclass(frozen=True, eq=False)
+class ReadEdges:
+    """Atomic edges that an edit has read."""
+
+    chunks: set[tuple[int, ...]]
+    """Coordinates of the layer 2 chunks that they are of."""
+    edges: Edges
+
+
 class NodeCache:
     """Reads node rows as they are asked for, in one request for all that are new."""
 
@@ -89,6 +99,8 @@ class NodeCache:
         self._parts: list[KnownNodes] = []
         self._links = np.zeros((0, 2), np.uint64)
         self._noted = 0
+        self.read_edges: ReadEdges | None = None
+        """The last that were read."""
 
     def substitute(self, links: UInt64Array) -> None:
         """From now on nodes list new children in place of old ones: as they will be.

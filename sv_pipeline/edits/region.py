@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.components import find, unique_rows
-from sv_pipeline.edits.nodes import NodeCache
+from sv_pipeline.edits.nodes import NodeCache, ReadEdges
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edge_files import Edges, read_edges_many
 from sv_pipeline.graph.edges import read_timed_edges_of_edits
@@ -17,7 +17,7 @@ from sv_pipeline.graph.queries import chunks_touch
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 
-__all__ = ["Region", "distinct_edges", "edges_of_chunks", "read_region", "reread_edges"]
+__all__ = ["Region", "distinct_edges", "edges_around", "edges_of_chunks", "read_region", "reread_edges"]
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -57,48 +57,81 @@ class Region:
 
 
 def read_region(graph: ChunkedGraph, cache: NodeCache, roots: UInt64Array, box: Box) -> Region:
-    """Walk down from roots, pruned by a box of voxels; then read the edges of the chunks that were reached."""
-    return _with_edges(graph, cache, *_walk_down(graph, cache, roots, box))
+    """Walk down from roots, pruned by a box of voxels; and read the edges of the chunks that are reached."""
+    above = _walk_down(graph, cache, roots, box)
+    # The chunks are known one step before the supervoxels are.
+    chunks = np.unique(graph.layout.coordinates(above.nodes), axis=0)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(edges_of_chunks, graph, chunks, cache)
+        # With what plans look at next: where edges of the nodes above the points lead.
+        cache.fetch(np.concatenate([above.nodes, cache.known().edges.edges[:, 1]]))
+        supervoxels, ancestors = _last_step(graph, cache, above)
+    return _region(graph, supervoxels, ancestors, reading.result())
 
 
 def reread_edges(graph: ChunkedGraph, cache: NodeCache, region: Region) -> Region:
     """The same region with its edges as they are now: those to other objects may have changed."""
-    return _with_edges(graph, cache, region.supervoxels, region.ancestors)
+    coordinates = np.unique(graph.layout.coordinates(region.supervoxels), axis=0)
+    edges = edges_of_chunks(graph, coordinates, cache)
+    return _region(graph, region.supervoxels, region.ancestors, edges)
 
 
-def _with_edges(graph: ChunkedGraph, cache: NodeCache, supervoxels: UInt64Array, ancestors: UInt64Array) -> Region:
-    chunks = np.unique(graph.layout.chunks(supervoxels))
-    edges = edges_of_chunks(graph, graph.layout.coordinates(chunks), cache)
+def _region(graph: ChunkedGraph, supervoxels: UInt64Array, ancestors: UInt64Array, edges: Edges) -> Region:
+    """Of the edges those that touch the supervoxels."""
     ends = np.stack([edges.node_ids1, edges.node_ids2], axis=-1)
     touching = (find(supervoxels, ends) >= 0).any(axis=1) if len(ends) else np.zeros(0, np.bool_)
     edges = Edges(*(array[touching] for array in edges.arrays))
     return Region(supervoxels, ancestors, edges, graph.layout.cross_layers(edges.node_ids1, edges.node_ids2))
 
 
-def _walk_down(graph: ChunkedGraph, cache: NodeCache, roots: UInt64Array, box: Box) -> tuple[UInt64Array, UInt64Array]:
-    """Supervoxels below roots, ascending, and their ancestor matrix."""
-    n_layers = graph.n_layers
+@dataclass(frozen=True, eq=False)
+class _Reached:
+    """Nodes of a walk down, and the highest ancestor of each up to every layer."""
+
+    nodes: UInt64Array
+    ancestors: UInt64Array
+    """Shape (n, layers + 1)."""
+
+
+def _step_down(graph: ChunkedGraph, cache: NodeCache, reached: _Reached) -> _Reached:
+    """The children of nodes."""
+    below = cache.children(reached.nodes)
+    owner_layers = np.repeat(graph.layout.layers(reached.nodes), below.lengths)
+    ancestors = np.repeat(reached.ancestors, below.lengths, axis=0)
+    layers = graph.layout.layers(below.values)
+    columns = np.arange(graph.n_layers + 1)
+    between = (columns >= layers[:, None]) & (columns < owner_layers[:, None])
+    return _Reached(below.values, np.where(between, below.values[:, None], ancestors))
+
+
+def _walk_down(graph: ChunkedGraph, cache: NodeCache, roots: UInt64Array, box: Box) -> _Reached:
+    """Layer 2 nodes below roots whose chunks touch a box."""
     nodes = np.unique(roots)
-    rows = np.zeros((len(nodes), n_layers + 1), np.uint64)
-    rows[:, n_layers] = nodes
-    found, found_rows = [np.zeros(0, np.uint64)], [np.zeros((0, n_layers + 1), np.uint64)]
-    columns = np.arange(n_layers + 1)
-    while len(nodes):
-        below = cache.children(nodes)
-        owner_layers = np.repeat(graph.layout.layers(nodes), below.lengths)
-        rows, nodes = np.repeat(rows, below.lengths, axis=0), below.values
-        keep = chunks_touch(graph, nodes, box)
-        rows, nodes, owner_layers = rows[keep], nodes[keep], owner_layers[keep]
-        layers = graph.layout.layers(nodes)
-        between = (columns >= layers[:, None]) & (columns < owner_layers[:, None])
-        rows = np.where(between, nodes[:, None], rows)
-        ends = layers == 1
-        found.append(nodes[ends])
-        found_rows.append(rows[ends])
-        nodes, rows = nodes[~ends], rows[~ends]
-    supervoxels, matrix = np.concatenate(found), np.concatenate(found_rows)
-    order = np.argsort(supervoxels)
-    return supervoxels[order], matrix[order]
+    ancestors = np.zeros((len(nodes), graph.n_layers + 1), np.uint64)
+    ancestors[:, graph.n_layers] = nodes
+    reached, found = _Reached(nodes, ancestors), []
+    while len(reached.nodes):
+        at_end = graph.layout.layers(reached.nodes) == 2
+        found.append(_Reached(reached.nodes[at_end], reached.ancestors[at_end]))
+        below = _step_down(graph, cache, _Reached(reached.nodes[~at_end], reached.ancestors[~at_end]))
+        keep = chunks_touch(graph, below.nodes, box)
+        reached = _Reached(below.nodes[keep], below.ancestors[keep])
+    return _Reached(np.concatenate([r.nodes for r in found]), np.concatenate([r.ancestors for r in found]))
+
+
+def _last_step(graph: ChunkedGraph, cache: NodeCache, above: _Reached) -> tuple[UInt64Array, UInt64Array]:
+    """Supervoxels of layer 2 nodes, ascending, and their ancestor matrix."""
+    reached = _step_down(graph, cache, above)
+    order = np.argsort(reached.nodes)
+    return reached.nodes[order], reached.ancestors[order]
+
+
+def edges_around(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64], cache: NodeCache) -> Edges:
+    """Edges of layer 2 chunks (n, 3), and perhaps of more; those that the edit has read already are not read again."""
+    read = cache.read_edges
+    if read is not None and read.chunks.issuperset(map(tuple, coordinates.tolist())):
+        return read.edges
+    return edges_of_chunks(graph, coordinates, cache)
 
 
 def edges_of_chunks(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64], cache: NodeCache) -> Edges:
@@ -110,7 +143,9 @@ def edges_of_chunks(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64], cac
         of_edits, latest = reading.result()
     parts.append(of_edits)
     cache.note(latest)
-    return distinct_edges(parts)
+    edges = distinct_edges(parts)
+    cache.read_edges = ReadEdges(set(map(tuple, coordinates.tolist())), edges)
+    return edges
 
 
 def distinct_edges(parts: list[Edges]) -> Edges:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,10 +21,10 @@ from sv_pipeline.edits.nodes import KnownNodes, NodeCache, until_known
 from sv_pipeline.edits.operation_log import OperationRow
 from sv_pipeline.edits.refusal import EditRefused, Reason
 from sv_pipeline.edits.requests import MergeRequest, SplitRequest, check_points, looked_up, offset_of
+from sv_pipeline.edits.roots import RequestOfPoints, RequestRoots
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.edges import replaced
-from sv_pipeline.graph.hierarchy import read_ancestor_matrix, take
+from sv_pipeline.graph.hierarchy import take
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table.interface import SetCell
 
@@ -32,21 +32,7 @@ __all__ = ["Workspace", "plan_above", "prefetch_surroundings", "run_edit"]
 
 log = logging.getLogger(__name__)
 Checked = TypeVar("Checked", MergeRequest, SplitRequest)
-Request = TypeVar("Request", bound="RequestOfPoints")
-
-
-class RequestOfPoints(Protocol):
-    """What all requests have."""
-
-    @property
-    def user(self) -> str:
-        """Who asks."""
-        ...
-
-    @property
-    def supervoxels(self) -> UInt64Array:
-        """Supervoxels whose roots are edited."""
-        ...
+Request = TypeVar("Request", bound=RequestOfPoints)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,10 +84,10 @@ def run_edit(
     with ThreadPoolExecutor(1) as pool:
         begun = pool.submit(OperationRow.create, graph.table, log_cells(request))
         early: SvPipelineError | None = None
-        found: _Roots | None = None
+        found: RequestRoots | None = None
         try:
             request = prepare(request)
-            found = _Roots(graph, request)
+            found = RequestRoots(graph, request)
         except SvPipelineError as error:
             early = error
         row = begun.result()
@@ -123,7 +109,7 @@ def _edit_under_locks(
     graph: ChunkedGraph,
     request: Request,
     row: OperationRow,
-    roots: _Roots,
+    roots: RequestRoots,
     make_plan: Callable[[Workspace, Request], EditPlan],
     log_cells: Callable[[Request], list[SetCell]],
     patience: LockPatience,
@@ -131,14 +117,16 @@ def _edit_under_locks(
     held: EditLocks | None = None
     try:
         expiry = graph.meta.graph_config.ROOT_LOCK_EXPIRY
-        with lock_roots(graph.table, row.operation_id, roots.find, expiry, patience) as held:
-            cache = NodeCache(graph)
+        with ThreadPoolExecutor(1) as pool:
+            looking = pool.submit(roots.look_at_roots)
+            held = lock_roots(graph.table, row.operation_id, roots.find, expiry, patience)
+        with held:
+            looking.result()
             with ThreadPoolExecutor(1) as pool:
                 locking = pool.submit(held.locked_at)
-                cache.fetch(roots.chains())
-            roots.confirm(cache)
+                cache = roots.read_again()
             lock_chunks = partial(held.lock_chunks, patience=patience)
-            plan = make_plan(Workspace(graph, cache, roots.current(), roots.root_of(), lock_chunks), request)
+            plan = make_plan(Workspace(graph, cache, roots.current, roots.root_of, lock_chunks), request)
             locked_at = held.locked_at() if len(held.chunks) else locking.result()
             timestamp = logical_time(locked_at, cache.latest())
             return commit(graph, held, row, plan, timestamp, request.user, log_cells(request))
@@ -174,75 +162,6 @@ def checked(
     if check is not None:
         check(request)
     return request
-
-
-class _Roots:
-    """The roots of the points of a request: looked up at once, and again whenever they could not be locked."""
-
-    def __init__(self, graph: ChunkedGraph, request: RequestOfPoints) -> None:
-        self._graph = graph
-        self._supervoxels = np.unique(request.supervoxels)
-        self._tries = 0
-        self._look_up()
-
-    def find(self) -> UInt64Array:
-        """Roots to lock."""
-        if self._tries:
-            gone = self._supervoxels[replaced(self._graph, self._supervoxels)]
-            if len(gone):
-                raise EditRefused(
-                    Reason.NOT_FOUND,
-                    f"supervoxel {int(gone[0])} was split into others.",
-                    remedy="Look the point up in the segmentation as it is now.",
-                )
-            self._look_up()
-        self._tries += 1
-        return self.current()
-
-    def current(self) -> UInt64Array:
-        """Roots that were found last."""
-        return np.unique(self._matrix[:, -1])
-
-    def chains(self) -> UInt64Array:
-        """All ancestors of the points."""
-        above = np.unique(self._matrix[:, 2:])
-        return above[self._graph.layout.layers(above) >= 2]
-
-    def confirm(self, cache: NodeCache) -> None:
-        """Refuse if the chains that were looked up before the locks were taken are not there any more.
-
-        While somebody recovers an edit, chains exist that are taken back: their roots can be locked, but mean nothing.
-        """
-        matrix, supervoxels = self._matrix, self._supervoxels
-        below = cache.children(matrix[:, 2])
-        owners = np.repeat(np.arange(len(supervoxels)), below.lengths)
-        listed = np.zeros(len(supervoxels), np.bool_)
-        listed[owners[below.values == supervoxels[owners]]] = True
-        for layer in range(3, self._graph.n_layers + 1):
-            child, parent = matrix[:, layer - 1], matrix[:, layer]
-            listed &= (child == parent) | (cache.parents(child) == parent)
-        if not listed.all():
-            raise EditRefused(
-                Reason.LOCKED,
-                f"the object of supervoxel {int(supervoxels[~listed][0])} is just being changed or recovered.",
-                remedy="Try again in a moment.",
-            )
-
-    def root_of(self) -> dict[int, int]:
-        """Root of each supervoxel."""
-        return dict(zip(self._supervoxels.tolist(), self._matrix[:, -1].tolist(), strict=True))
-
-    def _look_up(self) -> None:
-        graph = self._graph
-        self._matrix = read_ancestor_matrix(graph, self._supervoxels)
-        lost = self._supervoxels[graph.layout.layers(self._matrix[:, -1]) != graph.n_layers]
-        if len(lost):
-            names = ", ".join(str(i) for i in lost[:5].tolist())
-            raise EditRefused(
-                Reason.NOT_FOUND,
-                f"{len(lost)} supervoxel(s) are not in graph {graph.graph_id!r}: {names}.",
-                remedy="Check that the ids are of this graph.",
-            )
 
 
 # -- what planners share ----------------------------------------------------------------------------------------------

@@ -215,6 +215,8 @@ def read_ancestor_matrix(graph: ChunkedGraph, ids: npt.ArrayLike, *, until: int 
         layers = graph.layout.layers(current)
         matrix[rows] = np.where(columns >= layers[:, None], current[:, None], matrix[rows])
         rows, current = rows[layers < graph.n_layers], current[layers < graph.n_layers]
+        if not len(rows):
+            break
         here, where = np.unique(current, return_inverse=True)
         current = read_parents(graph, here, until=until)[where]
         rows, current = rows[current != 0], current[current != 0]

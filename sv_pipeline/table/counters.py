@@ -7,6 +7,7 @@ over the key space; number ``k`` of shard ``s`` is the segment ``256 k + s``. Nu
 from __future__ import annotations
 
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -69,9 +70,12 @@ def reserve(table: Table, layout: IdLayout, chunk_id: int, count: int, *, shard:
 def _reserve_in_shard(table: Table, chunk_id: int, shard: int, count: int) -> int:
     """Raise a shard's counter; its new value."""
     key, plain = keys.root_counter_key(chunk_id, shard), keys.counter_key(chunk_id)
-    last = table.increment(key, COUNTER.key, count)
-    # PyChunkedGraph's single-threaded ingest takes ids from the counter without shards; the shards know nothing of it.
-    taken = COUNTER.newest(table.read_rows([plain], [COUNTER.key], newest_only=True).get(plain)) or 0
+    with ThreadPoolExecutor(1) as pool:
+        # PyChunkedGraph's single-threaded ingest takes ids from the counter without shards; the shards know nothing of
+        # it. It is over before there are edits, so it does not matter which of the two is first.
+        reading = pool.submit(table.read_rows, [plain], [COUNTER.key], newest_only=True)
+        last = table.increment(key, COUNTER.key, count)
+    taken = COUNTER.newest(reading.result().get(plain)) or 0
     behind = taken // ROOT_SHARDS + 1 - (last - count + 1)
     return last if behind <= 0 else table.increment(key, COUNTER.key, behind + count)
 

@@ -7,9 +7,10 @@ milliseconds since the epoch (what Bigtable keeps). One row changes atomically; 
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from sv_pipeline.errors import ConfigError
 
@@ -21,6 +22,7 @@ __all__ = [
     "Cell",
     "CellMatch",
     "ColumnKey",
+    "ConditionalMutation",
     "DeleteCells",
     "RowKeyRange",
     "RowMutation",
@@ -29,6 +31,10 @@ __all__ = [
     "Table",
 ]
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+REQUESTS_AT_ONCE = 16
 FAMILIES = ("0", "1", "2", "3", "4")
 """Column families of every table. Family 1 keeps only the newest cell; family 3 drops cells after a year."""
 
@@ -107,6 +113,17 @@ class CellMatch:
     """None = any value."""
     since: int | None = None
     """Milliseconds since the epoch (inclusive); None = any age."""
+
+
+@dataclass(frozen=True)
+class ConditionalMutation:
+    """One row, a condition on it, and what is done where it is met, and where it is not; see `check_and_mutate`."""
+
+    key: bytes
+    any_of: Sequence[CellMatch]
+    none_of: Sequence[CellMatch] = ()
+    if_matched: Sequence[Change] = ()
+    if_unmatched: Sequence[Change] = ()
 
 
 @dataclass(eq=False)
@@ -219,8 +236,38 @@ class Table(abc.ABC):
             Whether the row met the condition.
         """
 
+    def increment_many(self, increments: Sequence[tuple[bytes, ColumnKey, int]]) -> list[int]:
+        """Several `increment` (key, column, by), each atomic by itself, in the time of one; in their order."""
+        return _at_once(lambda item: self.increment(*item), increments)
+
+    def check_and_mutate_many(self, conditional: Sequence[ConditionalMutation]) -> list[bool]:
+        """Several `check_and_mutate`, each atomic by itself, in the time of one; answers in their order.
+
+        If one raises, the others may or may not have been applied.
+        """
+
+        def one(item: ConditionalMutation) -> bool:
+            return self.check_and_mutate(
+                item.key,
+                item.any_of,
+                none_of=item.none_of,
+                if_matched=item.if_matched,
+                if_unmatched=item.if_unmatched,
+            )
+
+        return _at_once(one, conditional)
+
     def _refuse_if_read_only(self) -> None:
         if self.read_only:
             raise ConfigError(
                 f"table {self.name!r} is opened read-only.", remedy="Set backend_client.CONFIG.READ_ONLY to false."
             )
+
+
+def _at_once(action: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Results in the order of items; the first error is raised after all have ended."""
+    if len(items) < 2:
+        return [action(item) for item in items]
+    with ThreadPoolExecutor(min(len(items), REQUESTS_AT_ONCE)) as pool:
+        futures = [pool.submit(action, item) for item in items]
+    return [future.result() for future in futures]

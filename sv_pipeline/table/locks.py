@@ -13,15 +13,19 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK, NEW_PARENTS
-from sv_pipeline.table.interface import CellMatch, DeleteCells, Table
+from sv_pipeline.table.interface import CellMatch, ConditionalMutation, DeleteCells, Table
 
 __all__ = [
     "SUPERSEDED",
     "holders",
     "lock",
+    "lock_all",
+    "lock_all_indefinitely",
     "lock_indefinitely",
     "renew",
+    "renew_all",
     "unlock",
+    "unlock_all",
     "unlock_indefinitely",
 ]
 
@@ -38,36 +42,81 @@ def lock(
 
     An operation that holds the lock is refused too: it should :func:`renew`.
     """
+    return lock_all(table, [key], operation_id, expiry, guard=guard)[0]
+
+
+def lock_all(
+    table: Table,
+    keys: Sequence[bytes],
+    operation_id: int,
+    expiry: timedelta,
+    *,
+    guard: Sequence[CellMatch] = SUPERSEDED,
+) -> list[bool]:
+    """:func:`lock` of several rows, each by itself, in the time of one."""
     now = time.time_ns() // 1_000_000
     unexpired = CellMatch(LOCK.key, since=now - int(expiry.total_seconds() * 1000))
-    return not table.check_and_mutate(key, [unexpired, _INDEFINITE, *guard], if_unmatched=[LOCK.set(operation_id, now)])
+    requests = [
+        ConditionalMutation(key, [unexpired, _INDEFINITE, *guard], if_unmatched=[LOCK.set(operation_id, now)])
+        for key in keys
+    ]
+    return [not held for held in table.check_and_mutate_many(requests)]
 
 
 def renew(table: Table, key: bytes, operation_id: int, *, guard: Sequence[CellMatch] = SUPERSEDED) -> bool:
     """Let the temporal lock run anew; False if the operation does not hold it, or the guard holds."""
-    return table.check_and_mutate(
-        key, [CellMatch(LOCK.key, LOCK.encode(operation_id))], none_of=guard, if_matched=[LOCK.set(operation_id)]
+    return renew_all(table, [key], operation_id, guard=guard)[0]
+
+
+def renew_all(
+    table: Table, keys: Sequence[bytes], operation_id: int, *, guard: Sequence[CellMatch] = SUPERSEDED
+) -> list[bool]:
+    """:func:`renew` of several rows, each by itself, in the time of one."""
+    mine = CellMatch(LOCK.key, LOCK.encode(operation_id))
+    return table.check_and_mutate_many(
+        [ConditionalMutation(key, [mine], guard, if_matched=[LOCK.set(operation_id)]) for key in keys]
     )
 
 
 def lock_indefinitely(table: Table, key: bytes, operation_id: int, *, guard: Sequence[CellMatch] = SUPERSEDED) -> bool:
     """Add the indefinite lock; False without the temporal one, if an indefinite one is there, or if the guard holds."""
-    mine = CellMatch(LOCK.key, LOCK.encode(operation_id))
-    return table.check_and_mutate(
-        key, [mine], none_of=[_INDEFINITE, *guard], if_matched=[INDEFINITE_LOCK.set(operation_id)]
+    return lock_all_indefinitely(table, [key], operation_id, guard=guard)[0]
+
+
+def lock_all_indefinitely(
+    table: Table, keys: Sequence[bytes], operation_id: int, *, guard: Sequence[CellMatch] = SUPERSEDED
+) -> list[bool]:
+    """:func:`lock_indefinitely` of several rows, each by itself, in the time of one."""
+    mine, change = CellMatch(LOCK.key, LOCK.encode(operation_id)), [INDEFINITE_LOCK.set(operation_id)]
+    return table.check_and_mutate_many(
+        [ConditionalMutation(key, [mine], [_INDEFINITE, *guard], if_matched=change) for key in keys]
     )
 
 
 def unlock(table: Table, key: bytes, operation_id: int) -> bool:
     """Release the temporal lock; False if the operation does not hold it. Older cells go with it."""
-    mine = CellMatch(LOCK.key, LOCK.encode(operation_id))
-    return table.check_and_mutate(key, [mine], if_matched=[DeleteCells(LOCK.key)])
+    return table.check_and_mutate_many([_unlock(key, operation_id)])[0]
 
 
 def unlock_indefinitely(table: Table, key: bytes, operation_id: int) -> bool:
     """Release the indefinite lock; False if the operation does not hold it."""
+    return table.check_and_mutate_many([_unlock_indefinitely(key, operation_id)])[0]
+
+
+def unlock_all(table: Table, keys: Sequence[bytes], operation_id: int, *, indefinite: Sequence[bytes] = ()) -> None:
+    """Release temporal locks, and indefinite ones, as far as the operation holds them; in the time of one."""
+    requests = [_unlock(key, operation_id) for key in keys]
+    table.check_and_mutate_many([*requests, *(_unlock_indefinitely(key, operation_id) for key in indefinite)])
+
+
+def _unlock(key: bytes, operation_id: int) -> ConditionalMutation:
+    mine = CellMatch(LOCK.key, LOCK.encode(operation_id))
+    return ConditionalMutation(key, [mine], if_matched=[DeleteCells(LOCK.key)])
+
+
+def _unlock_indefinitely(key: bytes, operation_id: int) -> ConditionalMutation:
     mine = CellMatch(INDEFINITE_LOCK.key, INDEFINITE_LOCK.encode(operation_id))
-    return table.check_and_mutate(key, [mine], if_matched=[DeleteCells(INDEFINITE_LOCK.key)])
+    return ConditionalMutation(key, [mine], if_matched=[DeleteCells(INDEFINITE_LOCK.key)])
 
 
 def holders(table: Table, key: bytes) -> tuple[int | None, int | None]:

@@ -15,7 +15,6 @@ import os
 import random
 import shutil
 import sqlite3
-import struct
 import threading
 import time
 import uuid
@@ -33,14 +32,14 @@ from sv_pipeline.table.interface import (
     CellMatch,
     Change,
     ColumnKey,
+    ConditionalMutation,
     RowKeyRange,
     RowMutation,
     RowView,
-    SetCell,
     Table,
 )
 from sv_pipeline.table.keys import join_ranges
-from sv_pipeline.table.sqlite_rows import NEWEST, SCHEMA, apply_changes, column_name, now_ms, rows_of, select_cells
+from sv_pipeline.table.sqlite_rows import SCHEMA, add, apply_changes, decide, now_ms, rows_of, select_cells
 
 __all__ = ["SqliteTable"]
 
@@ -212,18 +211,7 @@ class SqliteTable(Table):
 
     def increment(self, key: bytes, column: ColumnKey, by: int) -> int:
         """Add to a counter cell; see the interface."""
-
-        def add(connection: sqlite3.Connection) -> int:
-            newest = connection.execute(NEWEST, (key, column_name(column))).fetchone()
-            timestamp, value = newest or (0, bytes(8))
-            if len(value) != 8:
-                raise CorruptionError(f"{column.family}:{column.qualifier!r} of row {key!r} is not a counter.")
-            total = int(struct.unpack(">q", value)[0]) + by
-            cell = SetCell(column, struct.pack(">q", total), max(timestamp, now_ms()))
-            apply_changes(connection, [(key, cell)], 0)
-            return total
-
-        return self._write(add)
+        return self.increment_many([(key, column, by)])[0]
 
     def check_and_mutate(
         self,
@@ -235,22 +223,19 @@ class SqliteTable(Table):
         if_unmatched: Sequence[Change] = (),
     ) -> bool:
         """Conditional mutation of one row; see the interface."""
+        return self.check_and_mutate_many([ConditionalMutation(key, any_of, none_of, if_matched, if_unmatched)])[0]
 
-        def holds(connection: sqlite3.Connection, match: CellMatch) -> bool:
-            newest = connection.execute(NEWEST, (key, column_name(match.column))).fetchone()
-            return (
-                newest is not None
-                and (match.since is None or newest[0] >= match.since)
-                and (match.value is None or newest[1] == match.value)
-            )
+    def increment_many(self, increments: Sequence[tuple[bytes, ColumnKey, int]]) -> list[int]:
+        """Several increments in one transaction; see the interface."""
+        if not increments:
+            return []
+        return self._write(lambda connection: [add(connection, *item) for item in increments])
 
-        def decide(connection: sqlite3.Connection) -> bool:
-            matched = any(holds(connection, match) for match in any_of)
-            matched = matched and not any(holds(connection, match) for match in none_of)
-            apply_changes(connection, ((key, change) for change in (if_matched if matched else if_unmatched)), now_ms())
-            return matched
-
-        return self._write(decide)
+    def check_and_mutate_many(self, conditional: Sequence[ConditionalMutation]) -> list[bool]:
+        """Several conditional mutations in one transaction; see the interface."""
+        if not conditional:
+            return []
+        return self._write(lambda connection: [decide(connection, item) for item in conditional])
 
     # -- connections ----------------------------------------------------------------------------------------------
 

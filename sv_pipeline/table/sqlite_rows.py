@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import sqlite3
+import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from sv_pipeline.errors import CorruptionError
 from sv_pipeline.table.interface import (
     AGING_FAMILY,
     MAX_AGE_MS,
     NEWEST_FAMILY,
     Cell,
+    CellMatch,
     Change,
     ColumnKey,
+    ConditionalMutation,
     RowKeyRange,
     RowView,
     SetCell,
 )
 
-__all__ = ["NEWEST", "SCHEMA", "apply_changes", "column_name", "now_ms", "rows_of", "select_cells"]
+__all__ = ["SCHEMA", "add", "apply_changes", "column_name", "decide", "now_ms", "rows_of", "select_cells"]
 
 CELLS_PER_FETCH = 2_000
 NARROW = 4  # up to so many columns are looked up one by one; more are cheaper to filter out of the whole row
@@ -142,3 +146,31 @@ def column_name(column: ColumnKey) -> bytes:
 def now_ms() -> int:
     """Milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
+
+
+def add(connection: sqlite3.Connection, key: bytes, column: ColumnKey, by: int) -> int:
+    """Add to a counter cell; the number after it."""
+    newest = connection.execute(NEWEST, (key, column_name(column))).fetchone()
+    timestamp, value = newest or (0, bytes(8))
+    if len(value) != 8:
+        raise CorruptionError(f"{column.family}:{column.qualifier!r} of row {key!r} is not a counter.")
+    total = int(struct.unpack(">q", value)[0]) + by
+    apply_changes(connection, [(key, SetCell(column, struct.pack(">q", total), max(timestamp, now_ms())))], 0)
+    return total
+
+
+def decide(connection: sqlite3.Connection, item: ConditionalMutation) -> bool:
+    """Apply one side of a conditional mutation; whether the condition was met."""
+
+    def holds(match: CellMatch) -> bool:
+        newest = connection.execute(NEWEST, (item.key, column_name(match.column))).fetchone()
+        return (
+            newest is not None
+            and (match.since is None or newest[0] >= match.since)
+            and (match.value is None or newest[1] == match.value)
+        )
+
+    matched = any(holds(match) for match in item.any_of) and not any(holds(match) for match in item.none_of)
+    changes = item.if_matched if matched else item.if_unmatched
+    apply_changes(connection, ((item.key, change) for change in changes), now_ms())
+    return matched

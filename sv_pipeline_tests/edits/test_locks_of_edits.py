@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from sv_pipeline import edits
-from sv_pipeline.edits import LockPatience, Reason, commit, merging, session
+from sv_pipeline.edits import LockPatience, Reason, commit, merging
 from sv_pipeline.edits.locking import EditLocks, lock_roots
+from sv_pipeline.edits.roots import RequestRoots
 from sv_pipeline.edits.session import Workspace
 from sv_pipeline.graph.lineage import OperationStatus, read_operations
 from sv_pipeline.graph.queries import roots
@@ -160,14 +161,13 @@ def test_a_root_that_recovery_took_back_is_refused(edited: Edited, monkeypatch: 
         edited.graph.layout.chunk_ids(edited.graph.n_layers, [0, 0, 0]),
         edited.graph.layout.max_segment(edited.graph.n_layers),
     )
-    read = session.read_ancestor_matrix
+    look_up = RequestRoots._look_up
 
-    def torn_read(*args: object) -> np.ndarray:
-        matrix = read(*args)  # type: ignore[arg-type]
-        matrix[:1, -1] = phantom
-        return matrix
+    def torn_look_up(self: RequestRoots) -> None:
+        look_up(self)
+        self._matrix[:1, -1] = phantom
 
-    monkeypatch.setattr(session, "read_ancestor_matrix", torn_read)
+    monkeypatch.setattr(RequestRoots, "_look_up", torn_look_up)
     with pytest.raises(edits.EditRefused, match="just being changed or recovered") as caught:
         edits.merge(edited.graph, merge_request([source], [sink]))
     assert caught.value.reason is Reason.LOCKED
