@@ -191,7 +191,7 @@ class EditsOfVoxels(RuleBasedStateMachine):
         model.check_voxels(voxels, edit, edited)
         for new in set(links_of(edit)):
             assert new[0] in now.values()
-        successor = {old: new for old, new in links_of(edit)}
+        successor = dict(links_of(edit))
         for old, new in done.links:
             model.renamed[old] = successor[now[new]]
         self.settle(edit, voxels, objects)

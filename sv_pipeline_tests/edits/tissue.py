@@ -33,6 +33,7 @@ from sv_pipeline.table.interface import RowKeyRange, RowMutation, SetCell, Table
 from sv_pipeline.table.sqlite import SqliteTable
 from sv_pipeline.verify.report import VerifyReport
 from sv_pipeline.verify.run import verify
+from sv_pipeline.verify.subject import Subject
 from sv_pipeline_tests.reference_data import ReferenceDataset, build_dataset, random_labels
 
 EVERYTHING = RowKeyRange(b"\x00", b"\xff" * 32)
@@ -211,3 +212,29 @@ def but_operations(rows: Rows) -> Rows:
     return {
         key: row for key, row in rows.items() if key != b"ioperations" and not (key.isdigit() and int(key) < 1 << 56)
     }
+
+
+@dataclass(frozen=True)
+class Edge:
+    """What the graph says of a pair of supervoxels today."""
+
+    affinity: float
+    active: bool
+
+
+def edges_of(tissue: Tissue) -> dict[tuple[int, int], Edge]:
+    """All atomic edges between supervoxels that are there; of the same pair, the largest affinity counts."""
+    graph = tissue.graph
+    subject = Subject(graph.table, graph.watershed_url, graph.graph_id)
+    active, edges = subject.active, subject.edges
+    ids = subject.nodes.ids
+    joined = {
+        (int(a), int(b)): bool(j)
+        for a, b, j in zip(ids[active.first], ids[active.second], active.joined, strict=True)
+        if a < b
+    }
+    found: dict[tuple[int, int], Edge] = {}
+    for (a, b), affinity in zip(np.sort(edges.pairs, axis=1).tolist(), edges.affinities.tolist(), strict=True):
+        if (a, b) in joined and (found.get((a, b)) is None or affinity > found[a, b].affinity):
+            found[a, b] = Edge(affinity, joined[a, b])
+    return found
