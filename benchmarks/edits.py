@@ -1,118 +1,210 @@
-"""Merges and splits of a made-up graph: seconds, requests, and round trips one after the other.
+"""Merges, splits and supervoxel splits of a graph with voxels: seconds, requests, and round trips in sequence.
 
-    python benchmarks/edits.py [--chunks 8 8 4] [--per-chunk 60] [--edits 40] [--delay-ms 20] [--bigtable]
+    python benchmarks/edits.py [--supervoxels 1600 5400] [--edits 60] [--delay-ms 10] [--bigtable]
 
-Requests in sequence are measured, not counted: the same edits run on a table every request of which is slowed down by
-a delay; what they take longer, in delays, is how many requests had to wait for each other. The tables of Bigtable are
-in the emulator that BIGTABLE_EMULATOR_HOST names.
+A volume of Voronoi cells, agglomerated, is ingested; the same edits run on a fresh fork and a copy of the table each
+time. Requests in sequence are measured, not counted: the edits run once more on a table every request of which is
+slowed down by a delay; what they take longer, in delays, is how many requests had to wait for each other. `floor` is
+what the requests alone take: as many reads of one row, one after the other, as the edit has requests in sequence. The
+tables of Bigtable are in the emulator that BIGTABLE_EMULATOR_HOST names.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import os
 import tempfile
+import threading
 import time
 import uuid
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from sv_pipeline import edits
+from sv_pipeline.config import parse_config
+from sv_pipeline.edits import MergeRequest, Points, SplitRequest
+from sv_pipeline.engine.run import ingest
+from sv_pipeline.engine.stages import register
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
-from sv_pipeline.graph.queries import roots
+from sv_pipeline.graph.queries import roots, supervoxels_at
+from sv_pipeline.registry import Dataset
+from sv_pipeline.segmentation.fork import create_fork
+from sv_pipeline.segmentation.reader import open_fork
 from sv_pipeline.table.bigtable import BigtableTable
 from sv_pipeline.table.interface import RowKeyRange, RowMutation, SetCell, Table
+from sv_pipeline.table.keys import META
 from sv_pipeline.table.sqlite import SqliteTable
-from sv_pipeline_tests.graph.worlds import World, ingest, random_world
 
 EVERYTHING = RowKeyRange(b"\x00", b"\xff" * 32)
+CHUNK = 32
+KINDS = ("merge", "split", "supervoxel split")
+
+
+@dataclass
+class Measured:
+    """One edit."""
+
+    kind: str
+    seconds: float
+    requests: int
 
 
 def slowed_down(table: Table, seconds: float) -> Table:
-    """The table, every request of which takes longer."""
-    for name in ("read_rows", "mutate", "increment", "check_and_mutate"):
+    """The table, every request of which takes longer; several at once take as long as one."""
+    inside = threading.local()
+    for name in ("read_rows", "mutate", "increment", "check_and_mutate", "increment_many", "check_and_mutate_many"):
         method = getattr(table, name)
 
         def slow(*args, _method=method, **kwargs):  # type: ignore[no-untyped-def]
+            if getattr(inside, "a_request", False):
+                return _method(*args, **kwargs)
             time.sleep(seconds)
-            return _method(*args, **kwargs)
+            inside.a_request = True
+            try:
+                return _method(*args, **kwargs)
+            finally:
+                inside.a_request = False
 
         setattr(table, name, slow)
     return table
 
 
-def run(graph: ChunkedGraph, world: World, n_edits: int) -> dict[str, list[tuple[float, int]]]:
-    """Seconds and requests of each edit that was made, by kind; the same edits every time."""
+def build(folder: Path, n_supervoxels: int) -> Dataset:
+    """A graph with about so many supervoxels."""
+    chunks = (4, 4, 2) if n_supervoxels < 3000 else (8, 8, 2)
+    shape = tuple(CHUNK * n for n in chunks)
     rng = np.random.default_rng(0)
-    coordinates = world.layout.coordinates(world.supervoxels)
-    found: dict[str, list[tuple[float, int]]] = defaultdict(list)
-    for _ in range(n_edits):
-        source = int(rng.choice(world.supervoxels))
-        own = coordinates[world.supervoxels == source][0]
-        near = world.supervoxels[np.abs(coordinates - own).max(axis=1) <= 1]
-        sink = int(rng.choice(near[near != source]))
-        one, other = roots(graph, [source, sink])
-        sides = edits.Points.of([source]), edits.Points.of([sink])
+    # Chunk faces cut cells into about two and a half pieces.
+    n_cells = int(n_supervoxels / 2.6)
+    voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    labels = cKDTree(rng.uniform(0, shape, (n_cells, 3))).query(voxels, workers=2)[1].astype(np.uint32) + 1
+    np.savez(folder / "cells.npz", segmentation=labels, resolution=np.array([16.0, 16.0, 40.0]))
+    owners = np.arange(n_cells + 1) // 8
+    rows = "\n".join(f"{label},{owner + 1}" for label, owner in enumerate(owners.tolist()) if label)
+    (folder / "objects.csv").write_text("label,object\n" + rows)
+    content = {
+        "graph_id": "edits",
+        "data_source": {"WATERSHED": str(folder / "ws")},
+        "source": {
+            "segmentation": f"{folder / 'cells.npz'}#segmentation",
+            "agglomeration": str(folder / "objects.csv"),
+        },
+        "graph_config": {"CHUNK_SIZE": [CHUNK] * 3},
+    }
+    dataset = register(parse_config(content), str(folder / "home"))
+    ingest(dataset)
+    return dataset
+
+
+def choose(
+    graph: ChunkedGraph, volume: Any, cells: np.ndarray, wanted: str, rng: np.random.Generator
+) -> np.ndarray | None:
+    """Two voxels that call for a kind of edit; None if 4,000 random pairs have none."""
+    bounds = graph.grid.bounds
+    one = rng.integers(bounds.start, bounds.stop, (4000, 3))
+    other = np.clip(one + rng.integers(-CHUNK, CHUNK + 1, one.shape), bounds.start, np.subtract(bounds.stop, 1))
+    ids = [supervoxels_at(graph, volume, points) for points in (one, other)]
+    objects = [roots(graph, some) for some in ids]
+    cell = [cells[tuple(points.T)] for points in (one, other)]
+    fits = {
+        "merge": objects[0] != objects[1],
+        "split": (objects[0] == objects[1]) & (cell[0] != cell[1]),
+        "supervoxel split": (ids[0] == ids[1]) & (np.abs(one - other).max(axis=1) > CHUNK // 4),
+    }[wanted]
+    first = np.flatnonzero(fits)[:1]
+    return np.concatenate([one[first], other[first]]) if len(first) else None
+
+
+def run(graph: ChunkedGraph, cells: np.ndarray, n_edits: int) -> list[Measured]:
+    """Requests for merges, splits and supervoxel splits in turn; the same every time, if edits do the same."""
+    volume = open_fork(graph.watershed_url, graph.graph_id)
+    rng = np.random.default_rng(0)
+    found = []
+    for i in range(n_edits):
+        wanted = KINDS[i % 3]
+        pair = choose(graph, volume, cells, wanted, rng)
+        if pair is None:
+            continue
+        sides = [Points.of(coordinates=pair[k : k + 1]) for k in range(2)]
         started, requests = time.perf_counter(), graph.table.round_trips
         try:
-            if one == other:
-                request = edits.SplitRequest("benchmark", *sides, offset=(8, 8, 8), disallow_isolating_cut=False)
-                kind = edits.split(graph, request).kind
+            if wanted == "merge":
+                edit = edits.merge(graph, MergeRequest("benchmark", *sides, offset=(8, 8, 8)), volume=volume)
             else:
-                kind = edits.merge(graph, edits.MergeRequest("benchmark", *sides, offset=(8, 8, 8))).kind
+                request = SplitRequest("benchmark", *sides, offset=(8, 8, 8), disallow_isolating_cut=False)
+                edit = edits.split(graph, request, volume=volume)
+            kind = "supervoxel split" if len(edit.supervoxels) else edit.kind
         except edits.EditRefused:
             kind = "refused"
-        found[kind].append((time.perf_counter() - started, graph.table.round_trips - requests))
+        found.append(Measured(kind, time.perf_counter() - started, graph.table.round_trips - requests))
     return found
+
+
+def one_request(table: Table) -> float:
+    """Median seconds of a read of one row."""
+    times = []
+    for _ in range(50):
+        started = time.perf_counter()
+        table.read_rows([META])
+        times.append(time.perf_counter() - started)
+    return float(np.median(times))
+
+
+def measure(dataset: Dataset, folder: Path, arguments: argparse.Namespace, backend: str) -> None:
+    rows = [
+        RowMutation(key, [SetCell(column, cell.value, cell.timestamp) for column in row for cell in row[column]])
+        for key, row in dataset.graph.table.scan([EVERYTHING])
+    ]
+    with np.load(folder / "cells.npz") as file:
+        cells = file["segmentation"]
+    results = []
+    for delay in (0.0, arguments.delay_ms / 1000):
+        create_fork(dataset.watershed_url, dataset.graph_id, recreate=True, force=True)
+        name = f"t{uuid.uuid4().hex[:12]}"
+        table: Table = SqliteTable(name, folder) if backend == "sqlite" else BigtableTable(name, "project", "instance")
+        table.create()
+        table.mutate(rows)
+        floor = one_request(table)
+        results.append((run(open_chunked_graph(slowed_down(table, delay)), cells, arguments.edits), floor))
+        table.drop()
+    (plain, floor), (slow, _) = results
+    by_kind: dict[str, list[tuple[float, int, float]]] = defaultdict(list)
+    for a, b in zip(plain, slow, strict=True):
+        if a.kind == b.kind:
+            waits = (b.seconds - a.seconds) / (arguments.delay_ms / 1000)
+            by_kind[a.kind].append((1000 * a.seconds, a.requests, waits))
+    for kind in sorted(by_kind):
+        milliseconds, requests, waits = np.array(by_kind[kind]).T
+        in_sequence = float(np.median(waits))
+        print(
+            f"{backend:<8} {kind:<16} n={len(waits):<3} median {np.median(milliseconds):6.1f} ms, "
+            f"p95 {np.percentile(milliseconds, 95):6.1f} ms, {np.median(requests):.0f} requests, "
+            f"{in_sequence:.1f} in sequence; {np.median(milliseconds) / (1000 * floor * in_sequence):.1f} x floor",
+            flush=True,
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--chunks", type=int, nargs=3, default=(8, 8, 4))
-    parser.add_argument("--per-chunk", type=float, default=60)
-    parser.add_argument("--objects", type=float, default=0.02)
-    parser.add_argument("--edits", type=int, default=40)
-    parser.add_argument("--delay-ms", type=float, default=20)
+    parser.add_argument("--supervoxels", type=int, nargs="+", default=(1600, 5400))
+    parser.add_argument("--edits", type=int, default=60)
+    parser.add_argument("--delay-ms", type=float, default=10)
     parser.add_argument("--bigtable", action="store_true")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        world = random_world(
-            tuple(arguments.chunks), 1, per_chunk=arguments.per_chunk, objects=arguments.objects, cross=0.01
-        )
-        original, _ = ingest(world, SqliteTable("original", folder), folder)
-        rows = [
-            RowMutation(key, [SetCell(column, cell.value, cell.timestamp) for column in row for cell in row[column]])
-            for key, row in original.table.scan([EVERYTHING])
-        ]
-        print(f"{len(world.supervoxels):,} supervoxels, {len(world.edges):,} edges, {original.n_layers} layers")
-        results = []
-        for delay in (0.0, arguments.delay_ms / 1000):
-            table_name = f"t{uuid.uuid4().hex[:12]}"
-            table: Table = (
-                BigtableTable(table_name, "project", "instance")
-                if arguments.bigtable
-                else SqliteTable(table_name, folder)
-            )
-            table.create()
-            table.mutate(rows)
-            graph = open_chunked_graph(slowed_down(table, delay))
-            results.append(run(graph, world, arguments.edits))
-            table.drop()
-        plain, slow = results
-        for kind in sorted(plain):
-            seconds = [s for s, _ in plain[kind]]
-            requests = [r for _, r in plain[kind]]
-            waits = [
-                (b - a) / (arguments.delay_ms / 1000) for (a, _), (b, _) in zip(plain[kind], slow[kind], strict=False)
-            ]
-            print(
-                f"{kind:<8} n={len(seconds):<3} median {1000 * statistics.median(seconds):6.1f} ms, "
-                f"max {1000 * max(seconds):6.1f} ms, {statistics.median(requests):.0f} requests, "
-                f"{statistics.median(waits):.1f} of them one after the other"
-            )
+    for n_supervoxels in arguments.supervoxels:
+        with tempfile.TemporaryDirectory() as name:
+            dataset = build(Path(name), n_supervoxels)
+            graph = dataset.graph
+            n = len(np.unique(open_fork(dataset.watershed_url, dataset.graph_id).read().result()))
+            print(f"{n:,} supervoxels, {graph.grid.count(2)} chunks, {graph.n_layers} layers")
+            for backend in ("sqlite", "bigtable"):
+                if backend == "sqlite" or (arguments.bigtable and os.environ.get("BIGTABLE_EMULATOR_HOST")):
+                    measure(dataset, Path(name), arguments, backend)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -33,22 +34,21 @@ from sv_pipeline.edits.operation_log import OperationRow, Scope, write_set
 from sv_pipeline.edits.refusal import OwnershipLostError
 from sv_pipeline.edits.rows_of_plan import PlannedRows, fake_edge_cells, rows_of
 from sv_pipeline.edits.supervoxel_change import SupervoxelChange, renamed_ids, rows_of_supervoxels
-from sv_pipeline.errors import UnavailableError
+from sv_pipeline.edits.writing import put_edges, take_back, take_back_edges
+from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import Operation, OperationStatus
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.segmentation.commit import EditCommit, commit_edit
 from sv_pipeline.table import columns, counters, keys
 from sv_pipeline.table.columns import CHILDREN, FAKE_EDGES, INDEFINITE_LOCK, PARENT
-from sv_pipeline.table.interface import CellMatch, RowMutation, SetCell, Table
+from sv_pipeline.table.interface import CellMatch, ConditionalMutation, RowMutation, SetCell, Table
 
 __all__ = ["CommittedEdit", "EditPlan", "commit"]
 
 log = logging.getLogger(__name__)
 
 Step = Callable[[], None]
-
-ATTEMPTS_TO_PUT_EDGES = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +122,7 @@ def commit(
     timestamp: int,
     user: str,
     log_cells: list[SetCell],
+    inherited: Scope | None = None,
 ) -> CommittedEdit:
     """Write a plan.
 
@@ -133,36 +134,48 @@ def commit(
         Logical time of the edit, milliseconds.
     log_cells
         The request, for the operation's row.
+    inherited
+        What an earlier attempt at the operation holds locked.
 
     Raises
     ------
     OwnershipLostError
-        If the locks went to somebody else: nothing more is written.
+        If the locks, or the operation itself, went to somebody else: nothing more is written.
     """
     held.check()
     table = graph.table
-    plan, rows = _start(graph, held, row, plan, timestamp, log_cells)
+    plan, rows = _start(graph, held, row, plan, timestamp, log_cells, inherited)
     hierarchy = plan.hierarchy
     fake = fake_edge_cells(hierarchy, plan.fake_edges)
+    held.keep = True  # from here on only recovery may release them, or the end of the edit
     _lock_or_tidy_up(held, row)
 
-    held.keep = True  # from here on only recovery may release them, or the end of the edit
-    held.check()
-    invisible: list[Step] = [partial(table.mutate, rows.new), held.verify]
-    concurrently(_take, invisible)
+    with _durable("new rows", held, table, rows.new, timestamp):
+        new: list[Step] = [partial(table.mutate, rows.new), held.verify]
+        concurrently(_take, new)
     if plan.supervoxels is not None:
         held.verify()
+        reach("voxels")
         _commit_voxels(graph, row, plan.supervoxels, timestamp)
+        reach("voxels written")
         held.verify()
+    puts: list[Step] = [partial(put_edges, table, key, edges, timestamp) for key, edges in fake.items()]
+    with _durable("switch", held, table, rows.switching, timestamp, fake):
+        half = len(rows.switching) // 2
+        first: list[Step] = [partial(table.mutate, rows.switching[:half]), *puts]
+        concurrently(_take, first)
+        reach("half switched")
+        table.mutate(rows.switching[half:])
+    with _durable("retire", held, table, rows.retired, timestamp):
+        _retire(table, row.operation_id, rows.retired)
     held.check()
-    switching: list[Step] = [partial(table.mutate, rows.switching)]
-    switching += [partial(_put_edges, table, key, edges, timestamp) for key, edges in fake.items()]
-    concurrently(_take, switching)
-    held.check()
-    _retire(table, row.operation_id, rows.retired)
+    reach("succeed")
     row.succeed(hierarchy.new_roots, timestamp)
+    reach("succeeded")
+    held.check()
     held.release()
-    row.clear_scope(done=True)
+    reach("released")
+    row.clear_scope(chunks=plan.supervoxels is not None or inherited is not None)
     return CommittedEdit(
         operation_id=row.operation_id,
         kind=plan.kind,
@@ -189,12 +202,47 @@ def _take(step: Step) -> None:
     step()
 
 
+@contextmanager
+def _durable(
+    step: str,
+    held: EditLocks,
+    table: Table,
+    rows: list[RowMutation],
+    timestamp: int,
+    fake: dict[bytes, UInt64Array] | None = None,
+) -> Iterator[None]:
+    """Check ownership before rows are written, and after: what was written without it is taken out again at once.
+
+    A process can be stopped between a check and its write, for long enough to be taken for dead and recovered. When it
+    goes on, its cells come too late; nobody else's are of their time.
+    """
+    held.check()
+    reach(step)
+    yield
+    reach(f"{step} written")
+    try:
+        held.check()
+    except OwnershipLostError:
+        take_back(table, rows, timestamp, held.operation_id)
+        for key, edges in (fake or {}).items():
+            take_back_edges(table, key, edges, timestamp)
+        log.warning("operation %d: what was written too late is taken back", held.operation_id)
+        raise
+
+
 def _lock_or_tidy_up(held: EditLocks, row: OperationRow) -> None:
+    reach("lock indefinitely")
     try:
         held.make_indefinite()
+        reach("locked indefinitely")
+        held.check()
     except OwnershipLostError:
+        if not row.own.is_mine:
+            raise
+        # Nothing is written, and only the locks went to somebody else.
+        held.keep = False
         held.release()
-        row.clear_scope(done=False)
+        row.forget_plan()
         raise
 
 
@@ -202,12 +250,13 @@ def _ids_of(graph: ChunkedGraph, chunks: UInt64Array) -> UInt64Array:
     """Fresh ids for nodes in these chunks (shape (n,), equal ones next to each other), in descending order in each."""
     distinct, counts = np.unique(chunks, return_counts=True)
 
-    def reserve(item: tuple[int, int]) -> UInt64Array:
-        first = counters.reserve(graph.table, graph.layout, item[0], item[1])
-        return counters.node_ids(graph.layout, item[0], first, item[1])
-
+    wanted = list(zip(distinct.tolist(), counts.tolist(), strict=True))
+    firsts = counters.reserve_many(graph.table, graph.layout, wanted)
+    given = [
+        counters.node_ids(graph.layout, chunk, first, count)
+        for (chunk, count), first in zip(wanted, firsts, strict=True)
+    ]
     ids = np.zeros(len(chunks), np.uint64)
-    given = concurrently(reserve, list(zip(distinct.tolist(), counts.tolist(), strict=True)))
     for chunk, some in zip(distinct, given, strict=True):
         # Provisional ids count down, so that the order of nodes in a chunk is kept.
         ids[chunks == chunk] = some[::-1]
@@ -221,6 +270,7 @@ def _start(
     plan: EditPlan,
     timestamp: int,
     log_cells: list[SetCell],
+    inherited: Scope | None,
 ) -> tuple[EditPlan, PlannedRows]:
     """Give the plan its ids and write the intent; again if an id has a row already (older software gave some twice)."""
     provisional = plan.provisional
@@ -243,7 +293,7 @@ def _start(
             tuple(named.hierarchy.new_roots.tolist()),
             tuple(named.supervoxels.chunks.tolist()) if named.supervoxels else (),
             named.supervoxels.generation if named.supervoxels else None,
-        )
+        ).joined(inherited)
         held.check()
         row_keys = keys.node_keys(final)
         with ThreadPoolExecutor(1) as pool:
@@ -261,26 +311,10 @@ def _start(
             return named, rows
 
 
-def _put_edges(table: Table, key: bytes, edges: UInt64Array, timestamp: int) -> None:
-    """Put fake edges at the time of the edit, or as soon after it as no other edit has put its own in this row."""
-    for _ in range(ATTEMPTS_TO_PUT_EDGES):
-        at = CellMatch(FAKE_EDGES.key, since=timestamp)
-        if not table.check_and_mutate(key, [at], if_unmatched=[FAKE_EDGES.set(edges, timestamp)]):
-            return
-        history = FAKE_EDGES.history(table.read_rows([key], [FAKE_EDGES.key]).get(key))
-        if any(np.array_equal(value, edges) for _, value in history):
-            return
-        timestamp = max(time_of for time_of, _ in history) + 1
-    raise UnavailableError(f"row {key!r} is being written all the time.", remedy="Recover the operation.")
-
-
 def _retire(table: Table, operation_id: int, rows: Iterable[RowMutation]) -> None:
     mine = CellMatch(INDEFINITE_LOCK.key, INDEFINITE_LOCK.encode(operation_id))
 
-    def retire(mutation: RowMutation) -> bool:
-        return table.check_and_mutate(mutation.key, [mine], if_matched=mutation.changes)
-
-    if not all(concurrently(retire, list(rows))):
+    if not all(table.check_and_mutate_many([ConditionalMutation(r.key, [mine], if_matched=r.changes) for r in rows])):
         raise OwnershipLostError(
             f"operation {operation_id} was taken over while it wrote.", remedy="Whoever did so brings it to an end."
         )

@@ -23,8 +23,10 @@ from typing import TypeVar
 import numpy as np
 
 from sv_pipeline.edits.holders import held_by_another
+from sv_pipeline.edits.ownership import Ownership
 from sv_pipeline.edits.refusal import OwnershipLostError
 from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.failpoints import reach
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table import keys, locks
 from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
@@ -65,6 +67,9 @@ def lock_roots(
     find_roots: Callable[[], UInt64Array],
     expiry: timedelta,
     patience: LockPatience,
+    *,
+    own: Ownership | None = None,
+    inherited: tuple[bytes, ...] | None = None,
 ) -> EditLocks:
     """Lock the latest roots of an edit.
 
@@ -72,19 +77,23 @@ def lock_roots(
     ----------
     find_roots
         Looks the roots up anew; they may have been replaced since the last try.
+    own
+        Who works on the operation: checked together with the locks.
+    inherited
+        Rows that an earlier attempt at the operation has locked indefinitely; None if this is the first.
 
     Raises
     ------
     EditRefused
         If others hold them for longer than ``patience``; says who, and since when.
     """
-    held = EditLocks(table, operation_id, np.zeros(0, np.uint64), expiry)
+    held = EditLocks(table, operation_id, np.zeros(0, np.uint64), expiry, own=own, inherited=inherited)
 
     def wanted() -> list[_Wanted]:
         held.roots = np.unique(find_roots())
         return [_Wanted(key, f"root {root}") for root, key in zip(held.roots.tolist(), held.root_keys, strict=True)]
 
-    _lock_when_free(table, operation_id, wanted, locks.SUPERSEDED, expiry, patience)
+    _lock_when_free(held, wanted, locks.SUPERSEDED, patience)
     return held
 
 
@@ -97,63 +106,54 @@ class _Wanted:
 
 
 def _lock_when_free(
-    table: Table,
-    operation_id: int,
-    wanted: Callable[[], list[_Wanted]],
-    guard: tuple[CellMatch, ...],
-    expiry: timedelta,
-    patience: LockPatience,
+    held: EditLocks, wanted: Callable[[], list[_Wanted]], guard: tuple[CellMatch, ...], patience: LockPatience
 ) -> None:
     """Lock all rows, or none; raise EditRefused if that cannot be done for longer than ``patience``."""
     deadline, pause = time.monotonic() + patience.seconds, patience.pause
     at_once = True
     while True:
-        refused = _lock_all(table, operation_id, wanted(), guard, expiry, at_once=at_once)
+        refused = _lock_all(held, wanted(), guard, at_once=at_once)
         if refused is None:
             return
         if time.monotonic() >= deadline:
-            raise held_by_another(table, refused.key, refused.name, operation_id)
+            raise held_by_another(held.table, refused.key, refused.name, held.operation_id)
         time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - jitter
         pause, at_once = min(2 * pause, 1.0), False
 
 
-def _lock_all(
-    table: Table,
-    operation_id: int,
-    rows: list[_Wanted],
-    guard: tuple[CellMatch, ...],
-    expiry: timedelta,
-    *,
-    at_once: bool,
-) -> _Wanted | None:
+def _lock_all(held: EditLocks, rows: list[_Wanted], guard: tuple[CellMatch, ...], *, at_once: bool) -> _Wanted | None:
     """Lock all rows or none; the one that could not be had. Never waits while it holds some.
 
     The first try is for all at once, in one round trip's time. Those who then compete take them one after the other
     in the order of their keys, so that one of them gets the first, and with it all.
     """
 
-    def lock(row: _Wanted) -> bool:
-        if locks.lock(table, row.key, operation_id, expiry, guard=guard):
-            return True
-        # The answer to a first, lost request may have been yes.
-        return locks.holders(table, row.key) == (operation_id, None)
-
     rows = sorted(rows, key=lambda row: row.key)
     taken: list[_Wanted] = []
     refused: _Wanted | None = None
-    if at_once:
-        answers = concurrently(lock, rows)
-        taken = [row for row, answer in zip(rows, answers, strict=True) if answer]
-        refused = next((row for row, answer in zip(rows, answers, strict=True) if not answer), None)
-    else:
-        for row in rows:
-            if not lock(row):
-                refused = row
-                break
-            taken.append(row)
+    for some in [rows] if at_once else [[row] for row in rows]:
+        answers = _lock(held, [row.key for row in some], guard)
+        taken += [row for row, answer in zip(some, answers, strict=True) if answer]
+        refused = next((row for row, answer in zip(some, answers, strict=True) if not answer), None)
+        if refused is not None:
+            break
     if refused is not None:
-        concurrently(lambda row: locks.unlock(table, row.key, operation_id), taken)
+        locks.unlock_all(held.table, [row.key for row in taken], held.operation_id)
     return refused
+
+
+def _lock(held: EditLocks, row_keys: list[bytes], guard: tuple[CellMatch, ...]) -> list[bool]:
+    """Lock rows, each by itself; which of them it has now."""
+    table, operation_id = held.table, held.operation_id
+
+    def has(key: bytes) -> bool:
+        if held.inherited is not None and locks.relock(table, key, operation_id):
+            return True
+        # The answer to a first, lost request may have been yes.
+        return locks.holders(table, key) == (operation_id, None)
+
+    answers = locks.lock_all(table, row_keys, operation_id, held.expiry, guard=guard)
+    return [answer or has(key) for key, answer in zip(row_keys, answers, strict=True)]
 
 
 @dataclass(eq=False)
@@ -170,6 +170,10 @@ class EditLocks:
     """Roots that are born locked (indefinitely); released with the others."""
     keep: bool = False
     """Leave the locks where they are: the edit died while it was writing, and has to be recovered."""
+    own: Ownership | None = None
+    """Who works on the operation; None = nobody else ever will."""
+    inherited: tuple[bytes, ...] | None = None
+    """Rows that an earlier attempt has locked indefinitely; released with the others."""
     _indefinite: bool = False
     _lost: bool = False
     _released: bool = False
@@ -212,8 +216,9 @@ class EditLocks:
         """
         order = np.argsort(chunks)
         rows = [_Wanted(keys.chunk_lock_key(int(chunks[i])), names[i]) for i in order.tolist()]
-        _lock_when_free(self.table, self.operation_id, lambda: rows, (), self.expiry, patience)
+        _lock_when_free(self, lambda: rows, (), patience)
         self.chunks = chunks[order]
+        reach("chunks locked")
 
     def locked_at(self) -> int:
         """Logical time of the edit, milliseconds: when it had its locks; of chunks, if it has any.
@@ -229,44 +234,44 @@ class EditLocks:
 
     def check(self) -> None:
         """Raise OwnershipLostError unless the locks are surely its own; asks the table only when in doubt."""
+        self._check_ownership()
         in_doubt = time.monotonic() - self._renewed > self.expiry.total_seconds() / 2
         if self._lost or (in_doubt and not self._still_mine()):
             raise self._lost_error()
 
     def verify(self) -> None:
         """Ask the table whether the locks are its own; OwnershipLostError if not."""
+        self._check_ownership()
         if not self._still_mine():
             raise self._lost_error()
+
+    def _check_ownership(self) -> None:
+        """Whoever has taken the operation over needs the locks: they hold the same operation's id."""
+        try:
+            if self.own is not None:
+                self.own.check()
+        except OwnershipLostError:
+            self.keep = True
+            raise
 
     def make_indefinite(self) -> None:
         """Add indefinite locks; they need the temporal ones, so nobody can have come in between."""
         self._indefinite = True
 
-        def add(key: bytes) -> bool:
-            if locks.lock_indefinitely(self.table, key, self.operation_id):
-                return True
-            return locks.holders(self.table, key) == (self.operation_id, self.operation_id)
-
-        if not all(concurrently(add, self._keys)):
-            raise self._lost_error()
+        answers = locks.lock_all_indefinitely(self.table, self._keys, self.operation_id)
+        for key, answer in zip(self._keys, answers, strict=True):
+            if not answer and locks.holders(self.table, key) != (self.operation_id, self.operation_id):
+                raise self._lost_error()
 
     def release(self) -> None:
         """Give back what is its own; what is another's by now stays."""
         self._stop_renewing()
         if self._released:
             return
-        mine = self.operation_id
-
-        def unlock(key: bytes) -> None:
-            locks.unlock(self.table, key, mine)
-
-        def unlock_indefinitely(key: bytes) -> None:
-            locks.unlock_indefinitely(self.table, key, mine)
-
-        actions = [(unlock, key) for key in self._keys]
+        indefinite: set[bytes] = set()
         if self._indefinite:
-            actions += [(unlock_indefinitely, key) for key in [*self._keys, *keys.node_keys(self.new_roots)]]
-        concurrently(lambda pair: pair[0](pair[1]), actions)
+            indefinite = {*self._keys, *keys.node_keys(self.new_roots), *(self.inherited or ())}
+        locks.unlock_all(self.table, self._keys, self.operation_id, indefinite=sorted(indefinite))
         self._released = True
 
     # -- renewal --------------------------------------------------------------------------------------------------
@@ -276,7 +281,7 @@ class EditLocks:
             began = time.monotonic()
             try:
                 # Its own roots are superseded near the end; the lock goes on until it is released.
-                alive = [locks.renew(self.table, key, self.operation_id, guard=()) for key in self._keys]
+                alive = locks.renew_all(self.table, self._keys, self.operation_id, guard=())
             except SvPipelineError:
                 log.warning("locks of operation %d could not be renewed", self.operation_id, exc_info=True)
                 continue

@@ -6,17 +6,56 @@ segmentation of that time shows for it.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import pandas as pd
+import tensorstore as ts
 
+from sv_pipeline.errors import NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.hierarchy import Time
-from sv_pipeline.graph.lineage import read_operations
+from sv_pipeline.graph.hierarchy import Time, milliseconds
+from sv_pipeline.graph.lineage import OperationStatus, read_operations
 from sv_pipeline.graph.queries import leaves, roots
+from sv_pipeline.grid import Box
+from sv_pipeline.segmentation.operations import generation_at
+from sv_pipeline.segmentation.reader import open_fork
 from sv_pipeline.table.columns import Ragged
 
-__all__ = ["leaves_at", "operations_table"]
+__all__ = ["Moment", "leaves_at", "milliseconds_of", "operations_table", "segmentation_at"]
+
+Moment = datetime | int
+"""A time; or the number of an operation, just after which it is."""
+
+
+def milliseconds_of(graph: ChunkedGraph, moment: Moment) -> int:
+    """A moment as time of cells.
+
+    Raises
+    ------
+    NotFoundError
+        If it names an operation that was never made.
+    """
+    if isinstance(moment, datetime):
+        return milliseconds(moment) or 0
+    found = read_operations(graph, [moment])
+    if not found or found[0].status is not OperationStatus.SUCCESS or found[0].timestamp is None:
+        raise NotFoundError(
+            f"operation {moment} of graph {graph.graph_id!r} was never made: it is no moment to look back to.",
+            remedy="List the operations; those with status SUCCESS count.",
+        )
+    return milliseconds(found[0].timestamp) or 0
+
+
+def segmentation_at(graph: ChunkedGraph, moment: Moment, *, within: Box | None = None) -> ts.TensorStore:
+    """The supervoxels as they were, base mip, read-only; exact for the chunks that ``within`` touches.
+
+    Edits elsewhere that were made at nearly the same time may have reached the voxels in another order than their
+    times say; without ``within`` the volume is that of a generation, which may lack one of them.
+    """
+    time = milliseconds_of(graph, moment)
+    generation = generation_at(graph.watershed_url, graph.graph_id, time, within=within)
+    return open_fork(graph.watershed_url, graph.graph_id, version=generation)
 
 
 def operations_table(graph: ChunkedGraph) -> pd.DataFrame:

@@ -3,10 +3,9 @@
 Own data never goes into the log's row, which PyChunkedGraph reads whole::
 
     %020d                    the log: request, status, roots, time
-    sv_pipeline:op:%020d     1:scope      what is locked and made: roots, new roots, chunks, generation, time
-                             1:writes     every cell that the edit writes: {time, {column: [row keys]}}, zstd
-                             1:activated  all edges that a merge made active; stays, so that it can be undone
-                         1:supervoxels  (old, new, side) of supervoxels that it replaced; stays, for the same reason
+    sv_pipeline:open:%020d   what recovery needs while the operation is not finished, see `ownership`
+    sv_pipeline:op:%020d     1:activated    all edges that a merge made active; stays, so that it can be undone
+                             1:supervoxels  (old, new, side) of supervoxels that it replaced; stays, likewise
 
 | status | means |
 | --- | --- |
@@ -19,26 +18,32 @@ Own data never goes into the log's row, which PyChunkedGraph reads whole::
 from __future__ import annotations
 
 import json
-import secrets
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import zstandard
 
-from sv_pipeline.edits.refusal import EditRefused
+from sv_pipeline.edits.ownership import FIXED_TIME, Ownership, open_key
+from sv_pipeline.edits.refusal import EditRefused, OwnershipLostError
 from sv_pipeline.errors import CorruptionError
+from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.lineage import OperationStatus
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table import codecs, columns, counters, keys
 from sv_pipeline.table.columns import ArrayColumn, Column
-from sv_pipeline.table.interface import ColumnKey, DeleteCells, RowMutation, SetCell, Table
+from sv_pipeline.table.interface import CellMatch, ColumnKey, DeleteCells, RowMutation, RowView, SetCell, Table
 
 __all__ = [
+    "RECOVERY",
+    "REQUEST",
+    "SCOPE",
+    "WRITES",
     "OperationRow",
     "Scope",
     "own_key",
@@ -46,10 +51,16 @@ __all__ = [
     "read_scope",
     "read_supervoxels",
     "read_write_set",
+    "scope_in",
     "write_set",
+    "write_set_in",
 ]
 
+log = logging.getLogger(__name__)
+
 SCOPE: Column[Any] = Column(ColumnKey("1", b"scope"), codecs.JsonCodec())
+REQUEST: Column[Any] = Column(ColumnKey("1", b"request"), codecs.JsonCodec())
+RECOVERY: Column[Any] = Column(ColumnKey("1", b"recovery"), codecs.JsonCodec())
 WRITES = ColumnKey("1", b"writes")
 ACTIVATED: ArrayColumn[np.uint64] = ArrayColumn(ColumnKey("1", b"activated"), codecs.ArrayCodec("<u8", 2, True))
 SUPERVOXELS: ArrayColumn[np.uint64] = ArrayColumn(ColumnKey("1", b"supervoxels"), codecs.ArrayCodec("<u8", 3, True))
@@ -76,6 +87,21 @@ class Scope:
     generation: int | None = None
     """Of the fork, before the voxels were written."""
 
+    @property
+    def lock_keys(self) -> tuple[bytes, ...]:
+        """Rows that are locked before anything is written: of roots and of chunks."""
+        return (*keys.node_keys(self.roots), *(keys.chunk_lock_key(chunk) for chunk in self.chunks))
+
+    def joined(self, earlier: Scope | None) -> Scope:
+        """With what an earlier attempt holds."""
+        if earlier is None:
+            return self
+        return replace(
+            self,
+            roots=tuple(sorted({*self.roots, *earlier.roots})),
+            chunks=tuple(sorted({*self.chunks, *earlier.chunks})),
+        )
+
 
 def write_set(mutations: Iterable[RowMutation], timestamp: int) -> bytes:
     """Row keys by column of all cells that mutations put at a time, compressed."""
@@ -90,8 +116,13 @@ def write_set(mutations: Iterable[RowMutation], timestamp: int) -> bytes:
 
 def read_write_set(table: Table, operation_id: int) -> tuple[int, dict[ColumnKey, list[bytes]]]:
     """Time and row keys by column of the cells of an unfinished operation; (0, {}) if it has not begun to write."""
-    row = table.read_rows([own_key(operation_id)], [WRITES], newest_only=True).get(own_key(operation_id))
-    if not row:
+    key = open_key(operation_id)
+    return write_set_in(table.read_rows([key], [WRITES], newest_only=True).get(key), operation_id)
+
+
+def write_set_in(row: RowView | None, operation_id: int) -> tuple[int, dict[ColumnKey, list[bytes]]]:
+    """What `read_write_set` gives, out of an open row."""
+    if not row or WRITES not in row:
         return 0, {}
     try:
         text = zstandard.ZstdDecompressor().decompress(row[WRITES][0].value, max_output_size=MAX_WRITE_SET_BYTES)
@@ -107,7 +138,13 @@ def read_write_set(table: Table, operation_id: int) -> tuple[int, dict[ColumnKey
 
 def read_scope(table: Table, operation_id: int) -> Scope | None:
     """What an unfinished operation holds; None if nothing."""
-    value = SCOPE.newest(table.read_rows([own_key(operation_id)], [SCOPE.key]).get(own_key(operation_id)))
+    key = open_key(operation_id)
+    return scope_in(table.read_rows([key], [SCOPE.key]).get(key), operation_id)
+
+
+def scope_in(row: RowView | None, operation_id: int) -> Scope | None:
+    """What `read_scope` gives, out of an open row."""
+    value = SCOPE.newest(row)
     if value is None:
         return None
     try:
@@ -137,20 +174,30 @@ def read_supervoxels(table: Table, operation_id: int) -> UInt64Array:
 
 @dataclass(frozen=True, eq=False)
 class OperationRow:
-    """The row of one operation, while it runs."""
+    """The rows of one operation, for one attempt at it."""
 
     table: Table
     operation_id: int
-    owner: str = field(default_factory=lambda: secrets.token_hex(8))
-    """Token of this attempt at the operation: whoever takes it over has another."""
+    own: Ownership
+    not_before: int = 0
+    """Milliseconds: the log's cells of this attempt are not older than this, whatever the clock says."""
 
     @classmethod
-    def create(cls, table: Table, cells: Iterable[SetCell]) -> OperationRow:
-        """A new operation id, and its row with the cells of the request."""
-        row = cls(table, counters.new_operation_id(table))
-        now = time.time_ns() // 1_000_000
-        row._write(OperationStatus.CREATED, [columns.ROOTS.set(np.zeros(0, np.uint64)), *cells], now)
+    def create(cls, table: Table, cells: Iterable[SetCell], options: dict[str, Any]) -> OperationRow:
+        """A new operation id, and its rows with the cells of the request, and its options that have no cells."""
+        operation_id = counters.new_operation_id(table)
+        row = cls(table, operation_id, Ownership(table, operation_id))
+        reach("create")
+        opened = RowMutation(row.own.key, [row.own.cell, REQUEST.set(options, FIXED_TIME)])
+        created = [columns.ROOTS.set(np.zeros(0, np.uint64)), *cells]
+        table.mutate([opened, row._log(OperationStatus.CREATED, created, row._now())])
+        reach("created")
         return row
+
+    @property
+    def owner(self) -> str:
+        """Token of this attempt at the operation: whoever takes it over has another."""
+        return self.own.token
 
     def refuse(self, refusal: EditRefused) -> None:
         """The request cannot be met; nothing was written."""
@@ -161,8 +208,20 @@ class OperationRow:
         self._end(f"failed:{getattr(error, 'kind', type(error).__name__)}: {error}")
 
     def _end(self, text: str) -> None:
-        now = time.time_ns() // 1_000_000
-        self._write(OperationStatus.EXCEPTION, [columns.OPERATION_EXCEPTION.set(text, now)], now)
+        try:
+            self.own.check()
+        except OwnershipLostError as lost:
+            log.warning("%s", lost)  # whoever has it brings it to its end
+            return
+        self.say_how_it_ended(text)
+        self.own.end()
+
+    def say_how_it_ended(self, text: str) -> None:
+        """Status EXCEPTION in the log, with a reason."""
+        now = self._now()
+        reach("refuse")
+        self.table.mutate([self._log(OperationStatus.EXCEPTION, [columns.OPERATION_EXCEPTION.set(text)], now)])
+        reach("refused")
 
     def start_writing(
         self,
@@ -173,46 +232,64 @@ class OperationRow:
         supervoxels: UInt64Array | None = None,
     ) -> None:
         """Durable intent: scope and write set, then the log says so. Before the first indefinite lock."""
-        value = {
-            "timestamp": scope.timestamp,
-            "roots": list(scope.roots),
-            "new_roots": list(scope.new_roots),
-            "chunks": list(scope.chunks),
-            "generation": scope.generation,
-        }
-        own_cells = [SCOPE.set(value), SetCell(WRITES, writes)]
+        own_cells = []
         if len(activated):
-            own_cells.append(ACTIVATED.set(activated))
+            own_cells.append(ACTIVATED.set(activated, FIXED_TIME))
         if supervoxels is not None:
-            own_cells.append(SUPERVOXELS.set(supervoxels))
-        own = RowMutation(own_key(self.operation_id), own_cells)
+            own_cells.append(SUPERVOXELS.set(supervoxels, FIXED_TIME))
         if scope.chunks:
-            log = [*log, columns.CHUNK_LOCK_SCOPE.set(np.array(scope.chunks, np.uint64), scope.timestamp)]
-        changes = [
-            columns.OPERATION_STATUS.set(int(OperationStatus.WRITE_STARTED)),
-            columns.OPERATION_TIMESTAMP.set(_datetime(scope.timestamp)),
-            *log,
-        ]
-        self.table.mutate([own, RowMutation(keys.node_key(self.operation_id), changes)])
+            log = [*log, columns.CHUNK_LOCK_SCOPE.set(np.array(scope.chunks, np.uint64))]
+        reach("scope")
+        self.own.change([SCOPE.set(asdict(scope), FIXED_TIME), SetCell(WRITES, writes, FIXED_TIME)])
+        reach("scope written")
+        self.table.mutate(
+            [
+                RowMutation(own_key(self.operation_id), own_cells),
+                self._log(OperationStatus.WRITE_STARTED, log, scope.timestamp),
+            ]
+        )
+        reach("write started")
 
     def succeed(self, roots: UInt64Array, timestamp: int) -> None:
-        """All rows are there."""
-        self._write(OperationStatus.SUCCESS, [columns.ROOTS.set(roots)], timestamp, at_now=True)
+        """All rows are there; OwnershipLostError if a later attempt has begun to write."""
+        done = self._log(OperationStatus.SUCCESS, [columns.ROOTS.set(roots)], timestamp)
+        mine = CellMatch(columns.OPERATION_TIMESTAMP.key, columns.OPERATION_TIMESTAMP.encode(_datetime(timestamp)))
+        if not self.table.check_and_mutate(done.key, [mine], if_matched=done.changes):
+            raise self.own.lost_to(None)
 
-    def clear_scope(self, *, done: bool) -> None:
-        """No lock is held any more; what the edit was is kept if it is done."""
-        log = RowMutation(keys.node_key(self.operation_id), [DeleteCells(columns.CHUNK_LOCK_SCOPE.key)])
-        own = [DeleteCells(SCOPE.key), DeleteCells(WRITES)] if done else [DeleteCells()]
-        self.table.mutate([RowMutation(own_key(self.operation_id), own), log])
+    def clear_scope(self, *, chunks: bool) -> None:
+        """The operation is done, and no lock is held any more.
 
-    def _write(self, status: OperationStatus, changes: list[SetCell], timestamp: int, *, at_now: bool = False) -> None:
-        cell_time = None if at_now else timestamp
-        changes = [
+        Parameters
+        ----------
+        chunks
+            Whether chunks were locked, which the log says, too.
+        """
+        if chunks:
+            self.table.mutate([self._without_chunks()])
+            reach("log cleared")
+        self.own.end()
+        reach("cleared")
+
+    def forget_plan(self) -> None:
+        """Nothing of the plan was written, and no lock is held; how the operation ended is still to be said."""
+        self.table.mutate([self._without_chunks(), RowMutation(own_key(self.operation_id), [DeleteCells()])])
+
+    def _without_chunks(self) -> RowMutation:
+        return RowMutation(keys.node_key(self.operation_id), [DeleteCells(columns.CHUNK_LOCK_SCOPE.key)])
+
+    def _log(self, status: OperationStatus, changes: list[SetCell], timestamp: int) -> RowMutation:
+        """Cells of the log, written now; ``timestamp`` is the logical time of the edit."""
+        cells = [
             *changes,
-            columns.OPERATION_STATUS.set(int(status), cell_time),
-            columns.OPERATION_TIMESTAMP.set(_datetime(timestamp), cell_time),
+            columns.OPERATION_STATUS.set(int(status)),
+            columns.OPERATION_TIMESTAMP.set(_datetime(timestamp)),
         ]
-        self.table.mutate([RowMutation(keys.node_key(self.operation_id), changes)])
+        now = self._now()
+        return RowMutation(keys.node_key(self.operation_id), [SetCell(cell.column, cell.value, now) for cell in cells])
+
+    def _now(self) -> int:
+        return max(time.time_ns() // 1_000_000, self.not_before)
 
 
 def _datetime(milliseconds: int) -> datetime:

@@ -27,6 +27,7 @@ __all__ = [
     "log_cells",
     "looked_up",
     "offset_of",
+    "options_of",
     "region_of",
 ]
 
@@ -107,6 +108,21 @@ class SplitRequest:
     def supervoxels(self) -> UInt64Array:
         """Of both sides."""
         return np.concatenate([self.sources.ids, self.sinks.ids])
+
+
+def options_of(request: Any) -> dict[str, Any]:
+    """What the log has no columns for, as JSON: with it and the log, a request can be made again."""
+    if not isinstance(request, MergeRequest | SplitRequest):
+        return {}
+    options: dict[str, Any] = {
+        "by_id": [bool(len(points.ids)) for points in (request.sources, request.sinks)],
+        "offset": None if request.offset is None else [int(o) for o in request.offset],
+    }
+    if isinstance(request, SplitRequest):
+        options["path_augmentation"] = request.path_augmentation
+        options["disallow_isolating_cut"] = request.disallow_isolating_cut
+        options["memory"] = request.memory
+    return options
 
 
 def looked_up(graph: ChunkedGraph, points: Points, volume: Any) -> Points:

@@ -18,17 +18,18 @@ from sv_pipeline.edits.commit import CommittedEdit, EditPlan, commit, logical_ti
 from sv_pipeline.edits.hierarchy_plan import HierarchyPlan, Layer2Change, plan_hierarchy
 from sv_pipeline.edits.locking import EditLocks, LockPatience, lock_roots
 from sv_pipeline.edits.nodes import KnownNodes, NodeCache, until_known
-from sv_pipeline.edits.operation_log import OperationRow
+from sv_pipeline.edits.operation_log import OperationRow, Scope
 from sv_pipeline.edits.refusal import EditRefused, Reason
-from sv_pipeline.edits.requests import MergeRequest, SplitRequest, check_points, looked_up, offset_of
+from sv_pipeline.edits.requests import MergeRequest, SplitRequest, check_points, looked_up, offset_of, options_of
 from sv_pipeline.edits.roots import RequestOfPoints, RequestRoots
 from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import take
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table.interface import SetCell
 
-__all__ = ["Workspace", "plan_above", "prefetch_surroundings", "run_edit"]
+__all__ = ["Resumption", "Workspace", "plan_above", "prefetch_surroundings", "run_edit"]
 
 log = logging.getLogger(__name__)
 Checked = TypeVar("Checked", MergeRequest, SplitRequest)
@@ -53,6 +54,22 @@ class Workspace:
         return np.unique(np.array([self.root_of[sv] for sv in supervoxels.tolist()], np.uint64))
 
 
+@dataclass(frozen=True, eq=False)
+class Resumption:
+    """An operation that is taken up again: same id, same locks, planned anew."""
+
+    row: OperationRow
+    inherited: Scope | None
+    """What an earlier attempt holds locked; None if nothing."""
+    after: int
+    """Milliseconds: the logical time is later than this, which that of the earlier attempt is not."""
+
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        """Rows that are locked."""
+        return self.inherited.lock_keys if self.inherited is not None else ()
+
+
 def run_edit(
     graph: ChunkedGraph,
     request: Request,
@@ -61,6 +78,7 @@ def run_edit(
     prepare: Callable[[Request], Request],
     log_cells: Callable[[Request], list[SetCell]],
     patience: LockPatience | None = None,
+    resumption: Resumption | None = None,
 ) -> CommittedEdit:
     """Run one edit.
 
@@ -72,6 +90,8 @@ def run_edit(
         Completes the request, or refuses what needs no locks to be refused.
     log_cells
         The request as cells of the operation's row.
+    resumption
+        For an operation that was begun before; its end, if it is refused or fails, is then up to the caller.
 
     Raises
     ------
@@ -81,8 +101,14 @@ def run_edit(
         If the locks were lost on the way.
     """
     refuse_if_read_only(graph)
+    if resumption is not None:
+        request = prepare(request)
+        roots = RequestRoots(graph, request)
+        return _edit_under_locks(
+            graph, request, resumption.row, roots, make_plan, log_cells, patience or LockPatience(), resumption
+        )
     with ThreadPoolExecutor(1) as pool:
-        begun = pool.submit(OperationRow.create, graph.table, log_cells(request))
+        begun = pool.submit(OperationRow.create, graph.table, log_cells(request), options_of(request))
         early: SvPipelineError | None = None
         found: RequestRoots | None = None
         try:
@@ -97,7 +123,8 @@ def run_edit(
     try:
         if found is None:
             raise early or AssertionError
-        return _edit_under_locks(graph, request, row, found, make_plan, log_cells, patience or LockPatience())
+        with row.own.beating():
+            return _edit_under_locks(graph, request, row, found, make_plan, log_cells, patience or LockPatience())
     except EditRefused as refusal:
         refusal.operation_id = row.operation_id
         row.refuse(refusal)
@@ -113,27 +140,43 @@ def _edit_under_locks(
     make_plan: Callable[[Workspace, Request], EditPlan],
     log_cells: Callable[[Request], list[SetCell]],
     patience: LockPatience,
+    resumption: Resumption | None = None,
 ) -> CommittedEdit:
     held: EditLocks | None = None
     try:
         expiry = graph.meta.graph_config.ROOT_LOCK_EXPIRY
+        reach("lock")
         with ThreadPoolExecutor(1) as pool:
             looking = pool.submit(roots.look_at_roots)
-            held = lock_roots(graph.table, row.operation_id, roots.find, expiry, patience)
+            held = lock_roots(
+                graph.table,
+                row.operation_id,
+                roots.find,
+                expiry,
+                patience,
+                own=row.own,
+                inherited=None if resumption is None else resumption.keys,
+            )
         with held:
             looking.result()
+            reach("locked")
             with ThreadPoolExecutor(1) as pool:
                 locking = pool.submit(held.locked_at)
                 cache = roots.read_again()
             lock_chunks = partial(held.lock_chunks, patience=patience)
             plan = make_plan(Workspace(graph, cache, roots.current, roots.root_of, lock_chunks), request)
             locked_at = held.locked_at() if len(held.chunks) else locking.result()
-            timestamp = logical_time(locked_at, cache.latest())
-            return commit(graph, held, row, plan, timestamp, request.user, log_cells(request))
+            reach("planned")
+            latest = cache.latest() if resumption is None else max(cache.latest(), resumption.after)
+            timestamp = logical_time(locked_at, latest)
+            inherited = None if resumption is None else resumption.inherited
+            return commit(graph, held, row, plan, timestamp, request.user, log_cells(request), inherited)
     except EditRefused:
         raise
     except Exception as error:
-        if held is None or not held.keep:
+        if resumption is not None:
+            log.exception("operation %d could not be made again", row.operation_id)
+        elif held is None or not held.keep:
             row.fail(error)
         else:
             log.exception("operation %d died while it was writing: recover it", row.operation_id)

@@ -1,4 +1,4 @@
-"""How roots came about and what became of them, and the operations that did it. Reads; changes nothing."""
+"""How roots and supervoxels came about and what became of them, and the operations that did it. Reads."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import Time, milliseconds
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table import columns, keys
-from sv_pipeline.table.columns import FORMER_PARENTS, NEW_PARENTS, OPERATION_ID
+from sv_pipeline.table.columns import FORMER_IDS, FORMER_PARENTS, NEW_IDS, NEW_PARENTS, OPERATION_ID
 from sv_pipeline.table.interface import RowView
 
-__all__ = ["Lineage", "Operation", "OperationStatus", "latest_roots", "lineage", "read_operations"]
+__all__ = [
+    "Lineage",
+    "Operation",
+    "OperationStatus",
+    "latest_roots",
+    "lineage",
+    "read_operations",
+    "supervoxel_lineage",
+]
 
 
 # -- roots ------------------------------------------------------------------------------------------------------------
@@ -24,12 +32,12 @@ __all__ = ["Lineage", "Operation", "OperationStatus", "latest_roots", "lineage",
 
 @dataclass(frozen=True)
 class Lineage:
-    """Which roots replaced which."""
+    """Which roots, or supervoxels, replaced which."""
 
     edges: UInt64Array
-    """(old root, new root), shape (n, 2); distinct, ascending."""
+    """(old, new), shape (n, 2); distinct, ascending."""
     operations: UInt64Array
-    """The operation that made each new root, shape (n,); 0 where the table does not say."""
+    """The operation that made each new one, shape (n,); 0 where the table does not say."""
     timestamps: npt.NDArray[np.int64]
     """When, milliseconds, shape (n,); -1 where the table does not say."""
 
@@ -51,15 +59,40 @@ def lineage(
     at
         As of this moment; default: now.
     """
+    return _lineage(graph, root_ids, (FORMER_PARENTS, NEW_PARENTS), past=past, future=future, at=at)
+
+
+def supervoxel_lineage(
+    graph: ChunkedGraph,
+    supervoxels: npt.ArrayLike,
+    *,
+    past: bool = True,
+    future: bool = True,
+    at: Time | None = None,
+) -> Lineage:
+    """What supervoxels were split from, or made of by an undo, and what became of them; as :func:`lineage`."""
+    return _lineage(graph, supervoxels, (FORMER_IDS, NEW_IDS), past=past, future=future, at=at)
+
+
+def _lineage(
+    graph: ChunkedGraph,
+    ids: npt.ArrayLike,
+    columns_of: tuple[columns.ArrayColumn[np.uint64], columns.ArrayColumn[np.uint64]],
+    *,
+    past: bool,
+    future: bool,
+    at: Time | None,
+) -> Lineage:
     until = milliseconds(at)
+    before, after = columns_of
     rows: dict[int, RowView] = {}
     edges: set[tuple[int, int]] = set()
     if past:
-        edges |= {(old, new) for new, old in _walk(graph, root_ids, FORMER_PARENTS, until, rows)}
+        edges |= {(old, new) for new, old in _walk(graph, ids, before, until, rows)}
     if future:
-        edges |= _walk(graph, root_ids, NEW_PARENTS, until, rows)
+        edges |= _walk(graph, ids, after, until, rows)
     pairs = sorted(edges)
-    made = [_made_by(rows.get(new)) for _, new in pairs]
+    made = [_made_by(rows.get(new), before) for _, new in pairs]
     return Lineage(
         np.array(pairs, np.uint64).reshape(-1, 2),
         np.array([operation for operation, _ in made], np.uint64),
@@ -82,8 +115,8 @@ def _walk(
     until: int | None,
     rows: dict[int, RowView],
 ) -> set[tuple[int, int]]:
-    """Pairs (root, other) that a column leads to, again and again; adds the rows that were read to ``rows``."""
-    wanted = [FORMER_PARENTS.key, NEW_PARENTS.key, OPERATION_ID.key]
+    """Pairs (node, other) that a column leads to, again and again; adds the rows that were read to ``rows``."""
+    wanted = [c.key for c in (FORMER_PARENTS, NEW_PARENTS, FORMER_IDS, NEW_IDS, OPERATION_ID)]
     edges: set[tuple[int, int]] = set()
     seen: set[int] = set()
     frontier = {int(root) for root in np.asarray(root_ids, np.uint64).reshape(-1)}
@@ -102,10 +135,10 @@ def _ids(found: UInt64Array | None) -> list[int]:
     return [] if found is None else found.tolist()
 
 
-def _made_by(row: RowView | None) -> tuple[int, int]:
-    """Operation that made a root, and when. A root that was replaced later names two: the older one made it."""
+def _made_by(row: RowView | None, before: columns.ArrayColumn[np.uint64]) -> tuple[int, int]:
+    """Operation that made a node, and when. A root that was replaced later names two: the older one made it."""
     operations = OPERATION_ID.history(row)
-    former = FORMER_PARENTS.cells(row)
+    former = before.cells(row)
     return (operations[-1][1] if operations else 0), (former[0].timestamp if former else -1)
 
 

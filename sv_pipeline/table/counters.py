@@ -7,6 +7,7 @@ over the key space; number ``k`` of shard ``s`` is the segment ``256 k + s``. Nu
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -25,6 +26,7 @@ __all__ = [
     "node_ids",
     "raise_to",
     "reserve",
+    "reserve_many",
     "segment_step",
 ]
 
@@ -54,30 +56,41 @@ def reserve(table: Table, layout: IdLayout, chunk_id: int, count: int, *, shard:
     InputError
         If the chunk has no room for so many nodes.
     """
-    if count < 1:
-        raise ValueError(f"cannot reserve {count} ids")
-    if _is_root(layout, chunk_id):
-        shard = secrets.randbelow(ROOT_SHARDS) if shard is None else shard % ROOT_SHARDS
-        last = _reserve_in_shard(table, chunk_id, shard, count)
-        first, top = ROOT_SHARDS * (last - count + 1) + shard, ROOT_SHARDS * last + shard
-    else:
-        top = table.increment(keys.counter_key(chunk_id), COUNTER.key, count)
-        first = top - count + 1
-    _check_room(layout, chunk_id, top)
-    return first
+    return reserve_many(table, layout, [(chunk_id, count)], shard=shard)[0]
 
 
-def _reserve_in_shard(table: Table, chunk_id: int, shard: int, count: int) -> int:
-    """Raise a shard's counter; its new value."""
-    key, plain = keys.root_counter_key(chunk_id, shard), keys.counter_key(chunk_id)
+def reserve_many(
+    table: Table, layout: IdLayout, wanted: Sequence[tuple[int, int]], *, shard: int | None = None
+) -> list[int]:
+    """:func:`reserve` for several (chunk, count), each by itself, in the time of one; the first of each."""
+    for _, count in wanted:
+        if count < 1:
+            raise ValueError(f"cannot reserve {count} ids")
+    chosen = secrets.randbelow(ROOT_SHARDS) if shard is None else shard % ROOT_SHARDS
+    plain = [keys.counter_key(chunk_id) for chunk_id, _ in wanted if _is_root(layout, chunk_id)]
+    row_keys = [
+        keys.root_counter_key(chunk_id, chosen) if _is_root(layout, chunk_id) else keys.counter_key(chunk_id)
+        for chunk_id, _ in wanted
+    ]
     with ThreadPoolExecutor(1) as pool:
         # PyChunkedGraph's single-threaded ingest takes ids from the counter without shards; the shards know nothing of
         # it. It is over before there are edits, so it does not matter which of the two is first.
-        reading = pool.submit(table.read_rows, [plain], [COUNTER.key], newest_only=True)
-        last = table.increment(key, COUNTER.key, count)
-    taken = COUNTER.newest(reading.result().get(plain)) or 0
-    behind = taken // ROOT_SHARDS + 1 - (last - count + 1)
-    return last if behind <= 0 else table.increment(key, COUNTER.key, behind + count)
+        reading = pool.submit(table.read_rows, plain, [COUNTER.key], newest_only=True) if plain else None
+        tops = table.increment_many(
+            [(key, COUNTER.key, count) for key, (_, count) in zip(row_keys, wanted, strict=True)]
+        )
+    rows = reading.result() if reading is not None else {}
+    firsts = []
+    for (chunk_id, count), key, top in zip(wanted, row_keys, tops, strict=True):
+        first, last = top - count + 1, top
+        if _is_root(layout, chunk_id):
+            taken = COUNTER.newest(rows.get(keys.counter_key(chunk_id))) or 0
+            behind = taken // ROOT_SHARDS + 1 - first
+            number = top if behind <= 0 else table.increment(key, COUNTER.key, behind + count)
+            first, last = ROOT_SHARDS * (number - count + 1) + chosen, ROOT_SHARDS * number + chosen
+        _check_room(layout, chunk_id, last)
+        firsts.append(first)
+    return firsts
 
 
 def node_ids(layout: IdLayout, chunk_id: int, first: int, count: int) -> UInt64Array:

@@ -22,6 +22,7 @@ __all__ = [
     "lock_all",
     "lock_all_indefinitely",
     "lock_indefinitely",
+    "relock",
     "renew",
     "renew_all",
     "unlock",
@@ -76,6 +77,15 @@ def renew_all(
     return table.check_and_mutate_many(
         [ConditionalMutation(key, [mine], guard, if_matched=[LOCK.set(operation_id)]) for key in keys]
     )
+
+
+def relock(table: Table, key: bytes, operation_id: int) -> bool:
+    """Take the temporal lock below one's own indefinite one, anew; False if that is not there.
+
+    For whoever takes up an operation again, and for nobody else: the locks tell operations apart, not processes.
+    """
+    mine = CellMatch(INDEFINITE_LOCK.key, INDEFINITE_LOCK.encode(operation_id))
+    return table.check_and_mutate(key, [mine], if_matched=[DeleteCells(LOCK.key), LOCK.set(operation_id)])
 
 
 def lock_indefinitely(table: Table, key: bytes, operation_id: int, *, guard: Sequence[CellMatch] = SUPERSEDED) -> bool:

@@ -10,6 +10,7 @@ import pytest
 
 from sv_pipeline import edits
 from sv_pipeline.edits.operation_log import own_key, read_scope, read_write_set
+from sv_pipeline.edits.ownership import open_key
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import OperationStatus, read_operations
 from sv_pipeline.table import columns, keys, locks
@@ -52,7 +53,7 @@ def killed_after(graph: ChunkedGraph, writes: int, edit: Callable[[ChunkedGraph]
 
         setattr(table, name, call)
 
-    for name, cost in {"mutate": 1, "increment": 1, "check_and_mutate": 1, "read_rows": 0, "scan": 0}.items():
+    for name, cost in {"mutate": 1, "increment": 1, "check_and_mutate": 1, "increment_many": 1, "check_and_mutate_many": 1, "read_rows": 0, "scan": 0}.items():
         cut_off(name, cost)
     try:
         edit(replace(graph, table=table))
@@ -76,7 +77,7 @@ def put_back(graph: ChunkedGraph, operation_id: int) -> None:
     table.mutate(RowMutation(key, [DeleteCells(column, timestamp)]) for column, found in cells.items() for key in found)
     for root in (*scope.roots, *scope.new_roots) if scope else ():
         locks.unlock_indefinitely(table, keys.node_key(root), operation_id)
-    table.mutate([RowMutation(own_key(operation_id), [DeleteCells()])])
+    table.mutate(RowMutation(key, [DeleteCells()]) for key in (own_key(operation_id), open_key(operation_id)))
 
 
 @pytest.mark.parametrize("kind", ["merge", "merge with an edge of the user", "split"])

@@ -43,8 +43,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[bytes, object]
 
 # Layer, kind of write, its number, how much of it is done, and whether numbers of a counter were lost.
 DEATHS = [
-    (2, "increment", 3, 1.0, False),  # numbers for supervoxels: raised further by nobody
-    (2, "increment", 25, 1.0, True),  # numbers taken, not yet noted
+    (2, "increment_many", 3, 1.0, False),  # numbers for supervoxels: raised further by nobody
+    (2, "increment_many", 25, 1.0, True),  # numbers taken, not yet noted
     (2, "check_and_mutate", 5, 1.0, False),
     (2, "mutate", 0, 0.0, False),
     (2, "mutate", 0, 0.5, False),  # half of the node rows

@@ -15,7 +15,6 @@ from sv_pipeline.graph.chunked_graph import open_chunked_graph
 from sv_pipeline.table.interface import Table
 from sv_pipeline_tests.graph.worlds import build
 
-WRITES = ("increment", "check_and_mutate", "mutate")
 
 
 def build_layer(table: Table, config: DatasetConfig, layer: int, order: int, batch: int) -> None:
