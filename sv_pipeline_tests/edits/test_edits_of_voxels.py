@@ -71,8 +71,12 @@ def test_points_on_touching_objects_merge_and_on_one_object_split(
 
 def test_a_chain_of_merges_makes_one_object(tissue: tuple[ReferenceDataset, ChunkedGraph]) -> None:
     data, graph = tissue
+    volume = open_fork(data.watershed_url, data.graph_id)
     touching = networkx.Graph(list(contacts(data.voxels)))
-    for source, sink in list(networkx.bfs_edges(touching, min(touching)))[:60]:
+    for pair in list(networkx.bfs_edges(touching, min(touching)))[:60]:
+        # Others have split some supervoxels meanwhile: they are what is at their places now.
+        places = [voxel_of(data, supervoxel) for supervoxel in pair]
+        source, sink = supervoxels_at(graph, volume, places).tolist()
         if len(np.unique(roots(graph, [source, sink]))) == 2:
             request = edits.MergeRequest("tester", Points.of([source]), Points.of([sink]), OFFSET)
             edits.merge(graph, request)

@@ -53,7 +53,15 @@ def killed_after(graph: ChunkedGraph, writes: int, edit: Callable[[ChunkedGraph]
 
         setattr(table, name, call)
 
-    for name, cost in {"mutate": 1, "increment": 1, "check_and_mutate": 1, "increment_many": 1, "check_and_mutate_many": 1, "read_rows": 0, "scan": 0}.items():
+    for name, cost in {
+        "mutate": 1,
+        "increment": 1,
+        "check_and_mutate": 1,
+        "increment_many": 1,
+        "check_and_mutate_many": 1,
+        "read_rows": 0,
+        "scan": 0,
+    }.items():
         cut_off(name, cost)
     try:
         edit(replace(graph, table=table))

@@ -21,7 +21,6 @@ from sv_pipeline.segmentation.operations import read_operation
 from sv_pipeline.verify.subject import Subject
 from sv_pipeline_tests.edits.tissue import (
     Recipe,
-    Rows,
     but_operations,
     copy_of,
     fast_folder,
@@ -276,9 +275,10 @@ class EditsOfVoxels(RuleBasedStateMachine):
         """The edit, or None if it was refused for one of the allowed reasons."""
         try:
             return edit()  # type: ignore[operator,no-any-return]
-        except edits.EditRefused as refusal:
-            assert refusal.reason in allowed, refusal  # type: ignore[operator]
-            event(f"refused: {refusal.reason}")
+        except edits.EditRefused as error:
+            refusal = error
+        assert refusal.reason in allowed, refusal  # type: ignore[operator]
+        event(f"refused: {refusal.reason}")
         self.nothing_changed()
         return None
 

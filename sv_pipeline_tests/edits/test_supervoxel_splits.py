@@ -112,7 +112,7 @@ def test_a_partner_of_another_root_is_joined_to_every_fragment_in_contact(make: 
 
 
 def test_what_the_minimum_cut_refuses_after_the_voxels_were_cut_leaves_nothing(make: Make) -> None:
-    """Sources on both sides of the sink: the voxels of the middle could be cut, but the sources not be kept together."""
+    """Sources on both sides of the sink: voxels could be cut, but the sources not be kept together."""
     tissue = make((24, 5, 5), {1: bar(0, 8), 2: bar(8, 16), 3: bar(16, 24)})
     rows, generation = tissue.rows(), tissue.generation
     request = tissue.split_request([at(9), at(20)], [at(14)])

@@ -16,7 +16,6 @@ from sv_pipeline.table.interface import Table
 from sv_pipeline_tests.graph.worlds import build
 
 
-
 def build_layer(table: Table, config: DatasetConfig, layer: int, order: int, batch: int) -> None:
     """Build a layer in batches, in an order of one's own."""
     graph = open_chunked_graph(table)
