@@ -1,12 +1,13 @@
-"""Processes that split supervoxels of one graph at once: as if one edit had come after the other, in the log's order."""
+"""Processes that split supervoxels of one graph at once: as if one edit had come after the other, as the log says."""
 
 from __future__ import annotations
 
 import multiprocessing
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,7 @@ from sv_pipeline_tests.edits.tissue import (
     locks_and_scopes,
     new_table,
     template_of,
+    template_of_labels,
 )
 from sv_pipeline_tests.edits.voxel_model import canonical
 
@@ -153,3 +155,98 @@ def test_edits_of_four_processes_equal_the_same_edits_in_the_order_of_the_log(
             again = replay.voxels()
             assert np.array_equal(canonical(again), found[0])
             assert np.array_equal(canonical(replay.objects(again)), found[1])
+
+
+# -- who waits for whom -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def paused(edit: Callable[[], CommittedEdit], monkeypatch: pytest.MonkeyPatch) -> Iterator[Future[CommittedEdit]]:
+    """While the block runs, an edit stands still just before it commits its voxels, with all its locks."""
+    there, go_on = threading.Event(), threading.Event()
+    commit_voxels = commit._commit_voxels
+
+    def stand_still(*args: object) -> None:
+        if not there.is_set():
+            there.set()
+            assert go_on.wait(60)
+        commit_voxels(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(commit, "_commit_voxels", stand_still)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(edit)
+        try:
+            while not there.wait(0.05):
+                assert not future.done(), future.result()
+            yield future
+        finally:
+            go_on.set()
+        future.result()
+
+
+@pytest.fixture(params=["sqlite", "bigtable"])
+def bars(request: pytest.FixtureRequest) -> Iterator[Tissue]:
+    """Three bars along x of 12 chunks; two more objects beside the first: one in its chunks, one far away."""
+    if request.param == "bigtable":
+        request.getfixturevalue("bigtable_emulator")
+    labels = np.zeros((96, 8, 8), np.int64)
+    for number, start in enumerate(range(0, 96, 8), 1):
+        labels[start : start + 8, 0:3] = number
+        labels[start : start + 8, 4:7] = 100 + number
+    objects = {label: 1 + label // 100 for label in range(1, 113)}
+    objects |= {label: 1000 + label for label in (105, 106, 107)}
+    template = template_of_labels(labels, objects)
+    with fast_folder() as folder, copy_of(template, new_table(str(request.param), folder)) as tissue:
+        yield tissue
+
+
+def split(tissue: Tissue, x: int, y: int = 1, patience: LockPatience = IMPATIENT) -> CommittedEdit:
+    """A split of the supervoxel at a place."""
+    request = tissue.split_request([x, y, 0], [x + 6, y, 6], offset=(0, 0, 0))
+    return edits.split(tissue.graph, request, volume=tissue.volume, patience=patience)
+
+
+def test_edits_in_other_chunks_never_wait(bars: Tissue, monkeypatch: pytest.MonkeyPatch) -> None:
+    with paused(lambda: split(bars, 0, patience=PATIENT), monkeypatch) as future:
+        assert len(split(bars, 32, 5).supervoxels)  # in the chunk farther, of another object
+        merge = bars.merge_request([47, 5, 1], [48, 5, 1])
+        edits.merge(bars.graph, merge, volume=bars.volume, patience=IMPATIENT)
+        assert not future.done()
+    bars.verify()
+    assert not locks_and_scopes(bars.rows())
+
+
+def test_edits_of_other_objects_in_the_same_chunks_are_refused_with_the_name_of_the_holder(
+    bars: Tissue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with paused(lambda: split(bars, 0, patience=PATIENT), monkeypatch):
+        for x in (0, 8, 16):  # the same chunk, a neighbour, and one whose neighbour is one
+            with pytest.raises(
+                edits.EditRefused, match=r"chunk \([01], 0, 0\) is being written by operation 1 of 'tester'"
+            ) as caught:
+                split(bars, x, 5)
+            assert caught.value.reason is Reason.LOCKED
+    assert len(split(bars, 0, 5).supervoxels)
+    bars.verify()
+
+
+def test_edits_of_one_object_are_refused_however_far_apart(bars: Tissue, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        paused(lambda: split(bars, 0, patience=PATIENT), monkeypatch),
+        pytest.raises(edits.EditRefused, match=r"root \d+ is being written by operation 1 of 'tester'"),
+    ):
+        split(bars, 88)
+    assert len(split(bars, 88).supervoxels)
+
+
+def test_an_edit_of_the_same_chunks_waits_and_comes_later_in_the_log(
+    bars: Tissue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with paused(lambda: split(bars, 0, patience=PATIENT), monkeypatch) as first:
+            second = pool.submit(split, bars, 0, 5, PATIENT)
+            with pytest.raises(TimeoutError):
+                second.result(0.3)
+            assert not first.done()
+        assert second.result().logical_time > first.result().logical_time
+    bars.verify()
