@@ -89,9 +89,16 @@ class EditsOfVoxels(RuleBasedStateMachine):
 
     # -- edits --------------------------------------------------------------------------------------------------------
 
-    @rule(data=st.data(), within=st.sampled_from(["supervoxel", "supervoxel", "object"]), near=st.booleans())
+    @rule(data=st.data(), near=st.booleans())
+    def split_an_object(self, data: st.DataObject, near: bool) -> None:
+        self.split(data, "object", near)
+
+    @rule(data=st.data(), near=st.booleans())
+    def split_a_supervoxel(self, data: st.DataObject, near: bool) -> None:
+        self.split(data, "supervoxel", near)
+
     def split(self, data: st.DataObject, within: str, near: bool) -> None:
-        """Of an object, often of one supervoxel, by one or more points on each side."""
+        """By one or more points on each side."""
         model = self.model
         first = self.voxel(data, model.voxels > 0, "source")
         own = model.objects == model.objects[tuple(first)]
@@ -154,11 +161,27 @@ class EditsOfVoxels(RuleBasedStateMachine):
             self.targets[edit.operation_id] = done, True
 
     @precondition(lambda self: self.targets)
-    @rule(data=st.data(), back=st.sampled_from([True, True, False]), latest=st.booleans())
-    def undo_or_redo(self, data: st.DataObject, back: bool, latest: bool) -> None:
-        """Of any operation, undos and redos among them; often of the last one."""
-        operations = sorted(self.targets)
-        operation = operations[-1] if latest else data.draw(st.sampled_from(operations), "operation")
+    @rule(back=st.sampled_from([True, True, False]))
+    def undo_or_redo_the_last(self, back: bool) -> None:
+        self.undo_or_redo(max(self.targets), back)
+
+    @precondition(lambda self: self.targets)
+    @rule(data=st.data(), back=st.sampled_from([True, True, False]))
+    def undo_or_redo_any(self, data: st.DataObject, back: bool) -> None:
+        self.undo_or_redo(data.draw(st.sampled_from(sorted(self.targets)), "operation"), back)
+
+    @precondition(lambda self: self.taken_back)
+    @rule(data=st.data())
+    def redo_what_was_undone(self, data: st.DataObject) -> None:
+        self.undo_or_redo(data.draw(st.sampled_from(self.taken_back), "operation"), False)
+
+    @property
+    def taken_back(self) -> list[int]:
+        """Splits of supervoxels that are not in force."""
+        return [op for op, (done, made) in sorted(self.targets.items()) if made and done.links and not done.in_force]
+
+    def undo_or_redo(self, operation: int, back: bool) -> None:
+        """Of any operation, undos and redos among them."""
         done, made = self.targets[operation]
         undone = back is made
         if done.links and undone:
