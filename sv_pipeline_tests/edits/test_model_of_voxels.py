@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
-from types import MappingProxyType
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, event, seed, settings
+from hypothesis import event
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sv_pipeline import edits
 from sv_pipeline.algorithms.multicut import Refusal
@@ -19,6 +17,7 @@ from sv_pipeline.graph.queries import leaves, roots
 from sv_pipeline.segmentation.base import read_base
 from sv_pipeline.segmentation.operations import read_operation
 from sv_pipeline.verify.subject import Subject
+from sv_pipeline_tests.edits.machines import IN_CI, run_shard
 from sv_pipeline_tests.edits.tissue import (
     Recipe,
     but_operations,
@@ -30,17 +29,6 @@ from sv_pipeline_tests.edits.tissue import (
 )
 from sv_pipeline_tests.edits.voxel_model import Done, Pair, VoxelModel, canonical, pair
 
-IN_CI = os.environ.get("HYPOTHESIS_PROFILE") == "ci"
-STEPS = 30
-SETTINGS = MappingProxyType(
-    {
-        "deadline": None,
-        "suppress_health_check": list(HealthCheck),
-        "stateful_step_count": STEPS,
-        # No shrinking: it takes longer than a test may; the steps that are printed can be run by hand.
-        "phases": [Phase.explicit, Phase.reuse, Phase.generate],
-    }
-)
 RECIPES = (
     Recipe((13, 20, 11), 9, 1, voxel_offset=(16, 8, 3)),
     Recipe((8, 8, 8), 5, 2, labels_per_object=9),  # one chunk
@@ -379,8 +367,7 @@ def links_of(edit: CommittedEdit) -> list[Pair]:
 
 def run_machine(backend: str, number: int, runs: int) -> None:
     made = {"recipe": RECIPES[number % len(RECIPES)], "backend": backend}
-    machine = seed(number)(type("Machine", (EditsOfVoxels,), made))
-    run_state_machine_as_test(machine, settings=settings(max_examples=runs, **SETTINGS))  # type: ignore[arg-type]
+    run_shard(type("Machine", (EditsOfVoxels,), made), number, runs, steps=30)
 
 
 @pytest.mark.slow

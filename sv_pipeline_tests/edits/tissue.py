@@ -80,6 +80,13 @@ def _folder() -> TemporaryDirectory[str]:
     return fast_folder()
 
 
+def template_folder() -> Path:
+    """A folder that lasts as long as this process."""
+    folder = Path(_folder().name) / uuid.uuid4().hex
+    folder.mkdir()
+    return folder
+
+
 @cache
 def template_of(recipe: Recipe) -> Template:
     """Build a graph once."""
@@ -95,17 +102,21 @@ def template_of_labels(
     voxel_offset: Triple = (0, 0, 0),
 ) -> Template:
     """A template of labels that were made by hand."""
-    folder = Path(_folder().name) / uuid.uuid4().hex
+    folder = template_folder()
     table = SqliteTable("template", folder / "table")
     table.create()
     data = build_dataset(
         folder / "ws", table, labels, objects, chunk_size=chunk_size, voxel_offset=voxel_offset, graph_id="template"
     )
-    return Template(data, [_as_mutation(key, row) for key, row in table.scan([EVERYTHING])])
+    return Template(data, all_rows(table))
 
 
-def _as_mutation(key: bytes, row: object) -> RowMutation:
-    return RowMutation(key, [SetCell(c, cell.value, cell.timestamp) for c, cells in row.items() for cell in cells])  # type: ignore[attr-defined]
+def all_rows(table: Table) -> list[RowMutation]:
+    """What makes the same table of an empty one."""
+    return [
+        RowMutation(key, [SetCell(column, cell.value, cell.timestamp) for column in row for cell in row[column]])
+        for key, row in table.scan([EVERYTHING])
+    ]
 
 
 def new_table(backend: str, folder: str | Path) -> Table:
