@@ -17,7 +17,8 @@ from sv_pipeline import edits
 from sv_pipeline.edits import CommittedEdit, LockPatience, Reason, commit
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import OperationStatus, read_operations
-from sv_pipeline.graph.queries import roots
+from sv_pipeline.graph.queries import leaves, roots
+from sv_pipeline.segmentation.operations import generation_at
 from sv_pipeline.segmentation.reader import open_fork
 from sv_pipeline_tests.edits.tissue import (
     Recipe,
@@ -31,7 +32,7 @@ from sv_pipeline_tests.edits.tissue import (
 )
 from sv_pipeline_tests.edits.voxel_model import canonical
 
-PROCESSES, EDITS = 4, 50
+PROCESSES, EDITS, MOMENTS = 4, 50, 8
 PATIENT, IMPATIENT = LockPatience(60.0, 0.01), LockPatience(0.0)
 NEAR = (6, 6, 6)
 Voxel = list[int]
@@ -117,6 +118,23 @@ def edits_roots(tissue: Tissue, supervoxels: np.ndarray) -> dict[int, int]:
     return dict(zip(supervoxels.tolist(), found.tolist(), strict=True))
 
 
+def look_back(tissue: Tissue, time: int) -> None:
+    """Chunk by chunk, the leaves of the objects of a moment are the ids that the fork shows pinned to it.
+
+    Not of the whole volume at once: edits of other places may have been committed in another order.
+    """
+    graph = tissue.graph
+    pinned: list[np.ndarray] = []
+    for coordinate in graph.grid.coordinates(2):
+        box = graph.grid.box(2, coordinate)
+        generation = generation_at(graph.watershed_url, graph.graph_id, time, within=box)
+        voxels = tissue.voxels(generation)[box.shifted(-tissue.offset).slices]
+        pinned.append(np.unique(voxels[voxels > 0]))
+    ids = np.sort(np.concatenate(pinned))
+    found = leaves(graph, np.unique(roots(graph, ids, at=time)))
+    assert np.array_equal(np.sort(found.values), ids), f"at {time}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["sqlite", "bigtable"])
 def test_edits_of_four_processes_equal_the_same_edits_in_the_order_of_the_log(
@@ -142,6 +160,8 @@ def test_edits_of_four_processes_equal_the_same_edits_in_the_order_of_the_log(
         of_voxels = sum(answer.supervoxels > 0 for answer in done)
         assert tissue.generation == start + of_voxels
         assert of_voxels > 20, refused
+        for answer in done[:: len(done) // MOMENTS]:
+            look_back(tissue, answer.time)
         voxels = tissue.voxels()
         found = canonical(voxels), canonical(tissue.objects(voxels))
 

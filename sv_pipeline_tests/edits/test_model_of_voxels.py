@@ -16,18 +16,19 @@ from sv_pipeline.edits import CommittedEdit, Reason
 from sv_pipeline.graph.queries import leaves, roots
 from sv_pipeline.segmentation.base import read_base
 from sv_pipeline.segmentation.operations import read_operation
-from sv_pipeline.verify.subject import Subject
 from sv_pipeline_tests.edits.machines import IN_CI, run_shard
 from sv_pipeline_tests.edits.tissue import (
     Recipe,
     but_operations,
     copy_of,
+    edges_of,
     fast_folder,
     locks_and_scopes,
     new_table,
     template_of,
 )
 from sv_pipeline_tests.edits.voxel_model import Done, Pair, VoxelModel, canonical, pair
+from sv_pipeline_tests.reference_data import contacts
 
 RECIPES = (
     Recipe((13, 20, 11), 9, 1, voxel_offset=(16, 8, 3)),
@@ -69,11 +70,7 @@ class EditsOfVoxels(RuleBasedStateMachine):
         return [int(i) for i in np.unravel_index(at, where.shape)]
 
     def active_edges(self) -> set[Pair]:
-        graph = self.tissue.graph
-        subject = Subject(graph.table, graph.watershed_url, graph.graph_id)
-        ids, active = subject.nodes.ids, subject.active
-        ends = zip(ids[active.first].tolist(), ids[active.second].tolist(), active.joined.tolist(), strict=True)
-        return {pair(a, b) for a, b, joined in ends if joined}
+        return {ends for ends, edge in edges_of(self.tissue).items() if edge.active}
 
     # -- edits --------------------------------------------------------------------------------------------------------
 
@@ -318,6 +315,8 @@ class EditsOfVoxels(RuleBasedStateMachine):
             assert all(n <= size for n, size in zip(box.shape, self.storage.tolist(), strict=True))
             written[at] = True
         assert not (changed & ~written).any()
+        if len(edit.supervoxels):
+            assert set(contacts(voxels)) <= set(edges_of(self.tissue)), "what touches has an edge"
         event(f"{edit.kind}{' of supervoxels' if len(edit.supervoxels) else ''}")
         self.rows = self.tissue.rows()
 

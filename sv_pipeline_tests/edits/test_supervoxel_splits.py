@@ -138,3 +138,16 @@ def test_a_preview_is_what_the_split_does_and_writes_nothing(make: Make) -> None
     for side, voxel in ((1, at(1)), (2, at(5))):
         cut = preview.supervoxels.cut.sides == side
         assert set(objects[box][cut].tolist()) == {int(objects[tuple(voxel)])}
+
+
+def test_where_memory_is_short_only_the_chunks_of_the_points_are_cut(make: Make) -> None:
+    """Pieces farther away keep their voxels, and each goes to the side that it touches."""
+    tissue = make((24, 5, 5), {1: bar(0, 24)})
+    before = tissue.voxels()
+    edit = split(tissue, [at(9)], [at(14)], memory=7000)
+    after = tissue.voxels()
+    assert np.array_equal(before[:8], after[:8])
+    assert np.array_equal(before[16:], after[16:])
+    assert edit.supervoxels[:, 0].tolist() == [before[tuple(at(8))]] * 2
+    objects = tissue.objects(after)
+    assert objects[tuple(at(0))] == objects[tuple(at(9))] != objects[tuple(at(14))] == objects[tuple(at(23))]
