@@ -1,8 +1,9 @@
 """What it costs to keep coarser mips up to date, as ratios within one run.
 
-``python benchmarks/pyramid.py [--size 512 512 256] [--edits 12]``
+``python benchmarks/pyramid.py [--size 512 512 256] [--edits 12] [--igneous-python PATH]``
 
-- throughput of a full pyramid (storage to storage) over the bare kernel in memory, on the same labels;
+- throughput of a full pyramid (storage to storage) over the bare kernel in memory, and over igneous, on the same
+  labels;
 - bytes of storage chunks that the downsample of an edit writes, over those of the chunks whose content changed;
 - peak memory over the budget;
 - seconds from an edit's commit to an empty ledger, by part.
@@ -11,7 +12,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import shutil
 import statistics
@@ -37,6 +37,7 @@ from sv_pipeline.segmentation.fork import create_fork
 from sv_pipeline.segmentation.mip_maker import open_pyramid
 from sv_pipeline.segmentation.operations import pending_key, pending_value, store_at
 from sv_pipeline.segmentation.populate import finish_populate, populate_plan
+from sv_pipeline.segmentation.precomputed import open_volume
 from sv_pipeline.segmentation.reader import current_generation, open_fork_store
 from sv_pipeline.segmentation.specs import fork_folder
 from sv_pipeline.segmentation.workers import populate_missing
@@ -101,8 +102,55 @@ def throughput(folder: Path, bounds: Box) -> None:
     started = time.perf_counter()
     report = rebuild(place(folder))
     print(f"the same, nothing different   {mvox / (time.perf_counter() - started):7.0f} Mvox/s  {parts(report)}")
-    found = importlib.util.find_spec("igneous")
-    print("igneous: " + ("installed; compare by hand" if found else "not installed, comparison skipped"))
+
+
+IGNEOUS = """
+import json, sys, time
+from cloudvolume import CloudVolume
+from igneous.task_creation import create_downsampling_tasks
+from taskqueue import LocalTaskQueue
+path, steps, parallel, compress = json.loads(sys.argv[1])
+seconds, mip = 0.0, 0
+while mip < len(steps):
+    same = next((n for n in range(mip, len(steps)) if steps[n] != steps[mip]), len(steps)) - mip
+    tasks = create_downsampling_tasks(path, mip=mip, num_mips=same, factor=tuple(steps[mip]), compress=compress)
+    queue = LocalTaskQueue(parallel=parallel, progress=False)
+    queue.insert(list(tasks))
+    started = time.perf_counter()
+    queue.execute(progress=False)
+    seconds += time.perf_counter() - started
+    mip = len(CloudVolume(path, progress=False).available_mips) - 1  # it makes fewer where it finds its blocks small
+print(json.dumps(seconds))
+"""
+
+
+def igneous(folder: Path, bounds: Box, python: str) -> None:
+    """The same labels, mips and disk, in turn with ours; its fastest setting of several, each the best of two."""
+    if subprocess.run([python, "-c", "import igneous"], check=False, capture_output=True).returncode:
+        print("igneous: not installed (extra 'benchmark', or --igneous-python), comparison skipped")
+        return
+    steps = [level.step for level in open_pyramid(folder, GRAPH).geometry.levels[1:]]
+    rates, ours = {}, 0.0
+    for parallel in (1, 2):
+        for compress in ("gzip", "zstd", False):
+            seconds = []
+            for _ in range(2):
+                source = folder / "igneous"
+                make_source(source, bounds.shape, 1)
+                argument = json.dumps([f"file://{source}", steps, parallel, compress])
+                said = subprocess.run([python, "-c", IGNEOUS, argument], check=True, capture_output=True, text=True)
+                seconds.append(json.loads(said.stdout.splitlines()[-1]))
+                if not compress:  # TensorStore does not read names that end with .gz
+                    theirs, mine = open_volume(source, MIPS - 1), open_fork_store(folder, GRAPH).array(MIPS - 1)
+                    assert np.array_equal(theirs.read().result(), mine.read().result()), "it makes other voxels"
+                shutil.rmtree(source)
+                empty_coarser_mips(folder)
+                ours = max(ours, bounds.volume / 1e6 / rebuild(place(folder)).seconds)
+            rates[f"{parallel} process(es), {compress or 'no'} compression"] = bounds.volume / 1e6 / min(seconds)
+    best = max(rates, key=lambda name: rates[name])
+    ratio = ours / rates[best]
+    print(f"igneous, the same, stored     {rates[best]:7.0f} Mvox/s  with {best}; ours {ours:.0f}: {ratio:.2f} x")
+    print("   " + "; ".join(f"{name}: {rate:.0f}" for name, rate in rates.items()))
 
 
 def parts(report: DownsampleReport) -> str:
@@ -204,6 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, nargs=3, default=(512, 512, 256))
     parser.add_argument("--edits", type=int, default=12)
+    parser.add_argument("--igneous-python", default=sys.executable, help="Python with igneous-pipeline installed.")
     options = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="pyramid-"))
     try:
@@ -211,6 +260,7 @@ def main() -> None:
         geometry = open_pyramid(scratch, GRAPH).geometry
         assert len(geometry.affected(as_array([Box.of((0, 0, 0), bounds.shape)]))) == MIPS - 1
         throughput(scratch, bounds)
+        igneous(scratch, bounds, options.igneous_python)
         edits(scratch, bounds, options.edits)
         memory(scratch, bounds)
     finally:

@@ -10,15 +10,33 @@ __all__ = ["defs"]
 @dg.definitions
 def defs() -> dg.Definitions:
     """All assets, checks, jobs, sensors and resources; built when a Dagster process asks for them."""
-    from sv_pipeline.defs import assets, checks, jobs, sensors
+    from sv_pipeline.defs import assets, checks, edits, jobs, pyramid, pyramid_sensor, rebuild, sensors
     from sv_pipeline.defs.executors import executor_from_environment
     from sv_pipeline.defs.resources import resources_from_environment
 
     return dg.Definitions(
-        assets=[assets.watershed, assets.base_ocdbt, assets.layer, assets.fork, assets.reader_contract],
-        asset_checks=[checks.invariants, checks.layer_complete],
-        jobs=[jobs.register_graph_job, jobs.purge_layer_job, jobs.verify_job],
-        sensors=[sensors.registered_graphs_sensor],
+        assets=[
+            assets.watershed,
+            assets.base_ocdbt,
+            assets.layer,
+            assets.fork,
+            assets.reader_contract,
+            pyramid.pyramid,
+        ],
+        asset_checks=[checks.invariants, checks.layer_complete, pyramid.pyramid_keeps_up],
+        jobs=[
+            jobs.register_graph_job,
+            jobs.purge_layer_job,
+            jobs.verify_job,
+            edits.split_job,
+            edits.preview_split_job,
+            edits.merge_job,
+            edits.undo_job,
+            edits.redo_job,
+            pyramid.downsample_job,
+            rebuild.rebuild_mip_job,
+        ],
+        sensors=[sensors.registered_graphs_sensor, pyramid_sensor.downsample_sensor],
         resources=resources_from_environment(),
         executor=executor_from_environment(),
     )

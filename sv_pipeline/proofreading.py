@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import getpass
+import reprlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from sv_pipeline import edits
-from sv_pipeline.edits import CommittedEdit, MergeRequest, Points, SplitPreview, SplitRequest
+from sv_pipeline.edits import CommittedEdit, EditRefused, MergeRequest, Points, Reason, SplitPreview, SplitRequest
+from sv_pipeline.edits.looking_back import Moment
+from sv_pipeline.edits.requests import MAX_POINTS, looked_up
+from sv_pipeline.engine.once import edit_once, is_begun, operation_of
 from sv_pipeline.graph import queries
+from sv_pipeline.graph.lineage import Lineage, Operation, lineage, supervoxel_lineage
+from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.registry import Dataset, open_dataset
+from sv_pipeline.reports.logged_edits import about, asked_for, read_edit
 from sv_pipeline.segmentation.reader import open_fork
+from sv_pipeline.table import columns
 
-__all__ = ["OpenGraph", "open_graph"]
+__all__ = ["OpenGraph", "PreviewedSplit", "Voxels", "open_graph"]
 
 Voxels = Sequence[Sequence[int]]
+IntArray = npt.NDArray[np.int64]
 
 
 def open_graph(graph_id: str, home: str | None = None) -> OpenGraph:
@@ -43,9 +53,40 @@ def open_graph(graph_id: str, home: str | None = None) -> OpenGraph:
     return OpenGraph(dataset)
 
 
+@dataclass(frozen=True, eq=False)
+class PreviewedSplit(SplitPreview):
+    """What a split would do, with numbers and a picture; Jupyter shows the picture by itself."""
+
+    draw: Callable[[PreviewedSplit], bytes] | None = None
+
+    @property
+    def legal(self) -> bool:
+        """Whether the split would be made."""
+        return bool(self.numbers["legal"])
+
+    @cached_property
+    def numbers(self) -> dict[str, Any]:
+        """What would be cut, as plain values by name; ``reason`` and ``message`` where it would be refused."""
+        from sv_pipeline.reports.edit_numbers import preview_numbers
+
+        return preview_numbers(self)
+
+    def picture(self) -> bytes:
+        """Three slices through the cut, now and after the split, as PNG."""
+        assert self.draw is not None
+        return self.draw(self)
+
+    def _repr_png_(self) -> bytes:
+        return self.picture()
+
+
 @dataclass(frozen=True)
 class OpenGraph:
-    """A graph with its segmentation. Points are voxels of the base mip, (x, y, z)."""
+    """A graph with its segmentation. Points are voxels of the base mip, (x, y, z).
+
+    Edits raise EditRefused, with a reason, where they cannot be made; then nothing is changed. ``user`` is who edits:
+    by default the user of this machine. An edit with a ``token`` is made once, however often it is asked for with it.
+    """
 
     dataset: Dataset
 
@@ -54,36 +95,203 @@ class OpenGraph:
         """The fork's base mip, a TensorStore of supervoxel ids that shows every later edit."""
         return open_fork(self.dataset.watershed_url, self.dataset.graph_id)
 
-    def roots(self, points: Voxels, *, at: datetime | None = None) -> UInt64Array:
-        """The roots at voxels, shape (n,); as of a time, or now."""
-        supervoxels = queries.supervoxels_at(self.dataset.graph, self.segmentation, np.asarray(points, np.int64))
-        return queries.roots(self.dataset.graph, supervoxels, at=at)
+    # -- looking ------------------------------------------------------------------------------------------------------
 
-    def merge(self, source: Voxels, sink: Voxels, *, user: str) -> CommittedEdit:
-        """Make one object of the two at ``source`` and at ``sink``; EditRefused, with a reason, where it cannot be."""
-        request = MergeRequest(user, Points.of(coordinates=source), Points.of(coordinates=sink))
-        return edits.merge(self.dataset.graph, request, volume=self.segmentation)
+    def roots(self, points: Voxels, *, at: Moment | None = None) -> UInt64Array:
+        """The roots at voxels, shape (n,); now, as of a time, or just after an operation."""
+        time = None if at is None else edits.milliseconds_of(self.dataset.graph, at)
+        return queries.roots(self.dataset.graph, self.supervoxels(points, at=at), at=time)
 
-    def split(self, source: Voxels, sink: Voxels, *, user: str) -> CommittedEdit:
-        """Cut ``source`` from ``sink`` where it is cheapest; EditRefused, with a reason, where it cannot be."""
-        return edits.split(self.dataset.graph, self._split_request(source, sink, user), volume=self.segmentation)
+    def supervoxels(self, points: Voxels, *, at: Moment | None = None) -> UInt64Array:
+        """The supervoxels at voxels, shape (n,), 0 for background; now, as of a time, or just after an operation."""
+        graph, where = self.dataset.graph, _whole_triples(points, "points")
+        if at is None or not len(where):
+            return queries.supervoxels_at(graph, self.segmentation, where)
+        box = Box.of(where.min(axis=0), where.max(axis=0) + 1)
+        return queries.supervoxels_at(graph, edits.segmentation_at(graph, at, within=box), where)
 
-    def preview_split(self, source: Voxels, sink: Voxels) -> SplitPreview:
+    def segmentation_at(self, at: Moment) -> Any:
+        """The fork's base mip as of a time, or just after an operation; a TensorStore, read-only."""
+        return edits.segmentation_at(self.dataset.graph, at)
+
+    def leaves(self, points: Voxels, *, at: Moment | None = None) -> list[UInt64Array]:
+        """The supervoxels of the object at each voxel; now, as of a time, or just after an operation."""
+        found = queries.leaves(self.dataset.graph, self.roots(points, at=at))
+        return np.split(found.values, found.offsets[1:-1])
+
+    def lineage(self, ids: Sequence[int]) -> Lineage:
+        """What roots, or supervoxels, came from and what became of them, with the operations that did it."""
+        graph, asked = self.dataset.graph, np.asarray(ids, np.uint64)
+        of = supervoxel_lineage if (graph.layout.layers(asked) == 1).all() else lineage
+        return of(graph, asked)
+
+    def look_up(self, source: Voxels, sink: Voxels) -> pd.DataFrame:
+        """What is at the points of a request: side, x, y, z, supervoxel and root (0 for background) of each."""
+        sides = {"source": voxels(source, "source"), "sink": voxels(sink, "sink")}
+        points = np.concatenate(list(sides.values()))
+        ids = looked_up(self.dataset.graph, Points.of(coordinates=points), self.segmentation).ids
+        table = pd.DataFrame(points, columns=["x", "y", "z"])
+        table.insert(0, "side", [name for name, side in sides.items() for _ in side])
+        return table.assign(supervoxel=ids, root=queries.roots(self.dataset.graph, ids, missing_ok=True))
+
+    def preview_split(self, source: Voxels, sink: Voxels) -> PreviewedSplit:
         """What :meth:`split` would do now; nothing is locked or written."""
-        request = self._split_request(source, sink, "preview")
-        return edits.preview_split(self.dataset.graph, request, volume=self.segmentation)
+        sources, sinks = voxels(source, "source"), voxels(sink, "sink")
+        request = SplitRequest("preview", Points.of(coordinates=sources), Points.of(coordinates=sinks))
+        found = edits.preview_split(self.dataset.graph, request, volume=self.segmentation)
+        return PreviewedSplit(found.outcome, found.supervoxels, lambda preview: self._drawn(preview, sources, sinks))
 
-    def undo(self, operation_id: int, *, user: str) -> CommittedEdit:
+    def picture_of_points(self, source: Voxels, sink: Voxels) -> bytes:
+        """Three slices through the objects at some points, now and as one object, as PNG; nothing is written."""
+        from sv_pipeline.reports.cut_pictures import render_cut
+        from sv_pipeline.reports.cut_scenes import scene_of_points
+
+        return render_cut(scene_of_points(self.dataset, voxels(source, "source"), voxels(sink, "sink")))
+
+    def picture(self, operation_id: int) -> bytes:
+        """Three slices through an operation, before and after it, as PNG; also long after it was made."""
+        from sv_pipeline.reports.cut_pictures import render_cut
+        from sv_pipeline.reports.cut_scenes import scene_of_operation
+
+        return render_cut(scene_of_operation(self.dataset, operation_id))
+
+    def operations(self, last: int | None = None) -> pd.DataFrame:
+        """The operation log, newest last: what was asked for, by whom, and what came of it; all, or the newest ones."""
+        from sv_pipeline.reports.edit_numbers import operations_table
+
+        return operations_table(self.dataset.graph, last)
+
+    # -- editing ------------------------------------------------------------------------------------------------------
+
+    def merge(
+        self, source: Voxels, sink: Voxels, *, user: str | None = None, token: str | None = None
+    ) -> CommittedEdit:
+        """Make one object of the two at ``source`` and at ``sink``."""
+        request = MergeRequest(user_or_default(user), _points(source, "source"), _points(sink, "sink"))
+        return self._make(
+            token,
+            lambda operation: _asks_for(operation, "merge", request),
+            lambda: edits.merge(self.dataset.graph, request, volume=self.segmentation),
+        )
+
+    def split(
+        self, source: Voxels, sink: Voxels, *, user: str | None = None, token: str | None = None
+    ) -> CommittedEdit:
+        """Cut ``source`` from ``sink`` where it is cheapest; through supervoxels where both are on one."""
+        request = SplitRequest(user_or_default(user), _points(source, "source"), _points(sink, "sink"))
+        return self._make(
+            token,
+            lambda operation: _asks_for(operation, "split", request),
+            lambda: edits.split(self.dataset.graph, request, volume=self.segmentation),
+        )
+
+    def undo(self, operation_id: int, *, user: str | None = None, token: str | None = None) -> CommittedEdit:
         """Take an operation back."""
-        return edits.undo(self.dataset.graph, operation_id, user)
+        return self._revert(edits.undo, operation_id, user, token)
 
-    def redo(self, operation_id: int, *, user: str) -> CommittedEdit:
+    def redo(self, operation_id: int, *, user: str | None = None, token: str | None = None) -> CommittedEdit:
         """Make an operation again that was undone."""
-        return edits.redo(self.dataset.graph, operation_id, user)
+        return self._revert(edits.redo, operation_id, user, token)
 
-    def operations(self) -> pd.DataFrame:
-        """The operation log, newest last."""
-        return edits.operations_table(self.dataset.graph)
+    def edit(self, operation_id: int) -> CommittedEdit:
+        """An edit that was made, read back from the log."""
+        return read_edit(self.dataset.graph, operation_id)
 
-    def _split_request(self, source: Voxels, sink: Voxels, user: str) -> SplitRequest:
-        return SplitRequest(user, Points.of(coordinates=source), Points.of(coordinates=sink))
+    def made_for(self, token: str) -> CommittedEdit | None:
+        """The operation that was made for a token; None if none was."""
+        return operation_of(self.dataset.graph, token)
+
+    def begun(self, token: str) -> bool:
+        """Whether an edit was made for a token, or an attempt to make one has begun and was not refused."""
+        return is_begun(self.dataset.graph, token)
+
+    def _make(
+        self, token: str | None, is_it: Callable[[Operation], bool], edit: Callable[[], CommittedEdit]
+    ) -> CommittedEdit:
+        return edit() if token is None else edit_once(self.dataset.graph, token, is_it, edit)
+
+    def _revert(
+        self, revert: Callable[..., CommittedEdit], operation_id: int, user: str | None, token: str | None
+    ) -> CommittedEdit:
+        graph, who, number = self.dataset.graph, user_or_default(user), _operation_number(operation_id)
+        return self._make(
+            token,
+            lambda operation: operation.user == who and about(operation) == asked_for(graph, number).operation_id,
+            lambda: revert(graph, number, who),
+        )
+
+    def _drawn(self, preview: PreviewedSplit, sources: IntArray, sinks: IntArray) -> bytes:
+        from sv_pipeline.reports.cut_pictures import render_cut
+        from sv_pipeline.reports.cut_scenes import scene_of_preview
+
+        return render_cut(scene_of_preview(self.dataset, preview, sources, sinks))
+
+
+def user_or_default(user: str | None) -> str:
+    """Who edits: by default the user of this machine."""
+    if user is not None:
+        return user
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError) as error:
+        raise EditRefused(
+            Reason.BAD_REQUEST, "the user of this machine has no name.", remedy="Name the user who edits."
+        ) from error
+
+
+def voxels(points: Any, name: str) -> IntArray:
+    """Points of one side as voxels, shape (n, 3); EditRefused if they are anything else, or too many."""
+    array = _whole_triples(points, f"{name} points")
+    if len(array) > MAX_POINTS:
+        raise EditRefused(
+            Reason.TOO_MANY_POINTS,
+            f"there are {len(array):,} {name} points; {MAX_POINTS:,} are possible.",
+            remedy="Place fewer; every one must be reached by the cut, so few do.",
+        )
+    return array
+
+
+def _whole_triples(points: Any, name: str) -> IntArray:
+    refused = EditRefused(
+        Reason.BAD_REQUEST,
+        f"the {name} are not voxels: {reprlib.repr(points)}.",
+        remedy="A point is three whole numbers x, y, z, in voxels of mip 0.",
+    )
+    try:
+        array = np.asarray(points)
+        if array.shape == (3,):
+            array = array[None]
+        if not array.size:
+            return np.zeros((0, 3), np.int64)
+        with np.errstate(invalid="ignore"):  # what is not a number, or too large, does not equal what it becomes
+            whole = array.astype(np.int64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise refused from error
+    if array.ndim != 2 or array.shape[1] != 3 or array.dtype.kind not in "iuf" or not (whole == array).all():
+        raise refused
+    return whole
+
+
+def _points(points: Any, name: str) -> Points:
+    return Points.of(coordinates=voxels(points, name))
+
+
+def _operation_number(operation_id: Any) -> int:
+    if isinstance(operation_id, int | np.integer) and 0 < int(operation_id) < 1 << 63:
+        return int(operation_id)
+    raise EditRefused(
+        Reason.BAD_REQUEST,
+        f"{reprlib.repr(operation_id)} is no operation.",
+        remedy="Operations are numbered from 1; the log lists them.",
+    )
+
+
+def _asks_for(operation: Operation, kind: str, request: MergeRequest | SplitRequest) -> bool:
+    """Whether an operation asks for what a request asks for."""
+    sides = [columns.SOURCE_COORDINATES.newest(operation.row), columns.SINK_COORDINATES.newest(operation.row)]
+    wanted = [request.sources.coordinates, request.sinks.coordinates]
+    return (
+        operation.kind == kind
+        and operation.user == request.user
+        and all(a is not None and b is not None and np.array_equal(a, b) for a, b in zip(sides, wanted, strict=True))
+    )

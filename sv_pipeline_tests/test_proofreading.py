@@ -1,63 +1,61 @@
-"""An open graph as a proofreader uses it, in Python and in the terminal."""
+"""An open graph as a proofreader uses it, in Python."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-from itertools import combinations
+import getpass
+import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from PIL import Image
 
 import sv_pipeline
-from sv_pipeline.algorithms.multicut import Preview
-from sv_pipeline.algorithms.synthetic import synthetic_neuropil
-from sv_pipeline.cli.main import cli
-from sv_pipeline.config import parse_config
 from sv_pipeline.edits import EditRefused
-from sv_pipeline.engine import run, stages
 from sv_pipeline.engine.proof import verify_dataset
-from sv_pipeline.errors import NotFoundError
+from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.proofreading import OpenGraph
-
-Point = tuple[int, int, int]
+from sv_pipeline.reports.pictures import MAX_WIDTH
+from sv_pipeline.segmentation.reader import current_generation
+from sv_pipeline_tests.editable import (
+    BACKGROUND,
+    editable_graph,
+    neighbours_of_two_objects,
+    two_parts_of_an_object,
+)
+from sv_pipeline_tests.graph.compare import dump
 
 
 @pytest.fixture
 def graph(tmp_path: Path) -> OpenGraph:
-    volume = synthetic_neuropil((64, 64, 32), seed=5)
-    source = tmp_path / "small.npz"
-    np.savez(source, segmentation=volume.segmentation, bodies=volume.bodies, resolution=np.asarray(volume.resolution))
-    raw = {
-        "graph_id": "small",
-        "data_source": {"WATERSHED": str(tmp_path / "watershed")},
-        "source": {"segmentation": f"{source}#segmentation", "agglomeration": f"{source}#bodies"},
-        "graph_config": {"CHUNK_SIZE": [32, 32, 16]},
-    }
-    dataset = stages.register(parse_config(raw), str(tmp_path / "home"))
-    run.ingest(dataset, workers=1)
-    return sv_pipeline.open_graph("small", str(tmp_path / "home"))
+    return editable_graph(tmp_path, tmp_path / "home")
 
 
-def neighbours_of_two_objects(graph: OpenGraph) -> tuple[Point, Point]:
-    """Two voxels side by side in the middle plane that belong to two objects."""
-    points = [(x, 20, 16) for x in range(64)]
-    roots = graph.roots(points)
-    here = int(np.flatnonzero(roots[1:] != roots[:-1])[0])
-    return points[here], points[here + 1]
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> OpenGraph:
+    """A graph that no test changes."""
+    folder = tmp_path_factory.mktemp("untouched")
+    return editable_graph(folder, folder / "home")
+
+
+def n_roots(graph: OpenGraph, *points: tuple[int, int, int]) -> int:
+    return len(set(graph.roots(points).tolist()))
+
+
+# -- editing ----------------------------------------------------------------------------------------------------------
 
 
 def test_merge_then_undo_gives_the_objects_back(graph: OpenGraph) -> None:
     one, other = neighbours_of_two_objects(graph)
     before = graph.roots([one, other])
     merged = graph.merge([one], [other], user="me")
-    assert len(set(graph.roots([one, other]).tolist())) == 1
+    assert n_roots(graph, one, other) == 1
     undone = graph.undo(merged.id, user="me")
-    assert len(set(graph.roots([one, other]).tolist())) == 2
+    assert n_roots(graph, one, other) == 2
     graph.redo(merged.id, user="me")
-    assert len(set(graph.roots([one, other]).tolist())) == 1
+    assert n_roots(graph, one, other) == 1
     table = graph.operations()
     assert table["kind"].tolist() == ["merge", "undo", "redo"]
     assert set(table["status"]) == {"SUCCESS"}
@@ -66,56 +64,186 @@ def test_merge_then_undo_gives_the_objects_back(graph: OpenGraph) -> None:
     assert verify_dataset(graph.dataset).ok
 
 
-def two_parts_of_an_object(graph: OpenGraph) -> tuple[Point, Point]:
-    """Two voxels of one object between which a cut is legal."""
-    points = [(x, y, z) for x in range(2, 64, 6) for y in range(2, 64, 6) for z in (8, 24)]
-    roots = graph.roots(points)
-    for root in np.unique(roots).tolist():
-        for one, other in combinations([p for p, r in zip(points, roots.tolist(), strict=True) if r == root], 2):
-            with contextlib.suppress(EditRefused):  # on one supervoxel
-                preview = graph.preview_split([one], [other]).outcome
-                if isinstance(preview, Preview) and not preview.illegal:
-                    return one, other
-    raise AssertionError("no object can be split")
-
-
 def test_split_then_undo_gives_the_object_back(graph: OpenGraph) -> None:
     one, other = two_parts_of_an_object(graph)
     assert len(graph.operations()) == 0  # previews leave no trace
     cut = graph.split([one], [other], user="me")
-    assert len(set(graph.roots([one, other]).tolist())) == 2
+    assert n_roots(graph, one, other) == 2
     assert verify_dataset(graph.dataset).ok
     graph.undo(cut.id, user="me")
-    assert len(set(graph.roots([one, other]).tolist())) == 1
+    assert n_roots(graph, one, other) == 1
     assert verify_dataset(graph.dataset).ok
 
 
-def test_refusals_name_what_is_wrong(graph: OpenGraph) -> None:
+def test_the_user_is_who_runs_it_unless_named(graph: OpenGraph) -> None:
     one, other = neighbours_of_two_objects(graph)
-    with pytest.raises(EditRefused, match="objects"):
-        graph.split([one], [other], user="me")
-    with pytest.raises(EditRefused, match="volume"):
-        graph.merge([one], [(10**6, 0, 0)], user="me")
+    merged = graph.merge([one], [other])
+    graph.undo(merged.id)
+    graph.redo(merged.id, user="somebody else")
+    assert graph.operations()["user"].tolist() == [getpass.getuser(), getpass.getuser(), "somebody else"]
+
+
+def test_a_user_without_a_name_is_asked_for_one(untouched: OpenGraph, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as in a container whose user has no entry
+    with pytest.raises(EditRefused, match="Name the user"):
+        untouched.undo(1)
+
+
+def test_the_log_names_points_and_what_an_undo_is_about(graph: OpenGraph) -> None:
+    one, other = neighbours_of_two_objects(graph)
+    merged = graph.merge([one], [other])
+    graph.undo(merged.id)
+    table = graph.operations()
+    assert table.loc[1, "source"] == [list(one)]
+    assert table.loc[1, "sink"] == [list(other)]
+    assert len(table.loc[1, "source_ids"]) == 1
+    assert table["about"].tolist() == [0, 1]
+    assert graph.operations(last=1).index.tolist() == [2]
+    assert graph.operations(last=9).index.tolist() == [1, 2]
+
+
+# -- previews and pictures --------------------------------------------------------------------------------------------
+
+
+def size_of(png: bytes) -> tuple[int, int]:
+    image = Image.open(io.BytesIO(png))
+    image.load()
+    assert image.format == "PNG"
+    return image.size
+
+
+@pytest.mark.parametrize("of_a_supervoxel", [False, True])
+def test_a_preview_says_what_the_split_then_does(graph: OpenGraph, of_a_supervoxel: bool) -> None:
+    one, other = two_parts_of_an_object(graph, of_a_supervoxel=of_a_supervoxel)
+    rows, generation = dump(graph.dataset.table), current_generation(graph.dataset.watershed_url, "small")
+    preview = graph.preview_split([one], [other])
+    width, _ = size_of(preview.picture())
+    assert width <= MAX_WIDTH
+    assert preview._repr_png_() == preview.picture()
+    assert dump(graph.dataset.table) == rows
+    assert current_generation(graph.dataset.watershed_url, "small") == generation
+
+    numbers = preview.numbers
+    cut = graph.split([one], [other])
+    assert numbers["removed_edges"] == len(cut.edges)
+    assert numbers.get("new_supervoxels", 0) == len(np.unique(cut.supervoxels[:, 1]))
+    assert (numbers.get("cut_voxels_source", 0) > 0) is of_a_supervoxel
+
+
+def test_any_operation_can_be_pictured_at_any_time(graph: OpenGraph) -> None:
+    one, other = two_parts_of_an_object(graph, of_a_supervoxel=True)
+    cut = graph.split([one], [other])
+    first = graph.picture(cut.id)
+    graph.undo(cut.id)
+    graph.merge(*([p] for p in neighbours_of_two_objects(graph)))
+    assert graph.picture(cut.id) == first  # as it was then, whatever happened since
+    for number in (2, 3):
+        size_of(graph.picture(number))
+
+
+def test_only_what_was_made_can_be_pictured(graph: OpenGraph) -> None:
+    with pytest.raises(NotFoundError, match="no operation 7"):
+        graph.picture(7)
+    one, other = neighbours_of_two_objects(graph)
+    with pytest.raises(EditRefused) as refused:
+        graph.split([one], [other])
+    assert refused.value.operation_id
+    with pytest.raises(InputError, match="was not made"):
+        graph.picture(refused.value.operation_id)
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+GOOD = (30, 30, 16)
+BAD_POINTS: dict[str, tuple[Any, str]] = {
+    "outside": ([(10**6, 0, 0)], "outside"),
+    "just outside": ([(64, 0, 0)], "outside"),
+    "negative": ([(-1, 0, 0)], "outside"),
+    "background": ([BACKGROUND], "background"),
+    "none": ([], "no_points"),
+    "thousands": ([(i % 60, 30, 16) for i in range(5000)], "too_many_points"),
+    "the same point": ([GOOD], "same_point"),
+    "words": ([("a", "b", "c")], "bad_request"),
+    "a word": ("here", "bad_request"),
+    "two numbers": ([(1, 2)], "bad_request"),
+    "six numbers in threes": ([(1, 2), (3, 4), (5, 6)], "bad_request"),
+    "fractions": ([(1.5, 2, 3)], "bad_request"),
+    "not a number": ([(float("nan"), 2, 3)], "bad_request"),
+    "infinite": ([(float("inf"), 2, 3)], "bad_request"),
+    "too large for any integer": ([(10**30, 2, 3)], "bad_request"),
+    "ragged": ([(1, 2, 3), (4, 5)], "bad_request"),
+    "truths": ([(True, False, True)], "bad_request"),
+    "None": (None, "bad_request"),
+    "an object": (object(), "bad_request"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_POINTS)
+@pytest.mark.parametrize("edit", ["merge", "split", "preview_split"])
+def test_bad_points_are_refused_with_a_reason_and_change_nothing(untouched: OpenGraph, edit: str, name: str) -> None:
+    points, reason = BAD_POINTS[name]
+    before = state(untouched)
+    for sides in (([GOOD], points), (points, [GOOD])):
+        with pytest.raises(EditRefused) as refused:
+            getattr(untouched, edit)(*sides)
+        assert str(refused.value.reason) == reason
+        assert "\n" not in str(refused.value)
+        assert len(str(refused.value)) < 400
+    assert state(untouched) == before
+
+
+def state(graph: OpenGraph) -> tuple[object, ...]:
+    """All rows but those of operations, their counter, and the generation of the fork."""
+    rows = {key: row for key, row in dump(graph.dataset.table).items() if not key.startswith((b"000", b"ioperations"))}
+    return rows, current_generation(graph.dataset.watershed_url, graph.dataset.graph_id)
+
+
+def test_only_voxels_are_looked_up(untouched: OpenGraph) -> None:
+    for points in ([(1, 2)], [("a", "b", "c")], None, [(1.5, 2, 3)]):
+        with pytest.raises(EditRefused, match="not voxels"):
+            untouched.roots(points)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="outside the volume"):
+        untouched.roots([(0, 0, 640)])
+    assert len(untouched.roots([(i % 60, 30, 16) for i in range(5000)])) == 5000
+
+
+@pytest.mark.parametrize("number", [0, -1, 99, 10**30, "1", 1.5, None])
+@pytest.mark.parametrize("edit", ["undo", "redo"])
+def test_what_is_no_operation_cannot_be_undone(untouched: OpenGraph, edit: str, number: Any) -> None:
+    with pytest.raises(EditRefused) as refused:
+        getattr(untouched, edit)(number)
+    assert str(refused.value.reason) in ("bad_request", "nothing_to_undo")
+
+
+def test_objects_that_are_two_cannot_be_split_and_one_cannot_be_merged(untouched: OpenGraph) -> None:
+    one, other = neighbours_of_two_objects(untouched)
+    with pytest.raises(EditRefused) as refused:
+        untouched.split([one], [other])
+    assert str(refused.value.reason) == "several_roots"
+    with pytest.raises(EditRefused) as refused:
+        untouched.merge(*([p] for p in two_parts_of_an_object(untouched)))
+    assert str(refused.value.reason) == "same_root"
+
+
+def test_an_unknown_graph_is_not_found(untouched: OpenGraph) -> None:
     with pytest.raises(NotFoundError, match="nowhere"):
-        sv_pipeline.open_graph("nowhere", graph.dataset.home)
+        sv_pipeline.open_graph("nowhere", untouched.dataset.home)
 
 
-def test_the_terminal_does_the_same(graph: OpenGraph) -> None:
-    one, other = (",".join(map(str, p)) for p in two_parts_of_an_object(graph))
-    runner = CliRunner()
-
-    def call(*arguments: str) -> str:
-        result = runner.invoke(cli, ["--home", graph.dataset.home, *arguments], catch_exceptions=False)
-        assert result.exit_code == 0, result.output
-        return result.stdout
-
-    sides = ("--source", one, "--sink", other)
-    assert json.loads(call("preview", "small", *sides, "--json"))["legal"]
-    cut = json.loads(call("split", "small", *sides, "--user", "me", "--json"))
-    assert len(cut["new_roots"]) == 2
-    call("merge", "small", *sides)
-    call("undo", "small", "2")
-    call("redo", "small", "2")
-    log = json.loads(call("ops", "small", "--json"))
-    assert [row["kind"] for row in log] == ["split", "merge", "undo", "redo"]
-    assert "SUCCESS" in call("ops", "small")
+@pytest.mark.parametrize("token", [None, "once"])
+def test_a_read_only_graph_is_not_even_logged_to(graph: OpenGraph, token: str | None) -> None:
+    one, other = neighbours_of_two_objects(graph)
+    before = dump(graph.dataset.table)
+    graph.dataset.graph.meta.custom_data["READ_ONLY"] = True
+    attempts: list[Callable[[], object]] = [
+        lambda: graph.merge([one], [other], token=token),
+        lambda: graph.split([one], [other], token=token),
+        lambda: graph.undo(1, token=token),
+    ]
+    for attempt in attempts:
+        with pytest.raises(EditRefused) as refused:
+            attempt()
+        assert str(refused.value.reason) in ("read_only", "nothing_to_undo")
+    assert dump(graph.dataset.table) == before

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import getpass
+import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sv_pipeline.algorithms.multicut import Preview
 from sv_pipeline.cli.inspect import point
 from sv_pipeline.cli.output import json_option, print_json
-from sv_pipeline.edits import CommittedEdit, EditRefused, Reason
-from sv_pipeline.proofreading import open_graph
 
-__all__ = ["merge", "operations", "preview", "redo", "split", "undo"]
+if TYPE_CHECKING:
+    from sv_pipeline.edits import CommittedEdit
+    from sv_pipeline.proofreading import OpenGraph
+
+__all__ = ["merge", "operations", "picture", "preview", "redo", "split", "undo"]
 
 Command = Callable[..., Any]
-_user = click.option("--user", default=getpass.getuser, show_default="the user of this machine", help="Who edits.")
+PNG = click.Path(dir_okay=False, writable=True, path_type=Path)
+_user = click.option("--user", help="Who edits. Default: the user of this machine.")
+_picture = click.option("--picture", type=PNG, metavar="FILE", help="Also write a picture of it, as PNG.")
+
+
+def _opened(graph: str, home: str) -> OpenGraph:
+    # Imported here: what an open graph needs takes a second to load, and --help does without.
+    from sv_pipeline.proofreading import open_graph
+
+    return open_graph(graph, home)
 
 
 def _points(command: Command) -> Command:
@@ -26,97 +37,154 @@ def _points(command: Command) -> Command:
         ("sink", "A voxel of the other side; repeatable."),
         ("source", "A voxel of one side; repeatable."),
     ):
-        command = click.option(f"--{name}", multiple=True, required=True, metavar="X,Y,Z", help=text)(command)
+        command = click.option(f"--{name}", multiple=True, required=True, metavar="X,Y,Z", help=text, callback=_voxels)(
+            command
+        )
     return command
 
 
-def _voxels(points: tuple[str, ...]) -> list[tuple[int, int, int]]:
-    return [point(text) for text in points]
+def _voxels(_context: click.Context, option: click.Parameter, points: tuple[str, ...]) -> list[tuple[int, int, int]]:
+    return [point(text, f"--{option.name}") for text in points]
 
 
-def _say(edit: CommittedEdit, *, as_json: bool) -> None:
+def _say(graph: OpenGraph, edit: CommittedEdit, picture: Path | None, *, as_json: bool) -> None:
+    """What was done; a picture that cannot be drawn does not make an edit that was made look like one that failed."""
+    from sv_pipeline.errors import SvPipelineError
+    from sv_pipeline.reports.edit_numbers import edit_numbers
+
+    numbers = edit_numbers(edit)
     if as_json:
-        old, new = edit.old_roots.tolist(), edit.roots.tolist()
-        print_json({"operation": edit.id, "kind": edit.kind, "old_roots": old, "new_roots": new})
-        return
-    old, new = (", ".join(map(str, roots.tolist())) for roots in (edit.old_roots, edit.roots))
-    click.echo(f"operation {edit.id} ({edit.kind}): {old} -> {new}")
+        print_json(numbers)
+    else:
+        old, new = (", ".join(map(str, numbers[key])) for key in ("old_roots", "new_roots"))
+        click.echo(f"operation {edit.id} ({edit.kind}, {numbers['edges']} edges): {old} -> {new}")
+        if numbers["replaced_supervoxels"]:
+            replaced, fresh = numbers["replaced_supervoxels"], numbers["new_supervoxels"]
+            click.echo(f"{replaced} supervoxels were replaced by {fresh}")
+    if picture is not None:
+        try:
+            _write(picture, graph.picture(edit.id))
+        except (SvPipelineError, ValueError, OSError) as error:
+            click.echo(f"the edit was made, but there is no picture of it: {error}", err=True)
+
+
+def _write(path: Path, png: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png)
+    click.echo(f"picture in {path}", err=True)
 
 
 @click.command()
 @click.argument("graph")
 @_points
 @_user
+@_picture
 @json_option
 @click.pass_obj
-def merge(home: str, graph: str, source: tuple[str, ...], sink: tuple[str, ...], user: str, *, as_json: bool) -> None:
+def merge(
+    home: str, graph: str, source: Any, sink: Any, user: str | None, picture: Path | None, *, as_json: bool
+) -> None:
     """Make one object of the two of GRAPH at --source and at --sink."""
-    _say(open_graph(graph, home).merge(_voxels(source), _voxels(sink), user=user), as_json=as_json)
+    opened = _opened(graph, home)
+    _say(opened, opened.merge(source, sink, user=user), picture, as_json=as_json)
 
 
 @click.command()
 @click.argument("graph")
 @_points
 @_user
+@_picture
 @json_option
 @click.pass_obj
-def split(home: str, graph: str, source: tuple[str, ...], sink: tuple[str, ...], user: str, *, as_json: bool) -> None:
+def split(
+    home: str, graph: str, source: Any, sink: Any, user: str | None, picture: Path | None, *, as_json: bool
+) -> None:
     """Cut an object of GRAPH between --source and --sink, where that is cheapest."""
-    _say(open_graph(graph, home).split(_voxels(source), _voxels(sink), user=user), as_json=as_json)
+    opened = _opened(graph, home)
+    _say(opened, opened.split(source, sink, user=user), picture, as_json=as_json)
 
 
 @click.command()
 @click.argument("graph")
 @_points
+@_picture
 @json_option
 @click.pass_obj
-def preview(home: str, graph: str, source: tuple[str, ...], sink: tuple[str, ...], *, as_json: bool) -> None:
-    """Show what a split of GRAPH would do. Locks and writes nothing."""
-    found = open_graph(graph, home).preview_split(_voxels(source), _voxels(sink)).outcome
-    if not isinstance(found, Preview):
-        reason = getattr(found, "reason", Reason.SUPERVOXEL_SPLIT_REQUIRED)
-        raise EditRefused(reason, found.message)
-    sizes = [len(component) for component in found.components]
+def preview(home: str, graph: str, source: Any, sink: Any, picture: Path | None, *, as_json: bool) -> None:
+    """Show what a split of GRAPH would do. Locks and writes nothing. Exit code 1 if it would be refused."""
+    found = _opened(graph, home).preview_split(source, sink)
+    if picture is not None:
+        _write(picture, found.picture())
     if as_json:
-        removed = len(found.cut.removed_edges)
-        print_json({"legal": not found.illegal, "removed_edges": removed, "supervoxels_of_parts": sizes})
-        return
-    click.echo(f"{len(found.cut.removed_edges)} edges of weight {found.cut.weight:g} would be removed")
-    click.echo(f"parts inside the region, in supervoxels: source {sizes[0]}, sink {sizes[1]}, others {sizes[2:]}")
-    if found.refused is not None:
-        click.echo(f"but it would be refused: {found.refused.message}")
+        print_json(found.numbers)
+    else:
+        _say_preview(found.numbers)
+    if not found.legal:
+        sys.exit(1)
+
+
+def _say_preview(numbers: dict[str, Any]) -> None:
+    if "removed_edges" in numbers:
+        sizes = numbers["supervoxels_of_parts"]
+        click.echo(f"{numbers['removed_edges']} edges of weight {numbers['weight']:g} would be removed")
+        click.echo(f"parts inside the region, in supervoxels: source {sizes[0]}, sink {sizes[1]}, others {sizes[2:]}")
+    if "split_supervoxels" in numbers:
+        replaced, fresh = numbers["split_supervoxels"], numbers["new_supervoxels"]
+        sides = f"{numbers['cut_voxels_source']:,} voxels to the source, {numbers['cut_voxels_sink']:,} to the sink"
+        click.echo(f"{replaced} supervoxels would be split into {fresh}: {sides}")
+    if not numbers["legal"]:
+        click.echo(f"it would be refused ({numbers['reason']}): {numbers['message']}")
 
 
 @click.command()
 @click.argument("graph")
 @click.argument("operation", type=click.IntRange(1))
 @_user
+@_picture
 @json_option
 @click.pass_obj
-def undo(home: str, graph: str, operation: int, user: str, *, as_json: bool) -> None:
+def undo(home: str, graph: str, operation: int, user: str | None, picture: Path | None, *, as_json: bool) -> None:
     """Take OPERATION of GRAPH back."""
-    _say(open_graph(graph, home).undo(operation, user=user), as_json=as_json)
+    opened = _opened(graph, home)
+    _say(opened, opened.undo(operation, user=user), picture, as_json=as_json)
 
 
 @click.command()
 @click.argument("graph")
 @click.argument("operation", type=click.IntRange(1))
 @_user
+@_picture
 @json_option
 @click.pass_obj
-def redo(home: str, graph: str, operation: int, user: str, *, as_json: bool) -> None:
+def redo(home: str, graph: str, operation: int, user: str | None, picture: Path | None, *, as_json: bool) -> None:
     """Make OPERATION of GRAPH, which was undone, again."""
-    _say(open_graph(graph, home).redo(operation, user=user), as_json=as_json)
+    opened = _opened(graph, home)
+    _say(opened, opened.redo(operation, user=user), picture, as_json=as_json)
+
+
+@click.command()
+@click.argument("graph")
+@click.argument("operation", type=click.IntRange(1))
+@click.argument("file", type=PNG)
+@click.pass_obj
+def picture(home: str, graph: str, operation: int, file: Path) -> None:
+    """Draw OPERATION of GRAPH, before and after it, to FILE (PNG); also long after it was made."""
+    _write(file, _opened(graph, home).picture(operation))
 
 
 @click.command("ops")
 @click.argument("graph")
+@click.option("--last", type=click.IntRange(1), metavar="N", help="Only the newest N. Default: all.")
 @json_option
 @click.pass_obj
-def operations(home: str, graph: str, *, as_json: bool) -> None:
-    """The operation log of GRAPH, newest last."""
-    table = open_graph(graph, home).operations()
+def operations(home: str, graph: str, last: int | None, *, as_json: bool) -> None:
+    """The operation log of GRAPH, newest last: what was asked for, by whom, and what came of it."""
+    from sv_pipeline.cli.output import operations_table
+
+    table = _opened(graph, home).operations(last)
     if as_json:
         click.echo(table.reset_index().to_json(orient="records", date_format="iso", indent=1))
+    elif len(table):
+        click.echo(operations_table(table))
     else:
-        click.echo(table.to_string() if len(table) else "no operations yet")
+        click.echo("no operations yet")

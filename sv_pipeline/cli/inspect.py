@@ -43,12 +43,12 @@ def status(home: str, graph: str, interval: float, *, watch: bool, as_json: bool
             time.sleep(interval)
 
 
-def point(text: str) -> tuple[int, int, int]:
+def point(text: str, option: str = "--at") -> tuple[int, int, int]:
     """``x,y,z`` as a voxel."""
     try:
         x, y, z = (int(part) for part in text.split(","))
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not a point: write x,y,z in voxels.", param_hint="--at") from error
+        raise click.BadParameter(f"{text!r} is not a point: write x,y,z in voxels.", param_hint=option) from error
     return x, y, z
 
 
@@ -57,6 +57,7 @@ def point(text: str) -> tuple[int, int, int]:
 @click.argument("supervoxels", nargs=-1, type=click.IntRange(0, 2**64 - 1))
 @click.option("--at", "points", multiple=True, metavar="X,Y,Z", help="Look up the supervoxel at a voxel; repeatable.")
 @click.option("--time", "when", type=click.DateTime(), help="As of this UTC time. Default: now.")
+@click.option("--op", "operation", type=click.IntRange(1), help="As of just after this operation.")
 @json_option
 @click.pass_obj
 def roots(
@@ -65,6 +66,7 @@ def roots(
     supervoxels: tuple[int, ...],
     points: tuple[str, ...],
     when: datetime | None,
+    operation: int | None,
     *,
     as_json: bool,
 ) -> None:
@@ -73,20 +75,19 @@ def roots(
 
     import numpy as np
 
+    from sv_pipeline.edits import milliseconds_of
     from sv_pipeline.graph import queries
-    from sv_pipeline.registry import open_dataset
-    from sv_pipeline.segmentation.reader import open_fork
+    from sv_pipeline.proofreading import open_graph
 
-    dataset = open_dataset(graph, home)
+    opened = open_graph(graph, home)
+    at = operation if when is None else when.replace(tzinfo=UTC)
     ids = np.array(supervoxels, np.uint64)
     if points:
-        volume = open_fork(dataset.watershed_url, graph)
-        found = queries.supervoxels_at(dataset.graph, volume, np.array([point(p) for p in points], np.int64))
-        ids = np.concatenate([ids, found])
+        ids = np.concatenate([ids, opened.supervoxels([point(p) for p in points], at=at)])
     if not len(ids):
         raise click.UsageError("give supervoxel ids, or points with --at X,Y,Z.")
-    at = None if when is None else when.replace(tzinfo=UTC)
-    result = queries.roots(dataset.graph, ids, at=at)
+    time = None if at is None else milliseconds_of(opened.dataset.graph, at)
+    result = queries.roots(opened.dataset.graph, ids, at=time)
     rows = [{"supervoxel": int(s), "root": int(r)} for s, r in zip(ids, result, strict=True)]
     if as_json:
         print_json(rows)
@@ -115,7 +116,8 @@ def info(home: str, graph: str, *, as_json: bool) -> None:
     click.echo(f"watershed  {published.watershed}")
     click.echo(f"generation {published.generation}")
     for mip in published.mips:
-        click.echo(f"mip {mip.mip}: {mip.size} voxels of {mip.resolution_nm} nm, offset {mip.voxel_offset}")
+        late = "  (pending: behind the latest edits)" if mip.pending else ""
+        click.echo(f"mip {mip.mip}: {mip.size} voxels of {mip.resolution_nm} nm, offset {mip.voxel_offset}{late}")
     click.echo("\nopen mip 0 with tensorstore.open(...) of:")
     click.echo(json.dumps(published.mips[0].latest, indent=1))
     click.echo("\n(--json prints all mips, and specs pinned to this generation)")

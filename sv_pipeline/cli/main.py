@@ -28,6 +28,7 @@ COMMANDS = {
     "preview": ("sv_pipeline.cli.edits:preview", "Show what a split would do; nothing is written."),
     "undo": ("sv_pipeline.cli.edits:undo", "Take an operation back."),
     "redo": ("sv_pipeline.cli.edits:redo", "Make an undone operation again."),
+    "picture": ("sv_pipeline.cli.edits:picture", "Draw an operation, before and after it."),
     "ops": ("sv_pipeline.cli.edits:operations", "Show the operation log."),
     "lag": ("sv_pipeline.cli.pyramid:lag", "Show how far coarser mips are behind."),
     "downsample": ("sv_pipeline.cli.pyramid:downsample", "Let coarser mips catch up with edits."),

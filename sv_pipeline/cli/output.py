@@ -21,9 +21,11 @@ from rich.table import Table
 from sv_pipeline.engine import feedback
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from sv_pipeline.reports.status import GraphStatus
 
-__all__ = ["ProgressBars", "json_option", "print_json", "status_table"]
+__all__ = ["ProgressBars", "json_option", "operations_table", "print_json", "status_table"]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 
@@ -36,12 +38,12 @@ def print_json(value: Any) -> None:
 class ProgressBars(feedback.Progress):
     """A bar per step, on standard error."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "chunks") -> None:
         self._bars = Progress(
             TextColumn("{task.description:24}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("chunks"),
+            TextColumn(unit),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=Console(stderr=True),
@@ -100,3 +102,27 @@ def status_table(status: GraphStatus) -> Table:
         table.caption = "first failure: " + errors[0]
         table.caption_justify = "left"
     return table
+
+
+def operations_table(log: pd.DataFrame) -> str:
+    """The operation log as text: a line for each, as long as it needs to be."""
+    shown = log.reset_index()
+    shown["time"] = shown["time"].map(lambda t: "" if t is None else f"{t:%Y-%m-%d %H:%M:%S}")
+    shown["about"] = shown["about"].map(lambda i: f"of {i}" if i else "")
+    for side in ("source", "sink"):
+        shown[side] = [_first(ids, points) for ids, points in zip(shown[f"{side}_ids"], shown[side], strict=True)]
+    shown["outcome"] = [r or s for r, s in zip(shown["refused"], shown["status"], strict=True)]
+    shown["new roots"] = shown["roots"].map(lambda roots: ", ".join(map(str, roots)))
+    names = ["operation_id", "kind", "about", "outcome", "time", "user", "source", "sink", "new roots"]
+    return str(shown[names].rename(columns={"operation_id": "id"}).to_string(index=False, justify="left"))
+
+
+def _first(ids: list[int], points: list[list[int]]) -> str:
+    """The first point of a side, and how many more there are."""
+    if not ids and not points:
+        return ""
+    where = ",".join(map(str, points[0])) if points else ""
+    more = max(len(ids), len(points)) - 1
+    return " ".join(
+        part for part in (str(ids[0]) if ids else "", f"({where})" if where else "", f"+{more}" if more else "") if part
+    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import click
 
-from sv_pipeline.cli.output import json_option, print_json
+from sv_pipeline.cli.output import ProgressBars, json_option, print_json
 from sv_pipeline.engine import downsample as engine
+from sv_pipeline.engine.feedback import Progress
 from sv_pipeline.registry import open_dataset
 from sv_pipeline.segmentation import pending
 
@@ -32,20 +34,32 @@ def lag(home: str, graph: str, *, as_json: bool) -> None:
 @click.command()
 @click.argument("graph")
 @click.option("--op", "operations", multiple=True, type=click.IntRange(1), help="Only this operation; repeatable.")
+@click.option("--all", "everything", is_flag=True, help="Make all coarser mips again, whether behind or not.")
 @click.option("--memory", "megabytes", default=1024, show_default=True, type=click.IntRange(32), help="Budget in MB.")
 @json_option
 @click.pass_obj
-def downsample(home: str, graph: str, operations: tuple[int, ...], megabytes: int, *, as_json: bool) -> None:
+def downsample(
+    home: str, graph: str, operations: tuple[int, ...], megabytes: int, *, everything: bool, as_json: bool
+) -> None:
     """Make the coarser mips of GRAPH where edits have changed the base mip. Exit code 1 if something is left.
 
     Safe to run at any time, several times at once, and again after it was killed.
     """
-    report = engine.downsample(open_dataset(graph, home), operations or None, memory_budget=megabytes << 20)
+    if everything and operations:
+        raise click.UsageError("give either --all or --op.")
+    dataset = open_dataset(graph, home)
+    with nullcontext(Progress()) if as_json else ProgressBars("blocks") as bars:
+        if everything:
+            report = engine.rebuild(dataset, memory_budget=megabytes << 20, progress=bars)
+        else:
+            report = engine.downsample(dataset, operations or None, memory_budget=megabytes << 20, progress=bars)
     if as_json:
         print_json({"complete": report.complete, **asdict(report)})
     else:
-        done = f"{report.blocks} blocks of {len(report.operations)} operations in {report.seconds:.1f} s"
-        left = "" if report.complete else "; some are left, run again (another job may be at them)"
-        click.echo(done + left)
+        what = "the whole volume" if everything else f"{len(report.operations)} operations"
+        done = f"{report.blocks} blocks of {what} in {report.seconds:.1f} s: "
+        written = f"{report.work.chunks_written} of {report.work.chunks_made} storage chunks were different"
+        left = "" if report.complete else "; some blocks are left, run again (another job may be at them)"
+        click.echo(done + written + left)
     if not report.complete:
         sys.exit(1)

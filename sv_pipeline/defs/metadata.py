@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import dagster as dg
 
-from sv_pipeline.errors import NotReadyError, SvPipelineError, UnavailableError
+from sv_pipeline.errors import CorruptionError, SvPipelineError, UnavailableError
 
-__all__ = ["explained_failures", "picture", "pictures"]
+__all__ = ["explained_failures", "numbers", "picture", "pictures"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +33,20 @@ def pictures(**makers: Callable[[], bytes]) -> dict[str, Any]:
     return drawn
 
 
+def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values as metadata: numbers that plot; lists, and ids that no JavaScript number can hold, as text."""
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return dg.MetadataValue.text(", ".join(map(str, value)) or "none")
+        return str(value) if isinstance(value, int) and abs(value) >= 1 << 53 else value
+
+    return {name: shown(value) for name, value in values.items()}
+
+
 @contextlib.contextmanager
 def explained_failures() -> Iterator[None]:
-    """Turn an error of ours into a Dagster failure with its message alone.
+    """Turn an error of ours into a Dagster failure with its message alone; where it came from only if that may help.
 
     Only what may pass by itself (storage that did not answer) is retried by the step's retry policy.
     """
@@ -44,6 +55,13 @@ def explained_failures() -> Iterator[None]:
     except SvPipelineError as error:
         raise dg.Failure(
             description=str(error),
-            metadata={"kind": error.kind, **({"remedy": error.remedy} if error.remedy else {})},
+            metadata=_explanation(error),
             allow_retries=isinstance(error, UnavailableError),
-        ) from (None if isinstance(error, NotReadyError) else error)
+        ) from (error if isinstance(error, CorruptionError | UnavailableError) else None)
+
+
+def _explanation(error: SvPipelineError) -> dict[str, str]:
+    """What a failure says beside its message: kind, reason and operation of a refused edit, remedy."""
+    said = {"kind": error.kind, "reason": getattr(error, "reason", None), "remedy": error.remedy}
+    operation = getattr(error, "operation_id", None)
+    return {name: str(value) for name, value in (said | {"operation": operation}).items() if value}

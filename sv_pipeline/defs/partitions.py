@@ -1,4 +1,4 @@
-"""Partitions: graphs (added at run time) and, for the layers of a graph, (graph, layer)."""
+"""Partitions: graphs (added at run time), the layers of a graph as (graph, layer), its coarser mips as (graph, mip)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,24 @@ import re
 
 import dagster as dg
 
-__all__ = ["MAX_LAYER", "graph_layers", "graphs", "layer_key", "layer_number", "partition_of"]
+__all__ = [
+    "MAX_LAYER",
+    "MAX_MIP",
+    "graph_layers",
+    "graph_mips",
+    "graphs",
+    "layer_key",
+    "layer_number",
+    "mip_key",
+    "mip_partition_of",
+    "partition_of",
+]
 
 MAX_LAYER = 13
 """Highest layer offered: 2^11 chunks of 256 voxels exceed any volume known. Layers that a graph lacks do nothing."""
+
+MAX_MIP = 15
+"""Coarsest mip offered: a factor of 32768. Mips that a graph lacks do nothing."""
 
 
 def layer_key(layer: int) -> str:
@@ -25,6 +39,11 @@ def layer_number(key: str) -> int:
     return int(match[1])
 
 
+def mip_key(mip: int) -> str:
+    """Partition key of a mip; sorts in the order of mips."""
+    return f"M{mip:02d}"
+
+
 graphs = dg.DynamicPartitionsDefinition(name="graphs")
 graph_layers = dg.MultiPartitionsDefinition(
     {
@@ -32,12 +51,28 @@ graph_layers = dg.MultiPartitionsDefinition(
         "layer": dg.StaticPartitionsDefinition([layer_key(layer) for layer in range(2, MAX_LAYER + 1)]),
     }
 )
+graph_mips = dg.MultiPartitionsDefinition(
+    {"graph": graphs, "mip": dg.StaticPartitionsDefinition([mip_key(mip) for mip in range(1, MAX_MIP + 1)])}
+)
 
 
 def partition_of(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> tuple[str, int]:
     """Graph id and layer of the partition that a step runs for."""
+    graph_id, layer = _both(context)
+    return graph_id, layer_number(layer)
+
+
+def mip_partition_of(context: dg.OpExecutionContext) -> tuple[str, int]:
+    """Graph id and mip of the partition that a step runs for."""
+    graph_id, mip = _both(context)
+    return graph_id, int(mip.removeprefix("M"))
+
+
+def _both(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> tuple[str, str]:
     key = context.partition_key
-    if not isinstance(key, dg.MultiPartitionKey):
-        graph_id, layer = str(key).split("|")
-        return graph_id, layer_number(layer)
-    return key.keys_by_dimension["graph"], layer_number(key.keys_by_dimension["layer"])
+    if isinstance(key, dg.MultiPartitionKey):
+        (graph_id,) = (value for name, value in key.keys_by_dimension.items() if name == "graph")
+        (other,) = (value for name, value in key.keys_by_dimension.items() if name != "graph")
+        return graph_id, other
+    graph_id, other = str(key).split("|")
+    return graph_id, other

@@ -6,10 +6,14 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from sv_pipeline.proofreading import OpenGraph, open_graph
 from sv_pipeline.registry import Dataset, Registry, default_home, open_dataset
 from sv_pipeline.segmentation.coordinator import ADDRESS_VARIABLE
 
-__all__ = ["PipelineResource", "resources_from_environment"]
+__all__ = ["LAG_VARIABLE", "PipelineResource", "resources_from_environment"]
+
+LAG_VARIABLE = "SV_PIPELINE_MAX_LAG_SECONDS"
+MAX_LAG_SECONDS = 900.0
 
 
 class PipelineResource(dg.ConfigurableResource):
@@ -20,10 +24,18 @@ class PipelineResource(dg.ConfigurableResource):
         default="",
         description="host:port of the OCDBT coordinator for populate_method: coordinator. Not needed for the default.",
     )
+    max_lag_seconds: float = Field(
+        default=MAX_LAG_SECONDS,
+        description="Age of the oldest edit that coarser mips do not show yet, above which a check alerts.",
+    )
 
     def dataset(self, graph_id: str) -> Dataset:
         """A registered graph."""
         return open_dataset(graph_id, self.home)
+
+    def open(self, graph_id: str) -> OpenGraph:
+        """A registered graph, to look at and to edit."""
+        return open_graph(graph_id, self.home)
 
     @property
     def registry(self) -> Registry:
@@ -36,7 +48,14 @@ class PipelineResource(dg.ConfigurableResource):
 
 
 def resources_from_environment() -> dict[str, Any]:
-    """Resources out of SV_PIPELINE_HOME and SV_PIPELINE_COORDINATOR; workers read the same variables."""
+    """Resources out of SV_PIPELINE_HOME, SV_PIPELINE_COORDINATOR and SV_PIPELINE_MAX_LAG_SECONDS.
+
+    Workers read the same variables.
+    """
     return {
-        "pipeline": PipelineResource(home=default_home(), coordinator=os.environ.get(ADDRESS_VARIABLE, "")),
+        "pipeline": PipelineResource(
+            home=default_home(),
+            coordinator=os.environ.get(ADDRESS_VARIABLE, ""),
+            max_lag_seconds=float(os.environ.get(LAG_VARIABLE, MAX_LAG_SECONDS)),
+        ),
     }

@@ -23,6 +23,8 @@ class MipInfo:
     resolution_nm: tuple[float, float, float]
     size: tuple[int, int, int]
     voxel_offset: tuple[int, int, int]
+    pending: bool
+    """Whether it does not show all edits of the base mip yet; where is in the fork's ledger."""
     latest: dict[str, Any]
     """TensorStore spec that shows every later edit."""
     pinned: dict[str, Any]
@@ -64,7 +66,7 @@ def graph_info(dataset: Dataset) -> GraphInfo:
             f"graph {graph_id!r} has no fork under {url}, so there is nothing for readers to open yet.",
             remedy="Finish the ingest ('sv-pipeline ingest', or materialize the asset fork).",
         )
-    generation = current_generation(url, graph_id)
+    generation, behind = current_generation(url, graph_id), lag(url, graph_id)
     backend = dataset.config.backend_client
     return GraphInfo(
         graph_id=graph_id,
@@ -79,13 +81,14 @@ def graph_info(dataset: Dataset) -> GraphInfo:
         chunk_size=dataset.config.graph_config.chunk_size,
         n_layers=dataset.grid.n_layers,
         generation=generation,
-        pending=asdict(lag(url, graph_id)),
+        pending=asdict(behind),
         mips=tuple(
             MipInfo(
                 mip=mip,
                 resolution_nm=scale.resolution,
                 size=scale.size,
                 voxel_offset=scale.voxel_offset,
+                pending=mip > 0 and behind.entries > 0,
                 latest=reader_spec(url, graph_id, mip),
                 pinned=reader_spec(url, graph_id, mip, version=generation),
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -11,17 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 mpl.use("Agg")  # no screen where workers run
+from matplotlib import patheffects
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["Panel", "colorize", "render"]
+__all__ = ["INK", "PAPER", "Panel", "colorize", "enlarged", "png", "render", "render_rows", "scale_bar"]
 
 LabelArray = npt.NDArray[np.unsignedinteger]
 MAX_WIDTH = 1150
 """Pixels of a picture: what a dialog of the Dagster UI shows without cutting it off."""
-_INK = "#e8e8ea"
-_PAPER = "#16161a"
+MAX_WIDTH_OF_ROWS = 1000
+"""The same on a smaller screen: what is to be compared must be in view at once."""
+INK = "#e8e8ea"
+PAPER = "#16161a"
 
 
 @dataclass(frozen=True)
@@ -63,52 +66,72 @@ def colorize(labels: LabelArray, *, borders: bool = True) -> npt.NDArray[np.uint
 
 def render(panels: Sequence[Panel], *, title: str = "", dots_per_inch: int = 110) -> bytes:
     """A row of slices with titles and scale bars, as PNG."""
-    extents = [np.multiply(p.labels.shape, p.pixel_size_nm) for p in panels]
-    widths = [max(float(e[0]), 1.0) / max(float(e[1]), 1.0) for e in extents]
-    height = 4.6
+    return _render([list(panels)], [""], title, dots_per_inch)
+
+
+def render_rows(rows: Mapping[str, Sequence[Panel]], *, title: str = "", dots_per_inch: int = 110) -> bytes:
+    """Rows of slices of the same fields (moments, say), each named at its left, as PNG."""
+    return _render([list(panels) for panels in rows.values()], list(rows), title, dots_per_inch)
+
+
+def _render(rows: list[list[Panel]], names: list[str], title: str, dots_per_inch: int) -> bytes:
+    first = [np.multiply(panel.labels.shape, panel.pixel_size_nm) for panel in rows[0]]
+    widths = [max(float(e[0]), 1.0) / max(float(e[1]), 1.0) for e in first]
+    height = 4.6 if len(rows) == 1 else 3.2
     figure, axes = plt.subplots(
-        1,
-        len(panels),
-        figsize=(height * sum(widths) + 0.3 * len(panels), height + 0.75),
+        len(rows),
+        len(widths),
+        figsize=(height * sum(widths) + 0.3 * len(widths), (height + 0.35) * len(rows) + 0.4),
         gridspec_kw={"width_ratios": widths},
-        facecolor=_PAPER,
+        facecolor=PAPER,
         squeeze=False,
     )
-    for axis, panel, extent in zip(axes[0], panels, extents, strict=True):
-        pixels = colorize(_enlarged(panel.labels))
-        axis.imshow(
-            np.swapaxes(pixels, 0, 1),
-            extent=(0, float(extent[0]), float(extent[1]), 0),
-            interpolation="nearest",
-            aspect="equal",
-        )
-        axis.set_title(panel.title, color=_INK, fontsize=10, loc="left")
-        axis.axis("off")
-        _scale_bar(axis, extent)
+    for name, row, panels in zip(names, axes, rows, strict=True):
+        for axis, panel in zip(row, panels, strict=True):
+            _draw(axis, panel)
+        row[0].text(-0.03, 0.5, name, color=INK, rotation=90, ha="right", va="center", transform=row[0].transAxes)
     if title:
-        figure.suptitle(title, color=_INK, fontsize=12, x=0.01, ha="left")
+        figure.suptitle(title, color=INK, fontsize=12, x=0.01, ha="left")
     figure.tight_layout()
-    return _png(figure, min(dots_per_inch, MAX_WIDTH / figure.get_figwidth()))
+    width = MAX_WIDTH if len(rows) == 1 else MAX_WIDTH_OF_ROWS
+    return png(figure, min(dots_per_inch, width / figure.get_figwidth()))
 
 
-def _enlarged(labels: LabelArray) -> LabelArray:
+def _draw(axis: Axes, panel: Panel) -> None:
+    extent = np.multiply(panel.labels.shape, panel.pixel_size_nm)
+    pixels = colorize(enlarged(panel.labels))
+    axis.imshow(
+        np.swapaxes(pixels, 0, 1),
+        extent=(0, float(extent[0]), float(extent[1]), 0),
+        interpolation="nearest",
+        aspect="equal",
+    )
+    axis.set_title(panel.title, color=INK, fontsize=10, loc="left")
+    axis.axis("off")
+    scale_bar(axis, extent)
+
+
+def enlarged(labels: LabelArray) -> LabelArray:
     """Each pixel repeated, so that a border one pixel wide stays thin on a coarse mip."""
     factor = max(1, 512 // max(labels.shape))
     return np.repeat(np.repeat(labels, factor, axis=0), factor, axis=1)
 
 
-def _scale_bar(axis: Axes, extent: npt.NDArray[np.float64]) -> None:
+def scale_bar(axis: Axes, extent: npt.NDArray[np.float64]) -> None:
     """A bar of a round length, about a quarter of the width."""
     target = max(float(extent[0]) / 4, 1.0)
     power = 10 ** np.floor(np.log10(target))
     length = float(max(step * power for step in (1, 2, 5) if step * power <= target))
     x, y = 0.04 * extent[0], 0.955 * extent[1]
-    axis.plot([x, x + length], [y, y], color="white", linewidth=3, solid_capstyle="butt")
+    outline = [patheffects.withStroke(linewidth=2, foreground=PAPER)]
+    bar = [patheffects.withStroke(linewidth=5, foreground=PAPER)]
+    axis.plot([x, x + length], [y, y], color="white", linewidth=3, solid_capstyle="butt", path_effects=bar)
     text = f"{length / 1000:g} µm" if length >= 1000 else f"{length:g} nm"
-    axis.text(x, y - 0.02 * extent[1], text, color="white", fontsize=8, va="bottom")
+    axis.text(x, y - 0.02 * extent[1], text, color="white", fontsize=8, va="bottom", path_effects=outline)
 
 
-def _png(figure: Figure, dots_per_inch: float) -> bytes:
+def png(figure: Figure, dots_per_inch: float) -> bytes:
+    """A figure as PNG; the figure is closed."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor=figure.get_facecolor())
     plt.close(figure)

@@ -6,13 +6,16 @@ But TensorStore (seen in 0.1.86) may crash when a commit that touches several no
 damaged, since nothing is committed; but the process is gone. So conflicts are looked for first, by comparing the stamps
 of what was read: on disk while all other writers wait, elsewhere just before the commit.
 
+What all writers change, like an entry of a ledger that many jobs work on, is best read and written last, while the
+others wait (`CheckedTransaction.last`): then it does no harm that they changed it since the transaction began.
+
 A transaction also keeps every chunk that is read through it in memory. So what is only read, and much, is read at the
 generation at which the transaction began, outside of it; only the stamps go into the transaction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -43,6 +46,8 @@ class CheckedTransaction:
     """Keys that were read in the transaction: to be added by whoever reads."""
     keys_before: set[str] = field(default_factory=set)
     """Keys that were read from `before`, and are not written: to be added by whoever reads."""
+    last: list[Callable[[ts.KvStore], None]] = field(default_factory=list)
+    """Called with the keys of the transaction just before the commit, and other writers on this disk wait meanwhile."""
 
 
 @contextmanager
@@ -61,6 +66,8 @@ def checked_transaction(store: OcdbtStore) -> Iterator[CheckedTransaction]:
         yield checked
         with commit_guard(store.folder):
             _check(store, checked, generation)
+            for call in checked.last:
+                call(store.kv.with_transaction(transaction))
             transaction.commit_sync()
     finally:
         transaction.abort()  # nothing, after a commit

@@ -3,7 +3,8 @@
 One *part* (see `algorithms.pyramid_blocks`) is one atomic commit, or none: the storage chunks of all its coarser mips
 whose content changes, and the removal of the part from the ledger. What a part is made of is read in the same
 transaction (`checked_commit`): if anybody changes any of it before the commit, nothing is committed, and the part is
-made again of what is there then. So no lock is needed for the result to be right; `table.block_locks` only keeps two
+made again of what is there then. What it takes out of the ledger is looked at last, so that jobs may work on parts of
+one entry at once. So no lock is needed for the result to be right; `table.block_locks` only keeps two
 jobs from doing the same work.
 
 The order of parts does not matter, nor does a part that is made twice, or a job that is killed: a voxel whose mips are
@@ -21,17 +22,16 @@ import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
-from sv_pipeline.algorithms.box_arrays import as_array, as_boxes, clip, volumes
+from sv_pipeline.algorithms.box_arrays import as_array, clip, volumes
 from sv_pipeline.algorithms.pyramid_blocks import PyramidBlock, plan_blocks
-from sv_pipeline.errors import NotFoundError, UnavailableError
+from sv_pipeline.errors import UnavailableError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.checked_commit import ChangedError, checked_transaction
-from sv_pipeline.segmentation.mip_maker import ForkPyramid, MipMaker, PartReport, boxes_within
-from sv_pipeline.segmentation.operations import pending_key
-from sv_pipeline.segmentation.pending import ASKED_FOR, PendingEntry, add_pending, read_entries, settle
+from sv_pipeline.segmentation.mip_maker import ForkPyramid, MipMaker, PartReport
+from sv_pipeline.segmentation.pending import PendingEntry, read_entries, settle
 from sv_pipeline.segmentation.retry import TRANSPORT_CODES, status_code
 
-__all__ = ["downsample_part", "drop_empty_entries", "plan_entries", "rebuild_mip"]
+__all__ = ["downsample_part", "drop_empty_entries", "plan_entries", "until_it_holds"]
 
 ATTEMPTS = 8
 BASE_DELAY = 0.02
@@ -93,11 +93,10 @@ def downsample_part(
             for key, boxes in mine.items():
                 if not settle(kv, key, part.shifted(bounds.start), boxes + np.asarray(bounds.start), bounds):
                     raise ChangedError
-            check()
 
-        return _commit(pyramid, mine, memory_budget, settle_mine)
+        return _commit(pyramid, mine, memory_budget, settle_mine, check)
 
-    return _until_it_holds(attempt, f"downsampling {part}")
+    return until_it_holds(attempt, f"downsampling {part}")
 
 
 def drop_empty_entries(pyramid: ForkPyramid, entries: Sequence[PendingEntry]) -> PartReport:
@@ -114,29 +113,30 @@ def drop_empty_entries(pyramid: ForkPyramid, entries: Sequence[PendingEntry]) ->
                 settle(pyramid.store.kv.with_transaction(checked.transaction), key, bounds, as_array([]), bounds)
         return PartReport(commits=1)
 
-    return _until_it_holds(attempt, "removing empty entries")
+    return until_it_holds(attempt, "removing empty entries")
 
 
 def _commit(
     pyramid: ForkPyramid,
     mine: dict[str, IntArray],
     memory_budget: int,
-    before_commit: Callable[[ts.KvStore], None],
+    settle_mine: Callable[[ts.KvStore], None],
+    check: Callable[[], None],
 ) -> PartReport:
     boxes = np.concatenate(list(mine.values()))
     report = PartReport(commits=1, voxels=int(volumes(boxes).sum()))
     started = time.perf_counter()
     with checked_transaction(pyramid.store) as checked:
         MipMaker(pyramid, checked, memory_budget, report).make(boxes)
-        checked.keys.update(mine)
-        before_commit(pyramid.store.kv.with_transaction(checked.transaction))
+        check()
+        checked.last.append(settle_mine)
         made = time.perf_counter()
     report.seconds_voxels, report.seconds_commit = made - started, time.perf_counter() - made
     return report
 
 
-def _until_it_holds(attempt: Callable[[], PartReport], what: str) -> PartReport:
-    """Attempt until nobody interferes, for a while."""
+def until_it_holds(attempt: Callable[[], PartReport], what: str) -> PartReport:
+    """Attempt until nobody interferes, for a while; a report with ``left`` = 1 says that somebody always did."""
     conflicts = 0
     for number in range(1, ATTEMPTS + 1):
         try:
@@ -161,53 +161,3 @@ def _until_it_holds(attempt: Callable[[], PartReport], what: str) -> PartReport:
             return report
     _logger.info("%s: changed by others %d times in a row; left for later", what, conflicts)
     return PartReport(conflicts=conflicts, left=1)
-
-
-# -- rebuilding one mip -----------------------------------------------------------------------------------------------
-
-
-def rebuild_mip(
-    pyramid: ForkPyramid,
-    mip: int,
-    box: Box | None = None,
-    *,
-    memory_budget: int = 1 << 30,
-) -> PartReport:
-    """Make one mip of the one below, whatever the ledger says: many commits, each of whole storage chunks.
-
-    Boxes of storage chunks may be rebuilt by many workers at once, mip after mip. Where something was different, what
-    it changes in still coarser mips goes to the ledger in the same commit, so that a rebuild may stop anywhere.
-
-    Parameters
-    ----------
-    mip
-        From 1.
-    box
-        Voxels of ``mip``, absolute, enlarged to whole storage chunks; default: all.
-    """
-    geometry = pyramid.geometry
-    if not 1 <= mip < len(geometry.levels):
-        last = len(geometry.levels) - 1
-        raise NotFoundError(f"there is no mip {mip} to rebuild.", remedy=f"There are mips 1 to {last}.")
-    level, offset = geometry.levels[mip], pyramid.volume.scales[mip].voxel_offset
-    whole = Box.of((0, 0, 0), level.size)
-    wanted = whole if box is None else box.shifted(np.negative(offset)).clip(whole)
-    size = np.asarray(level.chunk_size)
-    wanted = Box.of(wanted.start // size * size, -(-np.asarray(wanted.stop) // size) * size).clip(whole)
-    total = PartReport()
-    for piece in boxes_within(wanted, level.chunk_size, memory_budget // (8 * (3 + int(np.prod(level.step))))):
-
-        def attempt(piece: Box = piece) -> PartReport:
-            report = PartReport(commits=1)
-            with checked_transaction(pyramid.store) as checked:
-                changed = MipMaker(pyramid, checked, memory_budget, report).make_mip(mip, as_array([piece]))
-                if len(changed) and mip + 1 < len(geometry.levels):
-                    below = np.asarray(geometry.factors[mip])
-                    boxes = clip(changed * below, Box.of((0, 0, 0), geometry.levels[0].size))
-                    absolute = as_boxes(boxes + np.asarray(pyramid.volume.bounds.start))
-                    checked.keys.add(pending_key(ASKED_FOR))
-                    add_pending(pyramid.store.kv.with_transaction(checked.transaction), absolute)
-            return report
-
-        total.add(_until_it_holds(attempt, f"rebuilding mip {mip} in {piece}"))
-    return total

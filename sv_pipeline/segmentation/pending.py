@@ -34,7 +34,9 @@ __all__ = [
     "add_pending",
     "add_to_entry",
     "ask_for",
+    "boxes_of",
     "lag",
+    "lag_of",
     "pending_boxes",
     "read_entries",
     "settle",
@@ -95,7 +97,11 @@ def pending_boxes(watershed_url: str | Path, graph_id: str) -> list[PendingEntry
 
 def lag(watershed_url: str | Path, graph_id: str) -> Lag:
     """Summary of the entries of a fork."""
-    entries = pending_boxes(watershed_url, graph_id)
+    return lag_of(pending_boxes(watershed_url, graph_id))
+
+
+def lag_of(entries: Sequence[PendingEntry]) -> Lag:
+    """Summary of entries."""
     times = [entry.since for entry in entries if entry.since is not None]
     boxes = [box for entry in entries for box in entry.boxes]
     return Lag(
@@ -149,6 +155,11 @@ def _decode(key: str, value: bytes) -> tuple[dict[str, Any], IntArray]:
             remedy="Write the boxes of its operation again, or remove it and rebuild all coarser mips.",
         ) from error
     return content, boxes
+
+
+def boxes_of(key: str, value: bytes) -> IntArray:
+    """Boxes out of the value of a key, shape (n, 2, 3); CorruptionError names the key."""
+    return _decode(key, value)[1]
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

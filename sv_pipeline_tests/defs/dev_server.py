@@ -101,16 +101,52 @@ class DevServer:
         assert result["__typename"] == "LaunchBackfillSuccess", result
         return str(result["backfillId"])
 
+    def backfill_of_job(self, job: str, partitions: list[str]) -> str:
+        """Launch a backfill of a partitioned job; its id."""
+        text = (
+            "mutation($p:LaunchBackfillParams!){launchPartitionBackfill(backfillParams:$p)"
+            "{__typename ... on LaunchBackfillSuccess{backfillId} ... on PythonError{message}}}"
+        )
+        selector = {"repositorySelector": REPOSITORY, "partitionSetName": f"{job}_partition_set"}
+        result = self.query(text, p={"selector": selector, "partitionNames": partitions})["launchPartitionBackfill"]
+        assert result["__typename"] == "LaunchBackfillSuccess", result
+        return str(result["backfillId"])
+
+    def runs_of(self, job: str) -> list[tuple[str, str]]:
+        """Id and status of the runs of a job, newest first."""
+        text = "query($j:String!){runsOrError(filter:{pipelineName:$j}){... on Runs{results{runId status}}}}"
+        return [(r["runId"], r["status"]) for r in self.query(text, j=job)["runsOrError"]["results"]]
+
     def backfill_status(self, backfill_id: str) -> str:
         text = "query($i:String!){partitionBackfillOrError(backfillId:$i){... on PartitionBackfill{status}}}"
         return str(self.query(text, i=backfill_id)["partitionBackfillOrError"]["status"])
 
+    def launch(self, job: str, config: dict[str, Any]) -> str:
+        """Launch a job with a run config, as the launchpad does; the id of the run."""
+        text = (
+            "mutation($p:ExecutionParams!){launchPipelineExecution(executionParams:$p)"
+            "{__typename ... on LaunchRunSuccess{run{runId}} ... on PythonError{message}"
+            " ... on RunConfigValidationInvalid{errors{message}}}}"
+        )
+        parameters = {"selector": {**REPOSITORY, "pipelineName": job}, "mode": "default", "runConfigData": config}
+        result = self.query(text, p=parameters)["launchPipelineExecution"]
+        assert result["__typename"] == "LaunchRunSuccess", result
+        return str(result["run"]["runId"])
+
+    def tags(self, run_id: str) -> dict[str, str]:
+        """All tags of a run."""
+        text = "query($i:ID!){runOrError(runId:$i){... on Run{tags{key value}}}}"
+        return {tag["key"]: tag["value"] for tag in self.query(text, i=run_id)["runOrError"]["tags"]}
+
     def reexecute_from_failure(self, run_id: str) -> str:
+        return self.reexecute(run_id, "FROM_FAILURE")
+
+    def reexecute(self, run_id: str, strategy: str) -> str:
         text = (
             "mutation($p:ReexecutionParams!){launchRunReexecution(reexecutionParams:$p)"
             "{__typename ... on LaunchRunSuccess{run{runId}} ... on PythonError{message}}}"
         )
-        result = self.query(text, p={"parentRunId": run_id, "strategy": "FROM_FAILURE"})["launchRunReexecution"]
+        result = self.query(text, p={"parentRunId": run_id, "strategy": strategy})["launchRunReexecution"]
         assert result["__typename"] == "LaunchRunSuccess", result
         return str(result["run"]["runId"])
 

@@ -9,11 +9,11 @@ from sv_pipeline.verify.run import CHECKS
 def test_the_names_that_users_and_links_rely_on(home: str) -> None:
     loaded = defs()
     specs = {spec.key.to_user_string(): spec for spec in loaded.resolve_all_asset_specs()}
-    assert sorted(specs) == ["base_ocdbt", "fork", "layer", "reader_contract", "watershed"]
-    assert {"register_graph_job", "purge_layer_job", "verify_job"} <= {
-        job.name for job in loaded.resolve_all_job_defs()
-    }
-    assert {sensor.name for sensor in loaded.sensors or []} == {"registered_graphs_sensor"}
+    assert sorted(specs) == ["base_ocdbt", "fork", "layer", "pyramid", "reader_contract", "watershed"]
+    jobs = {"register_graph_job", "purge_layer_job", "verify_job", "downsample_job", "rebuild_mip_job"}
+    jobs |= {"split_job", "preview_split_job", "merge_job", "undo_job", "redo_job"}
+    assert jobs <= {job.name for job in loaded.resolve_all_job_defs()}
+    assert {"registered_graphs_sensor", "downsample_sensor"} <= {sensor.name for sensor in loaded.sensors or []}
 
 
 def test_lineage_leads_from_the_segmentation_to_the_readers(home: str) -> None:
@@ -24,6 +24,7 @@ def test_lineage_leads_from_the_segmentation_to_the_readers(home: str) -> None:
         "base_ocdbt": ["watershed"],
         "layer": ["base_ocdbt"],
         "fork": ["layer"],
+        "pyramid": ["fork"],
         "reader_contract": ["fork"],
     }
 

@@ -18,12 +18,13 @@ from sv_pipeline.engine.downsample import downsample, rebuild
 from sv_pipeline.errors import ConfigError, CorruptionError, NotFoundError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.base import read_base
-from sv_pipeline.segmentation.downsample import downsample_part, plan_entries, rebuild_mip
+from sv_pipeline.segmentation.downsample import downsample_part, plan_entries
 from sv_pipeline.segmentation.mip_maker import ForkPyramid, open_pyramid
 from sv_pipeline.segmentation.operations import OperationRecord, operation_key, pending_key, pending_value
 from sv_pipeline.segmentation.pending import lag, pending_boxes
 from sv_pipeline.segmentation.precomputed import create_volume, read_info
 from sv_pipeline.segmentation.reader import current_generation, open_fork_store
+from sv_pipeline.segmentation.rebuild import rebuild_mip
 from sv_pipeline.table.block_locks import lock_blocks, new_owner
 from sv_pipeline.table.interface import RowKeyRange
 from sv_pipeline.table.sqlite import SqliteTable
@@ -226,6 +227,20 @@ def test_jobs_at_once_share_the_work(url: str, table: SqliteTable) -> None:
     assert sum(report.work.voxels for report in reports) == volume, "nothing was done twice"
     assert_up_to_date(url)
     assert not list(table.scan([every_row()]))
+
+
+def test_jobs_at_once_on_one_large_entry_do_not_disturb_each_other(tmp_path: Path, table: SqliteTable) -> None:
+    """Each takes its own parts out of the same entry; nobody has to make a part again for that."""
+    url = str(tmp_path / "large")
+    bounds = make_fork(url, size=(190, 150, 70), chunk_size=(256, 256, 128), storage_chunk=(16, 16, 16), mips=2)
+    edit(url, 1, [bounds], seed=4)
+    with ThreadPoolExecutor(3) as pool:
+        reports = list(pool.map(lambda _: downsample((table, url, GRAPH), memory_budget=1 << 20), range(3)))
+    assert reports[0].blocks > 3
+    assert all(report.complete for report in reports)
+    assert sum(report.work.conflicts for report in reports) == 0
+    assert sum(report.work.voxels for report in reports) == bounds.volume, "nothing was done twice"
+    assert_up_to_date(url)
 
 
 def every_row() -> RowKeyRange:

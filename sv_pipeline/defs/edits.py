@@ -1,0 +1,248 @@
+"""Jobs that edit a graph: merge, split, preview, undo, redo. Their stages are ops; each reads anew what it needs.
+
+::
+
+    split_job    look_up ─► preview ─► commit ─► report
+    merge_job    look_up ────────────► commit ─► report
+    undo_job                           commit ─► report
+
+Only ``commit`` writes. It makes one edit for each run, and the runs that re-execute it: their token is the id of the
+first of them. No value goes from op to op: ``report`` finds the operation by that token. Pictures come first in the
+metadata: the UI shows the first few lines of it at once.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from sv_pipeline.defs.metadata import explained_failures, numbers, pictures
+from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.edits import CommittedEdit
+from sv_pipeline.errors import NotFoundError
+from sv_pipeline.proofreading import OpenGraph
+from sv_pipeline.reports.edit_numbers import edit_numbers
+
+__all__ = ["merge_job", "preview_split_job", "redo_job", "split_job", "undo_job"]
+
+GRAPH_TAG, OPERATION_TAG = "sv/graph_id", "sv/op_id"
+# A person who is refused wants to know at once; and whoever runs an edit again should have looked at the log first.
+TAGS = {"dagster/max_retries": "0"}
+
+
+class GraphConfig(dg.Config):
+    """Which graph."""
+
+    graph_id: str = Field(description="A registered graph.")
+
+
+class PointsConfig(GraphConfig):
+    """The two sides of an edit."""
+
+    source: list[list[int]] = Field(
+        description="Voxels [x, y, z] of mip 0 on one side, e.g. [[1200, 3400, 56]]; one or a few."
+    )
+    sink: list[list[int]] = Field(description="Voxels [x, y, z] of mip 0 on the other side.")
+
+
+class EditConfig(PointsConfig):
+    """An edit between points."""
+
+    user: str = Field(default="", description="Who edits, for the log. Default: the user that the worker runs as.")
+
+
+class RevertConfig(GraphConfig):
+    """An operation to take back, or to make again."""
+
+    operation: int = Field(description="Id of the operation, as the log and the run's tags show it.")
+    user: str = Field(default="", description="Who edits, for the log. Default: the user that the worker runs as.")
+
+
+# -- stages -----------------------------------------------------------------------------------------------------------
+
+
+@dg.op(out=dg.Out(dg.Nothing))
+def look_up(context: dg.OpExecutionContext, pipeline: PipelineResource, config: PointsConfig) -> None:
+    """The supervoxels and roots at the points, and a picture of them."""
+    context.instance.add_run_tags(context.run_id, {GRAPH_TAG: config.graph_id})
+    with explained_failures():
+        graph = pipeline.open(config.graph_id)
+        found = graph.look_up(config.source, config.sink)
+    records = [dg.TableRecord({str(name): str(v) for name, v in row.items()}) for row in found.to_dict("records")]
+    context.add_output_metadata(
+        {
+            **pictures(objects=lambda: graph.picture_of_points(config.source, config.sink)),
+            "points": dg.MetadataValue.table(records, dg.TableSchema([dg.TableColumn(c) for c in found.columns])),
+            "roots": dg.MetadataValue.text(", ".join(map(str, sorted(set(found["root"].tolist()))))),
+        }
+    )
+
+
+@dg.op(ins={"looked_up": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing))
+def preview(context: dg.OpExecutionContext, pipeline: PipelineResource, config: PointsConfig) -> None:
+    """The cut as it would be made now: numbers and a picture. Fails, with the reason, where it would be refused."""
+    with explained_failures():
+        graph = pipeline.open(config.graph_id)
+        if graph.begun(_token(context)):
+            context.log.info("an earlier run of this request has come to its commit: nothing to preview")
+            return
+        found = graph.preview_split(config.source, config.sink)
+        metadata = {**pictures(cut=found.picture), **numbers(found.numbers)}
+    if not found.legal:
+        raise dg.Failure(
+            description=f"the split would be refused: {found.numbers['message']}",
+            metadata=metadata,
+            allow_retries=False,
+        )
+    context.add_output_metadata(metadata)
+
+
+@dg.op(ins={"previewed": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing))
+def commit_split(context: dg.OpExecutionContext, pipeline: PipelineResource, config: EditConfig) -> None:
+    """Make the split, once."""
+    _commit(
+        context,
+        pipeline,
+        config.graph_id,
+        lambda graph, token: graph.split(config.source, config.sink, user=config.user or None, token=token),
+    )
+
+
+@dg.op(ins={"looked_up": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing))
+def commit_merge(context: dg.OpExecutionContext, pipeline: PipelineResource, config: EditConfig) -> None:
+    """Make the merge, once."""
+    _commit(
+        context,
+        pipeline,
+        config.graph_id,
+        lambda graph, token: graph.merge(config.source, config.sink, user=config.user or None, token=token),
+    )
+
+
+@dg.op(out=dg.Out(dg.Nothing))
+def commit_undo(context: dg.OpExecutionContext, pipeline: PipelineResource, config: RevertConfig) -> None:
+    """Take an operation back, once."""
+    _commit(
+        context,
+        pipeline,
+        config.graph_id,
+        lambda graph, token: graph.undo(config.operation, user=config.user or None, token=token),
+    )
+
+
+@dg.op(out=dg.Out(dg.Nothing))
+def commit_redo(context: dg.OpExecutionContext, pipeline: PipelineResource, config: RevertConfig) -> None:
+    """Make an operation again that was undone, once."""
+    _commit(
+        context,
+        pipeline,
+        config.graph_id,
+        lambda graph, token: graph.redo(config.operation, user=config.user or None, token=token),
+    )
+
+
+@dg.op(ins={"committed": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing))
+def report(context: dg.OpExecutionContext, pipeline: PipelineResource, config: GraphConfig) -> None:
+    """What the edit did: numbers, and pictures before and after it."""
+    with explained_failures():
+        graph = pipeline.open(config.graph_id)
+        edit = graph.made_for(_token(context))
+        if edit is None:
+            raise NotFoundError(f"run {_token(context)} has made no edit.", remedy="Re-execute its commit op.")
+    drawn = pictures(before_and_after=lambda: graph.picture(edit.id))
+    context.add_output_metadata({**drawn, **numbers(edit_numbers(edit))})
+
+
+def _commit(
+    context: dg.OpExecutionContext,
+    pipeline: PipelineResource,
+    graph_id: str,
+    make: Callable[[OpenGraph, str], CommittedEdit],
+) -> None:
+    started = time.monotonic()
+    context.instance.add_run_tags(context.run_id, {GRAPH_TAG: graph_id})
+    with explained_failures():
+        edit = make(pipeline.open(graph_id), _token(context))
+    seconds = round(time.monotonic() - started, 2)
+    context.instance.add_run_tags(context.run_id, {OPERATION_TAG: str(edit.id)})
+    context.add_output_metadata({**numbers(edit_numbers(edit)), "seconds": seconds})
+    context.log.info("operation %d of %s: %s", edit.id, graph_id, edit.kind)
+
+
+def _token(context: dg.OpExecutionContext) -> str:
+    """The same for a run and for all that re-execute it."""
+    return context.run.root_run_id or context.run_id
+
+
+# -- jobs -------------------------------------------------------------------------------------------------------------
+
+
+def _each(config: dg.Config, **ops: type[dg.Config]) -> dict[str, Any]:
+    """Run config in which each op gets its part of the job's configuration."""
+    values = config.model_dump()
+    return {"ops": {op: {"config": {k: values[k] for k in schema.model_fields}} for op, schema in ops.items()}}
+
+
+@dg.config_mapping
+def split_config(request: EditConfig) -> dict[str, Any]:
+    """One configuration for all stages of a split."""
+    return _each(request, look_up=PointsConfig, preview=PointsConfig, commit_split=EditConfig, report=GraphConfig)
+
+
+@dg.config_mapping
+def preview_config(request: PointsConfig) -> dict[str, Any]:
+    """One configuration for both stages of a preview."""
+    return _each(request, look_up=PointsConfig, preview=PointsConfig)
+
+
+@dg.config_mapping
+def merge_config(request: EditConfig) -> dict[str, Any]:
+    """One configuration for all stages of a merge."""
+    return _each(request, look_up=PointsConfig, commit_merge=EditConfig, report=GraphConfig)
+
+
+@dg.config_mapping
+def undo_config(request: RevertConfig) -> dict[str, Any]:
+    """One configuration for both stages of an undo."""
+    return _each(request, commit_undo=RevertConfig, report=GraphConfig)
+
+
+@dg.config_mapping
+def redo_config(request: RevertConfig) -> dict[str, Any]:
+    """One configuration for both stages of a redo."""
+    return _each(request, commit_redo=RevertConfig, report=GraphConfig)
+
+
+# The stages follow one another, so one process does them all: a person waits for the result.
+
+
+@dg.job(config=split_config, tags=TAGS, executor_def=dg.in_process_executor)
+def split_job() -> None:
+    """Cut an object between two sets of points, where that is cheapest; through supervoxels where it must be."""
+    report(commit_split(preview(look_up())))
+
+
+@dg.job(config=preview_config, tags=TAGS, executor_def=dg.in_process_executor)
+def preview_split_job() -> None:
+    """Show what a split would do; nothing is written."""
+    preview(look_up())
+
+
+@dg.job(config=merge_config, tags=TAGS, executor_def=dg.in_process_executor)
+def merge_job() -> None:
+    """Make one object of two."""
+    report(commit_merge(look_up()))
+
+
+@dg.job(config=undo_config, tags=TAGS, executor_def=dg.in_process_executor)
+def undo_job() -> None:
+    """Take an operation back."""
+    report(commit_undo())
+
+
+@dg.job(config=redo_config, tags=TAGS, executor_def=dg.in_process_executor)
+def redo_job() -> None:
+    """Make an operation again that was undone."""
+    report(commit_redo())

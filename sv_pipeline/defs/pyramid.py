@@ -1,0 +1,104 @@
+"""The coarser mips of a graph as an asset: a job that lets them catch up with edits, and a check that alerts."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from sv_pipeline.config import IngestMode
+from sv_pipeline.defs.assets import OWNERS, RETRIES, fork
+from sv_pipeline.defs.metadata import explained_failures, pictures
+from sv_pipeline.defs.partitions import graphs
+from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.engine.catch_up import catch_up
+from sv_pipeline.reports.pyramid_lag import LagVerdict, lag_verdict, lags
+
+__all__ = ["downsample_job", "pyramid", "pyramid_keeps_up", "verdict_numbers", "verdict_severity"]
+
+
+class PyramidConfig(dg.Config):
+    """What to downsample, and with how much memory."""
+
+    operations: list[int] = Field(default_factory=list, description="Only what these have left behind; empty = all.")
+    memory_megabytes: int = Field(default=1024, ge=1, description="Budget for voxels; larger work is done in parts.")
+
+
+@dg.asset(
+    partitions_def=graphs,
+    deps=[fork],
+    group_name="edits",
+    kinds={"tensorstore"},
+    owners=OWNERS,
+    retry_policy=RETRIES,
+)
+def pyramid(
+    context: dg.AssetExecutionContext, pipeline: PipelineResource, config: PyramidConfig
+) -> dg.MaterializeResult:
+    """The coarser mips of a fork, up to date with its base mip: all that edits left behind is made again.
+
+    Several runs at once share the work: each block of the volume is locked while it is worked on.
+    """
+    from sv_pipeline.reports import pyramid_views
+
+    with explained_failures():
+        dataset = pipeline.dataset(context.partition_key)
+        if dataset.config.ingest.mode is IngestMode.GRAPH:
+            return dg.MaterializeResult(metadata={"note": "ingested without voxels (mode graph): no mips"})
+        done = catch_up(dataset, config.operations or None, memory_budget=config.memory_megabytes << 20)
+    context.log.info("before: %s; after: %s", done.before, done.after)
+    if not done.report.complete:
+        context.log.warning("some blocks are left: another run is at them, or edits keep changing them")
+    shown: dict[str, Callable[[], bytes]] = {}
+    if done.shown is not None:
+        shown["mips_around_the_edit"] = lambda: pyramid_views.catch_up_picture(dataset, done)
+    return dg.MaterializeResult(
+        metadata={
+            **pictures(**shown),
+            **done.numbers(),
+            "operations": dg.MetadataValue.json(_some(done.report.operations)),
+            "generation": done.generation_after,
+        }
+    )
+
+
+downsample_job = dg.define_asset_job(
+    "downsample_job",
+    selection=dg.AssetSelection.assets(pyramid),
+    description="Let the coarser mips of a graph catch up with edits. Started by downsample_sensor; safe at any time.",
+    # Readers see what is behind as pending: an edit that waits in the queue comes first.
+    tags={"dagster/priority": "-1"},
+)
+
+
+@dg.asset_check(asset=pyramid, name="pyramid_keeps_up")
+def pyramid_keeps_up(pipeline: PipelineResource) -> dg.AssetCheckResult:
+    """No graph has an edit that coarser mips do not show after max_lag_seconds, and all ledgers can be read."""
+    with explained_failures():
+        verdict = lag_verdict(lags(pipeline.registry), pipeline.max_lag_seconds)
+    return dg.AssetCheckResult(
+        passed=verdict.passed,
+        severity=verdict_severity(verdict),
+        metadata=verdict_numbers(verdict, pipeline.max_lag_seconds),
+        description=verdict.explanation,
+    )
+
+
+def verdict_severity(verdict: LagVerdict) -> dg.AssetCheckSeverity:
+    """A lag is visible to readers and passes; a ledger that cannot be read does not."""
+    return dg.AssetCheckSeverity.ERROR if verdict.unknown else dg.AssetCheckSeverity.WARN
+
+
+def verdict_numbers(verdict: LagVerdict, max_seconds: float) -> dict[str, Any]:
+    """What the check plots."""
+    return {
+        "operations_behind": verdict.operations,
+        "boxes_behind": verdict.boxes,
+        "seconds_behind": round(verdict.worst_seconds, 1),
+        "alerts_above_seconds": max_seconds,
+    }
+
+
+def _some(operations: Sequence[int], most: int = 100) -> list[int | str]:
+    more = len(operations) - most
+    return [*operations[:most], *([f"and {more} more"] if more > 0 else [])]

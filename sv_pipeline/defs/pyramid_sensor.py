@@ -1,0 +1,132 @@
+"""The sensor that starts `downsample_job`. Level-triggered: each tick looks at the ledgers of all graphs."""
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+from dagster import DagsterRunStatus
+
+from sv_pipeline.defs.partitions import graphs
+from sv_pipeline.defs.pyramid import downsample_job, pyramid, pyramid_keeps_up, verdict_numbers, verdict_severity
+from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.engine.attempts import wait_after
+from sv_pipeline.reports.pyramid_lag import GraphLag, lag_verdict, lags
+
+__all__ = ["downsample_sensor"]
+
+GRAPH_TAG = "dagster/partition/graph"
+"""By which dagster.yaml lets one run of a graph go at a time."""
+LEDGER_TAG = "sv/ledger"
+MOST_RUNS = 50
+RUNS_LOOKED_AT = 12
+UNFINISHED = [
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.QUEUED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+]
+
+
+@dg.sensor(job=downsample_job, minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING)
+def downsample_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
+    """One run for each graph whose coarser mips are behind: all its operations at once, never two runs of one graph.
+
+    After a run that failed it waits, ever longer. It also reports the lag over time, and the check that alerts.
+    """
+    found = lags(pipeline.registry)
+    requests: list[dg.RunRequest] = []
+    reasons: list[str] = []
+    for each in found:
+        answer = _request(context.instance, each)
+        if isinstance(answer, dg.RunRequest) and len(requests) < MOST_RUNS:
+            requests.append(answer)
+        elif isinstance(answer, str):
+            reasons.append(answer)
+    known = set(context.instance.get_dynamic_partitions(str(graphs.name)))
+    fresh = [key for r in requests if (key := str(r.partition_key)) not in known]
+    cursor = json.loads(context.cursor) if context.cursor else {}
+    verdict = lag_verdict(found, pipeline.max_lag_seconds)
+    return dg.SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else _skip_reason(found, reasons),
+        dynamic_partitions_requests=[graphs.build_add_request(fresh)] if fresh else [],
+        asset_events=_events(found, pipeline.max_lag_seconds, cursor),
+        cursor=json.dumps({"behind": [each.graph_id for each in found if each.behind], "alert": not verdict.passed}),
+    )
+
+
+def _request(instance: dg.DagsterInstance, found: GraphLag) -> dg.RunRequest | str | None:
+    """A run for a graph; or why there is none, though something is behind or wrong."""
+    if found.error:
+        return str(found)
+    if not found.behind:
+        return None
+    tags = {"dagster/partition": found.graph_id}
+    mine = dg.RunsFilter(job_name=downsample_job.name, tags=tags)
+    records = instance.get_run_records(mine, limit=RUNS_LOOKED_AT)
+    running = [r.dagster_run.run_id for r in records if r.dagster_run.status in UNFINISHED]
+    if running:
+        return f"{found}: run {running[0][:8]} is at it"
+    failures = 0
+    for record in records:  # newest first
+        if record.dagster_run.status is DagsterRunStatus.SUCCESS:
+            break
+        failures += 1
+    if failures:
+        ended = records[0].end_time or records[0].update_timestamp.timestamp()
+        wait = ended + wait_after(failures) - time.time()
+        if wait > 0:
+            return f"{found}: {failures} runs failed in a row; next attempt in {wait:.0f} s"
+    # A run key is remembered for ever: the same ledger again, after a run that failed or left something, needs another.
+    attempt = instance.get_runs_count(dg.RunsFilter(job_name=downsample_job.name, tags=_ledger(found)))
+    return dg.RunRequest(
+        run_key=f"{found.graph_id}:{found.fingerprint}:{attempt}",
+        partition_key=found.graph_id,
+        tags={
+            GRAPH_TAG: found.graph_id,
+            **_ledger(found),
+            "sv/operations": ", ".join(map(str, found.operations[:12]))
+            + (", ..." if len(found.operations) > 12 else ""),
+        },
+    )
+
+
+def _ledger(found: GraphLag) -> dict[str, str]:
+    return {"dagster/partition": found.graph_id, LEDGER_TAG: found.fingerprint}
+
+
+def _skip_reason(found: Sequence[GraphLag], reasons: Sequence[str]) -> str:
+    if reasons:
+        return "; ".join(reasons[:20])
+    return f"the coarser mips of all {len(found)} graphs are up to date"
+
+
+def _events(
+    found: Sequence[GraphLag], max_seconds: float, cursor: dict[str, Any]
+) -> list[dg.AssetObservation | dg.AssetMaterialization | dg.AssetCheckEvaluation]:
+    """The lag of graphs that are behind, or no more; the check's result while it fails, or no more does."""
+    events: list[dg.AssetObservation | dg.AssetMaterialization | dg.AssetCheckEvaluation] = []
+    for each in found:
+        if each.lag and (each.behind or each.graph_id in cursor.get("behind", [])):
+            numbers = {
+                "operations_behind": each.lag.entries,
+                "boxes_behind": each.lag.boxes,
+                "seconds_behind": round(each.seconds, 1),
+            }
+            events.append(dg.AssetObservation(pyramid.key, partition=each.graph_id, metadata=numbers))
+    verdict = lag_verdict(found, max_seconds)
+    if not verdict.passed or cursor.get("alert"):
+        events.append(
+            dg.AssetCheckEvaluation(
+                asset_key=pyramid.key,
+                check_name=next(iter(pyramid_keeps_up.check_keys)).name,
+                passed=verdict.passed,
+                severity=verdict_severity(verdict),
+                metadata=verdict_numbers(verdict, max_seconds),
+                description=verdict.explanation,
+            )
+        )
+    return events

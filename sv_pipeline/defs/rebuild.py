@@ -1,0 +1,68 @@
+"""A full rebuild of mips as a backfill: one partition per (graph, mip), bottom-up, each in batches."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from sv_pipeline.defs.assets import RETRIES
+from sv_pipeline.defs.metadata import explained_failures, pictures
+from sv_pipeline.defs.partitions import graph_mips, mip_partition_of
+from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.engine.mip_rebuild import MipRebuild
+
+__all__ = ["rebuild_mip_job"]
+
+
+def _rebuild(context: dg.OpExecutionContext, pipeline: PipelineResource) -> MipRebuild:
+    graph_id, mip = mip_partition_of(context)
+    return MipRebuild(pipeline.dataset(graph_id), mip)
+
+
+@dg.op(out=dg.DynamicOut(dg.Nothing))
+def plan_rebuild(context: dg.OpExecutionContext, pipeline: PipelineResource) -> Iterator[Any]:
+    """What is left of the mip, in batches. Refuses while the mip below is being rebuilt."""
+    with explained_failures():
+        rebuild = _rebuild(context, pipeline)
+        batches = rebuild.plan() if rebuild.exists else []
+    context.log.info("%d batches to do", len(batches))
+    for batch in batches:
+        yield dg.DynamicOutput(None, mapping_key=batch)
+
+
+@dg.op(ins={"start": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), retry_policy=RETRIES)
+def rebuild_batch(context: dg.OpExecutionContext, pipeline: PipelineResource) -> None:
+    """Make a box of the mip again; storage chunks that were right are not written."""
+    with explained_failures():
+        report = _rebuild(context, pipeline).run(str(context.get_mapping_key()))
+    context.log.info("%d of %d storage chunks were different", report.chunks_written, report.chunks_made)
+
+
+@dg.op(ins={"batches": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing))
+def finish_rebuild(context: dg.OpExecutionContext, pipeline: PipelineResource) -> None:
+    """Check by what the fork says that no box is left; what that changes in coarser mips is listed as pending."""
+    from sv_pipeline.reports import views
+
+    with explained_failures():
+        rebuild = _rebuild(context, pipeline)
+        if not rebuild.exists:
+            context.log.info("graph %s has no mip %d: nothing to do", rebuild.dataset.graph_id, rebuild.mip)
+            return
+        lag = rebuild.finish()
+    context.add_output_metadata(
+        {
+            "operations_behind": lag.entries,
+            "boxes_behind": lag.boxes,
+            **pictures(mips=lambda: views.mips_picture(rebuild.dataset)),
+        }
+    )
+
+
+@dg.job(
+    partitions_def=graph_mips,
+    # A re-execution from failure can drop mapped steps; what is left is in the fork, so all steps again is cheap.
+    tags={"dagster/priority": "-1", "dagster/retry_strategy": "ALL_STEPS", "dagster/max_retries": "2"},
+)
+def rebuild_mip_job() -> None:
+    """Make a whole mip again from the one below. Backfill all mips of a graph: they are made bottom-up."""
+    finish_rebuild(plan_rebuild().map(rebuild_batch).collect())

@@ -1,0 +1,197 @@
+"""What a picture of an edit shows: voxels around its points, before and after. Reads the fork and the graph.
+
+Before and after are read as they were: voxels at the generation, roots at the time. So an operation can be pictured at
+any moment after it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.algorithms.multicut import Preview, Refused
+from sv_pipeline.edits import SplitPreview
+from sv_pipeline.edits.operation_log import read_supervoxels
+from sv_pipeline.errors import InputError
+from sv_pipeline.graph import queries
+from sv_pipeline.graph.lineage import Operation
+from sv_pipeline.grid import Box
+from sv_pipeline.ids import UInt64Array
+from sv_pipeline.registry import Dataset
+from sv_pipeline.reports.cut_pictures import CutScene, Kind, SceneState, kinds_by_object, with_sides
+from sv_pipeline.reports.logged_edits import asked_for, read_edit
+from sv_pipeline.segmentation.operations import generation_at
+from sv_pipeline.segmentation.reader import current_generation, open_fork
+from sv_pipeline.table import columns
+
+__all__ = ["scene_of_operation", "scene_of_points", "scene_of_preview"]
+
+IntArray = npt.NDArray[np.int64]
+
+MAX_VOXELS = 200**3
+"""Of a scene: what is read and held for it stays below 300 MB."""
+MIN_VOXELS = 110
+"""Of the finest axis: closer, one sees no tissue around."""
+MIN_SLICES = 14
+"""Of the coarsest axis."""
+NAMED_ROOTS = 3
+
+
+def scene_of_operation(dataset: Dataset, operation_id: int) -> CutScene:
+    """Before and after an operation that was made.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such operation, or its time is not kept any more.
+    InputError
+        If it has nothing to show: it was not made, or names no voxels.
+    """
+    edit = read_edit(dataset.graph, operation_id)
+    sources, sinks = _points_of(asked_for(dataset.graph, operation_id))
+    box = _box_around(dataset, np.concatenate([sources, sinks]), [edit.edges])
+    time = edit.logical_time
+    states = []
+    for name, moment, touched in (("before", time - 1, edit.old_roots), ("after", time, edit.roots)):
+        generation = generation_at(dataset.watershed_url, dataset.graph_id, moment, within=box)
+        states.append(_Moment(dataset, generation, moment).state(name, box, sources, sinks, touched))
+    before, after = states
+    links = read_supervoxels(dataset.graph.table, operation_id)
+    if len(links) and not (after.kinds == Kind.SOURCE).any():
+        # Both sides still are one object, by a way around: the new supervoxels know their side.
+        for side, kind in ((1, Kind.SOURCE), (2, Kind.SINK)):
+            after.kinds[np.isin(after.labels, links[links[:, 2] == side, 1])] = kind
+    return CutScene(
+        title=f"{dataset.graph_id}: {edit.kind} by {edit.user}, operation {operation_id}",
+        subtitle=f"{_named(edit.old_roots)} → {_named(edit.roots)}",
+        box=box,
+        resolution=dataset.volume.scales[0].resolution,
+        before=before,
+        after=after,
+        sources=sources,
+        sinks=sinks,
+    )
+
+
+def scene_of_preview(dataset: Dataset, preview: SplitPreview, sources: IntArray, sinks: IntArray) -> CutScene:
+    """What a split would do now."""
+    outcome = preview.outcome
+    cut = outcome.cut if isinstance(outcome, Preview) else None
+    box = _box_around(dataset, np.concatenate([sources, sinks]), [cut.removed_edges] if cut else [])
+    now = _Moment(dataset, current_generation(dataset.watershed_url, dataset.graph_id), None)
+    roots = now.roots_at(np.concatenate([sources, sinks]))
+    before = now.state("now", box, sources, sinks, roots)
+    kinds = before.kinds
+    if cut is not None:
+        sides = ((cut.source_side, Kind.SOURCE), (cut.sink_side, Kind.SINK))
+        kinds = kinds.copy()
+        for ids, kind in sides:
+            kinds[np.isin(before.labels, ids) & (kinds == Kind.OBJECT)] = kind
+    if preview.supervoxels is not None:
+        voxels = preview.supervoxels.cut
+        kinds = with_sides(kinds, box, voxels.box, voxels.sides)
+    refused = outcome.refused if isinstance(outcome, Preview) else outcome
+    says = "nothing is written" if refused is None else f"would be refused: {_reason(refused)}"
+    return CutScene(
+        title=f"{dataset.graph_id}: preview of a split",
+        subtitle=f"{_named(np.unique(roots))}; {says}",
+        box=box,
+        resolution=dataset.volume.scales[0].resolution,
+        before=before,
+        after=SceneState("after the split", kinds, before.labels),
+        sources=sources,
+        sinks=sinks,
+    )
+
+
+def scene_of_points(dataset: Dataset, sources: IntArray, sinks: IntArray) -> CutScene:
+    """The objects at some points now, and as one: what a merge would do."""
+    box = _box_around(dataset, np.concatenate([sources, sinks]), [])
+    now = _Moment(dataset, current_generation(dataset.watershed_url, dataset.graph_id), None)
+    roots = now.roots_at(np.concatenate([sources, sinks]))
+    before = now.state("now", box, sources, sinks, roots)
+    merged = np.where(before.kinds >= Kind.OBJECT, np.uint8(Kind.OBJECT), before.kinds)
+    return CutScene(
+        title=f"{dataset.graph_id}: what would be merged",
+        subtitle=f"{_named(np.unique(roots))}; nothing is written",
+        box=box,
+        resolution=dataset.volume.scales[0].resolution,
+        before=before,
+        after=SceneState("after the merge", merged, before.labels),
+        sources=sources,
+        sinks=sinks,
+    )
+
+
+# -- moments ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """A graph at a time, and its voxels at a generation."""
+
+    dataset: Dataset
+    generation: int
+    time: int | None
+    """Milliseconds; None = now."""
+
+    def roots(self, supervoxels: UInt64Array) -> UInt64Array:
+        return queries.roots(self.dataset.graph, supervoxels, at=self.time, missing_ok=True)
+
+    def roots_at(self, points: IntArray) -> UInt64Array:
+        """Roots at voxels; none for background."""
+        volume = open_fork(self.dataset.watershed_url, self.dataset.graph_id, version=self.generation)
+        supervoxels = queries.supervoxels_at(self.dataset.graph, volume, points)
+        return self.roots(np.unique(supervoxels[supervoxels != 0]))
+
+    def state(self, name: str, box: Box, sources: IntArray, sinks: IntArray, touched: UInt64Array) -> SceneState:
+        volume = open_fork(self.dataset.watershed_url, self.dataset.graph_id, version=self.generation)
+        labels = np.asarray(volume[box.slices].read().result(), np.uint64)
+        sides = self.roots_at(sources), self.roots_at(sinks)
+        return SceneState(name, kinds_by_object(labels, self.roots, touched, *sides), labels)
+
+
+def _points_of(operation: Operation) -> tuple[IntArray, IntArray]:
+    sides = [columns.SOURCE_COORDINATES.newest(operation.row), columns.SINK_COORDINATES.newest(operation.row)]
+    sources, sinks = (np.zeros((0, 3), np.int64) if side is None else side.astype(np.int64) for side in sides)
+    if not len(sources) or not len(sinks):
+        raise InputError(f"operation {operation.operation_id} names supervoxels, no voxels: nothing to show it at.")
+    return sources, sinks
+
+
+# -- where ------------------------------------------------------------------------------------------------------------
+
+
+def _box_around(dataset: Dataset, points: IntArray, edges: list[UInt64Array]) -> Box:
+    """A box about as wide in nm along all axes, around the points; around the edges where it would be too large."""
+    bounds = dataset.volume.bounds
+    resolution = np.asarray(dataset.volume.scales[0].resolution)
+    points = points[((points >= bounds.start) & (points < np.asarray(bounds.stop))).all(axis=1)]
+    if not len(points):
+        raise InputError("no point of the edit is inside the volume.")
+    low, high = points.min(axis=0), points.max(axis=0) + 1
+    side = max(1.7 * ((high - low) * resolution).max(), MIN_VOXELS * resolution.min(), MIN_SLICES * resolution.max())
+    shape = np.minimum(np.ceil(side / resolution), bounds.shape)
+    centre = (low + high) / 2
+    if shape.prod() > MAX_VOXELS:
+        largest = (MAX_VOXELS * resolution.prod()) ** (1 / 3)
+        shape = np.minimum(np.maximum(largest / resolution, 1), bounds.shape)
+        if ends := [e for e in edges if len(e)]:
+            chunks = dataset.graph.layout.coordinates(np.unique(np.concatenate([e.reshape(-1) for e in ends])))
+            middle = (chunks.mean(axis=0) + 0.5) * dataset.grid.chunk_size + dataset.grid.bounds.start
+            centre = np.clip(middle, low, high)
+    shape = shape.astype(np.int64)
+    start = np.clip(np.floor(centre - shape / 2), bounds.start, np.asarray(bounds.stop) - shape)
+    return Box.of(start, start + shape)
+
+
+def _named(roots: UInt64Array) -> str:
+    shown = ", ".join(map(str, roots[:NAMED_ROOTS].tolist()))
+    more = f" and {len(roots) - NAMED_ROOTS} more" if len(roots) > NAMED_ROOTS else ""
+    return f"root{'s' if len(roots) != 1 else ''} {shown}{more}"
+
+
+def _reason(refused: object) -> str:
+    return str(refused.reason) if isinstance(refused, Refused) else "supervoxels must be split first"

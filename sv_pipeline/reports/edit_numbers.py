@@ -1,0 +1,137 @@
+"""What an edit did, or would do, in numbers; and the operation log as a table. Reads; draws nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sv_pipeline.algorithms.multicut import Preview, Refused
+from sv_pipeline.edits import CommittedEdit, Reason, SplitPreview
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.lineage import Operation, read_operations
+from sv_pipeline.reports.cut_pictures import CutScene, Kind
+from sv_pipeline.reports.logged_edits import about
+from sv_pipeline.table import columns
+from sv_pipeline.table.counters import last_operation_id
+
+__all__ = ["edit_numbers", "operations_table", "preview_numbers", "refusal_of", "voxels_in_view"]
+
+
+def refusal_of(preview: SplitPreview) -> tuple[str, str] | None:
+    """Why the split would be refused: reason and message; None if it would not."""
+    outcome = preview.outcome
+    refused = outcome.refused if isinstance(outcome, Preview) else outcome
+    if refused is None:
+        return None
+    reason = refused.reason if isinstance(refused, Refused) else Reason.SUPERVOXEL_SPLIT_REQUIRED
+    return str(reason), refused.message
+
+
+def preview_numbers(preview: SplitPreview) -> dict[str, Any]:
+    """Numbers of a split that was not made."""
+    refused = refusal_of(preview)
+    numbers: dict[str, Any] = {"legal": refused is None}
+    if refused is not None:
+        numbers |= {"reason": refused[0], "message": refused[1]}
+    if isinstance(preview.outcome, Preview):
+        cut = preview.outcome.cut
+        sizes = [len(component) for component in preview.outcome.components]
+        numbers |= {
+            "removed_edges": len(cut.removed_edges),
+            "weight": float(cut.weight),
+            "parts_in_region": len(sizes),
+            "supervoxels_of_parts": sizes,
+        }
+    if preview.supervoxels is not None:
+        change, (source, sink) = preview.supervoxels.change, preview.supervoxels.voxel_counts
+        links = np.zeros((0, 2), np.uint64) if change is None else change.links
+        numbers |= {
+            "split_supervoxels": len(np.unique(links[:, 0])),
+            "new_supervoxels": len(np.unique(links[:, 1])),
+            "cut_voxels_source": source,
+            "cut_voxels_sink": sink,
+        }
+    return numbers
+
+
+def edit_numbers(edit: CommittedEdit) -> dict[str, Any]:
+    """Numbers of an edit that was made."""
+    return {
+        "operation": edit.operation_id,
+        "kind": edit.kind,
+        "user": edit.user or "",
+        "edges": len(edit.edges),
+        "old_roots": edit.old_roots.tolist(),
+        "new_roots": edit.roots.tolist(),
+        "replaced_supervoxels": len(np.unique(edit.supervoxels[:, 0])),
+        "new_supervoxels": len(np.unique(edit.supervoxels[:, 1])),
+    }
+
+
+def voxels_in_view(scene: CutScene) -> dict[str, int]:
+    """Voxels of both sides inside the box of a picture, where the two are apart."""
+    state = scene.after if (scene.after.kinds == Kind.SOURCE).any() else scene.before
+    counts = np.bincount(state.kinds.ravel(), minlength=len(Kind))
+    return {"voxels_in_view_source": int(counts[Kind.SOURCE]), "voxels_in_view_sink": int(counts[Kind.SINK])}
+
+
+_COLUMNS = [
+    "operation_id",
+    "kind",
+    "status",
+    "refused",
+    "time",
+    "user",
+    "about",
+    "source_ids",
+    "sink_ids",
+    "source",
+    "sink",
+    "n_roots",
+    "roots",
+    "exception",
+]
+
+
+def operations_table(graph: ChunkedGraph, last: int | None = None) -> pd.DataFrame:
+    """The operation log, newest last: what was asked for, by whom, and what came of it.
+
+    ``about`` is the operation that an undo or redo is about, 0 for others; ``source`` and ``sink`` are voxels.
+
+    Parameters
+    ----------
+    last
+        Only the operations with so many last numbers, a few of which may be given to none; default: the whole log.
+    """
+    ids = None
+    if last is not None:
+        newest = last_operation_id(graph.table)
+        ids = np.arange(max(newest - last, 0) + 1, newest + 1, dtype=np.uint64)
+    rows = [_row(operation) for operation in read_operations(graph, ids)]
+    return pd.DataFrame(rows, columns=_COLUMNS).set_index("operation_id")
+
+
+def _row(operation: Operation) -> dict[str, Any]:
+    text = operation.exception or ""
+    lists: dict[str, columns.ArrayColumn[Any]] = {
+        "source_ids": columns.SOURCE_IDS,
+        "sink_ids": columns.SINK_IDS,
+        "source": columns.SOURCE_COORDINATES,
+        "sink": columns.SINK_COORDINATES,
+    }
+    named = {name: column.newest(operation.row) for name, column in lists.items()}
+    return {
+        "operation_id": operation.operation_id,
+        "kind": operation.kind,
+        "status": "" if operation.status is None else operation.status.name,
+        "refused": text.split(":", 2)[1] if text.startswith("refused:") else "",
+        "time": operation.timestamp,
+        "user": operation.user or "",
+        "about": about(operation) or 0,
+        **{name: [] if value is None else value.tolist() for name, value in named.items()},
+        "n_roots": len(operation.roots),
+        "roots": operation.roots.tolist(),
+        "exception": text,
+    }

@@ -1,0 +1,127 @@
+"""How far the coarser mips of all graphs are behind. A graph that cannot be read does not hide the others."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.registry import Registry
+from sv_pipeline.segmentation.fork import fork_exists
+from sv_pipeline.segmentation.pending import Lag, lag_of, pending_boxes
+
+__all__ = ["GraphLag", "LagVerdict", "lag_verdict", "lags"]
+
+READERS = 8
+PATIENCE = 40.0
+"""Seconds for all graphs; a tick of a Dagster sensor may take 60."""
+
+
+@dataclass(frozen=True)
+class GraphLag:
+    """How far one graph is behind, or why that is not known."""
+
+    graph_id: str
+    lag: Lag | None = None
+    """None if there is no fork yet, or it cannot be read."""
+    operations: tuple[int, ...] = ()
+    fingerprint: str = ""
+    """Of what is listed; another one means that something was added, or done."""
+    error: str | None = None
+
+    @property
+    def behind(self) -> bool:
+        """Whether there is something to do."""
+        return self.lag is not None and self.lag.entries > 0
+
+    @property
+    def seconds(self) -> float:
+        """Age of the oldest entry; 0 if nothing is behind or no entry tells."""
+        return (self.lag.oldest_seconds or 0.0) if self.lag else 0.0
+
+    def __str__(self) -> str:
+        if self.error:
+            return f"{self.graph_id}: {self.error}"
+        return f"{self.graph_id}: {'no fork yet' if self.lag is None else self.lag}"
+
+
+def lags(registry: Registry, graph_ids: Sequence[str] | None = None, *, patience: float = PATIENCE) -> list[GraphLag]:
+    """The lag of graphs (default: of all), by graph id.
+
+    Parameters
+    ----------
+    registry
+        Where they are registered.
+    patience
+        Seconds; a graph that has not answered by then counts as one that cannot be read.
+    """
+    wanted = registry.graph_ids() if graph_ids is None else sorted(graph_ids)
+    deadline = time.monotonic() + patience
+    pool = ThreadPoolExecutor(READERS, thread_name_prefix="lag")
+    futures = [pool.submit(_read, registry, graph_id) for graph_id in wanted]
+    try:
+        return [_answer(graph_id, future, deadline, patience) for graph_id, future in zip(wanted, futures, strict=True)]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _answer(graph_id: str, future: Future[GraphLag], deadline: float, patience: float) -> GraphLag:
+    try:
+        return future.result(max(0.0, deadline - time.monotonic()))
+    except TimeoutError:
+        return GraphLag(graph_id, error=f"its storage did not answer within {patience:.0f} s")
+    except (SvPipelineError, OSError, ValueError) as error:
+        return GraphLag(graph_id, error=str(error))
+
+
+def _read(registry: Registry, graph_id: str) -> GraphLag:
+    dataset = registry.get(graph_id)
+    if not fork_exists(dataset.watershed_url, graph_id):
+        return GraphLag(graph_id)
+    entries = pending_boxes(dataset.watershed_url, graph_id)
+    listed = repr([(entry.operation_id, entry.boxes) for entry in entries]).encode()
+    return GraphLag(
+        graph_id,
+        lag_of(entries),
+        tuple(entry.operation_id for entry in entries),
+        hashlib.blake2b(listed, digest_size=6).hexdigest(),
+    )
+
+
+@dataclass(frozen=True)
+class LagVerdict:
+    """Whether all graphs keep up."""
+
+    late: tuple[GraphLag, ...]
+    unknown: tuple[GraphLag, ...]
+    worst_seconds: float
+    operations: int
+    boxes: int
+
+    @property
+    def passed(self) -> bool:
+        """No graph is behind for too long, and all could be read."""
+        return not self.late and not self.unknown
+
+    @property
+    def explanation(self) -> str | None:
+        """The graphs that are late or unreadable; None where all is well."""
+        return "; ".join(map(str, (*self.late, *self.unknown))) or None
+
+
+def lag_verdict(found: Sequence[GraphLag], max_seconds: float) -> LagVerdict:
+    """Hold the lag of graphs against a threshold in seconds."""
+
+    def total(count: Callable[[Lag], int]) -> int:
+        return sum(count(each.lag) for each in found if each.lag)
+
+    return LagVerdict(
+        late=tuple(each for each in found if each.seconds > max_seconds),
+        unknown=tuple(each for each in found if each.error),
+        worst_seconds=max((each.seconds for each in found), default=0.0),
+        operations=total(lambda lag: lag.entries),
+        boxes=total(lambda lag: lag.boxes),
+    )

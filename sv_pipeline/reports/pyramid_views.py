@@ -1,0 +1,89 @@
+"""Pictures of all mips around an edit: before it, with the mips behind, and after they caught up."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.engine.catch_up import CatchUp
+from sv_pipeline.errors import NotFoundError
+from sv_pipeline.grid import Box
+from sv_pipeline.registry import Dataset
+from sv_pipeline.reports.pictures import Panel, render_rows
+from sv_pipeline.segmentation.base import read_base
+from sv_pipeline.segmentation.precomputed import VolumeInfo
+from sv_pipeline.segmentation.reader import open_fork_store
+from sv_pipeline.segmentation.specs import OcdbtStore
+
+__all__ = ["catch_up_picture"]
+
+MIN_PIXELS, MAX_PIXELS = 96, 512
+"""Side of the field that is shown, voxels of the base mip."""
+MARGIN = 1.5
+MAX_MIPS = 4
+UInt64Array = npt.NDArray[np.uint64]
+
+
+def catch_up_picture(dataset: Dataset, done: CatchUp) -> bytes:
+    """All mips in an x-y slice through the newest edit that was behind, one row per moment, as PNG.
+
+    The row before the edit is left out where the fork does not tell its generation.
+
+    Raises
+    ------
+    NotFoundError
+        If nothing was behind.
+    """
+    if done.shown is None:
+        raise NotFoundError(f"nothing of graph {dataset.graph_id!r} was behind: there is nothing to show.")
+    url, graph_id = dataset.watershed_url, dataset.graph_id
+    volume = read_base(url).volume
+    moments = {
+        "before the edit": done.unedited_generation,
+        "edited, mips behind": done.generation_before,
+        "caught up": done.generation_after,
+    }
+    stores = {name: open_fork_store(url, graph_id, version=g) for name, g in moments.items() if g is not None}
+    first, last = next(iter(stores.values())), stores["caught up"]
+    depth = _most_changed_depth(first, last, done.shown.clip(volume.bounds))
+    field = _field(done.shown, volume.bounds)
+    rows = {name: _row(store, volume, field, depth) for name, store in stores.items()}
+    return render_rows(rows, title=f"{graph_id}: all mips around operation {done.shown_operation}, z = {depth}")
+
+
+def _most_changed_depth(before: OcdbtStore, after: OcdbtStore, box: Box) -> int:
+    """The slice of a box in which most base voxels differ; its middle if none do."""
+    middle = (box.start[2] + box.stop[2]) // 2
+    start = np.maximum(box.start, np.subtract((*_center(box), middle), MAX_PIXELS // 2))
+    near = Box.of(start, np.add(start, MAX_PIXELS)).clip(box)
+    reads = [store.array(0)[near.slices].read() for store in (before, after)]
+    changed = np.count_nonzero(reads[0].result() != reads[1].result(), axis=(0, 1))
+    return near.start[2] + int(np.argmax(changed)) if changed.any() else int(middle)
+
+
+def _center(box: Box) -> tuple[int, int]:
+    return (box.start[0] + box.stop[0]) // 2, (box.start[1] + box.stop[1]) // 2
+
+
+def _field(box: Box, bounds: Box) -> Box:
+    """A square in x and y around a box, inside the volume."""
+    side = int(np.clip(MARGIN * max(box.shape[:2]), MIN_PIXELS, MAX_PIXELS))
+    x, y = _center(box)
+    low = np.array([x - side // 2, y - side // 2, bounds.start[2]])
+    high = np.array([bounds.stop[0] - side, bounds.stop[1] - side, bounds.start[2]])
+    start = np.maximum(np.minimum(low, high), bounds.start)
+    return Box.of(start, (start[0] + side, start[1] + side, bounds.stop[2])).clip(bounds)
+
+
+def _row(store: OcdbtStore, volume: VolumeInfo, field: Box, depth: int) -> list[Panel]:
+    panels = []
+    for mip, scale in enumerate(volume.scales[:MAX_MIPS]):
+        factor, offset = np.asarray(volume.factors(mip)), np.asarray(scale.voxel_offset)
+        start = np.subtract(field.start, volume.bounds.start) // factor + offset
+        stop = -(-np.subtract(field.stop, volume.bounds.start) // factor) + offset
+        inside = Box.of(start, stop).clip(scale.bounds)
+        z = min((depth - volume.bounds.start[2]) // int(factor[2]) + int(offset[2]), scale.bounds.stop[2] - 1)
+        labels: UInt64Array = store.array(mip)[inside.slices[0], inside.slices[1], z].read().result()
+        name = f"mip {mip}: {' x '.join(f'{r:g}' for r in scale.resolution)} nm"
+        panels.append(Panel(name, labels, scale.resolution[:2]))
+    return panels

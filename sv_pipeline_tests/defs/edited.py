@@ -1,0 +1,57 @@
+"""Edits of the voxels of a registered graph, committed as the supervoxel split does it, for tests of what follows."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from sv_pipeline.algorithms.fragments import VoxelBlock
+from sv_pipeline.algorithms.pyramid import downsample
+from sv_pipeline.grid import Box
+from sv_pipeline.registry import Dataset
+from sv_pipeline.segmentation.base import read_base
+from sv_pipeline.segmentation.commit import EditCommit, commit_edit
+from sv_pipeline.segmentation.layout import step_factor
+from sv_pipeline.segmentation.reader import current_generation, open_fork, open_fork_store
+
+__all__ = ["assert_mips_right", "damage", "edit"]
+
+
+def edit(dataset: Dataset, operation_id: int, *, at: tuple[int, int, int] = (0, 0, 0), age: float = 0.0) -> Box:
+    """Half of each object in a box gets another id; returns the box."""
+    url, bounds = dataset.watershed_url, read_base(dataset.watershed_url).volume.bounds
+    start = np.add(bounds.start, at)
+    box = Box.of(start, np.add(start, (40, 36, 12))).clip(bounds)
+    voxels = open_fork(url, dataset.graph_id)[box.slices].read(order="F").result()
+    half = np.zeros(voxels.shape, bool)
+    half[: voxels.shape[0] // 2] = True
+    block = VoxelBlock(box, np.where(half & (voxels > 0), voxels + np.uint64(operation_id << 20), voxels))
+    when = int((time.time() - age) * 1000)
+    commit_edit(
+        url,
+        dataset.graph_id,
+        EditCommit(operation_id, [block], current_generation(url, dataset.graph_id), when, "me"),
+    )
+    return box
+
+
+def damage(dataset: Dataset, mip: int) -> None:
+    """Spoil a few voxels of a coarser mip without telling anybody."""
+    store = open_fork_store(dataset.watershed_url, dataset.graph_id)
+    array = store.array(mip)
+    start = np.asarray(array.domain.inclusive_min)[:3]
+    with store.transaction() as transaction:
+        slices = tuple(slice(int(a), int(a) + 3) for a in start)
+        array.with_transaction(transaction)[slices].write(np.uint64(77)).result()
+
+
+def assert_mips_right(dataset: Dataset) -> None:
+    """Every mip is the downsampled mip below it, voxel for voxel."""
+    volume = read_base(dataset.watershed_url).volume
+    below = open_fork(dataset.watershed_url, dataset.graph_id).read(order="F").result()
+    assert len(volume.scales) > 2
+    for mip in range(1, len(volume.scales)):
+        stored = open_fork(dataset.watershed_url, dataset.graph_id, mip).read(order="F").result()
+        np.testing.assert_array_equal(stored, downsample(below, step_factor(volume, mip)), err_msg=f"mip {mip}")
+        below = stored

@@ -1,0 +1,69 @@
+"""A small graph to edit as a proofreader does, with a fork; and points on it for each kind of edit."""
+
+from __future__ import annotations
+
+import contextlib
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+import sv_pipeline
+from sv_pipeline.algorithms.multicut import Preview
+from sv_pipeline.algorithms.synthetic import synthetic_neuropil
+from sv_pipeline.config import parse_config
+from sv_pipeline.edits import EditRefused
+from sv_pipeline.engine import run, stages
+from sv_pipeline.graph import queries
+from sv_pipeline.proofreading import OpenGraph
+
+Point = tuple[int, int, int]
+
+SHAPE: Point = (64, 64, 32)
+BACKGROUND: Point = (2, 3, 4)
+
+
+def editable_graph(folder: Path, home: Path, graph_id: str = "small") -> OpenGraph:
+    """Ingest a synthetic neuropil in chunks of 32 x 32 x 16, SQLite and local files."""
+    volume = synthetic_neuropil(SHAPE, seed=5)
+    segmentation = volume.segmentation.copy()
+    segmentation[:5, :5, :5] = 0
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / "small.npz"
+    np.savez(source, segmentation=segmentation, bodies=volume.bodies, resolution=np.asarray(volume.resolution))
+    raw = {
+        "graph_id": graph_id,
+        "data_source": {"WATERSHED": str(folder / "watershed")},
+        "source": {"segmentation": f"{source}#segmentation", "agglomeration": f"{source}#bodies"},
+        "graph_config": {"CHUNK_SIZE": [32, 32, 16]},
+    }
+    dataset = stages.register(parse_config(raw), str(home))
+    run.ingest(dataset, workers=1)
+    return sv_pipeline.open_graph(graph_id, str(home))
+
+
+def neighbours_of_two_objects(graph: OpenGraph) -> tuple[Point, Point]:
+    """Two voxels side by side in the middle plane that belong to two objects."""
+    points = [(x, 20, 16) for x in range(SHAPE[0])]
+    roots = graph.roots(points)
+    here = int(np.flatnonzero(roots[1:] != roots[:-1])[0])
+    return points[here], points[here + 1]
+
+
+def two_parts_of_an_object(graph: OpenGraph, *, of_a_supervoxel: bool = False) -> tuple[Point, Point]:
+    """Two voxels of one object between which a cut is legal; one that cuts voxels, or one that does not."""
+    points = [(x, y, z) for x in range(2, 64, 6) for y in range(2, 64, 6) for z in (8, 24)]
+    points = [p for p, sv in zip(points, _supervoxels(graph, points), strict=True) if sv]
+    roots = graph.roots(points)
+    for root in np.unique(roots).tolist():
+        for one, other in combinations([p for p, r in zip(points, roots.tolist(), strict=True) if r == root], 2):
+            with contextlib.suppress(EditRefused):
+                preview = graph.preview_split([one], [other])
+                legal = isinstance(preview.outcome, Preview) and preview.legal
+                if legal and (preview.supervoxels is not None) is of_a_supervoxel:
+                    return one, other
+    raise AssertionError("no object can be split so")
+
+
+def _supervoxels(graph: OpenGraph, points: list[Point]) -> list[int]:
+    return [int(sv) for sv in queries.supervoxels_at(graph.dataset.graph, graph.segmentation, points)]
