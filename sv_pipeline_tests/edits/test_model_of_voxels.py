@@ -370,9 +370,9 @@ def run_machine(backend: str, number: int, runs: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(10 if IN_CI else 5))
+@pytest.mark.parametrize("number", range(20 if IN_CI else 5))
 def test_edits_agree_with_a_plain_model_on_sqlite(number: int) -> None:
-    run_machine("sqlite", number, 16 if IN_CI else 2)
+    run_machine("sqlite", number, 8 if IN_CI else 2)
 
 
 @pytest.mark.slow
