@@ -81,24 +81,24 @@ def test_merges_in_wrong_places_are_refused(tissue: Tissue, name: str) -> None:
     refused(tissue, merge(tissue, tissue.points(*sources), tissue.points(*sinks)), reason)
 
 
-NOT_NUMBERS = [
-    [["a", "b", "c"]],
-    [[1, 2]],
-    [[1, 2, None]],
-    [[np.nan, 1, 1]],
-    [[np.inf, 1, 1]],
-    [[1e30, 1, 1]],
-    [[2**70, 1, 1]],
-    [[True, 1j, 1]],
-    "nowhere",
-    [object()],
-]
+NOT_NUMBERS: dict[str, object] = {
+    "text": [["a", "b", "c"]],
+    "two numbers": [[1, 2]],
+    "nothing": [[1, 2, None]],
+    "not a number": [[np.nan, 1, 1]],
+    "infinity": [[np.inf, 1, 1]],
+    "a huge float": [[1e30, 1, 1]],
+    "a huge int": [[2**70, 1, 1]],
+    "complex": [[True, 1j, 1]],
+    "a word": "nowhere",
+    "an object": [object()],
+}
 
 
-@pytest.mark.parametrize("coordinates", NOT_NUMBERS, ids=str)
-def test_what_is_no_voxel_is_refused_when_it_is_read(coordinates: object) -> None:
+@pytest.mark.parametrize("name", NOT_NUMBERS)
+def test_what_is_no_voxel_is_refused_when_it_is_read(name: str) -> None:
     with pytest.raises(edits.EditRefused) as caught:
-        Points.of([], coordinates)  # type: ignore[arg-type]
+        Points.of([], NOT_NUMBERS[name])  # type: ignore[arg-type]
     assert caught.value.reason is Reason.BAD_REQUEST
 
 
