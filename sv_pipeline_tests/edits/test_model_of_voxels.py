@@ -54,12 +54,12 @@ class EditsOfVoxels(RuleBasedStateMachine):
         self.tissue = self.open.enter_context(copy_of(template_of(self.recipe), table))
         voxels = self.tissue.voxels()
         self.model = VoxelModel.of(voxels, self.tissue.objects(voxels))
-        self.start = int(self.tissue.generation)
+        self.generation = self.tissue.generation
         self.storage = np.asarray(read_base(self.tissue.graph.watershed_url).volume.scales[0].chunk_size)
         self.targets: dict[int, tuple[Done, bool]] = {}
         """Operation -> what it is about, and whether it has put it in force."""
         self.moments: list[tuple[int, np.ndarray, np.ndarray]] = []
-        self.before = self.rows = self.tissue.rows()
+        self.rows = self.tissue.rows()
 
     # -- choices ------------------------------------------------------------------------------------------------------
 
@@ -296,14 +296,14 @@ class EditsOfVoxels(RuleBasedStateMachine):
     def nothing_changed(self) -> None:
         rows = self.tissue.rows()
         assert but_operations(rows) == but_operations(self.rows)
-        assert self.tissue.generation == self.start
+        assert self.tissue.generation == self.generation
         self.rows = rows
 
     def settle(self, edit: CommittedEdit, voxels: np.ndarray, objects: np.ndarray) -> None:
         """An edit was made: this is what must be there now."""
         changed = voxels != self.model.voxels
         self.model.voxels, self.model.objects = voxels, objects
-        self.start += 1 if len(edit.supervoxels) else 0
+        self.generation += 1 if len(edit.supervoxels) else 0
         self.moments.append((edit.logical_time, voxels, canonical(objects)))
         assert changed.any() == bool(len(edit.supervoxels))
         graph = self.tissue.graph
@@ -346,7 +346,7 @@ class EditsOfVoxels(RuleBasedStateMachine):
 
     @invariant()
     def every_edit_of_voxels_is_one_generation(self) -> None:
-        assert self.tissue.generation == self.start
+        assert self.tissue.generation == self.generation
 
     @invariant()
     def nothing_is_locked(self) -> None:
