@@ -53,8 +53,8 @@ def ball(shape: tuple[int, int, int], centre: tuple[float, float, float], radius
 
 @st.composite
 def masks(draw: Any) -> np.ndarray:
-    """Random connected masks: porous blobs, walks of tubes, sheets one voxel thick."""
-    kind = draw(st.sampled_from(["blob", "tubes", "sheet", "line"]))
+    """Random connected masks: porous, tubes, sheets and lines of one voxel, a neck of one voxel, hollow, tiny."""
+    kind = draw(st.sampled_from(["blob", "tubes", "sheet", "line", "neck", "hollow", "tiny"]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     shape = tuple(int(n) for n in rng.integers(4, 16, 3))
     if kind == "blob":
@@ -65,6 +65,16 @@ def masks(draw: Any) -> np.ndarray:
     elif kind == "sheet":
         height = np.clip(np.cumsum(rng.integers(-1, 2, shape[:2]), axis=0), 0, shape[2] - 1)
         mask = np.arange(shape[2]) == height[..., None]
+    elif kind == "neck":
+        mask = np.zeros((shape[0] + 9, 5, 5), bool)
+        mask[:4] = mask[-4:] = True
+        mask[:, 2, 2] = True
+    elif kind == "hollow":
+        mask = np.ones(shape, bool)
+        mask[1:-1, 1:-1, 1:-1] = rng.random(tuple(n - 2 for n in shape)) < rng.uniform(0, 0.5)
+    elif kind == "tiny":
+        mask = np.zeros((3, 3, 3), bool)
+        mask.ravel()[rng.choice([0, 1, 3, 4, 9, 10, 12, 13], rng.integers(2, 5), replace=False)] = True
     else:
         mask = np.zeros(shape, bool)
         mask[np.arange(min(shape)), np.arange(min(shape)), np.arange(min(shape))] = True
@@ -84,6 +94,9 @@ def requests(draw: Any, most: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarr
     if sum(wanted) > len(inside):
         wanted = [1, 1]
     chosen = inside[rng.choice(len(inside), sum(wanted), replace=False)]
+    if draw(st.booleans()):  # side by side
+        away = np.abs(inside - chosen[0]).max(axis=1)
+        chosen = inside[np.argsort(away, kind="stable")[: sum(wanted)]]
     return mask, chosen[: wanted[0]], chosen[wanted[0] :], draw(RESOLUTIONS)
 
 
@@ -300,6 +313,54 @@ def test_where_two_neurites_cross_each_keeps_its_far_arm() -> None:
     assert (labels[other & ~one] == 2).mean() > 0.9
 
 
+@pytest.mark.parametrize("radius", [4, 5])
+def test_where_two_neurites_run_through_each_other_each_keeps_its_far_arm(radius) -> None:
+    shape = (110, 110, 19)
+    # The cells of the crossing can go to one side only: the other side's far arm is cut off, but for a thread.
+    one = tube(shape, [(4, 55, 9), (106, 55, 9)], radius)
+    other = tube(shape, [(55, 4, 9), (55, 106, 9)], radius)
+    labels = cut_mask(one | other, [[8, 55, 9]], [[55, 20, 9]], ISOTROPIC)
+    assert pieces(labels == 1) == pieces(labels == 2) == 1
+    assert (labels[66:][one[66:]] == 1).mean() > 0.95
+    assert (labels[:, 66:][other[:, 66:]] == 2).mean() > 0.95
+
+
+@pytest.mark.parametrize("resolution", [ISOTROPIC, (8.0, 8.0, 16.0)])
+def test_seeds_below_the_surface_of_a_lump_whose_middle_is_the_other_sides_claim_its_surface(resolution) -> None:
+    lump = ball((51, 51, 51), (25, 25, 25), 22)
+    inside = edt.edt(lump, black_border=True)
+    labels = cut_mask(lump, [[25, 25, 25]], [[25, 46, 25]], resolution)
+    assert (labels[inside > 4] == 1).mean() > 0.99
+    assert (labels[lump & (inside <= 1)] == 2).mean() > 0.99
+    assert pieces(labels == 1) == pieces(labels == 2) == 1
+
+
+def test_a_seed_below_the_surface_of_a_neurite_of_its_own_claims_that_neurite() -> None:
+    shape = (100, 60, 41)
+    soma, neurite = ball(shape, (22, 30, 20), 19), tube(shape, [(40, 30, 20), (96, 30, 20)], 4)
+    labels = cut_mask(soma | neurite, [[22, 30, 20]], [[80, 33, 20]], ISOTROPIC)
+    assert (labels[soma & ~neurite] == 1).mean() > 0.95
+    assert (labels[75:][neurite[75:]] == 2).mean() > 0.9
+    # As thick as the other, but behind a neck.
+    one, other = ball(shape, (22, 30, 20), 19), ball(shape, (70, 30, 20), 18)
+    labels = cut_mask(
+        one | other | tube(shape, [(22, 30, 20), (70, 30, 20)], 4), [[22, 30, 20]], [[70, 47, 20]], ISOTROPIC
+    )
+    assert (labels[one] == 1).mean() > 0.95
+    assert (labels[other] == 2).mean() > 0.95
+
+
+def test_a_hundred_seeds_a_side_are_kept_and_joined() -> None:
+    shape = (110, 110, 23)
+    one, other = tube(shape, [(4, 55, 7), (106, 55, 7)], 4.5), tube(shape, [(55, 4, 15), (55, 106, 15)], 4.5)
+    rng = np.random.default_rng(0)
+    source, sink = (rng.permutation(np.argwhere(side))[:100] for side in (one & ~other, other & ~one))
+    labels = cut_mask(one | other, source, sink, ISOTROPIC)
+    assert (labels[tuple(source.T)] == 1).all()
+    assert (labels[tuple(sink.T)] == 2).all()
+    assert pieces(labels == 1) == pieces(labels == 2) == 1
+
+
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
@@ -320,7 +381,7 @@ def test_real_objects_fused_into_one_mask_come_apart() -> None:
     usable = (contacts.areas >= 100) & (sizes[contacts.pairs].min(axis=1) >= 3000)
     pairs = contacts.pairs[usable & (sizes[contacts.pairs].max(axis=1) <= 30_000)]
     scores = []
-    for a, b in pairs[:: max(1, len(pairs) // 16)]:
+    for a, b in pairs[:: max(1, len(pairs) // 48)]:
         mask = largest_piece((volume == a) | (volume == b))
         one, other = mask & (volume == a), mask & (volume == b)
         if min(one.sum(), other.sum()) < 3000:
@@ -328,9 +389,9 @@ def test_real_objects_fused_into_one_mask_come_apart() -> None:
         labels = cut_mask(mask, deepest(one, resolution), deepest(other, resolution), resolution)
         assert pieces(labels == 1) == pieces(labels == 2) == 1
         scores.append(balanced_accuracy(labels, one, other))
-    assert len(scores) >= 8
-    assert np.median(scores) > 0.85
-    assert np.mean(scores) > 0.8
+    assert len(scores) >= 24
+    assert np.median(scores) > 0.88
+    assert np.mean(scores) > 0.84
 
 
 def test_real_supervoxels_that_straddle_two_bodies_come_apart() -> None:

@@ -13,7 +13,7 @@ import cc3d
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.voxel_cut.voxels import HALF_NEIGHBOURS, NEIGHBOURS, Shift, Voxels
+from sv_pipeline.algorithms.voxel_cut.voxels import FACES, HALF_NEIGHBOURS, NEIGHBOURS, Shift, Voxels
 
 __all__ = ["CellGraph", "cell_graph", "find_cells", "renumbered"]
 
@@ -46,6 +46,8 @@ class CellGraph:
     """The two cells of each contact, shape (m,)."""
     necks: npt.NDArray[np.float64]
     """Depth of the deepest passage through each contact, nm, shape (m,)."""
+    normals: npt.NDArray[np.float64]
+    """Unit vector across each contact, from lower to upper: the way on. Shape (m, 3)."""
 
     def __len__(self) -> int:
         return len(self.radii)
@@ -71,9 +73,10 @@ def cell_graph(voxels: Voxels, depth: Floats, cells: Cells) -> CellGraph:
     weights = depth.astype(np.float64) ** 2
     sums = np.bincount(cells, weights=weights, minlength=n)
     centres = [np.bincount(cells, weights=weights * x, minlength=n) / sums for x in voxels.coordinates.T]
+    centres = np.stack(centres, axis=1) * voxels.spacing
     radii = _largest(cells, depth, n)
     beyond = np.append(cells, np.int32(-1))
-    pairs, passages = [], []
+    pairs, passages, faces = [], [], []
     for shift in HALF_NEIGHBOURS:
         neighbours = voxels.neighbours(shift)
         other = beyond[neighbours]
@@ -81,9 +84,21 @@ def cell_graph(voxels: Voxels, depth: Floats, cells: Cells) -> CellGraph:
         first, second = cells[here].astype(np.int64), other[here].astype(np.int64)
         pairs.append(np.minimum(first, second) * n + np.maximum(first, second))
         passages.append(np.minimum(depth[here], depth[neighbours[here]]))
+        area = voxels.spacing.prod() / voxels.spacing[shift.index(1)] if shift in FACES else 0.0
+        faces.append(np.where(first < second, area, -area)[:, None] * np.array(shift, np.float32))
     unique, contact = np.unique(np.concatenate(pairs), return_inverse=True)
+    lower, upper = unique // n, unique % n
     necks = _largest(contact, np.concatenate(passages), len(unique))
-    return CellGraph(np.stack(centres, axis=1) * voxels.spacing, radii, unique // n, unique % n, necks)
+    across = [np.bincount(contact, weights=x, minlength=len(unique)) for x in np.concatenate(faces).T]
+    return CellGraph(
+        centres, radii, lower, upper, necks, _normals(np.stack(across, axis=1), centres[upper] - centres[lower])
+    )
+
+
+def _normals(areas: npt.NDArray[np.float64], ways: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Directions of the vectors ``areas``; of ``ways`` where a contact has no faces, or faces on all its sides."""
+    vectors = np.where((areas == 0).all(axis=1)[:, None], ways, areas)
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1), 1e-9)[:, None])
 
 
 def _smoothed(voxels: Voxels, depth: Floats, deviation_voxels: float) -> Floats:

@@ -53,7 +53,7 @@ def cut_mask(
     """
     spacing = _checked_resolution(resolution)
     box = _tight_box(_checked_mask(mask))
-    inside = np.asfortranarray(mask[box])
+    inside = np.ascontiguousarray(mask[box])
     low = np.array([side.start for side in box])
     snapped = [
         snap_seeds(mask, checked_seeds(seeds, mask.shape, name), spacing, name) - low
@@ -85,7 +85,7 @@ def _first_side(mask: Mask, seeds: SeedPair, spacing: tuple[float, float, float]
     for piece in np.intersect1d(piece_of_first, piece_of_second):
         box = _tight_box(pieces == piece)
         low = np.array([side.start for side in box])
-        part = np.asfortranarray(pieces[box] == piece)
+        part = np.ascontiguousarray(pieces[box] == piece)
         own = SeedPair(seeds.first[piece_of_first == piece] - low, seeds.second[piece_of_second == piece] - low)
         first_part = cut_connected(part, own, spacing)
         first[box] |= first_part

@@ -9,7 +9,10 @@ import numpy.typing as npt
 
 from sv_pipeline.algorithms.voxel_cut.seeds import Coordinates, Mask, SeedPair
 
-__all__ = ["in_one_piece", "keep_seeded_pieces", "nearest_side"]
+__all__ = ["in_one_piece", "keep_seeded_pieces", "nearest_side", "with_arms"]
+
+ARM = 0.04
+"""Least share of its side that a piece without a seed must have to be joined to it, not given to the other side."""
 
 
 def in_one_piece(side: Mask, seeds: Coordinates) -> bool:
@@ -18,6 +21,17 @@ def in_one_piece(side: Mask, seeds: Coordinates) -> bool:
         return bool(side[tuple(seeds[0])])
     pieces = cc3d.connected_components(side, connectivity=26)[tuple(seeds.T)]
     return bool((pieces == pieces[0]).all() and pieces[0] > 0)
+
+
+def with_arms(side: Mask, seeds: Coordinates, depth: npt.NDArray[np.float32]) -> Coordinates:
+    """Seeds of a side, and the deepest voxel of each large piece of it that holds none of them."""
+    pieces, n_pieces = cc3d.connected_components(side, connectivity=26, return_N=True)
+    if n_pieces == 1:
+        return seeds
+    sizes = np.bincount(pieces[side])
+    arms = np.setdiff1d(np.flatnonzero(sizes >= ARM * sizes.sum()), pieces[tuple(seeds.T)])
+    middles = [np.unravel_index(np.where(pieces == arm, depth, 0).argmax(), side.shape) for arm in arms]
+    return np.unique(np.concatenate([seeds, np.array(middles, np.int64).reshape(-1, 3)]), axis=0)
 
 
 def keep_seeded_pieces(mask: Mask, first: Mask, seeds: SeedPair) -> Mask:
@@ -46,7 +60,7 @@ def nearest_side(
     at = pieces[islands]
     nearest = []
     for side in (first, second):
-        distance = edt.edt(np.asfortranarray(~side), anisotropy=resolution)[islands]
+        distance = edt.edt(np.ascontiguousarray(~side), anisotropy=resolution)[islands]
         smallest = np.full(n_pieces + 1, np.inf, np.float32)
         np.minimum.at(smallest, at, distance)
         nearest.append(smallest)

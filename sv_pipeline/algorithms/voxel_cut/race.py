@@ -4,11 +4,12 @@ Both sides spread from their seeds through the graph of cells, and each cell goe
 a step costs is what tells one neurite from two that touch:
 
 * its length, divided by how open the passage is (cross-section of the neck over that of the two cells);
-* for each turn by an angle t in a cell of radius r, ``TURN * r * (1 - cos t)**2``. A neurite goes on straight; whoever
-  comes from the other one has to turn into it. Where two neurites cross, this gives the far arms to their owners,
-  which distance cannot.
+* for each turn by an angle t in a cell of radius r, ``TURN * r * (1 - cos t)**2``; the way runs along the normals of
+  the contacts it crosses. A neurite goes on straight; whoever comes from the other one has to turn into it. Where two
+  neurites cross, this gives the far arms to their owners, which distance cannot.
 
-A cell with seeds of both sides is parted by distance inside it; so is a lump of few cells without a neck.
+A cell with seeds of both sides is parted by distance inside it; so is a lump of few cells without a neck. Seeds that
+stand for the surface of an object take that, and nothing is raced for.
 
 Method: shortest paths on the graph of directed contacts (a path remembers where it came from), Dijkstra. Measured
 against other methods in docs/design/002-voxel-cut.md.
@@ -26,9 +27,11 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
 from sv_pipeline.algorithms.voxel_cut.cells import CellGraph, cell_graph, find_cells, renumbered
-from sv_pipeline.algorithms.voxel_cut.pieces import in_one_piece, keep_seeded_pieces
+from sv_pipeline.algorithms.voxel_cut.pieces import in_one_piece, keep_seeded_pieces, with_arms
 from sv_pipeline.algorithms.voxel_cut.seeds import Mask, SeedPair, join_seeds
+from sv_pipeline.algorithms.voxel_cut.surface import near_surface, stands_for_surface
 from sv_pipeline.algorithms.voxel_cut.voxels import Voxels
+from sv_pipeline.errors import InputError
 
 __all__ = ["cut_connected"]
 
@@ -80,14 +83,24 @@ def cut_connected(mask: Mask, seeds: SeedPair, spacing: tuple[float, float, floa
     depth = deep[mask]
     cells, graph = _cells(voxels, depth)
     first = _raced(voxels, depth, cells, graph, seeds)
+    arms = SeedPair(with_arms(first, seeds.first, deep), with_arms(mask & ~first, seeds.second, deep))
+    try:
+        return _joined(mask, deep, first, arms)
+    except InputError:  # not every arm need be kept, but every seed must
+        return _joined(mask, deep, first, seeds)
+
+
+def _joined(mask: Mask, deep: npt.NDArray[np.float32], first: Mask, seeds: SeedPair) -> Mask:
+    """Both sides made one piece each, with all their ``seeds``."""
     if in_one_piece(first, seeds.first) and in_one_piece(mask & ~first, seeds.second):
         return keep_seeded_pieces(mask, first, seeds)
     # Threads join the pieces of a side that hold seeds. To race again from whole threads would be worse by far: it
     # gives away what lies along them.
-    joined = join_seeds(mask, deep, first, seeds, spacing)
-    first[tuple(joined.first.T)] = True
-    first[tuple(joined.second.T)] = False
-    return keep_seeded_pieces(mask, first, joined)
+    joined = join_seeds(mask, deep, first, seeds)
+    sides = first.copy()
+    sides[tuple(joined.first.T)] = True
+    sides[tuple(joined.second.T)] = False
+    return keep_seeded_pieces(mask, sides, joined)
 
 
 def _cells(voxels: Voxels, depth: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int32], CellGraph]:
@@ -106,6 +119,11 @@ def _raced(
 ) -> Mask:
     """The first side, with the seeds of both sides on their own sides; it may be in pieces."""
     numbers = [voxels.numbers_of(side) for side in (seeds.first, seeds.second)]
+    for side, other in (numbers, numbers[::-1]):
+        if stands_for_surface(depth, cells, graph, side, other):
+            claimed = near_surface(voxels, depth, side)
+            claimed[other] = False
+            return voxels.image(claimed if side is numbers[0] else ~claimed)
     if len(graph) < FEWEST_CELLS and _close_together(graph, cells[numbers[0]], cells[numbers[1]]):
         cells = np.zeros_like(cells)
     shared = np.intersect1d(cells[numbers[0]], cells[numbers[1]])
@@ -115,9 +133,7 @@ def _raced(
     starts = [np.unique(cells[side]) for side in numbers]
     steps = _steps(graph)
     arrivals = [_arrivals(graph, steps, side) for side in starts]
-    first = np.zeros(voxels.mask.shape, np.bool_, order="F")
-    first[voxels.mask] = (arrivals[0] <= arrivals[1])[cells]
-    return first
+    return voxels.image((arrivals[0] <= arrivals[1])[cells])
 
 
 def _parted(
@@ -133,8 +149,7 @@ def _parted(
     whose middle the other side holds can only stand for something at the surface.
     """
     members = np.isin(cells, shared)
-    inside = np.zeros(voxels.mask.shape, np.bool_, order="F")
-    inside[voxels.mask] = members
+    inside = voxels.image(members)
     costs = []
     for side in (seeds.first, seeds.second):
         own = side[inside[tuple(side.T)]]
@@ -180,9 +195,8 @@ def _steps(graph: CellGraph) -> _Steps:
 
 def _arrivals(graph: CellGraph, steps: _Steps, starts: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
     """Cost of the cheapest way from the cells ``starts`` to each cell."""
-    ways = graph.centres[steps.entered] - graph.centres[steps.left]
-    lengths = np.linalg.norm(ways, axis=1)
-    directions = ways / np.maximum(lengths, 1e-9)[:, None]
+    lengths = np.linalg.norm(graph.centres[steps.entered] - graph.centres[steps.left], axis=1)
+    directions = np.concatenate([graph.normals, -graph.normals])
     costs = lengths / np.tile(np.maximum(_openness(graph), NARROWEST), 2) ** 2
     cosines = (directions[steps.before] * directions[steps.after]).sum(axis=1)
     turns = TURN * graph.radii[steps.entered[steps.before]] * (1 - cosines) ** 2

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from sv_pipeline.algorithms.voxel_cut.seeds import Coordinates, Mask
 
-__all__ = ["HALF_NEIGHBOURS", "NEIGHBOURS", "Shift", "Voxels"]
+__all__ = ["FACES", "HALF_NEIGHBOURS", "NEIGHBOURS", "Shift", "Voxels"]
 
 Shift = tuple[int, int, int]
 
@@ -18,6 +18,9 @@ NEIGHBOURS: tuple[Shift, ...] = tuple(
 )
 HALF_NEIGHBOURS = tuple(shift for shift in NEIGHBOURS if shift > (0, 0, 0))
 """One of each two opposite shifts."""
+
+FACES = tuple(shift for shift in NEIGHBOURS if sum(map(abs, shift)) == 1)
+"""The six neighbours that share a face."""
 
 
 class Voxels:
@@ -53,3 +56,9 @@ class Voxels:
     def numbers_of(self, coordinates: Coordinates) -> npt.NDArray[np.int32]:
         """Numbers of mask voxels given by coordinates, shape (n,)."""
         return np.asarray(self._numbers[np.ravel_multi_index(tuple((coordinates + 1).T), self._shape)])
+
+    def image(self, chosen: npt.NDArray[np.bool_]) -> Mask:
+        """Some voxels, given as one bool for each voxel, as a mask of the same box."""
+        image = np.zeros(self.mask.shape, np.bool_)
+        image[self.mask] = chosen
+        return image
