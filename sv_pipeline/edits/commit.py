@@ -35,7 +35,8 @@ from sv_pipeline.edits.refusal import OwnershipLostError
 from sv_pipeline.edits.rows_of_plan import PlannedRows, fake_edge_cells, rows_of
 from sv_pipeline.edits.supervoxel_change import SupervoxelChange, renamed_ids, rows_of_supervoxels
 from sv_pipeline.edits.writing import put_edges, take_back, take_back_edges
-from sv_pipeline.failpoints import reach
+from sv_pipeline.errors import ConflictError
+from sv_pipeline.failpoints import pieces, reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import Operation, OperationStatus
 from sv_pipeline.ids import UInt64Array
@@ -156,16 +157,18 @@ def commit(
     if plan.supervoxels is not None:
         held.verify()
         reach("voxels")
-        _commit_voxels(graph, row, plan.supervoxels, timestamp)
+        try:
+            _commit_voxels(graph, row, plan.supervoxels, timestamp)
+        except ConflictError:
+            held.verify()  # says so if the operation was taken over
+            raise
         reach("voxels written")
         held.verify()
     puts: list[Step] = [partial(put_edges, table, key, edges, timestamp) for key, edges in fake.items()]
     with _durable("switch", held, table, rows.switching, timestamp, fake):
-        half = len(rows.switching) // 2
-        first: list[Step] = [partial(table.mutate, rows.switching[:half]), *puts]
-        concurrently(_take, first)
-        reach("half switched")
-        table.mutate(rows.switching[half:])
+        for piece in pieces("half switched", rows.switching):
+            switching: list[Step] = [partial(table.mutate, piece), *puts]
+            concurrently(_take, switching)
     with _durable("retire", held, table, rows.retired, timestamp):
         _retire(table, row.operation_id, rows.retired)
     held.check()
@@ -218,9 +221,9 @@ def _durable(
     """
     held.check()
     reach(step)
-    yield
-    reach(f"{step} written")
     try:
+        yield
+        reach(f"{step} written")
         held.check()
     except OwnershipLostError:
         take_back(table, rows, timestamp, held.operation_id)
@@ -238,6 +241,7 @@ def _lock_or_tidy_up(held: EditLocks, row: OperationRow) -> None:
         held.check()
     except OwnershipLostError:
         if not row.own.is_mine:
+            held.keep = row.own.successor is not None
             raise
         # Nothing is written, and only the locks went to somebody else.
         held.keep = False

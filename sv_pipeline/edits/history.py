@@ -26,7 +26,7 @@ from sv_pipeline.edits.operation_log import read_activated, read_supervoxels
 from sv_pipeline.edits.refusal import EditRefused, Reason
 from sv_pipeline.edits.region import read_region
 from sv_pipeline.edits.requests import Points, SplitRequest
-from sv_pipeline.edits.session import Workspace, checked, run_edit
+from sv_pipeline.edits.session import Resumption, Workspace, checked, run_edit
 from sv_pipeline.edits.splitting import plan_removal, plan_split
 from sv_pipeline.edits.supervoxel_undo import UndoOfSplit, plan_undo_of_split
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
@@ -62,7 +62,14 @@ class RevertRequest:
         return np.unique(self.edges)
 
 
-def undo(graph: ChunkedGraph, operation_id: int, user: str, *, patience: LockPatience | None = None) -> CommittedEdit:
+def undo(
+    graph: ChunkedGraph,
+    operation_id: int,
+    user: str,
+    *,
+    patience: LockPatience | None = None,
+    resumption: Resumption | None = None,
+) -> CommittedEdit:
     """Take an operation back.
 
     Raises
@@ -70,10 +77,17 @@ def undo(graph: ChunkedGraph, operation_id: int, user: str, *, patience: LockPat
     EditRefused
         If it is none that succeeded, or nothing of it is left to be undone.
     """
-    return _revert(graph, operation_id, user, undo_it=True, patience=patience)
+    return _revert(graph, operation_id, user, _Run(patience, resumption), undo_it=True)
 
 
-def redo(graph: ChunkedGraph, operation_id: int, user: str, *, patience: LockPatience | None = None) -> CommittedEdit:
+def redo(
+    graph: ChunkedGraph,
+    operation_id: int,
+    user: str,
+    *,
+    patience: LockPatience | None = None,
+    resumption: Resumption | None = None,
+) -> CommittedEdit:
     """Make an operation again that was undone.
 
     Raises
@@ -81,12 +95,18 @@ def redo(graph: ChunkedGraph, operation_id: int, user: str, *, patience: LockPat
     EditRefused
         If it is none that succeeded, or it is in force as it is.
     """
-    return _revert(graph, operation_id, user, undo_it=False, patience=patience)
+    return _revert(graph, operation_id, user, _Run(patience, resumption), undo_it=False)
 
 
-def _revert(
-    graph: ChunkedGraph, operation_id: int, user: str, *, undo_it: bool, patience: LockPatience | None
-) -> CommittedEdit:
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """How an edit is run."""
+
+    patience: LockPatience | None
+    resumption: Resumption | None
+
+
+def _revert(graph: ChunkedGraph, operation_id: int, user: str, run: _Run, *, undo_it: bool) -> CommittedEdit:
     if not user.strip():
         raise EditRefused(Reason.BAD_REQUEST, "the request names no user.", remedy="Every edit has an author.")
     operation, undo_it = _followed(graph, operation_id, undo_it=undo_it)
@@ -94,14 +114,15 @@ def _revert(
     if len(record):
         found = latest_incarnation(graph, operation, record)
         revert = _undo_split if undo_it else _redo_split
-        return revert(graph, found, user, patience)
+        return revert(graph, found, user, run)
     return run_edit(
         graph,
         _request(graph, operation, user, undo_it=undo_it),
         _plan,
         prepare=lambda r: _of_living_supervoxels(graph, r),
         log_cells=lambda r: _log_cells(r.kind, r.user, r.operation_id),
-        patience=patience,
+        patience=run.patience,
+        resumption=run.resumption,
     )
 
 
@@ -133,7 +154,7 @@ def _request(graph: ChunkedGraph, operation: Operation, user: str, *, undo_it: b
 # -- splits of supervoxels --------------------------------------------------------------------------------------------
 
 
-def _undo_split(graph: ChunkedGraph, found: Incarnation, user: str, patience: LockPatience | None) -> CommittedEdit:
+def _undo_split(graph: ChunkedGraph, found: Incarnation, user: str, run: _Run) -> CommittedEdit:
     target = found.operation.operation_id
     _refuse_overlapped(found)
     if found.undone_by is not None:
@@ -154,11 +175,12 @@ def _undo_split(graph: ChunkedGraph, found: Incarnation, user: str, patience: Lo
         plan_undo_of_split,
         prepare=prepare,
         log_cells=lambda r: _log_cells("undo", r.user, r.operation_id),
-        patience=patience,
+        patience=run.patience,
+        resumption=run.resumption,
     )
 
 
-def _redo_split(graph: ChunkedGraph, found: Incarnation, user: str, patience: LockPatience | None) -> CommittedEdit:
+def _redo_split(graph: ChunkedGraph, found: Incarnation, user: str, run: _Run) -> CommittedEdit:
     target = found.operation.operation_id
     _refuse_overlapped(found)
     if found.undone_by is None:
@@ -170,7 +192,8 @@ def _redo_split(graph: ChunkedGraph, found: Incarnation, user: str, patience: Lo
         _plan_split_again,
         prepare=lambda r: checked(graph, r, volume),
         log_cells=lambda r: [*_log_cells("redo", r.user, target), *_point_cells(r)],
-        patience=patience,
+        patience=run.patience,
+        resumption=run.resumption,
     )
 
 

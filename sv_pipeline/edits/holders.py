@@ -18,7 +18,7 @@ def held_by_another(table: Table, key: bytes, name: str, operation_id: int) -> E
     if INDEFINITE_LOCK.key in row:
         holder, since = INDEFINITE_LOCK.newest(row), row[INDEFINITE_LOCK.key][0].timestamp
         how = f"is being written by operation {holder}{_user(table, holder)} since {_clock(since)}"
-        remedy = "Try again in a moment; if that operation is not running any more, recover it."
+        remedy = "Try again in a moment; if its process has died: recover it (sv-pipeline stuck list)."
     elif LOCK.key in row:
         holder, since = LOCK.newest(row), row[LOCK.key][0].timestamp
         how = f"is locked by operation {holder}{_user(table, holder)} since {_clock(since)}"

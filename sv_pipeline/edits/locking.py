@@ -247,11 +247,12 @@ class EditLocks:
 
     def _check_ownership(self) -> None:
         """Whoever has taken the operation over needs the locks: they hold the same operation's id."""
+        if self.own is None:
+            return
         try:
-            if self.own is not None:
-                self.own.check()
+            self.own.check()
         except OwnershipLostError:
-            self.keep = True
+            self.keep = self.own.successor is not None
             raise
 
     def make_indefinite(self) -> None:

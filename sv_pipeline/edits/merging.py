@@ -14,7 +14,7 @@ from sv_pipeline.edits.locking import LockPatience
 from sv_pipeline.edits.refusal import EditRefused, Reason
 from sv_pipeline.edits.region import Region, read_region
 from sv_pipeline.edits.requests import MergeRequest, check_distance, log_cells, region_of
-from sv_pipeline.edits.session import Workspace, checked, plan_above, run_edit
+from sv_pipeline.edits.session import Resumption, Workspace, checked, plan_above, run_edit
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ids import UInt64Array
 
@@ -22,7 +22,12 @@ __all__ = ["merge", "plan_addition", "plan_merge"]
 
 
 def merge(
-    graph: ChunkedGraph, request: MergeRequest, *, volume: Any = None, patience: LockPatience | None = None
+    graph: ChunkedGraph,
+    request: MergeRequest,
+    *,
+    volume: Any = None,
+    patience: LockPatience | None = None,
+    resumption: Resumption | None = None,
 ) -> CommittedEdit:
     """Make one object of two.
 
@@ -35,6 +40,8 @@ def merge(
         The graph's segmentation at mip 0, where points are to be looked up.
     patience
         How long to wait for objects that others are editing.
+    resumption
+        For who recovers the operation.
 
     Raises
     ------
@@ -48,6 +55,7 @@ def merge(
         prepare=lambda r: checked(graph, r, volume, lambda c: check_distance(graph, c)),
         log_cells=lambda r: log_cells(graph, r),
         patience=patience,
+        resumption=resumption,
     )
 
 

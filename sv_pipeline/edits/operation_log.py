@@ -22,7 +22,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -181,6 +181,8 @@ class OperationRow:
     own: Ownership
     not_before: int = 0
     """Milliseconds: the log's cells of this attempt are not older than this, whatever the clock says."""
+    seen: list[bytes] = field(default_factory=list, repr=False)
+    """The log's cell of the time as this attempt has seen or written it last: the log is written while it is that."""
 
     @classmethod
     def create(cls, table: Table, cells: Iterable[SetCell], options: dict[str, Any]) -> OperationRow:
@@ -190,7 +192,9 @@ class OperationRow:
         reach("create")
         opened = RowMutation(row.own.key, [row.own.cell, REQUEST.set(options, FIXED_TIME)])
         created = [columns.ROOTS.set(np.zeros(0, np.uint64)), *cells]
-        table.mutate([opened, row._log(OperationStatus.CREATED, created, row._now())])
+        now = row._now()
+        table.mutate([opened, row._log(OperationStatus.CREATED, created, now)])
+        row.seen.append(columns.OPERATION_TIMESTAMP.encode(_datetime(now)))
         reach("created")
         return row
 
@@ -210,17 +214,16 @@ class OperationRow:
     def _end(self, text: str) -> None:
         try:
             self.own.check()
+            self.say_how_it_ended(text)
         except OwnershipLostError as lost:
             log.warning("%s", lost)  # whoever has it brings it to its end
-            return
-        self.say_how_it_ended(text)
-        self.own.end()
+        else:
+            self.own.end()
 
     def say_how_it_ended(self, text: str) -> None:
         """Status EXCEPTION in the log, with a reason."""
-        now = self._now()
         reach("refuse")
-        self.table.mutate([self._log(OperationStatus.EXCEPTION, [columns.OPERATION_EXCEPTION.set(text)], now)])
+        self._write_log(OperationStatus.EXCEPTION, [columns.OPERATION_EXCEPTION.set(text)], self._now())
         reach("refused")
 
     def start_writing(
@@ -242,20 +245,14 @@ class OperationRow:
         reach("scope")
         self.own.change([SCOPE.set(asdict(scope), FIXED_TIME), SetCell(WRITES, writes, FIXED_TIME)])
         reach("scope written")
-        self.table.mutate(
-            [
-                RowMutation(own_key(self.operation_id), own_cells),
-                self._log(OperationStatus.WRITE_STARTED, log, scope.timestamp),
-            ]
-        )
+        self._write_log(OperationStatus.WRITE_STARTED, log, scope.timestamp)
+        if own_cells:
+            self.table.mutate([RowMutation(own_key(self.operation_id), own_cells)])
         reach("write started")
 
     def succeed(self, roots: UInt64Array, timestamp: int) -> None:
-        """All rows are there; OwnershipLostError if a later attempt has begun to write."""
-        done = self._log(OperationStatus.SUCCESS, [columns.ROOTS.set(roots)], timestamp)
-        mine = CellMatch(columns.OPERATION_TIMESTAMP.key, columns.OPERATION_TIMESTAMP.encode(_datetime(timestamp)))
-        if not self.table.check_and_mutate(done.key, [mine], if_matched=done.changes):
-            raise self.own.lost_to(None)
+        """All rows are there; OwnershipLostError if the operation belongs to somebody else."""
+        self._write_log(OperationStatus.SUCCESS, [columns.ROOTS.set(roots)], timestamp)
 
     def clear_scope(self, *, chunks: bool) -> None:
         """The operation is done, and no lock is held any more.
@@ -277,6 +274,23 @@ class OperationRow:
 
     def _without_chunks(self) -> RowMutation:
         return RowMutation(keys.node_key(self.operation_id), [DeleteCells(columns.CHUNK_LOCK_SCOPE.key)])
+
+    def _write_log(self, status: OperationStatus, changes: list[SetCell], timestamp: int) -> None:
+        """Write to the log unless somebody else has done so meanwhile, who has the operation then."""
+        row, column = self._log(status, changes, timestamp), columns.OPERATION_TIMESTAMP
+        wanted = column.encode(_datetime(timestamp))
+        while True:
+            before = [CellMatch(column.key, self.seen[-1])] if self.seen else []
+            if before and self.table.check_and_mutate(row.key, before, if_matched=row.changes):
+                break
+            if not before and not self.table.check_and_mutate(
+                row.key, [CellMatch(column.key)], if_unmatched=row.changes
+            ):
+                break
+            self.own.verify()
+            cells = self.table.read_rows([row.key], [column.key], newest_only=True).get(row.key, {})
+            self.seen[:] = [cell.value for cell in column.cells(cells)]
+        self.seen[:] = [wanted]
 
     def _log(self, status: OperationStatus, changes: list[SetCell], timestamp: int) -> RowMutation:
         """Cells of the log, written now; ``timestamp`` is the logical time of the edit."""

@@ -101,6 +101,8 @@ class Ownership:
     operation_id: int
     token: str = field(default_factory=lambda: secrets.token_hex(8))
     beats: int = 0
+    successor: Owner | None = None
+    """Who has it now, once it is lost; None if nobody has: then it is finished."""
     _confirmed: float = field(default_factory=_now)
     _lost: bool = False
     _beating: bool = False
@@ -160,7 +162,7 @@ class Ownership:
             if found is None or found.token != self.token:
                 raise self.lost_to(found)
             self.beats = found.beats  # the answer to a beat was lost
-        raise self.lost_to(None)
+        raise self.lost_to(self.successor)
 
     @contextmanager
     def beating(self) -> Iterator[Ownership]:
@@ -191,13 +193,15 @@ class Ownership:
 
     def _beat(self) -> None:
         with self._lock:
+            if self._lost:
+                return
             before = self.beats
             self._change([SetCell(OWNER, Owner(self.token, before + 1).encode(), FIXED_TIME)])
             self.beats = max(self.beats, before + 1)
 
     def lost_to(self, found: Owner | None) -> OwnershipLostError:
         """The error of who is not the owner any more."""
-        self._lost = True
+        self._lost, self.successor = True, found
         who = "it was recovered" if found is None else f"{found.token!r} has taken it over"
         return OwnershipLostError(
             f"operation {self.operation_id} does not belong to {self.token!r} any more: {who} while this process did "

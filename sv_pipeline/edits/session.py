@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -107,29 +108,35 @@ def run_edit(
         return _edit_under_locks(
             graph, request, resumption.row, roots, make_plan, log_cells, patience or LockPatience(), resumption
         )
-    with ThreadPoolExecutor(1) as pool:
-        begun = pool.submit(OperationRow.create, graph.table, log_cells(request), options_of(request))
-        early: SvPipelineError | None = None
-        found: RequestRoots | None = None
+    with ExitStack() as living:
+
+        def begin(cells: list[SetCell], options: dict[str, Any]) -> OperationRow:
+            row = OperationRow.create(graph.table, cells, options)
+            living.enter_context(row.own.beating())
+            return row
+
+        with ThreadPoolExecutor(1) as pool:
+            begun = pool.submit(begin, log_cells(request), options_of(request))
+            early: SvPipelineError | None = None
+            found: RequestRoots | None = None
+            try:
+                request = prepare(request)
+                found = RequestRoots(graph, request)
+            except SvPipelineError as error:
+                early = error
+            row = begun.result()
+        if early is not None and not isinstance(early, EditRefused):
+            row.fail(early)
+            raise early
         try:
-            request = prepare(request)
-            found = RequestRoots(graph, request)
-        except SvPipelineError as error:
-            early = error
-        row = begun.result()
-    if early is not None and not isinstance(early, EditRefused):
-        row.fail(early)
-        raise early
-    try:
-        if found is None:
-            raise early or AssertionError
-        with row.own.beating():
+            if found is None:
+                raise early or AssertionError
             return _edit_under_locks(graph, request, row, found, make_plan, log_cells, patience or LockPatience())
-    except EditRefused as refusal:
-        refusal.operation_id = row.operation_id
-        row.refuse(refusal)
-        log.info("operation %d is refused: %s", row.operation_id, refusal)
-        raise
+        except EditRefused as refusal:
+            refusal.operation_id = row.operation_id
+            row.refuse(refusal)
+            log.info("operation %d is refused: %s", row.operation_id, refusal)
+            raise
 
 
 def _edit_under_locks(

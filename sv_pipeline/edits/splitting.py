@@ -24,7 +24,7 @@ from sv_pipeline.edits.nodes import NodeCache
 from sv_pipeline.edits.refusal import EditRefused, Reason
 from sv_pipeline.edits.region import Region, read_region
 from sv_pipeline.edits.requests import SplitRequest, log_cells, region_of
-from sv_pipeline.edits.session import Workspace, checked, plan_above, run_edit
+from sv_pipeline.edits.session import Resumption, Workspace, checked, plan_above, run_edit
 from sv_pipeline.edits.supervoxel_split import SupervoxelSplit, plan_supervoxel_split
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.queries import roots
@@ -34,7 +34,12 @@ __all__ = ["SplitPreview", "plan_removal", "plan_split", "preview_split", "split
 
 
 def split(
-    graph: ChunkedGraph, request: SplitRequest, *, volume: Any = None, patience: LockPatience | None = None
+    graph: ChunkedGraph,
+    request: SplitRequest,
+    *,
+    volume: Any = None,
+    patience: LockPatience | None = None,
+    resumption: Resumption | None = None,
 ) -> CommittedEdit:
     """Cut an object between the source points and the sink points, where the sum of affinities is lowest.
 
@@ -48,6 +53,8 @@ def split(
         The graph's segmentation at mip 0, where points are to be looked up.
     patience
         How long to wait for an object that others are editing.
+    resumption
+        For who recovers the operation.
 
     Raises
     ------
@@ -61,6 +68,7 @@ def split(
         prepare=lambda r: checked(graph, r, volume),
         log_cells=lambda r: log_cells(graph, r),
         patience=patience,
+        resumption=resumption,
     )
 
 

@@ -133,7 +133,7 @@ def restore_operation(
     *,
     owner: str,
     boxes: Sequence[Box] | None = None,
-    generation: int | None = None,
+    generation: specs.Version | None = None,
 ) -> bool:
     """Put back the voxels that an operation changed, as they were before it, and take its record out: one commit.
 
@@ -145,7 +145,7 @@ def restore_operation(
     owner
         Who does it; must hold the operation's fence.
     boxes, generation
-        What to put back, from when, for an operation that left no record (one of other software).
+        What to put back, from when (or from which time), for an operation that left no record: other software's.
 
     Returns
     -------
@@ -179,7 +179,7 @@ def restore_operation(
 
     there = None if record is None else record.encode()
     _commit(store, _Change(operation_id, there, None, owner, must_hold_fence=True), write)
-    _logger.info("operation %d: voxels of generation %d put back in %s", operation_id, generation, graph_id)
+    _logger.info("operation %d: voxels of generation %s put back in %s", operation_id, generation, graph_id)
     return True
 
 
@@ -279,7 +279,7 @@ def _generation(store: specs.OcdbtStore, record: OperationRecord, before: int) -
     return generation
 
 
-def _array_at(store: specs.OcdbtStore, generation: int) -> ts.TensorStore:
+def _array_at(store: specs.OcdbtStore, generation: specs.Version) -> ts.TensorStore:
     try:
         return retry_transport(lambda: store_at(store, generation).array(0), what=f"opening generation {generation}")
     except ValueError as error:

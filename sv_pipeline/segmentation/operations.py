@@ -228,8 +228,8 @@ def fenced_off(operation_id: int, owner: str, holder: str | None) -> ConflictErr
 # -- generations ------------------------------------------------------------------------------------------------------
 
 
-def store_at(store: specs.OcdbtStore, generation: int) -> specs.OcdbtStore:
-    """The same key space at one of its generations; read-only."""
+def store_at(store: specs.OcdbtStore, generation: specs.Version) -> specs.OcdbtStore:
+    """The same key space at one of its generations, or at a time; read-only."""
     return specs.OcdbtStore({**store.spec, "version": generation})
 
 

@@ -18,6 +18,8 @@ import itertools
 import json
 import random
 import re
+import socket
+import struct
 import sys
 import threading
 import time
@@ -35,6 +37,9 @@ _BUCKET_PATH = re.compile(r"^/storage/v1/b/([^/]+)$")
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
+RESET = 444
+
+
 @dataclass
 class Fault:
     """What to do to requests that match."""
@@ -44,7 +49,7 @@ class Fault:
     match: str = ""
     """Searched for in the object's name (regular expression); listings have the name ""."""
     status: int | None = None
-    """Answered instead of the truth; None = only the delay."""
+    """Answered instead of the truth; None = only the delay; `RESET` = the connection is reset instead."""
     phase: str = "before"
     """``before``: nothing is done; ``after``: the request is carried out, and its answer lost."""
     times: int | None = None
@@ -218,6 +223,10 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server.state
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        if status == RESET:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            return
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)

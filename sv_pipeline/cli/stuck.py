@@ -1,0 +1,190 @@
+"""Commands for stuck operations: list, show, recover."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from sv_pipeline.cli.output import json_option, print_json
+from sv_pipeline.edits.recovery import NotStuckError, RecoveryReport, Unfinished, list_stuck, recover, release_orphans
+from sv_pipeline.edits.recovery.dry_run import DryRun, dry_run
+from sv_pipeline.edits.recovery.durations import parse_duration
+from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.registry import open_dataset
+
+__all__ = ["stuck"]
+
+
+class _Duration(click.ParamType):  # type: ignore[type-arg]
+    name = "duration"
+
+    def convert(self, value: Any, parameter: Any, context: Any) -> float:
+        try:
+            return value if isinstance(value, float) else parse_duration(str(value))
+        except SvPipelineError as error:
+            self.fail(str(error), parameter, context)
+
+
+_min_age = click.option(
+    "--min-age", type=_Duration(), default="10m", show_default=True, help="Leave younger operations out: 90s, 10m, 1h."
+)
+
+
+@click.group()
+def stuck() -> None:
+    """Find and recover edits whose process died.
+
+    \b
+      sv-pipeline stuck list GRAPH               what is unfinished
+      sv-pipeline stuck show GRAPH OP            all that is known of one operation
+      sv-pipeline stuck recover GRAPH OP         take back what it wrote, make the edit again, free its locks
+      sv-pipeline stuck recover GRAPH --all      all that are older than --min-age
+    """
+
+
+@stuck.command("list")
+@click.argument("graph")
+@_min_age
+@click.option("--deep", is_flag=True, help="Also look through all rows for locks of operations that are finished.")
+@json_option
+@click.pass_obj
+def list_(home: str, graph: str, min_age: float, *, deep: bool, as_json: bool) -> None:
+    """List unfinished operations of GRAPH: user, age, status, what they hold, what recovery would do."""
+    found = list_stuck(open_dataset(graph, home).graph, min_age=min_age, deep=deep)
+    if as_json:
+        print_json([_as_dict(one) for one in found])
+        return
+    if not found:
+        click.echo(f"nothing is stuck in {graph} (older than {min_age:g} s)")
+        return
+    click.echo(
+        f"{'op':>8}  {'user':16} {'kind':8} {'age':>8}  {'status':14} {'chunks':>6} {'roots':>5} {'beats':>5}  would"
+    )
+    for one in found:
+        scope, owner = one.scope, one.owner
+        click.echo(
+            f"{one.operation_id:>8}  {one.user[:16]:16} {one.kind:8} {_age(one):>8}  {one.status:14} "
+            f"{len(scope.chunks) if scope else 0:>6} {len(scope.roots) if scope else 0:>5} "
+            f"{'' if owner is None else owner.beats:>5}  {one.outlook}"
+        )
+        if one.progress.error:
+            click.echo(f"          {one.progress.attempts} recoveries failed, the last one with: {one.progress.error}")
+
+
+@stuck.command()
+@click.argument("graph")
+@click.argument("operation", type=click.IntRange(1))
+@json_option
+@click.pass_obj
+def show(home: str, graph: str, operation: int, *, as_json: bool) -> None:
+    """Show what OPERATION of GRAPH holds, and what recovery would do now. Changes nothing."""
+    plan = dry_run(open_dataset(graph, home).graph, operation)
+    _say_plan(plan, as_json=as_json)
+
+
+@stuck.command("recover")
+@click.argument("graph")
+@click.argument("operation", type=click.IntRange(1), required=False)
+@click.option("--all", "every", is_flag=True, help="All operations that are older than --min-age.")
+@_min_age
+@click.option("--deep", is_flag=True, help="Also give back locks of operations that are finished: reads all rows.")
+@click.option("--dry-run", "only_say", is_flag=True, help="Only say what would be done.")
+@json_option
+@click.pass_obj
+def recover_(
+    home: str,
+    graph: str,
+    operation: int | None,
+    min_age: float,
+    *,
+    every: bool,
+    deep: bool,
+    only_say: bool,
+    as_json: bool,
+) -> None:
+    """Recover OPERATION of GRAPH, or --all: watch that its owner is dead, take back, make again, free its locks."""
+    if (operation is None) is not every:
+        raise click.UsageError("name one operation, or give --all.")
+    opened = open_dataset(graph, home).graph
+    every_one = [] if operation is not None else list_stuck(opened, min_age=min_age, deep=deep)
+    wanted = [operation] if operation is not None else [one.id for one in every_one]
+    failed: dict[int, str] = {}
+    for one in wanted:
+        try:
+            if only_say:
+                _say_plan(dry_run(opened, one), as_json=as_json)
+            else:
+                _say(_recovered(opened, one), as_json=as_json)
+        except NotStuckError as error:
+            released = release_orphans(opened, one) if deep and not only_say else 0
+            click.echo(f"operation {one}: {released} locks given back" if released else str(error), err=True)
+        except SvPipelineError as error:
+            if not every:
+                raise
+            failed[one] = str(error)
+            click.echo(f"operation {one}: {error}", err=True)
+    if every and not wanted:
+        click.echo("nothing is stuck", err=True)
+    if failed:
+        raise SvPipelineError(
+            f"{len(failed)} of {len(wanted)} operations are not recovered: {', '.join(map(str, failed))}."
+        )
+
+
+def _recovered(graph: Any, operation: int) -> RecoveryReport:
+    def wait(left: float) -> None:
+        click.echo(
+            f"\roperation {operation}: watching whether its owner lives, {left:3.0f} s left ", nl=False, err=True
+        )
+
+    try:
+        return recover(graph, operation, progress=wait)
+    finally:
+        click.echo(err=True)
+
+
+def _say(report: RecoveryReport, *, as_json: bool) -> None:
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        click.echo(str(report))
+
+
+def _say_plan(plan: DryRun, *, as_json: bool) -> None:
+    if as_json:
+        print_json(plan.to_dict())
+        return
+    for name, value in plan.to_dict().items():
+        click.echo(f"{name.replace('_', ' '):24} {value}")
+
+
+def _age(one: Unfinished) -> str:
+    seconds = one.age()
+    if seconds is None:
+        return "?"
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _as_dict(one: Unfinished) -> dict[str, Any]:
+    scope = one.scope
+    return {
+        "operation": one.operation_id,
+        "user": one.user,
+        "kind": one.kind,
+        "status": one.status,
+        "began": None if one.began is None else datetime.fromtimestamp(one.began / 1000, UTC).isoformat(),
+        "age_seconds": one.age(),
+        "chunks": list(scope.chunks) if scope else [],
+        "roots": list(scope.roots) if scope else [],
+        "owner": None if one.owner is None else one.owner.token,
+        "beats": None if one.owner is None else one.owner.beats,
+        "foreign": one.foreign,
+        "would": one.outlook,
+        "recoveries": one.progress.attempts,
+        "error": one.progress.error,
+    }

@@ -1,0 +1,187 @@
+"""Taking an operation over: its owner is watched until it is surely dead, the locks are proven, the token is exchanged.
+
+Nothing is changed before all of that has held, and the exchange itself succeeds only if the owner has still not moved:
+so of two who want to take over, and of a recoverer and an owner that wakes up, one wins and the other one knows.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+from sv_pipeline.edits.operation_log import RECOVERY, OperationRow
+from sv_pipeline.edits.ownership import FIXED_TIME, OBSERVED_BEATS, OWNER, Owner, Ownership, beat_seconds, open_key
+from sv_pipeline.edits.recovery.assessment import Assessment, State, assess
+from sv_pipeline.edits.recovery.errors import NotStuckError
+from sv_pipeline.edits.recovery.unfinished import Phase, Progress, Unfinished, read_unfinished
+from sv_pipeline.edits.refusal import OwnershipLostError
+from sv_pipeline.failpoints import reach
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.segmentation.fork import fork_exists
+from sv_pipeline.segmentation.operations import take_fence
+from sv_pipeline.table.interface import CellMatch, SetCell
+
+__all__ = ["Claim", "claim", "observation_seconds", "take_up", "watch"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """An operation that belongs to a recovery."""
+
+    graph: ChunkedGraph
+    found: Unfinished
+    """As it was when it was claimed."""
+    assessment: Assessment
+    own: Ownership
+
+    @property
+    def operation_id(self) -> int:
+        """Of the operation."""
+        return self.found.operation_id
+
+    @property
+    def row(self) -> OperationRow:
+        """Its rows, for this attempt: what is written to the log is newer than what is there."""
+        operation = self.found.operation
+        cells = [cell for some in operation.row.values() for cell in some] if operation is not None else []
+        newest = max((cell.timestamp for cell in cells), default=0)
+        return OperationRow(self.graph.table, self.operation_id, self.own, newest + 1)
+
+    def note(self, **changes: str | int) -> None:
+        """Change what the open row says about the recovery."""
+        progress = replace(Progress.of(self._open_row()), **changes)  # type: ignore[arg-type]
+        self.own.change([RECOVERY.set(asdict(progress), FIXED_TIME)])
+
+    def _open_row(self) -> dict:  # type: ignore[type-arg]
+        key = open_key(self.operation_id)
+        return self.graph.table.read_rows([key], [RECOVERY.key], newest_only=True).get(key, {})
+
+
+def observation_seconds() -> float:
+    """How long an owner is watched at least."""
+    return OBSERVED_BEATS * beat_seconds()
+
+
+def claim(
+    graph: ChunkedGraph,
+    operation_id: int,
+    token: str,
+    *,
+    watch_seconds: float | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Claim:
+    """Take an operation over.
+
+    Parameters
+    ----------
+    token
+        Of the new owner. Who claims with it again goes on with what it has.
+    watch_seconds
+        How long nothing may move; default and minimum: `observation_seconds`.
+    progress
+        Called with the seconds that are left.
+
+    Raises
+    ------
+    NotStuckError
+        If it is finished, its owner lives, or somebody else is faster.
+    RecoveryStoppedError
+        If its locks are not as they should be; nothing was changed.
+    """
+    found = _require(graph, operation_id)
+    if found.owner is None or found.owner.token != token:
+        found = watch(graph, found, watch_seconds, progress)
+        assess(graph, found)
+        reach("claim")
+        _exchange(graph, found, token)
+        reach("claimed")
+    return take_up(graph, operation_id, token)
+
+
+def take_up(graph: ChunkedGraph, operation_id: int, token: str) -> Claim:
+    """An operation that was claimed with this token, as it is now.
+
+    Raises
+    ------
+    NotStuckError
+        If it is finished, or somebody else has claimed it since.
+    """
+    found = _require(graph, operation_id)
+    if found.owner is None or found.owner.token != token:
+        raise NotStuckError(f"operation {operation_id} belongs to {found.owner and found.owner.token!r} by now.")
+    own = Ownership(graph.table, operation_id, token, found.owner.beats)
+    _require_own(own)
+    assessment = assess(graph, found)
+    scope = found.scope
+    voxels = scope is not None and bool(scope.chunks) and fork_exists(graph.watershed_url, graph.graph_id)
+    if voxels and assessment.state in (State.HELD, State.UNWRITTEN):
+        # From here on the earlier owner cannot commit voxels, whatever it believes.
+        reach("fence")
+        take_fence(graph.watershed_url, graph.graph_id, operation_id, token)
+        reach("fenced")
+        _require_own(own)
+        assessment = assess(graph, found)
+    return Claim(graph, found, assessment, own)
+
+
+def _require_own(own: Ownership) -> None:
+    try:
+        own.verify()
+    except OwnershipLostError as error:
+        raise NotStuckError(error.message) from error
+
+
+def watch(
+    graph: ChunkedGraph,
+    found: Unfinished,
+    seconds: float | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Unfinished:
+    """Wait whether the owner of an operation shows that it lives; as it is at the end, if not.
+
+    Raises
+    ------
+    NotStuckError
+        If it does, or ends.
+    """
+    until = time.monotonic() + max(observation_seconds(), seconds or 0)
+    while (left := until - time.monotonic()) > 0:
+        if progress is not None:
+            progress(left)
+        time.sleep(min(left, beat_seconds() / 2))
+        now = _require(graph, found.operation_id)
+        if now.signature != found.signature:
+            raise NotStuckError(f"operation {found.operation_id} is not stuck: its owner is at work.")
+        found = now
+    return found
+
+
+def _require(graph: ChunkedGraph, operation_id: int) -> Unfinished:
+    found = read_unfinished(graph, operation_id)
+    if found is None:
+        raise NotStuckError(f"operation {operation_id} is finished, or does not exist.")
+    return found
+
+
+def _exchange(graph: ChunkedGraph, found: Unfinished, token: str) -> None:
+    """Put the token in the place of the owner's, if that is still what was seen."""
+    progress = replace(found.progress, attempts=found.progress.attempts + 1, error="")
+    if not progress.phase:
+        progress = replace(progress, phase=Phase.CLAIMED)
+    changes = [
+        SetCell(OWNER, Owner(token, 0).encode(), FIXED_TIME),
+        RECOVERY.set(asdict(progress), FIXED_TIME),
+    ]
+    key = open_key(found.operation_id)
+    if found.owner is None:
+        graph.table.check_and_mutate(key, [CellMatch(OWNER)], if_unmatched=changes)
+    else:
+        graph.table.check_and_mutate(key, [CellMatch(OWNER, found.owner.encode())], if_matched=changes)
+    now = read_unfinished(graph, found.operation_id)
+    if now is None or now.owner is None or now.owner.token != token:
+        raise NotStuckError(f"operation {found.operation_id}: somebody else recovers it, or its owner woke up.")
+    log.info("operation %d now belongs to %s", found.operation_id, token)

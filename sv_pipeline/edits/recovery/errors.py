@@ -1,0 +1,19 @@
+"""Why an operation is not recovered. Decides nothing."""
+
+from __future__ import annotations
+
+from sv_pipeline.errors import SvPipelineError
+
+__all__ = ["NotStuckError", "RecoveryStoppedError"]
+
+
+class NotStuckError(SvPipelineError):
+    """There is nothing to recover: it is finished, its owner lives, or somebody else recovers it. Not a failure."""
+
+    kind = "not_stuck"
+
+
+class RecoveryStoppedError(SvPipelineError):
+    """What is stored does not fit the operation, so nothing is touched: a person has to look at it."""
+
+    kind = "recovery_stopped"

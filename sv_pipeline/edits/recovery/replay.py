@@ -1,0 +1,143 @@
+"""Making an operation again: the same request out of its rows, the same id, under the locks that it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sv_pipeline.edits.commit import CommittedEdit
+from sv_pipeline.edits.history import redo, undo
+from sv_pipeline.edits.incarnations import about
+from sv_pipeline.edits.locking import LockPatience
+from sv_pipeline.edits.merging import merge
+from sv_pipeline.edits.operation_log import REQUEST
+from sv_pipeline.edits.recovery.assessment import State
+from sv_pipeline.edits.recovery.claiming import Claim
+from sv_pipeline.edits.recovery.cleanup import release
+from sv_pipeline.edits.recovery.errors import RecoveryStoppedError
+from sv_pipeline.edits.recovery.unfinished import Phase, Unfinished
+from sv_pipeline.edits.refusal import EditRefused, Reason
+from sv_pipeline.edits.requests import MergeRequest, Points, SplitRequest
+from sv_pipeline.edits.session import Resumption
+from sv_pipeline.edits.splitting import split
+from sv_pipeline.edits.writing import ATTEMPTS_TO_PUT_EDGES
+from sv_pipeline.failpoints import reach
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.lineage import Operation, OperationStatus
+from sv_pipeline.segmentation.fork import fork_exists
+from sv_pipeline.segmentation.reader import open_fork
+from sv_pipeline.table import columns
+
+__all__ = ["Replay", "give_up", "let_go", "make_again", "request_of"]
+
+PATIENCE = LockPatience(60.0)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How it ended."""
+
+    outcome: str
+    """replayed, refused, released, or swept."""
+    text: str = ""
+    """Why it was refused."""
+    edit: CommittedEdit | None = None
+
+
+def make_again(claim: Claim) -> Replay:
+    """Make the edit that was asked for, once nothing of the earlier attempt is left.
+
+    Raises
+    ------
+    EditRefused
+        With Reason.LOCKED only, if somebody else holds an object: to be tried again. Other refusals end the operation.
+    """
+    found, scope = claim.found, claim.found.scope
+    assert scope is not None
+    held = claim.assessment.state is State.HELD
+    resumption = Resumption(claim.row, scope if held else None, scope.timestamp + ATTEMPTS_TO_PUT_EDGES)
+    reach("replay")
+    try:
+        edit = _run(claim.graph, found, resumption)
+    except EditRefused as refusal:
+        if refusal.reason is Reason.LOCKED:
+            raise
+        return give_up(claim, f"refused:{refusal.reason}: {refusal}")
+    return Replay("replayed", edit=edit)
+
+
+def give_up(claim: Claim, text: str) -> Replay:
+    """The operation cannot be made again: the log says why, and its locks are given back."""
+    claim.note(phase=Phase.OVER, outcome=text)
+    reach("give up")
+    row = claim.row
+    row.say_how_it_ended(text)
+    release(claim)
+    row.forget_plan()
+    claim.own.end()
+    return Replay("refused", text)
+
+
+def let_go(claim: Claim) -> Replay:
+    """Bring an operation to its end that has nothing to be made again."""
+    found, row = claim.found, claim.row
+    if claim.assessment.state is State.OVER:
+        return give_up(claim, found.progress.outcome)
+    if claim.assessment.state is State.FINISHED:
+        release(claim)
+        row.clear_scope(chunks=True)
+        return Replay("released")
+    status = None if found.operation is None else found.operation.status
+    text = f"failed:abandoned: its process ended before it wrote anything; found by {claim.own.token}."
+    if found.operation is not None and status not in (OperationStatus.SUCCESS, OperationStatus.EXCEPTION):
+        row.say_how_it_ended(text)
+    claim.own.end()
+    return Replay("swept", text)
+
+
+# -- the request ------------------------------------------------------------------------------------------------------
+
+
+def _run(graph: ChunkedGraph, found: Unfinished, resumption: Resumption) -> CommittedEdit:
+    operation = found.operation
+    if operation is None:
+        raise RecoveryStoppedError(
+            f"operation {found.operation_id} has no row in the log, so nobody knows what was asked for.",
+            remedy="Its locks stay; see docs/sv_splitting_recovery.md.",
+        )
+    if operation.kind in ("undo", "redo"):
+        revert = undo if operation.kind == "undo" else redo
+        return revert(graph, about(operation), found.user, patience=PATIENCE, resumption=resumption)
+    request = request_of(operation, REQUEST.newest(found.row) or {})
+    volume = open_fork(graph.watershed_url, graph.graph_id) if _has_fork(graph) else None
+    if isinstance(request, MergeRequest):
+        return merge(graph, request, volume=volume, patience=PATIENCE, resumption=resumption)
+    return split(graph, request, volume=volume, patience=PATIENCE, resumption=resumption)
+
+
+def request_of(operation: Operation, options: dict[str, Any]) -> MergeRequest | SplitRequest:
+    """The request of a merge or split, out of the log's cells and what they have no room for."""
+    row, by_id = operation.row, options.get("by_id", [True, True])
+    sides = []
+    for ids, where, named in (
+        (columns.SOURCE_IDS, columns.SOURCE_COORDINATES, by_id[0]),
+        (columns.SINK_IDS, columns.SINK_COORDINATES, by_id[1]),
+    ):
+        found, coordinates = ids.newest(row), where.newest(row)
+        use_ids = found is not None and (named or coordinates is None)
+        sides.append(Points.of(found if use_ids and found is not None else (), coordinates))
+    offset = options.get("offset", False)
+    if offset is False:  # other software's
+        stored = columns.BOUNDING_BOX_OFFSET.newest(row)
+        offset = None if stored is None or not len(stored) else np.asarray(stored).ravel().tolist()
+    user, margin = operation.user or "", None if offset is None else (offset[0], offset[1], offset[2])
+    if operation.kind == "merge":
+        return MergeRequest(user, sides[0], sides[1], margin)
+    names = ("path_augmentation", "disallow_isolating_cut", "memory")
+    return SplitRequest(user, sides[0], sides[1], margin, **{n: options[n] for n in names if n in options})
+
+
+def _has_fork(graph: ChunkedGraph) -> bool:
+    return fork_exists(graph.watershed_url, graph.graph_id)

@@ -1,0 +1,137 @@
+"""The sensor finds dead edits once they have not moved for long enough; the job heals them; failures reach people."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from sv_pipeline.definitions import defs
+from sv_pipeline.defs import recovery
+from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.edits import ownership
+from sv_pipeline.registry import default_home
+from sv_pipeline.reports.alerts import WEBHOOK_VARIABLE, Alerts
+from sv_pipeline.table.columns import INDEFINITE_LOCK
+from sv_pipeline.table.interface import DeleteCells, RowMutation
+from sv_pipeline_tests.edits.recovery.conftest import Theatre
+from sv_pipeline_tests.edits.recovery.conftest import stages as stages
+from sv_pipeline_tests.edits.recovery.conftest import theatre as theatre
+from sv_pipeline_tests.edits.recovery.conftest import zygote as zygote
+
+KILLED = -9
+
+
+@pytest.fixture
+def play(theatre: Callable[..., Theatre], home: str, monkeypatch: pytest.MonkeyPatch) -> Theatre:
+    monkeypatch.setattr(ownership, "BEAT_SECONDS", 0.1)
+    return theatre("sqlite", Path(home))
+
+
+@pytest.fixture
+def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """A local server that keeps what is posted to it."""
+    got: list[dict[str, Any]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv(WEBHOOK_VARIABLE, f"http://127.0.0.1:{server.server_port}/hook")
+    yield got
+    server.shutdown()
+    server.server_close()
+
+
+def tick(instance: dg.DagsterInstance, cursor: str | None = None) -> Any:
+    resources = {"pipeline": PipelineResource(home=default_home())}
+    context = dg.build_sensor_context(instance=instance, cursor=cursor, definitions=defs(), resources=resources)
+    return recovery.stuck_operations_sensor.evaluate_tick(context)
+
+
+def run(instance: dg.DagsterInstance, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
+    job = defs().resolve_job_def("recover_operation_job")
+    return job.execute_in_process(
+        run_config=request.run_config, tags=request.tags, instance=instance, raise_on_error=False
+    )
+
+
+def test_a_killed_edit_is_found_and_healed(
+    play: Theatre, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert play.do(**play.request("supervoxel split"), failpoint="half switched:kill") == KILLED
+    monkeypatch.setenv(recovery.AGE_VARIABLE, "0s")
+    found = tick(instance)
+    (request,) = found.run_requests
+    assert request.run_key == "stage:15:1"
+    result = run(instance, request)
+    assert result.success
+    metadata = {e.step_key: e for e in result.all_events if e.event_type_value == "STEP_OUTPUT"}
+    assert set(metadata) == {"claim_operation", "clean_up_operation", "replay_operation", "verify_operation"}
+    proof = metadata["verify_operation"].step_output_data.metadata
+    assert proof["status"].value == "SUCCESS"
+    assert "data:image/png;base64" in proof["split"].value
+    assert metadata["clean_up_operation"].step_output_data.metadata["voxels put back"].value > 0
+    play.scene.prove()
+    assert play.scene.objects() == play.twin("supervoxel split")
+    assert not tick(instance, found.cursor).run_requests
+
+
+def test_what_moves_or_is_young_is_left_alone(play: Theatre, instance: dg.DagsterInstance) -> None:
+    assert play.do(**play.request("merge"), failpoint="half switched:kill") == KILLED
+    first = tick(instance)
+    assert not first.run_requests
+    assert "has not moved for 0 s" in first.skip_message
+    notes = json.loads(first.cursor)
+    notes["stage"]["15"][1] -= 601
+    assert len(tick(instance, json.dumps(notes)).run_requests) == 1
+    notes["stage"]["15"][0] = "another-owner 7"
+    assert not tick(instance, json.dumps(notes)).run_requests, "it has moved since"
+
+
+def test_a_run_that_finds_nothing_to_do_ends_quietly(play: Theatre, instance: dg.DagsterInstance) -> None:
+    request = dg.RunRequest(run_config={"graph_id": "stage", "operation_id": 1}, tags={})
+    assert run(instance, request).success
+
+
+def test_failures_are_tried_again_then_people_are_told(
+    play: Theatre, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, webhook: list[dict[str, Any]]
+) -> None:
+    assert play.do(**play.request("supervoxel split"), failpoint="half switched:kill") == KILLED
+    # Somebody has removed a lock by hand: what is stored does not fit, so nothing may be touched.
+    key = next(k for k in play.scene.indefinite_locks() if len(k) == 10)
+    play.scene.table.mutate([RowMutation(key, [DeleteCells(INDEFINITE_LOCK.key)])])
+    before = play.scene.rows()
+    monkeypatch.setenv(recovery.AGE_VARIABLE, "0s")
+    monkeypatch.setattr(recovery, "BACKOFF", recovery.Backoff(0.0, 2))
+    cursor = None
+    for attempt in (1, 2):
+        found = tick(instance, cursor)
+        (request,) = found.run_requests
+        assert request.tags[recovery.ATTEMPT_TAG] == str(attempt)
+        assert not run(instance, request).success
+        cursor = found.cursor
+    stopped = tick(instance, cursor)
+    assert not stopped.run_requests
+    assert "needs a person: 2 recoveries failed" in stopped.skip_message
+    assert [alert["final"] for alert in webhook] == [False, True]
+    assert "holds" in webhook[-1]["text"]
+    assert play.scene.rows() == before
+
+
+def test_a_webhook_that_is_down_fails_nothing() -> None:
+    assert not Alerts("http://127.0.0.1:9/nobody", timeout=0.5).send("text")
+    assert not Alerts("file:///etc/hostname").send("text")
+    assert Alerts().send("text")
