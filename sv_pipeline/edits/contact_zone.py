@@ -4,14 +4,15 @@ An atomic edge of cross layer ``l`` is active iff its ends have one ancestor at 
 nodes that had different parents under one new node of layer ``l + 1``, all edges of cross layer ``l`` between them
 become active by this rule, wherever they are. They change the edges of nodes, but not who is whose parent.
 
-Found by walking down both sides at once, keeping only nodes that have one of the other side in a neighbour chunk.
-Reads; decides nothing else.
+Found by walking down both sides at once, keeping only nodes that have one of the other side in a chunk near by: in a
+neighbour chunk for edges of files, a few chunks farther for those that users have drawn. Reads; decides nothing else.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import cache as cached
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +22,14 @@ from sv_pipeline.edits.hierarchy_plan import HierarchyPlan
 from sv_pipeline.edits.layer2 import pairs_of, same_rows
 from sv_pipeline.edits.nodes import KnownNodes, NodeCache
 from sv_pipeline.edits.region import edges_around
+from sv_pipeline.edits.requests import MAX_CHUNKS_APART
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.edges import read_timed_edges_of_edits
 from sv_pipeline.ids import UInt64Array
 
 __all__ = ["implied_edges"]
 
 IntArray = npt.NDArray[np.int64]
-OFFSETS = np.array(list(itertools.product((-1, 0, 1), repeat=3)), np.int64)
 
 
 def implied_edges(
@@ -57,11 +59,27 @@ def implied_edges(
     zone = _walk(graph, cache, groups, colours, nodes, tops)
     if not len(zone[0]):
         return np.zeros((0, 2), np.uint64), np.zeros((0, 2), np.uint64)
-    groups, colours, nodes, tops = zone
-    coordinates = np.unique(graph.layout.coordinates(nodes), axis=0)
-    pairs = np.sort(renamed(pairs_of(edges_around(graph, coordinates, cache))), axis=1)
+    pairs = np.sort(renamed(_stored_pairs(graph, cache, zone)), axis=1)
     pairs = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
     return _between(graph, cache, zone, pairs, activated)
+
+
+def _stored_pairs(
+    graph: ChunkedGraph, cache: NodeCache, zone: tuple[IntArray, UInt64Array, UInt64Array, IntArray]
+) -> UInt64Array:
+    """All edges of the chunks where the sides are next to each other; elsewhere only those that edits have made."""
+    groups, colours, nodes, tops = zone
+    near = _near_others(graph, groups, colours, nodes, tops, 2, 1)
+    every, beside = (np.unique(graph.layout.coordinates(some), axis=0) for some in (nodes, nodes[near]))
+    pairs = []
+    if len(beside):
+        pairs.append(pairs_of(edges_around(graph, beside, cache)))
+    if len(every) > len(beside):
+        farther = every[~np.isin(graph.layout.chunk_ids(2, every), graph.layout.chunk_ids(2, beside))]
+        drawn, latest = read_timed_edges_of_edits(graph, farther)
+        cache.note(latest)
+        pairs.append(pairs_of(drawn))
+    return np.concatenate(pairs)
 
 
 def _old_nodes_that_meet(
@@ -113,7 +131,7 @@ def _climb(graph: ChunkedGraph, known: KnownNodes, nodes: UInt64Array, layer: in
 def _walk(
     graph: ChunkedGraph, cache: NodeCache, groups: IntArray, colours: UInt64Array, nodes: UInt64Array, tops: IntArray
 ) -> tuple[IntArray, UInt64Array, UInt64Array, IntArray]:
-    """Down to layer 2, all groups in step; nodes with none of another colour next to them are left."""
+    """Down to layer 2, all groups in step; nodes with none of another colour near them are left."""
     for layer in range(graph.n_layers - 1, 1, -1):
         node_layers = graph.layout.layers(nodes)
         expand = (node_layers > layer) & (tops > layer)
@@ -125,17 +143,24 @@ def _walk(
 
             nodes = np.concatenate([nodes[~expand], below.values])
             groups, colours, tops = spread(groups), spread(colours), spread(tops)
-        keep = _next_to_others(graph, groups, colours, nodes, tops, layer)
+        reach = -(-MAX_CHUNKS_APART // (1 << (layer - 2)))
+        keep = _near_others(graph, groups, colours, nodes, tops, layer, reach)
         groups, colours, nodes, tops = groups[keep], colours[keep], nodes[keep], tops[keep]
     return groups, colours, nodes, tops
 
 
-def _next_to_others(
-    graph: ChunkedGraph, groups: IntArray, colours: UInt64Array, nodes: UInt64Array, tops: IntArray, layer: int
+def _near_others(
+    graph: ChunkedGraph,
+    groups: IntArray,
+    colours: UInt64Array,
+    nodes: UInt64Array,
+    tops: IntArray,
+    layer: int,
+    reach: int,
 ) -> npt.NDArray[np.bool_]:
-    """Which nodes have one of the same group and another colour in a neighbour chunk of ``layer``.
+    """Which nodes have one of the same group and another colour at most so many chunks of ``layer`` away.
 
-    Of a group whose new node is at layer ``t``, only neighbours in another chunk of layer ``t - 1`` count.
+    Of a group whose new node is at layer ``t``, only those in another chunk of layer ``t - 1`` count.
     """
     keep = np.ones(len(nodes), np.bool_)
     here = np.flatnonzero(tops > layer)
@@ -145,15 +170,16 @@ def _next_to_others(
     shift = (tops[here] - 1 - layer)[:, None]
     _, group = np.unique(groups[here], return_inverse=True)
     _, colour = np.unique(colours[here], return_inverse=True)
-    width = int(coordinates.max(initial=0)) + 3
+    coordinates = coordinates + reach
+    width = int(coordinates.max(initial=0)) + reach + 1
     cells = _key(group, coordinates, width)
     pairs = np.unique(np.stack([cells, colour], axis=-1), axis=0)
     cell_ids, counts = np.unique(pairs[:, 0], return_counts=True)
     first_colour = pairs[np.searchsorted(pairs[:, 0], cell_ids), 1]
     near = np.zeros(len(here), np.bool_)
-    for offset in OFFSETS:
+    for offset in _offsets(reach):
         beside = coordinates + offset
-        far_enough = ((beside >> shift) != (coordinates >> shift)).any(axis=1)
+        far_enough = (((beside - reach) >> shift) != ((coordinates - reach) >> shift)).any(axis=1)
         wanted = _key(group, beside, width)
         at = np.minimum(np.searchsorted(cell_ids, wanted), len(cell_ids) - 1)
         occupied = cell_ids[at] == wanted
@@ -163,8 +189,13 @@ def _next_to_others(
     return keep
 
 
+@cached
+def _offsets(reach: int) -> IntArray:
+    return np.array(list(itertools.product(range(-reach, reach + 1), repeat=3)), np.int64)
+
+
 def _key(group: IntArray, coordinates: IntArray, width: int) -> IntArray:
-    x, y, z = (coordinates + 1).T
+    x, y, z = coordinates.T
     return np.asarray(((group * width + x) * width + y) * width + z, np.int64)
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sv_pipeline.edits.commit import CommittedEdit, EditPlan
+from sv_pipeline.edits.fates import names_of_today
 from sv_pipeline.edits.incarnations import Incarnation, about, latest_incarnation
 from sv_pipeline.edits.locking import LockPatience
 from sv_pipeline.edits.merging import plan_addition
@@ -129,8 +130,8 @@ def _followed(graph: ChunkedGraph, operation_id: int, *, undo_it: bool) -> tuple
     """What an undo or redo is about in the end, and whether that is undone or made again."""
     operation = _successful(graph, operation_id)
     while operation.kind in ("undo", "redo"):
-        if operation.kind == "redo" and len(read_supervoxels(graph.table, operation.operation_id)):
-            break  # a split of its own
+        if operation.kind == "redo" and columns.SOURCE_COORDINATES.newest(operation.row) is not None:
+            break  # points were split again: a split of its own, whether it took supervoxels or edges
         undo_it = undo_it if operation.kind == "redo" else not undo_it
         operation = _successful(graph, about(operation))
     return operation, undo_it
@@ -147,7 +148,7 @@ def _request(graph: ChunkedGraph, operation: Operation, user: str, *, undo_it: b
         raise EditRefused(Reason.NOTHING_TO_UNDO, f"operation {operation.operation_id} names no edges.")
     pairs = np.unique(np.sort(edges.astype(np.uint64), axis=1), axis=0)
     kind = "undo" if undo_it else "redo"
-    return RevertRequest(user, operation.operation_id, kind, (operation.kind == "split") is undo_it, pairs)
+    return RevertRequest(user, operation.operation_id, kind, (operation.kind != "merge") is undo_it, pairs)
 
 
 # -- splits of supervoxels --------------------------------------------------------------------------------------------
@@ -164,11 +165,9 @@ def _undo_split(graph: ChunkedGraph, found: Incarnation, user: str, run: _Run) -
     edges = np.zeros((0, 2), np.uint64) if removed is None else removed.astype(np.uint64)
 
     def prepare(request: UndoOfSplit) -> UndoOfSplit:
-        ends = np.unique(request.edges)
-        gone = ends[replaced(graph, ends)] if len(ends) else ends
-        if np.isin(request.record[:, 1], gone).any():
+        if replaced(graph, request.record[:, 1]).any():
             raise EditRefused(Reason.OVERLAPPED, f"operation {target} is just being changed.", remedy="Try again.")
-        return replace(request, edges=request.edges[~np.isin(request.edges, gone).any(axis=1)])
+        return replace(request, edges=_edges_of_today(graph, request.edges))
 
     return run_edit(
         graph,
@@ -258,12 +257,16 @@ def _successful(graph: ChunkedGraph, operation_id: int) -> Operation:
 
 def _of_living_supervoxels(graph: ChunkedGraph, request: RevertRequest) -> RevertRequest:
     """Without edges of supervoxels that were split since."""
-    ids = request.supervoxels
-    gone = ids[replaced(graph, ids)]
-    edges = request.edges[~np.isin(request.edges, gone).any(axis=1)]
+    edges = _edges_of_today(graph, request.edges)
     if not len(edges):
         raise _nothing(request)
-    return RevertRequest(request.user, request.operation_id, request.kind, request.activate, edges)
+    return replace(request, edges=edges)
+
+
+def _edges_of_today(graph: ChunkedGraph, edges: UInt64Array) -> UInt64Array:
+    """Edges between supervoxels that are there, or are there again under another id; smaller id first."""
+    names = np.sort(names_of_today(graph, edges), axis=1)
+    return np.unique(names[names[:, 0] > 0], axis=0)
 
 
 def _plan(workspace: Workspace, request: RevertRequest) -> EditPlan:

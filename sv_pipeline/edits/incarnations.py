@@ -4,6 +4,8 @@ A split S gives fragments; its undo U gives their successors; its redo R splits 
 
     S --undone by--> U --made again by--> R --undone by--> ...
     in force         undone               in force
+
+Later splits of the fragments that were undone themselves leave other ids, and nothing else.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sv_pipeline.edits.fates import Fate, Fates, State
 from sv_pipeline.edits.operation_log import read_supervoxels
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import Operation, read_operations
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.table import columns, keys
+from sv_pipeline.table import columns
 
-__all__ = ["Incarnation", "about", "latest_incarnation"]
+__all__ = ["Incarnation", "about", "latest_incarnation", "origin"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +30,7 @@ class Incarnation:
 
     operation: Operation
     record: UInt64Array
-    """(old, new, side), shape (n, 3)."""
+    """(old, new, side), shape (n, 3); of what is in force, new ones under their ids of today."""
     undone_by: int | None
     """The operation that took it back."""
     overlapped_by: tuple[int, ...]
@@ -40,34 +43,40 @@ def about(operation: Operation) -> int:
     return column.newest(operation.row) or 0
 
 
+def origin(graph: ChunkedGraph, operation: Operation) -> int:
+    """The operation that a chain of undos and redos began with."""
+    while operation.kind in ("undo", "redo"):
+        found = read_operations(graph, [about(operation)])
+        if not found:
+            break
+        operation = found[0]
+    return operation.operation_id
+
+
 def latest_incarnation(graph: ChunkedGraph, operation: Operation, record: UInt64Array) -> Incarnation:
     """Follow undo and redo of an operation that split supervoxels; ``record`` is what it replaced."""
+    fates = Fates.read(graph, record[:, 1])
     while True:
-        successors = _replacing(graph, record[:, 1])
-        if not successors:
-            return Incarnation(operation, record, None, ())
-        undo = _that_is(graph, successors, "undo", operation.operation_id)
-        if undo is None:
-            return Incarnation(operation, record, None, tuple(successors))
-        redo = _that_is(
-            graph, _replacing(graph, read_supervoxels(graph.table, undo.operation_id)[:, 1]), "redo", operation.id
-        )
+        found = [fates.of(fragment) for fragment in record[:, 1].tolist()]
+        split = {fate.operation for fate in found if fate.state is State.SPLIT}
+        if split:
+            return Incarnation(operation, record, None, tuple(sorted(o for o in split if o is not None)))
+        if all(fate.state is State.HERE for fate in found):
+            today = np.array([fate.supervoxel for fate in found], np.uint64)
+            return Incarnation(operation, np.stack([record[:, 0], today, record[:, 2]], axis=-1), None, ())
+        joined = next(fate for fate in found if fate.state is State.JOINED)
+        after = [fates.of(successor) for successor in sorted({fate.supervoxel for fate in found})]
+        redo = _redo(graph, fates, after, operation)
         if redo is None:
-            return Incarnation(operation, record, undo.operation_id, ())
+            back = max((fate.operation for fate in after if fate.operation and fate.state is State.HERE), default=None)
+            return Incarnation(operation, record, back or joined.operation, ())
         operation, record = redo, read_supervoxels(graph.table, redo.operation_id)
 
 
-def _replacing(graph: ChunkedGraph, supervoxels: UInt64Array) -> list[int]:
-    """Operations that replaced some of these supervoxels, ascending."""
-    rows = graph.table.read_rows(keys.node_keys(np.unique(supervoxels)), [columns.NEW_IDS.key], newest_only=True)
-    found = [columns.NEW_IDS.newest(row) for row in rows.values()]
-    new = np.unique(np.concatenate([ids for ids in found if ids is not None] or [np.zeros(0, np.uint64)]))
-    made = graph.table.read_rows(keys.node_keys(new), [columns.OPERATION_ID.key], newest_only=True)
-    operations = {columns.OPERATION_ID.newest(row) for row in made.values()}
-    return sorted(operation for operation in operations if operation is not None)
-
-
-def _that_is(graph: ChunkedGraph, operation_ids: list[int], kind: str, target: int) -> Operation | None:
-    """The one of some operations that is an undo or redo of another; None if there is not exactly one."""
-    found = read_operations(graph, operation_ids) if len(operation_ids) == 1 else []
-    return found[0] if found and found[0].kind == kind and about(found[0]) == target else None
+def _redo(graph: ChunkedGraph, fates: Fates, successors: list[Fate], operation: Operation) -> Operation | None:
+    """The redo of an operation that has split all that its undo had joined; None if there is none."""
+    by = {fate.operation if fate.state is State.SPLIT else None for fate in successors}
+    again = fates.operations.get(next(iter(by)) or 0) if len(by) == 1 else None
+    if again is None or again.kind != "redo" or origin(graph, again) != origin(graph, operation):
+        return None
+    return again

@@ -35,6 +35,8 @@ MAX_POINTS = 1000
 """Of one side."""
 MAX_CHUNKS_APART = 3
 """How far, per axis, the layer 2 chunks of the two ends of a merge may be from each other."""
+FARTHEST = 1 << 53
+"""Larger floating point numbers are not exact."""
 DEFAULT_OFFSET = (240, 240, 24)
 DEFAULT_MEMORY = 4 << 30
 
@@ -55,10 +57,20 @@ class Points:
             array = np.asarray(ids).reshape(-1)
             if array.size and (array.dtype.kind not in "iu" or (array.dtype.kind == "i" and array.min() < 0)):
                 raise ValueError("ids are whole numbers, 0 or more")  # noqa: TRY301 - one place tells the user
-            where = None if coordinates is None else np.asarray(coordinates).astype(np.int64).reshape(-1, 3)
+            where = None if coordinates is None else _whole(np.asarray(coordinates)).reshape(-1, 3)
             return cls(array.astype(np.uint64), where)
         except (TypeError, ValueError, OverflowError) as error:
             raise EditRefused(Reason.BAD_REQUEST, f"the points of the request cannot be read: {error}.") from error
+
+
+def _whole(coordinates: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """The voxels that coordinates lie in."""
+    if coordinates.dtype.kind in "iu" or not coordinates.size:
+        return coordinates.astype(np.int64)
+    numbers = np.floor(coordinates.astype(np.float64, casting="safe" if coordinates.dtype.kind in "fc" else "unsafe"))
+    if not (np.abs(numbers) < FARTHEST).all():
+        raise ValueError("a coordinate is not a number, or too large for a voxel")
+    return numbers.astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,8 @@ from sv_pipeline.graph.queries import roots, supervoxels_at
 from sv_pipeline.segmentation.reader import open_fork
 from sv_pipeline.table.sqlite import SqliteTable
 from sv_pipeline.verify.run import verify
+from sv_pipeline_tests.edits.bars import Make
+from sv_pipeline_tests.edits.bars import make as make
 from sv_pipeline_tests.reference_data import ReferenceDataset, build_dataset, contacts, random_labels
 
 OFFSET = (6, 6, 6)
@@ -69,8 +71,12 @@ def test_points_on_touching_objects_merge_and_on_one_object_split(
 
 def test_a_chain_of_merges_makes_one_object(tissue: tuple[ReferenceDataset, ChunkedGraph]) -> None:
     data, graph = tissue
+    volume = open_fork(data.watershed_url, data.graph_id)
     touching = networkx.Graph(list(contacts(data.voxels)))
-    for source, sink in list(networkx.bfs_edges(touching, min(touching)))[:60]:
+    for pair in list(networkx.bfs_edges(touching, min(touching)))[:60]:
+        # Others have split some supervoxels meanwhile: they are what is at their places now.
+        places = [voxel_of(data, supervoxel) for supervoxel in pair]
+        source, sink = supervoxels_at(graph, volume, places).tolist()
         if len(np.unique(roots(graph, [source, sink]))) == 2:
             request = edits.MergeRequest("tester", Points.of([source]), Points.of([sink]), OFFSET)
             edits.merge(graph, request)
@@ -82,3 +88,23 @@ def test_a_chain_of_merges_makes_one_object(tissue: tuple[ReferenceDataset, Chun
         checks=["hierarchy", "skip_connections", "cross_edges", "connectivity", "inf_edges", "operations"],
     )
     assert report.ok, report.summary()
+
+
+def test_an_edge_that_a_user_has_drawn_far_away_becomes_active_again_by_itself(make: Make) -> None:
+    """Its ends are in chunks that do not touch; it was undone, and then other merges joined the two objects."""
+    boxes = {
+        1: (slice(0, 8), slice(0, 3), slice(0, 8)),
+        2: (slice(24, 32), slice(0, 3), slice(0, 8)),
+        3: (slice(0, 32), slice(4, 7), slice(0, 8)),
+    }
+    tissue = make((32, 8, 8), boxes, objects={1: 1, 2: 2, 3: 3})
+
+    def merge(source: list[int], sink: list[int], offset: tuple[int, int, int]) -> edits.CommittedEdit:
+        edit = edits.merge(tissue.graph, tissue.merge_request(source, sink, offset=offset), volume=tissue.volume)
+        tissue.verify()
+        return edit
+
+    drawn = merge([2, 1, 1], [25, 1, 1], OFFSET)
+    edits.undo(tissue.graph, drawn.operation_id, "tester")
+    merge([2, 1, 1], [2, 5, 1], OFFSET)
+    merge([25, 1, 1], [25, 5, 1], (3, 3, 3))

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from sv_pipeline import edits
 from sv_pipeline.algorithms.multicut import Refusal
 from sv_pipeline.edits import Reason
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.graph.lineage import OperationStatus, latest_roots, read_operations
-from sv_pipeline.table.bigtable import BigtableTable
-from sv_pipeline.table.interface import RowKeyRange, RowMutation, SetCell, Table
+from sv_pipeline.table.interface import RowMutation
 from sv_pipeline.table.sqlite import SqliteTable
 from sv_pipeline_tests.edits.conftest import merge_request, split_request
+from sv_pipeline_tests.edits.machines import IN_CI, run_shard
 from sv_pipeline_tests.edits.model import Model, stored_components, verify_rows
+from sv_pipeline_tests.edits.tissue import all_rows, fast_folder, new_table, template_folder
 from sv_pipeline_tests.graph.worlds import World, ingest, random_world
 
-EVERYTHING = RowKeyRange(b"\x00", b"\xff" * 32)
 SHAPES = [(2, 1, 1), (2, 2, 2), (5, 2, 1), (3, 3, 2)]
-SETTINGS = {
-    "deadline": None,
-    "suppress_health_check": list(HealthCheck),
-    "stateful_step_count": 10,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,19 +38,16 @@ class Template:
 @cache
 def template(shape: tuple[int, int, int], seed: int) -> Template:
     world = random_world(shape, seed, per_chunk=3, objects=0.25, cross=0.08)
-    folder = Path(mkdtemp(prefix="edits"))
+    folder = template_folder()
     graph, _ = ingest(world, SqliteTable("template", folder), folder)
-    rows = [
-        RowMutation(key, [SetCell(column, cell.value, cell.timestamp) for column in row for cell in row[column]])
-        for key, row in graph.table.scan([EVERYTHING])
-    ]
-    return Template(world, rows, Model.of(world))
+    return Template(world, all_rows(graph.table), Model.of(world))
 
 
 class EditsAgainstModel(RuleBasedStateMachine):
     """Edits of a graph and of the model; rows are proven after each step."""
 
-    new_table: staticmethod  # type: ignore[type-arg]
+    backend: str
+    shape: tuple[int, int, int]
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,11 +55,11 @@ class EditsAgainstModel(RuleBasedStateMachine):
         self.history: list[tuple[int, set[frozenset[int]]]] = []
         self.refused = self.made = 0
 
-    @initialize(shape=st.sampled_from(SHAPES), seed=st.integers(0, 3))
-    def build(self, shape: tuple[int, int, int], seed: int) -> None:
-        made = template(shape, seed)
-        self._folder = TemporaryDirectory()
-        table: Table = type(self).new_table(self._folder.name)
+    @initialize(seed=st.integers(0, 3))
+    def build(self, seed: int) -> None:
+        made = template(self.shape, seed)
+        self._folder = fast_folder()
+        table = new_table(self.backend, self._folder.name)
         table.create()
         table.mutate(made.rows)
         self.graph: ChunkedGraph = open_chunked_graph(table)
@@ -104,25 +90,26 @@ class EditsAgainstModel(RuleBasedStateMachine):
         assert reason in ({Reason.SUPERVOXEL_SPLIT_REQUIRED, *Refusal} if same else {Reason.TOO_FAR})
         assert same or apart > 3
 
-    @rule(data=st.data())
-    def undo(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), back=st.sampled_from([True, True, False]))
+    def undo_or_redo(self, data: st.DataObject, back: bool) -> None:
         """Of anything that was done, at any later time; later edits stay."""
         if not self.operations:
             return
         operation_id, kind = data.draw(st.sampled_from(self.operations), "operation")
+        activate = (kind == "split") is back
         try:
-            edit = edits.undo(self.graph, operation_id, "tester")
+            edit = (edits.undo if back else edits.redo)(self.graph, operation_id, "tester")
         except edits.EditRefused as refusal:
             reason = refusal.reason
         else:
             changed = {(a, b) for a, b in edit.edges.tolist()}
-            self.model.active = self.model.active | changed if kind == "split" else self.model.active - changed
+            self.model.active = self.model.active | changed if activate else self.model.active - changed
             self.model.settle()
             self.made += 1
             self.history.append((edit.logical_time, self.model.components))
             return
         self.refused += 1
-        assert reason is Reason.NOTHING_TO_UNDO
+        assert reason is Reason.NOTHING_TO_UNDO or (reason is Reason.STILL_CONNECTED and not activate)
 
     def follow(self, source: int, sink: int, edit: edits.CommittedEdit) -> None:
         """Let the model do the same."""
@@ -177,16 +164,18 @@ class EditsAgainstModel(RuleBasedStateMachine):
             self._folder.cleanup()
 
 
-@contextmanager
-def machine(new_table: object) -> Iterator[type[EditsAgainstModel]]:
-    yield type("Machine", (EditsAgainstModel,), {"new_table": staticmethod(new_table)})  # type: ignore[arg-type]
+def run_machine(backend: str, number: int, runs: int) -> None:
+    made = {"backend": backend, "shape": SHAPES[number]}
+    run_shard(type("Machine", (EditsAgainstModel,), made), number, runs, steps=30 if IN_CI else 15)
 
 
-def test_edits_agree_with_a_plain_model_on_sqlite() -> None:
-    with machine(lambda folder: SqliteTable("graph", Path(folder))) as kind:
-        run_state_machine_as_test(kind, settings=settings(max_examples=12, **SETTINGS))  # type: ignore[arg-type]
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(SHAPES)))
+def test_edits_agree_with_a_plain_model_on_sqlite(number: int) -> None:
+    run_machine("sqlite", number, 20 if IN_CI else 4)
 
 
-def test_edits_agree_with_a_plain_model_on_bigtable(bigtable_emulator: str) -> None:
-    with machine(lambda _: BigtableTable(f"t{uuid.uuid4().hex[:12]}", "project", "instance", patience=5.0)) as kind:
-        run_state_machine_as_test(kind, settings=settings(max_examples=3, **SETTINGS))  # type: ignore[arg-type]
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(SHAPES)))
+def test_edits_agree_with_a_plain_model_on_bigtable(bigtable_emulator: str, number: int) -> None:
+    run_machine("bigtable", number, 8 if IN_CI else 1)

@@ -1,0 +1,146 @@
+"""Undo of a supervoxel split brings voxels, objects and affinities back, under new ids; redo splits again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sv_pipeline import edits
+from sv_pipeline.edits import CommittedEdit, Reason
+from sv_pipeline_tests.edits.bars import ALL, Make, at, bar, split
+from sv_pipeline_tests.edits.bars import make as make
+from sv_pipeline_tests.edits.tissue import Recipe, Tissue, copy_of, edges_of, fast_folder, new_table, template_of
+from sv_pipeline_tests.edits.voxel_model import canonical
+
+State = tuple[np.ndarray, np.ndarray, dict[tuple[int, int], object]]
+
+
+def state(tissue: Tissue) -> State:
+    """Voxels, objects and edges, independent of ids: a supervoxel is called by its first voxel."""
+    tissue.verify()
+    voxels = tissue.voxels()
+    ids, first = np.unique(voxels, return_index=True)
+    name = dict(zip(ids.tolist(), first.tolist(), strict=True))
+    edges = {tuple(sorted((name[a], name[b]))): edge for (a, b), edge in edges_of(tissue).items()}
+    return canonical(voxels), canonical(tissue.objects(voxels)), edges
+
+
+def same(one: State, other: State) -> bool:
+    return np.array_equal(one[0], other[0]) and np.array_equal(one[1], other[1]) and one[2] == other[2]
+
+
+def undo(tissue: Tissue, edit: CommittedEdit) -> CommittedEdit:
+    return edits.undo(tissue.graph, edit.operation_id, "tester")
+
+
+def redo(tissue: Tissue, edit: CommittedEdit) -> CommittedEdit:
+    return edits.redo(tissue.graph, edit.operation_id, "tester")
+
+
+def test_voxels_objects_and_affinities_come_back(make: Make) -> None:
+    boxes = {1: bar(0, 16), 2: bar(16, 24), 3: (slice(0, 24), slice(4, 6), slice(1, 4))}
+    tissue = make((24, 8, 5), boxes, objects={1: 1, 2: 1, 3: 2})
+    before = state(tissue)
+    edit = split(tissue, [at(2)], [at(10)])
+    after = state(tissue)
+    undone = undo(tissue, edit)
+    assert same(state(tissue), before)
+    assert not same(after, before)
+    redone = redo(tissue, edit)
+    assert same(state(tissue), after)
+    again = undo(tissue, redone)
+    assert same(state(tissue), before)
+    undo(tissue, again)
+    assert same(state(tissue), after), "the undo of an undo is a redo"
+    assert undone.kind == again.kind == "undo"
+    assert redone.kind == "redo"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_split_of_random_tissue_is_undone_with_its_affinities(seed: int) -> None:
+    """On chunk faces and across several chunks, with inactive partners around."""
+    recipe = Recipe((20, 17, 9), 7, seed, voxel_offset=(16, 8, 3))
+    rng = np.random.default_rng(seed)
+    with fast_folder() as folder, copy_of(template_of(recipe), new_table("sqlite", folder)) as tissue:
+        done = 0
+        for _ in range(8):
+            before, voxels = state(tissue), tissue.voxels()
+            ids, sizes = np.unique(voxels[voxels > 0], return_counts=True)
+            source, sink = rng.permutation(np.argwhere(voxels == rng.choice(ids[sizes > 1])))[:2].tolist()
+            try:
+                edit = split(tissue, [source], [sink])
+            except edits.EditRefused:
+                continue
+            undo(tissue, edit)
+            assert same(state(tissue), before)
+            done += 1
+        assert done > 3
+
+
+def test_later_edits_that_overlap_are_named(make: Make) -> None:
+    tissue = make((24, 5, 5), {1: bar(0, 24)}, chunk_size=(24, 8, 8))
+    first = split(tissue, [at(1)], [at(22)])
+    second = split(tissue, [at(1)], [at(8)])
+    third = split(tissue, [at(15)], [at(22)])
+    with pytest.raises(edits.EditRefused, match=rf"\b{second.id}, {third.id}\b.* since") as caught:
+        undo(tissue, first)
+    assert caught.value.reason is Reason.OVERLAPPED
+    assert "Undo those first" in str(caught.value)
+
+
+def test_from_the_last_to_the_first_everything_can_be_undone(make: Make) -> None:
+    """What was split and joined again has other ids; that is no edit that overlaps."""
+    tissue = make((24, 5, 5), {1: bar(0, 12), 2: bar(12, 24)})
+    states, done = [state(tissue)], []
+    for source, sink in [(1, 9), (1, 4), (14, 22), (10, 14)]:
+        done.append(split(tissue, [at(source)], [at(sink)]))
+        states.append(state(tissue))
+    done.append(edits.merge(tissue.graph, tissue.merge_request(at(10), at(14)), volume=tissue.volume))
+    for edit in reversed(done):
+        undo(tissue, edit)
+        assert same(state(tissue), states.pop())
+
+
+def test_edits_elsewhere_are_kept(make: Make) -> None:
+    tissue = make((24, 8, 5), {1: bar(0, 12), 2: bar(12, 24), 3: (ALL, slice(4, 6), slice(1, 4))})
+    first = split(tissue, [at(1)], [at(9)])
+    second = split(tissue, [[2, 5, 2]], [[20, 5, 2]])
+    voxels = tissue.voxels()
+    undo(tissue, first)
+    tissue.verify()
+    assert np.array_equal(tissue.voxels()[:, 4:], voxels[:, 4:])
+    objects = tissue.objects(tissue.voxels())
+    assert objects[2, 5, 2] == objects[tuple(at(1))] or objects[20, 5, 2] == objects[tuple(at(1))]
+    assert len(second.supervoxels)
+
+
+def test_an_edge_of_what_has_come_back_can_be_undone(make: Make) -> None:
+    """A merge, then a split of one of its ends that is undone: the merge knows the end under its old id only."""
+    tissue = make((16, 5, 5), {1: bar(0, 8), 2: bar(8, 16)}, objects={1: 1, 2: 2})
+    apart = state(tissue)
+    merge = edits.merge(tissue.graph, tissue.merge_request(at(7), at(8)), volume=tissue.volume)
+    whole = state(tissue)
+    undo(tissue, split(tissue, [at(1)], [at(6)]))
+    assert same(state(tissue), whole)
+    undo(tissue, merge)
+    assert same(state(tissue), apart)
+    redo(tissue, merge)
+    assert same(state(tissue), whole)
+
+
+def test_a_split_made_again_without_a_supervoxel_can_be_undone(make: Make) -> None:
+    """Its supervoxel was split at the same place meanwhile, and merged: now an edge is all there is to cut."""
+    tissue = make((8, 5, 5), {1: bar(0, 8)})
+    first = split(tissue, [at(1)], [at(6)])
+    undo(tissue, first)
+    split(tissue, [at(0)], [at(7)])
+    edits.merge(tissue.graph, tissue.merge_request(at(3), at(4)), volume=tissue.volume)
+    merged = state(tissue)
+    again = redo(tissue, first)
+    assert not len(again.supervoxels)
+    parted = state(tissue)
+    assert not same(parted, merged)
+    undo(tissue, again)
+    assert same(state(tissue), merged)
+    redo(tissue, again)
+    assert same(state(tissue), parted)
