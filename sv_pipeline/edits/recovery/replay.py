@@ -32,7 +32,8 @@ from sv_pipeline.table import columns
 
 __all__ = ["Replay", "give_up", "let_go", "make_again", "request_of"]
 
-PATIENCE = LockPatience(60.0)
+PATIENCE = LockPatience(10.0)
+"""Whoever holds an object may be stuck as well, and be recovered next."""
 
 
 @dataclass(frozen=True)

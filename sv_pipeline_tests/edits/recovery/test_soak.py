@@ -110,9 +110,9 @@ def test_nothing_is_lost_by_kills_at_random_moments(theatre: Callable[..., Theat
         play.zygote.wait(pid)
     if soak.healer is not None:
         play.zygote.wait(soak.healer[0])
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while find_unfinished(play.scene.graph) and time.monotonic() < deadline:
-        assert play.do(do="heal") == DONE
+        assert play.zygote.wait(play.start(do="heal"), 300) == DONE
     play.scene.prove()
     log = [one for one in read_operations(play.scene.graph) if one.operation_id > first]
     ended = Counter(one.status.name for one in log if one.status is not None)
