@@ -206,9 +206,9 @@ def stored(folder: str) -> int:
     return sum(path.stat().st_size for path in Path(folder, "ocdbt/g").rglob("*") if path.is_file())
 
 
-def chunk_bytes(folder: str, boxes: tuple[Box, ...]) -> int:
+def chunk_bytes(folder: str, boxes: tuple[Box, ...], graph_id: str = "g") -> int:
     """Stored size of some storage chunks."""
-    store = specs.OcdbtStore(specs.fork_spec(folder, "g")).kv
+    store = specs.OcdbtStore(specs.fork_spec(folder, graph_id)).kv
     name = "_".join(f"{r:g}" for r in RESOLUTION)
     keys = ["_".join(f"{a}-{b}" for a, b in zip(box.start, box.stop, strict=True)) for box in boxes]
     return sum(len(store[f"{specs.ARRAY_PATH}{name}/{key}"]) for key in keys)
