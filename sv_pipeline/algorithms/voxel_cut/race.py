@@ -79,15 +79,19 @@ def cut_connected(mask: Mask, seeds: SeedPair, spacing: tuple[float, float, floa
         The seeds interleave so that no way was found to keep both sides in one piece.
     """
     deep = edt.edt(mask, anisotropy=spacing, black_border=True)
-    voxels = Voxels(mask, spacing)
-    depth = deep[mask]
-    cells, graph = _cells(voxels, depth)
-    first = _raced(voxels, depth, cells, graph, seeds)
+    first = _race(mask, deep[mask], seeds, spacing)
     arms = SeedPair(with_arms(first, seeds.first, deep), with_arms(mask & ~first, seeds.second, deep))
     try:
         return _joined(mask, deep, first, arms)
     except InputError:  # not every arm need be kept, but every seed must
         return _joined(mask, deep, first, seeds)
+
+
+def _race(mask: Mask, depth: npt.NDArray[np.float32], seeds: SeedPair, spacing: tuple[float, float, float]) -> Mask:
+    """The first side as the race gives it; what it takes of memory is free again afterwards."""
+    voxels = Voxels(mask, spacing)
+    cells, graph = _cells(voxels, depth)
+    return _raced(voxels, depth, cells, graph, seeds)
 
 
 def _joined(mask: Mask, deep: npt.NDArray[np.float32], first: Mask, seeds: SeedPair) -> Mask:

@@ -111,13 +111,10 @@ def join_seeds(mask: Mask, depth: npt.NDArray[np.float32], first: Mask, seeds: S
     """
     if len(seeds.first) == 1 and len(seeds.second) == 1:
         return seeds
-    cost = np.where(mask, 1.0 / np.maximum(depth, 1e-3), np.inf).astype(np.float32)
-    on_first = np.where(first, 1, TRESPASS).astype(np.float32) * cost
-    on_second = np.where(first, TRESPASS, 1).astype(np.float32) * cost
+    open_ways = _OpenWays(mask, depth, first)
     for keep_off in (False, True):
         for swap in (False, True):
-            costs = (on_second, on_first) if swap else (on_first, on_second)
-            joined = _join_in_order(costs, seeds.swapped if swap else seeds, keep_off)
+            joined = _join_in_order(open_ways, seeds.swapped if swap else seeds, swap, keep_off)
             if joined is not None:
                 return joined.swapped if swap else joined
     raise InputError(
@@ -126,31 +123,47 @@ def join_seeds(mask: Mask, depth: npt.NDArray[np.float32], first: Mask, seeds: S
     )
 
 
-def _join_in_order(costs: tuple[Cost, Cost], seeds: SeedPair, keep_off: bool) -> SeedPair | None:
-    first_cost, second_cost = costs
+@dataclass(frozen=True)
+class _OpenWays:
+    """What a step costs each side: made anew when asked for, since a search alters it, and it fills the whole box."""
+
+    mask: Mask
+    depth: Cost
+    first: Mask
+
+    def costs(self, of_first: bool) -> Cost:
+        """For the first side or the second: 1 / depth, more on the other's ground; inf outside the mask."""
+        cost = np.full(self.mask.shape, np.inf, np.float32)
+        inside = 1.0 / np.maximum(self.depth[self.mask], 1e-3)
+        inside[self.first[self.mask] != of_first] *= TRESPASS
+        cost[self.mask] = inside
+        return cost
+
+
+def _join_in_order(ways: _OpenWays, seeds: SeedPair, swapped: bool, keep_off: bool) -> SeedPair | None:
+    """Join the first seeds, then the others round them; ``swapped``: the first seeds are of the second side."""
+    cost = ways.costs(not swapped)
     if keep_off:
-        wanted = _joined(second_cost, seeds.second, seeds.first)
+        wanted = _joined(ways.costs(swapped), seeds.second, seeds.first)
         if wanted is None:
             return None
-        first_cost = first_cost.copy()
-        first_cost[tuple(wanted.T)] *= DETOUR
-    first = _joined(first_cost, seeds.first, seeds.second)
+        cost[tuple(wanted.T)] *= DETOUR
+    first = _joined(cost, seeds.first, seeds.second)
     if first is None:
         return None
-    second = _joined(second_cost, seeds.second, first)
+    second = _joined(ways.costs(swapped), seeds.second, first)
     return None if second is None else SeedPair(first, second)
 
 
 def _joined(cost: Cost, seeds: Coordinates, forbidden: Coordinates) -> Coordinates | None:
-    """Seeds and the cheapest paths from the first of them to the others, or None if no way is left."""
+    """Seeds and the cheapest paths from the first of them to the others, or None if no way is left; alters ``cost``."""
     if len(seeds) == 1:
         return seeds
-    cost = cost.copy()
     cost[tuple(forbidden.T)] = np.inf
     pieces = cc3d.connected_components(np.isfinite(cost), connectivity=26)[tuple(seeds.T)]
     if (pieces != pieces[0]).any():
         return None
     # One search for all seeds: one for each would take a minute for a hundred seeds.
-    ways = dijkstra3d.parental_field(cost, tuple(seeds[0].tolist()), connectivity=26)
-    paths = [dijkstra3d.path_from_parents(ways, tuple(seed.tolist())) for seed in seeds[1:]]
+    parents = dijkstra3d.parental_field(cost, tuple(seeds[0].tolist()), connectivity=26)
+    paths = [dijkstra3d.path_from_parents(parents, tuple(seed.tolist())) for seed in seeds[1:]]
     return np.unique(np.concatenate([seeds, *(path.astype(np.int64) for path in paths)]), axis=0)
