@@ -42,6 +42,7 @@ from sv_pipeline.graph.edges import replaced
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.segmentation.base import read_base
+from sv_pipeline.segmentation.context import uncached_context
 from sv_pipeline.segmentation.reader import current_generation, open_fork
 
 __all__ = [
@@ -170,7 +171,8 @@ def split_supervoxels(
 def read_voxels(graph: ChunkedGraph, box: Box) -> tuple[int, Labels]:
     """The latest generation of the graph's fork, and the supervoxels of a box in it, (x, y, z)."""
     generation = current_generation(graph.watershed_url, graph.graph_id)
-    volume = open_fork(graph.watershed_url, graph.graph_id, version=generation)
+    # Each chunk is read once: a cache would hold all of them a second time.
+    volume = open_fork(graph.watershed_url, graph.graph_id, version=generation, context=uncached_context())
     return generation, np.asarray(volume[box.slices].read(order="F").result(), np.uint64)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorstore as ts
 
-__all__ = ["CONTEXT_OPTIONS", "process_context", "reset_context"]
+__all__ = ["CONTEXT_OPTIONS", "process_context", "reset_context", "uncached_context"]
 
 CONTEXT_OPTIONS: dict[str, Any] = {
     # Decoded B+tree nodes and chunks: without a pool every chunk read fetches its manifest and nodes again.
@@ -15,6 +15,8 @@ CONTEXT_OPTIONS: dict[str, Any] = {
     # TensorStore would try 32 times with up to 32 s between; our own retries are around it.
     "gcs_request_retries": {"max_retries": 8, "initial_delay": "200ms", "max_delay": "10s"},
 }
+
+UNCACHED_BYTES = 8 << 20
 
 _contexts: dict[int, ts.Context] = {}
 
@@ -30,6 +32,11 @@ def process_context() -> ts.Context:
         _contexts.clear()
         _contexts[pid] = ts.Context(CONTEXT_OPTIONS)
     return _contexts[pid]
+
+
+def uncached_context() -> ts.Context:
+    """A context of its own for large reads that are made once: it keeps nodes of the tree, hardly any voxels."""
+    return ts.Context({**CONTEXT_OPTIONS, "cache_pool": {"total_bytes_limit": UNCACHED_BYTES}})
 
 
 def reset_context() -> None:

@@ -49,9 +49,19 @@ def reader_spec(
 
 
 def open_fork(
-    watershed_url: str | Path, graph_id: str, mip: int = 0, *, version: specs.Version | None = None
+    watershed_url: str | Path,
+    graph_id: str,
+    mip: int = 0,
+    *,
+    version: specs.Version | None = None,
+    context: ts.Context | None = None,
 ) -> ts.TensorStore:
     """Open one mip of a fork as a 3-d store (x, y, z) in absolute coordinates of that mip.
+
+    Parameters
+    ----------
+    context
+        Other than that of this process; one without a cache for voxels that are read once.
 
     Raises
     ------
@@ -63,7 +73,7 @@ def open_fork(
     heal(specs.fork_folder(base.watershed_url, graph_id))
 
     def open_it() -> ts.TensorStore:
-        return ts.open(spec, context=process_context(), open=True).result()
+        return ts.open(spec, context=context or process_context(), open=True).result()
 
     try:
         return retry_transport(open_it, what=f"opening mip {mip} of graph {graph_id}")[..., 0]

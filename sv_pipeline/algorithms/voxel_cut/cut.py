@@ -78,6 +78,7 @@ def _first_side(mask: Mask, seeds: SeedPair, spacing: tuple[float, float, float]
     """The first side of a mask of any number of components."""
     pieces, n_pieces = cc3d.connected_components(mask, connectivity=26, return_N=True)
     if n_pieces == 1:
+        del pieces  # as large as the box
         return cut_connected(mask, seeds, spacing)
     piece_of_first, piece_of_second = (pieces[tuple(side.T)] for side in (seeds.first, seeds.second))
     first = np.isin(pieces, np.setdiff1d(piece_of_first, piece_of_second))
