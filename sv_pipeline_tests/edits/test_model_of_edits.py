@@ -172,10 +172,10 @@ def run_machine(backend: str, number: int, runs: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(SHAPES)))
 def test_edits_agree_with_a_plain_model_on_sqlite(number: int) -> None:
-    run_machine("sqlite", number, 20 if IN_CI else 4)
+    run_machine("sqlite", number, 10 if IN_CI else 4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(SHAPES)))
 def test_edits_agree_with_a_plain_model_on_bigtable(bigtable_emulator: str, number: int) -> None:
-    run_machine("bigtable", number, 8 if IN_CI else 1)
+    run_machine("bigtable", number, 3 if IN_CI else 1)

@@ -183,7 +183,7 @@ class EditsOfVoxels(RuleBasedStateMachine):
         model = self.model
         now = {new: model.now(new) for new in done.fragments}
         if not done.in_force:
-            self.refused(lambda: self.revert(operation, back), {Reason.NOTHING_TO_UNDO})
+            self.refused(lambda: self.revert(operation, back), {Reason.NOTHING_TO_UNDO, Reason.OVERLAPPED})
             return
         if not model.alive.issuperset(now.values()):
             self.refused(lambda: self.revert(operation, back), {Reason.OVERLAPPED})
