@@ -87,6 +87,22 @@ class VoxelBlocks(Sequence[VoxelBlock]):
     def boxes(self) -> tuple[Box, ...]:
         """Box of each, absolute."""
 
+    @abc.abstractmethod
+    def block(self, index: int) -> VoxelBlock:
+        """One of them, made now."""
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @overload
+    def __getitem__(self, index: int) -> VoxelBlock: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[VoxelBlock]: ...
+    def __getitem__(self, index: int | slice) -> VoxelBlock | list[VoxelBlock]:
+        if isinstance(index, slice):
+            return [self.block(i) for i in range(*index.indices(len(self)))]
+        return self.block(range(len(self))[index])
+
 
 @dataclass(frozen=True, eq=False)
 class FragmentPlan:
@@ -374,22 +390,14 @@ class ChangedChunks(VoxelBlocks):
         self._places = np.split(places[order], starts[1:])
         self._values = np.split(new_ids[plan.node_of_voxel[fragment][order]], starts[1:])
 
-    @property
+    @cached_property
     def boxes(self) -> tuple[Box, ...]:
         """Box of each, absolute."""
         return tuple(self._storage.box(2, c).clip(self._plan.box) for c in self._coordinates)
 
-    def __len__(self) -> int:
-        return len(self._coordinates)
-
-    @overload
-    def __getitem__(self, index: int) -> VoxelBlock: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[VoxelBlock]: ...
-    def __getitem__(self, index: int | slice) -> VoxelBlock | list[VoxelBlock]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        box = self._storage.box(2, self._coordinates[index]).clip(self._plan.box)
+    def block(self, index: int) -> VoxelBlock:
+        """The voxels of a storage chunk after the change."""
+        box = self.boxes[index]
         voxels = self._segmentation[box.shifted(np.negative(self._plan.box.start)).slices].copy(order="F")
         voxels[tuple((self._places[index] - box.start).T)] = self._values[index]
         return VoxelBlock(box, voxels)

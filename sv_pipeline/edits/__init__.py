@@ -3,7 +3,7 @@
 from sv_pipeline.edits.commit import CommittedEdit
 from sv_pipeline.edits.history import redo, undo
 from sv_pipeline.edits.locking import LockPatience
-from sv_pipeline.edits.looking_back import leaves_at, milliseconds_of, operations_table, segmentation_at
+from sv_pipeline.edits.looking_back import leaves_at, milliseconds_of, segmentation_at
 from sv_pipeline.edits.merging import merge
 from sv_pipeline.edits.refusal import EditRefused, OwnershipLostError, Reason
 from sv_pipeline.edits.requests import MergeRequest, Points, SplitRequest
@@ -22,7 +22,6 @@ __all__ = [
     "leaves_at",
     "merge",
     "milliseconds_of",
-    "operations_table",
     "preview_split",
     "redo",
     "segmentation_at",

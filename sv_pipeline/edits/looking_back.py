@@ -1,4 +1,4 @@
-"""What was done to a graph, and what it was: the log as a table, objects of the past, lineage. Reads.
+"""What a graph was at a moment: its segmentation, its objects. Reads.
 
 Layer 2 rows that an edit retired stay as they are, so the leaves of a root at a time are the supervoxels that the
 segmentation of that time shows for it.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-import pandas as pd
 import tensorstore as ts
 
 from sv_pipeline.errors import NotFoundError
@@ -22,7 +21,7 @@ from sv_pipeline.segmentation.operations import generation_at
 from sv_pipeline.segmentation.reader import open_fork
 from sv_pipeline.table.columns import Ragged
 
-__all__ = ["Moment", "leaves_at", "milliseconds_of", "operations_table", "segmentation_at"]
+__all__ = ["Moment", "leaves_at", "milliseconds_of", "segmentation_at"]
 
 Moment = datetime | int
 """A time; or the number of an operation, just after which it is."""
@@ -56,29 +55,6 @@ def segmentation_at(graph: ChunkedGraph, moment: Moment, *, within: Box | None =
     time = milliseconds_of(graph, moment)
     generation = generation_at(graph.watershed_url, graph.graph_id, time, within=within)
     return open_fork(graph.watershed_url, graph.graph_id, version=generation)
-
-
-def operations_table(graph: ChunkedGraph) -> pd.DataFrame:
-    """The operation log: id, kind, status, time, user, number of roots and the roots, reason of a refusal."""
-    rows: list[dict[str, Any]] = []
-    for operation in read_operations(graph):
-        text = operation.exception or ""
-        refused = text.startswith("refused:")
-        rows.append(
-            {
-                "operation_id": operation.operation_id,
-                "kind": operation.kind,
-                "status": "" if operation.status is None else operation.status.name,
-                "refused": text.split(":", 2)[1] if refused else "",
-                "time": operation.timestamp,
-                "user": operation.user or "",
-                "n_roots": len(operation.roots),
-                "roots": operation.roots.tolist(),
-                "exception": text,
-            }
-        )
-    names = ["operation_id", "kind", "status", "refused", "time", "user", "n_roots", "roots", "exception"]
-    return pd.DataFrame(rows, columns=names).set_index("operation_id")
 
 
 def leaves_at(graph: ChunkedGraph, supervoxels: Any, at: Time) -> Ragged:

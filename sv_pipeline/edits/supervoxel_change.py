@@ -72,22 +72,14 @@ def rows_of_supervoxels(
     change: SupervoxelChange, layout: IdLayout, operation_id: int, timestamp: int
 ) -> tuple[list[RowMutation], list[RowMutation]]:
     """Rows of new supervoxels that nothing points to yet; and those that switch over."""
+    made_by = columns.OPERATION_ID.set(operation_id, timestamp)
     new = [
-        RowMutation(
-            keys.node_key(supervoxel),
-            [
-                columns.FORMER_IDS.set(np.sort(change.links[change.links[:, 1] == supervoxel, 0]), timestamp),
-                columns.OPERATION_ID.set(operation_id, timestamp),
-            ],
-        )
-        for supervoxel in change.ids.tolist()
+        RowMutation(key, [columns.FORMER_IDS.set(former, timestamp), made_by])
+        for key, former in _grouped(change.links[:, 1], change.links[:, 0])
     ]
     switching = [
-        RowMutation(
-            keys.node_key(supervoxel),
-            [columns.NEW_IDS.set(np.sort(change.links[change.links[:, 0] == supervoxel, 1]), timestamp)],
-        )
-        for supervoxel in np.unique(change.links[:, 0]).tolist()
+        RowMutation(key, [columns.NEW_IDS.set(successors, timestamp)])
+        for key, successors in _grouped(change.links[:, 0], change.links[:, 1])
     ]
     for row in edit_edge_rows(change.edges, layout):
         switching.append(
@@ -104,3 +96,11 @@ def rows_of_supervoxels(
             )
         )
     return new, switching
+
+
+def _grouped(owners: UInt64Array, values: UInt64Array) -> list[tuple[bytes, UInt64Array]]:
+    """Row of each owner, and its values, ascending."""
+    order = np.lexsort((values, owners))
+    names, starts = np.unique(owners[order], return_index=True)
+    groups = np.split(values[order], starts[1:]) if len(names) else []
+    return list(zip(keys.node_keys(names), groups, strict=True))

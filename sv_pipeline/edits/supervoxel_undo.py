@@ -12,7 +12,6 @@ What later edits did elsewhere stays. If one of the fragments was split again, t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import overload
 
 import fastremap
 import numpy as np
@@ -154,16 +153,8 @@ class _Relabelled(VoxelBlocks):
     def boxes(self) -> tuple[Box, ...]:
         return self._boxes
 
-    def __len__(self) -> int:
-        return len(self._boxes)
-
-    @overload
-    def __getitem__(self, index: int) -> VoxelBlock: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[VoxelBlock]: ...
-    def __getitem__(self, index: int | slice) -> VoxelBlock | list[VoxelBlock]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def block(self, index: int) -> VoxelBlock:
+        """The voxels of a storage chunk, read now, under their new names."""
         box = self._boxes[index]
         voxels: Labels = np.array(self._volume[box.slices].read(order="F").result(), np.uint64, order="F")
         return VoxelBlock(box, fastremap.remap(voxels, self._names, preserve_missing_labels=True, in_place=True))

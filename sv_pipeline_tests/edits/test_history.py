@@ -10,6 +10,7 @@ import pytest
 from sv_pipeline import edits
 from sv_pipeline.edits import Reason
 from sv_pipeline.graph.lineage import read_operations
+from sv_pipeline.reports.edit_numbers import operations_table
 from sv_pipeline_tests.edits.conftest import Edited, merge_request
 from sv_pipeline_tests.edits.model import stored_components, verify_rows
 
@@ -76,7 +77,7 @@ def test_the_table_of_operations_lists_them_all(edited: Edited) -> None:
     edit = edited.merge(*edited.pairs(same=False)[0])
     with pytest.raises(edits.EditRefused):
         edits.merge(edited.graph, merge_request(*[[sv] for sv in edited.pairs(same=True)[0]]))
-    table = edits.operations_table(edited.graph)
+    table = operations_table(edited.graph)
     assert table["status"].tolist() == ["SUCCESS", "EXCEPTION"]
     assert table["refused"].tolist() == ["", "same_root"]
     assert table["kind"].tolist() == ["merge", "merge"]
