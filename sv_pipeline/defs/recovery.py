@@ -17,7 +17,9 @@ from sv_pipeline.edits.recovery.durations import parse_duration
 from sv_pipeline.edits.recovery.heal import replay_of
 from sv_pipeline.edits.recovery.observing import Backoff, Observations
 from sv_pipeline.edits.recovery.proof import prove_ended
+from sv_pipeline.engine.every_graph import ask_every_graph
 from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.registry import Registry
 from sv_pipeline.reports.alerts import alerts_from_environment
 from sv_pipeline.reports.split_pictures import split_picture
 
@@ -183,11 +185,9 @@ def stuck_operations_sensor(
     min_age, now = parse_duration(os.environ.get(AGE_VARIABLE, "10m")), time.time()
     notes: dict[str, Any] = json.loads(context.cursor) if context.cursor else {}
     fresh, requests, said = {}, [], []
-    for graph_id in pipeline.registry.graph_ids():
-        try:
-            found = recovery.all_unfinished(pipeline.dataset(graph_id).graph)
-        except SvPipelineError as error:
-            said.append(f"{graph_id}: {error}")
+    for graph_id, found in ask_every_graph(pipeline.registry, _unfinished).items():
+        if isinstance(found, str):
+            said.append(f"{graph_id}: {found}")
             fresh[graph_id] = notes.get(graph_id, {})
             continue
         seen = Observations.of(notes.get(graph_id)).look(found, now)
@@ -206,6 +206,10 @@ def stuck_operations_sensor(
     if requests:
         return dg.SensorResult(run_requests=requests, cursor=cursor)
     return dg.SensorResult(skip_reason="; ".join(said) or "nothing is unfinished", cursor=cursor)
+
+
+def _unfinished(registry: Registry, graph_id: str) -> list[recovery.Unfinished]:
+    return recovery.all_unfinished(registry.get(graph_id).graph)
 
 
 def _request(instance: dg.DagsterInstance, graph_id: str, one: recovery.Unfinished, now: float) -> dg.RunRequest | str:

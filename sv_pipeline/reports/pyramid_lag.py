@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.engine.every_graph import PATIENCE, ask_every_graph
 from sv_pipeline.registry import Registry
 from sv_pipeline.segmentation.fork import fork_exists
 from sv_pipeline.segmentation.pending import Lag, lag_of, pending_boxes
 
 __all__ = ["GraphLag", "LagVerdict", "lag_verdict", "lags"]
-
-READERS = 8
-PATIENCE = 40.0
-"""Seconds for all graphs; a tick of a Dagster sensor may take 60."""
 
 
 @dataclass(frozen=True)
@@ -58,23 +52,8 @@ def lags(registry: Registry, graph_ids: Sequence[str] | None = None, *, patience
     patience
         Seconds; a graph that has not answered by then counts as one that cannot be read.
     """
-    wanted = registry.graph_ids() if graph_ids is None else sorted(graph_ids)
-    deadline = time.monotonic() + patience
-    pool = ThreadPoolExecutor(READERS, thread_name_prefix="lag")
-    futures = [pool.submit(_read, registry, graph_id) for graph_id in wanted]
-    try:
-        return [_answer(graph_id, future, deadline, patience) for graph_id, future in zip(wanted, futures, strict=True)]
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _answer(graph_id: str, future: Future[GraphLag], deadline: float, patience: float) -> GraphLag:
-    try:
-        return future.result(max(0.0, deadline - time.monotonic()))
-    except TimeoutError:
-        return GraphLag(graph_id, error=f"its storage did not answer within {patience:.0f} s")
-    except (SvPipelineError, OSError, ValueError) as error:
-        return GraphLag(graph_id, error=str(error))
+    answers = ask_every_graph(registry, _read, graph_ids, patience=patience)
+    return [GraphLag(graph_id, error=a) if isinstance(a, str) else a for graph_id, a in answers.items()]
 
 
 def _read(registry: Registry, graph_id: str) -> GraphLag:
