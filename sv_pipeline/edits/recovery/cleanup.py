@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sv_pipeline.edits.operation_log import WRITES, Scope
+from sv_pipeline.edits.operation_log import WRITES, Scope, own_key
 from sv_pipeline.edits.recovery.assessment import State
 from sv_pipeline.edits.recovery.claiming import Claim
 from sv_pipeline.edits.recovery.foreign_cleanup import restore_rows, restore_voxels
@@ -56,6 +56,8 @@ def clean_up(claim: Claim) -> Cleanup:
     elif state is State.UNWRITTEN:
         release(claim)
     reach("clean")
+    # What the earlier attempt noted for its undo: the next one may replace no supervoxels, and then notes nothing.
+    claim.graph.table.mutate([RowMutation(own_key(claim.operation_id), [DeleteCells()])])
     claim.own.change([DeleteCells(WRITES)])
     claim.note(phase=Phase.CLEANED)
     reach("cleaned")
@@ -69,11 +71,9 @@ def release(claim: Claim) -> None:
         return
     reach("release")
     every = [*scope.lock_keys, *keys.node_keys(np.array(scope.new_roots, np.uint64))]
-    for key in every:
-        locks.unlock(table, key, mine)
+    locks.unlock_all(table, every, mine)
     reach("half released")
-    for key in every:
-        locks.unlock_indefinitely(table, key, mine)
+    locks.unlock_all(table, [], mine, indefinite=every)
     reach("all released")
 
 
@@ -120,8 +120,8 @@ def _rows(claim: Claim, scope: Scope, done: Cleanup) -> Cleanup:
     reach("switched back")
     claim.own.check()
     _remove(table, [(column, key) for column, found in cells.items() for key in found if key in made], timestamp)
-    for key in keys.node_keys(np.array(scope.new_roots, np.uint64)):
-        locks.unlock_indefinitely(table, key, claim.operation_id)
+    new_roots = keys.node_keys(np.array(scope.new_roots, np.uint64))
+    locks.unlock_all(table, [], claim.operation_id, indefinite=new_roots)
     reach("rows removed")
     return Cleanup(done.boxes, done.voxels, done.generation, sum(map(len, cells.values())) + len(fake))
 

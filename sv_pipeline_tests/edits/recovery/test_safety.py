@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from sv_pipeline.edits import ownership
+from sv_pipeline.edits.operation_log import read_supervoxels
 from sv_pipeline.edits.ownership import open_key
 from sv_pipeline.edits.recovery import claiming, find_unfinished, list_stuck, release_orphans
 from sv_pipeline.edits.recovery.claiming import claim
@@ -58,6 +59,22 @@ def test_a_foreign_chunk_lock_stops_it_and_is_named(theatre: Make, backend: str)
     assert code == STOPPED
     assert "is held by operation 4711" in said
     assert play.scene.rows() == before
+
+
+@both
+def test_what_an_earlier_attempt_noted_for_its_undo_goes_with_it(theatre: Make, backend: str) -> None:
+    """The next attempt may replace other supervoxels, or none: an undo must not meet those that are no more."""
+    play = theatre(backend)
+    assert play.do(**play.request("supervoxel split"), failpoint="half switched:kill") == KILLED
+    (one,) = find_unfinished(play.scene.graph)
+    earlier = read_supervoxels(play.scene.table, one.operation_id)
+    assert len(earlier)
+    assert play.do(do="recover", operation=one.operation_id, failpoint="cleaned:kill") == KILLED
+    assert not len(read_supervoxels(play.scene.table, one.operation_id))
+    assert play.do(do="recover", operation=one.operation_id) == DONE
+    made = read_supervoxels(play.scene.table, one.operation_id)
+    assert len(made) == len(earlier)
+    assert not set(made[:, 1].tolist()) & set(earlier[:, 1].tolist())
 
 
 @both
