@@ -17,11 +17,9 @@ A supervoxel lies inside one chunk, so cutting at chunk borders is not done here
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import cc3d
 import fastremap
@@ -29,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.components import find
+from sv_pipeline.algorithms.voxel_blocks import Labels, VoxelBlock, VoxelBlocks
 from sv_pipeline.errors import CorruptionError, InputError
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import UInt64Array
@@ -36,8 +35,6 @@ from sv_pipeline.ids import UInt64Array
 __all__ = [
     "ChangedChunks",
     "FragmentPlan",
-    "VoxelBlock",
-    "VoxelBlocks",
     "is_placeholder",
     "member_mask",
     "placeholder_index",
@@ -48,7 +45,6 @@ __all__ = [
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 Sides = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.uint64]
 
 _PLACEHOLDER = np.uint64(0xFF << 56)
 """Layer 255: no id has it."""
@@ -69,39 +65,6 @@ def is_placeholder(nodes: npt.ArrayLike) -> BoolArray:
 def placeholder_index(nodes: npt.ArrayLike) -> IntArray:
     """Index of the fragment that each placeholder stands for; meaningless for other ids."""
     return np.asarray(np.asarray(nodes, np.uint64) & ~_PLACEHOLDER, np.uint64).astype(np.int64)
-
-
-@dataclass(frozen=True, eq=False)
-class VoxelBlock:
-    """Voxels of a box: uint64, (x, y, z)."""
-
-    box: Box
-    voxels: Labels
-
-
-class VoxelBlocks(Sequence[VoxelBlock]):
-    """Blocks that are made when asked for; where they are is known before."""
-
-    @property
-    @abc.abstractmethod
-    def boxes(self) -> tuple[Box, ...]:
-        """Box of each, absolute."""
-
-    @abc.abstractmethod
-    def block(self, index: int) -> VoxelBlock:
-        """One of them, made now."""
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    @overload
-    def __getitem__(self, index: int) -> VoxelBlock: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[VoxelBlock]: ...
-    def __getitem__(self, index: int | slice) -> VoxelBlock | list[VoxelBlock]:
-        if isinstance(index, slice):
-            return [self.block(i) for i in range(*index.indices(len(self)))]
-        return self.block(range(len(self))[index])
 
 
 @dataclass(frozen=True, eq=False)

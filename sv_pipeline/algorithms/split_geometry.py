@@ -18,7 +18,8 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from sv_pipeline.algorithms.components import find, unique_rows
-from sv_pipeline.algorithms.fragments import BoolArray, FragmentPlan, IntArray, Labels
+from sv_pipeline.algorithms.fragments import BoolArray, FragmentPlan, IntArray
+from sv_pipeline.algorithms.voxel_blocks import Labels
 from sv_pipeline.errors import InputError
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout, UInt64Array

@@ -24,8 +24,8 @@ from sv_pipeline.ids import IdLayout, UInt64Array
 
 __all__ = ["BYTES_PER_VOXEL", "SplitBox", "split_box"]
 
-BYTES_PER_VOXEL = 24
-"""What a voxel of the box takes while it is split, as measured: ids, mask, sides, nodes, and copies of parts."""
+BYTES_PER_VOXEL = 33
+"""What a voxel of the box takes while it is split: ids, mask, depths, sides, nodes; benchmarks/supervoxel_split.py."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.components import find
-from sv_pipeline.algorithms.fragments import VoxelBlocks
 from sv_pipeline.algorithms.local_edges import LocalEdges, edit_edge_rows
+from sv_pipeline.algorithms.voxel_blocks import VoxelBlocks
 from sv_pipeline.ids import IdLayout, UInt64Array
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import RowMutation

@@ -20,11 +20,12 @@ import numpy.typing as npt
 
 from sv_pipeline.algorithms.components import component_labels, find
 from sv_pipeline.algorithms.edge_routing import RoutedEdges, route_edges
-from sv_pipeline.algorithms.fragments import FragmentPlan, Labels, VoxelBlocks, member_mask, plan_fragments
+from sv_pipeline.algorithms.fragments import FragmentPlan, member_mask, plan_fragments
 from sv_pipeline.algorithms.local_edges import LocalEdges
 from sv_pipeline.algorithms.multicut import SupervoxelSplitRequired
 from sv_pipeline.algorithms.routing_checks import require_sound_routing
 from sv_pipeline.algorithms.split_geometry import SplitGeometry
+from sv_pipeline.algorithms.voxel_blocks import Labels, VoxelBlocks
 from sv_pipeline.algorithms.voxel_cut import cut_mask
 from sv_pipeline.edits.hierarchy_plan import provisional_ids
 from sv_pipeline.edits.layer2 import pairs_of
@@ -43,6 +44,8 @@ from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.segmentation.base import read_base
 from sv_pipeline.segmentation.context import uncached_context
+from sv_pipeline.segmentation.fork import require_fork
+from sv_pipeline.segmentation.precomputed import Scale
 from sv_pipeline.segmentation.reader import current_generation, open_fork
 
 __all__ = [
@@ -52,7 +55,6 @@ __all__ = [
     "lock_around",
     "plan_supervoxel_split",
     "read_voxels",
-    "split_supervoxels",
 ]
 
 IntArray = npt.NDArray[np.int64]
@@ -124,14 +126,15 @@ def plan_supervoxel_split(
     chunks = lock_around(graph, lock_chunks, where.chunks)
     region = _without_replaced(graph, reread_edges(graph, cache, region), pieces)
     generation, segmentation = read_voxels(graph, where.box)
+    scale = read_base(graph.watershed_url).volume.scales[0]
     sides = np.zeros(where.box.shape, np.uint8, order="F")
     for shared in required.shared:
         own = np.intersect1d(_joined_by_inf(region, shared.members), where.members)
-        sides |= _cut(graph, request, segmentation, where.box, own)
-    return split_supervoxels(graph, cache, request, region, where, chunks, generation, segmentation, sides)
+        sides |= _cut(request, segmentation, where.box, own, scale.resolution)
+    return _split(graph, cache, request, region, where, chunks, generation, segmentation, sides, scale)
 
 
-def split_supervoxels(
+def _split(
     graph: ChunkedGraph,
     cache: NodeCache,
     request: SplitRequest,
@@ -141,12 +144,12 @@ def split_supervoxels(
     generation: int,
     segmentation: Labels,
     sides: npt.NDArray[np.uint8],
+    scale: Scale,
 ) -> SupervoxelSplit:
     """Plan what follows from the sides of voxels: fragments, their edges, the region as it will be."""
-    volume = read_base(graph.watershed_url).volume.scales[0]
     edges = local_edges_of(region)
     plan = plan_fragments(segmentation, where.box, where.members, sides, graph.grid)
-    plan, geometry, routed = _routed(graph, plan, segmentation, edges, volume.resolution)
+    plan, geometry, routed = _routed(graph, plan, segmentation, edges, scale.resolution)
     require_sound_routing(plan, edges, routed)
     fragments = provisional_ids(graph.layout, graph.layout.chunk_ids(1, plan.chunks), {})
     new = LocalEdges(
@@ -155,7 +158,7 @@ def split_supervoxels(
     links = np.stack([plan.old_ids, fragments], axis=-1)
     planned = replace_supervoxels(graph.layout, region, links, new, routed.retired)
     cache.substitute(links)
-    storage = ChunkGrid(volume.bounds, volume.chunk_size)
+    storage = ChunkGrid(scale.bounds, scale.chunk_size)
 
     def blocks(ids: UInt64Array) -> VoxelBlocks:
         return plan.changed_chunks(segmentation, ids, storage)
@@ -232,11 +235,10 @@ def _without_replaced(graph: ChunkedGraph, region: Region, pieces: UInt64Array) 
 
 
 def _cut(
-    graph: ChunkedGraph, request: SplitRequest, segmentation: Labels, box: Box, members: UInt64Array
+    request: SplitRequest, segmentation: Labels, box: Box, members: UInt64Array, resolution: Sequence[float]
 ) -> npt.NDArray[np.uint8]:
     """Sides of the voxels of some supervoxels that hang together."""
     source, sink = (_voxels_on(points, members) - box.start for points in (request.sources, request.sinks))
-    resolution = read_base(graph.watershed_url).volume.scales[0].resolution
     try:
         return cut_mask(member_mask(segmentation, members), source, sink, resolution)
     except InputError as error:
@@ -274,7 +276,7 @@ def _points_after(
 def _require_fork(graph: ChunkedGraph) -> None:
     """Refuse to split supervoxels of a graph without voxels of its own."""
     try:
-        current_generation(graph.watershed_url, graph.graph_id)
+        require_fork(graph.watershed_url, graph.graph_id)
     except NotFoundError as error:
         raise EditRefused(
             Reason.SUPERVOXEL_SPLIT_REQUIRED,

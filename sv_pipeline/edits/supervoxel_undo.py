@@ -19,8 +19,8 @@ import numpy.typing as npt
 import tensorstore as ts
 
 from sv_pipeline.algorithms.components import find
-from sv_pipeline.algorithms.fragments import Labels, VoxelBlock, VoxelBlocks
 from sv_pipeline.algorithms.local_edges import LocalEdges, combined
+from sv_pipeline.algorithms.voxel_blocks import Labels, VoxelBlock, VoxelBlocks
 from sv_pipeline.edits.commit import EditPlan
 from sv_pipeline.edits.contact_zone import implied_edges
 from sv_pipeline.edits.hierarchy_plan import provisional_ids

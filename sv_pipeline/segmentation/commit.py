@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
-from sv_pipeline.algorithms.fragments import VoxelBlock
+from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
 from sv_pipeline.errors import ConflictError, CorruptionError, InputError, NotFoundError, UnavailableError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation import specs

@@ -6,8 +6,8 @@ import time
 
 import numpy as np
 
-from sv_pipeline.algorithms.fragments import VoxelBlock
 from sv_pipeline.algorithms.pyramid import downsample
+from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
 from sv_pipeline.grid import Box
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import read_base

@@ -9,6 +9,7 @@ from sv_pipeline import edits
 from sv_pipeline.algorithms.edge_routing import LOW_AFFINITY
 from sv_pipeline.algorithms.multicut import Refusal
 from sv_pipeline.edits import Reason
+from sv_pipeline.edits.split_box import BYTES_PER_VOXEL
 from sv_pipeline.segmentation.operations import read_operation
 from sv_pipeline_tests.edits.bars import ALL, Make, at, bar, row, split
 from sv_pipeline_tests.edits.bars import make as make
@@ -144,7 +145,8 @@ def test_where_memory_is_short_only_the_chunks_of_the_points_are_cut(make: Make)
     """Pieces farther away keep their voxels, and each goes to the side that it touches."""
     tissue = make((24, 5, 5), {1: bar(0, 24)})
     before = tissue.voxels()
-    edit = split(tissue, [at(9)], [at(14)], memory=7000)
+    one_chunk_and_a_voxel_around = 10 * 5 * 5
+    edit = split(tissue, [at(9)], [at(14)], memory=one_chunk_and_a_voxel_around * BYTES_PER_VOXEL)
     after = tissue.voxels()
     assert np.array_equal(before[:8], after[:8])
     assert np.array_equal(before[16:], after[16:])

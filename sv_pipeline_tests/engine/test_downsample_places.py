@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sv_pipeline.algorithms.fragments import VoxelBlock
+from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
 from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.engine.downsample import downsample
 from sv_pipeline.engine.run import ingest

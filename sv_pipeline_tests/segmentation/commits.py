@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sv_pipeline.algorithms.fragments import VoxelBlock
+from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.segmentation.commit import EditCommit
 from sv_pipeline.segmentation.fork import create_fork

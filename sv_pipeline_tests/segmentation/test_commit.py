@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sv_pipeline.algorithms.fragments import VoxelBlock
+from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
 from sv_pipeline.errors import ConflictError, InputError, NotFoundError, UnavailableError
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.segmentation import commit as commit_module

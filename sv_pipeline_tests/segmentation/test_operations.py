@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from sv_pipeline.algorithms.fragments import VoxelBlock
+from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
 from sv_pipeline.errors import ConflictError, NotFoundError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation import kv, specs
