@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
-from sv_pipeline.errors import ConfigError, InputError
+from sv_pipeline.errors import ConfigError, DamagedError, InputError, SvPipelineError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation import kv
 from sv_pipeline.segmentation.context import process_context
 from sv_pipeline.segmentation.retry import retry_transport
+from sv_pipeline.segmentation.wall import in_one_line
 
 __all__ = ["LABEL_ARRAYS", "ArrayHeader", "SourceVolume", "open_source", "read_array", "read_headers", "split_key"]
 
@@ -75,7 +76,7 @@ class SourceVolume:
         relative = box.shifted(-np.asarray(self.bounds.start))
         try:
             return np.asfortranarray(self.store[relative.slices])
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, DamagedError, ConfigError) as error:
             raise InputError(f"cannot read {box} of {self.name}: {error}") from error
 
 
@@ -288,9 +289,10 @@ def _open_tensorstore(path: str) -> Any:
             lambda: ts.open(spec, context=process_context(), open=True, create=False, read=True).result(),
             what=f"opening {path}",
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, DamagedError, ConfigError) as error:
+        reason = error.message if isinstance(error, SvPipelineError) else in_one_line(error)
         raise InputError(
-            f"{path} cannot be opened as a volume: {error}",
+            f"{path} cannot be opened as a volume: {reason}",
             remedy="Give an .npz, an .npy, a neuroglancer precomputed volume or a TensorStore spec.",
         ) from error
 
