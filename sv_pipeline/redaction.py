@@ -139,7 +139,7 @@ def guard_logging() -> None:
 
     def make_masked(*arguments: Any, **options: Any) -> logging.LogRecord:
         record = make(*arguments, **options)
-        if record.name.partition(".")[0] == "sv_pipeline":
+        if str(record.name).partition(".")[0] == "sv_pipeline":
             try:
                 record.msg, record.args = redacted(record.getMessage()), ()
             except (TypeError, ValueError):

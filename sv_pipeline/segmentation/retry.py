@@ -67,7 +67,7 @@ def retry_transport(
                     if (ours := storage_error(error, what)) is not None:
                         raise ours from error
                     raise
-                delay = min(MAX_DELAY, base_delay * 2 ** (attempt - 1)) * (1 + random.random())  # noqa: S311 - jitter
+                delay = min(MAX_DELAY, base_delay * 2 ** min(attempt - 1, 16)) * (1 + random.random())  # noqa: S311 - jitter
                 wait.reason = in_one_line(error)
                 if attempt == attempts or wait.seconds + delay > limit:
                     raise UnavailableError(

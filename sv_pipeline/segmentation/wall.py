@@ -116,7 +116,7 @@ def storage_error(error: BaseException, what: str = "") -> SvPipelineError | Non
             f"{lead}the storage did not answer ({in_one_line(error)}).",
             remedy="Check that it can be reached, then retry.",
         )
-    if code == "FAILED_PRECONDITION" and "[os_error_code=" in text:
+    if "[os_error_code=" in text and (code == "FAILED_PRECONDITION" or "Failed to create directory" in text):
         return ConfigError(f"{lead}not possible ({in_one_line(error)}).", remedy="Check the place and what is there.")
     damage = damage_of(text)
     if damage.place is None:
