@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sv_pipeline.edits.operation_log import RECOVERY, OperationRow
+from sv_pipeline.edits.operation_log import RECOVERY, OperationRow, new_identity, read_identity
 from sv_pipeline.edits.ownership import FIXED_TIME, OBSERVED_BEATS, OWNER, Owner, Ownership, beat_seconds, open_key
 from sv_pipeline.edits.recovery.assessment import Assessment, State, assess
 from sv_pipeline.edits.recovery.errors import NotStuckError
@@ -61,7 +61,8 @@ class Claim:
         operation = self.found.operation
         cells = [cell for some in operation.row.values() for cell in some] if operation is not None else []
         newest = max((cell.timestamp for cell in cells), default=0)
-        return OperationRow(self.graph.table, self.operation_id, self.own, newest + 1)
+        identity = read_identity(self.graph.table, self.operation_id) or new_identity()
+        return OperationRow(self.graph.table, self.operation_id, self.own, newest + 1, identity)
 
     @property
     def summary(self) -> dict[str, Any]:
