@@ -23,7 +23,7 @@ from sv_pipeline.edits.recovery.claiming import Claim, Watched, claim
 from sv_pipeline.edits.recovery.cleanup import Cleanup, clean_up
 from sv_pipeline.edits.recovery.errors import NotStuckError
 from sv_pipeline.edits.recovery.proof import prove_ended
-from sv_pipeline.edits.recovery.replay import Replay, let_go, make_again
+from sv_pipeline.edits.recovery.replay import let_go, make_again
 from sv_pipeline.edits.recovery.report import RecoveryReport
 from sv_pipeline.edits.recovery.unfinished import Phase
 from sv_pipeline.edits.refusal import OwnershipLostError
