@@ -31,6 +31,7 @@ from sv_pipeline.errors import CorruptionError, SvPipelineError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.table.interface import RowMutation
+from sv_pipeline.waiting import doing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +93,8 @@ def recover(
     clock.lap("claim")
     found, state = claimed.found, claimed.assessment.state
     tell("claim", claimed.summary)
-    with claimed.own.beating(), _noted(claimed):
+    what = f"recovers operation {operation_id} of graph {graph.graph_id}"
+    with claimed.own.beating(), doing(what), _noted(claimed):
         cleanup, again = Cleanup(), state in (State.HELD, State.UNWRITTEN)
         if again:
             cleanup = clean_up(claimed)
