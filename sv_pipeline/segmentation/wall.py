@@ -95,7 +95,7 @@ def storage_error(error: BaseException, what: str = "") -> SvPipelineError | Non
     what
         Names the request; empty where the error must do.
     """
-    if isinstance(error, SvPipelineError) or not isinstance(error, ValueError | NotImplementedError):
+    if isinstance(error, SvPipelineError) or not isinstance(error, ValueError):
         return None
     code, text, lead = status_code(error), str(error), f"{what}: " if what else ""
     if code is None and not _TENSORSTORE.search(text):
