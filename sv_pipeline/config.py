@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sv_pipeline.errors import ConfigError
+from sv_pipeline.redaction import remember
 
 __all__ = [
     "BackendClient",
@@ -265,7 +266,7 @@ def load_config(path: str | Path, **overrides: Any) -> DatasetConfig:
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}.") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        raise ConfigError(f"{path} is not valid YAML: {_yaml_reason(error)}.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a text file: {error}.", remedy="Save it as UTF-8.") from error
     if not isinstance(raw, dict):
@@ -273,8 +274,17 @@ def load_config(path: str | Path, **overrides: Any) -> DatasetConfig:
     return parse_config({**raw, **overrides}, where=str(path))
 
 
+def _yaml_reason(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the line itself: half of a secret may be in it."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem or error.context} (line {mark.line + 1}, column {mark.column + 1})"
+    return str(error)
+
+
 def parse_config(raw: dict[str, Any], *, where: str = "configuration") -> DatasetConfig:
-    """Validate a mapping; ConfigError names every field that is wrong."""
+    """Validate a mapping; ConfigError names every field that is wrong. Secrets in it are masked from then on."""
+    remember(raw)
     try:
         return DatasetConfig.model_validate(raw)
     except pydantic.ValidationError as error:

@@ -35,6 +35,7 @@ from sv_pipeline.ingest.watershed.companions import (
 )
 from sv_pipeline.ingest.watershed.source import SourceVolume
 from sv_pipeline.ingest.watershed.tables import table_fingerprint
+from sv_pipeline.redaction import redacted_value
 from sv_pipeline.segmentation import kv
 from sv_pipeline.segmentation.precomputed import VolumeInfo, create_volume, plan_volume
 
@@ -165,7 +166,9 @@ def prepare_watershed(config: DatasetConfig, check: Callable[[VolumeInfo], None]
         return plan
     if source.in_memory:
         _check_voxels(plan, source, companions)
-    meta = json.dumps({"fingerprint": fingerprint, "source": source_config.model_dump(mode="json")}, indent=1)
+    meta = json.dumps(
+        {"fingerprint": fingerprint, "source": redacted_value(source_config.model_dump(mode="json"))}, indent=1
+    )
     try:
         if not kv.write_if_absent(plan.target, META_KEY, meta.encode()):
             _is_prepared(plan)  # somebody else was faster: with this very run, or with another
