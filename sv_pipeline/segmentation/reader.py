@@ -79,7 +79,7 @@ def open_fork(
     try:
         return retry_transport(open_it, what=f"opening mip {mip} of graph {graph_id}")[..., 0]
     except DamagedError as error:
-        if version is not None and error.code == "NOT_FOUND":
+        if version is not None and error.code == "NOT_FOUND" and error.place is None:
             raise NotFoundError(
                 f"the fork of graph {graph_id!r} has no version {version}.",
                 remedy="Its history may begin later, or end before.",
