@@ -62,13 +62,10 @@ def test_no_command_shows_a_foreign_error_or_answers_otherwise_without_a_finding
 
 @pytest.mark.parametrize("how", ["half", "gone"])
 def test_a_damaged_data_file_of_the_base_is_named_although_the_fork_is_read(world: World, how: str) -> None:
-    part = next(name for name in world.files if "/parts/" in name)
-    largest = max(
-        (f for f in world.files if "/parts/" in f), key=lambda f: (world.root / f).stat().st_size, default=part
-    )
-    outcomes = {
-        o.command: o for o in world.look(largest, how, {"roots": world.reads["roots"], "verify": world.reads["verify"]})
-    }
+    parts = [name for name in world.files if "/parts/" in name]
+    largest = max(parts, key=lambda name: (world.root / name).stat().st_size)
+    commands = {name: world.reads[name] for name in ("roots", "verify")}
+    outcomes = {outcome.command: outcome for outcome in world.look(largest, how, commands)}
     assert outcomes["roots"].code == 1
     assert outcomes["roots"].names_it, outcomes["roots"].said
     assert outcomes["verify"].code == 1

@@ -69,5 +69,10 @@ def _stored_table(target: str, _fingerprint: str) -> ObjectTable:
         raise NotReadyError(
             f"the objects of {target} are not known yet.", remedy="Finish the label pass of all chunks first."
         )
-    with readable_file(target + OBJECTS_KEY), np.load(io.BytesIO(data)) as arrays:
+    return read_object_table(data, target + OBJECTS_KEY)
+
+
+def read_object_table(data: bytes, where: str) -> ObjectTable:
+    """The table out of the bytes of its file; DamagedError names it."""
+    with readable_file(where), np.load(io.BytesIO(data)) as arrays:
         return ObjectTable(arrays["label"], arrays["object"])
