@@ -90,9 +90,10 @@ def cli(context: click.Context, home: str | None, *, verbose: bool) -> None:
     from rich.console import Console
     from rich.logging import RichHandler
 
+    from sv_pipeline.places import parse_folder
     from sv_pipeline.registry import HOME_VARIABLE, default_home
 
-    context.obj = home or default_home()
+    context.obj = parse_folder(home).text if home else default_home()
     # Worker processes, and Dagster's resources, find the same home.
     os.environ[HOME_VARIABLE] = context.obj
     logging.basicConfig(

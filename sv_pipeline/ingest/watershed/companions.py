@@ -69,7 +69,7 @@ def open_companions(source: SourceConfig, bounds: Box) -> Companions:
 
 def file_stamp(path: str) -> str:
     """Size and time of a local file; empty for anything else."""
-    file = Path(split_key(path.removeprefix("file://"))[0])
+    file = Path(split_key(path)[0])
     return f"{file.stat().st_size} {file.stat().st_mtime_ns}" if file.is_file() else ""
 
 

@@ -20,7 +20,7 @@ import tensorstore as ts
 
 from sv_pipeline.errors import ConfigError, InputError
 from sv_pipeline.grid import Box
-from sv_pipeline.segmentation import kv
+from sv_pipeline.places import WRITABLE, is_spec, parse_source
 from sv_pipeline.segmentation.context import process_context
 from sv_pipeline.segmentation.retry import retry_transport
 
@@ -29,8 +29,6 @@ __all__ = ["LABEL_ARRAYS", "ArrayHeader", "SourceVolume", "open_source", "read_a
 LABEL_ARRAYS = ("segmentation", "supervoxels", "labels", "agglomeration", "groundtruth")
 """Names under which a volume is looked for in an ``.npz`` that holds several."""
 
-READ_ONLY_SCHEMES = ("http://", "https://", "s3://")
-"""Places that TensorStore reads, beside those that we also write to."""
 UNREADABLE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 """What NumPy and zipfile raise for a file that is broken or not theirs."""
 
@@ -80,9 +78,11 @@ class SourceVolume:
 
 
 def split_key(path: str) -> tuple[str, str | None]:
-    """Path and array name of ``path.npz#key``."""
-    base, separator, key = path.partition("#")
-    return (base, key) if separator and base.endswith(".npz") else (path, None)
+    """Path and array name of ``path.npz#key``; what is no local file stays as it is."""
+    if is_spec(path):
+        return path, None
+    place = parse_source(path)
+    return (str(place.file), place.member) if place.file is not None else (path, None)
 
 
 def open_source(
@@ -112,7 +112,7 @@ def open_source(
 
 
 def _open(path: str, resolution: FloatTriple | None, offset: Triple | None, n_dimensions: int) -> SourceVolume:
-    file, key = split_key(path.removeprefix("file://"))
+    file, key = split_key(path)
     if not file.endswith((".npz", ".npy")):
         return _from_tensorstore(path, resolution, offset, n_dimensions)
     if not Path(file).is_file():
@@ -280,8 +280,8 @@ def _open_tensorstore(path: str) -> Any:
         except ValueError as error:
             raise ConfigError(f"source: not a valid TensorStore spec: {error}.") from error
     else:
-        place = path.removeprefix("precomputed://")
-        kvstore = place if place.startswith(READ_ONLY_SCHEMES) else kv.as_url(place)
+        place = parse_source(path)
+        kvstore = place.folder_url if place.scheme in WRITABLE else place.text
         spec = {"driver": "neuroglancer_precomputed", "kvstore": kvstore}
     try:
         return retry_transport(

@@ -154,7 +154,7 @@ def table_fingerprint(table: ObjectTable | EdgeTable) -> str:
 
 def _read_columns(path: str, types: dict[str, str]) -> dict[str, npt.NDArray[Any]]:
     remedy = f"Give the columns {', '.join(types)}."
-    file = path.removeprefix("file://")
+    file = split_key(path)[0]
     if not Path(file).is_file():
         raise InputError(f"{path} does not exist.", remedy="Check the paths in source.")
     try:
