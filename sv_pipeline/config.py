@@ -129,6 +129,8 @@ class DataSource(_Model):
     components: Folder | None = Field(default=None, alias="COMPONENTS")
     """Folder of ``components_x_y_z.proto``; default: ``<watershed>/components``."""
     data_version: Int = Field(default=4, alias="DATA_VERSION", ge=0, le=1 << 31)
+    fill_missing: bool = Field(default=False, alias="FILL_MISSING")
+    """Take storage chunks of the watershed volume that are not there for background, however many they are."""
 
 
 class GraphConfig(_Model):
@@ -258,6 +260,8 @@ class SourceConfig(_Model):
     resolution: tuple[Nanometres, Nanometres, Nanometres] | None = None
     """Nanometres per voxel; default: the source's own, else an error."""
     voxel_offset: tuple[Voxel, Voxel, Voxel] | None = None
+    fill_missing: bool = False
+    """Take storage chunks of these volumes that are not there for background, however many they are."""
 
 
 class IngestMode(StrEnum):

@@ -14,7 +14,7 @@ from sv_pipeline.errors import InputError
 __all__ = ["MEANINGS", "Moment", "Time", "epoch_milliseconds", "parse_moment", "parse_operation", "parse_time"]
 
 Time = datetime | date | np.datetime64 | str
-"""A time: UTC where it names no zone; a date is its first instant; a text is ISO 8601, ``2026-01-31T12:00:00+01:00``."""
+"""A time: UTC where it names no zone; a date is its first instant; text is ISO 8601 (``2026-01-31T12:00:00+01:00``)."""
 Moment = Time | int
 """A time; or the number of an operation, just after which it is."""
 
@@ -62,7 +62,7 @@ def parse_time(value: Any) -> datetime:
     """
     try:
         found = _time(value)
-        if found is not None and found == found:  # pandas.NaT is a datetime that equals nothing  # noqa: PLR0124
+        if found is not None and found == found:  # pandas.NaT is a datetime that equals nothing
             aware = found if found.utcoffset() is not None else found.replace(tzinfo=UTC)
             return aware.astimezone(UTC)
     except (ValueError, OverflowError, TypeError):
@@ -82,12 +82,10 @@ def _time(value: Any) -> datetime | None:
     if isinstance(value, date):
         return datetime(value.year, value.month, value.day, tzinfo=UTC)
     if isinstance(value, np.datetime64):
-        microseconds = value.astype("datetime64[us]")
-        # A unit of years to weeks may leave the range of microseconds, and comes back as another time then.
-        if microseconds.astype(value.dtype) != value or np.datetime_data(value.dtype)[0] == "generic":
-            return None
-        found = microseconds.item()
-        return found if isinstance(found, datetime) else None
+        year = int(value.astype("datetime64[Y]").astype(np.int64)) + 1970
+        # Outside, a conversion wraps and comes back as another time; NaT is far outside.
+        found: datetime = value.astype("datetime64[us]").item()
+        return found if 1 <= year <= 9999 else None
     if isinstance(value, str) and _ISO.fullmatch(value.strip()):
         return datetime.fromisoformat(value.strip())
     return None

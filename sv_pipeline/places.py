@@ -63,7 +63,8 @@ class Place:
         """As URL of a folder, which ends with ``/``."""
         if self.scheme == "file":
             return f"file://{quote(self.path.rstrip('/'))}/"
-        return f"{self.scheme}://{self.path.rstrip('/')}/" if self.path.strip("/") else f"{self.scheme}://"
+        path, mark, query = self.path.partition("?")  # only of http: elsewhere it is encoded
+        return f"{self.scheme}://{path.rstrip('/')}/{mark}{query}" if path.strip("/") else f"{self.scheme}://"
 
     def inside(self, name: str) -> Place:
         """A folder in this one; its name needs no encoding."""

@@ -28,9 +28,9 @@ class _Loader(yaml.SafeLoader):
         """The mapping; what ``<<`` merges into it may be overruled."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
+            key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is not a text", key_node.start_mark

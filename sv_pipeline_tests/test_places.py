@@ -137,6 +137,15 @@ def test_a_file_is_found_by_any_of_its_names(
     assert np.array_equal(open_source(text).read(open_source(text).bounds), array)
 
 
+def test_what_is_only_read_may_lie_elsewhere() -> None:
+    assert parse_source("s3://bucket/a b").folder_url == "s3://bucket/a%20b/"
+    assert parse_source("precomputed://https://host/ws").folder_url == "https://host/ws/"
+    assert parse_source("https://host/ws?key=1").folder_url == "https://host/ws/?key=1"
+    for text in ("s3://bucket/a", "https://host/ws"):
+        with pytest.raises(ConfigError, match="none of"):
+            parse_folder(text)
+
+
 def test_dots_after_a_link_are_refused_where_they_have_two_meanings(tmp_path: Path) -> None:
     (tmp_path / "far/deep").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "far/deep")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
-from sv_pipeline.edits.operation_log import RECOVERY, OperationRow
+from sv_pipeline.edits.operation_log import RECOVERY, OperationRow, new_identity, read_identity
 from sv_pipeline.edits.ownership import FIXED_TIME, OBSERVED_BEATS, OWNER, Owner, Ownership, beat_seconds, open_key
 from sv_pipeline.edits.recovery.assessment import Assessment, State, assess
 from sv_pipeline.edits.recovery.errors import NotStuckError
@@ -49,7 +49,8 @@ class Claim:
         operation = self.found.operation
         cells = [cell for some in operation.row.values() for cell in some] if operation is not None else []
         newest = max((cell.timestamp for cell in cells), default=0)
-        return OperationRow(self.graph.table, self.operation_id, self.own, newest + 1)
+        identity = read_identity(self.graph.table, self.operation_id) or new_identity()
+        return OperationRow(self.graph.table, self.operation_id, self.own, newest + 1, identity)
 
     def note(self, **changes: str | int) -> None:
         """Change what the open row says about the recovery."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sv_pipeline.edits.operation_log import WRITES, Scope, own_key
+from sv_pipeline.edits.operation_log import WRITES, Scope, without_plan
 from sv_pipeline.edits.recovery.assessment import State
 from sv_pipeline.edits.recovery.claiming import Claim
 from sv_pipeline.edits.recovery.foreign_cleanup import restore_rows, restore_voxels
@@ -57,7 +57,7 @@ def clean_up(claim: Claim) -> Cleanup:
         release(claim)
     reach("clean")
     # What the earlier attempt noted for its undo: the next one may replace no supervoxels, and then notes nothing.
-    claim.graph.table.mutate([RowMutation(own_key(claim.operation_id), [DeleteCells()])])
+    claim.graph.table.mutate([without_plan(claim.operation_id)])
     claim.own.change([DeleteCells(WRITES)])
     claim.note(phase=Phase.CLEANED)
     reach("cleaned")

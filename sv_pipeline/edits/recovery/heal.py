@@ -17,6 +17,7 @@ from sv_pipeline.edits.recovery.report import RecoveryReport
 from sv_pipeline.edits.refusal import OwnershipLostError
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.waiting import doing
 
 __all__ = ["heal_rows", "recover", "replay_of"]
 
@@ -54,7 +55,7 @@ def recover(
         graph, operation_id, token or f"recovery-{secrets.token_hex(6)}", watch_seconds=watch_seconds, progress=progress
     )
     clock.lap("claim")
-    with claimed.own.beating():
+    with claimed.own.beating(), doing(f"recovers operation {operation_id} of graph {graph.graph_id}"):
         cleanup = heal_rows(claimed)
         clock.lap("cleanup")
         replay = replay_of(claimed)
