@@ -1,4 +1,4 @@
-"""Clicks that miss mean the nearest supervoxel, in nm, of the object that is meant, or are refused with what is near."""
+"""Clicks that miss mean the nearest supervoxel, in nm, of the object that is meant, or are refused."""
 
 from __future__ import annotations
 

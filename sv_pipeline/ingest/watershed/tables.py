@@ -117,7 +117,7 @@ def read_edge_table(path: str) -> EdgeTable:
     first, second, affinity = (columns[name] for name in EDGE_COLUMNS)
     low, high = np.minimum(first, second), np.maximum(first, second)
     faults = {
-        "the affinity is not a finite float32 of at least 0": unusable_affinities(as_stored(affinity)),
+        "the affinity is not a finite number of at least 0, as float32": unusable_affinities(as_stored(affinity)),
         "it joins a label to itself": low == high,
         "it names label 0, the background": low == 0,
     }
