@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
-from sv_pipeline.errors import InputError
+from sv_pipeline.errors import InputError, SvPipelineError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.context import process_context
 from sv_pipeline.segmentation.retry import retry_transport, status_code
@@ -135,10 +135,12 @@ def _listed(stored: StoredScale) -> set[bytes] | None:
     """Keys of all chunks that there are; None where that cannot be told."""
     try:
         keys = retry_transport(lambda: _store(stored).list().result(), what=f"listing {stored.folder}")
-    except ValueError as error:
-        if status_code(error) not in _REFUSED:
-            raise InputError(f"the chunks of {stored.folder} cannot be listed: {error}.") from error
-        return None
+    except (ValueError, SvPipelineError) as error:
+        if status_code(error) in _REFUSED:
+            return None
+        if isinstance(error, SvPipelineError):
+            raise
+        raise InputError(f"the chunks of {stored.folder} cannot be listed: {error}.") from error
     return set(_without_suffixes(stored, keys))
 
 
