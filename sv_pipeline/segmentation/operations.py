@@ -24,12 +24,13 @@ from typing import Any
 
 import tensorstore as ts
 
-from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError
+from sv_pipeline.errors import ConflictError, CorruptionError, DamagedError, NotFoundError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation import specs
 from sv_pipeline.segmentation.history import current_version
 from sv_pipeline.segmentation.reader import open_fork_store
-from sv_pipeline.segmentation.retry import retry_transport, status_code
+from sv_pipeline.segmentation.retry import retry_transport
+from sv_pipeline.waiting import doing
 
 __all__ = [
     "NEWEST",
@@ -249,7 +250,8 @@ def _write_fence(
             if before != owner and (before is None or over_others):
                 kv.write(key, value).result()
 
-    retry_transport(write, what=f"claiming operation {operation_id}")
+    with doing(f"claims operation {operation_id} of graph {graph_id}"):
+        retry_transport(write, what=f"claiming operation {operation_id}")
     _logger.info("operation %d of graph %s: fence %r, before %r", operation_id, graph_id, owner, seen[-1])
     return seen[-1]
 
@@ -306,8 +308,8 @@ def first_generation(store: specs.OcdbtStore, record: OperationRecord) -> int:
 def _holds(store: specs.OcdbtStore, generation: int, key: str, value: bytes) -> bool:
     try:
         return read_value(store_at(store, generation).kv, key) == value
-    except ValueError as error:
-        if status_code(error) != "NOT_FOUND":
+    except DamagedError as error:
+        if error.code != "NOT_FOUND":
             raise
         raise NotFoundError(
             f"the fork has no generation {generation} any more.", remedy="Its history was shortened."

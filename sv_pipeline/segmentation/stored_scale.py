@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
-from sv_pipeline.errors import InputError
+from sv_pipeline.errors import DamagedError, InputError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.compressed_files import only_form, suffixes_in
 from sv_pipeline.segmentation.context import process_context
@@ -103,9 +103,9 @@ class StoredScale:
         what = f"mip {self.mip} of {self.url}"
         try:
             return retry_transport(lambda: self._open(writable=writable), what=f"opening {what}")
-        except ValueError as error:
+        except DamagedError as error:
             raise InputError(
-                f"{what} cannot be opened as its info file says: {_short(error)}.", remedy="Correct the info file."
+                f"{what} cannot be opened as its info file says: {error.message.rstrip('.')}.", remedy="Correct the info file."
             ) from error
 
     def check_readable(self) -> None:
@@ -114,10 +114,10 @@ class StoredScale:
         for voxel in (self.scale.bounds.start, np.add(self.scale.voxel_offset, np.asarray(self.scale.size) // 2)):
             try:
                 retry_transport(lambda at=tuple(voxel): store[at].read().result(), what=f"reading {self.folder}")  # type: ignore[misc]
-            except ValueError as error:
+            except DamagedError as error:
                 raise InputError(
                     f"a chunk of {self.folder} cannot be decoded as its info file says ({self.scale.encoding}): "
-                    f"{_short(error)}.",
+                    f"{error.message.rstrip('.')}.",
                     remedy="Correct the info file, or restore the chunk from its source.",
                 ) from error
 
@@ -211,8 +211,3 @@ def _with_info(url: str, mip: int, info: Mapping[str, Any]) -> dict[str, Any]:
     store = ts.KvStore.open({**memory, "path": path.removesuffix("info")}, context=process_context()).result()
     store.write("info", json.dumps(info).encode()).result()
     return {"driver": "kvstack", "layers": [{"base": url}, {"base": memory, "exact": "info"}]}
-
-
-def _short(error: BaseException) -> str:
-    """What TensorStore says, without the specification that it repeats."""
-    return str(error).split(" [", 1)[0].rstrip(".")
