@@ -105,7 +105,8 @@ class StoredScale:
             return retry_transport(lambda: self._open(writable=writable), what=f"opening {what}")
         except DamagedError as error:
             raise InputError(
-                f"{what} cannot be opened as its info file says: {error.message.rstrip('.')}.", remedy="Correct the info file."
+                f"{what} cannot be opened as its info file says: {error.message.rstrip('.')}.",
+                remedy="Correct the info file.",
             ) from error
 
     def check_readable(self) -> None:
