@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sv_pipeline.defs import executors
 from sv_pipeline.edits.recovery import find_unfinished
 from sv_pipeline.edits.recovery.unfinished import Phase, read_unfinished
 from sv_pipeline_tests.defs.dev_server import is_step, wait_for
@@ -33,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="session")
 def zygote() -> Iterator[zygotes.Zygote]:
     """A process that has Dagster imported."""
-    with zygotes.zygote("sv_pipeline.definitions", "sv_pipeline.defs.assets", "sv_pipeline.defs.recovery") as process:
+    with zygotes.zygote(*executors.PRELOAD, "sv_pipeline.defs.recovery") as process:
         yield process
 
 
@@ -53,8 +54,7 @@ def judge(play: Theatre, kind: str = "supervoxel split") -> None:
 def test_a_run_that_is_killed_and_run_again_heals(theatre: Callable[..., Theatre], tmp_path: Path, step: str) -> None:
     kind = "supervoxel split" if step not in ("planned", "retire") else "merge"
     play, operation = killed_edit(theatre, tmp_path / "home", kind)
-    environment = {"SV_PIPELINE_HOME": str(tmp_path / "home")}
-    task = {"do": "job", "graph": "stage", "operation": operation, "environment": environment}
+    task = {"do": "job", "home": str(tmp_path / "home"), "graph": "stage", "operation": operation}
     assert play.do(**task, failpoint=f"{step}:kill") == KILLED
     assert play.said(**task) == (DONE, '"SUCCESS"')
     judge(play, kind)

@@ -130,12 +130,15 @@ def run_job(task: dict[str, Any]) -> str:
     """Run recover_operation_job in this process, as the worker of a run does; the status of the run."""
     import dagster as dg
 
-    from sv_pipeline.definitions import defs
+    from sv_pipeline.defs.recovery import recover_operation_job
+    from sv_pipeline.defs.resources import PipelineResource
 
     config = {"graph_id": task["graph"], "operation_id": task["operation"]}
+    resources = {"pipeline": PipelineResource(home=task["home"])}
     with dg.DagsterInstance.ephemeral() as instance:
-        job = defs().resolve_job_def("recover_operation_job")
-        run = job.execute_in_process(run_config=config, instance=instance, raise_on_error=False)
+        run = recover_operation_job.execute_in_process(
+            run_config=config, instance=instance, resources=resources, raise_on_error=False
+        )
         return str(run.dagster_run.status.value)
 
 

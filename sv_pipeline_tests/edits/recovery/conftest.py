@@ -60,7 +60,7 @@ class Theatre:
 
     def start(self, **task: Any) -> int:
         """Begin a task in a process; its id."""
-        where = {name: os.environ[name] for name in SERVERS if name in os.environ} | task.pop("environment", {})
+        where = {name: os.environ[name] for name in SERVERS if name in os.environ}
         task.setdefault("result", str(self.folder / f"said by {len(self.words)}"))
         pid = self.zygote.start(table=self.scene.place, environment=where, **task)
         self.words[pid] = Path(task["result"])
