@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.algorithms.edge_rules import as_stored, unusable_affinities
 from sv_pipeline.config import SourceConfig
 from sv_pipeline.errors import InputError
 from sv_pipeline.grid import Box
@@ -24,7 +25,7 @@ from sv_pipeline.ingest.watershed.tables import (
     read_edge_table,
     read_object_table,
 )
-from sv_pipeline.segmentation.coverage import Coverage, coverage
+from sv_pipeline.segmentation.stored_scale import StoredScale
 
 __all__ = [
     "Companions",
@@ -33,7 +34,7 @@ __all__ = [
     "open_companions",
     "open_labels",
     "read_affinities",
-    "source_chunks",
+    "source_scales",
 ]
 
 
@@ -76,26 +77,26 @@ def open_companions(source: SourceConfig, bounds: Box) -> Companions:
     )
 
 
-def source_chunks(source: SourceConfig) -> dict[str, Coverage]:
-    """How many storage chunks of each precomputed volume are there, within the segmentation, by field name."""
+def source_scales(source: SourceConfig) -> dict[str, tuple[StoredScale, Box | None]]:
+    """The precomputed volumes among the sources by field name, each with the part of it that is read; None = all."""
     labels = open_labels(source)
     companions = open_companions(source, labels.bounds)
-    volumes = {
-        "segmentation": labels,
-        "agglomeration": companions.object_volume,
-        "affinities": companions.affinity_volume,
-    }
     # A segmentation may be moved by source.voxel_offset; the others lie where they say.
+    parts = {
+        "segmentation": (labels, None),
+        "agglomeration": (companions.object_volume, labels.bounds),
+        "affinities": (companions.affinity_volume, labels.bounds),
+    }
     return {
-        name: coverage(volume.stored, None if name == "segmentation" else labels.bounds)
-        for name, volume in volumes.items()
+        name: (volume.stored, part)
+        for name, (volume, part) in parts.items()
         if volume is not None and volume.stored is not None
     }
 
 
 def file_stamp(path: str) -> str:
     """Size and time of a local file; empty for anything else."""
-    file = Path(split_key(path.removeprefix("file://"))[0])
+    file = Path(split_key(path)[0])
     return f"{file.stat().st_size} {file.stat().st_mtime_ns}" if file.is_file() else ""
 
 
@@ -144,12 +145,19 @@ def read_affinities(volume: SourceVolume, box: Box) -> npt.NDArray[np.float32]:
     Raises
     ------
     InputError
-        If one is negative or not finite.
+        If one is negative, or not finite as float32.
     """
     stored = volume.read(box)
-    values = stored.astype(np.float32) / np.float32(255) if stored.dtype == np.uint8 else stored.astype(np.float32)
-    if not (np.isfinite(values) & (values >= 0)).all():
-        raise InputError(f"affinities {volume.name} are negative or not finite somewhere in {box}.")
+    values = as_stored(stored) / np.float32(255) if stored.dtype == np.uint8 else as_stored(stored)
+    wrong = unusable_affinities(values)
+    if wrong.any():
+        at = tuple(np.argwhere(wrong)[0].tolist())
+        voxel = tuple((np.asarray(at[:3]) + box.start).tolist())
+        raise InputError(
+            f"affinities {volume.name} hold {stored[at]} at voxel {voxel}, channel {at[3]}, which is "
+            "negative or not finite as float32.",
+            remedy="Export the affinities again.",
+        )
     return values
 
 
