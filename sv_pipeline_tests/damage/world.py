@@ -150,7 +150,9 @@ def build(root: Path) -> World:
     assert died.returncode == -9, died.stderr
     graph.dataset.table.close()
     shutil.copytree(root, root.with_name(root.name + ".original"))
-    points = [f"--at={x},{y},{z}" for x in (3, 20, 40, 60) for y in (10, 30, 50) for z in (8, 24)]
+    voxels = [(x, y, z) for x in (3, 20, 40, 60) for y in (10, 30, 50) for z in (8, 24)]
+    labels = graph.segmentation.read().result()
+    points = [f"--at={_text(voxel)}" for voxel in voxels if labels[voxel]]
     somewhere = [f"--source={_text(cut)}" for cut in last[:1]] + [f"--sink={_text(last[1])}"]
     reads = {
         "list": ["list"],
