@@ -37,7 +37,12 @@ def defs() -> dg.Definitions:
             rebuild.rebuild_mip_job,
             recovery.recover_operation_job,
         ],
-        sensors=[sensors.registered_graphs_sensor, pyramid_sensor.downsample_sensor, recovery.stuck_operations_sensor],
+        sensors=[
+            sensors.registered_graphs_sensor,
+            pyramid_sensor.downsample_sensor,
+            recovery.stuck_operations_sensor,
+            recovery.dead_recoveries_sensor,
+        ],
         resources=resources_from_environment(),
         executor=executor_from_environment(),
     )
