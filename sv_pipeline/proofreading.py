@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import reprlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ import pandas as pd
 from sv_pipeline import edits
 from sv_pipeline.edits import CommittedEdit, EditRefused, MergeRequest, Points, Reason, SplitPreview, SplitRequest
 from sv_pipeline.edits.looking_back import Moment
-from sv_pipeline.edits.requests import MAX_POINTS, looked_up
+from sv_pipeline.edits.requests import DEFAULT_REGION_MEMORY, MAX_POINTS, looked_up
 from sv_pipeline.engine.once import edit_once, is_begun, operation_of
 from sv_pipeline.graph import queries
 from sv_pipeline.graph.lineage import Lineage, Operation, lineage, supervoxel_lineage
@@ -134,12 +134,20 @@ class OpenGraph:
         table.insert(0, "side", [name for name, side in sides.items() for _ in side])
         return table.assign(supervoxel=ids, root=queries.roots(self.dataset.graph, ids, missing_ok=True))
 
-    def preview_split(self, source: Voxels, sink: Voxels) -> PreviewedSplit:
+    def preview_split(
+        self,
+        source: Voxels,
+        sink: Voxels,
+        *,
+        allow_partial: bool = False,
+        region_memory: int = DEFAULT_REGION_MEMORY,
+    ) -> PreviewedSplit:
         """What :meth:`split` would do now; nothing is locked or written."""
-        sources, sinks = voxels(source, "source"), voxels(sink, "sink")
-        request = SplitRequest("preview", Points.of(coordinates=sources), Points.of(coordinates=sinks))
+        request = _split_request("preview", source, sink, allow_partial, region_memory)
         found = edits.preview_split(self.dataset.graph, request, volume=self.segmentation)
-        return PreviewedSplit(found.outcome, found.supervoxels, lambda preview: self._drawn(preview, sources, sinks))
+        sources, sinks = voxels(source, "source"), voxels(sink, "sink")
+        values = {field.name: getattr(found, field.name) for field in fields(SplitPreview)}
+        return PreviewedSplit(**values, draw=lambda preview: self._drawn(preview, sources, sinks))
 
     def picture_of_points(self, source: Voxels, sink: Voxels) -> bytes:
         """Three slices through the objects at some points, now and as one object, as PNG; nothing is written."""
@@ -175,10 +183,22 @@ class OpenGraph:
         )
 
     def split(
-        self, source: Voxels, sink: Voxels, *, user: str | None = None, token: str | None = None
+        self,
+        source: Voxels,
+        sink: Voxels,
+        *,
+        user: str | None = None,
+        token: str | None = None,
+        allow_partial: bool = False,
+        region_memory: int = DEFAULT_REGION_MEMORY,
     ) -> CommittedEdit:
-        """Cut ``source`` from ``sink`` where it is cheapest; through supervoxels where both are on one."""
-        request = SplitRequest(user_or_default(user), _points(source, "source"), _points(sink, "sink"))
+        """Cut ``source`` from ``sink`` where it is cheapest; through supervoxels where both are on one.
+
+        The edges around the points are cut. Where both sides stay one object by a way around, more of the object is
+        looked at, in at most ``region_memory`` bytes, until they are parted. ``allow_partial`` cuts around the points
+        only; the edit says ``still_one_object`` if both sides stay one object.
+        """
+        request = _split_request(user_or_default(user), source, sink, allow_partial, region_memory)
         return self._make(
             token,
             lambda operation: _asks_for(operation, "split", request),
@@ -270,6 +290,17 @@ def _whole_triples(points: Any, name: str) -> IntArray:
     if array.ndim != 2 or array.shape[1] != 3 or array.dtype.kind not in "iuf" or not (whole == array).all():
         raise refused
     return whole
+
+
+def _split_request(user: str, source: Any, sink: Any, allow_partial: bool, region_memory: Any) -> SplitRequest:
+    if not isinstance(region_memory, int | np.integer) or region_memory < 0:
+        raise EditRefused(
+            Reason.BAD_REQUEST,
+            f"the memory of the region is a number of bytes, 0 or more, not {reprlib.repr(region_memory)}.",
+            remedy="The default is 1 GiB.",
+        )
+    sides = _points(source, "source"), _points(sink, "sink")
+    return SplitRequest(user, *sides, allow_partial=bool(allow_partial), region_memory=int(region_memory))
 
 
 def _points(points: Any, name: str) -> Points:

@@ -136,8 +136,10 @@ def request_of(operation: Operation, options: dict[str, Any]) -> MergeRequest | 
     user, margin = operation.user or "", None if offset is None else (offset[0], offset[1], offset[2])
     if operation.kind == "merge":
         return MergeRequest(user, sides[0], sides[1], margin)
-    names = ("path_augmentation", "disallow_isolating_cut", "memory")
-    return SplitRequest(user, sides[0], sides[1], margin, **{n: options[n] for n in names if n in options})
+    names = ("path_augmentation", "disallow_isolating_cut", "memory", "region_memory", "allow_partial")
+    # Without the option: of software that takes the cut of the first region, whatever it parts.
+    chosen = {"allow_partial": True, **{n: options[n] for n in names if n in options}}
+    return SplitRequest(user, sides[0], sides[1], margin, **chosen)
 
 
 def _has_fork(graph: ChunkedGraph) -> bool:
