@@ -205,13 +205,17 @@ class OpenGraph:
             lambda: edits.split(self.dataset.graph, request, volume=self.segmentation),
         )
 
-    def undo(self, operation_id: int, *, user: str | None = None, token: str | None = None) -> CommittedEdit:
-        """Take an operation back."""
-        return self._revert(edits.undo, operation_id, user, token)
+    def undo(
+        self, operation_id: int, *, user: str | None = None, token: str | None = None, allow_partial: bool = False
+    ) -> CommittedEdit:
+        """Take an operation back; with ``allow_partial`` even where that parts nothing, since later edits join it."""
+        return self._revert(edits.undo, operation_id, user, token, allow_partial=allow_partial)
 
-    def redo(self, operation_id: int, *, user: str | None = None, token: str | None = None) -> CommittedEdit:
-        """Make an operation again that was undone."""
-        return self._revert(edits.redo, operation_id, user, token)
+    def redo(
+        self, operation_id: int, *, user: str | None = None, token: str | None = None, allow_partial: bool = False
+    ) -> CommittedEdit:
+        """Make an operation again that was undone; with ``allow_partial`` even where that parts nothing."""
+        return self._revert(edits.redo, operation_id, user, token, allow_partial=allow_partial)
 
     def edit(self, operation_id: int) -> CommittedEdit:
         """An edit that was made, read back from the log."""
@@ -231,13 +235,19 @@ class OpenGraph:
         return edit() if token is None else edit_once(self.dataset.graph, token, is_it, edit)
 
     def _revert(
-        self, revert: Callable[..., CommittedEdit], operation_id: int, user: str | None, token: str | None
+        self,
+        revert: Callable[..., CommittedEdit],
+        operation_id: int,
+        user: str | None,
+        token: str | None,
+        *,
+        allow_partial: bool,
     ) -> CommittedEdit:
         graph, who, number = self.dataset.graph, user_or_default(user), _operation_number(operation_id)
         return self._make(
             token,
             lambda operation: operation.user == who and about(operation) == asked_for(graph, number).operation_id,
-            lambda: revert(graph, number, who),
+            lambda: revert(graph, number, who, allow_partial=allow_partial),
         )
 
     def _drawn(self, preview: PreviewedSplit, sources: IntArray, sinks: IntArray) -> bytes:

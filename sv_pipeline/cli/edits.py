@@ -26,6 +26,9 @@ _partial = click.option(
     is_flag=True,
     help="Cut around the points only, even where both sides stay one object by a way around: one bridge at a time.",
 )
+_partial_revert = click.option(
+    "--partial", is_flag=True, help="Make edges inactive even where that parts nothing, since other edits join them."
+)
 _region_memory = click.option(
     "--region-memory",
     type=click.FloatRange(0, 1e6),
@@ -188,27 +191,33 @@ def _say_preview(numbers: dict[str, Any]) -> None:
 @click.command()
 @click.argument("graph")
 @click.argument("operation", type=click.IntRange(1))
+@_partial_revert
 @_user
 @_picture
 @json_option
 @click.pass_obj
-def undo(home: str, graph: str, operation: int, user: str | None, picture: Path | None, *, as_json: bool) -> None:
+def undo(
+    home: str, graph: str, operation: int, user: str | None, picture: Path | None, *, partial: bool, as_json: bool
+) -> None:
     """Take OPERATION of GRAPH back."""
     opened = _opened(graph, home)
-    _say(opened, opened.undo(operation, user=user), picture, as_json=as_json)
+    _say(opened, opened.undo(operation, user=user, allow_partial=partial), picture, as_json=as_json)
 
 
 @click.command()
 @click.argument("graph")
 @click.argument("operation", type=click.IntRange(1))
+@_partial_revert
 @_user
 @_picture
 @json_option
 @click.pass_obj
-def redo(home: str, graph: str, operation: int, user: str | None, picture: Path | None, *, as_json: bool) -> None:
+def redo(
+    home: str, graph: str, operation: int, user: str | None, picture: Path | None, *, partial: bool, as_json: bool
+) -> None:
     """Make OPERATION of GRAPH, which was undone, again."""
     opened = _opened(graph, home)
-    _say(opened, opened.redo(operation, user=user), picture, as_json=as_json)
+    _say(opened, opened.redo(operation, user=user, allow_partial=partial), picture, as_json=as_json)
 
 
 @click.command()

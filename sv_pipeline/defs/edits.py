@@ -84,6 +84,10 @@ class RevertConfig(GraphConfig):
     """An operation to take back, or to make again."""
 
     operation: int = Field(description="Id of the operation, as the log and the run's tags show it.")
+    allow_partial: bool = Field(
+        default=False,
+        description="Make edges inactive even where that parts nothing, since other edits join what they joined.",
+    )
     user: str = Field(default="", description="Who edits, for the log. Default: the user that the worker runs as.")
 
 
@@ -157,7 +161,9 @@ def commit_undo(context: dg.OpExecutionContext, pipeline: PipelineResource, conf
         context,
         pipeline,
         config.graph_id,
-        lambda graph, token: graph.undo(config.operation, user=config.user or None, token=token),
+        lambda graph, token: graph.undo(
+            config.operation, user=config.user or None, token=token, allow_partial=config.allow_partial
+        ),
     )
 
 
@@ -168,7 +174,9 @@ def commit_redo(context: dg.OpExecutionContext, pipeline: PipelineResource, conf
         context,
         pipeline,
         config.graph_id,
-        lambda graph, token: graph.redo(config.operation, user=config.user or None, token=token),
+        lambda graph, token: graph.redo(
+            config.operation, user=config.user or None, token=token, allow_partial=config.allow_partial
+        ),
     )
 
 

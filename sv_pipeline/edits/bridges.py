@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial import cKDTree
 
 from sv_pipeline.algorithms.components import find
 from sv_pipeline.edits.hierarchy_plan import HierarchyPlan
@@ -144,7 +145,7 @@ def _bridge(graph: ChunkedGraph, cache: NodeCache, plan: HierarchyPlan, one: int
         supervoxels = pairs[best] if forward[best] else pairs[best, ::-1]
     voxel = _contact(graph, coordinates, supervoxels) if len(between) else None
     if voxel is None:
-        box = graph.grid.box(2, coordinates[0]).clip(graph.grid.bounds)
+        box = graph.grid.box(2, coordinates[0])
         middle = (np.asarray(box.start) + np.asarray(box.stop)) // 2
         return Bridge(_named(supervoxels), _triple(middle), exact=False)
     return Bridge(_named(supervoxels), _triple(voxel), exact=True)
@@ -166,26 +167,20 @@ def _children(cache: NodeCache, plan: HierarchyPlan, node: int) -> UInt64Array:
 
 
 def _contact(graph: ChunkedGraph, coordinates: IntArray, supervoxels: UInt64Array) -> IntArray | None:
-    """A voxel of the first supervoxel at the face between two neighbouring chunks, across from the second one."""
+    """A voxel of the first supervoxel, of those that are nearest to the second one, where their two chunks touch."""
     step = coordinates[1] - coordinates[0]
-    if np.abs(step).sum() != 1 or not fork_exists(graph.watershed_url, graph.graph_id):
+    if np.abs(step).max() != 1 or not fork_exists(graph.watershed_url, graph.graph_id):
         return None
-    axis = int(np.flatnonzero(step)[0])
-    box = graph.grid.box(2, coordinates[0]).clip(graph.grid.bounds)
-    start, stop = np.asarray(box.start).copy(), np.asarray(box.stop).copy()
-    if step[axis] > 0:
-        start[axis], stop[axis] = stop[axis] - 1, stop[axis] + 1
-    else:
-        start[axis], stop[axis] = start[axis] - 1, start[axis] + 1
-    slab = Box.of(start, stop)
+    box = graph.grid.box(2, coordinates[0])
+    start = np.select([step > 0, step < 0], [np.asarray(box.stop) - 1, np.asarray(box.start) - 1], box.start)
+    stop = np.select([step > 0, step < 0], [np.asarray(box.stop) + 1, np.asarray(box.start) + 1], box.stop)
+    seam = Box.of(start, stop)
     volume = open_fork(graph.watershed_url, graph.graph_id)
-    labels = np.moveaxis(np.asarray(volume[slab.slices].read().result(), np.uint64), axis, 0)
-    near, far = (labels[0], labels[1]) if step[axis] > 0 else (labels[1], labels[0])
-    touch = np.argwhere((near == supervoxels[0]) & (far == supervoxels[1]))
-    if not len(touch):
-        touch = np.argwhere(near == supervoxels[0])
-    if not len(touch):
+    labels = np.asarray(volume[seam.slices].read().result(), np.uint64)
+    one, other = (np.argwhere(labels == supervoxel) for supervoxel in supervoxels)
+    if not len(one) or not len(other):
         return None
+    distances, _ = cKDTree(other).query(one)
+    touch = one[distances == distances.min()]
     # The one in the middle of all: inside the contact, not at its edge.
-    middle = touch[np.argmin(np.abs(touch - touch.mean(axis=0)).sum(axis=1))]
-    return np.asarray(np.insert(middle, axis, 0 if step[axis] > 0 else 1) + start, np.int64)
+    return np.asarray(touch[np.argmin(np.abs(touch - touch.mean(axis=0)).sum(axis=1))] + start, np.int64)

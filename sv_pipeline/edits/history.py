@@ -58,7 +58,7 @@ class RevertRequest:
     edges: UInt64Array
     """Shape (n, 2)."""
     allow_partial: bool = False
-    """Make edges inactive even if that parts nothing: as the operation did that is made again."""
+    """Make edges inactive even if that parts nothing."""
 
     @property
     def supervoxels(self) -> UInt64Array:
@@ -71,17 +71,24 @@ def undo(
     operation_id: int,
     user: str,
     *,
+    allow_partial: bool = False,
     patience: LockPatience | None = None,
     resumption: Resumption | None = None,
 ) -> CommittedEdit:
     """Take an operation back.
 
+    Parameters
+    ----------
+    allow_partial
+        Make edges of a merge inactive even where later edits have joined their ends elsewhere, so that nothing is
+        parted.
+
     Raises
     ------
     EditRefused
-        If it is none that succeeded, or nothing of it is left to be undone.
+        If it is none that succeeded, nothing of it is left to be undone, or nothing would be parted by it.
     """
-    return _revert(graph, operation_id, user, _Run(patience, resumption), undo_it=True)
+    return _revert(graph, operation_id, user, _Run(patience, resumption, allow_partial), undo_it=True)
 
 
 def redo(
@@ -89,17 +96,23 @@ def redo(
     operation_id: int,
     user: str,
     *,
+    allow_partial: bool = False,
     patience: LockPatience | None = None,
     resumption: Resumption | None = None,
 ) -> CommittedEdit:
     """Make an operation again that was undone.
 
+    Parameters
+    ----------
+    allow_partial
+        Make a split again even where it parts nothing; that of a split that has parted nothing itself is allowed.
+
     Raises
     ------
     EditRefused
-        If it is none that succeeded, or it is in force as it is.
+        If it is none that succeeded, it is in force as it is, or nothing would be parted by it.
     """
-    return _revert(graph, operation_id, user, _Run(patience, resumption), undo_it=False)
+    return _revert(graph, operation_id, user, _Run(patience, resumption, allow_partial), undo_it=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +121,7 @@ class _Run:
 
     patience: LockPatience | None
     resumption: Resumption | None
+    allow_partial: bool
 
 
 def _revert(graph: ChunkedGraph, operation_id: int, user: str, run: _Run, *, undo_it: bool) -> CommittedEdit:
@@ -121,7 +135,7 @@ def _revert(graph: ChunkedGraph, operation_id: int, user: str, run: _Run, *, und
         return revert(graph, found, user, run)
     return run_edit(
         graph,
-        _request(graph, operation, user, undo_it=undo_it),
+        _request(graph, operation, user, undo_it=undo_it, allow_partial=run.allow_partial),
         _plan,
         prepare=lambda r: _of_living_supervoxels(graph, r),
         log_cells=lambda r: _log_cells(r.kind, r.user, r.operation_id),
@@ -141,7 +155,9 @@ def _followed(graph: ChunkedGraph, operation_id: int, *, undo_it: bool) -> tuple
     return operation, undo_it
 
 
-def _request(graph: ChunkedGraph, operation: Operation, user: str, *, undo_it: bool) -> RevertRequest:
+def _request(
+    graph: ChunkedGraph, operation: Operation, user: str, *, undo_it: bool, allow_partial: bool
+) -> RevertRequest:
     if operation.kind == "merge":
         edges = read_activated(graph.table, operation.operation_id)
         if edges is None:
@@ -153,8 +169,8 @@ def _request(graph: ChunkedGraph, operation: Operation, user: str, *, undo_it: b
     pairs = np.unique(np.sort(edges.astype(np.uint64), axis=1), axis=0)
     kind = "undo" if undo_it else "redo"
     activate = (operation.kind != "merge") is undo_it
-    again = operation.kind != "merge" and _parted_nothing(graph, operation)
-    return RevertRequest(user, operation.operation_id, kind, activate, pairs, again)
+    allow_partial = allow_partial or (operation.kind != "merge" and _parted_nothing(graph, operation))
+    return RevertRequest(user, operation.operation_id, kind, activate, pairs, allow_partial)
 
 
 def _parted_nothing(graph: ChunkedGraph, operation: Operation) -> bool:
@@ -200,7 +216,7 @@ def _redo_split(graph: ChunkedGraph, found: Incarnation, user: str, run: _Run) -
     volume = open_fork(graph.watershed_url, graph.graph_id)
     return run_edit(
         graph,
-        _same_points(found.operation, user, allow_partial=_parted_nothing(graph, found.operation)),
+        _same_points(found.operation, user, allow_partial=run.allow_partial or _parted_nothing(graph, found.operation)),
         _plan_split_again,
         prepare=lambda r: checked(graph, r, volume),
         log_cells=lambda r: [*_log_cells("redo", r.user, target), *_point_cells(r)],
@@ -302,7 +318,10 @@ def _plan(workspace: Workspace, request: RevertRequest) -> EditPlan:
     joined = removal.ends[:, 0] == removal.ends[:, 1]
     cut = removal.feasible() if joined.any() else removal
     if joined.all() and not (request.allow_partial and len(cut.edges)):
-        remedy = "Split the object there, or undo the later operations that have joined it there."
+        remedy = (
+            "Undo what has joined them there first, or split the object; or make these edges inactive by themselves "
+            "(--partial, allow_partial)."
+        )
         raise removal.still_connected(removal.edges[:1, 0], removal.edges[:1, 1], remedy)
     return EditPlan(request.kind, cut.plan, removed_edges=cut.edges, still_one_object=bool(joined.any()))
 

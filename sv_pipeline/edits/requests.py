@@ -119,7 +119,7 @@ class SplitRequest:
 def options_of(request: Any) -> dict[str, Any]:
     """What the log has no columns for, as JSON: with it and the log, a request can be made again."""
     if not isinstance(request, MergeRequest | SplitRequest):
-        return {}
+        return {"allow_partial": bool(getattr(request, "allow_partial", False))}
     options: dict[str, Any] = {
         "by_id": [bool(len(points.ids)) for points in (request.sources, request.sinks)],
         "offset": None if request.offset is None else [int(o) for o in request.offset],

@@ -193,7 +193,9 @@ def _find_split(workspace: Workspace, request: SplitRequest) -> _Found:
         if found.joined is None:
             return found
         remedy = f"{_MORE_POINTS}."
-        if around.too_large:
+        if request.allow_partial:
+            remedy = f"None of these edges can become inactive while both sides are one object. {remedy}"
+        elif around.too_large:
             remedy = (
                 f"{_MORE_POINTS}; allow more than {request.region_memory / 1e9:.2g} GB for the region; or cut one "
                 "bridge at a time (--partial, allow_partial)."
