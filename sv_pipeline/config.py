@@ -66,6 +66,8 @@ class DataSource(_Model):
     components: str | None = Field(default=None, alias="COMPONENTS")
     """Folder of ``components_x_y_z.proto``; default: ``<watershed>/components``."""
     data_version: int = Field(default=4, alias="DATA_VERSION")
+    fill_missing: bool = Field(default=False, alias="FILL_MISSING")
+    """Take storage chunks of the watershed volume that are not there for background, however many they are."""
 
 
 class GraphConfig(_Model):
@@ -181,6 +183,8 @@ class SourceConfig(_Model):
     resolution: PositiveFloatTriple | None = None
     """Nanometres per voxel; default: the source's own, else an error."""
     voxel_offset: Triple | None = None
+    fill_missing: bool = False
+    """Take storage chunks of these volumes that are not there for background, however many they are."""
 
 
 class IngestMode(StrEnum):

@@ -14,7 +14,17 @@ import numpy.typing as npt
 import pandas as pd
 
 from sv_pipeline import edits
-from sv_pipeline.edits import CommittedEdit, EditRefused, MergeRequest, Points, Reason, SplitPreview, SplitRequest
+from sv_pipeline.edits import (
+    CommittedEdit,
+    EditRefused,
+    MergeRequest,
+    Points,
+    Reason,
+    SettledGraph,
+    SplitPreview,
+    SplitRequest,
+    settled,
+)
 from sv_pipeline.edits.looking_back import Moment
 from sv_pipeline.edits.requests import DEFAULT_REGION_MEMORY, MAX_POINTS, looked_up
 from sv_pipeline.engine.once import edit_once, is_begun, operation_of
@@ -99,16 +109,32 @@ class OpenGraph:
 
     def roots(self, points: Voxels, *, at: Moment | None = None) -> UInt64Array:
         """The roots at voxels, shape (n,); now, as of a time, or just after an operation."""
-        time = None if at is None else edits.milliseconds_of(self.dataset.graph, at)
-        return queries.roots(self.dataset.graph, self.supervoxels(points, at=at), at=time)
+        return self.supervoxels_and_roots(points, at=at)[1]
 
     def supervoxels(self, points: Voxels, *, at: Moment | None = None) -> UInt64Array:
         """The supervoxels at voxels, shape (n,), 0 for background; now, as of a time, or just after an operation."""
-        graph, where = self.dataset.graph, _whole_triples(points, "points")
+        where = _whole_triples(points, "points")
+        return settled(self.dataset.graph, lambda graph: self._supervoxels(graph, where, at))
+
+    def supervoxels_and_roots(
+        self, points: Voxels = (), supervoxels: Sequence[int] = (), *, at: Moment | None = None
+    ) -> tuple[UInt64Array, UInt64Array]:
+        """Some supervoxels and those at voxels, and the root of each, shape (n,); all as of one moment."""
+        where, named = _whole_triples(points, "points"), np.asarray(supervoxels, np.uint64).reshape(-1)
+
+        def question(graph: SettledGraph) -> tuple[UInt64Array, UInt64Array]:
+            time = None if at is None else edits.milliseconds_of(graph, at)
+            ids = np.concatenate([named, self._supervoxels(graph, where, at)])
+            return ids, queries.roots(graph, ids, at=time)
+
+        return settled(self.dataset.graph, question)
+
+    def _supervoxels(self, graph: SettledGraph, where: IntArray, at: Moment | None) -> UInt64Array:
         if at is None or not len(where):
-            return queries.supervoxels_at(graph, self.segmentation, where)
+            return graph.supervoxels_at(self.segmentation if len(where) else None, where)
         box = Box.of(where.min(axis=0), where.max(axis=0) + 1)
-        return queries.supervoxels_at(graph, edits.segmentation_at(graph, at, within=box), where)
+        then = edits.segmentation_at(graph, at, within=box)
+        return graph.supervoxels_at(then, where, until=edits.milliseconds_of(graph, at))
 
     def segmentation_at(self, at: Moment) -> Any:
         """The fork's base mip as of a time, or just after an operation; a TensorStore, read-only."""
@@ -116,23 +142,34 @@ class OpenGraph:
 
     def leaves(self, points: Voxels, *, at: Moment | None = None) -> list[UInt64Array]:
         """The supervoxels of the object at each voxel; now, as of a time, or just after an operation."""
-        found = queries.leaves(self.dataset.graph, self.roots(points, at=at))
-        return np.split(found.values, found.offsets[1:-1])
+        where = _whole_triples(points, "points")
+
+        def question(graph: SettledGraph) -> list[UInt64Array]:
+            time = None if at is None else edits.milliseconds_of(graph, at)
+            found = queries.leaves(graph, queries.roots(graph, self._supervoxels(graph, where, at), at=time))
+            return np.split(found.values, found.offsets[1:-1])
+
+        return settled(self.dataset.graph, question)
 
     def lineage(self, ids: Sequence[int]) -> Lineage:
         """What roots, or supervoxels, came from and what became of them, with the operations that did it."""
-        graph, asked = self.dataset.graph, np.asarray(ids, np.uint64)
-        of = supervoxel_lineage if (graph.layout.layers(asked) == 1).all() else lineage
-        return of(graph, asked)
+        asked = np.asarray(ids, np.uint64)
+        of = supervoxel_lineage if (self.dataset.graph.layout.layers(asked) == 1).all() else lineage
+        return settled(self.dataset.graph, lambda graph: of(graph, asked))
 
     def look_up(self, source: Voxels, sink: Voxels) -> pd.DataFrame:
         """What is at the points of a request: side, x, y, z, supervoxel and root (0 for background) of each."""
         sides = {"source": voxels(source, "source"), "sink": voxels(sink, "sink")}
         points = np.concatenate(list(sides.values()))
-        ids = looked_up(self.dataset.graph, Points.of(coordinates=points), self.segmentation).ids
+
+        def question(graph: SettledGraph) -> tuple[UInt64Array, UInt64Array]:
+            ids = looked_up(graph, Points.of(coordinates=points), self.segmentation).ids
+            return ids, queries.roots(graph, ids, missing_ok=True)
+
+        ids, found = settled(self.dataset.graph, question)
         table = pd.DataFrame(points, columns=["x", "y", "z"])
         table.insert(0, "side", [name for name, side in sides.items() for _ in side])
-        return table.assign(supervoxel=ids, root=queries.roots(self.dataset.graph, ids, missing_ok=True))
+        return table.assign(supervoxel=ids, root=found)
 
     def preview_split(
         self,
@@ -144,7 +181,7 @@ class OpenGraph:
     ) -> PreviewedSplit:
         """What :meth:`split` would do now; nothing is locked or written."""
         request = _split_request("preview", source, sink, allow_partial, region_memory)
-        found = edits.preview_split(self.dataset.graph, request, volume=self.segmentation)
+        found = settled(self.dataset.graph, lambda graph: edits.preview_split(graph, request, volume=self.segmentation))
         sources, sinks = voxels(source, "source"), voxels(sink, "sink")
         values = {field.name: getattr(found, field.name) for field in fields(SplitPreview)}
         return PreviewedSplit(**values, draw=lambda preview: self._drawn(preview, sources, sinks))

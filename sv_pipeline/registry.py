@@ -32,6 +32,8 @@ _FREE_FIELDS = {
     ("ingest", "chunks_per_batch"),
     ("ingest_config",),
     ("ocdbt_config", "coordinator_address"),
+    ("data_source", "fill_missing"),
+    ("source", "fill_missing"),
 }
 
 

@@ -15,7 +15,7 @@ import tinybrain
 
 from sv_pipeline.errors import ConfigError
 
-__all__ = ["downsample", "halvings", "pyramid"]
+__all__ = ["downsample", "halvings", "holds_labels_of_blocks", "pyramid"]
 
 Triple = tuple[int, int, int]
 Labels = npt.NDArray[np.uint64]
@@ -54,6 +54,29 @@ def pyramid(labels: Labels, factors: Sequence[Triple]) -> list[Labels]:
         labels = downsample(labels, factor)
         result.append(labels)
     return result
+
+
+def holds_labels_of_blocks(coarse: Labels, fine: Labels, factor: Triple) -> npt.NDArray[np.bool_]:
+    """Whether each voxel of a coarser mip has the label of one of the voxels that it covers.
+
+    Parameters
+    ----------
+    coarse
+        Array (x, y, z).
+    fine
+        What it covers, counted from the same first voxel; the last blocks may stick out.
+    factor
+        Voxels of a block per axis.
+
+    Returns
+    -------
+    Flags of the shape of ``coarse``.
+    """
+    missing = [n * f - have for n, f, have in zip(coarse.shape, factor, fine.shape, strict=True)]
+    whole = np.pad(fine, [(0, n) for n in missing], mode="edge")
+    x, y, z = coarse.shape
+    blocks = whole.reshape(x, factor[0], y, factor[1], z, factor[2])
+    return np.asarray((blocks == coarse[:, None, :, None, :, None]).any(axis=(1, 3, 5)))
 
 
 def halvings(factor: Triple) -> list[Triple]:

@@ -73,21 +73,13 @@ def roots(
     """The roots (neurons) of SUPERVOXELS of GRAPH, or of what lies at the points given with --at."""
     from datetime import UTC
 
-    import numpy as np
-
-    from sv_pipeline.edits import milliseconds_of
-    from sv_pipeline.graph import queries
     from sv_pipeline.proofreading import open_graph
 
     opened = open_graph(graph, home)
     at = operation if when is None else when.replace(tzinfo=UTC)
-    ids = np.array(supervoxels, np.uint64)
-    if points:
-        ids = np.concatenate([ids, opened.supervoxels([point(p) for p in points], at=at)])
-    if not len(ids):
+    if not points and not supervoxels:
         raise click.UsageError("give supervoxel ids, or points with --at X,Y,Z.")
-    time = None if at is None else milliseconds_of(opened.dataset.graph, at)
-    result = queries.roots(opened.dataset.graph, ids, at=time)
+    ids, result = opened.supervoxels_and_roots([point(p) for p in points], supervoxels, at=at)
     rows = [{"supervoxel": int(s), "root": int(r)} for s, r in zip(ids, result, strict=True)]
     if as_json:
         print_json(rows)

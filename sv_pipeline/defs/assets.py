@@ -15,6 +15,7 @@ from sv_pipeline.defs.partitions import MAX_LAYER, graph_layers, graphs, layer_k
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.engine import stages
 from sv_pipeline.engine.batches import Batch, Stage
+from sv_pipeline.engine.missing_chunks import missing_chunks
 
 __all__ = ["base_ocdbt", "fork", "layer", "reader_contract", "watershed"]
 
@@ -67,7 +68,9 @@ def finish_watershed(context: dg.OpExecutionContext, pipeline: PipelineResource)
 
     with explained_failures():
         dataset = pipeline.dataset(context.partition_key)
-        numbers = stages.finish_edges(dataset) if stages.needs_watershed(dataset) else {"given": True}
+        needed = stages.needs_watershed(dataset)
+        numbers = stages.finish_edges(dataset) if needed else {"given": True}
+        missing = missing_chunks(dataset, needed=needed)
         volume = dataset.volume
     return dg.MaterializeResult(
         metadata={
@@ -76,6 +79,7 @@ def finish_watershed(context: dg.OpExecutionContext, pipeline: PipelineResource)
             "resolution_nm": dg.MetadataValue.text(" x ".join(f"{r:g}" for r in volume.scales[0].resolution)),
             "chunks": dataset.grid.count(2),
             "layers": dataset.grid.n_layers,
+            "missing_chunks": dg.MetadataValue.json(missing) if missing else "none",
             **numbers,
             **pictures(supervoxels=lambda: views.supervoxels_picture(dataset)),
         }

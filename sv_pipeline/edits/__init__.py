@@ -7,6 +7,7 @@ from sv_pipeline.edits.looking_back import leaves_at, milliseconds_of, segmentat
 from sv_pipeline.edits.merging import merge
 from sv_pipeline.edits.refusal import EditRefused, OwnershipLostError, Reason
 from sv_pipeline.edits.requests import MergeRequest, Points, SplitRequest
+from sv_pipeline.edits.settled import SettledGraph, settled
 from sv_pipeline.edits.splitting import SplitPreview, preview_split, split
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "OwnershipLostError",
     "Points",
     "Reason",
+    "SettledGraph",
     "SplitPreview",
     "SplitRequest",
     "leaves_at",
@@ -25,6 +27,7 @@ __all__ = [
     "preview_split",
     "redo",
     "segmentation_at",
+    "settled",
     "split",
     "undo",
 ]

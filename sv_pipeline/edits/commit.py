@@ -31,6 +31,7 @@ import numpy as np
 from sv_pipeline.edits.hierarchy_plan import HierarchyPlan
 from sv_pipeline.edits.locking import EditLocks, concurrently
 from sv_pipeline.edits.operation_log import OperationRow, Scope, write_set
+from sv_pipeline.edits.pair import ensure_identity, note_commit
 from sv_pipeline.edits.refusal import OwnershipLostError
 from sv_pipeline.edits.rows_of_plan import PlannedRows, fake_edge_cells, rows_of
 from sv_pipeline.edits.supervoxel_change import SupervoxelChange, renamed_ids, rows_of_supervoxels
@@ -159,17 +160,18 @@ def commit(
     with _durable("new rows", held, table, rows.new, timestamp):
         new: list[Step] = [partial(table.mutate, rows.new), held.verify]
         concurrently(_take, new)
+    puts: list[Step] = [partial(put_edges, table, key, edges, timestamp) for key, edges in fake.items()]
     if plan.supervoxels is not None:
         held.verify()
         reach("voxels")
         try:
-            _commit_voxels(graph, row, plan.supervoxels, timestamp)
+            committed = _commit_voxels(graph, row, plan.supervoxels, timestamp)
         except ConflictError:
             held.verify()  # says so if the operation was taken over
             raise
         reach("voxels written")
         held.verify()
-    puts: list[Step] = [partial(put_edges, table, key, edges, timestamp) for key, edges in fake.items()]
+        puts.append(partial(note_commit, table, row.operation_id, row.identity, committed))
     with _durable("switch", held, table, rows.switching, timestamp, fake):
         for piece in pieces("half switched", rows.switching):
             switching: list[Step] = [partial(table.mutate, piece), *puts]
@@ -201,10 +203,20 @@ def commit(
     )
 
 
-def _commit_voxels(graph: ChunkedGraph, row: OperationRow, change: SupervoxelChange, timestamp: int) -> None:
+def _commit_voxels(graph: ChunkedGraph, row: OperationRow, change: SupervoxelChange, timestamp: int) -> int:
+    """Commit them; the generation that they are."""
     blocks = change.blocks(change.ids)
-    edit = EditCommit(row.operation_id, blocks, change.generation, timestamp, row.owner, blocks.boxes)
-    commit_edit(graph.watershed_url, graph.graph_id, edit)
+    edit = EditCommit(
+        row.operation_id,
+        blocks,
+        change.generation,
+        timestamp,
+        row.owner,
+        blocks.boxes,
+        identity=row.identity,
+        graph=ensure_identity(graph.table),
+    )
+    return commit_edit(graph.watershed_url, graph.graph_id, edit).generation
 
 
 def _take(step: Step) -> None:

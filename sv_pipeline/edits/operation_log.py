@@ -4,7 +4,8 @@ Own data never goes into the log's row, which PyChunkedGraph reads whole::
 
     %020d                    the log: request, status, roots, time
     sv_pipeline:open:%020d   what recovery needs while the operation is not finished, see `ownership`
-    sv_pipeline:op:%020d     1:activated    all edges that a merge made active; stays, so that it can be undone
+    sv_pipeline:op:%020d     1:identity     as in the open row, once it writes; its record in the fork has the same
+                             1:activated    all edges that a merge made active; stays, so that it can be undone
                              1:supervoxels  (old, new, side) of supervoxels that it replaced; stays, likewise
                              1:outcome      {"still_one_object": true} where it parted nothing, which was allowed
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -41,6 +43,7 @@ from sv_pipeline.table.columns import ArrayColumn, Column
 from sv_pipeline.table.interface import CellMatch, ColumnKey, DeleteCells, RowMutation, RowView, SetCell, Table
 
 __all__ = [
+    "IDENTITY",
     "RECOVERY",
     "REQUEST",
     "SCOPE",
@@ -49,11 +52,13 @@ __all__ = [
     "Scope",
     "own_key",
     "read_activated",
+    "read_identity",
     "read_scope",
     "read_still_one_object",
     "read_supervoxels",
     "read_write_set",
     "scope_in",
+    "without_plan",
     "write_set",
     "write_set_in",
 ]
@@ -67,12 +72,24 @@ WRITES = ColumnKey("1", b"writes")
 ACTIVATED: ArrayColumn[np.uint64] = ArrayColumn(ColumnKey("1", b"activated"), codecs.ArrayCodec("<u8", 2, True))
 SUPERVOXELS: ArrayColumn[np.uint64] = ArrayColumn(ColumnKey("1", b"supervoxels"), codecs.ArrayCodec("<u8", 3, True))
 OUTCOME: Column[Any] = Column(ColumnKey("1", b"outcome"), codecs.JsonCodec())
+IDENTITY: Column[str] = Column(ColumnKey("1", b"identity"), codecs.TextCodec())
+OWN_PREFIX = b"sv_pipeline:op:"
 MAX_WRITE_SET_BYTES = 1 << 30
 
 
 def own_key(operation_id: int) -> bytes:
     """Key of our own row of an operation."""
-    return b"sv_pipeline:op:%020d" % operation_id
+    return OWN_PREFIX + b"%020d" % operation_id
+
+
+def new_identity() -> str:
+    """A random identity."""
+    return secrets.token_hex(8)
+
+
+def without_plan(operation_id: int) -> RowMutation:
+    """Take out of our own row what an attempt noted for the undo; the identity stays."""
+    return RowMutation(own_key(operation_id), [DeleteCells(ACTIVATED.key), DeleteCells(SUPERVOXELS.key)])
 
 
 @dataclass(frozen=True)
@@ -168,6 +185,23 @@ def read_activated(table: Table, operation_id: int) -> UInt64Array | None:
     return ACTIVATED.newest(row)
 
 
+def read_identity(table: Table, operation_id: int) -> str | None:
+    """Identity of an operation; None if it wrote nothing, or other software or an older version made it."""
+    row_keys = identity_keys(operation_id)
+    return identity_in(table.read_rows(row_keys, [IDENTITY.key], newest_only=True), operation_id)
+
+
+def identity_keys(operation_id: int) -> list[bytes]:
+    """Rows that may name the identity of an operation."""
+    return [own_key(operation_id), open_key(operation_id)]
+
+
+def identity_in(rows: dict[bytes, RowView], operation_id: int) -> str | None:
+    """What `read_identity` gives, out of the rows of `identity_keys`."""
+    found = (IDENTITY.newest(rows.get(key)) for key in identity_keys(operation_id))
+    return next((identity for identity in found if identity is not None), None)
+
+
 def read_supervoxels(table: Table, operation_id: int) -> UInt64Array:
     """Supervoxels that an operation replaced: (old, new, side), shape (n, 3); none if it replaced none."""
     key = own_key(operation_id)
@@ -192,6 +226,8 @@ class OperationRow:
     own: Ownership
     not_before: int = 0
     """Milliseconds: the log's cells of this attempt are not older than this, whatever the clock says."""
+    identity: str = field(default_factory=new_identity)
+    """The same for all attempts; see `read_identity`."""
     seen: list[bytes] = field(default_factory=list, repr=False)
     """The log's cell of the time as this attempt has seen or written it last: the log is written while it is that."""
 
@@ -201,7 +237,8 @@ class OperationRow:
         operation_id = counters.new_operation_id(table)
         row = cls(table, operation_id, Ownership(table, operation_id))
         reach("create")
-        opened = RowMutation(row.own.key, [row.own.cell, REQUEST.set(options, FIXED_TIME)])
+        own = [row.own.cell, REQUEST.set(options, FIXED_TIME), IDENTITY.set(row.identity, FIXED_TIME)]
+        opened = RowMutation(row.own.key, own)
         created = [columns.ROOTS.set(np.zeros(0, np.uint64)), *cells]
         now = row._now()
         table.mutate([opened, row._log(OperationStatus.CREATED, created, now)])
@@ -262,6 +299,7 @@ class OperationRow:
         reach("scope written")
         self._write_log(OperationStatus.WRITE_STARTED, log, scope.timestamp)
         if own_cells:
+            own_cells.append(IDENTITY.set(self.identity, FIXED_TIME))
             self.table.mutate([RowMutation(own_key(self.operation_id), own_cells)])
         reach("write started")
 
@@ -285,7 +323,7 @@ class OperationRow:
 
     def forget_plan(self) -> None:
         """Nothing of the plan was written, and no lock is held; how the operation ended is still to be said."""
-        self.table.mutate([self._without_chunks(), RowMutation(own_key(self.operation_id), [DeleteCells()])])
+        self.table.mutate([self._without_chunks(), without_plan(self.operation_id)])
 
     def _without_chunks(self) -> RowMutation:
         return RowMutation(keys.node_key(self.operation_id), [DeleteCells(columns.CHUNK_LOCK_SCOPE.key)])

@@ -6,6 +6,7 @@ operation, which is there from its first moment until nothing of it is left to d
 
     sv_pipeline:open:%020d    1:owner      "<token> <beats>"
                               1:request    options of the request that the log has no column for
+                              1:identity   random, made with the operation, the same for all its owners
                               1:scope      what is locked and made: roots, new roots, chunks, generation, time
                               1:writes     every cell that the edit writes
                               1:recovery   how far a recovery has come, and why the last one failed

@@ -46,6 +46,8 @@ class Reason(StrEnum):
     """The voxels of a supervoxel cannot be cut between these points."""
     TOO_LARGE = "too_large"
     """The box of voxels that a supervoxel split has to read does not fit into the memory it may use."""
+    RESTORED_APART = "restored_apart"
+    """Table and fork are of different days, or of different graphs."""
     LOCKED = "locked"
     """Another operation holds an object."""
     OVERLAPPED = "overlapped"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.edits.refusal import EditRefused, Reason
+from sv_pipeline.edits.settled import SettledGraph
 from sv_pipeline.errors import InputError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.queries import supervoxels_at
@@ -144,7 +146,8 @@ def looked_up(graph: ChunkedGraph, points: Points, volume: Any) -> Points:
             remedy="Pass the graph's segmentation, or name supervoxels.",
         )
     try:
-        return replace(points, ids=supervoxels_at(graph, volume, points.coordinates))
+        look = graph.supervoxels_at if isinstance(graph, SettledGraph) else partial(supervoxels_at, graph)
+        return replace(points, ids=look(volume, points.coordinates))
     except InputError as error:
         raise EditRefused(Reason.OUTSIDE, error.message, remedy="Points are x, y, z in voxels of mip 0.") from error
 

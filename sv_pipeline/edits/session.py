@@ -20,6 +20,7 @@ from sv_pipeline.edits.hierarchy_plan import HierarchyPlan, Layer2Change, plan_h
 from sv_pipeline.edits.locking import EditLocks, LockPatience, lock_roots
 from sv_pipeline.edits.nodes import KnownNodes, NodeCache, until_known
 from sv_pipeline.edits.operation_log import OperationRow, Scope
+from sv_pipeline.edits.pair import find_misfit
 from sv_pipeline.edits.refusal import EditRefused, Reason
 from sv_pipeline.edits.requests import MergeRequest, SplitRequest, check_points, looked_up, offset_of, options_of
 from sv_pipeline.edits.roots import RequestOfPoints, RequestRoots
@@ -29,6 +30,7 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import take
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table.interface import SetCell
+from sv_pipeline.waiting import doing
 
 __all__ = ["Resumption", "Workspace", "plan_above", "prefetch_surroundings", "run_edit"]
 
@@ -106,9 +108,18 @@ def run_edit(
         request = prepare(request)
         roots = RequestRoots(graph, request)
         return _edit_under_locks(
-            graph, request, resumption.row, roots, make_plan, log_cells, patience or LockPatience(), resumption
+            graph,
+            request,
+            resumption.row,
+            roots,
+            make_plan,
+            log_cells,
+            patience or LockPatience(),
+            partial(_refuse_a_misfit, graph),
+            resumption,
         )
     with ExitStack() as living:
+        looking = living.enter_context(ThreadPoolExecutor(1)).submit(_refuse_a_misfit, graph)
 
         def begin(cells: list[SetCell], options: dict[str, Any]) -> OperationRow:
             row = OperationRow.create(graph.table, cells, options)
@@ -131,7 +142,9 @@ def run_edit(
         try:
             if found is None:
                 raise early or AssertionError
-            return _edit_under_locks(graph, request, row, found, make_plan, log_cells, patience or LockPatience())
+            return _edit_under_locks(
+                graph, request, row, found, make_plan, log_cells, patience or LockPatience(), looking.result
+            )
         except EditRefused as refusal:
             refusal.operation_id = row.operation_id
             row.refuse(refusal)
@@ -147,6 +160,7 @@ def _edit_under_locks(
     make_plan: Callable[[Workspace, Request], EditPlan],
     log_cells: Callable[[Request], list[SetCell]],
     patience: LockPatience,
+    refuse_a_misfit: Callable[[], None],
     resumption: Resumption | None = None,
 ) -> CommittedEdit:
     held: EditLocks | None = None
@@ -170,6 +184,7 @@ def _edit_under_locks(
             with ThreadPoolExecutor(1) as pool:
                 locking = pool.submit(held.locked_at)
                 cache = roots.read_again()
+            refuse_a_misfit()
             lock_chunks = partial(held.lock_chunks, patience=patience)
             plan = make_plan(Workspace(graph, cache, roots.current, roots.root_of, lock_chunks), request)
             locked_at = held.locked_at() if len(held.chunks) else locking.result()
@@ -177,7 +192,8 @@ def _edit_under_locks(
             latest = cache.latest() if resumption is None else max(cache.latest(), resumption.after)
             timestamp = logical_time(locked_at, latest)
             inherited = None if resumption is None else resumption.inherited
-            return commit(graph, held, row, plan, timestamp, request.user, log_cells(request), inherited)
+            with doing(f"writes operation {row.operation_id} of graph {graph.graph_id}"):
+                return commit(graph, held, row, plan, timestamp, request.user, log_cells(request), inherited)
     except EditRefused:
         raise
     except Exception as error:
@@ -188,6 +204,12 @@ def _edit_under_locks(
         else:
             log.exception("operation %d died while it was writing: recover it", row.operation_id)
         raise
+
+
+def _refuse_a_misfit(graph: ChunkedGraph) -> None:
+    """Refuse where table and fork do not belong together."""
+    if wrong := find_misfit(graph):
+        raise EditRefused(Reason.RESTORED_APART, wrong.message, remedy=wrong.remedy)
 
 
 def refuse_if_read_only(graph: ChunkedGraph) -> None:

@@ -34,6 +34,7 @@ from sv_pipeline.edits.planned_region import PlannedRegion, local_edges_of, repl
 from sv_pipeline.edits.refusal import EditRefused, Reason
 from sv_pipeline.edits.region import Region, read_region, reread_edges
 from sv_pipeline.edits.requests import Points, SplitRequest
+from sv_pipeline.edits.settled import SettledGraph
 from sv_pipeline.edits.split_box import SplitBox, split_box
 from sv_pipeline.edits.supervoxel_change import SupervoxelChange
 from sv_pipeline.errors import InputError, NotFoundError
@@ -174,6 +175,8 @@ def _split(
 
 def read_voxels(graph: ChunkedGraph, box: Box) -> tuple[int, Labels]:
     """The latest generation of the graph's fork, and the supervoxels of a box in it, (x, y, z)."""
+    if isinstance(graph, SettledGraph):
+        return graph.read_voxels(box)
     generation = current_generation(graph.watershed_url, graph.graph_id)
     # Each chunk is read once: a cache would hold all of them a second time.
     volume = open_fork(graph.watershed_url, graph.graph_id, version=generation, context=uncached_context())

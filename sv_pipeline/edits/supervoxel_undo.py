@@ -25,6 +25,8 @@ from sv_pipeline.edits.commit import EditPlan
 from sv_pipeline.edits.contact_zone import implied_edges
 from sv_pipeline.edits.hierarchy_plan import provisional_ids
 from sv_pipeline.edits.layer2 import add_edges, pairs_of
+from sv_pipeline.edits.operation_log import read_identity
+from sv_pipeline.edits.pair import Older, restore_advice
 from sv_pipeline.edits.region import edges_of_chunks
 from sv_pipeline.edits.session import Workspace, plan_above
 from sv_pipeline.edits.supervoxel_change import SupervoxelChange, renamed_ids
@@ -85,10 +87,11 @@ def plan_undo_of_split(workspace: Workspace, request: UndoOfSplit) -> EditPlan:
         plan = plan_above(workspace, lambda known: add_edges(layout, added, nodes, known), nodes)
     edges = _edges_of_successors(workspace, chunks, names, ids)
     active = np.unique(np.sort(added[added[:, 0] != added[:, 1]], axis=1), axis=0)
+    boxes = _changed_boxes(graph, request.operation_id)
     generation = current_generation(graph.watershed_url, graph.graph_id)
 
     def blocks(final: UInt64Array) -> VoxelBlocks:
-        return _Relabelled.of(graph, request.operation_id, generation, fragments, final[index])
+        return _Relabelled.of(graph, boxes, generation, fragments, final[index])
 
     return EditPlan(
         "undo",
@@ -130,6 +133,23 @@ def _edges_of_successors(
     return combined(LocalEdges.of(pairs[keep], edges.affinities[keep], edges.areas[keep], False))
 
 
+def _changed_boxes(graph: ChunkedGraph, operation_id: int) -> tuple[Box, ...]:
+    """The storage chunks that an operation changed; CorruptionError if the fork does not say so, or of another one."""
+    record = read_operation(graph.watershed_url, graph.graph_id, operation_id)
+    if record is None:
+        raise CorruptionError(
+            f"the fork does not say which voxels operation {operation_id} changed, but the table says it did.",
+            remedy="Run `sv-pipeline verify`.",
+        )
+    if record.identity != read_identity(graph.table, operation_id):
+        raise CorruptionError(
+            f"the voxels that the fork has under the number {operation_id} are of another operation than the one to be "
+            "undone.",
+            remedy=restore_advice(graph, Older.NEITHER),
+        )
+    return record.boxes
+
+
 class _Relabelled(VoxelBlocks):
     """The storage chunks that an operation changed, with other ids; each is read when asked for."""
 
@@ -138,16 +158,10 @@ class _Relabelled(VoxelBlocks):
 
     @classmethod
     def of(
-        cls, graph: ChunkedGraph, operation_id: int, generation: int, old: UInt64Array, new: UInt64Array
+        cls, graph: ChunkedGraph, boxes: tuple[Box, ...], generation: int, old: UInt64Array, new: UInt64Array
     ) -> _Relabelled:
-        record = read_operation(graph.watershed_url, graph.graph_id, operation_id)
-        if record is None:
-            raise CorruptionError(
-                f"the fork does not say which voxels operation {operation_id} changed, but the table says it did.",
-                remedy="Run `sv-pipeline verify`.",
-            )
         volume = open_fork(graph.watershed_url, graph.graph_id, version=generation)
-        return cls(record.boxes, volume, dict(zip(old.tolist(), new.tolist(), strict=True)))
+        return cls(boxes, volume, dict(zip(old.tolist(), new.tolist(), strict=True)))
 
     @property
     def boxes(self) -> tuple[Box, ...]:

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from sv_pipeline.config import BackendType, DatasetConfig, IngestMode
+from sv_pipeline.engine.missing_chunks import report_missing_chunks
 from sv_pipeline.errors import ConfigError, ConflictError, InputError, NotFoundError
 from sv_pipeline.graph import edge_files
 from sv_pipeline.graph.chunked_graph import open_chunked_graph
@@ -54,8 +55,10 @@ def register(config: DatasetConfig, home: str) -> Dataset:
     if config.source is None:
         _check_watershed(dataset)
         _check_mips(config, dataset.volume)
-    else:
-        source_is_needed(dataset)
+        if markers.read_complete(dataset.watershed_url) is None:
+            report_missing_chunks(dataset)
+    elif source_is_needed(dataset) and not _watershed_is_complete(dataset):
+        report_missing_chunks(dataset)
     return registry.register(config)
 
 

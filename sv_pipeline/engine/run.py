@@ -17,6 +17,7 @@ from sv_pipeline.config import IngestMode, PopulateMethod
 from sv_pipeline.engine import stages
 from sv_pipeline.engine.batches import Batch, Stage
 from sv_pipeline.engine.feedback import Progress
+from sv_pipeline.engine.missing_chunks import missing_chunks
 from sv_pipeline.engine.pool import BrokenProcessPool, WorkerPool
 from sv_pipeline.errors import UnavailableError
 from sv_pipeline.registry import Dataset
@@ -133,7 +134,10 @@ class _Run:
 def _ingest(run: _Run, layers: Sequence[int] | None) -> IngestReport:
     dataset, mode = run.dataset, run.mode
     report = IngestReport(dataset.graph_id)
-    if stages.needs_watershed(dataset):
+    needed = stages.needs_watershed(dataset)
+    if missing := missing_chunks(dataset, needed=needed):
+        report.steps["missing_chunks"] = missing
+    if needed:
         for stage, finish in ((Stage.LABELS, stages.finish_labels), (Stage.EDGES, stages.finish_edges)):
             run.step(f"watershed: {stage}", lambda s=stage: stages.plan_watershed(dataset, s))  # type: ignore[misc]
             report.steps[f"watershed_{stage}"] = finish(dataset)

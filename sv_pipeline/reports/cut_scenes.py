@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.multicut import Preview
-from sv_pipeline.edits import SplitPreview
+from sv_pipeline.edits import SettledGraph, SplitPreview, settled
 from sv_pipeline.edits.operation_log import read_supervoxels
 from sv_pipeline.errors import InputError
 from sv_pipeline.graph import queries
@@ -23,7 +23,7 @@ from sv_pipeline.registry import Dataset
 from sv_pipeline.reports.cut_pictures import CutScene, Kind, SceneState, kinds_by_object, with_sides
 from sv_pipeline.reports.logged_edits import asked_for, read_edit
 from sv_pipeline.segmentation.operations import generation_at
-from sv_pipeline.segmentation.reader import current_generation, open_fork
+from sv_pipeline.segmentation.reader import open_fork
 from sv_pipeline.table import columns
 
 __all__ = ["scene_of_operation", "scene_of_points", "scene_of_preview"]
@@ -52,12 +52,15 @@ def scene_of_operation(dataset: Dataset, operation_id: int) -> CutScene:
     edit = read_edit(dataset.graph, operation_id)
     sources, sinks = _points_of(asked_for(dataset.graph, operation_id))
     box = _box_around(dataset, np.concatenate([sources, sinks]), [edit.edges])
-    time = edit.logical_time
-    states = []
-    for name, moment, touched in (("before", time - 1, edit.old_roots), ("after", time, edit.roots)):
+
+    def state(name: str, moment: int, touched: UInt64Array) -> SceneState:
         generation = generation_at(dataset.watershed_url, dataset.graph_id, moment, within=box)
-        states.append(_Moment(dataset, generation, moment).state(name, box, sources, sinks, touched))
-    before, after = states
+        return settled(
+            dataset.graph, lambda graph: _Moment(graph, generation, moment).state(name, box, sources, sinks, touched)
+        )
+
+    time = edit.logical_time
+    before, after = state("before", time - 1, edit.old_roots), state("after", time, edit.roots)
     links = read_supervoxels(dataset.graph.table, operation_id)
     if len(links) and not (after.kinds == Kind.SOURCE).any():
         # Both sides still are one object, by a way around: the new supervoxels know their side.
@@ -80,9 +83,7 @@ def scene_of_preview(dataset: Dataset, preview: SplitPreview, sources: IntArray,
     outcome = preview.outcome
     cut = outcome.cut if isinstance(outcome, Preview) else None
     box = _box_around(dataset, np.concatenate([sources, sinks]), [cut.removed_edges] if cut else [])
-    now = _Moment(dataset, current_generation(dataset.watershed_url, dataset.graph_id), None)
-    roots = now.roots_at(np.concatenate([sources, sinks]))
-    before = now.state("now", box, sources, sinks, roots)
+    before, roots = _now(dataset, box, sources, sinks)
     kinds = before.kinds
     if cut is not None:
         sides = ((cut.source_side, Kind.SOURCE), (cut.sink_side, Kind.SINK))
@@ -110,9 +111,7 @@ def scene_of_preview(dataset: Dataset, preview: SplitPreview, sources: IntArray,
 def scene_of_points(dataset: Dataset, sources: IntArray, sinks: IntArray) -> CutScene:
     """The objects at some points now, and as one: what a merge would do."""
     box = _box_around(dataset, np.concatenate([sources, sinks]), [])
-    now = _Moment(dataset, current_generation(dataset.watershed_url, dataset.graph_id), None)
-    roots = now.roots_at(np.concatenate([sources, sinks]))
-    before = now.state("now", box, sources, sinks, roots)
+    before, roots = _now(dataset, box, sources, sinks)
     merged = np.where(before.kinds >= Kind.OBJECT, np.uint8(Kind.OBJECT), before.kinds)
     return CutScene(
         title=f"{dataset.graph_id}: what would be merged",
@@ -133,25 +132,36 @@ def scene_of_points(dataset: Dataset, sources: IntArray, sinks: IntArray) -> Cut
 class _Moment:
     """A graph at a time, and its voxels at a generation."""
 
-    dataset: Dataset
-    generation: int
-    time: int | None
+    graph: SettledGraph
+    generation: int | None = None
+    """None = the latest."""
+    time: int | None = None
     """Milliseconds; None = now."""
 
     def roots(self, supervoxels: UInt64Array) -> UInt64Array:
-        return queries.roots(self.dataset.graph, supervoxels, at=self.time, missing_ok=True)
+        return queries.roots(self.graph, supervoxels, at=self.time, missing_ok=True)
 
     def roots_at(self, points: IntArray) -> UInt64Array:
         """Roots at voxels; none for background."""
-        volume = open_fork(self.dataset.watershed_url, self.dataset.graph_id, version=self.generation)
-        supervoxels = queries.supervoxels_at(self.dataset.graph, volume, points)
+        volume = open_fork(self.graph.watershed_url, self.graph.graph_id, version=self.generation)
+        supervoxels = self.graph.supervoxels_at(volume, points, until=self.time)
         return self.roots(np.unique(supervoxels[supervoxels != 0]))
 
     def state(self, name: str, box: Box, sources: IntArray, sinks: IntArray, touched: UInt64Array) -> SceneState:
-        volume = open_fork(self.dataset.watershed_url, self.dataset.graph_id, version=self.generation)
-        labels = np.asarray(volume[box.slices].read().result(), np.uint64)
+        _, labels = self.graph.read_voxels(box, version=self.generation, until=self.time)
         sides = self.roots_at(sources), self.roots_at(sinks)
         return SceneState(name, kinds_by_object(labels, self.roots, touched, *sides), labels)
+
+
+def _now(dataset: Dataset, box: Box, sources: IntArray, sinks: IntArray) -> tuple[SceneState, UInt64Array]:
+    """The objects at some points as they are now, and their roots."""
+
+    def question(graph: SettledGraph) -> tuple[SceneState, UInt64Array]:
+        now = _Moment(graph)
+        roots = now.roots_at(np.concatenate([sources, sinks]))
+        return now.state("now", box, sources, sinks, roots), roots
+
+    return settled(dataset.graph, question)
 
 
 def _points_of(operation: Operation) -> tuple[IntArray, IntArray]:

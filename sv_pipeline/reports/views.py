@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.edits import settled
 from sv_pipeline.graph import queries
 from sv_pipeline.grid import Box
 from sv_pipeline.registry import Dataset
@@ -99,7 +100,9 @@ def _lift(dataset: Dataset, supervoxels: UInt64Array, layer: int | None) -> UInt
     distinct, inverse = np.unique(supervoxels, return_inverse=True)
     lifted = np.zeros_like(distinct)
     known = distinct != 0
-    lifted[known] = queries.roots(dataset.graph, distinct[known], stop_layer=layer, missing_ok=True)
+    lifted[known] = settled(
+        dataset.graph, lambda graph: queries.roots(graph, distinct[known], stop_layer=layer, missing_ok=True)
+    )
     return np.asarray(lifted[inverse], np.uint64)
 
 

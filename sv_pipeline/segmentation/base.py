@@ -18,6 +18,7 @@ from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.segmentation import kv, specs
 from sv_pipeline.segmentation.context import reset_context
 from sv_pipeline.segmentation.file_guard import commit_guard
+from sv_pipeline.segmentation.given_mips import usable_given_mips
 from sv_pipeline.segmentation.layout import plan_scales
 from sv_pipeline.segmentation.markers import POPULATED_FOLDER
 from sv_pipeline.segmentation.precomputed import VolumeInfo, info_json, parse_info, read_info
@@ -46,6 +47,8 @@ class BaseInfo:
     """Mips that are copied from the source; the coarser ones are made from the last of these."""
     storage_chunk_size: tuple[int, int, int] | None
     """What the configuration asked for."""
+    remade: str | None = None
+    """Why mips that the source has were made anew; None if they were not."""
 
     @property
     def n_mips(self) -> int:
@@ -79,13 +82,15 @@ def create_base(watershed_url: str | Path, config: OcdbtConfig, grid: ChunkGrid 
     if existing is None:
         _refuse_a_stranger(folder)
         source = read_info(url)
-        volume = VolumeInfo("uint64", plan_scales(source, config, grid))
+        usable, remade = usable_given_mips(url, config.mips)
+        volume = VolumeInfo("uint64", plan_scales(source, config, grid, usable=usable))
         info = BaseInfo(
             watershed_url=url,
             form=specs.OcdbtFormat.of(config),
             volume=volume,
-            source_mips=min(len(source.scales), len(volume.scales)),
+            source_mips=min(usable, len(volume.scales)),
             storage_chunk_size=config.storage_chunk_size,
+            remade=remade,
         )
         if kv.write_if_absent(folder, RECORD, _encode(info)):
             _logger.info("creating the base of %s with %d mips", url, info.n_mips)
@@ -124,6 +129,7 @@ def _encode(info: BaseInfo) -> bytes:
         "storage_chunk_size": info.storage_chunk_size,
         "array_path": specs.ARRAY_PATH,
         "info": info_json(info.volume),
+        **({} if info.remade is None else {"remade": info.remade}),
     }
     return json.dumps(record, indent=1).encode()
 
@@ -137,6 +143,7 @@ def _decode(url: str, raw: bytes) -> BaseInfo:
         volume=parse_info(record["info"]),
         source_mips=int(record["source_mips"]),
         storage_chunk_size=None if chunk_size is None else (chunk_size[0], chunk_size[1], chunk_size[2]),
+        remade=record.get("remade"),
     )
 
 

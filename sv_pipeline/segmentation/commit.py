@@ -35,6 +35,8 @@ from sv_pipeline.segmentation.base import read_base
 from sv_pipeline.segmentation.checked_commit import ChangedError, checked_transaction
 from sv_pipeline.segmentation.history import current_version
 from sv_pipeline.segmentation.operations import (
+    NEWEST,
+    Newest,
     OperationRecord,
     fence_key,
     fenced_off,
@@ -47,6 +49,7 @@ from sv_pipeline.segmentation.operations import (
 from sv_pipeline.segmentation.pending import add_to_entry
 from sv_pipeline.segmentation.reader import open_fork_store
 from sv_pipeline.segmentation.retry import TRANSPORT_CODES, retry_transport, status_code
+from sv_pipeline.waiting import doing
 
 __all__ = ["CommitResult", "EditCommit", "commit_edit", "restore_operation"]
 
@@ -72,6 +75,10 @@ class EditCommit:
     """Token of who commits; another one for each attempt at the operation as a whole."""
     boxes: tuple[Box, ...] | None = None
     """What the record and the pending key say has changed; default: the boxes of the blocks."""
+    identity: str | None = None
+    """Identity of the operation, which its record names."""
+    graph: str | None = None
+    """Identity of the graph; with it, the fork says which operation it holds last."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,9 @@ def commit_edit(watershed_url: str | Path, graph_id: str, edit: EditCommit) -> C
     for box in boxes:
         if box.clip(bounds) != box:
             raise InputError(f"operation {edit.operation_id} changes {box}, which is not inside the volume ({bounds}).")
-    record = OperationRecord(edit.operation_id, boxes, (0,), edit.generation_before, edit.logical_time, edit.owner)
+    record = OperationRecord(
+        edit.operation_id, boxes, (0,), edit.generation_before, edit.logical_time, edit.owner, edit.identity
+    )
     has_coarser_mips = base.n_mips > 1
 
     def write(transaction: ts.Transaction) -> None:
@@ -115,12 +124,16 @@ def commit_edit(watershed_url: str | Path, graph_id: str, edit: EditCommit) -> C
         if has_coarser_mips:
             add_to_entry(kv, edit.operation_id, boxes)
         futures.append(kv.write(operation_key(edit.operation_id), record.encode()))
+        if edit.graph is not None and edit.identity is not None:
+            newest = Newest(edit.graph, edit.operation_id, edit.identity)
+            futures.append(kv.write(NEWEST, newest.encode()))  # without a condition: the last one stays
         for future in futures:
             future.result()
 
     specs.require_one_store(store.kv, store.array(0))
     before = current_version(store.base).generation
-    _commit(store, _Change(edit.operation_id, None, record.encode(), edit.owner, must_hold_fence=False), write)
+    with doing(f"commits the voxels of operation {edit.operation_id} of graph {graph_id}"):
+        _commit(store, _Change(edit.operation_id, None, record.encode(), edit.owner, must_hold_fence=False), write)
     generation = _generation(store, record, before)
     _logger.info("operation %d: %d boxes, generation %d of %s", edit.operation_id, len(boxes), generation, graph_id)
     return CommitResult(generation, record)
@@ -178,7 +191,8 @@ def restore_operation(
             future.result()
 
     there = None if record is None else record.encode()
-    _commit(store, _Change(operation_id, there, None, owner, must_hold_fence=True), write)
+    with doing(f"puts back the voxels of operation {operation_id} of graph {graph_id}"):
+        _commit(store, _Change(operation_id, there, None, owner, must_hold_fence=True), write)
     _logger.info("operation %d: voxels of generation %s put back in %s", operation_id, generation, graph_id)
     return True
 

@@ -13,7 +13,10 @@ end of the volume::
 
 from __future__ import annotations
 
+import itertools
 import logging
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,11 +25,26 @@ from sv_pipeline.algorithms.pyramid import halvings
 from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.grid import Box, ChunkGrid
-from sv_pipeline.segmentation.precomputed import Scale, VolumeInfo, coarser_scale, halving_step
+from sv_pipeline.segmentation.precomputed import coarser_scale, halving_step
+from sv_pipeline.segmentation.volume_info import DEFAULT_BLOCK_SIZE, LABEL_ENCODINGS, Scale, VolumeInfo
 
-__all__ = ["aligned_chunk_size", "check_alignment", "plan_scales", "populate_layer", "step_factor", "task_box"]
+__all__ = [
+    "aligned_chunk_size",
+    "check_alignment",
+    "misfit",
+    "own_keys",
+    "plan_scales",
+    "populate_layer",
+    "step_factor",
+    "task_box",
+    "usable_mips",
+]
 
 Triple = tuple[int, int, int]
+
+PLAIN_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
+RESERVED_KEYS = frozenset({"info", "_sv_pipeline"})
+"""Names that have a meaning of their own beside the folders of the mips."""
 
 _logger = logging.getLogger(__name__)
 
@@ -36,30 +54,71 @@ def populate_layer(config: OcdbtConfig, grid: ChunkGrid) -> int:
     return min(config.populate_layer, grid.n_layers)
 
 
-def plan_scales(source: VolumeInfo, config: OcdbtConfig, grid: ChunkGrid | None) -> tuple[Scale, ...]:
+def misfit(volume: VolumeInfo, mip: int) -> str | None:
+    """Why a given mip cannot be kept up to date with our own means; None if it can.
+
+    We count from the first voxel of the volume. Other software counts from voxel 0 of the world (``ts.downsample``), or
+    as we do (cloud-volume). Both are the same where the voxel offset is a multiple of the factor; where it is not, what
+    a voxel covers cannot be told from the info file.
+    """
+    scale, base, below = volume.scales[mip], volume.scales[0], volume.scales[mip - 1]
+    factor = volume.factors(mip)
+    step = np.divide(factor, volume.factors(mip - 1))
+    if not np.isin(step, 2.0 ** np.arange(32)).all():
+        return f"its voxels are {step.tolist()} times those of mip {mip - 1} ({below.key}), which is no power of two"
+    wanted = coarser_scale(base, factor, scale.chunk_size)
+    if np.mod(base.voxel_offset, factor).any():
+        return f"the volume starts at {base.voxel_offset}, which is no multiple of {factor}: its grid is not certain"
+    if (scale.voxel_offset, scale.size) != (wanted.voxel_offset, wanted.size):
+        return (
+            f"it starts at {scale.voxel_offset} and has the size {scale.size}; {factor} times smaller than mip 0 would "
+            f"be {wanted.voxel_offset} and {wanted.size}"
+        )
+    if scale.encoding not in LABEL_ENCODINGS:
+        return f"its encoding {scale.encoding} may change labels"
+    return None
+
+
+def usable_mips(volume: VolumeInfo) -> int:
+    """Number of given mips, mip 0 included, that the info file gives no reason to make anew."""
+    return next((mip for mip in range(1, len(volume.scales)) if misfit(volume, mip)), len(volume.scales))
+
+
+def plan_scales(
+    source: VolumeInfo, config: OcdbtConfig, grid: ChunkGrid | None, *, usable: int | None = None
+) -> tuple[Scale, ...]:
     """The mips of the base.
 
-    Those of the source come first. Where ``config.mips`` asks for more, or the source has one only and nothing is
-    asked for, coarser ones are added (`halving_step`) until the volume fits one storage chunk, or a task would not
-    hold whole voxels any more. Storage chunks keep the source's shape where the task boxes of ``grid`` are multiples
-    of it, else get the largest divisor of the task box that is not larger.
+    Those of the source that are usable come first, and the others are replaced by our own. Where ``config.mips`` asks
+    for more, or the source has one only and nothing is asked for, coarser ones are added (`halving_step`) until the
+    volume fits one storage chunk, or a task would not hold whole voxels any more. Storage chunks keep the source's
+    shape where the task boxes of ``grid`` are multiples of it, else get the largest divisor of the task box that is not
+    larger. Keys are those of the source where they are plain names, each its own.
+
+    Parameters
+    ----------
+    usable
+        Mips of the source that may be copied; default: `usable_mips`.
 
     Raises
     ------
     ConfigError
         If a mip that is asked for cannot be divided among the tasks.
     """
-    n_copied = min(len(source.scales), config.mips or len(source.scales))
+    wanted = config.mips or (len(source.scales) if len(source.scales) > 1 else None)
+    n_copied = min(usable_mips(source) if usable is None else usable, wanted or 1)
     scales = [_base_scale(scale, config) for scale in source.scales[:n_copied]]
     factors = [source.factors(mip) for mip in range(n_copied)]
-    while (config.mips is None and len(source.scales) == 1) or len(scales) < (config.mips or 0):
-        if config.mips is None and all(s <= c for s, c in zip(scales[-1].size, scales[-1].chunk_size, strict=True)):
+    while wanted is None or len(scales) < wanted:
+        may_end = config.mips is None
+        if may_end and all(s <= c for s, c in zip(scales[-1].size, scales[-1].chunk_size, strict=True)):
             break
         factor = _triple(np.multiply(factors[-1], halving_step(scales[-1].resolution)))
-        if config.mips is None and grid is not None and not _divides(factor, grid, populate_layer(config, grid)):
+        if may_end and grid is not None and not _divides(factor, grid, populate_layer(config, grid)):
             break
         factors.append(factor)
         scales.append(coarser_scale(scales[0], factor, scales[-1].chunk_size))
+    scales = [replace(scale, key=key) for scale, key in zip(scales, own_keys([s.key for s in scales]), strict=True)]
     if grid is None:
         return tuple(scales)
     layer = populate_layer(config, grid)
@@ -69,11 +128,31 @@ def plan_scales(source: VolumeInfo, config: OcdbtConfig, grid: ChunkGrid | None)
     )
 
 
+def own_keys(wanted: Sequence[str]) -> tuple[str, ...]:
+    """Names of the folders of mips: those that are wanted, where they are plain and free, else ``NAME_2`` and so on.
+
+    Two mips in one folder would replace each other's chunks; with ``..`` in it, a name may lead into any folder.
+    """
+    keys: list[str] = []
+    for mip, name in enumerate(wanted):
+        plain = name if PLAIN_KEY.fullmatch(name) and name not in RESERVED_KEYS else f"mip_{mip}"
+        candidates = (plain if number == 1 else f"{plain}_{number}" for number in itertools.count(1))
+        # Some file systems, and some tools, take a and A for one name.
+        keys.append(next(key for key in candidates if key.lower() not in {k.lower() for k in keys}))
+    return tuple(keys)
+
+
 def _base_scale(scale: Scale, config: OcdbtConfig) -> Scale:
     chunk_size = config.storage_chunk_size or scale.chunk_size
     # Values in OCDBT are not compressed; so they must be encoded compactly themselves. Never sharded: one voxel
     # changed would rewrite a whole shard chunk.
-    return replace(scale, chunk_size=chunk_size, encoding="compressed_segmentation", sharded=False)
+    return replace(
+        scale,
+        chunk_size=chunk_size,
+        encoding="compressed_segmentation",
+        block_size=scale.block_size if scale.encoding == "compressed_segmentation" else DEFAULT_BLOCK_SIZE,
+        sharded=False,
+    )
 
 
 def aligned_chunk_size(scale: Scale, factor: Triple, grid: ChunkGrid, layer: int) -> Triple:

@@ -7,6 +7,7 @@
                                operation over; then whoever had it before cannot commit any more.
 ``_sv_pipeline/pending/<op>``  ``{"boxes": [[start, stop], ...]}``, voxels of the base mip: where coarser mips are
                                behind.
+``_sv_pipeline/newest``        `Newest`: the graph, and the operation whose voxels were committed last.
 =============================  =======================================================================================
 
 How voxels and these keys are committed is in `commit`.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,11 @@ from sv_pipeline.segmentation import specs
 from sv_pipeline.segmentation.history import current_version
 from sv_pipeline.segmentation.reader import open_fork_store
 from sv_pipeline.segmentation.retry import retry_transport, status_code
+from sv_pipeline.waiting import doing
 
 __all__ = [
+    "NEWEST",
+    "Newest",
     "OperationRecord",
     "fence_key",
     "generation_at",
@@ -49,6 +53,7 @@ __all__ = [
 OPERATIONS = specs.OWN_KEYS + "ops/"
 FENCES = specs.OWN_KEYS + "fence/"
 PENDING = specs.OWN_KEYS + "pending/"
+NEWEST = specs.OWN_KEYS + "newest"
 
 _logger = logging.getLogger(__name__)
 
@@ -88,6 +93,8 @@ class OperationRecord:
     """Milliseconds; of all rows of the operation."""
     owner: str
     """Token of who committed it."""
+    identity: str | None = None
+    """Identity of the operation, the same for all its owners; None if an older version committed it."""
 
     def encode(self) -> bytes:
         """JSON; the same record gives the same bytes."""
@@ -99,6 +106,8 @@ class OperationRecord:
             "logical_time": self.logical_time,
             "owner": self.owner,
         }
+        if self.identity is not None:
+            content["identity"] = self.identity
         return json.dumps(content).encode()
 
     @classmethod
@@ -113,11 +122,40 @@ class OperationRecord:
                 generation_before=int(content["generation_before"]),
                 logical_time=int(content["logical_time"]),
                 owner=str(content["owner"]),
+                identity=None if content.get("identity") is None else str(content["identity"]),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptionError(
                 f"the key {key} of the fork is not the record of an operation: {error!r}.",
                 remedy="It was written by another version, or damaged; see the operation's row for what it changed.",
+            ) from error
+
+
+@dataclass(frozen=True)
+class Newest:
+    """What a fork says about itself, written again by each commit of an edit's voxels."""
+
+    graph: str
+    """Identity of the graph; its table has the same."""
+    operation_id: int
+    """The operation whose voxels were committed last."""
+    identity: str
+    """Identity of that operation."""
+
+    def encode(self) -> bytes:
+        """JSON."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, value: bytes) -> Newest:
+        """Out of JSON; CorruptionError names the key."""
+        try:
+            content: dict[str, Any] = json.loads(value)
+            return cls(str(content["graph"]), int(content["operation_id"]), str(content["identity"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptionError(
+                f"the key {NEWEST} of the fork does not name its newest operation: {error!r}.",
+                remedy="Restore the fork's files from a backup of the same day as the table.",
             ) from error
 
 
@@ -212,7 +250,8 @@ def _write_fence(
             if before != owner and (before is None or over_others):
                 kv.write(key, value).result()
 
-    retry_transport(write, what=f"claiming operation {operation_id}")
+    with doing(f"claims operation {operation_id} of graph {graph_id}"):
+        retry_transport(write, what=f"claiming operation {operation_id}")
     _logger.info("operation %d of graph %s: fence %r, before %r", operation_id, graph_id, owner, seen[-1])
     return seen[-1]
 

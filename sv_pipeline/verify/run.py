@@ -13,6 +13,7 @@ from sv_pipeline.verify import (
     edge_checks,
     edge_file_checks,
     ingest_checks,
+    pair_checks,
     pyramid_checks,
     table_checks,
     volumes,
@@ -98,6 +99,10 @@ def _pyramid(subject: Subject, outcome: Outcome) -> None:
     pyramid_checks.check_pyramid(outcome, subject.voxels, subject.watershed, **subject.options)
 
 
+def _pair(subject: Subject, outcome: Outcome) -> None:
+    pair_checks.check_pair(outcome, subject)
+
+
 def _progress(subject: Subject, outcome: Outcome) -> None:
     ingest_checks.check_progress(outcome, subject.table, subject.layout, subject.grid)
 
@@ -123,6 +128,7 @@ _CHECKS: dict[str, _Check] = {
     "voxels": _Check("ids in the voxels are the live leaves, each in one piece inside its chunk", "chunks", _voxels),
     "base": _Check("the base equals the watershed and was populated to the end", "blocks", _base),
     "fork": _Check("the fork can be read and, before edits, shows the base", "blocks", _fork),
+    "pair": _Check("table and fork know the same operations", "operations", _pair),
     "pyramid": _Check("every mip is the downsampled mip below it", "blocks", _pyramid),
     "progress": _Check("every chunk has its done-marker, no chunk outside the grid has one", "chunks", _progress),
     "operations": _Check("no lock outlives its operation; successful operations name their roots", "rows", _operations),

@@ -84,15 +84,16 @@ def test_mips_of_the_source_are_copied_as_they_are(tmp_path: Path, encoding: str
     create_volume(
         url,
         resolution=(8, 8, 40),
-        voxel_offset=(3, 1, -5),
+        voxel_offset=(4, 8, -5),
         size=(50, 41, 30),
         chunk_size=(16, 16, 16),
         data_type=data_type,
         encoding=encoding,
         n_mips=3,
     )
-    # Not a pyramid of the first, so that a recomputed mip would show.
-    mips = [blobs(scale.size, seed) & np.uint64(0xFFFF) for seed, scale in enumerate(read_info(url).scales)]
+    # Not the pyramid that we would make, so that a recomputed mip would show.
+    labels = blobs((50, 41, 30)) & np.uint64(0xFFFF)
+    mips = [labels, labels[::2, ::2], labels[::4, ::4]]
     for mip, labels in enumerate(mips):
         open_volume(url, mip, writable=True).write(labels.astype(data_type)).result()
     grid = ChunkGrid(read_info(url).bounds, (16, 16, 16))

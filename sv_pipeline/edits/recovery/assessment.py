@@ -5,9 +5,11 @@
 | no scope | EMPTY | the log says that it failed |
 | SUCCESS | FINISHED | locks are given back |
 | a recovery that found that it cannot be made again | OVER | locks are given back |
+| a recovery that could not prove its end | UNPROVEN | it is proven again |
 | all roots and chunks are locked by it | HELD | what it wrote is taken back, and it is made again |
 | some are not, and nothing is written yet | UNWRITTEN | its locks are given back, and it is made again |
 | some are not, but something is written | – | nothing is touched: RecoveryStoppedError |
+| the fork's voxels of this number are of another operation, or the fork is of another day | – | likewise |
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sv_pipeline.edits.operation_log import Scope
+from sv_pipeline.edits.operation_log import Scope, read_identity
+from sv_pipeline.edits.pair import Older, find_misfit, restore_advice
 from sv_pipeline.edits.recovery.errors import RecoveryStoppedError
 from sv_pipeline.edits.recovery.unfinished import Phase, Unfinished
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
@@ -32,6 +35,7 @@ class State(StrEnum):
     EMPTY = "empty"
     FINISHED = "finished"
     OVER = "over"
+    UNPROVEN = "unproven"
     HELD = "held"
     UNWRITTEN = "unwritten"
 
@@ -57,17 +61,22 @@ def assess(graph: ChunkedGraph, found: Unfinished) -> Assessment:
     Raises
     ------
     RecoveryStoppedError
-        If a chunk or root of its scope is not held by it, although it has begun to write.
+        If a chunk or root of its scope is not held by it, although it has begun to write; or if table and fork do not
+        belong together, so that what the fork holds under its number may be of another operation.
     """
     scope = found.scope
     if found.progress.phase == Phase.OVER:
         return Assessment(State.OVER, 0, 0, 0, None)
+    if found.progress.phase == Phase.UNPROVEN:
+        return Assessment(State.UNPROVEN, 0, 0, 0, None)
     if scope is None:
         return Assessment(State.EMPTY, 0, 0, 0, None)
     if found.succeeded:
         return Assessment(State.FINISHED, 0, len(scope.lock_keys), 0, None)
-    locked, foreign = _locks(graph, found, scope)
     record = _record(graph, found, scope)
+    if wrong := find_misfit(graph):
+        raise RecoveryStoppedError(f"{wrong.message} Nothing was changed.", remedy=wrong.remedy)
+    locked, foreign = _locks(graph, found, scope)
     n_new = _new_rows(graph, found)
     wanted = len(scope.lock_keys)
     if locked == wanted and wanted:
@@ -112,4 +121,15 @@ def _new_rows(graph: ChunkedGraph, found: Unfinished) -> int:
 def _record(graph: ChunkedGraph, found: Unfinished, scope: Scope) -> OperationRecord | None:
     if not scope.chunks or not fork_exists(graph.watershed_url, graph.graph_id):
         return None
-    return read_operation(graph.watershed_url, graph.graph_id, found.operation_id)
+    record = read_operation(graph.watershed_url, graph.graph_id, found.operation_id)
+    if record is None or found.foreign:
+        return record
+    known = read_identity(graph.table, found.operation_id)
+    # Older versions give no identity; but the time of an attempt is its own.
+    if record.identity == known and (known is not None or record.logical_time == scope.timestamp):
+        return record
+    raise RecoveryStoppedError(
+        f"the fork of graph {graph.graph_id!r} holds voxels under the number {found.operation_id} that another "
+        "operation has changed: table and fork were restored from different days. Nothing was changed.",
+        remedy=f"{restore_advice(graph, Older.NEITHER)} Then recover this operation again.",
+    )

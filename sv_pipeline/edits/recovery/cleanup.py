@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from sv_pipeline.edits.operation_log import WRITES, Scope, own_key
+from sv_pipeline.edits.operation_log import WRITES, Scope, without_plan
 from sv_pipeline.edits.recovery.assessment import State
 from sv_pipeline.edits.recovery.claiming import Claim
 from sv_pipeline.edits.recovery.foreign_cleanup import restore_rows, restore_voxels
@@ -44,6 +45,11 @@ class Cleanup:
     cells: int = 0
     """Cells of the write set: those of them that were written are gone."""
 
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What was taken back, for people."""
+        return {"boxes put back": self.boxes, "voxels put back": self.voxels, "cells taken out": self.cells}
+
 
 def clean_up(claim: Claim) -> Cleanup:
     """Take back what the earlier attempt wrote; its locks stay."""
@@ -57,7 +63,7 @@ def clean_up(claim: Claim) -> Cleanup:
         release(claim)
     reach("clean")
     # What the earlier attempt noted for its undo: the next one may replace no supervoxels, and then notes nothing.
-    claim.graph.table.mutate([RowMutation(own_key(claim.operation_id), [DeleteCells()])])
+    claim.graph.table.mutate([without_plan(claim.operation_id)])
     claim.own.change([DeleteCells(WRITES)])
     claim.note(phase=Phase.CLEANED)
     reach("cleaned")

@@ -24,8 +24,17 @@ from sv_pipeline.ingest.watershed.tables import (
     read_edge_table,
     read_object_table,
 )
+from sv_pipeline.segmentation.coverage import Coverage, coverage
 
-__all__ = ["Companions", "check_labels", "check_named", "open_companions", "open_labels", "read_affinities"]
+__all__ = [
+    "Companions",
+    "check_labels",
+    "check_named",
+    "open_companions",
+    "open_labels",
+    "read_affinities",
+    "source_chunks",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +74,23 @@ def open_companions(source: SourceConfig, bounds: Box) -> Companions:
         affinity_volume=_affinity_volume(affinities, bounds) if affinities is not None and not edge_table else None,
         edge_table=_edge_table(affinities, file_stamp(affinities)) if affinities is not None and edge_table else None,
     )
+
+
+def source_chunks(source: SourceConfig) -> dict[str, Coverage]:
+    """How many storage chunks of each precomputed volume are there, within the segmentation, by field name."""
+    labels = open_labels(source)
+    companions = open_companions(source, labels.bounds)
+    volumes = {
+        "segmentation": labels,
+        "agglomeration": companions.object_volume,
+        "affinities": companions.affinity_volume,
+    }
+    # A segmentation may be moved by source.voxel_offset; the others lie where they say.
+    return {
+        name: coverage(volume.stored, None if name == "segmentation" else labels.bounds)
+        for name, volume in volumes.items()
+        if volume is not None and volume.stored is not None
+    }
 
 
 def file_stamp(path: str) -> str:

@@ -5,34 +5,32 @@ Owns formats and their checks; does not know chunks, ids or what the labels are 
 
 from __future__ import annotations
 
-import json
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
-from sv_pipeline.errors import ConfigError, InputError
+from sv_pipeline.errors import InputError
 from sv_pipeline.grid import Box
-from sv_pipeline.segmentation import kv
-from sv_pipeline.segmentation.context import process_context
+from sv_pipeline.ingest.watershed.array_files import (
+    ArrayHeader,
+    choose_array,
+    fits,
+    load_npy,
+    native,
+    read_array,
+    read_headers,
+)
+from sv_pipeline.ingest.watershed.stores import open_store
 from sv_pipeline.segmentation.retry import retry_transport
+from sv_pipeline.segmentation.stored_scale import StoredScale
 
-__all__ = ["LABEL_ARRAYS", "ArrayHeader", "SourceVolume", "open_source", "read_array", "read_headers", "split_key"]
-
-LABEL_ARRAYS = ("segmentation", "supervoxels", "labels", "agglomeration", "groundtruth")
-"""Names under which a volume is looked for in an ``.npz`` that holds several."""
-
-READ_ONLY_SCHEMES = ("http://", "https://", "s3://")
-"""Places that TensorStore reads, beside those that we also write to."""
-UNREADABLE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
-"""What NumPy and zipfile raise for a file that is broken or not theirs."""
+__all__ = ["SourceVolume", "open_source", "split_key"]
 
 FloatTriple = tuple[float, float, float]
 Triple = tuple[int, int, int]
@@ -40,13 +38,6 @@ Triple = tuple[int, int, int]
 
 class _Readable(Protocol):
     def __getitem__(self, index: Any) -> Any: ...
-
-
-class ArrayHeader(NamedTuple):
-    """What is known of an array before it is read."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +60,14 @@ class SourceVolume:
     """True if all of it can be looked at without cost worth a thought."""
     fingerprint: str
     """Changes when the source's format, place or (for local files) content changes."""
+    stored: StoredScale | None = None
+    """Its chunks on storage, where it is a precomputed volume."""
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """Voxels of a box inside the bounds, shape of the box (and channels), Fortran order."""
         relative = box.shifted(-np.asarray(self.bounds.start))
         try:
-            return np.asfortranarray(self.store[relative.slices])
+            return np.asfortranarray(native(np.asarray(self.store[relative.slices])))
         except (ValueError, OSError) as error:
             raise InputError(f"cannot read {box} of {self.name}: {error}") from error
 
@@ -127,71 +120,16 @@ def _open_file(
 ) -> SourceVolume:
     """A volume in a file; ``stamp`` is part of the key of the cache, so that a file that was replaced is read again."""
     if file.endswith(".npy"):
-        array = _load(file, mmap_mode="r")
-        return _from_array(file, array, resolution, offset, stamp, n_dimensions)
+        return _from_array(file, load_npy(file), resolution, offset, stamp, n_dimensions)
     headers = read_headers(file)
-    name = _choose_array(file, key, headers, n_dimensions)
+    name = choose_array(file, key, headers, n_dimensions)
     resolution = resolution or _triple(file, "resolution", float, headers)
     offset = offset or _triple(file, "voxel_offset", int, headers)
-    with zipfile.ZipFile(file) as archive:
-        check = archive.getinfo(f"{name}.npy").CRC
-    return _from_array(f"{file}#{name}", read_array(file, name), resolution, offset, f"{check}", n_dimensions)
+    array = read_array(file, name)
+    return _from_array(f"{file}#{name}", array, resolution, offset, f"{headers[name].crc}", n_dimensions)
 
 
 # -- NumPy files ------------------------------------------------------------------------------------------------------
-
-
-def _load(file: str, **options: Any) -> Any:
-    try:
-        return np.load(file, allow_pickle=False, **options)
-    except UNREADABLE as error:
-        raise InputError(f"{file} cannot be read: {error}.") from error
-
-
-def read_headers(file: str) -> dict[str, ArrayHeader]:
-    """Shape and type of the arrays of an ``.npz``, by name, without reading them; InputError if it cannot be read."""
-    headers = {}
-    try:
-        with zipfile.ZipFile(file) as archive:
-            for member in archive.namelist():
-                with archive.open(member) as stream:
-                    version = np.lib.format.read_magic(stream)
-                    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else _read_header_2_0
-                    shape, _, dtype = read(stream)
-                    headers[member.removesuffix(".npy")] = ArrayHeader(tuple(shape), dtype)
-    except UNREADABLE as error:
-        raise InputError(f"{file} cannot be read: {error}.") from error
-    return headers
-
-
-_read_header_2_0 = np.lib.format.read_array_header_2_0
-
-
-def read_array(file: str, name: str) -> npt.NDArray[Any]:
-    """One array of an ``.npz``; InputError if it cannot be read."""
-    try:
-        with _load(file) as archive:
-            return np.asarray(archive[name])
-    except UNREADABLE as error:
-        raise InputError(f"{file}: {name} cannot be read: {error}.") from error
-
-
-def _choose_array(file: str, key: str | None, headers: dict[str, ArrayHeader], n_dimensions: int) -> str:
-    if key is not None:
-        if key not in headers:
-            raise InputError(f"{file} holds no array {key!r}.", remedy=f"It has: {', '.join(headers) or 'none'}.")
-        return key
-    fitting = [name for name, header in headers.items() if len(header.shape) == n_dimensions]
-    integers = [name for name in fitting if headers[name].dtype.kind in "iu"]
-    known = [name for name in LABEL_ARRAYS if name in integers]
-    for candidates in (integers, known[:1], fitting):
-        if len(candidates) == 1:
-            return candidates[0]
-    shapes = ", ".join(f"{name} {header.dtype} {header.shape}" for name, header in headers.items())
-    raise InputError(
-        f"cannot tell which array of {file} is the {n_dimensions}-d volume (it has: {shapes or 'none'}).",
-        remedy=f"Name it: {file}#name.",
-    )
 
 
 def _from_array(
@@ -202,13 +140,15 @@ def _from_array(
     check: str,
     n_dimensions: int,
 ) -> SourceVolume:
+    if len(array.shape) != n_dimensions and fits(array.shape, n_dimensions):
+        array = array[..., 0]
     _check_shape(name, array.shape, n_dimensions)
     start = np.asarray(offset or (0, 0, 0))
     return SourceVolume(
         name=name,
         store=array,
         bounds=Box.of(start, start + array.shape[:3]),
-        dtype=array.dtype,
+        dtype=array.dtype.newbyteorder("="),
         channels=array.shape[3] if n_dimensions == 4 else None,
         resolution=resolution,
         in_memory=True,
@@ -219,12 +159,17 @@ def _from_array(
 def _triple(file: str, name: str, kind: type, headers: dict[str, ArrayHeader]) -> Any:
     if name not in headers:
         return None
+    header = headers[name]
+    if header.fault or np.prod(header.shape) != 3 or header.dtype.kind not in "iuf":
+        raise InputError(
+            f"{file}: {name} must be three numbers, not {header.fault or f'{header.dtype} of shape {header.shape}'}."
+        )
     values = read_array(file, name).ravel()
-    if values.size != 3 or values.dtype.kind not in "iuf" or not np.isfinite(values).all():
-        raise InputError(f"{file}: {name} must be three numbers, not {values!r}.")
+    if not np.isfinite(values).all():
+        raise InputError(f"{file}: {name} must be three numbers, not {values.tolist()}.")
     triple = tuple(kind(v) for v in values)
     if any(a != b for a, b in zip(triple, values, strict=True)):
-        raise InputError(f"{file}: {name} must be whole numbers, not {values!r}.")
+        raise InputError(f"{file}: {name} must be whole numbers, not {values.tolist()}.")
     return triple
 
 
@@ -252,7 +197,7 @@ class _StoreView:
 def _from_tensorstore(
     path: str, resolution: FloatTriple | None, offset: Triple | None, n_dimensions: int
 ) -> SourceVolume:
-    store = _open_tensorstore(path)
+    store, stored = open_store(path, labels=n_dimensions == 3)
     if n_dimensions == 3 and store.rank == 4 and store.shape[3] == 1:
         store = store[..., store.domain.inclusive_min[3]]
     _check_shape(path, store.shape, n_dimensions)
@@ -269,30 +214,8 @@ def _from_tensorstore(
         resolution=resolution or own_resolution,
         in_memory=False,
         fingerprint=f"{path} {dtype} {store.shape} {own_start} {own_resolution}",
+        stored=stored,
     )
-
-
-def _open_tensorstore(path: str) -> Any:
-    spec: dict[str, Any]
-    if path.lstrip().startswith("{"):
-        try:
-            spec = json.loads(path)
-        except ValueError as error:
-            raise ConfigError(f"source: not a valid TensorStore spec: {error}.") from error
-    else:
-        place = path.removeprefix("precomputed://")
-        kvstore = place if place.startswith(READ_ONLY_SCHEMES) else kv.as_url(place)
-        spec = {"driver": "neuroglancer_precomputed", "kvstore": kvstore}
-    try:
-        return retry_transport(
-            lambda: ts.open(spec, context=process_context(), open=True, create=False, read=True).result(),
-            what=f"opening {path}",
-        )
-    except (ValueError, OSError) as error:
-        raise InputError(
-            f"{path} cannot be opened as a volume: {error}",
-            remedy="Give an .npz, an .npy, a neuroglancer precomputed volume or a TensorStore spec.",
-        ) from error
 
 
 def _dimension_units(store: Any) -> FloatTriple | None:

@@ -16,7 +16,8 @@ import pandas as pd
 
 from sv_pipeline.errors import InputError
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.ingest.watershed.source import read_array, read_headers, split_key
+from sv_pipeline.ingest.watershed.array_files import read_array, read_headers
+from sv_pipeline.ingest.watershed.source import split_key
 
 __all__ = [
     "UNLISTED_AFFINITY",

@@ -187,7 +187,7 @@ BAD_SOURCES = {
     "booleans": (lambda f: save(f, "a.npy", LABELS > 1), "bool, not integer labels"),
     "negative": (lambda f: save(f, "a.npy", LABELS.astype(int) - 1), "negative labels"),
     "2-d": (lambda f: save(f, "a.npy", LABELS[0]), "2 dimensions"),
-    "4-d": (lambda f: save(f, "a.npy", LABELS[..., None]), "4 dimensions"),
+    "4-d": (lambda f: save(f, "a.npy", np.stack([LABELS, LABELS], -1)), "4 dimensions"),
 }
 
 

@@ -1,0 +1,184 @@
+"""NumPy files: what they hold, found out before anything large is read. Owns ``.npy`` and ``.npz``; knows no volume."""
+
+from __future__ import annotations
+
+import os
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Sequence
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.errors import InputError
+
+__all__ = ["LABEL_ARRAYS", "ArrayHeader", "choose_array", "fits", "load_npy", "native", "read_array", "read_headers"]
+
+LABEL_ARRAYS = ("segmentation", "supervoxels", "labels", "agglomeration", "groundtruth")
+"""Names under which a volume is looked for in an ``.npz`` that holds several."""
+UNREADABLE = (
+    ValueError,
+    OSError,
+    EOFError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    RuntimeError,
+    NotImplementedError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What NumPy and zipfile raise for a file that is broken, encrypted or not theirs."""
+MOST_DEFLATED = 1040
+"""Bytes that one byte of a deflated file can become; more is a header that lies."""
+
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+class ArrayHeader(NamedTuple):
+    """What is known of an array before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fault: str = ""
+    """Why the array cannot be read; empty if nothing speaks against it."""
+    crc: int = 0
+    """Checksum that the archive notes."""
+
+
+def native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same values in the byte order of this machine."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def load_npy(file: str) -> npt.NDArray[Any]:
+    """The array of an ``.npy``, mapped into memory; InputError if it cannot be read."""
+    try:
+        with Path(file).open("rb") as stream:
+            header = _read_header(stream, Path(file).stat().st_size)
+        if header.fault:
+            raise InputError(f"{file} cannot be read: {header.fault}.")
+        if 0 in header.shape:
+            return np.empty(header.shape, header.dtype)  # nothing can be mapped then
+        mapped: npt.NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    except UNREADABLE as error:
+        raise InputError(f"{file} cannot be read: {error}.") from error
+    return mapped
+
+
+def read_headers(file: str) -> dict[str, ArrayHeader]:
+    """Shape and type of the arrays of an ``.npz``, by name, without reading them.
+
+    Members that are no arrays, or broken ones, are among them, with their fault; InputError if it is no archive.
+    """
+    stat = Path(file).stat()
+    return dict(_read_headers(file, stat.st_size, stat.st_mtime_ns))
+
+
+@lru_cache(maxsize=16)
+def _read_headers(file: str, _size: int, _time: int) -> tuple[tuple[str, ArrayHeader], ...]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = {member.filename: member for member in archive.infolist() if not member.is_dir()}
+            return tuple((name.removesuffix(".npy"), _member_header(archive, m)) for name, m in members.items())
+    except UNREADABLE as error:
+        raise InputError(f"{file} cannot be read: {error}.") from error
+
+
+def _member_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> ArrayHeader:
+    try:
+        if member.compress_type == zipfile.ZIP_DEFLATED and member.file_size > MOST_DEFLATED * member.compress_size:
+            raise ValueError(f"it says that {member.compress_size} bytes become {member.file_size}")
+        with archive.open(member) as stream:
+            return _read_header(stream, member.file_size)._replace(crc=member.CRC)
+    except UNREADABLE as error:
+        return ArrayHeader((), np.dtype(np.void), str(error) or type(error).__name__)
+
+
+def _read_header(stream: IO[bytes], size: int) -> ArrayHeader:
+    """Header at the beginning of a file of this size, in bytes."""
+    version = np.lib.format.read_magic(stream)
+    if version not in _HEADERS:
+        raise ValueError(f"version {version} of the format is not known")
+    shape, _, dtype = _HEADERS[version](stream)
+    fault, content = "", size - stream.tell()
+    if dtype.hasobject:
+        fault = "it holds Python objects"
+    elif min(shape, default=0) < 0:
+        fault = f"the shape {shape} is none"
+    elif prod(shape) * dtype.itemsize > content:
+        fault = f"{dtype} of shape {shape} are {prod(shape) * dtype.itemsize} bytes, but the file has {content}"
+    return ArrayHeader(tuple(shape), dtype, fault)
+
+
+def read_array(file: str, name: str) -> npt.NDArray[Any]:
+    """One array of an ``.npz``, in native byte order.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, is not what its header says, or does not fit in the memory of this machine.
+    """
+    header = read_headers(file).get(name)
+    if header is None or header.fault:
+        raise InputError(f"{file}: {name} cannot be read: {header.fault if header else 'there is none'}.")
+    n_bytes, memory = (
+        prod(header.shape) * header.dtype.itemsize,
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    )
+    if n_bytes > memory:
+        raise InputError(
+            f"{file}: {name} needs {n_bytes} bytes of memory; this machine has {memory}.",
+            remedy="Save it as .npy, or as a precomputed volume, which are read piece by piece.",
+        )
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return native(np.asarray(archive[name]))
+    except UNREADABLE as error:
+        raise InputError(f"{file}: {name} cannot be read: {error}.") from error
+
+
+def choose_array(file: str, key: str | None, headers: dict[str, ArrayHeader], n_dimensions: int) -> str:
+    """Name of the array that is the volume: the one that is named, or the only one that can be it.
+
+    Raises
+    ------
+    InputError
+        If there is none, or a choice; the message shows what there is.
+    """
+    if key is not None:
+        if key not in headers:
+            raise InputError(f"{file} holds no array {key!r}.", remedy=f"It has: {', '.join(headers) or 'none'}.")
+        return key
+    # A broken array that would be a candidate if it were whole is one: another must not silently take its place.
+    fitting = [name for name, h in headers.items() if fits(h.shape, n_dimensions) or _lost(name, h)]
+    integers = [name for name in fitting if headers[name].dtype.kind in "iu" or _lost(name, headers[name])]
+    known = [name for name in LABEL_ARRAYS if name in integers]
+    for candidates in (integers, known[:1], fitting):
+        if len(candidates) == 1:
+            return candidates[0]
+    shown = [f"{name} {h.dtype} {h.shape}" if not h.fault else f"{name} ({h.fault})" for name, h in headers.items()]
+    raise InputError(
+        f"cannot tell which array of {file} is the {n_dimensions}-d volume (it has: {', '.join(shown) or 'none'}).",
+        remedy=f"Name it: {file}#name.",
+    )
+
+
+def _lost(name: str, header: ArrayHeader) -> bool:
+    """Whether a member that has no readable header has the name of a volume of labels."""
+    return bool(header.fault) and header.dtype.kind == "V" and not header.shape and name in LABEL_ARRAYS
+
+
+def fits(shape: Sequence[int], n_dimensions: int) -> bool:
+    """Whether an array can be a volume of so many dimensions; labels may have an axis for their one channel."""
+    return len(shape) == n_dimensions or (n_dimensions == 3 and len(shape) == 4 and shape[3] == 1)

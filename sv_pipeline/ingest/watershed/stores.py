@@ -1,0 +1,133 @@
+"""Source volumes that TensorStore opens: precomputed volumes, and its own specs. Owns the opening and what is refused.
+
+Only mip 0 of a precomputed volume is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import tensorstore as ts
+
+from sv_pipeline.errors import ConfigError, InputError
+from sv_pipeline.segmentation import kv
+from sv_pipeline.segmentation.context import process_context
+from sv_pipeline.segmentation.precomputed import parse_info_file
+from sv_pipeline.segmentation.retry import retry_transport
+from sv_pipeline.segmentation.stored_scale import StoredScale
+from sv_pipeline.segmentation.volume_info import LABEL_ENCODINGS, check_label_encoding, parse_source_info
+
+__all__ = ["open_store"]
+
+READ_ONLY_SCHEMES = ("http://", "https://", "s3://")
+"""Places that TensorStore reads, beside those that we also write to."""
+PICTURE_DRIVERS = frozenset({"jpeg", "webp", "avif"})
+REMEDY = "Give an .npz, an .npy, a neuroglancer precomputed volume or a TensorStore spec."
+
+
+def open_store(path: str, *, labels: bool) -> tuple[ts.TensorStore, StoredScale | None]:
+    """Open a source.
+
+    Parameters
+    ----------
+    path
+        Folder or URL of a precomputed volume, or a TensorStore spec in JSON.
+    labels
+        Whether the voxels are labels, and must come out of the store as they went in.
+
+    Returns
+    -------
+    The store, and the mip that it is of a precomputed volume, if it is one.
+
+    Raises
+    ------
+    InputError
+        If it cannot be opened, or holds labels in an encoding that may change them.
+    """
+    if path.lstrip().startswith("{"):
+        return _from_spec(path, labels=labels)
+    place = path.removeprefix("precomputed://")
+    url = place.rstrip("/") + "/" if place.startswith(READ_ONLY_SCHEMES) else kv.as_url(place)
+    stored = _stored(url, path)
+    if labels:
+        check_label_encoding(stored.scale, f"{url}info: scales[0].")
+    try:
+        return stored.open(), stored
+    except (ValueError, OSError) as error:
+        raise _unusable(path, error) from error
+
+
+def _stored(url: str, path: str) -> StoredScale:
+    def read() -> ts.KvStore.ReadResult:
+        return ts.KvStore.open(url, context=process_context()).result().read("info").result()
+
+    try:
+        found = retry_transport(read, what=f"opening {path}")
+    except (ValueError, OSError) as error:
+        raise _unusable(path, error) from error
+    if found.state == "missing":
+        raise _unusable(path, "there is no 'info' file")
+    return StoredScale(url, *parse_info_file(bytes(found.value), f"{url}info", parse_source_info))
+
+
+def _from_spec(text: str, *, labels: bool) -> tuple[ts.TensorStore, StoredScale | None]:
+    try:
+        spec = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"source: not a valid TensorStore spec: {error}.") from error
+    try:
+        store = retry_transport(
+            lambda: ts.open(spec, context=process_context(), open=True, create=False, read=True).result(),
+            what=f"opening {text}",
+        )
+        found = store.spec().to_json()
+    except (ValueError, OSError) as error:
+        raise _unusable(text, error) from error
+    if labels and (lossy := next(_lossy(found), None)):
+        raise InputError(
+            f"{text} has the encoding {lossy!r}, which does not keep labels.",
+            remedy="Export the labels again, in a lossless encoding.",
+        )
+    stored = _scale_of_spec(found, text)
+    if stored is not None and stored.suffixes:
+        raise InputError(
+            f"the chunks of {stored.folder} are compressed as files (NAME{stored.suffixes[0]}), which no TensorStore "
+            "spec can read.",
+            remedy=f"Name the folder instead: {stored.url}.",
+        )
+    return store, stored
+
+
+def _scale_of_spec(spec: dict[str, Any], text: str) -> StoredScale | None:
+    """The mip that a spec opens; None where it is not simply one of a precomputed volume in a folder."""
+    if spec.get("driver") != "neuroglancer_precomputed":
+        return None
+    try:
+        url = ts.KvStore.Spec(spec["kvstore"]).url
+    except ValueError:
+        return None  # stores made of others have no URL
+    if "|" in url:
+        return None
+    stored = _stored(url, text)
+    return StoredScale(url, stored.raw, stored.volume, int(spec.get("scale_index", 0)))
+
+
+def _lossy(spec: Any) -> Iterator[str]:
+    """Encodings and drivers, anywhere in a spec, that do not give back what was written."""
+    if isinstance(spec, list):
+        for part in spec:
+            yield from _lossy(part)
+    elif isinstance(spec, dict):
+        if spec.get("driver") in PICTURE_DRIVERS:
+            yield spec["driver"]
+        metadata = spec.get("scale_metadata")
+        if isinstance(metadata, dict) and metadata.get("encoding", "raw") not in LABEL_ENCODINGS:
+            yield str(metadata["encoding"])
+        for part in spec.values():
+            yield from _lossy(part)
+
+
+def _unusable(path: str, reason: object) -> InputError:
+    return InputError(f"{path} cannot be opened as a volume: {reason}.", remedy=REMEDY)

@@ -1,0 +1,84 @@
+"""Whether table and fork are of one history: each operation that changed voxels is known to both, as the same one."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sv_pipeline.edits.operation_log import IDENTITY, OWN_PREFIX, SUPERVOXELS
+from sv_pipeline.edits.ownership import OPEN_PREFIX, OPEN_ROWS, OWNER
+from sv_pipeline.edits.pair import HasBoth, Older, find_misfit, restore_advice, wrote
+from sv_pipeline.graph.lineage import OperationStatus
+from sv_pipeline.segmentation.fork import fork_exists
+from sv_pipeline.segmentation.operations import OperationRecord, operations
+from sv_pipeline.table import columns, keys
+from sv_pipeline.table.interface import RowView
+from sv_pipeline.verify.report import Outcome
+
+__all__ = ["check_pair"]
+
+_VERDICTS = {
+    Older.TABLE: "the table is older than the fork",
+    Older.FORK: "the fork is older than the table",
+    Older.NEITHER: "table and fork have edits that the other one lacks",
+}
+
+
+def check_pair(outcome: Outcome, graph: HasBoth) -> None:
+    """Compare the operations of the table with the records of the fork."""
+    wrong = find_misfit(graph)
+    if fork_exists(graph.watershed_url, graph.graph_id):
+        _compare(outcome, graph)
+    elif wrong is None:
+        outcome.skipped = "the graph has no fork yet"
+    if wrong is not None and not outcome.has_errors:
+        outcome.error(f"{wrong.message} {wrong.remedy}", "table and fork")
+
+
+def _compare(outcome: Outcome, graph: HasBoth) -> None:
+    # The fork first: what it holds has a row; what the table then says is done, is in.
+    records = {record.operation_id: record for record in operations(graph.watershed_url, graph.graph_id)}
+    own = {
+        int(key.removeprefix(OWN_PREFIX)): row
+        for key, row in graph.table.scan(
+            [keys.prefix_range(OWN_PREFIX)], [IDENTITY.key, SUPERVOXELS.key], newest_only=True
+        )
+    }
+    open_rows = graph.table.scan([OPEN_ROWS], [OWNER, IDENTITY.key], newest_only=True)
+    opened = {int(key.removeprefix(OPEN_PREFIX)): row for key, row in open_rows}
+    changed = {number for number, row in own.items() if SUPERVOXELS.key in row}
+    numbers = np.array(sorted(records.keys() | changed), np.uint64)
+    rows = graph.table.read_rows(keys.node_keys(numbers), [columns.OPERATION_STATUS.key], newest_only=True)
+    status = {int(key): columns.OPERATION_STATUS.newest(row) for key, row in rows.items()}
+    differing = [n for n, record in records.items() if _differs(record, own.get(n), opened.get(n))]
+    # Edits that are refused, for this very reason, use up the numbers of those that the table does not know.
+    unknown = [n for n in differing if not wrote(status.get(n))]
+    other = [n for n in differing if wrote(status.get(n))]
+    done = {n for n in changed - opened.keys() if status.get(n) == int(OperationStatus.SUCCESS)}
+    absent = sorted(done - records.keys())
+    if absent:  # one that was committed since the records were read
+        now = {record.operation_id for record in operations(graph.watershed_url, graph.graph_id)}
+        absent = [number for number in absent if number not in now]
+    older = _older(unknown, absent, other)
+    verdict = f"{_VERDICTS[older]}; {restore_advice(graph, older)}"
+    for numbers_of, what in (
+        (unknown, "the fork holds voxels of an operation that the table does not know"),
+        (absent, "the table says that an operation changed voxels, but the fork has none of it"),
+        (other, "the fork holds voxels of another operation under this number"),
+    ):
+        if numbers_of:
+            outcome.error(f"{what}: {verdict}", f"operation {numbers_of[0]}", len(numbers_of))
+    outcome.checked += len(numbers)
+
+
+def _older(unknown: list[int], absent: list[int], other: list[int]) -> Older:
+    if other or (unknown and absent):
+        return Older.NEITHER
+    return Older.TABLE if unknown else Older.FORK
+
+
+def _differs(record: OperationRecord, own: RowView | None, opened: RowView | None) -> bool:
+    """Whether a record is not of the operation of the table that has its number."""
+    if record.identity != (IDENTITY.newest(own) or IDENTITY.newest(opened)):
+        return True
+    # Where neither names an identity: one that is finished has noted which supervoxels it replaced.
+    return record.identity is None and opened is None and SUPERVOXELS.key not in (own or {})
