@@ -18,7 +18,7 @@ from sv_pipeline.segmentation.precomputed import VolumeInfo, read_info
 from sv_pipeline.table import keys
 from sv_pipeline.table.interface import Table
 from sv_pipeline.table.meta import TableMeta, read_meta
-from sv_pipeline.verify import atomic_edges, ingest_checks, snapshot, volumes
+from sv_pipeline.verify import atomic_edges, digest_checks, ingest_checks, snapshot, volumes
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.table_checks import check_hierarchy
 
@@ -119,19 +119,23 @@ class Subject:
         """Id counters."""
         return self._once("an id counter", lambda: ingest_checks.read_counters(self.table, self.layout))
 
+    @property
+    def edge_folders(self) -> tuple[str, str]:
+        """Folders of edge and of component files."""
+        source = self.meta.data_source
+        if not source.EDGES or not source.COMPONENTS:
+            raise InputError(
+                "the meta does not name the folders of edge and component files (EDGES, COMPONENTS).",
+                remedy="Write the meta again.",
+            )
+        return kv.as_url(source.EDGES), kv.as_url(source.COMPONENTS)
+
     @cached_property
     def edges(self) -> atomic_edges.AtomicEdges:
         """All atomic edges."""
 
         def read() -> atomic_edges.AtomicEdges:
-            source = self.meta.data_source
-            if not source.EDGES or not source.COMPONENTS:
-                raise InputError(
-                    "the meta does not name the folders of edge and component files (EDGES, COMPONENTS).",
-                    remedy="Write the meta again.",
-                )
-            urls = kv.as_url(source.EDGES), kv.as_url(source.COMPONENTS)
-            return atomic_edges.read_atomic_edges(self.table, self.layout, self.grid, *urls)
+            return atomic_edges.read_atomic_edges(self.table, self.layout, self.grid, *self.edge_folders)
 
         return self._once("an edge file", read)
 
@@ -150,6 +154,12 @@ class Subject:
     def voxels(self) -> volumes.StoredVolume:
         """The voxels that readers of the graph see."""
         return self._once("the segmentation", lambda: volumes.graph_volume(self.watershed_url, self.graph_id))
+
+    @property
+    def own_voxels(self) -> digest_checks.OwnVoxels | None:
+        """What the graph's fork has of its own; None if there is no fork."""
+        fork = volumes.fork_volume(self.watershed_url, self.graph_id)
+        return None if fork is None else digest_checks.read_own(fork, **self.options)
 
     @cached_property
     def watershed(self) -> volumes.StoredVolume:
