@@ -29,7 +29,7 @@ import numpy.typing as npt
 import tensorstore as ts
 
 from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
-from sv_pipeline.errors import ConflictError, CorruptionError, InputError, NotFoundError, UnavailableError
+from sv_pipeline.errors import ConflictError, CorruptionError, DamagedError, InputError, NotFoundError, UnavailableError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation import specs
 from sv_pipeline.segmentation.base import read_base
@@ -311,8 +311,8 @@ def _generation(store: specs.OcdbtStore, record: OperationRecord, before: int) -
 def _array_at(store: specs.OcdbtStore, generation: specs.Version) -> ts.TensorStore:
     try:
         return retry_transport(lambda: store_at(store, generation).array(0), what=f"opening generation {generation}")
-    except ValueError as error:
-        if status_code(error) != "NOT_FOUND":
+    except DamagedError as error:
+        if error.code != "NOT_FOUND":
             raise
         raise NotFoundError(
             f"the fork has no generation {generation}.", remedy="Its history begins later, or was shortened."

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sv_pipeline.errors import ConfigError, SvPipelineError, UnavailableError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation import kv
+from sv_pipeline.segmentation.wall import wall
 from sv_pipeline.verify import (
     digest_checks,
     edge_checks,
@@ -222,7 +223,8 @@ def _run(name: str, subject: Subject) -> CheckResult:
     blocked = False
     started = time.monotonic()
     try:
-        check.run(subject, outcome)
+        with wall():
+            check.run(subject, outcome)
     except Blocked as reason:
         outcome.skipped, blocked = str(reason), True
     except UnavailableError:
