@@ -62,7 +62,8 @@ def is_of_another_database(error: BaseException) -> bool:
 
     A base that was wiped and made again, by this or another process, is such a database.
     """
-    return _MISMATCH in str(error)
+    cause = error.__cause__
+    return _MISMATCH in str(error) or (cause is not None and is_of_another_database(cause))
 
 
 def remembers_another(kv: ts.KvStore) -> bool:
