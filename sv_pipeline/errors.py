@@ -5,10 +5,13 @@ A message names the thing that is wrong and the remedy. Anything that is not an 
 
 from __future__ import annotations
 
+from sv_pipeline.redaction import redacted
+
 __all__ = [
     "ConfigError",
     "ConflictError",
     "CorruptionError",
+    "DamagedError",
     "InputError",
     "NotFoundError",
     "NotReadyError",
@@ -23,7 +26,7 @@ class SvPipelineError(Exception):
     Parameters
     ----------
     message
-        What is wrong, naming the thing (a path, a field, a chunk, an id).
+        What is wrong, naming the thing (a path, a field, a chunk, an id). Secrets in it are masked.
     remedy
         What the reader can do about it; appended to the message.
     """
@@ -31,9 +34,9 @@ class SvPipelineError(Exception):
     kind = "error"
 
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
-        self.message = message
-        self.remedy = remedy
-        super().__init__(message if remedy is None else f"{message} {remedy}")
+        self.message = redacted(message)
+        self.remedy = None if remedy is None else redacted(remedy)
+        super().__init__(self.message if self.remedy is None else f"{self.message} {self.remedy}")
 
 
 class ConfigError(SvPipelineError):
@@ -70,6 +73,27 @@ class CorruptionError(SvPipelineError):
     """Stored data breaks an invariant: run ``sv-pipeline verify`` and repair what it names."""
 
     kind = "corruption"
+
+
+class DamagedError(CorruptionError):
+    """A stored file, or a value in one, is missing or cannot be read back: restore it, or build it again.
+
+    Parameters
+    ----------
+    message, remedy
+        As for every error.
+    code
+        The storage's own status, such as ``NOT_FOUND``; None where it gave none.
+    place
+        The file that is meant; None where it is not known.
+    """
+
+    def __init__(
+        self, message: str, *, remedy: str | None = None, code: str | None = None, place: str | None = None
+    ) -> None:
+        super().__init__(message, remedy=remedy)
+        self.code = code
+        self.place = place
 
 
 class UnavailableError(SvPipelineError):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sv_pipeline.config import OcdbtConfig
-from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError
+from sv_pipeline.errors import ConfigError, ConflictError, DamagedError, NotFoundError
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.segmentation import kv, specs
 from sv_pipeline.segmentation.context import is_of_another_database, reset_context
@@ -190,7 +190,7 @@ def write_volume_info(spec: dict[str, Any], volume: VolumeInfo) -> None:
     what = f"creating the database at {spec['base']}"
     try:
         retry_transport(write, what=what)
-    except ValueError as error:
+    except DamagedError as error:
         if not is_of_another_database(error):
             raise
         raise ConfigError(
