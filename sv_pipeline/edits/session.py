@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,8 +21,9 @@ from sv_pipeline.edits.locking import EditLocks, LockPatience, lock_roots
 from sv_pipeline.edits.nodes import KnownNodes, NodeCache, until_known
 from sv_pipeline.edits.operation_log import OperationRow, Scope
 from sv_pipeline.edits.pair import compare
+from sv_pipeline.edits.pointing import resolved
 from sv_pipeline.edits.refusal import EditRefused, Reason
-from sv_pipeline.edits.requests import MergeRequest, SplitRequest, check_points, looked_up, offset_of, options_of
+from sv_pipeline.edits.requests import MergeRequest, SplitRequest, check_points, offset_of, options_of
 from sv_pipeline.edits.roots import RequestOfPoints, RequestRoots
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.failpoints import reach
@@ -228,9 +229,7 @@ def checked(
     graph: ChunkedGraph, request: Checked, volume: Any, check: Callable[[Checked], None] | None = None
 ) -> Checked:
     """A request with its supervoxels, refused if it makes no sense by itself."""
-    sources = looked_up(graph, request.sources, volume)
-    sinks = looked_up(graph, request.sinks, volume)
-    request = replace(request, sources=sources, sinks=sinks)
+    request = resolved(graph, request, volume)
     check_points(graph, request)
     offset_of(graph, request)
     if check is not None:
