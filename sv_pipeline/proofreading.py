@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import reprlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +27,7 @@ from sv_pipeline.edits import (
 )
 from sv_pipeline.edits.given_points import given_points, given_voxels
 from sv_pipeline.edits.pointing import resolved, supervoxels_or_nearest, what_is_near
+from sv_pipeline.edits.requests import DEFAULT_REGION_MEMORY
 from sv_pipeline.engine.once import edit_once, is_begun, operation_of
 from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.graph import queries
@@ -211,9 +213,16 @@ class OpenGraph:
         distances = np.sqrt(((moved * np.asarray(self.dataset.volume.scales[0].resolution)) ** 2).sum(axis=1))
         return table.assign(supervoxel=np.concatenate([side.ids for side in found]), root=objects, moved_nm=distances)
 
-    def preview_split(self, source: Voxels, sink: Voxels) -> PreviewedSplit:
+    def preview_split(
+        self,
+        source: Voxels,
+        sink: Voxels,
+        *,
+        allow_partial: bool = False,
+        region_memory: int = DEFAULT_REGION_MEMORY,
+    ) -> PreviewedSplit:
         """What :meth:`split` would do now; nothing is locked or written."""
-        request = SplitRequest("preview", given_points(source, "source"), given_points(sink, "sink"))
+        request = _split_request("preview", source, sink, allow_partial, region_memory)
 
         def question(graph: SettledGraph) -> tuple[SplitRequest, SplitPreview]:
             moved = resolved(graph, request, self.segmentation)
@@ -221,7 +230,8 @@ class OpenGraph:
 
         moved, found = settled(self.graph, question)
         sources, sinks = _voxels_of(moved.sources), _voxels_of(moved.sinks)
-        return PreviewedSplit(found.outcome, found.supervoxels, lambda preview: self._drawn(preview, sources, sinks))
+        values = {field.name: getattr(found, field.name) for field in fields(SplitPreview)}
+        return PreviewedSplit(**values, draw=lambda preview: self._drawn(preview, sources, sinks))
 
     def picture_of_points(self, source: Voxels, sink: Voxels) -> bytes:
         """Three slices through the objects at some points, now and as one object, as PNG; nothing is written."""
@@ -261,23 +271,39 @@ class OpenGraph:
         )
 
     def split(
-        self, source: Voxels, sink: Voxels, *, user: str | None = None, token: str | None = None
+        self,
+        source: Voxels,
+        sink: Voxels,
+        *,
+        user: str | None = None,
+        token: str | None = None,
+        allow_partial: bool = False,
+        region_memory: int = DEFAULT_REGION_MEMORY,
     ) -> CommittedEdit:
-        """Cut ``source`` from ``sink`` where it is cheapest; through supervoxels where both are on one."""
-        request = SplitRequest(user_or_default(user), given_points(source, "source"), given_points(sink, "sink"))
+        """Cut ``source`` from ``sink`` where it is cheapest; through supervoxels where both are on one.
+
+        The edges around the points are cut. Where both sides stay one object by a way around, more of the object is
+        looked at, in at most ``region_memory`` bytes, until they are parted. ``allow_partial`` cuts around the points
+        only; the edit says ``still_one_object`` if both sides stay one object.
+        """
+        request = _split_request(user_or_default(user), source, sink, allow_partial, region_memory)
         return self._make(
             token,
             lambda operation: _asks_for(operation, "split", request),
             lambda: edits.split(self.graph, request, volume=self.segmentation),
         )
 
-    def undo(self, operation_id: int, *, user: str | None = None, token: str | None = None) -> CommittedEdit:
-        """Take an operation back."""
-        return self._revert(edits.undo, operation_id, user, token)
+    def undo(
+        self, operation_id: int, *, user: str | None = None, token: str | None = None, allow_partial: bool = False
+    ) -> CommittedEdit:
+        """Take an operation back; with ``allow_partial`` even where that parts nothing, since later edits join it."""
+        return self._revert(edits.undo, operation_id, user, token, allow_partial=allow_partial)
 
-    def redo(self, operation_id: int, *, user: str | None = None, token: str | None = None) -> CommittedEdit:
-        """Make an operation again that was undone."""
-        return self._revert(edits.redo, operation_id, user, token)
+    def redo(
+        self, operation_id: int, *, user: str | None = None, token: str | None = None, allow_partial: bool = False
+    ) -> CommittedEdit:
+        """Make an operation again that was undone; with ``allow_partial`` even where that parts nothing."""
+        return self._revert(edits.redo, operation_id, user, token, allow_partial=allow_partial)
 
     def edit(self, operation_id: int) -> CommittedEdit:
         """An edit that was made, read back from the log."""
@@ -297,13 +323,19 @@ class OpenGraph:
         return edit() if token is None else edit_once(self.graph, token, is_it, edit)
 
     def _revert(
-        self, revert: Callable[..., CommittedEdit], operation_id: int, user: str | None, token: str | None
+        self,
+        revert: Callable[..., CommittedEdit],
+        operation_id: int,
+        user: str | None,
+        token: str | None,
+        *,
+        allow_partial: bool,
     ) -> CommittedEdit:
         graph, who, number = self.graph, user_or_default(user), _operation_number(operation_id)
         return self._make(
             token,
             lambda operation: operation.user == who and about(operation) == asked_for(graph, number).operation_id,
-            lambda: revert(graph, number, who),
+            lambda: revert(graph, number, who, allow_partial=allow_partial),
         )
 
     def _drawn(self, preview: PreviewedSplit, sources: IntArray, sinks: IntArray) -> bytes:
@@ -323,6 +355,17 @@ def user_or_default(user: str | None) -> str:
         raise EditRefused(
             Reason.BAD_REQUEST, "the user of this machine has no name.", remedy="Name the user who edits."
         ) from error
+
+
+def _split_request(user: str, source: Any, sink: Any, allow_partial: bool, region_memory: Any) -> SplitRequest:
+    if not isinstance(region_memory, int | np.integer) or region_memory < 0:
+        raise EditRefused(
+            Reason.BAD_REQUEST,
+            f"the memory of the region is a number of bytes, 0 or more, not {reprlib.repr(region_memory)}.",
+            remedy="The default is 1 GiB.",
+        )
+    sides = given_points(source, "source"), given_points(sink, "sink")
+    return SplitRequest(user, *sides, allow_partial=bool(allow_partial), region_memory=int(region_memory))
 
 
 def _voxels_of(points: Points) -> IntArray:
