@@ -1,24 +1,23 @@
 """Healing: a sensor finds edits whose process died, and a job takes them back and makes them again."""
 
-import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
-from sv_pipeline.defs.metadata import pictures
+from sv_pipeline.defs.metadata import numbers, pictures
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.edits import recovery
 from sv_pipeline.edits.recovery.durations import parse_duration
-from sv_pipeline.edits.recovery.heal import replay_of
 from sv_pipeline.edits.recovery.observing import Backoff, Observations
 from sv_pipeline.edits.recovery.proof import prove_ended
 from sv_pipeline.engine.every_graph import ask_every_graph
-from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.errors import CorruptionError, NotFoundError, SvPipelineError
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.registry import Registry
 from sv_pipeline.reports.alerts import alerts_from_environment
 from sv_pipeline.reports.split_pictures import split_picture
@@ -38,6 +37,8 @@ UNFINISHED_RUNS = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+FOR_PEOPLE = (recovery.RecoveryStoppedError, CorruptionError, NotFoundError)
+"""Errors that a second try meets again."""
 FAILED_RUNS = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
 
@@ -46,129 +47,104 @@ class OperationConfig(dg.Config):
 
     graph_id: str
     operation_id: int = Field(ge=1, description="Its number in the operation log; see 'sv-pipeline stuck list'.")
-
-
-@contextlib.contextmanager
-def _explained(context: dg.OpExecutionContext) -> Iterator[None]:
-    """Quiet where there is nothing to do; else a failure with our message, retried unless a person is needed."""
-    try:
-        yield
-    except recovery.NotStuckError as error:
-        context.log.info("%s", error)
-        context.add_output_metadata({"nothing to do": str(error)})
-    except SvPipelineError as error:
-        raise dg.Failure(
-            description=str(error),
-            metadata={"kind": error.kind},
-            allow_retries=not isinstance(error, recovery.RecoveryStoppedError),
-        ) from error
-
-
-def _claim(context: dg.OpExecutionContext, pipeline: PipelineResource, config: OperationConfig) -> recovery.Claim:
-    """The operation, which belongs to this run: by the first step's claim, or by one of its own after a restart."""
-    graph = pipeline.dataset(config.graph_id).graph
-    return recovery.claim(graph, config.operation_id, f"run-{context.run_id}")
+    seen: str = Field(default="", description="The owner's cell as the sensor has seen it at all of its looks.")
+    seen_for: float = Field(default=0.0, ge=0, description="Seconds for which the sensor has watched that cell.")
+    own_process: bool = Field(
+        default=False,
+        description="Work in a process below that of the run, which starts it again if it dies. Costs its start.",
+    )
 
 
 @dg.op(out=dg.Out(dg.Nothing), retry_policy=RETRIES)
-def claim_operation(context: dg.OpExecutionContext, pipeline: PipelineResource, config: OperationConfig) -> None:
-    """Watch that its owner is dead, prove that it holds its chunks, and take it over."""
-    with _explained(context):
-        claim = _claim(context, pipeline, config)
-        found, judged = claim.found, claim.assessment
-        context.add_output_metadata(
-            {
-                "found": str(judged.state),
-                "operation": found.operation_id,
-                "kind": found.kind,
-                "user": found.user,
-                "status": found.status,
-                "recoveries": found.progress.attempts,
-                "chunks": len(found.scope.chunks) if found.scope else 0,
-                "locked": f"{judged.n_locked} of {judged.n_wanted}",
-                "generation": str(found.scope.generation) if found.scope else "none",
-                "voxels are in": judged.record is not None,
-            }
-        )
+def recover_operation(context: dg.OpExecutionContext, pipeline: PipelineResource, config: OperationConfig) -> None:
+    """Claim an operation whose process died, take back what it wrote, make it again, and prove the result.
 
-
-@dg.op(ins={"claimed": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), retry_policy=RETRIES)
-def clean_up_operation(context: dg.OpExecutionContext, pipeline: PipelineResource, config: OperationConfig) -> None:
-    """Put the voxels back that it changed, and take its cells out."""
-    with _explained(context):
-        claim = _claim(context, pipeline, config)
-        with claim.own.beating():
-            done = recovery.heal_rows(claim)
-        context.add_output_metadata(
-            {"boxes put back": done.boxes, "voxels put back": done.voxels, "cells taken out": done.cells}
-        )
-
-
-@dg.op(ins={"cleaned": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), retry_policy=RETRIES)
-def replay_operation(context: dg.OpExecutionContext, pipeline: PipelineResource, config: OperationConfig) -> None:
-    """Make the edit again that was asked for, and free its locks."""
-    with _explained(context):
-        claim = _claim(context, pipeline, config)
-        with claim.own.beating():
-            replay = replay_of(claim)
-        context.log.info("operation %d: %s %s", config.operation_id, replay.outcome, replay.text)
-        roots = [] if replay.edit is None else replay.edit.roots.tolist()
-        context.add_output_metadata(
-            {
-                "outcome": replay.outcome,
-                "reason": replay.text or "none",
-                "new roots": ", ".join(map(str, roots)) or "none",
-            }
-        )
-
-
-@dg.op(ins={"replayed": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), retry_policy=RETRIES)
-def verify_operation(context: dg.OpExecutionContext, pipeline: PipelineResource, config: OperationConfig) -> None:
-    """Prove that nothing is left of it but the edit."""
-    with _explained(context):
+    All stages are one step: whatever is run again, by a retry, a re-execution or a new run, begins with the roll-back.
+    """
+    operation_id = config.operation_id
+    try:
         graph = pipeline.dataset(config.graph_id).graph
-        checked = prove_ended(graph, config.operation_id)
+        try:
+            report = recovery.recover(
+                graph,
+                operation_id,
+                token=recovery.process_token(f"run-{context.run_id}"),
+                watched=recovery.Watched(config.seen, config.seen_for) if config.seen else None,
+                tell=partial(_show, context),
+            )
+        except recovery.FinishedError as error:
+            _show(context, "prove", proof := prove_ended(graph, operation_id))
+            said, metadata = error.message, {"nothing to do": error.message, **proof}
+        else:
+            said, metadata = str(report), {"outcome": report.replay.outcome, **report.proof}
+    except recovery.NotStuckError as error:
+        if context.retry_number:  # an earlier process of this run is not dead, so the operation is not at its end
+            raise dg.Failure(description=str(error), metadata={"kind": error.kind}) from error
+        context.log.info("%s", error)
+        context.add_output_metadata({"nothing to do": str(error)})
+        return
+    except SvPipelineError as error:
+        allow_retries = not isinstance(error, FOR_PEOPLE)
+        raise dg.Failure(description=str(error), metadata={"kind": error.kind}, allow_retries=allow_retries) from error
+    context.log.info("%s", said)
+    context.add_output_metadata({**numbers(metadata), **pictures(split=partial(_picture, graph, operation_id))})
+    alerts_from_environment().send(
+        f"graph {config.graph_id}: {said}",
+        good=True,
+        graph=config.graph_id,
+        operation=operation_id,
+        run_id=context.run_id,
+        healed=True,
+    )
 
-        def drawn() -> bytes:
-            png = split_picture(graph, config.operation_id)
-            if png is None:
-                raise ValueError("it changed no voxels")
-            return png
 
-        context.add_output_metadata({**checked, **pictures(split=drawn)})
+def _show(context: dg.OpExecutionContext, stage: str, what: dict[str, Any]) -> None:
+    """One stage that has ended, as an event of the run and as a line of its log."""
+    context.log_event(dg.ExpectationResult(success=True, label=stage.replace(" ", "_"), metadata=numbers(what)))
+    context.log.info("%s: %s", stage, ", ".join(f"{name}: {value}" for name, value in what.items()))
+
+
+def _picture(graph: ChunkedGraph, operation_id: int) -> bytes:
+    png = split_picture(graph, operation_id)
+    if png is None:
+        raise ValueError("it changed no voxels")
+    return png
 
 
 @dg.failure_hook
 def alert_people(context: dg.HookContext) -> None:
     """Tell people that a recovery has failed: to the log, and to SV_PIPELINE_ALERT_WEBHOOK."""
     run = context.instance.get_run_by_id(context.run_id)
-    tags, asked = ({}, {}) if run is None else (run.tags, run.run_config)
-    attempt = int(tags.get(ATTEMPT_TAG, 1))
-    graph_id, operation_id = asked.get("graph_id"), asked.get("operation_id")
+    if run is not None:
+        alert_of_failure(run, str(context.op_exception))
+
+
+def alert_of_failure(run: dg.DagsterRun, why: str) -> None:
+    """Tell people that a run that should have recovered an operation has failed."""
+    attempt = int(run.tags.get(ATTEMPT_TAG, 1))
+    graph_id, operation_id = run.run_config.get("graph_id"), run.run_config.get("operation_id")
     again = "it will be tried again" if attempt < BACKOFF.max_attempts else "nobody will try again: see 'stuck show'"
-    what = f"recovery of operation {operation_id} of graph {graph_id} failed at {context.step_key}"
     alerts_from_environment().send(
-        f"{what}: {context.op_exception} (attempt {attempt}; {again})",
+        f"recovery of operation {operation_id} of graph {graph_id} failed: {why} (attempt {attempt}; {again})",
         graph=graph_id,
         operation=operation_id,
         attempt=attempt,
-        run_id=context.run_id,
+        run_id=run.run_id,
         final=attempt >= BACKOFF.max_attempts,
     )
 
 
 @dg.config_mapping
-def for_every_step(config: OperationConfig) -> dict[str, Any]:
-    """The operation, for all steps."""
-    steps = ("claim_operation", "clean_up_operation", "replay_operation", "verify_operation")
-    value = {"graph_id": config.graph_id, "operation_id": config.operation_id}
-    return {"ops": {step: {"config": value} for step in steps}}
+def in_one_process(config: OperationConfig) -> dict[str, Any]:
+    """The operation for its step, which runs in the process of the run unless another is asked for."""
+    executor: dict[str, Any] = {"multiprocess": {"max_concurrent": 1}} if config.own_process else {"in_process": {}}
+    return {"ops": {"recover_operation": {"config": config.model_dump()}}, "execution": {"config": executor}}
 
 
-@dg.job(config=for_every_step, hooks={alert_people})
+@dg.job(config=in_one_process, executor_def=dg.multi_or_in_process_executor, hooks={alert_people})
 def recover_operation_job() -> None:
     """Recover one edit whose process died: claim it, take back what it wrote, make it again, prove the result."""
-    verify_operation(replay_operation(clean_up_operation(claim_operation())))
+    recover_operation()
 
 
 @dg.sensor(

@@ -26,9 +26,9 @@ class Alerts:
     """URL that gets ``{"text": ..., ...}`` by POST, as Slack and most others take it; empty = the log only."""
     timeout: float = TIMEOUT_SECONDS
 
-    def send(self, text: str, **details: Any) -> bool:
-        """Send one alert; whether the webhook (if there is one) has taken it."""
-        log.error("ALERT: %s", text)
+    def send(self, text: str, *, good: bool = False, **details: Any) -> bool:
+        """Send one alert, or good news; whether the webhook (if there is one) has taken it."""
+        log.log(logging.INFO if good else logging.ERROR, "%s: %s", "NEWS" if good else "ALERT", text)
         if not self.webhook:
             return True
         if not self.webhook.startswith(("http://", "https://")):

@@ -5,6 +5,7 @@
 | no scope | EMPTY | the log says that it failed |
 | SUCCESS | FINISHED | locks are given back |
 | a recovery that found that it cannot be made again | OVER | locks are given back |
+| a recovery that could not prove its end | UNPROVEN | it is proven again |
 | all roots and chunks are locked by it | HELD | what it wrote is taken back, and it is made again |
 | some are not, and nothing is written yet | UNWRITTEN | its locks are given back, and it is made again |
 | some are not, but something is written | – | nothing is touched: RecoveryStoppedError |
@@ -34,6 +35,7 @@ class State(StrEnum):
     EMPTY = "empty"
     FINISHED = "finished"
     OVER = "over"
+    UNPROVEN = "unproven"
     HELD = "held"
     UNWRITTEN = "unwritten"
 
@@ -65,6 +67,8 @@ def assess(graph: ChunkedGraph, found: Unfinished) -> Assessment:
     scope = found.scope
     if found.progress.phase == Phase.OVER:
         return Assessment(State.OVER, 0, 0, 0, None)
+    if found.progress.phase == Phase.UNPROVEN:
+        return Assessment(State.UNPROVEN, 0, 0, 0, None)
     if scope is None:
         return Assessment(State.EMPTY, 0, 0, 0, None)
     if found.succeeded:

@@ -10,22 +10,34 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from sv_pipeline.edits.operation_log import RECOVERY, OperationRow, new_identity, read_identity
 from sv_pipeline.edits.ownership import FIXED_TIME, OBSERVED_BEATS, OWNER, Owner, Ownership, beat_seconds, open_key
 from sv_pipeline.edits.recovery.assessment import Assessment, State, assess
 from sv_pipeline.edits.recovery.errors import NotStuckError
-from sv_pipeline.edits.recovery.unfinished import Phase, Progress, Unfinished, read_unfinished
+from sv_pipeline.edits.recovery.unfinished import Phase, Progress, Unfinished, read_unfinished, why_not_unfinished
 from sv_pipeline.edits.refusal import OwnershipLostError
+from sv_pipeline.errors import ConflictError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.segmentation.fork import fork_exists
 from sv_pipeline.segmentation.operations import take_fence
 from sv_pipeline.table.interface import CellMatch, SetCell
 
-__all__ = ["Claim", "claim", "observation_seconds", "take_up", "watch"]
+__all__ = ["Claim", "Watched", "claim", "observation_seconds", "take_up", "watch"]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What somebody else has seen of an owner over several looks."""
+
+    signature: str
+    """The owner's cell, as it was at all of these looks."""
+    seconds: float
+    """Seconds between the first look and the last one, by the clock of the process that looked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +64,41 @@ class Claim:
         identity = read_identity(self.graph.table, self.operation_id) or new_identity()
         return OperationRow(self.graph.table, self.operation_id, self.own, newest + 1, identity)
 
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What was found, for people."""
+        found, judged = self.found, self.assessment
+        return {
+            "found": str(judged.state),
+            "operation": found.operation_id,
+            "kind": found.kind,
+            "user": found.user,
+            "status": found.status,
+            "recoveries": found.progress.attempts,
+            "chunks": len(found.scope.chunks) if found.scope else 0,
+            "locked": f"{judged.n_locked} of {judged.n_wanted}",
+            "generation": str(found.scope.generation) if found.scope else "none",
+            "voxels are in": judged.record is not None,
+        }
+
+    def begin_replay(self) -> None:
+        """Say in the open row that rows may be written from now on; only once all earlier ones are taken back.
+
+        Raises
+        ------
+        ConflictError
+            If something may have been written since the roll-back; nothing was changed.
+        """
+        phase = Progress.of(self._open_row()).phase
+        if phase != Phase.CLEANED:
+            raise ConflictError(
+                f"operation {self.operation_id} cannot be made again now: its open row says {phase!r}, so what an "
+                "earlier attempt wrote may still be there.",
+                remedy=f"Run 'sv-pipeline stuck recover {self.graph.graph_id} {self.operation_id}', which begins with "
+                "the roll-back.",
+            )
+        self.note(phase=Phase.REPLAYING)
+
     def note(self, **changes: str | int) -> None:
         """Change what the open row says about the recovery."""
         progress = replace(Progress.of(self._open_row()), **changes)  # type: ignore[arg-type]
@@ -73,6 +120,7 @@ def claim(
     token: str,
     *,
     watch_seconds: float | None = None,
+    watched: Watched | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Claim:
     """Take an operation over.
@@ -80,14 +128,19 @@ def claim(
     Parameters
     ----------
     token
-        Of the new owner. Who claims with it again goes on with what it has.
+        Token of the new owner. The process that claims with it again keeps what it has.
     watch_seconds
         How long nothing may move; default and minimum: `observation_seconds`.
+    watched
+        What an observer has seen already. If that is long enough, and the owner's cell is still the same, it is not
+        watched again: the exchange succeeds on exactly that cell only.
     progress
         Called with the seconds that are left.
 
     Raises
     ------
+    NotFoundError
+        If there is no such operation.
     NotStuckError
         If it is finished, its owner lives, or somebody else is faster.
     RecoveryStoppedError
@@ -95,12 +148,20 @@ def claim(
     """
     found = _require(graph, operation_id)
     if found.owner is None or found.owner.token != token:
-        found = watch(graph, found, watch_seconds, progress)
+        if not _seen_long_enough(found, watched, watch_seconds):
+            found = watch(graph, found, watch_seconds, progress)
         assess(graph, found)
         reach("claim")
         _exchange(graph, found, token)
         reach("claimed")
     return take_up(graph, operation_id, token)
+
+
+def _seen_long_enough(found: Unfinished, watched: Watched | None, seconds: float | None) -> bool:
+    """Whether an observer has already seen that an owner does not move. Other software has no cell to exchange."""
+    if watched is None or found.owner is None:
+        return False
+    return watched.signature == found.signature and watched.seconds >= max(observation_seconds(), seconds or 0)
 
 
 def take_up(graph: ChunkedGraph, operation_id: int, token: str) -> Claim:
@@ -164,15 +225,15 @@ def watch(
 def _require(graph: ChunkedGraph, operation_id: int) -> Unfinished:
     found = read_unfinished(graph, operation_id)
     if found is None:
-        raise NotStuckError(f"operation {operation_id} is finished, or does not exist.")
+        raise why_not_unfinished(graph, operation_id)
     return found
 
 
 def _exchange(graph: ChunkedGraph, found: Unfinished, token: str) -> None:
     """Put the token in the place of the owner's, if that is still what was seen."""
     progress = replace(found.progress, attempts=found.progress.attempts + 1, error="")
-    if not progress.phase:
-        progress = replace(progress, phase=Phase.CLAIMED)
+    if progress.phase not in (Phase.OVER, Phase.UNPROVEN):
+        progress = replace(progress, phase=Phase.CLAIMED)  # whatever an earlier recovery did, this one begins anew
     changes = [
         SetCell(OWNER, Owner(token, 0).encode(), FIXED_TIME),
         RECOVERY.set(asdict(progress), FIXED_TIME),

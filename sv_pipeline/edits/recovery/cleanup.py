@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,11 @@ class Cleanup:
     """Of which they are now."""
     cells: int = 0
     """Cells of the write set: those of them that were written are gone."""
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What was taken back, for people."""
+        return {"boxes put back": self.boxes, "voxels put back": self.voxels, "cells taken out": self.cells}
 
 
 def clean_up(claim: Claim) -> Cleanup:

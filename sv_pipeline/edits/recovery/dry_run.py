@@ -9,9 +9,9 @@ import numpy as np
 
 from sv_pipeline.edits.operation_log import REQUEST
 from sv_pipeline.edits.recovery.assessment import Assessment, State, assess
-from sv_pipeline.edits.recovery.errors import NotStuckError, RecoveryStoppedError
+from sv_pipeline.edits.recovery.errors import RecoveryStoppedError
 from sv_pipeline.edits.recovery.replay import request_of
-from sv_pipeline.edits.recovery.unfinished import Unfinished, read_unfinished
+from sv_pipeline.edits.recovery.unfinished import Unfinished, read_unfinished, why_not_unfinished
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.segmentation.operations import OperationRecord
 from sv_pipeline.segmentation.reader import open_fork
@@ -21,6 +21,7 @@ __all__ = ["DryRun", "dry_run"]
 _WHAT = {
     State.EMPTY: "say in the log that it failed: nothing was written",
     State.FINISHED: "give its locks back: the edit is complete",
+    State.UNPROVEN: "prove its rows and voxels again: it has ended, but they were not as they should be",
     State.OVER: "give its locks back: an earlier recovery has taken it back, and it cannot be made again",
     State.HELD: "take back what it wrote, then make it again under its locks",
     State.UNWRITTEN: "give back the locks that it has, then make it again: nothing was written",
@@ -66,10 +67,10 @@ class DryRun:
 
 
 def dry_run(graph: ChunkedGraph, operation_id: int) -> DryRun:
-    """What recovery of an operation would do now; NotStuckError if it is finished."""
+    """What recovery of an operation would do now; NotStuckError if it is finished, NotFoundError if there is none."""
     found = read_unfinished(graph, operation_id)
     if found is None:
-        raise NotStuckError(f"operation {operation_id} is finished, or does not exist.")
+        raise why_not_unfinished(graph, operation_id)
     assessment, stopped = None, ""
     try:
         assessment = assess(graph, found)

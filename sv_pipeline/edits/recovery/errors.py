@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from sv_pipeline.errors import SvPipelineError
 
-__all__ = ["NotStuckError", "RecoveryStoppedError"]
+__all__ = ["FinishedError", "NotStuckError", "RecoveryStoppedError"]
 
 
 class NotStuckError(SvPipelineError):
     """There is nothing to recover: it is finished, its owner lives, or somebody else recovers it. Not a failure."""
 
     kind = "not_stuck"
+
+
+class FinishedError(NotStuckError):
+    """The operation has come to its end already."""
 
 
 class RecoveryStoppedError(SvPipelineError):

@@ -1,26 +1,51 @@
-"""A recovery from beginning to end: claim, take back, make again. Its steps can be run by several processes, too."""
+"""A recovery from beginning to end: claim, roll back, make again, prove. One process does all of it.
+
+A recovery that dies is begun again from its claim, never in the middle: so the edit is always planned on a state from
+which the cells of every earlier attempt are gone.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import secrets
+import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
+from sv_pipeline.edits.operation_log import RECOVERY, REQUEST
+from sv_pipeline.edits.ownership import FIXED_TIME
 from sv_pipeline.edits.recovery.assessment import State
-from sv_pipeline.edits.recovery.claiming import Claim, claim
+from sv_pipeline.edits.recovery.claiming import Claim, Watched, claim
 from sv_pipeline.edits.recovery.cleanup import Cleanup, clean_up
 from sv_pipeline.edits.recovery.errors import NotStuckError
+from sv_pipeline.edits.recovery.proof import prove_ended
 from sv_pipeline.edits.recovery.replay import Replay, let_go, make_again
 from sv_pipeline.edits.recovery.report import RecoveryReport
+from sv_pipeline.edits.recovery.unfinished import Phase
 from sv_pipeline.edits.refusal import OwnershipLostError
-from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.errors import CorruptionError, SvPipelineError
+from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.table.interface import RowMutation
 
-__all__ = ["heal_rows", "recover", "replay_of"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["STAGES", "process_token", "recover"]
 
 log = logging.getLogger(__name__)
+
+STAGES = ("claim", "roll back", "make again", "prove")
+_NONCE = secrets.token_hex(4)
+
+
+def process_token(label: str) -> str:
+    """Token for a recovery by this process: a process that is started again for the same purpose gets another one."""
+    return f"{label}-{socket.gethostname()}-{os.getpid()}-{_NONCE}"
 
 
 def recover(
@@ -29,19 +54,25 @@ def recover(
     *,
     token: str | None = None,
     watch_seconds: float | None = None,
+    watched: Watched | None = None,
     progress: Callable[[float], None] | None = None,
+    tell: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> RecoveryReport:
     """Recover one operation.
 
     Parameters
     ----------
     token
-        Of the new owner; default: a random one.
-    watch_seconds, progress
+        Token of the new owner; default: a random one. No two processes may use the same one: see `process_token`.
+    watch_seconds, watched, progress
         See :func:`~sv_pipeline.edits.recovery.claiming.claim`.
+    tell
+        Called at the end of each of `STAGES` with its name and what it found or did.
 
     Raises
     ------
+    NotFoundError
+        If there is no such operation.
     NotStuckError
         If there is nothing to recover.
     RecoveryStoppedError
@@ -49,62 +80,76 @@ def recover(
     SvPipelineError
         If it failed on the way; the operation stays listed, with the reason, and can be recovered again.
     """
-    clock = _Clock()
+    clock, tell = _Clock(), tell or _say_nothing
     claimed = claim(
-        graph, operation_id, token or f"recovery-{secrets.token_hex(6)}", watch_seconds=watch_seconds, progress=progress
+        graph,
+        operation_id,
+        token or process_token(f"recovery-{secrets.token_hex(6)}"),
+        watch_seconds=watch_seconds,
+        watched=watched,
+        progress=progress,
     )
     clock.lap("claim")
-    with claimed.own.beating():
-        cleanup = heal_rows(claimed)
-        clock.lap("cleanup")
-        replay = replay_of(claimed)
-        clock.lap("replay")
-    found = claimed.found
+    found, state = claimed.found, claimed.assessment.state
+    tell("claim", claimed.summary)
+    with claimed.own.beating(), _noted(claimed):
+        cleanup, again = Cleanup(), state in (State.HELD, State.UNWRITTEN)
+        if again:
+            cleanup = clean_up(claimed)
+        clock.lap("roll back")
+        tell("roll back", cleanup.summary)
+        replay = make_again(claimed) if again else let_go(claimed)
+        clock.lap("make again")
+        tell("make again", replay.summary)
+    proof = _prove(claimed)
+    clock.lap("prove")
+    tell("prove", proof)
+    reach("proven")
     return RecoveryReport(
         graph.graph_id,
         operation_id,
         found.kind,
         found.user,
-        str(claimed.assessment.state),
+        str(state),
         found.progress.attempts,
         cleanup,
         replay,
         clock.seconds,
+        proof,
     )
 
 
-def heal_rows(claimed: Claim) -> Cleanup:
-    """Second step: nothing is left of what the earlier attempt wrote."""
-    if claimed.assessment.state not in (State.HELD, State.UNWRITTEN):
-        return Cleanup()
-    with _noted(claimed):
-        return clean_up(claimed)
+def _prove(claimed: Claim) -> dict[str, Any]:
+    """What holds around the operation now that it has ended. Where something does not, it stays in the list."""
+    reach("prove")
+    try:
+        proof = prove_ended(claimed.graph, claimed.operation_id, claimed.found)
+    except CorruptionError as error:
+        progress = replace(claimed.found.progress, phase=Phase.UNPROVEN, error=str(error)[:2000])
+        kept = [claimed.own.cell, RECOVERY.set(asdict(progress), FIXED_TIME), REQUEST.set({}, FIXED_TIME)]
+        claimed.graph.table.mutate([RowMutation(claimed.own.key, kept)])
+        raise
+    if claimed.assessment.state is State.UNPROVEN:
+        claimed.own.end()
+    return proof
 
 
-def replay_of(claimed: Claim) -> Replay:
-    """Third step: the edit is made, or it is over."""
-    with _noted(claimed):
-        if claimed.assessment.state in (State.HELD, State.UNWRITTEN):
-            return make_again(claimed)
-        return let_go(claimed)
-
-
-@dataclass
-class _noted:  # noqa: N801 - used as a function
+@contextmanager
+def _noted(claimed: Claim) -> Iterator[None]:
     """Note an error in the open row, so that the list says why the operation is still there."""
-
-    claimed: Claim
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, OwnershipLostError) and not self.claimed.own.is_mine:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OwnershipLostError) and not claimed.own.is_mine:
             raise NotStuckError(error.message) from error
-        if isinstance(error, Exception):
-            try:
-                self.claimed.note(error=f"{type(error).__name__}: {error}"[:2000])
-            except SvPipelineError:
-                log.warning("operation %d: the reason could not be noted", self.claimed.operation_id, exc_info=True)
+        try:
+            claimed.note(error=f"{type(error).__name__}: {error}"[:2000])
+        except SvPipelineError:
+            log.warning("operation %d: the reason could not be noted", claimed.operation_id, exc_info=True)
+        raise
+
+
+def _say_nothing(_stage: str, _what: dict[str, Any]) -> None: ...
 
 
 @dataclass

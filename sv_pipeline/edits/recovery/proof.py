@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from sv_pipeline.edits.operation_log import Scope, read_supervoxels
+from sv_pipeline.edits.operation_log import read_supervoxels
 from sv_pipeline.edits.ownership import open_key
+from sv_pipeline.edits.recovery.unfinished import Phase, Progress, Unfinished
 from sv_pipeline.errors import CorruptionError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import Operation, OperationStatus, latest_roots, read_operations
@@ -18,13 +19,13 @@ from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
 __all__ = ["prove_ended"]
 
 
-def prove_ended(graph: ChunkedGraph, operation_id: int, scope: Scope | None = None) -> dict[str, int | str]:
+def prove_ended(graph: ChunkedGraph, operation_id: int, found: Unfinished | None = None) -> dict[str, int | str]:
     """Check one operation after its recovery.
 
     Parameters
     ----------
-    scope
-        What it held.
+    found
+        The operation as the recovery found it: what it held and wrote.
 
     Returns
     -------
@@ -36,8 +37,13 @@ def prove_ended(graph: ChunkedGraph, operation_id: int, scope: Scope | None = No
     CorruptionError
         If something is left, or does not fit.
     """
-    (operation,) = read_operations(graph, [operation_id])
-    if open_key(operation_id) in graph.table.read_rows([open_key(operation_id)]):
+    operations = read_operations(graph, [operation_id])
+    if not operations:
+        return {"status": "not in the log"}  # it ended before it had a row there
+    operation, scope = operations[0], None if found is None else found.scope
+    key = open_key(operation_id)
+    opened = graph.table.read_rows([key]).get(key)
+    if opened is not None and Progress.of(opened).phase != Phase.UNPROVEN:
         raise CorruptionError(f"operation {operation_id} is still open.", remedy="Recover it again.")
     if columns.CHUNK_LOCK_SCOPE.key in operation.row:
         raise CorruptionError(f"the log of operation {operation_id} still names a scope.", remedy="Recover it again.")

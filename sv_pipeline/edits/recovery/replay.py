@@ -41,10 +41,20 @@ class Replay:
     """How it ended."""
 
     outcome: str
-    """replayed, refused, released, or swept."""
+    """replayed, refused, released, swept, or proven."""
     text: str = ""
     """Why it was refused."""
     edit: CommittedEdit | None = None
+
+    @property
+    def summary(self) -> dict[str, str]:
+        """How it ended, for people."""
+        roots = [] if self.edit is None else self.edit.roots.tolist()
+        return {
+            "outcome": self.outcome,
+            "reason": self.text or "none",
+            "new roots": ", ".join(map(str, roots)) or "none",
+        }
 
 
 def make_again(claim: Claim) -> Replay:
@@ -52,6 +62,8 @@ def make_again(claim: Claim) -> Replay:
 
     Raises
     ------
+    ConflictError
+        If the open row does not say that all was taken back, and nothing written since.
     EditRefused
         With Reason.LOCKED only, if somebody else holds an object: to be tried again. Other refusals end the operation.
     """
@@ -59,6 +71,7 @@ def make_again(claim: Claim) -> Replay:
     assert scope is not None
     held = claim.assessment.state is State.HELD
     resumption = Resumption(claim.row, scope if held else None, scope.timestamp + ATTEMPTS_TO_PUT_EDGES)
+    claim.begin_replay()
     reach("replay")
     try:
         edit = _run(claim.graph, found, resumption)
@@ -86,6 +99,8 @@ def let_go(claim: Claim) -> Replay:
     found, row = claim.found, claim.row
     if claim.assessment.state is State.OVER:
         return give_up(claim, found.progress.outcome)
+    if claim.assessment.state is State.UNPROVEN:
+        return Replay("proven")  # it stays in the list until that holds
     if claim.assessment.state is State.FINISHED:
         release(claim)
         row.clear_scope(chunks=True)

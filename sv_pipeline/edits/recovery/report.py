@@ -25,7 +25,9 @@ class RecoveryReport:
     cleanup: Cleanup
     replay: Replay
     seconds: dict[str, float] = field(default_factory=dict)
-    """Of each part."""
+    """Seconds of each stage."""
+    proof: dict[str, Any] = field(default_factory=dict)
+    """What was checked at its end."""
 
     def __str__(self) -> str:
         back = self.cleanup
@@ -54,5 +56,6 @@ class RecoveryReport:
             "reason": self.replay.text,
             "new_roots": [] if edit is None else edit.roots.tolist(),
             "logical_time": None if edit is None else edit.logical_time,
+            "proof": self.proof,
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
         }

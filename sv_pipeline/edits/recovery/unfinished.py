@@ -15,6 +15,8 @@ import numpy as np
 
 from sv_pipeline.edits.operation_log import RECOVERY, REQUEST, Scope, scope_in, write_set_in
 from sv_pipeline.edits.ownership import OPEN_PREFIX, OPEN_ROWS, Owner, open_key, owner_of
+from sv_pipeline.edits.recovery.errors import FinishedError
+from sv_pipeline.errors import NotFoundError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import Operation, OperationStatus, lineage, read_operations
 from sv_pipeline.graph.queries import roots
@@ -22,17 +24,21 @@ from sv_pipeline.table import columns, keys
 from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
 from sv_pipeline.table.interface import ColumnKey, RowView
 
-__all__ = ["Phase", "Progress", "Unfinished", "find_unfinished", "read_unfinished"]
+__all__ = ["Phase", "Progress", "Unfinished", "find_unfinished", "read_unfinished", "why_not_unfinished"]
 
 
 class Phase:
-    """How far a recovery has come, as its open row says."""
+    """How far a recovery has come, as its open row says. A recovery that begins goes back to the first one."""
 
     CLAIMED = "claimed"
     CLEANED = "cleaned"
-    """Nothing is left of what the earlier attempt wrote."""
+    """Nothing is left of what the earlier attempt wrote, and nothing was written since."""
+    REPLAYING = "replaying"
+    """It is being made again: rows and voxels of this attempt may be there."""
     OVER = "over"
     """It cannot be made again; locks are being given back."""
+    UNPROVEN = "unproven"
+    """It has ended and holds nothing, but rows or voxels around it are not as they should be."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,8 @@ class Unfinished:
     @property
     def outlook(self) -> str:
         """What recovery would do, in a word."""
+        if self.progress.phase == Phase.UNPROVEN:
+            return "prove"
         if self.progress.phase == Phase.OVER or self.succeeded:
             return "release"
         return "sweep" if self.scope is None else "recover"
@@ -136,6 +144,19 @@ def read_unfinished(graph: ChunkedGraph, operation_id: int) -> Unfinished | None
     row = graph.table.read_rows([key], newest_only=True).get(key)
     found = _described(graph, {} if row is None else {operation_id: row}, () if row else [operation_id])
     return found[0] if found else None
+
+
+def why_not_unfinished(graph: ChunkedGraph, operation_id: int) -> SvPipelineError:
+    """The error that says why an operation is not unfinished: it has ended, or there is none of this number."""
+    found = read_operations(graph, [operation_id])
+    if not found:
+        return NotFoundError(
+            f"there is no operation {operation_id} in graph {graph.graph_id!r}.",
+            remedy=f"See 'sv-pipeline ops {graph.graph_id}' for all of them, 'sv-pipeline stuck list "
+            f"{graph.graph_id} --min-age 0' for unfinished ones.",
+        )
+    status = "without a status" if found[0].status is None else found[0].status.name
+    return FinishedError(f"operation {operation_id} is finished already ({status}): there is nothing to recover.")
 
 
 def _described(graph: ChunkedGraph, opened: dict[int, RowView], foreign_ids: Sequence[int]) -> list[Unfinished]:
