@@ -47,7 +47,7 @@ def log_rows(n: int) -> Iterator[RowMutation]:
 def tick(graph: ChunkedGraph) -> tuple[float, int]:
     """Seconds of a tick, and rows of the log that it has not looked at yet."""
     began = time.monotonic()
-    ahead = foreign.advance(graph.table)
+    ahead = foreign.advance(graph.table).ahead
     found = find_unfinished(graph, foreign.watched(graph.table))
     assert len(found) >= UNFINISHED
     return time.monotonic() - began, ahead

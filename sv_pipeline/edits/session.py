@@ -30,6 +30,7 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import take
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table.interface import SetCell
+from sv_pipeline.waiting import doing
 
 __all__ = ["Resumption", "Workspace", "plan_above", "prefetch_surroundings", "run_edit"]
 
@@ -191,7 +192,8 @@ def _edit_under_locks(
             latest = cache.latest() if resumption is None else max(cache.latest(), resumption.after)
             timestamp = logical_time(locked_at, latest)
             inherited = None if resumption is None else resumption.inherited
-            return commit(graph, held, row, plan, timestamp, request.user, log_cells(request), inherited)
+            with doing(f"writes operation {row.operation_id} of graph {graph.graph_id}"):
+                return commit(graph, held, row, plan, timestamp, request.user, log_cells(request), inherited)
     except EditRefused:
         raise
     except Exception as error:

@@ -49,6 +49,7 @@ from sv_pipeline.segmentation.operations import (
 from sv_pipeline.segmentation.pending import add_to_entry
 from sv_pipeline.segmentation.reader import open_fork_store
 from sv_pipeline.segmentation.retry import TRANSPORT_CODES, retry_transport, status_code
+from sv_pipeline.waiting import doing
 
 __all__ = ["CommitResult", "EditCommit", "commit_edit", "restore_operation"]
 
@@ -131,7 +132,8 @@ def commit_edit(watershed_url: str | Path, graph_id: str, edit: EditCommit) -> C
 
     specs.require_one_store(store.kv, store.array(0))
     before = current_version(store.base).generation
-    _commit(store, _Change(edit.operation_id, None, record.encode(), edit.owner, must_hold_fence=False), write)
+    with doing(f"commits the voxels of operation {edit.operation_id} of graph {graph_id}"):
+        _commit(store, _Change(edit.operation_id, None, record.encode(), edit.owner, must_hold_fence=False), write)
     generation = _generation(store, record, before)
     _logger.info("operation %d: %d boxes, generation %d of %s", edit.operation_id, len(boxes), generation, graph_id)
     return CommitResult(generation, record)
@@ -189,7 +191,8 @@ def restore_operation(
             future.result()
 
     there = None if record is None else record.encode()
-    _commit(store, _Change(operation_id, there, None, owner, must_hold_fence=True), write)
+    with doing(f"puts back the voxels of operation {operation_id} of graph {graph_id}"):
+        _commit(store, _Change(operation_id, there, None, owner, must_hold_fence=True), write)
     _logger.info("operation %d: voxels of generation %s put back in %s", operation_id, generation, graph_id)
     return True
 

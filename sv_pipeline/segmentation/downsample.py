@@ -30,6 +30,7 @@ from sv_pipeline.segmentation.checked_commit import ChangedError, checked_transa
 from sv_pipeline.segmentation.mip_maker import ForkPyramid, MipMaker, PartReport
 from sv_pipeline.segmentation.pending import PendingEntry, read_entries, settle
 from sv_pipeline.segmentation.retry import TRANSPORT_CODES, status_code
+from sv_pipeline.waiting import doing
 
 __all__ = ["downsample_part", "drop_empty_entries", "plan_entries", "until_it_holds"]
 
@@ -140,7 +141,8 @@ def until_it_holds(attempt: Callable[[], PartReport], what: str) -> PartReport:
     conflicts = 0
     for number in range(1, ATTEMPTS + 1):
         try:
-            report = attempt()
+            with doing(f"works on coarser mips ({what})"):
+                report = attempt()
         except Exception as error:
             code = "ABORTED" if isinstance(error, ChangedError) else status_code(error)
             if code not in TRANSPORT_CODES:

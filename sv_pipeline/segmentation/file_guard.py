@@ -15,11 +15,15 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import socket
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote
+
+from sv_pipeline.failpoints import reach
+from sv_pipeline.waiting import NOTE_BYTES, Holder, Wait, locked_by
 
 __all__ = ["clear_stale_lock", "clear_stale_locks", "commit_guard", "heal", "local_path"]
 
@@ -81,7 +85,13 @@ def heal(url: str) -> None:
 
 @contextmanager
 def commit_guard(url: str) -> Iterator[None]:
-    """Heal a database on disk, and let no other of our writers commit to it during the block."""
+    """Heal a database on disk, and let no other of our writers commit to it during the block.
+
+    Raises
+    ------
+    UnavailableError
+        If another process holds the guard for too long; names it, and what it does.
+    """
     folder = local_path(url)
     if folder is None:
         yield
@@ -89,11 +99,32 @@ def commit_guard(url: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / GUARD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # the system drops it when its owner dies
+        _lock_in_time(descriptor, folder)
+        reach("commit guard")
         heal(url)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock_in_time(descriptor: int, folder: Path) -> None:
+    """Take the guard, and leave a note in it."""
+    wait = Wait(f"the commit guard of {folder}", lambda: _holder_of(folder / GUARD))
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system drops it when its owner dies
+            break
+        except BlockingIOError:
+            wait.pause()
+    with suppress(OSError):  # a full disk
+        os.pwrite(descriptor, Holder.this_process().encode().ljust(NOTE_BYTES), 0)
+
+
+def _holder_of(guard: Path) -> Holder | None:
+    noted, seen = Holder.decode(guard.read_bytes()), locked_by(guard, "FLOCK")
+    # A process that was stopped between the two has the guard, and the note is of the one before it.
+    elsewhere = noted is not None and noted.host != socket.gethostname()
+    return noted if seen is None or elsewhere or (noted is not None and noted.pid == seen.pid) else seen
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -30,6 +30,7 @@ from sv_pipeline.segmentation import specs
 from sv_pipeline.segmentation.history import current_version
 from sv_pipeline.segmentation.reader import open_fork_store
 from sv_pipeline.segmentation.retry import retry_transport, status_code
+from sv_pipeline.waiting import doing
 
 __all__ = [
     "NEWEST",
@@ -249,7 +250,8 @@ def _write_fence(
             if before != owner and (before is None or over_others):
                 kv.write(key, value).result()
 
-    retry_transport(write, what=f"claiming operation {operation_id}")
+    with doing(f"claims operation {operation_id} of graph {graph_id}"):
+        retry_transport(write, what=f"claiming operation {operation_id}")
     _logger.info("operation %d of graph %s: fence %r, before %r", operation_id, graph_id, owner, seen[-1])
     return seen[-1]
 

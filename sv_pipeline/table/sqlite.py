@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import shutil
 import sqlite3
 import threading
-import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -28,6 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sv_pipeline.errors import ConfigError, ConflictError, CorruptionError, NotFoundError, UnavailableError
+from sv_pipeline.failpoints import reach
 from sv_pipeline.table.interface import (
     CellMatch,
     Change,
@@ -40,6 +39,7 @@ from sv_pipeline.table.interface import (
 )
 from sv_pipeline.table.keys import join_ranges
 from sv_pipeline.table.sqlite_rows import SCHEMA, add, apply_changes, decide, now_ms, rows_of, select_cells
+from sv_pipeline.waiting import NOTE_BYTES, Holder, Wait, locked_by
 
 __all__ = ["SqliteTable"]
 
@@ -49,8 +49,9 @@ Result = TypeVar("Result")
 FILE = "cells.sqlite"
 KEYS_PER_STATEMENT = 16_384  # SQLite allows 32,766 parameters
 ROWS_PER_TRANSACTION = 2_000  # other writers get their turn in between
-BUSY_SECONDS = 30.0
-ATTEMPTS = 5
+BUSY_SECONDS = 0.25  # of one try; how long it is tried again is the matter of `waiting`
+NOTE = "writer.json"  # beside the file: the process that began to write last
+WRITE_LOCK_BYTE = 120  # of the lock of the writer in the index of the write-ahead log, as SQLite's format says
 
 # FULL, although NORMAL survives kill -9 too (the write-ahead log is in the page cache by then): voxels of an edit are
 # durable before its rows are written, so rows that were acknowledged must not be lost with the power either.
@@ -164,12 +165,12 @@ class SqliteTable(Table):
             return {}
         rows: dict[bytes, RowView] = {}
 
-        def read(connection: sqlite3.Connection) -> None:
+        def read(current: _Connection) -> None:
             rows.clear()
             for first in range(0, len(wanted), KEYS_PER_STATEMENT):
                 batch = wanted[first : first + KEYS_PER_STATEMENT]
                 sql, parameters = select_cells(batch, columns, until, newest_only)
-                rows.update(rows_of(connection.execute(sql, parameters)))
+                rows.update(rows_of(current.connection.execute(sql, parameters)))
                 self.round_trips += 1
 
         self._run(read)
@@ -186,7 +187,8 @@ class SqliteTable(Table):
         """Rows of ranges in the order of keys, all of one moment; see the interface."""
         if columns is not None and not columns:
             return
-        with self._errors(), self._borrow() as connection:
+        with self._errors(), self._borrow() as current:
+            connection = current.connection
             connection.execute("BEGIN")
             try:
                 for one in join_ranges(ranges):
@@ -240,9 +242,12 @@ class SqliteTable(Table):
     # -- connections ----------------------------------------------------------------------------------------------
 
     def _write(self, action: Callable[[sqlite3.Connection], Result]) -> Result:
-        def transaction(connection: sqlite3.Connection) -> Result:
+        def transaction(current: _Connection) -> Result:
+            connection = current.connection
             connection.execute("BEGIN IMMEDIATE")
             try:
+                current.leave_note()
+                reach("table write")
                 result = action(connection)
             except BaseException:
                 connection.execute("ROLLBACK")
@@ -254,19 +259,27 @@ class SqliteTable(Table):
         self.round_trips += 1
         return self._run(transaction)
 
-    def _run(self, action: Callable[[sqlite3.Connection], Result]) -> Result:
+    def _run(self, action: Callable[[_Connection], Result]) -> Result:
         """Run an action that may be run again; wait for locks, then name the table in the error."""
+        wait = Wait(f"table {self.path}", self._writer)
         with self._errors():
-            for attempt in range(ATTEMPTS):
+            while True:
                 try:
-                    with self._borrow() as connection:
-                        return action(connection)
+                    with self._borrow() as current:
+                        return action(current)
                 except sqlite3.OperationalError as error:
-                    if attempt == ATTEMPTS - 1 or not _is_lock(error):
+                    if not _is_lock(error):
                         raise
-                    log.debug("table %s is locked (%s), attempt %d", self.name, error, attempt + 1)
-                    time.sleep(random.uniform(0.01, 0.1) * 2**attempt)  # noqa: S311 - jitter
-        raise AssertionError("unreachable")
+                wait.pause()
+
+    def _writer(self) -> Holder | None:
+        """The process that is writing."""
+        seen = locked_by(self.path.parent / f"{FILE}-shm", "POSIX", WRITE_LOCK_BYTE)
+        try:
+            noted = Holder.decode((self.path.parent / NOTE).read_bytes())
+        except OSError:
+            noted = None
+        return noted if seen is None or (noted is not None and noted.pid == seen.pid) else seen
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -282,7 +295,7 @@ class SqliteTable(Table):
             raise CorruptionError(f"table {self.path} cannot be read: {error}.") from error
 
     @contextmanager
-    def _borrow(self) -> Iterator[sqlite3.Connection]:
+    def _borrow(self) -> Iterator[_Connection]:
         """A connection to the file that is there now; goes back to the pool unless it broke."""
         try:
             inode = self.path.stat().st_ino
@@ -297,7 +310,7 @@ class SqliteTable(Table):
             current = _Connection(self.path, inode)
         owner = os.getpid()
         try:
-            yield current.connection
+            yield current
         except sqlite3.Error:
             current.close()
             raise
@@ -323,9 +336,19 @@ class _Connection:
         )
         for pragma in PRAGMAS:
             self.connection.execute(pragma)
+        self._note_path, self._note = path.parent / NOTE, -1
+
+    def leave_note(self) -> None:
+        """Say who writes, if that is possible; it is read only while the file is locked, so it is never wiped."""
+        with suppress(OSError):
+            if self._note < 0:
+                self._note = os.open(self._note_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            os.pwrite(self._note, Holder.this_process().encode().ljust(NOTE_BYTES), 0)
 
     def close(self) -> None:
-        self.closed = True
+        if self._note >= 0:
+            os.close(self._note)
+        self.closed, self._note = True, -1
         self.connection.close()
 
 

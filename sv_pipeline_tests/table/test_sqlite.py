@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -9,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from sv_pipeline import waiting
 from sv_pipeline.config import parse_config
 from sv_pipeline.errors import ConfigError, CorruptionError, NotFoundError, UnavailableError
 from sv_pipeline.table import open_table, sqlite_rows
-from sv_pipeline.table import sqlite as backend
 from sv_pipeline.table.interface import MAX_AGE_MS, Cell, ColumnKey, RowKeyRange, RowMutation, SetCell
 from sv_pipeline.table.sqlite import SqliteTable
 
@@ -89,11 +90,11 @@ def test_a_writer_waits_for_another(sqlite: SqliteTable) -> None:
 
 
 def test_a_table_that_stays_locked_is_unavailable(sqlite: SqliteTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "BUSY_SECONDS", 0.05)
-    monkeypatch.setattr(backend, "ATTEMPTS", 2)
+    monkeypatch.setenv(waiting.VARIABLE, "0.3")
     blocker = sqlite3.connect(sqlite.path, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
-    with pytest.raises(UnavailableError, match="locked"):
+    # It has left no note, but the system knows it.
+    with pytest.raises(UnavailableError, match=rf"was locked for .* by process {os.getpid()} on host .*kill -CONT"):
         put(sqlite)
     blocker.close()
 

@@ -11,17 +11,20 @@ and on what is stuck, not on the length of the log::
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from sv_pipeline.edits.ownership import FIXED_TIME
+from sv_pipeline.errors import UnavailableError
 from sv_pipeline.graph.lineage import OperationStatus
 from sv_pipeline.table import codecs, columns, counters, keys
 from sv_pipeline.table.columns import Column
 from sv_pipeline.table.interface import ColumnKey, DeleteCells, RowMutation, RowView, Table
+from sv_pipeline.waiting import at_most
 
-__all__ = ["advance", "forget", "watched"]
+__all__ = ["Advance", "advance", "forget", "watched"]
 
 SCAN_ROW = b"sv_pipeline:scan"
 CURSOR: Column[Any] = Column(ColumnKey("1", b"cursor"), codecs.JsonCodec())
@@ -36,10 +39,25 @@ GAP_SECONDS = 86_400.0
 UNLOCKED_SECONDS = 86_400.0
 """Other software leaves refused requests at CREATED for ever; what holds nothing for so long is one of them."""
 MAX_GAPS = 1_000
+SECONDS_TO_NOTE = 1.0
+
+log = logging.getLogger(__name__)
 
 
-def advance(table: Table, *, seconds: float = 0.3) -> int:
-    """Go on along the log for so long, one step at least; how many rows are still ahead."""
+class Advance(NamedTuple):
+    """How far the log has been looked through."""
+
+    ahead: int
+    """Rows that are still ahead."""
+    found: dict[int, float]
+    """Operations that were found now, and when."""
+
+
+def advance(table: Table, *, seconds: float = 0.3) -> Advance:
+    """Go on along the log for so long, one step at least.
+
+    A table that cannot be written to just now is looked through all the same; next time again.
+    """
     began, now = time.monotonic(), time.time()
     cursor = CURSOR.newest(table.read_rows([SCAN_ROW], [CURSOR.key], newest_only=True).get(SCAN_ROW)) or {}
     first = start = int(cursor.get("next", 1))
@@ -56,10 +74,11 @@ def advance(table: Table, *, seconds: float = 0.3) -> int:
         if stop > last - MAX_GAPS:
             gaps |= {i: now for i in range(max(first, last - MAX_GAPS), stop + 1) if i not in found}
         first = stop + 1
-    table.mutate(RowMutation(_watch_key(i), [SINCE.set(now, FIXED_TIME)]) for i in watch)
-    if first != start or gaps or late:
-        table.mutate([RowMutation(SCAN_ROW, [CURSOR.set({"next": first, "gaps": gaps}, FIXED_TIME)])])
-    return max(0, last + 1 - first)
+    listed = [RowMutation(_watch_key(i), [SINCE.set(now, FIXED_TIME)]) for i in watch]
+    # The cursor passes an operation only once it is on the list.
+    if _note(table, listed) and (first != start or gaps or late):
+        _note(table, [RowMutation(SCAN_ROW, [CURSOR.set({"next": first, "gaps": gaps}, FIXED_TIME)])])
+    return Advance(max(0, last + 1 - first), dict.fromkeys(watch, now))
 
 
 def watched(table: Table) -> dict[int, float]:
@@ -72,7 +91,18 @@ def watched(table: Table) -> dict[int, float]:
 
 def forget(table: Table, operation_ids: Iterable[int]) -> None:
     """Take operations off the list."""
-    table.mutate(RowMutation(_watch_key(i), [DeleteCells()]) for i in operation_ids)
+    _note(table, [RowMutation(_watch_key(i), [DeleteCells()]) for i in operation_ids])
+
+
+def _note(table: Table, mutations: list[RowMutation]) -> bool:
+    """Remember for the next time, if the table can be written to soon; whether it is remembered."""
+    try:
+        with at_most(SECONDS_TO_NOTE):
+            table.mutate(mutations)
+    except UnavailableError as error:
+        log.warning("what was found is not noted, and will be looked for again: %s", error)
+        return False
+    return True
 
 
 def _watch_key(operation_id: int) -> bytes:

@@ -20,9 +20,8 @@ def all_unfinished(graph: ChunkedGraph, *, seconds: float = 0.3) -> list[Unfinis
     seconds
         How long to look through the part of the log that was not looked at before.
     """
-    if not graph.table.read_only:
-        advance(graph.table, seconds=seconds)
-    others = watched(graph.table)
+    found_now = {} if graph.table.read_only else advance(graph.table, seconds=seconds).found
+    others = found_now | watched(graph.table)
     found = find_unfinished(graph, others)
     if others and not graph.table.read_only:
         now = time.time()

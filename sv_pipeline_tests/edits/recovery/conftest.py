@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sv_pipeline import waiting
 from sv_pipeline_tests.edits.recovery import zygote as zygotes
 from sv_pipeline_tests.edits.recovery.stage import Scene, Stage, build_stage
 from sv_pipeline_tests.table.conftest import new_table as new_table
@@ -43,7 +44,7 @@ def zygote() -> Iterator[zygotes.Zygote]:
         yield process
 
 
-SERVERS = ("BIGTABLE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
+SERVERS = ("BIGTABLE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", waiting.VARIABLE)
 
 
 @dataclass

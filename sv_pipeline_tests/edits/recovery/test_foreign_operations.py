@@ -103,7 +103,7 @@ def long_log(table: Table) -> Table:
 def test_the_cursor_never_passes_what_is_unfinished(long_log: Table) -> None:
     table = long_log
     table.mutate([log_row(17, OperationStatus.CREATED), log_row(2_500, OperationStatus.EXCEPTION, 5, 6)])
-    assert foreign.advance(table, seconds=60.0) == 0
+    assert foreign.advance(table, seconds=60.0).ahead == 0
     assert set(foreign.watched(table)) == {17, 2_500}
     table.mutate([log_row(4_990, OperationStatus.CREATED)])  # whoever took this number was slow
     foreign.advance(table)
@@ -118,7 +118,7 @@ def test_a_tick_does_a_bounded_part_of_a_long_log_and_goes_on_where_it_was(
     long_log: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(foreign, "ROWS_PER_STEP", 500)
-    left = [foreign.advance(long_log, seconds=1e-9) for _ in range(10)]
+    left = [foreign.advance(long_log, seconds=1e-9).ahead for _ in range(10)]
     assert left == [4_500 - 500 * i for i in range(10)]
     before = long_log.round_trips
     started = time.monotonic()

@@ -1,0 +1,217 @@
+"""How long a process waits for a lock of the system, what it says meanwhile, and which process has it. Takes none.
+
+The system drops such a lock when its holder dies. A holder that is stopped (Ctrl-Z, a frozen virtual machine) keeps it,
+and nobody may take it away: the holder could go on at any moment. So the others wait for a bounded time, and then say
+which process on which host has to go on or to be ended. For that, each holder leaves a note where the lock is.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sv_pipeline.errors import ConfigError, UnavailableError
+
+__all__ = ["NOTE_BYTES", "VARIABLE", "Holder", "Wait", "at_most", "doing", "lock_wait", "locked_by"]
+
+VARIABLE = "SV_PIPELINE_LOCK_WAIT"
+"""Environment variable, in seconds."""
+DEFAULT_SECONDS = 60.0
+SAY_AFTER = 3.0
+"""Seconds of waiting after which the log says for whom; then each time after twice as long."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.0005, 0.05
+NOTE_BYTES = 1024
+"""Length of a note with blanks behind it: a shorter one leaves nothing of a longer one."""
+MAX_TEXT = 120
+_PROC = Path("/proc")
+
+_logger = logging.getLogger(__name__)
+_bound: ContextVar[float | None] = ContextVar("bound", default=None)
+_doing: ContextVar[str | None] = ContextVar("doing", default=None)
+# Threads of a pool do not know what the one that has started them does: what was begun last is the best guess.
+_begun: list[str] = []
+
+
+def lock_wait() -> float:
+    """Seconds that this process waits for a lock.
+
+    Raises
+    ------
+    ConfigError
+        If the environment does not name a number of seconds.
+    """
+    text = os.environ.get(VARIABLE, "")
+    try:
+        seconds = float(text) if text else DEFAULT_SECONDS
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ConfigError(f"{VARIABLE}={text!r} is not a number of seconds.", remedy="Set it to 0 or more, e.g. 60.")
+    bound = _bound.get()
+    return seconds if bound is None else min(seconds, bound)
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Wait no longer than this for locks during the block: for what can as well be done another time."""
+    token = _bound.set(seconds)
+    try:
+        yield
+    finally:
+        _bound.reset(token)
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Say what this process does during the block, as it reads after "which": "commits operation 12 of graph g"."""
+    token = _doing.set(what)
+    _begun.append(what)
+    try:
+        yield
+    finally:
+        _begun.remove(what)
+        _doing.reset(token)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that has a lock."""
+
+    host: str
+    pid: int
+    doing: str
+    since: float | None = None
+    """When it got the lock, seconds since the epoch by its own clock."""
+
+    @classmethod
+    def this_process(cls) -> Holder:
+        """This one, now."""
+        what = _doing.get() or (_begun[-1:] or [f"runs {_command(sys.argv)}"])[0]
+        return cls(socket.gethostname(), os.getpid(), what[:MAX_TEXT], time.time())
+
+    def encode(self) -> bytes:
+        """As a note."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, note: bytes) -> Holder | None:
+        """Out of a note; None if it is empty, or was being written."""
+        try:
+            value: dict[str, Any] = json.loads(note)
+            return cls(str(value["host"]), int(value["pid"]), str(value["doing"]), float(value["since"]))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it stands still, as far as can be seen from this host."""
+        return self.host == socket.gethostname() and _state(self.pid) in ("T", "t")
+
+    def __str__(self) -> str:
+        since = "" if self.since is None else f", since {time.strftime('%H:%M:%S', time.localtime(self.since))}"
+        stopped = "; it is stopped" if self.is_stopped else ""
+        return f"process {self.pid} on host {self.host}, which {self.doing}{since}{stopped}"
+
+    @property
+    def remedy(self) -> str:
+        """What a person can do."""
+        return (
+            f"If that process is stopped, let it go on ('kill -CONT {self.pid}' on {self.host}) or end it "
+            f"('kill -9 {self.pid}'; nothing is lost, recovery brings its operation to an end); then run this again. "
+            f"Nothing else has to be removed. {VARIABLE} says for how many seconds to wait."
+        )
+
+
+class Wait:
+    """One wait for a lock: call :meth:`pause` after each try that failed."""
+
+    def __init__(self, name: str, holder: Callable[[], Holder | None]) -> None:
+        """Begin to wait.
+
+        Parameters
+        ----------
+        name
+            What is waited for: "the commit guard of file:///x/".
+        holder
+            Finds out who has it; asked only when something is said.
+        """
+        self._name, self._holder = name, holder
+        self._began = time.monotonic()
+        self._pause, self._say_at = FIRST_PAUSE, SAY_AFTER
+
+    def pause(self) -> None:
+        """Wait a little; UnavailableError if that was long enough."""
+        waited, bound = time.monotonic() - self._began, lock_wait()
+        if waited >= bound:
+            holder = self._holder()
+            raise UnavailableError(
+                f"{self._name} was locked for {waited:.0f} s by {holder or 'a process that left no note'}.",
+                remedy=holder.remedy if holder else "Find out who has it ('fuser -v' names the processes), then retry.",
+            )
+        if waited >= self._say_at:
+            self._say_at = 2 * waited
+            _logger.warning(
+                "waiting for %s, locked by %s; %.0f s left",
+                self._name,
+                self._holder() or "a process that left no note",
+                bound - waited,
+            )
+        time.sleep(min(self._pause * random.uniform(0.5, 1), bound - waited))  # noqa: S311 - jitter
+        self._pause = min(1.5 * self._pause, LONGEST_PAUSE)
+
+
+def locked_by(file: Path, kind: str, byte: int | None = None) -> Holder | None:
+    """Who has a lock on a file, as the kernel of this host sees it; None if nobody, or the system does not tell.
+
+    The file is not opened: closing it would drop the locks that this process itself has on it.
+
+    Parameters
+    ----------
+    kind
+        ``FLOCK`` or ``POSIX``.
+    byte
+        Position of the lock, of POSIX ones; None = anywhere.
+    """
+    try:
+        stat = file.stat()
+        lines = (_PROC / "locks").read_text().splitlines()
+    except OSError:
+        return None
+    place = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
+    for fields in (line.split() for line in lines):
+        if len(fields) != 8 or fields[1] != kind or fields[3] != "WRITE" or fields[5] != place:
+            continue
+        last = None if fields[7] == "EOF" else int(fields[7])
+        if byte is None or (int(fields[6]) <= byte and (last is None or byte <= last)):
+            return Holder(socket.gethostname(), int(fields[4]), f"runs {_command_of(int(fields[4]))}")
+    return None
+
+
+def _state(pid: int) -> str:
+    try:
+        return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+
+
+def _command_of(pid: int) -> str:
+    try:
+        return _command((_PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").strip("\0").split("\0"))
+    except OSError:
+        return "an unknown command"
+
+
+def _command(words: list[str]) -> str:
+    text = " ".join(words)
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "..."
