@@ -10,7 +10,18 @@ __all__ = ["defs"]
 @dg.definitions
 def defs() -> dg.Definitions:
     """All assets, checks, jobs, sensors and resources; built when a Dagster process asks for them."""
-    from sv_pipeline.defs import assets, checks, edits, jobs, pyramid, pyramid_sensor, rebuild, recovery, sensors
+    from sv_pipeline.defs import (
+        assets,
+        checks,
+        edit_failures,
+        edits,
+        jobs,
+        pyramid,
+        pyramid_sensor,
+        rebuild,
+        recovery,
+        sensors,
+    )
     from sv_pipeline.defs.executors import executor_from_environment
     from sv_pipeline.defs.resources import resources_from_environment
 
@@ -36,8 +47,15 @@ def defs() -> dg.Definitions:
             pyramid.downsample_job,
             rebuild.rebuild_mip_job,
             recovery.recover_operation_job,
+            recovery.abandon_operation_job,
         ],
-        sensors=[sensors.registered_graphs_sensor, pyramid_sensor.downsample_sensor, recovery.stuck_operations_sensor],
+        sensors=[
+            sensors.registered_graphs_sensor,
+            pyramid_sensor.downsample_sensor,
+            recovery.stuck_operations_sensor,
+            edit_failures.failed_edits_sensor,
+            edit_failures.canceled_edits_sensor,
+        ],
         resources=resources_from_environment(),
         executor=executor_from_environment(),
     )

@@ -33,7 +33,14 @@ class SvPipelineError(Exception):
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
         self.message = message
         self.remedy = remedy
+        self.operation_id: int | None = None
+        """The operation that met the error, once there is one."""
         super().__init__(message if remedy is None else f"{message} {remedy}")
+
+    def advise(self, remedy: str) -> None:
+        """Replace the remedy: the caller knows better what the reader can do."""
+        self.remedy = remedy
+        self.args = (f"{self.message} {remedy}",)
 
 
 class ConfigError(SvPipelineError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 from typing import Any
 
@@ -104,6 +105,8 @@ def cli(context: click.Context, home: str | None, *, verbose: bool) -> None:
 
 def main() -> None:
     """Entry point."""
+    # Asked to end, as by Ctrl-C: so that the last line says what was left.
+    signal.signal(signal.SIGTERM, lambda *_: _stop())
     try:
         cli(standalone_mode=False)
     except SvPipelineError as error:
@@ -120,11 +123,22 @@ def main() -> None:
     except OSError as error:
         logging.getLogger(__name__).info("where it happened", exc_info=True)
         click.secho("error (system): ", fg="red", nl=False, err=True)
-        click.echo(f"{error}.", err=True)
+        click.echo("\n".join([f"{error}.", *_notes(error)]), err=True)
         sys.exit(1)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; what was finished stays finished, run the same command to go on.", err=True)
+    except (click.Abort, KeyboardInterrupt) as stop:
+        notes = _notes(stop) or _notes(stop.__context__)
+        said = notes or ["What was finished stays finished, run the same command to go on."]
+        click.echo("\n".join(["stopped.", *said]), err=True)
         sys.exit(130)
+
+
+def _stop() -> None:
+    raise KeyboardInterrupt
+
+
+def _notes(error: BaseException | None) -> list[str]:
+    """What those who know more have said on an error: how an operation stands that it ended."""
+    return list(getattr(error, "__notes__", ()))
 
 
 if __name__ == "__main__":

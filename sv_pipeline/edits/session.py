@@ -6,9 +6,10 @@ The kinds of edits give their plan; all that they have in common is here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from sv_pipeline.edits.pair import find_misfit
 from sv_pipeline.edits.refusal import EditRefused, Reason
 from sv_pipeline.edits.requests import MergeRequest, SplitRequest, check_points, looked_up, offset_of, options_of
 from sv_pipeline.edits.roots import RequestOfPoints, RequestRoots
+from sv_pipeline.edits.standing import end_early
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
@@ -32,11 +34,27 @@ from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table.interface import SetCell
 from sv_pipeline.waiting import doing
 
-__all__ = ["Resumption", "Workspace", "plan_above", "prefetch_surroundings", "run_edit"]
+__all__ = ["Resumption", "Workspace", "announced", "plan_above", "prefetch_surroundings", "run_edit"]
 
 log = logging.getLogger(__name__)
 Checked = TypeVar("Checked", MergeRequest, SplitRequest)
 Request = TypeVar("Request", bound=RequestOfPoints)
+
+
+_TELL: ContextVar[Callable[[int], None]] = ContextVar("tell", default=lambda _operation_id: None)
+
+
+@contextmanager
+def announced(tell: Callable[[int], None]) -> Iterator[None]:
+    """Be told the number of each operation that this thread begins, as soon as its row is there.
+
+    From then on it is found by its number, whatever becomes of this process.
+    """
+    before = _TELL.set(tell)
+    try:
+        yield
+    finally:
+        _TELL.reset(before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,9 +139,12 @@ def run_edit(
     with ExitStack() as living:
         looking = living.enter_context(ThreadPoolExecutor(1)).submit(_refuse_a_misfit, graph)
 
+        tell = _TELL.get()
+
         def begin(cells: list[SetCell], options: dict[str, Any]) -> OperationRow:
             row = OperationRow.create(graph.table, cells, options)
             living.enter_context(row.own.beating())
+            tell(row.operation_id)
             return row
 
         with ThreadPoolExecutor(1) as pool:
@@ -137,7 +158,7 @@ def run_edit(
                 early = error
             row = begun.result()
         if early is not None and not isinstance(early, EditRefused):
-            row.fail(early)
+            end_early(graph, row, early, writing=False)
             raise early
         try:
             if found is None:
@@ -196,13 +217,11 @@ def _edit_under_locks(
                 return commit(graph, held, row, plan, timestamp, request.user, log_cells(request), inherited)
     except EditRefused:
         raise
-    except Exception as error:
+    except BaseException as error:
         if resumption is not None:
             log.exception("operation %d could not be made again", row.operation_id)
-        elif held is None or not held.keep:
-            row.fail(error)
         else:
-            log.exception("operation %d died while it was writing: recover it", row.operation_id)
+            end_early(graph, row, error, writing=held is not None and held.keep)
         raise
 
 

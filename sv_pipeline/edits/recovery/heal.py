@@ -30,11 +30,8 @@ from sv_pipeline.edits.refusal import OwnershipLostError
 from sv_pipeline.errors import ConflictError, CorruptionError, InputError, SvPipelineError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-<<<<<<< HEAD
 from sv_pipeline.table.interface import RowMutation
-=======
 from sv_pipeline.waiting import doing
->>>>>>> main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,10 +99,10 @@ def recover(
         take_locks=take_locks,
     )
     clock.lap("claim")
-<<<<<<< HEAD
     found, state = claimed.found, claimed.assessment.state
     tell("claim", claimed.summary)
-    with claimed.own.beating(), _noted(claimed):
+    what = f"recovers operation {operation_id} of graph {graph.graph_id}"
+    with claimed.own.beating(), doing(what), _noted(claimed):
         over = found.progress.outcome
         if abandoned:
             _refuse_to_abandon_what_has_ended(claimed)
@@ -127,14 +124,6 @@ def recover(
     clock.lap("prove")
     tell("prove", proof)
     reach("proven")
-=======
-    with claimed.own.beating(), doing(f"recovers operation {operation_id} of graph {graph.graph_id}"):
-        cleanup = heal_rows(claimed)
-        clock.lap("cleanup")
-        replay = replay_of(claimed)
-        clock.lap("replay")
-    found = claimed.found
->>>>>>> main
     return RecoveryReport(
         graph.graph_id,
         operation_id,
