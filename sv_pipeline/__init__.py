@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sv_pipeline.redaction import guard_logging
+
 if TYPE_CHECKING:
     from sv_pipeline.proofreading import open_graph as open_graph
 
 __all__ = ["open_graph"]
+
+guard_logging()
 
 
 def __getattr__(name: str) -> Any:

@@ -5,15 +5,19 @@ A message names the thing that is wrong and the remedy. Anything that is not an 
 
 from __future__ import annotations
 
+from sv_pipeline.redaction import redacted
+
 __all__ = [
     "ConfigError",
     "ConflictError",
     "CorruptionError",
+    "DamagedError",
     "InputError",
     "NotFoundError",
     "NotReadyError",
     "SvPipelineError",
     "UnavailableError",
+    "notes_of",
 ]
 
 
@@ -23,7 +27,7 @@ class SvPipelineError(Exception):
     Parameters
     ----------
     message
-        What is wrong, naming the thing (a path, a field, a chunk, an id).
+        What is wrong, naming the thing (a path, a field, a chunk, an id). Secrets in it are masked.
     remedy
         What the reader can do about it; appended to the message.
     """
@@ -31,16 +35,21 @@ class SvPipelineError(Exception):
     kind = "error"
 
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
-        self.message = message
-        self.remedy = remedy
+        self.message = redacted(message)
+        self.remedy = None if remedy is None else redacted(remedy)
         self.operation_id: int | None = None
         """The operation that met the error, once there is one."""
-        super().__init__(message if remedy is None else f"{message} {remedy}")
+        super().__init__(self.message if self.remedy is None else f"{self.message} {self.remedy}")
 
     def advise(self, remedy: str) -> None:
         """Replace the remedy: the caller knows better what the reader can do."""
-        self.remedy = remedy
-        self.args = (f"{self.message} {remedy}",)
+        self.remedy = redacted(remedy)
+        self.args = (f"{self.message} {self.remedy}",)
+
+
+def notes_of(error: BaseException | None) -> list[str]:
+    """What those who know more have added to an error (PEP 678): how the operation stands that it ended."""
+    return list(getattr(error, "__notes__", ()))
 
 
 class ConfigError(SvPipelineError):
@@ -77,6 +86,27 @@ class CorruptionError(SvPipelineError):
     """Stored data breaks an invariant: run ``sv-pipeline verify`` and repair what it names."""
 
     kind = "corruption"
+
+
+class DamagedError(CorruptionError):
+    """A stored file, or a value in one, is missing or cannot be read back: restore it, or build it again.
+
+    Parameters
+    ----------
+    message, remedy
+        As for every error.
+    code
+        The storage's own status, such as ``NOT_FOUND``; None where it gave none.
+    place
+        The file that is meant; None where it is not known.
+    """
+
+    def __init__(
+        self, message: str, *, remedy: str | None = None, code: str | None = None, place: str | None = None
+    ) -> None:
+        super().__init__(message, remedy=remedy)
+        self.code = code
+        self.place = place
 
 
 class UnavailableError(SvPipelineError):

@@ -35,6 +35,7 @@ from sv_pipeline.ids import UInt64Array
 from sv_pipeline.registry import Dataset, open_dataset
 from sv_pipeline.reports.logged_edits import about, asked_for, read_edit
 from sv_pipeline.segmentation.reader import open_fork
+from sv_pipeline.segmentation.wall import behind_the_wall, methods_behind_the_wall
 from sv_pipeline.table import columns
 
 __all__ = ["OpenGraph", "PreviewedSplit", "Voxels", "open_graph"]
@@ -43,6 +44,7 @@ Voxels = Sequence[Sequence[int]]
 IntArray = npt.NDArray[np.int64]
 
 
+@behind_the_wall
 def open_graph(graph_id: str, home: str | None = None) -> OpenGraph:
     """Open a registered graph.
 
@@ -90,6 +92,7 @@ class PreviewedSplit(SplitPreview):
         return self.picture()
 
 
+@methods_behind_the_wall
 @dataclass(frozen=True)
 class OpenGraph:
     """A graph with its segmentation. Points are voxels of the base mip, (x, y, z).

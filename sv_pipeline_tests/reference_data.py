@@ -109,6 +109,7 @@ def build_dataset(
     graph_id: str = "reference",
     spatial_bits: int = 10,
     with_fork: bool = True,
+    ocdbt: dict[str, object] | None = None,
 ) -> ReferenceDataset:
     """Build everything: volume, edge and component files, base, fork, table.
 
@@ -126,7 +127,7 @@ def build_dataset(
     grid = ChunkGrid(Box.of(voxel_offset, np.add(voxel_offset, labels.shape)), chunk_size)
     layout = IdLayout(grid.n_layers, spatial_bits)
     voxels, label_of = supervoxels_of(labels, grid, layout)
-    config = _config(folder, graph_id, chunk_size, spatial_bits)
+    config = _config(folder, graph_id, chunk_size, spatial_bits, ocdbt or {})
     _write_volume(config, voxels, grid)
     active = _write_edges(config, grid, layout, contacts(voxels), label_of, objects)
     hierarchy = expected_hierarchy(active, label_of, layout)
@@ -149,13 +150,15 @@ def populate(config: DatasetConfig, grid: ChunkGrid) -> None:
     finish_populate(url, populate_plan(url, grid, config.ocdbt_config))
 
 
-def _config(folder: Path, graph_id: str, chunk_size: Triple, spatial_bits: int) -> DatasetConfig:
+def _config(
+    folder: Path, graph_id: str, chunk_size: Triple, spatial_bits: int, ocdbt: dict[str, object]
+) -> DatasetConfig:
     return parse_config(
         {
             "graph_id": graph_id,
             "data_source": {"WATERSHED": kv.as_url(folder)},
             "graph_config": {"CHUNK_SIZE": list(chunk_size), "SPATIAL_BITS": spatial_bits},
-            "ocdbt_config": {"populate_layer": 3},
+            "ocdbt_config": {"populate_layer": 3, **ocdbt},
         }
     )
 

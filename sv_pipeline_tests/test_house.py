@@ -11,7 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sv_pipeline"
 LAYERS = {
-    "errors": 0, "failpoints": 0, "waiting": 0, "ids": 0, "grid": 0, "config": 0,
+    "redaction": 0, "errors": 0, "defects": 0, "patience": 0, "failpoints": 0, "waiting": 0, "ids": 0, "grid": 0,
+    "config": 0,
     "algorithms": 1,
     "segmentation": 2, "table": 2,
     "graph": 3,

@@ -11,9 +11,15 @@ from typing import Any
 
 import click
 
-from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.defects import DefectError, traceback_of
+from sv_pipeline.errors import SvPipelineError, notes_of
+from sv_pipeline.redaction import redacted, remember
 
-__all__ = ["COMMANDS", "cli", "main"]
+__all__ = ["COMMANDS", "DEFECT_EXIT_CODE", "cli", "main"]
+
+DEBUG_VARIABLE = "SV_PIPELINE_DEBUG"
+DEFECT_EXIT_CODE = 70
+"""Of a command that met an error which nobody has foreseen."""
 
 COMMANDS = {
     "demo": ("sv_pipeline.cli.demo:demo", "Take a volume through the whole pipeline, and show the result."),
@@ -75,9 +81,10 @@ class _Commands(click.Group):
     "Default: $SV_PIPELINE_HOME, else ./.sv_pipeline if it is there, else ~/.sv_pipeline.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Also log what happens inside.")
+@click.option("--debug", is_flag=True, help="Also show where an error was raised.")
 @click.version_option(package_name="sv_pipeline")
 @click.pass_context
-def cli(context: click.Context, home: str | None, *, verbose: bool) -> None:
+def cli(context: click.Context, home: str | None, *, verbose: bool, debug: bool) -> None:
     """Take a segmentation from a volume in a bucket to a chunked graph that can be proofread.
 
     \b
@@ -94,6 +101,9 @@ def cli(context: click.Context, home: str | None, *, verbose: bool) -> None:
     from sv_pipeline.registry import HOME_VARIABLE, default_home
 
     context.obj = home or default_home()
+    if debug:
+        os.environ[DEBUG_VARIABLE] = "1"
+    remember([value for name, value in os.environ.items() if name.lower().endswith(("_webhook", "_proxy"))])
     # Worker processes, and Dagster's resources, find the same home.
     os.environ[HOME_VARIABLE] = context.obj
     logging.basicConfig(
@@ -109,36 +119,48 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: _stop())
     try:
         cli(standalone_mode=False)
-    except SvPipelineError as error:
-        click.secho(f"error ({error.kind}): ", fg="red", nl=False, err=True)
-        click.echo(str(error), err=True)
-        sys.exit(1)
     except click.ClickException as error:
-        error.show()
+        said = error.format_message()
+        if redacted(said) == said:
+            error.show()
+        else:
+            click.echo(f"Error: {redacted(said)}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        # Whoever reads our output has seen enough; Python would complain about it once more at the end.
+        # The process that reads our output has seen enough; Python would complain about it once more at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
-        logging.getLogger(__name__).info("where it happened", exc_info=True)
-        click.secho("error (system): ", fg="red", nl=False, err=True)
-        click.echo("\n".join([f"{error}.", *_notes(error)]), err=True)
-        sys.exit(1)
     except (click.Abort, KeyboardInterrupt) as stop:
-        notes = _notes(stop) or _notes(stop.__context__)
+        notes = notes_of(stop) or notes_of(stop.__context__)
         said = notes or ["What was finished stays finished, run the same command to go on."]
         click.echo("\n".join(["stopped.", *said]), err=True)
         sys.exit(130)
+    except Exception as error:  # noqa: BLE001 - the last wall: whatever it is, a person gets one message
+        sys.exit(_explain(error))
+
+
+def _explain(error: Exception) -> int:
+    """One message about an error that has ended a command, and the exit code."""
+    if not isinstance(error, SvPipelineError):
+        # Imported here: what these load takes a second, and --help does without.
+        from sv_pipeline.segmentation.wall import our_error
+
+        ours = our_error(error)
+    else:
+        ours = error
+    if os.environ.get(DEBUG_VARIABLE):
+        click.echo(traceback_of(error), err=True)
+    if ours is not None:
+        click.secho(f"error ({ours.kind}): ", fg="red", nl=False, err=True)
+        click.echo(str(ours), err=True)
+        return 1
+    click.secho("error (defect): ", fg="red", nl=False, err=True)
+    click.echo("\n".join([str(DefectError(error)), *notes_of(error)]), err=True)
+    return DEFECT_EXIT_CODE
 
 
 def _stop() -> None:
     raise KeyboardInterrupt
-
-
-def _notes(error: BaseException | None) -> list[str]:
-    """What those who know more have said on an error: how an operation stands that it ended."""
-    return list(getattr(error, "__notes__", ()))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,10 @@ from typing import Any
 
 import dagster as dg
 
-from sv_pipeline.errors import CorruptionError, SvPipelineError, UnavailableError
+from sv_pipeline.defects import DefectError
+from sv_pipeline.errors import CorruptionError, SvPipelineError, UnavailableError, notes_of
+from sv_pipeline.redaction import scrub
+from sv_pipeline.segmentation.wall import wall
 
 __all__ = ["explained_failures", "numbers", "picture", "pictures"]
 
@@ -51,13 +54,22 @@ def explained_failures() -> Iterator[None]:
     Only what may pass by itself (storage that did not answer) is retried by the step's retry policy.
     """
     try:
-        yield
+        with wall():
+            yield
+    except (dg.Failure, dg.RetryRequested, dg.DagsterError):
+        raise
     except SvPipelineError as error:
+        scrub(error)
         raise dg.Failure(
             description=str(error),
             metadata=_explanation(error),
             allow_retries=isinstance(error, UnavailableError),
         ) from (error if isinstance(error, CorruptionError | UnavailableError) else None)
+    except Exception as error:
+        scrub(error)
+        raise dg.Failure(
+            description=" ".join([str(DefectError(error)), *notes_of(error)]), metadata={"kind": DefectError.kind}
+        ) from error
 
 
 def _explanation(error: SvPipelineError) -> dict[str, str]:

@@ -71,10 +71,10 @@ def recover_operation(context: dg.OpExecutionContext, pipeline: PipelineResource
                 operation_id,
                 token=recovery.process_token(f"run-{context.run_id}"),
                 watched=recovery.Watched(config.seen, config.seen_for) if config.seen else None,
-                tell=partial(_show, context),
+                tell=partial(_show, context, config.graph_id),
             )
         except recovery.FinishedError as error:
-            _show(context, "prove", proof := prove_ended(graph, operation_id))
+            _show(context, config.graph_id, "prove", proof := prove_ended(graph, operation_id))
             said, metadata = error.message, {"nothing to do": error.message, **proof}
         else:
             said, metadata = str(report), {"outcome": report.replay.outcome, **report.proof}
@@ -89,6 +89,8 @@ def recover_operation(context: dg.OpExecutionContext, pipeline: PipelineResource
         raise dg.Failure(description=str(error), metadata={"kind": error.kind}, allow_retries=allow_retries) from error
     context.log.info("%s", said)
     context.add_output_metadata({**numbers(metadata), **pictures(split=partial(_picture, graph, operation_id))})
+    if "nothing to do" in metadata and not context.retry_number:
+        return
     alerts_from_environment().send(
         f"graph {config.graph_id}: {said}",
         good=True,
@@ -99,9 +101,10 @@ def recover_operation(context: dg.OpExecutionContext, pipeline: PipelineResource
     )
 
 
-def _show(context: dg.OpExecutionContext, stage: str, what: dict[str, Any]) -> None:
-    """One stage that has ended, as an event of the run and as a line of its log."""
-    context.log_event(dg.ExpectationResult(success=True, label=stage.replace(" ", "_"), metadata=numbers(what)))
+def _show(context: dg.OpExecutionContext, graph_id: str, stage: str, what: dict[str, Any]) -> None:
+    """One stage that has ended, as an event of the run and of the graph's fork, and as a line of the run's log."""
+    observed = {"stage": stage, **numbers(what)}
+    context.log_event(dg.AssetObservation("fork", f"recovery: {stage}", observed, graph_id))
     context.log.info("%s: %s", stage, ", ".join(f"{name}: {value}" for name, value in what.items()))
 
 

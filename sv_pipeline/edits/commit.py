@@ -127,6 +127,7 @@ def commit(
     user: str,
     log_cells: list[SetCell],
     inherited: Scope | None = None,
+    graph_identity: str | None = None,
 ) -> CommittedEdit:
     """Write a plan.
 
@@ -140,6 +141,8 @@ def commit(
         The request, for the operation's row.
     inherited
         What an earlier attempt at the operation holds locked.
+    graph_identity
+        As the table says; None if it has none yet.
 
     Raises
     ------
@@ -166,7 +169,7 @@ def commit(
         held.verify()
         reach("voxels")
         try:
-            committed = _commit_voxels(graph, row, plan.supervoxels, timestamp)
+            committed = _commit_voxels(graph, row, plan.supervoxels, timestamp, graph_identity)
         except ConflictError:
             held.verify()  # says so if the operation was taken over
             raise
@@ -203,7 +206,9 @@ def commit(
     )
 
 
-def _commit_voxels(graph: ChunkedGraph, row: OperationRow, change: SupervoxelChange, timestamp: int) -> int:
+def _commit_voxels(
+    graph: ChunkedGraph, row: OperationRow, change: SupervoxelChange, timestamp: int, graph_identity: str | None
+) -> int:
     """Commit them; the generation that they are."""
     blocks = change.blocks(change.ids)
     edit = EditCommit(
@@ -214,7 +219,7 @@ def _commit_voxels(graph: ChunkedGraph, row: OperationRow, change: SupervoxelCha
         row.owner,
         blocks.boxes,
         identity=row.identity,
-        graph=ensure_identity(graph.table),
+        graph=graph_identity or ensure_identity(graph.table),
     )
     return commit_edit(graph.watershed_url, graph.graph_id, edit).generation
 

@@ -18,13 +18,16 @@ named (graphs of older versions, edits of other software), nothing is known, and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
 from sv_pipeline.edits.operation_log import IDENTITY, identity_in, identity_keys, new_identity
 from sv_pipeline.edits.ownership import FIXED_TIME, open_key
+from sv_pipeline.errors import CorruptionError
 from sv_pipeline.graph.lineage import OperationStatus
 from sv_pipeline.segmentation import specs
 from sv_pipeline.segmentation.fork import fork_exists
@@ -36,9 +39,11 @@ from sv_pipeline.table.interface import CellMatch, ColumnKey, RowMutation, RowVi
 
 __all__ = [
     "Committed",
+    "Compared",
     "HasBoth",
     "Misfit",
     "Older",
+    "compare",
     "ensure_identity",
     "find_misfit",
     "note_commit",
@@ -68,6 +73,15 @@ class Misfit:
     older: Older
     message: str
     remedy: str
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison found."""
+
+    identity: str | None
+    """Identity of the graph, as its table says; None if it has none yet."""
+    misfit: Misfit | None
 
 
 class HasBoth(Protocol):
@@ -113,20 +127,25 @@ def note_commit(table: Table, operation_id: int, identity: str, generation: int)
 
 
 def find_misfit(graph: HasBoth) -> Misfit | None:
-    """Compare what table and fork say about themselves; None if they fit, as far as they say."""
+    """What is wrong with a table and a fork; None if they fit, as far as they say."""
+    return compare(graph).misfit
+
+
+def compare(graph: HasBoth) -> Compared:
+    """Compare what table and fork say about themselves."""
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(_fork_of, graph)
         row = _pair_row(graph.table)
         store, newest = reading.result()
     committed = _committed_in(row)
     if newest is not None and committed == Committed(newest.operation_id, newest.identity):
-        return _of_two_graphs(graph, row, newest)
+        return Compared(GRAPH.newest(row), _of_two_graphs(graph, row, newest))
     wrong = None if newest is None else _of_two_graphs(graph, row, newest)
     if wrong is None and newest is not None and store is not None:
         wrong = _table_lacks(graph, newest, store)
     if wrong is None and committed is not None:
         wrong = _fork_lacks(graph, committed, store)
-    return wrong
+    return Compared(GRAPH.newest(row), wrong)
 
 
 def restore_advice(graph: HasBoth, older: Older) -> str:
@@ -223,9 +242,23 @@ def _committed_in(row: RowView) -> Committed | None:
 def _fork_of(graph: HasBoth) -> tuple[specs.OcdbtStore | None, Newest | None]:
     if not fork_exists(graph.watershed_url, graph.graph_id):
         return None, None
-    store = open_fork_store(graph.watershed_url, graph.graph_id)
-    value = read_value(store.kv, NEWEST)
-    return store, None if value is None else Newest.decode(value)
+    with _readable(graph):
+        store = open_fork_store(graph.watershed_url, graph.graph_id)
+        value = read_value(store.kv, NEWEST)
+        return store, None if value is None else Newest.decode(value)
+
+
+@contextmanager
+def _readable(graph: HasBoth) -> Iterator[None]:
+    """Name the fork where TensorStore cannot read it."""
+    try:
+        yield
+    except ValueError as error:
+        reason = str(error).split(" [tensorstore_spec=", 1)[0]
+        raise CorruptionError(
+            f"the fork of graph {graph.graph_id!r} cannot be read: {reason}.",
+            remedy="Restore the file that the text names; `sv-pipeline verify` tells what is damaged.",
+        ) from error
 
 
 def _record(store: specs.OcdbtStore | None, operation_id: int) -> OperationRecord | None:

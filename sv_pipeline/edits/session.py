@@ -21,7 +21,7 @@ from sv_pipeline.edits.hierarchy_plan import HierarchyPlan, Layer2Change, plan_h
 from sv_pipeline.edits.locking import EditLocks, LockPatience, lock_roots
 from sv_pipeline.edits.nodes import KnownNodes, NodeCache, until_known
 from sv_pipeline.edits.operation_log import OperationRow, Scope
-from sv_pipeline.edits.pair import find_misfit
+from sv_pipeline.edits.pair import compare
 from sv_pipeline.edits.refusal import EditRefused, Reason
 from sv_pipeline.edits.requests import MergeRequest, SplitRequest, check_points, looked_up, offset_of, options_of
 from sv_pipeline.edits.roots import RequestOfPoints, RequestRoots
@@ -133,11 +133,11 @@ def run_edit(
             make_plan,
             log_cells,
             patience or LockPatience(),
-            partial(_refuse_a_misfit, graph),
+            partial(_paired, graph),
             resumption,
         )
     with ExitStack() as living:
-        looking = living.enter_context(ThreadPoolExecutor(1)).submit(_refuse_a_misfit, graph)
+        looking = living.enter_context(ThreadPoolExecutor(1)).submit(_paired, graph)
 
         tell = _TELL.get()
 
@@ -149,17 +149,16 @@ def run_edit(
 
         with ThreadPoolExecutor(1) as pool:
             begun = pool.submit(begin, log_cells(request), options_of(request))
-            early: SvPipelineError | None = None
+            early: BaseException | None = None
             found: RequestRoots | None = None
             try:
                 request = prepare(request)
                 found = RequestRoots(graph, request)
-            except SvPipelineError as error:
+            except BaseException as error:  # noqa: BLE001 - raised again once there is a row that can be ended
                 early = error
             row = begun.result()
         if early is not None and not isinstance(early, EditRefused):
-            end_early(graph, row, early, writing=False)
-            raise early
+            raise end_early(graph, row, early, writing=False)
         try:
             if found is None:
                 raise early or AssertionError
@@ -181,7 +180,7 @@ def _edit_under_locks(
     make_plan: Callable[[Workspace, Request], EditPlan],
     log_cells: Callable[[Request], list[SetCell]],
     patience: LockPatience,
-    refuse_a_misfit: Callable[[], None],
+    paired: Callable[[], str | None],
     resumption: Resumption | None = None,
 ) -> CommittedEdit:
     held: EditLocks | None = None
@@ -205,7 +204,7 @@ def _edit_under_locks(
             with ThreadPoolExecutor(1) as pool:
                 locking = pool.submit(held.locked_at)
                 cache = roots.read_again()
-            refuse_a_misfit()
+            identity = paired()
             lock_chunks = partial(held.lock_chunks, patience=patience)
             plan = make_plan(Workspace(graph, cache, roots.current, roots.root_of, lock_chunks), request)
             locked_at = held.locked_at() if len(held.chunks) else locking.result()
@@ -214,21 +213,22 @@ def _edit_under_locks(
             timestamp = logical_time(locked_at, latest)
             inherited = None if resumption is None else resumption.inherited
             with doing(f"writes operation {row.operation_id} of graph {graph.graph_id}"):
-                return commit(graph, held, row, plan, timestamp, request.user, log_cells(request), inherited)
+                return commit(graph, held, row, plan, timestamp, request.user, log_cells(request), inherited, identity)
     except EditRefused:
         raise
     except BaseException as error:
         if resumption is not None:
             log.exception("operation %d could not be made again", row.operation_id)
-        else:
-            end_early(graph, row, error, writing=held is not None and held.keep)
-        raise
+            raise
+        raise end_early(graph, row, error, writing=held is not None and held.keep) from error.__cause__
 
 
-def _refuse_a_misfit(graph: ChunkedGraph) -> None:
-    """Refuse where table and fork do not belong together."""
-    if wrong := find_misfit(graph):
-        raise EditRefused(Reason.RESTORED_APART, wrong.message, remedy=wrong.remedy)
+def _paired(graph: ChunkedGraph) -> str | None:
+    """Identity of the graph, if it has one; refuses where table and fork do not belong together."""
+    found = compare(graph)
+    if found.misfit is not None:
+        raise EditRefused(Reason.RESTORED_APART, found.misfit.message, remedy=found.misfit.remedy)
+    return found.identity
 
 
 def refuse_if_read_only(graph: ChunkedGraph) -> None:

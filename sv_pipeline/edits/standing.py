@@ -19,22 +19,30 @@ from sv_pipeline.edits.refusal import OwnershipLostError
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import OperationStatus, read_operations
+from sv_pipeline.segmentation.wall import our_error
 
 __all__ = ["end_early", "read_standing", "unfinished"]
 
 log = logging.getLogger(__name__)
 
 
-def end_early(graph: ChunkedGraph, row: OperationRow, error: BaseException, *, writing: bool) -> None:
+def end_early(graph: ChunkedGraph, row: OperationRow, error: BaseException, *, writing: bool) -> BaseException:
     """Bring an operation to its end that has written nothing, and say on the error how the operation stands.
 
-    An error of ours gets that as its remedy; any other one as a note (PEP 678).
+    An error of storage becomes one of ours. One of ours gets that as its remedy; any other one as a note (PEP 678).
 
     Parameters
     ----------
     writing
         Whether its locks stay, since rows or voxels of it may be there.
+
+    Returns
+    -------
+    BaseException
+        What to raise.
     """
+    if (ours := our_error(error)) is not None and ours is not error:
+        ours.__cause__, error = error, ours
     try:
         advice = _advice(graph, row, error, writing=writing)
     except SvPipelineError:
@@ -46,6 +54,7 @@ def end_early(graph: ChunkedGraph, row: OperationRow, error: BaseException, *, w
         error.advise(advice)
     else:
         error.add_note(advice)
+    return error
 
 
 def _advice(graph: ChunkedGraph, row: OperationRow, error: BaseException, *, writing: bool) -> str:

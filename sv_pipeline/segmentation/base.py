@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sv_pipeline.config import OcdbtConfig
-from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError
+from sv_pipeline.errors import ConfigError, ConflictError, DamagedError, NotFoundError
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.segmentation import kv, specs
 from sv_pipeline.segmentation.context import reset_context
@@ -191,13 +191,15 @@ def write_volume_info(spec: dict[str, Any], volume: VolumeInfo) -> None:
     what = f"creating the database at {spec['base']}"
     try:
         retry_transport(write, what=what)
-    except ValueError as error:
+    except DamagedError as error:
         if _MISMATCH not in str(error):
             raise
         reset_context()  # it may be that this process remembers a database that was wiped by another
         try:
             retry_transport(write, what=what)
-        except ValueError as again:
+        except DamagedError as again:
+            if _MISMATCH not in str(again):
+                raise
             raise ConfigError(
                 f"the database at {spec['base']} does not have the configuration in its record: {again}.",
                 remedy="Wipe the base and create it again.",

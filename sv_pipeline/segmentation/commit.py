@@ -5,6 +5,7 @@ One edit is one generation, or none. One atomic transaction holds
 - the voxels of whole storage chunks, those that changed only;
 - the operation's record, on the condition that there was none;
 - its pending key, for the job that makes coarser mips;
+- the digest of each storage chunk that it writes (`digests`);
 - on the condition that the operation's fence is still what it was: nobody has taken the operation over.
 
 Storage may apply a commit and lose the answer. TensorStore then commits again by itself, but fails on the condition on
@@ -28,11 +29,12 @@ import numpy.typing as npt
 import tensorstore as ts
 
 from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
-from sv_pipeline.errors import ConflictError, CorruptionError, InputError, NotFoundError, UnavailableError
+from sv_pipeline.errors import ConflictError, CorruptionError, DamagedError, InputError, NotFoundError, UnavailableError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation import specs
 from sv_pipeline.segmentation.base import read_base
 from sv_pipeline.segmentation.checked_commit import ChangedError, checked_transaction
+from sv_pipeline.segmentation.digests import digest_writer
 from sv_pipeline.segmentation.history import current_version
 from sv_pipeline.segmentation.operations import (
     NEWEST,
@@ -120,7 +122,12 @@ def commit_edit(watershed_url: str | Path, graph_id: str, edit: EditCommit) -> C
 
     def write(transaction: ts.Transaction) -> None:
         kv, voxels = store.kv.with_transaction(transaction), store.array(0).with_transaction(transaction)
-        futures: list[Any] = [voxels[block.box.slices].write(_checked(block)) for block in edit.blocks]
+        futures: list[Any] = []
+        with digest_writer(base.volume) as digests:
+            for block in edit.blocks:
+                futures.append(voxels[block.box.slices].write(_checked(block)))
+                digests.add(block)
+            digests.write(kv)
         if has_coarser_mips:
             add_to_entry(kv, edit.operation_id, boxes)
         futures.append(kv.write(operation_key(edit.operation_id), record.encode()))
@@ -179,12 +186,20 @@ def restore_operation(
     if boxes is None or generation is None:
         return False
     old = _array_at(store, generation)
-    has_coarser_mips = read_base(watershed_url).n_mips > 1
+    old_keys = store_at(store, generation).kv
+    base = read_base(watershed_url)
 
     def write(transaction: ts.Transaction) -> None:
         kv, voxels = store.kv.with_transaction(transaction), store.array(0).with_transaction(transaction)
-        futures: list[Any] = [voxels[box.slices].write(old[box.slices]) for box in boxes]
-        if has_coarser_mips:
+        futures: list[Any] = []
+        with digest_writer(base.volume) as digests:
+            for box in boxes:
+                block = VoxelBlock(box, np.asarray(old[box.slices].read(order="F").result(), np.uint64))
+                futures.append(voxels[box.slices].write(block.voxels))
+                digests.add(block)
+            digests.keep(old_keys)
+            digests.write(kv)
+        if base.n_mips > 1:
             add_to_entry(kv, operation_id, boxes)
         futures.append(kv.write(operation_key(operation_id), None))
         for future in futures:
@@ -296,8 +311,8 @@ def _generation(store: specs.OcdbtStore, record: OperationRecord, before: int) -
 def _array_at(store: specs.OcdbtStore, generation: specs.Version) -> ts.TensorStore:
     try:
         return retry_transport(lambda: store_at(store, generation).array(0), what=f"opening generation {generation}")
-    except ValueError as error:
-        if status_code(error) != "NOT_FOUND":
+    except DamagedError as error:
+        if error.code != "NOT_FOUND":
             raise
         raise NotFoundError(
             f"the fork has no generation {generation}.", remedy="Its history begins later, or was shortened."

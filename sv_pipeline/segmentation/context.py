@@ -9,14 +9,21 @@ import tensorstore as ts
 
 __all__ = ["CONTEXT_OPTIONS", "process_context", "reset_context", "uncached_context"]
 
+_RETRIES = {"max_retries": 2, "initial_delay": "200ms", "max_delay": "2s"}
+
 CONTEXT_OPTIONS: dict[str, Any] = {
     # Decoded B+tree nodes and chunks: without a pool every chunk read fetches its manifest and nodes again.
     "cache_pool": {"total_bytes_limit": 128 << 20},
-    # TensorStore would try 32 times with up to 32 s between; our own retries are around it.
-    "gcs_request_retries": {"max_retries": 8, "initial_delay": "200ms", "max_delay": "10s"},
+    # TensorStore would try 32 times with up to 32 s between; our own retries, which are visible, are around it.
+    **{f"{driver}_request_retries": _RETRIES for driver in ("gcs", "http", "s3")},
 }
 
 UNCACHED_BYTES = 8 << 20
+
+# A server that accepts and then never answers would be waited for without an end. Read by libcurl at its first use.
+os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", "8")
+os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "8")
+os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
 
 _contexts: dict[int, ts.Context] = {}
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
-from sv_pipeline.errors import InputError
+from sv_pipeline.errors import ConfigError, DamagedError, InputError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.context import process_context
 from sv_pipeline.segmentation.retry import retry_transport, status_code
@@ -23,7 +23,7 @@ SAMPLED = 512
 FEW = 3
 """Missing chunks that are reported only, in a volume that has eight times as many."""
 NOT_LISTABLE = ("http://", "https://")
-_REFUSED = frozenset({"UNIMPLEMENTED", "NOT_FOUND", "PERMISSION_DENIED"})
+_REFUSED = frozenset({"UNIMPLEMENTED", "NOT_FOUND"})
 
 IntArray = npt.NDArray[np.int64]
 
@@ -135,9 +135,11 @@ def _listed(stored: StoredScale) -> set[bytes] | None:
     """Keys of all chunks that there are; None where that cannot be told."""
     try:
         keys = retry_transport(lambda: _store(stored).list().result(), what=f"listing {stored.folder}")
-    except ValueError as error:
-        if status_code(error) not in _REFUSED:
+    except (DamagedError, NotImplementedError) as error:
+        if status_code(error) not in _REFUSED and not isinstance(error, NotImplementedError):
             raise InputError(f"the chunks of {stored.folder} cannot be listed: {error}.") from error
+        return None
+    except ConfigError:  # listing is not allowed, though reading may be
         return None
     return set(_without_suffixes(stored, keys))
 

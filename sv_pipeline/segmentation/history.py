@@ -9,9 +9,9 @@ from typing import Any
 
 import tensorstore as ts
 
-from sv_pipeline.errors import NotFoundError
+from sv_pipeline.errors import DamagedError, NotFoundError
 from sv_pipeline.segmentation import kv
-from sv_pipeline.segmentation.retry import retry_transport, status_code
+from sv_pipeline.segmentation.retry import retry_transport
 
 __all__ = ["CommittedVersion", "current_version", "read_manifest"]
 
@@ -41,8 +41,8 @@ def read_manifest(folder_or_kv: str | Path | ts.KvStore) -> dict[str, Any]:
         manifest: dict[str, Any] = retry_transport(
             lambda: ts.ocdbt.dump(store, context=ts.Context()).result(), what="reading a manifest"
         )
-    except ValueError as error:
-        if status_code(error) == "NOT_FOUND":
+    except DamagedError as error:
+        if error.code == "NOT_FOUND":
             raise NotFoundError(f"there is no OCDBT database at {folder_or_kv}.") from error
         raise
     return manifest

@@ -9,10 +9,10 @@ from urllib.parse import quote, unquote
 
 import tensorstore as ts
 
-from sv_pipeline.errors import ConfigError
+from sv_pipeline.errors import ConfigError, DamagedError
 from sv_pipeline.segmentation.context import process_context
 from sv_pipeline.segmentation.file_guard import clear_stale_locks
-from sv_pipeline.segmentation.retry import retry_transport, status_code
+from sv_pipeline.segmentation.retry import retry_transport
 
 __all__ = [
     "as_url",
@@ -167,8 +167,8 @@ def _delete(delete: Callable[[], None], what: str) -> None:
     for attempt in range(_DELETE_ATTEMPTS):
         try:
             return retry_transport(delete, what=what)
-        except ValueError as error:
+        except DamagedError as error:
             # The file driver stops where somebody else has just removed the same file, or its lock.
-            if status_code(error) != "NOT_FOUND" or attempt == _DELETE_ATTEMPTS - 1:
+            if error.code != "NOT_FOUND" or attempt == _DELETE_ATTEMPTS - 1:
                 raise
     return None

@@ -17,10 +17,12 @@ import tensorstore as ts
 from sv_pipeline.algorithms.box_arrays import as_array, as_boxes, joined, parts_by_chunk
 from sv_pipeline.algorithms.pyramid import downsample
 from sv_pipeline.algorithms.pyramid_blocks import PIECES, MipLevel, PyramidGeometry
+from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.base import read_base
 from sv_pipeline.segmentation.checked_commit import CheckedTransaction
+from sv_pipeline.segmentation.digests import StorageChunk, digest_writer
 from sv_pipeline.segmentation.layout import step_factor
 from sv_pipeline.segmentation.precomputed import VolumeInfo
 from sv_pipeline.segmentation.reader import open_fork_store
@@ -30,6 +32,7 @@ __all__ = ["ForkPyramid", "MipMaker", "PartReport", "boxes_within", "open_pyrami
 
 AT_ONCE_BYTES = 32 << 20
 """Above, blocks are made mip by mip, in pieces: reading and computing overlap, and large arrays cost page faults."""
+CHUNKS_READ_AT_ONCE = 16
 PIECE_VOXELS = 1 << 21
 """Voxels that a piece is made of, at most."""
 
@@ -172,7 +175,22 @@ class MipMaker:
             if at_once:
                 made.append((piece, labels))
         self._made = made
-        return np.concatenate(written)
+        every = np.concatenate(written)
+        self._write_digests(mip, every)
+        return every
+
+    def _write_digests(self, mip: int, parts: IntArray) -> None:
+        """Digests of the storage chunks of which parts were written, read as they will be."""
+        scale = self.pyramid.volume.scales[mip]
+        starts = np.unique(parts[:, 0] // np.asarray(scale.chunk_size), axis=0)
+        boxes = [StorageChunk(mip, (x, y, z)).box(scale) for x, y, z in starts.tolist()]
+        with digest_writer(self.pyramid.volume) as digests:
+            for first in range(0, len(boxes), CHUNKS_READ_AT_ONCE):
+                some = boxes[first : first + CHUNKS_READ_AT_ONCE]
+                reads = [self._array(mip)[box.slices].read(order="F") for box in some]
+                for box, read in zip(some, reads, strict=True):
+                    digests.add(VoxelBlock(box, read.result()), mip)
+            digests.write(self.pyramid.store.kv.with_transaction(self.checked.transaction))
 
     def _changed(self, mip: int, piece: Box, labels: Labels, stored: Labels) -> IntArray:
         """The parts of storage chunks in which labels differ from what is stored."""

@@ -24,12 +24,12 @@ from typing import Any
 
 import tensorstore as ts
 
-from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError
+from sv_pipeline.errors import ConflictError, CorruptionError, DamagedError, NotFoundError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation import specs
 from sv_pipeline.segmentation.history import current_version
 from sv_pipeline.segmentation.reader import open_fork_store
-from sv_pipeline.segmentation.retry import retry_transport, status_code
+from sv_pipeline.segmentation.retry import retry_transport
 from sv_pipeline.waiting import doing
 
 __all__ = [
@@ -308,8 +308,8 @@ def first_generation(store: specs.OcdbtStore, record: OperationRecord) -> int:
 def _holds(store: specs.OcdbtStore, generation: int, key: str, value: bytes) -> bool:
     try:
         return read_value(store_at(store, generation).kv, key) == value
-    except ValueError as error:
-        if status_code(error) != "NOT_FOUND":
+    except DamagedError as error:
+        if error.code != "NOT_FOUND":
             raise
         raise NotFoundError(
             f"the fork has no generation {generation} any more.", remedy="Its history was shortened."

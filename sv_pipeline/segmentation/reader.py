@@ -10,14 +10,14 @@ from urllib.parse import quote
 
 import tensorstore as ts
 
-from sv_pipeline.errors import ConfigError, NotFoundError
+from sv_pipeline.errors import ConfigError, DamagedError, NotFoundError
 from sv_pipeline.segmentation import kv, specs
 from sv_pipeline.segmentation.base import BaseInfo, read_base
 from sv_pipeline.segmentation.context import process_context
 from sv_pipeline.segmentation.file_guard import heal
 from sv_pipeline.segmentation.fork import require_fork
 from sv_pipeline.segmentation.history import current_version
-from sv_pipeline.segmentation.retry import retry_transport, status_code
+from sv_pipeline.segmentation.retry import retry_transport
 
 __all__ = ["current_generation", "neuroglancer_url", "open_fork", "open_fork_store", "reader_contract", "reader_spec"]
 
@@ -77,8 +77,8 @@ def open_fork(
 
     try:
         return retry_transport(open_it, what=f"opening mip {mip} of graph {graph_id}")[..., 0]
-    except ValueError as error:
-        if version is not None and status_code(error) == "NOT_FOUND":
+    except DamagedError as error:
+        if version is not None and error.code == "NOT_FOUND":
             raise NotFoundError(
                 f"the fork of graph {graph_id!r} has no version {version}.",
                 remedy="Its history may begin later, or end before.",

@@ -1,46 +1,42 @@
-"""Owns what counts as a transport error of the storage, and trying again. Knows no store."""
+"""Owns trying again what the storage did not answer, within a time, and saying so. Knows no store."""
 
 from __future__ import annotations
 
 import logging
 import random
-import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from sv_pipeline.errors import ConfigError, SvPipelineError, UnavailableError
+from sv_pipeline.errors import UnavailableError
+from sv_pipeline.patience import PATIENCE_VARIABLE, patience, waiting_for
+from sv_pipeline.segmentation.wall import TRANSPORT_CODES, in_one_line, status_code, storage_error
 
 __all__ = ["TRANSPORT_CODES", "retry_transport", "status_code"]
 
-TRANSPORT_CODES = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "INTERNAL"})
-DENIED_CODES = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED"})
-MAX_DELAY = 30.0
+MAX_DELAY = 5.0
 
-_STATUS = re.compile(r"([A-Z][A-Z_]+): ")
 _logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 
-def status_code(error: BaseException) -> str | None:
-    """TensorStore's status code, e.g. ``NOT_FOUND``, of an error it raised; None for any other error."""
-    match = _STATUS.match(str(error))
-    return match[1] if match else None
-
-
 def retry_transport(
-    function: Callable[[], _Result], *, attempts: int = 5, base_delay: float = 0.2, what: str = "storage request"
+    function: Callable[[], _Result],
+    *,
+    attempts: int | None = None,
+    base_delay: float = 0.2,
+    what: str = "storage request",
 ) -> _Result:
-    """Call ``function`` until it does not fail with a transport error.
+    """Call ``function`` until it does not fail with a transport error, or the time is up (`patience`).
 
     Parameters
     ----------
     function
         What to do; must be safe to repeat.
     attempts
-        Calls at most.
+        Calls at most; default: as many as the time allows.
     base_delay
-        Seconds before the second call; doubled each time up to 30 s, with jitter of up to as much again.
+        Seconds before the second call; doubled each time up to 5 s, with jitter of up to as much again.
     what
         Names the request in messages.
 
@@ -51,39 +47,41 @@ def retry_transport(
         is no room left (RESOURCE_EXHAUSTED).
     ConfigError
         If access is denied (PERMISSION_DENIED, UNAUTHENTICATED), or the operating system refuses a path.
+    DamagedError
+        If something is missing or cannot be decoded; names the file.
 
-    Any other error passes through, at once.
+    Any error that the storage did not raise passes through, at once.
     """
-    for attempt in range(1, attempts + 1):
-        try:
-            return function()
-        except Exception as error:
-            code = status_code(error)
-            if (refusal := _refusal(code, what, error)) is not None:
-                raise refusal from error
-            if code not in TRANSPORT_CODES:
-                raise
-            if attempt == attempts:
-                raise UnavailableError(
-                    f"{what}: no success after {attempts} attempts, last error: {error}.",
-                    remedy="Check that the storage (and the coordinator, if one is used) can be reached, then retry.",
-                ) from error
-            delay = min(MAX_DELAY, base_delay * 2 ** (attempt - 1)) * (1 + random.random())  # noqa: S311 - jitter
-            _logger.warning("%s: %s; attempt %d of %d in %.1f s", what, error, attempt + 1, attempts, delay)
-            time.sleep(delay)
-    raise ValueError(f"attempts must be positive, not {attempts}")
-
-
-def _refusal(code: str | None, what: str, error: BaseException) -> SvPipelineError | None:
-    """What a user can do something about, and trying again cannot."""
-    if code in DENIED_CODES:
-        return ConfigError(
-            f"{what}: access denied ({error}).",
-            remedy="Check the place, its permissions, and (for gs://) GOOGLE_APPLICATION_CREDENTIALS or "
-            "'gcloud auth application-default login'.",
-        )
-    if code == "RESOURCE_EXHAUSTED":
-        return UnavailableError(f"{what}: no room left ({error}).", remedy="Free some space or quota, then run again.")
-    if code == "FAILED_PRECONDITION" and "[os_error_code=" in str(error):
-        return ConfigError(f"{what}: not possible ({error}).", remedy="Check the place and what is there.")
-    return None
+    if attempts is not None and attempts < 1:
+        raise ValueError(f"attempts must be positive, not {attempts}")
+    limit = patience()
+    with waiting_for(what) as wait:
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return function()
+            except Exception as error:
+                code = status_code(error)
+                if code not in TRANSPORT_CODES:
+                    if (ours := storage_error(error, what)) is not None:
+                        raise ours from error
+                    raise
+                delay = min(MAX_DELAY, base_delay * 2 ** min(attempt - 1, 16)) * (1 + random.random())  # noqa: S311 - jitter
+                wait.reason = in_one_line(error)
+                if attempt == attempts or wait.seconds + delay > limit:
+                    raise UnavailableError(
+                        f"{what}: no success after {attempt} attempts in {wait.seconds:.0f} s, "
+                        f"last error: {wait.reason}.",
+                        remedy="Check that the storage (and the coordinator, if one is used) can be reached, then run "
+                        f"it again; {PATIENCE_VARIABLE} sets how many seconds are waited.",
+                    ) from error
+                _logger.log(
+                    logging.INFO if attempt < 3 else logging.WARNING,
+                    "%s: %s; attempt %d in %.1f s",
+                    what,
+                    wait.reason,
+                    attempt + 1,
+                    delay,
+                )
+                time.sleep(delay)

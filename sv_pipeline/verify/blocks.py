@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
-from sv_pipeline.errors import CorruptionError
+from sv_pipeline.errors import CorruptionError, DamagedError
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.segmentation.retry import retry_transport
 
@@ -147,6 +147,5 @@ def readable(what: str) -> Iterator[None]:
     """Turn a refusal of stored bytes, by TensorStore or a parser, into a CorruptionError beginning with ``what``."""
     try:
         yield
-    except ValueError as error:
-        reason = str(error).split(" [tensorstore_spec=", 1)[0]
-        raise CorruptionError(f"{what}: {reason}.", remedy="Restore the file that the text names.") from error
+    except DamagedError as error:
+        raise CorruptionError(f"{what}: {error.message}", remedy=error.remedy) from error

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from sv_pipeline.errors import ConfigError, SvPipelineError, UnavailableError
 from sv_pipeline.segmentation import kv
+from sv_pipeline.segmentation.wall import wall
 from sv_pipeline.verify import (
+    digest_checks,
     edge_checks,
     edge_file_checks,
     ingest_checks,
@@ -99,6 +101,22 @@ def _pyramid(subject: Subject, outcome: Outcome) -> None:
     pyramid_checks.check_pyramid(outcome, subject.voxels, subject.watershed, **subject.options)
 
 
+def _digests(subject: Subject, outcome: Outcome) -> None:
+    own = subject.own_voxels
+    if own is None:
+        outcome.skipped = "the graph has no fork yet"
+        return
+    digest_checks.check_digests(outcome, own)
+
+
+def _lineage(subject: Subject, outcome: Outcome) -> None:
+    own, base = subject.own_voxels, volumes.base_volume(subject.watershed_url)
+    if own is None or base is None:
+        outcome.skipped = "the graph has no fork yet"
+        return
+    digest_checks.check_lineage(outcome, own, base, subject.table)
+
+
 def _pair(subject: Subject, outcome: Outcome) -> None:
     pair_checks.check_pair(outcome, subject)
 
@@ -129,6 +147,8 @@ _CHECKS: dict[str, _Check] = {
     "base": _Check("the base equals the watershed and was populated to the end", "blocks", _base),
     "fork": _Check("the fork can be read and, before edits, shows the base", "blocks", _fork),
     "pair": _Check("table and fork know the same operations", "operations", _pair),
+    "digests": _Check("what edits and downsampling wrote to the fork is as it was written", "storage chunks", _digests),
+    "lineage": _Check("ids of edited voxels descend from the base's ids at these voxels", "storage chunks", _lineage),
     "pyramid": _Check("every mip is the downsampled mip below it", "blocks", _pyramid),
     "progress": _Check("every chunk has its done-marker, no chunk outside the grid has one", "chunks", _progress),
     "operations": _Check("no lock outlives its operation; successful operations name their roots", "rows", _operations),
@@ -199,7 +219,8 @@ def _run(name: str, subject: Subject) -> CheckResult:
     blocked = False
     started = time.monotonic()
     try:
-        check.run(subject, outcome)
+        with wall():
+            check.run(subject, outcome)
     except Blocked as reason:
         outcome.skipped, blocked = str(reason), True
     except UnavailableError:

@@ -18,7 +18,7 @@ from sv_pipeline.segmentation.precomputed import VolumeInfo, read_info
 from sv_pipeline.table import keys
 from sv_pipeline.table.interface import Table
 from sv_pipeline.table.meta import TableMeta, read_meta
-from sv_pipeline.verify import atomic_edges, ingest_checks, snapshot, volumes
+from sv_pipeline.verify import atomic_edges, digest_checks, ingest_checks, snapshot, volumes
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.table_checks import check_hierarchy
 
@@ -150,6 +150,12 @@ class Subject:
     def voxels(self) -> volumes.StoredVolume:
         """The voxels that readers of the graph see."""
         return self._once("the segmentation", lambda: volumes.graph_volume(self.watershed_url, self.graph_id))
+
+    @property
+    def own_voxels(self) -> digest_checks.OwnVoxels | None:
+        """What the graph's fork has of its own; None if there is no fork."""
+        fork = volumes.fork_volume(self.watershed_url, self.graph_id)
+        return None if fork is None else digest_checks.read_own(fork, **self.options)
 
     @cached_property
     def watershed(self) -> volumes.StoredVolume:

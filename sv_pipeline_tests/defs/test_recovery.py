@@ -16,6 +16,7 @@ from sv_pipeline.definitions import defs
 from sv_pipeline.defs import recovery
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.edits import ownership
+from sv_pipeline.edits.recovery.heal import STAGES
 from sv_pipeline.registry import default_home
 from sv_pipeline.reports.alerts import WEBHOOK_VARIABLE, Alerts
 from sv_pipeline.table.columns import INDEFINITE_LOCK
@@ -69,7 +70,7 @@ def run(instance: dg.DagsterInstance, request: dg.RunRequest) -> dg.ExecuteInPro
 
 
 def test_a_killed_edit_is_found_and_healed(
-    play: Theatre, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    play: Theatre, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, webhook: list[dict[str, Any]]
 ) -> None:
     assert play.do(**play.request("supervoxel split"), failpoint="half switched:kill") == KILLED
     monkeypatch.setenv(recovery.AGE_VARIABLE, "0s")
@@ -78,12 +79,19 @@ def test_a_killed_edit_is_found_and_healed(
     assert request.run_key == "stage:15:1"
     result = run(instance, request)
     assert result.success
-    metadata = {e.step_key: e for e in result.all_events if e.event_type_value == "STEP_OUTPUT"}
-    assert set(metadata) == {"claim_operation", "clean_up_operation", "replay_operation", "verify_operation"}
-    proof = metadata["verify_operation"].step_output_data.metadata
-    assert proof["status"].value == "SUCCESS"
-    assert "data:image/png;base64" in proof["split"].value
-    assert metadata["clean_up_operation"].step_output_data.metadata["voxels put back"].value > 0
+    events = [e for e in result.all_events if e.event_type_value == "ASSET_OBSERVATION"]
+    stages = {
+        o.metadata["stage"].value: o.metadata for e in events if (o := e.asset_observation_data.asset_observation)
+    }
+    assert list(stages) == list(STAGES)
+    assert stages["roll back"]["voxels put back"].value > 0
+    assert stages["make again"]["outcome"].value == "replayed"
+    assert stages["prove"]["status"].value == "SUCCESS"
+    (output,) = [e for e in result.all_events if e.event_type_value == "STEP_OUTPUT"]
+    assert "data:image/png;base64" in output.step_output_data.metadata["split"].value
+    (news,) = webhook
+    assert news["healed"]
+    assert "voxels of generation" in news["text"]
     play.scene.prove()
     assert play.scene.objects() == play.twin("supervoxel split")
     assert not tick(instance, found.cursor).run_requests

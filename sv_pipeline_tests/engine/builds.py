@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from sv_pipeline.algorithms.synthetic import SyntheticVolume, synthetic_neuropil
-from sv_pipeline.cli.main import main
+from sv_pipeline.cli.main import DEFECT_EXIT_CODE, main
 from sv_pipeline.config import DatasetConfig, parse_config
 from sv_pipeline.engine import stages
 from sv_pipeline.engine.proof import verify_dataset
@@ -120,6 +120,7 @@ class CommandLine:
                 code = 0
             except SystemExit as end:
                 code = int(end.code or 0)
+        assert code != DEFECT_EXIT_CODE, self._capture.readouterr().err
         said = self._capture.readouterr()
         return Said(code, said.out, said.err)
 

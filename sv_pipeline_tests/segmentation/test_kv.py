@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sv_pipeline.errors import ConfigError, UnavailableError
+from sv_pipeline.patience import PATIENCE_VARIABLE
 from sv_pipeline.segmentation import kv
 from sv_pipeline_tests.servers.gcs_client import GcsControl
 
@@ -88,7 +89,7 @@ def test_storage_that_never_answers_is_reported_as_unavailable(
     impatient = {"gcs_request_retries": {"max_retries": 1, "initial_delay": "1ms", "max_delay": "1ms"}}
     monkeypatch.setattr("sv_pipeline.segmentation.context.CONTEXT_OPTIONS", impatient)
     monkeypatch.setattr("sv_pipeline.segmentation.context._contexts", {})
-    monkeypatch.setattr("sv_pipeline.segmentation.retry.MAX_DELAY", 0.01)
+    monkeypatch.setenv(PATIENCE_VARIABLE, "1")
     url = gcs_server.new_bucket()
     gcs_server.add_fault(status=503)
     with pytest.raises(UnavailableError, match="retry"):

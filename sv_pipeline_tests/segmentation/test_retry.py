@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from sv_pipeline.errors import ConfigError, UnavailableError
+from sv_pipeline.errors import ConfigError, DamagedError, UnavailableError
+from sv_pipeline.patience import PATIENCE_VARIABLE
 from sv_pipeline.segmentation.retry import retry_transport, status_code
 
 
@@ -28,20 +31,38 @@ def test_transport_errors_are_tried_again(code: str) -> None:
     assert flaky.calls == 3
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        ValueError("NOT_FOUND: no such thing"),
-        ValueError("FAILED_PRECONDITION: Configuration mismatch"),
-        KeyError("UNAVAILABLE"),
-        IndexError("OUT_OF_RANGE: outside"),
-    ],
-)
-def test_other_errors_pass_at_once(error: Exception) -> None:
+@pytest.mark.parametrize("error", [KeyError("UNAVAILABLE"), IndexError("OUT_OF_RANGE: outside"), ValueError("no")])
+def test_errors_that_the_storage_did_not_raise_pass_at_once(error: Exception) -> None:
     flaky = Flaky(1, error)
     with pytest.raises(type(error)):
         retry_transport(flaky, base_delay=0.001)
     assert flaky.calls == 1
+
+
+@pytest.mark.parametrize("code", ["NOT_FOUND", "FAILED_PRECONDITION", "DATA_LOSS", "OUT_OF_RANGE", "INVALID_ARGUMENT"])
+def test_what_is_damaged_is_said_at_once(code: str) -> None:
+    flaky = Flaky(1, ValueError(f'{code}: Error decoding local file "/a/b/manifest.ocdbt": too short'))
+    with pytest.raises(DamagedError, match=r"reading x: /a/b/manifest.ocdbt is damaged or missing") as caught:
+        retry_transport(flaky, base_delay=0.001, what="reading x")
+    assert (caught.value.code, caught.value.place, status_code(caught.value)) == (code, "/a/b/manifest.ocdbt", code)
+    assert flaky.calls == 1
+
+
+def test_the_time_bounds_the_attempts_and_the_log_names_what_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(PATIENCE_VARIABLE, "1")
+    calls = []
+
+    def hangs() -> None:
+        calls.append(1)
+        time.sleep(4.2)
+        raise ValueError("UNAVAILABLE: connection refused")
+
+    with pytest.raises(UnavailableError, match=f"connection refused.*{PATIENCE_VARIABLE}"):
+        retry_transport(hangs, what="reading y")
+    assert len(calls) == 1
+    assert "s: reading y, no answer so far" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -176,8 +176,10 @@ def test_a_fork_whose_voxels_cannot_be_read_is_named_not_a_crash(planted: Plante
     folder = specs.base_folder(planted.data.watershed_url)
     kv.delete_keys(folder, [key for key in kv.list_keys(folder) if "d/" in key])
     report = planted.verify()
-    assert {"voxels", "base", "fork"} <= set(report.failed), report.summary()
-    assert {"voxels", "base", "fork", "pyramid"} == {result.name for result in report.results if not result.passed}
+    assert {"voxels", "base", "fork", "pair"} <= set(report.failed), report.summary()
+    assert {"voxels", "base", "fork", "pair", "pyramid"} == {
+        result.name for result in report.results if not result.passed
+    }
 
 
 def test_a_stale_voxel_of_a_mip_is_named(planted: Planted, assert_names: AssertNames) -> None:

@@ -89,7 +89,10 @@ class Claim:
         ------
         ConflictError
             If something may have been written since the roll-back; nothing was changed.
+        OwnershipLostError
+            If the operation went to somebody else.
         """
+        self.own.verify()
         phase = Progress.of(self._open_row()).phase
         if phase != Phase.CLEANED:
             raise ConflictError(

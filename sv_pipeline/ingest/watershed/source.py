@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
-from sv_pipeline.errors import InputError
+from sv_pipeline.errors import ConfigError, DamagedError, InputError
 from sv_pipeline.grid import Box
 from sv_pipeline.ingest.watershed.array_files import (
     ArrayHeader,
@@ -68,7 +68,7 @@ class SourceVolume:
         relative = box.shifted(-np.asarray(self.bounds.start))
         try:
             return np.asfortranarray(native(np.asarray(self.store[relative.slices])))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, DamagedError, ConfigError) as error:
             raise InputError(f"cannot read {box} of {self.name}: {error}") from error
 
 

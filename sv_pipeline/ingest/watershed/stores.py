@@ -11,13 +11,14 @@ from typing import Any
 
 import tensorstore as ts
 
-from sv_pipeline.errors import ConfigError, InputError
+from sv_pipeline.errors import ConfigError, DamagedError, InputError, SvPipelineError
 from sv_pipeline.segmentation import kv
 from sv_pipeline.segmentation.context import process_context
 from sv_pipeline.segmentation.precomputed import parse_info_file
 from sv_pipeline.segmentation.retry import retry_transport
 from sv_pipeline.segmentation.stored_scale import StoredScale
 from sv_pipeline.segmentation.volume_info import LABEL_ENCODINGS, check_label_encoding, parse_source_info
+from sv_pipeline.segmentation.wall import in_one_line
 
 __all__ = ["open_store"]
 
@@ -55,7 +56,7 @@ def open_store(path: str, *, labels: bool) -> tuple[ts.TensorStore, StoredScale 
         check_label_encoding(stored.scale, f"{url}info: scales[0].")
     try:
         return stored.open(), stored
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ConfigError, DamagedError) as error:
         raise _unusable(path, error) from error
 
 
@@ -65,7 +66,7 @@ def _stored(url: str, path: str) -> StoredScale:
 
     try:
         found = retry_transport(read, what=f"opening {path}")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ConfigError, DamagedError) as error:
         raise _unusable(path, error) from error
     if found.state == "missing":
         raise _unusable(path, "there is no 'info' file")
@@ -83,7 +84,7 @@ def _from_spec(text: str, *, labels: bool) -> tuple[ts.TensorStore, StoredScale 
             what=f"opening {text}",
         )
         found = store.spec().to_json()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ConfigError, DamagedError) as error:
         raise _unusable(text, error) from error
     if labels and (lossy := next(_lossy(found), None)):
         raise InputError(
@@ -129,5 +130,7 @@ def _lossy(spec: Any) -> Iterator[str]:
             yield from _lossy(part)
 
 
-def _unusable(path: str, reason: object) -> InputError:
+def _unusable(path: str, reason: str | Exception) -> InputError:
+    if isinstance(reason, Exception):
+        reason = reason.message.rstrip(".") if isinstance(reason, SvPipelineError) else in_one_line(reason)
     return InputError(f"{path} cannot be opened as a volume: {reason}.", remedy=REMEDY)

@@ -1,0 +1,113 @@
+"""Owns how long a store that does not answer is waited for, and says so meanwhile. Knows no store.
+
+``SV_PIPELINE_PATIENCE`` (seconds, default 30) bounds the time that one request to a storage or a table is tried for.
+A request that takes longer than `SAY_AFTER` seconds is named in the log, then again after twice the time, and so on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from sv_pipeline.errors import ConfigError
+
+__all__ = ["PATIENCE_VARIABLE", "Wait", "patience", "waiting_for"]
+
+PATIENCE_VARIABLE = "SV_PIPELINE_PATIENCE"
+DEFAULT_SECONDS = 30.0
+SAY_AFTER = 3.0
+"""Seconds."""
+
+_logger = logging.getLogger(__name__)
+
+
+def patience() -> float:
+    """Seconds for which one request is tried before it is given up.
+
+    Raises
+    ------
+    ConfigError
+        If the environment variable does not hold a positive number.
+    """
+    text = os.environ.get(PATIENCE_VARIABLE, "")
+    if not text.strip():
+        return DEFAULT_SECONDS
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"{PATIENCE_VARIABLE} is {text!r}.", remedy="Set it to a number of seconds, such as 30.")
+    return seconds
+
+
+@dataclass
+class Wait:
+    """One request that has not been answered."""
+
+    what: str
+    said_at: float = SAY_AFTER
+    """Seconds after its start at which the log names it next."""
+    began: float = field(default_factory=time.monotonic)
+    reason: str = ""
+    """Why the latest attempt failed; empty while the first one is under way."""
+
+    @property
+    def seconds(self) -> float:
+        """Time since it began."""
+        return time.monotonic() - self.began
+
+
+class _Watch:
+    """A thread that looks once a second at the requests of this process, and names those that take long."""
+
+    def __init__(self) -> None:
+        self.waits: dict[int, Wait] = {}
+        self._thread: threading.Thread | None = None
+        self._owner = 0
+        self._lock = threading.Lock()
+
+    def add(self, wait: Wait) -> None:
+        self.waits[id(wait)] = wait
+        if self._thread is None or self._owner != os.getpid():
+            with self._lock:
+                if self._thread is None or self._owner != os.getpid():
+                    self._owner = os.getpid()
+                    self._thread = threading.Thread(target=self._look, name="sv_pipeline waits", daemon=True)
+                    self._thread.start()
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(1.0)
+            for wait in list(self.waits.values()):
+                if wait.seconds >= wait.said_at:
+                    wait.said_at *= 2
+                    why = f": {wait.reason}" if wait.reason else ", no answer so far"
+                    _logger.warning("still trying after %.0f s: %s%s", wait.seconds, wait.what, why)
+
+
+_watch = _Watch()
+
+
+def _start_afresh() -> None:
+    global _watch  # a child has neither the thread nor the requests of its parent
+    _watch = _Watch()
+
+
+os.register_at_fork(after_in_child=_start_afresh)
+
+
+@contextmanager
+def waiting_for(what: str) -> Iterator[Wait]:
+    """Name ``what`` in the log if the block takes long."""
+    wait = Wait(what)
+    _watch.add(wait)
+    try:
+        yield wait
+    finally:
+        _watch.waits.pop(id(wait), None)

@@ -1,0 +1,106 @@
+"""Owns the search for the file that an error of the storage really means. Reads only; raises nothing.
+
+TensorStore names the file where it reads a manifest or a node of a B+tree. Where it reads a value it names the key and
+the folder of the base, also if the value lies in a fork or in a part: then the trees are looked through for that key.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import tensorstore as ts
+
+__all__ = ["Damage", "damage_of"]
+
+_VALUE = re.compile(r"\"(?P<key>[^\"]+)\" in OCDBT database at (?:local file )?\"(?P<base>[^\"]+)\"")
+_FILE = re.compile(
+    r"(?:local file |of |decoding |reading |at )\"(?P<file>[^\"]*/[^\"]*[^\"/])\"(?:: (?P<reason>.*))?", re.S
+)
+_URL = re.compile(r"(?P<file>\b(?:https?|s3|gs)://[^\s\"'|]+?)(?:: (?P<reason>.*)|(?= does not exist)|$)", re.S)
+_DETAILS = re.compile(r"\s*\[(?:tensorstore_spec|source locations|curl_code|os_error_code|http_response_body)=.*", re.S)
+_CODE = re.compile(r"^[A-Z][A-Z_]+: ")
+_FORKS = ".forks/"
+_NO_REASON = "it does not exist"
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What is wrong with a file."""
+
+    place: str | None
+    """The file, or files; None where the error does not tell."""
+    reason: str
+
+
+def damage_of(text: str) -> Damage:
+    """The file that an error message of TensorStore means, and what is wrong with it."""
+    text = _CODE.sub("", _DETAILS.sub("", text)).strip()
+    value = _VALUE.search(text)
+    after = text[value.end() :].removeprefix(": ") if value else text
+    for pattern in (_FILE, _URL):
+        if found := list(pattern.finditer(after)):
+            last = found[-1]
+            return Damage(last["file"], (last["reason"] or _NO_REASON).strip(". "))
+    if value is None:
+        return Damage(None, text.strip(". "))
+    files = _files_of(value["key"], value["base"])
+    reason = after.strip(". ") or _NO_REASON
+    if files:
+        return Damage(" or ".join(files), f"the value of {value['key']}: {reason}")
+    return Damage(None, f"the value of {value['key']} in the database at {value['base']}: {reason}")
+
+
+def _files_of(key: str, base: str) -> list[str]:
+    """Files that hold the value of a key in the base or its forks: those that cannot be read, else all of them."""
+    parent, _, name = (base if "://" in base else f"file://{base}").rstrip("/").rpartition("/")
+    found: dict[str, bool] = {}
+    try:
+        # A context without a cache: what is stored now is what is asked for.
+        folder = ts.KvStore.open(parent + "/", context=ts.Context()).result()
+        graphs = [graph.decode() for graph in (folder / _FORKS).list().result()]
+        for graph in (None, *graphs):
+            for file, start, length in _extents(parent, name, graph, key):
+                found[file] = found.get(file, False) or not _is_there(folder, file, start, length)
+    except ValueError:
+        pass
+    chosen = [file for file, missing in found.items() if missing] or list(found)
+    return [f"{base.rstrip('/').rpartition('/')[0]}/{file}" for file in chosen]
+
+
+def _extents(parent: str, name: str, graph: str | None, key: str) -> Iterator[tuple[str, int, int]]:
+    """Where the latest generation of a base or fork keeps the value of a key: file below ``parent``, start, length."""
+    layers: list[dict[str, Any]] = [{"base": f"{parent}/{name}/"}]
+    if graph is not None:
+        fork = f"{parent}/{graph}/"
+        layers += [{"base": fork, "prefix": "manifest.", "strip_prefix": 0}, {"base": fork, "prefix": f"{graph}/"}]
+    context = ts.Context()
+    try:
+        stack = ts.KvStore.open({"driver": "kvstack", "layers": layers}, context=context).result()
+        root = ts.ocdbt.dump(stack, context=context).result()["versions"][-1]["root"]
+        location, rest = root.get("location"), key.encode()
+        while location is not None:
+            node = ts.ocdbt.dump(stack, location, context=context).result()
+            keys = [entry["key"] for entry in node["entries"]]
+            entry = node["entries"][bisect_right(keys, rest) - 1] if keys and keys[0] <= rest else {}
+            location = entry.get("location")
+            rest = rest[len(entry.get("subtree_common_prefix", b"")) :]
+            if "indirect_value" in entry and entry["key"] == rest:
+                head, start, length = entry["indirect_value"].rsplit(":", 2)
+                _, prefix, relative = head.split(":", 2)
+                file = prefix + relative
+                own = graph is not None and file.startswith(f"{graph}/")
+                yield file if own else f"{name}/{file}", int(start), int(length)
+    except (ValueError, KeyError, IndexError, TypeError):
+        return
+
+
+def _is_there(folder: ts.KvStore, file: str, start: int, length: int) -> bool:
+    try:
+        found = folder.read(file, byte_range=slice(start, start + length)).result()
+    except ValueError:
+        return False
+    return bool(found.state == "value")
