@@ -132,8 +132,8 @@ def main() -> None:
         sys.exit(1)
     except (click.Abort, KeyboardInterrupt) as stop:
         notes = notes_of(stop) or notes_of(stop.__context__)
-        said = notes or ["What was finished stays finished, run the same command to go on."]
-        click.echo("\n".join(["stopped.", *said]), err=True)
+        left = notes or ["What was finished stays finished, run the same command to go on."]
+        click.echo("\n".join(["stopped.", *left]), err=True)
         sys.exit(130)
     except Exception as error:  # noqa: BLE001 - the last wall: whatever it is, a person gets one message
         sys.exit(_explain(error))

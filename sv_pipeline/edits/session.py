@@ -26,7 +26,6 @@ from sv_pipeline.edits.refusal import EditRefused, Reason
 from sv_pipeline.edits.requests import MergeRequest, SplitRequest, check_points, looked_up, offset_of, options_of
 from sv_pipeline.edits.roots import RequestOfPoints, RequestRoots
 from sv_pipeline.edits.standing import end_early
-from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import take
