@@ -6,12 +6,12 @@ import os
 
 import dagster as dg
 
-__all__ = ["EXECUTOR_VARIABLE", "executor_from_environment"]
+__all__ = ["EXECUTOR_VARIABLE", "PRELOAD", "executor_from_environment"]
 
 EXECUTOR_VARIABLE = "SV_PIPELINE_EXECUTOR"
 # Dagster's own lazy imports cost a step process over a second; the fork server has them ready. TensorStore and gRPC
 # must not be among them: their threads do not survive a fork.
-_PRELOAD = [
+PRELOAD = [
     "dagster",
     "sv_pipeline.defs.partitions",
     "sqlalchemy.dialects.sqlite",
@@ -37,7 +37,7 @@ def executor_from_environment() -> dg.ExecutorDefinition:
             {
                 "multiprocess": {
                     "max_concurrent": int(os.environ.get("SV_PIPELINE_MAX_CONCURRENT", "2")),
-                    "start_method": {"forkserver": {"preload_modules": _PRELOAD}},
+                    "start_method": {"forkserver": {"preload_modules": PRELOAD}},
                 }
             },
             name="local",

@@ -13,7 +13,7 @@ from sv_pipeline.defs.metadata import explained_failures, numbers, pictures
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.edits import recovery
 from sv_pipeline.edits.recovery.durations import parse_duration
-from sv_pipeline.edits.recovery.observing import Backoff, Observations
+from sv_pipeline.edits.recovery.observing import Backoff, Observation, Observations
 from sv_pipeline.edits.recovery.proof import prove_ended
 from sv_pipeline.engine.every_graph import ask_every_graph
 from sv_pipeline.errors import CorruptionError, NotFoundError, SvPipelineError
@@ -198,7 +198,7 @@ def abandon_operation_job() -> None:
 
 @dg.sensor(
     job=recover_operation_job,
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=5,
     default_status=(
         dg.DefaultSensorStatus.STOPPED if os.environ.get(SWITCH_VARIABLE) == "off" else dg.DefaultSensorStatus.RUNNING
     ),
@@ -215,6 +215,8 @@ def stuck_operations_sensor(
             said.append(f"{graph_id}: {found}")
             fresh[graph_id] = notes.get(graph_id, {})
             continue
+        if found is None:
+            continue  # it is only being made: nothing can be stuck
         seen = Observations.of(notes.get(graph_id)).look(found, now)
         fresh[graph_id] = seen.to_dict()
         for one in found:
@@ -222,7 +224,7 @@ def stuck_operations_sensor(
             if unmoved < min_age:
                 said.append(f"{graph_id}: operation {one.operation_id} has not moved for {unmoved:.0f} s")
                 continue
-            request = _request(context.instance, graph_id, one, now)
+            request = _request(context.instance, graph_id, one, seen.seen[one.operation_id], now)
             if isinstance(request, str):
                 said.append(f"{graph_id}: operation {one.operation_id} {request}")
             else:
@@ -233,11 +235,18 @@ def stuck_operations_sensor(
     return dg.SensorResult(skip_reason="; ".join(said) or "nothing is unfinished", cursor=cursor)
 
 
-def _unfinished(registry: Registry, graph_id: str) -> list[recovery.Unfinished]:
-    return recovery.all_unfinished(registry.get(graph_id).graph)
+def _unfinished(registry: Registry, graph_id: str) -> list[recovery.Unfinished] | None:
+    """Unfinished operations of a graph; None before it is set up."""
+    try:
+        graph = registry.get(graph_id).graph
+    except NotFoundError:
+        return None
+    return recovery.all_unfinished(graph)
 
 
-def _request(instance: dg.DagsterInstance, graph_id: str, one: recovery.Unfinished, now: float) -> dg.RunRequest | str:
+def _request(
+    instance: dg.DagsterInstance, graph_id: str, one: recovery.Unfinished, seen: Observation, now: float
+) -> dg.RunRequest | str:
     """A run that recovers an operation, or why there is none now."""
     tags = {GRAPH_TAG: graph_id, OPERATION_TAG: str(one.operation_id)}
     job = recover_operation_job.name  # runs that edit have these tags, too
@@ -250,7 +259,9 @@ def _request(instance: dg.DagsterInstance, graph_id: str, one: recovery.Unfinish
             return f"needs a person: {len(failed)} recoveries failed, the last one with: {one.progress.error}"
         return f"will be tried again: {len(failed)} recoveries failed"
     attempt = instance.get_runs_count(dg.RunsFilter(job_name=job, tags=tags)) + 1
-    config = OperationConfig(graph_id=graph_id, operation_id=one.operation_id)
+    config = OperationConfig(
+        graph_id=graph_id, operation_id=one.operation_id, seen=seen.signature, seen_for=seen.watched
+    )
     return dg.RunRequest(
         run_key=f"{graph_id}:{one.operation_id}:{attempt}",
         run_config=config.model_dump(),

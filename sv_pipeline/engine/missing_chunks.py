@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 
+from sv_pipeline.grid import Box
 from sv_pipeline.ingest import watershed
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation import kv, markers
 from sv_pipeline.segmentation.coverage import Coverage, check_coverage, coverage
 from sv_pipeline.segmentation.precomputed import stored_scale
+from sv_pipeline.segmentation.stored_scale import StoredScale
 
 __all__ = ["chunks_of_sources", "missing_chunks", "report_missing_chunks"]
 
@@ -17,16 +19,21 @@ logger = logging.getLogger(__name__)
 OURS = ".watershed/meta.json"
 
 
+def _scales(dataset: Dataset) -> dict[str, tuple[StoredScale, Box | None]]:
+    """Each volume in chunks that an ingest reads, with the part of it that is read, by the name of its field."""
+    source = dataset.config.source
+    if source is None:
+        return {"data_source.WATERSHED": (stored_scale(dataset.watershed_url), None)}
+    return {f"source.{name}": found for name, found in watershed.source_scales(source).items()}
+
+
 def chunks_of_sources(dataset: Dataset) -> dict[str, Coverage]:
     """How many storage chunks of each volume that an ingest reads are there, by the name of its field.
 
     Files of NumPy, which have no chunks, are not among them. Of a watershed mip 0 is counted; coarser mips that lack
     chunks are made anew (`segmentation.given_mips`).
     """
-    source = dataset.config.source
-    if source is None:
-        return {"data_source.WATERSHED": coverage(stored_scale(dataset.watershed_url))}
-    return {f"source.{name}": found for name, found in watershed.source_chunks(source).items()}
+    return {name: coverage(stored, part) for name, (stored, part) in _scales(dataset).items()}
 
 
 def report_missing_chunks(dataset: Dataset) -> None:
@@ -35,7 +42,7 @@ def report_missing_chunks(dataset: Dataset) -> None:
     Raises
     ------
     InputError
-        If more than a few are missing (see `check_coverage`).
+        If more than a few are missing (see `check_coverage`), or those that are there cannot be decoded.
     """
     source, url = dataset.config.source, dataset.watershed_url
     if source is None:
@@ -44,9 +51,11 @@ def report_missing_chunks(dataset: Dataset) -> None:
         field = "data_source.FILL_MISSING"
     else:
         allowed, field = source.fill_missing, "source.fill_missing"
-    for name, found in chunks_of_sources(dataset).items():
+    for name, (stored, part) in _scales(dataset).items():
+        found = coverage(stored, part)
         if not allowed:
             check_coverage(found, field)
+        stored.check_readable()
         if found.missing:
             logger.warning("%s: %s, first %s; they are background", name, found.text, found.example)
 

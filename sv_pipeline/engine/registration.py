@@ -19,7 +19,7 @@ from sv_pipeline.ids import IdLayout
 from sv_pipeline.ingest import watershed
 from sv_pipeline.registry import Dataset, Registry, absolute
 from sv_pipeline.segmentation import base, kv, layout, markers, populate
-from sv_pipeline.segmentation.precomputed import VolumeInfo
+from sv_pipeline.segmentation.volume_info import VolumeInfo, check_label_encoding
 
 __all__ = ["attach", "register", "source_is_needed"]
 
@@ -171,6 +171,7 @@ def _check_watershed(dataset: Dataset) -> None:
             f"the watershed volume {dataset.watershed_url} has data type {info.data_type}, not uint64.",
             remedy="Name it as source.segmentation to make supervoxels of it.",
         )
+    check_label_encoding(info.scales[0], f"{dataset.watershed_url}info: scales[0].")
     IdLayout(dataset.grid.n_layers, dataset.config.graph_config.spatial_bits)
     _check_edge_files(dataset)
 

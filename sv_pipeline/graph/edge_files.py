@@ -22,6 +22,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 from sv_pipeline.errors import InputError
 from sv_pipeline.ids import IdLayout, UInt64Array
 from sv_pipeline.segmentation import kv
+from sv_pipeline.segmentation.compressed_files import read_files
 
 __all__ = [
     "ChunkEdges",
@@ -236,7 +237,7 @@ def read_edges_many(url: str, coordinates: npt.ArrayLike, *, layout: IdLayout | 
     keys = [edges_key(c) for c in coords]
     return [
         ChunkEdges() if data is None else decode_edges(data, where=f"{url}{key}", layout=layout, coordinate=c)
-        for data, key, c in zip(kv.read_many(kv.as_url(url), keys), keys, coords, strict=True)
+        for data, key, c in zip(read_files(kv.as_url(url), keys), keys, coords, strict=True)
     ]
 
 
@@ -282,7 +283,7 @@ def decode_components(data: bytes, *, where: str) -> Components:
 def read_components_many(url: str, coordinates: npt.ArrayLike) -> list[Components]:
     """Components of many chunks, coordinates of shape (n, 3); a missing file has none."""
     keys = [components_key(c) for c in np.asarray(coordinates, np.int64).reshape(-1, 3)]
-    found = kv.read_many(kv.as_url(url), keys)
+    found = read_files(kv.as_url(url), keys)
     return [[] if d is None else decode_components(d, where=f"{url}{key}") for d, key in zip(found, keys, strict=True)]
 
 

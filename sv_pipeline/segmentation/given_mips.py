@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sv_pipeline.algorithms.pyramid import holds_labels_of_blocks
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.coverage import coverage
-from sv_pipeline.segmentation.layout import misfit
+from sv_pipeline.segmentation.layout import usable_mips
 from sv_pipeline.segmentation.precomputed import open_volume, read_info, stored_scale
 from sv_pipeline.segmentation.retry import retry_transport
 from sv_pipeline.segmentation.volume_info import VolumeInfo
@@ -33,8 +33,8 @@ _logger = logging.getLogger(__name__)
 def usable_given_mips(watershed_url: str | Path, at_most: int | None = None) -> tuple[int, str | None]:
     """Number of mips of a volume, mip 0 included, that may be copied; and why the next one may not.
 
-    The info file is judged first (`layout.misfit`); then it is looked whether all chunks of the mip are there, and at
-    some places, whether every voxel shows a label that one of the voxels below it has.
+    The info file is judged first (`layout.usable_mips`). Then all chunks of the mip must be there; and at some places,
+    every voxel must show a label that one of the voxels has which it covers in mip 0.
 
     Parameters
     ----------
@@ -42,11 +42,12 @@ def usable_given_mips(watershed_url: str | Path, at_most: int | None = None) -> 
         Look at so many mips only.
     """
     volume = read_info(watershed_url)
+    usable, reason = usable_mips(volume)
     limit = min(len(volume.scales), at_most or len(volume.scales))
     for mip in range(1, limit):
-        reason = misfit(volume, mip) or _fault(watershed_url, volume, mip)
-        if reason:
-            text = f"mip {mip} of the watershed ({volume.scales[mip].key}) is not used: {reason}"
+        fault = reason if mip == usable else _fault(watershed_url, volume, mip)
+        if fault:
+            text = f"mip {mip} of the watershed ({volume.scales[mip].key}) is not used: {fault}"
             _logger.warning("%s; it is made anew, and so are the coarser ones", text)
             return mip, text
     return limit, None

@@ -37,6 +37,7 @@ __all__ = [
     "populate_layer",
     "step_factor",
     "task_box",
+    "unclear_grid",
     "usable_mips",
 ]
 
@@ -55,33 +56,43 @@ def populate_layer(config: OcdbtConfig, grid: ChunkGrid) -> int:
 
 
 def misfit(volume: VolumeInfo, mip: int) -> str | None:
-    """Why a given mip cannot be kept up to date with our own means; None if it can.
-
-    We count from the first voxel of the volume. Other software counts from voxel 0 of the world (``ts.downsample``), or
-    as we do (cloud-volume). Both are the same where the voxel offset is a multiple of the factor; where it is not, what
-    a voxel covers cannot be told from the info file.
-    """
+    """Why a given mip cannot be kept up to date with our own means; None if the info file gives no reason."""
     scale, base, below = volume.scales[mip], volume.scales[0], volume.scales[mip - 1]
     factor = volume.factors(mip)
     step = np.divide(factor, volume.factors(mip - 1))
     if not np.isin(step, 2.0 ** np.arange(32)).all():
         return f"its voxels are {step.tolist()} times those of mip {mip - 1} ({below.key}), which is no power of two"
     wanted = coarser_scale(base, factor, scale.chunk_size)
-    if np.mod(base.voxel_offset, factor).any():
-        return f"the volume starts at {base.voxel_offset}, which is no multiple of {factor}: its grid is not certain"
     if (scale.voxel_offset, scale.size) != (wanted.voxel_offset, wanted.size):
         return (
             f"it starts at {scale.voxel_offset} and has the size {scale.size}; {factor} times smaller than mip 0 would "
             f"be {wanted.voxel_offset} and {wanted.size}"
         )
-    if scale.encoding not in LABEL_ENCODINGS:
-        return f"its encoding {scale.encoding} may change labels"
     return None
 
 
-def usable_mips(volume: VolumeInfo) -> int:
-    """Number of given mips, mip 0 included, that the info file gives no reason to make anew."""
-    return next((mip for mip in range(1, len(volume.scales)) if misfit(volume, mip)), len(volume.scales))
+def unclear_grid(volume: VolumeInfo, mip: int) -> str | None:
+    """Why the info file does not tell what a voxel of a mip covers; None if it does.
+
+    We count from the first voxel of the volume. Other software counts from voxel 0 of the world (``ts.downsample``), or
+    as we do (cloud-volume). Both are the same where the voxel offset is a multiple of the factor.
+    """
+    start, factor = volume.bounds.start, volume.factors(mip)
+    if np.mod(start, factor).any():
+        return f"the volume starts at {start}, which is no multiple of {factor}: its grid is not certain"
+    return None
+
+
+def usable_mips(volume: VolumeInfo) -> tuple[int, str | None]:
+    """Number of given mips, mip 0 included, that the info file gives no reason to make anew, and that reason."""
+    for mip in range(1, len(volume.scales)):
+        reason = misfit(volume, mip) or unclear_grid(volume, mip)
+        encoding = volume.scales[mip].encoding
+        if reason is None and encoding not in LABEL_ENCODINGS:
+            reason = f"its encoding {encoding} may change labels"
+        if reason is not None:
+            return mip, reason
+    return len(volume.scales), None
 
 
 def plan_scales(
@@ -106,7 +117,7 @@ def plan_scales(
         If a mip that is asked for cannot be divided among the tasks.
     """
     wanted = config.mips or (len(source.scales) if len(source.scales) > 1 else None)
-    n_copied = min(usable_mips(source) if usable is None else usable, wanted or 1)
+    n_copied = min(usable_mips(source)[0] if usable is None else usable, wanted or 1)
     scales = [_base_scale(scale, config) for scale in source.scales[:n_copied]]
     factors = [source.factors(mip) for mip in range(n_copied)]
     while wanted is None or len(scales) < wanted:

@@ -12,12 +12,13 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
-from sv_pipeline.errors import InputError
+from sv_pipeline.errors import DamagedError, InputError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.compressed_files import only_form, suffixes_in
 from sv_pipeline.segmentation.context import process_context
@@ -68,7 +69,7 @@ class StoredScale:
     def folder(self) -> str:
         """Folder of its chunks."""
         scheme, _, path = self.url.partition("://")
-        return f"{scheme}://{posixpath.normpath(posixpath.join(path, self.scale.key))}/"
+        return f"{scheme}://{posixpath.normpath(posixpath.join(path, quote(self.scale.key)))}/"
 
     @property
     def cells(self) -> tuple[int, int, int]:
@@ -99,7 +100,27 @@ class StoredScale:
         suffixes = () if writable else self.suffixes
         if suffixes or self.scale.encoding not in TENSORSTORE_ENCODINGS:
             return self._decoded(suffixes)
-        return retry_transport(lambda: self._open(writable=writable), what=f"opening mip {self.mip} of {self.url}")
+        what = f"mip {self.mip} of {self.url}"
+        try:
+            return retry_transport(lambda: self._open(writable=writable), what=f"opening {what}")
+        except DamagedError as error:
+            raise InputError(
+                f"{what} cannot be opened as its info file says: {error.message.rstrip('.')}.",
+                remedy="Correct the info file.",
+            ) from error
+
+    def check_readable(self) -> None:
+        """Decode a chunk at the beginning and one in the middle; InputError if that fails."""
+        store = self.open()[..., 0]
+        for voxel in (self.scale.bounds.start, np.add(self.scale.voxel_offset, np.asarray(self.scale.size) // 2)):
+            try:
+                retry_transport(lambda at=tuple(voxel): store[at].read().result(), what=f"reading {self.folder}")  # type: ignore[misc]
+            except DamagedError as error:
+                raise InputError(
+                    f"a chunk of {self.folder} cannot be decoded as its info file says ({self.scale.encoding}): "
+                    f"{error.message.rstrip('.')}.",
+                    remedy="Correct the info file, or restore the chunk from its source.",
+                ) from error
 
     def _open(self, *, writable: bool) -> ts.TensorStore:
         spec: dict[str, Any] = {"driver": SPEC, "kvstore": self.url, "scale_index": self.mip}

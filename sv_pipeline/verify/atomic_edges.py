@@ -15,7 +15,7 @@ from sv_pipeline.graph import edge_files as formats
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import IdLayout, UInt64Array
 from sv_pipeline.table import columns, keys
-from sv_pipeline.table.interface import Table
+from sv_pipeline.table.interface import RowKeyRange, Table
 from sv_pipeline.verify.snapshot import Snapshot
 
 __all__ = ["BETWEEN", "CROSS", "EDITED", "IN", "ActiveEdges", "AtomicEdges", "activate", "read_atomic_edges"]
@@ -58,12 +58,23 @@ class AtomicEdges:
 
 
 def read_atomic_edges(
-    table: Table, layout: IdLayout, grid: ChunkGrid, edges_url: str, components_url: str
+    table: Table,
+    layout: IdLayout,
+    grid: ChunkGrid,
+    edges_url: str,
+    components_url: str,
+    *,
+    coordinates: IntArray | None = None,
 ) -> AtomicEdges:
-    """Read all edge and component files, and the fake and split edges of edit rows."""
+    """Read edge and component files, and the fake and split edges of edit rows: of all chunks, or of some, (n, 3)."""
     collected: list[AtomicEdges] = []
     broken: list[BrokenFile] = []
-    coordinates = grid.coordinates(2)
+    ranges = [keys.prefix_range(b"f")]
+    if coordinates is None:
+        coordinates = grid.coordinates(2)
+    else:
+        row_keys = sorted(keys.edit_edge_keys(layout.chunk_ids(2, coordinates)))
+        ranges = [RowKeyRange(key, key + b"\x00") for key in row_keys]
     for start in range(0, len(coordinates), FILES_PER_READ):
         some = coordinates[start : start + FILES_PER_READ]
         read_edges, read_components = formats.read_edges_many, formats.read_components_many
@@ -73,7 +84,7 @@ def read_atomic_edges(
         for coordinate, edges, components in zip(some, edge_files, component_files, strict=True):
             chunk = int(layout.chunk_ids(1, coordinate))
             collected.append(_of_file(edges, components, chunk))
-    collected.extend(_edit_rows(table))
+    collected.extend(_edit_rows(table, ranges))
     return _join(collected, tuple(broken))
 
 
@@ -126,12 +137,12 @@ def _same_component(pairs: UInt64Array, components: formats.Components) -> BoolA
     return np.asarray(found & (number[at[:, 0]] == number[at[:, 1]]))
 
 
-def _edit_rows(table: Table) -> Iterator[AtomicEdges]:
+def _edit_rows(table: Table, ranges: list[RowKeyRange]) -> Iterator[AtomicEdges]:
     """Edges that merges added and supervoxel splits routed anew; all cells, since each holds edges of its own."""
     fake = (columns.FAKE_EDGES, columns.OLD_FAKE_EDGES)
     split = [columns.SPLIT_EDGES.key, columns.AFFINITIES.key, columns.AREAS.key]
     wanted = [column.key for column in fake] + split
-    for key, row in table.scan([keys.prefix_range(b"f")], wanted):
+    for key, row in table.scan(ranges, wanted):
         chunk = int(key[1:])
         for column in fake:
             for _, pairs in column.history(row):

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
-from sv_pipeline.algorithms.pyramid import downsample
+from sv_pipeline.algorithms.pyramid import downsample, holds_labels_of_blocks
 from sv_pipeline.errors import ConfigError, CorruptionError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation import kv, markers, specs
 from sv_pipeline.segmentation.fork import fork_has_commits
-from sv_pipeline.segmentation.layout import step_factor
+from sv_pipeline.segmentation.layout import misfit, step_factor, unclear_grid
 from sv_pipeline.segmentation.retry import retry_transport
 from sv_pipeline.verify.blocks import BLOCK_VOXELS, aligned_boxes, in_order, read_box, readable, sampled
 from sv_pipeline.verify.report import Outcome
@@ -77,6 +77,8 @@ class _Difference:
 
     count: int = 0
     place: str = ""
+    given: int = 0
+    """Voxels that differ as well, but are right because the watershed gives them so."""
 
     @classmethod
     def of(cls, wrong: BoolArray, block: _Block, stored: Labels, wanted: Labels) -> _Difference:
@@ -235,17 +237,20 @@ def check_pyramid(
     """Every mip is the downsampled mip below it, except in boxes that are listed as pending.
 
     A mip that was copied from the watershed may have been made by other software; there, voxels are right as well where
-    both mips still are the watershed's.
+    both mips still are the watershed's, and mip 1 shows labels of the voxels that it covers. How many voxels were let
+    pass for that reason, and which mips could not be compared, is said in warnings.
     """
     pending = pending_boxes(volume)
     blocks = _Blocks()
     for mip in range(1, len(volume.info.scales)):
+        if mip < volume.source_mips:
+            _judge_given(outcome, volume, mip)
         try:
             step = step_factor(volume.info, mip)
         except ConfigError:
             if mip >= volume.source_mips:
                 raise
-            continue  # made by other software with a factor that we never make
+            continue  # made by other software with a factor that we never make; `_judge_given` has named it
         scale = volume.info.scales[mip]
         limit = BLOCK_VOXELS // int(np.prod(step))
         blocks.add(mip, aligned_boxes(scale.bounds, scale.chunk_size, limit))
@@ -266,9 +271,31 @@ def check_pyramid(
             "a coarser mip is not the downsampled mip below it: run the downsample job on this box.",
             [difference],
         )
+        if difference.given:
+            outcome.warning(
+                "voxels of a mip that are as the watershed gives them, and not as we would make them of the mip below, "
+                "were not compared: other software has made them.",
+                f"mip {chosen[number - 1].mip}",
+                difference.given,
+            )
         outcome.checked += 1
         if advance is not None:
             advance(number, len(chosen))
+
+
+def _judge_given(outcome: Outcome, volume: StoredVolume, mip: int) -> None:
+    """Whether a mip of the watershed lies on our grid, so that it can follow edits."""
+    place = f"mip {mip} ({volume.info.scales[mip].key})"
+    remedy = "wipe the base and populate it again, which makes this mip anew."
+    if reason := misfit(volume.info, mip):
+        # The voxels of a watershed itself are never edited.
+        note = outcome.warning if volume.store is None else outcome.error
+        note(
+            f"a mip that the watershed gives cannot follow edits, and was not compared as a whole: {reason}; {remedy}",
+            place,
+        )
+    elif volume.store is not None and (reason := unclear_grid(volume.info, mip)):
+        outcome.warning(f"a mip that the watershed gives may show ids that edits retire: {reason}; {remedy}", place)
 
 
 def _stale(
@@ -298,8 +325,17 @@ def _stale(
         inside = Box.of((0, 0, 0), stored.shape).slices
         as_given = stored == read_box(originals[mip], block.box, f"watershed mip {mip}")[inside]
         changed = fine != read_box(originals[mip - 1], below, f"watershed mip {mip - 1}")
-        wrong &= ~(as_given & ~_any_in_blocks(changed, step)[inside])
+        excused = wrong & as_given & ~_any_in_blocks(changed, step)[inside]
+        if mip == 1:
+            excused &= holds_labels_of_blocks(stored, fine[_covered(fine, stored, step)], step)
+        wrong &= ~excused
+        return replace(_Difference.of(wrong, block, stored, wanted), given=int(np.count_nonzero(excused)))
     return _Difference.of(wrong, block, stored, wanted)
+
+
+def _covered(fine: Labels, coarse: Labels, step: Triple) -> tuple[slice, ...]:
+    """The part of a finer block that a coarser one, which may be cut off, covers."""
+    return tuple(slice(0, min(have, n * f)) for have, n, f in zip(fine.shape, coarse.shape, step, strict=True))
 
 
 def _footprint(volume: StoredVolume, mip: int, target: int, box: Box) -> Box:

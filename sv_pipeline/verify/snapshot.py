@@ -6,7 +6,7 @@ Holds the whole hierarchy in memory: about 60 bytes a node and 20 bytes an edge 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,7 +18,7 @@ from sv_pipeline.ids import IdLayout, UInt64Array
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import ColumnKey, RowKeyRange, RowView, Table
 
-__all__ = ["EdgeCells", "Snapshot", "read_snapshot"]
+__all__ = ["EdgeCells", "Snapshot", "of_rows", "read_snapshot", "wanted_columns"]
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -167,6 +167,19 @@ def read_snapshot(table: Table, layout: IdLayout, ranges: Sequence[RowKeyRange] 
             builder.add(node, row)
         parts.append(builder.finish())
     return _join(parts) if parts else _Builder(layout).finish()
+
+
+def wanted_columns(layout: IdLayout) -> list[ColumnKey]:
+    """Columns of a node that a snapshot holds."""
+    return _Builder(layout).wanted
+
+
+def of_rows(layout: IdLayout, rows: Mapping[int, RowView]) -> Snapshot:
+    """Rows of some nodes, newest cells, as a snapshot."""
+    builder = _Builder(layout)
+    for node in sorted(rows):
+        builder.add(node, rows[node])
+    return builder.finish()
 
 
 def _node_rows(table: Table, ranges: Sequence[RowKeyRange], wanted: list[ColumnKey]) -> Iterator[tuple[int, RowView]]:

@@ -119,19 +119,23 @@ class Subject:
         """Id counters."""
         return self._once("an id counter", lambda: ingest_checks.read_counters(self.table, self.layout))
 
+    @property
+    def edge_folders(self) -> tuple[str, str]:
+        """Folders of edge and of component files."""
+        source = self.meta.data_source
+        if not source.EDGES or not source.COMPONENTS:
+            raise InputError(
+                "the meta does not name the folders of edge and component files (EDGES, COMPONENTS).",
+                remedy="Write the meta again.",
+            )
+        return kv.as_url(source.EDGES), kv.as_url(source.COMPONENTS)
+
     @cached_property
     def edges(self) -> atomic_edges.AtomicEdges:
         """All atomic edges."""
 
         def read() -> atomic_edges.AtomicEdges:
-            source = self.meta.data_source
-            if not source.EDGES or not source.COMPONENTS:
-                raise InputError(
-                    "the meta does not name the folders of edge and component files (EDGES, COMPONENTS).",
-                    remedy="Write the meta again.",
-                )
-            urls = kv.as_url(source.EDGES), kv.as_url(source.COMPONENTS)
-            return atomic_edges.read_atomic_edges(self.table, self.layout, self.grid, *urls)
+            return atomic_edges.read_atomic_edges(self.table, self.layout, self.grid, *self.edge_folders)
 
         return self._once("an edge file", read)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from sv_pipeline.verify.blocks import chunk_groups, in_order, read_box
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.snapshot import NONE, Snapshot
 
-__all__ = ["check_voxels"]
+__all__ = ["check_groups", "check_voxels"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -67,6 +67,21 @@ def check_voxels(
     """
     total = min(grid.count(2), sample or grid.count(2))
     groups = chunk_groups(grid, sample, seed)
+    check_groups(outcome, nodes_of, grid, volume, groups, workers=workers, total=total, advance=advance)
+
+
+def check_groups(
+    outcome: Outcome,
+    nodes_of: Callable[[IntArray], Snapshot],
+    grid: ChunkGrid,
+    volume: ts.TensorStore,
+    groups: Iterable[IntArray],
+    *,
+    workers: int = 1,
+    total: int = 0,
+    advance: Callable[[int, int], None] | None = None,
+) -> None:
+    """What `check_voxels` does, for given groups of neighbouring chunks, each of coordinates of shape (n, 3)."""
     for faults in in_order(lambda group: _check_group(nodes_of(group), grid, volume, group), groups, workers):
         outcome.checked += faults.chunks
         for message, (place, count) in faults.found.items():

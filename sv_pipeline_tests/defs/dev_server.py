@@ -202,7 +202,7 @@ def dev_server(home: str, dagster_home: Path) -> Iterator[DevServer]:
     )
     server = DevServer(port, process)
     try:
-        wait_for(server.loaded, f"dagster dev: see {log.name}", 90)
+        wait_for(server.loaded, f"dagster dev: see {log.name}", 240)
         yield server
     finally:
         os.killpg(process.pid, signal.SIGINT)

@@ -28,7 +28,7 @@ What is decided here
 
 from __future__ import annotations
 
-from sv_pipeline.ingest.watershed.companions import source_chunks
+from sv_pipeline.ingest.watershed.companions import source_scales
 from sv_pipeline.ingest.watershed.edges import edges_of_chunk, run_edge_batch
 from sv_pipeline.ingest.watershed.labels import label_chunk, run_label_batch
 from sv_pipeline.ingest.watershed.plan import Stage, WatershedPlan, pending, prepare_watershed
@@ -47,5 +47,5 @@ __all__ = [
     "prepare_watershed",
     "run_edge_batch",
     "run_label_batch",
-    "source_chunks",
+    "source_scales",
 ]

@@ -35,6 +35,7 @@ UNREADABLE = (
     zlib.error,
 )
 """What NumPy and zipfile raise for a file that is broken, encrypted or not theirs."""
+LONGEST_REASON = 200
 MOST_DEFLATED = 1040
 """Bytes that one byte of a deflated file can become; more is a header that lies."""
 
@@ -67,12 +68,12 @@ def load_npy(file: str) -> npt.NDArray[Any]:
         with Path(file).open("rb") as stream:
             header = _read_header(stream, Path(file).stat().st_size)
         if header.fault:
-            raise InputError(f"{file} cannot be read: {header.fault}.")
+            raise _broken(file, header.fault)
         if 0 in header.shape:
             return np.empty(header.shape, header.dtype)  # nothing can be mapped then
         mapped: npt.NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
     except UNREADABLE as error:
-        raise InputError(f"{file} cannot be read: {error}.") from error
+        raise _broken(file, error) from error
     return mapped
 
 
@@ -92,7 +93,7 @@ def _read_headers(file: str, _size: int, _time: int) -> tuple[tuple[str, ArrayHe
             members = {member.filename: member for member in archive.infolist() if not member.is_dir()}
             return tuple((name.removesuffix(".npy"), _member_header(archive, m)) for name, m in members.items())
     except UNREADABLE as error:
-        raise InputError(f"{file} cannot be read: {error}.") from error
+        raise _broken(file, error) from error
 
 
 def _member_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> ArrayHeader:
@@ -102,7 +103,7 @@ def _member_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> ArrayHe
         with archive.open(member) as stream:
             return _read_header(stream, member.file_size)._replace(crc=member.CRC)
     except UNREADABLE as error:
-        return ArrayHeader((), np.dtype(np.void), str(error) or type(error).__name__)
+        return ArrayHeader((), np.dtype(np.void), _short(error))
 
 
 def _read_header(stream: IO[bytes], size: int) -> ArrayHeader:
@@ -131,7 +132,7 @@ def read_array(file: str, name: str) -> npt.NDArray[Any]:
     """
     header = read_headers(file).get(name)
     if header is None or header.fault:
-        raise InputError(f"{file}: {name} cannot be read: {header.fault if header else 'there is none'}.")
+        raise _broken(f"{file}: {name}", header.fault if header else "there is none")
     n_bytes, memory = (
         prod(header.shape) * header.dtype.itemsize,
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -145,7 +146,7 @@ def read_array(file: str, name: str) -> npt.NDArray[Any]:
         with np.load(file, allow_pickle=False) as archive:
             return native(np.asarray(archive[name]))
     except UNREADABLE as error:
-        raise InputError(f"{file}: {name} cannot be read: {error}.") from error
+        raise _broken(f"{file}: {name}", error) from error
 
 
 def choose_array(file: str, key: str | None, headers: dict[str, ArrayHeader], n_dimensions: int) -> str:
@@ -182,3 +183,13 @@ def _lost(name: str, header: ArrayHeader) -> bool:
 def fits(shape: Sequence[int], n_dimensions: int) -> bool:
     """Whether an array can be a volume of so many dimensions; labels may have an axis for their one channel."""
     return len(shape) == n_dimensions or (n_dimensions == 3 and len(shape) == 4 and shape[3] == 1)
+
+
+def _broken(what: str, reason: object) -> InputError:
+    return InputError(f"{what} cannot be read: {_short(reason)}.", remedy="Save the array again, or name another file.")
+
+
+def _short(reason: object) -> str:
+    """A reason without the parts of a broken file that NumPy repeats."""
+    text = str(reason) or type(reason).__name__
+    return (text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + " ...").strip().removesuffix(".")

@@ -24,7 +24,7 @@ from sv_pipeline.ingest.watershed.tables import (
     read_edge_table,
     read_object_table,
 )
-from sv_pipeline.segmentation.coverage import Coverage, coverage
+from sv_pipeline.segmentation.stored_scale import StoredScale
 
 __all__ = [
     "Companions",
@@ -33,7 +33,7 @@ __all__ = [
     "open_companions",
     "open_labels",
     "read_affinities",
-    "source_chunks",
+    "source_scales",
 ]
 
 
@@ -76,19 +76,19 @@ def open_companions(source: SourceConfig, bounds: Box) -> Companions:
     )
 
 
-def source_chunks(source: SourceConfig) -> dict[str, Coverage]:
-    """How many storage chunks of each precomputed volume are there, within the segmentation, by field name."""
+def source_scales(source: SourceConfig) -> dict[str, tuple[StoredScale, Box | None]]:
+    """The precomputed volumes among the sources by field name, each with the part of it that is read; None = all."""
     labels = open_labels(source)
     companions = open_companions(source, labels.bounds)
-    volumes = {
-        "segmentation": labels,
-        "agglomeration": companions.object_volume,
-        "affinities": companions.affinity_volume,
-    }
     # A segmentation may be moved by source.voxel_offset; the others lie where they say.
+    parts = {
+        "segmentation": (labels, None),
+        "agglomeration": (companions.object_volume, labels.bounds),
+        "affinities": (companions.affinity_volume, labels.bounds),
+    }
     return {
-        name: coverage(volume.stored, None if name == "segmentation" else labels.bounds)
-        for name, volume in volumes.items()
+        name: (volume.stored, part)
+        for name, (volume, part) in parts.items()
         if volume is not None and volume.stored is not None
     }
 

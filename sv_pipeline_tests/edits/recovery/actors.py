@@ -3,7 +3,7 @@
 A task::
 
     {"table": ["sqlite", name, folder] | ["bigtable", name],
-     "do": "merge" | "split" | "undo" | "redo" | "recover" | "abandon" | "heal" | "random",
+     "do": "merge" | "split" | "undo" | "redo" | "recover" | "abandon" | "heal" | "random" | "job",
      "source": [...], "sink": [...], "operation": ..., "user": ...,
      "failpoint": "step:action", "beat": seconds, "clock": seconds ahead, "result": file}
 
@@ -104,6 +104,8 @@ def set_clock(seconds: float) -> None:
 def _do(graph: ChunkedGraph, task: dict[str, Any]) -> Any:
     what, patience = task["do"], LockPatience(task.get("patience", 20.0), 0.01)
     user = task.get("user", "tester")
+    if what == "job":
+        return run_job(task)
     if what == "recover":
         return recover(graph, task["operation"], token=task.get("token")).to_dict()
     if what == "abandon":
@@ -124,6 +126,22 @@ def _do(graph: ChunkedGraph, task: dict[str, Any]) -> Any:
         request = edits.SplitRequest(user, *sides, OFFSET, disallow_isolating_cut=False)
         edit = edits.split(graph, request, volume=volume, patience=patience)
     return {"operation": edit.operation_id, "time": edit.logical_time}
+
+
+def run_job(task: dict[str, Any]) -> str:
+    """Run recover_operation_job in this process, as the worker of a run does; the status of the run."""
+    import dagster as dg
+
+    from sv_pipeline.defs.recovery import recover_operation_job
+    from sv_pipeline.defs.resources import PipelineResource
+
+    config = {"graph_id": task["graph"], "operation_id": task["operation"]}
+    resources = {"pipeline": PipelineResource(home=task["home"])}
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = recover_operation_job.execute_in_process(
+            run_config=config, instance=instance, resources=resources, raise_on_error=False
+        )
+        return str(run.dagster_run.status.value)
 
 
 def at_random(graph: ChunkedGraph, volume: Any, task: dict[str, Any]) -> tuple[str, dict[str, Any]]:

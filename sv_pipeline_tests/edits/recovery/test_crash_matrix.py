@@ -29,8 +29,9 @@ OF_VOXELS = {"chunks locked", "voxels", "voxels written", "log cleared"}
 OF_RECOVERY = (
     "claim", "claimed", "fence", "fenced", "restore", "restored", "switch back", "half switched back", "switched back",
     "rows removed", "clean", "cleaned", "replay", "locked", "chunks locked", "planned", *AFTER[:-1],
+    "prove", "proven",
 )  # fmt: skip
-COMPLETE = ("succeeded", "released", "log cleared", "cleared")
+COMPLETE = ("succeeded", "released", "log cleared", "cleared", "prove", "proven")
 KILLED, STOPPED_BY = -9, {"kill": -9, "raise": BROKEN}
 
 Case = tuple[str, str, str, str]

@@ -6,6 +6,7 @@ It has opened no table and no volume, so no thread of a library is lost by a for
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import subprocess
@@ -56,11 +57,15 @@ class Zygote:
 
 
 @contextlib.contextmanager
-def zygote() -> Iterator[Zygote]:
-    """A zygote for the time of the block."""
+def zygote(*modules: str) -> Iterator[Zygote]:
+    """A zygote for the time of the block, which has some modules imported that not all of them need."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+        [sys.executable, "-m", __name__, *modules],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        text=True,
     ) as process:
         try:
             yield Zygote(process)
@@ -72,6 +77,8 @@ def main() -> None:
     """The zygote's side."""
     from sv_pipeline_tests.edits.recovery.actors import act
 
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     ended: dict[int, int] = {}
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what children say is no answer

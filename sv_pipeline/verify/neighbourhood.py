@@ -1,0 +1,232 @@
+"""Rows and voxels around a few chunks: the checks of `verify`, on what can be reached from there in a few reads.
+
+What is read, and what is judged::
+
+    core      all rows of supervoxels and of layer 2 nodes of the chunks      everything; voxels, too
+    chain     all ancestors of the core's live supervoxels                    all but edges that start in other chunks
+    fringe    supervoxels that atomic edges of the core lead to, and their    what the core's edges say about them
+              ancestors
+    beside    children of the chain, and partners of its cross edges          that they belong to the same node, or root
+
+So the cost depends on the number of chunks, not on the size of the objects.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.ids import IdLayout, UInt64Array
+from sv_pipeline.segmentation import kv
+from sv_pipeline.segmentation.fork import fork_exists
+from sv_pipeline.table import columns, keys
+from sv_pipeline.table.interface import RowView
+from sv_pipeline.verify import atomic_edges, edge_checks, snapshot, voxel_checks
+from sv_pipeline.verify.report import CheckResult, Outcome, VerifyReport
+from sv_pipeline.verify.snapshot import NONE, EdgeCells, Snapshot
+from sv_pipeline.verify.subject import HasTable, Subject
+from sv_pipeline.verify.table_checks import check_hierarchy, report_where
+
+__all__ = ["verify_around"]
+
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
+
+MOST_CHUNKS = 32
+MOST_VOXELS = 1 << 27
+"""Voxels that are looked at; one chunk at least."""
+MOST_BESIDE = 50_000
+"""Rows beside the chain that are read."""
+
+
+def verify_around(graph: HasTable, chunks: npt.ArrayLike, *, watershed_url: str, graph_id: str) -> VerifyReport:
+    """Prove that a graph and its voxels are sound around some chunks; changes nothing.
+
+    Parameters
+    ----------
+    graph
+        The graph; only its table is used.
+    chunks
+        Coordinates of layer 2 chunks, shape (n, 3), the most important ones first; at most `MOST_CHUNKS` are looked at.
+    watershed_url, graph_id
+        See :func:`~sv_pipeline.verify.run.verify`.
+    """
+    started = time.monotonic()
+    subject = Subject(graph.table, kv.as_url(watershed_url), graph_id)
+    wanted = np.asarray(chunks, np.int64).reshape(-1, 3)[:MOST_CHUNKS]
+    around = _Around(subject, wanted)
+    hierarchy = _hierarchy(around)
+    results = [hierarchy, _voxels(around)]
+    if hierarchy.passed:
+        results.append(_edges(around))
+    return VerifyReport(graph_id, tuple(results), time.monotonic() - started, len(wanted))
+
+
+def _result(name: str, description: str, unit: str, outcome: Outcome) -> CheckResult:
+    passed = not outcome.has_errors
+    return CheckResult(name, description, passed, outcome.checked, unit, tuple(outcome.findings), 0.0, outcome.skipped)
+
+
+@dataclass
+class _Around:
+    """What is read around some chunks."""
+
+    subject: Subject
+    chunks: IntArray
+
+    @property
+    def layout(self) -> IdLayout:
+        """Layout of ids."""
+        return self.subject.layout
+
+    @cached_property
+    def core(self) -> Snapshot:
+        """All rows of supervoxels and layer 2 nodes of the chunks."""
+        ids = [self.layout.chunk_ids(layer, self.chunks) for layer in (1, 2)]
+        ranges = keys.chunk_ranges(self.layout, np.concatenate(ids))
+        return snapshot.read_snapshot(self.subject.table, self.layout, ranges)
+
+    @cached_property
+    def edges(self) -> atomic_edges.AtomicEdges:
+        """Atomic edges of the core's supervoxels."""
+        return atomic_edges.read_atomic_edges(
+            self.subject.table, self.layout, self.subject.grid, *self.subject.edge_folders, coordinates=self.chunks
+        )
+
+    @cached_property
+    def everything(self) -> Snapshot:
+        """Live supervoxels of core and fringe, what layer 2 nodes of the core list, and all that is above them."""
+        core = self.core
+        ends = np.setdiff1d(np.unique(self.edges.pairs), core.ids)
+        fringe = snapshot.of_rows(self.layout, self._read(ends)).leaf_ids
+        listed = core.children[core.is_reached[core.child_owner]]
+        rows: dict[int, RowView] = {}
+        frontier = np.unique(np.concatenate([core.leaf_ids, fringe, listed]))
+        while len(frontier):
+            found = self._read(frontier)
+            rows |= found
+            above = snapshot.of_rows(self.layout, found).parents
+            known = np.array([*rows, 0], np.uint64)
+            # What has no row is asked for once; a parent that is not higher would lead round in a circle.
+            frontier = np.setdiff1d(above[self.layout.layers(above) > self.layout.layers(frontier).min()], known)
+        return snapshot.of_rows(self.layout, rows)
+
+    def _read(self, ids: UInt64Array) -> dict[int, RowView]:
+        wanted = snapshot.wanted_columns(self.layout)
+        rows = self.subject.table.read_rows(keys.node_keys(ids), wanted, newest_only=True)
+        return {int(key): row for key, row in rows.items()}
+
+    @cached_property
+    def is_core(self) -> BoolArray:
+        """Which nodes are layer 2 nodes of the chunks: all that belongs to them was read."""
+        nodes = self.everything
+        chunks = self.layout.chunk_ids(2, self.chunks)
+        return np.asarray((nodes.layers == 2) & np.isin(self.layout.chunks(nodes.ids), chunks))
+
+    @cached_property
+    def nodes(self) -> Snapshot:
+        """The same without children and partners that were not read, but for layer 2 nodes of the core."""
+        nodes = self.everything
+        kept = np.isin(nodes.children, nodes.ids) | self.is_core[nodes.child_owner]
+        counts = np.bincount(nodes.child_owner[kept], minlength=len(nodes.ids))
+        cross = {}
+        for layer, cells in nodes.cross_edges.items():
+            here = np.isin(cells.edges[:, 1], nodes.ids) | self.is_core[cells.owners]
+            cross[layer] = EdgeCells(cells.owners[here], cells.edges[here])
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        return replace(
+            nodes, children=nodes.children[kept], child_starts=starts, cross_edges=cross, atomic_cross_edges={}
+        )
+
+    @cached_property
+    def chain(self) -> BoolArray:
+        """Which nodes are ancestors of live supervoxels of the core."""
+        nodes = self.everything
+        at = nodes.find(self.core.leaf_ids)
+        flags = np.zeros(len(nodes.ids), np.bool_)
+        for _ in range(self.layout.n_layers):
+            at = np.unique(nodes.parent_index[at[at != NONE]])
+            flags[at[at != NONE]] = True
+        return flags
+
+    def roots_of(self, ids: UInt64Array) -> UInt64Array:
+        """The node at which each node's chain of newest parents ends, shape (n,); 0 where a row is missing."""
+        tops = ids.copy()
+        for _ in range(self.layout.n_layers):
+            distinct, where = np.unique(tops, return_inverse=True)
+            rows = self.subject.table.read_rows(keys.node_keys(distinct), [columns.PARENT.key], newest_only=True)
+            parents = [columns.PARENT.newest(rows.get(key)) for key in keys.node_keys(distinct)]
+            above = np.array([0 if parent is None else parent for parent in parents], np.uint64)[where]
+            tops = np.where(above == 0, tops, above)
+        return tops
+
+
+# -- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _hierarchy(around: _Around) -> CheckResult:
+    outcome = Outcome("hierarchy")
+    check_hierarchy(outcome, around.nodes)
+    _check_beside(outcome, around)
+    return _result("hierarchy", "parents and children agree; each supervoxel has one current root", "nodes", outcome)
+
+
+def _check_beside(outcome: Outcome, around: _Around) -> None:
+    """Children of the chain that are not part of it point to their parent; partners have the same root."""
+    nodes, layout = around.everything, around.layout
+    of_chain = around.chain[nodes.child_owner] & ~np.isin(nodes.children, nodes.ids)
+    children, owners = nodes.children[of_chain][:MOST_BESIDE], nodes.ids[nodes.child_owner[of_chain]][:MOST_BESIDE]
+    rows = around.subject.table.read_rows(keys.node_keys(children), [columns.PARENT.key], newest_only=True)
+    parents = [columns.PARENT.newest(rows.get(key)) for key in keys.node_keys(children)]
+    wrong = np.array([0 if parent is None else parent for parent in parents], np.uint64) != owners
+    report_where(
+        outcome, wrong, children, "it is listed as a child by a node that is not its newest parent: recover the edit."
+    )
+    outcome.checked += len(children)
+    partners, at = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+    for cells in nodes.cross_edges.values():
+        used = around.chain[cells.owners] & ~np.isin(cells.edges[:, 1], nodes.ids)
+        used &= nodes.layers[cells.owners] < layout.n_layers
+        partners.append(cells.edges[used, 1])
+        at.append(cells.owners[used])
+    beyond, owner = np.concatenate(partners)[:MOST_BESIDE], np.concatenate(at)[:MOST_BESIDE]
+    apart = around.roots_of(beyond) != nodes.ids[nodes.tops[owner]]
+    report_where(
+        outcome, apart, nodes.ids[owner], "its cross edges name a partner of another, or a replaced, root: recover it."
+    )
+    outcome.checked += len(beyond)
+
+
+def _edges(around: _Around) -> CheckResult:
+    outcome, nodes = Outcome("edges"), around.nodes
+    for file in around.edges.broken:
+        outcome.error(file.message, file.name)
+    active = atomic_edges.activate(nodes, around.edges)
+    edge_checks.check_cross_edges(outcome, nodes, active, complete=around.is_core)
+    edge_checks.check_ends(outcome, nodes, active)
+    edge_checks.check_inf_edges(outcome, nodes, active)
+    leaves = nodes.leaves
+    of_core = leaves[around.is_core[np.maximum(nodes.parent_index[leaves], 0)]]
+    edge_checks.check_pieces_in_chunks(outcome, nodes, active, of_core)
+    return _result("edges", "cross edges and roots are what the active atomic edges make them", "edges", outcome)
+
+
+def _voxels(around: _Around) -> CheckResult:
+    outcome, subject = Outcome("voxels"), around.subject
+    budget = MOST_VOXELS
+    boxes: list[IntArray] = []
+    for coordinate in around.chunks:
+        budget -= subject.grid.box(2, coordinate).volume
+        if boxes and budget < 0:
+            break
+        boxes.append(coordinate)
+    if fork_exists(subject.watershed_url, subject.graph_id):
+        groups = [coordinate[None] for coordinate in boxes]
+        voxel_checks.check_groups(outcome, lambda _: around.core, subject.grid, subject.voxels.open(0), groups)
+    else:
+        outcome.skipped = "the graph has no fork"
+    return _result("voxels", "ids in the voxels are the live leaves, each in one piece", "chunks", outcome)
