@@ -10,13 +10,15 @@ import re
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from sv_pipeline.config_errors import describe_errors
 from sv_pipeline.errors import ConfigError
+from sv_pipeline.places import is_spec, local_folder, parse_folder, parse_source
+from sv_pipeline.yaml_files import read_yaml
 
 __all__ = [
     "BackendClient",
@@ -35,10 +37,62 @@ __all__ = [
 
 GRAPH_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,49}")
 RESERVED_GRAPH_IDS = frozenset({"base", "d", "parts", "manifest.ocdbt"})
+MAX_TABLE_NAME = 50
+"""Characters; Bigtable's limit."""
+MAX_CHUNK_AXIS = 1 << 16
+"""Voxels. Larger chunks fit into no memory, and lay out grids that fit into no number."""
+FARTHEST_VOXEL = 1 << 40
+SHORTEST_LOCK, LONGEST_LOCK = timedelta(seconds=1), timedelta(days=1)
+"""A lock that expires sooner is lost before it can be renewed; one that expires later blocks others for nothing."""
 
-Triple = tuple[int, int, int]
-PositiveTriple = tuple[pydantic.PositiveInt, pydantic.PositiveInt, pydantic.PositiveInt]
-PositiveFloatTriple = tuple[pydantic.PositiveFloat, pydantic.PositiveFloat, pydantic.PositiveFloat]
+
+# -- kinds of values --------------------------------------------------------------------------------------------------
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not true or false")  # noqa: TRY004 - pydantic takes ValueErrors
+    return value
+
+
+def _understood(parse: Any) -> Any:
+    """A check of a text by a parser of places; the text itself is kept."""
+
+    def check(text: str) -> str:
+        try:
+            parse(text)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return text
+
+    return check
+
+
+def _source(text: str) -> None:
+    if not is_spec(text):
+        parse_source(text)
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or any(c.isspace() or c == "/" for c in text) or not re.fullmatch(r"[0-9]{1,5}", port):
+        raise ValueError("an address is host:port")
+    if not 0 < int(port) < 1 << 16:
+        raise ValueError("a port is a number from 1 to 65535")
+    return text
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+ChunkAxis = Annotated[int, BeforeValidator(_no_bool), Field(gt=0, le=MAX_CHUNK_AXIS)]
+Nanometres = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1e9, allow_inf_nan=False)]
+Voxel = Annotated[int, BeforeValidator(_no_bool), Field(ge=-FARTHEST_VOXEL, le=FARTHEST_VOXEL)]
+Folder = Annotated[str, AfterValidator(_understood(parse_folder))]
+LocalFolder = Annotated[str, AfterValidator(_understood(local_folder))]
+Source = Annotated[str, AfterValidator(_understood(_source))]
+Address = Annotated[str, AfterValidator(_address)]
+CloudName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9:._-]*$", max_length=100)]
+"""Of a project or an instance of Google Cloud."""
+NamePart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]*$", max_length=MAX_TABLE_NAME)]
 
 
 def validate_graph_id(graph_id: str) -> str:
@@ -55,17 +109,26 @@ def validate_graph_id(graph_id: str) -> str:
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_name_each(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for name, field in cls.model_fields.items():
+                if field.alias and field.alias != name and name in data and field.alias in data:
+                    raise ValueError(f"{field.alias} and {name} are one field: give it once")
+        return data
+
 
 class DataSource(_Model):
     """Where the watershed volume and its edge and component files are (kvstore URLs)."""
 
-    watershed: str = Field(alias="WATERSHED")
+    watershed: Folder = Field(alias="WATERSHED")
     """Neuroglancer precomputed volume of supervoxel ids."""
-    edges: str | None = Field(default=None, alias="EDGES")
+    edges: Folder | None = Field(default=None, alias="EDGES")
     """Folder of ``edges_x_y_z.proto.zst``; default: ``<watershed>/edges``."""
-    components: str | None = Field(default=None, alias="COMPONENTS")
+    components: Folder | None = Field(default=None, alias="COMPONENTS")
     """Folder of ``components_x_y_z.proto``; default: ``<watershed>/components``."""
-    data_version: int = Field(default=4, alias="DATA_VERSION")
+    data_version: Int = Field(default=4, alias="DATA_VERSION", ge=0, le=1 << 31)
     fill_missing: bool = Field(default=False, alias="FILL_MISSING")
     """Take storage chunks of the watershed volume that are not there for background, however many they are."""
 
@@ -73,10 +136,10 @@ class DataSource(_Model):
 class GraphConfig(_Model):
     """Shape of the chunked graph."""
 
-    chunk_size: PositiveTriple = Field(default=(256, 256, 512), alias="CHUNK_SIZE")
+    chunk_size: tuple[ChunkAxis, ChunkAxis, ChunkAxis] = Field(default=(256, 256, 512), alias="CHUNK_SIZE")
     fanout: Literal[2] = Field(default=2, alias="FANOUT")
-    spatial_bits: int = Field(default=10, alias="SPATIAL_BITS", ge=1, le=18)
-    id_prefix: str = Field(default="", alias="ID_PREFIX")
+    spatial_bits: Int = Field(default=10, alias="SPATIAL_BITS", ge=1, le=18)
+    id_prefix: NamePart = Field(default="", alias="ID_PREFIX")
     root_lock_expiry: timedelta = Field(default=timedelta(minutes=3), alias="ROOT_LOCK_EXPIRY")
 
     @field_validator("root_lock_expiry", mode="before")
@@ -86,7 +149,21 @@ class GraphConfig(_Model):
             known = {"DAYS", "HOURS", "MINUTES", "SECONDS"}
             if unknown := {str(k).upper() for k in value} - known:
                 raise ValueError(f"unknown keys {sorted(unknown)}; use {sorted(known)}")
-            return timedelta(**{str(k).lower(): v for k, v in value.items()})
+            if len({str(k).upper() for k in value}) < len(value):
+                raise ValueError("a unit of time stands twice")
+            if any(isinstance(v, bool) or not isinstance(v, int | float) for v in value.values()):
+                raise ValueError("units of time are numbers, such as {MINUTES: 3}")
+            try:
+                return timedelta(**{str(k).lower(): v for k, v in value.items()})
+            except (OverflowError, ValueError) as error:
+                raise ValueError(f"this is no time: {error}") from error
+        return _no_bool(value)
+
+    @field_validator("root_lock_expiry")
+    @classmethod
+    def _neither_too_short_nor_for_ever(cls, value: timedelta) -> timedelta:
+        if not SHORTEST_LOCK <= value <= LONGEST_LOCK:
+            raise ValueError("a lock expires after 1 second to 1 day, such as {MINUTES: 3}")
         return value
 
 
@@ -100,11 +177,11 @@ class BackendType(StrEnum):
 class BackendOptions(_Model):
     """Options of a backend; which ones count depends on its type."""
 
-    project: str | None = Field(default=None, alias="PROJECT")
-    instance: str | None = Field(default=None, alias="INSTANCE")
+    project: CloudName | None = Field(default=None, alias="PROJECT")
+    instance: CloudName | None = Field(default=None, alias="INSTANCE")
     admin: bool = Field(default=True, alias="ADMIN")
     read_only: bool = Field(default=False, alias="READ_ONLY")
-    path: str | None = Field(default=None, alias="PATH")
+    path: LocalFolder | None = Field(default=None, alias="PATH")
     """Folder of SQLite tables; default: ``tables`` in the home folder."""
 
 
@@ -135,20 +212,20 @@ class PopulateMethod(StrEnum):
 class OcdbtConfig(_Model):
     """Format of the base; persisted with the base and the graph, fixed once the base exists."""
 
-    max_inline_value_bytes: int = Field(default=4096, ge=0, le=1 << 20)
-    max_decoded_node_bytes: int = Field(default=262144, ge=4096)
-    version_tree_arity_log2: int = Field(default=4, ge=1, le=16)
-    compression_level: int | None = Field(default=3, ge=-7, le=22)
+    max_inline_value_bytes: Int = Field(default=4096, ge=0, le=1 << 20)
+    max_decoded_node_bytes: Int = Field(default=262144, ge=4096, le=1 << 30)
+    version_tree_arity_log2: Int = Field(default=4, ge=1, le=16)
+    compression_level: Int | None = Field(default=3, ge=-7, le=22)
     """zstd level of B+tree nodes and manifests; None = no compression."""
     manifest_kind: Literal["single", "numbered"] = "single"
-    populate_layer: int = Field(default=4, ge=2)
+    populate_layer: Int = Field(default=4, ge=2, le=64)
     """Graph layer one chunk of which is one populate task; the top layer where the graph has fewer."""
     populate_method: PopulateMethod = PopulateMethod.PARTS
-    coordinator_address: str | None = None
+    coordinator_address: Address | None = None
     """host:port; default: environment variable SV_PIPELINE_COORDINATOR."""
-    mips: int | None = Field(default=None, ge=1)
+    mips: Int | None = Field(default=None, ge=1, le=64)
     """Number of mips of the base; default: those of the source, or until the volume fits one storage chunk."""
-    storage_chunk_size: PositiveTriple | None = None
+    storage_chunk_size: tuple[ChunkAxis, ChunkAxis, ChunkAxis] | None = None
     """Voxels of a storage chunk; default: the source's."""
 
     @model_validator(mode="before")
@@ -174,15 +251,15 @@ class OcdbtConfig(_Model):
 class SourceConfig(_Model):
     """Any segmentation, to make a watershed volume of. Left out when the watershed exists already."""
 
-    segmentation: str
+    segmentation: Source
     """``.npz`` (with ``#key``), ``.npy`` or a precomputed volume (URL or folder)."""
-    agglomeration: str | None = None
+    agglomeration: Source | None = None
     """Second volume of the same shape, or a ``.csv`` / ``.npz`` table ``label, object``."""
-    affinities: str | None = None
+    affinities: Source | None = None
     """Affinity volume (x, y, z, 3), or a ``.csv`` table ``label_a, label_b, affinity[, area]``."""
-    resolution: PositiveFloatTriple | None = None
+    resolution: tuple[Nanometres, Nanometres, Nanometres] | None = None
     """Nanometres per voxel; default: the source's own, else an error."""
-    voxel_offset: Triple | None = None
+    voxel_offset: tuple[Voxel, Voxel, Voxel] | None = None
     fill_missing: bool = False
     """Take storage chunks of these volumes that are not there for background, however many they are."""
 
@@ -200,9 +277,9 @@ class IngestOptions(_Model):
     """How an ingest runs."""
 
     mode: IngestMode = IngestMode.BOTH
-    workers: int = Field(default=2, ge=1)
+    workers: Int = Field(default=2, ge=1, le=1024)
     """Processes that one machine uses."""
-    chunks_per_batch: int = Field(default=64, ge=1)
+    chunks_per_batch: Int = Field(default=64, ge=1, le=1 << 20)
     """Chunks that one batch (one Dagster step) handles."""
     read_isolated_supervoxels: bool = True
     """Look into the voxels for supervoxels that no edge or component file names."""
@@ -229,15 +306,27 @@ class DatasetConfig(_Model):
         except ConfigError as error:
             raise ValueError(str(error)) from error
 
+    @model_validator(mode="after")
+    def _usable_table_name(self) -> DatasetConfig:
+        if len(self.table_name) > MAX_TABLE_NAME or not GRAPH_ID.fullmatch(self.table_name):
+            raise ValueError(
+                f"graph_config.ID_PREFIX and graph_id make the table name {self.table_name!r}, which cannot be used: "
+                f"at most {MAX_TABLE_NAME} characters, not starting with '.' or '-'"
+            )
+        return self
+
     @property
     def edges_url(self) -> str:
         """Folder of edge files."""
-        return self.data_source.edges or self.data_source.watershed.rstrip("/") + "/edges"
+        return self.data_source.edges or self._in_watershed("edges")
 
     @property
     def components_url(self) -> str:
         """Folder of component files."""
-        return self.data_source.components or self.data_source.watershed.rstrip("/") + "/components"
+        return self.data_source.components or self._in_watershed("components")
+
+    def _in_watershed(self, name: str) -> str:
+        return parse_folder(self.data_source.watershed).inside(name).text
 
     @property
     def table_name(self) -> str:
@@ -260,14 +349,7 @@ def load_config(path: str | Path, **overrides: Any) -> DatasetConfig:
     ConfigError
         If the file cannot be read, or a field is missing, unknown or wrong: the message names each such field.
     """
-    try:
-        raw = yaml.safe_load(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not a text file: {error}.", remedy="Save it as UTF-8.") from error
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} does not hold a mapping.", remedy="See docs/ingest.md for an example.")
     return parse_config({**raw, **overrides}, where=str(path))
@@ -278,5 +360,7 @@ def parse_config(raw: dict[str, Any], *, where: str = "configuration") -> Datase
     try:
         return DatasetConfig.model_validate(raw)
     except pydantic.ValidationError as error:
-        lines = [f"  {'.'.join(str(p) for p in e['loc']) or '(top)'}: {e['msg']}" for e in error.errors()]
+        lines = [f"  {line}" for line in describe_errors(DatasetConfig, error)]
         raise ConfigError(f"{where}: {len(lines)} field(s) cannot be used:\n" + "\n".join(lines)) from error
+    except RecursionError as error:
+        raise ConfigError(f"{where} is nested too deeply.", remedy="See docs/ingest.md for an example.") from error

@@ -21,6 +21,7 @@ def defs() -> dg.Definitions:
         rebuild,
         recovery,
         sensors,
+        verification,
     )
     from sv_pipeline.defs.executors import executor_from_environment
     from sv_pipeline.defs.resources import resources_from_environment
@@ -38,7 +39,7 @@ def defs() -> dg.Definitions:
         jobs=[
             jobs.register_graph_job,
             jobs.purge_layer_job,
-            jobs.verify_job,
+            verification.verify_job,
             edits.split_job,
             edits.preview_split_job,
             edits.merge_job,
@@ -56,6 +57,7 @@ def defs() -> dg.Definitions:
             edit_failures.failed_edits_sensor,
             edit_failures.canceled_edits_sensor,
         ],
+        schedules=[verification.verify_nightly_schedule, verification.verify_changes_schedule],
         resources=resources_from_environment(),
         executor=executor_from_environment(),
     )

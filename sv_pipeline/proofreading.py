@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,13 +24,15 @@ from sv_pipeline.edits import (
     SplitRequest,
     settled,
 )
-from sv_pipeline.edits.looking_back import Moment
-from sv_pipeline.edits.requests import MAX_POINTS, looked_up
+from sv_pipeline.edits.given_points import given_points, given_voxels
+from sv_pipeline.edits.pointing import resolved, supervoxels_or_nearest, what_is_near
 from sv_pipeline.engine.once import edit_once, is_begun, operation_of
+from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.graph import queries
 from sv_pipeline.graph.lineage import Lineage, Operation, lineage, supervoxel_lineage
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
+from sv_pipeline.moments import Moment, parse_operation
 from sv_pipeline.registry import Dataset, open_dataset
 from sv_pipeline.reports.logged_edits import about, asked_for, read_edit
 from sv_pipeline.segmentation.reader import open_fork
@@ -97,6 +98,9 @@ class PreviewedSplit(SplitPreview):
 class OpenGraph:
     """A graph with its segmentation. Points are voxels of the base mip, (x, y, z).
 
+    Where an edit takes points, (id, x, y, z) names the root or the supervoxel that is meant; a point beside it is moved
+    to the nearest of its voxels, see :mod:`sv_pipeline.edits.pointing`.
+
     Edits raise EditRefused, with a reason, where they cannot be made; then nothing is changed. ``user`` is who edits:
     by default the user of this machine. An edit with a ``token`` is made once, however often it is asked for with it.
     """
@@ -116,18 +120,18 @@ class OpenGraph:
 
     def supervoxels(self, points: Voxels, *, at: Moment | None = None) -> UInt64Array:
         """The supervoxels at voxels, shape (n,), 0 for background; now, as of a time, or just after an operation."""
-        where = _whole_triples(points, "points")
+        where = given_voxels(points, "points")
         return settled(self.dataset.graph, lambda graph: self._supervoxels(graph, where, at))
 
     def supervoxels_and_roots(
         self, points: Voxels = (), supervoxels: Sequence[int] = (), *, at: Moment | None = None
     ) -> tuple[UInt64Array, UInt64Array]:
         """Some supervoxels and those at voxels, and the root of each, shape (n,); all as of one moment."""
-        where, named = _whole_triples(points, "points"), np.asarray(supervoxels, np.uint64).reshape(-1)
+        where, named = given_voxels(points, "points"), np.asarray(supervoxels, np.uint64).reshape(-1)
 
         def question(graph: SettledGraph) -> tuple[UInt64Array, UInt64Array]:
             time = None if at is None else edits.milliseconds_of(graph, at)
-            ids = np.concatenate([named, self._supervoxels(graph, where, at)])
+            ids = np.concatenate([named, self._on_objects(graph, where, at)])
             return ids, queries.roots(graph, ids, at=time)
 
         return settled(self.dataset.graph, question)
@@ -139,17 +143,29 @@ class OpenGraph:
         then = edits.segmentation_at(graph, at, within=box)
         return graph.supervoxels_at(then, where, until=edits.milliseconds_of(graph, at))
 
+    def _on_objects(self, graph: SettledGraph, where: IntArray, at: Moment | None) -> UInt64Array:
+        """The supervoxels at voxels; NotFoundError for background, which is of no object."""
+        found = self._supervoxels(graph, where, at)
+        if (found == 0).any():
+            point = where[found == 0][0]
+            near = "" if at is not None else f" (near it: {what_is_near(graph, self.segmentation, point)})"
+            raise NotFoundError(
+                f"point {tuple(point.tolist())} lies on background, which is of no object{near}.",
+                remedy="Place it on the object; points are x, y, z in voxels of mip 0.",
+            )
+        return found
+
     def segmentation_at(self, at: Moment) -> Any:
         """The fork's base mip as of a time, or just after an operation; a TensorStore, read-only."""
         return edits.segmentation_at(self.dataset.graph, at)
 
     def leaves(self, points: Voxels, *, at: Moment | None = None) -> list[UInt64Array]:
         """The supervoxels of the object at each voxel; now, as of a time, or just after an operation."""
-        where = _whole_triples(points, "points")
+        where = given_voxels(points, "points")
 
         def question(graph: SettledGraph) -> list[UInt64Array]:
             time = None if at is None else edits.milliseconds_of(graph, at)
-            found = queries.leaves(graph, queries.roots(graph, self._supervoxels(graph, where, at), at=time))
+            found = queries.leaves(graph, queries.roots(graph, self._on_objects(graph, where, at), at=time))
             return np.split(found.values, found.offsets[1:-1])
 
         return settled(self.dataset.graph, question)
@@ -161,24 +177,34 @@ class OpenGraph:
         return settled(self.dataset.graph, lambda graph: of(graph, asked))
 
     def look_up(self, source: Voxels, sink: Voxels) -> pd.DataFrame:
-        """What is at the points of a request: side, x, y, z, supervoxel and root (0 for background) of each."""
-        sides = {"source": voxels(source, "source"), "sink": voxels(sink, "sink")}
-        points = np.concatenate(list(sides.values()))
+        """What the points of a request mean: side, x, y, z, supervoxel and root of each, and how far off it is (nm).
 
-        def question(graph: SettledGraph) -> tuple[UInt64Array, UInt64Array]:
-            ids = looked_up(graph, Points.of(coordinates=points), self.segmentation).ids
-            return ids, queries.roots(graph, ids, missing_ok=True)
+        Supervoxel and root are 0 where nothing is near.
+        """
+        sides = {"source": given_points(source, "source"), "sink": given_points(sink, "sink")}
 
-        ids, found = settled(self.dataset.graph, question)
-        table = pd.DataFrame(points, columns=["x", "y", "z"])
-        table.insert(0, "side", [name for name, side in sides.items() for _ in side])
-        return table.assign(supervoxel=ids, root=found)
+        def question(graph: SettledGraph) -> tuple[list[Points], UInt64Array]:
+            found = [supervoxels_or_nearest(graph, side, self.segmentation) for side in sides.values()]
+            ids = np.concatenate([side.ids for side in found])
+            return found, queries.roots(graph, ids, missing_ok=True)
+
+        found, objects = settled(self.dataset.graph, question)
+        table = pd.DataFrame(np.concatenate([side.pointed for side in found]), columns=["x", "y", "z"])
+        table.insert(0, "side", [name for name, side in sides.items() for _ in side.pointed])
+        moved = np.concatenate([_voxels_of(side) - side.pointed for side in found])
+        distances = np.sqrt(((moved * np.asarray(self.dataset.volume.scales[0].resolution)) ** 2).sum(axis=1))
+        return table.assign(supervoxel=np.concatenate([side.ids for side in found]), root=objects, moved_nm=distances)
 
     def preview_split(self, source: Voxels, sink: Voxels) -> PreviewedSplit:
         """What :meth:`split` would do now; nothing is locked or written."""
-        sources, sinks = voxels(source, "source"), voxels(sink, "sink")
-        request = SplitRequest("preview", Points.of(coordinates=sources), Points.of(coordinates=sinks))
-        found = settled(self.dataset.graph, lambda graph: edits.preview_split(graph, request, volume=self.segmentation))
+        request = SplitRequest("preview", given_points(source, "source"), given_points(sink, "sink"))
+
+        def question(graph: SettledGraph) -> tuple[SplitRequest, SplitPreview]:
+            moved = resolved(graph, request, self.segmentation)
+            return moved, edits.preview_split(graph, moved, volume=self.segmentation)
+
+        moved, found = settled(self.dataset.graph, question)
+        sources, sinks = _voxels_of(moved.sources), _voxels_of(moved.sinks)
         return PreviewedSplit(found.outcome, found.supervoxels, lambda preview: self._drawn(preview, sources, sinks))
 
     def picture_of_points(self, source: Voxels, sink: Voxels) -> bytes:
@@ -186,14 +212,18 @@ class OpenGraph:
         from sv_pipeline.reports.cut_pictures import render_cut
         from sv_pipeline.reports.cut_scenes import scene_of_points
 
-        return render_cut(scene_of_points(self.dataset, voxels(source, "source"), voxels(sink, "sink")))
+        def question(graph: SettledGraph) -> list[IntArray]:
+            sides = given_points(source, "source"), given_points(sink, "sink")
+            return [_voxels_of(supervoxels_or_nearest(graph, side, self.segmentation)) for side in sides]
+
+        return render_cut(scene_of_points(self.dataset, *settled(self.dataset.graph, question)))
 
     def picture(self, operation_id: int) -> bytes:
         """Three slices through an operation, before and after it, as PNG; also long after it was made."""
         from sv_pipeline.reports.cut_pictures import render_cut
         from sv_pipeline.reports.cut_scenes import scene_of_operation
 
-        return render_cut(scene_of_operation(self.dataset, operation_id))
+        return render_cut(scene_of_operation(self.dataset, _operation_number(operation_id)))
 
     def operations(self, last: int | None = None) -> pd.DataFrame:
         """The operation log, newest last: what was asked for, by whom, and what came of it; all, or the newest ones."""
@@ -207,7 +237,7 @@ class OpenGraph:
         self, source: Voxels, sink: Voxels, *, user: str | None = None, token: str | None = None
     ) -> CommittedEdit:
         """Make one object of the two at ``source`` and at ``sink``."""
-        request = MergeRequest(user_or_default(user), _points(source, "source"), _points(sink, "sink"))
+        request = MergeRequest(user_or_default(user), given_points(source, "source"), given_points(sink, "sink"))
         return self._make(
             token,
             lambda operation: _asks_for(operation, "merge", request),
@@ -218,7 +248,7 @@ class OpenGraph:
         self, source: Voxels, sink: Voxels, *, user: str | None = None, token: str | None = None
     ) -> CommittedEdit:
         """Cut ``source`` from ``sink`` where it is cheapest; through supervoxels where both are on one."""
-        request = SplitRequest(user_or_default(user), _points(source, "source"), _points(sink, "sink"))
+        request = SplitRequest(user_or_default(user), given_points(source, "source"), given_points(sink, "sink"))
         return self._make(
             token,
             lambda operation: _asks_for(operation, "split", request),
@@ -235,7 +265,7 @@ class OpenGraph:
 
     def edit(self, operation_id: int) -> CommittedEdit:
         """An edit that was made, read back from the log."""
-        return read_edit(self.dataset.graph, operation_id)
+        return read_edit(self.dataset.graph, _operation_number(operation_id))
 
     def made_for(self, token: str) -> CommittedEdit | None:
         """The operation that was made for a token; None if none was."""
@@ -279,51 +309,15 @@ def user_or_default(user: str | None) -> str:
         ) from error
 
 
-def voxels(points: Any, name: str) -> IntArray:
-    """Points of one side as voxels, shape (n, 3); EditRefused if they are anything else, or too many."""
-    array = _whole_triples(points, f"{name} points")
-    if len(array) > MAX_POINTS:
-        raise EditRefused(
-            Reason.TOO_MANY_POINTS,
-            f"there are {len(array):,} {name} points; {MAX_POINTS:,} are possible.",
-            remedy="Place fewer; every one must be reached by the cut, so few do.",
-        )
-    return array
-
-
-def _whole_triples(points: Any, name: str) -> IntArray:
-    refused = EditRefused(
-        Reason.BAD_REQUEST,
-        f"the {name} are not voxels: {reprlib.repr(points)}.",
-        remedy="A point is three whole numbers x, y, z, in voxels of mip 0.",
-    )
-    try:
-        array = np.asarray(points)
-        if array.shape == (3,):
-            array = array[None]
-        if not array.size:
-            return np.zeros((0, 3), np.int64)
-        with np.errstate(invalid="ignore"):  # what is not a number, or too large, does not equal what it becomes
-            whole = array.astype(np.int64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise refused from error
-    if array.ndim != 2 or array.shape[1] != 3 or array.dtype.kind not in "iuf" or not (whole == array).all():
-        raise refused
-    return whole
-
-
-def _points(points: Any, name: str) -> Points:
-    return Points.of(coordinates=voxels(points, name))
+def _voxels_of(points: Points) -> IntArray:
+    return np.zeros((0, 3), np.int64) if points.coordinates is None else points.coordinates
 
 
 def _operation_number(operation_id: Any) -> int:
-    if isinstance(operation_id, int | np.integer) and 0 < int(operation_id) < 1 << 63:
-        return int(operation_id)
-    raise EditRefused(
-        Reason.BAD_REQUEST,
-        f"{reprlib.repr(operation_id)} is no operation.",
-        remedy="Operations are numbered from 1; the log lists them.",
-    )
+    try:
+        return parse_operation(operation_id)
+    except InputError as error:
+        raise EditRefused(Reason.BAD_REQUEST, error.message, remedy=error.remedy) from error
 
 
 def _asks_for(operation: Operation, kind: str, request: MergeRequest | SplitRequest) -> bool:

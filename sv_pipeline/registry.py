@@ -17,6 +17,7 @@ from sv_pipeline.config import BackendType, DatasetConfig, IngestOptions, Source
 from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.grid import ChunkGrid
+from sv_pipeline.places import is_spec, local_folder, parse_folder, parse_source
 from sv_pipeline.segmentation import kv
 from sv_pipeline.segmentation.precomputed import VolumeInfo, read_info
 from sv_pipeline.table import open_table
@@ -40,7 +41,7 @@ _FREE_FIELDS = {
 def default_home() -> str:
     """``$SV_PIPELINE_HOME``, else ``.sv_pipeline`` of the working directory if it is there, else ``~/.sv_pipeline``."""
     if home := os.environ.get(HOME_VARIABLE):
-        return home
+        return parse_folder(home).text
     here = Path.cwd() / ".sv_pipeline"
     return str(here if here.is_dir() else Path.home() / ".sv_pipeline")
 
@@ -156,11 +157,8 @@ def absolute(config: DatasetConfig) -> DatasetConfig:
     def url(value: str | None) -> str | None:
         return None if value is None else kv.as_url(value)
 
-    def path(value: str | None) -> str | None:
-        if value is None or "://" in value:
-            return value
-        file, hash_mark, key = value.partition("#")
-        return str(Path(file).expanduser().absolute()) + hash_mark + key
+    def source(value: str | None) -> str | None:
+        return value if value is None or is_spec(value) else parse_source(value).text
 
     data_source = config.data_source.model_copy(
         update={
@@ -172,11 +170,13 @@ def absolute(config: DatasetConfig) -> DatasetConfig:
     update: dict[str, Any] = {"data_source": data_source}
     if config.source is not None:
         places: dict[str, str | None] = {
-            name: path(getattr(config.source, name)) for name in ("segmentation", "agglomeration", "affinities")
+            name: source(getattr(config.source, name)) for name in ("segmentation", "agglomeration", "affinities")
         }
         update["source"] = SourceConfig.model_validate({**config.source.model_dump(), **places})
     if config.backend_client.type is BackendType.SQLITE and config.backend_client.config.path:
-        options = config.backend_client.config.model_copy(update={"path": path(config.backend_client.config.path)})
+        options = config.backend_client.config.model_copy(
+            update={"path": str(local_folder(config.backend_client.config.path))}
+        )
         update["backend_client"] = config.backend_client.model_copy(update={"config": options})
     return config.model_copy(update=update)
 

@@ -37,9 +37,12 @@ def demo(home: str, source: str | None, folder: str, chunk_size: str, resolution
     from sv_pipeline.config import parse_config
     from sv_pipeline.engine import stages
     from sv_pipeline.engine.proof import verify_dataset
+    from sv_pipeline.places import local_folder, parse_source
 
     started = time.monotonic()
-    place = Path(folder).absolute()
+    if source is not None:
+        source = parse_source(source).text
+    place = local_folder(folder)
     place.mkdir(parents=True, exist_ok=True)
     config = _configuration(source, place, _numbers(chunk_size), _numbers(resolution, float) if resolution else None)
     path = place / f"{config['graph_id']}.yaml"

@@ -34,8 +34,8 @@ def _opened(graph: str, home: str) -> OpenGraph:
 def _points(command: Command) -> Command:
     """The two sides of a request."""
     for name, text in (
-        ("sink", "A voxel of the other side; repeatable."),
-        ("source", "A voxel of one side; repeatable."),
+        ("sink", "A voxel of the other side; repeatable. ID,X,Y,Z names the root or the supervoxel that is meant."),
+        ("source", "A voxel of one side; repeatable. ID,X,Y,Z names the root or the supervoxel that is meant."),
     ):
         command = click.option(f"--{name}", multiple=True, required=True, metavar="X,Y,Z", help=text, callback=_voxels)(
             command
@@ -43,8 +43,16 @@ def _points(command: Command) -> Command:
     return command
 
 
-def _voxels(_context: click.Context, option: click.Parameter, points: tuple[str, ...]) -> list[tuple[int, int, int]]:
-    return [point(text, f"--{option.name}") for text in points]
+def _voxels(_context: click.Context, option: click.Parameter, points: tuple[str, ...]) -> list[tuple[int, ...]]:
+    return [_point(text, f"--{option.name}") for text in points]
+
+
+def _point(text: str, option: str) -> tuple[int, ...]:
+    """``x,y,z``, or ``id,x,y,z``."""
+    named, _, rest = text.partition(",")
+    if text.count(",") == 3 and named.strip().isdecimal():
+        return int(named), *point(rest, option)
+    return point(text, option)
 
 
 def _say(graph: OpenGraph, edit: CommittedEdit, picture: Path | None, *, as_json: bool) -> None:

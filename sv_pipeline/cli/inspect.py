@@ -52,11 +52,27 @@ def point(text: str, option: str = "--at") -> tuple[int, int, int]:
     return x, y, z
 
 
+def _time(_context: click.Context, _option: click.Parameter, text: str | None) -> datetime | None:
+    from sv_pipeline.errors import InputError
+    from sv_pipeline.moments import parse_time
+
+    try:
+        return None if text is None else parse_time(text)
+    except InputError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 @click.command()
 @click.argument("graph")
 @click.argument("supervoxels", nargs=-1, type=click.IntRange(0, 2**64 - 1))
 @click.option("--at", "points", multiple=True, metavar="X,Y,Z", help="Look up the supervoxel at a voxel; repeatable.")
-@click.option("--time", "when", type=click.DateTime(), help="As of this UTC time. Default: now.")
+@click.option(
+    "--time",
+    "when",
+    metavar="TIME",
+    callback=_time,
+    help="As of this time, such as 2026-01-31T12:00:00+01:00; UTC where it names no zone. Default: now.",
+)
 @click.option("--op", "operation", type=click.IntRange(1), help="As of just after this operation.")
 @json_option
 @click.pass_obj
@@ -71,12 +87,13 @@ def roots(
     as_json: bool,
 ) -> None:
     """The roots (neurons) of SUPERVOXELS of GRAPH, or of what lies at the points given with --at."""
-    from datetime import UTC
 
     from sv_pipeline.proofreading import open_graph
 
+    if when is not None and operation is not None:
+        raise click.UsageError("give --time or --op: each is a moment.")
     opened = open_graph(graph, home)
-    at = operation if when is None else when.replace(tzinfo=UTC)
+    at = operation if when is None else when
     if not points and not supervoxels:
         raise click.UsageError("give supervoxel ids, or points with --at X,Y,Z.")
     ids, result = opened.supervoxels_and_roots([point(p) for p in points], supervoxels, at=at)

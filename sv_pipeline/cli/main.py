@@ -98,9 +98,10 @@ def cli(context: click.Context, home: str | None, *, verbose: bool, debug: bool)
     from rich.console import Console
     from rich.logging import RichHandler
 
+    from sv_pipeline.places import parse_folder
     from sv_pipeline.registry import HOME_VARIABLE, default_home
 
-    context.obj = home or default_home()
+    context.obj = parse_folder(home).text if home else default_home()
     if debug:
         os.environ[DEBUG_VARIABLE] = "1"
     remember([value for name, value in os.environ.items() if name.lower().endswith(("_webhook", "_proxy"))])

@@ -42,7 +42,8 @@ class PointsConfig(GraphConfig):
     """The two sides of an edit."""
 
     source: list[list[int]] = Field(
-        description="Voxels [x, y, z] of mip 0 on one side, e.g. [[1200, 3400, 56]]; one or a few."
+        description="Voxels [x, y, z] of mip 0 on one side, e.g. [[1200, 3400, 56]]; one or a few. "
+        "[id, x, y, z] names the root or the supervoxel that is meant."
     )
     sink: list[list[int]] = Field(description="Voxels [x, y, z] of mip 0 on the other side.")
 

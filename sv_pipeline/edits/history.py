@@ -235,7 +235,7 @@ def _point_cells(request: SplitRequest) -> list[SetCell]:
         (request.sinks, columns.SINK_COORDINATES),
     ):
         if points.coordinates is not None:
-            cells.append(column.set(points.coordinates))
+            cells.append(column.set(points.pointed))
     return cells
 
 

@@ -6,25 +6,23 @@ segmentation of that time shows for it.
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 import tensorstore as ts
 
-from sv_pipeline.errors import NotFoundError
+from sv_pipeline.edits.refusal import EditRefused, Reason
+from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import Time, milliseconds
 from sv_pipeline.graph.lineage import OperationStatus, read_operations
 from sv_pipeline.graph.queries import leaves, roots
 from sv_pipeline.grid import Box
+from sv_pipeline.moments import Moment, epoch_milliseconds, parse_moment
 from sv_pipeline.segmentation.operations import generation_at
 from sv_pipeline.segmentation.reader import open_fork
 from sv_pipeline.table.columns import Ragged
 
 __all__ = ["Moment", "leaves_at", "milliseconds_of", "segmentation_at"]
-
-Moment = datetime | int
-"""A time; or the number of an operation, just after which it is."""
 
 
 def milliseconds_of(graph: ChunkedGraph, moment: Moment) -> int:
@@ -32,15 +30,21 @@ def milliseconds_of(graph: ChunkedGraph, moment: Moment) -> int:
 
     Raises
     ------
+    EditRefused
+        If it is neither a time nor the number of an operation.
     NotFoundError
         If it names an operation that was never made.
     """
-    if isinstance(moment, datetime):
-        return milliseconds(moment) or 0
-    found = read_operations(graph, [moment])
+    try:
+        known = parse_moment(moment)
+    except InputError as error:
+        raise EditRefused(Reason.BAD_REQUEST, error.message, remedy=error.remedy) from error
+    if not isinstance(known, int):
+        return epoch_milliseconds(known)
+    found = read_operations(graph, [known])
     if not found or found[0].status is not OperationStatus.SUCCESS or found[0].timestamp is None:
         raise NotFoundError(
-            f"operation {moment} of graph {graph.graph_id!r} was never made: it is no moment to look back to.",
+            f"operation {known} of graph {graph.graph_id!r} was never made: it is no moment to look back to.",
             remedy="List the operations; those with status SUCCESS count.",
         )
     return milliseconds(found[0].timestamp) or 0

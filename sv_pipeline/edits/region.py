@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sv_pipeline.algorithms.components import find, unique_rows
 from sv_pipeline.edits.nodes import NodeCache, ReadEdges
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.edge_files import Edges, read_edges_many
+from sv_pipeline.graph.edge_files import Edges, read_edges_many, usable
 from sv_pipeline.graph.edges import read_timed_edges_of_edits
 from sv_pipeline.graph.queries import chunks_touch
 from sv_pipeline.grid import Box
@@ -138,7 +138,7 @@ def edges_of_chunks(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64], cac
     """Atomic edges of layer 2 chunks (n, 3), of files and of edits; each pair once, smaller id first, no loops."""
     with ThreadPoolExecutor(2) as pool:
         reading = pool.submit(read_timed_edges_of_edits, graph, coordinates)
-        files = read_edges_many(graph.edges_url, coordinates)
+        files = [usable(file) for file in read_edges_many(graph.edges_url, coordinates)]
         parts = [part for file in files for part in (file.in_, file.between, file.cross)]
         of_edits, latest = reading.result()
     parts.append(of_edits)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.edits.refusal import EditRefused, Reason
-from sv_pipeline.edits.settled import SettledGraph
-from sv_pipeline.errors import InputError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.queries import supervoxels_at
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table import columns
@@ -24,10 +20,10 @@ __all__ = [
     "MergeRequest",
     "Points",
     "SplitRequest",
+    "check_count",
     "check_distance",
     "check_points",
     "log_cells",
-    "looked_up",
     "offset_of",
     "options_of",
     "region_of",
@@ -48,9 +44,22 @@ class Points:
     """One side of a request: supervoxels, or voxels to look them up at, or both (then they correspond)."""
 
     ids: UInt64Array
-    """Shape (n,); empty = look them up."""
+    """Shape (n,); empty = look them up. Beside voxels also roots, or 0: see :mod:`sv_pipeline.edits.pointing`."""
     coordinates: npt.NDArray[np.int64] | None = None
     """Absolute voxels of the base mip (x, y, z), shape (n, 3)."""
+    asked: npt.NDArray[np.int64] | None = None
+    """Where the user pointed, if points were moved to the nearest supervoxel; such points are taken as they are."""
+
+    @property
+    def pointed(self) -> npt.NDArray[np.int64]:
+        """Where the user pointed, shape (n, 3); no voxel at all if only ids are named."""
+        where = self.coordinates if self.asked is None else self.asked
+        return np.zeros((0, 3), np.int64) if where is None else where
+
+    def at(self, index: int) -> Points:
+        """One of the points."""
+        part = slice(index, index + 1)
+        return Points(self.ids[part], None if self.coordinates is None else self.coordinates[part])
 
     @classmethod
     def of(cls, ids: npt.ArrayLike = (), coordinates: npt.ArrayLike | None = None) -> Points:
@@ -120,6 +129,9 @@ def options_of(request: Any) -> dict[str, Any]:
         "by_id": [bool(len(points.ids)) for points in (request.sources, request.sinks)],
         "offset": None if request.offset is None else [int(o) for o in request.offset],
     }
+    if any(len(points.ids) and points.coordinates is not None for points in (request.sources, request.sinks)):
+        # What was named beside voxels; the log's columns hold what was found there.
+        options["named"] = [points.ids[:MAX_POINTS].tolist() for points in (request.sources, request.sinks)]
     if isinstance(request, SplitRequest):
         options["path_augmentation"] = request.path_augmentation
         options["disallow_isolating_cut"] = request.disallow_isolating_cut
@@ -127,21 +139,14 @@ def options_of(request: Any) -> dict[str, Any]:
     return options
 
 
-def looked_up(graph: ChunkedGraph, points: Points, volume: Any) -> Points:
-    """Points with their supervoxels, looked up in ``volume`` (a TensorStore) if the request names none."""
-    if len(points.ids) or points.coordinates is None or not len(points.coordinates):
-        return points
-    if volume is None:
+def check_count(name: str, count: int) -> None:
+    """Refuse more points on one side than an edit of a person has."""
+    if count > MAX_POINTS:
         raise EditRefused(
-            Reason.BAD_REQUEST,
-            "the request names voxels, but there is no volume to look up their supervoxels in.",
-            remedy="Pass the graph's segmentation, or name supervoxels.",
+            Reason.TOO_MANY_POINTS,
+            f"there are {count:,} {name} points; {MAX_POINTS:,} are possible.",
+            remedy="Place fewer; every one must be reached by the cut, so few do.",
         )
-    try:
-        look = graph.supervoxels_at if isinstance(graph, SettledGraph) else partial(supervoxels_at, graph)
-        return replace(points, ids=look(volume, points.coordinates))
-    except InputError as error:
-        raise EditRefused(Reason.OUTSIDE, error.message, remedy="Points are x, y, z in voxels of mip 0.") from error
 
 
 def check_points(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> None:
@@ -177,12 +182,7 @@ def _check_side(graph: ChunkedGraph, name: str, points: Points) -> None:
     ids = points.ids
     if not len(ids):
         raise EditRefused(Reason.NO_POINTS, f"there is no {name} point.", remedy="Place at least one on each side.")
-    if len(ids) > MAX_POINTS:
-        raise EditRefused(
-            Reason.TOO_MANY_POINTS,
-            f"there are {len(ids):,} {name} points; {MAX_POINTS:,} are possible.",
-            remedy="Place fewer; every one must be reached by the cut, so few do.",
-        )
+    check_count(name, len(ids))
     if points.coordinates is not None and len(points.coordinates) != len(ids):
         raise EditRefused(
             Reason.BAD_REQUEST,
@@ -246,22 +246,29 @@ def region_of(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> Box:
     return Box.of(start - offset, stop + offset).clip(graph.grid.bounds)
 
 
+def _supervoxels(graph: ChunkedGraph, points: Points) -> UInt64Array:
+    """What the log names: other software takes all of it for supervoxels."""
+    ids = points.ids[:MAX_POINTS]
+    all_are = points.coordinates is None or (graph.layout.layers(ids) == 1).all()
+    return ids if all_are else np.zeros(0, np.uint64)
+
+
 def log_cells(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> list[SetCell]:
     """The request as cells of the operation log; PyChunkedGraph tells merges from splits by them."""
     sources, sinks = request.sources, request.sinks
     cells = [
         columns.USER.set(request.user),
-        columns.SOURCE_IDS.set(sources.ids[:MAX_POINTS]),
-        columns.SINK_IDS.set(sinks.ids[:MAX_POINTS]),
+        columns.SOURCE_IDS.set(_supervoxels(graph, sources)),
+        columns.SINK_IDS.set(_supervoxels(graph, sinks)),
     ]
     for points, column in ((sources, columns.SOURCE_COORDINATES), (sinks, columns.SINK_COORDINATES)):
         if points.coordinates is not None:
-            cells.append(column.set(points.coordinates[:MAX_POINTS]))
+            cells.append(column.set(points.pointed[:MAX_POINTS]))
     if isinstance(request, MergeRequest):
         cells.append(
             columns.ADDED_EDGES.set(
-                np.stack([sources.ids[:1], sinks.ids[:1]], axis=-1)
-                if len(sources.ids) and len(sinks.ids)
+                np.stack([_supervoxels(graph, sources)[:1], _supervoxels(graph, sinks)[:1]], axis=-1)
+                if len(_supervoxels(graph, sources)) and len(_supervoxels(graph, sinks))
                 else np.zeros((0, 2), np.uint64)
             )
         )

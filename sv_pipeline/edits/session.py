@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,8 +22,9 @@ from sv_pipeline.edits.locking import EditLocks, LockPatience, lock_roots
 from sv_pipeline.edits.nodes import KnownNodes, NodeCache, until_known
 from sv_pipeline.edits.operation_log import OperationRow, Scope
 from sv_pipeline.edits.pair import compare
+from sv_pipeline.edits.pointing import resolved
 from sv_pipeline.edits.refusal import EditRefused, Reason
-from sv_pipeline.edits.requests import MergeRequest, SplitRequest, check_points, looked_up, offset_of, options_of
+from sv_pipeline.edits.requests import MergeRequest, SplitRequest, check_points, offset_of, options_of
 from sv_pipeline.edits.roots import RequestOfPoints, RequestRoots
 from sv_pipeline.edits.standing import end_early
 from sv_pipeline.failpoints import reach
@@ -219,7 +220,10 @@ def _edit_under_locks(
         if resumption is not None:
             log.exception("operation %d could not be made again", row.operation_id)
             raise
-        raise end_early(graph, row, error, writing=held is not None and held.keep) from error.__cause__
+        ended = end_early(graph, row, error, writing=held is not None and held.keep)
+        if ended is not error:
+            raise ended from error
+        raise
 
 
 def _paired(graph: ChunkedGraph) -> str | None:
@@ -244,9 +248,7 @@ def checked(
     graph: ChunkedGraph, request: Checked, volume: Any, check: Callable[[Checked], None] | None = None
 ) -> Checked:
     """A request with its supervoxels, refused if it makes no sense by itself."""
-    sources = looked_up(graph, request.sources, volume)
-    sinks = looked_up(graph, request.sinks, volume)
-    request = replace(request, sources=sources, sinks=sinks)
+    request = resolved(graph, request, volume)
     check_points(graph, request)
     offset_of(graph, request)
     if check is not None:

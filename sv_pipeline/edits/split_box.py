@@ -63,6 +63,12 @@ def split_box(
     low, high = grid.chunk_of(points).min(axis=0), grid.chunk_of(points).max(axis=0)
     for margin in (1, 0):
         inside = ((coordinates >= low - margin) & (coordinates <= high + margin)).all(axis=1)
+        if not inside.any():
+            raise EditRefused(
+                Reason.BAD_REQUEST,
+                "the voxels of the request are not near the supervoxels that it names for them.",
+                remedy="Name voxels that lie on the supervoxels, or voxels alone.",
+            )
         chunks = np.unique(coordinates[inside], axis=0)
         size = np.asarray(grid.chunk_size)
         start = np.asarray(grid.bounds.start) + chunks.min(axis=0) * size

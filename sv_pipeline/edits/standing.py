@@ -42,7 +42,7 @@ def end_early(graph: ChunkedGraph, row: OperationRow, error: BaseException, *, w
         What to raise.
     """
     if (ours := our_error(error)) is not None and ours is not error:
-        ours.__cause__, error = error, ours
+        error = ours
     try:
         advice = _advice(graph, row, error, writing=writing)
     except SvPipelineError:

@@ -10,7 +10,7 @@ uint64, float32, uint64). ``components_x_y_z.proto`` is a packed repeated uint64
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import zstandard
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
+from sv_pipeline.algorithms import edge_rules
 from sv_pipeline.errors import InputError
 from sv_pipeline.ids import IdLayout, UInt64Array
 from sv_pipeline.segmentation import kv
@@ -37,6 +38,7 @@ __all__ = [
     "read_components_many",
     "read_edges",
     "read_edges_many",
+    "usable",
     "write_components",
     "write_edges",
 ]
@@ -169,12 +171,13 @@ def decode_edges(
     where
         Name of the file, for messages.
     layout, coordinate
-        If both are given the ids are checked to be supervoxels, of this chunk where the format says so.
+        If both are given the edges are held against the rules of :mod:`sv_pipeline.algorithms.edge_rules`, and their
+        ids are checked to be supervoxels, of this chunk where the format says so.
 
     Raises
     ------
     InputError
-        If the file is broken.
+        If the file is broken, or an edge breaks a rule.
     """
     chunk = _messages()[0]()
     frame = zstandard.ZstdDecompressor().decompressobj()
@@ -189,6 +192,7 @@ def decode_edges(
     if layout is not None and coordinate is not None:
         for name, edges in parts.items():
             _check_ids(edges, layout, coordinate, inside=name == "in_", where=f"{where} ({name.rstrip('_')})")
+        _check_rules(parts, where)
     return ChunkEdges(**parts)
 
 
@@ -202,9 +206,34 @@ def _decode_part(part: Any, where: str) -> Edges:
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         raise InputError(f"edge file {where}: columns differ in length: {lengths}.", remedy=REMEDY)
-    if np.isnan(columns["affinities"]).any():
-        raise InputError(f"edge file {where}: an affinity is not a number.", remedy=REMEDY)
     return Edges(**columns)
+
+
+def _check_rules(parts: dict[str, Edges], where: str) -> None:
+    joined = Edges(*(np.concatenate(arrays) for arrays in zip(*(part.arrays for part in parts.values()), strict=True)))
+    pairs = np.stack([joined.node_ids1, joined.node_ids2], axis=-1)
+    cross = np.repeat([name == "cross" for name in parts], [len(part) for part in parts.values()])
+    faults = edge_rules.edge_faults(pairs, joined.affinities, joined.areas, cross)
+    if (again := edge_rules.repeated(pairs)).any():
+        faults.append(edge_rules.Fault("it is listed more than once", again))
+    if faults:
+        first = int(np.flatnonzero(faults[0].edges)[0])
+        a, b = pairs[first].tolist()
+        more = f" ({np.count_nonzero(faults[0].edges):,} such edges)" if faults[0].edges.sum() > 1 else ""
+        raise InputError(
+            f"edge file {where}: edge {a} - {b} of affinity {joined.affinities[first]} and area {joined.areas[first]}: "
+            f"{faults[0].text}{more}.",
+            remedy="Write the file again.",
+        )
+
+
+def usable(edges: ChunkEdges) -> ChunkEdges:
+    """The same edges with affinities that a cut can work with; files that were not held against the rule exist."""
+
+    def part(edges: Edges, may_be_inf: bool) -> Edges:
+        return replace(edges, affinities=edge_rules.usable_affinities(edges.affinities, may_be_inf))
+
+    return ChunkEdges(part(edges.in_, False), part(edges.between, False), part(edges.cross, True))
 
 
 def _check_ids(edges: Edges, layout: IdLayout, coordinate: npt.ArrayLike, *, inside: bool, where: str) -> None:

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.components import find, unique_rows
+from sv_pipeline.algorithms.edge_rules import usable_affinities
 from sv_pipeline.errors import CorruptionError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.edge_files import ChunkEdges, Edges, read_edges_many
+from sv_pipeline.graph.edge_files import ChunkEdges, Edges, read_edges_many, usable
 from sv_pipeline.graph.hierarchy import Time, milliseconds, read_ancestor_matrix
 from sv_pipeline.graph.queries import leaves
 from sv_pipeline.grid import Box
@@ -155,7 +156,7 @@ def replaced(graph: ChunkedGraph, supervoxels: UInt64Array) -> BoolArray:
 
 def _all_edges(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64]) -> Edges:
     """Edges of the files, then those of edits, of layer 2 chunks."""
-    files: list[ChunkEdges] = read_edges_many(graph.edges_url, coordinates)
+    files: list[ChunkEdges] = [usable(file) for file in read_edges_many(graph.edges_url, coordinates)]
     parts = [part for file in files for part in (file.in_, file.between, file.cross)]
     return _join([*parts, read_edges_of_edits(graph, coordinates)])
 
@@ -202,7 +203,10 @@ def _split_edges(
             f"row {key.decode()!r} has {edges.key.qualifier.decode()}, but not as many affinities and areas.",
             remedy="Recover the operation that wrote it.",
         )
-    return [Edges(pairs[:, 0], pairs[:, 1], affinity, area) for pairs, affinity, area in groups]
+    return [
+        Edges(pairs[:, 0], pairs[:, 1], usable_affinities(affinity, may_be_inf=True), area)
+        for pairs, affinity, area in groups
+    ]
 
 
 def _fake_edges(pairs: UInt64Array) -> Edges:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline import moments
 from sv_pipeline.algorithms.components import find
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.layers import LayeredEdges, newest_of_reruns
@@ -48,18 +48,23 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 EdgeColumn = Callable[[int], ArrayColumn[np.uint64]]
 
-Time = int | datetime
-"""A moment: milliseconds since the epoch, or a datetime (UTC where it names no zone)."""
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+Time = int | moments.Time
+"""Milliseconds since the epoch, or a time as :mod:`sv_pipeline.moments` understands it."""
 
 
 def milliseconds(at: Time | None) -> int | None:
-    """A moment as the last table timestamp that counts at it (inclusive, rounded up); None stays None."""
-    if at is None or not isinstance(at, datetime):
-        return at
-    aware = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return -((EPOCH - aware) // timedelta(milliseconds=1))
+    """A time as the last table timestamp that counts at it (inclusive, rounded up); None stays None.
+
+    Raises
+    ------
+    InputError
+        If it is no time.
+    """
+    if at is None:
+        return None
+    if isinstance(at, int | np.integer) and not isinstance(at, bool | np.timedelta64):
+        return int(at)
+    return moments.epoch_milliseconds(moments.parse_time(at))
 
 
 def take(ragged: Ragged, rows: npt.ArrayLike) -> Ragged:

@@ -10,9 +10,17 @@ import numpy.typing as npt
 
 from sv_pipeline.algorithms.components import find
 from sv_pipeline.config import DatasetConfig
-from sv_pipeline.errors import ConflictError
+from sv_pipeline.errors import ConflictError, InputError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.edge_files import ChunkEdges, Components, Edges, read_components_many, read_edges_many
+from sv_pipeline.graph.edge_files import (
+    ChunkEdges,
+    Components,
+    Edges,
+    components_key,
+    edges_key,
+    read_components_many,
+    read_edges_many,
+)
 from sv_pipeline.graph.layers import LayeredEdges, NewParents, atomic_parents
 from sv_pipeline.graph.rows import child_rows, edge_cells, parent_rows
 from sv_pipeline.ids import UInt64Array
@@ -122,7 +130,9 @@ def _read_atoms(batch: Batch, *, look_into_voxels: bool) -> _Atoms:
     graph, coordinates = batch.graph, batch.task_coordinates
     edges = read_edges_many(graph.edges_url, coordinates, layout=graph.layout)
     components = read_components_many(graph.components_url, coordinates)
-    supervoxels, inner, outer = [], [], []
+    seen = supervoxels_in_voxels(graph, coordinates) if look_into_voxels else None
+    _refuse_strangers(graph, coordinates, edges, components, seen)
+    supervoxels, inner, outer = list(seen or []), [], []
     for chunk_edges, chunk_components, coordinate in zip(edges, components, coordinates, strict=True):
         active = active_edges(chunk_edges, chunk_components)
         inner.append(_pairs(active.in_))
@@ -131,12 +141,41 @@ def _read_atoms(batch: Batch, *, look_into_voxels: bool) -> _Atoms:
         here = named[graph.layout.chunks(named) == graph.layout.chunk_ids(1, coordinate)]
         every = chunk_edges.in_, chunk_edges.between, chunk_edges.cross
         supervoxels += [here, chunk_edges.in_.node_ids2, *(e.node_ids1 for e in every)]
-    if look_into_voxels:
-        supervoxels += supervoxels_in_voxels(graph, coordinates)
     leaving = np.concatenate(outer)
     layers = graph.layout.cross_layers(leaving[:, 0], leaving[:, 1])
     ids = np.unique(np.concatenate(supervoxels))
     return _Atoms(ids[graph.layout.segments(ids) != 0], np.concatenate(inner), LayeredEdges(layers, leaving).distinct())
+
+
+def _refuse_strangers(
+    graph: ChunkedGraph,
+    coordinates: IntArray,
+    edges: list[ChunkEdges],
+    components: list[Components],
+    seen: list[UInt64Array] | None,
+) -> None:
+    """InputError if a file names a supervoxel that cannot be: outside the volume, or not in its chunk's voxels."""
+    shape = np.asarray(graph.grid.shape(2))
+    for i, (coordinate, chunk_edges, groups) in enumerate(zip(coordinates, edges, components, strict=True)):
+        parts = (chunk_edges.in_, chunk_edges.between, chunk_edges.cross)
+        pairs = np.concatenate([_pairs(part) for part in parts])
+        named = np.concatenate([pairs.ravel(), *groups])
+        outside = np.asarray((graph.layout.coordinates(named) >= shape).any(axis=1))
+        here = graph.layout.chunks(named) == graph.layout.chunk_ids(1, coordinate)
+        unseen = here & ~np.isin(named, seen[i]) if seen is not None else np.zeros(len(named), np.bool_)
+        strange = np.flatnonzero(outside | (unseen & (graph.layout.segments(named) != 0)))
+        if not len(strange):
+            continue
+        first = int(strange[0])
+        in_edges = first < pairs.size
+        key = edges_key(coordinate) if in_edges else components_key(coordinate)
+        url = graph.edges_url if in_edges else graph.components_url
+        edge = "" if not in_edges else " of edge {} - {}".format(*pairs[first // 2].tolist())
+        where = "outside the volume" if outside[first] else f"not in the voxels of chunk {tuple(coordinate.tolist())}"
+        raise InputError(
+            f"{url}{key}: supervoxel {int(named[first])}{edge} is {where}.",
+            remedy="Check that the edge and component files belong to this watershed volume, or make them again.",
+        )
 
 
 def active_edges(edges: ChunkEdges, components: Components) -> ChunkEdges:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import tensorstore as ts
 
-from sv_pipeline.errors import ConfigError, DamagedError
+from sv_pipeline.errors import DamagedError
+from sv_pipeline.places import parse_folder
 from sv_pipeline.segmentation.context import process_context
 from sv_pipeline.segmentation.file_guard import clear_stale_locks
 from sv_pipeline.segmentation.retry import retry_transport
@@ -29,38 +29,18 @@ __all__ = [
     "write_many",
 ]
 
-SCHEMES = ("file", "gs", "memory")
 _DELETE_ATTEMPTS = 20
 
 
 def as_url(path_or_url: str | Path) -> str:
-    """Normal form of a place: a kvstore URL that ends with ``/``.
-
-    Accepts a path, ``file://``, ``gs://`` or ``memory://`` URLs, and a leading ``precomputed://``.
+    """Normal form of a folder: a kvstore URL that ends with ``/``; see :mod:`sv_pipeline.places`.
 
     Raises
     ------
     ConfigError
-        If the scheme is none of these, or nothing is named.
+        If the text names no folder that can be used.
     """
-    text = str(path_or_url).strip().removeprefix("precomputed://").split("|", 1)[0]
-    if not text:
-        raise ConfigError("an empty text does not name a folder.", remedy="Give a path or a URL such as gs://b/p/.")
-    scheme, separator, rest = text.partition("://")
-    if not separator:
-        return _file_url(text)
-    if scheme not in SCHEMES:
-        raise ConfigError(f"cannot use {text!r}.", remedy=f"Give a path or a URL of {', '.join(SCHEMES)}://.")
-    if scheme == "file":
-        return _file_url(unquote(rest))
-    if scheme == "gs" and not rest.strip("/"):
-        raise ConfigError(f"{text!r} names no bucket.", remedy="Give gs://bucket/folder/.")
-    return f"{scheme}://{rest.rstrip('/')}/" if rest.strip("/") else f"{scheme}://"
-
-
-def _file_url(path: str) -> str:
-    absolute = os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 - not resolved: links stay links
-    return "file://" + quote(absolute.rstrip("/")) + "/"
+    return parse_folder(path_or_url).folder_url
 
 
 def join_url(url: str, *parts: str) -> str:

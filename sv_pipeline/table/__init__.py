@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sv_pipeline.config import BackendType, DatasetConfig
+from sv_pipeline.places import local_folder
 from sv_pipeline.table.interface import Table
 from sv_pipeline.table.sqlite import SqliteTable
 
@@ -23,7 +24,10 @@ def open_table(config: DatasetConfig, home: str | Path) -> Table:
     """
     options = config.backend_client.config
     if config.backend_client.type is BackendType.SQLITE:
-        folder = Path(options.path) if options.path else Path(home) / "tables"
+        if options.path:
+            folder = local_folder(options.path, what="backend_client.CONFIG.PATH")
+        else:
+            folder = local_folder(home, what="the home folder of SQLite tables") / "tables"
         return SqliteTable(config.table_name, folder, read_only=options.read_only)
     # Imported here: gRPC takes a while to load, and local graphs do without.
     from sv_pipeline.table.bigtable import BigtableTable

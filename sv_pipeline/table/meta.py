@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from sv_pipeline.config import DatasetConfig
 from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError
+from sv_pipeline.places import parse_folder
 from sv_pipeline.table import keys, pickles
 from sv_pipeline.table.columns import META_KEY, VERSION
 from sv_pipeline.table.interface import CellMatch, RowMutation, SetCell, Table
@@ -109,7 +110,7 @@ def from_config(config: DatasetConfig) -> TableMeta:
             "seg": {
                 "ocdbt": True,
                 "sv_split_threshold": 10,
-                "ocdbt_path": config.data_source.watershed.rstrip("/") + f"/ocdbt/{config.graph_id}/",
+                "ocdbt_path": parse_folder(config.data_source.watershed).folder_url + f"ocdbt/{config.graph_id}/",
             },
             "ocdbt_config": config.ocdbt_config.model_dump(mode="json"),
             "split_bounding_offset": list(SPLIT_BOUNDING_OFFSET),

@@ -218,7 +218,9 @@ def activate(nodes: Snapshot, edges: AtomicEdges) -> ActiveEdges:
     # Index NONE is -1: the last entry, which is never live.
     kept = live[ends].all(axis=-1) & (ends[:, 0] != ends[:, 1])
     ends, together = ends[kept], (edges.together & (edges.kinds != EDITED))[kept]
-    edited, infinite = (edges.kinds == EDITED)[kept], np.isinf(edges.affinities)[kept]
+    edited = (edges.kinds == EDITED)[kept]
+    # As cuts take them: no other edge of a file is beyond cutting, whatever it says.
+    infinite = ((edges.affinities == np.inf) & np.isin(edges.kinds, (CROSS, EDITED)))[kept]
 
     both = np.concatenate([ends, ends[:, ::-1]])
     key = both[:, 0] * count + both[:, 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.algorithms import edge_rules
 from sv_pipeline.verify.atomic_edges import CROSS, EDITED, IN, AtomicEdges
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.snapshot import NONE, Snapshot
@@ -28,8 +29,6 @@ def check_edge_files(outcome: Outcome, nodes: Snapshot, edges: AtomicEdges) -> N
         "an edge of a supervoxel that the graph does not have: the files belong to another watershed, "
         "or the chunk was not ingested to the end.",
     )
-    loop = edges.pairs[:, 0] == edges.pairs[:, 1]
-    _report_edges(outcome, edges, loop, "an edge from a supervoxel to itself: write the file again.")
     stored = edges.kinds != EDITED
     first_here, second_here = (nodes.layout.chunks(edges.pairs) == edges.files[:, None]).T
     misplaced = stored & ~(first_here & (second_here == (edges.kinds == IN)))
@@ -40,10 +39,10 @@ def check_edge_files(outcome: Outcome, nodes: Snapshot, edges: AtomicEdges) -> N
         "an edge in the file of the wrong chunk, or of the wrong kind "
         "(in: both ends in the chunk; between, cross: the first only): write the file again.",
     )
-    wrong_affinity = stored & (np.isinf(edges.affinities) != (edges.kinds == CROSS))
-    _report_edges(
-        outcome, edges, wrong_affinity, "cross edges, and only they, have affinity inf: write the file again."
-    )
+    # Edges of edits may have inf, and only merges make them, so that they need no more than an affinity.
+    may_be_inf = (edges.kinds == CROSS) | ((edges.kinds == EDITED) & (edges.affinities == np.inf))
+    for fault in edge_rules.edge_faults(edges.pairs, edges.affinities, edges.areas, may_be_inf):
+        _report_edges(outcome, edges, fault.edges, f"{fault.text}: write the file again.")
     _check_repeats(outcome, edges)
     _check_symmetry(outcome, edges, broken={file.name for file in edges.broken})
 
@@ -56,12 +55,10 @@ def _report_edges(outcome: Outcome, edges: AtomicEdges, faulty: BoolArray, messa
 
 
 def _check_repeats(outcome: Outcome, edges: AtomicEdges) -> None:
-    inside = np.flatnonzero(edges.kinds == IN)
-    ordered = np.sort(edges.pairs[inside], axis=-1)
-    order = np.lexsort((ordered[:, 1], ordered[:, 0]))
+    at = np.flatnonzero(edges.kinds != EDITED)
     again = np.zeros(len(edges), np.bool_)
-    again[inside[order[1:]]] = (np.diff(ordered[order].astype(np.int64), axis=0) == 0).all(axis=-1)
-    _report_edges(outcome, edges, again, "an in-chunk edge is listed more than once: write the file again.")
+    again[at] = edge_rules.repeated(edges.pairs[at], edges.files[at])
+    _report_edges(outcome, edges, again, "an edge is listed more than once in one file: write the file again.")
 
 
 def _check_symmetry(outcome: Outcome, edges: AtomicEdges, broken: set[str]) -> None:

@@ -54,7 +54,6 @@ PLACES: dict[str, tuple[list[list[int]], list[list[int]], Reason]] = {
     "below the volume": ([at(1)], [[-1, 2, 2]], Reason.OUTSIDE),
     "behind the volume": ([at(1)], [[24, 2, 2]], Reason.OUTSIDE),
     "very far away": ([at(1)], [[2**62, 2, 2]], Reason.OUTSIDE),
-    "on background": ([at(1)], [[3, 0, 0]], Reason.BACKGROUND),
     "on another object": ([at(1)], [at(20)], Reason.SEVERAL_ROOTS),
     "sinks on two objects": ([at(1)], [at(5), at(20)], Reason.SEVERAL_ROOTS),
     "the same voxel": ([at(1)], [at(1)], Reason.SAME_POINT),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,14 +75,36 @@ def test_a_supervoxel_that_only_the_voxels_show_gets_a_node(new_table: Table, tm
     graph = create_chunked_graph(new_table, config)
     lonely = int(graph.layout.chunk_ids(1, (1, 1, 0))) | 777
     volume = open_volume(graph.watershed_url, writable=True)
-    corner = graph.grid.box(2, (1, 1, 0)).start
-    volume[tuple(slice(c, c + 2) for c in corner)].write(np.full((2, 2, 2), lonely, np.uint64)).result()
+    for coordinate in graph.grid.coordinates(2):
+        show(graph, volume, coordinate, [lonely] if tuple(coordinate) == (1, 1, 0) else [])
     build_atomic_chunks(graph, graph.grid.coordinates(2), read_isolated_supervoxels=True)
     build_all(graph, config)
     root = queries.roots(graph, [lonely])
     assert graph.layout.layers(root).tolist() == [graph.n_layers]
     assert queries.leaves(graph, root).values.tolist() == [lonely]
     assert counters.max_segment(graph.table, graph.layout, int(graph.layout.chunk_ids(1, (1, 1, 0)))) == 777
+
+
+def show(graph: ChunkedGraph, volume: Any, coordinate: Any, more: list[int]) -> None:
+    """Give a voxel to each supervoxel of the world in a chunk, and to some more."""
+    here = graph.layout.chunks(WORLD.supervoxels) == graph.layout.chunk_ids(1, coordinate)
+    box = graph.grid.box(2, coordinate)
+    voxels = np.zeros(box.volume, np.uint64)
+    ids = [*WORLD.supervoxels[here].tolist(), *more]
+    voxels[: len(ids)] = ids
+    volume[box.slices].write(voxels.reshape(box.shape)).result()
+
+
+def test_files_that_name_strangers_are_refused(graph: ChunkedGraph) -> None:
+    coordinate = next(c for c in graph.grid.coordinates(2) if len(read_edges(graph.edges_url, c).in_))
+    with pytest.raises(InputError, match=r"edges_.*supervoxel \d+ of edge \d+ - \d+ is not in the voxels of chunk"):
+        build_atomic_chunks(graph, [coordinate], read_isolated_supervoxels=True)
+    here, far = graph.layout.chunk_ids(1, coordinate) | 1, graph.layout.chunk_ids(1, (90, 1, 0)) | 1
+    ids = np.array([[here], [far]], np.uint64)
+    outside = Edges(ids[0], ids[1], np.ones(1, np.float32), np.ones(1, np.uint64))
+    write_edges(graph.edges_url, coordinate, ChunkEdges(between=outside))
+    with pytest.raises(InputError, match=rf"supervoxel {far} of edge {here} - {far} is outside the volume"):
+        build_atomic_chunks(graph, [coordinate], read_isolated_supervoxels=False)
 
 
 def test_an_id_in_the_voxels_of_another_chunk_is_refused(graph: ChunkedGraph) -> None:

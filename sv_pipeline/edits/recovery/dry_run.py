@@ -97,6 +97,6 @@ def _request(found: Unfinished) -> str:
     request = request_of(operation, REQUEST.newest(found.row) or {})
     sides = []
     for points in (request.sources, request.sinks):
-        what = points.coordinates if points.coordinates is not None else points.ids
+        what = points.pointed if points.coordinates is not None else points.ids
         sides.append(", ".join(str(one) for one in what.tolist()[:5]))
     return f"{operation.kind} by {found.user!r}: {sides[0]} {'and' if operation.kind == 'merge' else 'from'} {sides[1]}"

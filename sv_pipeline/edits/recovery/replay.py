@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -137,13 +137,21 @@ def request_of(operation: Operation, options: dict[str, Any]) -> MergeRequest | 
     """The request of a merge or split, out of the log's cells and what they have no room for."""
     row, by_id = operation.row, options.get("by_id", [True, True])
     sides = []
-    for ids, where, named in (
-        (columns.SOURCE_IDS, columns.SOURCE_COORDINATES, by_id[0]),
-        (columns.SINK_IDS, columns.SINK_COORDINATES, by_id[1]),
+    named = options.get("named", [None, None])
+    for i, (ids, where) in enumerate(
+        (
+            (columns.SOURCE_IDS, columns.SOURCE_COORDINATES),
+            (columns.SINK_IDS, columns.SINK_COORDINATES),
+        )
     ):
         found, coordinates = ids.newest(row), where.newest(row)
-        use_ids = found is not None and (named or coordinates is None)
-        sides.append(Points.of(found if use_ids and found is not None else (), coordinates))
+        if named[i] is not None:
+            found = np.asarray(named[i], np.uint64)
+        use_ids = found is not None and (by_id[i] or coordinates is None)
+        points = Points.of(found if use_ids and found is not None else (), coordinates)
+        if use_ids and coordinates is not None and "by_id" not in options:
+            points = replace(points, asked=points.coordinates)  # other software's, which has moved them itself
+        sides.append(points)
     offset = options.get("offset", False)
     if offset is False:  # other software's
         stored = columns.BOUNDING_BOX_OFFSET.newest(row)

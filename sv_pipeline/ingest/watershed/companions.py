@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.algorithms.edge_rules import as_stored, unusable_affinities
 from sv_pipeline.config import SourceConfig
 from sv_pipeline.errors import InputError
 from sv_pipeline.grid import Box
@@ -95,7 +96,7 @@ def source_scales(source: SourceConfig) -> dict[str, tuple[StoredScale, Box | No
 
 def file_stamp(path: str) -> str:
     """Size and time of a local file; empty for anything else."""
-    file = Path(split_key(path.removeprefix("file://"))[0])
+    file = Path(split_key(path)[0])
     return f"{file.stat().st_size} {file.stat().st_mtime_ns}" if file.is_file() else ""
 
 
@@ -144,12 +145,19 @@ def read_affinities(volume: SourceVolume, box: Box) -> npt.NDArray[np.float32]:
     Raises
     ------
     InputError
-        If one is negative or not finite.
+        If one is negative, or not finite as float32.
     """
     stored = volume.read(box)
-    values = stored.astype(np.float32) / np.float32(255) if stored.dtype == np.uint8 else stored.astype(np.float32)
-    if not (np.isfinite(values) & (values >= 0)).all():
-        raise InputError(f"affinities {volume.name} are negative or not finite somewhere in {box}.")
+    values = as_stored(stored) / np.float32(255) if stored.dtype == np.uint8 else as_stored(stored)
+    wrong = unusable_affinities(values)
+    if wrong.any():
+        at = tuple(np.argwhere(wrong)[0].tolist())
+        voxel = tuple((np.asarray(at[:3]) + box.start).tolist())
+        raise InputError(
+            f"affinities {volume.name} hold {stored[at]} at voxel {voxel}, channel {at[3]}, which is "
+            "negative or not finite as float32.",
+            remedy="Export the affinities again.",
+        )
     return values
 
 

@@ -27,6 +27,7 @@ from sv_pipeline.ingest.watershed.array_files import (
     read_headers,
 )
 from sv_pipeline.ingest.watershed.stores import open_store
+from sv_pipeline.places import is_spec, parse_source
 from sv_pipeline.segmentation.retry import retry_transport
 from sv_pipeline.segmentation.stored_scale import StoredScale
 
@@ -73,9 +74,11 @@ class SourceVolume:
 
 
 def split_key(path: str) -> tuple[str, str | None]:
-    """Path and array name of ``path.npz#key``."""
-    base, separator, key = path.partition("#")
-    return (base, key) if separator and base.endswith(".npz") else (path, None)
+    """Path and array name of ``path.npz#key``; what is no local file stays as it is."""
+    if is_spec(path):
+        return path, None
+    place = parse_source(path)
+    return (str(place.file), place.member) if place.file is not None else (path, None)
 
 
 def open_source(
@@ -105,7 +108,7 @@ def open_source(
 
 
 def _open(path: str, resolution: FloatTriple | None, offset: Triple | None, n_dimensions: int) -> SourceVolume:
-    file, key = split_key(path.removeprefix("file://"))
+    file, key = split_key(path)
     if not file.endswith((".npz", ".npy")):
         return _from_tensorstore(path, resolution, offset, n_dimensions)
     if not Path(file).is_file():

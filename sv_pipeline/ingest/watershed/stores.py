@@ -12,7 +12,7 @@ from typing import Any
 import tensorstore as ts
 
 from sv_pipeline.errors import ConfigError, DamagedError, InputError, SvPipelineError
-from sv_pipeline.segmentation import kv
+from sv_pipeline.places import is_spec, parse_source
 from sv_pipeline.segmentation.context import process_context
 from sv_pipeline.segmentation.precomputed import parse_info_file
 from sv_pipeline.segmentation.retry import retry_transport
@@ -22,8 +22,6 @@ from sv_pipeline.segmentation.wall import in_one_line
 
 __all__ = ["open_store"]
 
-READ_ONLY_SCHEMES = ("http://", "https://", "s3://")
-"""Places that TensorStore reads, beside those that we also write to."""
 PICTURE_DRIVERS = frozenset({"jpeg", "webp", "avif"})
 REMEDY = "Give an .npz, an .npy, a neuroglancer precomputed volume or a TensorStore spec."
 
@@ -47,10 +45,9 @@ def open_store(path: str, *, labels: bool) -> tuple[ts.TensorStore, StoredScale 
     InputError
         If it cannot be opened, or holds labels in an encoding that may change them.
     """
-    if path.lstrip().startswith("{"):
+    if is_spec(path):
         return _from_spec(path, labels=labels)
-    place = path.removeprefix("precomputed://")
-    url = place.rstrip("/") + "/" if place.startswith(READ_ONLY_SCHEMES) else kv.as_url(place)
+    url = parse_source(path).folder_url
     stored = _stored(url, path)
     if labels:
         check_label_encoding(stored.scale, f"{url}info: scales[0].")

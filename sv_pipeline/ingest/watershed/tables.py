@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from sv_pipeline.algorithms.edge_rules import as_stored, unusable_affinities
 from sv_pipeline.errors import InputError
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.ingest.watershed.array_files import read_array, read_headers
@@ -109,14 +110,14 @@ def read_edge_table(path: str) -> EdgeTable:
     Raises
     ------
     InputError
-        If it cannot be read, names background or a self loop, an affinity is not a finite number of at least 0, or a
-        pair has two affinities.
+        If it cannot be read, names background or a self loop, an affinity is not a finite float32 of at least 0, or
+        a pair has two affinities.
     """
     columns = _read_columns(path, {"label_a": "uint64", "label_b": "uint64", "affinity": "float64"})
     first, second, affinity = (columns[name] for name in EDGE_COLUMNS)
     low, high = np.minimum(first, second), np.maximum(first, second)
     faults = {
-        "the affinity is not a finite number of at least 0": ~np.isfinite(affinity) | (affinity < 0),
+        "the affinity is not a finite number of at least 0, as float32": unusable_affinities(as_stored(affinity)),
         "it joins a label to itself": low == high,
         "it names label 0, the background": low == 0,
     }
@@ -124,7 +125,7 @@ def read_edge_table(path: str) -> EdgeTable:
         if rows.any():
             row = int(np.flatnonzero(rows)[0])
             raise InputError(f"{path}, row {row + 1} ({first[row]}, {second[row]}, {affinity[row]}): {fault}.")
-    table = pd.DataFrame({"a": low, "b": high, "affinity": affinity.astype(np.float32)}).drop_duplicates()
+    table = pd.DataFrame({"a": low, "b": high, "affinity": as_stored(affinity)}).drop_duplicates()
     twice = table[table.duplicated(["a", "b"])]
     if len(twice):
         raise InputError(f"{path} gives the pair ({twice['a'].iloc[0]}, {twice['b'].iloc[0]}) two affinities.")
@@ -155,7 +156,7 @@ def table_fingerprint(table: ObjectTable | EdgeTable) -> str:
 
 def _read_columns(path: str, types: dict[str, str]) -> dict[str, npt.NDArray[Any]]:
     remedy = f"Give the columns {', '.join(types)}."
-    file = path.removeprefix("file://")
+    file = split_key(path)[0]
     if not Path(file).is_file():
         raise InputError(f"{path} does not exist.", remedy="Check the paths in source.")
     try:

@@ -179,7 +179,6 @@ BAD_SOURCES = {
     "not an array": (lambda f: text(f, "a.npy", "hello"), "cannot be read"),
     "pickled objects": (lambda f: save(f, "a.npy", np.array([[[{}]]])), "cannot be read"),
     "no volume": (lambda f: f, "cannot be opened as a volume"),
-    "unknown scheme": (lambda f: "ftp://host/x", "cannot use"),
     "broken spec": (lambda f: '{"driver": ', "not a valid TensorStore spec"),
     "empty": (lambda f: save(f, "a.npy", np.zeros((0, 4, 4), np.uint8)), "is empty"),
     "background only": (lambda f: save(f, "a.npy", np.zeros((4, 4, 4), np.uint8)), "no label"),

@@ -1,0 +1,57 @@
+"""What is wrong with a configuration, in words: each field by its dotted name, and what may be meant."""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+import types
+import typing
+from collections.abc import Iterator
+
+import pydantic
+
+__all__ = ["describe_errors"]
+
+
+def describe_errors(model: type[pydantic.BaseModel], error: pydantic.ValidationError) -> list[str]:
+    """One line for each field that cannot be used."""
+    known = [".".join(names) for names in _fields(model)]
+    lines = []
+    for found in error.errors(include_url=False):
+        place = ".".join(str(part) for part in found["loc"]) or "(top)"
+        if found["type"] == "extra_forbidden":
+            lines.append(f"{place}: there is no such field{_meant(str(found['loc'][-1]), place, known)}")
+        elif found["type"] == "missing":
+            lines.append(f"{place}: this field is missing")
+        elif found["type"] == "value_error":  # ours, which say what is wrong by themselves
+            lines.append(f"{place}: {found['msg'].removeprefix('Value error, ')}")
+        else:
+            lines.append(f"{place}: {found['msg']} (it is {reprlib.repr(found['input'])})")
+    return lines
+
+
+def _meant(name: str, place: str, known: list[str]) -> str:
+    """Fields that are called nearly so, wherever they are."""
+    by_name: dict[str, list[str]] = {}
+    for dotted in known:
+        by_name.setdefault(dotted.rpartition(".")[2].lower(), []).append(dotted)
+    close = [dotted for n in difflib.get_close_matches(name.lower(), by_name, 3, 0.7) for dotted in by_name[n]]
+    # One in the same section is the likeliest.
+    close.sort(key=lambda dotted: dotted.rpartition(".")[0] != place.rpartition(".")[0])
+    return f"; did you mean {' or '.join(close[:2])}?" if close else ""
+
+
+def _fields(model: type[pydantic.BaseModel]) -> Iterator[tuple[str, ...]]:
+    for name, field in model.model_fields.items():
+        shown = field.alias or name
+        yield (shown,)
+        for part in _models(field.annotation):
+            yield from ((shown, *below) for below in _fields(part))
+
+
+def _models(annotation: object) -> Iterator[type[pydantic.BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        yield annotation
+    elif typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        for part in typing.get_args(annotation):
+            yield from _models(part)

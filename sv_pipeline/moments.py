@@ -1,0 +1,91 @@
+"""Moments that people name: times in any of their types and texts, or the number of an operation. Looks nothing up."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from sv_pipeline.errors import InputError
+
+__all__ = ["MEANINGS", "Moment", "Time", "epoch_milliseconds", "parse_moment", "parse_operation", "parse_time"]
+
+Time = datetime | date | np.datetime64 | str
+"""A time: UTC where it names no zone; a date is its first instant; text is ISO 8601 (``2026-01-31T12:00:00+01:00``)."""
+Moment = Time | int
+"""A time; or the number of an operation, just after which it is."""
+
+MEANINGS = (
+    "A moment is a time (datetime, date, numpy.datetime64 or pandas.Timestamp; or ISO text such as "
+    "2026-01-31T12:00:00+01:00; UTC where it names no zone), or the number of an operation."
+)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+_ISO = re.compile(r"\d{4}-\d\d.*")
+"""What keeps ``20260131`` from being taken for a time where an operation may be meant, or the other way about."""
+_MAX_OPERATION = 1 << 63
+
+
+def parse_moment(value: Any) -> datetime | int:
+    """A time with its zone, or the number of an operation.
+
+    Raises
+    ------
+    InputError
+        If the value is neither; says what a moment is.
+    """
+    if isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64):
+        return parse_operation(value)
+    return parse_time(value)
+
+
+def parse_operation(value: Any) -> int:
+    """The number of an operation; InputError if the value is none."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
+    if not whole or not 0 < int(value) < _MAX_OPERATION:
+        raise InputError(
+            f"{reprlib.repr(value)} is no operation.", remedy="Operations are numbered from 1; the log lists them."
+        )
+    return int(value)
+
+
+def parse_time(value: Any) -> datetime:
+    """A time with its zone.
+
+    Raises
+    ------
+    InputError
+        If the value is no time, or lies outside the years 1 to 9999; says what a moment is.
+    """
+    try:
+        found = _time(value)
+        if found is not None and found == found:  # pandas.NaT is a datetime that equals nothing
+            aware = found if found.utcoffset() is not None else found.replace(tzinfo=UTC)
+            return aware.astimezone(UTC)
+    except (ValueError, OverflowError, TypeError):
+        pass
+    raise InputError(f"{reprlib.repr(value)} is no moment.", remedy=MEANINGS)
+
+
+def epoch_milliseconds(time: datetime) -> int:
+    """Milliseconds since the epoch, rounded up; 0 for what was before it."""
+    aware = time if time.utcoffset() is not None else time.replace(tzinfo=UTC)
+    return max(0, -((_EPOCH - aware) // _MILLISECOND))
+
+
+def _time(value: Any) -> datetime | None:
+    if isinstance(value, datetime):
+        return value
+    if isinstance(value, date):
+        return datetime(value.year, value.month, value.day, tzinfo=UTC)
+    if isinstance(value, np.datetime64):
+        year = int(value.astype("datetime64[Y]").astype(np.int64)) + 1970
+        # Outside, a conversion wraps and comes back as another time; NaT is far outside.
+        found: datetime = value.astype("datetime64[us]").item()
+        return found if 1 <= year <= 9999 else None
+    if isinstance(value, str) and _ISO.fullmatch(value.strip()):
+        return datetime.fromisoformat(value.strip())
+    return None
