@@ -54,6 +54,7 @@ def defs() -> dg.Definitions:
             sensors.registered_graphs_sensor,
             pyramid_sensor.downsample_sensor,
             recovery.stuck_operations_sensor,
+            recovery.dead_recoveries_sensor,
             edit_failures.failed_edits_sensor,
             edit_failures.canceled_edits_sensor,
         ],
