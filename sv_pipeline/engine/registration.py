@@ -57,8 +57,10 @@ def register(config: DatasetConfig, home: str) -> Dataset:
         _check_mips(config, dataset.volume)
         if markers.read_complete(dataset.watershed_url) is None:
             report_missing_chunks(dataset)
-    elif source_is_needed(dataset) and not _watershed_is_complete(dataset):
-        report_missing_chunks(dataset)
+    else:
+        if not _watershed_is_complete(dataset):
+            report_missing_chunks(dataset)
+        source_is_needed(dataset)
     return registry.register(config)
 
 
