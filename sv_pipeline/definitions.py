@@ -10,7 +10,18 @@ __all__ = ["defs"]
 @dg.definitions
 def defs() -> dg.Definitions:
     """All assets, checks, jobs, sensors and resources; built when a Dagster process asks for them."""
-    from sv_pipeline.defs import assets, checks, edits, jobs, pyramid, pyramid_sensor, rebuild, recovery, sensors
+    from sv_pipeline.defs import (
+        assets,
+        checks,
+        edits,
+        jobs,
+        pyramid,
+        pyramid_sensor,
+        rebuild,
+        recovery,
+        sensors,
+        verification,
+    )
     from sv_pipeline.defs.executors import executor_from_environment
     from sv_pipeline.defs.resources import resources_from_environment
 
@@ -27,7 +38,7 @@ def defs() -> dg.Definitions:
         jobs=[
             jobs.register_graph_job,
             jobs.purge_layer_job,
-            jobs.verify_job,
+            verification.verify_job,
             edits.split_job,
             edits.preview_split_job,
             edits.merge_job,
@@ -37,7 +48,13 @@ def defs() -> dg.Definitions:
             rebuild.rebuild_mip_job,
             recovery.recover_operation_job,
         ],
-        sensors=[sensors.registered_graphs_sensor, pyramid_sensor.downsample_sensor, recovery.stuck_operations_sensor],
+        sensors=[
+            sensors.registered_graphs_sensor,
+            pyramid_sensor.downsample_sensor,
+            recovery.stuck_operations_sensor,
+            recovery.dead_recoveries_sensor,
+        ],
+        schedules=[verification.verify_nightly_schedule, verification.verify_changes_schedule],
         resources=resources_from_environment(),
         executor=executor_from_environment(),
     )

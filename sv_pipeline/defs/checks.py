@@ -1,41 +1,54 @@
 """Asset checks: the invariants of architecture and data model, each one row in the UI."""
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Collection, Iterator
 
 import dagster as dg
 
 from sv_pipeline.defs.assets import layer, reader_contract
 from sv_pipeline.defs.metadata import explained_failures
+from sv_pipeline.defs.partitions import graph_layers, graphs
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.engine.proof import verify_dataset
 from sv_pipeline.ingest import progress
-from sv_pipeline.verify.report import CheckResult
+from sv_pipeline.verify.report import CheckResult, VerifyReport
 from sv_pipeline.verify.run import CHECKS
 
-__all__ = ["invariants", "layer_complete"]
+__all__ = ["evaluations", "graph_of", "invariants", "layer_complete", "red_checks"]
 
 
-def _graphs_of(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> list[str]:
-    """The graph of the run's partition; all graphs when a check is launched by itself."""
-    if context.op_execution_context.has_partition_key:
-        key = context.op_execution_context.partition_key
-        return [key.keys_by_dimension["graph"] if isinstance(key, dg.MultiPartitionKey) else key.split("|")[0]]
-    return pipeline.registry.graph_ids()
+def graph_of(context: dg.OpExecutionContext) -> str | None:
+    """The graph of the run's partition; None for a run without one."""
+    if not context.has_partition_key:
+        return None
+    key = context.partition_key
+    return key.keys_by_dimension["graph"] if isinstance(key, dg.MultiPartitionKey) else key.split("|")[0]
 
 
-@dg.multi_asset_check(
-    specs=[
-        dg.AssetCheckSpec(name, asset=reader_contract, description=description) for name, description in CHECKS.items()
-    ],
-    can_subset=True,
-)
-def invariants(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> Iterator[dg.AssetCheckResult]:
-    """Prove the invariants on the stored rows and voxels."""
+def _specs() -> list[dg.AssetCheckSpec]:
+    with warnings.catch_warnings():
+        # Partitions of checks are a preview; without them, the result of one graph would replace that of another.
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        return [
+            dg.AssetCheckSpec(name, asset=reader_contract, description=description, partitions_def=graphs)
+            for name, description in CHECKS.items()
+        ]
+
+
+@dg.multi_asset_check(specs=_specs(), can_subset=True)
+def invariants(
+    context: dg.AssetCheckExecutionContext, pipeline: PipelineResource
+) -> Iterator[dg.AssetCheckResult | dg.AssetCheckEvaluation]:
+    """Prove the invariants on the stored rows and voxels: of the graph of the run's partition, else of all graphs."""
     wanted = [key.name for key in context.op_execution_context.selected_asset_check_keys]
+    mine = graph_of(context.op_execution_context)
     by_check: dict[str, dict[str, CheckResult]] = {name: {} for name in wanted}
     with explained_failures():
-        for graph_id in _graphs_of(context, pipeline):
-            for result in verify_dataset(pipeline.dataset(graph_id), checks=wanted).results:
+        for graph_id in pipeline.registry.graph_ids() if mine is None else [mine]:
+            report = verify_dataset(pipeline.dataset(graph_id), checks=wanted)
+            if mine is None:
+                yield from evaluations(report)
+            for result in report.results:
                 by_check[result.name][graph_id] = result
     for name, results in by_check.items():
         yield dg.AssetCheckResult(
@@ -43,13 +56,39 @@ def invariants(context: dg.AssetCheckExecutionContext, pipeline: PipelineResourc
             check_name=name,
             passed=all(r.passed for r in results.values()),
             description=_explanation(results),
-            metadata={
-                "graphs": ", ".join(results) or "none",
-                "checked": sum(r.checked for r in results.values()),
-                "findings": sum(len(r.findings) for r in results.values()),
-                "seconds": round(sum(r.seconds for r in results.values()), 2),
-            },
+            metadata=_metadata(results),
         )
+
+
+def evaluations(report: VerifyReport, *, names: Collection[str] | None = None) -> Iterator[dg.AssetCheckEvaluation]:
+    """Results of a verification as those of the asset checks, in the partition of its graph; of all checks or some."""
+    for result in report.results:
+        if names is None or result.name in names:
+            results = {report.graph_id: result}
+            yield dg.AssetCheckEvaluation(
+                asset_key=reader_contract.key,
+                check_name=result.name,
+                passed=result.passed,
+                description=_explanation(results),
+                metadata=_metadata(results),
+                partition=report.graph_id,
+            )
+
+
+def red_checks(instance: dg.DagsterInstance, graph_id: str) -> set[str]:
+    """Checks whose last result for a graph is a failure."""
+    keys = [dg.AssetCheckKey(reader_contract.key, name) for name in CHECKS]
+    found = instance.event_log_storage.get_asset_check_partition_info(keys, partition_keys=[graph_id])
+    return {info.check_key.name for info in found if info.latest_execution_status.value == "FAILED"}
+
+
+def _metadata(results: dict[str, CheckResult]) -> dict[str, str | int | float]:
+    return {
+        "graphs": ", ".join(results) or "none",
+        "checked": sum(r.checked for r in results.values()),
+        "findings": sum(len(r.findings) for r in results.values()),
+        "seconds": round(sum(r.seconds for r in results.values()), 2),
+    }
 
 
 def _explanation(results: dict[str, CheckResult]) -> str | None:
@@ -62,19 +101,20 @@ def _explanation(results: dict[str, CheckResult]) -> str | None:
     return "; ".join(lines) or None
 
 
-@dg.asset_check(asset=layer, blocking=True)
+@dg.asset_check(asset=layer, blocking=True, partitions_def=graph_layers)
 def layer_complete(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
     """Every chunk of every layer that was begun has its done-marker."""
     missing: dict[str, int] = {}
     key = context.op_execution_context.partition_key if context.op_execution_context.has_partition_key else None
+    mine = graph_of(context.op_execution_context)
     with explained_failures():
-        for graph_id in _graphs_of(context, pipeline):
+        for graph_id in pipeline.registry.graph_ids() if mine is None else [mine]:
             dataset = pipeline.dataset(graph_id)
             if dataset.config.ingest.mode.value in ("voxels", "setup"):
                 continue
             for number, status in progress.layer_status(dataset.graph).items():
-                mine = key is None or str(key).endswith(f"L{number:02d}")
-                if mine and 0 < status.done < status.chunks:
+                wanted = key is None or str(key).endswith(f"L{number:02d}")
+                if wanted and 0 < status.done < status.chunks:
                     missing[f"{graph_id} layer {number}"] = status.chunks - status.done
     return dg.AssetCheckResult(
         passed=not missing,

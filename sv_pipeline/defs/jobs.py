@@ -1,4 +1,4 @@
-"""Jobs an operator launches by hand: register a graph, purge a layer, verify."""
+"""Jobs an operator launches by hand: register a graph, purge a layer."""
 
 from typing import Any
 
@@ -10,11 +10,10 @@ from sv_pipeline.defs.metadata import explained_failures
 from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.engine import stages
-from sv_pipeline.engine.proof import verify_dataset
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.ingest import progress
 
-__all__ = ["purge_layer_job", "register_graph_job", "verify_job"]
+__all__ = ["purge_layer_job", "register_graph_job"]
 
 
 class RegisterConfig(dg.Config):
@@ -29,13 +28,6 @@ class PurgeConfig(dg.Config):
 
     graph_id: str
     layer: int = Field(ge=2, description="This layer and all above it are purged; refused once there are edits.")
-
-
-class VerifyConfig(dg.Config):
-    """What to verify."""
-
-    graph_id: str
-    checks: list[str] = Field(default_factory=list, description="Names of checks; empty = all.")
 
 
 @dg.op
@@ -58,20 +50,6 @@ def purge_layer(context: dg.OpExecutionContext, pipeline: PipelineResource, conf
     context.log.info("purged layers %d and above of %s", config.layer, config.graph_id)
 
 
-@dg.op
-def verify_graph(context: dg.OpExecutionContext, pipeline: PipelineResource, config: VerifyConfig) -> None:
-    """Prove the invariants; the run fails with the findings if one does not hold."""
-    with explained_failures():
-        report = verify_dataset(pipeline.dataset(config.graph_id), checks=config.checks or None)
-    context.log.info(report.summary())
-    if not report.ok:
-        raise dg.Failure(
-            description=report.summary(),
-            metadata={"report": dg.MetadataValue.json(report.to_dict())},
-            allow_retries=False,
-        )
-
-
 @dg.job
 def register_graph_job() -> None:
     """Make a graph known: its configuration is checked against the source before anything is written."""
@@ -82,9 +60,3 @@ def register_graph_job() -> None:
 def purge_layer_job() -> None:
     """Forget a layer and all above it, so that they are built again."""
     purge_layer()
-
-
-@dg.job
-def verify_job() -> None:
-    """Prove all invariants of a graph."""
-    verify_graph()

@@ -69,6 +69,8 @@ class EditPlan:
     """Edges that no file has and that connect from now on."""
     supervoxels: SupervoxelChange | None = None
     """Supervoxels that are replaced, with provisional ids; their voxels."""
+    still_one_object: bool = False
+    """Whether ends that were to be parted are under one root all the same, which the request allows."""
 
     @property
     def log_cells(self) -> list[SetCell]:
@@ -114,6 +116,9 @@ class CommittedEdit(Operation):
     """Milliseconds; of all its cells."""
     supervoxels: UInt64Array = field(default_factory=lambda: np.zeros((0, 2), np.uint64))
     """(old, new) of the supervoxels that it replaced, shape (n, 2)."""
+    still_one_object: bool = False
+    """Whether what was to be parted hangs together all the same, by a way around: some source shares a root with some
+    sink after a split, or the ends of an edge after an undo or redo that made it inactive."""
 
 
 def commit(
@@ -183,7 +188,7 @@ def commit(
     held.check()
     held.release()
     reach("released")
-    row.clear_scope(chunks=plan.supervoxels is not None or inherited is not None)
+    row.clear_scope(chunks=len(held.chunks) > 0 or inherited is not None)
     return CommittedEdit(
         operation_id=row.operation_id,
         kind=plan.kind,
@@ -197,6 +202,7 @@ def commit(
         edges=next((e for e in (plan.added_edges, plan.removed_edges) if e is not None), np.zeros((0, 2), np.uint64)),
         logical_time=timestamp,
         supervoxels=plan.supervoxels.links if plan.supervoxels else np.zeros((0, 2), np.uint64),
+        still_one_object=plan.still_one_object,
     )
 
 
@@ -312,7 +318,7 @@ def _start(
             timestamp,
             tuple(named.hierarchy.old_roots.tolist()),
             tuple(named.hierarchy.new_roots.tolist()),
-            tuple(named.supervoxels.chunks.tolist()) if named.supervoxels else (),
+            tuple(held.chunks.tolist()),
             named.supervoxels.generation if named.supervoxels else None,
         ).joined(inherited)
         held.check()
@@ -325,6 +331,7 @@ def _start(
                 [*log_cells, *named.log_cells],
                 named.activated,
                 named.supervoxels.record if named.supervoxels else None,
+                still_one_object=named.still_one_object,
             )
         wanting = np.flatnonzero([key in taken.result() for key in row_keys])
         if not len(wanting):

@@ -180,12 +180,14 @@ def read_value(kv: ts.KvStore, key: str) -> bytes | None:
     return None if result.state == "missing" else bytes(result.value)
 
 
-def operations(watershed_url: str | Path, graph_id: str) -> list[OperationRecord]:
-    """Records of all operations whose voxels are in, by operation id."""
+def operations(watershed_url: str | Path, graph_id: str, *, after: int = 0) -> list[OperationRecord]:
+    """Records of operations whose voxels are in, by operation id; of all that are later than the one given."""
     kv = open_fork_store(watershed_url, graph_id).kv
 
+    wanted = ts.KvStore.KeyRange(operation_key(after + 1), _after(OPERATIONS))
+
     def read() -> list[tuple[str, bytes]]:
-        keys = sorted(key.decode() for key in kv.list(ts.KvStore.KeyRange(OPERATIONS, _after(OPERATIONS))).result())
+        keys = sorted(key.decode() for key in kv.list(wanted).result())
         results = [future.result() for future in [kv.read(key) for key in keys]]
         # One that was put back between the two steps is not there any more.
         return [(key, bytes(r.value)) for key, r in zip(keys, results, strict=True) if r.state == "value"]
@@ -269,7 +271,7 @@ def fenced_off(operation_id: int, owner: str, holder: str | None) -> ConflictErr
 
 def store_at(store: specs.OcdbtStore, generation: specs.Version) -> specs.OcdbtStore:
     """The same key space at one of its generations, or at a time; read-only."""
-    return specs.OcdbtStore({**store.spec, "version": generation})
+    return specs.OcdbtStore({**store.spec, "version": generation}, context=store.context)
 
 
 def generation_of(watershed_url: str | Path, graph_id: str, operation_id: int) -> int:

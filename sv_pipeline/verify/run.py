@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sv_pipeline.errors import ConfigError, SvPipelineError, UnavailableError
+from sv_pipeline.grid import Box
 from sv_pipeline.segmentation import kv
 from sv_pipeline.segmentation.wall import wall
 from sv_pipeline.verify import (
@@ -168,6 +169,7 @@ def verify(
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
     seed: int = 0,
+    within: Sequence[Box] | None = None,
 ) -> VerifyReport:
     """Prove that a graph and its segmentation are sound; changes nothing.
 
@@ -189,6 +191,8 @@ def verify(
         Called with (steps done, all steps).
     seed
         Of the choice of chunks.
+    within
+        Limits the checks of what the fork has of its own (digests, lineage) to these boxes of the base mip.
 
     Raises
     ------
@@ -202,7 +206,7 @@ def verify(
         raise ConfigError(f"there is no check {', '.join(unknown)}.", remedy=f"Checks are: {', '.join(_CHECKS)}.")
     if sample is not None and sample < 1:
         raise ConfigError(f"cannot check the voxels of {sample} chunks.", remedy="Give a sample of 1 or more.")
-    subject = Subject(graph.table, kv.as_url(watershed_url), graph_id, sample, seed, max(1, workers))
+    subject = Subject(graph.table, kv.as_url(watershed_url), graph_id, sample, seed, max(1, workers), within=within)
     started = time.monotonic()
     results = []
     for number, name in enumerate(chosen):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol, TypedDict, TypeVar
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.errors import InputError, SvPipelineError
-from sv_pipeline.grid import ChunkGrid
+from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.segmentation import kv
 from sv_pipeline.segmentation.precomputed import VolumeInfo, read_info
@@ -61,6 +61,8 @@ class Subject:
     workers: int = 1
     advance: Callable[[int, int], None] | None = None
     """Progress inside the running check."""
+    within: Sequence[Box] | None = None
+    """Of what the fork has of its own, only what touches these boxes, voxels of the base mip; None = all."""
     _failures: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -159,7 +161,7 @@ class Subject:
     def own_voxels(self) -> digest_checks.OwnVoxels | None:
         """What the graph's fork has of its own; None if there is no fork."""
         fork = volumes.fork_volume(self.watershed_url, self.graph_id)
-        return None if fork is None else digest_checks.read_own(fork, **self.options)
+        return None if fork is None else digest_checks.read_own(fork, **self.options, within=self.within)
 
     @cached_property
     def watershed(self) -> volumes.StoredVolume:

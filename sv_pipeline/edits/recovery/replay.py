@@ -123,10 +123,14 @@ def _run(graph: ChunkedGraph, found: Unfinished, resumption: Resumption) -> Comm
             f"operation {found.operation_id} has no row in the log, so nobody knows what was asked for.",
             remedy="Its locks stay; see docs/sv_splitting_recovery.md.",
         )
+    options = REQUEST.newest(found.row) or {}
     if operation.kind in ("undo", "redo"):
         revert = undo if operation.kind == "undo" else redo
-        return revert(graph, about(operation), found.user, patience=PATIENCE, resumption=resumption)
-    request = request_of(operation, REQUEST.newest(found.row) or {})
+        allowed = bool(options.get("allow_partial", True))
+        return revert(
+            graph, about(operation), found.user, allow_partial=allowed, patience=PATIENCE, resumption=resumption
+        )
+    request = request_of(operation, options)
     volume = open_fork(graph.watershed_url, graph.graph_id) if _has_fork(graph) else None
     if isinstance(request, MergeRequest):
         return merge(graph, request, volume=volume, patience=PATIENCE, resumption=resumption)
@@ -159,8 +163,10 @@ def request_of(operation: Operation, options: dict[str, Any]) -> MergeRequest | 
     user, margin = operation.user or "", None if offset is None else (offset[0], offset[1], offset[2])
     if operation.kind == "merge":
         return MergeRequest(user, sides[0], sides[1], margin)
-    names = ("path_augmentation", "disallow_isolating_cut", "memory")
-    return SplitRequest(user, sides[0], sides[1], margin, **{n: options[n] for n in names if n in options})
+    names = ("path_augmentation", "disallow_isolating_cut", "memory", "region_memory", "allow_partial")
+    # Without the option, the software took the cut of the first region, whatever it parted.
+    chosen = {"allow_partial": True, **{n: options[n] for n in names if n in options}}
+    return SplitRequest(user, sides[0], sides[1], margin, **chosen)
 
 
 def _has_fork(graph: ChunkedGraph) -> bool:

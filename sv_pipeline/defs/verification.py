@@ -1,0 +1,160 @@
+"""Proving graphs again and again: a job for one graph, a sample of every graph each night, and what edits have changed.
+
+A look at a part of a graph may find a fault; that it finds none proves nothing about the rest. So such a look turns no
+check from red to green: only one at all of it does.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+
+import dagster as dg
+from pydantic import Field
+
+from sv_pipeline.defs.checks import evaluations, red_checks
+from sv_pipeline.defs.metadata import explained_failures
+from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.engine.every_graph import ask_every_graph
+from sv_pipeline.engine.proof import verify_changes, verify_dataset
+from sv_pipeline.registry import Registry
+from sv_pipeline.reports.alerts import alerts_from_environment
+from sv_pipeline.table import counters
+from sv_pipeline.verify.report import VerifyReport
+from sv_pipeline.verify.run import CHECKS
+
+__all__ = ["verify_changes_schedule", "verify_job", "verify_nightly_schedule"]
+
+SWITCH_VARIABLE, SAMPLE_VARIABLE = "SV_PIPELINE_VERIFY", "SV_PIPELINE_VERIFY_SAMPLE"
+SAMPLE = 64
+NIGHTLY, CHANGES = "30 2 * * *", "*/10 * * * *"
+GRAPH_TAG, UNTIL_TAG = "sv/graph_id", "sv/verified_until"
+MOST_OPERATIONS = 1000
+"""Operations before the first look that are looked at as well."""
+SAMPLED = ("voxels", "base", "pyramid", "digests", "lineage")
+"""Checks that a sample limits; all others look at everything in any case."""
+UNFINISHED = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def default_status() -> dg.DefaultScheduleStatus:
+    """Whether the schedules run: unless SV_PIPELINE_VERIFY is off."""
+    off = os.environ.get(SWITCH_VARIABLE) == "off"
+    return dg.DefaultScheduleStatus.STOPPED if off else dg.DefaultScheduleStatus.RUNNING
+
+
+class VerifyConfig(dg.Config):
+    """What to verify."""
+
+    graph_id: str
+    checks: list[str] = Field(default_factory=list, description="Names of checks; empty = all.")
+    sample: int = Field(default=0, ge=0, description="Voxels of so many chunks only, chosen anew each time; 0 = all.")
+    after: int = Field(default=-1, ge=-1, description="Only what operations after this one changed; -1 = everything.")
+
+
+@dg.op
+def verify_graph(context: dg.OpExecutionContext, pipeline: PipelineResource, config: VerifyConfig) -> None:
+    """Prove the invariants; the run fails with the findings if one does not hold. Results count as asset checks."""
+    with explained_failures():
+        dataset = pipeline.dataset(config.graph_id)
+        if config.after >= 0:
+            report = verify_changes(dataset, config.after)
+        else:
+            seed = time.time_ns() % (1 << 32)
+            report = verify_dataset(dataset, checks=config.checks or None, sample=config.sample or None, seed=seed)
+    for evaluation in evaluations(report, names=_to_be_recorded(context.instance, config, report)):
+        # It takes them, though its signature does not say so: an op may yield them.
+        context.log_event(evaluation)  # type: ignore[arg-type]
+    context.log.info(report.summary())
+    if not report.ok:
+        raise dg.Failure(
+            description=report.summary(),
+            metadata={"report": dg.MetadataValue.json(report.to_dict())},
+            allow_retries=False,
+        )
+
+
+def _to_be_recorded(instance: dg.DagsterInstance, config: VerifyConfig, report: VerifyReport) -> set[str]:
+    """Names of checks whose result replaces the last one: a look at a part turns nothing green."""
+    limited = set(CHECKS) if config.after >= 0 else set(SAMPLED) if config.sample else set()
+    red = red_checks(instance, config.graph_id) & limited if limited else set()
+    return {result.name for result in report.results if not result.passed or result.name not in red}
+
+
+@dg.failure_hook
+def alert_people(context: dg.HookContext) -> None:
+    """Tell people that a graph is not sound, or could not be verified."""
+    config = context.op_config
+    graph_id = config.get("graph_id") if isinstance(config, dict) else None
+    error = context.op_exception
+    said = error.description if isinstance(error, dg.Failure) and error.description else str(error)
+    alerts_from_environment().send(
+        f"verification of graph {graph_id} failed: {said[:2000]}", graph=graph_id, run_id=context.run_id
+    )
+
+
+@dg.job(hooks={alert_people})
+def verify_job() -> None:
+    """Prove all invariants of a graph, or a part of them."""
+    verify_graph()
+
+
+def _run(graph_id: str, run_key: str, tags: dict[str, str], **config: int) -> dg.RunRequest:
+    values = VerifyConfig(graph_id=graph_id, **config)  # type: ignore[arg-type]
+    run_config = dg.RunConfig(ops={"verify_graph": values})
+    # Edits come first.
+    tags = {GRAPH_TAG: graph_id, "dagster/priority": "-2", **tags}
+    return dg.RunRequest(run_key=run_key, run_config=run_config, tags=tags)
+
+
+@dg.schedule(job=verify_job, cron_schedule=NIGHTLY, default_status=default_status())
+def verify_nightly_schedule(
+    context: dg.ScheduleEvaluationContext, pipeline: PipelineResource
+) -> Iterator[dg.RunRequest]:
+    """All invariants of every graph, with the voxels of SV_PIPELINE_VERIFY_SAMPLE (64) chunks each."""
+    sample = int(os.environ.get(SAMPLE_VARIABLE, SAMPLE))
+    night = context.scheduled_execution_time.date().isoformat()
+    for graph_id in pipeline.registry.graph_ids():
+        yield _run(graph_id, f"nightly:{graph_id}:{night}", {}, sample=sample)
+
+
+@dg.schedule(job=verify_job, cron_schedule=CHANGES, default_status=default_status())
+def verify_changes_schedule(
+    context: dg.ScheduleEvaluationContext, pipeline: PipelineResource
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """What operations have changed since the last verification of changes that found nothing, graph by graph."""
+    said, requests = [], []
+    for graph_id, last in ask_every_graph(pipeline.registry, _last_operation).items():
+        if isinstance(last, str):
+            said.append(f"{graph_id}: {last}")
+            continue
+        answer = _changes(context.instance, graph_id, last)
+        if isinstance(answer, str):
+            said.append(answer)
+        else:
+            requests.append(answer)
+    yield from requests
+    if not requests:
+        yield dg.SkipReason("; ".join(said) or "there are no graphs")
+
+
+def _last_operation(registry: Registry, graph_id: str) -> int:
+    table = registry.get(graph_id).table
+    return counters.last_operation_id(table) if table.exists() else 0
+
+
+def _changes(instance: dg.DagsterInstance, graph_id: str, last: int) -> dg.RunRequest | str:
+    """A run for what is new in a graph; or why there is none."""
+    mine = {GRAPH_TAG: graph_id}
+    if instance.get_runs_count(dg.RunsFilter(job_name=verify_job.name, tags=mine, statuses=UNFINISHED)):
+        return f"{graph_id}: a verification is under way"
+    done = instance.get_runs(dg.RunsFilter(job_name=verify_job.name, tags=mine, statuses=[dg.DagsterRunStatus.SUCCESS]))
+    first = max(0, last - MOST_OPERATIONS)
+    known = max((int(run.tags[UNTIL_TAG]) for run in done if UNTIL_TAG in run.tags), default=first)
+    if last <= known:
+        return f"{graph_id}: nothing is new"
+    return _run(graph_id, f"changes:{graph_id}:{known}:{last}", {UNTIL_TAG: str(last)}, after=known)
