@@ -48,7 +48,12 @@ def defs() -> dg.Definitions:
             rebuild.rebuild_mip_job,
             recovery.recover_operation_job,
         ],
-        sensors=[sensors.registered_graphs_sensor, pyramid_sensor.downsample_sensor, recovery.stuck_operations_sensor],
+        sensors=[
+            sensors.registered_graphs_sensor,
+            pyramid_sensor.downsample_sensor,
+            recovery.stuck_operations_sensor,
+            recovery.dead_recoveries_sensor,
+        ],
         schedules=[verification.verify_nightly_schedule, verification.verify_changes_schedule],
         resources=resources_from_environment(),
         executor=executor_from_environment(),

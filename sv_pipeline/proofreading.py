@@ -31,13 +31,14 @@ from sv_pipeline.edits.requests import DEFAULT_REGION_MEMORY
 from sv_pipeline.engine.once import edit_once, is_begun, operation_of
 from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.graph import queries
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import Lineage, Operation, lineage, supervoxel_lineage
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.moments import Moment, parse_operation
 from sv_pipeline.registry import Dataset, open_dataset
 from sv_pipeline.reports.logged_edits import about, asked_for, read_edit
-from sv_pipeline.segmentation.reader import open_fork
+from sv_pipeline.segmentation.reader import is_current, open_fork
 from sv_pipeline.segmentation.wall import behind_the_wall, methods_behind_the_wall
 from sv_pipeline.table import columns
 
@@ -109,10 +110,25 @@ class OpenGraph:
 
     dataset: Dataset
 
-    @cached_property
+    @property
     def segmentation(self) -> Any:
-        """The fork's base mip, a TensorStore of supervoxel ids that shows every later edit."""
-        return open_fork(self.dataset.watershed_url, self.dataset.graph_id)
+        """The fork's base mip, a TensorStore of supervoxel ids that shows every later edit.
+
+        One that was opened earlier is opened anew if the base was made again since, as is all else of the graph.
+        """
+        volume = self.__dict__.get("_volume")
+        if volume is None or not is_current(volume):
+            if volume is not None:
+                self.dataset.forget()
+            volume = self.__dict__["_volume"] = open_fork(self.dataset.watershed_url, self.dataset.graph_id)
+        return volume
+
+    @property
+    def graph(self) -> ChunkedGraph:
+        """The chunked graph."""
+        if "_volume" in self.__dict__:
+            _ = self.segmentation  # notices whether all was made again
+        return self.dataset.graph
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
@@ -123,7 +139,7 @@ class OpenGraph:
     def supervoxels(self, points: Voxels, *, at: Moment | None = None) -> UInt64Array:
         """The supervoxels at voxels, shape (n,), 0 for background; now, as of a time, or just after an operation."""
         where = given_voxels(points, "points")
-        return settled(self.dataset.graph, lambda graph: self._supervoxels(graph, where, at))
+        return settled(self.graph, lambda graph: self._supervoxels(graph, where, at))
 
     def supervoxels_and_roots(
         self, points: Voxels = (), supervoxels: Sequence[int] = (), *, at: Moment | None = None
@@ -136,7 +152,7 @@ class OpenGraph:
             ids = np.concatenate([named, self._on_objects(graph, where, at)])
             return ids, queries.roots(graph, ids, at=time)
 
-        return settled(self.dataset.graph, question)
+        return settled(self.graph, question)
 
     def _supervoxels(self, graph: SettledGraph, where: IntArray, at: Moment | None) -> UInt64Array:
         if at is None or not len(where):
@@ -159,7 +175,7 @@ class OpenGraph:
 
     def segmentation_at(self, at: Moment) -> Any:
         """The fork's base mip as of a time, or just after an operation; a TensorStore, read-only."""
-        return edits.segmentation_at(self.dataset.graph, at)
+        return edits.segmentation_at(self.graph, at)
 
     def leaves(self, points: Voxels, *, at: Moment | None = None) -> list[UInt64Array]:
         """The supervoxels of the object at each voxel; now, as of a time, or just after an operation."""
@@ -170,13 +186,13 @@ class OpenGraph:
             found = queries.leaves(graph, queries.roots(graph, self._on_objects(graph, where, at), at=time))
             return np.split(found.values, found.offsets[1:-1])
 
-        return settled(self.dataset.graph, question)
+        return settled(self.graph, question)
 
     def lineage(self, ids: Sequence[int]) -> Lineage:
         """What roots, or supervoxels, came from and what became of them, with the operations that did it."""
         asked = np.asarray(ids, np.uint64)
-        of = supervoxel_lineage if (self.dataset.graph.layout.layers(asked) == 1).all() else lineage
-        return settled(self.dataset.graph, lambda graph: of(graph, asked))
+        of = supervoxel_lineage if (self.graph.layout.layers(asked) == 1).all() else lineage
+        return settled(self.graph, lambda graph: of(graph, asked))
 
     def look_up(self, source: Voxels, sink: Voxels) -> pd.DataFrame:
         """What the points of a request mean: side, x, y, z, supervoxel and root of each, and how far off it is (nm).
@@ -190,7 +206,7 @@ class OpenGraph:
             ids = np.concatenate([side.ids for side in found])
             return found, queries.roots(graph, ids, missing_ok=True)
 
-        found, objects = settled(self.dataset.graph, question)
+        found, objects = settled(self.graph, question)
         table = pd.DataFrame(np.concatenate([side.pointed for side in found]), columns=["x", "y", "z"])
         table.insert(0, "side", [name for name, side in sides.items() for _ in side.pointed])
         moved = np.concatenate([_voxels_of(side) - side.pointed for side in found])
@@ -212,7 +228,7 @@ class OpenGraph:
             moved = resolved(graph, request, self.segmentation)
             return moved, edits.preview_split(graph, moved, volume=self.segmentation)
 
-        moved, found = settled(self.dataset.graph, question)
+        moved, found = settled(self.graph, question)
         sources, sinks = _voxels_of(moved.sources), _voxels_of(moved.sinks)
         values = {field.name: getattr(found, field.name) for field in fields(SplitPreview)}
         return PreviewedSplit(**values, draw=lambda preview: self._drawn(preview, sources, sinks))
@@ -226,7 +242,7 @@ class OpenGraph:
             sides = given_points(source, "source"), given_points(sink, "sink")
             return [_voxels_of(supervoxels_or_nearest(graph, side, self.segmentation)) for side in sides]
 
-        return render_cut(scene_of_points(self.dataset, *settled(self.dataset.graph, question)))
+        return render_cut(scene_of_points(self.dataset, *settled(self.graph, question)))
 
     def picture(self, operation_id: int) -> bytes:
         """Three slices through an operation, before and after it, as PNG; also long after it was made."""
@@ -239,7 +255,7 @@ class OpenGraph:
         """The operation log, newest last: what was asked for, by whom, and what came of it; all, or the newest ones."""
         from sv_pipeline.reports.edit_numbers import operations_table
 
-        return operations_table(self.dataset.graph, last)
+        return operations_table(self.graph, last)
 
     # -- editing ------------------------------------------------------------------------------------------------------
 
@@ -251,7 +267,7 @@ class OpenGraph:
         return self._make(
             token,
             lambda operation: _asks_for(operation, "merge", request),
-            lambda: edits.merge(self.dataset.graph, request, volume=self.segmentation),
+            lambda: edits.merge(self.graph, request, volume=self.segmentation),
         )
 
     def split(
@@ -274,7 +290,7 @@ class OpenGraph:
         return self._make(
             token,
             lambda operation: _asks_for(operation, "split", request),
-            lambda: edits.split(self.dataset.graph, request, volume=self.segmentation),
+            lambda: edits.split(self.graph, request, volume=self.segmentation),
         )
 
     def undo(
@@ -291,20 +307,20 @@ class OpenGraph:
 
     def edit(self, operation_id: int) -> CommittedEdit:
         """An edit that was made, read back from the log."""
-        return read_edit(self.dataset.graph, _operation_number(operation_id))
+        return read_edit(self.graph, _operation_number(operation_id))
 
     def made_for(self, token: str) -> CommittedEdit | None:
         """The operation that was made for a token; None if none was."""
-        return operation_of(self.dataset.graph, token)
+        return operation_of(self.graph, token)
 
     def begun(self, token: str) -> bool:
         """Whether an edit was made for a token, or an attempt to make one has begun and was not refused."""
-        return is_begun(self.dataset.graph, token)
+        return is_begun(self.graph, token)
 
     def _make(
         self, token: str | None, is_it: Callable[[Operation], bool], edit: Callable[[], CommittedEdit]
     ) -> CommittedEdit:
-        return edit() if token is None else edit_once(self.dataset.graph, token, is_it, edit)
+        return edit() if token is None else edit_once(self.graph, token, is_it, edit)
 
     def _revert(
         self,
@@ -315,7 +331,7 @@ class OpenGraph:
         *,
         allow_partial: bool,
     ) -> CommittedEdit:
-        graph, who, number = self.dataset.graph, user_or_default(user), _operation_number(operation_id)
+        graph, who, number = self.graph, user_or_default(user), _operation_number(operation_id)
         return self._make(
             token,
             lambda operation: operation.user == who and about(operation) == asked_for(graph, number).operation_id,

@@ -22,7 +22,7 @@ from sv_pipeline.registry import Registry
 from sv_pipeline.reports.alerts import alerts_from_environment
 from sv_pipeline.reports.split_pictures import split_picture
 
-__all__ = ["recover_operation_job", "stuck_operations_sensor"]
+__all__ = ["dead_recoveries_sensor", "recover_operation_job", "stuck_operations_sensor"]
 
 GRAPH_TAG, OPERATION_TAG, ATTEMPT_TAG = "sv/graph_id", "sv/op_id", "sv/attempt"
 ONE_AT_A_TIME_TAG = "sv/recovery_of"
@@ -187,6 +187,19 @@ def stuck_operations_sensor(
     if requests:
         return dg.SensorResult(run_requests=requests, cursor=cursor)
     return dg.SensorResult(skip_reason="; ".join(said) or "nothing is unfinished", cursor=cursor)
+
+
+@dg.run_failure_sensor(
+    name="dead_recoveries_sensor",
+    monitored_jobs=[recover_operation_job],
+    minimum_interval_seconds=10,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+)
+def dead_recoveries_sensor(context: dg.RunFailureSensorContext) -> None:
+    """Tell people of a recovery whose process died, and so could not tell them itself."""
+    run = context.dagster_run
+    if not context.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.HOOK_COMPLETED):
+        alert_of_failure(run, context.failure_event.message or "its process died")
 
 
 def _unfinished(registry: Registry, graph_id: str) -> list[recovery.Unfinished] | None:
