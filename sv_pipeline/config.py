@@ -97,7 +97,7 @@ NamePart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]*$", max_length=MAX_TAB
 
 def validate_graph_id(graph_id: str) -> str:
     """The graph id itself, if it can name a table, a fork and a partition; ConfigError otherwise."""
-    if not GRAPH_ID.fullmatch(graph_id) or graph_id in RESERVED_GRAPH_IDS:
+    if not isinstance(graph_id, str) or not GRAPH_ID.fullmatch(graph_id) or graph_id in RESERVED_GRAPH_IDS:
         raise ConfigError(
             f"graph id {graph_id!r} cannot be used.",
             remedy="Use 1 to 50 letters, digits, '_', '.' or '-', not starting with '.' or '-'; "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import reprlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -26,16 +27,18 @@ from sv_pipeline.edits import (
 )
 from sv_pipeline.edits.given_points import given_points, given_voxels
 from sv_pipeline.edits.pointing import resolved, supervoxels_or_nearest, what_is_near
+from sv_pipeline.edits.requests import DEFAULT_REGION_MEMORY
 from sv_pipeline.engine.once import edit_once, is_begun, operation_of
 from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.graph import queries
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import Lineage, Operation, lineage, supervoxel_lineage
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.moments import Moment, parse_operation
 from sv_pipeline.registry import Dataset, open_dataset
 from sv_pipeline.reports.logged_edits import about, asked_for, read_edit
-from sv_pipeline.segmentation.reader import open_fork
+from sv_pipeline.segmentation.reader import is_current, open_fork
 from sv_pipeline.segmentation.wall import behind_the_wall, methods_behind_the_wall
 from sv_pipeline.table import columns
 
@@ -107,10 +110,25 @@ class OpenGraph:
 
     dataset: Dataset
 
-    @cached_property
+    @property
     def segmentation(self) -> Any:
-        """The fork's base mip, a TensorStore of supervoxel ids that shows every later edit."""
-        return open_fork(self.dataset.watershed_url, self.dataset.graph_id)
+        """The fork's base mip, a TensorStore of supervoxel ids that shows every later edit.
+
+        One that was opened earlier is opened anew if the base was made again since, as is all else of the graph.
+        """
+        volume = self.__dict__.get("_volume")
+        if volume is None or not is_current(volume):
+            if volume is not None:
+                self.dataset.forget()
+            volume = self.__dict__["_volume"] = open_fork(self.dataset.watershed_url, self.dataset.graph_id)
+        return volume
+
+    @property
+    def graph(self) -> ChunkedGraph:
+        """The chunked graph."""
+        if "_volume" in self.__dict__:
+            _ = self.segmentation  # notices whether all was made again
+        return self.dataset.graph
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
@@ -121,7 +139,7 @@ class OpenGraph:
     def supervoxels(self, points: Voxels, *, at: Moment | None = None) -> UInt64Array:
         """The supervoxels at voxels, shape (n,), 0 for background; now, as of a time, or just after an operation."""
         where = given_voxels(points, "points")
-        return settled(self.dataset.graph, lambda graph: self._supervoxels(graph, where, at))
+        return settled(self.graph, lambda graph: self._supervoxels(graph, where, at))
 
     def supervoxels_and_roots(
         self, points: Voxels = (), supervoxels: Sequence[int] = (), *, at: Moment | None = None
@@ -134,7 +152,7 @@ class OpenGraph:
             ids = np.concatenate([named, self._on_objects(graph, where, at)])
             return ids, queries.roots(graph, ids, at=time)
 
-        return settled(self.dataset.graph, question)
+        return settled(self.graph, question)
 
     def _supervoxels(self, graph: SettledGraph, where: IntArray, at: Moment | None) -> UInt64Array:
         if at is None or not len(where):
@@ -157,7 +175,7 @@ class OpenGraph:
 
     def segmentation_at(self, at: Moment) -> Any:
         """The fork's base mip as of a time, or just after an operation; a TensorStore, read-only."""
-        return edits.segmentation_at(self.dataset.graph, at)
+        return edits.segmentation_at(self.graph, at)
 
     def leaves(self, points: Voxels, *, at: Moment | None = None) -> list[UInt64Array]:
         """The supervoxels of the object at each voxel; now, as of a time, or just after an operation."""
@@ -168,13 +186,13 @@ class OpenGraph:
             found = queries.leaves(graph, queries.roots(graph, self._on_objects(graph, where, at), at=time))
             return np.split(found.values, found.offsets[1:-1])
 
-        return settled(self.dataset.graph, question)
+        return settled(self.graph, question)
 
     def lineage(self, ids: Sequence[int]) -> Lineage:
         """What roots, or supervoxels, came from and what became of them, with the operations that did it."""
         asked = np.asarray(ids, np.uint64)
-        of = supervoxel_lineage if (self.dataset.graph.layout.layers(asked) == 1).all() else lineage
-        return settled(self.dataset.graph, lambda graph: of(graph, asked))
+        of = supervoxel_lineage if (self.graph.layout.layers(asked) == 1).all() else lineage
+        return settled(self.graph, lambda graph: of(graph, asked))
 
     def look_up(self, source: Voxels, sink: Voxels) -> pd.DataFrame:
         """What the points of a request mean: side, x, y, z, supervoxel and root of each, and how far off it is (nm).
@@ -188,24 +206,32 @@ class OpenGraph:
             ids = np.concatenate([side.ids for side in found])
             return found, queries.roots(graph, ids, missing_ok=True)
 
-        found, objects = settled(self.dataset.graph, question)
+        found, objects = settled(self.graph, question)
         table = pd.DataFrame(np.concatenate([side.pointed for side in found]), columns=["x", "y", "z"])
         table.insert(0, "side", [name for name, side in sides.items() for _ in side.pointed])
         moved = np.concatenate([_voxels_of(side) - side.pointed for side in found])
         distances = np.sqrt(((moved * np.asarray(self.dataset.volume.scales[0].resolution)) ** 2).sum(axis=1))
         return table.assign(supervoxel=np.concatenate([side.ids for side in found]), root=objects, moved_nm=distances)
 
-    def preview_split(self, source: Voxels, sink: Voxels) -> PreviewedSplit:
+    def preview_split(
+        self,
+        source: Voxels,
+        sink: Voxels,
+        *,
+        allow_partial: bool = False,
+        region_memory: int = DEFAULT_REGION_MEMORY,
+    ) -> PreviewedSplit:
         """What :meth:`split` would do now; nothing is locked or written."""
-        request = SplitRequest("preview", given_points(source, "source"), given_points(sink, "sink"))
+        request = _split_request("preview", source, sink, allow_partial, region_memory)
 
         def question(graph: SettledGraph) -> tuple[SplitRequest, SplitPreview]:
             moved = resolved(graph, request, self.segmentation)
             return moved, edits.preview_split(graph, moved, volume=self.segmentation)
 
-        moved, found = settled(self.dataset.graph, question)
+        moved, found = settled(self.graph, question)
         sources, sinks = _voxels_of(moved.sources), _voxels_of(moved.sinks)
-        return PreviewedSplit(found.outcome, found.supervoxels, lambda preview: self._drawn(preview, sources, sinks))
+        values = {field.name: getattr(found, field.name) for field in fields(SplitPreview)}
+        return PreviewedSplit(**values, draw=lambda preview: self._drawn(preview, sources, sinks))
 
     def picture_of_points(self, source: Voxels, sink: Voxels) -> bytes:
         """Three slices through the objects at some points, now and as one object, as PNG; nothing is written."""
@@ -216,7 +242,7 @@ class OpenGraph:
             sides = given_points(source, "source"), given_points(sink, "sink")
             return [_voxels_of(supervoxels_or_nearest(graph, side, self.segmentation)) for side in sides]
 
-        return render_cut(scene_of_points(self.dataset, *settled(self.dataset.graph, question)))
+        return render_cut(scene_of_points(self.dataset, *settled(self.graph, question)))
 
     def picture(self, operation_id: int) -> bytes:
         """Three slices through an operation, before and after it, as PNG; also long after it was made."""
@@ -229,7 +255,7 @@ class OpenGraph:
         """The operation log, newest last: what was asked for, by whom, and what came of it; all, or the newest ones."""
         from sv_pipeline.reports.edit_numbers import operations_table
 
-        return operations_table(self.dataset.graph, last)
+        return operations_table(self.graph, last)
 
     # -- editing ------------------------------------------------------------------------------------------------------
 
@@ -241,53 +267,75 @@ class OpenGraph:
         return self._make(
             token,
             lambda operation: _asks_for(operation, "merge", request),
-            lambda: edits.merge(self.dataset.graph, request, volume=self.segmentation),
+            lambda: edits.merge(self.graph, request, volume=self.segmentation),
         )
 
     def split(
-        self, source: Voxels, sink: Voxels, *, user: str | None = None, token: str | None = None
+        self,
+        source: Voxels,
+        sink: Voxels,
+        *,
+        user: str | None = None,
+        token: str | None = None,
+        allow_partial: bool = False,
+        region_memory: int = DEFAULT_REGION_MEMORY,
     ) -> CommittedEdit:
-        """Cut ``source`` from ``sink`` where it is cheapest; through supervoxels where both are on one."""
-        request = SplitRequest(user_or_default(user), given_points(source, "source"), given_points(sink, "sink"))
+        """Cut ``source`` from ``sink`` where it is cheapest; through supervoxels where both are on one.
+
+        The edges around the points are cut. Where both sides stay one object by a way around, more of the object is
+        looked at, in at most ``region_memory`` bytes, until they are parted. ``allow_partial`` cuts around the points
+        only; the edit says ``still_one_object`` if both sides stay one object.
+        """
+        request = _split_request(user_or_default(user), source, sink, allow_partial, region_memory)
         return self._make(
             token,
             lambda operation: _asks_for(operation, "split", request),
-            lambda: edits.split(self.dataset.graph, request, volume=self.segmentation),
+            lambda: edits.split(self.graph, request, volume=self.segmentation),
         )
 
-    def undo(self, operation_id: int, *, user: str | None = None, token: str | None = None) -> CommittedEdit:
-        """Take an operation back."""
-        return self._revert(edits.undo, operation_id, user, token)
+    def undo(
+        self, operation_id: int, *, user: str | None = None, token: str | None = None, allow_partial: bool = False
+    ) -> CommittedEdit:
+        """Take an operation back; with ``allow_partial`` even where that parts nothing, since later edits join it."""
+        return self._revert(edits.undo, operation_id, user, token, allow_partial=allow_partial)
 
-    def redo(self, operation_id: int, *, user: str | None = None, token: str | None = None) -> CommittedEdit:
-        """Make an operation again that was undone."""
-        return self._revert(edits.redo, operation_id, user, token)
+    def redo(
+        self, operation_id: int, *, user: str | None = None, token: str | None = None, allow_partial: bool = False
+    ) -> CommittedEdit:
+        """Make an operation again that was undone; with ``allow_partial`` even where that parts nothing."""
+        return self._revert(edits.redo, operation_id, user, token, allow_partial=allow_partial)
 
     def edit(self, operation_id: int) -> CommittedEdit:
         """An edit that was made, read back from the log."""
-        return read_edit(self.dataset.graph, _operation_number(operation_id))
+        return read_edit(self.graph, _operation_number(operation_id))
 
     def made_for(self, token: str) -> CommittedEdit | None:
         """The operation that was made for a token; None if none was."""
-        return operation_of(self.dataset.graph, token)
+        return operation_of(self.graph, token)
 
     def begun(self, token: str) -> bool:
         """Whether an edit was made for a token, or an attempt to make one has begun and was not refused."""
-        return is_begun(self.dataset.graph, token)
+        return is_begun(self.graph, token)
 
     def _make(
         self, token: str | None, is_it: Callable[[Operation], bool], edit: Callable[[], CommittedEdit]
     ) -> CommittedEdit:
-        return edit() if token is None else edit_once(self.dataset.graph, token, is_it, edit)
+        return edit() if token is None else edit_once(self.graph, token, is_it, edit)
 
     def _revert(
-        self, revert: Callable[..., CommittedEdit], operation_id: int, user: str | None, token: str | None
+        self,
+        revert: Callable[..., CommittedEdit],
+        operation_id: int,
+        user: str | None,
+        token: str | None,
+        *,
+        allow_partial: bool,
     ) -> CommittedEdit:
-        graph, who, number = self.dataset.graph, user_or_default(user), _operation_number(operation_id)
+        graph, who, number = self.graph, user_or_default(user), _operation_number(operation_id)
         return self._make(
             token,
             lambda operation: operation.user == who and about(operation) == asked_for(graph, number).operation_id,
-            lambda: revert(graph, number, who),
+            lambda: revert(graph, number, who, allow_partial=allow_partial),
         )
 
     def _drawn(self, preview: PreviewedSplit, sources: IntArray, sinks: IntArray) -> bytes:
@@ -307,6 +355,17 @@ def user_or_default(user: str | None) -> str:
         raise EditRefused(
             Reason.BAD_REQUEST, "the user of this machine has no name.", remedy="Name the user who edits."
         ) from error
+
+
+def _split_request(user: str, source: Any, sink: Any, allow_partial: bool, region_memory: Any) -> SplitRequest:
+    if not isinstance(region_memory, int | np.integer) or region_memory < 0:
+        raise EditRefused(
+            Reason.BAD_REQUEST,
+            f"the memory of the region is a number of bytes, 0 or more, not {reprlib.repr(region_memory)}.",
+            remedy="The default is 1 GiB.",
+        )
+    sides = given_points(source, "source"), given_points(sink, "sink")
+    return SplitRequest(user, *sides, allow_partial=bool(allow_partial), region_memory=int(region_memory))
 
 
 def _voxels_of(points: Points) -> IntArray:

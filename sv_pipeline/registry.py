@@ -63,6 +63,11 @@ class Dataset:
         """Folder of the watershed volume."""
         return kv.as_url(self.config.data_source.watershed)
 
+    def forget(self) -> None:
+        """Open everything anew when it is asked for next: what is stored was made again."""
+        for name in ("volume", "grid", "table", "graph"):
+            self.__dict__.pop(name, None)
+
     @cached_property
     def volume(self) -> VolumeInfo:
         """Shape of the watershed volume; InputError while it does not exist."""

@@ -21,6 +21,20 @@ __all__ = ["merge", "operations", "picture", "preview", "redo", "split", "undo"]
 Command = Callable[..., Any]
 PNG = click.Path(dir_okay=False, writable=True, path_type=Path)
 _user = click.option("--user", help="Who edits. Default: the user of this machine.")
+_partial = click.option(
+    "--partial",
+    is_flag=True,
+    help="Cut around the points only, even where both sides stay one object by a way around: one bridge at a time.",
+)
+_partial_revert = click.option(
+    "--partial", is_flag=True, help="Make edges inactive even where that parts nothing, since other edits join them."
+)
+_region_memory = click.option(
+    "--region-memory",
+    type=click.FloatRange(0, 1e6),
+    metavar="GB",
+    help="How much of the object may be looked at for a cut that parts the points. Default: 1.07.",
+)
 _picture = click.option("--picture", type=PNG, metavar="FILE", help="Also write a picture of it, as PNG.")
 
 
@@ -66,6 +80,8 @@ def _say(graph: OpenGraph, edit: CommittedEdit, picture: Path | None, *, as_json
     else:
         old, new = (", ".join(map(str, numbers[key])) for key in ("old_roots", "new_roots"))
         click.echo(f"operation {edit.id} ({edit.kind}, {numbers['edges']} edges): {old} -> {new}")
+        if numbers["still_one_object"]:
+            click.echo("still one object: what was to be parted hangs together by a way around the cut")
         if numbers["replaced_supervoxels"]:
             replaced, fresh = numbers["replaced_supervoxels"], numbers["new_supervoxels"]
             click.echo(f"{replaced} supervoxels were replaced by {fresh}")
@@ -100,27 +116,56 @@ def merge(
 @click.command()
 @click.argument("graph")
 @_points
+@_partial
+@_region_memory
 @_user
 @_picture
 @json_option
 @click.pass_obj
 def split(
-    home: str, graph: str, source: Any, sink: Any, user: str | None, picture: Path | None, *, as_json: bool
+    home: str,
+    graph: str,
+    source: Any,
+    sink: Any,
+    user: str | None,
+    picture: Path | None,
+    *,
+    partial: bool,
+    region_memory: float | None,
+    as_json: bool,
 ) -> None:
     """Cut an object of GRAPH between --source and --sink, where that is cheapest."""
-    opened = _opened(graph, home)
-    _say(opened, opened.split(source, sink, user=user), picture, as_json=as_json)
+    opened, options = _opened(graph, home), _split_options(partial=partial, region_memory=region_memory)
+    _say(opened, opened.split(source, sink, user=user, **options), picture, as_json=as_json)
+
+
+def _split_options(*, partial: bool, region_memory: float | None) -> dict[str, Any]:
+    memory = {} if region_memory is None else {"region_memory": int(region_memory * 1e9)}
+    return {"allow_partial": partial, **memory}
 
 
 @click.command()
 @click.argument("graph")
 @_points
+@_partial
+@_region_memory
 @_picture
 @json_option
 @click.pass_obj
-def preview(home: str, graph: str, source: Any, sink: Any, picture: Path | None, *, as_json: bool) -> None:
+def preview(
+    home: str,
+    graph: str,
+    source: Any,
+    sink: Any,
+    picture: Path | None,
+    *,
+    partial: bool,
+    region_memory: float | None,
+    as_json: bool,
+) -> None:
     """Show what a split of GRAPH would do. Locks and writes nothing. Exit code 1 if it would be refused."""
-    found = _opened(graph, home).preview_split(source, sink)
+    options = _split_options(partial=partial, region_memory=region_memory)
+    found = _opened(graph, home).preview_split(source, sink, **options)
     if picture is not None:
         _write(picture, found.picture())
     if as_json:
@@ -140,6 +185,13 @@ def _say_preview(numbers: dict[str, Any]) -> None:
         replaced, fresh = numbers["split_supervoxels"], numbers["new_supervoxels"]
         sides = f"{numbers['cut_voxels_source']:,} voxels to the source, {numbers['cut_voxels_sink']:,} to the sink"
         click.echo(f"{replaced} supervoxels would be split into {fresh}: {sides}")
+    if numbers["region_enlarged"]:
+        click.echo(
+            f"more of the object was looked at than what is around the points: {numbers['region_enlarged']} times"
+        )
+    if numbers["legal"]:
+        still = ": still one object" if numbers["still_one_object"] else ""
+        click.echo(f"objects afterwards: {numbers['objects']}{still}")
     if not numbers["legal"]:
         click.echo(f"it would be refused ({numbers['reason']}): {numbers['message']}")
 
@@ -147,27 +199,33 @@ def _say_preview(numbers: dict[str, Any]) -> None:
 @click.command()
 @click.argument("graph")
 @click.argument("operation", type=click.IntRange(1))
+@_partial_revert
 @_user
 @_picture
 @json_option
 @click.pass_obj
-def undo(home: str, graph: str, operation: int, user: str | None, picture: Path | None, *, as_json: bool) -> None:
+def undo(
+    home: str, graph: str, operation: int, user: str | None, picture: Path | None, *, partial: bool, as_json: bool
+) -> None:
     """Take OPERATION of GRAPH back."""
     opened = _opened(graph, home)
-    _say(opened, opened.undo(operation, user=user), picture, as_json=as_json)
+    _say(opened, opened.undo(operation, user=user, allow_partial=partial), picture, as_json=as_json)
 
 
 @click.command()
 @click.argument("graph")
 @click.argument("operation", type=click.IntRange(1))
+@_partial_revert
 @_user
 @_picture
 @json_option
 @click.pass_obj
-def redo(home: str, graph: str, operation: int, user: str | None, picture: Path | None, *, as_json: bool) -> None:
+def redo(
+    home: str, graph: str, operation: int, user: str | None, picture: Path | None, *, partial: bool, as_json: bool
+) -> None:
     """Make OPERATION of GRAPH, which was undone, again."""
     opened = _opened(graph, home)
-    _say(opened, opened.redo(operation, user=user), picture, as_json=as_json)
+    _say(opened, opened.redo(operation, user=user, allow_partial=partial), picture, as_json=as_json)
 
 
 @click.command()

@@ -111,7 +111,8 @@ def operations_table(log: pd.DataFrame) -> str:
     shown["about"] = shown["about"].map(lambda i: f"of {i}" if i else "")
     for side in ("source", "sink"):
         shown[side] = [_first(ids, points) for ids, points in zip(shown[f"{side}_ids"], shown[side], strict=True)]
-    shown["outcome"] = [r or s for r, s in zip(shown["refused"], shown["status"], strict=True)]
+    still = shown["still_one_object"].map(lambda joined: ", still one object" if joined else "")
+    shown["outcome"] = [(r or s) + j for r, s, j in zip(shown["refused"], shown["status"], still, strict=True)]
     shown["new roots"] = shown["roots"].map(lambda roots: ", ".join(map(str, roots)))
     names = ["operation_id", "kind", "about", "outcome", "time", "user", "source", "sink", "new roots"]
     return str(shown[names].rename(columns={"operation_id": "id"}).to_string(index=False, justify="left"))

@@ -20,7 +20,8 @@ from pydantic import Field
 
 from sv_pipeline.defs.metadata import explained_failures, numbers, pictures
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.edits import CommittedEdit
+from sv_pipeline.edits import CommittedEdit, announced
+from sv_pipeline.edits.requests import DEFAULT_REGION_MEMORY
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.reports.edit_numbers import edit_numbers
@@ -48,6 +49,32 @@ class PointsConfig(GraphConfig):
     sink: list[list[int]] = Field(description="Voxels [x, y, z] of mip 0 on the other side.")
 
 
+class SplitPreviewConfig(PointsConfig):
+    """A split between points, not made."""
+
+    allow_partial: bool = Field(
+        default=False,
+        description="Cut around the points only, even where both sides stay one object by a way around it: one bridge "
+        "at a time. By default more of the object is looked at, until the points are parted.",
+    )
+    region_memory_gb: float = Field(
+        default=DEFAULT_REGION_MEMORY / 1e9,
+        ge=0,
+        description="How much of the object may be looked at for a cut that parts the points, in GB of memory.",
+    )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As keyword arguments of a split."""
+        return {"allow_partial": self.allow_partial, "region_memory": int(self.region_memory_gb * 1e9)}
+
+
+class SplitConfig(SplitPreviewConfig):
+    """A split between points."""
+
+    user: str = Field(default="", description="Who edits, for the log. Default: the user that the worker runs as.")
+
+
 class EditConfig(PointsConfig):
     """An edit between points."""
 
@@ -58,6 +85,10 @@ class RevertConfig(GraphConfig):
     """An operation to take back, or to make again."""
 
     operation: int = Field(description="Id of the operation, as the log and the run's tags show it.")
+    allow_partial: bool = Field(
+        default=False,
+        description="Make edges inactive even where that parts nothing, since other edits join what they joined.",
+    )
     user: str = Field(default="", description="Who edits, for the log. Default: the user that the worker runs as.")
 
 
@@ -82,14 +113,14 @@ def look_up(context: dg.OpExecutionContext, pipeline: PipelineResource, config: 
 
 
 @dg.op(ins={"looked_up": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing))
-def preview(context: dg.OpExecutionContext, pipeline: PipelineResource, config: PointsConfig) -> None:
+def preview(context: dg.OpExecutionContext, pipeline: PipelineResource, config: SplitPreviewConfig) -> None:
     """The cut as it would be made now: numbers and a picture. Fails, with the reason, where it would be refused."""
     with explained_failures():
         graph = pipeline.open(config.graph_id)
         if graph.begun(_token(context)):
             context.log.info("an earlier run of this request has come to its commit: nothing to preview")
             return
-        found = graph.preview_split(config.source, config.sink)
+        found = graph.preview_split(config.source, config.sink, **config.options)
         metadata = {**pictures(cut=found.picture), **numbers(found.numbers)}
     if not found.legal:
         raise dg.Failure(
@@ -101,13 +132,15 @@ def preview(context: dg.OpExecutionContext, pipeline: PipelineResource, config: 
 
 
 @dg.op(ins={"previewed": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing))
-def commit_split(context: dg.OpExecutionContext, pipeline: PipelineResource, config: EditConfig) -> None:
+def commit_split(context: dg.OpExecutionContext, pipeline: PipelineResource, config: SplitConfig) -> None:
     """Make the split, once."""
     _commit(
         context,
         pipeline,
         config.graph_id,
-        lambda graph, token: graph.split(config.source, config.sink, user=config.user or None, token=token),
+        lambda graph, token: graph.split(
+            config.source, config.sink, user=config.user or None, token=token, **config.options
+        ),
     )
 
 
@@ -129,7 +162,9 @@ def commit_undo(context: dg.OpExecutionContext, pipeline: PipelineResource, conf
         context,
         pipeline,
         config.graph_id,
-        lambda graph, token: graph.undo(config.operation, user=config.user or None, token=token),
+        lambda graph, token: graph.undo(
+            config.operation, user=config.user or None, token=token, allow_partial=config.allow_partial
+        ),
     )
 
 
@@ -140,7 +175,9 @@ def commit_redo(context: dg.OpExecutionContext, pipeline: PipelineResource, conf
         context,
         pipeline,
         config.graph_id,
-        lambda graph, token: graph.redo(config.operation, user=config.user or None, token=token),
+        lambda graph, token: graph.redo(
+            config.operation, user=config.user or None, token=token, allow_partial=config.allow_partial
+        ),
     )
 
 
@@ -164,12 +201,20 @@ def _commit(
 ) -> None:
     started = time.monotonic()
     context.instance.add_run_tags(context.run_id, {GRAPH_TAG: graph_id})
-    with explained_failures():
+
+    def began(operation_id: int) -> None:
+        """Durable at once: the process may be killed at the next moment, and then nothing that it holds is seen."""
+        context.instance.add_run_tags(context.run_id, {OPERATION_TAG: str(operation_id)})
+        context.instance.report_engine_event(f"operation {operation_id} of graph {graph_id} has begun", context.run)
+
+    with explained_failures(), announced(began):
         edit = make(pipeline.open(graph_id), _token(context))
     seconds = round(time.monotonic() - started, 2)
     context.instance.add_run_tags(context.run_id, {OPERATION_TAG: str(edit.id)})
     context.add_output_metadata({**numbers(edit_numbers(edit)), "seconds": seconds})
     context.log.info("operation %d of %s: %s", edit.id, graph_id, edit.kind)
+    if edit.still_one_object:
+        context.log.warning("still one object: what was to be parted hangs together by a way around the cut")
 
 
 def _token(context: dg.OpExecutionContext) -> str:
@@ -187,15 +232,17 @@ def _each(config: dg.Config, **ops: type[dg.Config]) -> dict[str, Any]:
 
 
 @dg.config_mapping
-def split_config(request: EditConfig) -> dict[str, Any]:
+def split_config(request: SplitConfig) -> dict[str, Any]:
     """One configuration for all stages of a split."""
-    return _each(request, look_up=PointsConfig, preview=PointsConfig, commit_split=EditConfig, report=GraphConfig)
+    return _each(
+        request, look_up=PointsConfig, preview=SplitPreviewConfig, commit_split=SplitConfig, report=GraphConfig
+    )
 
 
 @dg.config_mapping
-def preview_config(request: PointsConfig) -> dict[str, Any]:
+def preview_config(request: SplitPreviewConfig) -> dict[str, Any]:
     """One configuration for both stages of a preview."""
-    return _each(request, look_up=PointsConfig, preview=PointsConfig)
+    return _each(request, look_up=PointsConfig, preview=SplitPreviewConfig)
 
 
 @dg.config_mapping

@@ -2,6 +2,7 @@
 
 | # | step | a crash right after it leaves |
 | --- | --- | --- |
+| 0 | it is looked whether table and fork can take it (`ready`) | nothing |
 | 1 | ids of new nodes | numbers given to nobody |
 | 2 | scope and write set on the operation's rows, status WRITE_STARTED | scope, no locks |
 | 3 | indefinite locks of the old roots | + locks |
@@ -32,6 +33,7 @@ from sv_pipeline.edits.hierarchy_plan import HierarchyPlan
 from sv_pipeline.edits.locking import EditLocks, concurrently
 from sv_pipeline.edits.operation_log import OperationRow, Scope, write_set
 from sv_pipeline.edits.pair import ensure_identity, note_commit
+from sv_pipeline.edits.ready import refuse_large_cells, require_ready
 from sv_pipeline.edits.refusal import OwnershipLostError
 from sv_pipeline.edits.rows_of_plan import PlannedRows, fake_edge_cells, rows_of
 from sv_pipeline.edits.supervoxel_change import SupervoxelChange, renamed_ids, rows_of_supervoxels
@@ -69,6 +71,8 @@ class EditPlan:
     """Edges that no file has and that connect from now on."""
     supervoxels: SupervoxelChange | None = None
     """Supervoxels that are replaced, with provisional ids; their voxels."""
+    still_one_object: bool = False
+    """Whether ends that were to be parted are under one root all the same, which the request allows."""
 
     @property
     def log_cells(self) -> list[SetCell]:
@@ -114,6 +118,9 @@ class CommittedEdit(Operation):
     """Milliseconds; of all its cells."""
     supervoxels: UInt64Array = field(default_factory=lambda: np.zeros((0, 2), np.uint64))
     """(old, new) of the supervoxels that it replaced, shape (n, 2)."""
+    still_one_object: bool = False
+    """Whether what was to be parted hangs together all the same, by a way around: some source shares a root with some
+    sink after a split, or the ends of an edge after an undo or redo that made it inactive."""
 
 
 def commit(
@@ -146,10 +153,14 @@ def commit(
     ------
     OwnershipLostError
         If the locks, or the operation itself, went to somebody else: nothing more is written.
+    SvPipelineError
+        If table or fork could not take the edit; then nothing is written.
     """
     held.check()
     table = graph.table
-    plan, rows = _start(graph, held, row, plan, timestamp, log_cells, inherited)
+    with ThreadPoolExecutor(1) as pool:
+        ready = pool.submit(require_ready, graph, row, plan.supervoxels)
+        plan, rows = _start(graph, held, row, plan, timestamp, log_cells, inherited, ready.result)
     hierarchy = plan.hierarchy
     fake = fake_edge_cells(hierarchy, plan.fake_edges)
     held.keep = True  # from here on only recovery may release them, or the end of the edit
@@ -183,7 +194,7 @@ def commit(
     held.check()
     held.release()
     reach("released")
-    row.clear_scope(chunks=plan.supervoxels is not None or inherited is not None)
+    row.clear_scope(chunks=len(held.chunks) > 0 or inherited is not None)
     return CommittedEdit(
         operation_id=row.operation_id,
         kind=plan.kind,
@@ -197,6 +208,7 @@ def commit(
         edges=next((e for e in (plan.added_edges, plan.removed_edges) if e is not None), np.zeros((0, 2), np.uint64)),
         logical_time=timestamp,
         supervoxels=plan.supervoxels.links if plan.supervoxels else np.zeros((0, 2), np.uint64),
+        still_one_object=plan.still_one_object,
     )
 
 
@@ -292,6 +304,7 @@ def _start(
     timestamp: int,
     log_cells: list[SetCell],
     inherited: Scope | None,
+    looked: Step,
 ) -> tuple[EditPlan, PlannedRows]:
     """Give the plan its ids and write the intent; again if an id has a row already (older software gave some twice)."""
     provisional = plan.provisional
@@ -308,11 +321,13 @@ def _start(
         fake = fake_edge_cells(named.hierarchy, plan.fake_edges)
         planned = [*rows.every]
         planned += [RowMutation(key, [FAKE_EDGES.set(edges, timestamp)]) for key, edges in fake.items()]
+        refuse_large_cells(planned)
+        looked()
         scope = Scope(
             timestamp,
             tuple(named.hierarchy.old_roots.tolist()),
             tuple(named.hierarchy.new_roots.tolist()),
-            tuple(named.supervoxels.chunks.tolist()) if named.supervoxels else (),
+            tuple(held.chunks.tolist()),
             named.supervoxels.generation if named.supervoxels else None,
         ).joined(inherited)
         held.check()
@@ -325,6 +340,7 @@ def _start(
                 [*log_cells, *named.log_cells],
                 named.activated,
                 named.supervoxels.record if named.supervoxels else None,
+                still_one_object=named.still_one_object,
             )
         wanting = np.flatnonzero([key in taken.result() for key in row_keys])
         if not len(wanting):

@@ -8,7 +8,8 @@
 
 An undo of an undo is a redo, and so on: chains are followed to the operation that they are about. What later edits did
 stays: only edges that are still as the operation left them change. Where later edits split the fragments of a split
-again, its undo is refused, with their numbers.
+again, its undo is refused, with their numbers. Where edges become inactive and nothing is parted by it, because later
+edits joined the ends elsewhere, that is refused, too; but for the redo of a split that has parted nothing itself.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from sv_pipeline.edits.fates import names_of_today
 from sv_pipeline.edits.incarnations import Incarnation, about, latest_incarnation
 from sv_pipeline.edits.locking import LockPatience
 from sv_pipeline.edits.merging import plan_addition
-from sv_pipeline.edits.operation_log import read_activated, read_supervoxels
+from sv_pipeline.edits.operation_log import read_activated, read_still_one_object, read_supervoxels
 from sv_pipeline.edits.refusal import EditRefused, Reason
 from sv_pipeline.edits.region import read_region
+from sv_pipeline.edits.removal import plan_removal
 from sv_pipeline.edits.requests import Points, SplitRequest
 from sv_pipeline.edits.session import Resumption, Workspace, checked, run_edit
-from sv_pipeline.edits.splitting import plan_removal, plan_split
+from sv_pipeline.edits.splitting import plan_split
 from sv_pipeline.edits.supervoxel_undo import UndoOfSplit, plan_undo_of_split
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edges import replaced
@@ -55,6 +57,8 @@ class RevertRequest:
     """Whether the edges become active."""
     edges: UInt64Array
     """Shape (n, 2)."""
+    allow_partial: bool = False
+    """Make edges inactive even if that parts nothing."""
 
     @property
     def supervoxels(self) -> UInt64Array:
@@ -67,17 +71,24 @@ def undo(
     operation_id: int,
     user: str,
     *,
+    allow_partial: bool = False,
     patience: LockPatience | None = None,
     resumption: Resumption | None = None,
 ) -> CommittedEdit:
     """Take an operation back.
 
+    Parameters
+    ----------
+    allow_partial
+        Make edges of a merge inactive even where later edits have joined their ends elsewhere, so that nothing is
+        parted.
+
     Raises
     ------
     EditRefused
-        If it is none that succeeded, or nothing of it is left to be undone.
+        If it is none that succeeded, nothing of it is left to be undone, or nothing would be parted by it.
     """
-    return _revert(graph, operation_id, user, _Run(patience, resumption), undo_it=True)
+    return _revert(graph, operation_id, user, _Run(patience, resumption, allow_partial), undo_it=True)
 
 
 def redo(
@@ -85,17 +96,23 @@ def redo(
     operation_id: int,
     user: str,
     *,
+    allow_partial: bool = False,
     patience: LockPatience | None = None,
     resumption: Resumption | None = None,
 ) -> CommittedEdit:
     """Make an operation again that was undone.
 
+    Parameters
+    ----------
+    allow_partial
+        Make a split again even where it parts nothing; that of a split that has parted nothing itself is allowed.
+
     Raises
     ------
     EditRefused
-        If it is none that succeeded, or it is in force as it is.
+        If it is none that succeeded, it is in force as it is, or nothing would be parted by it.
     """
-    return _revert(graph, operation_id, user, _Run(patience, resumption), undo_it=False)
+    return _revert(graph, operation_id, user, _Run(patience, resumption, allow_partial), undo_it=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +121,7 @@ class _Run:
 
     patience: LockPatience | None
     resumption: Resumption | None
+    allow_partial: bool
 
 
 def _revert(graph: ChunkedGraph, operation_id: int, user: str, run: _Run, *, undo_it: bool) -> CommittedEdit:
@@ -117,7 +135,7 @@ def _revert(graph: ChunkedGraph, operation_id: int, user: str, run: _Run, *, und
         return revert(graph, found, user, run)
     return run_edit(
         graph,
-        _request(graph, operation, user, undo_it=undo_it),
+        _request(graph, operation, user, undo_it=undo_it, allow_partial=run.allow_partial),
         _plan,
         prepare=lambda r: _of_living_supervoxels(graph, r),
         log_cells=lambda r: _log_cells(r.kind, r.user, r.operation_id),
@@ -137,7 +155,9 @@ def _followed(graph: ChunkedGraph, operation_id: int, *, undo_it: bool) -> tuple
     return operation, undo_it
 
 
-def _request(graph: ChunkedGraph, operation: Operation, user: str, *, undo_it: bool) -> RevertRequest:
+def _request(
+    graph: ChunkedGraph, operation: Operation, user: str, *, undo_it: bool, allow_partial: bool
+) -> RevertRequest:
     if operation.kind == "merge":
         edges = read_activated(graph.table, operation.operation_id)
         if edges is None:
@@ -148,7 +168,15 @@ def _request(graph: ChunkedGraph, operation: Operation, user: str, *, undo_it: b
         raise EditRefused(Reason.NOTHING_TO_UNDO, f"operation {operation.operation_id} names no edges.")
     pairs = np.unique(np.sort(edges.astype(np.uint64), axis=1), axis=0)
     kind = "undo" if undo_it else "redo"
-    return RevertRequest(user, operation.operation_id, kind, (operation.kind != "merge") is undo_it, pairs)
+    activate = (operation.kind != "merge") is undo_it
+    allow_partial = allow_partial or (operation.kind != "merge" and _parted_nothing(graph, operation))
+    return RevertRequest(user, operation.operation_id, kind, activate, pairs, allow_partial)
+
+
+def _parted_nothing(graph: ChunkedGraph, operation: Operation) -> bool:
+    """Whether a split has left one object: by what it noted, or, if other or older software made it, by its roots."""
+    noted = read_still_one_object(graph.table, [operation.operation_id])
+    return bool(noted) or len(operation.roots) == 1
 
 
 # -- splits of supervoxels --------------------------------------------------------------------------------------------
@@ -188,7 +216,7 @@ def _redo_split(graph: ChunkedGraph, found: Incarnation, user: str, run: _Run) -
     volume = open_fork(graph.watershed_url, graph.graph_id)
     return run_edit(
         graph,
-        _same_points(found.operation, user),
+        _same_points(found.operation, user, allow_partial=run.allow_partial or _parted_nothing(graph, found.operation)),
         _plan_split_again,
         prepare=lambda r: checked(graph, r, volume),
         log_cells=lambda r: [*_log_cells("redo", r.user, target), *_point_cells(r)],
@@ -208,7 +236,7 @@ def _refuse_overlapped(found: Incarnation) -> None:
         )
 
 
-def _same_points(operation: Operation, user: str) -> SplitRequest:
+def _same_points(operation: Operation, user: str, *, allow_partial: bool) -> SplitRequest:
     """The request of an operation that split supervoxels; its points are looked up anew."""
     row = operation.row
     source, sink = columns.SOURCE_COORDINATES.newest(row), columns.SINK_COORDINATES.newest(row)
@@ -221,7 +249,7 @@ def _same_points(operation: Operation, user: str) -> SplitRequest:
         )
     x, y, z = offset.ravel().tolist()
     sides = Points.of(coordinates=source), Points.of(coordinates=sink)
-    return SplitRequest(user, *sides, offset=(x, y, z), disallow_isolating_cut=False)
+    return SplitRequest(user, *sides, offset=(x, y, z), disallow_isolating_cut=False, allow_partial=allow_partial)
 
 
 def _plan_split_again(workspace: Workspace, request: SplitRequest) -> EditPlan:
@@ -286,7 +314,16 @@ def _plan(workspace: Workspace, request: RevertRequest) -> EditPlan:
     corners = corners + np.asarray(graph.grid.bounds.start)
     box = Box.of(corners.min(axis=0), corners.max(axis=0) + np.asarray(graph.grid.chunk_size))
     region = read_region(graph, workspace.cache, workspace.roots, box)
-    return plan_removal(workspace, request.kind, region, edges[todo])
+    removal = plan_removal(workspace, region, edges[todo])
+    joined = removal.ends[:, 0] == removal.ends[:, 1]
+    cut = removal.feasible() if joined.any() else removal
+    if joined.all() and not (request.allow_partial and len(cut.edges)):
+        remedy = (
+            "Undo what has joined them there first, or split the object; or make these edges inactive by themselves "
+            "(--partial, allow_partial)."
+        )
+        raise removal.still_connected(removal.edges[:1, 0], removal.edges[:1, 1], remedy)
+    return EditPlan(request.kind, cut.plan, removed_edges=cut.edges, still_one_object=bool(joined.any()))
 
 
 def _nothing(request: RevertRequest) -> EditRefused:

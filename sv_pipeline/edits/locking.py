@@ -207,17 +207,17 @@ class EditLocks:
         return [*self.root_keys, *self.chunk_keys]
 
     def lock_chunks(self, chunks: UInt64Array, names: list[str], patience: LockPatience) -> None:
-        """Lock layer 2 chunks as well.
+        """Lock layer 2 chunks as well, beside those that it holds already.
 
         Raises
         ------
         EditRefused
             If others hold them for longer than ``patience``; says who, and since when.
         """
-        order = np.argsort(chunks)
-        rows = [_Wanted(keys.chunk_lock_key(int(chunks[i])), names[i]) for i in order.tolist()]
+        new = np.flatnonzero(~np.isin(chunks, self.chunks))
+        rows = [_Wanted(keys.chunk_lock_key(int(chunks[i])), names[i]) for i in new.tolist()]
         _lock_when_free(self, lambda: rows, (), patience)
-        self.chunks = chunks[order]
+        self.chunks = np.union1d(self.chunks, chunks)
         reach("chunks locked")
 
     def locked_at(self) -> int:

@@ -7,6 +7,7 @@ Own data never goes into the log's row, which PyChunkedGraph reads whole::
     sv_pipeline:op:%020d     1:identity     as in the open row, once it writes; its record in the fork has the same
                              1:activated    all edges that a merge made active; stays, so that it can be undone
                              1:supervoxels  (old, new, side) of supervoxels that it replaced; stays, likewise
+                             1:outcome      {"still_one_object": true} where it parted nothing, which was allowed
 
 | status | means |
 | --- | --- |
@@ -53,6 +54,7 @@ __all__ = [
     "read_activated",
     "read_identity",
     "read_scope",
+    "read_still_one_object",
     "read_supervoxels",
     "read_write_set",
     "scope_in",
@@ -69,6 +71,7 @@ RECOVERY: Column[Any] = Column(ColumnKey("1", b"recovery"), codecs.JsonCodec())
 WRITES = ColumnKey("1", b"writes")
 ACTIVATED: ArrayColumn[np.uint64] = ArrayColumn(ColumnKey("1", b"activated"), codecs.ArrayCodec("<u8", 2, True))
 SUPERVOXELS: ArrayColumn[np.uint64] = ArrayColumn(ColumnKey("1", b"supervoxels"), codecs.ArrayCodec("<u8", 3, True))
+OUTCOME: Column[Any] = Column(ColumnKey("1", b"outcome"), codecs.JsonCodec())
 IDENTITY: Column[str] = Column(ColumnKey("1", b"identity"), codecs.TextCodec())
 OWN_PREFIX = b"sv_pipeline:op:"
 MAX_WRITE_SET_BYTES = 1 << 30
@@ -206,6 +209,14 @@ def read_supervoxels(table: Table, operation_id: int) -> UInt64Array:
     return np.zeros((0, 3), np.uint64) if found is None else found
 
 
+def read_still_one_object(table: Table, operation_ids: Iterable[int]) -> set[int]:
+    """Which operations have left as one object what they were to part."""
+    ids = {own_key(operation_id): operation_id for operation_id in operation_ids}
+    rows = table.read_rows(list(ids), [OUTCOME.key], newest_only=True) if ids else {}
+    outcomes = {key: OUTCOME.newest(row) for key, row in rows.items()}
+    return {ids[key] for key, outcome in outcomes.items() if outcome and outcome.get("still_one_object")}
+
+
 @dataclass(frozen=True, eq=False)
 class OperationRow:
     """The rows of one operation, for one attempt at it."""
@@ -270,6 +281,8 @@ class OperationRow:
         log: list[SetCell],
         activated: UInt64Array,
         supervoxels: UInt64Array | None = None,
+        *,
+        still_one_object: bool = False,
     ) -> None:
         """Durable intent: scope and write set, then the log says so. Before the first indefinite lock."""
         own_cells = []
@@ -277,6 +290,8 @@ class OperationRow:
             own_cells.append(ACTIVATED.set(activated, FIXED_TIME))
         if supervoxels is not None:
             own_cells.append(SUPERVOXELS.set(supervoxels, FIXED_TIME))
+        if still_one_object:
+            own_cells.append(OUTCOME.set({"still_one_object": True}, FIXED_TIME))
         if scope.chunks:
             log = [*log, columns.CHUNK_LOCK_SCOPE.set(np.array(scope.chunks, np.uint64))]
         reach("scope")

@@ -58,7 +58,7 @@ def replace_supervoxels(
     added = Edges(new.pairs[:, 0], new.pairs[:, 1], new.affinities, new.areas)
     edges = distinct_edges([kept, added])
     layers = layout.cross_layers(edges.node_ids1, edges.node_ids2)
-    planned = Region(supervoxels, ancestors, edges, layers)
+    planned = Region(supervoxels, ancestors, edges, layers, region.box, region.whole)
 
     joined = np.sort(new.pairs[new.active], axis=1)
     joined = joined[(find(supervoxels, joined) >= 0).all(axis=1)] if len(joined) else joined

@@ -39,7 +39,7 @@ class Reason(StrEnum):
     NOT_CONNECTED = "not_connected"
     """Points of one side of a merge are not connected inside the region."""
     STILL_CONNECTED = "still_connected"
-    """Nothing can be cut inside the region that is not held together just outside it."""
+    """What is to be parted stays one object by a way around the cut; names a place on that way."""
     SUPERVOXEL_SPLIT_REQUIRED = "supervoxel_split_required"
     """Both sides are on one supervoxel, and the request or the graph has not what it takes to split it."""
     VOXEL_CUT = "voxel_cut"
@@ -71,8 +71,6 @@ class EditRefused(SvPipelineError):  # noqa: N818 - a refusal is an outcome
 
     def __init__(self, reason: StrEnum, message: str, *, remedy: str | None = None) -> None:
         self.reason = reason
-        self.operation_id: int | None = None
-        """The row that says so, once it is written."""
         super().__init__(message, remedy=remedy)
 
 

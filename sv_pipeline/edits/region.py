@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +18,20 @@ from sv_pipeline.graph.queries import chunks_touch
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 
-__all__ = ["Region", "distinct_edges", "edges_around", "edges_of_chunks", "read_region", "reread_edges"]
+__all__ = [
+    "Allowance",
+    "Region",
+    "distinct_edges",
+    "edges_around",
+    "edges_of_chunks",
+    "read_region",
+    "read_region_within",
+    "reread_edges",
+]
 
 BoolArray = npt.NDArray[np.bool_]
+Allowance = Callable[[int, int], bool]
+"""Whether so many nodes, and the edges of so many layer 2 chunks, may be read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +46,15 @@ class Region:
     """Atomic edges with at least one end in the region; each pair once, smaller id first."""
     layers: npt.NDArray[np.int64]
     """Their cross layers."""
+    box: Box
+    """The voxels that its chunks touch."""
+    whole: bool
+    """Whether nothing of the objects is outside of it."""
+
+    @property
+    def layer2(self) -> UInt64Array:
+        """Its layer 2 nodes, ascending."""
+        return np.unique(self.ancestors[:, 2])
 
     @property
     def inside(self) -> BoolArray:
@@ -58,30 +79,44 @@ class Region:
 
 def read_region(graph: ChunkedGraph, cache: NodeCache, roots: UInt64Array, box: Box) -> Region:
     """Walk down from roots, pruned by a box of voxels; and read the edges of the chunks that are reached."""
-    above = _walk_down(graph, cache, roots, box)
+    region = read_region_within(graph, cache, roots, box, lambda *_: True)
+    assert region is not None
+    return region
+
+
+def read_region_within(
+    graph: ChunkedGraph, cache: NodeCache, roots: UInt64Array, box: Box, allowed: Allowance
+) -> Region | None:
+    """What :func:`read_region` gives; None, before what is too much is read, if it is more than is allowed."""
+    above = _walk_down(graph, cache, roots, box, allowed)
+    if above is None:
+        return None
     # The chunks are known one step before the supervoxels are.
     chunks = np.unique(graph.layout.coordinates(above.nodes), axis=0)
+    if not allowed(len(above.nodes), len(chunks)):
+        return None
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(edges_of_chunks, graph, chunks, cache)
         # With what plans look at next: where edges of the nodes above the points lead.
         cache.fetch(np.concatenate([above.nodes, cache.known().edges.edges[:, 1]]))
         supervoxels, ancestors = _last_step(graph, cache, above)
-    return _region(graph, supervoxels, ancestors, reading.result())
+    return Region(supervoxels, ancestors, *_touching(graph, supervoxels, reading.result()), box, above.whole)
 
 
 def reread_edges(graph: ChunkedGraph, cache: NodeCache, region: Region) -> Region:
     """The same region with its edges as they are now: those to other objects may have changed."""
     coordinates = np.unique(graph.layout.coordinates(region.supervoxels), axis=0)
     edges = edges_of_chunks(graph, coordinates, cache)
-    return _region(graph, region.supervoxels, region.ancestors, edges)
+    touching, layers = _touching(graph, region.supervoxels, edges)
+    return replace(region, edges=touching, layers=layers)
 
 
-def _region(graph: ChunkedGraph, supervoxels: UInt64Array, ancestors: UInt64Array, edges: Edges) -> Region:
-    """Of the edges those that touch the supervoxels."""
+def _touching(graph: ChunkedGraph, supervoxels: UInt64Array, edges: Edges) -> tuple[Edges, npt.NDArray[np.int64]]:
+    """Of the edges those that touch the supervoxels, and their cross layers."""
     ends = np.stack([edges.node_ids1, edges.node_ids2], axis=-1)
     touching = (find(supervoxels, ends) >= 0).any(axis=1) if len(ends) else np.zeros(0, np.bool_)
     edges = Edges(*(array[touching] for array in edges.arrays))
-    return Region(supervoxels, ancestors, edges, graph.layout.cross_layers(edges.node_ids1, edges.node_ids2))
+    return edges, graph.layout.cross_layers(edges.node_ids1, edges.node_ids2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +126,8 @@ class _Reached:
     nodes: UInt64Array
     ancestors: UInt64Array
     """Shape (n, layers + 1)."""
+    whole: bool = True
+    """Whether none was left out on the way."""
 
 
 def _step_down(graph: ChunkedGraph, cache: NodeCache, reached: _Reached) -> _Reached:
@@ -104,19 +141,25 @@ def _step_down(graph: ChunkedGraph, cache: NodeCache, reached: _Reached) -> _Rea
     return _Reached(below.values, np.where(between, below.values[:, None], ancestors))
 
 
-def _walk_down(graph: ChunkedGraph, cache: NodeCache, roots: UInt64Array, box: Box) -> _Reached:
-    """Layer 2 nodes below roots whose chunks touch a box."""
+def _walk_down(
+    graph: ChunkedGraph, cache: NodeCache, roots: UInt64Array, box: Box, allowed: Allowance
+) -> _Reached | None:
+    """Layer 2 nodes below roots whose chunks touch a box; None if more nodes would have to be read than is allowed."""
     nodes = np.unique(roots)
     ancestors = np.zeros((len(nodes), graph.n_layers + 1), np.uint64)
     ancestors[:, graph.n_layers] = nodes
-    reached, found = _Reached(nodes, ancestors), []
+    reached, found, whole = _Reached(nodes, ancestors), [], True
     while len(reached.nodes):
         at_end = graph.layout.layers(reached.nodes) == 2
         found.append(_Reached(reached.nodes[at_end], reached.ancestors[at_end]))
+        if not allowed(sum(len(r.nodes) for r in found) + int(np.count_nonzero(~at_end)), 0):
+            return None
         below = _step_down(graph, cache, _Reached(reached.nodes[~at_end], reached.ancestors[~at_end]))
         keep = chunks_touch(graph, below.nodes, box)
+        whole &= bool(keep.all())
         reached = _Reached(below.nodes[keep], below.ancestors[keep])
-    return _Reached(np.concatenate([r.nodes for r in found]), np.concatenate([r.ancestors for r in found]))
+    parts = np.concatenate([r.nodes for r in found]), np.concatenate([r.ancestors for r in found])
+    return _Reached(*parts, whole)
 
 
 def _last_step(graph: ChunkedGraph, cache: NodeCache, above: _Reached) -> tuple[UInt64Array, UInt64Array]:

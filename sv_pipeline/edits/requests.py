@@ -16,6 +16,7 @@ from sv_pipeline.table import columns
 from sv_pipeline.table.interface import SetCell
 
 __all__ = [
+    "DEFAULT_REGION_MEMORY",
     "MAX_POINTS",
     "MergeRequest",
     "Points",
@@ -37,6 +38,7 @@ FARTHEST = 1 << 53
 """Larger floating point numbers are not exact."""
 DEFAULT_OFFSET = (240, 240, 24)
 DEFAULT_MEMORY = 4 << 30
+DEFAULT_REGION_MEMORY = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +116,10 @@ class SplitRequest:
     """Refuse a cut that cuts off nothing but the points of one side; not where supervoxels are split for it."""
     memory: int = DEFAULT_MEMORY
     """Bytes that the voxels of a supervoxel split may take."""
+    region_memory: int = DEFAULT_REGION_MEMORY
+    """Bytes that a region may take that is enlarged because the cut in a smaller one does not part the points."""
+    allow_partial: bool = False
+    """Cut in the first region, even where both sides stay one object by a way around it: one bridge at a time."""
 
     @property
     def supervoxels(self) -> UInt64Array:
@@ -124,7 +130,7 @@ class SplitRequest:
 def options_of(request: Any) -> dict[str, Any]:
     """What the log has no columns for, as JSON: with it and the log, a request can be made again."""
     if not isinstance(request, MergeRequest | SplitRequest):
-        return {}
+        return {"allow_partial": bool(getattr(request, "allow_partial", False))}
     options: dict[str, Any] = {
         "by_id": [bool(len(points.ids)) for points in (request.sources, request.sinks)],
         "offset": None if request.offset is None else [int(o) for o in request.offset],
@@ -136,6 +142,8 @@ def options_of(request: Any) -> dict[str, Any]:
         options["path_augmentation"] = request.path_augmentation
         options["disallow_isolating_cut"] = request.disallow_isolating_cut
         options["memory"] = request.memory
+        options["region_memory"] = request.region_memory
+        options["allow_partial"] = request.allow_partial
     return options
 
 
@@ -229,8 +237,14 @@ def offset_of(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> tupl
     return values[0], values[1], values[2]
 
 
-def region_of(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> Box:
-    """The box within which edges count: around the points, or the chunks of the supervoxels, with the margin."""
+def region_of(graph: ChunkedGraph, request: MergeRequest | SplitRequest, margin: npt.ArrayLike | None = None) -> Box:
+    """The box within which edges count: around the points, or the chunks of the supervoxels, with the margin.
+
+    Parameters
+    ----------
+    margin
+        Voxels of each axis around the points; default: that of the request.
+    """
     starts, stops = [], []
     for points in (request.sources, request.sinks):
         if points.coordinates is not None:
@@ -241,7 +255,7 @@ def region_of(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> Box:
         if points.coordinates is None:
             starts.append(corners)
             stops.append(corners + np.asarray(graph.grid.chunk_size))
-    offset = np.asarray(offset_of(graph, request))
+    offset = np.asarray(offset_of(graph, request) if margin is None else margin)
     start, stop = np.concatenate(starts).min(axis=0), np.concatenate(stops).max(axis=0)
     return Box.of(start - offset, stop + offset).clip(graph.grid.bounds)
 

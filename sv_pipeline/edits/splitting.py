@@ -2,35 +2,43 @@
 
 ::
 
-    region of the object --minimum cut--> Cut                       -> edges to remove -> hierarchy
-                              ^           SupervoxelSplitRequired   -> voxels are cut, and then ...
-                              |           Refused                   -> refused     |
-                              +-- the region as it will be ------------------------+
+    region of the object --minimum cut--> Cut                       -> edges to remove -> hierarchy -> parted?
+        ^                     ^           SupervoxelSplitRequired   -> voxels are cut, and then ...     |
+        |                     |           Refused                   -> refused     |                    | no
+        |                     +-- the region as it will be ------------------------+                    |
+        +-- a larger region <---------------------------------------------------------------------------+
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from sv_pipeline.algorithms import multicut
-from sv_pipeline.algorithms.multicut import Cut, LocalGraph, Refused, SupervoxelSplitRequired
+from sv_pipeline.algorithms.multicut import LocalGraph, Refusal, Refused, SupervoxelSplitRequired
 from sv_pipeline.edits.commit import CommittedEdit, EditPlan
-from sv_pipeline.edits.layer2 import OtherChange, pairs_of, remove_edges
+from sv_pipeline.edits.layer2 import OtherChange, pairs_of
 from sv_pipeline.edits.locking import LockPatience
 from sv_pipeline.edits.nodes import NodeCache
+from sv_pipeline.edits.parting import Surroundings, roots_after
 from sv_pipeline.edits.refusal import EditRefused, Reason
-from sv_pipeline.edits.region import Region, read_region
-from sv_pipeline.edits.requests import SplitRequest, log_cells, region_of
-from sv_pipeline.edits.session import Resumption, Workspace, checked, plan_above, run_edit
-from sv_pipeline.edits.supervoxel_split import SupervoxelSplit, plan_supervoxel_split
+from sv_pipeline.edits.region import Region
+from sv_pipeline.edits.removal import plan_removal
+from sv_pipeline.edits.requests import SplitRequest, log_cells
+from sv_pipeline.edits.session import Resumption, Workspace, checked, run_edit
+from sv_pipeline.edits.supervoxel_split import SupervoxelSplit, plan_supervoxel_split, without_voxels
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.queries import roots
 from sv_pipeline.ids import UInt64Array
 
-__all__ = ["SplitPreview", "plan_removal", "plan_split", "preview_split", "split"]
+__all__ = ["SplitPreview", "plan_split", "preview_split", "split"]
+
+log = logging.getLogger(__name__)
 
 
 def split(
@@ -45,7 +53,7 @@ def split(
 
     Supervoxels with points of both sides are split, voxel by voxel, if the points are voxels.
 
-    Parts may stay connected outside the region around the points: then there is one new root.
+    Where the two sides stay one object by a way around the region, the region is enlarged, and the cut made again.
 
     Parameters
     ----------
@@ -80,10 +88,18 @@ class SplitPreview:
     """Of the last minimum cut."""
     supervoxels: SupervoxelSplit | None = None
     """The cut of voxels that it takes, if it takes one. Ids of new supervoxels are provisional."""
+    refusal: EditRefused | None = None
+    """Why the split would be refused."""
+    objects: int = 0
+    """How many objects there would be in place of the one; 0 if the split would be refused."""
+    still_one_object: bool = False
+    """Whether some source would still be one object with some sink, which the request allows."""
+    enlarged: int = 0
+    """How often the region was enlarged until the cut parted the points."""
 
 
 def preview_split(graph: ChunkedGraph, request: SplitRequest, *, volume: Any = None) -> SplitPreview:
-    """The cut that :func:`split` would make now; nothing is locked or written.
+    """What :func:`split` would do now, found in the same way; nothing is locked or written.
 
     Raises
     ------
@@ -95,16 +111,18 @@ def preview_split(graph: ChunkedGraph, request: SplitRequest, *, volume: Any = N
     found = roots(graph, every, missing_ok=True)
     if (found == 0).any():
         raise EditRefused(Reason.NOT_FOUND, f"supervoxel {int(every[found == 0][0])} is not in the graph.")
-    _check_one_root(np.unique(found))
-    cache = NodeCache(graph)
-    region = read_region(graph, cache, np.unique(found), region_of(graph, request))
-    outcome = multicut.preview(local_graph(region), request.sources.ids, request.sinks.ids, **_options(request))
-    without_voxels = request.sources.coordinates is None or request.sinks.coordinates is None
-    if not isinstance(outcome, SupervoxelSplitRequired) or without_voxels:
-        return SplitPreview(outcome)
-    split = plan_supervoxel_split(graph, cache, lambda *_: None, request, region, outcome)
-    after = multicut.preview(local_graph(split.planned.region), split.sources, split.sinks, **_after_split(request))
-    return SplitPreview(after, split)
+    root_of = dict(zip(every.tolist(), found.tolist(), strict=True))
+    workspace = Workspace(graph, NodeCache(graph), np.unique(found), root_of, lambda *_: None)
+    split = _find_split(workspace, request)
+    plan = split.plan
+    return SplitPreview(
+        split.outcome,
+        split.supervoxels,
+        split.refusal,
+        0 if plan is None else len(plan.hierarchy.new_roots),
+        plan is not None and plan.still_one_object,
+        split.enlarged,
+    )
 
 
 def _options(request: SplitRequest) -> dict[str, bool]:
@@ -115,7 +133,7 @@ def _options(request: SplitRequest) -> dict[str, bool]:
 
 
 def _after_split(request: SplitRequest) -> dict[str, bool]:
-    """Who parts a supervoxel wants just that: a side may well be nothing but its piece."""
+    """A split through a supervoxel may leave one side with nothing but its piece."""
     return {**_options(request), "disallow_isolating_cut": False}
 
 
@@ -127,78 +145,99 @@ def local_graph(region: Region) -> LocalGraph:
 
 def plan_split(workspace: Workspace, request: SplitRequest) -> EditPlan:
     """Plan a split under the lock of its root."""
-    graph = workspace.graph
+    found = _find_split(workspace, request)
+    if found.plan is None:
+        raise found.refusal or AssertionError
+    if found.enlarged:
+        log.info("the region around the points was enlarged %d time(s) until the cut parted them", found.enlarged)
+    return found.plan
+
+
+# -- one cut, in one region -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What a request comes to: a plan, or a refusal."""
+
+    outcome: multicut.Preview | SupervoxelSplitRequired | Refused
+    plan: EditPlan | None = None
+    refusal: EditRefused | None = None
+    joined: Callable[[str], EditRefused] | None = None
+    """The cut parts nothing; gives the refusal that says so, with a remedy. It takes reading."""
+    supervoxels: SupervoxelSplit | None = None
+    enlarged: int = 0
+
+    @property
+    def needs_more(self) -> bool:
+        """Whether a larger region may do better."""
+        return self.joined is not None or (self.refusal is not None and self.refusal.reason in _OF_THE_REGION)
+
+
+_OF_THE_REGION = frozenset({Refusal.NOT_CONNECTED, Refusal.NOT_IN_REGION, Refusal.SIDE_NOT_CONNECTED})
+_MORE_POINTS = "Place points of both sides there, too"
+
+
+def _find_split(workspace: Workspace, request: SplitRequest) -> _Found:
+    """The cut that parts the points, in the smallest of the growing regions that has one."""
     _check_one_root(workspace.roots)
-    region = read_region(graph, workspace.cache, workspace.roots, region_of(graph, request))
-    outcome = multicut.multicut(local_graph(region), request.sources.ids, request.sinks.ids, **_options(request))
+    around = Surroundings(workspace.graph, workspace.cache, workspace.roots, request)
+    while True:
+        found = replace(_find_in(workspace, request, around.region), enlarged=around.times)
+        if not found.needs_more:
+            return found
+        if not request.allow_partial:
+            workspace.cache.substitute(np.zeros((0, 2), np.uint64))
+            if around.enlarge():
+                continue
+        if found.joined is None:
+            return found
+        remedy = f"{_MORE_POINTS}."
+        if request.allow_partial:
+            remedy = f"None of these edges can become inactive while both sides are one object. {remedy}"
+        elif around.too_large:
+            remedy = (
+                f"{_MORE_POINTS}; allow more than {request.region_memory / 1e9:.2g} GB for the region; or cut one "
+                "bridge at a time (--partial, allow_partial)."
+            )
+        return replace(found, refusal=found.joined(remedy))
+
+
+def _find_in(workspace: Workspace, request: SplitRequest, region: Region) -> _Found:
+    """What the request comes to in one region."""
+    sources, sinks, other, split = request.sources.ids, request.sinks.ids, OtherChange(), None
+    outcome = multicut.preview(local_graph(region), sources, sinks, **_options(request))
     if isinstance(outcome, SupervoxelSplitRequired):
-        return _plan_with_voxels(workspace, request, region, outcome)
-    return plan_removal(workspace, "split", region, _cut_of(outcome).removed_edges)
+        graph, cache = workspace.graph, workspace.cache
+        if refusal := without_voxels(request, outcome):
+            return _Found(outcome, refusal=refusal)
+        split = plan_supervoxel_split(graph, cache, workspace.lock_chunks, request, region, outcome)
+        region, other, sources, sinks = split.planned.region, split.planned.other, split.sources, split.sinks
+        outcome = multicut.preview(local_graph(region), sources, sinks, **_after_split(request))
+    refusal = _refusal_of(outcome)
+    if refusal is not None:
+        return _Found(outcome, refusal=refusal, supervoxels=split)
+    assert isinstance(outcome, multicut.Preview)
+    removal = plan_removal(workspace, region, outcome.cut.removed_edges, other)
+    source_roots, sink_roots = (roots_after(removal.plan, region, ids) for ids in (sources, sinks))
+    joined = len(np.intersect1d(source_roots, sink_roots)) > 0
+    cut = removal.feasible() if joined and request.allow_partial else removal
+    if joined and not (request.allow_partial and len(cut.edges)):
+        return _Found(outcome, joined=partial(removal.still_connected, sources, sinks), supervoxels=split)
+    change = None if split is None else split.change
+    plan = EditPlan("split", cut.plan, removed_edges=cut.edges, supervoxels=change, still_one_object=joined)
+    return _Found(outcome, plan, supervoxels=split)
 
 
-def _plan_with_voxels(
-    workspace: Workspace, request: SplitRequest, region: Region, required: SupervoxelSplitRequired
-) -> EditPlan:
-    """Plan to split supervoxels first, and then to remove edges."""
-    split = plan_supervoxel_split(workspace.graph, workspace.cache, workspace.lock_chunks, request, region, required)
-    planned = split.planned
-    cut = _cut_of(multicut.multicut(local_graph(planned.region), split.sources, split.sinks, **_after_split(request)))
-    plan = plan_removal(workspace, "split", planned.region, cut.removed_edges, planned.other)
-    return replace(plan, supervoxels=split.change)
-
-
-def _cut_of(outcome: Cut | SupervoxelSplitRequired | Refused) -> Cut:
-    if isinstance(outcome, Refused):
-        raise EditRefused(outcome.reason, outcome.message)
-    if isinstance(outcome, SupervoxelSplitRequired):
-        raise EditRefused(
+def _refusal_of(outcome: multicut.Preview | SupervoxelSplitRequired | Refused) -> EditRefused | None:
+    refused = outcome.refused if isinstance(outcome, multicut.Preview) else outcome
+    if isinstance(refused, SupervoxelSplitRequired):
+        return EditRefused(
             Reason.SUPERVOXEL_SPLIT_REQUIRED,
-            f"the voxel cut has not parted the points: {outcome.message}",
+            f"the voxel cut has not parted the points: {refused.message}",
             remedy="Move the points of one side to other supervoxels.",
         )
-    return outcome
-
-
-def plan_removal(
-    workspace: Workspace, kind: str, region: Region, removed: UInt64Array, other: OtherChange | None = None
-) -> EditPlan:
-    """Plan that active edges of a region become inactive.
-
-    An edge whose ends stay under one ancestor just above it, by a way around, cannot become inactive, and stays.
-
-    Parameters
-    ----------
-    other
-        What else changes, where supervoxels are replaced.
-
-    Raises
-    ------
-    EditRefused
-        If that is true of all of them.
-    """
-    graph, also = workspace.graph, other or OtherChange()
-    asked = removed = np.unique(np.sort(removed, axis=1), axis=0)
-    while True:
-        parents = region.ancestors_of(removed, 2)
-        plan = plan_above(
-            workspace,
-            lambda known, r=removed, p=parents: remove_edges(  # type: ignore[misc]
-                graph.layout, r, p, region.edges, known, also
-            ),
-            np.concatenate([parents.ravel(), also.nodes]),
-        )
-        layers = graph.layout.cross_layers(removed[:, 0], removed[:, 1])
-        ends = [plan.new_ancestors(removed[:, side], layers + 1) for side in (0, 1)]
-        stay = ends[0] == ends[1]
-        if not stay.any():
-            return EditPlan(kind, plan, removed_edges=removed)
-        removed = removed[~stay]
-        if not len(removed):
-            raise EditRefused(
-                Reason.STILL_CONNECTED,
-                f"all {len(asked)} edges of the cut join what is also connected just outside the region.",
-                remedy="Place the points where the other connection is, too, or enlarge the region.",
-            )
+    return None if refused is None else EditRefused(refused.reason, refused.message)
 
 
 def _check_one_root(found: UInt64Array) -> None:

@@ -13,7 +13,7 @@ refused at the very end leaves nothing behind, not even a used up id.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ from sv_pipeline.edits.nodes import NodeCache
 from sv_pipeline.edits.planned_region import PlannedRegion, local_edges_of, replace_supervoxels
 from sv_pipeline.edits.refusal import EditRefused, Reason
 from sv_pipeline.edits.region import Region, read_region, reread_edges
-from sv_pipeline.edits.requests import Points, SplitRequest, region_of
+from sv_pipeline.edits.requests import Points, SplitRequest
 from sv_pipeline.edits.settled import SettledGraph
 from sv_pipeline.edits.split_box import SplitBox, split_box
 from sv_pipeline.edits.supervoxel_change import SupervoxelChange
@@ -56,6 +56,7 @@ __all__ = [
     "lock_around",
     "plan_supervoxel_split",
     "read_voxels",
+    "without_voxels",
 ]
 
 IntArray = npt.NDArray[np.int64]
@@ -114,14 +115,14 @@ def plan_supervoxel_split(
     EditRefused
         If it cannot be done, with a reason.
     """
-    _require_voxels(request, required)
+    if refusal := without_voxels(request, required):
+        raise refusal
     _require_fork(graph)
     pieces = np.unique(np.concatenate([shared.members for shared in required.shared]))
     where = _split_box(graph, request, pieces)
-    around = region_of(graph, request)
-    if where.box.clip(around) != where.box:
+    if where.box.clip(region.box) != where.box and not region.whole:
         # The supervoxels go on where the region ends: look at all of them.
-        region = read_region(graph, cache, np.unique(region.ancestors[:, -1]), _envelope(around, where.box))
+        region = read_region(graph, cache, np.unique(region.ancestors[:, -1]), _envelope(region.box, where.box))
         pieces = _joined_by_inf(region, pieces)
         where = _split_box(graph, request, pieces)
     chunks = lock_around(graph, lock_chunks, where.chunks)
@@ -192,17 +193,19 @@ def lock_around(graph: ChunkedGraph, lock_chunks: LockChunks, chunks: IntArray) 
     return np.sort(ids)
 
 
-# -- steps ------------------------------------------------------------------------------------------------------------
-
-
-def _require_voxels(request: SplitRequest, required: SupervoxelSplitRequired) -> None:
+def without_voxels(request: SplitRequest, required: SupervoxelSplitRequired) -> EditRefused | None:
+    """The refusal of a request whose points name supervoxels only; None if they name voxels."""
     for name, points in (("source", request.sources), ("sink", request.sinks)):
         if points.coordinates is None:
-            raise EditRefused(
+            return EditRefused(
                 Reason.SUPERVOXEL_SPLIT_REQUIRED,
                 f"{required.message} The {name} points name no voxels between which that could be done.",
                 remedy="Name voxels, or move the points of one side to other supervoxels.",
             )
+    return None
+
+
+# -- steps ------------------------------------------------------------------------------------------------------------
 
 
 def _split_box(graph: ChunkedGraph, request: SplitRequest, pieces: UInt64Array) -> SplitBox:
@@ -234,7 +237,7 @@ def _without_replaced(graph: ChunkedGraph, region: Region, pieces: UInt64Array) 
     gone = partners[replaced(graph, partners)] if len(partners) else partners
     keep = ~np.isin(pairs, gone).any(axis=1)
     edges = Edges(*(array[keep] for array in region.edges.arrays))
-    return Region(region.supervoxels, region.ancestors, edges, region.layers[keep])
+    return replace(region, edges=edges, layers=region.layers[keep])
 
 
 def _cut(

@@ -10,6 +10,7 @@ import numpy as np
 
 from sv_pipeline.edits.ownership import OPEN_PREFIX, OPEN_ROWS
 from sv_pipeline.edits.recovery.proof import prove_ended
+from sv_pipeline.engine.beside_edits import verified_beside_edits
 from sv_pipeline.errors import CorruptionError
 from sv_pipeline.graph.lineage import OperationStatus, read_operations
 from sv_pipeline.grid import Box
@@ -38,16 +39,21 @@ def verify_dataset(
     seed: int = 0,
 ) -> VerifyReport:
     """Run checks (default: all) on a graph and its voxels; see :func:`sv_pipeline.verify.run.verify`."""
-    return verify(
-        dataset.graph,
-        watershed_url=dataset.watershed_url,
-        graph_id=dataset.graph_id,
-        checks=checks,
-        sample=sample,
-        workers=workers,
-        progress=progress,
-        seed=seed,
-    )
+    graph = dataset.graph
+
+    def run(wanted: Sequence[str] | None) -> VerifyReport:
+        return verify(
+            graph,
+            watershed_url=dataset.watershed_url,
+            graph_id=dataset.graph_id,
+            checks=wanted,
+            sample=sample,
+            workers=workers,
+            progress=progress if wanted is checks else None,
+            seed=seed,
+        )
+
+    return verified_beside_edits(graph.table, checks, run)
 
 
 def verify_changes(dataset: Dataset, after: int, *, workers: int = 1) -> VerifyReport:
@@ -62,9 +68,12 @@ def verify_changes(dataset: Dataset, after: int, *, workers: int = 1) -> VerifyR
         boxes: list[Box] | None = [box for record in records for box in record.boxes]
     except CorruptionError:
         boxes = None  # a record is damaged, which the check of the pair names: look at all that the fork has
-    report = verify(
-        dataset.graph, watershed_url=url, graph_id=graph_id, checks=CHECKS_OF_CHANGES, workers=workers, within=boxes
-    )
+    graph = dataset.graph
+
+    def run(wanted: Sequence[str] | None) -> VerifyReport:
+        return verify(graph, watershed_url=url, graph_id=graph_id, checks=wanted, workers=workers, within=boxes)
+
+    report = verified_beside_edits(graph.table, CHECKS_OF_CHANGES, run)
     return replace(report, results=(*report.results, _around(dataset, after)), seconds=time.monotonic() - started)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.multicut import Preview, Refused
+from sv_pipeline.algorithms.multicut import Preview
 from sv_pipeline.edits import SettledGraph, SplitPreview, settled
 from sv_pipeline.edits.operation_log import read_supervoxels
 from sv_pipeline.errors import InputError
@@ -93,8 +93,9 @@ def scene_of_preview(dataset: Dataset, preview: SplitPreview, sources: IntArray,
     if preview.supervoxels is not None:
         voxels = preview.supervoxels.cut
         kinds = with_sides(kinds, box, voxels.box, voxels.sides)
-    refused = outcome.refused if isinstance(outcome, Preview) else outcome
-    says = "nothing is written" if refused is None else f"would be refused: {_reason(refused)}"
+    says = "nothing is written" if preview.refusal is None else f"would be refused: {preview.refusal.reason}"
+    if preview.still_one_object:
+        says = f"still one object; {says}"
     return CutScene(
         title=f"{dataset.graph_id}: preview of a split",
         subtitle=f"{_named(np.unique(roots))}; {says}",
@@ -201,7 +202,3 @@ def _named(roots: UInt64Array) -> str:
     shown = ", ".join(map(str, roots[:NAMED_ROOTS].tolist()))
     more = f" and {len(roots) - NAMED_ROOTS} more" if len(roots) > NAMED_ROOTS else ""
     return f"root{'s' if len(roots) != 1 else ''} {shown}{more}"
-
-
-def _reason(refused: object) -> str:
-    return str(refused.reason) if isinstance(refused, Refused) else "supervoxels must be split first"

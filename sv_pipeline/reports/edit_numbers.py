@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sv_pipeline.algorithms.multicut import Preview, Refused
-from sv_pipeline.edits import CommittedEdit, Reason, SplitPreview
+from sv_pipeline.algorithms.multicut import Preview
+from sv_pipeline.edits import CommittedEdit, SplitPreview
+from sv_pipeline.edits.operation_log import read_still_one_object
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import Operation, read_operations
 from sv_pipeline.reports.cut_pictures import CutScene, Kind
@@ -21,12 +22,8 @@ __all__ = ["edit_numbers", "operations_table", "preview_numbers", "refusal_of", 
 
 def refusal_of(preview: SplitPreview) -> tuple[str, str] | None:
     """Why the split would be refused: reason and message; None if it would not."""
-    outcome = preview.outcome
-    refused = outcome.refused if isinstance(outcome, Preview) else outcome
-    if refused is None:
-        return None
-    reason = refused.reason if isinstance(refused, Refused) else Reason.SUPERVOXEL_SPLIT_REQUIRED
-    return str(reason), refused.message
+    refusal = preview.refusal
+    return None if refusal is None else (str(refusal.reason), str(refusal))
 
 
 def preview_numbers(preview: SplitPreview) -> dict[str, Any]:
@@ -44,6 +41,11 @@ def preview_numbers(preview: SplitPreview) -> dict[str, Any]:
             "parts_in_region": len(sizes),
             "supervoxels_of_parts": sizes,
         }
+    numbers |= {
+        "objects": preview.objects,
+        "still_one_object": preview.still_one_object,
+        "region_enlarged": preview.enlarged,
+    }
     if preview.supervoxels is not None:
         change, (source, sink) = preview.supervoxels.change, preview.supervoxels.voxel_counts
         links = np.zeros((0, 2), np.uint64) if change is None else change.links
@@ -65,6 +67,7 @@ def edit_numbers(edit: CommittedEdit) -> dict[str, Any]:
         "edges": len(edit.edges),
         "old_roots": edit.old_roots.tolist(),
         "new_roots": edit.roots.tolist(),
+        "still_one_object": edit.still_one_object,
         "replaced_supervoxels": len(np.unique(edit.supervoxels[:, 0])),
         "new_supervoxels": len(np.unique(edit.supervoxels[:, 1])),
     }
@@ -91,6 +94,7 @@ _COLUMNS = [
     "sink",
     "n_roots",
     "roots",
+    "still_one_object",
     "exception",
 ]
 
@@ -98,7 +102,8 @@ _COLUMNS = [
 def operations_table(graph: ChunkedGraph, last: int | None = None) -> pd.DataFrame:
     """The operation log, newest last: what was asked for, by whom, and what came of it.
 
-    ``about`` is the operation that an undo or redo is about, 0 for others; ``source`` and ``sink`` are voxels.
+    ``about`` is the operation that an undo or redo is about, 0 for others; ``source`` and ``sink`` are voxels;
+    ``still_one_object`` tells those that were allowed to part nothing, and have parted nothing.
 
     Parameters
     ----------
@@ -109,7 +114,9 @@ def operations_table(graph: ChunkedGraph, last: int | None = None) -> pd.DataFra
     if last is not None:
         newest = last_operation_id(graph.table)
         ids = np.arange(max(newest - last, 0) + 1, newest + 1, dtype=np.uint64)
-    rows = [_row(operation) for operation in read_operations(graph, ids)]
+    found = read_operations(graph, ids)
+    joined = read_still_one_object(graph.table, [one.operation_id for one in found])
+    rows = [{**_row(operation), "still_one_object": operation.operation_id in joined} for operation in found]
     return pd.DataFrame(rows, columns=_COLUMNS).set_index("operation_id")
 
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 import numpy as np
 
 from sv_pipeline.edits import CommittedEdit
-from sv_pipeline.edits.operation_log import read_supervoxels
+from sv_pipeline.edits.operation_log import read_still_one_object, read_supervoxels
 from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import milliseconds
@@ -51,6 +51,7 @@ def read_edit(graph: ChunkedGraph, operation_id: int) -> CommittedEdit:
         edges=next((e for e in edges if e is not None), np.zeros((0, 2), np.uint64)),
         logical_time=milliseconds(operation.timestamp) or 0,
         supervoxels=read_supervoxels(graph.table, operation_id)[:, :2],
+        still_one_object=bool(read_still_one_object(graph.table, [operation_id])),
     )
 
 

@@ -16,7 +16,7 @@ from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.errors import ConfigError, ConflictError, DamagedError, NotFoundError
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.segmentation import kv, specs
-from sv_pipeline.segmentation.context import reset_context
+from sv_pipeline.segmentation.context import is_of_another_database, reset_context
 from sv_pipeline.segmentation.file_guard import commit_guard
 from sv_pipeline.segmentation.given_mips import usable_given_mips
 from sv_pipeline.segmentation.layout import plan_scales
@@ -30,7 +30,6 @@ FORKS = ".forks/"
 """Below ``ocdbt/``: one record per fork, because folders cannot be listed without listing all that is in them."""
 RECORD = "base.json"
 RECORD_VERSION = 1
-_MISMATCH = "Configuration mismatch"
 
 _logger = logging.getLogger(__name__)
 
@@ -192,18 +191,12 @@ def write_volume_info(spec: dict[str, Any], volume: VolumeInfo) -> None:
     try:
         retry_transport(write, what=what)
     except DamagedError as error:
-        if _MISMATCH not in str(error):
+        if not is_of_another_database(error):
             raise
-        reset_context()  # it may be that this process remembers a database that was wiped by another
-        try:
-            retry_transport(write, what=what)
-        except DamagedError as again:
-            if _MISMATCH not in str(again):
-                raise
-            raise ConfigError(
-                f"the database at {spec['base']} does not have the configuration in its record: {again}.",
-                remedy="Wipe the base and create it again.",
-            ) from again
+        raise ConfigError(
+            f"the database at {spec['base']} does not have the configuration in its record: {error}.",
+            remedy="Wipe the base and create it again.",
+        ) from error
 
 
 def list_forks(watershed_url: str | Path) -> list[str]:

@@ -7,7 +7,14 @@ from typing import Any
 
 import tensorstore as ts
 
-__all__ = ["CONTEXT_OPTIONS", "process_context", "reset_context", "uncached_context"]
+__all__ = [
+    "CONTEXT_OPTIONS",
+    "is_of_another_database",
+    "process_context",
+    "remembers_another",
+    "reset_context",
+    "uncached_context",
+]
 
 _RETRIES = {"max_retries": 2, "initial_delay": "200ms", "max_delay": "2s"}
 
@@ -19,6 +26,8 @@ CONTEXT_OPTIONS: dict[str, Any] = {
 }
 
 UNCACHED_BYTES = 8 << 20
+
+_MISMATCH = "Configuration mismatch"
 
 # A server that accepts and then never answers would be waited for without an end. Read by libcurl at its first use.
 os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", "8")
@@ -53,3 +62,21 @@ def reset_context() -> None:
     its place would seem to have the configuration of the old.
     """
     _contexts.clear()
+
+
+def is_of_another_database(error: BaseException) -> bool:
+    """Whether TensorStore says that a database has another configuration (or number) than the one it remembers.
+
+    A base that was wiped and made again, by this or another process, is such a database.
+    """
+    cause = error.__cause__
+    return _MISMATCH in str(error) or (cause is not None and is_of_another_database(cause))
+
+
+def remembers_another(kv: ts.KvStore) -> bool:
+    """Whether the database at the place of a handle is not the one that the handle was opened for; one small read."""
+    try:
+        kv.read("", byte_range=slice(0, 0)).result()
+    except ValueError as error:
+        return is_of_another_database(error)  # any other error is for those who read something
+    return False

@@ -20,12 +20,14 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
+from sv_pipeline.errors import UnavailableError
 from sv_pipeline.failpoints import reach
-from sv_pipeline.waiting import NOTE_BYTES, Holder, Wait, locked_by
+from sv_pipeline.waiting import NOTE_BYTES, Holder, Wait, lock_wait, locked_by
 
-__all__ = ["clear_stale_lock", "clear_stale_locks", "commit_guard", "heal", "local_path"]
+__all__ = ["clear_stale_lock", "clear_stale_locks", "commit_guard", "heal", "local_path", "written"]
 
 LOCK_SUFFIX = ".__lock"
 GUARD = "commit" + LOCK_SUFFIX
@@ -68,6 +70,28 @@ def clear_stale_locks(url: str, keys: Iterable[str]) -> None:
     if folder is not None:
         for key in keys:
             clear_stale_lock(folder / key)
+
+
+def written(write: Any, url: str, key: str) -> Any:
+    """The result of a write that was begun (a future of TensorStore), on disk within the bound for waiting.
+
+    Raises
+    ------
+    UnavailableError
+        If a process that was stopped holds the lock file of that key.
+    """
+    folder = local_path(url)
+    if folder is None:
+        return write.result()
+    try:
+        return write.result(timeout=lock_wait())
+    except TimeoutError as error:
+        lock = folder / (key + LOCK_SUFFIX)
+        raise UnavailableError(
+            f"{folder / key} could not be written for {lock_wait():.0f} s: another process has {lock} locked.",
+            remedy=f"'fuser -v {lock}' names it. If it is stopped, let it go on (kill -CONT) or end it (kill -9), then "
+            "run this again. No file has to be removed.",
+        ) from error
 
 
 def heal(url: str) -> None:

@@ -11,7 +11,7 @@ import tensorstore as ts
 from sv_pipeline.errors import DamagedError
 from sv_pipeline.places import parse_folder
 from sv_pipeline.segmentation.context import process_context
-from sv_pipeline.segmentation.file_guard import clear_stale_locks
+from sv_pipeline.segmentation.file_guard import clear_stale_locks, written
 from sv_pipeline.segmentation.retry import retry_transport
 
 __all__ = [
@@ -81,8 +81,8 @@ def write_many(url: str | Path, values: Mapping[str, bytes]) -> None:
     def write() -> None:
         clear_stale_locks(as_url(url), values)
         store = open_kv(url)
-        for future in [store.write(key, data) for key, data in values.items()]:
-            future.result()
+        for key, future in [(key, store.write(key, data)) for key, data in values.items()]:
+            written(future, as_url(url), key)
 
     retry_transport(write, what=f"writing {len(values)} key(s) to {url}")
 
@@ -100,7 +100,7 @@ def write_if_absent(url: str | Path, key: str, data: bytes) -> bool:
         found = store.read(key).result()
         if found.state != "missing":
             return bytes(found.value) == data
-        if store.write(key, data, if_equal=found.stamp.generation).result().generation:
+        if written(store.write(key, data, if_equal=found.stamp.generation), as_url(url), key).generation:
             return True
         return bytes(store.read(key).result().value) == data
 

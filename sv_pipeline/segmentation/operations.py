@@ -271,7 +271,7 @@ def fenced_off(operation_id: int, owner: str, holder: str | None) -> ConflictErr
 
 def store_at(store: specs.OcdbtStore, generation: specs.Version) -> specs.OcdbtStore:
     """The same key space at one of its generations, or at a time; read-only."""
-    return specs.OcdbtStore({**store.spec, "version": generation})
+    return specs.OcdbtStore({**store.spec, "version": generation}, context=store.context)
 
 
 def generation_of(watershed_url: str | Path, graph_id: str, operation_id: int) -> int:

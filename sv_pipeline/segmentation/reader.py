@@ -13,13 +13,26 @@ import tensorstore as ts
 from sv_pipeline.errors import ConfigError, DamagedError, NotFoundError
 from sv_pipeline.segmentation import kv, specs
 from sv_pipeline.segmentation.base import BaseInfo, read_base
-from sv_pipeline.segmentation.context import process_context
+from sv_pipeline.segmentation.context import (
+    is_of_another_database,
+    process_context,
+    remembers_another,
+    reset_context,
+)
 from sv_pipeline.segmentation.file_guard import heal
 from sv_pipeline.segmentation.fork import require_fork
 from sv_pipeline.segmentation.history import current_version
 from sv_pipeline.segmentation.retry import retry_transport
 
-__all__ = ["current_generation", "neuroglancer_url", "open_fork", "open_fork_store", "reader_contract", "reader_spec"]
+__all__ = [
+    "current_generation",
+    "is_current",
+    "neuroglancer_url",
+    "open_fork",
+    "open_fork_store",
+    "reader_contract",
+    "reader_spec",
+]
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
@@ -75,15 +88,25 @@ def open_fork(
     def open_it() -> ts.TensorStore:
         return ts.open(spec, context=context or process_context(), open=True).result()
 
+    what = f"opening mip {mip} of graph {graph_id}"
     try:
-        return retry_transport(open_it, what=f"opening mip {mip} of graph {graph_id}")[..., 0]
+        return retry_transport(open_it, what=what)[..., 0]
     except DamagedError as error:
+        if is_of_another_database(error):
+            reset_context()
+            return retry_transport(open_it, what=what)[..., 0]
         if version is not None and error.code == "NOT_FOUND":
             raise NotFoundError(
                 f"the fork of graph {graph_id!r} has no version {version}.",
                 remedy="Its history may begin later, or end before.",
             ) from error
         raise
+
+
+def is_current(volume: ts.TensorStore) -> bool:
+    """Whether a volume that was opened earlier shows the database that is at its place now; one small read."""
+    kvstore = volume.kvstore
+    return kvstore is None or not remembers_another(kvstore)
 
 
 def open_fork_store(

@@ -25,7 +25,7 @@ import tensorstore as ts
 
 from sv_pipeline.config import OcdbtConfig, validate_graph_id
 from sv_pipeline.errors import ConfigError
-from sv_pipeline.segmentation.context import process_context
+from sv_pipeline.segmentation.context import process_context, remembers_another, reset_context
 from sv_pipeline.segmentation.file_guard import commit_guard, heal
 from sv_pipeline.segmentation.kv import as_url, join_url
 
@@ -179,13 +179,22 @@ class OcdbtStore:
     ----------
     spec
         Key-value spec, from this module.
+    context
+        That of a store that was opened before; default: the one of this process, which begins anew if it remembers
+        another database at this place.
     """
 
-    def __init__(self, spec: Json) -> None:
+    def __init__(self, spec: Json, *, context: ts.Context | None = None) -> None:
         self._spec = copy.deepcopy(spec)
         self._arrays: dict[int, ts.TensorStore] = {}
         heal(self.folder)
-        self.kv: ts.KvStore = ts.KvStore.open(self.spec, context=process_context()).result()
+        # Kept: handles of two contexts cannot take part in one commit.
+        self.context = context or process_context()
+        self.kv: ts.KvStore = ts.KvStore.open(self.spec, context=self.context).result()
+        if context is None and remembers_another(self.kv):
+            reset_context()
+            self.context = process_context()
+            self.kv = ts.KvStore.open(self.spec, context=self.context).result()
 
     @property
     def spec(self) -> Json:
@@ -209,7 +218,7 @@ class OcdbtStore:
         """One mip: (x, y, z), absolute coordinates of that mip."""
         if mip not in self._arrays:
             spec = array_spec(self._spec, mip)
-            self._arrays[mip] = ts.open(spec, context=process_context(), open=True).result()[..., 0]
+            self._arrays[mip] = ts.open(spec, context=self.context, open=True).result()[..., 0]
         return self._arrays[mip]
 
     @contextmanager

@@ -100,6 +100,11 @@ class SqliteTable(Table):
         """The file."""
         return self.folder / self.name / FILE
 
+    @property
+    def file(self) -> Path:
+        """The file."""
+        return self.path
+
     # -- life cycle -----------------------------------------------------------------------------------------------
 
     def exists(self) -> bool:

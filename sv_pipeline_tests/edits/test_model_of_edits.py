@@ -23,6 +23,13 @@ from sv_pipeline_tests.edits.model import Model, stored_components, verify_rows
 from sv_pipeline_tests.edits.tissue import all_rows, fast_folder, new_table, template_folder
 from sv_pipeline_tests.graph.worlds import World, ingest, random_world
 
+SPLITS: list[dict[str, object]] = [
+    {},
+    {"offset": (0, 0, 0)},
+    {"offset": (0, 0, 0), "region_memory": 0},
+    {"offset": (0, 0, 0), "allow_partial": True},
+]
+"""The whole volume at once; a region that grows; one that may not; one bridge at a time."""
 SHAPES = [(2, 1, 1), (2, 2, 2), (5, 2, 1), (3, 3, 2)]
 
 
@@ -51,7 +58,8 @@ class EditsAgainstModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.operations: list[tuple[int, str]] = []
+        self.operations: list[tuple[int, str, bool]] = []
+        """Number, kind, and whether it has left one object where it was to part."""
         self.history: list[tuple[int, set[frozenset[int]]]] = []
         self.refused = self.made = 0
 
@@ -72,39 +80,63 @@ class EditsAgainstModel(RuleBasedStateMachine):
         sink = data.draw(supervoxels.filter(lambda sv: sv != source), "sink")
         return source, sink
 
-    @rule(data=st.data())
-    def edit(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), options=st.sampled_from(SPLITS))
+    def edit(self, data: st.DataObject, options: dict[str, object]) -> None:
         """A merge of two objects, or a split of one."""
         source, sink = self.two(data)
-        same = self.model.component_of(source) == self.model.component_of(sink)
-        request = (split_request if same else merge_request)([source], [sink])
+        if self.model.component_of(source) == self.model.component_of(sink):
+            self.split(source, sink, options)
+            return
         apart = int(np.abs(np.diff(self.world.layout.coordinates(np.array([source, sink], np.uint64)), axis=0)).max())
         try:
-            edit = edits.split(self.graph, request) if same else edits.merge(self.graph, request)  # type: ignore[arg-type]
+            edit = edits.merge(self.graph, merge_request([source], [sink]))
         except edits.EditRefused as refusal:
             reason = refusal.reason
         else:
             self.follow(source, sink, edit)
             return
         self.refused += 1
-        assert reason in ({Reason.SUPERVOXEL_SPLIT_REQUIRED, *Refusal} if same else {Reason.TOO_FAR})
-        assert same or apart > 3
+        assert reason is Reason.TOO_FAR
+        assert apart > 3
 
-    @rule(data=st.data(), back=st.sampled_from([True, True, False]))
-    def undo_or_redo(self, data: st.DataObject, back: bool) -> None:
+    def split(self, source: int, sink: int, options: dict[str, object]) -> None:
+        """What the preview says is what comes of it; a success parts the points, or says that it has not."""
+        request = split_request([source], [sink], **options)
+        preview = edits.preview_split(self.graph, request)
+        if preview.refusal is None:
+            edit = edits.split(self.graph, request)
+            assert (preview.objects, preview.still_one_object) == (len(edit.roots), edit.still_one_object)
+            self.follow(source, sink, edit)
+            assert (self.model.component_of(source) == self.model.component_of(sink)) is edit.still_one_object
+            assert request.allow_partial or not edit.still_one_object
+            return
+        with pytest.raises(edits.EditRefused) as caught:
+            edits.split(self.graph, request)
+        assert (caught.value.reason, str(caught.value)) == (preview.refusal.reason, str(preview.refusal))
+        self.refused += 1
+        allowed = {Reason.SUPERVOXEL_SPLIT_REQUIRED, *Refusal}
+        if request.allow_partial or not request.region_memory:
+            allowed |= {Reason.STILL_CONNECTED}
+        assert caught.value.reason in allowed
+
+    @rule(data=st.data(), back=st.sampled_from([True, True, False]), partial=st.booleans())
+    def undo_or_redo(self, data: st.DataObject, back: bool, partial: bool) -> None:
         """Of anything that was done, at any later time; later edits stay."""
         if not self.operations:
             return
-        operation_id, kind = data.draw(st.sampled_from(self.operations), "operation")
+        operation_id, kind, parted_nothing = data.draw(st.sampled_from(self.operations), "operation")
         activate = (kind == "split") is back
         try:
-            edit = (edits.undo if back else edits.redo)(self.graph, operation_id, "tester")
+            edit = (edits.undo if back else edits.redo)(self.graph, operation_id, "tester", allow_partial=partial)
         except edits.EditRefused as refusal:
             reason = refusal.reason
         else:
             changed = {(a, b) for a, b in edit.edges.tolist()}
             self.model.active = self.model.active | changed if activate else self.model.active - changed
             self.model.settle()
+            joined = [] if activate else [self.model.component_of(a) == self.model.component_of(b) for a, b in changed]
+            assert edit.still_one_object is any(joined)
+            assert not joined or not all(joined) or partial or (parted_nothing and not back)
             self.made += 1
             self.history.append((edit.logical_time, self.model.components))
             return
@@ -115,13 +147,13 @@ class EditsAgainstModel(RuleBasedStateMachine):
         """Let the model do the same."""
         same = edit.kind == "split"
         if same:
-            assert len(edit.roots) >= 2
+            assert len(edit.roots) >= 2 or edit.still_one_object
             self.model.remove(edit.edges)
         else:
             assert len(edit.roots) == 1
             self.model.merge(source, sink)
         self.made += 1
-        self.operations.append((edit.operation_id, edit.kind))
+        self.operations.append((edit.operation_id, edit.kind, edit.still_one_object))
         self.history.append((edit.logical_time, self.model.components))
         assert set(latest_roots(self.graph, edit.old_roots).tolist()) == set(edit.roots.tolist())
 

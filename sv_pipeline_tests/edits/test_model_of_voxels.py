@@ -9,10 +9,13 @@ import pytest
 from hypothesis import event
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from scipy.ndimage import distance_transform_edt
 
 from sv_pipeline import edits
 from sv_pipeline.algorithms.multicut import Refusal
+from sv_pipeline.algorithms.voxel_cut import snap_distance
 from sv_pipeline.edits import CommittedEdit, Reason
+from sv_pipeline.edits.pointing import resolved
 from sv_pipeline.graph.queries import leaves, roots
 from sv_pipeline.segmentation.base import read_base
 from sv_pipeline.segmentation.operations import read_operation
@@ -37,7 +40,16 @@ RECIPES = (
     Recipe((17, 15, 9), 3, 4, labels_per_object=1, voxel_offset=(3, 0, 100)),  # pieces in many chunks
     Recipe((22, 9, 8), 30, 5, labels_per_object=6, chunk_size=(7, 5, 4)),
 )
-CUTS_NOT_MADE = frozenset({*Refusal, Reason.VOXEL_CUT, Reason.SUPERVOXEL_SPLIT_REQUIRED, Reason.STILL_CONNECTED})
+CUTS_NOT_MADE = frozenset({*Refusal, Reason.VOXEL_CUT, Reason.SUPERVOXEL_SPLIT_REQUIRED})
+SPLITS: list[dict[str, object]] = [
+    {},
+    {"offset": (3, 3, 3)},
+    {"offset": (3, 3, 3)},
+    {"offset": (3, 3, 3), "region_memory": 0},
+    {"offset": (3, 3, 3), "allow_partial": True},
+]
+"""The whole volume at once; a region that grows; one that may not; one bridge at a time."""
+RESOLUTION = (8.0, 8.0, 40.0)
 Voxel = list[int]
 
 
@@ -74,15 +86,15 @@ class EditsOfVoxels(RuleBasedStateMachine):
 
     # -- edits --------------------------------------------------------------------------------------------------------
 
-    @rule(data=st.data(), near=st.booleans())
-    def split_an_object(self, data: st.DataObject, near: bool) -> None:
-        self.split(data, "object", near)
+    @rule(data=st.data(), options=st.sampled_from(SPLITS))
+    def split_an_object(self, data: st.DataObject, options: dict[str, object]) -> None:
+        self.split(data, "object", options)
 
-    @rule(data=st.data(), near=st.booleans())
-    def split_a_supervoxel(self, data: st.DataObject, near: bool) -> None:
-        self.split(data, "supervoxel", near)
+    @rule(data=st.data(), options=st.sampled_from(SPLITS))
+    def split_a_supervoxel(self, data: st.DataObject, options: dict[str, object]) -> None:
+        self.split(data, "supervoxel", options)
 
-    def split(self, data: st.DataObject, within: str, near: bool) -> None:
+    def split(self, data: st.DataObject, within: str, options: dict[str, object]) -> None:
         """By one or more points on each side."""
         model = self.model
         first = self.voxel(data, model.voxels > 0, "source")
@@ -98,19 +110,23 @@ class EditsOfVoxels(RuleBasedStateMachine):
             rest[tuple(np.transpose(sources + sinks))] = False
             if rest.any():
                 side.append(self.voxel(data, rest, "another"))
-        self.split_between(sources, sinks, {"offset": (3, 3, 3)} if near else {})
+        self.split_between(sources, sinks, options)
 
     def split_between(self, sources: list[Voxel], sinks: list[Voxel], options: dict[str, object]) -> None:
         request = self.tissue.split_request(sources, sinks, **options)
         cut = int(self.model.objects[tuple(sources[0])])
-        edit = self.try_it(lambda: edits.split(self.tissue.graph, request, volume=self.tissue.volume), CUTS_NOT_MADE)
+        allowed = CUTS_NOT_MADE
+        if request.allow_partial or not request.region_memory:
+            allowed |= {Reason.STILL_CONNECTED}
+        edit = self.try_it(lambda: edits.split(self.tissue.graph, request, volume=self.tissue.volume), allowed)
         if edit is not None:
-            self.follow_split(edit, cut, sources, sinks, apart=not options)
+            self.follow_split(edit, cut, sources, sinks, partial=request.allow_partial)
             done = Done("split", as_pairs(edit.edges), links_of(edit), sources, sinks)
+            done.parted_nothing = edit.still_one_object
             self.targets[edit.operation_id] = done, True
 
     def follow_split(
-        self, edit: CommittedEdit, cut: int, sources: list[Voxel], sinks: list[Voxel], *, apart: bool
+        self, edit: CommittedEdit, cut: int, sources: list[Voxel], sinks: list[Voxel], *, partial: bool
     ) -> None:
         voxels = self.tissue.voxels()
         self.model.check_voxels(voxels, edit, {cut})
@@ -119,9 +135,10 @@ class EditsOfVoxels(RuleBasedStateMachine):
         parts = numbers.reshape(objects.shape) + (1 if (voxels > 0).all() else 0)
         self.model.check_split(parts, cut)
         assert set(np.unique(objects[self.model.objects == cut]).tolist()) == set(edit.roots.tolist())
-        if apart:
-            sides = [set(parts[tuple(np.transpose(points))].tolist()) for points in (sources, sinks)]
-            assert not sides[0] & sides[1]
+        sides = [set(parts[tuple(np.transpose(points))].tolist()) for points in (sources, sinks)]
+        assert bool(sides[0] & sides[1]) is edit.still_one_object
+        assert partial or not edit.still_one_object
+        event("parted" if not edit.still_one_object else "still one object, as is allowed")
         self.settle(edit, voxels, parts)
 
     @rule(data=st.data(), near=st.booleans())
@@ -218,12 +235,13 @@ class EditsOfVoxels(RuleBasedStateMachine):
         edit = self.try_it(lambda: self.revert(operation, back), allowed)
         if edit is None:
             return
-        self.follow_split(edit, cut, done.sources, done.sinks, apart=False)
+        self.follow_split(edit, cut, done.sources, done.sinks, partial=done.parted_nothing)
         if whole:
             assert len(edit.supervoxels)
             done.edges, done.links, done.in_force = as_pairs(edit.edges), links_of(edit), True
         else:
             done = Done("split", as_pairs(edit.edges), links_of(edit), done.sources, done.sinks)
+        done.parted_nothing = edit.still_one_object
         self.targets[edit.operation_id] = done, True
         event("supervoxels are split again")
 
@@ -239,6 +257,8 @@ class EditsOfVoxels(RuleBasedStateMachine):
         same = np.array_equal(canonical(objects), canonical(model.objects))
         edit = self.try_it(lambda: self.revert(operation, back), {Reason.STILL_CONNECTED} if same else set())
         if edit is not None:
+            assert activate or not same or done.parted_nothing
+            assert edit.still_one_object or activate or not same
             self.settle(edit, self.tissue.voxels(), objects)
             self.targets[edit.operation_id] = done, back is not self.targets[operation][1]
 
@@ -261,7 +281,9 @@ class EditsOfVoxels(RuleBasedStateMachine):
             sink[data.draw(st.integers(0, 2))] += 1000
         if kind == "same":
             sink = source
-        if kind == "undo":
+        if kind == "background":
+            self.is_moved_to_the_nearest(source, sink, own)
+        elif kind == "undo":
             self.refused(lambda: edits.undo(tissue.graph, 10_000, "tester"), {Reason.NOTHING_TO_UNDO})
         elif kind == "merge":
             request = tissue.merge_request(source, sink)
@@ -270,12 +292,26 @@ class EditsOfVoxels(RuleBasedStateMachine):
         else:
             reasons = {
                 "split": {Reason.SEVERAL_ROOTS},
-                "background": {Reason.BACKGROUND},
                 "outside": {Reason.OUTSIDE},
                 "same": {Reason.SAME_POINT},
             }[kind]
             split = tissue.split_request(source, sink)
             self.refused(lambda: edits.split(tissue.graph, split, volume=tissue.volume), reasons)
+
+    def is_moved_to_the_nearest(self, source: Voxel, sink: Voxel, own: np.ndarray) -> None:
+        """A point beside an object means the nearest voxel, in nm, of the object that the other point is on."""
+        tissue = self.tissue
+        request = tissue.split_request(source, sink)
+        expected = float(distance_transform_edt(~own, sampling=RESOLUTION)[tuple(sink)])
+        if expected > snap_distance(RESOLUTION):
+            self.refused(lambda: edits.split(tissue.graph, request, volume=tissue.volume), {Reason.BACKGROUND})
+            return
+        found = resolved(tissue.graph, request, tissue.volume).sinks
+        assert found.coordinates is not None
+        place = found.coordinates[0] - tissue.offset
+        assert own[tuple(place)]
+        assert np.isclose(np.linalg.norm((place - sink) * np.array(RESOLUTION)), expected)
+        assert found.pointed.tolist() == [(np.array(sink) + tissue.offset).tolist()]
 
     # -- outcomes -----------------------------------------------------------------------------------------------------
 

@@ -45,22 +45,6 @@ def test_the_log_says_what_was_removed(make_graph: Callable[..., Edited]) -> Non
     assert columns.BOUNDING_BOX_OFFSET.newest(row.row) is not None
 
 
-def test_a_cut_inside_a_small_region_may_leave_one_object(make_graph: Callable[..., Edited]) -> None:
-    """A ring over several chunks, cut at one place; the rows are sound all the same."""
-    edited = make_graph((6, 4, 3), seed=11, objects=0.02, cross=0.02)
-    outcomes = set()
-    for source, sink in edited.pairs(same=True, seed=5)[:40]:
-        try:
-            edit = edits.split(edited.graph, split_request([source], [sink], offset=(0, 0, 0)))
-        except edits.EditRefused as refusal:
-            outcomes.add(str(refusal.reason))
-            continue
-        edited.model.remove(edit.edges)
-        outcomes.add(len(edit.roots))
-    edited.prove()
-    assert outcomes & {1, edits.Reason.STILL_CONNECTED}
-
-
 def test_one_cut_may_leave_more_than_two_objects(make_graph: Callable[..., Edited]) -> None:
     """A part that hangs on an edge of affinity 0 has no side: three supervoxels in a row of which both ends are cut."""
     edited = make_graph((2, 2, 1), seed=2, objects=0.05, cross=0)

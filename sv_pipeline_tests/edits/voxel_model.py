@@ -40,6 +40,8 @@ class Done:
     sources: list[list[int]] = field(default_factory=list)
     sinks: list[list[int]] = field(default_factory=list)
     in_force: bool = True
+    parted_nothing: bool = False
+    """Whether a split has left one object, which was allowed."""
 
     @property
     def fragments(self) -> set[int]:

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sv_pipeline.errors import UnavailableError
 from sv_pipeline.segmentation import kv
 from sv_pipeline.segmentation.context import reset_context
 from sv_pipeline.segmentation.file_guard import clear_stale_lock
 from sv_pipeline.segmentation.fork import create_fork
 from sv_pipeline.segmentation.reader import current_generation, open_fork, open_fork_store
+from sv_pipeline.waiting import VARIABLE
 from sv_pipeline_tests.segmentation.test_fork import at_point, paint
 from sv_pipeline_tests.segmentation.volumes import Watershed, make_watershed
 
@@ -104,6 +106,31 @@ def test_the_lock_of_a_living_writer_is_left_alone_and_that_of_a_dead_one_remove
             if lock.exists():
                 break
             os.kill(writer.pid, signal.SIGCONT)
+    finally:
+        writer.kill()
+        writer.wait()
+    kv.write_bytes(tmp_path, "key", b"short")
+    assert (tmp_path / "key").read_bytes() == b"short"
+
+
+def test_a_key_that_a_stopped_writer_has_locked_is_not_waited_for_without_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "0.5")
+    writer = subprocess.Popen([sys.executable, "-c", WRITE_FOR_EVER, kv.as_url(tmp_path)])
+    lock = tmp_path / "key.__lock"
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            assert time.monotonic() < deadline
+            os.kill(writer.pid, signal.SIGSTOP)
+            if lock.exists():
+                break
+            os.kill(writer.pid, signal.SIGCONT)
+        for write in (kv.write_bytes, kv.write_if_absent):
+            with pytest.raises(UnavailableError, match=r"key\.__lock locked.*kill -CONT"):
+                write(tmp_path, "key", b"short")
+        kv.write_bytes(tmp_path, "other", b"value")
     finally:
         writer.kill()
         writer.wait()

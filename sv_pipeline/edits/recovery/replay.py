@@ -41,7 +41,7 @@ class Replay:
     """How it ended."""
 
     outcome: str
-    """replayed, refused, released, swept, or proven."""
+    """replayed, refused, abandoned, released, swept, or proven."""
     text: str = ""
     """Why it was refused."""
     edit: CommittedEdit | None = None
@@ -82,8 +82,8 @@ def make_again(claim: Claim) -> Replay:
     return Replay("replayed", edit=edit)
 
 
-def give_up(claim: Claim, text: str) -> Replay:
-    """The operation cannot be made again: the log says why, and its locks are given back."""
+def give_up(claim: Claim, text: str, outcome: str = "refused") -> Replay:
+    """The operation is not made again: the log says why, and its locks are given back."""
     claim.note(phase=Phase.OVER, outcome=text)
     reach("give up")
     row = claim.row
@@ -91,7 +91,7 @@ def give_up(claim: Claim, text: str) -> Replay:
     release(claim)
     row.forget_plan()
     claim.own.end()
-    return Replay("refused", text)
+    return Replay(outcome, text)
 
 
 def let_go(claim: Claim) -> Replay:
@@ -123,10 +123,14 @@ def _run(graph: ChunkedGraph, found: Unfinished, resumption: Resumption) -> Comm
             f"operation {found.operation_id} has no row in the log, so nobody knows what was asked for.",
             remedy="Its locks stay; see docs/sv_splitting_recovery.md.",
         )
+    options = REQUEST.newest(found.row) or {}
     if operation.kind in ("undo", "redo"):
         revert = undo if operation.kind == "undo" else redo
-        return revert(graph, about(operation), found.user, patience=PATIENCE, resumption=resumption)
-    request = request_of(operation, REQUEST.newest(found.row) or {})
+        allowed = bool(options.get("allow_partial", True))
+        return revert(
+            graph, about(operation), found.user, allow_partial=allowed, patience=PATIENCE, resumption=resumption
+        )
+    request = request_of(operation, options)
     volume = open_fork(graph.watershed_url, graph.graph_id) if _has_fork(graph) else None
     if isinstance(request, MergeRequest):
         return merge(graph, request, volume=volume, patience=PATIENCE, resumption=resumption)
@@ -159,8 +163,10 @@ def request_of(operation: Operation, options: dict[str, Any]) -> MergeRequest | 
     user, margin = operation.user or "", None if offset is None else (offset[0], offset[1], offset[2])
     if operation.kind == "merge":
         return MergeRequest(user, sides[0], sides[1], margin)
-    names = ("path_augmentation", "disallow_isolating_cut", "memory")
-    return SplitRequest(user, sides[0], sides[1], margin, **{n: options[n] for n in names if n in options})
+    names = ("path_augmentation", "disallow_isolating_cut", "memory", "region_memory", "allow_partial")
+    # Without the option, the software took the cut of the first region, whatever it parted.
+    chosen = {"allow_partial": True, **{n: options[n] for n in names if n in options}}
+    return SplitRequest(user, sides[0], sides[1], margin, **chosen)
 
 
 def _has_fork(graph: ChunkedGraph) -> bool:

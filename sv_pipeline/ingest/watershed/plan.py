@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from sv_pipeline.algorithms.supervoxels import label_pieces
 from sv_pipeline.config import DatasetConfig, SourceConfig
-from sv_pipeline.errors import ConfigError, ConflictError, InputError
+from sv_pipeline.errors import ConfigError, ConflictError, DamagedError, InputError
 from sv_pipeline.graph import edge_files as formats
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout
@@ -170,7 +170,7 @@ def prepare_watershed(config: DatasetConfig, check: Callable[[VolumeInfo], None]
         if not kv.write_if_absent(plan.target, META_KEY, meta.encode()):
             _is_prepared(plan)  # somebody else was faster: with this very run, or with another
         create_volume(plan.target, **measures)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, DamagedError) as error:
         raise ConfigError(
             f"cannot write to {plan.target}: {error}", remedy="Check data_source.WATERSHED and its permissions."
         ) from error

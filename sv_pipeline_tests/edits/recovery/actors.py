@@ -3,8 +3,8 @@
 A task::
 
     {"table": ["sqlite", name, folder] | ["bigtable", name],
-     "do": "merge" | "split" | "undo" | "redo" | "recover" | "heal" | "random" | "job",
-     "source": [...], "sink": [...], "operation": ..., "user": ...,
+     "do": "merge" | "split" | "undo" | "redo" | "recover" | "abandon" | "heal" | "random" | "job",
+     "source": [...], "sink": [...], "offset": [...], "partial": bool, "operation": ..., "user": ...,
      "failpoint": "step:action", "beat": seconds, "clock": seconds ahead, "result": file}
 
 Exit codes: 0 done, 3 refused, 4 ownership lost, 5 nothing to recover, 6 stopped, 7 anything else.
@@ -30,7 +30,7 @@ import tensorstore  # noqa: F401
 
 from sv_pipeline import edits, failpoints
 from sv_pipeline.edits import LockPatience, Points, ownership
-from sv_pipeline.edits.recovery import NotStuckError, RecoveryStoppedError, find_unfinished, recover
+from sv_pipeline.edits.recovery import NotStuckError, RecoveryStoppedError, abandon, find_unfinished, recover
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.graph.queries import roots
 from sv_pipeline.segmentation.reader import open_fork
@@ -40,6 +40,8 @@ from sv_pipeline.table.sqlite import SqliteTable
 
 DONE, REFUSED, LOST, NOTHING, STOPPED, BROKEN = 0, 3, 4, 5, 6, 7
 OFFSET = (64, 64, 64)
+NEAR = (2, 2, 2)
+"""A region that has to grow where an object goes around it."""
 
 
 def open_named(place: list[str]) -> Table:
@@ -108,6 +110,8 @@ def _do(graph: ChunkedGraph, task: dict[str, Any]) -> Any:
         return run_job(task)
     if what == "recover":
         return recover(graph, task["operation"], token=task.get("token")).to_dict()
+    if what == "abandon":
+        return abandon(graph, task["operation"], user=user, reason="it fails for ever").to_dict()
     if what == "heal":
         return heal(graph)
     if what in ("undo", "redo"):
@@ -118,10 +122,11 @@ def _do(graph: ChunkedGraph, task: dict[str, Any]) -> Any:
     if what == "random":
         what, task = at_random(graph, volume, task)
     sides = Points.of(coordinates=task["source"]), Points.of(coordinates=task["sink"])
+    offset, partial = tuple(task.get("offset", OFFSET)), task.get("partial", False)
     if what == "merge":
-        edit = edits.merge(graph, edits.MergeRequest(user, *sides, OFFSET), volume=volume, patience=patience)
+        edit = edits.merge(graph, edits.MergeRequest(user, *sides, offset), volume=volume, patience=patience)
     else:
-        request = edits.SplitRequest(user, *sides, OFFSET, disallow_isolating_cut=False)
+        request = edits.SplitRequest(user, *sides, offset, disallow_isolating_cut=False, allow_partial=partial)
         edit = edits.split(graph, request, volume=volume, patience=patience)
     return {"operation": edit.operation_id, "time": edit.logical_time}
 
@@ -154,7 +159,10 @@ def at_random(graph: ChunkedGraph, volume: Any, task: dict[str, Any]) -> tuple[s
             continue
         one, other = roots(graph, np.array(found, np.uint64), missing_ok=True).tolist()
         kind = "split" if one == other else "merge"
-        return kind, {**task, "source": [source.tolist()], "sink": [sink.tolist()]}
+        offset = NEAR if kind == "split" and rng.random() < 0.5 else OFFSET
+        partial = bool(offset == NEAR and rng.random() < 0.3)
+        sides = {"source": [source.tolist()], "sink": [sink.tolist()]}
+        return kind, {**task, **sides, "offset": offset, "partial": partial}
 
 
 def heal(graph: ChunkedGraph) -> list[dict[str, Any]]:

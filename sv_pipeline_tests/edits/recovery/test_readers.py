@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from sv_pipeline.edits.recovery import find_unfinished
+from sv_pipeline.engine import proof
 from sv_pipeline.graph.queries import roots
 from sv_pipeline_tests.edits.recovery.actors import DONE
 from sv_pipeline_tests.edits.recovery.conftest import Theatre
@@ -65,3 +66,38 @@ def test_a_stopped_recovery_is_not_seen_either(theatre: Make, backend: str, step
     assert seen(graph, task, ids) == before
     assert play.wake(pid) == DONE
     assert seen(graph, task, ids) != before
+
+
+def test_verify_tells_a_half_written_edit_from_a_fault(theatre: Make) -> None:
+    play = theatre()
+    pid = play.stop(**play.request("supervoxel split"), failpoint="half switched:stop")
+    report = proof.verify_dataset(opened(play).dataset)
+    assert not report.ok
+    (one,) = find_unfinished(play.scene.graph)
+    for result in report.results:
+        noted = [str(warning) for warning in result.warnings if "half written" in str(warning)]
+        assert len(noted) == (not result.passed)
+        assert all(f"operation {one.operation_id} is half written" in note for note in noted)
+    assert play.wake(pid) == DONE
+    assert proof.verify_dataset(opened(play).dataset).ok
+
+
+def test_verify_looks_again_when_the_graph_was_edited_meanwhile(theatre: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    play = theatre()
+    dataset = opened(play).dataset
+    pid = play.stop(**play.request("supervoxel split"), failpoint="half switched:stop")
+    real, rounds = proof.verify, []
+
+    def verify_and_let_go(*args: object, **options: object) -> object:
+        report = real(*args, **options)  # type: ignore[arg-type]
+        rounds.append(report.failed)
+        if len(rounds) == 1:
+            assert play.wake(pid) == DONE
+        return report
+
+    monkeypatch.setattr(proof, "verify", verify_and_let_go)
+    report = proof.verify_dataset(dataset)
+    assert report.ok, report.summary()
+    assert rounds[0]
+    assert len(rounds) == 2
+    assert {result.name for result in report.results} > set(rounds[0])

@@ -16,10 +16,15 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
+from sv_pipeline.edits.looking_back import segmentation_at
+from sv_pipeline.edits.operation_log import read_still_one_object
 from sv_pipeline.edits.recovery import find_unfinished
 from sv_pipeline.edits.recovery.replay import request_of
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import Operation, OperationStatus, read_operations
-from sv_pipeline.table import meta
+from sv_pipeline.graph.queries import roots, supervoxels_at
+from sv_pipeline.grid import Box
+from sv_pipeline.table import columns, meta
 from sv_pipeline_tests.edits.recovery.actors import BROKEN, DONE, OFFSET, REFUSED
 from sv_pipeline_tests.edits.recovery.conftest import SERVERS, Theatre
 
@@ -123,15 +128,31 @@ def test_nothing_is_lost_by_kills_at_random_moments(theatre: Callable[..., Theat
     assert soak.ends[REFUSED] < len(log)
 
     done = sorted((one for one in log if one.status is OperationStatus.SUCCESS), key=_logical_time)
+    assert_parted(play.scene.graph, [one for one in done if one.kind == "split"])
     where = {name: os.environ[name] for name in SERVERS if name in os.environ}
     twin = play.stage.copy()
     try:
+        still = read_still_one_object(play.scene.graph.table, [one.operation_id for one in done])
         for one in done:
-            assert play.zygote.do(table=twin.place, environment=where, **_task(one)) == 0
+            task = _task(one, partial=one.operation_id in still)
+            assert play.zygote.do(table=twin.place, environment=where, **task) == 0
         twin.prove()
         assert twin.objects() == play.scene.objects()
     finally:
         twin.remove()
+
+
+def assert_parted(graph: ChunkedGraph, splits: list[Operation]) -> None:
+    """Just after a split no source shares a root with a sink, unless it says so."""
+    still = read_still_one_object(graph.table, [one.operation_id for one in splits])
+    LOG.warning("%d splits, %d of which have left one object and say so", len(splits), len(still))
+    for one in splits:
+        points = [columns.SOURCE_COORDINATES.newest(one.row), columns.SINK_COORDINATES.newest(one.row)]
+        where = np.concatenate([side for side in points if side is not None]).astype(np.int64)
+        around = Box.of(where.min(axis=0), where.max(axis=0) + 1)
+        then = segmentation_at(graph, one.operation_id, within=around)
+        source, sink = roots(graph, supervoxels_at(graph, then, where), at=one.timestamp).tolist()
+        assert (source == sink) is (one.operation_id in still), one
 
 
 def _logical_time(one: Operation) -> float:
@@ -139,7 +160,8 @@ def _logical_time(one: Operation) -> float:
     return one.timestamp.timestamp()
 
 
-def _task(one: Operation) -> dict[str, object]:
+def _task(one: Operation, *, partial: bool) -> dict[str, object]:
+    stored = columns.BOUNDING_BOX_OFFSET.newest(one.row)
     request = request_of(one, {"offset": OFFSET})
     assert request.sources.coordinates is not None
     assert request.sinks.coordinates is not None
@@ -147,6 +169,8 @@ def _task(one: Operation) -> dict[str, object]:
         "do": one.kind,
         "source": request.sources.coordinates.tolist(),
         "sink": request.sinks.coordinates.tolist(),
+        "offset": OFFSET if stored is None else stored.ravel().tolist(),
+        "partial": partial,
     }
 
 
