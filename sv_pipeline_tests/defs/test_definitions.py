@@ -14,6 +14,7 @@ def test_the_names_that_users_and_links_rely_on(home: str) -> None:
     jobs |= {"split_job", "preview_split_job", "merge_job", "undo_job", "redo_job", "recover_operation_job"}
     assert jobs <= {job.name for job in loaded.resolve_all_job_defs()}
     sensors = {"registered_graphs_sensor", "downsample_sensor", "stuck_operations_sensor"}
+    sensors |= {"dead_recoveries_sensor"}
     assert sensors <= {sensor.name for sensor in loaded.sensors or []}
 
 

@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pytest
 
+from sv_pipeline.algorithms.synthetic import synthetic_neuropil
+from sv_pipeline.config import parse_config
 from sv_pipeline.definitions import defs
 from sv_pipeline.defs import recovery
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.edits import ownership
+from sv_pipeline.edits import ownership, undo
+from sv_pipeline.edits.recovery import Watched, find_unfinished, recover
 from sv_pipeline.edits.recovery.heal import STAGES
+from sv_pipeline.engine import stages as ingest_stages
 from sv_pipeline.registry import default_home
 from sv_pipeline.reports.alerts import WEBHOOK_VARIABLE, Alerts
 from sv_pipeline.table.columns import INDEFINITE_LOCK
@@ -109,9 +114,83 @@ def test_what_moves_or_is_young_is_left_alone(play: Theatre, instance: dg.Dagste
     assert not tick(instance, json.dumps(notes)).run_requests, "it has moved since"
 
 
-def test_a_run_that_finds_nothing_to_do_ends_quietly(play: Theatre, instance: dg.DagsterInstance) -> None:
-    request = dg.RunRequest(run_config={"graph_id": "stage", "operation_id": 1}, tags={})
-    assert run(instance, request).success
+def test_what_the_sensor_has_watched_is_not_watched_again(play: Theatre, instance: dg.DagsterInstance) -> None:
+    assert play.do(**play.request("merge"), failpoint="half switched:kill") == KILLED
+    (one,) = find_unfinished(play.scene.graph)
+    for seen, seen_for, watches in ((one.signature, 60.0, False), ("another 3", 60.0, True)):
+        said: list[str] = []
+
+        def tell(stage: str, _what: dict[str, Any], said: list[str] = said) -> None:
+            said.append(stage)
+
+        waited: list[float] = []
+        if watches:
+            assert play.do(**play.request("merge"), failpoint="half switched:kill") == KILLED
+        operation = max(found.operation_id for found in find_unfinished(play.scene.graph))
+        watched = Watched(seen, seen_for)
+        recover(play.scene.graph, operation, watched=watched, progress=waited.append, tell=tell)
+        assert bool(waited) is watches
+        assert said == list(STAGES)
+        if not watches:
+            undo(play.scene.graph, operation, "tester")
+    play.scene.prove()
+
+
+def test_an_operation_that_does_not_exist_is_named_in_one_sentence(
+    play: Theatre, instance: dg.DagsterInstance, webhook: list[dict[str, Any]]
+) -> None:
+    result = run(instance, dg.RunRequest(run_config={"graph_id": "stage", "operation_id": 999}, tags={}))
+    assert not result.success
+    assert not [e for e in result.all_events if e.event_type_value in ("STEP_SUCCESS", "STEP_UP_FOR_RETRY")]
+    (failure,) = [e for e in result.all_events if e.event_type_value == "STEP_FAILURE"]
+    assert "there is no operation 999 in graph 'stage'" in str(failure.step_failure_data.user_failure_data.description)
+    (alert,) = webhook
+    assert "there is no operation 999 in graph 'stage'" in alert["text"]
+
+
+def test_an_operation_that_is_finished_is_proven_and_said_to_be_finished(
+    play: Theatre, instance: dg.DagsterInstance, webhook: list[dict[str, Any]]
+) -> None:
+    result = run(instance, dg.RunRequest(run_config={"graph_id": "stage", "operation_id": 1}, tags={}))
+    assert result.success
+    (output,) = [e for e in result.all_events if e.event_type_value == "STEP_OUTPUT"]
+    metadata = output.step_output_data.metadata
+    assert "operation 1 is finished already (SUCCESS)" in metadata["nothing to do"].value
+    assert metadata["hierarchy: nodes checked"].value
+    assert not webhook
+
+
+def test_a_graph_that_is_only_being_made_is_no_complaint(home: str, instance: dg.DagsterInstance) -> None:
+    segmentation = Path(home) / "small.npz"
+    segmentation.parent.mkdir(exist_ok=True)
+    volume = synthetic_neuropil((64, 64, 32), seed=3)
+    np.savez(segmentation, segmentation=volume.segmentation, resolution=np.asarray(volume.resolution))
+    config = parse_config(
+        {"graph_id": "young", "source": {"segmentation": str(segmentation)}, "data_source": {"watershed": f"{home}/ws"}}
+    )
+    made = ingest_stages.register(config, home)
+    for prepare in (lambda: None, made.table.create):
+        prepare()
+        assert tick(instance).skip_message == "nothing is unfinished"
+
+
+def test_a_recovery_that_dies_without_a_word_is_told_of(
+    play: Theatre, instance: dg.DagsterInstance, webhook: list[dict[str, Any]]
+) -> None:
+    job = defs().resolve_job_def("recover_operation_job")
+    died = instance.create_run_for_job(job, run_config={"graph_id": "stage", "operation_id": 15})
+    instance.report_run_failed(died, "the worker was killed")
+    said = run(instance, dg.RunRequest(run_config={"graph_id": "stage", "operation_id": 999}, tags={}))
+    assert len(webhook) == 1
+    for ended, alerts in ((said.dagster_run, 1), (instance.get_run_by_id(died.run_id), 2)):
+        assert ended is not None
+        (event,) = [e.dagster_event for e in instance.all_logs(ended.run_id, of_type=dg.DagsterEventType.RUN_FAILURE)]
+        context = dg.build_run_status_sensor_context(
+            sensor_name="dead_recoveries_sensor", dagster_event=event, dagster_instance=instance, dagster_run=ended
+        )
+        recovery.dead_recoveries_sensor(context.for_run_failure())
+        assert len(webhook) == alerts
+    assert "operation 15 of graph stage failed: the worker was killed" in webhook[-1]["text"]
 
 
 def test_failures_are_tried_again_then_people_are_told(
