@@ -29,9 +29,35 @@ def editable_graph(folder: Path, home: Path, graph_id: str = "small") -> OpenGra
     volume = synthetic_neuropil(SHAPE, seed=5)
     segmentation = volume.segmentation.copy()
     segmentation[:21, :21, :9] = 0
+    return _ingested(folder, home, graph_id, segmentation, volume.bodies, volume.resolution)
+
+
+RING_POINTS: tuple[Point, Point] = (4, 1, 68), (4, 1, 76)
+"""In one bar of a ring, in one chunk, so far from its ends that the first region does not reach them."""
+
+
+def ring_graph(folder: Path, home: Path, graph_id: str = "ring") -> OpenGraph:
+    """One object that is a ring along z: two bars of many supervoxels, joined at both ends only; one has a neck."""
+    shape = (8, 8, 160)
+    segmentation = np.zeros(shape, np.uint32)
+    slabs = np.arange(shape[2]) // 8 + 1
+    segmentation[:, :3], segmentation[:, 5:] = slabs, slabs + 100
+    segmentation[1:, 5:, 100:104] = 0
+    segmentation[:, :, :2], segmentation[:, :, -2:] = 201, 202
+    return _ingested(folder, home, graph_id, segmentation, (segmentation > 0).astype(np.uint32), (8.0, 8.0, 8.0))
+
+
+def _ingested(
+    folder: Path,
+    home: Path,
+    graph_id: str,
+    segmentation: np.ndarray,
+    bodies: np.ndarray,
+    resolution: tuple[float, ...],
+) -> OpenGraph:
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / "small.npz"
-    np.savez(source, segmentation=segmentation, bodies=volume.bodies, resolution=np.asarray(volume.resolution))
+    np.savez(source, segmentation=segmentation, bodies=bodies, resolution=np.asarray(resolution))
     raw = {
         "graph_id": graph_id,
         "data_source": {"WATERSHED": str(folder / "watershed")},

@@ -12,8 +12,10 @@ from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.registry import Registry
 from sv_pipeline_tests.editable import (
     BACKGROUND,
+    RING_POINTS,
     editable_graph,
     neighbours_of_two_objects,
+    ring_graph,
     two_parts_of_an_object,
 )
 from sv_pipeline_tests.engine.builds import CommandLine
@@ -65,6 +67,26 @@ def test_people_get_sentences_and_a_table(cli: CommandLine, graph: OpenGraph) ->
     assert "several_roots" not in said
     cli("split", "small", *sides)
     assert "several_roots" in cli("ops", "small").out
+
+
+def test_a_split_that_would_leave_one_object(cli: CommandLine, tmp_path: Path) -> None:
+    """Refused without memory for more of the object; made, and said, with --partial; made whole by itself."""
+    graph = ring_graph(tmp_path / "ring", cli.home)
+    sides = sides_of(RING_POINTS)
+    for command in ("preview", "split"):
+        refused = cli(command, "ring", *sides, "--region-memory", 0)
+        assert refused.code == 1
+        assert "still_connected" in refused.out + refused.err or "one object all the same" in refused.err
+    assert "still one object" in cli("preview", "ring", *sides, "--partial").out
+    assert "still one object" in cli("split", "ring", *sides, "--partial").out
+    assert "still one object" in cli("ops", "ring").out
+    assert len(set(graph.roots(RING_POINTS).tolist())) == 1
+    assert "still one object" not in cli("undo", "ring", 2).out
+    assert "objects afterwards: 2" in cli("preview", "ring", *sides).out
+    made = json.loads(cli("split", "ring", *sides, "--json").out)
+    assert (len(made["new_roots"]), made["still_one_object"]) == (2, False)
+    assert len(set(graph.roots(RING_POINTS).tolist())) == 2
+    assert verify_dataset(graph.dataset).ok
 
 
 def test_every_edit_can_come_with_a_picture(cli: CommandLine, graph: OpenGraph, tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.registry import HOME_VARIABLE
 from sv_pipeline_tests.editable import (
     BACKGROUND,
+    RING_POINTS,
     Point,
     editable_graph,
     neighbours_of_two_objects,
+    ring_graph,
     two_parts_of_an_object,
 )
 
@@ -103,6 +105,22 @@ def test_a_split_goes_through_its_stages_and_shows_each(graph: OpenGraph, jobs: 
     assert verify_dataset(graph.dataset).ok
 
 
+def test_a_split_that_would_leave_one_object_is_refused_or_says_so(home: str, tmp_path: Path, jobs: Jobs) -> None:
+    graph = ring_graph(tmp_path, Path(home))
+    refused = jobs("split_job", graph_id="ring", region_memory_gb=0.0, **sides(RING_POINTS))
+    assert refused.failure is not None
+    assert refused.failure.metadata["reason"].value == "still_connected"
+    run = jobs("split_job", graph_id="ring", allow_partial=True, **sides(RING_POINTS))
+    assert run.success
+    for step in ("preview", "commit_split", "report"):
+        assert run.value(step, "still_one_object")
+    assert jobs("undo_job", graph_id="ring", operation=int(run.tags["sv/op_id"])).success
+    run = jobs("split_job", graph_id="ring", **sides(RING_POINTS))
+    assert run.success
+    assert not run.value("report", "still_one_object")
+    assert len(set(graph.roots(RING_POINTS).tolist())) == 2
+
+
 def test_merge_undo_and_redo(graph: OpenGraph, jobs: Jobs) -> None:
     points = neighbours_of_two_objects(graph)
     run = jobs("merge_job", graph_id="small", **sides(points))
@@ -158,8 +176,10 @@ def test_a_refusal_is_a_failure_that_says_why_and_is_not_retried(
     assert run.error.cause is None
     assert run.error.context is None
     assert run.tags["dagster/max_retries"] == "0"
-    assert "sv/op_id" not in run.tags
-    assert set(built.operations()["status"]) <= {"EXCEPTION"}
+    log = built.operations()["status"]
+    assert set(log) <= {"EXCEPTION"}
+    if "sv/op_id" in run.tags:  # its operation had a row already, which says so
+        assert int(run.tags["sv/op_id"]) in log.index
 
 
 def test_a_cut_that_would_be_refused_is_shown_all_the_same(graph: OpenGraph, jobs: Jobs) -> None:

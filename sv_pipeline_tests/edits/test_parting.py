@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 
 from sv_pipeline import edits
-from sv_pipeline.edits import EditRefused, Reason, SplitRequest
+from sv_pipeline.edits import EditRefused, Reason, SplitRequest, ownership
+from sv_pipeline.edits.recovery import find_unfinished, recover
+from sv_pipeline.edits.recovery.replay import request_of
+from sv_pipeline.graph.lineage import read_operations
 from sv_pipeline.graph.queries import roots
 from sv_pipeline.reports.edit_numbers import operations_table, preview_numbers
 from sv_pipeline.reports.logged_edits import read_edit
 from sv_pipeline_tests.edits.bars import Make
 from sv_pipeline_tests.edits.bars import make as make
 from sv_pipeline_tests.edits.conftest import Edited, split_request
+from sv_pipeline_tests.edits.test_killed_edits import killed_after
 from sv_pipeline_tests.edits.tissue import Tissue, but_operations
 
 LENGTH = 64
@@ -194,3 +198,26 @@ def test_a_success_is_one_whatever_the_region(make_graph: Callable[..., Edited],
     assert "parted" in outcomes
     assert ("still_connected" in outcomes) is bool(options)
     assert ("still one object" in outcomes) is ("allow_partial" in options)
+
+
+def test_a_split_that_died_is_made_again_with_what_it_was_allowed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership, "BEAT_SECONDS", 0.05)
+    tissue = ring(make)
+    asked = request(tissue, voxel(20, "low"), voxel(28, "low"), allow_partial=True)
+    assert killed_after(tissue.graph, 9, lambda graph: edits.split(graph, asked, volume=tissue.volume))
+    (one,) = find_unfinished(tissue.graph)
+    assert recover(tissue.graph, one.operation_id).replay.outcome == "replayed"
+    tissue.verify()
+    assert read_edit(tissue.graph, one.operation_id).still_one_object
+
+
+@pytest.mark.parametrize(("options", "partial"), [({}, True), ({"allow_partial": False}, False)])
+def test_what_older_software_has_logged_is_made_again_as_it_made_it(
+    make: Make, options: dict[str, object], partial: bool
+) -> None:
+    tissue = ring(make)
+    edit = split(tissue, voxel(20, "low"), voxel(28, "low"), allow_partial=True)
+    (operation,) = read_operations(tissue.graph, [edit.operation_id])
+    again = request_of(operation, options)
+    assert isinstance(again, SplitRequest)
+    assert again.allow_partial is partial

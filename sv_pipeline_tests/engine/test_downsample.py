@@ -163,7 +163,7 @@ def assert_no_silent_fault(url: str) -> None:
     volume = fork_volume(url, GRAPH)
     assert volume is not None
     check_pyramid(outcome, volume, watershed_volume(url))
-    assert not outcome.findings
+    assert not outcome.has_errors, outcome.findings
 
 
 @pytest.mark.parametrize("same_bytes", [False, True])
