@@ -13,6 +13,7 @@ def defs() -> dg.Definitions:
     from sv_pipeline.defs import (
         assets,
         checks,
+        edit_failures,
         edits,
         jobs,
         pyramid,
@@ -47,12 +48,15 @@ def defs() -> dg.Definitions:
             pyramid.downsample_job,
             rebuild.rebuild_mip_job,
             recovery.recover_operation_job,
+            recovery.abandon_operation_job,
         ],
         sensors=[
             sensors.registered_graphs_sensor,
             pyramid_sensor.downsample_sensor,
             recovery.stuck_operations_sensor,
             recovery.dead_recoveries_sensor,
+            edit_failures.failed_edits_sensor,
+            edit_failures.canceled_edits_sensor,
         ],
         schedules=[verification.verify_nightly_schedule, verification.verify_changes_schedule],
         resources=resources_from_environment(),

@@ -17,6 +17,7 @@ __all__ = [
     "NotReadyError",
     "SvPipelineError",
     "UnavailableError",
+    "notes_of",
 ]
 
 
@@ -36,7 +37,19 @@ class SvPipelineError(Exception):
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
         self.message = redacted(message)
         self.remedy = None if remedy is None else redacted(remedy)
+        self.operation_id: int | None = None
+        """The operation that met the error, once there is one."""
         super().__init__(self.message if self.remedy is None else f"{self.message} {self.remedy}")
+
+    def advise(self, remedy: str) -> None:
+        """Replace the remedy: the caller knows better what the reader can do."""
+        self.remedy = redacted(remedy)
+        self.args = (f"{self.message} {self.remedy}",)
+
+
+def notes_of(error: BaseException | None) -> list[str]:
+    """What those who know more have added to an error (PEP 678): how the operation stands that it ended."""
+    return list(getattr(error, "__notes__", ()))
 
 
 class ConfigError(SvPipelineError):

@@ -28,6 +28,9 @@ WRITABLE = ("file", "gs", "memory")
 READABLE = (*WRITABLE, "s3", "http", "https")
 """Schemes of volumes that we read."""
 
+MAX_PATH, MAX_NAME = 4096, 255
+"""Bytes that the file systems of Linux take."""
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)
 _FORMAT = "precomputed://"
 _PIPELINE = "|neuroglancer-precomputed:"
@@ -89,14 +92,14 @@ def parse_folder(text: str | os.PathLike[str]) -> Place:
     ConfigError
         If the text is not understood; says how to write what may be meant.
     """
-    return _parse(os.fspath(text), WRITABLE)
+    return _parse(_text(text), WRITABLE)
 
 
 def local_folder(text: str | os.PathLike[str], *, what: str = "the folder") -> Path:
     """A folder on this machine: a path, or a ``file`` URL; ConfigError for anything else."""
     place = parse_folder(text)
     if place.file is None:
-        raise ConfigError(f"{what} must be on a local disk, not {_shown(os.fspath(text))}.", remedy="Give a path.")
+        raise ConfigError(f"{what} must be on a local disk, not {_shown(_text(text))}.", remedy="Give a path.")
     return place.file
 
 
@@ -110,6 +113,7 @@ def parse_source(text: str) -> Place:
     ConfigError
         If the text is not understood; says how to write what may be meant.
     """
+    text = _text(text)
     if _has_scheme(text):
         ends = [match.end() - 1 for match in re.finditer(r"\.npz#", text)]
         if ends:
@@ -127,6 +131,14 @@ def parse_source(text: str) -> Place:
 def is_spec(text: str) -> bool:
     """Whether a text is a TensorStore spec (JSON), rather than a place."""
     return text.lstrip().startswith("{")
+
+
+def _text(given: object) -> str:
+    if isinstance(given, str):
+        return given
+    if isinstance(given, os.PathLike) and isinstance(path := os.fspath(given), str):
+        return path
+    raise ConfigError(f"{given!r} is no place.", remedy="Give a path or a URL, as text.")
 
 
 def _named(place: Place, member: str, text: str) -> Place:
@@ -196,6 +208,8 @@ def _absolute(path: str, text: str) -> str:
         )
     if any(part.endswith(_LOCK_SUFFIX) for part in absolute.split("/")):
         raise ConfigError(f"{_shown(text)}: names that end with {_LOCK_SUFFIX} belong to lock files.")
+    if len(absolute) > MAX_PATH or any(len(os.fsencode(part)) > MAX_NAME for part in absolute.split("/")):
+        raise ConfigError(f"{_shown(text)} is too long for a path.", remedy=f"A name has at most {MAX_NAME} bytes.")
     try:
         quote(absolute)
     except UnicodeEncodeError as error:

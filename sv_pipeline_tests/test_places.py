@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import tensorstore as ts
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sv_pipeline.config import parse_config
+from sv_pipeline.config import parse_config, validate_graph_id
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.ingest.watershed.source import open_source, split_key
 from sv_pipeline.places import parse_folder, parse_source
@@ -144,6 +145,15 @@ def test_what_is_only_read_may_lie_elsewhere() -> None:
     for text in ("s3://bucket/a", "https://host/ws"):
         with pytest.raises(ConfigError, match="none of"):
             parse_folder(text)
+
+
+@pytest.mark.parametrize("given", [None, 5, b"/d", 1.5, ["/d"], "x" * 300, "/d" * 3000])
+def test_what_cannot_be_a_path_is_refused_as_well(given: Any) -> None:
+    for parse in (parse_folder, parse_source):
+        with pytest.raises(ConfigError):
+            parse(given)
+    with pytest.raises(ConfigError):
+        validate_graph_id(given)
 
 
 def test_dots_after_a_link_are_refused_where_they_have_two_meanings(tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 from typing import Any
 
 import click
 
 from sv_pipeline.defects import DefectError, traceback_of
-from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.errors import SvPipelineError, notes_of
 from sv_pipeline.redaction import redacted, remember
 
 __all__ = ["COMMANDS", "DEFECT_EXIT_CODE", "cli", "main"]
@@ -115,6 +116,8 @@ def cli(context: click.Context, home: str | None, *, verbose: bool, debug: bool)
 
 def main() -> None:
     """Entry point."""
+    # Asked to end, as by Ctrl-C: so that the last line says what was left.
+    signal.signal(signal.SIGTERM, lambda *_: _stop())
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:
@@ -128,8 +131,10 @@ def main() -> None:
         # The process that reads our output has seen enough; Python would complain about it once more at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; what was finished stays finished, run the same command to go on.", err=True)
+    except (click.Abort, KeyboardInterrupt) as stop:
+        notes = notes_of(stop) or notes_of(stop.__context__)
+        left = notes or ["What was finished stays finished, run the same command to go on."]
+        click.echo("\n".join(["stopped.", *left]), err=True)
         sys.exit(130)
     except Exception as error:  # noqa: BLE001 - the last wall: whatever it is, a person gets one message
         sys.exit(_explain(error))
@@ -151,8 +156,12 @@ def _explain(error: Exception) -> int:
         click.echo(str(ours), err=True)
         return 1
     click.secho("error (defect): ", fg="red", nl=False, err=True)
-    click.echo(str(DefectError(error)), err=True)
+    click.echo("\n".join([str(DefectError(error)), *notes_of(error)]), err=True)
     return DEFECT_EXIT_CODE
+
+
+def _stop() -> None:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

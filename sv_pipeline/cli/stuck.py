@@ -1,4 +1,4 @@
-"""Commands for stuck operations: list, show, recover."""
+"""Commands for stuck operations: list, show, recover, abandon."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ from typing import Any
 import click
 
 from sv_pipeline.cli.output import json_option, print_json
-from sv_pipeline.edits.recovery import NotStuckError, RecoveryReport, Unfinished, list_stuck, recover, release_orphans
+from sv_pipeline.edits.ownership import beat_seconds
+from sv_pipeline.edits.recovery import (
+    NotStuckError,
+    RecoveryReport,
+    Unfinished,
+    abandon,
+    list_stuck,
+    recover_all,
+    release_orphans,
+)
 from sv_pipeline.edits.recovery.dry_run import DryRun, dry_run
 from sv_pipeline.edits.recovery.durations import parse_duration
 from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.proofreading import user_or_default
 from sv_pipeline.registry import open_dataset
 
 __all__ = ["stuck"]
@@ -32,6 +42,13 @@ _min_age = click.option(
 )
 
 
+_take_locks = click.option(
+    "--take-locks",
+    is_flag=True,
+    help="Put locks back that somebody has removed, where nobody has edited since; refused where somebody has.",
+)
+
+
 @click.group()
 def stuck() -> None:
     """Find and recover edits whose process died.
@@ -41,6 +58,7 @@ def stuck() -> None:
       sv-pipeline stuck show GRAPH OP            all that is known of one operation
       sv-pipeline stuck recover GRAPH OP         take back what it wrote, make the edit again, free its locks
       sv-pipeline stuck recover GRAPH --all      all that are older than --min-age
+      sv-pipeline stuck abandon GRAPH OP         take back what it wrote, free its locks, do not make the edit again
     """
 
 
@@ -90,6 +108,7 @@ def show(home: str, graph: str, operation: int, *, as_json: bool) -> None:
 @click.option("--all", "every", is_flag=True, help="All operations that are older than --min-age.")
 @_min_age
 @click.option("--deep", is_flag=True, help="Also give back locks of operations that are finished: reads all rows.")
+@_take_locks
 @click.option("--dry-run", "only_say", is_flag=True, help="Only say what would be done.")
 @json_option
 @click.pass_obj
@@ -101,6 +120,7 @@ def recover_(
     *,
     every: bool,
     deep: bool,
+    take_locks: bool,
     only_say: bool,
     as_json: bool,
 ) -> None:
@@ -111,20 +131,21 @@ def recover_(
     every_one = [] if operation is not None else list_stuck(opened, min_age=min_age, deep=deep)
     wanted = [operation] if operation is not None else [one.id for one in every_one]
     failed: dict[int, str] = {}
-    for one in wanted:
-        try:
-            if only_say:
-                _say_plan(dry_run(opened, one), as_json=as_json)
-            else:
-                _say(_recovered(opened, one), as_json=as_json)
-        except NotStuckError as error:
-            released = release_orphans(opened, one) if deep and not only_say else 0
-            click.echo(f"operation {one}: {released} locks given back" if released else str(error), err=True)
-        except SvPipelineError as error:
-            if not every:
-                raise
-            failed[one] = str(error)
-            click.echo(f"operation {one}: {error}", err=True)
+    if only_say:
+        for one in wanted:
+            _say_plan(dry_run(opened, one), as_json=as_json)
+        return
+    for one, done in recover_all(opened, wanted, progress=_waiting, take_locks=take_locks):
+        if isinstance(done, RecoveryReport):
+            _say(done, as_json=as_json)
+        elif isinstance(done, NotStuckError):
+            released = release_orphans(opened, one) if deep else 0
+            click.echo(f"operation {one}: {released} locks given back" if released else str(done), err=True)
+        elif not every:
+            raise done
+        else:
+            failed[one] = str(done)
+            click.echo(f"operation {one}: {done}", err=True)
     if every and not wanted:
         click.echo("nothing is stuck", err=True)
     if failed:
@@ -133,15 +154,57 @@ def recover_(
         )
 
 
-def _recovered(graph: Any, operation: int) -> RecoveryReport:
-    def wait(left: float) -> None:
-        click.echo(
-            f"\roperation {operation}: watching whether its owner lives, {left:3.0f} s left ", nl=False, err=True
-        )
+@stuck.command("abandon")
+@click.argument("graph")
+@click.argument("operation", type=click.IntRange(1))
+@click.option("--reason", required=True, help="Why the edit is given up; the log says it to its user.")
+@click.option("--user", help="Who decides this. Default: the user of this machine.")
+@_take_locks
+@click.option("--dry-run", "only_say", is_flag=True, help="Only say what is there now.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@click.pass_obj
+def abandon_(
+    home: str,
+    graph: str,
+    operation: int,
+    reason: str,
+    user: str | None,
+    *,
+    take_locks: bool,
+    only_say: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Give OPERATION of GRAPH up: take back what it wrote, free its locks, and log the reason.
 
+    For an operation whose recovery fails again and again. The edit is lost: its user has to ask for it again.
+    """
+    opened = open_dataset(graph, home).graph
+    plan = dry_run(opened, operation)
+    if only_say:
+        _say_plan(plan, as_json=as_json)
+        return
+    if not yes:
+        _say_plan(plan, as_json=False)
+        click.confirm("Take this back, and not make it again?", abort=True, err=True)
     try:
-        return recover(graph, operation, progress=wait)
+        report = abandon(
+            opened,
+            operation,
+            user=user_or_default(user),
+            reason=reason,
+            progress=_waiting,
+            take_locks=take_locks,
+        )
     finally:
+        click.echo(err=True)
+    _say(report, as_json=as_json)
+
+
+def _waiting(left: float) -> None:
+    click.echo(f"\rwatching whether an owner lives, {left:3.0f} s left ", nl=False, err=True)
+    if left <= beat_seconds() / 2:
         click.echo(err=True)
 
 

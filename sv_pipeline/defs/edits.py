@@ -20,7 +20,7 @@ from pydantic import Field
 
 from sv_pipeline.defs.metadata import explained_failures, numbers, pictures
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.edits import CommittedEdit
+from sv_pipeline.edits import CommittedEdit, announced
 from sv_pipeline.edits.requests import DEFAULT_REGION_MEMORY
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.proofreading import OpenGraph
@@ -201,7 +201,13 @@ def _commit(
 ) -> None:
     started = time.monotonic()
     context.instance.add_run_tags(context.run_id, {GRAPH_TAG: graph_id})
-    with explained_failures():
+
+    def began(operation_id: int) -> None:
+        """Durable at once: the process may be killed at the next moment, and then nothing that it holds is seen."""
+        context.instance.add_run_tags(context.run_id, {OPERATION_TAG: str(operation_id)})
+        context.instance.report_engine_event(f"operation {operation_id} of graph {graph_id} has begun", context.run)
+
+    with explained_failures(), announced(began):
         edit = make(pipeline.open(graph_id), _token(context))
     seconds = round(time.monotonic() - started, 2)
     context.instance.add_run_tags(context.run_id, {OPERATION_TAG: str(edit.id)})

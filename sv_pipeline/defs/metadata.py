@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 
 from sv_pipeline.defects import DefectError
-from sv_pipeline.errors import CorruptionError, SvPipelineError, UnavailableError
+from sv_pipeline.errors import CorruptionError, SvPipelineError, UnavailableError, notes_of
 from sv_pipeline.redaction import scrub
 from sv_pipeline.segmentation.wall import wall
 
@@ -67,7 +67,9 @@ def explained_failures() -> Iterator[None]:
         ) from (error if isinstance(error, CorruptionError | UnavailableError) else None)
     except Exception as error:
         scrub(error)
-        raise dg.Failure(description=str(DefectError(error)), metadata={"kind": DefectError.kind}) from error
+        raise dg.Failure(
+            description=" ".join([str(DefectError(error)), *notes_of(error)]), metadata={"kind": DefectError.kind}
+        ) from error
 
 
 def _explanation(error: SvPipelineError) -> dict[str, str]:

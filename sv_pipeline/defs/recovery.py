@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from sv_pipeline.defs.metadata import numbers, pictures
+from sv_pipeline.defs.metadata import explained_failures, numbers, pictures
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.edits import recovery
 from sv_pipeline.edits.recovery.durations import parse_duration
@@ -18,11 +18,12 @@ from sv_pipeline.edits.recovery.proof import prove_ended
 from sv_pipeline.engine.every_graph import ask_every_graph
 from sv_pipeline.errors import CorruptionError, NotFoundError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.proofreading import user_or_default
 from sv_pipeline.registry import Registry
 from sv_pipeline.reports.alerts import alerts_from_environment
 from sv_pipeline.reports.split_pictures import split_picture
 
-__all__ = ["dead_recoveries_sensor", "recover_operation_job", "stuck_operations_sensor"]
+__all__ = ["abandon_operation_job", "dead_recoveries_sensor", "recover_operation_job", "stuck_operations_sensor"]
 
 GRAPH_TAG, OPERATION_TAG, ATTEMPT_TAG = "sv/graph_id", "sv/op_id", "sv/attempt"
 ONE_AT_A_TIME_TAG = "sv/recovery_of"
@@ -128,7 +129,7 @@ def alert_of_failure(run: dg.DagsterRun, why: str) -> None:
     graph_id, operation_id = run.run_config.get("graph_id"), run.run_config.get("operation_id")
     again = "it will be tried again" if attempt < BACKOFF.max_attempts else "nobody will try again: see 'stuck show'"
     alerts_from_environment().send(
-        f"recovery of operation {operation_id} of graph {graph_id} failed: {why} (attempt {attempt}; {again})",
+        f"{run.job_name}: operation {operation_id} of graph {graph_id} failed: {why} (attempt {attempt}; {again})",
         graph=graph_id,
         operation=operation_id,
         attempt=attempt,
@@ -148,6 +149,51 @@ def in_one_process(config: OperationConfig) -> dict[str, Any]:
 def recover_operation_job() -> None:
     """Recover one edit whose process died: claim it, take back what it wrote, make it again, prove the result."""
     recover_operation()
+
+
+class AbandonConfig(dg.Config):
+    """Which operation to give up, and why."""
+
+    graph_id: str = Field(description="A registered graph.")
+    operation_id: int = Field(ge=1, description="Its number in the operation log; see 'sv-pipeline stuck list'.")
+    reason: str = Field(min_length=1, description="Why the edit is given up; the log says it to its user.")
+    user: str = Field(default="", description="Who decides it, for the log. Default: the user the worker runs as.")
+    take_locks: bool = Field(
+        default=False, description="Put locks back that somebody has removed, where nobody has edited since."
+    )
+
+
+@dg.op(out=dg.Out(dg.Nothing), retry_policy=RETRIES)
+def abandon_operation(context: dg.OpExecutionContext, pipeline: PipelineResource, config: AbandonConfig) -> None:
+    """Take back what an operation wrote, free its locks, log the reason, and prove the result."""
+    with explained_failures():
+        graph = pipeline.dataset(config.graph_id).graph
+        report = recovery.abandon(
+            graph,
+            config.operation_id,
+            user=user_or_default(config.user or None),
+            reason=config.reason,
+            token=recovery.process_token(f"run-{context.run_id}"),
+            take_locks=config.take_locks,
+            tell=partial(_show, context),
+        )
+    context.log.info("%s", report)
+    context.add_output_metadata(numbers({"outcome": report.replay.outcome, **report.proof}))
+    alerts_from_environment().send(
+        f"graph {config.graph_id}: {report}", good=True, graph=config.graph_id, operation=config.operation_id
+    )
+
+
+@dg.config_mapping
+def abandoned_in_one_process(config: AbandonConfig) -> dict[str, Any]:
+    """The operation for its step."""
+    return {"ops": {"abandon_operation": {"config": config.model_dump()}}}
+
+
+@dg.job(config=abandoned_in_one_process, executor_def=dg.in_process_executor, hooks={alert_people})
+def abandon_operation_job() -> None:
+    """Give one edit up that cannot be made again: take back what it wrote, free its locks, log why."""
+    abandon_operation()
 
 
 @dg.sensor(

@@ -7,6 +7,7 @@ from sv_pipeline.edits.looking_back import leaves_at, milliseconds_of, segmentat
 from sv_pipeline.edits.merging import merge
 from sv_pipeline.edits.refusal import EditRefused, OwnershipLostError, Reason
 from sv_pipeline.edits.requests import MergeRequest, Points, SplitRequest
+from sv_pipeline.edits.session import announced
 from sv_pipeline.edits.settled import SettledGraph, settled
 from sv_pipeline.edits.splitting import SplitPreview, preview_split, split
 
@@ -21,6 +22,7 @@ __all__ = [
     "SettledGraph",
     "SplitPreview",
     "SplitRequest",
+    "announced",
     "leaves_at",
     "merge",
     "milliseconds_of",

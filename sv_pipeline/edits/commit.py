@@ -2,6 +2,7 @@
 
 | # | step | a crash right after it leaves |
 | --- | --- | --- |
+| 0 | it is looked whether table and fork can take it (`ready`) | nothing |
 | 1 | ids of new nodes | numbers given to nobody |
 | 2 | scope and write set on the operation's rows, status WRITE_STARTED | scope, no locks |
 | 3 | indefinite locks of the old roots | + locks |
@@ -32,6 +33,7 @@ from sv_pipeline.edits.hierarchy_plan import HierarchyPlan
 from sv_pipeline.edits.locking import EditLocks, concurrently
 from sv_pipeline.edits.operation_log import OperationRow, Scope, write_set
 from sv_pipeline.edits.pair import ensure_identity, note_commit
+from sv_pipeline.edits.ready import refuse_large_cells, require_ready
 from sv_pipeline.edits.refusal import OwnershipLostError
 from sv_pipeline.edits.rows_of_plan import PlannedRows, fake_edge_cells, rows_of
 from sv_pipeline.edits.supervoxel_change import SupervoxelChange, renamed_ids, rows_of_supervoxels
@@ -151,10 +153,14 @@ def commit(
     ------
     OwnershipLostError
         If the locks, or the operation itself, went to somebody else: nothing more is written.
+    SvPipelineError
+        If table or fork could not take the edit; then nothing is written.
     """
     held.check()
     table = graph.table
-    plan, rows = _start(graph, held, row, plan, timestamp, log_cells, inherited)
+    with ThreadPoolExecutor(1) as pool:
+        ready = pool.submit(require_ready, graph, row, plan.supervoxels)
+        plan, rows = _start(graph, held, row, plan, timestamp, log_cells, inherited, ready.result)
     hierarchy = plan.hierarchy
     fake = fake_edge_cells(hierarchy, plan.fake_edges)
     held.keep = True  # from here on only recovery may release them, or the end of the edit
@@ -298,6 +304,7 @@ def _start(
     timestamp: int,
     log_cells: list[SetCell],
     inherited: Scope | None,
+    looked: Step,
 ) -> tuple[EditPlan, PlannedRows]:
     """Give the plan its ids and write the intent; again if an id has a row already (older software gave some twice)."""
     provisional = plan.provisional
@@ -314,6 +321,8 @@ def _start(
         fake = fake_edge_cells(named.hierarchy, plan.fake_edges)
         planned = [*rows.every]
         planned += [RowMutation(key, [FAKE_EDGES.set(edges, timestamp)]) for key, edges in fake.items()]
+        refuse_large_cells(planned)
+        looked()
         scope = Scope(
             timestamp,
             tuple(named.hierarchy.old_roots.tolist()),

@@ -71,8 +71,6 @@ class EditRefused(SvPipelineError):  # noqa: N818 - a refusal is an outcome
 
     def __init__(self, reason: StrEnum, message: str, *, remedy: str | None = None) -> None:
         self.reason = reason
-        self.operation_id: int | None = None
-        """The row that says so, once it is written."""
         super().__init__(message, remedy=remedy)
 
 

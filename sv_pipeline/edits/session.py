@@ -6,9 +6,10 @@ The kinds of edits give their plan; all that they have in common is here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ from sv_pipeline.edits.pointing import resolved
 from sv_pipeline.edits.refusal import EditRefused, Reason
 from sv_pipeline.edits.requests import MergeRequest, SplitRequest, check_points, offset_of, options_of
 from sv_pipeline.edits.roots import RequestOfPoints, RequestRoots
-from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.edits.standing import end_early
 from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import take
@@ -33,11 +34,27 @@ from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table.interface import SetCell
 from sv_pipeline.waiting import doing
 
-__all__ = ["Resumption", "Workspace", "plan_above", "prefetch_surroundings", "run_edit"]
+__all__ = ["Resumption", "Workspace", "announced", "plan_above", "prefetch_surroundings", "run_edit"]
 
 log = logging.getLogger(__name__)
 Checked = TypeVar("Checked", MergeRequest, SplitRequest)
 Request = TypeVar("Request", bound=RequestOfPoints)
+
+
+_TELL: ContextVar[Callable[[int], None]] = ContextVar("tell", default=lambda _operation_id: None)
+
+
+@contextmanager
+def announced(tell: Callable[[int], None]) -> Iterator[None]:
+    """Be told the number of each operation that this thread begins, as soon as its row is there.
+
+    From then on it is found by its number, whatever becomes of this process.
+    """
+    before = _TELL.set(tell)
+    try:
+        yield
+    finally:
+        _TELL.reset(before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,24 +139,26 @@ def run_edit(
     with ExitStack() as living:
         looking = living.enter_context(ThreadPoolExecutor(1)).submit(_paired, graph)
 
+        tell = _TELL.get()
+
         def begin(cells: list[SetCell], options: dict[str, Any]) -> OperationRow:
             row = OperationRow.create(graph.table, cells, options)
             living.enter_context(row.own.beating())
+            tell(row.operation_id)
             return row
 
         with ThreadPoolExecutor(1) as pool:
             begun = pool.submit(begin, log_cells(request), options_of(request))
-            early: SvPipelineError | None = None
+            early: BaseException | None = None
             found: RequestRoots | None = None
             try:
                 request = prepare(request)
                 found = RequestRoots(graph, request)
-            except SvPipelineError as error:
+            except BaseException as error:  # noqa: BLE001 - raised again once there is a row that can be ended
                 early = error
             row = begun.result()
         if early is not None and not isinstance(early, EditRefused):
-            row.fail(early)
-            raise early
+            raise end_early(graph, row, early, writing=False)
         try:
             if found is None:
                 raise early or AssertionError
@@ -197,13 +216,13 @@ def _edit_under_locks(
                 return commit(graph, held, row, plan, timestamp, request.user, log_cells(request), inherited, identity)
     except EditRefused:
         raise
-    except Exception as error:
+    except BaseException as error:
         if resumption is not None:
             log.exception("operation %d could not be made again", row.operation_id)
-        elif held is None or not held.keep:
-            row.fail(error)
-        else:
-            log.exception("operation %d died while it was writing: recover it", row.operation_id)
+            raise
+        ended = end_early(graph, row, error, writing=held is not None and held.keep)
+        if ended is not error:
+            raise ended from error
         raise
 
 

@@ -10,6 +10,7 @@ import abc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from sv_pipeline.errors import ConfigError
@@ -18,6 +19,7 @@ __all__ = [
     "AGING_FAMILY",
     "FAMILIES",
     "MAX_AGE_MS",
+    "MAX_CELL_BYTES",
     "NEWEST_FAMILY",
     "Cell",
     "CellMatch",
@@ -42,6 +44,8 @@ NEWEST_FAMILY = "1"
 AGING_FAMILY = "3"
 MAX_AGE_MS = 365 * 24 * 3600 * 1000
 """Age, in milliseconds, at which cells of family 3 are gone; no backend returns them."""
+MAX_CELL_BYTES = 100 << 20
+"""Of one value: the limit of Bigtable, kept by all backends."""
 
 
 class ColumnKey(NamedTuple):
@@ -140,6 +144,11 @@ class Table(abc.ABC):
     read_only: bool = field(default=False, kw_only=True)
     """Refuse to change anything, with a ConfigError."""
 
+    @property
+    def file(self) -> Path | None:
+        """The file in which the table is, where it is one."""
+        return None
+
     # -- life cycle -----------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
@@ -157,6 +166,10 @@ class Table(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Release connections."""
+
+    def damage(self) -> list[str]:
+        """What the backend itself finds wrong in what it has stored, each with its place; empty if it cannot tell."""
+        return []
 
     # -- reads ----------------------------------------------------------------------------------------------------
 

@@ -9,10 +9,13 @@ import pytest
 from hypothesis import event
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from scipy.ndimage import distance_transform_edt
 
 from sv_pipeline import edits
 from sv_pipeline.algorithms.multicut import Refusal
+from sv_pipeline.algorithms.voxel_cut import snap_distance
 from sv_pipeline.edits import CommittedEdit, Reason
+from sv_pipeline.edits.pointing import resolved
 from sv_pipeline.graph.queries import leaves, roots
 from sv_pipeline.segmentation.base import read_base
 from sv_pipeline.segmentation.operations import read_operation
@@ -46,6 +49,7 @@ SPLITS: list[dict[str, object]] = [
     {"offset": (3, 3, 3), "allow_partial": True},
 ]
 """The whole volume at once; a region that grows; one that may not; one bridge at a time."""
+RESOLUTION = (8.0, 8.0, 40.0)
 Voxel = list[int]
 
 
@@ -277,7 +281,9 @@ class EditsOfVoxels(RuleBasedStateMachine):
             sink[data.draw(st.integers(0, 2))] += 1000
         if kind == "same":
             sink = source
-        if kind == "undo":
+        if kind == "background":
+            self.is_moved_to_the_nearest(source, sink, own)
+        elif kind == "undo":
             self.refused(lambda: edits.undo(tissue.graph, 10_000, "tester"), {Reason.NOTHING_TO_UNDO})
         elif kind == "merge":
             request = tissue.merge_request(source, sink)
@@ -286,12 +292,26 @@ class EditsOfVoxels(RuleBasedStateMachine):
         else:
             reasons = {
                 "split": {Reason.SEVERAL_ROOTS},
-                "background": {Reason.BACKGROUND},
                 "outside": {Reason.OUTSIDE},
                 "same": {Reason.SAME_POINT},
             }[kind]
             split = tissue.split_request(source, sink)
             self.refused(lambda: edits.split(tissue.graph, split, volume=tissue.volume), reasons)
+
+    def is_moved_to_the_nearest(self, source: Voxel, sink: Voxel, own: np.ndarray) -> None:
+        """A point beside an object means the nearest voxel, in nm, of the object that the other point is on."""
+        tissue = self.tissue
+        request = tissue.split_request(source, sink)
+        expected = float(distance_transform_edt(~own, sampling=RESOLUTION)[tuple(sink)])
+        if expected > snap_distance(RESOLUTION):
+            self.refused(lambda: edits.split(tissue.graph, request, volume=tissue.volume), {Reason.BACKGROUND})
+            return
+        found = resolved(tissue.graph, request, tissue.volume).sinks
+        assert found.coordinates is not None
+        place = found.coordinates[0] - tissue.offset
+        assert own[tuple(place)]
+        assert np.isclose(np.linalg.norm((place - sink) * np.array(RESOLUTION)), expected)
+        assert found.pointed.tolist() == [(np.array(sink) + tissue.offset).tolist()]
 
     # -- outcomes -----------------------------------------------------------------------------------------------------
 

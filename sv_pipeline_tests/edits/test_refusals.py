@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import networkx
 import numpy as np
@@ -40,7 +41,14 @@ class Volume:
     def vindex(self) -> Volume:
         return self
 
-    def __getitem__(self, index: tuple[np.ndarray, ...]) -> Volume:
+    def __getitem__(self, index: tuple[Any, ...]) -> Volume:
+        if isinstance(index[0], slice):
+            self.asked = np.zeros([axis.stop - axis.start for axis in index], np.uint64)
+            for voxel, supervoxel in self.voxels.items():
+                relative = tuple(at - axis.start for at, axis in zip(voxel, index, strict=True))
+                if all(0 <= at < size for at, size in zip(relative, self.asked.shape, strict=True)):
+                    self.asked[relative] = supervoxel
+            return self
         self.asked = [self.voxels.get(voxel, 0) for voxel in zip(*(axis.tolist() for axis in index), strict=True)]
         return self
 

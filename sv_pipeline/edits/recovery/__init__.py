@@ -1,8 +1,9 @@
 """Recovery: edits whose process died are found, proven to be dead, taken back, and made again. Knows no Dagster."""
 
+from sv_pipeline.edits.recovery.at_once import recover_all
 from sv_pipeline.edits.recovery.claiming import Claim, Watched, claim, take_up
 from sv_pipeline.edits.recovery.errors import FinishedError, NotStuckError, RecoveryStoppedError
-from sv_pipeline.edits.recovery.heal import process_token, recover
+from sv_pipeline.edits.recovery.heal import abandon, process_token, recover
 from sv_pipeline.edits.recovery.orphans import release_orphans
 from sv_pipeline.edits.recovery.report import RecoveryReport
 from sv_pipeline.edits.recovery.scan import all_unfinished, list_stuck
@@ -16,12 +17,14 @@ __all__ = [
     "RecoveryStoppedError",
     "Unfinished",
     "Watched",
+    "abandon",
     "all_unfinished",
     "claim",
     "find_unfinished",
     "list_stuck",
     "process_token",
     "recover",
+    "recover_all",
     "release_orphans",
     "take_up",
 ]

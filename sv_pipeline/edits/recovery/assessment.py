@@ -86,7 +86,9 @@ def assess(graph: ChunkedGraph, found: Unfinished) -> Assessment:
         raise RecoveryStoppedError(
             f"operation {found.operation_id} holds {locked} of the {wanted} roots and chunks of its scope, although it "
             f"has begun to write: {what}. Nothing was changed.",
-            remedy="Find out who removed or took these locks before anything else (docs/sv_splitting_recovery.md).",
+            remedy="Find out which person or tool removed or took these locks. Those that nobody holds are put back by "
+            f"'sv-pipeline stuck recover {graph.graph_id} {found.operation_id} --take-locks', which refuses where "
+            "somebody has edited since (docs/sv_splitting_recovery.md).",
         )
     return Assessment(State.UNWRITTEN, locked, wanted, 0, None)
 

@@ -15,7 +15,8 @@ from typing import Any
 from sv_pipeline.edits.operation_log import RECOVERY, OperationRow, new_identity, read_identity
 from sv_pipeline.edits.ownership import FIXED_TIME, OBSERVED_BEATS, OWNER, Owner, Ownership, beat_seconds, open_key
 from sv_pipeline.edits.recovery.assessment import Assessment, State, assess
-from sv_pipeline.edits.recovery.errors import NotStuckError
+from sv_pipeline.edits.recovery.errors import NotStuckError, RecoveryStoppedError
+from sv_pipeline.edits.recovery.missing_locks import put_locks_back
 from sv_pipeline.edits.recovery.unfinished import Phase, Progress, Unfinished, read_unfinished, why_not_unfinished
 from sv_pipeline.edits.refusal import OwnershipLostError
 from sv_pipeline.errors import ConflictError
@@ -125,6 +126,7 @@ def claim(
     watch_seconds: float | None = None,
     watched: Watched | None = None,
     progress: Callable[[float], None] | None = None,
+    take_locks: bool = False,
 ) -> Claim:
     """Take an operation over.
 
@@ -139,6 +141,8 @@ def claim(
         watched again: the exchange succeeds on exactly that cell only.
     progress
         Called with the seconds that are left.
+    take_locks
+        Whether locks of its scope that are missing are put back, where nobody has edited since.
 
     Raises
     ------
@@ -153,7 +157,13 @@ def claim(
     if found.owner is None or found.owner.token != token:
         if not _seen_long_enough(found, watched, watch_seconds):
             found = watch(graph, found, watch_seconds, progress)
-        assess(graph, found)
+        try:
+            assess(graph, found)
+        except RecoveryStoppedError:
+            if not take_locks:
+                raise
+            put_locks_back(graph, found)
+            assess(graph, found)
         reach("claim")
         _exchange(graph, found, token)
         reach("claimed")
@@ -161,8 +171,8 @@ def claim(
 
 
 def _seen_long_enough(found: Unfinished, watched: Watched | None, seconds: float | None) -> bool:
-    """Whether an observer has already seen that an owner does not move. Other software has no cell to exchange."""
-    if watched is None or found.owner is None:
+    """Whether an observer has already seen that an owner does not move, and it has not moved since."""
+    if watched is None:
         return False
     return watched.signature == found.signature and watched.seconds >= max(observation_seconds(), seconds or 0)
 

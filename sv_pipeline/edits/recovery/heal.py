@@ -23,11 +23,11 @@ from sv_pipeline.edits.recovery.claiming import Claim, Watched, claim
 from sv_pipeline.edits.recovery.cleanup import Cleanup, clean_up
 from sv_pipeline.edits.recovery.errors import NotStuckError
 from sv_pipeline.edits.recovery.proof import prove_ended
-from sv_pipeline.edits.recovery.replay import let_go, make_again
+from sv_pipeline.edits.recovery.replay import give_up, let_go, make_again
 from sv_pipeline.edits.recovery.report import RecoveryReport
 from sv_pipeline.edits.recovery.unfinished import Phase
 from sv_pipeline.edits.refusal import OwnershipLostError
-from sv_pipeline.errors import CorruptionError, SvPipelineError
+from sv_pipeline.errors import ConflictError, CorruptionError, InputError, SvPipelineError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.table.interface import RowMutation
@@ -36,7 +36,7 @@ from sv_pipeline.waiting import doing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["STAGES", "process_token", "recover"]
+__all__ = ["STAGES", "abandon", "process_token", "recover"]
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,8 @@ def recover(
     watched: Watched | None = None,
     progress: Callable[[float], None] | None = None,
     tell: Callable[[str, dict[str, Any]], None] | None = None,
+    abandoned: str = "",
+    take_locks: bool = False,
 ) -> RecoveryReport:
     """Recover one operation.
 
@@ -69,6 +71,11 @@ def recover(
         See :func:`~sv_pipeline.edits.recovery.claiming.claim`.
     tell
         Called at the end of each of `STAGES` with its name and what it found or did.
+    abandoned
+        Why the edit is not to be made again: it is taken back, and the log says so. This is noted before anything is
+        taken back, so a recovery that goes on after this one died abandons the operation, too.
+    take_locks
+        Whether locks of its scope that are missing are put back first, where nobody has edited since.
 
     Raises
     ------
@@ -89,18 +96,28 @@ def recover(
         watch_seconds=watch_seconds,
         watched=watched,
         progress=progress,
+        take_locks=take_locks,
     )
     clock.lap("claim")
     found, state = claimed.found, claimed.assessment.state
     tell("claim", claimed.summary)
     what = f"recovers operation {operation_id} of graph {graph.graph_id}"
     with claimed.own.beating(), doing(what), _noted(claimed):
+        over = found.progress.outcome
+        if abandoned:
+            _refuse_to_abandon_what_has_ended(claimed)
+            over = f"failed:abandoned: {abandoned}"
+            claimed.note(outcome=over)
+            reach("abandoned")
         cleanup, again = Cleanup(), state in (State.HELD, State.UNWRITTEN)
         if again:
             cleanup = clean_up(claimed)
         clock.lap("roll back")
         tell("roll back", cleanup.summary)
-        replay = make_again(claimed) if again else let_go(claimed)
+        if over and state not in (State.FINISHED, State.UNPROVEN):
+            replay = give_up(claimed, over, "abandoned" if over.startswith("failed:abandoned") else "refused")
+        else:
+            replay = make_again(claimed) if again else let_go(claimed)
         clock.lap("make again")
         tell("make again", replay.summary)
     proof = _prove(claimed)
@@ -119,6 +136,49 @@ def recover(
         clock.seconds,
         proof,
     )
+
+
+def abandon(graph: ChunkedGraph, operation_id: int, *, user: str, reason: str, **options: Any) -> RecoveryReport:
+    """Take one operation back for good: nothing of it stays, its locks are freed, and the log says why.
+
+    For an operation whose recovery fails again and again, or whose edit is not wanted any more.
+
+    Parameters
+    ----------
+    user, reason
+        Who decided it, and why; the log says both.
+    options
+        As for :func:`recover`.
+
+    Raises
+    ------
+    InputError
+        If there is no reason.
+    ConflictError
+        If all of it is written: then it is recovered and undone, not abandoned.
+    SvPipelineError
+        As for :func:`recover`.
+    """
+    if not reason.strip() or not user.strip():
+        raise InputError(f"operation {operation_id} is not abandoned without a user and a reason, for the log.")
+    return recover(graph, operation_id, abandoned=f"by {user.strip()}: {reason.strip()}", **options)
+
+
+def _refuse_to_abandon_what_has_ended(claimed: Claim) -> None:
+    """Only what is not complete can be abandoned: a complete edit is undone, by an operation of its own."""
+    state, graph_id, operation_id = claimed.assessment.state, claimed.graph.graph_id, claimed.operation_id
+    if state is State.FINISHED:
+        raise ConflictError(
+            f"operation {operation_id} is complete: only its locks are left, so there is nothing to abandon.",
+            remedy=f"Run 'sv-pipeline stuck recover {graph_id} {operation_id}', which gives them back; then "
+            f"'sv-pipeline undo {graph_id} {operation_id}' if the edit is not wanted.",
+        )
+    if state is State.UNPROVEN:
+        raise ConflictError(
+            f"operation {operation_id} has ended and holds no lock; it is listed since something around it is not "
+            f"sound: {claimed.found.progress.error}",
+            remedy=f"Run 'sv-pipeline verify {graph_id}' and repair what it names; then 'stuck recover' proves it.",
+        )
 
 
 def _prove(claimed: Claim) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Replay:
     """How it ended."""
 
     outcome: str
-    """replayed, refused, released, swept, or proven."""
+    """replayed, refused, abandoned, released, swept, or proven."""
     text: str = ""
     """Why it was refused."""
     edit: CommittedEdit | None = None
@@ -82,8 +82,8 @@ def make_again(claim: Claim) -> Replay:
     return Replay("replayed", edit=edit)
 
 
-def give_up(claim: Claim, text: str) -> Replay:
-    """The operation cannot be made again: the log says why, and its locks are given back."""
+def give_up(claim: Claim, text: str, outcome: str = "refused") -> Replay:
+    """The operation is not made again: the log says why, and its locks are given back."""
     claim.note(phase=Phase.OVER, outcome=text)
     reach("give up")
     row = claim.row
@@ -91,7 +91,7 @@ def give_up(claim: Claim, text: str) -> Replay:
     release(claim)
     row.forget_plan()
     claim.own.end()
-    return Replay("refused", text)
+    return Replay(outcome, text)
 
 
 def let_go(claim: Claim) -> Replay:

@@ -3,7 +3,7 @@
 A task::
 
     {"table": ["sqlite", name, folder] | ["bigtable", name],
-     "do": "merge" | "split" | "undo" | "redo" | "recover" | "heal" | "random" | "job",
+     "do": "merge" | "split" | "undo" | "redo" | "recover" | "abandon" | "heal" | "random" | "job",
      "source": [...], "sink": [...], "offset": [...], "partial": bool, "operation": ..., "user": ...,
      "failpoint": "step:action", "beat": seconds, "clock": seconds ahead, "result": file}
 
@@ -30,7 +30,7 @@ import tensorstore  # noqa: F401
 
 from sv_pipeline import edits, failpoints
 from sv_pipeline.edits import LockPatience, Points, ownership
-from sv_pipeline.edits.recovery import NotStuckError, RecoveryStoppedError, find_unfinished, recover
+from sv_pipeline.edits.recovery import NotStuckError, RecoveryStoppedError, abandon, find_unfinished, recover
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.graph.queries import roots
 from sv_pipeline.segmentation.reader import open_fork
@@ -110,6 +110,8 @@ def _do(graph: ChunkedGraph, task: dict[str, Any]) -> Any:
         return run_job(task)
     if what == "recover":
         return recover(graph, task["operation"], token=task.get("token")).to_dict()
+    if what == "abandon":
+        return abandon(graph, task["operation"], user=user, reason="it fails for ever").to_dict()
     if what == "heal":
         return heal(graph)
     if what in ("undo", "redo"):

@@ -118,7 +118,7 @@ class Stage:
             shutil.copytree(self.folder / "ws", folder / "ws")
         else:
             folder.mkdir()
-            files = [path for path in (self.folder / "ws").rglob("*") if path.is_file()]
+            files = [p for p in (self.folder / "ws").rglob("*") if p.is_file() and not p.name.endswith(".__lock")]
             kv.write_many(bucket, {str(f.relative_to(self.folder / "ws")): f.read_bytes() for f in files})
         table = _table(self.backend, name, folder if home is None else home / "tables")
         table.create()

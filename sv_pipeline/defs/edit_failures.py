@@ -1,0 +1,71 @@
+"""Runs of edits that failed: what became of their operations is said on the run's page, where its user looks."""
+
+import warnings
+
+import dagster as dg
+
+from sv_pipeline.defs.edits import GRAPH_TAG, OPERATION_TAG, merge_job, redo_job, split_job, undo_job
+from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.edits.recovery.unfinished import read_unfinished
+from sv_pipeline.edits.standing import read_standing
+from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.graph.lineage import OperationStatus, read_operations
+from sv_pipeline.reports.alerts import alerts_from_environment
+
+__all__ = ["canceled_edits_sensor", "failed_edits_sensor", "standing_after_failure"]
+
+JOBS = [split_job, merge_job, undo_job, redo_job]
+
+
+def _sensor_of(name: str, status: dg.DagsterRunStatus, ended: str) -> dg.SensorDefinition:
+    """A sensor that says on the page of each edit that ended so what became of its operation."""
+
+    @dg.run_status_sensor(
+        name=name,
+        run_status=status,
+        monitored_jobs=JOBS,
+        minimum_interval_seconds=5,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=f"Says on the page of an edit that {ended} whether its operation is unfinished, so that recovery "
+        "takes it from there, or has ended.",
+    )
+    def sensor(context: dg.RunStatusSensorContext, pipeline: PipelineResource) -> dg.SkipReason | None:
+        return _say_how_it_stands(context, pipeline, ended)
+
+    return sensor
+
+
+def _say_how_it_stands(
+    context: dg.RunStatusSensorContext, pipeline: PipelineResource, ended: str
+) -> dg.SkipReason | None:
+    run = context.dagster_run
+    graph_id, operation_id = run.tags.get(GRAPH_TAG), run.tags.get(OPERATION_TAG)
+    if not graph_id or not operation_id:
+        return dg.SkipReason(f"run {run.run_id} has begun no operation")
+    try:
+        said = standing_after_failure(pipeline, graph_id, int(operation_id))
+    except SvPipelineError as error:
+        said = f"How operation {operation_id} of graph {graph_id} stands could not be found out: {error}"
+    if not said:
+        return dg.SkipReason(f"run {run.run_id} was refused, and says why")
+    context.instance.report_engine_event(said, run)
+    alerts_from_environment().send(
+        f"run {run.run_id} of {run.job_name} {ended}. {said}", graph=graph_id, operation=int(operation_id)
+    )
+    return None
+
+
+def standing_after_failure(pipeline: PipelineResource, graph_id: str, operation_id: int) -> str:
+    """What became of an operation whose run failed; empty if the run itself has said so."""
+    graph = pipeline.dataset(graph_id).graph
+    if read_unfinished(graph, operation_id) is not None:
+        return read_standing(graph, operation_id)
+    found = read_operations(graph, [operation_id])
+    complete = bool(found) and found[0].status is OperationStatus.SUCCESS
+    return read_standing(graph, operation_id) if complete else ""
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", dg.BetaWarning)  # of an argument that is not given
+    failed_edits_sensor = _sensor_of("failed_edits_sensor", dg.DagsterRunStatus.FAILURE, "failed")
+    canceled_edits_sensor = _sensor_of("canceled_edits_sensor", dg.DagsterRunStatus.CANCELED, "was canceled")
