@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from sv_pipeline.config_errors import describe_errors
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.places import is_spec, local_folder, parse_folder, parse_source
+from sv_pipeline.redaction import redacted, remember
 from sv_pipeline.yaml_files import read_yaml
 
 __all__ = [
@@ -356,11 +357,21 @@ def load_config(path: str | Path, **overrides: Any) -> DatasetConfig:
 
 
 def parse_config(raw: dict[str, Any], *, where: str = "configuration") -> DatasetConfig:
-    """Validate a mapping; ConfigError names every field that is wrong."""
+    """Validate a mapping; ConfigError names every field that is wrong. Secrets in it are masked from then on."""
+    remember(raw)
     try:
-        return DatasetConfig.model_validate(raw)
+        config = DatasetConfig.model_validate(raw)
     except pydantic.ValidationError as error:
         lines = [f"  {line}" for line in describe_errors(DatasetConfig, error)]
         raise ConfigError(f"{where}: {len(lines)} field(s) cannot be used:\n" + "\n".join(lines)) from error
     except RecursionError as error:
         raise ConfigError(f"{where} is nested too deeply.", remedy="See docs/ingest.md for an example.") from error
+    for name, field in DataSource.model_fields.items():
+        place = getattr(config.data_source, name)
+        if isinstance(place, str) and redacted(place) != place:
+            raise ConfigError(
+                f"{where}: data_source.{field.alias} holds a password or a token ({place}). It is stored in the table "
+                "and published to readers.",
+                remedy="Leave the secret out; credentials for a bucket come from the environment.",
+            )
+    return config

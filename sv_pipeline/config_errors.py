@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import pydantic
 
+from sv_pipeline.redaction import redacted_value
+
 __all__ = ["describe_errors"]
 
 
@@ -26,7 +28,7 @@ def describe_errors(model: type[pydantic.BaseModel], error: pydantic.ValidationE
         elif found["type"] == "value_error":  # ours, which say what is wrong by themselves
             lines.append(f"{place}: {found['msg'].removeprefix('Value error, ')}")
         else:
-            lines.append(f"{place}: {found['msg']} (it is {reprlib.repr(found['input'])})")
+            lines.append(f"{place}: {found['msg']} (it is {reprlib.repr(redacted_value(found['input']))})")
     return lines
 
 

@@ -18,8 +18,10 @@ from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.places import is_spec, local_folder, parse_folder, parse_source
+from sv_pipeline.redaction import redacted_value
 from sv_pipeline.segmentation import kv
 from sv_pipeline.segmentation.precomputed import VolumeInfo, read_info
+from sv_pipeline.segmentation.private_files import write_private
 from sv_pipeline.table import open_table
 from sv_pipeline.table.interface import Table
 
@@ -147,7 +149,8 @@ class Registry:
         config = absolute(config)
         self.check(config)
         dump = config.model_dump(mode="json", by_alias=True)
-        kv.write_bytes(self._graphs_url, f"{config.graph_id}.json", json.dumps(dump, indent=1).encode())
+        # It may hold passwords and tokens of the places that it names.
+        write_private(self._graphs_url, f"{config.graph_id}.json", json.dumps(dump, indent=1).encode())
         return Dataset(config, self.home)
 
 
@@ -196,5 +199,6 @@ def _differences(a: DatasetConfig, b: DatasetConfig) -> list[str]:
             return {prefix: value}
         return {k: v for name, sub in value.items() for k, v in flatten(sub, (*prefix, name)).items()}
 
-    left, right = flatten(absolute(a).model_dump(mode="json")), flatten(absolute(b).model_dump(mode="json"))
+    # A place with another password or token is the same place.
+    left, right = (flatten(redacted_value(absolute(one).model_dump(mode="json"))) for one in (a, b))
     return sorted(".".join(k) for k in left.keys() | right.keys() if left.get(k) != right.get(k))

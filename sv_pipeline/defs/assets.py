@@ -16,6 +16,7 @@ from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.engine import stages
 from sv_pipeline.engine.batches import Batch, Stage
 from sv_pipeline.engine.missing_chunks import missing_chunks
+from sv_pipeline.redaction import redacted, redacted_value
 
 __all__ = ["base_ocdbt", "fork", "layer", "reader_contract", "watershed"]
 
@@ -74,7 +75,7 @@ def finish_watershed(context: dg.OpExecutionContext, pipeline: PipelineResource)
         volume = dataset.volume
     return dg.MaterializeResult(
         metadata={
-            "volume": dg.MetadataValue.path(dataset.watershed_url),
+            "volume": dg.MetadataValue.path(redacted(dataset.watershed_url)),
             "size": dg.MetadataValue.text(" x ".join(map(str, volume.bounds.shape))),
             "resolution_nm": dg.MetadataValue.text(" x ".join(f"{r:g}" for r in volume.scales[0].resolution)),
             "chunks": dataset.grid.count(2),
@@ -106,8 +107,8 @@ def base_ocdbt(context: dg.AssetExecutionContext, pipeline: PipelineResource) ->
     return dg.MaterializeResult(
         metadata={
             "table": str(done.get("table", "not asked for")),
-            "config": dg.MetadataValue.json(dataset.config.ocdbt_config.model_dump(mode="json")),
-            "base": dg.MetadataValue.json(_plain(done.get("base", {}))),
+            "config": dg.MetadataValue.json(redacted_value(dataset.config.ocdbt_config.model_dump(mode="json"))),
+            "base": dg.MetadataValue.json(redacted_value(_plain(done.get("base", {})))),
         }
     )
 

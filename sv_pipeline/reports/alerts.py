@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import os
@@ -9,6 +10,8 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from typing import Any
+
+from sv_pipeline.redaction import redacted, redacted_value, remember
 
 __all__ = ["WEBHOOK_VARIABLE", "Alerts", "alerts_from_environment"]
 
@@ -26,26 +29,36 @@ class Alerts:
     """URL that gets ``{"text": ..., ...}`` by POST, as Slack and most others take it; empty = the log only."""
     timeout: float = TIMEOUT_SECONDS
 
+    @property
+    def _host(self) -> str:
+        return redacted(self.webhook.partition("://")[2].partition("/")[0]).rpartition("@")[2]
+
     def send(self, text: str, *, good: bool = False, **details: Any) -> bool:
         """Send one alert, or good news; whether the webhook (if there is one) has taken it."""
+        text = redacted(text)
         log.log(logging.INFO if good else logging.ERROR, "%s: %s", "NEWS" if good else "ALERT", text)
         if not self.webhook:
             return True
         if not self.webhook.startswith(("http://", "https://")):
-            log.error("the alert was not sent: %r is no http(s) URL", self.webhook)
+            log.error("the alert was not sent: %s does not hold an http(s) URL", WEBHOOK_VARIABLE)
             return False
-        body = json.dumps({"text": text, **details}, default=str).encode()
-        request = urllib.request.Request(  # noqa: S310 - checked above
-            self.webhook, body, {"Content-Type": "application/json"}, method="POST"
-        )
+        body = json.dumps({"text": text, **redacted_value(details)}, default=str).encode()
         try:
+            request = urllib.request.Request(  # noqa: S310 - checked above
+                self.webhook, body, {"Content-Type": "application/json"}, method="POST"
+            )
             with urllib.request.urlopen(request, timeout=self.timeout):  # noqa: S310
                 return True
-        except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors
-            log.error("the alert was not sent to the webhook: %s", error)  # noqa: TRY400 - the log says it in one line
+        # URLError and timeouts are OSErrors; an answer that is no HTTP is an HTTPException.
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            # The URL is a secret as a whole: who has it can send. So nothing of it is shown but its host.
+            said = str(error).replace(self.webhook, "the URL") or type(error).__name__
+            log.error("the alert was not sent to the webhook at %s: %s", self._host, said)  # noqa: TRY400
             return False
 
 
 def alerts_from_environment() -> Alerts:
     """What SV_PIPELINE_ALERT_WEBHOOK says."""
-    return Alerts(os.environ.get(WEBHOOK_VARIABLE, ""))
+    webhook = os.environ.get(WEBHOOK_VARIABLE, "")
+    remember([webhook, {"webhook_secret": webhook}])
+    return Alerts(webhook)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sv_pipeline.errors import NotFoundError
+from sv_pipeline.redaction import redacted, redacted_value
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import read_base
 from sv_pipeline.segmentation.fork import fork_exists
@@ -48,8 +49,8 @@ class GraphInfo:
     mips: tuple[MipInfo, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return asdict(self)
+        """JSON-able form, for everybody: without the secrets of the places that it names."""
+        return dict(redacted_value(asdict(self)))
 
 
 def graph_info(dataset: Dataset) -> GraphInfo:
@@ -70,9 +71,9 @@ def graph_info(dataset: Dataset) -> GraphInfo:
     backend = dataset.config.backend_client
     return GraphInfo(
         graph_id=graph_id,
-        watershed=url,
-        edges=dataset.config.edges_url,
-        components=dataset.config.components_url,
+        watershed=redacted(url),
+        edges=redacted(dataset.config.edges_url),
+        components=redacted(dataset.config.components_url),
         table={
             "name": dataset.config.table_name,
             "type": backend.type.value,
@@ -89,8 +90,8 @@ def graph_info(dataset: Dataset) -> GraphInfo:
                 size=scale.size,
                 voxel_offset=scale.voxel_offset,
                 pending=mip > 0 and behind.entries > 0,
-                latest=reader_spec(url, graph_id, mip),
-                pinned=reader_spec(url, graph_id, mip, version=generation),
+                latest=redacted_value(reader_spec(url, graph_id, mip)),
+                pinned=redacted_value(reader_spec(url, graph_id, mip, version=generation)),
             )
             for mip, scale in enumerate(read_base(url).volume.scales)
         ),

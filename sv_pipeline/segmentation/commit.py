@@ -312,7 +312,7 @@ def _array_at(store: specs.OcdbtStore, generation: specs.Version) -> ts.TensorSt
     try:
         return retry_transport(lambda: store_at(store, generation).array(0), what=f"opening generation {generation}")
     except DamagedError as error:
-        if error.code != "NOT_FOUND":
+        if error.code != "NOT_FOUND" or error.place is not None:
             raise
         raise NotFoundError(
             f"the fork has no generation {generation}.", remedy="Its history begins later, or was shortened."

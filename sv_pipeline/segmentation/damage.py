@@ -45,7 +45,7 @@ def damage_of(text: str) -> Damage:
         if found := list(pattern.finditer(after)):
             last = found[-1]
             return Damage(last["file"], (last["reason"] or _NO_REASON).strip(". "))
-    if value is None:
+    if value is None or " not present" in after:  # a version that never was, or was pruned, is no damage
         return Damage(None, text.strip(". "))
     files = _files_of(value["key"], value["base"])
     reason = after.strip(". ") or _NO_REASON

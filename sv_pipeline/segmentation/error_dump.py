@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+from sv_pipeline.redaction import redacted, redacted_value, scrub
 from sv_pipeline.segmentation import kv
 
 __all__ = ["ENVIRONMENT_VARIABLE", "dump_errors"]
@@ -49,6 +50,7 @@ def dump_errors(name: str, details: Callable[[], dict[str, Any]]) -> Iterator[No
 def _dump(folder: str, name: str, details: Callable[[], dict[str, Any]], error: Exception) -> None:
     now = datetime.now(UTC)
     key = f"{name}_{now:%Y%m%dT%H%M%S}_{uuid4().hex[:8]}.json"
+    scrub(error)
     try:
         content: dict[str, Any] = {
             "task": name,
@@ -67,7 +69,8 @@ def _dump(folder: str, name: str, details: Callable[[], dict[str, Any]], error: 
             content.update(details())
         except Exception as failure:  # noqa: BLE001 - what is known is dumped nevertheless
             content["details"] = f"not available: {failure!r}"
-        kv.write_bytes(folder, key, json.dumps(content, indent=1, default=str).encode())
+        shown = json.dumps(redacted_value(content), indent=1, default=lambda value: redacted(str(value)))
+        kv.write_bytes(folder, key, shown.encode())
         _logger.error("%s failed; details are in %s%s", name, kv.as_url(folder), key)
     except Exception:
         # The error of the task is what matters; one of its dump must not take its place.

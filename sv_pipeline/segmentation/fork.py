@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sv_pipeline.config import validate_graph_id
-from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError, NotReadyError
+from sv_pipeline.errors import ConflictError, CorruptionError, DamagedError, NotFoundError, NotReadyError
 from sv_pipeline.segmentation import kv, markers, specs
 from sv_pipeline.segmentation.base import FORKS, BaseInfo, read_base
+from sv_pipeline.segmentation.stored_json import parse_stored
 
 __all__ = ["create_fork", "fork_exists", "fork_has_commits", "remove_fork", "require_fork"]
 
@@ -119,6 +120,18 @@ def require_complete(watershed_url: str | Path) -> None:
 def fork_exists(watershed_url: str | Path, graph_id: str) -> bool:
     """Whether a graph has a fork."""
     return kv.read_bytes(specs.fork_folder(watershed_url, graph_id), specs.SINGLE_MANIFEST) is not None
+
+
+def check_record(watershed_url: str | Path, graph_id: str) -> None:
+    """Raise DamagedError unless the list of forks, which protects the base from being wiped, names this one."""
+    folder = specs.ocdbt_folder(watershed_url)
+    place, raw = f"{folder}{FORKS}{graph_id}", kv.read_bytes(folder, FORKS + graph_id)
+    form = {"graph_id": graph_id, "time": "...", "manifest_kind": read_base(watershed_url).form.manifest_kind}
+    remedy = f"Write {json.dumps(form)} there; without it, the base could be wiped although this fork needs it."
+    if raw is None:
+        raise DamagedError(f"{place} is missing.", remedy=remedy, place=place)
+    if parse_stored(raw, dict[str, str], place, remedy=remedy).get("graph_id") != graph_id:
+        raise DamagedError(f"{place} does not name graph {graph_id!r}.", remedy=remedy, place=place)
 
 
 def require_fork(watershed_url: str | Path, graph_id: str) -> None:

@@ -42,7 +42,7 @@ def read_manifest(folder_or_kv: str | Path | ts.KvStore) -> dict[str, Any]:
             lambda: ts.ocdbt.dump(store, context=ts.Context()).result(), what="reading a manifest"
         )
     except DamagedError as error:
-        if error.code == "NOT_FOUND":
+        if error.code == "NOT_FOUND" and error.place is None:
             raise NotFoundError(f"there is no OCDBT database at {folder_or_kv}.") from error
         raise
     return manifest

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sv_pipeline.errors import ConfigError
+from sv_pipeline.errors import ConfigError, DamagedError
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.segmentation import kv, specs
+from sv_pipeline.segmentation.stored_json import parse_stored
 
 __all__ = [
     "POPULATED_FOLDER",
@@ -30,6 +32,8 @@ POPULATED_FOLDER = ".populated"
 TASKS = "tasks/"
 META = "meta.json"
 COMPLETE = "complete.json"
+
+_TASK = re.compile(r"\d+_\d+_\d+")
 
 Triple = tuple[int, int, int]
 Json = dict[str, Any]
@@ -75,8 +79,7 @@ def read_meta(watershed_url: str | Path) -> PopulateMeta | None:
     raw = kv.read_bytes(_folder(watershed_url), META)
     if raw is None:
         return None
-    content = json.loads(raw)
-    return PopulateMeta(content["layer"], *(tuple(content[name]) for name in ("chunk_size", "start", "stop")))
+    return parse_stored(raw, PopulateMeta, _folder(watershed_url) + META)
 
 
 def claim_meta(watershed_url: str | Path, meta: PopulateMeta) -> None:
@@ -118,13 +121,22 @@ def read_marker(watershed_url: str | Path, coordinate: Triple) -> Json | None:
 def read_markers(watershed_url: str | Path, coordinates: list[Triple]) -> list[Json | None]:
     """Markers of tasks, None for each that is not done."""
     raw = kv.read_many(_folder(watershed_url), [TASKS + task_name(c) for c in coordinates])
-    return [None if value is None else json.loads(value) for value in raw]
+    folder = _folder(watershed_url) + TASKS
+    remedy = "Remove that marker, then run the populate again: it makes this task anew."
+    return [
+        None if value is None else parse_stored(value, Json, folder + task_name(coordinate), remedy=remedy)
+        for value, coordinate in zip(raw, coordinates, strict=True)
+    ]
 
 
 def done_tasks(watershed_url: str | Path) -> set[Triple]:
     """Coordinates of all tasks that have a marker."""
     keys = kv.list_keys(_folder(watershed_url), TASKS)
-    return {parse_task_name(key.removeprefix(TASKS)) for key in keys}
+    names = [key.removeprefix(TASKS) for key in keys]
+    if strange := [name for name in names if not _TASK.fullmatch(name)]:
+        place = _folder(watershed_url) + TASKS + strange[0]
+        raise DamagedError(f"{place} is not the marker of a populate task.", remedy="Remove it.", place=place)
+    return {parse_task_name(name) for name in names}
 
 
 def write_complete(watershed_url: str | Path, content: Json) -> None:
@@ -135,4 +147,4 @@ def write_complete(watershed_url: str | Path, content: Json) -> None:
 def read_complete(watershed_url: str | Path) -> Json | None:
     """The record of completion; None while the populate is not complete."""
     raw = kv.read_bytes(_folder(watershed_url), COMPLETE)
-    return None if raw is None else json.loads(raw)
+    return None if raw is None else parse_stored(raw, Json, _folder(watershed_url) + COMPLETE)

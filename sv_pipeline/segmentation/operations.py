@@ -311,7 +311,7 @@ def _holds(store: specs.OcdbtStore, generation: int, key: str, value: bytes) -> 
     try:
         return read_value(store_at(store, generation).kv, key) == value
     except DamagedError as error:
-        if error.code != "NOT_FOUND":
+        if error.code != "NOT_FOUND" or error.place is not None:
             raise
         raise NotFoundError(
             f"the fork has no generation {generation} any more.", remedy="Its history was shortened."

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import tensorstore as ts
 
 from sv_pipeline.errors import ConfigError, DamagedError, NotFoundError
+from sv_pipeline.redaction import redacted_value
 from sv_pipeline.segmentation import kv, specs
 from sv_pipeline.segmentation.base import BaseInfo, read_base
 from sv_pipeline.segmentation.context import (
@@ -95,7 +96,7 @@ def open_fork(
         if is_of_another_database(error):
             reset_context()
             return retry_transport(open_it, what=what)[..., 0]
-        if version is not None and error.code == "NOT_FOUND":
+        if version is not None and error.code == "NOT_FOUND" and error.place is None:
             raise NotFoundError(
                 f"the fork of graph {graph_id!r} has no version {version}.",
                 remedy="Its history may begin later, or end before.",
@@ -137,7 +138,7 @@ def reader_contract(
     """
     base = _readable(watershed_url, graph_id, 0, version)
     spec = _fork_spec(base, graph_id, version)
-    return {
+    contract = {
         "graph_id": graph_id,
         "watershed": base.watershed_url,
         "data_type": base.volume.data_type,
@@ -156,6 +157,8 @@ def reader_contract(
         ],
         "neuroglancer": neuroglancer_url(watershed_url, graph_id),
     }
+    # It is published: a reader brings credentials of its own.
+    return dict(redacted_value(contract))
 
 
 def neuroglancer_url(watershed_url: str | Path, graph_id: str) -> str | None:

@@ -17,6 +17,7 @@ from google.cloud.bigtable_admin_v2.types import table as admin_table
 from google.cloud.bigtable_v2.types import bigtable
 
 from sv_pipeline.errors import NotFoundError
+from sv_pipeline.patience import patience
 from sv_pipeline.table import bigtable_rows as messages
 from sv_pipeline.table.bigtable_rpc import RETRYABLE, Connection, Patience, error_of, read_stream
 from sv_pipeline.table.interface import CellMatch, Change, ColumnKey, RowKeyRange, RowMutation, RowView, Table
@@ -37,12 +38,12 @@ class BigtableTable(Table):
     name, project, instance
         Where the table is. ``BIGTABLE_EMULATOR_HOST`` says whether it is in an emulator.
     patience
-        Seconds after which a request that gets no answer is given up.
+        Seconds after which a request that gets no answer is given up; default: `sv_pipeline.patience`.
     """
 
     project: str
     instance: str
-    patience: float = 60.0
+    patience: float = field(default_factory=patience)
     _connection: Connection = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -167,6 +167,10 @@ class Table(abc.ABC):
     def close(self) -> None:
         """Release connections."""
 
+    def damage(self) -> list[str]:
+        """What the backend itself finds wrong in what it has stored, each with its place; empty if it cannot tell."""
+        return []
+
     # -- reads ----------------------------------------------------------------------------------------------------
 
     @abc.abstractmethod

@@ -154,6 +154,16 @@ class SqliteTable(Table):
         for connection in idle:
             connection.close()
 
+    def damage(self) -> list[str]:
+        """What SQLite finds wrong in its file."""
+        found: list[str] = []
+
+        def look(current: _Connection) -> None:
+            found[:] = [str(row[0]) for row in current.connection.execute("PRAGMA integrity_check(5)")]
+
+        self._run(look)
+        return [f"{self.path}: {' '.join(text.split())}" for text in found if text != "ok"]
+
     # -- reads ----------------------------------------------------------------------------------------------------
 
     def read_rows(
@@ -293,11 +303,17 @@ class SqliteTable(Table):
         except sqlite3.OperationalError as error:
             if not self.exists():
                 raise self._missing() from error
+            if str(error).startswith("no such"):
+                raise CorruptionError(
+                    f"table {self.path} cannot be read: {error}.", remedy="Restore it from a copy, or ingest it again."
+                ) from error
             raise UnavailableError(
                 f"table {self.path} did not answer: {error}.", remedy="Check the disk, then try again."
             ) from error
         except sqlite3.DatabaseError as error:
-            raise CorruptionError(f"table {self.path} cannot be read: {error}.") from error
+            raise CorruptionError(
+                f"table {self.path} cannot be read: {error}.", remedy="Restore it from a copy, or ingest it again."
+            ) from error
 
     @contextmanager
     def _borrow(self) -> Iterator[_Connection]:

@@ -34,6 +34,8 @@ UNFINISHED = {CREATED, WRITE_STARTED}
 def check_meta(outcome: Outcome, table: Table, stored: meta.TableMeta, volume: VolumeInfo, watershed_url: str) -> None:
     """The meta and version rows can be read, are of this layout's version, and fit the watershed."""
     outcome.checked = 2
+    for found in table.damage():
+        outcome.error("the table's file is damaged: restore it from a copy, or ingest the graph again.", found)
     version = meta.read_version(table)
     if version is None:
         outcome.warning("the table does not say its version: write the row `version`.", keys.VERSION.decode())

@@ -15,7 +15,7 @@ from sv_pipeline.algorithms.pyramid import downsample, holds_labels_of_blocks
 from sv_pipeline.errors import ConfigError, CorruptionError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation import kv, markers, specs
-from sv_pipeline.segmentation.fork import fork_has_commits
+from sv_pipeline.segmentation.fork import check_record, fork_has_commits
 from sv_pipeline.segmentation.layout import misfit, step_factor, unclear_grid
 from sv_pipeline.segmentation.retry import retry_transport
 from sv_pipeline.verify.blocks import BLOCK_VOXELS, aligned_boxes, in_order, read_box, readable, sampled
@@ -205,7 +205,8 @@ def _check_parts(outcome: Outcome, watershed_url: str, tasks: list[Triple]) -> N
 def check_fork(
     outcome: Outcome, fork: StoredVolume, base: StoredVolume, graph_id: str, *, seed: int = 0, workers: int = 1
 ) -> None:
-    """The fork can be read at every mip and, before its first edit, shows the base."""
+    """The fork can be read at every mip, is on record and, before its first edit, shows the base."""
+    check_record(fork.watershed_url, graph_id)
     for mip, scale in enumerate(fork.info.scales):
         domain = fork.open(mip).domain
         if tuple(domain.inclusive_min) != scale.bounds.start or tuple(domain.exclusive_max) != scale.bounds.stop:

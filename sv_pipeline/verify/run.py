@@ -21,6 +21,7 @@ from sv_pipeline.verify import (
     table_checks,
     volumes,
     voxel_checks,
+    watershed_checks,
 )
 from sv_pipeline.verify.report import CheckResult, Outcome, VerifyReport
 from sv_pipeline.verify.subject import Blocked, HasTable, Subject
@@ -124,6 +125,7 @@ def _pair(subject: Subject, outcome: Outcome) -> None:
 
 def _progress(subject: Subject, outcome: Outcome) -> None:
     ingest_checks.check_progress(outcome, subject.table, subject.layout, subject.grid)
+    watershed_checks.check_watershed_files(outcome, subject.watershed_url)
 
 
 def _operations(subject: Subject, outcome: Outcome) -> None:

@@ -133,7 +133,8 @@ def _name_strange(
     foreign = nodes.layout.chunks(strange) != nodes.layout.chunk_ids(1, coordinate)
     at = nodes.find(strange)
     known = ~foreign & (at != NONE)
-    retired = known & nodes.retired[at]
+    retired = known.copy()
+    retired[known] = nodes.retired[at[known]]  # a table may have no rows at all
     kinds = [
         (retired, "a voxel has the id of a supervoxel that was split (`new_ids`); its split did not reach the voxels."),
         (foreign, "a voxel has an id that is not of its chunk; only supervoxels of the chunk may be in it."),

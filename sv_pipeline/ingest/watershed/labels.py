@@ -16,6 +16,7 @@ from sv_pipeline.ingest.watershed.plan import Stage, WatershedPlan, check_room
 from sv_pipeline.segmentation import kv
 from sv_pipeline.segmentation.precomputed import open_volume
 from sv_pipeline.segmentation.retry import retry_transport
+from sv_pipeline.segmentation.stored_json import readable_file
 
 __all__ = ["SegmentTable", "label_chunk", "read_tables", "run_label_batch"]
 
@@ -44,9 +45,9 @@ class SegmentTable:
         return buffer.getvalue()
 
     @classmethod
-    def decode(cls, data: bytes) -> SegmentTable:
-        """Table out of the bytes of its file."""
-        with np.load(io.BytesIO(data)) as arrays:
+    def decode(cls, data: bytes, where: str) -> SegmentTable:
+        """Table out of the bytes of its file; DamagedError names it."""
+        with readable_file(where), np.load(io.BytesIO(data)) as arrays:
             return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
 
 
@@ -96,10 +97,12 @@ def read_tables(plan: WatershedPlan, coordinates: npt.ArrayLike) -> list[Segment
         If pass A has not finished one of them.
     """
     coords = np.asarray(coordinates, np.int64).reshape(-1, 3)
-    found = kv.read_many(plan.target, [plan.marker(Stage.LABELS, c) for c in coords])
+    keys = [plan.marker(Stage.LABELS, c) for c in coords]
+    found = kv.read_many(plan.target, keys)
     missing = [tuple(c.tolist()) for c, data in zip(coords, found, strict=True) if data is None]
     if missing:
         raise NotReadyError(
             f"the supervoxels of chunk {missing[0]} are not made yet.", remedy="Run the label pass of all chunks first."
         )
-    return [SegmentTable.decode(data) for data in found if data is not None]
+    pairs = zip(keys, found, strict=True)
+    return [SegmentTable.decode(data, plan.target + key) for key, data in pairs if data is not None]

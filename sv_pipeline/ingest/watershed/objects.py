@@ -17,6 +17,7 @@ from sv_pipeline.ingest.watershed.labels import read_tables
 from sv_pipeline.ingest.watershed.plan import OBJECTS_KEY, WatershedPlan
 from sv_pipeline.ingest.watershed.tables import ObjectTable, majority_objects
 from sv_pipeline.segmentation import kv
+from sv_pipeline.segmentation.stored_json import readable_file
 
 __all__ = ["make_object_table", "objects_of"]
 
@@ -68,5 +69,10 @@ def _stored_table(target: str, _fingerprint: str) -> ObjectTable:
         raise NotReadyError(
             f"the objects of {target} are not known yet.", remedy="Finish the label pass of all chunks first."
         )
-    with np.load(io.BytesIO(data)) as arrays:
+    return read_object_table(data, target + OBJECTS_KEY)
+
+
+def read_object_table(data: bytes, where: str) -> ObjectTable:
+    """The table out of the bytes of its file; DamagedError names it."""
+    with readable_file(where), np.load(io.BytesIO(data)) as arrays:
         return ObjectTable(arrays["label"], arrays["object"])

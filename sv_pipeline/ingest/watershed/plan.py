@@ -35,8 +35,10 @@ from sv_pipeline.ingest.watershed.companions import (
 )
 from sv_pipeline.ingest.watershed.source import SourceVolume
 from sv_pipeline.ingest.watershed.tables import table_fingerprint
+from sv_pipeline.redaction import redacted_value
 from sv_pipeline.segmentation import kv
 from sv_pipeline.segmentation.precomputed import VolumeInfo, create_volume, plan_volume
+from sv_pipeline.segmentation.stored_json import parse_stored
 
 __all__ = ["Stage", "WatershedPlan", "check_room", "pending", "prepare_watershed"]
 
@@ -165,7 +167,9 @@ def prepare_watershed(config: DatasetConfig, check: Callable[[VolumeInfo], None]
         return plan
     if source.in_memory:
         _check_voxels(plan, source, companions)
-    meta = json.dumps({"fingerprint": fingerprint, "source": source_config.model_dump(mode="json")}, indent=1)
+    meta = json.dumps(
+        {"fingerprint": fingerprint, "source": redacted_value(source_config.model_dump(mode="json"))}, indent=1
+    )
     try:
         if not kv.write_if_absent(plan.target, META_KEY, meta.encode()):
             _is_prepared(plan)  # somebody else was faster: with this very run, or with another
@@ -199,7 +203,8 @@ def _is_prepared(plan: WatershedPlan) -> bool:
     """Whether this very run was prepared before; ConflictError if the place is taken."""
     meta = kv.read_bytes(plan.target, META_KEY)
     if meta is not None:
-        if json.loads(meta).get("fingerprint") != plan.fingerprint:
+        stored = parse_stored(meta, dict[str, Any], plan.target + META_KEY)
+        if stored.get("fingerprint") != plan.fingerprint:
             raise ConflictError(
                 f"{plan.target} was begun from another source or configuration.",
                 remedy="Choose another data_source.WATERSHED, or remove that folder deliberately.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from sv_pipeline.ingest.watershed.labels import run_label_batch
 from sv_pipeline.ingest.watershed.objects import make_object_table
 from sv_pipeline.ingest.watershed.plan import Stage, WatershedPlan, pending, prepare_watershed
 from sv_pipeline.segmentation import kv
+from sv_pipeline.segmentation.stored_json import parse_stored
 
 __all__ = ["Progress", "WatershedReport", "finish_labels", "finish_watershed", "make_watershed"]
 
@@ -87,7 +87,12 @@ def finish_watershed(plan: WatershedPlan) -> WatershedReport:
     _check_complete(plan, Stage.LABELS)
     _check_complete(plan, Stage.EDGES)
     keys = [plan.marker(Stage.EDGES, c) for c in plan.grid.coordinates(2)]
-    counts = [json.loads(data) for data in kv.read_many(plan.target, keys) if data is not None]
+    remedy = "Remove that marker, then run the ingest again: it makes this chunk anew."
+    counts = [
+        parse_stored(data, dict[str, int], plan.target + key, remedy=remedy)
+        for key, data in zip(keys, kv.read_many(plan.target, keys), strict=True)
+        if data is not None
+    ]
     total = {name: sum(c[name] for c in counts) for name in ("supervoxels", "in", "between", "cross")}
     return WatershedReport(len(counts), total["supervoxels"], total["in"], total["between"], total["cross"])
 

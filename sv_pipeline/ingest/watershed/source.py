@@ -28,6 +28,7 @@ from sv_pipeline.ingest.watershed.array_files import (
 )
 from sv_pipeline.ingest.watershed.stores import open_store
 from sv_pipeline.places import is_spec, parse_source
+from sv_pipeline.redaction import redacted
 from sv_pipeline.segmentation.retry import retry_transport
 from sv_pipeline.segmentation.stored_scale import StoredScale
 
@@ -216,7 +217,7 @@ def _from_tensorstore(
         channels=int(store.shape[3]) if n_dimensions == 4 else None,
         resolution=resolution or own_resolution,
         in_memory=False,
-        fingerprint=f"{path} {dtype} {store.shape} {own_start} {own_resolution}",
+        fingerprint=f"{redacted(path)} {dtype} {store.shape} {own_start} {own_resolution}",
         stored=stored,
     )
 
