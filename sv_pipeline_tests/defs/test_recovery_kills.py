@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,13 +16,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from sv_pipeline.defs import executors
 from sv_pipeline.edits.recovery import find_unfinished
 from sv_pipeline.edits.recovery.unfinished import Phase, read_unfinished
-from sv_pipeline_tests.defs.dev_server import is_step, wait_for
+from sv_pipeline_tests.defs.dev_server import wait_for
 from sv_pipeline_tests.edits.recovery import zygote as zygotes
 from sv_pipeline_tests.edits.recovery.conftest import Theatre
 from sv_pipeline_tests.edits.recovery.conftest import stages as stages
@@ -76,7 +76,7 @@ def test_a_step_that_dies_while_it_writes_is_retried_by_dagster_from_the_roll_ba
     environment = {
         "SV_PIPELINE_HOME": str(tmp_path / "home"),
         "DAGSTER_HOME": str(tmp_path / "dagster"),
-        "SV_PIPELINE_FAILPOINT": "half switched:pause:6",  # at each attempt; the first one is killed in it
+        "SV_PIPELINE_FAILPOINT": "half switched:pause:8",  # at each attempt; the first one is killed in it
     }
     command = [sys.executable, "-m", "dagster", "job", "execute", "-m", "sv_pipeline.definitions"]
     command += ["-j", "recover_operation_job", "-c", str(tmp_path / "config.json")]
@@ -90,10 +90,9 @@ def test_a_step_that_dies_while_it_writes_is_retried_by_dagster_from_the_roll_ba
         return now is not None and now.progress.phase == Phase.REPLAYING and bool(now.write_set[1])
 
     wait_for(writing, f"the replay: see {tmp_path / 'log'}", 180)
-    time.sleep(2)
-    for process in psutil.Process(run.pid).children(recursive=True):
-        if is_step(process):
-            os.kill(process.pid, signal.SIGKILL)
+    time.sleep(1)
+    (worker,) = re.findall(r"- (\d+) - recover_operation - STEP_START ", (tmp_path / "log").read_text())
+    os.kill(int(worker), signal.SIGKILL)
     assert run.wait(240) == 0, (tmp_path / "log").read_text()[-3000:]
     said = (tmp_path / "log").read_text()
     assert "STEP_UP_FOR_RETRY" in said
