@@ -1,5 +1,6 @@
 """Asset checks: the invariants of architecture and data model, each one row in the UI."""
 
+import contextlib
 import warnings
 from collections.abc import Collection, Iterator
 
@@ -25,10 +26,16 @@ def graph_of(context: dg.OpExecutionContext) -> str | None:
     return key.keys_by_dimension["graph"] if isinstance(key, dg.MultiPartitionKey) else key.split("|")[0]
 
 
-def _specs() -> list[dg.AssetCheckSpec]:
+@contextlib.contextmanager
+def _partitioned() -> Iterator[None]:
+    """Partitions of checks are a preview; without them, the result of one graph would replace that of another."""
     with warnings.catch_warnings():
-        # Partitions of checks are a preview; without them, the result of one graph would replace that of another.
         warnings.simplefilter("ignore", dg.PreviewWarning)
+        yield
+
+
+def _specs() -> list[dg.AssetCheckSpec]:
+    with _partitioned():
         return [
             dg.AssetCheckSpec(name, asset=reader_contract, description=description, partitions_def=graphs)
             for name, description in CHECKS.items()
@@ -101,8 +108,7 @@ def _explanation(results: dict[str, CheckResult]) -> str | None:
     return "; ".join(lines) or None
 
 
-@dg.asset_check(asset=layer, blocking=True, partitions_def=graph_layers)
-def layer_complete(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+def _layer_complete(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
     """Every chunk of every layer that was begun has its done-marker."""
     missing: dict[str, int] = {}
     key = context.op_execution_context.partition_key if context.op_execution_context.has_partition_key else None
@@ -121,3 +127,13 @@ def layer_complete(context: dg.AssetCheckExecutionContext, pipeline: PipelineRes
         metadata={"partition": str(key or "all"), "missing": dg.MetadataValue.json(missing)},
         description=None if not missing else f"chunks without a done-marker: {missing}",
     )
+
+
+with _partitioned():
+    layer_complete = dg.asset_check(
+        asset=layer,
+        name="layer_complete",
+        description=_layer_complete.__doc__,
+        blocking=True,
+        partitions_def=graph_layers,
+    )(_layer_complete)

@@ -23,6 +23,7 @@ _FILE = re.compile(
 _URL = re.compile(r"(?P<file>\b(?:https?|s3|gs)://[^\s\"'|]+?)(?:: (?P<reason>.*)|(?= does not exist)|$)", re.S)
 _DETAILS = re.compile(r"\s*\[(?:tensorstore_spec|source locations|curl_code|os_error_code|http_response_body)=.*", re.S)
 _CODE = re.compile(r"^[A-Z][A-Z_]+: ")
+_NO_VERSION = re.compile(r"Version where .* not present")
 _FORKS = ".forks/"
 _NO_REASON = "it does not exist"
 
@@ -41,11 +42,13 @@ def damage_of(text: str) -> Damage:
     text = _CODE.sub("", _DETAILS.sub("", text)).strip()
     value = _VALUE.search(text)
     after = text[value.end() :].removeprefix(": ") if value else text
+    if _NO_VERSION.search(after):  # a version that never was, or was pruned, is no damage
+        return Damage(None, text.strip(". "))
     for pattern in (_FILE, _URL):
         if found := list(pattern.finditer(after)):
             last = found[-1]
             return Damage(last["file"], (last["reason"] or _NO_REASON).strip(". "))
-    if value is None or " not present" in after:  # a version that never was, or was pruned, is no damage
+    if value is None:
         return Damage(None, text.strip(". "))
     files = _files_of(value["key"], value["base"])
     reason = after.strip(". ") or _NO_REASON

@@ -14,15 +14,21 @@ import pytest
 from sv_pipeline import edits
 from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
 from sv_pipeline.edits import Points
+from sv_pipeline.edits.recovery import proof
 from sv_pipeline.engine.downsample import downsample
+from sv_pipeline.engine.proof import verify_changes
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
+from sv_pipeline.graph.lineage import read_operations
 from sv_pipeline.segmentation import specs
 from sv_pipeline.segmentation.base import read_base
 from sv_pipeline.segmentation.context import reset_context
 from sv_pipeline.segmentation.digests import DIGESTS, chunks_in, digest_writer
+from sv_pipeline.segmentation.operations import read_operation
 from sv_pipeline.segmentation.reachable import reachable
 from sv_pipeline.segmentation.reader import open_fork, open_fork_store
+from sv_pipeline.table import columns, counters, keys
+from sv_pipeline.table.interface import DeleteCells, RowMutation, SetCell
 from sv_pipeline.table.sqlite import SqliteTable
 from sv_pipeline.verify.report import VerifyReport
 from sv_pipeline.verify.run import verify
@@ -153,6 +159,40 @@ def test_every_flip_that_changes_a_voxel_is_named(edited: EditedFork) -> None:
     assert edited.unchanged()
     assert changed > FLIPS // 3
     assert not missed, f"{len(missed)} of {changed} were not named"
+
+
+def test_a_look_at_what_operations_changed_finds_bits_and_rows(
+    edited: EditedFork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "SECONDS_BETWEEN_LOOKS", 0.01)
+    graph = edited.graph
+    dataset = SimpleNamespace(graph=graph, watershed_url=graph.watershed_url, graph_id=graph.graph_id)
+    last = counters.last_operation_id(graph.table)
+    report = verify_changes(dataset, 0)  # type: ignore[arg-type]
+    assert report.ok, report.summary()
+    assert report["operations"].checked >= 4
+    assert not verify_changes(dataset, last)["digests"].checked  # type: ignore[arg-type]
+    changed = read_operation(graph.watershed_url, graph.graph_id, last)
+    assert changed is not None
+    (root,) = read_operations(graph, [last])[0].roots[:1]
+    key = keys.node_key(int(root))
+    row = graph.table.read_rows([key])[key]
+    cells = [SetCell(columns.CHILDREN.key, cell.value, cell.timestamp) for cell in row[columns.CHILDREN.key]]
+    graph.table.mutate([RowMutation(key, [DeleteCells(columns.CHILDREN.key)])])
+    try:
+        assert "operations" in verify_changes(dataset, last - 1).failed  # type: ignore[arg-type]
+    finally:
+        graph.table.mutate([RowMutation(key, cells)])
+    found = []
+    for path, first, stop in edited.values:
+        before = flip(path, (first + stop) // 2, 3)
+        reset_context()
+        try:
+            found.append("digests" in verify_changes(dataset, last - 1).failed)  # type: ignore[arg-type]
+        finally:
+            path.write_bytes(before)
+    reset_context()
+    assert len(changed.boxes) <= sum(found) < len(found)
 
 
 def test_digests_alone_name_every_flip_of_a_value(edited: EditedFork) -> None:
