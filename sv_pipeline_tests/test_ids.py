@@ -100,10 +100,11 @@ def test_nothing_is_lost_between_coordinates_and_ids(place: tuple[IdLayout, int,
 
 
 @given(places())
+@example((IdLayout(2, 0), 1, (0, 0, 0), 72_057_594_037_927_935))
 def test_an_id_is_layer_x_y_z_and_segment_from_the_highest_bit_down(place: tuple[IdLayout, int, Triple, int]) -> None:
     layout, layer, coordinate, segment = place
     width = layout.bits_per_dimension(layer)
-    text = f"{layer:08b}" + "".join(f"{c:0{width}b}" for c in coordinate)
+    text = f"{layer:08b}" + ("".join(f"{c:0{width}b}" for c in coordinate) if width else "")
     text += f"{segment:0{64 - len(text)}b}"
     assert int(layout.node_ids(layout.chunk_ids(layer, coordinate), segment)) == int(text, 2)
 

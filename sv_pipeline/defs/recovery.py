@@ -22,6 +22,7 @@ from sv_pipeline.proofreading import user_or_default
 from sv_pipeline.registry import Registry
 from sv_pipeline.reports.alerts import alerts_from_environment
 from sv_pipeline.reports.split_pictures import split_picture
+from sv_pipeline.segmentation.wall import wall
 
 __all__ = ["abandon_operation_job", "dead_recoveries_sensor", "recover_operation_job", "stuck_operations_sensor"]
 
@@ -62,17 +63,24 @@ def recover_operation(context: dg.OpExecutionContext, pipeline: PipelineResource
 
     All stages are one step: whatever is run again, by a retry, a re-execution or a new run, begins with the roll-back.
     """
+    with explained_failures():
+        _recover(context, pipeline, config)
+
+
+def _recover(context: dg.OpExecutionContext, pipeline: PipelineResource, config: OperationConfig) -> None:
     operation_id = config.operation_id
     try:
-        graph = pipeline.dataset(config.graph_id).graph
+        with wall():
+            graph = pipeline.dataset(config.graph_id).graph
         try:
-            report = recovery.recover(
-                graph,
-                operation_id,
-                token=recovery.process_token(f"run-{context.run_id}"),
-                watched=recovery.Watched(config.seen, config.seen_for) if config.seen else None,
-                tell=partial(_show, context, config.graph_id),
-            )
+            with wall():
+                report = recovery.recover(
+                    graph,
+                    operation_id,
+                    token=recovery.process_token(f"run-{context.run_id}"),
+                    watched=recovery.Watched(config.seen, config.seen_for) if config.seen else None,
+                    tell=partial(_show, context, config.graph_id),
+                )
         except recovery.FinishedError as error:
             _show(context, config.graph_id, "prove", proof := prove_ended(graph, operation_id))
             said, metadata = error.message, {"nothing to do": error.message, **proof}
@@ -127,9 +135,15 @@ def alert_of_failure(run: dg.DagsterRun, why: str) -> None:
     """Tell people that a run that should have recovered an operation has failed."""
     attempt = int(run.tags.get(ATTEMPT_TAG, 1))
     graph_id, operation_id = run.run_config.get("graph_id"), run.run_config.get("operation_id")
-    again = "it will be tried again" if attempt < BACKOFF.max_attempts else "nobody will try again: see 'stuck show'"
+    if ATTEMPT_TAG not in run.tags:
+        again = "launched by hand"
+    else:
+        more = attempt < BACKOFF.max_attempts
+        again = f"attempt {attempt}; " + (
+            "it will be tried again" if more else "nobody will try again: see 'stuck show'"
+        )
     alerts_from_environment().send(
-        f"{run.job_name}: operation {operation_id} of graph {graph_id} failed: {why} (attempt {attempt}; {again})",
+        f"{run.job_name}: operation {operation_id} of graph {graph_id} failed: {why} ({again})",
         graph=graph_id,
         operation=operation_id,
         attempt=attempt,

@@ -32,6 +32,7 @@ from sv_pipeline.errors import (
     SvPipelineError,
     UnavailableError,
 )
+from sv_pipeline.patience import waiting_for
 
 __all__ = ["Connection", "Patience", "error_of"]
 
@@ -131,11 +132,13 @@ class Connection:
         conditional change finds its own earlier effect, so its answer may be "refused" although it went in.
         """
         patience = Patience(self.patience)
-        while True:
-            try:
-                return self._call(method, request, UNARY_SECONDS)
-            except grpc.RpcError as error:
-                self.retry_or_raise(error, patience, what)
+        with waiting_for(f"{what} of {self.table_path}") as wait:
+            while True:
+                try:
+                    return self._call(method, request, UNARY_SECONDS)
+                except grpc.RpcError as error:
+                    wait.reason = str(error.details() if isinstance(error, grpc.Call) else error)
+                    self.retry_or_raise(error, patience, what)
 
     def stream(self, method: str, request: Any) -> Any:
         """Start a streaming call; errors come while it is read."""

@@ -179,10 +179,14 @@ class Tissue:
         """Every row of the table."""
         return {key: dict(row) for key, row in self.graph.table.scan([EVERYTHING])}  # type: ignore[misc]
 
+    def report(self) -> VerifyReport:
+        """What verify finds."""
+        graph = self.graph
+        return verify(SimpleNamespace(table=graph.table), watershed_url=graph.watershed_url, graph_id=graph.graph_id)
+
     def verify(self) -> VerifyReport:
         """Prove everything."""
-        graph = self.graph
-        report = verify(SimpleNamespace(table=graph.table), watershed_url=graph.watershed_url, graph_id=graph.graph_id)
+        report = self.report()
         assert report.ok, report.summary()
         assert not report.findings, report.summary()
         return report

@@ -36,7 +36,7 @@ def chunk(**fields: Any) -> dict[str, Any]:
 def test_a_configuration_opens_the_table_it_names(bigtable_emulator: str) -> None:
     raw = {
         "graph_id": "g",
-        "data_source": {"WATERSHED": "gs://b/ws"},
+        "data_source": {"WATERSHED": "gs://bucket/ws"},
         "backend_client": {"TYPE": "bigtable", "CONFIG": {"PROJECT": "p", "INSTANCE": "i"}},
     }
     table = open_table(parse_config(raw), "/nowhere")
