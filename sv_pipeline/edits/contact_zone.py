@@ -2,7 +2,8 @@
 
 An atomic edge of cross layer ``l`` is active iff its ends have one ancestor at layer ``l + 1``. Where a merge puts
 nodes that had different parents under one new node of layer ``l + 1``, all edges of cross layer ``l`` between them
-become active by this rule, wherever they are. They change the edges of nodes, but not who is whose parent.
+become active by this rule, wherever they are. They change the edges of nodes, but not who is whose parent. Those inside
+a chunk (``l`` = 1) change no row, but the merge has made them active all the same, and its undo makes them inactive.
 
 Found by walking down both sides at once, keeping only nodes that have one of the other side in a chunk near by: in a
 neighbour chunk for edges of files, a few chunks farther for those that users have drawn. Reads; decides nothing else.
@@ -88,11 +89,15 @@ def _old_nodes_that_meet(
     # What the old highest ancestors, up to its layer, were of all that is below a new node; from the bottom up.
     old_below = _old_layer2_nodes(graph, known, plan)
     groups, colours, tops = [], [], []
-    for i in np.flatnonzero(layers > 2)[np.argsort(layers[layers > 2], kind="stable")].tolist():
-        children = plan.new.children.values[plan.new.children.offsets[i] : plan.new.children.offsets[i + 1]]
-        below = [old_below.get(child, [child]) for child in children.tolist()]
-        old = np.unique(_climb(graph, known, np.unique(np.concatenate(below).astype(np.uint64)), int(layers[i])))
-        old_below[int(plan.new.ids[i])] = old.tolist()
+    for i in np.argsort(layers, kind="stable").tolist():
+        node = int(plan.new.ids[i])
+        if layers[i] == 2:
+            old = np.array(old_below[node], np.uint64)
+        else:
+            children = plan.new.children.values[plan.new.children.offsets[i] : plan.new.children.offsets[i + 1]]
+            below = [old_below.get(child, [child]) for child in children.tolist()]
+            old = np.unique(_climb(graph, known, np.unique(np.concatenate(below).astype(np.uint64)), int(layers[i])))
+            old_below[node] = old.tolist()
         if len(old) > 1:
             groups += [i] * len(old)
             colours += old.tolist()

@@ -259,6 +259,8 @@ class EditsOfVoxels(RuleBasedStateMachine):
         if edit is not None:
             assert activate or not same or done.parted_nothing
             assert edit.still_one_object or activate or not same
+            now = self.active_edges()
+            assert (todo <= now) if activate else (edit.still_one_object or not todo & now)
             self.settle(edit, self.tissue.voxels(), objects)
             self.targets[edit.operation_id] = done, back is not self.targets[operation][1]
 

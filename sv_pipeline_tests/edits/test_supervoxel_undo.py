@@ -166,3 +166,22 @@ def test_an_edge_of_one_fragment_to_the_object_of_another_is_active_again(
     tissue.verify()
     undo(tissue, parted)
     assert same(state(tissue), whole)
+
+
+def test_edges_inside_a_chunk_that_a_merge_made_active_by_its_nodes_are_inactive_again(make: Make) -> None:
+    """Two arms of one object touch, but are joined elsewhere only; what is merged with them touches both."""
+    boxes = {1: np.s_[0:16, 0:3, 0:3], 2: np.s_[0:16, 4:7, 0:3], 3: np.s_[16:20, 0:7, 0:3], 4: np.s_[0:8, 0:7, 3:5]}
+    arms = np.zeros((20, 7, 5), np.bool_)
+    arms[boxes[1]] = arms[0:8, 3, 0:3] = True
+    tissue = make((20, 7, 5), {**boxes, 1: np.where(arms)}, objects={1: 1, 3: 1, 2: 2, 4: 3})
+    near = {"offset": (0, 0, 0)}
+    edits.merge(tissue.graph, tissue.merge_request([15, 5, 1], [16, 5, 1], **near), volume=tissue.volume)
+    voxels, before = tissue.voxels(), state(tissue)
+    assert not edges_of(tissue)[int(voxels[3, 3, 1]), int(voxels[3, 4, 1])].active
+    merge = edits.merge(tissue.graph, tissue.merge_request([3, 2, 2], [3, 2, 3]), volume=tissue.volume)
+    merged = state(tissue)
+    assert edges_of(tissue)[int(voxels[3, 3, 1]), int(voxels[3, 4, 1])].active
+    undo(tissue, merge)
+    assert same(state(tissue), before)
+    redo(tissue, merge)
+    assert same(state(tissue), merged)
