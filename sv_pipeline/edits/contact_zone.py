@@ -11,7 +11,6 @@ neighbour chunk for edges of files, a few chunks farther for those that users ha
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from functools import cache as cached
 
 import numpy as np
@@ -37,9 +36,11 @@ def implied_edges(
     cache: NodeCache,
     plan: HierarchyPlan,
     activated: UInt64Array,
-    renamed: Callable[[UInt64Array], UInt64Array] = lambda pairs: pairs,
 ) -> tuple[UInt64Array, UInt64Array]:
     """Inactive edges that the plan of a merge makes active by the common ancestors that it makes.
+
+    Supervoxels go by their stored names, also where the plan replaces several by one: each of these has one layer 2
+    node, whereas the one that replaces them comes from nodes that may have had different ancestors.
 
     Parameters
     ----------
@@ -47,8 +48,6 @@ def implied_edges(
         The hierarchy after the merge.
     activated
         Pairs of supervoxels that the plan counts as active already, shape (n, 2).
-    renamed
-        Gives supervoxels of stored edges the names that they have in the plan.
 
     Returns
     -------
@@ -59,8 +58,7 @@ def implied_edges(
     zone = _walk(graph, cache, groups, colours, nodes, tops)
     if not len(zone[0]):
         return np.zeros((0, 2), np.uint64), np.zeros((0, 2), np.uint64)
-    pairs = np.sort(renamed(_stored_pairs(graph, cache, zone)), axis=1)
-    pairs = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
+    pairs = np.unique(np.sort(_stored_pairs(graph, cache, zone), axis=1), axis=0)
     return _between(graph, cache, zone, pairs, activated)
 
 
@@ -213,7 +211,7 @@ def _between(
     found, parents = [np.zeros((0, 2), np.uint64)], [np.zeros((0, 2), np.uint64)]
     for group in np.unique(groups).tolist():
         mine = groups == group
-        below = cache.children(nodes[mine])
+        below = cache.stored_children(nodes[mine])
         order = np.argsort(below.values)
         supervoxels = below.values[order]
         owner = np.repeat(np.flatnonzero(mine), below.lengths)[order]

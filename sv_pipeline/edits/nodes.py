@@ -132,9 +132,13 @@ class NodeCache:
         return newest_ids(PARENT, self._rows, keys.node_keys(ids))
 
     def children(self, ids: npt.ArrayLike) -> Ragged:
-        """Children of each node."""
+        """Children of each node, as they will be; see :meth:`substitute`."""
+        return _substituted(self.stored_children(ids), self._links)
+
+    def stored_children(self, ids: npt.ArrayLike) -> Ragged:
+        """Children of each node, as its row has them."""
         self.fetch(ids)
-        return _substituted(newest_arrays(CHILDREN, self._rows, keys.node_keys(ids)), self._links)
+        return newest_arrays(CHILDREN, self._rows, keys.node_keys(ids))
 
     def latest(self) -> int:
         """Time of the newest cell of all that was read, milliseconds."""

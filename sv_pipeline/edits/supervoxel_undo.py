@@ -81,9 +81,9 @@ def plan_undo_of_split(workspace: Workspace, request: UndoOfSplit) -> EditPlan:
     joined = np.concatenate([united, request.edges])
     added, nodes = names.of_ids(joined), parents[find(ends, joined)]
     plan = plan_above(workspace, lambda known: add_edges(layout, added, nodes, known), nodes)
-    implied, implied_nodes = implied_edges(graph, cache, plan, added, names.of_ids)
+    implied, implied_nodes = implied_edges(graph, cache, plan, joined)
     if len(implied):
-        added, nodes = np.concatenate([added, implied]), np.concatenate([nodes, implied_nodes])
+        added, nodes = np.concatenate([added, names.of_ids(implied)]), np.concatenate([nodes, implied_nodes])
         plan = plan_above(workspace, lambda known: add_edges(layout, added, nodes, known), nodes)
     edges = _edges_of_successors(workspace, chunks, names, ids)
     active = np.unique(np.sort(added[added[:, 0] != added[:, 1]], axis=1), axis=0)

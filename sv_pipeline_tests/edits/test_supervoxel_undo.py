@@ -144,3 +144,25 @@ def test_a_split_made_again_without_a_supervoxel_can_be_undone(make: Make) -> No
     assert same(state(tissue), merged)
     redo(tissue, again)
     assert same(state(tissue), parted)
+
+
+@pytest.mark.parametrize("chunk_size", [(8, 8, 8), (8, 8, 2), (8, 8, 1), (4, 4, 2)])
+@pytest.mark.parametrize("fragment", ["source", "sink"])
+def test_an_edge_of_one_fragment_to_the_object_of_another_is_active_again(
+    make: Make, chunk_size: tuple[int, int, int], fragment: str
+) -> None:
+    """A ring touches both fragments and is merged with one of them; the other one's edge to it was never asked for."""
+    ring = np.zeros((16, 16, 3), np.bool_)
+    ring[:3, 8:] = ring[:, 12:] = ring[12:] = ring[8:, :3] = True
+    tissue = make((16, 16, 3), {1: np.s_[0:8, 0:8], 2: np.where(ring)}, objects={1: 1, 2: 2}, chunk_size=chunk_size)
+    source, sink = ([1, 6, 1], [2, 9, 1]), ([6, 1, 1], [9, 2, 1])
+    merge = edits.merge(tissue.graph, tissue.merge_request(*source), volume=tissue.volume)
+    whole = state(tissue)
+    undo(tissue, merge)
+    parted = split(tissue, [source[0]], [sink[0]])
+    assert len(parted.supervoxels)
+    ends = source if fragment == "source" else sink
+    edits.merge(tissue.graph, tissue.merge_request(*ends), volume=tissue.volume)
+    tissue.verify()
+    undo(tissue, parted)
+    assert same(state(tissue), whole)
