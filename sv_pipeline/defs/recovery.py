@@ -189,7 +189,7 @@ def abandon_operation(context: dg.OpExecutionContext, pipeline: PipelineResource
             reason=config.reason,
             token=recovery.process_token(f"run-{context.run_id}"),
             take_locks=config.take_locks,
-            tell=partial(_show, context),
+            tell=partial(_show, context, config.graph_id),
         )
     context.log.info("%s", report)
     context.add_output_metadata(numbers({"outcome": report.replay.outcome, **report.proof}))
