@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 from sv_pipeline.edits.operation_log import OperationRow
 from sv_pipeline.edits.ownership import OWNER, open_key
@@ -51,10 +52,19 @@ def end_early(graph: ChunkedGraph, row: OperationRow, error: BaseException, *, w
     log.info("%s", advice)
     if isinstance(error, SvPipelineError):
         error.operation_id = row.operation_id
-        error.advise(advice)
+        error.advise(" ".join([*_repair(error, writing=writing), advice]))
     else:
         error.add_note(advice)
     return error
+
+
+_REPEAT = re.compile(r"[,;] then (?:retry|try again|run again|run this again|ask for the edit again)|^Try again[^.]*\.")
+
+
+def _repair(error: SvPipelineError, *, writing: bool) -> list[str]:
+    """How to repair what stopped an operation that is still unfinished, without the advice to repeat the request."""
+    remedy = _REPEAT.sub("", error.remedy or "").strip() if writing else ""
+    return [remedy] if remedy and not isinstance(error, OwnershipLostError) else []
 
 
 def _advice(graph: ChunkedGraph, row: OperationRow, error: BaseException, *, writing: bool) -> str:
