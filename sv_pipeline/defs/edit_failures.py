@@ -24,7 +24,7 @@ def _sensor_of(name: str, status: dg.DagsterRunStatus, ended: str) -> dg.SensorD
         name=name,
         run_status=status,
         monitored_jobs=JOBS,
-        minimum_interval_seconds=5,
+        minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Says on the page of an edit that {ended} whether its operation is unfinished, so that recovery "
         "takes it from there, or has ended.",

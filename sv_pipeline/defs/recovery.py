@@ -252,7 +252,7 @@ def stuck_operations_sensor(
 @dg.run_failure_sensor(
     name="dead_recoveries_sensor",
     monitored_jobs=[recover_operation_job],
-    minimum_interval_seconds=10,
+    minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
 )
 def dead_recoveries_sensor(context: dg.RunFailureSensorContext) -> None:
