@@ -92,7 +92,13 @@ def parse_folder(text: str | os.PathLike[str]) -> Place:
     ConfigError
         If the text is not understood; says how to write what may be meant.
     """
-    return _parse(_text(text), WRITABLE)
+    text = _text(text)
+    if is_spec(text):
+        raise ConfigError(
+            f"{_shown(text)} looks like a spec of TensorStore, which names no folder here.",
+            remedy="Give a path, or a URL such as gs://bucket/folder/; for a folder of this name write ./{….",
+        )
+    return _parse(text, WRITABLE)
 
 
 def local_folder(text: str | os.PathLike[str], *, what: str = "the folder") -> Path:

@@ -183,3 +183,9 @@ def test_any_text_is_a_place_or_refused(text: str) -> None:
         except ConfigError:
             continue
         assert parse(place.text) == place
+
+
+@pytest.mark.parametrize("spec", ['{"driver":"gcs","bucket":"b","path":"x/"}', '{"driver":"file","path":"/tmp/x/"}'])
+def test_a_spec_is_not_taken_for_the_name_of_a_folder(spec: str) -> None:
+    with pytest.raises(ConfigError, match="looks like a spec"):
+        parse_folder(spec)
