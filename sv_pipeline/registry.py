@@ -8,26 +8,41 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sv_pipeline.config import BackendType, DatasetConfig, IngestOptions, SourceConfig, parse_config, validate_graph_id
-from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError
+from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.places import is_spec, local_folder, parse_folder, parse_source
 from sv_pipeline.redaction import redacted_value
-from sv_pipeline.segmentation import kv
-from sv_pipeline.segmentation.precomputed import VolumeInfo, read_info
-from sv_pipeline.segmentation.private_files import write_private
+from sv_pipeline.storage import kv
+from sv_pipeline.storage.precomputed import VolumeInfo, read_info
+from sv_pipeline.storage.private_files import write_private
 from sv_pipeline.table import open_table
 from sv_pipeline.table.interface import Table
 
-__all__ = ["HOME_VARIABLE", "Dataset", "Registry", "absolute", "default_home", "open_dataset"]
+__all__ = [
+    "HOME_VARIABLE",
+    "PATIENCE",
+    "Dataset",
+    "Registry",
+    "absolute",
+    "ask_every_graph",
+    "default_home",
+    "open_dataset",
+]
 
 HOME_VARIABLE = "SV_PIPELINE_HOME"
+AT_ONCE = 8
+PATIENCE = 40.0
+"""Seconds for all graphs; a tick of a Dagster sensor may take 60."""
 # What may differ between two runs of one graph: how it is built, never what is built.
 _FREE_FIELDS = {
     ("ingest", "mode"),
@@ -38,6 +53,8 @@ _FREE_FIELDS = {
     ("data_source", "fill_missing"),
     ("source", "fill_missing"),
 }
+
+Answer = TypeVar("Answer")
 
 
 def default_home() -> str:
@@ -202,3 +219,37 @@ def _differences(a: DatasetConfig, b: DatasetConfig) -> list[str]:
     # A place with another password or token is the same place.
     left, right = (flatten(redacted_value(absolute(one).model_dump(mode="json"))) for one in (a, b))
     return sorted(".".join(k) for k in left.keys() | right.keys() if left.get(k) != right.get(k))
+
+
+def ask_every_graph(
+    registry: Registry,
+    ask: Callable[[Registry, str], Answer],
+    graph_ids: Sequence[str] | None = None,
+    *,
+    patience: float = PATIENCE,
+) -> dict[str, Answer | str]:
+    """The answer of each graph (default: of all), by graph id; or what is wrong, as text.
+
+    Parameters
+    ----------
+    ask
+        Called in a thread for each graph, which it may outlive.
+    patience
+        Seconds; a graph that has not answered by then counts as one that cannot be read.
+    """
+    wanted = registry.graph_ids() if graph_ids is None else sorted(graph_ids)
+    deadline = time.monotonic() + patience
+    pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="ask")
+    futures = [pool.submit(ask, registry, graph_id) for graph_id in wanted]
+    answers: dict[str, Answer | str] = {}
+    try:
+        for graph_id, future in zip(wanted, futures, strict=True):
+            try:
+                answers[graph_id] = future.result(max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                answers[graph_id] = f"it did not answer within {patience:.0f} s"
+            except (SvPipelineError, OSError, ValueError) as error:
+                answers[graph_id] = str(error)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return answers
