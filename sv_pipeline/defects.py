@@ -1,4 +1,4 @@
-"""Owns what is said about an error that nobody has foreseen: one sentence, and a file with the details."""
+"""Errors that nobody has foreseen: one sentence for the user, and a file with the details."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Dagster code location."""
+"""The Dagster code location: all definitions in one object."""
 
 from __future__ import annotations
 

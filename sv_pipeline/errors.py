@@ -1,4 +1,4 @@
-"""The errors a user can meet. Each subclass says what a handler would do; each has a stable ``kind`` code.
+"""The errors that a user can meet: one class per kind of remedy, each with a stable ``kind`` code.
 
 A message names the thing that is wrong and the remedy. Anything that is not an ``SvPipelineError`` is a defect of ours.
 """

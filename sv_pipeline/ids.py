@@ -1,4 +1,4 @@
-"""The layout of node and chunk ids: pure bit arithmetic on uint64 arrays; knows no storage and no volume.
+"""The layout of node and chunk ids: bit arithmetic on uint64 arrays. Knows no storage and no volume.
 
 ::
 

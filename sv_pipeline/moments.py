@@ -1,4 +1,4 @@
-"""Moments that people name: times in any of their types and texts, or the number of an operation. Looks nothing up."""
+"""Moments as users name them: times in any notation, or the number of an operation. Looks nothing up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns how long a store that does not answer is waited for, and says so meanwhile. Knows no store.
+"""Bounded waits for stores that do not answer: how long, and what is said meanwhile. Knows no store.
 
 ``SV_PIPELINE_PATIENCE`` (seconds, default 30) bounds the time that one request to a storage or a table is tried for.
 A request that takes longer than `SAY_AFTER` seconds is named in the log, then again after twice the time, and so on.

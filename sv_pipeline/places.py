@@ -1,4 +1,4 @@
-"""Places that people name, as paths or URLs: one parser for every field, option and variable. Opens nothing.
+"""Places as users name them, paths or URLs: one parser for every field, option and variable. Opens nothing.
 
 ::
 

@@ -1,4 +1,4 @@
-"""What an ingest tells whoever watches it, as an interface. Shows nothing itself."""
+"""Progress of long work, as an interface that a terminal or Dagster implements. Shows nothing itself."""
 
 from __future__ import annotations
 

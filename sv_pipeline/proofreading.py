@@ -1,4 +1,4 @@
-"""An open graph as a proofreader uses it: merge, split, undo, look. Finds things; the work is done in ``edits``."""
+"""An open graph as a proofreader uses it: merge, split, undo, look. The work is done in ``edits``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns what a secret looks like in a text, and takes it out. Knows no place where texts go.
+"""Secrets in texts: what one looks like, and how it is masked. Knows no place where texts go.
 
 Passwords and tokens reach the pipeline inside of places: ``https://user:password@host/``, ``?token=...``, parameters of
 signed URLs, and ``Authorization`` or ``Cookie`` headers of a TensorStore spec. The pipeline uses them, and shows them

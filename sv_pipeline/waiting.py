@@ -1,4 +1,4 @@
-"""How long a process waits for a lock of the system, what it says meanwhile, and which process has it. Takes none.
+"""Bounded waits for locks of the operating system: how long, what is said meanwhile, which process holds it.
 
 The system drops such a lock when its holder dies. A holder that is stopped (Ctrl-Z, a frozen virtual machine) keeps it,
 and nobody may take it away: the holder could go on at any moment. So the others wait for a bounded time, and then say

@@ -102,6 +102,21 @@ def test_every_module_has_a_room() -> None:
     assert not [m for m in map(module_of, SOURCES) if not room_of(m) and m not in packages_of_rooms]
 
 
+def test_the_plan_of_the_house_says_what_the_rooms_say() -> None:
+    plan = (ROOT / "docs" / "design" / "001-the-house.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| `([\w.]+)` \| (.+) \|$", plan, re.MULTILINE)
+    floors = sorted(set(FLOOR_OF.values()))
+    said = {room: (floors.index(floor), first_sentences(room)) for room, floor in FLOOR_OF.items()}
+    assert {room: (int(floor), what) for floor, room, what in rows} == said
+
+
+def first_sentences(room: str) -> str:
+    """The first line of a room's docstring."""
+    path = PACKAGE / room.replace(".", "/")
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return (ast.get_docstring(tree_of(path)) or "").splitlines()[0]
+
+
 def test_a_module_imports_only_from_floors_below() -> None:
     def rule(module: str, tree: ast.Module) -> Imports:
         room = room_of(module)

@@ -1,1 +1,1 @@
-"""Pure functions on arrays: no I/O, no storage, no state."""
+"""Pure functions on arrays: no input or output, no storage, no state."""

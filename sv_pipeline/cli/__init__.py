@@ -1,1 +1,1 @@
-"""The terminal. It wires; it holds no logic."""
+"""The command line. It wires; it holds no logic."""

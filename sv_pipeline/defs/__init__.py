@@ -1,1 +1,1 @@
-"""Dagster definitions. They wire; they hold no logic."""
+"""The Dagster definitions. They wire; they hold no logic."""

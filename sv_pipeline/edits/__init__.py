@@ -1,4 +1,4 @@
-"""Edits of a graph: merges and splits, from the request to the commit. Knows no Dagster."""
+"""Edits of a graph, from the request to the commit: merges, splits, undo, redo. Knows no Dagster."""
 
 from sv_pipeline.edits.as_of import leaves_at, milliseconds_of, segmentation_at
 from sv_pipeline.edits.history import redo, undo

@@ -1,4 +1,4 @@
-"""Recovery: edits whose process died are found, proven to be dead, taken back, and made again. Knows no Dagster."""
+"""Unfinished edits: found, proven to be dead, rolled back, and replayed. Knows no Dagster."""
 
 from sv_pipeline.operations.errors import FinishedError, NotStuckError, RecoveryStoppedError
 from sv_pipeline.operations.unfinished import Unfinished, find_unfinished

@@ -1,1 +1,1 @@
-"""What people look at: pictures of voxels and graphs, and summaries as text. Reads; never writes to a store."""
+"""What people look at: pictures of voxels and graphs, numbers, status. Never writes to a store."""

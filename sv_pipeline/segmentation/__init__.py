@@ -1,1 +1,1 @@
-"""Voxels at rest: specs, the base, forks, populate, the published reader contract (TensorStore and OCDBT)."""
+"""Voxels at rest: the base of a watershed and the fork of each graph, in OCDBT stores. Knows no table."""

@@ -1,1 +1,1 @@
-"""Bytes at rest: key-value access, OCDBT databases, precomputed volumes, and what storages do wrong. Knows no graph."""
+"""Bytes at rest: key-value access, OCDBT databases, precomputed volumes, errors of storages. Knows no graph."""

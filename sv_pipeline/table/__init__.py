@@ -1,4 +1,4 @@
-"""Rows at rest: one interface over Bigtable and SQLite; counters, locks, the layout of rows and columns."""
+"""Rows at rest: one interface over Bigtable and SQLite; columns, keys, counters, locks."""
 
 from __future__ import annotations
 

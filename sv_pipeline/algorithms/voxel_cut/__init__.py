@@ -1,4 +1,4 @@
-"""Cutting a mask of voxels in two between seeds: the voxel cut of a supervoxel split. Knows no ids, no chunks."""
+"""The cut of a mask of voxels between seeds, for a split through a supervoxel. Knows no ids and no chunks."""
 
 from __future__ import annotations
 

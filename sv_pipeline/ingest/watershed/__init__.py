@@ -1,4 +1,4 @@
-"""Supervoxels, edge files and component files out of any segmentation. Owns this stage; knows no graph, no table.
+"""Supervoxels, edge files and component files, made out of any segmentation. Knows no graph and no table.
 
 Two passes over the chunks of layer 2, with one step between them and one behind::
 
