@@ -1,4 +1,4 @@
-"""The command ``sv-pipeline``: parses, calls the engine, prints. An error of ours is one message, never a traceback."""
+"""The command ``sv-pipeline``: it parses, calls the rooms below, and prints. Each error is one message."""
 
 from __future__ import annotations
 

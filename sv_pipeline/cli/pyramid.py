@@ -10,7 +10,7 @@ import click
 
 from sv_pipeline.cli.output import ProgressBars, json_option, print_json
 from sv_pipeline.progress import Progress
-from sv_pipeline.pyramid import downsample as engine
+from sv_pipeline.pyramid import downsample as pyramid
 from sv_pipeline.registry import open_dataset
 from sv_pipeline.segmentation.fork import pending
 
@@ -50,9 +50,9 @@ def downsample(
     dataset = open_dataset(graph, home)
     with nullcontext(Progress()) if as_json else ProgressBars("blocks") as bars:
         if everything:
-            report = engine.rebuild(dataset, memory_budget=megabytes << 20, progress=bars)
+            report = pyramid.rebuild(dataset, memory_budget=megabytes << 20, progress=bars)
         else:
-            report = engine.downsample(dataset, operations or None, memory_budget=megabytes << 20, progress=bars)
+            report = pyramid.downsample(dataset, operations or None, memory_budget=megabytes << 20, progress=bars)
     if as_json:
         print_json({"complete": report.complete, **asdict(report)})
     else:

@@ -1,4 +1,4 @@
-"""Results of the engine as Dagster metadata: numbers that plot, tables, pictures; and its errors as failures."""
+"""Results as Dagster metadata: numbers that plot, tables, pictures; and its errors as failures."""
 
 from __future__ import annotations
 
