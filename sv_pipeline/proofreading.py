@@ -5,8 +5,7 @@ from __future__ import annotations
 import getpass
 import reprlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from sv_pipeline.edits.given_points import given_points, given_voxels
 from sv_pipeline.edits.made import about, asked_for, read_edit
 from sv_pipeline.edits.pointing import resolved, supervoxels_or_nearest, what_is_near
 from sv_pipeline.edits.requests import DEFAULT_REGION_MEMORY
-from sv_pipeline.edits.tokens import edit_once, is_begun, operation_of
+from sv_pipeline.edits.tokens import edit_once, operation_of
 from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.graph import queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
@@ -38,12 +37,14 @@ from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.moments import Moment, parse_operation
 from sv_pipeline.operations.log import Operation
+from sv_pipeline.redaction import redacted
 from sv_pipeline.registry import Dataset, open_dataset
+from sv_pipeline.reports.previews import PreviewedMerge, PreviewedSplit
 from sv_pipeline.segmentation.fork.reader import is_current, open_fork
 from sv_pipeline.storage.wall import behind_the_wall, methods_behind_the_wall
 from sv_pipeline.table import columns
 
-__all__ = ["OpenGraph", "PreviewedSplit", "Voxels", "open_graph"]
+__all__ = ["OpenGraph", "Voxels", "open_graph"]
 
 Voxels = Sequence[Sequence[int]]
 IntArray = npt.NDArray[np.int64]
@@ -70,35 +71,8 @@ def open_graph(graph_id: str, home: str | None = None) -> OpenGraph:
     return OpenGraph(dataset)
 
 
-@dataclass(frozen=True, eq=False)
-class PreviewedSplit(SplitPreview):
-    """What a split would do, with numbers and a picture; Jupyter shows the picture by itself."""
-
-    draw: Callable[[PreviewedSplit], bytes] | None = None
-
-    @property
-    def legal(self) -> bool:
-        """Whether the split would be made."""
-        return bool(self.numbers["legal"])
-
-    @cached_property
-    def numbers(self) -> dict[str, Any]:
-        """What would be cut, as plain values by name; ``reason`` and ``message`` where it would be refused."""
-        from sv_pipeline.reports.edit_numbers import preview_numbers
-
-        return preview_numbers(self)
-
-    def picture(self) -> bytes:
-        """Three slices through the cut, now and after the split, as PNG."""
-        assert self.draw is not None
-        return self.draw(self)
-
-    def _repr_png_(self) -> bytes:
-        return self.picture()
-
-
 @methods_behind_the_wall
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OpenGraph:
     """A graph with its segmentation. Points are voxels of the base mip, (x, y, z).
 
@@ -110,6 +84,20 @@ class OpenGraph:
     """
 
     dataset: Dataset
+
+    def __enter__(self) -> OpenGraph:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<OpenGraph {self.dataset.graph_id!r} in {redacted(self.dataset.home)!r}>"
+
+    def close(self) -> None:
+        """Release connections. A graph that is used after that opens them anew."""
+        self.__dict__.pop("_volume", None)
+        self.dataset.close()
 
     @property
     def segmentation(self) -> Any:
@@ -231,8 +219,13 @@ class OpenGraph:
 
         moved, found = settled(self.graph, question)
         sources, sinks = _voxels_of(moved.sources), _voxels_of(moved.sinks)
-        values = {field.name: getattr(found, field.name) for field in fields(SplitPreview)}
-        return PreviewedSplit(**values, draw=lambda preview: self._drawn(preview, sources, sinks))
+        return PreviewedSplit.of(found, lambda preview: self._drawn(preview, sources, sinks))
+
+    def preview_merge(self, source: Voxels, sink: Voxels) -> PreviewedMerge:
+        """What :meth:`merge` would do now; nothing is locked or written."""
+        request = MergeRequest("preview", given_points(source, "source"), given_points(sink, "sink"))
+        found = settled(self.graph, lambda graph: edits.preview_merge(graph, request, volume=self.segmentation))
+        return PreviewedMerge.of(found, lambda: self.picture_of_points(source, sink))
 
     def picture_of_points(self, source: Voxels, sink: Voxels) -> bytes:
         """Three slices through the objects at some points, now and as one object, as PNG; nothing is written."""
@@ -306,17 +299,30 @@ class OpenGraph:
         """Make an operation again that was undone; with ``allow_partial`` even where that parts nothing."""
         return self._revert(edits.redo, operation_id, user, token, allow_partial=allow_partial)
 
-    def edit(self, operation_id: int) -> CommittedEdit:
-        """An edit that was made, read back from the log."""
-        return read_edit(self.graph, _operation_number(operation_id))
+    def find_edit(self, *, token: str | None = None, operation: int | None = None) -> CommittedEdit | None:
+        """An edit that was made: for a token, or with a number.
 
-    def made_for(self, token: str) -> CommittedEdit | None:
-        """The operation that was made for a token; None if none was."""
-        return operation_of(self.graph, token)
+        Parameters
+        ----------
+        token
+            Of the request. None is returned if no edit was made for it.
+        operation
+            Number of the operation, read back from the log.
 
-    def begun(self, token: str) -> bool:
-        """Whether an edit was made for a token, or an attempt to make one has begun and was not refused."""
-        return is_begun(self.graph, token)
+        Raises
+        ------
+        NotFoundError
+            If there is no such operation.
+        InputError
+            If the operation was refused or has not ended; or if not exactly one of the two is given.
+        """
+        if (token is None) == (operation is None):
+            raise InputError(
+                "an edit is found by its token or by its operation.", remedy="Give exactly one of the two."
+            )
+        if token is not None:
+            return operation_of(self.graph, token)
+        return read_edit(self.graph, _operation_number(operation))
 
     def _make(
         self, token: str | None, is_it: Callable[[Operation], bool], edit: Callable[[], CommittedEdit]
@@ -339,7 +345,7 @@ class OpenGraph:
             lambda: revert(graph, number, who, allow_partial=allow_partial),
         )
 
-    def _drawn(self, preview: PreviewedSplit, sources: IntArray, sinks: IntArray) -> bytes:
+    def _drawn(self, preview: SplitPreview, sources: IntArray, sinks: IntArray) -> bytes:
         from sv_pipeline.reports.cut_pictures import render_cut
         from sv_pipeline.reports.cut_scenes import scene_of_preview
 

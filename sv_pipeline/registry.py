@@ -82,6 +82,11 @@ class Dataset:
         """Folder of the watershed volume."""
         return kv.as_url(self.config.data_source.watershed)
 
+    def close(self) -> None:
+        """Release the table's connections, where any were opened; they are opened anew when they are needed."""
+        if "table" in self.__dict__:
+            self.table.close()
+
     def forget(self) -> None:
         """Open everything anew when it is asked for next: what is stored was made again."""
         for name in ("volume", "grid", "table", "graph"):

@@ -22,6 +22,7 @@ from sv_pipeline.defs.metadata import explained_failures, numbers, pictures
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.edits import CommittedEdit, announced
 from sv_pipeline.edits.requests import DEFAULT_REGION_MEMORY
+from sv_pipeline.edits.tokens import is_begun
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.reports.edit_numbers import edit_numbers
@@ -117,7 +118,7 @@ def preview(context: dg.OpExecutionContext, pipeline: PipelineResource, config: 
     """The cut as it would be made now: numbers and a picture. Fails, with the reason, where it would be refused."""
     with explained_failures():
         graph = pipeline.open(config.graph_id)
-        if graph.begun(_token(context)):
+        if is_begun(graph.graph, _token(context)):
             context.log.info("an earlier run of this request has come to its commit: nothing to preview")
             return
         found = graph.preview_split(config.source, config.sink, **config.options)
@@ -186,7 +187,7 @@ def report(context: dg.OpExecutionContext, pipeline: PipelineResource, config: G
     """What the edit did: numbers, and pictures before and after it."""
     with explained_failures():
         graph = pipeline.open(config.graph_id)
-        edit = graph.made_for(_token(context))
+        edit = graph.find_edit(token=_token(context))
         if edit is None:
             raise NotFoundError(f"run {_token(context)} has made no edit.", remedy="Re-execute its commit op.")
     drawn = pictures(before_and_after=lambda: graph.picture(edit.id))

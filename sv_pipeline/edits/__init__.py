@@ -2,7 +2,7 @@
 
 from sv_pipeline.edits.as_of import leaves_at, milliseconds_of, segmentation_at
 from sv_pipeline.edits.history import redo, undo
-from sv_pipeline.edits.merging import merge
+from sv_pipeline.edits.merging import MergePreview, merge, preview_merge
 from sv_pipeline.edits.requests import MergeRequest, Points, SplitRequest
 from sv_pipeline.edits.session import announced
 from sv_pipeline.edits.splitting import SplitPreview, preview_split, split
@@ -15,6 +15,7 @@ __all__ = [
     "CommittedEdit",
     "EditRefused",
     "LockPatience",
+    "MergePreview",
     "MergeRequest",
     "OwnershipLostError",
     "Points",
@@ -26,6 +27,7 @@ __all__ = [
     "leaves_at",
     "merge",
     "milliseconds_of",
+    "preview_merge",
     "preview_split",
     "redo",
     "segmentation_at",

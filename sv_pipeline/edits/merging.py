@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from sv_pipeline.edits.plan.edit_plan import EditPlan
 from sv_pipeline.edits.plan.implied_edges import implied_edges
 from sv_pipeline.edits.plan.level2_change import add_edges, pairs_of
 from sv_pipeline.edits.plan.region import Region, read_region
-from sv_pipeline.edits.plan.workspace import Workspace, plan_above
+from sv_pipeline.edits.plan.workspace import Workspace, plan_above, workspace_of_preview
 from sv_pipeline.edits.requests import MergeRequest, check_distance, log_cells, region_of
 from sv_pipeline.edits.session import Resumption, checked, run_edit
 from sv_pipeline.edits.write.commit import CommittedEdit
@@ -20,7 +21,19 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
 
-__all__ = ["merge", "plan_addition", "plan_merge"]
+__all__ = ["MergePreview", "merge", "plan_addition", "plan_merge", "preview_merge"]
+
+
+@dataclass(frozen=True, eq=False)
+class MergePreview:
+    """What a merge would do now."""
+
+    roots: UInt64Array
+    """The objects at the points, ascending."""
+    plan: EditPlan | None = None
+    """With provisional ids; None if the merge would be refused."""
+    refusal: EditRefused | None = None
+    """Why the merge would be refused."""
 
 
 def merge(
@@ -54,11 +67,31 @@ def merge(
         graph,
         request,
         plan_merge,
-        prepare=lambda r: checked(graph, r, volume, lambda c: check_distance(graph, c)),
+        prepare=lambda r: _checked(graph, r, volume),
         log_cells=lambda r: log_cells(graph, r),
         patience=patience,
         resumption=resumption,
     )
+
+
+def preview_merge(graph: ChunkedGraph, request: MergeRequest, *, volume: Any = None) -> MergePreview:
+    """What :func:`merge` would do now, found in the same way; nothing is locked or written.
+
+    Raises
+    ------
+    EditRefused
+        If the request makes no sense, wherever the objects are.
+    """
+    request = _checked(graph, request, volume)
+    workspace = workspace_of_preview(graph, np.concatenate([request.sources.ids, request.sinks.ids]))
+    try:
+        return MergePreview(workspace.roots, plan_merge(workspace, request))
+    except EditRefused as refusal:
+        return MergePreview(workspace.roots, refusal=refusal)
+
+
+def _checked(graph: ChunkedGraph, request: MergeRequest, volume: Any) -> MergeRequest:
+    return checked(graph, request, volume, lambda resolved: check_distance(graph, resolved))
 
 
 def plan_merge(workspace: Workspace, request: MergeRequest) -> EditPlan:

@@ -23,18 +23,16 @@ from sv_pipeline.algorithms.multicut import cut as multicut
 from sv_pipeline.algorithms.multicut.cut import LocalGraph, Refusal, Refused, SupervoxelSplitRequired
 from sv_pipeline.edits.plan.edit_plan import EditPlan
 from sv_pipeline.edits.plan.level2_change import OtherChange, pairs_of
-from sv_pipeline.edits.plan.node_cache import NodeCache
 from sv_pipeline.edits.plan.parting import Surroundings, roots_after
 from sv_pipeline.edits.plan.region import Region
 from sv_pipeline.edits.plan.removal import plan_removal
 from sv_pipeline.edits.plan.supervoxel_split import SupervoxelSplit, plan_supervoxel_split, without_voxels
-from sv_pipeline.edits.plan.workspace import Workspace
+from sv_pipeline.edits.plan.workspace import Workspace, workspace_of_preview
 from sv_pipeline.edits.requests import SplitRequest, log_cells
 from sv_pipeline.edits.session import Resumption, checked, run_edit
 from sv_pipeline.edits.write.commit import CommittedEdit
 from sv_pipeline.edits.write.locking import LockPatience
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.queries import roots
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
 
@@ -109,12 +107,7 @@ def preview_split(graph: ChunkedGraph, request: SplitRequest, *, volume: Any = N
         If the request cannot be met, whatever the cut.
     """
     request = checked(graph, request, volume)
-    every = np.concatenate([request.sources.ids, request.sinks.ids])
-    found = roots(graph, every, missing_ok=True)
-    if (found == 0).any():
-        raise EditRefused(Reason.NOT_FOUND, f"supervoxel {int(every[found == 0][0])} is not in the graph.")
-    root_of = dict(zip(every.tolist(), found.tolist(), strict=True))
-    workspace = Workspace(graph, NodeCache(graph), np.unique(found), root_of, lambda *_: None)
+    workspace = workspace_of_preview(graph, np.concatenate([request.sources.ids, request.sinks.ids]))
     split = _find_split(workspace, request)
     plan = split.plan
     return SplitPreview(

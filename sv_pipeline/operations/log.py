@@ -27,7 +27,7 @@ class OperationStatus(IntEnum):
     WRITE_FAILED = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Operation:
     """One row of the operation log, as far as it is filled in."""
 
@@ -43,6 +43,10 @@ class Operation:
     exception: str | None
     row: RowView
     """All cells."""
+
+    def __repr__(self) -> str:
+        status = "no status" if self.status is None else self.status.name
+        return f"<{type(self).__name__} {self.operation_id}: {self.kind} by {self.user}, {status}>"
 
     @property
     def id(self) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sv_pipeline.algorithms.multicut.cut import Preview
-from sv_pipeline.edits import CommittedEdit, SplitPreview
+from sv_pipeline.edits import CommittedEdit, MergePreview, SplitPreview
 from sv_pipeline.edits.made import about
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.log import Operation, read_operations
@@ -17,13 +17,24 @@ from sv_pipeline.reports.cut_pictures import CutScene, Kind
 from sv_pipeline.table import columns
 from sv_pipeline.table.counters import last_operation_id
 
-__all__ = ["edit_numbers", "operations_table", "preview_numbers", "refusal_of", "voxels_in_view"]
+__all__ = ["edit_numbers", "merge_numbers", "operations_table", "preview_numbers", "refusal_of", "voxels_in_view"]
 
 
-def refusal_of(preview: SplitPreview) -> tuple[str, str] | None:
-    """Why the split would be refused: reason and message; None if it would not."""
+def refusal_of(preview: SplitPreview | MergePreview) -> tuple[str, str] | None:
+    """Why the edit would be refused: reason and message; None if it would not."""
     refusal = preview.refusal
     return None if refusal is None else (str(refusal.reason), str(refusal))
+
+
+def merge_numbers(preview: MergePreview) -> dict[str, Any]:
+    """Numbers of a merge that was not made."""
+    refused, plan = refusal_of(preview), preview.plan
+    numbers: dict[str, Any] = {"legal": refused is None, "roots": preview.roots.tolist()}
+    if refused is not None:
+        numbers |= {"reason": refused[0], "message": refused[1]}
+    if plan is not None:
+        numbers |= {"activated_edges": len(plan.activated), "needs_a_new_edge": len(plan.fake_edges) > 0}
+    return numbers
 
 
 def preview_numbers(preview: SplitPreview) -> dict[str, Any]:

@@ -45,8 +45,8 @@ def test_a_token_makes_one_edit_and_answers_the_same_each_time(graph: OpenGraph)
     assert again.old_roots.tolist() == merged.old_roots.tolist()
     assert again.edges.tolist() == merged.edges.tolist()
     assert again.logical_time == merged.logical_time
-    assert graph.made_for("a") is not None
-    assert graph.made_for("b") is None
+    assert graph.find_edit(token="a") is not None
+    assert graph.find_edit(token="b") is None
 
     undone = graph.undo(merged.id, token="b")
     assert graph.undo(merged.id, token="b").id == undone.id
@@ -81,7 +81,7 @@ def test_killed_after_its_commit_and_started_again_it_finds_what_it_made(graph: 
         arguments = [sys.executable, "-c", PROGRAM, graph.dataset.home, kind, f"run-{kind}", *points]
         died = subprocess.run(arguments, capture_output=True, check=False)
         assert died.returncode == -signal.SIGKILL, died.stderr.decode()
-    assert graph.made_for("run-split") is None  # it died before it could tell
+    assert graph.find_edit(token="run-split") is None  # it died before it could tell
     assert graph.split([one], [other], user="me", token="run-split").id == 1
     assert graph.undo(1, user="me", token="run-undo").id == 2
     assert made(graph) == ["split", "undo"]

@@ -9,11 +9,13 @@ import numpy as np
 
 from sv_pipeline.edits.plan.hierarchy import HierarchyPlan, Layer2Change, plan_hierarchy
 from sv_pipeline.edits.plan.node_cache import KnownNodes, NodeCache, until_known
+from sv_pipeline.graph import queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import take
 from sv_pipeline.ids import UInt64Array
+from sv_pipeline.operations.refusal import EditRefused, Reason
 
-__all__ = ["Workspace", "plan_above", "prefetch_surroundings"]
+__all__ = ["Workspace", "plan_above", "prefetch_surroundings", "workspace_of_preview"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,21 @@ class Workspace:
     def roots_of(self, supervoxels: UInt64Array) -> UInt64Array:
         """Distinct roots of supervoxels of the request."""
         return np.unique(np.array([self.root_of[sv] for sv in supervoxels.tolist()], np.uint64))
+
+
+def workspace_of_preview(graph: ChunkedGraph, supervoxels: UInt64Array) -> Workspace:
+    """What the planner of a preview works with: as under locks, but without any.
+
+    Raises
+    ------
+    EditRefused
+        If one of the supervoxels is not in the graph.
+    """
+    found = queries.roots(graph, supervoxels, missing_ok=True)
+    if (found == 0).any():
+        raise EditRefused(Reason.NOT_FOUND, f"supervoxel {int(supervoxels[found == 0][0])} is not in the graph.")
+    root_of = dict(zip(supervoxels.tolist(), found.tolist(), strict=True))
+    return Workspace(graph, NodeCache(graph), np.unique(found), root_of, lambda *_: None)
 
 
 def plan_above(

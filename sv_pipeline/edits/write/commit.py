@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 Step = Callable[[], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CommittedEdit(Operation):
     """An edit that was made."""
 

@@ -1,0 +1,77 @@
+"""Edits that were not made, with numbers and a picture: what a preview gives to people. Writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from sv_pipeline.edits import MergePreview, SplitPreview
+from sv_pipeline.reports.edit_numbers import merge_numbers, preview_numbers
+
+__all__ = ["PreviewedMerge", "PreviewedSplit"]
+
+
+class _Previewed:
+    """What both kinds share; Jupyter shows the picture by itself."""
+
+    draw: Callable[[], bytes] | None
+
+    @property
+    def legal(self) -> bool:
+        """Whether the edit would be made."""
+        return bool(self.numbers["legal"])
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """What would be done, as plain values by name; ``reason`` and ``message`` where it would be refused."""
+        raise NotImplementedError
+
+    def picture(self) -> bytes:
+        """Three slices through the place of the edit, now and after it, as PNG."""
+        assert self.draw is not None
+        return self.draw()
+
+    def _repr_png_(self) -> bytes:
+        return self.picture()
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name}={value!r}" for name, value in self.numbers.items() if name != "message")
+        return f"<{type(self).__name__}: {said}>"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PreviewedSplit(_Previewed, SplitPreview):
+    """What a split would do, with numbers and a picture."""
+
+    draw: Callable[[], bytes] | None = None
+
+    @classmethod
+    def of(cls, found: SplitPreview, draw: Callable[[SplitPreview], bytes]) -> PreviewedSplit:
+        """A preview that can be drawn."""
+        return cls(
+            **{field.name: getattr(found, field.name) for field in fields(SplitPreview)}, draw=lambda: draw(found)
+        )
+
+    @cached_property
+    def numbers(self) -> dict[str, Any]:
+        """What would be cut, as plain values by name; ``reason`` and ``message`` where it would be refused."""
+        return preview_numbers(self)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PreviewedMerge(_Previewed, MergePreview):
+    """What a merge would do, with numbers and a picture."""
+
+    draw: Callable[[], bytes] | None = None
+
+    @classmethod
+    def of(cls, found: MergePreview, draw: Callable[[], bytes]) -> PreviewedMerge:
+        """A preview that can be drawn."""
+        return cls(**{field.name: getattr(found, field.name) for field in fields(MergePreview)}, draw=draw)
+
+    @cached_property
+    def numbers(self) -> dict[str, Any]:
+        """What would be joined, as plain values by name; ``reason`` and ``message`` where it would be refused."""
+        return merge_numbers(self)
