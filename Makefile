@@ -9,7 +9,7 @@ export SV_PIPELINE_HOME ?= $(CURDIR)/.sv_pipeline
 export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
 export DAGSTER_DISABLE_TELEMETRY := 1
 
-.PHONY: help install demo ui check test lint format clean
+.PHONY: help install demo ui check test lint format docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -51,6 +51,10 @@ lint: install $(DAGSTER_HOME)/dagster.yaml ## ruff, ruff format, mypy, dg check 
 
 format: install ## Format the code
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+docs: install ## Build the reference of the Python API into build/docs
+	$(BIN)/python -m pdoc --docformat numpy -o build/docs sv_pipeline sv_pipeline.proofreading sv_pipeline.edits \
+		sv_pipeline.recovery sv_pipeline.config sv_pipeline.errors sv_pipeline.registry sv_pipeline.table
 
 clean: ## Remove the environment and the demo's data
 	rm -rf $(VENV) .sv_pipeline .dagster_home demo

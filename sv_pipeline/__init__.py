@@ -1,23 +1,51 @@
-"""sv_pipeline: from a segmentation in a bucket to a proofreadable, editable, self-healing chunked graph."""
+"""sv_pipeline: from a segmentation in a bucket to a proofreadable, editable, self-healing chunked graph.
+
+What is listed in ``__all__`` is the public API; all else may change from one version to the next.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+# Two packages share their names with functions. They are imported first: an import later on would put the package in
+# the place of the function.
+import sv_pipeline.ingest
+import sv_pipeline.verify  # noqa: F401
+from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.graphs import ingest, list_stuck, recover, register, status, verify
+from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.redaction import guard_logging
 
 if TYPE_CHECKING:
-    from sv_pipeline.proofreading import open_graph as open_graph
+    from sv_pipeline.proofreading import open_graph
 
-__all__ = ["open_graph"]
+__all__ = [
+    "EditRefused",
+    "Reason",
+    "SvPipelineError",
+    "__version__",
+    "ingest",
+    "list_stuck",
+    "open_graph",
+    "recover",
+    "register",
+    "status",
+    "verify",
+]
+
+__version__: str
 
 guard_logging()
 
 
 def __getattr__(name: str) -> Any:
-    # The package is imported by every worker and by every `--help`: what it offers is loaded when it is asked for.
+    # Every worker and every `--help` imports this package: what takes long to load is loaded when it is asked for.
     if name == "open_graph":
         from sv_pipeline.proofreading import open_graph
 
         return open_graph
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("sv_pipeline")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,7 +27,7 @@ FLOORS = """
     edits.write
     edits verify
     recovery reports
-    proofreading
+    proofreading graphs
     defs
     definitions cli
 """

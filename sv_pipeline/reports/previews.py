@@ -69,7 +69,8 @@ class PreviewedMerge(_Previewed, MergePreview):
     @classmethod
     def of(cls, found: MergePreview, draw: Callable[[], bytes]) -> PreviewedMerge:
         """A preview that can be drawn."""
-        return cls(**{field.name: getattr(found, field.name) for field in fields(MergePreview)}, draw=draw)
+        values = {field.name: getattr(found, field.name) for field in fields(MergePreview)}
+        return cls(**values, draw=draw)
 
     @cached_property
     def numbers(self) -> dict[str, Any]:

@@ -1,0 +1,215 @@
+"""The graphs of an installation, by name: registered, built, looked at, proven sound, repaired. Decides nothing."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from sv_pipeline.config import DatasetConfig
+    from sv_pipeline.operations.unfinished import Unfinished
+    from sv_pipeline.recovery import RecoveryReport
+    from sv_pipeline.registry import Dataset
+    from sv_pipeline.reports.status import GraphStatus
+    from sv_pipeline.verify.run import VerifyReport
+
+__all__ = ["ingest", "list_stuck", "recover", "register", "status", "verify"]
+
+# What the functions need is imported when they are called: every worker and every `--help` imports this module.
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def _behind_the_wall(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    @functools.wraps(function)
+    def guarded(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
+        from sv_pipeline.storage.wall import wall
+
+        with wall():
+            return function(*arguments, **options)
+
+    return guarded
+
+
+@_behind_the_wall
+def register(config: str | Path | Mapping[str, Any] | DatasetConfig, home: str | None = None) -> Dataset:
+    """Make a graph known to this installation. Nothing is built yet.
+
+    Parameters
+    ----------
+    config
+        Path of a dataset YAML; or its content, as a mapping or as a parsed configuration.
+    home
+        Home folder. Default: ``$SV_PIPELINE_HOME``, else ``.sv_pipeline`` of the working directory if that is there,
+        else ``~/.sv_pipeline``.
+
+    Returns
+    -------
+    Dataset
+        The registered graph; registering the same configuration again gives the same.
+
+    Raises
+    ------
+    ConfigError
+        If a field is missing, unknown or wrong: the message names each such field.
+    ConflictError
+        If a graph of this name was registered with another configuration.
+    """
+    from sv_pipeline.config import DatasetConfig, load_config, parse_config
+    from sv_pipeline.ingest.stages import register as register_dataset
+    from sv_pipeline.registry import default_home
+
+    if isinstance(config, DatasetConfig):
+        parsed = config
+    elif isinstance(config, Mapping):
+        parsed = parse_config(dict(config))
+    else:
+        parsed = load_config(config)
+    return register_dataset(parsed, home or default_home())
+
+
+@_behind_the_wall
+def ingest(
+    graph_id: str,
+    home: str | None = None,
+    *,
+    layers: Sequence[int] | None = None,
+    workers: int | None = None,
+) -> GraphStatus:
+    """Build a registered graph, as far as it is not built yet. May be called again after any failure.
+
+    Parameters
+    ----------
+    graph_id
+        Name of the graph.
+    layers
+        Only these layers of the graph, and no fork then. Default: all that is missing.
+    workers
+        Number of processes; 1 = this one. Default: what the configuration says.
+
+    Returns
+    -------
+    GraphStatus
+        What is done then.
+
+    Raises
+    ------
+    NotFoundError
+        If no such graph is registered.
+    SvPipelineError
+        The first failure; what was finished stays finished.
+    """
+    from sv_pipeline.ingest import run
+    from sv_pipeline.registry import open_dataset
+    from sv_pipeline.reports.status import graph_status
+
+    dataset = open_dataset(graph_id, home)
+    run.ingest(dataset, layers=layers, workers=workers)
+    return graph_status(dataset)
+
+
+@_behind_the_wall
+def status(graph_id: str, home: str | None = None) -> GraphStatus:
+    """How far the ingest of a graph is: per stage and layer the chunks, what is done, what failed.
+
+    Raises
+    ------
+    NotFoundError
+        If no such graph is registered.
+    """
+    from sv_pipeline.registry import open_dataset
+    from sv_pipeline.reports.status import graph_status
+
+    return graph_status(open_dataset(graph_id, home))
+
+
+@_behind_the_wall
+def verify(
+    graph_id: str,
+    home: str | None = None,
+    *,
+    checks: Sequence[str] | None = None,
+    sample: int | None = None,
+    workers: int = 1,
+) -> VerifyReport:
+    """Prove that a graph and its segmentation are sound. Changes nothing.
+
+    Parameters
+    ----------
+    graph_id
+        Name of the graph.
+    checks
+        Names of the checks to run. Default: all.
+    sample
+        Number of chunks that the checks of voxels look at, chosen by a fixed seed. Default: all chunks.
+    workers
+        Number of processes for the checks of voxels.
+
+    Returns
+    -------
+    VerifyReport
+        Its ``ok`` says whether all checks passed, its ``summary()`` names the first place of every fault.
+
+    Raises
+    ------
+    NotFoundError
+        If no such graph is registered, or there is no such check.
+    """
+    from sv_pipeline.registry import open_dataset
+    from sv_pipeline.verify.dataset import verify_dataset
+
+    return verify_dataset(open_dataset(graph_id, home), checks=checks, sample=sample, workers=workers)
+
+
+@_behind_the_wall
+def list_stuck(
+    graph_id: str, home: str | None = None, *, min_age: float = 600.0, deep: bool = False
+) -> list[Unfinished]:
+    """Operations of a graph that have begun and have not ended.
+
+    Parameters
+    ----------
+    graph_id
+        Name of the graph.
+    min_age
+        Age in seconds from which on an operation is listed; younger ones may just be at work.
+    deep
+        Whether all rows are looked through for locks of operations that are finished.
+    """
+    from sv_pipeline.recovery import list_stuck as find
+    from sv_pipeline.registry import open_dataset
+
+    return find(open_dataset(graph_id, home).graph, min_age=min_age, deep=deep)
+
+
+@_behind_the_wall
+def recover(graph_id: str, operation_id: int, home: str | None = None, *, take_locks: bool = False) -> RecoveryReport:
+    """Take back what an unfinished operation wrote, make its edit again, and free its locks.
+
+    Parameters
+    ----------
+    graph_id
+        Name of the graph.
+    operation_id
+        Number of the operation.
+    take_locks
+        Whether locks that somebody has removed are put back first, where nobody has edited since.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such graph or operation.
+    NotStuckError
+        If there is nothing to recover.
+    RecoveryStoppedError
+        If the locks are not as they should be; nothing was changed.
+    SvPipelineError
+        If the recovery failed on the way; the operation stays listed, and can be recovered again.
+    """
+    from sv_pipeline.recovery import recover as recover_operation
+    from sv_pipeline.registry import open_dataset
+
+    return recover_operation(open_dataset(graph_id, home).graph, operation_id, take_locks=take_locks)
