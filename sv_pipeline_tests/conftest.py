@@ -14,6 +14,7 @@ from sv_pipeline_tests.servers.gcs_client import storage_url as storage_url
 # Machines that run tests are shared: how long one example takes says nothing. CI runs the same examples each time.
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("soak", deadline=None, print_blob=True, max_examples=1000)
 settings.register_profile("quick", deadline=None, max_examples=8)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 

@@ -7,9 +7,11 @@ import os
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-__all__ = ["IN_CI", "run_shard"]
+__all__ = ["AT_LENGTH", "IN_CI", "run_shard"]
 
-IN_CI = os.environ.get("HYPOTHESIS_PROFILE") == "ci"
+AT_LENGTH = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
+"""Many more runs than a change can wait for; for a night."""
+IN_CI = AT_LENGTH or os.environ.get("HYPOTHESIS_PROFILE") == "ci"
 SHARDS_APART = 1_000_003
 
 

@@ -19,7 +19,7 @@ from sv_pipeline.edits.pointing import resolved
 from sv_pipeline.graph.queries import leaves, roots
 from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline.segmentation.fork.records import read_operation
-from sv_pipeline_tests.edits.machines import IN_CI, run_shard
+from sv_pipeline_tests.edits.machines import AT_LENGTH, IN_CI, run_shard
 from sv_pipeline_tests.edits.tissue import (
     Recipe,
     but_operations,
@@ -408,12 +408,12 @@ def run_machine(backend: str, number: int, runs: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(20 if IN_CI else 5))
+@pytest.mark.parametrize("number", range(20 if AT_LENGTH else 5))
 def test_edits_agree_with_a_plain_model_on_sqlite(number: int) -> None:
     run_machine("sqlite", number, 8 if IN_CI else 2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(5 if IN_CI else 2))
+@pytest.mark.parametrize("number", range(5 if AT_LENGTH else 2))
 def test_edits_agree_with_a_plain_model_on_bigtable(bigtable_emulator: str, number: int) -> None:
     run_machine("bigtable", number, 8 if IN_CI else 1)
