@@ -18,13 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from volumes import grid_of, make_source
 
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
-from sv_pipeline.segmentation import specs
-from sv_pipeline.segmentation.base import create_base, wipe_base
-from sv_pipeline.segmentation.history import current_version
-from sv_pipeline.segmentation.populate import finish_populate, populate_plan
-from sv_pipeline.segmentation.precomputed import read_info
-from sv_pipeline.segmentation.reachable import reachable
-from sv_pipeline.segmentation.workers import populate_missing
+from sv_pipeline.segmentation.base.base import create_base, wipe_base
+from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan
+from sv_pipeline.segmentation.base.workers import populate_missing
+from sv_pipeline.storage import ocdbt
+from sv_pipeline.storage.generations import current_version
+from sv_pipeline.storage.precomputed import read_info
+from sv_pipeline.storage.reachable import reachable
 
 
 def measure(folder: Path, config: OcdbtConfig, chunk: int, workers: int) -> str:
@@ -39,8 +39,8 @@ def measure(folder: Path, config: OcdbtConfig, chunk: int, workers: int) -> str:
     files = [path for path in (folder / "ocdbt/base").rglob("*") if path.is_file()]
     stored = sum(path.stat().st_size for path in files)
     manifest = (folder / "ocdbt/base/manifest.ocdbt").stat().st_size
-    used = reachable(specs.OcdbtStore(specs.base_spec(folder)).base).n_bytes + manifest
-    generation = current_version(specs.base_folder(folder)).generation
+    used = reachable(ocdbt.OcdbtStore(ocdbt.base_spec(folder)).base).n_bytes + manifest
+    generation = current_version(ocdbt.base_folder(folder)).generation
     return (
         f"{used / stored:6.3f} in use of {stored / 1e6:7.1f} MB in {len(files):5} files, "
         f"{generation:4} generations, {plan.n_tasks:4} tasks, {seconds:5.1f} s"

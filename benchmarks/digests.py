@@ -23,12 +23,12 @@ from scipy.spatial import cKDTree
 from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
 from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.grid import Box, ChunkGrid
-from sv_pipeline.segmentation import commit
-from sv_pipeline.segmentation.base import create_base
-from sv_pipeline.segmentation.fork import create_fork
-from sv_pipeline.segmentation.populate import finish_populate, populate_plan, populate_task
-from sv_pipeline.segmentation.precomputed import create_volume, open_volume, read_info
-from sv_pipeline.segmentation.reader import current_generation, open_fork
+from sv_pipeline.segmentation.base.base import create_base
+from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
+from sv_pipeline.segmentation.fork import commit
+from sv_pipeline.segmentation.fork.fork import create_fork
+from sv_pipeline.segmentation.fork.reader import current_generation, open_fork
+from sv_pipeline.storage.precomputed import create_volume, open_volume, read_info
 
 
 class NoDigests:

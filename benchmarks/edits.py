@@ -28,17 +28,17 @@ from scipy.spatial import cKDTree
 from sv_pipeline import edits
 from sv_pipeline.config import parse_config
 from sv_pipeline.edits import MergeRequest, Points, SplitRequest
-from sv_pipeline.engine.run import ingest
-from sv_pipeline.engine.stages import register
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.graph.queries import roots, supervoxels_at
+from sv_pipeline.ingest.run import ingest
+from sv_pipeline.ingest.stages import register
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.fork import create_fork
-from sv_pipeline.segmentation.reader import open_fork
-from sv_pipeline.table.bigtable import BigtableTable
+from sv_pipeline.segmentation.fork.fork import create_fork
+from sv_pipeline.segmentation.fork.reader import open_fork
+from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline.table.interface import RowKeyRange, RowMutation, SetCell, Table
 from sv_pipeline.table.keys import META
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.table.sqlite.table import SqliteTable
 
 EVERYTHING = RowKeyRange(b"\x00", b"\xff" * 32)
 CHUNK = 32

@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from volumes import grid_of, make_source
 
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
-from sv_pipeline.segmentation.base import create_base
-from sv_pipeline.segmentation.fork import create_fork
-from sv_pipeline.segmentation.populate import finish_populate, populate_plan
-from sv_pipeline.segmentation.workers import populate_missing
+from sv_pipeline.segmentation.base.base import create_base
+from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan
+from sv_pipeline.segmentation.base.workers import populate_missing
+from sv_pipeline.segmentation.fork.fork import create_fork
 
 
 def base_of(folder: Path, size: int, method: PopulateMethod) -> str:

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from sv_pipeline.algorithms.multicut import Cut, LocalGraph, multicut
-from sv_pipeline.algorithms.multicut_flow import minimum_cut
-from sv_pipeline.algorithms.multicut_graph import components, contract
+from sv_pipeline.algorithms.multicut.cut import Cut, LocalGraph, multicut
+from sv_pipeline.algorithms.multicut.flow import minimum_cut
+from sv_pipeline.algorithms.multicut.graph import components, contract
 
 NEIGHBOURS = 6
 

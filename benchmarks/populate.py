@@ -27,11 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from volumes import grid_of, make_source
 
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
-from sv_pipeline.segmentation import specs
-from sv_pipeline.segmentation.base import create_base, read_base, wipe_base
-from sv_pipeline.segmentation.coordinator import running_coordinator
-from sv_pipeline.segmentation.populate import finish_populate, populate_plan, populate_task
-from sv_pipeline.segmentation.precomputed import open_volume, read_info
+from sv_pipeline.segmentation.base.base import create_base, read_base, wipe_base
+from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
+from sv_pipeline.storage import ocdbt
+from sv_pipeline.storage.coordinator import running_coordinator
+from sv_pipeline.storage.precomputed import open_volume, read_info
 
 
 def config_of(method: str, mips: int) -> OcdbtConfig:
@@ -43,7 +43,7 @@ def bare_copy(folder: Path, mips: int) -> float:
     info = read_info(folder)
     create_base(folder, config_of("direct", mips), grid_of(info, (128, 128, 128)))
     base = read_base(folder)
-    store = specs.OcdbtStore(specs.base_spec(folder, form=base.form))
+    store = ocdbt.OcdbtStore(ocdbt.base_spec(folder, form=base.form))
     targets = [store.array(mip) for mip in range(mips)]
     sources = [open_volume(folder, mip) for mip in range(mips)]
     started = time.perf_counter()

@@ -30,18 +30,18 @@ from volumes import grid_of, make_source
 
 from sv_pipeline.algorithms.box_arrays import as_array
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
-from sv_pipeline.engine.downsample import DownsampleReport, downsample, rebuild
 from sv_pipeline.grid import Box
-from sv_pipeline.segmentation.base import create_base, read_base
-from sv_pipeline.segmentation.fork import create_fork
-from sv_pipeline.segmentation.mip_maker import open_pyramid
-from sv_pipeline.segmentation.operations import pending_key, pending_value, store_at
-from sv_pipeline.segmentation.populate import finish_populate, populate_plan
-from sv_pipeline.segmentation.precomputed import open_volume
-from sv_pipeline.segmentation.reader import current_generation, open_fork_store
-from sv_pipeline.segmentation.specs import fork_folder
-from sv_pipeline.segmentation.workers import populate_missing
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.pyramid.downsample import DownsampleReport, downsample, rebuild
+from sv_pipeline.pyramid.mip_maker import open_pyramid
+from sv_pipeline.segmentation.base.base import create_base, read_base
+from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan
+from sv_pipeline.segmentation.base.workers import populate_missing
+from sv_pipeline.segmentation.fork.fork import create_fork
+from sv_pipeline.segmentation.fork.reader import current_generation, open_fork_store
+from sv_pipeline.segmentation.fork.records import pending_key, pending_value, store_at
+from sv_pipeline.storage.ocdbt import fork_folder
+from sv_pipeline.storage.precomputed import open_volume
+from sv_pipeline.table.sqlite.table import SqliteTable
 
 GRAPH = "g"
 MIPS = 4
@@ -213,9 +213,9 @@ def folder_size(folder: Path) -> int:
 MEASURE = """
 import json, sys, threading, time
 import psutil
-from sv_pipeline.engine.downsample import rebuild
-from sv_pipeline.segmentation.reader import open_fork_store
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.pyramid.downsample import rebuild
+from sv_pipeline.segmentation.fork.reader import open_fork_store
+from sv_pipeline.table.sqlite.table import SqliteTable
 folder, budget = sys.argv[1], int(sys.argv[2])
 store = open_fork_store(folder, "g")
 store.array(0)[1000:1064, 2000:2064, 300:364].read().result()

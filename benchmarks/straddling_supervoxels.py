@@ -28,12 +28,12 @@ import voxel_cut
 from sv_pipeline import edits
 from sv_pipeline.config import parse_config
 from sv_pipeline.edits import Points, SplitRequest
-from sv_pipeline.engine.run import ingest
-from sv_pipeline.engine.stages import register
 from sv_pipeline.graph.queries import roots, supervoxels_at
 from sv_pipeline.grid import Box
+from sv_pipeline.ingest.run import ingest
+from sv_pipeline.ingest.stages import register
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.reader import open_fork
+from sv_pipeline.segmentation.fork.reader import open_fork
 from sv_pipeline.verify.run import verify
 
 

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from sv_pipeline.edits.operation_log import OperationRow
-from sv_pipeline.edits.recovery import foreign
-from sv_pipeline.edits.recovery.unfinished import find_unfinished
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.lineage import OperationStatus
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout
+from sv_pipeline.operations.log import OperationStatus
+from sv_pipeline.operations.unfinished import find_unfinished
+from sv_pipeline.operations.writing import OperationRow
+from sv_pipeline.recovery import foreign
 from sv_pipeline.table import columns, keys, meta
-from sv_pipeline.table.bigtable import BigtableTable
+from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline.table.interface import RowMutation, Table
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline_tests.servers.bigtable import find_emulator, running_emulator
 
 UNFINISHED, TICKS = 5, 10

@@ -31,12 +31,12 @@ from sv_pipeline import edits
 from sv_pipeline.algorithms.voxel_cut import cut_mask
 from sv_pipeline.config import parse_config
 from sv_pipeline.edits import Points, SplitRequest
-from sv_pipeline.engine.proof import verify_dataset
-from sv_pipeline.engine.run import ingest
-from sv_pipeline.engine.stages import register
+from sv_pipeline.ingest.run import ingest
+from sv_pipeline.ingest.stages import register
 from sv_pipeline.registry import open_dataset
-from sv_pipeline.segmentation.operations import read_operation
-from sv_pipeline.segmentation.reader import current_generation, open_fork
+from sv_pipeline.segmentation.fork.reader import current_generation, open_fork
+from sv_pipeline.segmentation.fork.records import read_operation
+from sv_pipeline.verify.dataset import verify_dataset
 
 GRAPH = "g"
 

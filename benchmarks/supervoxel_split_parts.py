@@ -34,7 +34,7 @@ from sv_pipeline.algorithms.contacts import diagonal_pairs, face_contacts
 from sv_pipeline.algorithms.edge_routing import planned_edges, route_edges
 from sv_pipeline.algorithms.fragments import member_mask, plan_fragments
 from sv_pipeline.algorithms.local_edges import LocalEdges, edit_edge_rows
-from sv_pipeline.algorithms.multicut import LocalGraph, multicut
+from sv_pipeline.algorithms.multicut.cut import LocalGraph, multicut
 from sv_pipeline.algorithms.routing_checks import require_sound_routing
 from sv_pipeline.algorithms.split_geometry import SplitGeometry
 from sv_pipeline.algorithms.supervoxels import label_pieces
@@ -42,13 +42,13 @@ from sv_pipeline.algorithms.voxel_cut import cut_mask
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout
-from sv_pipeline.segmentation import specs
-from sv_pipeline.segmentation.base import create_base
-from sv_pipeline.segmentation.commit import EditCommit, commit_edit
-from sv_pipeline.segmentation.fork import create_fork
-from sv_pipeline.segmentation.populate import finish_populate, populate_plan, populate_task
-from sv_pipeline.segmentation.precomputed import create_volume, open_volume
-from sv_pipeline.segmentation.reader import current_generation, open_fork
+from sv_pipeline.segmentation.base.base import create_base
+from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
+from sv_pipeline.segmentation.fork.commit import EditCommit, commit_edit
+from sv_pipeline.segmentation.fork.fork import create_fork
+from sv_pipeline.segmentation.fork.reader import current_generation, open_fork
+from sv_pipeline.storage import ocdbt
+from sv_pipeline.storage.precomputed import create_volume, open_volume
 
 SHAPE = (512, 512, 64)
 OFFSET = (1000, 2000, 300)
@@ -208,10 +208,10 @@ def stored(folder: str) -> int:
 
 def chunk_bytes(folder: str, boxes: tuple[Box, ...], graph_id: str = "g") -> int:
     """Stored size of some storage chunks."""
-    store = specs.OcdbtStore(specs.fork_spec(folder, graph_id)).kv
+    store = ocdbt.OcdbtStore(ocdbt.fork_spec(folder, graph_id)).kv
     name = "_".join(f"{r:g}" for r in RESOLUTION)
     keys = ["_".join(f"{a}-{b}" for a, b in zip(box.start, box.stop, strict=True)) for box in boxes]
-    return sum(len(store[f"{specs.ARRAY_PATH}{name}/{key}"]) for key in keys)
+    return sum(len(store[f"{ocdbt.ARRAY_PATH}{name}/{key}"]) for key in keys)
 
 
 def main() -> None:

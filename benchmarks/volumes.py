@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from sv_pipeline.algorithms.pyramid import downsample
 from sv_pipeline.grid import ChunkGrid
-from sv_pipeline.segmentation.precomputed import VolumeInfo, create_volume, open_volume, read_info
+from sv_pipeline.storage.precomputed import VolumeInfo, create_volume, open_volume, read_info
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data/em_256.npz"
 RESOLUTION = (16.0, 16.0, 40.0)

@@ -26,20 +26,21 @@ from sv_pipeline.edits import (
     settled,
 )
 from sv_pipeline.edits.given_points import given_points, given_voxels
+from sv_pipeline.edits.made import about, asked_for, read_edit
 from sv_pipeline.edits.pointing import resolved, supervoxels_or_nearest, what_is_near
 from sv_pipeline.edits.requests import DEFAULT_REGION_MEMORY
-from sv_pipeline.engine.once import edit_once, is_begun, operation_of
+from sv_pipeline.edits.tokens import edit_once, is_begun, operation_of
 from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.graph import queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.lineage import Lineage, Operation, lineage, supervoxel_lineage
+from sv_pipeline.graph.lineage import Lineage, lineage, supervoxel_lineage
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.moments import Moment, parse_operation
+from sv_pipeline.operations.log import Operation
 from sv_pipeline.registry import Dataset, open_dataset
-from sv_pipeline.reports.logged_edits import about, asked_for, read_edit
-from sv_pipeline.segmentation.reader import is_current, open_fork
-from sv_pipeline.segmentation.wall import behind_the_wall, methods_behind_the_wall
+from sv_pipeline.segmentation.fork.reader import is_current, open_fork
+from sv_pipeline.storage.wall import behind_the_wall, methods_behind_the_wall
 from sv_pipeline.table import columns
 
 __all__ = ["OpenGraph", "PreviewedSplit", "Voxels", "open_graph"]

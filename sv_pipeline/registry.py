@@ -19,9 +19,9 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.places import is_spec, local_folder, parse_folder, parse_source
 from sv_pipeline.redaction import redacted_value
-from sv_pipeline.segmentation import kv
-from sv_pipeline.segmentation.precomputed import VolumeInfo, read_info
-from sv_pipeline.segmentation.private_files import write_private
+from sv_pipeline.storage import kv
+from sv_pipeline.storage.precomputed import VolumeInfo, read_info
+from sv_pipeline.storage.private_files import write_private
 from sv_pipeline.table import open_table
 from sv_pipeline.table.interface import Table
 

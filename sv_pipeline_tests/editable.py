@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 import sv_pipeline
-from sv_pipeline.algorithms.multicut import Preview
-from sv_pipeline.algorithms.synthetic import synthetic_neuropil
+from sv_pipeline.algorithms.multicut.cut import Preview
 from sv_pipeline.config import parse_config
+from sv_pipeline.demo.synthetic import synthetic_neuropil
 from sv_pipeline.edits import EditRefused
-from sv_pipeline.engine import run, stages
 from sv_pipeline.graph import queries
+from sv_pipeline.ingest import run, stages
 from sv_pipeline.proofreading import OpenGraph
 
 Point = tuple[int, int, int]

@@ -19,11 +19,11 @@ from sv_pipeline.config import DatasetConfig, parse_config
 from sv_pipeline.graph import edge_files as formats
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout
-from sv_pipeline.segmentation import kv
-from sv_pipeline.segmentation.base import create_base
-from sv_pipeline.segmentation.fork import create_fork
-from sv_pipeline.segmentation.populate import finish_populate, populate_plan, populate_task
-from sv_pipeline.segmentation.precomputed import create_volume, open_volume
+from sv_pipeline.segmentation.base.base import create_base
+from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
+from sv_pipeline.segmentation.fork.fork import create_fork
+from sv_pipeline.storage import kv
+from sv_pipeline.storage.precomputed import create_volume, open_volume
 from sv_pipeline.table import meta
 from sv_pipeline.table.interface import Table
 from sv_pipeline_tests.reference import ReferenceHierarchy, expected_hierarchy, write_reference_graph

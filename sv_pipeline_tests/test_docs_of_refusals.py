@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sv_pipeline.algorithms.multicut import Refusal
+from sv_pipeline.algorithms.multicut.cut import Refusal
 from sv_pipeline.edits import Reason
 
 PAGE = Path(__file__).parents[1] / "docs" / "editing.md"

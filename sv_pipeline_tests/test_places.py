@@ -17,7 +17,7 @@ from sv_pipeline.errors import ConfigError
 from sv_pipeline.ingest.watershed.source import open_source, split_key
 from sv_pipeline.places import parse_folder, parse_source
 from sv_pipeline.registry import Registry, default_home
-from sv_pipeline.segmentation import kv
+from sv_pipeline.storage import kv
 from sv_pipeline.table import open_table
 
 HERE = "{here}"

@@ -14,11 +14,11 @@ from PIL import Image
 
 import sv_pipeline
 from sv_pipeline.edits import EditRefused
-from sv_pipeline.engine.proof import verify_dataset
 from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.reports.pictures import MAX_WIDTH
-from sv_pipeline.segmentation.reader import current_generation
+from sv_pipeline.segmentation.fork.reader import current_generation
+from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline_tests.editable import (
     BACKGROUND,
     editable_graph,

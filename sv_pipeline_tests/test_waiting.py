@@ -15,8 +15,8 @@ import pytest
 
 from sv_pipeline import waiting
 from sv_pipeline.errors import ConfigError, UnavailableError
-from sv_pipeline.segmentation import kv
-from sv_pipeline.segmentation.file_guard import GUARD, commit_guard
+from sv_pipeline.storage import kv
+from sv_pipeline.storage.file_guard import GUARD, commit_guard
 from sv_pipeline.waiting import Holder, Wait, at_most, doing, lock_wait, locked_by
 
 HOLD = """

@@ -35,9 +35,9 @@ def demo(home: str, source: str | None, folder: str, chunk_size: str, resolution
     import yaml
 
     from sv_pipeline.config import parse_config
-    from sv_pipeline.engine import stages
-    from sv_pipeline.engine.proof import verify_dataset
+    from sv_pipeline.ingest import stages
     from sv_pipeline.places import local_folder, parse_source
+    from sv_pipeline.verify.dataset import verify_dataset
 
     started = time.monotonic()
     if source is not None:
@@ -105,7 +105,7 @@ def _synthetic(place: Path) -> dict[str, Any]:
     import numpy as np
     import pandas as pd
 
-    from sv_pipeline.algorithms.synthetic import synthetic_neuropil
+    from sv_pipeline.demo.synthetic import synthetic_neuropil
 
     path = place / "synthetic.npz"
     if not path.exists():

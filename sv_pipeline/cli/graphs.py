@@ -15,7 +15,7 @@ __all__ = ["attach", "list_graphs"]
 def attach(home: str, config: str) -> None:
     """Make the graph of CONFIG known, whose table exists already (built elsewhere, or by PyChunkedGraph)."""
     from sv_pipeline.config import load_config
-    from sv_pipeline.engine import stages
+    from sv_pipeline.ingest import stages
 
     dataset = stages.attach(load_config(config), home)
     click.echo(f"{dataset.graph_id}: {dataset.grid.n_layers} layers, {dataset.grid.count(2):,} chunks")

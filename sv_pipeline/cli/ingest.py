@@ -8,7 +8,7 @@ import click
 
 from sv_pipeline.cli.output import ProgressBars, json_option, print_json, status_table
 from sv_pipeline.config import IngestMode, load_config
-from sv_pipeline.engine.feedback import Progress
+from sv_pipeline.progress import Progress
 
 __all__ = ["ingest", "purge_layer"]
 
@@ -43,7 +43,7 @@ def ingest(home: str, config: str, mode: str | None, layers: str | None, workers
 
     Interrupted or failed? Run the same command again: only unfinished chunks are done.
     """
-    from sv_pipeline.engine import run, stages
+    from sv_pipeline.ingest import run, stages
     from sv_pipeline.reports.status import graph_status
 
     dataset = stages.register(load_config(config), home)
@@ -70,8 +70,7 @@ def purge_layer(home: str, graph: str, layer: int, *, yes: bool, as_json: bool) 
 
     Removes done-markers and the rows these layers made. Voxels stay. Refused once the graph has edits.
     """
-    from sv_pipeline.engine import stages
-    from sv_pipeline.ingest import progress
+    from sv_pipeline.ingest import progress, stages
     from sv_pipeline.registry import open_dataset
     from sv_pipeline.reports.status import graph_status
 

@@ -141,8 +141,8 @@ def info(home: str, graph: str, *, as_json: bool) -> None:
 @click.pass_obj
 def verify(home: str, graph: str, checks: tuple[str, ...], sample: int | None, workers: int, *, as_json: bool) -> None:
     """Prove that GRAPH and its segmentation are sound; names the first place of every fault. Exit code 1 on faults."""
-    from sv_pipeline.engine.proof import verify_dataset
     from sv_pipeline.registry import open_dataset
+    from sv_pipeline.verify.dataset import verify_dataset
 
     report = verify_dataset(open_dataset(graph, home), checks=list(checks) or None, sample=sample, workers=workers)
     if as_json:

@@ -144,7 +144,7 @@ def _explain(error: Exception) -> int:
     """One message about an error that has ended a command, and the exit code."""
     if not isinstance(error, SvPipelineError):
         # Imported here: what these load takes a second, and --help does without.
-        from sv_pipeline.segmentation.wall import our_error
+        from sv_pipeline.storage.wall import our_error
 
         ours = our_error(error)
     else:

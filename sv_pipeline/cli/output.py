@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from sv_pipeline.engine import feedback
+from sv_pipeline import progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +35,7 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, default=str))
 
 
-class ProgressBars(feedback.Progress):
+class ProgressBars(progress.Progress):
     """A bar per step, on standard error."""
 
     def __init__(self, unit: str = "chunks") -> None:

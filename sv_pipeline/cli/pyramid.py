@@ -9,10 +9,10 @@ from dataclasses import asdict
 import click
 
 from sv_pipeline.cli.output import ProgressBars, json_option, print_json
-from sv_pipeline.engine import downsample as engine
-from sv_pipeline.engine.feedback import Progress
+from sv_pipeline.progress import Progress
+from sv_pipeline.pyramid import downsample as engine
 from sv_pipeline.registry import open_dataset
-from sv_pipeline.segmentation import pending
+from sv_pipeline.segmentation.fork import pending
 
 __all__ = ["downsample", "lag"]
 

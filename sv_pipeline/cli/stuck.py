@@ -8,8 +8,10 @@ from typing import Any
 import click
 
 from sv_pipeline.cli.output import json_option, print_json
-from sv_pipeline.edits.ownership import beat_seconds
-from sv_pipeline.edits.recovery import (
+from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.operations.ownership import beat_seconds
+from sv_pipeline.proofreading import user_or_default
+from sv_pipeline.recovery import (
     NotStuckError,
     RecoveryReport,
     Unfinished,
@@ -18,10 +20,8 @@ from sv_pipeline.edits.recovery import (
     recover_all,
     release_orphans,
 )
-from sv_pipeline.edits.recovery.dry_run import DryRun, dry_run
-from sv_pipeline.edits.recovery.durations import parse_duration
-from sv_pipeline.errors import SvPipelineError
-from sv_pipeline.proofreading import user_or_default
+from sv_pipeline.recovery.dry_run import DryRun, dry_run
+from sv_pipeline.recovery.durations import parse_duration
 from sv_pipeline.registry import open_dataset
 
 __all__ = ["stuck"]

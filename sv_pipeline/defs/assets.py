@@ -13,9 +13,9 @@ from sv_pipeline.config import IngestMode
 from sv_pipeline.defs.metadata import explained_failures, pictures
 from sv_pipeline.defs.partitions import MAX_LAYER, graph_layers, graphs, layer_key, partition_of
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.engine import stages
-from sv_pipeline.engine.batches import Batch, Stage
-from sv_pipeline.engine.missing_chunks import missing_chunks
+from sv_pipeline.ingest import stages
+from sv_pipeline.ingest.batches import Batch, Stage
+from sv_pipeline.ingest.missing_chunks import missing_chunks
 from sv_pipeline.redaction import redacted, redacted_value
 
 __all__ = ["base_ocdbt", "fork", "layer", "reader_contract", "watershed"]

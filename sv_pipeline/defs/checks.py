@@ -10,8 +10,8 @@ from sv_pipeline.defs.assets import layer, reader_contract
 from sv_pipeline.defs.metadata import explained_failures
 from sv_pipeline.defs.partitions import graph_layers, graphs
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.engine.proof import verify_dataset
 from sv_pipeline.ingest import progress
+from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline.verify.report import CheckResult, VerifyReport
 from sv_pipeline.verify.run import CHECKS
 

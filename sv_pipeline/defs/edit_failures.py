@@ -6,10 +6,10 @@ import dagster as dg
 
 from sv_pipeline.defs.edits import GRAPH_TAG, OPERATION_TAG, merge_job, redo_job, split_job, undo_job
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.edits.recovery.unfinished import read_unfinished
-from sv_pipeline.edits.standing import read_standing
 from sv_pipeline.errors import SvPipelineError
-from sv_pipeline.graph.lineage import OperationStatus, read_operations
+from sv_pipeline.operations.log import OperationStatus, read_operations
+from sv_pipeline.operations.standing import read_standing
+from sv_pipeline.operations.unfinished import read_unfinished
 from sv_pipeline.reports.alerts import alerts_from_environment
 
 __all__ = ["canceled_edits_sensor", "failed_edits_sensor", "standing_after_failure"]

@@ -9,9 +9,8 @@ from sv_pipeline.config import load_config, parse_config
 from sv_pipeline.defs.metadata import explained_failures
 from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.engine import stages
 from sv_pipeline.errors import ConfigError
-from sv_pipeline.ingest import progress
+from sv_pipeline.ingest import progress, stages
 
 __all__ = ["purge_layer_job", "register_graph_job"]
 

@@ -13,7 +13,7 @@ import dagster as dg
 from sv_pipeline.defects import DefectError
 from sv_pipeline.errors import CorruptionError, SvPipelineError, UnavailableError, notes_of
 from sv_pipeline.redaction import scrub
-from sv_pipeline.segmentation.wall import wall
+from sv_pipeline.storage.wall import wall
 
 __all__ = ["explained_failures", "numbers", "picture", "pictures"]
 

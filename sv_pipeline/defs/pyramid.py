@@ -11,8 +11,8 @@ from sv_pipeline.defs.assets import OWNERS, RETRIES, fork
 from sv_pipeline.defs.metadata import explained_failures, pictures
 from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.engine.catch_up import catch_up
-from sv_pipeline.reports.pyramid_lag import LagVerdict, lag_verdict, lags
+from sv_pipeline.pyramid.catch_up import catch_up
+from sv_pipeline.pyramid.lag import LagVerdict, lag_verdict, lags
 
 __all__ = ["downsample_job", "pyramid", "pyramid_keeps_up", "verdict_numbers", "verdict_severity"]
 

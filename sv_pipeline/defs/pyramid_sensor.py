@@ -8,11 +8,11 @@ from typing import Any
 import dagster as dg
 from dagster import DagsterRunStatus
 
+from sv_pipeline.defs.backoff import wait_after
 from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.pyramid import downsample_job, pyramid, pyramid_keeps_up, verdict_numbers, verdict_severity
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.engine.attempts import wait_after
-from sv_pipeline.reports.pyramid_lag import GraphLag, lag_verdict, lags
+from sv_pipeline.pyramid.lag import GraphLag, lag_verdict, lags
 
 __all__ = ["downsample_sensor"]
 

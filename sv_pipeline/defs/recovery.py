@@ -9,20 +9,20 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from sv_pipeline import recovery
 from sv_pipeline.defs.metadata import explained_failures, numbers, pictures
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.edits import recovery
-from sv_pipeline.edits.recovery.durations import parse_duration
-from sv_pipeline.edits.recovery.observing import Backoff, Observation, Observations
-from sv_pipeline.edits.recovery.proof import prove_ended
-from sv_pipeline.engine.every_graph import ask_every_graph
 from sv_pipeline.errors import CorruptionError, NotFoundError, SvPipelineError
+from sv_pipeline.every_graph import ask_every_graph
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.proofreading import user_or_default
+from sv_pipeline.recovery.durations import parse_duration
+from sv_pipeline.recovery.observing import Backoff, Observation, Observations
 from sv_pipeline.registry import Registry
 from sv_pipeline.reports.alerts import alerts_from_environment
 from sv_pipeline.reports.split_pictures import split_picture
-from sv_pipeline.segmentation.wall import wall
+from sv_pipeline.storage.wall import wall
+from sv_pipeline.verify.postcheck import prove_ended
 
 __all__ = ["abandon_operation_job", "dead_recoveries_sensor", "recover_operation_job", "stuck_operations_sensor"]
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from sv_pipeline.proofreading import OpenGraph, open_graph
 from sv_pipeline.registry import Dataset, Registry, default_home, open_dataset
-from sv_pipeline.segmentation.coordinator import ADDRESS_VARIABLE
+from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE
 
 __all__ = ["LAG_VARIABLE", "PipelineResource", "resources_from_environment"]
 

@@ -14,11 +14,11 @@ from pydantic import Field
 from sv_pipeline.defs.checks import evaluations, red_checks
 from sv_pipeline.defs.metadata import explained_failures
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.engine.every_graph import ask_every_graph
-from sv_pipeline.engine.proof import verify_changes, verify_dataset
+from sv_pipeline.every_graph import ask_every_graph
 from sv_pipeline.registry import Registry
 from sv_pipeline.reports.alerts import alerts_from_environment
 from sv_pipeline.table import counters
+from sv_pipeline.verify.dataset import verify_changes, verify_dataset
 from sv_pipeline.verify.report import VerifyReport
 from sv_pipeline.verify.run import CHECKS
 

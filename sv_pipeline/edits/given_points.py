@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.edits.refusal import EditRefused, Reason
 from sv_pipeline.edits.requests import Points, check_count
+from sv_pipeline.operations.refusal import EditRefused, Reason
 
 __all__ = ["given_points", "given_voxels"]
 

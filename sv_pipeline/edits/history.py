@@ -18,26 +18,28 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sv_pipeline.edits.commit import CommittedEdit, EditPlan
-from sv_pipeline.edits.fates import names_of_today
-from sv_pipeline.edits.incarnations import Incarnation, about, latest_incarnation
-from sv_pipeline.edits.locking import LockPatience
 from sv_pipeline.edits.merging import plan_addition
-from sv_pipeline.edits.operation_log import read_activated, read_still_one_object, read_supervoxels
-from sv_pipeline.edits.refusal import EditRefused, Reason
-from sv_pipeline.edits.region import read_region
-from sv_pipeline.edits.removal import plan_removal
+from sv_pipeline.edits.plan.edit_plan import EditPlan
+from sv_pipeline.edits.plan.region import read_region
+from sv_pipeline.edits.plan.removal import plan_removal
+from sv_pipeline.edits.plan.supervoxel_undo import UndoOfSplit, plan_undo_of_split
+from sv_pipeline.edits.plan.workspace import Workspace
 from sv_pipeline.edits.requests import Points, SplitRequest
-from sv_pipeline.edits.session import Resumption, Workspace, checked, run_edit
+from sv_pipeline.edits.session import Resumption, checked, run_edit
 from sv_pipeline.edits.splitting import plan_split
-from sv_pipeline.edits.supervoxel_undo import UndoOfSplit, plan_undo_of_split
+from sv_pipeline.edits.write.commit import CommittedEdit
+from sv_pipeline.edits.write.locking import LockPatience
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edges import replaced
 from sv_pipeline.graph.hierarchy import read_ancestor_matrix
-from sv_pipeline.graph.lineage import Operation, OperationStatus, read_operations
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.segmentation.reader import open_fork
+from sv_pipeline.operations.log import Operation, OperationStatus, read_operations
+from sv_pipeline.operations.refusal import EditRefused, Reason
+from sv_pipeline.operations.successors import names_of_today
+from sv_pipeline.operations.undo_chain import Incarnation, about, latest_incarnation
+from sv_pipeline.operations.writing import read_activated, read_still_one_object, read_supervoxels
+from sv_pipeline.segmentation.fork.reader import open_fork
 from sv_pipeline.table import columns
 from sv_pipeline.table.interface import SetCell
 

@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 
 from sv_pipeline.algorithms.components import component_labels, find
-from sv_pipeline.edits.commit import CommittedEdit, EditPlan
-from sv_pipeline.edits.contact_zone import implied_edges
-from sv_pipeline.edits.layer2 import add_edges, pairs_of
-from sv_pipeline.edits.locking import LockPatience
-from sv_pipeline.edits.refusal import EditRefused, Reason
-from sv_pipeline.edits.region import Region, read_region
+from sv_pipeline.edits.plan.edit_plan import EditPlan
+from sv_pipeline.edits.plan.implied_edges import implied_edges
+from sv_pipeline.edits.plan.level2_change import add_edges, pairs_of
+from sv_pipeline.edits.plan.region import Region, read_region
+from sv_pipeline.edits.plan.workspace import Workspace, plan_above
 from sv_pipeline.edits.requests import MergeRequest, check_distance, log_cells, region_of
-from sv_pipeline.edits.session import Resumption, Workspace, checked, plan_above, run_edit
+from sv_pipeline.edits.session import Resumption, checked, run_edit
+from sv_pipeline.edits.write.commit import CommittedEdit
+from sv_pipeline.edits.write.locking import LockPatience
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ids import UInt64Array
+from sv_pipeline.operations.refusal import EditRefused, Reason
 
 __all__ = ["merge", "plan_addition", "plan_merge"]
 

@@ -28,9 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.voxel_cut import snap_distance
-from sv_pipeline.edits.refusal import EditRefused, Reason
 from sv_pipeline.edits.requests import MergeRequest, Points, SplitRequest, check_count
-from sv_pipeline.edits.settled import SettledGraph
 from sv_pipeline.errors import InputError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edges import replaced
@@ -38,7 +36,9 @@ from sv_pipeline.graph.lineage import latest_roots
 from sv_pipeline.graph.queries import node_timestamps, roots, supervoxels_at
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.segmentation.precomputed import read_info
+from sv_pipeline.operations.refusal import EditRefused, Reason
+from sv_pipeline.operations.settled import SettledGraph
+from sv_pipeline.storage.precomputed import read_info
 
 __all__ = ["Near", "nearest", "resolved", "supervoxels_or_nearest", "what_is_near"]
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.edits.refusal import EditRefused, Reason
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
+from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.table import columns
 from sv_pipeline.table.interface import SetCell
 

@@ -19,22 +19,24 @@ from typing import Any
 
 import numpy as np
 
-from sv_pipeline.algorithms import multicut
-from sv_pipeline.algorithms.multicut import LocalGraph, Refusal, Refused, SupervoxelSplitRequired
-from sv_pipeline.edits.commit import CommittedEdit, EditPlan
-from sv_pipeline.edits.layer2 import OtherChange, pairs_of
-from sv_pipeline.edits.locking import LockPatience
-from sv_pipeline.edits.nodes import NodeCache
-from sv_pipeline.edits.parting import Surroundings, roots_after
-from sv_pipeline.edits.refusal import EditRefused, Reason
-from sv_pipeline.edits.region import Region
-from sv_pipeline.edits.removal import plan_removal
+from sv_pipeline.algorithms.multicut import cut as multicut
+from sv_pipeline.algorithms.multicut.cut import LocalGraph, Refusal, Refused, SupervoxelSplitRequired
+from sv_pipeline.edits.plan.edit_plan import EditPlan
+from sv_pipeline.edits.plan.level2_change import OtherChange, pairs_of
+from sv_pipeline.edits.plan.node_cache import NodeCache
+from sv_pipeline.edits.plan.parting import Surroundings, roots_after
+from sv_pipeline.edits.plan.region import Region
+from sv_pipeline.edits.plan.removal import plan_removal
+from sv_pipeline.edits.plan.supervoxel_split import SupervoxelSplit, plan_supervoxel_split, without_voxels
+from sv_pipeline.edits.plan.workspace import Workspace
 from sv_pipeline.edits.requests import SplitRequest, log_cells
-from sv_pipeline.edits.session import Resumption, Workspace, checked, run_edit
-from sv_pipeline.edits.supervoxel_split import SupervoxelSplit, plan_supervoxel_split, without_voxels
+from sv_pipeline.edits.session import Resumption, checked, run_edit
+from sv_pipeline.edits.write.commit import CommittedEdit
+from sv_pipeline.edits.write.locking import LockPatience
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.queries import roots
 from sv_pipeline.ids import UInt64Array
+from sv_pipeline.operations.refusal import EditRefused, Reason
 
 __all__ = ["SplitPreview", "plan_split", "preview_split", "split"]
 

@@ -9,8 +9,8 @@ from sv_pipeline.config import DatasetConfig
 from sv_pipeline.errors import ConfigError, ConflictError
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import LAYER_BITS, IdLayout
-from sv_pipeline.segmentation.kv import as_url
-from sv_pipeline.segmentation.precomputed import read_info
+from sv_pipeline.storage.kv import as_url
+from sv_pipeline.storage.precomputed import read_info
 from sv_pipeline.table import meta as table_meta
 from sv_pipeline.table.columns import MAX_LAYERS, META_KEY
 from sv_pipeline.table.interface import Table

@@ -22,8 +22,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 from sv_pipeline.algorithms import edge_rules
 from sv_pipeline.errors import InputError
 from sv_pipeline.ids import IdLayout, UInt64Array
-from sv_pipeline.segmentation import kv
-from sv_pipeline.segmentation.compressed_files import read_files
+from sv_pipeline.storage import kv
+from sv_pipeline.storage.compressed_files import read_files
 
 __all__ = [
     "ChunkEdges",

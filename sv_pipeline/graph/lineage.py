@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
-from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +14,7 @@ from sv_pipeline.table import columns, keys
 from sv_pipeline.table.columns import FORMER_IDS, FORMER_PARENTS, NEW_IDS, NEW_PARENTS, OPERATION_ID
 from sv_pipeline.table.interface import RowView
 
-__all__ = [
-    "Lineage",
-    "Operation",
-    "OperationStatus",
-    "latest_roots",
-    "lineage",
-    "read_operations",
-    "supervoxel_lineage",
-]
+__all__ = ["Lineage", "latest_roots", "lineage", "supervoxel_lineage"]
 
 
 # -- roots ------------------------------------------------------------------------------------------------------------
@@ -143,72 +133,3 @@ def _made_by(row: RowView | None, before: columns.ArrayColumn[np.uint64]) -> tup
 
 
 # -- operations -------------------------------------------------------------------------------------------------------
-
-
-class OperationStatus(IntEnum):
-    """How far an operation came."""
-
-    SUCCESS = 0
-    CREATED = 1
-    EXCEPTION = 2
-    WRITE_STARTED = 3
-    WRITE_FAILED = 4
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One row of the operation log, as far as it is filled in."""
-
-    operation_id: int
-    kind: str
-    """merge, split, undo, redo, or unknown."""
-    status: OperationStatus | None
-    timestamp: datetime | None
-    """Logical time of the edit."""
-    user: str | None
-    roots: UInt64Array
-    """The roots it made; none while it is not finished."""
-    exception: str | None
-    row: RowView
-    """All cells."""
-
-    @property
-    def id(self) -> int:
-        """Its number."""
-        return self.operation_id
-
-
-def read_operations(graph: ChunkedGraph, operation_ids: npt.ArrayLike | None = None) -> list[Operation]:
-    """Operations by id, ascending; all of the log by default. Ids without a row are left out."""
-    if operation_ids is None:
-        rows = dict(graph.table.scan([keys.operation_range()]))
-    else:
-        rows = graph.table.read_rows(keys.node_keys(np.asarray(operation_ids, np.uint64).reshape(-1)))
-    return [_operation(int(key), rows[key]) for key in sorted(rows)]
-
-
-def _operation(operation_id: int, row: RowView) -> Operation:
-    status, made = columns.OPERATION_STATUS.newest(row), columns.ROOTS.newest(row)
-    return Operation(
-        operation_id=operation_id,
-        kind=_kind(row),
-        status=None if status is None else OperationStatus(status),
-        timestamp=columns.OPERATION_TIMESTAMP.newest(row),
-        user=columns.USER.newest(row),
-        roots=np.zeros(0, np.uint64) if made is None else made,
-        exception=columns.OPERATION_EXCEPTION.newest(row),
-        row=row,
-    )
-
-
-def _kind(row: RowView) -> str:
-    for column, kind in (
-        (columns.UNDO_OPERATION_ID, "undo"),
-        (columns.REDO_OPERATION_ID, "redo"),
-        (columns.ADDED_EDGES, "merge"),
-        (columns.REMOVED_EDGES, "split"),
-        (columns.BOUNDING_BOX_OFFSET, "split"),
-    ):
-        if column.key in row:
-            return kind
-    return "unknown"

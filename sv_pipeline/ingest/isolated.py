@@ -15,7 +15,7 @@ from sv_pipeline.errors import InputError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.segmentation.precomputed import open_volume
+from sv_pipeline.storage.precomputed import open_volume
 
 __all__ = ["supervoxels_in_voxels"]
 

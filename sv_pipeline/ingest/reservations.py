@@ -29,7 +29,7 @@ from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table import counters, keys
 from sv_pipeline.table.columns import INGEST_DONE, INGEST_FAILED, INGEST_RESERVATION
 from sv_pipeline.table.interface import CellMatch, RowView
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.table.sqlite.table import SqliteTable
 
 __all__ = [
     "IdNeed",

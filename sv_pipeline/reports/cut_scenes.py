@@ -11,19 +11,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.multicut import Preview
+from sv_pipeline.algorithms.multicut.cut import Preview
 from sv_pipeline.edits import SettledGraph, SplitPreview, settled
-from sv_pipeline.edits.operation_log import read_supervoxels
+from sv_pipeline.edits.made import asked_for, read_edit
 from sv_pipeline.errors import InputError
 from sv_pipeline.graph import queries
-from sv_pipeline.graph.lineage import Operation
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
+from sv_pipeline.operations.log import Operation
+from sv_pipeline.operations.writing import read_supervoxels
 from sv_pipeline.registry import Dataset
 from sv_pipeline.reports.cut_pictures import CutScene, Kind, SceneState, kinds_by_object, with_sides
-from sv_pipeline.reports.logged_edits import asked_for, read_edit
-from sv_pipeline.segmentation.operations import generation_at
-from sv_pipeline.segmentation.reader import open_fork
+from sv_pipeline.segmentation.fork.reader import open_fork
+from sv_pipeline.segmentation.fork.records import generation_at
 from sv_pipeline.table import columns
 
 __all__ = ["scene_of_operation", "scene_of_points", "scene_of_preview"]

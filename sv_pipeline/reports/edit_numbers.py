@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sv_pipeline.algorithms.multicut import Preview
+from sv_pipeline.algorithms.multicut.cut import Preview
 from sv_pipeline.edits import CommittedEdit, SplitPreview
-from sv_pipeline.edits.operation_log import read_still_one_object
+from sv_pipeline.edits.made import about
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.lineage import Operation, read_operations
+from sv_pipeline.operations.log import Operation, read_operations
+from sv_pipeline.operations.writing import read_still_one_object
 from sv_pipeline.reports.cut_pictures import CutScene, Kind
-from sv_pipeline.reports.logged_edits import about
 from sv_pipeline.table import columns
 from sv_pipeline.table.counters import last_operation_id
 

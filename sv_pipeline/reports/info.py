@@ -8,10 +8,10 @@ from typing import Any
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.redaction import redacted, redacted_value
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.base import read_base
-from sv_pipeline.segmentation.fork import fork_exists
-from sv_pipeline.segmentation.pending import lag
-from sv_pipeline.segmentation.reader import current_generation, reader_spec
+from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.fork.fork import fork_exists
+from sv_pipeline.segmentation.fork.pending import lag
+from sv_pipeline.segmentation.fork.reader import current_generation, reader_spec
 
 __all__ = ["GraphInfo", "MipInfo", "graph_info"]
 

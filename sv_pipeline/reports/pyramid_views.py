@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.engine.catch_up import CatchUp
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.grid import Box
+from sv_pipeline.pyramid.catch_up import CatchUp
 from sv_pipeline.registry import Dataset
 from sv_pipeline.reports.pictures import Panel, render_rows
-from sv_pipeline.segmentation.base import read_base
-from sv_pipeline.segmentation.precomputed import VolumeInfo
-from sv_pipeline.segmentation.reader import open_fork_store
-from sv_pipeline.segmentation.specs import OcdbtStore
+from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.fork.reader import open_fork_store
+from sv_pipeline.storage.ocdbt import OcdbtStore
+from sv_pipeline.storage.precomputed import VolumeInfo
 
 __all__ = ["catch_up_picture"]
 

@@ -7,9 +7,9 @@ import numpy as np
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.grid import Box
 from sv_pipeline.reports.pictures import Panel, render
-from sv_pipeline.segmentation.base import read_base
-from sv_pipeline.segmentation.operations import OperationRecord, read_operation
-from sv_pipeline.segmentation.reader import open_fork
+from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.fork.reader import open_fork
+from sv_pipeline.segmentation.fork.records import OperationRecord, read_operation
 
 __all__ = ["split_picture"]
 

@@ -9,8 +9,9 @@ from sv_pipeline.config import IngestMode
 from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.ingest import progress, watershed
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation import kv, layout, markers
-from sv_pipeline.segmentation.fork import fork_exists
+from sv_pipeline.segmentation.base import layout, markers
+from sv_pipeline.segmentation.fork.fork import fork_exists
+from sv_pipeline.storage import kv
 
 __all__ = ["GraphStatus", "StageStatus", "graph_status"]
 

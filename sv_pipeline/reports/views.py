@@ -10,7 +10,7 @@ from sv_pipeline.graph import queries
 from sv_pipeline.grid import Box
 from sv_pipeline.registry import Dataset
 from sv_pipeline.reports.pictures import Panel, render
-from sv_pipeline.segmentation.precomputed import open_volume
+from sv_pipeline.storage.precomputed import open_volume
 from sv_pipeline.verify.volumes import graph_volume
 
 __all__ = ["layer_picture", "mips_picture", "roots_picture", "supervoxels_picture"]

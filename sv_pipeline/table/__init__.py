@@ -7,7 +7,7 @@ from pathlib import Path
 from sv_pipeline.config import BackendType, DatasetConfig
 from sv_pipeline.places import local_folder
 from sv_pipeline.table.interface import Table
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.table.sqlite.table import SqliteTable
 
 __all__ = ["Table", "open_table"]
 
@@ -30,6 +30,6 @@ def open_table(config: DatasetConfig, home: str | Path) -> Table:
             folder = local_folder(home, what="the home folder of SQLite tables") / "tables"
         return SqliteTable(config.table_name, folder, read_only=options.read_only)
     # Imported here: gRPC takes a while to load, and local graphs do without.
-    from sv_pipeline.table.bigtable import BigtableTable
+    from sv_pipeline.table.bigtable.table import BigtableTable
 
     return BigtableTable(config.table_name, str(options.project), str(options.instance), read_only=options.read_only)

@@ -14,7 +14,7 @@ import tensorstore as ts
 
 from sv_pipeline.errors import CorruptionError, DamagedError
 from sv_pipeline.grid import Box, ChunkGrid
-from sv_pipeline.segmentation.retry import retry_transport
+from sv_pipeline.storage.retry import retry_transport
 
 __all__ = ["BLOCK_VOXELS", "BoxGrid", "aligned_boxes", "chunk_groups", "in_order", "read_box", "readable", "sampled"]
 

@@ -11,9 +11,9 @@ import numpy as np
 from sv_pipeline.errors import CorruptionError
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.segmentation.digests import StorageChunk, agrees, made_anew
-from sv_pipeline.segmentation.own_chunks import OwnChunks, own_chunks
-from sv_pipeline.segmentation.precomputed import VolumeInfo
+from sv_pipeline.segmentation.fork.digests import StorageChunk, agrees, made_anew
+from sv_pipeline.segmentation.fork.own_chunks import OwnChunks, own_chunks
+from sv_pipeline.storage.precomputed import VolumeInfo
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import FORMER_IDS
 from sv_pipeline.table.interface import Table

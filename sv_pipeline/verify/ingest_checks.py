@@ -12,8 +12,8 @@ import numpy.typing as npt
 from sv_pipeline.errors import ConfigError, CorruptionError, SvPipelineError
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import LAYER_BITS, IdLayout, UInt64Array
-from sv_pipeline.segmentation import kv
-from sv_pipeline.segmentation.precomputed import VolumeInfo
+from sv_pipeline.storage import kv
+from sv_pipeline.storage.precomputed import VolumeInfo
 from sv_pipeline.table import columns, keys, meta
 from sv_pipeline.table.counters import ROOT_SHARDS
 from sv_pipeline.table.interface import ColumnKey, RowKeyRange, RowView, Table

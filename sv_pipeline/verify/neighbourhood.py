@@ -21,14 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.ids import IdLayout, UInt64Array
-from sv_pipeline.segmentation import kv
-from sv_pipeline.segmentation.fork import fork_exists
+from sv_pipeline.segmentation.fork.fork import fork_exists
+from sv_pipeline.storage import kv
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import RowView
 from sv_pipeline.verify import atomic_edges, edge_checks, snapshot, voxel_checks
+from sv_pipeline.verify.dataset_under_test import HasTable, Subject
 from sv_pipeline.verify.report import CheckResult, Outcome, VerifyReport
 from sv_pipeline.verify.snapshot import NONE, EdgeCells, Snapshot
-from sv_pipeline.verify.subject import HasTable, Subject
 from sv_pipeline.verify.table_checks import check_hierarchy, report_where
 
 __all__ = ["verify_around"]

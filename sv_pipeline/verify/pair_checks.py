@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from sv_pipeline.edits.operation_log import IDENTITY, OWN_PREFIX, SUPERVOXELS
-from sv_pipeline.edits.ownership import OPEN_PREFIX, OPEN_ROWS, OWNER
-from sv_pipeline.edits.pair import HasBoth, Older, find_misfit, restore_advice, wrote
-from sv_pipeline.graph.lineage import OperationStatus
-from sv_pipeline.segmentation.fork import fork_exists
-from sv_pipeline.segmentation.operations import OperationRecord, operations
+from sv_pipeline.operations.log import OperationStatus
+from sv_pipeline.operations.ownership import OPEN_PREFIX, OPEN_ROWS, OWNER
+from sv_pipeline.operations.pair import HasBoth, Older, find_misfit, restore_advice, wrote
+from sv_pipeline.operations.writing import IDENTITY, OWN_PREFIX, SUPERVOXELS
+from sv_pipeline.segmentation.fork.fork import fork_exists
+from sv_pipeline.segmentation.fork.records import OperationRecord, operations
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import RowView
 from sv_pipeline.verify.blocks import readable

@@ -14,10 +14,11 @@ import tensorstore as ts
 from sv_pipeline.algorithms.pyramid import downsample, holds_labels_of_blocks
 from sv_pipeline.errors import ConfigError, CorruptionError
 from sv_pipeline.grid import Box
-from sv_pipeline.segmentation import kv, markers, specs
-from sv_pipeline.segmentation.fork import check_record, fork_has_commits
-from sv_pipeline.segmentation.layout import misfit, step_factor, unclear_grid
-from sv_pipeline.segmentation.retry import retry_transport
+from sv_pipeline.segmentation.base import markers
+from sv_pipeline.segmentation.base.layout import misfit, step_factor, unclear_grid
+from sv_pipeline.segmentation.fork.fork import check_record, fork_has_commits
+from sv_pipeline.storage import kv, ocdbt
+from sv_pipeline.storage.retry import retry_transport
 from sv_pipeline.verify.blocks import BLOCK_VOXELS, aligned_boxes, in_order, read_box, readable, sampled
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.volumes import StoredVolume
@@ -29,7 +30,7 @@ Labels = npt.NDArray[np.uint64]
 BoolArray = npt.NDArray[np.bool_]
 Triple = tuple[int, int, int]
 
-PENDING_KEYS = specs.OWN_KEYS + "pending/"
+PENDING_KEYS = ocdbt.OWN_KEYS + "pending/"
 """Below it, in a fork: one key per operation whose coarser mips are behind, ``{"boxes": [[start, stop], ...]}``."""
 SAMPLE_BLOCKS = 16
 SAMPLE_VOXELS = 1 << 21
@@ -158,7 +159,7 @@ def _compare(
 def _check_markers(outcome: Outcome, watershed_url: str) -> None:
     meta = markers.read_meta(watershed_url)
     if meta is None:
-        outcome.error("the base was never populated: run the populate tasks.", specs.base_folder(watershed_url))
+        outcome.error("the base was never populated: run the populate tasks.", ocdbt.base_folder(watershed_url))
         return
     tasks = {(int(x), int(y), int(z)) for x, y, z in meta.grid.coordinates(meta.layer)}
     done = markers.done_tasks(watershed_url)
@@ -184,7 +185,7 @@ def _check_markers(outcome: Outcome, watershed_url: str) -> None:
 def _check_parts(outcome: Outcome, watershed_url: str, tasks: list[Triple]) -> None:
     found = zip(tasks, markers.read_markers(watershed_url, tasks), strict=True)
     merged = {f"{markers.task_name(t)}/{marker['attempt']}" for t, marker in found if marker and "attempt" in marker}
-    folder = kv.join_url(specs.base_folder(watershed_url), "parts")
+    folder = kv.join_url(ocdbt.base_folder(watershed_url), "parts")
     leaked = []
     for key in kv.list_keys(folder):
         task, _, rest = key.partition("/")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from sv_pipeline.errors import ConfigError, SvPipelineError, UnavailableError
 from sv_pipeline.grid import Box
-from sv_pipeline.segmentation import kv
-from sv_pipeline.segmentation.wall import wall
+from sv_pipeline.storage import kv
+from sv_pipeline.storage.wall import wall
 from sv_pipeline.verify import (
     digest_checks,
     edge_checks,
@@ -23,8 +23,8 @@ from sv_pipeline.verify import (
     voxel_checks,
     watershed_checks,
 )
+from sv_pipeline.verify.dataset_under_test import Blocked, HasTable, Subject
 from sv_pipeline.verify.report import CheckResult, Outcome, VerifyReport
-from sv_pipeline.verify.subject import Blocked, HasTable, Subject
 
 __all__ = ["CHECKS", "CheckResult", "VerifyReport", "verify"]
 

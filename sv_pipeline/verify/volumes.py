@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import tensorstore as ts
 
 from sv_pipeline.errors import NotFoundError
-from sv_pipeline.segmentation import base, fork, markers, precomputed, reader, specs
-from sv_pipeline.segmentation.precomputed import VolumeInfo
-from sv_pipeline.segmentation.retry import retry_transport
+from sv_pipeline.segmentation.base import base, markers
+from sv_pipeline.segmentation.fork import fork, reader
+from sv_pipeline.storage import ocdbt, precomputed
+from sv_pipeline.storage.precomputed import VolumeInfo
+from sv_pipeline.storage.retry import retry_transport
 from sv_pipeline.verify.blocks import readable
 
 __all__ = ["StoredVolume", "base_volume", "fork_volume", "graph_volume", "watershed_volume"]
@@ -25,7 +27,7 @@ class StoredVolume:
     info: VolumeInfo
     source_mips: int
     """Mips that are copies of the watershed's; the coarser ones were computed."""
-    store: specs.OcdbtStore | None
+    store: ocdbt.OcdbtStore | None
     """None for the watershed itself."""
 
     def open(self, mip: int) -> ts.TensorStore:
@@ -49,7 +51,7 @@ def base_volume(watershed_url: str) -> StoredVolume | None:
         found = base.read_base(watershed_url)
     except NotFoundError:
         return None
-    store = specs.OcdbtStore(specs.base_spec(watershed_url))
+    store = ocdbt.OcdbtStore(ocdbt.base_spec(watershed_url))
     return StoredVolume("base", watershed_url, found.volume, found.source_mips, store)
 
 

@@ -11,8 +11,8 @@ from sv_pipeline.errors import DamagedError
 from sv_pipeline.ingest.watershed.labels import SegmentTable
 from sv_pipeline.ingest.watershed.objects import read_object_table
 from sv_pipeline.ingest.watershed.plan import META_KEY, OBJECTS_KEY
-from sv_pipeline.segmentation import kv
-from sv_pipeline.segmentation.stored_json import parse_stored
+from sv_pipeline.storage import kv
+from sv_pipeline.storage.stored_json import parse_stored
 from sv_pipeline.verify.report import Outcome
 
 __all__ = ["check_watershed_files"]

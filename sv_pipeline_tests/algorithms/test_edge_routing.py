@@ -11,7 +11,7 @@ from sv_pipeline.algorithms.components import component_labels, find
 from sv_pipeline.algorithms.edge_routing import LOW_AFFINITY, RoutedEdges, planned_edges, route_edges
 from sv_pipeline.algorithms.fragments import FragmentPlan, is_placeholder, placeholders, plan_fragments
 from sv_pipeline.algorithms.local_edges import LocalEdges, combined, edit_edge_rows
-from sv_pipeline.algorithms.multicut import Cut, LocalGraph, multicut
+from sv_pipeline.algorithms.multicut.cut import Cut, LocalGraph, multicut
 from sv_pipeline.algorithms.routing_checks import require_sound_routing, routing_findings
 from sv_pipeline.algorithms.split_geometry import SplitGeometry
 from sv_pipeline.algorithms.voxel_cut import cut_mask

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sv_pipeline.algorithms import edge_rules
-from sv_pipeline.algorithms.multicut_graph import LocalGraph
+from sv_pipeline.algorithms.multicut.graph import LocalGraph
 from sv_pipeline.errors import InputError
 from sv_pipeline.graph import edge_files
 from sv_pipeline.graph.edge_files import ChunkEdges, Edges

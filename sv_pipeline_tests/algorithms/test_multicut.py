@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sv_pipeline.algorithms.multicut import (
+from sv_pipeline.algorithms.multicut.cut import (
     Cut,
     LocalGraph,
     Preview,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sv_pipeline.algorithms.multicut_flow import minimum_cut
+from sv_pipeline.algorithms.multicut.flow import minimum_cut
 
 Edge = tuple[int, int, float]
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sv_pipeline.algorithms.multicut_graph import ContractedGraph, LocalGraph, contract
-from sv_pipeline.algorithms.multicut_paths import CrossingPaths, JoinedSides, SeparatedSide, join_sides
+from sv_pipeline.algorithms.multicut.graph import ContractedGraph, LocalGraph, contract
+from sv_pipeline.algorithms.multicut.paths import CrossingPaths, JoinedSides, SeparatedSide, join_sides
 
 Lengths = dict[tuple[int, int], float]
 Pairs = set[tuple[int, int]]

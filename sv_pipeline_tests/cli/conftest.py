@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from sv_pipeline_tests.engine.conftest import cli as cli
+from sv_pipeline_tests.ingest.build_fixtures import cli as cli

@@ -18,9 +18,9 @@ import pytest
 
 from sv_pipeline.cli.main import COMMANDS
 from sv_pipeline.registry import Dataset, Registry
-from sv_pipeline.segmentation.reader import open_fork, open_fork_store
-from sv_pipeline_tests.engine import builds
-from sv_pipeline_tests.engine.builds import CommandLine
+from sv_pipeline.segmentation.fork.reader import open_fork, open_fork_store
+from sv_pipeline_tests.ingest import builds
+from sv_pipeline_tests.ingest.builds import CommandLine
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sv_pipeline.engine.proof import verify_dataset
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.registry import Registry
+from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline_tests.editable import (
     BACKGROUND,
     RING_POINTS,
@@ -18,7 +18,7 @@ from sv_pipeline_tests.editable import (
     ring_graph,
     two_parts_of_an_object,
 )
-from sv_pipeline_tests.engine.builds import CommandLine
+from sv_pipeline_tests.ingest.builds import CommandLine
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

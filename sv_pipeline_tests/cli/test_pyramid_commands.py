@@ -9,8 +9,8 @@ import pytest
 
 from sv_pipeline.registry import Dataset, open_dataset
 from sv_pipeline_tests.defs.edited import assert_mips_right, damage, edit
-from sv_pipeline_tests.engine import builds
-from sv_pipeline_tests.engine.builds import CommandLine
+from sv_pipeline_tests.ingest import builds
+from sv_pipeline_tests.ingest.builds import CommandLine
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import yaml
 from sv_pipeline.config import parse_config
 from sv_pipeline.registry import Registry, open_dataset
 from sv_pipeline.reports.alerts import Alerts
-from sv_pipeline_tests.engine import builds
-from sv_pipeline_tests.engine.builds import CommandLine
+from sv_pipeline_tests.ingest import builds
+from sv_pipeline_tests.ingest.builds import CommandLine
 from sv_pipeline_tests.test_redaction import PLACES
 
 SECRET = "Zq7planted-token.x9"

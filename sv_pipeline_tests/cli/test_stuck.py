@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from sv_pipeline.edits import ownership
-from sv_pipeline.edits.recovery import find_unfinished
+from sv_pipeline.operations import ownership
+from sv_pipeline.recovery import find_unfinished
 from sv_pipeline.table.columns import INDEFINITE_LOCK
 from sv_pipeline.table.interface import DeleteCells, RowMutation
-from sv_pipeline_tests.edits.recovery.conftest import Theatre
-from sv_pipeline_tests.edits.recovery.conftest import stages as stages
-from sv_pipeline_tests.edits.recovery.conftest import theatre as theatre
-from sv_pipeline_tests.edits.recovery.conftest import zygote as zygote
-from sv_pipeline_tests.engine.builds import CommandLine
+from sv_pipeline_tests.ingest.builds import CommandLine
+from sv_pipeline_tests.recovery.conftest import Theatre
+from sv_pipeline_tests.recovery.conftest import stages as stages
+from sv_pipeline_tests.recovery.conftest import theatre as theatre
+from sv_pipeline_tests.recovery.conftest import zygote as zygote
 
 KILLED = -9
 

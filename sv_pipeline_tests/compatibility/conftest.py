@@ -17,11 +17,11 @@ from cloudvolume import CloudVolume
 from kvdbclient import BigTableClient, BigTableConfig
 
 from sv_pipeline.config import parse_config
-from sv_pipeline.engine import stages
-from sv_pipeline.engine.run import ingest
+from sv_pipeline.ingest import stages
+from sv_pipeline.ingest.run import ingest
 from sv_pipeline.registry import Dataset
 from sv_pipeline_tests.compatibility.wire import ChunkFiles, read_chunk_files
-from sv_pipeline_tests.engine.conftest import cli as cli
+from sv_pipeline_tests.ingest.build_fixtures import cli as cli
 from sv_pipeline_tests.reference import ReferenceHierarchy, expected_hierarchy
 from sv_pipeline_tests.requirements import need
 

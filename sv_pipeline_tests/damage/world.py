@@ -23,7 +23,7 @@ from unittest import mock
 
 from sv_pipeline.cli import main as command_line
 from sv_pipeline.failpoints import VARIABLE as FAILPOINT
-from sv_pipeline.segmentation.context import reset_context
+from sv_pipeline.storage.context import reset_context
 from sv_pipeline_tests import editable
 
 GRAPH = "small"

@@ -9,9 +9,9 @@ import dagster as dg
 import numpy as np
 import pytest
 
-from sv_pipeline.algorithms.synthetic import synthetic_neuropil
 from sv_pipeline.config import DatasetConfig, parse_config
-from sv_pipeline.engine import stages
+from sv_pipeline.demo.synthetic import synthetic_neuropil
+from sv_pipeline.ingest import stages
 from sv_pipeline.registry import HOME_VARIABLE, Dataset
 
 SHAPE, CHUNK = (96, 80, 40), 32  # 3 x 3 x 2 chunks: 4 layers

@@ -10,10 +10,10 @@ from sv_pipeline.algorithms.pyramid import downsample
 from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
 from sv_pipeline.grid import Box
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.base import read_base
-from sv_pipeline.segmentation.commit import EditCommit, commit_edit
-from sv_pipeline.segmentation.layout import step_factor
-from sv_pipeline.segmentation.reader import current_generation, open_fork, open_fork_store
+from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.base.layout import step_factor
+from sv_pipeline.segmentation.fork.commit import EditCommit, commit_edit
+from sv_pipeline.segmentation.fork.reader import current_generation, open_fork, open_fork_store
 
 __all__ = ["assert_mips_right", "damage", "edit"]
 

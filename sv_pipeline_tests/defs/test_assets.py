@@ -9,12 +9,12 @@ from sv_pipeline.config import IngestMode
 from sv_pipeline.definitions import defs
 from sv_pipeline.defs.launch import materialize_graph
 from sv_pipeline.defs.partitions import MAX_LAYER, graphs
-from sv_pipeline.engine import stages
-from sv_pipeline.engine.proof import verify_dataset
+from sv_pipeline.ingest import stages
 from sv_pipeline.registry import Dataset
 from sv_pipeline.reports.status import graph_status
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import RowMutation
+from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline_tests.defs.conftest import small_config
 
 

@@ -10,10 +10,10 @@ import pytest
 from sv_pipeline.definitions import defs
 from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.engine import stages
-from sv_pipeline.engine.proof import verify_dataset
+from sv_pipeline.ingest import stages
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.coordinator import ADDRESS_VARIABLE, running_coordinator
+from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE, running_coordinator
+from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline_tests.defs.conftest import small_config
 from sv_pipeline_tests.defs.test_assets import failure_of, prepare, run_asset
 

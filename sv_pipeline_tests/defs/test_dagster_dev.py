@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from sv_pipeline.config import IngestMode
-from sv_pipeline.engine import stages
-from sv_pipeline.engine.proof import verify_dataset
+from sv_pipeline.ingest import stages
 from sv_pipeline.registry import Dataset, open_dataset
 from sv_pipeline.reports.status import graph_status
+from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline_tests.defs.conftest import small_config
 from sv_pipeline_tests.defs.dev_server import DevServer, dev_server, wait_for
 
@@ -136,7 +136,7 @@ def test_a_failed_layer_is_run_again_and_does_only_what_is_missing(
 
 def prepared(dataset: Dataset) -> None:
     """The steps before the layers, in this process."""
-    from sv_pipeline.engine import run
+    from sv_pipeline.ingest import run
 
     run.ingest(dataset, mode=IngestMode.SETUP, workers=1)
 

@@ -10,9 +10,9 @@ import dagster as dg
 import pytest
 
 from sv_pipeline.definitions import defs
-from sv_pipeline.engine.proof import verify_dataset
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.registry import HOME_VARIABLE
+from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline_tests.editable import (
     BACKGROUND,
     RING_POINTS,

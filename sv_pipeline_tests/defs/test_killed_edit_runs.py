@@ -16,15 +16,15 @@ import pytest
 from sv_pipeline.definitions import defs
 from sv_pipeline.defs.edit_failures import failed_edits_sensor
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.edits import ownership
-from sv_pipeline.edits.recovery import find_unfinished
-from sv_pipeline.graph.lineage import OperationStatus, read_operations
+from sv_pipeline.operations import ownership
+from sv_pipeline.operations.log import OperationStatus, read_operations
+from sv_pipeline.recovery import find_unfinished
 from sv_pipeline_tests.defs.dev_server import PROJECT
-from sv_pipeline_tests.edits.recovery.actors import DONE
-from sv_pipeline_tests.edits.recovery.conftest import Theatre
-from sv_pipeline_tests.edits.recovery.conftest import stages as stages
-from sv_pipeline_tests.edits.recovery.conftest import theatre as theatre
-from sv_pipeline_tests.edits.recovery.conftest import zygote as zygote
+from sv_pipeline_tests.recovery.actors import DONE
+from sv_pipeline_tests.recovery.conftest import Theatre
+from sv_pipeline_tests.recovery.conftest import stages as stages
+from sv_pipeline_tests.recovery.conftest import theatre as theatre
+from sv_pipeline_tests.recovery.conftest import zygote as zygote
 
 KILLED = -9
 

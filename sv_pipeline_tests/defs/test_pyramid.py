@@ -13,15 +13,15 @@ from sv_pipeline.defs import pyramid_sensor
 from sv_pipeline.defs.partitions import MAX_MIP, graphs, mip_key
 from sv_pipeline.defs.pyramid_sensor import downsample_sensor
 from sv_pipeline.defs.resources import LAG_VARIABLE
-from sv_pipeline.engine import stages
-from sv_pipeline.engine.run import ingest
+from sv_pipeline.ingest import stages
+from sv_pipeline.ingest.run import ingest
+from sv_pipeline.pyramid.mip_maker import open_pyramid
+from sv_pipeline.pyramid.rebuild import begin_rebuild
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.base import read_base
-from sv_pipeline.segmentation.mip_maker import open_pyramid
-from sv_pipeline.segmentation.operations import pending_key
-from sv_pipeline.segmentation.pending import pending_boxes
-from sv_pipeline.segmentation.reader import open_fork_store
-from sv_pipeline.segmentation.rebuild import begin_rebuild
+from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.fork.pending import pending_boxes
+from sv_pipeline.segmentation.fork.reader import open_fork_store
+from sv_pipeline.segmentation.fork.records import pending_key
 from sv_pipeline_tests.defs.conftest import small_config
 from sv_pipeline_tests.defs.edited import assert_mips_right, damage, edit
 from sv_pipeline_tests.defs.test_assets import failure_of
@@ -236,9 +236,9 @@ def test_a_mip_refuses_while_the_one_below_is_being_rebuilt(built: Dataset, inst
 def test_a_rebuild_that_lost_a_batch_never_ends_as_success(
     built: Dataset, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sv_pipeline.engine.mip_rebuild import MipRebuild
+    from sv_pipeline.pyramid.rebuild_batches import MipRebuild
 
-    monkeypatch.setattr("sv_pipeline.engine.mip_rebuild.BATCH_VOXELS", 1 << 16)
+    monkeypatch.setattr("sv_pipeline.pyramid.rebuild_batches.BATCH_VOXELS", 1 << 16)
     whole, real = MipRebuild(built, 1).plan(), MipRebuild.run
     assert len(whole) > 2
     with monkeypatch.context() as patch:

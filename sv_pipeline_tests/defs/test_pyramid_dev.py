@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sv_pipeline.engine import stages
-from sv_pipeline.engine.run import ingest
+from sv_pipeline.ingest import stages
+from sv_pipeline.ingest.run import ingest
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.base import read_base
-from sv_pipeline.segmentation.pending import lag
+from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.fork.pending import lag
 from sv_pipeline_tests.defs.conftest import small_config
 from sv_pipeline_tests.defs.dev_server import DevServer, dev_server, wait_for
 from sv_pipeline_tests.defs.edited import assert_mips_right, damage, edit

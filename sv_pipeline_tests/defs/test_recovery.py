@@ -13,23 +13,24 @@ import dagster as dg
 import numpy as np
 import pytest
 
-from sv_pipeline.algorithms.synthetic import synthetic_neuropil
 from sv_pipeline.config import parse_config
 from sv_pipeline.definitions import defs
 from sv_pipeline.defs import recovery
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.edits import ownership, undo
-from sv_pipeline.edits.recovery import Watched, find_unfinished, recover
-from sv_pipeline.edits.recovery.heal import STAGES
-from sv_pipeline.engine import stages as ingest_stages
+from sv_pipeline.demo.synthetic import synthetic_neuropil
+from sv_pipeline.edits import undo
+from sv_pipeline.ingest import stages as ingest_stages
+from sv_pipeline.operations import ownership
+from sv_pipeline.recovery import Watched, find_unfinished, recover
+from sv_pipeline.recovery.run import STAGES
 from sv_pipeline.registry import default_home
 from sv_pipeline.reports.alerts import WEBHOOK_VARIABLE, Alerts
 from sv_pipeline.table.columns import INDEFINITE_LOCK
 from sv_pipeline.table.interface import DeleteCells, RowMutation
-from sv_pipeline_tests.edits.recovery.conftest import Theatre
-from sv_pipeline_tests.edits.recovery.conftest import stages as stages
-from sv_pipeline_tests.edits.recovery.conftest import theatre as theatre
-from sv_pipeline_tests.edits.recovery.conftest import zygote as zygote
+from sv_pipeline_tests.recovery.conftest import Theatre
+from sv_pipeline_tests.recovery.conftest import stages as stages
+from sv_pipeline_tests.recovery.conftest import theatre as theatre
+from sv_pipeline_tests.recovery.conftest import zygote as zygote
 
 KILLED = -9
 

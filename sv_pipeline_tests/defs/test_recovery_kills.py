@@ -19,14 +19,14 @@ from pathlib import Path
 import pytest
 
 from sv_pipeline.defs import executors
-from sv_pipeline.edits.recovery import find_unfinished
-from sv_pipeline.edits.recovery.unfinished import Phase, read_unfinished
+from sv_pipeline.operations.unfinished import Phase, read_unfinished
+from sv_pipeline.recovery import find_unfinished
 from sv_pipeline_tests.defs.dev_server import wait_for
-from sv_pipeline_tests.edits.recovery import zygote as zygotes
-from sv_pipeline_tests.edits.recovery.conftest import Theatre
-from sv_pipeline_tests.edits.recovery.conftest import stages as stages
-from sv_pipeline_tests.edits.recovery.conftest import theatre as theatre
-from sv_pipeline_tests.edits.recovery.test_crash_matrix import DONE, KILLED, OF_RECOVERY, newest
+from sv_pipeline_tests.recovery import forkserver as zygotes
+from sv_pipeline_tests.recovery.conftest import Theatre
+from sv_pipeline_tests.recovery.conftest import stages as stages
+from sv_pipeline_tests.recovery.conftest import theatre as theatre
+from sv_pipeline_tests.recovery.test_crash_matrix import DONE, KILLED, OF_RECOVERY, newest
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,8 +16,8 @@ from sv_pipeline.defs.assets import reader_contract
 from sv_pipeline.defs.checks import red_checks
 from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.engine import stages
-from sv_pipeline.engine.run import ingest
+from sv_pipeline.ingest import stages
+from sv_pipeline.ingest.run import ingest
 from sv_pipeline.registry import Dataset, default_home
 from sv_pipeline.table import columns, counters, keys
 from sv_pipeline.table.interface import RowMutation

@@ -12,8 +12,8 @@ from sv_pipeline import edits
 from sv_pipeline.edits import Points, Reason
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.graph.chunked_graph import open_chunked_graph
-from sv_pipeline.graph.lineage import OperationStatus, read_operations
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.operations.log import OperationStatus, read_operations
+from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline_tests.edits.bars import Make, at, bar
 from sv_pipeline_tests.edits.bars import make as make
 from sv_pipeline_tests.edits.tissue import Tissue, but_operations

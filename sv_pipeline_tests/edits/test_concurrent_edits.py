@@ -13,11 +13,11 @@ import pytest
 from sv_pipeline import edits
 from sv_pipeline.edits import LockPatience, Reason
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.lineage import OperationStatus, read_operations
 from sv_pipeline.graph.queries import roots
+from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import RowKeyRange, Table
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline_tests.edits.conftest import Edited, merge_request, split_request
 from sv_pipeline_tests.edits.model import Model, stored_components, verify_rows
 from sv_pipeline_tests.graph.worlds import ingest

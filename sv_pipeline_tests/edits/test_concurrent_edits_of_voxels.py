@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from sv_pipeline import edits
-from sv_pipeline.edits import CommittedEdit, LockPatience, Reason, commit
+from sv_pipeline.edits import CommittedEdit, LockPatience, Reason
+from sv_pipeline.edits.write import commit
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.lineage import OperationStatus, read_operations
 from sv_pipeline.graph.queries import leaves, roots
-from sv_pipeline.segmentation.operations import generation_at
-from sv_pipeline.segmentation.reader import open_fork
+from sv_pipeline.operations.log import OperationStatus, read_operations
+from sv_pipeline.segmentation.fork.reader import open_fork
+from sv_pipeline.segmentation.fork.records import generation_at
 from sv_pipeline_tests.edits.tissue import (
     Recipe,
     Tissue,

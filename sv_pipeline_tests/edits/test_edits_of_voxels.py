@@ -12,8 +12,8 @@ from sv_pipeline import edits
 from sv_pipeline.edits import Points
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.graph.queries import roots, supervoxels_at
-from sv_pipeline.segmentation.reader import open_fork
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.segmentation.fork.reader import open_fork
+from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline.verify.run import verify
 from sv_pipeline_tests.edits.bars import Make
 from sv_pipeline_tests.edits.bars import make as make

@@ -9,7 +9,7 @@ import pytest
 
 from sv_pipeline import edits
 from sv_pipeline.edits import Reason
-from sv_pipeline.graph.lineage import read_operations
+from sv_pipeline.operations.log import read_operations
 from sv_pipeline.reports.edit_numbers import operations_table
 from sv_pipeline_tests.edits.conftest import Edited, merge_request
 from sv_pipeline_tests.edits.model import stored_components, verify_rows

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from sv_pipeline import edits
-from sv_pipeline.edits.operation_log import own_key, read_scope, read_write_set
-from sv_pipeline.edits.ownership import open_key
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.lineage import OperationStatus, read_operations
+from sv_pipeline.operations.log import OperationStatus, read_operations
+from sv_pipeline.operations.ownership import open_key
+from sv_pipeline.operations.writing import own_key, read_scope, read_write_set
 from sv_pipeline.table import columns, keys, locks
 from sv_pipeline.table.interface import DeleteCells, RowKeyRange, RowMutation, Table
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline_tests.edits.conftest import Edited, merge_request, split_request
 from sv_pipeline_tests.edits.model import stored_components, verify_rows
 

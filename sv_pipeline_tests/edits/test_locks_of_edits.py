@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from sv_pipeline import edits
-from sv_pipeline.edits import LockPatience, Reason, commit, merging
-from sv_pipeline.edits.locking import EditLocks, lock_roots
-from sv_pipeline.edits.roots import RequestRoots
-from sv_pipeline.edits.session import Workspace
-from sv_pipeline.graph.lineage import OperationStatus, read_operations
+from sv_pipeline.edits import LockPatience, Reason, merging
+from sv_pipeline.edits.plan.roots import RequestRoots
+from sv_pipeline.edits.plan.workspace import Workspace
+from sv_pipeline.edits.write import commit
+from sv_pipeline.edits.write.locking import EditLocks, lock_roots
 from sv_pipeline.graph.queries import roots
+from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.table import columns, keys, locks
 from sv_pipeline.table.interface import RowKeyRange, Table
 from sv_pipeline_tests.edits.conftest import Edited, merge_request

@@ -13,10 +13,10 @@ from kvdbclient import BigTableClient, BigTableConfig
 
 from sv_pipeline import edits
 from sv_pipeline.edits import LockPatience, Reason
-from sv_pipeline.edits.locking import EditLocks, lock_roots
-from sv_pipeline.edits.refusal import OwnershipLostError
+from sv_pipeline.edits.write.locking import EditLocks, lock_roots
+from sv_pipeline.operations.refusal import OwnershipLostError
 from sv_pipeline.table import columns, keys, locks
-from sv_pipeline.table.bigtable import BigtableTable
+from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline.table.columns import LOCK, NEW_PARENTS
 from sv_pipeline.table.interface import CellMatch, RowKeyRange, RowMutation, Table
 from sv_pipeline_tests.table.conftest import bigtable as bigtable

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from sv_pipeline.graph.lineage import OperationStatus, latest_roots, read_operations
+from sv_pipeline.graph.lineage import latest_roots
 from sv_pipeline.graph.queries import is_latest, roots
+from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import RowKeyRange
 from sv_pipeline_tests.edits.conftest import Edited

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from sv_pipeline import edits
-from sv_pipeline.algorithms.multicut import Refusal
+from sv_pipeline.algorithms.multicut.cut import Refusal
 from sv_pipeline.edits import Reason
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
-from sv_pipeline.graph.lineage import OperationStatus, latest_roots, read_operations
+from sv_pipeline.graph.lineage import latest_roots
+from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.table.interface import RowMutation
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline_tests.edits.conftest import merge_request, split_request
 from sv_pipeline_tests.edits.machines import IN_CI, run_shard
 from sv_pipeline_tests.edits.model import Model, stored_components, verify_rows

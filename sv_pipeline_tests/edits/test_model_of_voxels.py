@@ -12,13 +12,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from scipy.ndimage import distance_transform_edt
 
 from sv_pipeline import edits
-from sv_pipeline.algorithms.multicut import Refusal
+from sv_pipeline.algorithms.multicut.cut import Refusal
 from sv_pipeline.algorithms.voxel_cut import snap_distance
 from sv_pipeline.edits import CommittedEdit, Reason
 from sv_pipeline.edits.pointing import resolved
 from sv_pipeline.graph.queries import leaves, roots
-from sv_pipeline.segmentation.base import read_base
-from sv_pipeline.segmentation.operations import read_operation
+from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.fork.records import read_operation
 from sv_pipeline_tests.edits.machines import IN_CI, run_shard
 from sv_pipeline_tests.edits.tissue import (
     Recipe,

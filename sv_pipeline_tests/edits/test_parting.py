@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from sv_pipeline import edits
-from sv_pipeline.edits import EditRefused, Reason, SplitRequest, ownership
-from sv_pipeline.edits.recovery import find_unfinished, recover
-from sv_pipeline.edits.recovery.replay import request_of
-from sv_pipeline.graph.lineage import read_operations
+from sv_pipeline.edits import EditRefused, Reason, SplitRequest
+from sv_pipeline.edits.made import read_edit
 from sv_pipeline.graph.queries import roots
+from sv_pipeline.operations import ownership
+from sv_pipeline.operations.log import read_operations
+from sv_pipeline.recovery import find_unfinished, recover
+from sv_pipeline.recovery.replay import request_of
 from sv_pipeline.reports.edit_numbers import operations_table, preview_numbers
-from sv_pipeline.reports.logged_edits import read_edit
 from sv_pipeline_tests.edits.bars import Make
 from sv_pipeline_tests.edits.bars import make as make
 from sv_pipeline_tests.edits.conftest import Edited, split_request

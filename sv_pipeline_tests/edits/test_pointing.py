@@ -12,10 +12,10 @@ from sv_pipeline import edits
 from sv_pipeline.edits import EditRefused, Points, Reason
 from sv_pipeline.edits.given_points import given_points
 from sv_pipeline.edits.pointing import resolved
-from sv_pipeline.edits.recovery.replay import request_of
 from sv_pipeline.edits.requests import options_of
-from sv_pipeline.graph.lineage import read_operations
 from sv_pipeline.graph.queries import roots
+from sv_pipeline.operations.log import read_operations
+from sv_pipeline.recovery.replay import request_of
 from sv_pipeline_tests.edits.bars import Make
 from sv_pipeline_tests.edits.bars import make as make
 from sv_pipeline_tests.edits.tissue import Tissue

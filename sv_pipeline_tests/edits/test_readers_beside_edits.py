@@ -16,10 +16,10 @@ import pytest
 from sv_pipeline import edits
 from sv_pipeline.config import DatasetConfig
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.lineage import OperationStatus, read_operations
+from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.reader import open_fork
+from sv_pipeline.segmentation.fork.reader import open_fork
 from sv_pipeline_tests.edits.test_concurrent_edits_of_voxels import _choose
 from sv_pipeline_tests.edits.tissue import Recipe, Tissue, copy_of, fast_folder, new_table, template_of
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from sv_pipeline import edits
-from sv_pipeline.algorithms.multicut import Refusal
+from sv_pipeline.algorithms.multicut.cut import Refusal
 from sv_pipeline.edits import Points, Reason
-from sv_pipeline.graph.lineage import OperationStatus, read_operations
 from sv_pipeline.graph.queries import parents
+from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.table import keys
 from sv_pipeline.table.interface import Table
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline_tests.edits.conftest import Edited, merge_request, split_request
 from sv_pipeline_tests.graph.compare import dump
 

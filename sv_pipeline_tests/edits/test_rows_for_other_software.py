@@ -11,7 +11,7 @@ from kvdbclient import BigTableClient, BigTableConfig, attributes
 
 from sv_pipeline import edits
 from sv_pipeline.graph.queries import roots
-from sv_pipeline.table.bigtable import BigtableTable
+from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline_tests.edits.conftest import Edited, merge_request
 from sv_pipeline_tests.edits.model import Model
 from sv_pipeline_tests.graph.worlds import ingest, random_world

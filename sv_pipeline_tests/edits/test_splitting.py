@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from sv_pipeline import edits
-from sv_pipeline.algorithms.multicut import Preview, SupervoxelSplitRequired
-from sv_pipeline.graph.lineage import OperationStatus, read_operations
+from sv_pipeline.algorithms.multicut.cut import Preview, SupervoxelSplitRequired
 from sv_pipeline.graph.queries import leaves, roots
+from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.table import columns
 from sv_pipeline_tests.edits.conftest import Edited, split_request
 from sv_pipeline_tests.graph.compare import dump

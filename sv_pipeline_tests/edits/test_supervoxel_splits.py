@@ -7,10 +7,10 @@ import pytest
 
 from sv_pipeline import edits
 from sv_pipeline.algorithms.edge_routing import LOW_AFFINITY
-from sv_pipeline.algorithms.multicut import Refusal
+from sv_pipeline.algorithms.multicut.cut import Refusal
 from sv_pipeline.edits import Reason
-from sv_pipeline.edits.split_box import BYTES_PER_VOXEL
-from sv_pipeline.segmentation.operations import read_operation
+from sv_pipeline.edits.plan.split_box import BYTES_PER_VOXEL
+from sv_pipeline.segmentation.fork.records import read_operation
 from sv_pipeline_tests.edits.bars import ALL, Make, at, bar, row, split
 from sv_pipeline_tests.edits.bars import make as make
 from sv_pipeline_tests.edits.tissue import but_operations, edges_of

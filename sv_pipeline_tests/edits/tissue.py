@@ -24,16 +24,16 @@ import tensorstore as ts
 from sv_pipeline.edits import MergeRequest, Points, SplitRequest
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.graph.queries import roots
-from sv_pipeline.segmentation.fork import create_fork
-from sv_pipeline.segmentation.operations import generation_at
-from sv_pipeline.segmentation.reader import current_generation, open_fork
+from sv_pipeline.segmentation.fork.fork import create_fork
+from sv_pipeline.segmentation.fork.reader import current_generation, open_fork
+from sv_pipeline.segmentation.fork.records import generation_at
 from sv_pipeline.table import columns, meta
-from sv_pipeline.table.bigtable import BigtableTable
+from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline.table.interface import RowKeyRange, RowMutation, SetCell, Table
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.table.sqlite.table import SqliteTable
+from sv_pipeline.verify.dataset_under_test import Subject
 from sv_pipeline.verify.report import VerifyReport
 from sv_pipeline.verify.run import verify
-from sv_pipeline.verify.subject import Subject
 from sv_pipeline_tests.reference_data import ReferenceDataset, build_dataset, random_labels
 
 EVERYTHING = RowKeyRange(b"\x00", b"\xff" * 32)

@@ -11,7 +11,7 @@ from sv_pipeline.errors import InputError
 from sv_pipeline.graph import edge_files as formats
 from sv_pipeline.graph.edge_files import ChunkEdges, Edges
 from sv_pipeline.ids import IdLayout
-from sv_pipeline.segmentation import kv
+from sv_pipeline.storage import kv
 
 LAYOUT = IdLayout(6)
 HERE = (3, 1, 2)

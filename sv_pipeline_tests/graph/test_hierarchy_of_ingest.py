@@ -13,7 +13,7 @@ from sv_pipeline.graph.layers import newest_of_reruns
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import CHILDREN, PARENT, Ragged
 from sv_pipeline.table.interface import Table
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline_tests.graph.compare import expected_shape, stored_shape
 from sv_pipeline_tests.graph.worlds import World, ingest, random_world
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, create_chunked_graph
-from sv_pipeline.graph.lineage import OperationStatus, latest_roots, lineage, read_operations
+from sv_pipeline.graph.lineage import latest_roots, lineage
+from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import RowMutation, Table
 from sv_pipeline_tests.graph.worlds import random_world, write_world

@@ -16,13 +16,13 @@ from sv_pipeline.graph import queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import milliseconds
 from sv_pipeline.grid import Box
-from sv_pipeline.segmentation.precomputed import open_volume
+from sv_pipeline.storage.precomputed import open_volume
 from sv_pipeline.table import keys
-from sv_pipeline.table.bigtable import BigtableTable
+from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline.table.codecs import ArrayCodec
 from sv_pipeline.table.columns import CHILDREN, FORMER_PARENTS, NEW_PARENTS, PARENT
 from sv_pipeline.table.interface import RowMutation, SetCell, Table
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline_tests.graph.worlds import CHUNK_SIZE, ingest, random_world
 from sv_pipeline_tests.reference import ReferenceHierarchy, expected_hierarchy
 

@@ -17,7 +17,7 @@ from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.ingest.atomic import build_atomic_chunks
 from sv_pipeline.ingest.parents import build_parent_chunks
-from sv_pipeline.segmentation.precomputed import create_volume
+from sv_pipeline.storage.precomputed import create_volume
 from sv_pipeline.table.interface import Table
 
 CHUNK_SIZE = (8, 8, 8)

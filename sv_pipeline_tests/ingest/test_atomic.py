@@ -14,11 +14,11 @@ from sv_pipeline.graph import queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, create_chunked_graph
 from sv_pipeline.graph.edge_files import ChunkEdges, Edges, read_edges, write_edges
 from sv_pipeline.ingest.atomic import active_edges, build_atomic_chunks
-from sv_pipeline.segmentation.precomputed import open_volume
+from sv_pipeline.storage.precomputed import open_volume
 from sv_pipeline.table import counters, keys
 from sv_pipeline.table.columns import CHILDREN
 from sv_pipeline.table.interface import RowMutation, Table
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline_tests.graph.worlds import build_all, random_world, write_world
 
 WORLD = random_world((3, 2, 1), 4, per_chunk=4)

@@ -16,7 +16,7 @@ from sv_pipeline.ingest.parents import build_parent_chunks
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import CHILDREN, PARENT
 from sv_pipeline.table.interface import RowMutation, SetCell, Table
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline_tests.graph.compare import expected_shape, stored_shape
 from sv_pipeline_tests.graph.worlds import build, build_all, random_world, write_world
 

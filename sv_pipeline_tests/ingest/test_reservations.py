@@ -13,7 +13,7 @@ from sv_pipeline.errors import ConflictError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, create_chunked_graph
 from sv_pipeline.ingest.reservations import IdNeed, read_task_rows, reserve_ids
 from sv_pipeline.table.interface import Table
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline_tests.graph.compare import dump, expected_shape, stored_shape
 from sv_pipeline_tests.graph.worlds import build, build_all, random_world, write_world
 from sv_pipeline_tests.ingest.workers import build_and_die, build_layer

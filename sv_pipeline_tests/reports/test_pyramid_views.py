@@ -10,16 +10,16 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from sv_pipeline.engine.catch_up import CatchUp, catch_up
-from sv_pipeline.engine.run import ingest
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.grid import Box
+from sv_pipeline.ingest.run import ingest
+from sv_pipeline.pyramid.catch_up import CatchUp, catch_up
 from sv_pipeline.registry import Dataset
 from sv_pipeline.reports.pictures import MAX_WIDTH_OF_ROWS
 from sv_pipeline.reports.pyramid_views import catch_up_picture
-from sv_pipeline.segmentation.base import read_base
+from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline_tests.defs.edited import edit
-from sv_pipeline_tests.engine.builds import raw_config, register
+from sv_pipeline_tests.ingest.builds import raw_config, register
 
 
 @pytest.fixture(scope="module")

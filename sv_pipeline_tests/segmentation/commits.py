@@ -6,9 +6,9 @@ import numpy as np
 
 from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
 from sv_pipeline.grid import Box, ChunkGrid
-from sv_pipeline.segmentation.commit import EditCommit
-from sv_pipeline.segmentation.fork import create_fork
-from sv_pipeline.segmentation.reader import current_generation, open_fork
+from sv_pipeline.segmentation.fork.commit import EditCommit
+from sv_pipeline.segmentation.fork.fork import create_fork
+from sv_pipeline.segmentation.fork.reader import current_generation, open_fork
 from sv_pipeline_tests.segmentation.volumes import Labels, Watershed, make_watershed
 
 

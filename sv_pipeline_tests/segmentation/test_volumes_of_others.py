@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.errors import InputError
 from sv_pipeline.grid import Box, ChunkGrid
-from sv_pipeline.segmentation import coverage as coverages
-from sv_pipeline.segmentation import kv, specs
-from sv_pipeline.segmentation.base import create_base, read_base
-from sv_pipeline.segmentation.compressed_files import read_files
-from sv_pipeline.segmentation.context import process_context
-from sv_pipeline.segmentation.coverage import check_coverage, coverage
-from sv_pipeline.segmentation.layout import own_keys, plan_scales
-from sv_pipeline.segmentation.precomputed import create_volume, open_volume, read_info, stored_scale
-from sv_pipeline.segmentation.volume_info import Scale, VolumeInfo, parse_info
+from sv_pipeline.segmentation.base.base import create_base, read_base
+from sv_pipeline.segmentation.base.layout import own_keys, plan_scales
+from sv_pipeline.storage import coverage as coverages
+from sv_pipeline.storage import kv, ocdbt
+from sv_pipeline.storage.compressed_files import read_files
+from sv_pipeline.storage.context import process_context
+from sv_pipeline.storage.coverage import check_coverage, coverage
+from sv_pipeline.storage.precomputed import create_volume, open_volume, read_info, stored_scale
+from sv_pipeline.storage.volume_info import Scale, VolumeInfo, parse_info
 from sv_pipeline_tests.segmentation.volumes import Watershed, assert_base_holds, blobs, expected_pyramid
 
 SIZE, OFFSET, CHUNK = (40, 35, 20), (4, 8, 3), (16, 16, 16)
@@ -181,7 +181,7 @@ def test_mip_0_is_unharmed_whatever_the_keys_are(wanted: list[str], mips: int | 
         store[..., 0].write(labels[:: 2**mip, :: 2**mip]).result()
     watershed = Watershed(url, labels, ChunkGrid(volume.bounds, chunk), OcdbtConfig(populate_layer=2, mips=mips))
     watershed.populate()
-    np.testing.assert_array_equal(specs.OcdbtStore(specs.base_spec(url)).array(0).read().result(), labels)
+    np.testing.assert_array_equal(ocdbt.OcdbtStore(ocdbt.base_spec(url)).array(0).read().result(), labels)
     assert coverage(stored_scale(url)).missing == 0
 
 
@@ -209,7 +209,7 @@ def test_given_mips_are_those_of_our_grid_or_made_anew(offset: Triple, size: Tri
         url, labels, ChunkGrid(read_info(url).bounds, (16, 16, 16)), OcdbtConfig(populate_layer=3, mips=3)
     )
     base = watershed.populate().base
-    store = specs.OcdbtStore(specs.base_spec(url))
+    store = ocdbt.OcdbtStore(ocdbt.base_spec(url))
     for mip, expected in enumerate(expected_pyramid(base, labels)):
         have = store.array(mip).read().result()
         if mip < base.source_mips:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sv_pipeline.table.bigtable import BigtableTable
+from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline.table.interface import Table
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.table.sqlite.table import SqliteTable
 
 
 @pytest.fixture(params=["sqlite", "bigtable"])

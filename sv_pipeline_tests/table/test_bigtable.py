@@ -14,9 +14,9 @@ from google.cloud.bigtable_v2.types import bigtable as protocol
 
 from sv_pipeline.config import parse_config
 from sv_pipeline.errors import ConfigError, SvPipelineError, UnavailableError
-from sv_pipeline.table import bigtable_rows as messages
 from sv_pipeline.table import open_table
-from sv_pipeline.table.bigtable import BigtableTable
+from sv_pipeline.table.bigtable import rows as messages
+from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline.table.interface import Cell, ColumnKey, DeleteCells, RowKeyRange, RowMutation, SetCell
 
 A = ColumnKey("0", b"a")

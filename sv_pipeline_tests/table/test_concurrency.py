@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sv_pipeline.table.interface import CellMatch, ColumnKey, RowKeyRange, RowMutation, SetCell, Table
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.table.sqlite.table import SqliteTable
 
 COUNTER = ColumnKey("1", b"counter")
 OWNER = ColumnKey("0", b"owner")

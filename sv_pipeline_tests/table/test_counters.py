@@ -12,7 +12,7 @@ from kvdbclient import BigTableClient, BigTableConfig
 from sv_pipeline.errors import InputError
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.table import counters, keys
-from sv_pipeline.table.bigtable import BigtableTable
+from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline.table.columns import COUNTER
 from sv_pipeline.table.interface import Table
 

@@ -12,7 +12,7 @@ import pytest
 from kvdbclient import BigTableClient, BigTableConfig
 
 from sv_pipeline.table import keys, locks
-from sv_pipeline.table.bigtable import BigtableTable
+from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline.table.columns import LOCK, NEW_PARENTS
 from sv_pipeline.table.interface import RowMutation, Table
 

@@ -17,7 +17,7 @@ from kvdbclient import BigTableClient, BigTableConfig
 from sv_pipeline.config import DatasetConfig, parse_config
 from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError
 from sv_pipeline.table import keys, meta
-from sv_pipeline.table.bigtable import BigtableTable
+from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline.table.columns import META_KEY
 from sv_pipeline.table.interface import RowMutation, SetCell, Table
 from sv_pipeline.table.meta import StoredDataSource, StoredGraphConfig, TableMeta

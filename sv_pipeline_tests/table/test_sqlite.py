@@ -13,9 +13,10 @@ import pytest
 from sv_pipeline import waiting
 from sv_pipeline.config import parse_config
 from sv_pipeline.errors import ConfigError, CorruptionError, NotFoundError, UnavailableError
-from sv_pipeline.table import open_table, sqlite_rows
+from sv_pipeline.table import open_table
 from sv_pipeline.table.interface import MAX_AGE_MS, Cell, ColumnKey, RowKeyRange, RowMutation, SetCell
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.table.sqlite import rows as sqlite_rows
+from sv_pipeline.table.sqlite.table import SqliteTable
 
 A = ColumnKey("0", b"a")
 OLD = ColumnKey("3", b"a")

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sv_pipeline.segmentation import kv, specs
-from sv_pipeline.segmentation.reader import open_fork_store
+from sv_pipeline.segmentation.fork.reader import open_fork_store
+from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.table import keys, meta
 from sv_pipeline.table.columns import Column
 from sv_pipeline.table.interface import DeleteCells, RowKeyRange, RowMutation, RowView, SetCell, Table
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline.verify.report import VerifyReport
 from sv_pipeline.verify.run import verify
 from sv_pipeline_tests.reference_data import ReferenceDataset, build_dataset, random_labels
@@ -75,7 +75,7 @@ class Planted:
 
     def own_key(self, key: str, value: bytes) -> None:
         store = open_fork_store(self.data.watershed_url, self.data.graph_id)
-        store.kv.write(specs.OWN_KEYS + key, value).result()
+        store.kv.write(ocdbt.OWN_KEYS + key, value).result()
 
     def nodes(self, layer: int) -> list[int]:
         shift = 56

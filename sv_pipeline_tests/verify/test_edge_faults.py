@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sv_pipeline.graph import edge_files as formats
-from sv_pipeline.segmentation import kv
+from sv_pipeline.storage import kv
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import DeleteCells
 from sv_pipeline_tests.verify.conftest import Planted

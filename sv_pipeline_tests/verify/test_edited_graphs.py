@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sv_pipeline.graph import edge_files as formats
-from sv_pipeline.segmentation.reader import open_fork_store
+from sv_pipeline.segmentation.fork.reader import open_fork_store
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import DeleteCells, RowMutation, SetCell
 from sv_pipeline.verify.run import CHECKS

@@ -14,11 +14,11 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph, create_chunked_graph
 from sv_pipeline.ingest.atomic import build_atomic_chunks
 from sv_pipeline.ingest.parents import build_parent_chunks
 from sv_pipeline.ingest.watershed.run import make_watershed
-from sv_pipeline.segmentation.base import create_base
-from sv_pipeline.segmentation.fork import create_fork
-from sv_pipeline.segmentation.populate import finish_populate, populate_plan, populate_task
+from sv_pipeline.segmentation.base.base import create_base
+from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
+from sv_pipeline.segmentation.fork.fork import create_fork
 from sv_pipeline.table.interface import Table
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline.verify.run import verify
 from sv_pipeline_tests.requirements import need
 from sv_pipeline_tests.table.conftest import new_table as new_table

@@ -14,22 +14,22 @@ import pytest
 from sv_pipeline import edits
 from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
 from sv_pipeline.edits import Points
-from sv_pipeline.edits.recovery import proof
-from sv_pipeline.engine.downsample import downsample
-from sv_pipeline.engine.proof import verify_changes
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
-from sv_pipeline.graph.lineage import read_operations
-from sv_pipeline.segmentation import specs
-from sv_pipeline.segmentation.base import read_base
-from sv_pipeline.segmentation.context import reset_context
-from sv_pipeline.segmentation.digests import DIGESTS, chunks_in, digest_writer
-from sv_pipeline.segmentation.operations import read_operation
-from sv_pipeline.segmentation.reachable import reachable
-from sv_pipeline.segmentation.reader import open_fork, open_fork_store
+from sv_pipeline.operations.log import read_operations
+from sv_pipeline.pyramid.downsample import downsample
+from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.fork.digests import DIGESTS, chunks_in, digest_writer
+from sv_pipeline.segmentation.fork.reader import open_fork, open_fork_store
+from sv_pipeline.segmentation.fork.records import read_operation
+from sv_pipeline.storage import ocdbt
+from sv_pipeline.storage.context import reset_context
+from sv_pipeline.storage.reachable import reachable
 from sv_pipeline.table import columns, counters, keys
 from sv_pipeline.table.interface import DeleteCells, RowMutation, SetCell
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.table.sqlite.table import SqliteTable
+from sv_pipeline.verify import postcheck
+from sv_pipeline.verify.dataset import verify_changes
 from sv_pipeline.verify.report import VerifyReport
 from sv_pipeline.verify.run import verify
 from sv_pipeline_tests.reference_data import build_dataset, random_labels
@@ -164,7 +164,7 @@ def test_every_flip_that_changes_a_voxel_is_named(edited: EditedFork) -> None:
 def test_a_look_at_what_operations_changed_finds_bits_and_rows(
     edited: EditedFork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proof, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(postcheck, "SECONDS_BETWEEN_LOOKS", 0.01)
     graph = edited.graph
     dataset = SimpleNamespace(graph=graph, watershed_url=graph.watershed_url, graph_id=graph.graph_id)
     last = counters.last_operation_id(graph.table)
@@ -214,18 +214,18 @@ def test_digests_alone_name_every_flip_of_a_value(edited: EditedFork) -> None:
 def test_a_flip_of_the_base_is_named_by_the_check_of_the_base(edited: EditedFork) -> None:
     """Digests are of what edits write; the base is compared with the watershed."""
     rng, url = np.random.default_rng(3), edited.graph.watershed_url
-    folder = Path(specs.base_folder(url).removeprefix("file://"))
+    folder = Path(ocdbt.base_folder(url).removeprefix("file://"))
 
     def read() -> np.ndarray | None:
         reset_context()
         try:
-            return np.asarray(specs.OcdbtStore(specs.base_spec(url)).array(0).read().result())
+            return np.asarray(ocdbt.OcdbtStore(ocdbt.base_spec(url)).array(0).read().result())
         except ValueError:
             return None
 
     sound = read()
     values = sorted(
-        (folder / e.file, e.start, e.length) for e in reachable(specs.OcdbtStore(specs.base_spec(url)).base).values
+        (folder / e.file, e.start, e.length) for e in reachable(ocdbt.OcdbtStore(ocdbt.base_spec(url)).base).values
     )
     changed = 0
     for _ in range(10):

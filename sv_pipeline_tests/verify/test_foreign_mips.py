@@ -9,11 +9,11 @@ import pytest
 
 from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.grid import ChunkGrid
-from sv_pipeline.segmentation import kv
-from sv_pipeline.segmentation.base import create_base
-from sv_pipeline.segmentation.fork import create_fork
-from sv_pipeline.segmentation.populate import finish_populate, populate_plan, populate_task
-from sv_pipeline.segmentation.precomputed import create_volume, open_volume
+from sv_pipeline.segmentation.base.base import create_base
+from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
+from sv_pipeline.segmentation.fork.fork import create_fork
+from sv_pipeline.storage import kv
+from sv_pipeline.storage.precomputed import create_volume, open_volume
 from sv_pipeline.verify.pyramid_checks import check_base, check_pyramid
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.volumes import StoredVolume, base_volume, fork_volume, watershed_volume

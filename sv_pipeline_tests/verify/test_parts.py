@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout
-from sv_pipeline.table.sqlite import SqliteTable
+from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline.verify import snapshot
 from sv_pipeline.verify.blocks import BLOCK_VOXELS, aligned_boxes, chunk_groups, in_order, sampled
 from sv_pipeline.verify.report import Outcome

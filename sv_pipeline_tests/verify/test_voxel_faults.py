@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from sv_pipeline.errors import ConfigError
-from sv_pipeline.segmentation import kv, markers, specs
-from sv_pipeline.segmentation.precomputed import open_volume
+from sv_pipeline.segmentation.base import markers
+from sv_pipeline.storage import kv, ocdbt
+from sv_pipeline.storage.precomputed import open_volume
 from sv_pipeline.table import columns, keys, meta
 from sv_pipeline.table.interface import DeleteCells
 from sv_pipeline_tests.verify.conftest import Planted
@@ -140,13 +141,13 @@ def test_a_base_that_differs_from_the_watershed_is_named(planted: Planted, asser
 
 
 def test_a_missing_populate_marker_is_named(planted: Planted, assert_names: AssertNames) -> None:
-    folder = kv.join_url(specs.ocdbt_folder(planted.data.watershed_url), markers.POPULATED_FOLDER)
+    folder = kv.join_url(ocdbt.ocdbt_folder(planted.data.watershed_url), markers.POPULATED_FOLDER)
     kv.delete_key(folder, "tasks/1_0_2")
     assert_names(planted.verify(), "base", "task 1_0_2")
 
 
 def test_a_populate_marker_that_cannot_be_read_is_named(planted: Planted, assert_names: AssertNames) -> None:
-    folder = kv.join_url(specs.ocdbt_folder(planted.data.watershed_url), markers.POPULATED_FOLDER)
+    folder = kv.join_url(ocdbt.ocdbt_folder(planted.data.watershed_url), markers.POPULATED_FOLDER)
     kv.write_bytes(folder, "tasks/1_0_2", b"{half")
     assert_names(planted.verify(), "base")
 
@@ -164,7 +165,7 @@ def test_a_populate_marker_outside_the_grid_is_named(planted: Planted, assert_na
 
 
 def test_a_leaked_part_is_a_warning(planted: Planted) -> None:
-    parts = kv.join_url(specs.base_folder(planted.data.watershed_url), "parts")
+    parts = kv.join_url(ocdbt.base_folder(planted.data.watershed_url), "parts")
     kv.write_bytes(parts, "0_0_0/deadbeef/manifest.ocdbt", b"left over")
     report = planted.verify()
     assert report.ok, report.summary()
@@ -173,7 +174,7 @@ def test_a_leaked_part_is_a_warning(planted: Planted) -> None:
 
 def test_a_fork_whose_voxels_cannot_be_read_is_named_not_a_crash(planted: Planted) -> None:
     """The data of the base were removed under the fork."""
-    folder = specs.base_folder(planted.data.watershed_url)
+    folder = ocdbt.base_folder(planted.data.watershed_url)
     kv.delete_keys(folder, [key for key in kv.list_keys(folder) if "d/" in key])
     report = planted.verify()
     assert {"voxels", "base", "fork", "pair"} <= set(report.failed), report.summary()

@@ -25,7 +25,7 @@ from sv_pipeline.ingest.watershed.tables import (
     read_edge_table,
     read_object_table,
 )
-from sv_pipeline.segmentation.stored_scale import StoredScale
+from sv_pipeline.storage.stored_scale import StoredScale
 
 __all__ = [
     "Companions",

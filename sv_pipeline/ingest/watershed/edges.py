@@ -22,9 +22,9 @@ from sv_pipeline.ingest.watershed.companions import read_affinities
 from sv_pipeline.ingest.watershed.labels import read_tables
 from sv_pipeline.ingest.watershed.objects import objects_of
 from sv_pipeline.ingest.watershed.plan import Stage, WatershedPlan
-from sv_pipeline.segmentation import kv
-from sv_pipeline.segmentation.precomputed import open_volume
-from sv_pipeline.segmentation.retry import retry_transport
+from sv_pipeline.storage import kv
+from sv_pipeline.storage.precomputed import open_volume
+from sv_pipeline.storage.retry import retry_transport
 
 __all__ = ["edges_of_chunk", "run_edge_batch"]
 

@@ -13,10 +13,10 @@ from sv_pipeline.errors import NotReadyError
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.ingest.watershed.companions import check_labels
 from sv_pipeline.ingest.watershed.plan import Stage, WatershedPlan, check_room
-from sv_pipeline.segmentation import kv
-from sv_pipeline.segmentation.precomputed import open_volume
-from sv_pipeline.segmentation.retry import retry_transport
-from sv_pipeline.segmentation.stored_json import readable_file
+from sv_pipeline.storage import kv
+from sv_pipeline.storage.precomputed import open_volume
+from sv_pipeline.storage.retry import retry_transport
+from sv_pipeline.storage.stored_json import readable_file
 
 __all__ = ["SegmentTable", "label_chunk", "read_tables", "run_label_batch"]
 

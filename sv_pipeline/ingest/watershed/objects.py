@@ -16,8 +16,8 @@ from sv_pipeline.ingest.watershed.companions import check_named
 from sv_pipeline.ingest.watershed.labels import read_tables
 from sv_pipeline.ingest.watershed.plan import OBJECTS_KEY, WatershedPlan
 from sv_pipeline.ingest.watershed.tables import ObjectTable, majority_objects
-from sv_pipeline.segmentation import kv
-from sv_pipeline.segmentation.stored_json import readable_file
+from sv_pipeline.storage import kv
+from sv_pipeline.storage.stored_json import readable_file
 
 __all__ = ["make_object_table", "objects_of"]
 

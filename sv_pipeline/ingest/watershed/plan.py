@@ -36,9 +36,9 @@ from sv_pipeline.ingest.watershed.companions import (
 from sv_pipeline.ingest.watershed.source import SourceVolume
 from sv_pipeline.ingest.watershed.tables import table_fingerprint
 from sv_pipeline.redaction import redacted_value
-from sv_pipeline.segmentation import kv
-from sv_pipeline.segmentation.precomputed import VolumeInfo, create_volume, plan_volume
-from sv_pipeline.segmentation.stored_json import parse_stored
+from sv_pipeline.storage import kv
+from sv_pipeline.storage.precomputed import VolumeInfo, create_volume, plan_volume
+from sv_pipeline.storage.stored_json import parse_stored
 
 __all__ = ["Stage", "WatershedPlan", "check_room", "pending", "prepare_watershed"]
 

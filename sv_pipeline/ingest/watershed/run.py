@@ -17,8 +17,8 @@ from sv_pipeline.ingest.watershed.edges import run_edge_batch
 from sv_pipeline.ingest.watershed.labels import run_label_batch
 from sv_pipeline.ingest.watershed.objects import make_object_table
 from sv_pipeline.ingest.watershed.plan import Stage, WatershedPlan, pending, prepare_watershed
-from sv_pipeline.segmentation import kv
-from sv_pipeline.segmentation.stored_json import parse_stored
+from sv_pipeline.storage import kv
+from sv_pipeline.storage.stored_json import parse_stored
 
 __all__ = ["Progress", "WatershedReport", "finish_labels", "finish_watershed", "make_watershed"]
 

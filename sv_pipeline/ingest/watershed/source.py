@@ -29,8 +29,8 @@ from sv_pipeline.ingest.watershed.array_files import (
 from sv_pipeline.ingest.watershed.stores import open_store
 from sv_pipeline.places import is_spec, parse_source
 from sv_pipeline.redaction import redacted
-from sv_pipeline.segmentation.retry import retry_transport
-from sv_pipeline.segmentation.stored_scale import StoredScale
+from sv_pipeline.storage.retry import retry_transport
+from sv_pipeline.storage.stored_scale import StoredScale
 
 __all__ = ["SourceVolume", "open_source", "split_key"]
 

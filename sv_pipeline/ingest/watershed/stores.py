@@ -13,12 +13,12 @@ import tensorstore as ts
 
 from sv_pipeline.errors import ConfigError, DamagedError, InputError, SvPipelineError
 from sv_pipeline.places import is_spec, parse_source
-from sv_pipeline.segmentation.context import process_context
-from sv_pipeline.segmentation.precomputed import parse_info_file
-from sv_pipeline.segmentation.retry import retry_transport
-from sv_pipeline.segmentation.stored_scale import StoredScale
-from sv_pipeline.segmentation.volume_info import LABEL_ENCODINGS, check_label_encoding, parse_source_info
-from sv_pipeline.segmentation.wall import in_one_line
+from sv_pipeline.storage.context import process_context
+from sv_pipeline.storage.precomputed import parse_info_file
+from sv_pipeline.storage.retry import retry_transport
+from sv_pipeline.storage.stored_scale import StoredScale
+from sv_pipeline.storage.volume_info import LABEL_ENCODINGS, check_label_encoding, parse_source_info
+from sv_pipeline.storage.wall import in_one_line
 
 __all__ = ["open_store"]
 

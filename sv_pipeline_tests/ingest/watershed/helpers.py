@@ -13,8 +13,8 @@ import tensorstore as ts
 from sv_pipeline.config import parse_config
 from sv_pipeline.graph import edge_files as formats
 from sv_pipeline.ingest.watershed import make_watershed, prepare_watershed
-from sv_pipeline.segmentation import kv
-from sv_pipeline.segmentation.precomputed import open_volume
+from sv_pipeline.storage import kv
+from sv_pipeline.storage.precomputed import open_volume
 
 _names = itertools.count()
 

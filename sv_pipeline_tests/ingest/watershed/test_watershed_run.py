@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sv_pipeline.algorithms.synthetic import synthetic_neuropil
+from sv_pipeline.demo.synthetic import synthetic_neuropil
 from sv_pipeline.errors import InputError, NotReadyError
 from sv_pipeline.ingest.watershed import (
     Stage,
@@ -19,7 +19,7 @@ from sv_pipeline.ingest.watershed import (
     run_edge_batch,
     run_label_batch,
 )
-from sv_pipeline.segmentation import kv
+from sv_pipeline.storage import kv
 from sv_pipeline_tests.ingest.watershed.helpers import Made, check, dataset, float_precomputed, written
 
 

@@ -1,0 +1,1 @@
+"""The cheapest cut between the points of a split request. Pure."""

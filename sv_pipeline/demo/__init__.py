@@ -1,0 +1,1 @@
+"""The demo's tissue: synthetic neuropil with a known truth."""

@@ -1,0 +1,66 @@
+"""What a graph was at a moment: its segmentation, its objects. Reads.
+
+Layer 2 rows that an edit retired stay as they are, so the leaves of a root at a time are the supervoxels that the
+segmentation of that time shows for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorstore as ts
+
+from sv_pipeline.errors import InputError, NotFoundError
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.hierarchy import Time, milliseconds
+from sv_pipeline.graph.queries import leaves, roots
+from sv_pipeline.grid import Box
+from sv_pipeline.moments import Moment, epoch_milliseconds, parse_moment
+from sv_pipeline.operations.log import OperationStatus, read_operations
+from sv_pipeline.operations.refusal import EditRefused, Reason
+from sv_pipeline.segmentation.fork.reader import open_fork
+from sv_pipeline.segmentation.fork.records import generation_at
+from sv_pipeline.table.columns import Ragged
+
+__all__ = ["Moment", "leaves_at", "milliseconds_of", "segmentation_at"]
+
+
+def milliseconds_of(graph: ChunkedGraph, moment: Moment) -> int:
+    """A moment as time of cells.
+
+    Raises
+    ------
+    EditRefused
+        If it is neither a time nor the number of an operation.
+    NotFoundError
+        If it names an operation that was never made.
+    """
+    try:
+        known = parse_moment(moment)
+    except InputError as error:
+        raise EditRefused(Reason.BAD_REQUEST, error.message, remedy=error.remedy) from error
+    if not isinstance(known, int):
+        return epoch_milliseconds(known)
+    found = read_operations(graph, [known])
+    if not found or found[0].status is not OperationStatus.SUCCESS or found[0].timestamp is None:
+        raise NotFoundError(
+            f"operation {known} of graph {graph.graph_id!r} was never made: it is no moment to look back to.",
+            remedy="List the operations; those with status SUCCESS count.",
+        )
+    return milliseconds(found[0].timestamp) or 0
+
+
+def segmentation_at(graph: ChunkedGraph, moment: Moment, *, within: Box | None = None) -> ts.TensorStore:
+    """The supervoxels as they were, base mip, read-only; exact for the chunks that ``within`` touches.
+
+    Edits elsewhere that were made at nearly the same time may have reached the voxels in another order than their
+    times say; without ``within`` the volume is that of a generation, which may lack one of them.
+    """
+    time = milliseconds_of(graph, moment)
+    generation = generation_at(graph.watershed_url, graph.graph_id, time, within=within)
+    return open_fork(graph.watershed_url, graph.graph_id, version=generation)
+
+
+def leaves_at(graph: ChunkedGraph, supervoxels: Any, at: Time) -> Ragged:
+    """The supervoxels, at that moment, of the object that each supervoxel was part of at a moment."""
+    return leaves(graph, roots(graph, supervoxels, at=at))

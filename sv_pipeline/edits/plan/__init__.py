@@ -1,0 +1,1 @@
+"""What an edit will change, worked out from what it reads. Writes nothing."""

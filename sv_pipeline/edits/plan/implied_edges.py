@@ -1,0 +1,233 @@
+"""Edges that a merge makes active without being asked: those whose ends get a common ancestor just above them.
+
+An atomic edge of cross layer ``l`` is active iff its ends have one ancestor at layer ``l + 1``. Where a merge puts
+nodes that had different parents under one new node of layer ``l + 1``, all edges of cross layer ``l`` between them
+become active by this rule, wherever they are. They change the edges of nodes, but not who is whose parent. Those inside
+a chunk (``l`` = 1) change no row, but the merge has made them active all the same, and its undo makes them inactive.
+
+Found by walking down both sides at once, keeping only nodes that have one of the other side in a chunk near by: in a
+neighbour chunk for edges of files, a few chunks farther for those that users have drawn. Reads; decides nothing else.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache as cached
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.algorithms.components import find
+from sv_pipeline.edits.plan.hierarchy import HierarchyPlan
+from sv_pipeline.edits.plan.level2_change import pairs_of, same_rows
+from sv_pipeline.edits.plan.node_cache import KnownNodes, NodeCache
+from sv_pipeline.edits.plan.region import edges_around
+from sv_pipeline.edits.requests import MAX_CHUNKS_APART
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.edges import read_timed_edges_of_edits
+from sv_pipeline.ids import UInt64Array
+
+__all__ = ["implied_edges"]
+
+IntArray = npt.NDArray[np.int64]
+
+
+def implied_edges(
+    graph: ChunkedGraph,
+    cache: NodeCache,
+    plan: HierarchyPlan,
+    activated: UInt64Array,
+) -> tuple[UInt64Array, UInt64Array]:
+    """Inactive edges that the plan of a merge makes active by the common ancestors that it makes.
+
+    Supervoxels go by their stored names, also where the plan replaces several by one: each of these has one layer 2
+    node, whereas the one that replaces them comes from nodes that may have had different ancestors.
+
+    Parameters
+    ----------
+    plan
+        The hierarchy after the merge.
+    activated
+        Pairs of supervoxels that the plan counts as active already, shape (n, 2).
+
+    Returns
+    -------
+    tuple
+        Pairs of supervoxels, smaller first, and their layer 2 nodes; shape (n, 2) each.
+    """
+    groups, colours, nodes, tops = _old_nodes_that_meet(graph, cache.known(), plan)
+    zone = _walk(graph, cache, groups, colours, nodes, tops)
+    if not len(zone[0]):
+        return np.zeros((0, 2), np.uint64), np.zeros((0, 2), np.uint64)
+    pairs = np.unique(np.sort(_stored_pairs(graph, cache, zone), axis=1), axis=0)
+    return _between(graph, cache, zone, pairs, activated)
+
+
+def _stored_pairs(
+    graph: ChunkedGraph, cache: NodeCache, zone: tuple[IntArray, UInt64Array, UInt64Array, IntArray]
+) -> UInt64Array:
+    """All edges of the chunks where the sides are next to each other; elsewhere only those that edits have made."""
+    groups, colours, nodes, tops = zone
+    near = _near_others(graph, groups, colours, nodes, tops, 2, 1)
+    every, beside = (np.unique(graph.layout.coordinates(some), axis=0) for some in (nodes, nodes[near]))
+    pairs = []
+    if len(beside):
+        pairs.append(pairs_of(edges_around(graph, beside, cache)))
+    if len(every) > len(beside):
+        farther = every[~np.isin(graph.layout.chunk_ids(2, every), graph.layout.chunk_ids(2, beside))]
+        drawn, latest = read_timed_edges_of_edits(graph, farther)
+        cache.note(latest)
+        pairs.append(pairs_of(drawn))
+    return np.concatenate(pairs)
+
+
+def _old_nodes_that_meet(
+    graph: ChunkedGraph, known: KnownNodes, plan: HierarchyPlan
+) -> tuple[IntArray, UInt64Array, UInt64Array, IntArray]:
+    """For each new node of several old ones: (group, old node as colour, old node, layer of the new one)."""
+    layers = graph.layout.layers(plan.new.ids)
+    # What the old highest ancestors, up to its layer, were of all that is below a new node; from the bottom up.
+    old_below = _old_layer2_nodes(graph, known, plan)
+    groups, colours, tops = [], [], []
+    for i in np.argsort(layers, kind="stable").tolist():
+        node = int(plan.new.ids[i])
+        if layers[i] == 2:
+            old = np.array(old_below[node], np.uint64)
+        else:
+            children = plan.new.children.values[plan.new.children.offsets[i] : plan.new.children.offsets[i + 1]]
+            below = [old_below.get(child, [child]) for child in children.tolist()]
+            old = np.unique(_climb(graph, known, np.unique(np.concatenate(below).astype(np.uint64)), int(layers[i])))
+            old_below[node] = old.tolist()
+        if len(old) > 1:
+            groups += [i] * len(old)
+            colours += old.tolist()
+            tops += [int(layers[i])] * len(old)
+    ids = np.array(colours, np.uint64)
+    return np.array(groups, np.int64), ids, ids, np.array(tops, np.int64)
+
+
+def _old_layer2_nodes(graph: ChunkedGraph, known: KnownNodes, plan: HierarchyPlan) -> dict[int, list[int]]:
+    """The retired layer 2 nodes that each new one was made of."""
+    retired = plan.retired[graph.layout.layers(plan.retired) == 2]
+    at = known.index(retired)
+    first_children = known.children.values[known.children.offsets[at]]
+    order = np.argsort(plan.new.children.values)
+    owners = np.repeat(plan.new.ids, plan.new.children.lengths)[order]
+    successors = owners[find(plan.new.children.values[order], first_children)]
+    made_of: dict[int, list[int]] = {}
+    for old, new in zip(retired.tolist(), successors.tolist(), strict=True):
+        made_of.setdefault(new, []).append(old)
+    return made_of
+
+
+def _climb(graph: ChunkedGraph, known: KnownNodes, nodes: UInt64Array, layer: int) -> UInt64Array:
+    """Highest stored ancestor of each node up to a layer."""
+    current, climbing = nodes.copy(), np.arange(len(nodes))
+    while len(climbing):
+        above = known.parents_of(current[climbing])
+        fits = (above != 0) & (graph.layout.layers(above) <= layer)
+        climbing, above = climbing[fits], above[fits]
+        current[climbing] = above
+    return current
+
+
+def _walk(
+    graph: ChunkedGraph, cache: NodeCache, groups: IntArray, colours: UInt64Array, nodes: UInt64Array, tops: IntArray
+) -> tuple[IntArray, UInt64Array, UInt64Array, IntArray]:
+    """Down to layer 2, all groups in step; nodes with none of another colour near them are left."""
+    for layer in range(graph.n_layers - 1, 1, -1):
+        node_layers = graph.layout.layers(nodes)
+        expand = (node_layers > layer) & (tops > layer)
+        if expand.any():
+            below = cache.children(nodes[expand])
+
+            def spread(array: npt.NDArray[np.generic], which=expand, times=below.lengths):  # type: ignore[no-untyped-def]
+                return np.concatenate([array[~which], np.repeat(array[which], times)])
+
+            nodes = np.concatenate([nodes[~expand], below.values])
+            groups, colours, tops = spread(groups), spread(colours), spread(tops)
+        reach = -(-MAX_CHUNKS_APART // (1 << (layer - 2)))
+        keep = _near_others(graph, groups, colours, nodes, tops, layer, reach)
+        groups, colours, nodes, tops = groups[keep], colours[keep], nodes[keep], tops[keep]
+    return groups, colours, nodes, tops
+
+
+def _near_others(
+    graph: ChunkedGraph,
+    groups: IntArray,
+    colours: UInt64Array,
+    nodes: UInt64Array,
+    tops: IntArray,
+    layer: int,
+    reach: int,
+) -> npt.NDArray[np.bool_]:
+    """Which nodes have one of the same group and another colour at most so many chunks of ``layer`` away.
+
+    Of a group whose new node is at layer ``t``, only those in another chunk of layer ``t - 1`` count.
+    """
+    keep = np.ones(len(nodes), np.bool_)
+    here = np.flatnonzero(tops > layer)
+    if not len(here):
+        return keep
+    coordinates = graph.layout.coordinates(nodes[here]) >> (layer - graph.layout.layers(nodes[here]))[:, None]
+    shift = (tops[here] - 1 - layer)[:, None]
+    _, group = np.unique(groups[here], return_inverse=True)
+    _, colour = np.unique(colours[here], return_inverse=True)
+    coordinates = coordinates + reach
+    width = int(coordinates.max(initial=0)) + reach + 1
+    cells = _key(group, coordinates, width)
+    pairs = np.unique(np.stack([cells, colour], axis=-1), axis=0)
+    cell_ids, counts = np.unique(pairs[:, 0], return_counts=True)
+    first_colour = pairs[np.searchsorted(pairs[:, 0], cell_ids), 1]
+    near = np.zeros(len(here), np.bool_)
+    for offset in _offsets(reach):
+        beside = coordinates + offset
+        far_enough = (((beside - reach) >> shift) != ((coordinates - reach) >> shift)).any(axis=1)
+        wanted = _key(group, beside, width)
+        at = np.minimum(np.searchsorted(cell_ids, wanted), len(cell_ids) - 1)
+        occupied = cell_ids[at] == wanted
+        other = (counts[at] > 1) | (first_colour[at] != colour)
+        near |= far_enough & occupied & other
+    keep[here] = near
+    return keep
+
+
+@cached
+def _offsets(reach: int) -> IntArray:
+    return np.array(list(itertools.product(range(-reach, reach + 1), repeat=3)), np.int64)
+
+
+def _key(group: IntArray, coordinates: IntArray, width: int) -> IntArray:
+    x, y, z = coordinates.T
+    return np.asarray(((group * width + x) * width + y) * width + z, np.int64)
+
+
+def _between(
+    graph: ChunkedGraph,
+    cache: NodeCache,
+    zone: tuple[IntArray, UInt64Array, UInt64Array, IntArray],
+    pairs: UInt64Array,
+    activated: UInt64Array,
+) -> tuple[UInt64Array, UInt64Array]:
+    """Edges between supervoxels of different colours of one group, at the cross layer of the group."""
+    groups, colours, nodes, tops = zone
+    layers = graph.layout.cross_layers(pairs[:, 0], pairs[:, 1])
+    pairs, layers = pairs[keep := ~same_rows(pairs, np.sort(activated, axis=1))], layers[keep]
+    found, parents = [np.zeros((0, 2), np.uint64)], [np.zeros((0, 2), np.uint64)]
+    for group in np.unique(groups).tolist():
+        mine = groups == group
+        below = cache.stored_children(nodes[mine])
+        order = np.argsort(below.values)
+        supervoxels = below.values[order]
+        owner = np.repeat(np.flatnonzero(mine), below.lengths)[order]
+        some = pairs[layers == tops[mine][0] - 1]
+        at = find(supervoxels, some)
+        inside = (at >= 0).all(axis=1)
+        ends = owner[at[inside]]
+        differ = colours[ends[:, 0]] != colours[ends[:, 1]]
+        some, ends = some[inside][differ], ends[differ]
+        found.append(some)
+        parents.append(nodes[ends])
+    every, owners = np.concatenate(found), np.concatenate(parents)
+    _, first = np.unique(every, axis=0, return_index=True)
+    return every[first], owners[first]

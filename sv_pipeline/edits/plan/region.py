@@ -1,0 +1,202 @@
+"""The part of objects around the points of a request: supervoxels, their ancestors, their atomic edges. Reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.algorithms.components import find, unique_rows
+from sv_pipeline.edits.plan.node_cache import NodeCache, ReadEdges
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.edge_files import Edges, read_edges_many, usable
+from sv_pipeline.graph.edges import read_timed_edges_of_edits
+from sv_pipeline.graph.queries import chunks_touch
+from sv_pipeline.grid import Box
+from sv_pipeline.ids import UInt64Array
+
+__all__ = [
+    "Allowance",
+    "Region",
+    "distinct_edges",
+    "edges_around",
+    "edges_of_chunks",
+    "read_region",
+    "read_region_within",
+    "reread_edges",
+]
+
+BoolArray = npt.NDArray[np.bool_]
+Allowance = Callable[[int, int], bool]
+"""Whether so many nodes, and the edges of so many layer 2 chunks, may be read."""
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Supervoxels of some roots in the chunks that touch a box."""
+
+    supervoxels: UInt64Array
+    """Ascending, shape (n,)."""
+    ancestors: UInt64Array
+    """Highest ancestor of each up to every layer, shape (n, layers + 1)."""
+    edges: Edges
+    """Atomic edges with at least one end in the region; each pair once, smaller id first."""
+    layers: npt.NDArray[np.int64]
+    """Their cross layers."""
+    box: Box
+    """The voxels that its chunks touch."""
+    whole: bool
+    """Whether nothing of the objects is outside of it."""
+
+    @property
+    def layer2(self) -> UInt64Array:
+        """Its layer 2 nodes, ascending."""
+        return np.unique(self.ancestors[:, 2])
+
+    @property
+    def inside(self) -> BoolArray:
+        """Which edges have both ends in the region."""
+        return np.asarray((self._index >= 0).all(axis=1))
+
+    @property
+    def _index(self) -> npt.NDArray[np.int64]:
+        return find(self.supervoxels, np.stack([self.edges.node_ids1, self.edges.node_ids2], axis=-1))
+
+    @property
+    def active(self) -> BoolArray:
+        """Which edges join their ends; False where an end is outside."""
+        index, inside = self._index, self.inside
+        above = self.ancestors[np.where(index >= 0, index, 0), (self.layers + 1)[:, None]]
+        return np.asarray(inside & (above[:, 0] == above[:, 1])) if len(index) else np.zeros(0, np.bool_)
+
+    def ancestors_of(self, supervoxels: npt.ArrayLike, layer: int) -> UInt64Array:
+        """Highest ancestor up to a layer of supervoxels of the region."""
+        return np.asarray(self.ancestors[find(self.supervoxels, supervoxels), layer], np.uint64)
+
+
+def read_region(graph: ChunkedGraph, cache: NodeCache, roots: UInt64Array, box: Box) -> Region:
+    """Walk down from roots, pruned by a box of voxels; and read the edges of the chunks that are reached."""
+    region = read_region_within(graph, cache, roots, box, lambda *_: True)
+    assert region is not None
+    return region
+
+
+def read_region_within(
+    graph: ChunkedGraph, cache: NodeCache, roots: UInt64Array, box: Box, allowed: Allowance
+) -> Region | None:
+    """What :func:`read_region` gives; None, before what is too much is read, if it is more than is allowed."""
+    above = _walk_down(graph, cache, roots, box, allowed)
+    if above is None:
+        return None
+    # The chunks are known one step before the supervoxels are.
+    chunks = np.unique(graph.layout.coordinates(above.nodes), axis=0)
+    if not allowed(len(above.nodes), len(chunks)):
+        return None
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(edges_of_chunks, graph, chunks, cache)
+        # With what plans look at next: where edges of the nodes above the points lead.
+        cache.fetch(np.concatenate([above.nodes, cache.known().edges.edges[:, 1]]))
+        supervoxels, ancestors = _last_step(graph, cache, above)
+    return Region(supervoxels, ancestors, *_touching(graph, supervoxels, reading.result()), box, above.whole)
+
+
+def reread_edges(graph: ChunkedGraph, cache: NodeCache, region: Region) -> Region:
+    """The same region with its edges as they are now: those to other objects may have changed."""
+    coordinates = np.unique(graph.layout.coordinates(region.supervoxels), axis=0)
+    edges = edges_of_chunks(graph, coordinates, cache)
+    touching, layers = _touching(graph, region.supervoxels, edges)
+    return replace(region, edges=touching, layers=layers)
+
+
+def _touching(graph: ChunkedGraph, supervoxels: UInt64Array, edges: Edges) -> tuple[Edges, npt.NDArray[np.int64]]:
+    """Of the edges those that touch the supervoxels, and their cross layers."""
+    ends = np.stack([edges.node_ids1, edges.node_ids2], axis=-1)
+    touching = (find(supervoxels, ends) >= 0).any(axis=1) if len(ends) else np.zeros(0, np.bool_)
+    edges = Edges(*(array[touching] for array in edges.arrays))
+    return edges, graph.layout.cross_layers(edges.node_ids1, edges.node_ids2)
+
+
+@dataclass(frozen=True, eq=False)
+class _Reached:
+    """Nodes of a walk down, and the highest ancestor of each up to every layer."""
+
+    nodes: UInt64Array
+    ancestors: UInt64Array
+    """Shape (n, layers + 1)."""
+    whole: bool = True
+    """Whether none was left out on the way."""
+
+
+def _step_down(graph: ChunkedGraph, cache: NodeCache, reached: _Reached) -> _Reached:
+    """The children of nodes."""
+    below = cache.children(reached.nodes)
+    owner_layers = np.repeat(graph.layout.layers(reached.nodes), below.lengths)
+    ancestors = np.repeat(reached.ancestors, below.lengths, axis=0)
+    layers = graph.layout.layers(below.values)
+    columns = np.arange(graph.n_layers + 1)
+    between = (columns >= layers[:, None]) & (columns < owner_layers[:, None])
+    return _Reached(below.values, np.where(between, below.values[:, None], ancestors))
+
+
+def _walk_down(
+    graph: ChunkedGraph, cache: NodeCache, roots: UInt64Array, box: Box, allowed: Allowance
+) -> _Reached | None:
+    """Layer 2 nodes below roots whose chunks touch a box; None if more nodes would have to be read than is allowed."""
+    nodes = np.unique(roots)
+    ancestors = np.zeros((len(nodes), graph.n_layers + 1), np.uint64)
+    ancestors[:, graph.n_layers] = nodes
+    reached, found, whole = _Reached(nodes, ancestors), [], True
+    while len(reached.nodes):
+        at_end = graph.layout.layers(reached.nodes) == 2
+        found.append(_Reached(reached.nodes[at_end], reached.ancestors[at_end]))
+        if not allowed(sum(len(r.nodes) for r in found) + int(np.count_nonzero(~at_end)), 0):
+            return None
+        below = _step_down(graph, cache, _Reached(reached.nodes[~at_end], reached.ancestors[~at_end]))
+        keep = chunks_touch(graph, below.nodes, box)
+        whole &= bool(keep.all())
+        reached = _Reached(below.nodes[keep], below.ancestors[keep])
+    parts = np.concatenate([r.nodes for r in found]), np.concatenate([r.ancestors for r in found])
+    return _Reached(*parts, whole)
+
+
+def _last_step(graph: ChunkedGraph, cache: NodeCache, above: _Reached) -> tuple[UInt64Array, UInt64Array]:
+    """Supervoxels of layer 2 nodes, ascending, and their ancestor matrix."""
+    reached = _step_down(graph, cache, above)
+    order = np.argsort(reached.nodes)
+    return reached.nodes[order], reached.ancestors[order]
+
+
+def edges_around(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64], cache: NodeCache) -> Edges:
+    """Edges of layer 2 chunks (n, 3), and perhaps of more; those that the edit has read already are not read again."""
+    read = cache.read_edges
+    if read is not None and read.chunks.issuperset(map(tuple, coordinates.tolist())):
+        return read.edges
+    return edges_of_chunks(graph, coordinates, cache)
+
+
+def edges_of_chunks(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64], cache: NodeCache) -> Edges:
+    """Atomic edges of layer 2 chunks (n, 3), of files and of edits; each pair once, smaller id first, no loops."""
+    with ThreadPoolExecutor(2) as pool:
+        reading = pool.submit(read_timed_edges_of_edits, graph, coordinates)
+        files = [usable(file) for file in read_edges_many(graph.edges_url, coordinates)]
+        parts = [part for file in files for part in (file.in_, file.between, file.cross)]
+        of_edits, latest = reading.result()
+    parts.append(of_edits)
+    cache.note(latest)
+    edges = distinct_edges(parts)
+    cache.read_edges = ReadEdges(set(map(tuple, coordinates.tolist())), edges)
+    return edges
+
+
+def distinct_edges(parts: list[Edges]) -> Edges:
+    """Each pair once, smaller id first, no loops; of the same pair the largest affinity counts."""
+    one, other, affinities, areas = (np.concatenate(arrays) for arrays in zip(*(p.arrays for p in parts), strict=True))
+    low, high = np.minimum(one, other), np.maximum(one, other)
+    # Of the same pair the largest affinity counts: inf holds, whatever else is said.
+    at = unique_rows(low, high, -affinities)
+    at = at[unique_rows(low[at], high[at])]
+    at = at[low[at] != high[at]]
+    return Edges(low[at], high[at], affinities[at], areas[at])

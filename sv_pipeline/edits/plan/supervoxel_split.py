@@ -1,0 +1,291 @@
+"""Supervoxel splits: the voxels of supervoxels with points of both sides are cut, as part of one edit. Reads.
+
+::
+
+    shared supervoxels --box, chunk locks--> voxels --cut_mask--> sides --> fragments --> edges of fragments
+                                                                                             |
+             edges to remove  <--minimum cut on the region as it will be----------------------+
+
+Everything is planned in memory, on voxels of one generation, under the locks of the chunks around. So a cut that is
+refused at the very end leaves nothing behind, not even a used up id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.algorithms.components import component_labels, find
+from sv_pipeline.algorithms.edge_routing import RoutedEdges, route_edges
+from sv_pipeline.algorithms.fragments import FragmentPlan, member_mask, plan_fragments
+from sv_pipeline.algorithms.local_edges import LocalEdges
+from sv_pipeline.algorithms.multicut.cut import SupervoxelSplitRequired
+from sv_pipeline.algorithms.routing_checks import require_sound_routing
+from sv_pipeline.algorithms.split_geometry import SplitGeometry
+from sv_pipeline.algorithms.voxel_blocks import Labels, VoxelBlocks
+from sv_pipeline.algorithms.voxel_cut import cut_mask
+from sv_pipeline.edits.plan.hierarchy import provisional_ids
+from sv_pipeline.edits.plan.level2_change import pairs_of
+from sv_pipeline.edits.plan.node_cache import NodeCache
+from sv_pipeline.edits.plan.planned_region import PlannedRegion, local_edges_of, replace_supervoxels
+from sv_pipeline.edits.plan.region import Region, read_region, reread_edges
+from sv_pipeline.edits.plan.split_box import SplitBox, split_box
+from sv_pipeline.edits.plan.supervoxel_change import SupervoxelChange
+from sv_pipeline.edits.requests import Points, SplitRequest
+from sv_pipeline.errors import InputError, NotFoundError
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.edge_files import Edges
+from sv_pipeline.graph.edges import replaced
+from sv_pipeline.grid import Box, ChunkGrid
+from sv_pipeline.ids import UInt64Array
+from sv_pipeline.operations.refusal import EditRefused, Reason
+from sv_pipeline.operations.settled import SettledGraph
+from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.fork.fork import require_fork
+from sv_pipeline.segmentation.fork.reader import current_generation, open_fork
+from sv_pipeline.storage.context import uncached_context
+from sv_pipeline.storage.precomputed import Scale
+
+__all__ = [
+    "CutSides",
+    "LockChunks",
+    "SupervoxelSplit",
+    "lock_around",
+    "plan_supervoxel_split",
+    "read_voxels",
+    "without_voxels",
+]
+
+IntArray = npt.NDArray[np.int64]
+LockChunks = Callable[[UInt64Array, list[str]], None]
+
+
+@dataclass(frozen=True, eq=False)
+class CutSides:
+    """The voxels of a box with their sides: what a cut looks like."""
+
+    box: Box
+    sides: npt.NDArray[np.uint8]
+    """1 = source side, 2 = sink side, 0 = not cut; shape (x, y, z) of the box."""
+
+
+@dataclass(frozen=True, eq=False)
+class SupervoxelSplit:
+    """A planned cut of voxels, and the region as it will be."""
+
+    cut: CutSides
+    change: SupervoxelChange | None
+    """None if the sides part nothing that was one supervoxel."""
+    planned: PlannedRegion
+    sources: UInt64Array
+    """Supervoxels of the points, new ones where they are on voxels that were cut; shape (n,)."""
+    sinks: UInt64Array
+
+    @property
+    def voxel_counts(self) -> tuple[int, int]:
+        """Voxels of the source side and of the sink side."""
+        counts = np.bincount(self.cut.sides.ravel(), minlength=3)
+        return int(counts[1]), int(counts[2])
+
+
+def plan_supervoxel_split(
+    graph: ChunkedGraph,
+    cache: NodeCache,
+    lock_chunks: LockChunks,
+    request: SplitRequest,
+    region: Region,
+    required: SupervoxelSplitRequired,
+) -> SupervoxelSplit:
+    """Plan to split the supervoxels that have points of both sides.
+
+    Parameters
+    ----------
+    lock_chunks
+        Locks layer 2 chunks, with a name for each; before anything is read that others could change.
+    region
+        Around the points, as it is.
+    required
+        What the minimum cut could not part.
+
+    Raises
+    ------
+    EditRefused
+        If it cannot be done, with a reason.
+    """
+    if refusal := without_voxels(request, required):
+        raise refusal
+    _require_fork(graph)
+    pieces = np.unique(np.concatenate([shared.members for shared in required.shared]))
+    where = _split_box(graph, request, pieces)
+    if where.box.clip(region.box) != where.box and not region.whole:
+        # The supervoxels go on where the region ends: look at all of them.
+        region = read_region(graph, cache, np.unique(region.ancestors[:, -1]), _envelope(region.box, where.box))
+        pieces = _joined_by_inf(region, pieces)
+        where = _split_box(graph, request, pieces)
+    chunks = lock_around(graph, lock_chunks, where.chunks)
+    region = _without_replaced(graph, reread_edges(graph, cache, region), pieces)
+    generation, segmentation = read_voxels(graph, where.box)
+    scale = read_base(graph.watershed_url).volume.scales[0]
+    sides = np.zeros(where.box.shape, np.uint8, order="F")
+    for shared in required.shared:
+        own = np.intersect1d(_joined_by_inf(region, shared.members), where.members)
+        sides |= _cut(request, segmentation, where.box, own, scale.resolution)
+    return _split(graph, cache, request, region, where, chunks, generation, segmentation, sides, scale)
+
+
+def _split(
+    graph: ChunkedGraph,
+    cache: NodeCache,
+    request: SplitRequest,
+    region: Region,
+    where: SplitBox,
+    chunks: UInt64Array,
+    generation: int,
+    segmentation: Labels,
+    sides: npt.NDArray[np.uint8],
+    scale: Scale,
+) -> SupervoxelSplit:
+    """Plan what follows from the sides of voxels: fragments, their edges, the region as it will be."""
+    edges = local_edges_of(region)
+    plan = plan_fragments(segmentation, where.box, where.members, sides, graph.grid)
+    plan, geometry, routed = _routed(graph, plan, segmentation, edges, scale.resolution)
+    require_sound_routing(plan, edges, routed)
+    fragments = provisional_ids(graph.layout, graph.layout.chunk_ids(1, plan.chunks), {})
+    new = LocalEdges(
+        plan.resolve(routed.edges.pairs, fragments), routed.edges.affinities, routed.edges.areas, routed.edges.active
+    )
+    links = np.stack([plan.old_ids, fragments], axis=-1)
+    planned = replace_supervoxels(graph.layout, region, links, new, routed.retired)
+    cache.substitute(links)
+    storage = ChunkGrid(scale.bounds, scale.chunk_size)
+
+    def blocks(ids: UInt64Array) -> VoxelBlocks:
+        return plan.changed_chunks(segmentation, ids, storage)
+
+    change = SupervoxelChange(fragments, links, plan.sides, new, chunks, generation, blocks) if len(plan) else None
+    sources, sinks = (
+        _points_after(plan, geometry, points, side, fragments)
+        for side, points in ((1, request.sources), (2, request.sinks))
+    )
+    return SupervoxelSplit(CutSides(where.box, sides), change, planned, sources, sinks)
+
+
+def read_voxels(graph: ChunkedGraph, box: Box) -> tuple[int, Labels]:
+    """The latest generation of the graph's fork, and the supervoxels of a box in it, (x, y, z)."""
+    if isinstance(graph, SettledGraph):
+        return graph.read_voxels(box)
+    generation = current_generation(graph.watershed_url, graph.graph_id)
+    # Each chunk is read once: a cache would hold all of them a second time.
+    volume = open_fork(graph.watershed_url, graph.graph_id, version=generation, context=uncached_context())
+    return generation, np.asarray(volume[box.slices].read(order="F").result(), np.uint64)
+
+
+def lock_around(graph: ChunkedGraph, lock_chunks: LockChunks, chunks: IntArray) -> UInt64Array:
+    """Lock layer 2 chunks, coordinates of shape (n, 3), and all that touch them; their ids."""
+    offsets = np.stack(np.meshgrid(*[(-1, 0, 1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    around = np.unique((chunks[:, None] + offsets).reshape(-1, 3), axis=0)
+    around = around[((around >= 0) & (around < np.asarray(graph.grid.shape(2)))).all(axis=1)]
+    ids = graph.layout.chunk_ids(2, around)
+    lock_chunks(ids, [f"chunk {tuple(chunk)}" for chunk in around.tolist()])
+    return np.sort(ids)
+
+
+def without_voxels(request: SplitRequest, required: SupervoxelSplitRequired) -> EditRefused | None:
+    """The refusal of a request whose points name supervoxels only; None if they name voxels."""
+    for name, points in (("source", request.sources), ("sink", request.sinks)):
+        if points.coordinates is None:
+            return EditRefused(
+                Reason.SUPERVOXEL_SPLIT_REQUIRED,
+                f"{required.message} The {name} points name no voxels between which that could be done.",
+                remedy="Name voxels, or move the points of one side to other supervoxels.",
+            )
+    return None
+
+
+# -- steps ------------------------------------------------------------------------------------------------------------
+
+
+def _split_box(graph: ChunkedGraph, request: SplitRequest, pieces: UInt64Array) -> SplitBox:
+    points = np.concatenate([_voxels_on(points, pieces) for points in (request.sources, request.sinks)])
+    return split_box(graph.grid, graph.layout, pieces, points, request.memory)
+
+
+def _voxels_on(points: Points, supervoxels: UInt64Array) -> IntArray:
+    assert points.coordinates is not None
+    return points.coordinates[np.isin(points.ids, supervoxels)]
+
+
+def _envelope(one: Box, other: Box) -> Box:
+    return Box.of(np.minimum(one.start, other.start), np.maximum(one.stop, other.stop))
+
+
+def _joined_by_inf(region: Region, supervoxels: UInt64Array) -> UInt64Array:
+    """All supervoxels of a region that hang together with some by edges of affinity inf."""
+    inf = np.isinf(region.edges.affinities) & region.inside
+    labels = component_labels(region.supervoxels, pairs_of(region.edges)[inf])
+    wanted = labels[find(region.supervoxels, supervoxels)]
+    return region.supervoxels[np.isin(labels, wanted)]
+
+
+def _without_replaced(graph: ChunkedGraph, region: Region, pieces: UInt64Array) -> Region:
+    """The region without edges of pieces that lead to supervoxels which were replaced: edge files keep them."""
+    pairs = pairs_of(region.edges)
+    partners = np.setdiff1d(pairs[np.isin(pairs, pieces).any(axis=1)], region.supervoxels)
+    gone = partners[replaced(graph, partners)] if len(partners) else partners
+    keep = ~np.isin(pairs, gone).any(axis=1)
+    edges = Edges(*(array[keep] for array in region.edges.arrays))
+    return replace(region, edges=edges, layers=region.layers[keep])
+
+
+def _cut(
+    request: SplitRequest, segmentation: Labels, box: Box, members: UInt64Array, resolution: Sequence[float]
+) -> npt.NDArray[np.uint8]:
+    """Sides of the voxels of some supervoxels that hang together."""
+    source, sink = (_voxels_on(points, members) - box.start for points in (request.sources, request.sinks))
+    try:
+        return cut_mask(member_mask(segmentation, members), source, sink, resolution)
+    except InputError as error:
+        raise EditRefused(Reason.VOXEL_CUT, error.message, remedy=error.remedy) from error
+
+
+def _routed(
+    graph: ChunkedGraph,
+    plan: FragmentPlan,
+    segmentation: Labels,
+    edges: LocalEdges,
+    resolution: Sequence[float],
+) -> tuple[FragmentPlan, SplitGeometry, RoutedEdges]:
+    """Edges of fragments. Where the cut lies on a chunk face, pieces get new ids: old edges end with old ids."""
+    geometry = SplitGeometry(plan, segmentation, resolution, graph.grid, graph.layout)
+    routed = route_edges(geometry, edges)
+    while len(routed.overridden):  # once, unless new pieces shift the sides of what is outside
+        plan = plan.renewing(routed.to_renew(plan), graph.grid)
+        geometry = SplitGeometry(plan, segmentation, resolution, graph.grid, graph.layout)
+        routed = route_edges(geometry, edges)
+    return plan, geometry, routed
+
+
+def _points_after(
+    plan: FragmentPlan, geometry: SplitGeometry, points: Points, side: int, fragments: UInt64Array
+) -> UInt64Array:
+    """The supervoxels of points once members are split."""
+    assert points.coordinates is not None
+    ids = points.ids.copy()
+    on_members = np.isin(ids, plan.members)
+    ids[on_members] = plan.resolve(geometry.nodes_near(points.coordinates[on_members], side), fragments)
+    return ids
+
+
+def _require_fork(graph: ChunkedGraph) -> None:
+    """Refuse to split supervoxels of a graph without voxels of its own."""
+    try:
+        require_fork(graph.watershed_url, graph.graph_id)
+    except NotFoundError as error:
+        raise EditRefused(
+            Reason.SUPERVOXEL_SPLIT_REQUIRED,
+            f"both sides are on one supervoxel, whose voxels cannot be changed: {error.message}",
+            remedy="Make the graph's fork first, or move the points of one side to other supervoxels.",
+        ) from error

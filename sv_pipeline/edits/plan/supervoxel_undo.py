@@ -1,0 +1,174 @@
+"""Taking a supervoxel split back: its fragments become one supervoxel again, with its voxels and edges. Reads.
+
+An id is never used again: what was A, and then A1 and A2, becomes A', which is where A was::
+
+    voxels    those of A1 and A2 get A'
+    edges     all that A, A1 and A2 have to what is there now; the largest affinity counts, so inf is inf again
+    graph     edges that the split removed become active again, and the layer 2 nodes of A1 and A2 become one
+
+What later edits did elsewhere stays. If one of the fragments was split again, the undo is refused: later edits first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import fastremap
+import numpy as np
+import numpy.typing as npt
+import tensorstore as ts
+
+from sv_pipeline.algorithms.components import find
+from sv_pipeline.algorithms.local_edges import LocalEdges, combined
+from sv_pipeline.algorithms.voxel_blocks import Labels, VoxelBlock, VoxelBlocks
+from sv_pipeline.edits.plan.edit_plan import EditPlan
+from sv_pipeline.edits.plan.hierarchy import provisional_ids
+from sv_pipeline.edits.plan.implied_edges import implied_edges
+from sv_pipeline.edits.plan.level2_change import add_edges, pairs_of
+from sv_pipeline.edits.plan.region import edges_of_chunks
+from sv_pipeline.edits.plan.supervoxel_change import SupervoxelChange, renamed_ids
+from sv_pipeline.edits.plan.supervoxel_split import lock_around
+from sv_pipeline.edits.plan.workspace import Workspace, plan_above
+from sv_pipeline.errors import CorruptionError
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.edges import replaced
+from sv_pipeline.graph.hierarchy import read_ancestor_matrix
+from sv_pipeline.grid import Box
+from sv_pipeline.ids import UInt64Array
+from sv_pipeline.operations.pair import Older, restore_advice
+from sv_pipeline.operations.writing import read_identity
+from sv_pipeline.segmentation.fork.reader import current_generation, open_fork
+from sv_pipeline.segmentation.fork.records import read_operation
+
+__all__ = ["UndoOfSplit", "plan_undo_of_split"]
+
+
+@dataclass(frozen=True, eq=False)
+class UndoOfSplit:
+    """Take back an operation that split supervoxels."""
+
+    user: str
+    operation_id: int
+    record: UInt64Array
+    """(old, new, side) of the supervoxels that it replaced, shape (n, 3)."""
+    edges: UInt64Array
+    """Edges that it removed, between supervoxels that are there, shape (m, 2)."""
+
+    @property
+    def supervoxels(self) -> UInt64Array:
+        """Fragments, and ends of the edges."""
+        return np.unique(np.concatenate([self.record[:, 1], self.edges.ravel()]))
+
+
+def plan_undo_of_split(workspace: Workspace, request: UndoOfSplit) -> EditPlan:
+    """Plan the undo under the locks of all roots that have a part in it; locks the chunks of the fragments."""
+    graph, cache, layout = workspace.graph, workspace.cache, workspace.graph.layout
+    old, fragments = request.record[:, 0], request.record[:, 1]
+    chunks = np.unique(layout.coordinates(fragments), axis=0)
+    locked = lock_around(graph, workspace.lock_chunks, chunks)
+    olds, index = np.unique(old, return_inverse=True)
+    ids = provisional_ids(layout, layout.chunks(olds), {})
+    successors = ids[index]
+    links = np.stack([fragments, successors], axis=-1)
+    names = _Names.of(np.concatenate([fragments, olds]), np.concatenate([successors, ids]))
+
+    ends = np.unique(np.concatenate([fragments, request.edges.ravel()]))
+    parents = read_ancestor_matrix(graph, ends)[:, 2]
+    cache.fetch(parents)
+    cache.substitute(links)
+    first = fragments[np.unique(old, return_index=True)[1]]
+    united = np.stack([first[index], fragments], axis=-1)
+    joined = np.concatenate([united, request.edges])
+    added, nodes = names.of_ids(joined), parents[find(ends, joined)]
+    plan = plan_above(workspace, lambda known: add_edges(layout, added, nodes, known), nodes)
+    implied, implied_nodes = implied_edges(graph, cache, plan, joined)
+    if len(implied):
+        added, nodes = np.concatenate([added, names.of_ids(implied)]), np.concatenate([nodes, implied_nodes])
+        plan = plan_above(workspace, lambda known: add_edges(layout, added, nodes, known), nodes)
+    edges = _edges_of_successors(workspace, chunks, names, ids)
+    active = np.unique(np.sort(added[added[:, 0] != added[:, 1]], axis=1), axis=0)
+    boxes = _changed_boxes(graph, request.operation_id)
+    generation = current_generation(graph.watershed_url, graph.graph_id)
+
+    def blocks(final: UInt64Array) -> VoxelBlocks:
+        return _Relabelled.of(graph, boxes, generation, fragments, final[index])
+
+    return EditPlan(
+        "undo",
+        plan,
+        added_edges=active,
+        activated=active,
+        supervoxels=SupervoxelChange(ids, links, np.zeros(len(ids), np.uint8), edges, locked, generation, blocks),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Names:
+    """What supervoxels are called afterwards."""
+
+    old: UInt64Array
+    new: UInt64Array
+
+    @classmethod
+    def of(cls, old: UInt64Array, new: UInt64Array) -> _Names:
+        order = np.argsort(old)
+        return cls(old[order], new[order])
+
+    def of_ids(self, array: UInt64Array) -> UInt64Array:
+        """The same ids, any shape, under their new names."""
+        return renamed_ids(array, self.old, self.new)
+
+
+def _edges_of_successors(
+    workspace: Workspace, chunks: npt.NDArray[np.int64], names: _Names, ids: UInt64Array
+) -> LocalEdges:
+    """Edges of the new supervoxels to each other and to all that is there."""
+    edges = edges_of_chunks(workspace.graph, chunks, workspace.cache)
+    pairs = names.of_ids(pairs_of(edges))
+    touching = np.isin(pairs, ids)
+    keep = touching.any(axis=1)
+    partners = np.unique(pairs[keep][~touching[keep]])
+    gone = partners[replaced(workspace.graph, partners)] if len(partners) else partners
+    keep &= ~np.isin(pairs, gone).any(axis=1)
+    return combined(LocalEdges.of(pairs[keep], edges.affinities[keep], edges.areas[keep], False))
+
+
+def _changed_boxes(graph: ChunkedGraph, operation_id: int) -> tuple[Box, ...]:
+    """The storage chunks that an operation changed; CorruptionError if the fork does not say so, or of another one."""
+    record = read_operation(graph.watershed_url, graph.graph_id, operation_id)
+    if record is None:
+        raise CorruptionError(
+            f"the fork does not say which voxels operation {operation_id} changed, but the table says it did.",
+            remedy="Run `sv-pipeline verify`.",
+        )
+    if record.identity != read_identity(graph.table, operation_id):
+        raise CorruptionError(
+            f"the voxels that the fork has under the number {operation_id} are of another operation than the one to be "
+            "undone.",
+            remedy=restore_advice(graph, Older.NEITHER),
+        )
+    return record.boxes
+
+
+class _Relabelled(VoxelBlocks):
+    """The storage chunks that an operation changed, with other ids; each is read when asked for."""
+
+    def __init__(self, boxes: tuple[Box, ...], volume: ts.TensorStore, names: dict[int, int]) -> None:
+        self._boxes, self._volume, self._names = boxes, volume, names
+
+    @classmethod
+    def of(
+        cls, graph: ChunkedGraph, boxes: tuple[Box, ...], generation: int, old: UInt64Array, new: UInt64Array
+    ) -> _Relabelled:
+        volume = open_fork(graph.watershed_url, graph.graph_id, version=generation)
+        return cls(boxes, volume, dict(zip(old.tolist(), new.tolist(), strict=True)))
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        return self._boxes
+
+    def block(self, index: int) -> VoxelBlock:
+        """The voxels of a storage chunk, read now, under their new names."""
+        box = self._boxes[index]
+        voxels: Labels = np.array(self._volume[box.slices].read(order="F").result(), np.uint64, order="F")
+        return VoxelBlock(box, fastremap.remap(voxels, self._names, preserve_missing_labels=True, in_place=True))

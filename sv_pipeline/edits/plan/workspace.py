@@ -1,0 +1,64 @@
+"""DOCSTRING."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sv_pipeline.edits.plan.hierarchy import HierarchyPlan, Layer2Change, plan_hierarchy
+from sv_pipeline.edits.plan.node_cache import KnownNodes, NodeCache, until_known
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.hierarchy import take
+from sv_pipeline.ids import UInt64Array
+
+__all__ = ["Workspace", "plan_above", "prefetch_surroundings"]
+
+
+@dataclass(frozen=True, eq=False)
+class Workspace:
+    """What a planner works with: rows it has read, and where the points are."""
+
+    graph: ChunkedGraph
+    cache: NodeCache
+    roots: UInt64Array
+    """The locked roots, ascending."""
+    root_of: dict[int, int]
+    """Root of each supervoxel of the request."""
+    lock_chunks: Callable[[UInt64Array, list[str]], None]
+    """Locks layer 2 chunks as well, by id, with a name for each; before anything is read that others could change."""
+
+    def roots_of(self, supervoxels: UInt64Array) -> UInt64Array:
+        """Distinct roots of supervoxels of the request."""
+        return np.unique(np.array([self.root_of[sv] for sv in supervoxels.tolist()], np.uint64))
+
+
+def plan_above(
+    workspace: Workspace, change_of: Callable[[KnownNodes], Layer2Change], parents: UInt64Array
+) -> HierarchyPlan:
+    """Plan a change of layer 2 and all that follows above it.
+
+    Parameters
+    ----------
+    change_of
+        The change of layer 2, out of the rows that are known.
+    parents
+        The layer 2 nodes that are replaced.
+    """
+    cache, layout = workspace.cache, workspace.graph.layout
+    retired = cache.ancestors(parents)
+    prefetch_surroundings(workspace, retired)
+    return until_known(cache, lambda known: plan_hierarchy(layout, change_of(known), retired, known))
+
+
+def prefetch_surroundings(workspace: Workspace, retired: UInt64Array) -> None:
+    """Read what a plan nearly always needs, in two requests: siblings and neighbours, then the siblings' neighbours."""
+    cache, layout = workspace.cache, workspace.graph.layout
+    known = cache.known()
+    below = take(known.children, known.index(retired)).values
+    siblings = np.setdiff1d(below[layout.layers(below) >= 2], retired)
+    cache.fetch(np.concatenate([siblings, np.unique(known.edges_of(retired).edges[:, 1])]))
+    edges = cache.known().edges_of(siblings)
+    goes_up = edges.layers > layout.layers(edges.edges[:, 0])
+    cache.fetch(np.unique(edges.edges[goes_up, 1]))

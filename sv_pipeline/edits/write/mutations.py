@@ -1,0 +1,79 @@
+"""A plan as changes of rows, in the order in which they may become visible. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sv_pipeline.algorithms.components import find
+from sv_pipeline.edits.plan.hierarchy import HierarchyPlan
+from sv_pipeline.graph.rows import child_rows, edge_cells, parent_rows
+from sv_pipeline.ids import UInt64Array
+from sv_pipeline.table import keys
+from sv_pipeline.table.columns import FORMER_PARENTS, INDEFINITE_LOCK, NEW_PARENTS, OPERATION_ID, cross_edges
+from sv_pipeline.table.interface import RowMutation, SetCell
+
+__all__ = ["PlannedRows", "fake_edge_cells", "rows_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedRows:
+    """What an edit writes."""
+
+    new: list[RowMutation]
+    """Rows of new nodes: nothing points to them yet. New roots are born locked by the operation."""
+    switching: list[RowMutation]
+    """Rows that switch over to the new nodes."""
+    retired: list[RowMutation]
+    """Of the old roots: the last to be written."""
+
+    @property
+    def every(self) -> list[RowMutation]:
+        """All of them."""
+        return [*self.new, *self.switching, *self.retired]
+
+    def with_supervoxels(self, new: list[RowMutation], switching: list[RowMutation]) -> PlannedRows:
+        """With the rows of supervoxels that are replaced."""
+        return PlannedRows([*self.new, *new], [*self.switching, *switching], self.retired)
+
+
+def rows_of(plan: HierarchyPlan, operation_id: int, timestamp: int) -> PlannedRows:
+    """Rows of a hierarchy plan with final ids, all cells at one time."""
+    layout, new = plan.layout, plan.new
+    owners = np.repeat(new.ids, new.children.lengths)
+    is_new = find(np.sort(new.ids), new.children.values) >= 0
+
+    def times(n: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        return np.full(n, timestamp, np.int64)
+
+    n = len(new.ids)
+    cells = edge_cells(cross_edges, new.ids, times(n), new.edges, new.edges.edges[:, 0])
+    rows = list(parent_rows(new.ids, new.children, times(n), cells))
+    rows += child_rows(new.children.values[is_new], owners[is_new], times(int(is_new.sum())))
+    old_roots, new_roots = plan.old_roots, plan.new_roots
+    for key in keys.node_keys(new_roots):
+        lineage = [FORMER_PARENTS.set(old_roots, timestamp), OPERATION_ID.set(operation_id, timestamp)]
+        rows.append(RowMutation(key, [*lineage, INDEFINITE_LOCK.set(operation_id)]))
+
+    switching = list(child_rows(new.children.values[~is_new], owners[~is_new], times(int((~is_new).sum()))))
+    neighbours = np.unique(plan.rewritten.edges[:, 0])
+    rewritten = plan.rewritten.edges[:, 0]
+    cells = edge_cells(cross_edges, neighbours, times(len(neighbours)), plan.rewritten, rewritten)
+    switching += [RowMutation(key, row) for key, row in zip(keys.node_keys(neighbours), cells, strict=True)]
+    replaced = [NEW_PARENTS.set(new_roots, timestamp), OPERATION_ID.set(operation_id, timestamp)]
+    assert (layout.layers(new_roots) == plan.n_layers).all()
+    return PlannedRows(rows, switching, [RowMutation(key, replaced) for key in keys.node_keys(old_roots)])
+
+
+def fake_edge_cells(plan: HierarchyPlan, edges: UInt64Array) -> dict[bytes, UInt64Array]:
+    """Edges of each row of edits: each direction in the row of its first end's layer 2 chunk; edges (n, 2)."""
+    both = np.concatenate([edges, edges[:, ::-1]])
+    chunks = plan.layout.chunk_ids(2, plan.layout.coordinates(both[:, 0])) if len(both) else np.zeros(0, np.uint64)
+    distinct = np.unique(chunks)
+    return {key: both[chunks == chunk] for key, chunk in zip(keys.edit_edge_keys(distinct), distinct, strict=True)}
+
+
+def cells_at(mutations: list[RowMutation]) -> list[SetCell]:
+    """All cells of mutations, for tests and pictures."""
+    return [change for mutation in mutations for change in mutation.changes if isinstance(change, SetCell)]

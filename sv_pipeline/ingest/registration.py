@@ -1,0 +1,199 @@
+"""Making a graph known: everything that can be wrong is found out before anything is written. Builds nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+
+from sv_pipeline.config import BackendType, DatasetConfig, IngestMode
+from sv_pipeline.errors import ConfigError, ConflictError, InputError, NotFoundError
+from sv_pipeline.graph import edge_files
+from sv_pipeline.graph.chunked_graph import open_chunked_graph
+from sv_pipeline.grid import ChunkGrid
+from sv_pipeline.ids import IdLayout
+from sv_pipeline.ingest import watershed
+from sv_pipeline.ingest.missing_chunks import report_missing_chunks
+from sv_pipeline.registry import Dataset, Registry, absolute
+from sv_pipeline.segmentation.base import base, layout, markers, populate
+from sv_pipeline.storage import kv
+from sv_pipeline.storage.volume_info import VolumeInfo, check_label_encoding
+
+__all__ = ["attach", "register", "source_is_needed"]
+
+logger = logging.getLogger(__name__)
+
+PROBES = 64
+"""Chunks of a given dataset that are looked at for edge files."""
+
+
+def register(config: DatasetConfig, home: str) -> Dataset:
+    """Validate a configuration against the world and remember it; nothing is written if anything is wrong.
+
+    Raises
+    ------
+    ConflictError
+        A graph of this id exists, built with another configuration or by somebody else.
+    InputError, ConfigError
+        The source, the watershed volume or a place to write to cannot be used.
+    """
+    registry = Registry(home)
+    config = absolute(config)
+    registry.check(config)
+    dataset = Dataset(config, home)
+    _check_places(dataset)
+    # In this order: a table is made after its graph was registered, so one that was seen here is known by then.
+    exists = config.ingest.mode is not IngestMode.VOXELS and dataset.table.exists()
+    if exists and config.graph_id not in registry.graph_ids():
+        raise ConflictError(
+            f"the table {dataset.table.name!r} of graph {config.graph_id!r} exists, but is not registered here.",
+            remedy="Choose another graph_id, or run 'sv-pipeline attach CONFIG.yaml' to use the existing table.",
+        )
+    _check_base(dataset)
+    if config.source is None:
+        _check_watershed(dataset)
+        _check_mips(config, dataset.volume)
+        if markers.read_complete(dataset.watershed_url) is None:
+            report_missing_chunks(dataset)
+    else:
+        if not _watershed_is_complete(dataset):
+            report_missing_chunks(dataset)
+        source_is_needed(dataset)
+    return registry.register(config)
+
+
+def attach(config: DatasetConfig, home: str) -> Dataset:
+    """Register a graph whose table exists already (made by PyChunkedGraph, or from another home).
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such table, or it holds no graph.
+    ConflictError
+        If the table holds a graph of another watershed or with other chunks than the configuration says.
+    """
+    registry = Registry(home)
+    config = absolute(config)
+    registry.check(config)
+    dataset = Dataset(config, home)
+    _check_places(dataset)
+    if not dataset.table.exists():
+        raise NotFoundError(f"there is no table {dataset.table.name!r}.", remedy="Run 'sv-pipeline ingest' to make it.")
+    graph = open_chunked_graph(dataset.table)
+    pairs = {
+        "data_source.WATERSHED": (dataset.watershed_url, graph.watershed_url),
+        "graph_config.CHUNK_SIZE": (config.graph_config.chunk_size, graph.meta.chunk_size),
+        "graph_config.SPATIAL_BITS": (config.graph_config.spatial_bits, graph.layout.spatial_bits),
+    }
+    differing = [f"{name} is {found}, not {asked}" for name, (asked, found) in pairs.items() if asked != found]
+    if differing:
+        raise ConflictError(
+            f"table {dataset.table.name!r} holds another graph than the configuration describes: "
+            f"{'; '.join(differing)}.",
+            remedy="Correct the configuration.",
+        )
+    return registry.register(config)
+
+
+def source_is_needed(dataset: Dataset) -> bool:
+    """Prepare the watershed; False if its source cannot be read any more, and need not, because all of it is made.
+
+    Raises
+    ------
+    ConfigError, InputError, ConflictError
+        The source cannot be used, or the watershed was made of another one.
+    """
+    try:
+        watershed.prepare_watershed(dataset.config, lambda volume: _check_mips(dataset.config, volume))
+    except InputError as error:
+        if not _watershed_is_complete(dataset):
+            raise
+        logger.warning("the source is gone, but everything was made of it: %s", error)
+        return False
+    return True
+
+
+def _watershed_is_complete(dataset: Dataset) -> bool:
+    try:
+        chunks = dataset.grid.count(2)
+    except InputError:
+        return False
+    folders = [f".watershed/{stage}/" for stage in watershed.Stage]
+    return all(len(kv.list_keys(dataset.watershed_url, folder)) == chunks for folder in folders)
+
+
+# -- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _check_places(dataset: Dataset) -> None:
+    """ConfigError unless files can be made in all local folders that an ingest writes to."""
+    config, client = dataset.config, dataset.config.backend_client
+    places = {"the home folder": dataset.home, "data_source.WATERSHED": config.data_source.watershed}
+    if config.source is not None:
+        places |= {"data_source.EDGES": config.edges_url, "data_source.COMPONENTS": config.components_url}
+    if client.type is BackendType.SQLITE and client.config.path:
+        places["backend_client.CONFIG.PATH"] = client.config.path
+    for name, place in places.items():
+        url = kv.as_url(place)
+        if url.startswith("file://"):
+            _check_folder(name, Path(unquote(url.removeprefix("file://"))))
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not existing.is_dir():
+        raise ConfigError(f"{name} cannot be {folder}: {existing} is not a folder.", remedy="Choose another place.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{name} cannot be {folder}: {existing} is not writable for this user.",
+            remedy="Choose another place, or change its permissions.",
+        )
+
+
+def _check_base(dataset: Dataset) -> None:
+    """ConfigError if the watershed has a base already that does not suit the configuration. Writes nothing."""
+    url, config = dataset.watershed_url, dataset.config
+    if config.ingest.mode is IngestMode.GRAPH:
+        return
+    try:
+        base.read_base(url)
+    except NotFoundError:
+        return
+    base.create_base(url, config.ocdbt_config, grid=dataset.grid)
+    if markers.read_meta(url) is not None:
+        populate.populate_plan(url, dataset.grid, config.ocdbt_config)
+
+
+def _check_watershed(dataset: Dataset) -> None:
+    info = dataset.volume
+    if info.data_type != "uint64":
+        raise InputError(
+            f"the watershed volume {dataset.watershed_url} has data type {info.data_type}, not uint64.",
+            remedy="Name it as source.segmentation to make supervoxels of it.",
+        )
+    check_label_encoding(info.scales[0], f"{dataset.watershed_url}info: scales[0].")
+    IdLayout(dataset.grid.n_layers, dataset.config.graph_config.spatial_bits)
+    _check_edge_files(dataset)
+
+
+def _check_edge_files(dataset: Dataset) -> None:
+    """InputError if there is no edge file: each may be missing, but without any a graph would be all single pieces."""
+    coordinates = dataset.grid.coordinates(2)
+    chosen = coordinates[np.unique(np.linspace(0, len(coordinates) - 1, PROBES).astype(np.int64))]
+    url = dataset.config.edges_url
+    if not any(kv.list_keys(url, edge_files.edges_key(coordinate)) for coordinate in chosen):
+        raise InputError(
+            f"there is no edge file in {url} ({len(chosen)} of {len(coordinates)} chunks were looked for, "
+            f"first {edge_files.edges_key(chosen[0])}).",
+            remedy="Check data_source.EDGES and graph_config.CHUNK_SIZE.",
+        )
+
+
+def _check_mips(config: DatasetConfig, volume: VolumeInfo) -> None:
+    """ConfigError if the volume cannot be divided into mips and populate tasks as the configuration asks for."""
+    if config.ingest.mode is not IngestMode.GRAPH:
+        grid = ChunkGrid(volume.bounds, config.graph_config.chunk_size)
+        layout.plan_scales(volume, config.ocdbt_config, grid)

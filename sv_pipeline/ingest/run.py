@@ -1,0 +1,153 @@
+"""A whole ingest on one machine: stage after stage, batches in a pool of processes. No Dagster needed.
+
+A worker process that dies breaks its pool, not the ingest: what it left unfinished is planned again, a few times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sv_pipeline.config import IngestMode, PopulateMethod
+from sv_pipeline.errors import UnavailableError
+from sv_pipeline.ingest import stages
+from sv_pipeline.ingest.batches import Batch, Stage
+from sv_pipeline.ingest.missing_chunks import missing_chunks
+from sv_pipeline.ingest.pool import BrokenProcessPool, WorkerPool
+from sv_pipeline.progress import Progress
+from sv_pipeline.registry import Dataset
+from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE, running_coordinator
+
+__all__ = ["IngestReport", "Progress", "ingest"]
+
+logger = logging.getLogger(__name__)
+ATTEMPTS_AFTER_CRASH = 3
+
+
+@dataclass
+class IngestReport:
+    """What an ingest did, step by step."""
+
+    graph_id: str
+    steps: dict[str, Any] = field(default_factory=dict)
+
+
+def ingest(
+    dataset: Dataset,
+    *,
+    mode: IngestMode | None = None,
+    layers: Sequence[int] | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> IngestReport:
+    """Everything that is missing, in order; may be called again after any failure.
+
+    Parameters
+    ----------
+    mode
+        Graph, voxels, both, or set-up only; default: the configuration's.
+    layers
+        Only these layers of the graph (no fork is made then); default: all.
+    workers
+        Processes; default: the configuration's. 1 = this process.
+
+    Raises
+    ------
+    ConfigError
+        If the graph has no such layer.
+    SvPipelineError
+        The first failure; what was finished stays finished.
+    """
+    mode = mode or dataset.config.ingest.mode
+    workers = workers or dataset.config.ingest.workers
+    with contextlib.ExitStack() as stack:
+        run = _Run(dataset, mode, stack.enter_context(WorkerPool(workers)), progress or Progress(), stack)
+        return _ingest(run, layers)
+
+
+@dataclass
+class _Run:
+    """One call of :func:`ingest`."""
+
+    dataset: Dataset
+    mode: IngestMode
+    pool: WorkerPool
+    progress: Progress
+    until_the_end: contextlib.ExitStack
+    coordinator: str | None = None
+    coordinator_is_ours: bool = False
+
+    def step(self, name: str, plan: Callable[[], list[Batch]]) -> None:
+        """Plan and run until nothing is left; planned again when a worker died."""
+        for _ in range(ATTEMPTS_AFTER_CRASH):
+            batches = plan()
+            self.progress.begin(name, sum(b.stop - b.first for b in batches))
+            if any(batch.stage is Stage.VOXELS for batch in batches):
+                self._need_coordinator()
+            try:
+                self.pool.run(
+                    self.dataset, batches, advance=self.progress.advance, coordinator_address=self.coordinator
+                )
+            except BrokenProcessPool:
+                logger.warning("a worker process of %s died; what it left is planned again", name)
+            except UnavailableError as error:
+                if not self._lost_coordinator():
+                    raise
+                logger.warning("the OCDBT coordinator of %s died (%s); another one is started", name, error)
+            else:
+                self.progress.end()
+                return
+        raise UnavailableError(
+            f"worker processes, or the coordinator, died {ATTEMPTS_AFTER_CRASH} times in {name}.",
+            remedy="Look for memory limits (ingest.workers, ingest.chunks_per_batch), then run again.",
+        )
+
+    def _need_coordinator(self) -> None:
+        """The configured coordinator, or one of our own for the rest of the run, if the populate method needs one."""
+        config = self.dataset.config.ocdbt_config
+        if self.coordinator is not None or config.populate_method is not PopulateMethod.COORDINATOR:
+            return
+        self.coordinator = config.coordinator_address or os.environ.get(ADDRESS_VARIABLE)
+        if self.coordinator is None:
+            self.coordinator = self.until_the_end.enter_context(running_coordinator())
+            self.coordinator_is_ours = True
+            logger.info("started an OCDBT coordinator at %s for this run", self.coordinator)
+
+    def _lost_coordinator(self) -> bool:
+        """Whether our own coordinator has ended; forgets it then."""
+        if self.coordinator is None or not self.coordinator_is_ours:
+            return False
+        host, _, port = self.coordinator.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except OSError:
+            self.coordinator, self.coordinator_is_ours = None, False
+            return True
+        return False
+
+
+def _ingest(run: _Run, layers: Sequence[int] | None) -> IngestReport:
+    dataset, mode = run.dataset, run.mode
+    report = IngestReport(dataset.graph_id)
+    needed = stages.needs_watershed(dataset)
+    if missing := missing_chunks(dataset, needed=needed):
+        report.steps["missing_chunks"] = missing
+    if needed:
+        for stage, finish in ((Stage.LABELS, stages.finish_labels), (Stage.EDGES, stages.finish_edges)):
+            run.step(f"watershed: {stage}", lambda s=stage: stages.plan_watershed(dataset, s))  # type: ignore[misc]
+            report.steps[f"watershed_{stage}"] = finish(dataset)
+    report.steps["setup"] = stages.setup(dataset, mode)
+    if mode is IngestMode.SETUP:
+        return report
+    for layer in stages.layers_of(dataset, layers):
+        run.step(f"layer {layer}", lambda n=layer: stages.plan_layer(dataset, n, mode))  # type: ignore[misc]
+        report.steps[f"layer_{layer}"] = stages.finish_layer(dataset, layer, mode)
+    if layers is None and mode is not IngestMode.GRAPH:
+        stages.make_fork(dataset)
+        report.steps["fork"] = "ready"
+    return report

@@ -1,0 +1,273 @@
+"""Whether table and fork are of one history: what each says about itself, and what is wrong where the two do not fit.
+
+Both are restored from backups, and nothing keeps a person from restoring them from different days. So each names the
+graph, and the operation whose voxels were committed last:
+
+| where | what | written |
+| --- | --- | --- |
+| table, row ``sv_pipeline:pair`` | ``1:graph``: identity of the graph | before the first voxels are committed |
+| | ``1:committed``: operation and its identity; the cell's time is the generation | with the rows of the edit |
+| table, row ``sv_pipeline:open:%020d`` | ``1:identity`` of the operation | with its first row |
+| table, row ``sv_pipeline:op:%020d`` | the same | before the voxels |
+| fork, ``_sv_pipeline/newest`` | identity of the graph, operation and its identity | in the commit of the voxels |
+| fork, ``_sv_pipeline/ops/<op>`` | what the operation changed, and its identity | likewise |
+
+The table never names what is not in the fork yet, and the fork never names what has no row yet. Where nothing is
+named (graphs of older versions, edits of other software), nothing is known, and nothing is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol
+
+from sv_pipeline.errors import CorruptionError
+from sv_pipeline.operations.log import OperationStatus
+from sv_pipeline.operations.ownership import FIXED_TIME, open_key
+from sv_pipeline.operations.writing import IDENTITY, identity_in, identity_keys, new_identity
+from sv_pipeline.segmentation.fork.fork import fork_exists
+from sv_pipeline.segmentation.fork.reader import open_fork_store
+from sv_pipeline.segmentation.fork.records import NEWEST, Newest, OperationRecord, read_value, record_in
+from sv_pipeline.storage import ocdbt
+from sv_pipeline.table import codecs, columns, keys
+from sv_pipeline.table.columns import Column
+from sv_pipeline.table.interface import CellMatch, ColumnKey, RowMutation, RowView, Table
+
+__all__ = [
+    "Committed",
+    "Compared",
+    "HasBoth",
+    "Misfit",
+    "Older",
+    "compare",
+    "ensure_identity",
+    "find_misfit",
+    "note_commit",
+    "restore_advice",
+    "wrote",
+]
+
+_ANOTHER = "operation {0} of the table is not the operation {0} whose voxels the fork has"
+PAIR_ROW = b"sv_pipeline:pair"
+GRAPH: Column[str] = Column(ColumnKey("1", b"graph"), codecs.TextCodec())
+COMMITTED: Column[Any] = Column(ColumnKey("1", b"committed"), codecs.JsonCodec())
+
+
+class Older(StrEnum):
+    """Which of the two was restored from the earlier day."""
+
+    TABLE = "table"
+    FORK = "fork"
+    NEITHER = "neither"
+    """Both have edits that the other one lacks, or they are of two graphs."""
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """Why a table and a fork do not belong together."""
+
+    older: Older
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison found."""
+
+    identity: str | None
+    """Identity of the graph, as its table says; None if it has none yet."""
+    misfit: Misfit | None
+
+
+class HasBoth(Protocol):
+    """A graph, as far as the two are compared."""
+
+    @property
+    def table(self) -> Table:
+        """Its table."""
+        ...
+
+    @property
+    def watershed_url(self) -> str:
+        """Folder of the watershed, in which its fork is."""
+        ...
+
+    @property
+    def graph_id(self) -> str:
+        """Names the fork."""
+        ...
+
+
+class Committed(NamedTuple):
+    """An operation whose voxels are in."""
+
+    operation_id: int
+    identity: str
+
+
+def ensure_identity(table: Table) -> str:
+    """Identity of the graph; made now if it has none."""
+    found = GRAPH.newest(_pair_row(table))
+    if found is None:
+        table.check_and_mutate(PAIR_ROW, [CellMatch(GRAPH.key)], if_unmatched=[GRAPH.set(new_identity(), FIXED_TIME)])
+        found = GRAPH.newest(_pair_row(table))
+        assert found is not None, "it was written just now"
+    return found
+
+
+def note_commit(table: Table, operation_id: int, identity: str, generation: int) -> None:
+    """Let the table name the operation of a generation; of several, the latest generation stays."""
+    committed = {"operation_id": operation_id, "identity": identity}
+    table.mutate([RowMutation(PAIR_ROW, [COMMITTED.set(committed, generation)])])
+
+
+def find_misfit(graph: HasBoth) -> Misfit | None:
+    """What is wrong with a table and a fork; None if they fit, as far as they say."""
+    return compare(graph).misfit
+
+
+def compare(graph: HasBoth) -> Compared:
+    """Compare what table and fork say about themselves."""
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(_fork_of, graph)
+        row = _pair_row(graph.table)
+        store, newest = reading.result()
+    committed = _committed_in(row)
+    if newest is not None and committed == Committed(newest.operation_id, newest.identity):
+        return Compared(GRAPH.newest(row), _of_two_graphs(graph, row, newest))
+    wrong = None if newest is None else _of_two_graphs(graph, row, newest)
+    if wrong is None and newest is not None and store is not None:
+        wrong = _table_lacks(graph, newest, store)
+    if wrong is None and committed is not None:
+        wrong = _fork_lacks(graph, committed, store)
+    return Compared(GRAPH.newest(row), wrong)
+
+
+def restore_advice(graph: HasBoth, older: Older) -> str:
+    """What to do about a pair that does not fit."""
+    folder = ocdbt.fork_folder(graph.watershed_url, graph.graph_id)
+    if older is Older.NEITHER:
+        return f"Restore both from backups of one day: the table, and the folder {folder}."
+    other = "the table" if older is Older.TABLE else f"the folder {folder}"
+    newer = f"the folder {folder}" if older is Older.TABLE else "the table"
+    return f"Restore {other} from a backup of the day of the other one, or {newer} from the earlier day."
+
+
+def wrote(status: int | None) -> bool:
+    """Whether an operation of this status can have changed voxels; one that was refused, or is not there, cannot."""
+    return status in (int(OperationStatus.SUCCESS), int(OperationStatus.WRITE_STARTED))
+
+
+# -- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+def _of_two_graphs(graph: HasBoth, row: RowView, newest: Newest) -> Misfit | None:
+    identity = GRAPH.newest(row)
+    if identity is None:
+        return _misfit(
+            graph,
+            Older.TABLE,
+            f"the fork holds voxels of operation {newest.operation_id}, and the table is from before that",
+        )
+    if identity == newest.graph:
+        return None
+    return _misfit(
+        graph,
+        Older.NEITHER,
+        f"the table is of the graph with the identity {identity}, the fork of the one with {newest.graph}",
+    )
+
+
+def _table_lacks(graph: HasBoth, newest: Newest, store: ocdbt.OcdbtStore) -> Misfit | None:
+    """The operation that the fork names, unless the table knows it."""
+    number = newest.operation_id
+    row_keys = [*identity_keys(number), keys.node_key(number)]
+    rows = graph.table.read_rows(row_keys, [IDENTITY.key, columns.OPERATION_STATUS.key], newest_only=True)
+    known = identity_in(rows, number)
+    if known == newest.identity:
+        return None
+    status = columns.OPERATION_STATUS.newest(rows.get(row_keys[-1]))
+    record = record_in(store.kv, number)
+    if status is not None and (record is None or record.identity in (None, known)):
+        return None  # it was taken back, or made again by an older version
+    if not wrote(status):
+        return _misfit(
+            graph, Older.TABLE, f"the fork holds voxels of operation {number}, which the table does not know"
+        )
+    return _misfit(graph, Older.NEITHER, _ANOTHER.format(number))
+
+
+def _fork_lacks(graph: HasBoth, committed: Committed, store: ocdbt.OcdbtStore | None) -> Misfit | None:
+    """The operation that the table names, unless its voxels are in, or it was taken back, or just is."""
+    number = committed.operation_id
+    record = _record(store, number)
+    if record is None and _is_done(graph.table, number):
+        record = _record(store, number)
+        if record is None:
+            said = "has no voxels of it" if store is not None else "is not there"
+            return _misfit(
+                graph, Older.FORK, f"the table says that operation {number} changed voxels, but the fork {said}"
+            )
+    if record is not None and record.identity not in (None, committed.identity):
+        return _misfit(graph, Older.NEITHER, _ANOTHER.format(number))
+    return None
+
+
+def _misfit(graph: HasBoth, older: Older, why: str) -> Misfit:
+    verdict = (
+        f"the {older} of graph {graph.graph_id!r} is older than its {'fork' if older is Older.TABLE else 'table'}"
+        if older is not Older.NEITHER
+        else f"table and fork of graph {graph.graph_id!r} do not belong together"
+    )
+    return Misfit(older, f"{verdict}: {why}.", restore_advice(graph, older))
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _pair_row(table: Table) -> RowView:
+    return table.read_rows([PAIR_ROW], newest_only=True).get(PAIR_ROW, {})
+
+
+def _committed_in(row: RowView) -> Committed | None:
+    value = COMMITTED.newest(row)
+    return None if value is None else Committed(int(value["operation_id"]), str(value["identity"]))
+
+
+def _fork_of(graph: HasBoth) -> tuple[ocdbt.OcdbtStore | None, Newest | None]:
+    if not fork_exists(graph.watershed_url, graph.graph_id):
+        return None, None
+    with _readable(graph):
+        store = open_fork_store(graph.watershed_url, graph.graph_id)
+        value = read_value(store.kv, NEWEST)
+        return store, None if value is None else Newest.decode(value)
+
+
+@contextmanager
+def _readable(graph: HasBoth) -> Iterator[None]:
+    """Name the fork where TensorStore cannot read it."""
+    try:
+        yield
+    except ValueError as error:
+        reason = str(error).split(" [tensorstore_spec=", 1)[0]
+        raise CorruptionError(
+            f"the fork of graph {graph.graph_id!r} cannot be read: {reason}.",
+            remedy="Restore the file that the text names; `sv-pipeline verify` tells what is damaged.",
+        ) from error
+
+
+def _record(store: ocdbt.OcdbtStore | None, operation_id: int) -> OperationRecord | None:
+    return None if store is None else record_in(store.kv, operation_id)
+
+
+def _is_done(table: Table, operation_id: int) -> bool:
+    """Whether an operation succeeded and nobody is at work on it."""
+    row_keys = [open_key(operation_id), keys.node_key(operation_id)]
+    rows = table.read_rows(row_keys, newest_only=True)
+    status = columns.OPERATION_STATUS.newest(rows.get(row_keys[1]))
+    return row_keys[0] not in rows and status == int(OperationStatus.SUCCESS)

@@ -1,0 +1,110 @@
+"""How an operation stands when an error ends its edit: what is written, and what becomes of it. Says so on the error.
+
+| what is known | what the error says |
+| --- | --- |
+| nothing was written, and the log says that it failed | it has ended without effect |
+| nothing was written, and the table does not answer | it wrote nothing; recovery will log that it failed |
+| it was writing | it is unfinished; recovery will make it; do not repeat the request |
+| all is written, and its locks are left | it is complete; do not repeat the request |
+| a recovery has taken it over | how that has ended, or that it is at work; do not repeat the request |
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.operations.log import OperationStatus, read_operations
+from sv_pipeline.operations.ownership import OWNER, open_key
+from sv_pipeline.operations.refusal import OwnershipLostError
+from sv_pipeline.operations.writing import OperationRow
+from sv_pipeline.storage.wall import our_error
+
+__all__ = ["end_early", "read_standing", "unfinished"]
+
+log = logging.getLogger(__name__)
+
+
+def end_early(graph: ChunkedGraph, row: OperationRow, error: BaseException, *, writing: bool) -> BaseException:
+    """Bring an operation to its end that has written nothing, and say on the error how the operation stands.
+
+    An error of storage becomes one of ours. One of ours gets that as its remedy; any other one as a note (PEP 678).
+
+    Parameters
+    ----------
+    writing
+        Whether its locks stay, since rows or voxels of it may be there.
+
+    Returns
+    -------
+    BaseException
+        What to raise.
+    """
+    if (ours := our_error(error)) is not None and ours is not error:
+        error = ours
+    try:
+        advice = _advice(graph, row, error, writing=writing)
+    except SvPipelineError:
+        log.info("operation %d: the table does not say how it stands", row.operation_id, exc_info=True)
+        advice = unfinished(graph, row.operation_id) if writing else _not_begun(row.operation_id)
+    log.info("%s", advice)
+    if isinstance(error, SvPipelineError):
+        error.operation_id = row.operation_id
+        error.advise(" ".join([*_repair(error, writing=writing), advice]))
+    else:
+        error.add_note(advice)
+    return error
+
+
+_REPEAT = re.compile(r"[,;] then (?:retry|try again|run again|run this again|ask for the edit again)|^Try again[^.]*\.")
+
+
+def _repair(error: SvPipelineError, *, writing: bool) -> list[str]:
+    """How to repair what stopped an operation that is still unfinished, without the advice to repeat the request."""
+    remedy = _REPEAT.sub("", error.remedy or "").strip() if writing else ""
+    return [remedy] if remedy and not isinstance(error, OwnershipLostError) else []
+
+
+def _advice(graph: ChunkedGraph, row: OperationRow, error: BaseException, *, writing: bool) -> str:
+    operation_id = row.operation_id
+    if isinstance(error, OwnershipLostError) and not row.own.is_mine:
+        return read_standing(graph, operation_id)
+    if writing:
+        found = read_operations(graph, [operation_id])
+        complete = bool(found) and found[0].status is OperationStatus.SUCCESS
+        return read_standing(graph, operation_id) if complete else unfinished(graph, operation_id)
+    row.fail(error)
+    remedy = f" {error.remedy}" if isinstance(error, SvPipelineError) and error.remedy else ""
+    return f"Operation {operation_id} has ended without effect.{remedy}"
+
+
+def unfinished(graph: ChunkedGraph, operation_id: int) -> str:
+    """What to know about an operation that died, or stopped, while it was writing."""
+    return (
+        f"Operation {operation_id} is unfinished and keeps its objects locked: recovery will make it, once the cause "
+        f"is repaired (the sensor does so by itself; or run 'sv-pipeline stuck recover {graph.graph_id} "
+        f"{operation_id}'). Do not repeat the request."
+    )
+
+
+def read_standing(graph: ChunkedGraph, operation_id: int) -> str:
+    """How an operation stands that another process has taken over, or that its own process left."""
+    see = f"Do not repeat the request before you have looked: sv-pipeline ops {graph.graph_id}."
+    key = open_key(operation_id)
+    opened = key in graph.table.read_rows([key], [OWNER], newest_only=True)
+    found = read_operations(graph, [operation_id])
+    status = found[0].status if found else None
+    if status is OperationStatus.SUCCESS:
+        return f"Operation {operation_id} is complete: the edit is made. Do not repeat the request."
+    if status is OperationStatus.EXCEPTION:
+        why = f" ({found[0].exception})" if found[0].exception else ""
+        return f"Operation {operation_id} has ended without effect{why}."
+    if opened:
+        return f"Operation {operation_id} is unfinished, and recovery will bring it to its end. {see}"
+    return f"Operation {operation_id} is not in the list of unfinished operations any more. {see}"
+
+
+def _not_begun(operation_id: int) -> str:
+    return f"Operation {operation_id} wrote nothing; recovery will note in the log that it failed."

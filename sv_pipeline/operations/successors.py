@@ -1,0 +1,103 @@
+"""What became of supervoxels that were replaced: still there (maybe under another id), joined by an undo, or split.
+
+An id is never used again, so what was split, and put together again by an undo, has come back under another name::
+
+    A --split--> A1, A2 --undo--> A'           A is here, as A'; A1 and A2 are joined, as A'
+    A --split--> A1, A2 --A1 split, undone-->  A1', A2         A is split; A1 is here, as A1'
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.ids import UInt64Array
+from sv_pipeline.operations.log import Operation, read_operations
+from sv_pipeline.table import columns, keys
+
+__all__ = ["Fate", "Fates", "State", "names_of_today"]
+
+
+class State(Enum):
+    """Where the voxels of a supervoxel are."""
+
+    HERE = auto()
+    """In one supervoxel that is made of them alone."""
+    JOINED = auto()
+    """With others: the split that made it was undone."""
+    SPLIT = auto()
+    """In several, or in one that is treated as another."""
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of one supervoxel."""
+
+    state: State
+    supervoxel: int
+    """Its id of today, what it was joined to, or its last id before it was split."""
+    operation: int | None
+    """The undo that has brought it back (None if it was never gone) or joined it; or what has split it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fates:
+    """Everything that supervoxels have become, in memory."""
+
+    successors: dict[int, list[int]]
+    made_by: dict[int, int]
+    """Operation that made a successor."""
+    operations: dict[int, Operation] = field(repr=False)
+
+    @classmethod
+    def read(cls, graph: ChunkedGraph, supervoxels: npt.ArrayLike) -> Fates:
+        """Follow supervoxels up to today: one request for each time that one was replaced, and one for the log."""
+        successors: dict[int, list[int]] = {}
+        made_by: dict[int, int] = {}
+        wanted = np.unique(np.asarray(supervoxels, np.uint64))
+        while len(wanted):
+            found = graph.table.read_rows(
+                keys.node_keys(wanted), [columns.NEW_IDS.key, columns.OPERATION_ID.key], newest_only=True
+            )
+            follow: set[int] = set()
+            for key, row in found.items():
+                new, operation = columns.NEW_IDS.newest(row), columns.OPERATION_ID.newest(row)
+                if operation is not None:
+                    made_by[int(key)] = operation
+                if new is not None:
+                    successors[int(key)] = new.tolist()
+                    follow.update(new.tolist())
+            wanted = np.array(sorted(follow), np.uint64)
+        ids = np.unique(np.array([made_by[n] for new in successors.values() for n in new if n in made_by], np.int64))
+        operations = read_operations(graph, ids) if len(ids) else []
+        return cls(successors, made_by, {operation.operation_id: operation for operation in operations})
+
+    def of(self, supervoxel: int) -> Fate:
+        """What became of one of them."""
+        back: int | None = None
+        while True:
+            new = self.successors.get(supervoxel)
+            if not new:
+                return Fate(State.HERE, supervoxel, back)
+            by = self.made_by.get(new[0])
+            operation = None if by is None else self.operations.get(by)
+            if operation is not None and operation.kind == "undo":
+                return Fate(State.JOINED, new[0], by)
+            fates = {self.of(fragment) for fragment in new}
+            whole = next(iter(fates))
+            if len(fates) > 1 or whole.state is not State.JOINED:
+                return Fate(State.SPLIT, supervoxel, by)
+            supervoxel, back = whole.supervoxel, whole.operation
+
+
+def names_of_today(graph: ChunkedGraph, supervoxels: UInt64Array) -> UInt64Array:
+    """Ids that supervoxels have today, any shape; 0 for those that are split, or joined to others."""
+    distinct, index = np.unique(supervoxels, return_inverse=True)
+    fates = Fates.read(graph, distinct)
+    found = [fates.of(supervoxel) for supervoxel in distinct.tolist()]
+    names = np.array([fate.supervoxel if fate.state is State.HERE else 0 for fate in found], np.uint64)
+    return np.asarray(names[index].reshape(supervoxels.shape), np.uint64)

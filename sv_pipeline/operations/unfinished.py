@@ -1,0 +1,213 @@
+"""Which operations are unfinished, and what their rows say. Reads; judges nobody dead.
+
+The open rows are the list. Operations of other software have none: see `foreign`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from sv_pipeline.errors import NotFoundError, SvPipelineError
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.lineage import lineage
+from sv_pipeline.graph.queries import roots
+from sv_pipeline.operations.errors import FinishedError
+from sv_pipeline.operations.log import Operation, OperationStatus, read_operations
+from sv_pipeline.operations.ownership import OPEN_PREFIX, OPEN_ROWS, Owner, open_key, owner_of
+from sv_pipeline.operations.writing import RECOVERY, REQUEST, Scope, scope_in, write_set_in
+from sv_pipeline.table import columns, keys
+from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
+from sv_pipeline.table.interface import ColumnKey, RowView
+
+__all__ = ["Phase", "Progress", "Unfinished", "find_unfinished", "read_unfinished", "why_not_unfinished"]
+
+
+class Phase:
+    """How far a recovery has come, as its open row says. A recovery that begins goes back to the first one."""
+
+    CLAIMED = "claimed"
+    CLEANED = "cleaned"
+    """Nothing is left of what the earlier attempt wrote, and nothing was written since."""
+    REPLAYING = "replaying"
+    """It is being made again: rows and voxels of this attempt may be there."""
+    OVER = "over"
+    """It cannot be made again; locks are being given back."""
+    UNPROVEN = "unproven"
+    """It has ended and holds nothing, but rows or voxels around it are not as they should be."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What recoveries of an operation left in its open row."""
+
+    phase: str = ""
+    attempts: int = 0
+    error: str = ""
+    """Of the last one that failed."""
+    outcome: str = ""
+    """What the log will say, once it is over."""
+
+    @classmethod
+    def of(cls, row: RowView | None) -> Progress:
+        """Out of an open row."""
+        value: dict[str, Any] = RECOVERY.newest(row) or {}
+        return cls(**{name: value[name] for name in cls.__dataclass_fields__ if name in value})
+
+
+@dataclass(frozen=True, eq=False)
+class Unfinished:
+    """One operation that has not come to its end."""
+
+    operation: Operation | None
+    """Its row in the log; None if it has none."""
+    operation_id: int
+    scope: Scope | None
+    """What it holds while it writes; None before."""
+    owner: Owner | None
+    """Who works on it; None for other software's."""
+    progress: Progress
+    signature: str
+    """Changes whenever its owner shows that it lives."""
+    foreign: bool = False
+    """Made by other software: no owner, no write set, no generation."""
+    row: RowView = field(default_factory=dict, repr=False)
+    """The open row."""
+
+    @property
+    def id(self) -> int:
+        """Its number."""
+        return self.operation_id
+
+    @property
+    def kind(self) -> str:
+        """merge, split, undo, redo, or unknown."""
+        return "unknown" if self.operation is None else self.operation.kind
+
+    @property
+    def user(self) -> str:
+        """Who asked for it."""
+        return (self.operation.user or "") if self.operation is not None else ""
+
+    @property
+    def status(self) -> str:
+        """As the log has it."""
+        status = None if self.operation is None else self.operation.status
+        return "" if status is None else status.name
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether all is written: the log says so, and nobody has taken anything back."""
+        done = self.operation is not None and self.operation.status is OperationStatus.SUCCESS
+        return done and (self.foreign or bool(self.write_set[1]))
+
+    @property
+    def write_set(self) -> tuple[int, dict[ColumnKey, list[bytes]]]:
+        """Time and row keys by column of what it writes."""
+        return write_set_in(self.row, self.operation_id)
+
+    @property
+    def began(self) -> int | None:
+        """When its row was made, milliseconds by the clock of who made it."""
+        if self.operation is None:
+            return None
+        return min((cell.timestamp for cells in self.operation.row.values() for cell in cells), default=None)
+
+    def age(self, now: float | None = None) -> float | None:
+        """Seconds since it began; None if its clock is ahead of ours, or it does not say."""
+        seconds = None if self.began is None else (time.time() if now is None else now) - self.began / 1000
+        return None if seconds is None or seconds < 0 else seconds
+
+    @property
+    def outlook(self) -> str:
+        """What recovery would do, in a word."""
+        if self.progress.phase == Phase.UNPROVEN:
+            return "prove"
+        if self.progress.phase == Phase.OVER or self.succeeded:
+            return "release"
+        return "sweep" if self.scope is None else "recover"
+
+
+def find_unfinished(graph: ChunkedGraph, foreign_ids: Iterable[int] = ()) -> list[Unfinished]:
+    """All unfinished operations, by id; those of other software only if they are named."""
+    opened = {int(key.removeprefix(OPEN_PREFIX)): row for key, row in graph.table.scan([OPEN_ROWS], newest_only=True)}
+    return _described(graph, opened, sorted(set(foreign_ids) - opened.keys()))
+
+
+def read_unfinished(graph: ChunkedGraph, operation_id: int) -> Unfinished | None:
+    """One unfinished operation; None if it is finished, or there is none."""
+    key = open_key(operation_id)
+    row = graph.table.read_rows([key], newest_only=True).get(key)
+    found = _described(graph, {} if row is None else {operation_id: row}, () if row else [operation_id])
+    return found[0] if found else None
+
+
+def why_not_unfinished(graph: ChunkedGraph, operation_id: int) -> SvPipelineError:
+    """The error that says why an operation is not unfinished: it has ended, or there is none of this number."""
+    found = read_operations(graph, [operation_id])
+    if not found:
+        return NotFoundError(
+            f"there is no operation {operation_id} in graph {graph.graph_id!r}.",
+            remedy=f"See 'sv-pipeline ops {graph.graph_id}' for all of them, 'sv-pipeline stuck list "
+            f"{graph.graph_id} --min-age 0' for unfinished ones.",
+        )
+    status = "without a status" if found[0].status is None else found[0].status.name
+    return FinishedError(f"operation {operation_id} is finished already ({status}): there is nothing to recover.")
+
+
+def _described(graph: ChunkedGraph, opened: dict[int, RowView], foreign_ids: Sequence[int]) -> list[Unfinished]:
+    wanted = sorted([*opened, *foreign_ids])
+    log = {op.operation_id: op for op in read_operations(graph, np.array(wanted, np.uint64))} if wanted else {}
+    found = [_of_open_row(graph, operation_id, row, log.get(operation_id)) for operation_id, row in opened.items()]
+    found += [one for i in foreign_ids if i in log and (one := _foreign(graph, log[i])) is not None]
+    return sorted(found, key=lambda one: one.operation_id)
+
+
+def _of_open_row(graph: ChunkedGraph, operation_id: int, row: RowView, operation: Operation | None) -> Unfinished:
+    owner, scope = owner_of(row), scope_in(row, operation_id)
+    foreign = REQUEST.key not in row
+    if scope is None and operation is not None and foreign:
+        scope = _scope_of_log(operation)  # one of other software that somebody has begun to recover
+        if scope is not None:
+            scope = replace(scope, roots=_locked_roots(graph, operation))
+    signature = "" if owner is None else owner.encode().decode()
+    return Unfinished(operation, operation_id, scope, owner, Progress.of(row), signature, foreign, row)
+
+
+def _foreign(graph: ChunkedGraph, operation: Operation) -> Unfinished | None:
+    scope = _scope_of_log(operation)
+    if scope is None and operation.status not in (OperationStatus.CREATED, OperationStatus.WRITE_STARTED):
+        return None
+    if scope is not None:
+        scope = replace(scope, roots=_locked_roots(graph, operation))
+    lock_rows = graph.table.read_rows(scope.lock_keys if scope else (), [LOCK.key, INDEFINITE_LOCK.key])
+    cells = [[*row.items()] for row in (operation.row, *(lock_rows[key] for key in sorted(lock_rows)))]
+    signature = hashlib.sha256(repr(cells).encode()).hexdigest()[:16]
+    return Unfinished(operation, operation.operation_id, scope, None, Progress(), signature, foreign=True)
+
+
+def _locked_roots(graph: ChunkedGraph, operation: Operation) -> tuple[int, ...]:
+    """Roots around the points of an operation that it holds indefinitely: other software's log names none."""
+    points = [column.newest(operation.row) for column in (columns.SOURCE_IDS, columns.SINK_IDS)]
+    supervoxels = np.unique(np.concatenate([np.zeros(0, np.uint64), *(p for p in points if p is not None)]))
+    found = roots(graph, supervoxels, missing_ok=True)
+    found = np.unique(found[found > 0])
+    related = lineage(graph, found).edges
+    every = np.unique(np.concatenate([found, related.ravel()]))
+    rows = graph.table.read_rows(keys.node_keys(every), [INDEFINITE_LOCK.key], newest_only=True)
+    mine = operation.operation_id
+    return tuple(r for r in every.tolist() if INDEFINITE_LOCK.newest(rows.get(keys.node_key(r))) == mine)
+
+
+def _scope_of_log(operation: Operation) -> Scope | None:
+    """The scope that the log names: all that other software says."""
+    chunks = columns.CHUNK_LOCK_SCOPE.newest(operation.row)
+    if chunks is None or not len(chunks):
+        return None
+    at = columns.OPERATION_TIMESTAMP.newest(operation.row)
+    return Scope(0 if at is None else int(at.timestamp() * 1000 + 0.5), (), (), tuple(chunks.tolist()))

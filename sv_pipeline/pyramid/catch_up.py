@@ -1,0 +1,82 @@
+"""One run that lets coarser mips catch up, as a value: how far they were behind, what was done, what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from sv_pipeline.grid import Box
+from sv_pipeline.progress import Progress
+from sv_pipeline.pyramid.downsample import MEMORY_BUDGET, DownsampleReport, downsample
+from sv_pipeline.registry import Dataset
+from sv_pipeline.segmentation.fork.pending import Lag, PendingEntry, lag_of, pending_boxes
+from sv_pipeline.segmentation.fork.reader import current_generation
+from sv_pipeline.segmentation.fork.records import read_operation
+
+__all__ = ["CatchUp", "catch_up"]
+
+
+@dataclass(frozen=True)
+class CatchUp:
+    """What a run found, did and left."""
+
+    graph_id: str
+    before: Lag
+    after: Lag
+    report: DownsampleReport
+    generation_before: int
+    generation_after: int
+    shown: Box | None
+    """A box that was behind, to look at: the largest one of the newest operation. None if nothing was behind."""
+    shown_operation: int | None
+    unedited_generation: int | None
+    """Generation before that operation; None if the fork does not tell."""
+
+    def numbers(self) -> dict[str, int | float]:
+        """What is worth plotting: what is behind now (the sensor reports the same), what was found, what it took."""
+        work, seconds = self.report.work, self.report.seconds
+        return {
+            "operations_behind": self.after.entries,
+            "boxes_behind": self.after.boxes,
+            "seconds_behind": round(self.after.oldest_seconds or 0.0, 1),
+            "operations_found": self.before.entries,
+            "boxes_found": self.before.boxes,
+            "oldest_waited_seconds": round(self.before.oldest_seconds or 0.0, 1),
+            "seconds": round(seconds, 3),
+            "commits": work.commits,
+            "conflicts": work.conflicts,
+            "storage_chunks_written": work.chunks_written,
+            "storage_chunks_made": work.chunks_made,
+            "base_voxels": work.voxels,
+            "base_mvox_per_second": round(work.voxels / 1e6 / seconds, 2) if seconds else 0.0,
+        }
+
+
+def catch_up(
+    dataset: Dataset,
+    operations: Collection[int] | None = None,
+    *,
+    memory_budget: int = MEMORY_BUDGET,
+    progress: Progress | None = None,
+) -> CatchUp:
+    """`downsample`, with the lag before and after it, and what there is to see of it."""
+    url, graph_id = dataset.watershed_url, dataset.graph_id
+    generation_before, entries = current_generation(url, graph_id), pending_boxes(url, graph_id)
+    report = downsample(dataset, operations, memory_budget=memory_budget, progress=progress)
+    shown = _newest([entry for entry in entries if operations is None or entry.operation_id in operations])
+    record = read_operation(url, graph_id, shown.operation_id) if shown else None
+    return CatchUp(
+        graph_id=graph_id,
+        before=lag_of(entries),
+        after=lag_of(pending_boxes(url, graph_id)),
+        report=report,
+        generation_before=generation_before,
+        generation_after=current_generation(url, graph_id),
+        shown=max(shown.boxes, key=lambda box: box.volume) if shown else None,
+        shown_operation=shown.operation_id if shown else None,
+        unedited_generation=record.generation_before if record else None,
+    )
+
+
+def _newest(entries: list[PendingEntry]) -> PendingEntry | None:
+    return max((e for e in entries if e.boxes), key=lambda e: e.operation_id, default=None)

@@ -1,0 +1,218 @@
+"""Coarser mips catch up: one call does what the ledger of a fork lists. Several calls at once share the work.
+
+Each block is locked in the graph's table while it is worked on (`pyramid.block_locks`, by cells of the volume, so that
+jobs with different memory budgets agree). Blocks that another job holds are left to it, and looked at again at the end.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.algorithms.pyramid_blocks import PyramidBlock, split_to_budget
+from sv_pipeline.errors import ConfigError, ConflictError
+from sv_pipeline.grid import Box
+from sv_pipeline.progress import Progress
+from sv_pipeline.pyramid.block_locks import BlockLocks, lock_blocks, new_owner
+from sv_pipeline.pyramid.mip_maker import ForkPyramid, PartReport, open_pyramid
+from sv_pipeline.pyramid.parts import downsample_part, drop_empty_entries, plan_entries
+from sv_pipeline.registry import Dataset
+from sv_pipeline.segmentation.fork.pending import ASKED_FOR, PendingEntry, ask_for, read_entries
+from sv_pipeline.table.interface import Table
+
+__all__ = ["LOCK_EXPIRY", "MEMORY_BUDGET", "DownsampleReport", "Place", "downsample", "rebuild"]
+
+MEMORY_BUDGET = 1 << 30
+"""Bytes for voxels, by default; the process itself and TensorStore's cache (128 MiB) come on top."""
+SMALLEST_BUDGET = 1 << 20
+LOCK_EXPIRY = timedelta(minutes=1)
+"""After which the blocks of a job that was killed are free again."""
+
+Place = Dataset | tuple[Table | None, str | Path, str]
+"""A graph, or its table, watershed folder and graph id. Without a table nothing is locked: the result is right all the
+same, but jobs may do the same work twice."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DownsampleReport:
+    """What one call did, and what it had to leave."""
+
+    graph_id: str
+    operations: tuple[int, ...] = ()
+    """Whose entries were there at the start."""
+    blocks: int = 0
+    locked: int = 0
+    """Blocks that another job still held when this one gave up waiting; they are still listed, unless that one is done
+    with them by now."""
+    work: PartReport = field(default_factory=PartReport)
+    seconds: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that was listed at the start is done."""
+        return not self.locked and not self.work.left
+
+
+def downsample(
+    place: Place,
+    operations: Collection[int] | None = None,
+    *,
+    memory_budget: int = MEMORY_BUDGET,
+    lock_expiry: timedelta = LOCK_EXPIRY,
+    patience: float | None = None,
+    progress: Progress | None = None,
+) -> DownsampleReport:
+    """Make the coarser mips that the ledger lists as behind, and take them out of it.
+
+    Safe to run at any time, several times at once, and again after it was killed. What is listed after it has begun is
+    left to the next call.
+
+    Parameters
+    ----------
+    place
+        The graph.
+    operations
+        Only what these have left behind; default: all.
+    memory_budget
+        Bytes for voxels; decides how large blocks are, and how a block that does not fit is made.
+    lock_expiry
+        After which the locks of a job that does not renew them are free.
+    patience
+        Seconds to wait, at the end, for blocks that other jobs hold; default: until their locks would have expired.
+    progress
+        Is told of each block.
+
+    Raises
+    ------
+    NotFoundError
+        If the graph has no fork.
+    ConfigError
+        If a mip cannot be made from the one below, or the budget is too small to work with.
+    CorruptionError
+        If an entry of the ledger cannot be read.
+    UnavailableError
+        If storage or table do not answer; what was done stays done.
+    """
+    if memory_budget < SMALLEST_BUDGET:
+        raise ConfigError(
+            f"a memory budget of {memory_budget} bytes is too small.", remedy=f"Give at least {SMALLEST_BUDGET}."
+        )
+    started = time.perf_counter()
+    table, watershed_url, graph_id = _parts_of(place)
+    pyramid = open_pyramid(watershed_url, graph_id)
+    entries = [e for e in read_entries(pyramid.store.kv) if operations is None or e.operation_id in operations]
+    run = _Run(pyramid, table, entries, memory_budget, lock_expiry)
+    report = DownsampleReport(graph_id, tuple(entry.operation_id for entry in entries))
+    if entries:
+        report.work.add(drop_empty_entries(pyramid, entries))
+        blocks = plan_entries(pyramid, entries, memory_budget)
+        report.blocks = len(blocks)
+        wait = lock_expiry.total_seconds() * 1.5 if patience is None else patience
+        report.locked = run.work_off(blocks, wait, report.work, progress or Progress())
+    report.seconds = time.perf_counter() - started
+    _logger.info("coarser mips of %s: %s", graph_id, report)
+    return report
+
+
+def rebuild(
+    place: Place,
+    boxes: Sequence[Box] | None = None,
+    *,
+    memory_budget: int = MEMORY_BUDGET,
+    progress: Progress | None = None,
+) -> DownsampleReport:
+    """Make all coarser mips again, or those of some boxes of the base mip, whether they are behind or not.
+
+    The boxes are put on the ledger first; so if this is killed, the next `downsample` completes it.
+    """
+    _, watershed_url, graph_id = _parts_of(place)
+    ask_for(watershed_url, graph_id, boxes)
+    return downsample(place, [ASKED_FOR], memory_budget=memory_budget, progress=progress)
+
+
+def _parts_of(place: Place) -> tuple[Table | None, str | Path, str]:
+    if isinstance(place, Dataset):
+        return (place.table if place.table.exists() else None), place.watershed_url, place.graph_id
+    return place
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One call of `downsample`."""
+
+    pyramid: ForkPyramid
+    table: Table | None
+    entries: list[PendingEntry]
+    memory_budget: int
+    lock_expiry: timedelta
+    owner: int = field(default_factory=new_owner)
+
+    def work_off(self, blocks: list[PyramidBlock], patience: float, total: PartReport, progress: Progress) -> int:
+        """Do blocks as they can be had; returns how many another job still holds."""
+        progress.begin("coarser mips", len(blocks))
+        waiting, waited_since, pause = blocks, None, 0.05
+        while True:
+            held_by_others = [block for block in waiting if not self._do(block, total, progress)]
+            if not held_by_others:
+                progress.end()
+                return 0
+            now = time.monotonic()
+            if waited_since is None or len(held_by_others) < len(waiting):
+                waited_since, pause = now, 0.05  # something moves
+            if now - waited_since > patience:
+                return len(held_by_others)
+            time.sleep(pause * (1 + random.random()))  # noqa: S311 - jitter
+            waiting, pause = held_by_others, min(2 * pause, 2.0)
+
+    def _do(self, block: PyramidBlock, total: PartReport, progress: Progress) -> bool:
+        """Lock a block and do its parts; False if another job holds it."""
+        found = self._lock(block)
+        if found is None:
+            return False
+        with found as locks:
+            check = locks.check if isinstance(locks, BlockLocks) else _always
+            keys = self._keys_in(block.box)
+            for part in split_to_budget(self.pyramid.geometry, block, self.memory_budget):
+                try:
+                    report = downsample_part(self.pyramid, part, keys, self.memory_budget, check)
+                except ConflictError as error:  # the locks are another's: so is the rest of the block
+                    _logger.warning("%s", error)
+                    return False
+                total.add(report)
+        progress.advance(1)
+        return True
+
+    @cached_property
+    def _boxes(self) -> npt.NDArray[np.int64]:
+        return self.pyramid.relative([box for entry in self.entries for box in entry.boxes])
+
+    @cached_property
+    def _owners(self) -> npt.NDArray[np.int64]:
+        """Index of the entry of each box."""
+        return np.repeat(np.arange(len(self.entries)), [len(entry.boxes) for entry in self.entries])
+
+    def _keys_in(self, box: Box) -> list[str]:
+        """Keys of the entries that list something in a box."""
+        meets = ((self._boxes[:, 0] < box.stop) & (self._boxes[:, 1] > box.start)).all(axis=1)
+        return [self.entries[index].key for index in np.unique(self._owners[meets])]
+
+    def _lock(self, block: PyramidBlock) -> AbstractContextManager[BlockLocks | None] | None:
+        if self.table is None:
+            return nullcontext()
+        return lock_blocks(self.table, block.cells, self.owner, self.lock_expiry)
+
+
+def _always() -> None:
+    """Nobody can lose locks that nobody took."""

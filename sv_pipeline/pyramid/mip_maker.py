@@ -1,0 +1,250 @@
+"""Owns the voxels of coarser mips of a fork: made of the mip below in one transaction, written where they differ.
+
+Knows no ledger and commits nothing; that is the matter of `downsample`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tensorstore as ts
+
+from sv_pipeline.algorithms.box_arrays import as_array, as_boxes, joined, parts_by_chunk
+from sv_pipeline.algorithms.pyramid import downsample
+from sv_pipeline.algorithms.pyramid_blocks import PIECES, MipLevel, PyramidGeometry
+from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
+from sv_pipeline.errors import ConfigError
+from sv_pipeline.grid import Box
+from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.base.layout import step_factor
+from sv_pipeline.segmentation.fork.digests import StorageChunk, digest_writer
+from sv_pipeline.segmentation.fork.reader import open_fork_store
+from sv_pipeline.segmentation.fork.transactions import CheckedTransaction
+from sv_pipeline.storage.ocdbt import ARRAY_PATH, OcdbtStore
+from sv_pipeline.storage.precomputed import VolumeInfo
+
+__all__ = ["ForkPyramid", "MipMaker", "PartReport", "boxes_within", "open_pyramid"]
+
+AT_ONCE_BYTES = 32 << 20
+"""Above, blocks are made mip by mip, in pieces: reading and computing overlap, and large arrays cost page faults."""
+CHUNKS_READ_AT_ONCE = 16
+PIECE_VOXELS = 1 << 21
+"""Voxels that a piece is made of, at most."""
+
+IntArray = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.uint64]
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ForkPyramid:
+    """A fork, open for writing its coarser mips."""
+
+    store: OcdbtStore
+    volume: VolumeInfo
+
+    @cached_property
+    def geometry(self) -> PyramidGeometry:
+        """Its mips, counted from the start of the volume.
+
+        Raises
+        ------
+        ConfigError
+            If a mip cannot be made of the one below: one that other software made with a factor of its own.
+        """
+        return PyramidGeometry(
+            tuple(
+                MipLevel(scale.size, scale.chunk_size, self._step(mip) if mip else (1, 1, 1))
+                for mip, scale in enumerate(self.volume.scales)
+            )
+        )
+
+    def _step(self, mip: int) -> Triple:
+        factor, below = self.volume.factors(mip), self.volume.factors(mip - 1)
+        step = step_factor(self.volume, mip) if _halves(factor, below) else None
+        if step is None:
+            raise ConfigError(
+                f"mip {mip} of the fork has a factor of {factor}, and cannot be made from mip {mip - 1} with {below}: "
+                "the ratio is no power of two.",
+                remedy=f"Populate the base again with ocdbt_config.mips = {mip}; coarser mips are then our own.",
+            )
+        return step
+
+    def relative(self, boxes: Sequence[Box]) -> IntArray:
+        """Boxes of the base mip as an array that counts from the start of the volume."""
+        return np.subtract(as_array(boxes), self.volume.bounds.start)
+
+    def absolute(self, mip: int, box: Box) -> Box:
+        """A box that counts from the start of a mip, in the coordinates of that mip."""
+        return box.shifted(self.volume.scales[mip].voxel_offset)
+
+    def chunk_keys(self, mip: int, box: Box) -> list[str]:
+        """Keys, in the fork, of the storage chunks that a box touches, whether they are stored or not."""
+        scale, size = self.volume.scales[mip], self.volume.scales[mip].chunk_size
+        chunks, _ = parts_by_chunk(as_array([box]), size, hull=True)
+        starts = chunks * size + scale.voxel_offset
+        stops = np.minimum(starts + size, scale.bounds.stop)
+        rows = np.concatenate([starts, stops], axis=1).tolist()
+        return [f"{ARRAY_PATH}{scale.key}/{a}-{d}_{b}-{e}_{c}-{f}" for a, b, c, d, e, f in rows]
+
+
+def _halves(factor: Triple, below: Triple) -> bool:
+    ratio = np.floor_divide(factor, below)
+    return bool(np.all(ratio * below == factor) and np.all(ratio & (ratio - 1) == 0))
+
+
+def open_pyramid(watershed_url: str | Path, graph_id: str) -> ForkPyramid:
+    """Open a fork.
+
+    Raises
+    ------
+    NotFoundError
+        If the graph has no fork.
+    """
+    store = open_fork_store(watershed_url, graph_id)
+    return ForkPyramid(store, read_base(watershed_url).volume)
+
+
+@dataclass
+class PartReport:
+    """What was done for one part, or for many."""
+
+    commits: int = 0
+    conflicts: int = 0
+    """Times that a part was made again because somebody had changed what it is made of."""
+    left: int = 0
+    """Parts that were given up for now, for that reason; they are still in the ledger."""
+    voxels: int = 0
+    """Of the base mip, in the boxes that were done."""
+    chunks_made: int = 0
+    """Storage chunks of coarser mips that were computed."""
+    chunks_written: int = 0
+    """Those of them that were different."""
+    seconds_voxels: float = 0.0
+    """Reading and computing."""
+    seconds_commit: float = 0.0
+
+    def add(self, other: PartReport) -> None:
+        """Sum up."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+
+
+@dataclass
+class MipMaker:
+    """Makes coarser mips in one transaction."""
+
+    pyramid: ForkPyramid
+    checked: CheckedTransaction
+    memory_budget: int
+    report: PartReport
+    _made: list[tuple[Box, Labels]] = field(default_factory=list)
+    """Of the mip before, if everything is made at once."""
+
+    def make(self, boxes: IntArray) -> None:
+        """All mips of boxes of the base mip."""
+        geometry = self.pyramid.geometry
+        at_once = geometry.bytes_whole(boxes) <= min(self.memory_budget, AT_ONCE_BYTES)
+        for mip, work in enumerate(geometry.affected(boxes), start=1):
+            self.make_mip(mip, work, at_once=at_once)
+
+    def make_mip(self, mip: int, work: IntArray, *, at_once: bool = False) -> IntArray:
+        """Boxes of one mip; returns the parts of storage chunks that were different."""
+        level = self.pyramid.geometry.levels[mip]
+        # Two pieces are in memory, with what they are made of, and what is made of one of them.
+        ratio = int(np.prod(level.step))
+        limit = min(int(PIECES * self.memory_budget) // (8 * (2 * ratio + 4)), PIECE_VOXELS // ratio)
+        pieces = as_boxes(work)
+        if not at_once:
+            pieces = [piece for box in pieces for piece in boxes_within(box, level.chunk_size, limit)]
+        target = self._array(mip)
+        written: list[IntArray] = [as_array([])]
+        made: list[tuple[Box, Labels]] = []
+        for piece, fine, stored in self._read_ahead(mip, pieces, len(pieces) if at_once else 1):
+            labels = downsample(fine, level.step)[Box.of((0, 0, 0), piece.shape).slices]
+            changed = self._changed(mip, piece, labels, stored)
+            written.append(changed)
+            for box in as_boxes(joined(changed)):
+                inside = box.shifted(np.negative(piece.start))
+                target[self.pyramid.absolute(mip, box).slices].write(labels[inside.slices]).result()
+            if at_once:
+                made.append((piece, labels))
+        self._made = made
+        every = np.concatenate(written)
+        self._write_digests(mip, every)
+        return every
+
+    def _write_digests(self, mip: int, parts: IntArray) -> None:
+        """Digests of the storage chunks of which parts were written, read as they will be."""
+        scale = self.pyramid.volume.scales[mip]
+        starts = np.unique(parts[:, 0] // np.asarray(scale.chunk_size), axis=0)
+        boxes = [StorageChunk(mip, (x, y, z)).box(scale) for x, y, z in starts.tolist()]
+        with digest_writer(self.pyramid.volume) as digests:
+            for first in range(0, len(boxes), CHUNKS_READ_AT_ONCE):
+                some = boxes[first : first + CHUNKS_READ_AT_ONCE]
+                reads = [self._array(mip)[box.slices].read(order="F") for box in some]
+                for box, read in zip(some, reads, strict=True):
+                    digests.add(VoxelBlock(box, read.result()), mip)
+            digests.write(self.pyramid.store.kv.with_transaction(self.checked.transaction))
+
+    def _changed(self, mip: int, piece: Box, labels: Labels, stored: Labels) -> IntArray:
+        """The parts of storage chunks in which labels differ from what is stored."""
+        _, parts = parts_by_chunk(as_array([piece]), self.pyramid.geometry.levels[mip].chunk_size, hull=True)
+        self.report.chunks_made += len(parts)
+        different = labels != stored
+        if not different.any():
+            return parts[:0]
+        inside = as_boxes(parts - np.asarray(piece.start))
+        chosen = parts[np.array([different[box.slices].any() for box in inside], bool)]
+        self.report.chunks_written += len(chosen)
+        return np.asarray(chosen)
+
+    def _read_ahead(self, mip: int, pieces: list[Box], ahead: int) -> Iterator[tuple[Box, Labels, Labels]]:
+        """Each piece with what it is made of, and what is stored."""
+        started = [self._start(mip, piece) for piece in pieces[:ahead]]
+        for number, piece in enumerate(pieces):
+            if number + ahead < len(pieces):
+                started.append(self._start(mip, pieces[number + ahead]))
+            fine, stored = started.pop(0)
+            yield piece, fine if isinstance(fine, np.ndarray) else fine.result(), stored.result()
+
+    def _start(self, mip: int, piece: Box) -> tuple[Labels | ts.Future[Labels], ts.Future[Labels]]:
+        below = self.pyramid.geometry.footprint(mip, piece)
+        stored = self._read(mip, piece)
+        for box, labels in self._made:
+            if below.clip(box) == below:
+                return labels[below.shifted(np.negative(box.start)).slices], stored
+        return self._read(mip - 1, below), stored
+
+    def _read(self, mip: int, box: Box) -> ts.Future[Labels]:
+        keys = self.pyramid.chunk_keys(mip, box)
+        place = self.pyramid.absolute(mip, box).slices
+        if mip == 0:
+            self.checked.keys_before.update(keys)
+            return self.checked.before.array(0)[place].read(order="F")
+        self.checked.keys.update(keys)
+        return self._array(mip)[place].read(order="F")
+
+    def _array(self, mip: int) -> ts.TensorStore:
+        return self.pyramid.store.array(mip).with_transaction(self.checked.transaction)
+
+
+def boxes_within(box: Box, chunk: Triple, limit: int) -> list[Box]:
+    """A box in pieces of whole storage chunks of at most ``limit`` voxels, unless one chunk alone has more."""
+    waiting, result = [box], []
+    while waiting:
+        piece = waiting.pop()
+        first, last = np.floor_divide(piece.start, chunk), -(-np.asarray(piece.stop) // np.asarray(chunk))
+        axis = int(np.argmax(np.where(last - first > 1, piece.shape, 0)))
+        if piece.volume <= limit or (last - first)[axis] < 2:
+            result.append(piece)
+            continue
+        stop, start = list(piece.stop), list(piece.start)
+        stop[axis] = start[axis] = int((first[axis] + last[axis]) // 2 * chunk[axis])
+        waiting += [Box.of(start, piece.stop), Box.of(piece.start, stop)]
+    return result

@@ -1,0 +1,151 @@
+"""Taking back what an operation has written: voxels of its chunks, then exactly the cells of its write set.
+
+Voxels come back by a read pinned to the generation that they were planned on; what others have changed elsewhere since
+stays. Rows that switched over switch back before the rows go that they pointed to. Each step can be repeated.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sv_pipeline.edits.write.cells import take_back_edges
+from sv_pipeline.errors import ConflictError
+from sv_pipeline.failpoints import pieces, reach
+from sv_pipeline.operations.unfinished import Phase
+from sv_pipeline.operations.writing import WRITES, Scope, without_plan
+from sv_pipeline.recovery.assessment import State
+from sv_pipeline.recovery.claiming import Claim
+from sv_pipeline.recovery.foreign_cleanup import restore_rows, restore_voxels
+from sv_pipeline.segmentation.fork.commit import restore_operation
+from sv_pipeline.segmentation.fork.fork import fork_exists
+from sv_pipeline.table import columns, keys, locks
+from sv_pipeline.table.columns import FAKE_EDGES
+from sv_pipeline.table.interface import ColumnKey, DeleteCells, RowMutation, Table
+
+__all__ = ["Cleanup", "clean_up", "release"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cleanup:
+    """What was taken back."""
+
+    boxes: int = 0
+    """Boxes of voxels that were put back."""
+    voxels: int = 0
+    """Voxels in them."""
+    generation: int | None = None
+    """Of which they are now."""
+    cells: int = 0
+    """Cells of the write set: those of them that were written are gone."""
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What was taken back, for people."""
+        return {"boxes put back": self.boxes, "voxels put back": self.voxels, "cells taken out": self.cells}
+
+
+def clean_up(claim: Claim) -> Cleanup:
+    """Take back what the earlier attempt wrote; its locks stay."""
+    found, state = claim.found, claim.assessment.state
+    assert found.scope is not None
+    done = Cleanup()
+    if state is State.HELD:
+        done = _voxels(claim)
+        done = _rows(claim, found.scope, done)
+    elif state is State.UNWRITTEN:
+        release(claim)
+    reach("clean")
+    # What the earlier attempt noted for its undo: the next one may replace no supervoxels, and then notes nothing.
+    claim.graph.table.mutate([without_plan(claim.operation_id)])
+    claim.own.change([DeleteCells(WRITES)])
+    claim.note(phase=Phase.CLEANED)
+    reach("cleaned")
+    return done
+
+
+def release(claim: Claim) -> None:
+    """Give back all locks of the scope: temporal ones first, without which nobody can put an indefinite one."""
+    scope, table, mine = claim.found.scope, claim.graph.table, claim.operation_id
+    if scope is None:
+        return
+    reach("release")
+    every = [*scope.lock_keys, *keys.node_keys(np.array(scope.new_roots, np.uint64))]
+    locks.unlock_all(table, every, mine)
+    reach("half released")
+    locks.unlock_all(table, [], mine, indefinite=every)
+    reach("all released")
+
+
+def _voxels(claim: Claim) -> Cleanup:
+    graph, record = claim.graph, claim.assessment.record
+    if record is None:
+        return _foreign_voxels(claim) if claim.found.foreign else Cleanup()
+    claim.own.check()
+    reach("restore")
+    try:
+        restore_operation(graph.watershed_url, graph.graph_id, claim.operation_id, owner=claim.own.token)
+    except ConflictError:
+        claim.own.verify()  # says so if somebody else recovers it
+        raise
+    reach("restored")
+    boxes = record.boxes
+    return Cleanup(len(boxes), sum(box.volume for box in boxes), record.generation_before)
+
+
+def _foreign_voxels(claim: Claim) -> Cleanup:
+    scope = claim.found.scope
+    if scope is None or not fork_exists(claim.graph.watershed_url, claim.graph.graph_id):
+        return Cleanup()
+    boxes = restore_voxels(claim.graph, claim.operation_id, scope, claim.own.token)
+    return Cleanup(len(boxes), sum(box.volume for box in boxes))
+
+
+def _rows(claim: Claim, scope: Scope, done: Cleanup) -> Cleanup:
+    table = claim.graph.table
+    timestamp, cells = claim.found.write_set
+    if not cells:
+        if claim.found.foreign:
+            removed = restore_rows(claim.graph, claim.operation_id, scope)
+            return Cleanup(done.boxes, done.voxels, done.generation, removed)
+        return done
+    made = {key for column, found in cells.items() if column.qualifier in (b"children", b"former_ids") for key in found}
+    fake = cells.pop(FAKE_EDGES.key, [])
+    claim.own.check()
+    reach("switch back")
+    old = [(column, key) for column, found in cells.items() for key in found if key not in made]
+    for piece in pieces("half switched back", old):
+        _remove(table, piece, timestamp)
+    _fake_edges(claim, fake, timestamp)
+    reach("switched back")
+    claim.own.check()
+    _remove(table, [(column, key) for column, found in cells.items() for key in found if key in made], timestamp)
+    new_roots = keys.node_keys(np.array(scope.new_roots, np.uint64))
+    locks.unlock_all(table, [], claim.operation_id, indefinite=new_roots)
+    reach("rows removed")
+    return Cleanup(done.boxes, done.voxels, done.generation, sum(map(len, cells.values())) + len(fake))
+
+
+def _remove(table: Table, cells: Iterable[tuple[ColumnKey, bytes]], timestamp: int) -> None:
+    by_row: dict[bytes, list[DeleteCells]] = {}
+    for column, key in cells:
+        by_row.setdefault(key, []).append(DeleteCells(column, timestamp))
+    table.mutate(RowMutation(key, changes) for key, changes in by_row.items())
+
+
+def _fake_edges(claim: Claim, row_keys: list[bytes], timestamp: int) -> None:
+    """A user's edge stands in two rows of edits, each direction in one; or both in one."""
+    operation = claim.found.operation
+    edge = None if operation is None else columns.ADDED_EDGES.newest(operation.row)
+    if edge is None:
+        return
+    edge = edge.reshape(-1, 2)
+    for key in row_keys:
+        for candidate in (edge, edge[:, ::-1], np.concatenate([edge, edge[:, ::-1]])):
+            take_back_edges(claim.graph.table, key, candidate.astype(np.uint64), timestamp)

@@ -1,0 +1,40 @@
+"""Indefinite locks of operations that are finished: nothing points to them, so all rows are looked through for them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.operations.log import read_operations
+from sv_pipeline.operations.unfinished import Progress, Unfinished, read_unfinished
+from sv_pipeline.table import locks
+from sv_pipeline.table.columns import INDEFINITE_LOCK
+from sv_pipeline.table.interface import RowKeyRange
+
+__all__ = ["orphaned_locks", "release_orphans"]
+
+EVERYTHING = RowKeyRange(b"\x00", b"\xff" * 32)
+
+
+def orphaned_locks(graph: ChunkedGraph) -> list[Unfinished]:
+    """Finished operations that still hold rows."""
+    orphans = [i for i in _holders(graph) if read_unfinished(graph, i) is None]
+    log = {one.operation_id: one for one in read_operations(graph, np.array(orphans, np.uint64))} if orphans else {}
+    return [Unfinished(log.get(i), i, None, None, Progress(), "orphan") for i in orphans]
+
+
+def release_orphans(graph: ChunkedGraph, operation_id: int) -> int:
+    """Give back the locks of an operation that is finished; how many."""
+    if read_unfinished(graph, operation_id) is not None:
+        return 0
+    row_keys = _holders(graph).get(operation_id, [])
+    return sum(locks.unlock_indefinitely(graph.table, key, operation_id) for key in row_keys)
+
+
+def _holders(graph: ChunkedGraph) -> dict[int, list[bytes]]:
+    held: dict[int, list[bytes]] = {}
+    for key, row in graph.table.scan([EVERYTHING], [INDEFINITE_LOCK.key], newest_only=True):
+        holder = INDEFINITE_LOCK.newest(row)
+        if holder is not None:
+            held.setdefault(holder, []).append(key)
+    return dict(sorted(held.items()))

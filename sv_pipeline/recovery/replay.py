@@ -1,0 +1,173 @@
+"""Making an operation again: the same request out of its rows, the same id, under the locks that it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sv_pipeline.edits.history import redo, undo
+from sv_pipeline.edits.merging import merge
+from sv_pipeline.edits.requests import MergeRequest, Points, SplitRequest
+from sv_pipeline.edits.session import Resumption
+from sv_pipeline.edits.splitting import split
+from sv_pipeline.edits.write.cells import ATTEMPTS_TO_PUT_EDGES
+from sv_pipeline.edits.write.commit import CommittedEdit
+from sv_pipeline.edits.write.locking import LockPatience
+from sv_pipeline.failpoints import reach
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.operations.errors import RecoveryStoppedError
+from sv_pipeline.operations.log import Operation, OperationStatus
+from sv_pipeline.operations.refusal import EditRefused, Reason
+from sv_pipeline.operations.undo_chain import about
+from sv_pipeline.operations.unfinished import Phase, Unfinished
+from sv_pipeline.operations.writing import REQUEST
+from sv_pipeline.recovery.assessment import State
+from sv_pipeline.recovery.claiming import Claim
+from sv_pipeline.recovery.cleanup import release
+from sv_pipeline.segmentation.fork.fork import fork_exists
+from sv_pipeline.segmentation.fork.reader import open_fork
+from sv_pipeline.table import columns
+
+__all__ = ["Replay", "give_up", "let_go", "make_again", "request_of"]
+
+PATIENCE = LockPatience(10.0)
+"""Whoever holds an object may be stuck as well, and be recovered next."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How it ended."""
+
+    outcome: str
+    """replayed, refused, abandoned, released, swept, or proven."""
+    text: str = ""
+    """Why it was refused."""
+    edit: CommittedEdit | None = None
+
+    @property
+    def summary(self) -> dict[str, str]:
+        """How it ended, for people."""
+        roots = [] if self.edit is None else self.edit.roots.tolist()
+        return {
+            "outcome": self.outcome,
+            "reason": self.text or "none",
+            "new roots": ", ".join(map(str, roots)) or "none",
+        }
+
+
+def make_again(claim: Claim) -> Replay:
+    """Make the edit that was asked for, once nothing of the earlier attempt is left.
+
+    Raises
+    ------
+    ConflictError
+        If the open row does not say that all was taken back, and nothing written since.
+    EditRefused
+        With Reason.LOCKED only, if somebody else holds an object: to be tried again. Other refusals end the operation.
+    """
+    found, scope = claim.found, claim.found.scope
+    assert scope is not None
+    held = claim.assessment.state is State.HELD
+    resumption = Resumption(claim.row, scope if held else None, scope.timestamp + ATTEMPTS_TO_PUT_EDGES)
+    claim.begin_replay()
+    reach("replay")
+    try:
+        edit = _run(claim.graph, found, resumption)
+    except EditRefused as refusal:
+        if refusal.reason is Reason.LOCKED:
+            raise
+        return give_up(claim, f"refused:{refusal.reason}: {refusal}")
+    return Replay("replayed", edit=edit)
+
+
+def give_up(claim: Claim, text: str, outcome: str = "refused") -> Replay:
+    """The operation is not made again: the log says why, and its locks are given back."""
+    claim.note(phase=Phase.OVER, outcome=text)
+    reach("give up")
+    row = claim.row
+    row.say_how_it_ended(text)
+    release(claim)
+    row.forget_plan()
+    claim.own.end()
+    return Replay(outcome, text)
+
+
+def let_go(claim: Claim) -> Replay:
+    """Bring an operation to its end that has nothing to be made again."""
+    found, row = claim.found, claim.row
+    if claim.assessment.state is State.OVER:
+        return give_up(claim, found.progress.outcome)
+    if claim.assessment.state is State.UNPROVEN:
+        return Replay("proven")  # it stays in the list until that holds
+    if claim.assessment.state is State.FINISHED:
+        release(claim)
+        row.clear_scope(chunks=True)
+        return Replay("released")
+    status = None if found.operation is None else found.operation.status
+    text = f"failed:abandoned: its process ended before it wrote anything; found by {claim.own.token}."
+    if found.operation is not None and status not in (OperationStatus.SUCCESS, OperationStatus.EXCEPTION):
+        row.say_how_it_ended(text)
+    claim.own.end()
+    return Replay("swept", text)
+
+
+# -- the request ------------------------------------------------------------------------------------------------------
+
+
+def _run(graph: ChunkedGraph, found: Unfinished, resumption: Resumption) -> CommittedEdit:
+    operation = found.operation
+    if operation is None:
+        raise RecoveryStoppedError(
+            f"operation {found.operation_id} has no row in the log, so nobody knows what was asked for.",
+            remedy="Its locks stay; see docs/sv_splitting_recovery.md.",
+        )
+    options = REQUEST.newest(found.row) or {}
+    if operation.kind in ("undo", "redo"):
+        revert = undo if operation.kind == "undo" else redo
+        allowed = bool(options.get("allow_partial", True))
+        return revert(
+            graph, about(operation), found.user, allow_partial=allowed, patience=PATIENCE, resumption=resumption
+        )
+    request = request_of(operation, options)
+    volume = open_fork(graph.watershed_url, graph.graph_id) if _has_fork(graph) else None
+    if isinstance(request, MergeRequest):
+        return merge(graph, request, volume=volume, patience=PATIENCE, resumption=resumption)
+    return split(graph, request, volume=volume, patience=PATIENCE, resumption=resumption)
+
+
+def request_of(operation: Operation, options: dict[str, Any]) -> MergeRequest | SplitRequest:
+    """The request of a merge or split, out of the log's cells and what they have no room for."""
+    row, by_id = operation.row, options.get("by_id", [True, True])
+    sides = []
+    named = options.get("named", [None, None])
+    for i, (ids, where) in enumerate(
+        (
+            (columns.SOURCE_IDS, columns.SOURCE_COORDINATES),
+            (columns.SINK_IDS, columns.SINK_COORDINATES),
+        )
+    ):
+        found, coordinates = ids.newest(row), where.newest(row)
+        if named[i] is not None:
+            found = np.asarray(named[i], np.uint64)
+        use_ids = found is not None and (by_id[i] or coordinates is None)
+        points = Points.of(found if use_ids and found is not None else (), coordinates)
+        if use_ids and coordinates is not None and "by_id" not in options:
+            points = replace(points, asked=points.coordinates)  # other software's, which has moved them itself
+        sides.append(points)
+    offset = options.get("offset", False)
+    if offset is False:  # other software's
+        stored = columns.BOUNDING_BOX_OFFSET.newest(row)
+        offset = None if stored is None or not len(stored) else np.asarray(stored).ravel().tolist()
+    user, margin = operation.user or "", None if offset is None else (offset[0], offset[1], offset[2])
+    if operation.kind == "merge":
+        return MergeRequest(user, sides[0], sides[1], margin)
+    names = ("path_augmentation", "disallow_isolating_cut", "memory", "region_memory", "allow_partial")
+    # Without the option, the software took the cut of the first region, whatever it parted.
+    chosen = {"allow_partial": True, **{n: options[n] for n in names if n in options}}
+    return SplitRequest(user, sides[0], sides[1], margin, **chosen)
+
+
+def _has_fork(graph: ChunkedGraph) -> bool:
+    return fork_exists(graph.watershed_url, graph.graph_id)

@@ -1,0 +1,61 @@
+"""What a recovery found and did, for a terminal, a run's page, and scripts. Does nothing itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sv_pipeline.recovery.cleanup import Cleanup
+from sv_pipeline.recovery.replay import Replay
+
+__all__ = ["RecoveryReport"]
+
+
+@dataclass(frozen=True)
+class RecoveryReport:
+    """One recovery."""
+
+    graph_id: str
+    operation_id: int
+    kind: str
+    user: str
+    state: str
+    """What was found, see `assessment`."""
+    attempt: int
+    cleanup: Cleanup
+    replay: Replay
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds of each stage."""
+    proof: dict[str, Any] = field(default_factory=dict)
+    """What was checked at its end."""
+
+    def __str__(self) -> str:
+        back = self.cleanup
+        text = f"operation {self.operation_id} ({self.kind} of {self.user!r}) was {self.state}: "
+        if back.boxes:
+            text += f"{back.voxels:,} voxels of generation {back.generation} put back, "
+        if back.cells:
+            text += f"{back.cells:,} cells taken out, "
+        return f"{text}{self.replay.outcome}{f' ({self.replay.text})' if self.replay.text else ''}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        edit = self.replay.edit
+        return {
+            "graph": self.graph_id,
+            "operation": self.operation_id,
+            "kind": self.kind,
+            "user": self.user,
+            "found": self.state,
+            "attempt": self.attempt,
+            "boxes_put_back": self.cleanup.boxes,
+            "voxels_put_back": self.cleanup.voxels,
+            "generation": self.cleanup.generation,
+            "cells_taken_out": self.cleanup.cells,
+            "outcome": self.replay.outcome,
+            "reason": self.replay.text,
+            "new_roots": [] if edit is None else edit.roots.tolist(),
+            "logical_time": None if edit is None else edit.logical_time,
+            "proof": self.proof,
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+        }

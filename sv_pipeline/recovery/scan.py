@@ -1,0 +1,50 @@
+"""What is unfinished in a graph, its own and other software's: the list that a tick and a person look at."""
+
+from __future__ import annotations
+
+import time
+
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.operations.unfinished import Unfinished, find_unfinished
+from sv_pipeline.recovery.foreign import UNLOCKED_SECONDS, advance, forget, watched
+from sv_pipeline.recovery.orphans import orphaned_locks
+
+__all__ = ["all_unfinished", "list_stuck"]
+
+
+def all_unfinished(graph: ChunkedGraph, *, seconds: float = 0.3) -> list[Unfinished]:
+    """All unfinished operations that are known by now, by id.
+
+    Parameters
+    ----------
+    seconds
+        How long to look through the part of the log that was not looked at before.
+    """
+    found_now = {} if graph.table.read_only else advance(graph.table, seconds=seconds).found
+    others = found_now | watched(graph.table)
+    found = find_unfinished(graph, others)
+    if others and not graph.table.read_only:
+        now = time.time()
+        stay = {
+            one.operation_id
+            for one in found
+            if one.foreign and (one.scope is not None or now - others.get(one.operation_id, now) < UNLOCKED_SECONDS)
+        }
+        forget(graph.table, others.keys() - stay)
+    # Other software leaves refused requests at CREATED, just as those that are being planned: nothing tells them apart.
+    return [one for one in found if not one.foreign or one.scope is not None]
+
+
+def list_stuck(graph: ChunkedGraph, *, min_age: float = 0.0, deep: bool = False) -> list[Unfinished]:
+    """Unfinished operations that are old enough, or whose age cannot be told.
+
+    Parameters
+    ----------
+    deep
+        Also those that are finished, but have left locks: all rows of the table are looked through.
+    """
+    found = all_unfinished(graph, seconds=60.0)
+    if deep:
+        known = {one.operation_id for one in found}
+        found += [one for one in orphaned_locks(graph) if one.operation_id not in known]
+    return [one for one in found if (age := one.age()) is None or age >= min_age]

@@ -1,0 +1,232 @@
+"""Owns the plan of a base: its mips, storage chunks and the boxes of populate tasks. Pure; does no I/O.
+
+A task writes one chunk of the populate layer, at every mip. Task boxes must be whole storage chunks at each mip, or two
+tasks would write one storage chunk. Everything is counted from the start of the volume, which is also where the chunk
+grids of neuroglancer volumes start; so the voxel offset does not matter, and neither does what is left of a task at the
+end of the volume::
+
+    mip 0   |<------- task 0 ------>|<------- task 1 ------>|<- task 2 ->|
+            |.....:.....:.....:.....|.....:.....:.....:.....|.....:.....:|     4 storage chunks per task
+    mip 1   |<- task 0->|<- task 1->|<-2->|
+            |.....:.....|.....:.....|.....:                                    2
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from sv_pipeline.algorithms.pyramid import halvings
+from sv_pipeline.config import OcdbtConfig
+from sv_pipeline.errors import ConfigError
+from sv_pipeline.grid import Box, ChunkGrid
+from sv_pipeline.storage.precomputed import coarser_scale, halving_step
+from sv_pipeline.storage.volume_info import DEFAULT_BLOCK_SIZE, LABEL_ENCODINGS, Scale, VolumeInfo
+
+__all__ = [
+    "aligned_chunk_size",
+    "check_alignment",
+    "misfit",
+    "own_keys",
+    "plan_scales",
+    "populate_layer",
+    "step_factor",
+    "task_box",
+    "unclear_grid",
+    "usable_mips",
+]
+
+Triple = tuple[int, int, int]
+
+PLAIN_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
+RESERVED_KEYS = frozenset({"info", "_sv_pipeline"})
+"""Names that have a meaning of their own beside the folders of the mips."""
+
+_logger = logging.getLogger(__name__)
+
+
+def populate_layer(config: OcdbtConfig, grid: ChunkGrid) -> int:
+    """Layer one chunk of which is one task: the configured one, or the top layer of a smaller graph."""
+    return min(config.populate_layer, grid.n_layers)
+
+
+def misfit(volume: VolumeInfo, mip: int) -> str | None:
+    """Why a given mip cannot be kept up to date with our own means; None if the info file gives no reason."""
+    scale, base, below = volume.scales[mip], volume.scales[0], volume.scales[mip - 1]
+    factor = volume.factors(mip)
+    step = np.divide(factor, volume.factors(mip - 1))
+    if not np.isin(step, 2.0 ** np.arange(32)).all():
+        return f"its voxels are {step.tolist()} times those of mip {mip - 1} ({below.key}), which is no power of two"
+    wanted = coarser_scale(base, factor, scale.chunk_size)
+    if (scale.voxel_offset, scale.size) != (wanted.voxel_offset, wanted.size):
+        return (
+            f"it starts at {scale.voxel_offset} and has the size {scale.size}; {factor} times smaller than mip 0 would "
+            f"be {wanted.voxel_offset} and {wanted.size}"
+        )
+    return None
+
+
+def unclear_grid(volume: VolumeInfo, mip: int) -> str | None:
+    """Why the info file does not tell what a voxel of a mip covers; None if it does.
+
+    We count from the first voxel of the volume. Other software counts from voxel 0 of the world (``ts.downsample``), or
+    as we do (cloud-volume). Both are the same where the voxel offset is a multiple of the factor.
+    """
+    start, factor = volume.bounds.start, volume.factors(mip)
+    if np.mod(start, factor).any():
+        return f"the volume starts at {start}, which is no multiple of {factor}: its grid is not certain"
+    return None
+
+
+def usable_mips(volume: VolumeInfo) -> tuple[int, str | None]:
+    """Number of given mips, mip 0 included, that the info file gives no reason to make anew, and that reason."""
+    for mip in range(1, len(volume.scales)):
+        reason = misfit(volume, mip) or unclear_grid(volume, mip)
+        encoding = volume.scales[mip].encoding
+        if reason is None and encoding not in LABEL_ENCODINGS:
+            reason = f"its encoding {encoding} may change labels"
+        if reason is not None:
+            return mip, reason
+    return len(volume.scales), None
+
+
+def plan_scales(
+    source: VolumeInfo, config: OcdbtConfig, grid: ChunkGrid | None, *, usable: int | None = None
+) -> tuple[Scale, ...]:
+    """The mips of the base.
+
+    Those of the source that are usable come first, and the others are replaced by our own. Where ``config.mips`` asks
+    for more, or the source has one only and nothing is asked for, coarser ones are added (`halving_step`) until the
+    volume fits one storage chunk, or a task would not hold whole voxels any more. Storage chunks keep the source's
+    shape where the task boxes of ``grid`` are multiples of it, else get the largest divisor of the task box that is not
+    larger. Keys are those of the source where they are plain names, each its own.
+
+    Parameters
+    ----------
+    usable
+        Mips of the source that may be copied; default: `usable_mips`.
+
+    Raises
+    ------
+    ConfigError
+        If a mip that is asked for cannot be divided among the tasks.
+    """
+    wanted = config.mips or (len(source.scales) if len(source.scales) > 1 else None)
+    n_copied = min(usable_mips(source)[0] if usable is None else usable, wanted or 1)
+    scales = [_base_scale(scale, config) for scale in source.scales[:n_copied]]
+    factors = [source.factors(mip) for mip in range(n_copied)]
+    while wanted is None or len(scales) < wanted:
+        may_end = config.mips is None
+        if may_end and all(s <= c for s, c in zip(scales[-1].size, scales[-1].chunk_size, strict=True)):
+            break
+        factor = _triple(np.multiply(factors[-1], halving_step(scales[-1].resolution)))
+        if may_end and grid is not None and not _divides(factor, grid, populate_layer(config, grid)):
+            break
+        factors.append(factor)
+        scales.append(coarser_scale(scales[0], factor, scales[-1].chunk_size))
+    scales = [replace(scale, key=key) for scale, key in zip(scales, own_keys([s.key for s in scales]), strict=True)]
+    if grid is None:
+        return tuple(scales)
+    layer = populate_layer(config, grid)
+    return tuple(
+        replace(scale, chunk_size=aligned_chunk_size(scale, factor, grid, layer))
+        for scale, factor in zip(scales, factors, strict=True)
+    )
+
+
+def own_keys(wanted: Sequence[str]) -> tuple[str, ...]:
+    """Names of the folders of mips: those that are wanted, where they are plain and free, else ``NAME_2`` and so on.
+
+    Two mips in one folder would replace each other's chunks; with ``..`` in it, a name may lead into any folder.
+    """
+    keys: list[str] = []
+    for mip, name in enumerate(wanted):
+        plain = name if PLAIN_KEY.fullmatch(name) and name not in RESERVED_KEYS else f"mip_{mip}"
+        candidates = (plain if number == 1 else f"{plain}_{number}" for number in itertools.count(1))
+        # Some file systems, and some tools, take a and A for one name.
+        keys.append(next(key for key in candidates if key.lower() not in {k.lower() for k in keys}))
+    return tuple(keys)
+
+
+def _base_scale(scale: Scale, config: OcdbtConfig) -> Scale:
+    chunk_size = config.storage_chunk_size or scale.chunk_size
+    # Values in OCDBT are not compressed; so they must be encoded compactly themselves. Never sharded: one voxel
+    # changed would rewrite a whole shard chunk.
+    return replace(
+        scale,
+        chunk_size=chunk_size,
+        encoding="compressed_segmentation",
+        block_size=scale.block_size if scale.encoding == "compressed_segmentation" else DEFAULT_BLOCK_SIZE,
+        sharded=False,
+    )
+
+
+def aligned_chunk_size(scale: Scale, factor: Triple, grid: ChunkGrid, layer: int) -> Triple:
+    """Storage chunk shape of a mip that divides the task boxes; ConfigError if there is none."""
+    shape: list[int] = []
+    for axis in range(3):
+        wanted, task = scale.chunk_size[axis], grid.size(layer)[axis]
+        if grid.shape(layer)[axis] == 1:
+            shape.append(wanted)  # one task along this axis: nothing to share
+            continue
+        if task % factor[axis]:
+            raise _misaligned(scale, factor, grid, layer)
+        per_task = task // factor[axis]
+        candidates = np.arange(1, min(wanted, per_task) + 1)
+        shape.append(int(candidates[per_task % candidates == 0].max()))
+    if any(4 * s < c for s, c in zip(shape, scale.chunk_size, strict=True)):
+        _logger.warning("mip %s gets small storage chunks, %s, to align them with the tasks", scale.key, shape)
+    return _triple(shape)
+
+
+def check_alignment(volume: VolumeInfo, grid: ChunkGrid, layer: int) -> None:
+    """Raise ConfigError unless the task boxes are whole storage chunks at every mip."""
+    for mip, scale in enumerate(volume.scales):
+        factor = volume.factors(mip)
+        for axis in range(3):
+            if grid.shape(layer)[axis] > 1 and grid.size(layer)[axis] % (factor[axis] * scale.chunk_size[axis]):
+                raise _misaligned(scale, factor, grid, layer)
+
+
+def _divides(factor: Triple, grid: ChunkGrid, layer: int) -> bool:
+    axes = zip(factor, grid.size(layer), grid.shape(layer), strict=True)
+    return all(n == 1 or size % f == 0 for f, size, n in axes)
+
+
+def _misaligned(scale: Scale, factor: Triple, grid: ChunkGrid, layer: int) -> ConfigError:
+    return ConfigError(
+        f"mip {scale.key} (factor {factor}, storage chunks {scale.chunk_size}) cannot be divided among populate tasks "
+        f"of {grid.size(layer)} voxels (layer {layer}, CHUNK_SIZE {tuple(grid.chunk_size)}): they would share storage "
+        "chunks.",
+        remedy="Raise ocdbt_config.populate_layer, or lower ocdbt_config.mips; a base that was created for another "
+        "grid must be wiped and created again.",
+    )
+
+
+def step_factor(volume: VolumeInfo, mip: int) -> Triple:
+    """Factor from ``mip - 1`` to ``mip``; ConfigError if it cannot be downsampled by it."""
+    step = _triple(np.floor_divide(volume.factors(mip), volume.factors(mip - 1)))
+    halvings(step)
+    return step
+
+
+def task_box(volume: VolumeInfo, mip: int, grid: ChunkGrid, layer: int, coordinate: Triple) -> Box:
+    """Voxels of ``mip`` (in its own coordinates) that a task writes; empty where the volume ends before it."""
+    scale, factor = volume.scales[mip], np.asarray(volume.factors(mip))
+    size = np.asarray(grid.size(layer))
+    start = np.asarray(coordinate) * size // factor
+    stop = (np.asarray(coordinate) + 1) * size // factor
+    # The last task of an axis takes whatever the source's own coarser mip has left.
+    last = np.asarray(coordinate) == np.asarray(grid.shape(layer)) - 1
+    stop = np.where(last, np.maximum(stop, scale.size), stop)
+    return Box.of(start, np.maximum(start, stop)).shifted(scale.voxel_offset).clip(scale.bounds)
+
+
+def _triple(values: object) -> Triple:
+    x, y, z = (int(value) for value in np.asarray(values).ravel())
+    return (x, y, z)

@@ -1,0 +1,150 @@
+"""Owns the record of a populate's progress: ``ocdbt/.populated/`` with meta.json, a marker per task, complete.json."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sv_pipeline.errors import ConfigError, DamagedError
+from sv_pipeline.grid import Box, ChunkGrid
+from sv_pipeline.storage import kv, ocdbt
+from sv_pipeline.storage.stored_json import parse_stored
+
+__all__ = [
+    "POPULATED_FOLDER",
+    "PopulateMeta",
+    "claim_meta",
+    "done_tasks",
+    "parse_task_name",
+    "read_complete",
+    "read_marker",
+    "read_markers",
+    "read_meta",
+    "task_name",
+    "write_complete",
+    "write_marker",
+]
+
+POPULATED_FOLDER = ".populated"
+TASKS = "tasks/"
+META = "meta.json"
+COMPLETE = "complete.json"
+
+_TASK = re.compile(r"\d+_\d+_\d+")
+
+Triple = tuple[int, int, int]
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PopulateMeta:
+    """How the base is divided into tasks; fixed by the first plan."""
+
+    layer: int
+    chunk_size: Triple
+    start: Triple
+    stop: Triple
+
+    @classmethod
+    def of(cls, layer: int, grid: ChunkGrid) -> PopulateMeta:
+        """Division by the chunks of one layer."""
+        return cls(layer, grid.chunk_size, grid.bounds.start, grid.bounds.stop)
+
+    @property
+    def grid(self) -> ChunkGrid:
+        """The chunks."""
+        return ChunkGrid(Box.of(self.start, self.stop), self.chunk_size)
+
+
+def _folder(watershed_url: str | Path) -> str:
+    return kv.join_url(ocdbt.ocdbt_folder(watershed_url), POPULATED_FOLDER)
+
+
+def task_name(coordinate: Triple) -> str:
+    """Name of a task: ``x_y_z`` in chunks of the populate layer."""
+    return "_".join(str(int(c)) for c in coordinate)
+
+
+def parse_task_name(name: str) -> Triple:
+    """Coordinate of a task name."""
+    x, y, z = (int(part) for part in name.split("_"))
+    return (x, y, z)
+
+
+def read_meta(watershed_url: str | Path) -> PopulateMeta | None:
+    """The division into tasks; None before the first plan."""
+    raw = kv.read_bytes(_folder(watershed_url), META)
+    if raw is None:
+        return None
+    return parse_stored(raw, PopulateMeta, _folder(watershed_url) + META)
+
+
+def claim_meta(watershed_url: str | Path, meta: PopulateMeta) -> None:
+    """Fix the division into tasks.
+
+    Raises
+    ------
+    ConfigError
+        If it has been fixed otherwise: a base is populated at one layer of one grid only.
+    """
+    if kv.write_if_absent(_folder(watershed_url), META, json.dumps(asdict(meta)).encode()):
+        return
+    found = read_meta(watershed_url)
+    if found is None or found == meta:
+        return
+    if found.layer != meta.layer:
+        raise ConfigError(
+            f"the base of {kv.as_url(watershed_url)} is being, or has been, populated in tasks of layer {found.layer}; "
+            f"this configuration asks for layer {meta.layer}.",
+            remedy=f"Set ocdbt_config.populate_layer to {found.layer}, or wipe the base (wipe_base) and start again.",
+        )
+    raise ConfigError(
+        f"the base of {kv.as_url(watershed_url)} is being populated for chunks of {found.chunk_size} voxels in "
+        f"{Box(found.start, found.stop)}; this graph has chunks of {meta.chunk_size} in {Box(meta.start, meta.stop)}.",
+        remedy="Finish that populate first (any graph can be forked from a complete base), or wipe the base.",
+    )
+
+
+def write_marker(watershed_url: str | Path, coordinate: Triple, content: Json) -> bool:
+    """Mark a task done; False if somebody else did, with other content."""
+    return kv.write_if_absent(_folder(watershed_url), TASKS + task_name(coordinate), json.dumps(content).encode())
+
+
+def read_marker(watershed_url: str | Path, coordinate: Triple) -> Json | None:
+    """Marker of a task; None if it is not done."""
+    return read_markers(watershed_url, [coordinate])[0]
+
+
+def read_markers(watershed_url: str | Path, coordinates: list[Triple]) -> list[Json | None]:
+    """Markers of tasks, None for each that is not done."""
+    raw = kv.read_many(_folder(watershed_url), [TASKS + task_name(c) for c in coordinates])
+    folder = _folder(watershed_url) + TASKS
+    remedy = "Remove that marker, then run the populate again: it makes this task anew."
+    return [
+        None if value is None else parse_stored(value, Json, folder + task_name(coordinate), remedy=remedy)
+        for value, coordinate in zip(raw, coordinates, strict=True)
+    ]
+
+
+def done_tasks(watershed_url: str | Path) -> set[Triple]:
+    """Coordinates of all tasks that have a marker."""
+    keys = kv.list_keys(_folder(watershed_url), TASKS)
+    names = [key.removeprefix(TASKS) for key in keys]
+    if strange := [name for name in names if not _TASK.fullmatch(name)]:
+        place = _folder(watershed_url) + TASKS + strange[0]
+        raise DamagedError(f"{place} is not the marker of a populate task.", remedy="Remove it.", place=place)
+    return {parse_task_name(name) for name in names}
+
+
+def write_complete(watershed_url: str | Path, content: Json) -> None:
+    """Record that the whole base is populated."""
+    kv.write_bytes(_folder(watershed_url), COMPLETE, json.dumps(content).encode())
+
+
+def read_complete(watershed_url: str | Path) -> Json | None:
+    """The record of completion; None while the populate is not complete."""
+    raw = kv.read_bytes(_folder(watershed_url), COMPLETE)
+    return None if raw is None else parse_stored(raw, Json, _folder(watershed_url) + COMPLETE)

@@ -1,0 +1,319 @@
+"""Owns the commit of an edit's voxels to a fork, and putting them back. Decides nothing about which voxels change.
+
+One edit is one generation, or none. One atomic transaction holds
+
+- the voxels of whole storage chunks, those that changed only;
+- the operation's record, on the condition that there was none;
+- its pending key, for the job that makes coarser mips;
+- the digest of each storage chunk that it writes (`digests`);
+- on the condition that the operation's fence is still what it was: nobody has taken the operation over.
+
+Storage may apply a commit and lose the answer. TensorStore then commits again by itself, but fails on the condition on
+the record, which is there by now; and whoever finds its own record there has committed. So a commit is never made
+twice, and its outcome is known, unless storage stays away. (Without that condition it is: two generations.) Conditions
+that fail for other reasons are found before the commit, for the reason that `checked_commit` gives.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorstore as ts
+
+from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
+from sv_pipeline.errors import ConflictError, CorruptionError, DamagedError, InputError, NotFoundError, UnavailableError
+from sv_pipeline.grid import Box
+from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.fork.digests import digest_writer
+from sv_pipeline.segmentation.fork.pending import add_to_entry
+from sv_pipeline.segmentation.fork.reader import open_fork_store
+from sv_pipeline.segmentation.fork.records import (
+    NEWEST,
+    Newest,
+    OperationRecord,
+    fence_key,
+    fenced_off,
+    first_generation,
+    operation_key,
+    pending_key,
+    record_in,
+    store_at,
+)
+from sv_pipeline.segmentation.fork.transactions import ChangedError, checked_transaction
+from sv_pipeline.storage import ocdbt
+from sv_pipeline.storage.generations import current_version
+from sv_pipeline.storage.retry import TRANSPORT_CODES, retry_transport, status_code
+from sv_pipeline.waiting import doing
+
+__all__ = ["CommitResult", "EditCommit", "commit_edit", "restore_operation"]
+
+ATTEMPTS = 8
+BASE_DELAY = 0.05
+MAX_DELAY = 5.0
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class EditCommit:
+    """The voxels of one edit, and what its record says."""
+
+    operation_id: int
+    blocks: Sequence[VoxelBlock]
+    """Voxels of the base mip; whole storage chunks, those that changed."""
+    generation_before: int
+    """Generation that the voxels were read at, under the edit's locks."""
+    logical_time: int
+    """Milliseconds."""
+    owner: str
+    """Token of who commits; another one for each attempt at the operation as a whole."""
+    boxes: tuple[Box, ...] | None = None
+    """What the record and the pending key say has changed; default: the boxes of the blocks."""
+    identity: str | None = None
+    """Identity of the operation, which its record names."""
+    graph: str | None = None
+    """Identity of the graph; with it, the fork says which operation it holds last."""
+
+
+@dataclass(frozen=True)
+class CommitResult:
+    """A commit that has been made."""
+
+    generation: int
+    """The one generation that it is."""
+    record: OperationRecord
+
+
+def commit_edit(watershed_url: str | Path, graph_id: str, edit: EditCommit) -> CommitResult:
+    """Commit the voxels of an edit: all of them, in one generation, once; or nothing.
+
+    Safe to repeat with the same edit: what is in already is not committed again.
+
+    Raises
+    ------
+    InputError
+        If the edit has no voxels, or voxels that are not uint64 inside the volume.
+    ConflictError
+        If somebody else has taken the operation over, or has committed it; nothing was written.
+    UnavailableError
+        If storage does not answer; whether the commit is in is for whoever takes the operation over to find out.
+    """
+    store = open_fork_store(watershed_url, graph_id)
+    boxes = tuple(block.box for block in edit.blocks) if edit.boxes is None else edit.boxes
+    base = read_base(watershed_url)
+    bounds = base.volume.bounds
+    if not boxes:
+        raise InputError(f"operation {edit.operation_id} changes no voxels: there is nothing to commit.")
+    for box in boxes:
+        if box.clip(bounds) != box:
+            raise InputError(f"operation {edit.operation_id} changes {box}, which is not inside the volume ({bounds}).")
+    record = OperationRecord(
+        edit.operation_id, boxes, (0,), edit.generation_before, edit.logical_time, edit.owner, edit.identity
+    )
+    has_coarser_mips = base.n_mips > 1
+
+    def write(transaction: ts.Transaction) -> None:
+        kv, voxels = store.kv.with_transaction(transaction), store.array(0).with_transaction(transaction)
+        futures: list[Any] = []
+        with digest_writer(base.volume) as digests:
+            for block in edit.blocks:
+                futures.append(voxels[block.box.slices].write(_checked(block)))
+                digests.add(block)
+            digests.write(kv)
+        if has_coarser_mips:
+            add_to_entry(kv, edit.operation_id, boxes)
+        futures.append(kv.write(operation_key(edit.operation_id), record.encode()))
+        if edit.graph is not None and edit.identity is not None:
+            newest = Newest(edit.graph, edit.operation_id, edit.identity)
+            futures.append(kv.write(NEWEST, newest.encode()))  # without a condition: the last one stays
+        for future in futures:
+            future.result()
+
+    ocdbt.require_one_store(store.kv, store.array(0))
+    before = current_version(store.base).generation
+    with doing(f"commits the voxels of operation {edit.operation_id} of graph {graph_id}"):
+        _commit(store, _Change(edit.operation_id, None, record.encode(), edit.owner, must_hold_fence=False), write)
+    generation = _generation(store, record, before)
+    _logger.info("operation %d: %d boxes, generation %d of %s", edit.operation_id, len(boxes), generation, graph_id)
+    return CommitResult(generation, record)
+
+
+def restore_operation(
+    watershed_url: str | Path,
+    graph_id: str,
+    operation_id: int,
+    *,
+    owner: str,
+    boxes: Sequence[Box] | None = None,
+    generation: ocdbt.Version | None = None,
+) -> bool:
+    """Put back the voxels that an operation changed, as they were before it, and take its record out: one commit.
+
+    What others have changed elsewhere in the meantime stays. The boxes stay listed as pending, because coarser mips may
+    have been made since.
+
+    Parameters
+    ----------
+    owner
+        Who does it; must hold the operation's fence.
+    boxes, generation
+        What to put back, from when (or from which time), for an operation that left no record: other software's.
+
+    Returns
+    -------
+    bool
+        False if there is nothing to put back: the operation has no record, and no boxes are given.
+
+    Raises
+    ------
+    ConflictError
+        If ``owner`` does not hold the fence.
+    NotFoundError
+        If the history does not reach back to that generation.
+    """
+    store = open_fork_store(watershed_url, graph_id)
+    record = record_in(store.kv, operation_id)
+    if record is not None:
+        boxes, generation = record.boxes, record.generation_before
+    if boxes is None or generation is None:
+        return False
+    old = _array_at(store, generation)
+    old_keys = store_at(store, generation).kv
+    base = read_base(watershed_url)
+
+    def write(transaction: ts.Transaction) -> None:
+        kv, voxels = store.kv.with_transaction(transaction), store.array(0).with_transaction(transaction)
+        futures: list[Any] = []
+        with digest_writer(base.volume) as digests:
+            for box in boxes:
+                block = VoxelBlock(box, np.asarray(old[box.slices].read(order="F").result(), np.uint64))
+                futures.append(voxels[box.slices].write(block.voxels))
+                digests.add(block)
+            digests.keep(old_keys)
+            digests.write(kv)
+        if base.n_mips > 1:
+            add_to_entry(kv, operation_id, boxes)
+        futures.append(kv.write(operation_key(operation_id), None))
+        for future in futures:
+            future.result()
+
+    there = None if record is None else record.encode()
+    with doing(f"puts back the voxels of operation {operation_id} of graph {graph_id}"):
+        _commit(store, _Change(operation_id, there, None, owner, must_hold_fence=True), write)
+    _logger.info("operation %d: voxels of generation %s put back in %s", operation_id, generation, graph_id)
+    return True
+
+
+# -- the transaction --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What happens to the record of an operation in the commit of its voxels."""
+
+    operation_id: int
+    before: bytes | None
+    after: bytes | None
+    owner: str
+    must_hold_fence: bool
+    """Whether ``owner`` must hold the fence; else it is enough that nobody does."""
+
+
+def _commit(store: ocdbt.OcdbtStore, change: _Change, write: Callable[[ts.Transaction], None]) -> None:
+    """Write in one transaction that changes the record; once, whatever gets lost."""
+    what = f"committing operation {change.operation_id}"
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            _attempt(store, change, write)
+        except Exception as error:
+            if status_code(error) not in TRANSPORT_CODES and not isinstance(error, ChangedError):
+                raise
+            if attempt == ATTEMPTS:
+                raise UnavailableError(
+                    f"{what}: no success after {attempt} attempts, last error: {error}",
+                    remedy="It may still be in: recover the operation once storage can be reached.",
+                ) from error
+            delay = min(MAX_DELAY, BASE_DELAY * 2 ** (attempt - 1)) * (1 + random.random())  # noqa: S311 - jitter
+            _logger.info("%s: %r; looking whether it is in, in %.2f s", what, error, delay)
+            time.sleep(delay)
+        else:
+            return
+
+
+def _attempt(store: ocdbt.OcdbtStore, change: _Change, write: Callable[[ts.Transaction], None]) -> None:
+    key = operation_key(change.operation_id)
+    with checked_transaction(store) as checked:
+        kv = store.kv.with_transaction(checked.transaction)
+        # These reads are conditions of the commit: what they found must still be so when it is made.
+        checked.keys |= {key, fence_key(change.operation_id), pending_key(change.operation_id)}
+        _check_fence(kv, change)
+        found = kv.read(key).result()
+        value = None if found.state == "missing" else bytes(found.value)
+        if value == change.after != change.before:
+            return  # an earlier attempt was applied, and its answer lost
+        if value != change.before:
+            by = "nobody" if value is None else repr(OperationRecord.decode(value, key).owner)
+            raise ConflictError(
+                f"the voxels of operation {change.operation_id} are not as {change.owner!r} has left them: the last "
+                f"to commit them was {by}.",
+                remedy="Nothing was written. If that was an earlier try, restore the operation before trying again.",
+            )
+        write(checked.transaction)
+
+
+def _check_fence(kv: ts.KvStore, change: _Change) -> None:
+    found = kv.read(fence_key(change.operation_id)).result()
+    holder = None if found.state == "missing" else bytes(found.value).decode()
+    if holder is None and change.must_hold_fence:
+        raise ConflictError(
+            f"{change.owner!r} has not claimed operation {change.operation_id}.",
+            remedy="Take its fence first (take_fence).",
+        )
+    if holder not in (None, change.owner):
+        raise fenced_off(change.operation_id, change.owner, holder)
+
+
+def _checked(block: VoxelBlock) -> npt.NDArray[np.uint64]:
+    if block.voxels.dtype != np.uint64 or block.voxels.shape != block.box.shape:
+        raise InputError(f"voxels of {block.box} must be uint64 of its shape, not {block.voxels.dtype}.")
+    return block.voxels
+
+
+def _generation(store: ocdbt.OcdbtStore, record: OperationRecord, before: int) -> int:
+    """The generation that a commit made; proves that it was one."""
+    after = current_version(store.base).generation
+    if after == before + 1:
+        return after
+    # Others have committed as well, or it was in before: then the voxels must have come together with the record.
+    generation, box = first_generation(store, record), record.boxes[-1]
+
+    def at(when: int) -> npt.NDArray[np.uint64]:
+        array = _array_at(store, when)
+        return retry_transport(lambda: array[box.slices].read().result(), what=f"reading {box} back")
+
+    planned_on, previous, current = (at(when) for when in (record.generation_before, generation - 1, generation))
+    if np.array_equal(previous, current) and not np.array_equal(planned_on, current):
+        raise CorruptionError(
+            f"operation {record.operation_id} was committed in more than one generation of the fork.",
+            remedy="Voxels and keys must be written through one OcdbtStore; restore the operation.",
+        )
+    return generation
+
+
+def _array_at(store: ocdbt.OcdbtStore, generation: ocdbt.Version) -> ts.TensorStore:
+    try:
+        return retry_transport(lambda: store_at(store, generation).array(0), what=f"opening generation {generation}")
+    except DamagedError as error:
+        if error.code != "NOT_FOUND" or error.place is not None:
+            raise
+        raise NotFoundError(
+            f"the fork has no generation {generation}.", remedy="Its history begins later, or was shortened."
+        ) from error

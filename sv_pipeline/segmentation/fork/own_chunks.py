@@ -1,0 +1,96 @@
+"""Owns which keys of a fork are its own: written to it, and not only seen through it from the base. Read-only.
+
+A commit writes the nodes of the tree anew that lead to what it changed, below the fork's own prefix. So only nodes with
+that prefix are read: the cost is that of the edits, not of the volume.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import tensorstore as ts
+
+from sv_pipeline.segmentation.fork.digests import DIGESTS, StorageChunk
+from sv_pipeline.storage import ocdbt
+from sv_pipeline.storage.generations import read_manifest
+from sv_pipeline.storage.precomputed import VolumeInfo
+from sv_pipeline.storage.reachable import Extent
+from sv_pipeline.storage.retry import retry_transport
+
+__all__ = ["OwnChunks", "own_chunks"]
+
+NODES_AT_ONCE = 64
+_SPANS = re.compile("_".join([r"(-?\d+)--?\d+"] * 3))
+
+
+@dataclass
+class OwnChunks:
+    """Storage chunks of a fork that it does not share with the base."""
+
+    outside: set[StorageChunk] = field(default_factory=set)
+    """Stored in data files of the fork."""
+    inline: set[StorageChunk] = field(default_factory=set)
+    """Stored inside nodes of the fork's tree, which have checksums; some of them are the base's."""
+    digests: dict[StorageChunk, bytes] = field(default_factory=dict)
+    """Digests, whether or not the chunk is stored; one that is all background is not."""
+
+    @property
+    def every(self) -> list[StorageChunk]:
+        """All of them, by mip and place."""
+        return sorted(self.outside | self.inline | self.digests.keys())
+
+
+def own_chunks(store: ocdbt.OcdbtStore, volume: VolumeInfo) -> OwnChunks:
+    """Walk the nodes that belong to a fork."""
+    prefixes = tuple(
+        store.spec[name] for name in ("value_data_prefix", "btree_node_data_prefix", "version_tree_node_data_prefix")
+    )
+    places = {
+        f"{ocdbt.ARRAY_PATH}{scale.key}/": (mip, scale) for mip, scale in reversed(list(enumerate(volume.scales)))
+    }
+    found = OwnChunks()
+
+    def own(location: str) -> bool:
+        return Extent.parse(location)[1].file.startswith(prefixes)
+
+    root = read_manifest(store.base)["versions"][-1]["root"]
+    waiting = [(b"", root["location"])] if "location" in root and own(root["location"]) else []
+    while waiting:
+        now, waiting = waiting[:NODES_AT_ONCE], waiting[NODES_AT_ONCE:]
+        for (prefix, _), node in zip(now, _dump(store.base, [location for _, location in now]), strict=True):
+            for entry in node["entries"]:
+                key = prefix + entry["key"]
+                if "location" in entry:
+                    if own(entry["location"]):
+                        waiting.append((prefix + entry["subtree_common_prefix"], entry["location"]))
+                elif "inline_value" in entry or own(entry["indirect_value"]):
+                    _note(found, places, key.decode(), entry)
+    elsewhere = [chunk for chunk, value in found.digests.items() if not value]
+    reads = [store.kv.read(chunk.digest_key) for chunk in elsewhere]
+    found.digests.update({c: bytes(r.result().value) for c, r in zip(elsewhere, reads, strict=True)})
+    return found
+
+
+def _note(found: OwnChunks, places: dict[str, Any], key: str, entry: dict[str, Any]) -> None:
+    if key.startswith(DIGESTS):
+        found.digests[StorageChunk.of_digest_key(key)] = bytes(entry.get("inline_value", b""))
+        return
+    folder, _, name = key.rpartition("/")
+    if folder + "/" not in places:
+        return
+    mip, scale = places[folder + "/"]
+    spans = _SPANS.fullmatch(name)
+    if spans is not None:
+        chunks = found.inline if "inline_value" in entry else found.outside
+        chunks.add(StorageChunk.of_start(mip, scale, [int(start) for start in spans.groups()]))
+
+
+def _dump(base: ts.KvStore, locations: list[str]) -> list[dict[str, Any]]:
+    context = ts.Context({"cache_pool": {"total_bytes_limit": 1 << 24}})
+
+    def read() -> list[dict[str, Any]]:
+        return [f.result() for f in [ts.ocdbt.dump(base, location, context=context) for location in locations]]
+
+    return retry_transport(read, what="reading the nodes of a fork")

@@ -1,0 +1,236 @@
+"""Owns the ledger of coarser mips that are behind: what it says, and how done work is taken out of it.
+
+A fork holds one entry for each operation whose coarser mips are behind, ``_sv_pipeline/pending/<op>``, JSON
+``{"boxes": [[start, stop], ...]}`` in voxels of the base mip, written in the same commit as the operation's voxels. A
+voxel of a coarser mip that none of these boxes has a part in equals what the mip below says. Entry 0 belongs to no
+operation: it holds what somebody has asked to be made again. Making the mips is the matter of `downsample`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorstore as ts
+
+from sv_pipeline.algorithms.box_arrays import as_array, as_boxes, clip, joined, subtract
+from sv_pipeline.errors import CorruptionError
+from sv_pipeline.grid import Box
+from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.fork.reader import open_fork_store
+from sv_pipeline.segmentation.fork.records import PENDING, OperationRecord, operation_key, pending_key, pending_value
+from sv_pipeline.storage.retry import retry_transport
+
+__all__ = [
+    "ASKED_FOR",
+    "Lag",
+    "PendingEntry",
+    "add_pending",
+    "add_to_entry",
+    "ask_for",
+    "boxes_of",
+    "lag",
+    "lag_of",
+    "pending_boxes",
+    "read_entries",
+    "settle",
+]
+
+ASKED_FOR = 0
+"""Number of the entry that belongs to no operation; operations are numbered from 1."""
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PendingEntry:
+    """What one operation has left behind."""
+
+    operation_id: int
+    boxes: tuple[Box, ...]
+    """Voxels of the base mip."""
+    since: int | None
+    """Logical time of the operation, milliseconds; None if the fork does not tell."""
+    key: str
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How far the coarser mips of a fork are behind its base mip."""
+
+    entries: int
+    """Operations that have left something."""
+    boxes: int
+    voxels: int
+    """Of the base mip, in these boxes (twice where they overlap)."""
+    oldest_seconds: float | None
+    """Age of the oldest entry; None if there is none, or none tells its age."""
+
+    def __str__(self) -> str:
+        if not self.entries:
+            return "up to date"
+        age = "" if self.oldest_seconds is None else f", the oldest {self.oldest_seconds:.0f} s old"
+        return f"{self.boxes} boxes of {self.entries} operations behind{age}"
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def pending_boxes(watershed_url: str | Path, graph_id: str) -> list[PendingEntry]:
+    """All entries of a fork, by operation id.
+
+    Raises
+    ------
+    NotFoundError
+        If the graph has no fork.
+    CorruptionError
+        If an entry cannot be read; names it.
+    """
+    return read_entries(open_fork_store(watershed_url, graph_id).kv)
+
+
+def lag(watershed_url: str | Path, graph_id: str) -> Lag:
+    """Summary of the entries of a fork."""
+    return lag_of(pending_boxes(watershed_url, graph_id))
+
+
+def lag_of(entries: Sequence[PendingEntry]) -> Lag:
+    """Summary of entries."""
+    times = [entry.since for entry in entries if entry.since is not None]
+    boxes = [box for entry in entries for box in entry.boxes]
+    return Lag(
+        entries=len(entries),
+        boxes=len(boxes),
+        voxels=sum(box.volume for box in boxes),
+        oldest_seconds=max(0.0, time.time() - min(times) / 1000) if times else None,
+    )
+
+
+def read_entries(kv: ts.KvStore, keys: Sequence[str] | None = None) -> list[PendingEntry]:
+    """Entries of an open fork, by operation id; of ``keys`` only those that are there."""
+
+    def read() -> list[tuple[str, bytes, bytes | None]]:
+        wanted = [PENDING + key.decode() for key in (kv / PENDING).list().result()] if keys is None else keys
+        values = [kv.read(key) for key in wanted]
+        records = [kv.read(operation_key(_operation_id(key))) for key in wanted]
+        found = zip(wanted, [v.result() for v in values], [r.result() for r in records], strict=True)
+        # One that was done between the two steps is not there any more.
+        return [(k, bytes(v.value), bytes(r.value) or None) for k, v, r in found if v.state == "value"]
+
+    found = retry_transport(read, what="reading the pending boxes of a fork")
+    return sorted((_entry(*item) for item in found), key=lambda entry: entry.operation_id)
+
+
+def _entry(key: str, value: bytes, record: bytes | None) -> PendingEntry:
+    operation_id = _operation_id(key)
+    content, boxes = _decode(key, value)
+    since = content.get("since")
+    if since is None and record is not None:
+        since = OperationRecord.decode(record, operation_key(operation_id)).logical_time
+    return PendingEntry(operation_id, tuple(as_boxes(boxes)), since, key)
+
+
+def _operation_id(key: str) -> int:
+    name = key.removeprefix(PENDING)
+    if not name.isdecimal():
+        raise CorruptionError(
+            f"the key {key} of the fork does not end with the number of an operation.", remedy="Remove that key."
+        )
+    return int(name)
+
+
+def _decode(key: str, value: bytes) -> tuple[dict[str, Any], IntArray]:
+    try:
+        content: dict[str, Any] = json.loads(value)
+        boxes = np.array(content["boxes"], np.int64).reshape(len(content["boxes"]), 2, 3)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise CorruptionError(
+            f"the key {key} of the fork does not list boxes: {error!r}.",
+            remedy="Write the boxes of its operation again, or remove it and rebuild all coarser mips.",
+        ) from error
+    return content, boxes
+
+
+def boxes_of(key: str, value: bytes) -> IntArray:
+    """Boxes out of the value of a key, shape (n, 2, 3); CorruptionError names the key."""
+    return _decode(key, value)[1]
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def settle(kv: ts.KvStore, key: str, part: Box, expected: IntArray, bounds: Box) -> bool:
+    """Take what lies in ``part`` out of an entry; the last box takes the entry along.
+
+    Parameters
+    ----------
+    kv
+        Keys of the fork in a transaction of repeatable reads: the commit fails if the entry changes before it.
+    part
+        What was done, in voxels of the base mip.
+    expected
+        Boxes of the entry, clipped to ``part``, that were done.
+    bounds
+        Of the volume; boxes outside it are dropped.
+
+    Returns
+    -------
+    bool
+        False if the entry has something else in ``part`` by now, or is gone: then nothing was taken out.
+    """
+    found = kv.read(key).result()
+    if found.state != "value":
+        return False
+    content, boxes = _decode(key, bytes(found.value))
+    if not np.array_equal(clip(boxes, part), expected):
+        return False
+    left = clip(subtract(boxes, part), bounds)
+    # Fragments of a large box that is done piece by piece would become ever more.
+    left = joined(left) if len(left) > len(boxes) else left
+    kv.write(key, _encode({**content, "boxes": left.tolist()}) if len(left) else None).result()
+    return True
+
+
+def add_pending(kv: ts.KvStore, boxes: Iterable[Box]) -> None:
+    """Add boxes to the entry of what is asked for (`ASKED_FOR`), in a transaction of repeatable reads."""
+    key = pending_key(ASKED_FOR)
+    found = kv.read(key).result()
+    content, there = ({}, as_array([])) if found.state != "value" else _decode(key, bytes(found.value))
+    since = content.get("since", time.time_ns() // 1_000_000)
+    wanted = np.unique(np.concatenate([there, as_array(boxes)]), axis=0)
+    kv.write(key, _encode({**content, "boxes": joined(wanted).tolist(), "since": since})).result()
+
+
+def add_to_entry(kv: ts.KvStore, operation_id: int, boxes: Iterable[Box]) -> None:
+    """List what an operation has changed, beside what it left there before; in a transaction of repeatable reads."""
+    key = pending_key(operation_id)
+    found = kv.read(key).result()
+    if found.state != "value":
+        kv.write(key, pending_value(boxes)).result()
+        return
+    content, there = _decode(key, bytes(found.value))
+    every = np.unique(np.concatenate([there, as_array(boxes)]), axis=0)
+    kv.write(key, _encode({**content, "boxes": joined(every).tolist()})).result()
+
+
+def ask_for(watershed_url: str | Path, graph_id: str, boxes: Sequence[Box] | None = None) -> None:
+    """List boxes as pending, whatever their coarser mips are: they will be made again. Default: the whole volume."""
+    store = open_fork_store(watershed_url, graph_id)
+    bounds = read_base(watershed_url).volume.bounds
+    inside = [box.clip(bounds) for box in boxes or [bounds]]
+
+    def write() -> None:
+        with store.transaction(repeatable_read=True) as transaction:  # one key: nothing else of it can fail
+            add_pending(store.kv.with_transaction(transaction), [box for box in inside if box.volume])
+
+    retry_transport(write, what=f"asking for coarser mips of graph {graph_id}", attempts=8)
+
+
+def _encode(content: dict[str, Any]) -> bytes:
+    return json.dumps(content).encode()

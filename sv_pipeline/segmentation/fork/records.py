@@ -1,0 +1,347 @@
+"""Owns our own keys in a fork that belong to operations: records, fences, pending mips; and which generation each made.
+
+=============================  =======================================================================================
+``_sv_pipeline/ops/<op>``      `OperationRecord`: which voxels the operation changed. Written in the same commit as
+                               those voxels, so whether it is there says whether they are.
+``_sv_pipeline/fence/<op>``    owner token: who alone may commit the operation. Missing until somebody takes the
+                               operation over; then whoever had it before cannot commit any more.
+``_sv_pipeline/pending/<op>``  ``{"boxes": [[start, stop], ...]}``, voxels of the base mip: where coarser mips are
+                               behind.
+``_sv_pipeline/newest``        `Newest`: the graph, and the operation whose voxels were committed last.
+=============================  =======================================================================================
+
+How voxels and these keys are committed is in `commit`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tensorstore as ts
+
+from sv_pipeline.errors import ConflictError, CorruptionError, DamagedError, NotFoundError
+from sv_pipeline.grid import Box
+from sv_pipeline.segmentation.fork.reader import open_fork_store
+from sv_pipeline.storage import ocdbt
+from sv_pipeline.storage.generations import current_version
+from sv_pipeline.storage.retry import retry_transport
+from sv_pipeline.waiting import doing
+
+__all__ = [
+    "NEWEST",
+    "Newest",
+    "OperationRecord",
+    "fence_key",
+    "generation_at",
+    "generation_of",
+    "operation_key",
+    "operations",
+    "pending_key",
+    "pending_value",
+    "read_fence",
+    "read_operation",
+    "set_fence",
+    "store_at",
+    "take_fence",
+]
+
+OPERATIONS = ocdbt.OWN_KEYS + "ops/"
+FENCES = ocdbt.OWN_KEYS + "fence/"
+PENDING = ocdbt.OWN_KEYS + "pending/"
+NEWEST = ocdbt.OWN_KEYS + "newest"
+
+_logger = logging.getLogger(__name__)
+
+
+def operation_key(operation_id: int) -> str:
+    """Key of an operation's record; keys sort as their ids do."""
+    return f"{OPERATIONS}{operation_id:020d}"
+
+
+def fence_key(operation_id: int) -> str:
+    """Key of an operation's fence."""
+    return f"{FENCES}{operation_id:020d}"
+
+
+def pending_key(operation_id: int) -> str:
+    """Key of the boxes whose coarser mips an operation has left behind."""
+    return f"{PENDING}{operation_id:020d}"
+
+
+def pending_value(boxes: Iterable[Box]) -> bytes:
+    """Value of a pending key."""
+    return json.dumps({"boxes": [[box.start, box.stop] for box in boxes]}).encode()
+
+
+@dataclass(frozen=True)
+class OperationRecord:
+    """What an operation has changed in the voxels of a fork."""
+
+    operation_id: int
+    boxes: tuple[Box, ...]
+    """Voxels of the base mip; nothing outside them has changed."""
+    mips: tuple[int, ...]
+    """Mips that were written in the same commit."""
+    generation_before: int
+    """Generation that the operation was planned on: that of the voxels to put back."""
+    logical_time: int
+    """Milliseconds; of all rows of the operation."""
+    owner: str
+    """Token of who committed it."""
+    identity: str | None = None
+    """Identity of the operation, the same for all its owners; None if an older version committed it."""
+
+    def encode(self) -> bytes:
+        """JSON; the same record gives the same bytes."""
+        content = {
+            "operation_id": self.operation_id,
+            "boxes": [[box.start, box.stop] for box in self.boxes],
+            "mips": self.mips,
+            "generation_before": self.generation_before,
+            "logical_time": self.logical_time,
+            "owner": self.owner,
+        }
+        if self.identity is not None:
+            content["identity"] = self.identity
+        return json.dumps(content).encode()
+
+    @classmethod
+    def decode(cls, value: bytes, key: str) -> OperationRecord:
+        """Record out of JSON; CorruptionError names the key."""
+        try:
+            content: dict[str, Any] = json.loads(value)
+            return cls(
+                operation_id=int(content["operation_id"]),
+                boxes=tuple(Box.of(start, stop) for start, stop in content["boxes"]),
+                mips=tuple(int(mip) for mip in content["mips"]),
+                generation_before=int(content["generation_before"]),
+                logical_time=int(content["logical_time"]),
+                owner=str(content["owner"]),
+                identity=None if content.get("identity") is None else str(content["identity"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptionError(
+                f"the key {key} of the fork is not the record of an operation: {error!r}.",
+                remedy="It was written by another version, or damaged; see the operation's row for what it changed.",
+            ) from error
+
+
+@dataclass(frozen=True)
+class Newest:
+    """What a fork says about itself, written again by each commit of an edit's voxels."""
+
+    graph: str
+    """Identity of the graph; its table has the same."""
+    operation_id: int
+    """The operation whose voxels were committed last."""
+    identity: str
+    """Identity of that operation."""
+
+    def encode(self) -> bytes:
+        """JSON."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, value: bytes) -> Newest:
+        """Out of JSON; CorruptionError names the key."""
+        try:
+            content: dict[str, Any] = json.loads(value)
+            return cls(str(content["graph"]), int(content["operation_id"]), str(content["identity"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptionError(
+                f"the key {NEWEST} of the fork does not name its newest operation: {error!r}.",
+                remedy="Restore the fork's files from a backup of the same day as the table.",
+            ) from error
+
+
+# -- records ----------------------------------------------------------------------------------------------------------
+
+
+def read_operation(watershed_url: str | Path, graph_id: str, operation_id: int) -> OperationRecord | None:
+    """The record of an operation; None if its voxels are not in."""
+    return record_in(open_fork_store(watershed_url, graph_id).kv, operation_id)
+
+
+def record_in(kv: ts.KvStore, operation_id: int) -> OperationRecord | None:
+    """The record of an operation in a key space, which may be pinned to a generation."""
+    key = operation_key(operation_id)
+    value = read_value(kv, key)
+    return None if value is None else OperationRecord.decode(value, key)
+
+
+def read_value(kv: ts.KvStore, key: str) -> bytes | None:
+    """Value of one key of an OCDBT key space, None if missing."""
+    result = retry_transport(lambda: kv.read(key).result(), what=f"reading {key}")
+    return None if result.state == "missing" else bytes(result.value)
+
+
+def operations(watershed_url: str | Path, graph_id: str, *, after: int = 0) -> list[OperationRecord]:
+    """Records of operations whose voxels are in, by operation id; of all that are later than the one given."""
+    kv = open_fork_store(watershed_url, graph_id).kv
+
+    wanted = ts.KvStore.KeyRange(operation_key(after + 1), _after(OPERATIONS))
+
+    def read() -> list[tuple[str, bytes]]:
+        keys = sorted(key.decode() for key in kv.list(wanted).result())
+        results = [future.result() for future in [kv.read(key) for key in keys]]
+        # One that was put back between the two steps is not there any more.
+        return [(key, bytes(r.value)) for key, r in zip(keys, results, strict=True) if r.state == "value"]
+
+    found = retry_transport(read, what="listing the operations of a fork")
+    return [OperationRecord.decode(value, key) for key, value in found]
+
+
+def _after(prefix: str) -> str:
+    """The first key that sorts after all those with a prefix."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
+
+
+# -- fences -----------------------------------------------------------------------------------------------------------
+
+
+def read_fence(watershed_url: str | Path, graph_id: str, operation_id: int) -> str | None:
+    """Token of who alone may commit an operation; None if nobody has claimed it."""
+    value = read_value(open_fork_store(watershed_url, graph_id).kv, fence_key(operation_id))
+    return None if value is None else value.decode()
+
+
+def set_fence(watershed_url: str | Path, graph_id: str, operation_id: int, owner: str) -> None:
+    """Claim an operation that nobody has claimed. Costs a commit; who starts an operation need not.
+
+    Raises
+    ------
+    ConflictError
+        If somebody else has claimed it.
+    """
+    previous = _write_fence(watershed_url, graph_id, operation_id, owner, over_others=False)
+    if previous not in (None, owner):
+        raise fenced_off(operation_id, owner, previous)
+
+
+def take_fence(watershed_url: str | Path, graph_id: str, operation_id: int, owner: str) -> str | None:
+    """Claim an operation, whoever had it: from now on nobody else can commit it, also if it has begun to.
+
+    Returns
+    -------
+    str | None
+        Token of who had claimed it before.
+    """
+    return _write_fence(watershed_url, graph_id, operation_id, owner, over_others=True)
+
+
+def _write_fence(
+    watershed_url: str | Path, graph_id: str, operation_id: int, owner: str, *, over_others: bool
+) -> str | None:
+    store = open_fork_store(watershed_url, graph_id)
+    key, value = fence_key(operation_id), owner.encode()
+    # Only the first attempt can tell who was there before: a later one may find what an earlier one has written.
+    seen: list[str | None] = []
+
+    def write() -> None:
+        with store.transaction(repeatable_read=True) as transaction:
+            kv = store.kv.with_transaction(transaction)
+            found = kv.read(key).result()
+            before = None if found.state == "missing" else bytes(found.value).decode()
+            if before != owner or not seen:
+                seen.append(before)
+            if before != owner and (before is None or over_others):
+                kv.write(key, value).result()
+
+    with doing(f"claims operation {operation_id} of graph {graph_id}"):
+        retry_transport(write, what=f"claiming operation {operation_id}")
+    _logger.info("operation %d of graph %s: fence %r, before %r", operation_id, graph_id, owner, seen[-1])
+    return seen[-1]
+
+
+def fenced_off(operation_id: int, owner: str, holder: str | None) -> ConflictError:
+    """What whoever has lost an operation is told."""
+    return ConflictError(
+        f"operation {operation_id} has been taken over by {holder!r}: {owner!r} may not commit it any more.",
+        remedy="Nothing was written. See the operation's log for how it ended.",
+    )
+
+
+# -- generations ------------------------------------------------------------------------------------------------------
+
+
+def store_at(store: ocdbt.OcdbtStore, generation: ocdbt.Version) -> ocdbt.OcdbtStore:
+    """The same key space at one of its generations, or at a time; read-only."""
+    return ocdbt.OcdbtStore({**store.spec, "version": generation}, context=store.context)
+
+
+def generation_of(watershed_url: str | Path, graph_id: str, operation_id: int) -> int:
+    """Generation that brought the voxels of an operation in.
+
+    Raises
+    ------
+    NotFoundError
+        If they are not in, or the history does not reach back to that generation.
+    """
+    store = open_fork_store(watershed_url, graph_id)
+    record = record_in(store.kv, operation_id)
+    if record is None:
+        raise NotFoundError(
+            f"operation {operation_id} has not changed voxels of graph {graph_id!r}.",
+            remedy="Check its id; only supervoxel splits change voxels.",
+        )
+    return first_generation(store, record)
+
+
+def first_generation(store: ocdbt.OcdbtStore, record: OperationRecord) -> int:
+    """The first generation that holds a record which the latest one holds."""
+    key, value = operation_key(record.operation_id), record.encode()
+    low, high = record.generation_before + 1, current_version(store.base).generation
+    step = 1
+    # Mostly the very next generation, or one of the next few: so look there first, then farther and farther away.
+    while low < high:
+        probe = min(low + step - 1, (low + high) // 2)
+        if _holds(store, probe, key, value):
+            high = probe
+        else:
+            low, step = probe + 1, 2 * step
+    return low
+
+
+def _holds(store: ocdbt.OcdbtStore, generation: int, key: str, value: bytes) -> bool:
+    try:
+        return read_value(store_at(store, generation).kv, key) == value
+    except DamagedError as error:
+        if error.code != "NOT_FOUND" or error.place is not None:
+            raise
+        raise NotFoundError(
+            f"the fork has no generation {generation} any more.", remedy="Its history was shortened."
+        ) from error
+
+
+def generation_at(watershed_url: str | Path, graph_id: str, time: int, *, within: Box | None = None) -> int:
+    """The generation that shows a fork as it was at a logical time.
+
+    That is the last one before the first commit of a later operation. Operations that share a chunk are committed in
+    the order of their logical times, so for the chunks that ``within`` touches the answer is exact. For a whole
+    volume it may lack operations up to ``time`` that were committed after a later one elsewhere.
+
+    Parameters
+    ----------
+    time
+        Milliseconds; operations of this very time are in.
+    within
+        Where it matters; default: everywhere.
+    """
+    store = open_fork_store(watershed_url, graph_id)
+    latest = current_version(store.base).generation
+    later = [
+        record
+        for record in operations(watershed_url, graph_id)
+        if record.logical_time > time and (within is None or any(box.clip(within).volume for box in record.boxes))
+    ]
+    first = latest + 1
+    for record in sorted(later, key=lambda r: r.generation_before):
+        if record.generation_before + 1 >= first:
+            break
+        first = min(first, first_generation(store, record))
+    return first - 1

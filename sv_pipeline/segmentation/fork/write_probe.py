@@ -1,0 +1,71 @@
+"""Whether the commit of an edit's voxels can succeed: access, room, and the operation's own keys. Commits nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from sv_pipeline.errors import ConfigError, ConflictError, SvPipelineError, UnavailableError
+from sv_pipeline.segmentation.fork.reader import open_fork_store
+from sv_pipeline.segmentation.fork.records import fence_key, fenced_off, read_value, record_in
+from sv_pipeline.storage import kv, ocdbt
+from sv_pipeline.storage.file_guard import local_path
+
+__all__ = ["MIN_FREE_BYTES", "require_committable", "require_room"]
+
+MIN_FREE_BYTES = 64 << 20
+"""Room that a disk must have for an edit: many times what one takes, so that its recovery finds room as well."""
+
+
+def require_committable(watershed_url: str | Path, graph_id: str, operation_id: int, owner: str) -> None:
+    """Find out what would make a commit fail, before anything depends on it. Writes one empty file, and removes it.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no fork.
+    ConfigError
+        If the fork's folder cannot be written to.
+    UnavailableError
+        If there is no room left, or storage does not answer.
+    ConflictError
+        If the fork has voxels of an operation with this number already, or another owner has taken it over.
+    """
+    store = open_fork_store(watershed_url, graph_id)
+    folder = ocdbt.fork_folder(watershed_url, graph_id)
+    if (path := local_path(folder)) is not None:
+        for place in (path, path / "d"):
+            if place.exists() and not os.access(place, os.W_OK | os.X_OK):
+                raise ConfigError(f"the folder {place} of graph {graph_id!r} cannot be written to.", remedy=_REMEDY)
+        require_room(path, f"the fork of graph {graph_id!r}")
+    if (record := record_in(store.kv, operation_id)) is not None:
+        raise ConflictError(
+            f"the fork of graph {graph_id!r} has voxels of an operation {operation_id} already, which "
+            f"{record.owner!r} has committed.",
+            remedy=f"Table and fork are of different days; run 'sv-pipeline verify {graph_id}'.",
+        )
+    holder = read_value(store.kv, fence_key(operation_id))
+    if holder is not None and holder.decode() != owner:
+        raise fenced_off(operation_id, owner, holder.decode())
+    key = f"probe-{operation_id}-{owner}"
+    try:
+        kv.write_bytes(folder, key, b"")
+        kv.delete_key(folder, key)
+    except SvPipelineError as error:
+        error.advise(f"{error.remedy or ''} {_REMEDY}".strip())
+        raise
+
+
+def require_room(place: Path, what: str) -> None:
+    """Refuse to write where hardly any room is left."""
+    free = shutil.disk_usage(place).free
+    if free < MIN_FREE_BYTES:
+        raise UnavailableError(
+            f"only {free / 1e6:.1f} MB are left on the disk of {what} ({place}); an edit needs "
+            f"{MIN_FREE_BYTES / 1e6:.0f} MB, so that it can be brought to its end.",
+            remedy="Free some space, then ask for the edit again.",
+        )
+
+
+_REMEDY = "Nothing was written. Let this process write to the fork, then ask for the edit again."

@@ -1,0 +1,58 @@
+"""Owns the history of a base or fork: which generations there are. Read-only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import tensorstore as ts
+
+from sv_pipeline.errors import DamagedError, NotFoundError
+from sv_pipeline.storage import kv
+from sv_pipeline.storage.retry import retry_transport
+
+__all__ = ["CommittedVersion", "current_version", "read_manifest"]
+
+
+@dataclass(frozen=True)
+class CommittedVersion:
+    """One generation of an OCDBT database."""
+
+    generation: int
+    commit_time: datetime
+    """Of the writer's clock, but never before that of the generation before: pin by generation, not by time."""
+    n_keys: int
+    """Keys that it holds."""
+
+
+def read_manifest(folder_or_kv: str | Path | ts.KvStore) -> dict[str, Any]:
+    """TensorStore's own dump of a manifest: ``config``, ``versions`` and ``version_tree_nodes``.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no database.
+    """
+    store = folder_or_kv if isinstance(folder_or_kv, ts.KvStore) else kv.open_kv(folder_or_kv)
+    # A context without a cache: the manifest must be read as it is now.
+    try:
+        manifest: dict[str, Any] = retry_transport(
+            lambda: ts.ocdbt.dump(store, context=ts.Context()).result(), what="reading a manifest"
+        )
+    except DamagedError as error:
+        if error.code == "NOT_FOUND" and error.place is None:
+            raise NotFoundError(f"there is no OCDBT database at {folder_or_kv}.") from error
+        raise
+    return manifest
+
+
+def current_version(folder_or_kv: str | Path | ts.KvStore) -> CommittedVersion:
+    """The latest generation of the database in a folder (or in a kvstack)."""
+    latest = read_manifest(folder_or_kv)["versions"][-1]
+    return CommittedVersion(
+        generation=int(latest["generation_number"]),
+        commit_time=datetime.fromtimestamp(latest["commit_time"] / 1e9, UTC),
+        n_keys=int(latest["root"]["statistics"]["num_keys"]),
+    )

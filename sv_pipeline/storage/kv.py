@@ -1,0 +1,154 @@
+"""Owns raw key-value access to a folder (file, gs, memory). Knows neither volumes nor OCDBT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+import tensorstore as ts
+
+from sv_pipeline.errors import DamagedError
+from sv_pipeline.places import parse_folder
+from sv_pipeline.storage.context import process_context
+from sv_pipeline.storage.file_guard import clear_stale_locks, written
+from sv_pipeline.storage.retry import retry_transport
+
+__all__ = [
+    "as_url",
+    "delete_key",
+    "delete_keys",
+    "delete_prefix",
+    "join_url",
+    "list_keys",
+    "open_kv",
+    "read_bytes",
+    "read_many",
+    "write_bytes",
+    "write_if_absent",
+    "write_many",
+]
+
+_DELETE_ATTEMPTS = 20
+
+
+def as_url(path_or_url: str | Path) -> str:
+    """Normal form of a folder: a kvstore URL that ends with ``/``; see :mod:`sv_pipeline.places`.
+
+    Raises
+    ------
+    ConfigError
+        If the text names no folder that can be used.
+    """
+    return parse_folder(path_or_url).folder_url
+
+
+def join_url(url: str, *parts: str) -> str:
+    """URL of a folder inside a folder."""
+    return as_url(url) + "".join(quote(part.strip("/")) + "/" for part in parts)
+
+
+def open_kv(url: str | Path) -> ts.KvStore:
+    """Handle of a folder, in the context of this process."""
+    return ts.KvStore.open(as_url(url), context=process_context()).result()
+
+
+def read_bytes(url: str | Path, key: str) -> bytes | None:
+    """Value of a key; None if it is missing."""
+    return read_many(url, [key])[0]
+
+
+def read_many(url: str | Path, keys: Iterable[str]) -> list[bytes | None]:
+    """Values of keys, in their order, read concurrently; None for each missing one."""
+    keys = list(keys)
+
+    def read() -> list[bytes | None]:
+        store = open_kv(url)
+        results = [future.result() for future in [store.read(key) for key in keys]]
+        return [None if result.state == "missing" else bytes(result.value) for result in results]
+
+    return retry_transport(read, what=f"reading {len(keys)} key(s) of {url}")
+
+
+def write_bytes(url: str | Path, key: str, data: bytes) -> None:
+    """Set a key."""
+    write_many(url, {key: data})
+
+
+def write_many(url: str | Path, values: Mapping[str, bytes]) -> None:
+    """Set keys, concurrently; not atomic."""
+
+    def write() -> None:
+        clear_stale_locks(as_url(url), values)
+        store = open_kv(url)
+        for key, future in [(key, store.write(key, data)) for key, data in values.items()]:
+            written(future, as_url(url), key)
+
+    retry_transport(write, what=f"writing {len(values)} key(s) to {url}")
+
+
+def write_if_absent(url: str | Path, key: str, data: bytes) -> bool:
+    """Set a key unless it exists; True if it holds ``data`` now.
+
+    Of several writers one wins, provided that each brings other data. (A storage service may lose the answer to a
+    write that it did apply; so whoever finds its own data there has won.)
+    """
+
+    def write() -> bool:
+        clear_stale_locks(as_url(url), [key])
+        store = open_kv(url)
+        found = store.read(key).result()
+        if found.state != "missing":
+            return bytes(found.value) == data
+        if written(store.write(key, data, if_equal=found.stamp.generation), as_url(url), key).generation:
+            return True
+        return bytes(store.read(key).result().value) == data
+
+    return retry_transport(write, what=f"creating {key} in {url}")
+
+
+def list_keys(url: str | Path, prefix: str = "") -> list[str]:
+    """Keys that start with ``prefix``, whole, sorted."""
+
+    def read() -> list[str]:
+        store = open_kv(url)
+        return sorted(prefix + key.decode() for key in (store / prefix).list().result())
+
+    return retry_transport(read, what=f"listing {url}{prefix}")
+
+
+def delete_key(url: str | Path, key: str) -> None:
+    """Remove a key; no error if it is missing."""
+    delete_keys(url, [key])
+
+
+def delete_keys(url: str | Path, keys: Iterable[str]) -> None:
+    """Remove keys, concurrently; no error for missing ones."""
+    keys = list(keys)
+
+    def delete() -> None:
+        store = open_kv(url)
+        for future in [store.write(key, None) for key in keys]:
+            future.result()
+
+    _delete(delete, f"deleting {len(keys)} key(s) of {url}")
+
+
+def delete_prefix(url: str | Path, prefix: str = "") -> None:
+    """Remove all keys that start with ``prefix``; with "" the folder's whole content."""
+
+    def delete() -> None:
+        (open_kv(url) / prefix).delete_range(ts.KvStore.KeyRange()).result()
+
+    _delete(delete, f"deleting {url}{prefix}")
+
+
+def _delete(delete: Callable[[], None], what: str) -> None:
+    for attempt in range(_DELETE_ATTEMPTS):
+        try:
+            return retry_transport(delete, what=what)
+        except DamagedError as error:
+            # The file driver stops where somebody else has just removed the same file, or its lock.
+            if error.code != "NOT_FOUND" or attempt == _DELETE_ATTEMPTS - 1:
+                raise
+    return None

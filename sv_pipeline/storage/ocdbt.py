@@ -1,0 +1,258 @@
+"""Owns every OCDBT spec (base, part, fork) and the handles made from one; the only place that builds them.
+
+Layout below a watershed folder::
+
+    ocdbt/base/manifest.ocdbt, d/...          the base
+    ocdbt/base/parts/<task>/<attempt>/...     private stores of populate tasks; the merged ones are part of the base
+    ocdbt/<graph id>/manifest.ocdbt, d/...    a fork: its own manifest and data over those of the base
+
+Inside each of these key spaces: ``seg/`` is the volume (neuroglancer precomputed), ``_sv_pipeline/`` our own keys.
+
+A fork is a ``kvstack``: the base below, the fork's manifest instead of the base's, and everything under ``<graph id>/``
+in the fork's own folder; all three data prefixes carry the graph id, so that nothing is ever written into the base.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import tensorstore as ts
+
+from sv_pipeline.config import OcdbtConfig, validate_graph_id
+from sv_pipeline.errors import ConfigError
+from sv_pipeline.storage.context import process_context, remembers_another, reset_context
+from sv_pipeline.storage.file_guard import commit_guard, heal
+from sv_pipeline.storage.kv import as_url, join_url
+
+__all__ = [
+    "ARRAY_PATH",
+    "OWN_KEYS",
+    "SINGLE_MANIFEST",
+    "OcdbtFormat",
+    "OcdbtStore",
+    "Version",
+    "array_spec",
+    "base_folder",
+    "base_spec",
+    "fork_folder",
+    "fork_spec",
+    "ocdbt_folder",
+    "part_folder",
+    "part_spec",
+    "require_one_store",
+]
+
+ARRAY_PATH = "seg/"
+"""Where the volume is inside an OCDBT key space."""
+OWN_KEYS = "_sv_pipeline/"
+"""Where our own keys are inside an OCDBT key space."""
+SINGLE_MANIFEST = "manifest.ocdbt"
+"""The manifest; where manifests are numbered, the object that holds the configuration alone."""
+
+Version = int | str
+"""Generation number, or a time ``YYYY-MM-DDTHH:MM:SS[.frac]Z``."""
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class OcdbtFormat:
+    """The format of an OCDBT database; fixed when it is created."""
+
+    max_inline_value_bytes: int
+    max_decoded_node_bytes: int
+    version_tree_arity_log2: int
+    compression_level: int | None
+    manifest_kind: Literal["single", "numbered"]
+
+    @classmethod
+    def of(cls, config: OcdbtConfig) -> OcdbtFormat:
+        """The format that a configuration asks for."""
+        return cls(**{f.name: getattr(config, f.name) for f in fields(cls)})
+
+    def to_json(self) -> Json:
+        """Plain values, for our own files."""
+        return asdict(self)
+
+    def config_json(self) -> Json:
+        """TensorStore's ``config`` member."""
+        level = self.compression_level
+        return {
+            "max_inline_value_bytes": self.max_inline_value_bytes,
+            "max_decoded_node_bytes": self.max_decoded_node_bytes,
+            "version_tree_arity_log2": self.version_tree_arity_log2,
+            "compression": None if level is None else {"id": "zstd", "level": level},
+            "manifest_kind": self.manifest_kind,
+        }
+
+
+def ocdbt_folder(watershed_url: str | Path) -> str:
+    """Folder of everything OCDBT of a watershed."""
+    return join_url(as_url(watershed_url), "ocdbt")
+
+
+def base_folder(watershed_url: str | Path) -> str:
+    """Folder of the base."""
+    return join_url(ocdbt_folder(watershed_url), "base")
+
+
+def part_folder(watershed_url: str | Path, task: str, attempt: str) -> str:
+    """Folder of the private store of one attempt at a populate task."""
+    return join_url(base_folder(watershed_url), "parts", task, attempt)
+
+
+def fork_folder(watershed_url: str | Path, graph_id: str) -> str:
+    """Folder of a fork."""
+    return join_url(ocdbt_folder(watershed_url), validate_graph_id(graph_id))
+
+
+def base_spec(watershed_url: str | Path, *, form: OcdbtFormat | None = None, coordinator: str | None = None) -> Json:
+    """Key-value spec of the base; ``form`` for its creator and writers, ``coordinator`` as host:port."""
+    return _plain_spec(base_folder(watershed_url), form, coordinator)
+
+
+def part_spec(watershed_url: str | Path, task: str, attempt: str, *, form: OcdbtFormat | None = None) -> Json:
+    """Key-value spec of a part."""
+    return _plain_spec(part_folder(watershed_url, task, attempt), form, None)
+
+
+def _plain_spec(folder: str, form: OcdbtFormat | None, coordinator: str | None) -> Json:
+    spec: Json = {"driver": "ocdbt", "base": folder}
+    if form is not None:
+        spec["config"] = form.config_json()
+    if coordinator is not None:
+        spec["coordinator"] = {"address": coordinator}
+    return spec
+
+
+def fork_spec(
+    watershed_url: str | Path,
+    graph_id: str,
+    *,
+    manifest_kind: Literal["single", "numbered"] = "single",
+    version: Version | None = None,
+) -> Json:
+    """Key-value spec of a fork; readable by any TensorStore, and free of ``config``, which could only mismatch."""
+    fork = fork_folder(watershed_url, graph_id)
+    if manifest_kind == "single":
+        manifest: Json = {"base": fork + SINGLE_MANIFEST, "exact": SINGLE_MANIFEST}
+    else:
+        # Not a base of "<fork>/manifest.": the file driver would list a folder of that name.
+        manifest = {"base": fork, "prefix": "manifest.", "strip_prefix": 0}
+    own = graph_id + "/"
+    spec: Json = {
+        "driver": "ocdbt",
+        "base": {
+            "driver": "kvstack",
+            "layers": [{"base": base_folder(watershed_url)}, manifest, {"base": fork, "prefix": own}],
+        },
+        # One left out would default to "d/": the base's own data.
+        "value_data_prefix": own + "d/",
+        "btree_node_data_prefix": own + "d/",
+        "version_tree_node_data_prefix": own + "d/",
+    }
+    if version is not None:
+        spec["version"] = version
+    return spec
+
+
+def array_spec(kvstore: Json, mip: int) -> Json:
+    """Spec of one mip of the volume inside a key space."""
+    return {
+        "driver": "neuroglancer_precomputed",
+        "kvstore": {**copy.deepcopy(kvstore), "path": ARRAY_PATH},
+        "scale_index": mip,
+    }
+
+
+class OcdbtStore:
+    """All handles of one OCDBT key space: its keys and the mips of its volume.
+
+    Every handle comes from one spec and the context of this process, so that whatever is written through them in one
+    atomic transaction becomes one generation.
+
+    Parameters
+    ----------
+    spec
+        Key-value spec, from this module.
+    context
+        That of a store that was opened before; default: the one of this process, which begins anew if it remembers
+        another database at this place.
+    """
+
+    def __init__(self, spec: Json, *, context: ts.Context | None = None) -> None:
+        self._spec = copy.deepcopy(spec)
+        self._arrays: dict[int, ts.TensorStore] = {}
+        heal(self.folder)
+        # Kept: handles of two contexts cannot take part in one commit.
+        self.context = context or process_context()
+        self.kv: ts.KvStore = ts.KvStore.open(self.spec, context=self.context).result()
+        if context is None and remembers_another(self.kv):
+            reset_context()
+            self.context = process_context()
+            self.kv = ts.KvStore.open(self.spec, context=self.context).result()
+
+    @property
+    def spec(self) -> Json:
+        """The key-value spec (a copy)."""
+        return copy.deepcopy(self._spec)
+
+    @property
+    def folder(self) -> str:
+        """Folder of the manifest, and of what is written."""
+        base = self._spec["base"]
+        return str(base if isinstance(base, str) else base["layers"][-1]["base"])
+
+    @property
+    def base(self) -> ts.KvStore:
+        """The key space below: manifest and data files."""
+        base = self.kv.base
+        assert base is not None, "an OCDBT store has a base"
+        return base
+
+    def array(self, mip: int) -> ts.TensorStore:
+        """One mip: (x, y, z), absolute coordinates of that mip."""
+        if mip not in self._arrays:
+            spec = array_spec(self._spec, mip)
+            self._arrays[mip] = ts.open(spec, context=self.context, open=True).result()[..., 0]
+        return self._arrays[mip]
+
+    @contextmanager
+    def transaction(self, *, repeatable_read: bool = False) -> Iterator[ts.Transaction]:
+        """An atomic transaction: committed at the end of the block, aborted by an error in it.
+
+        On disk, commits to one store take turns and clean up after killed writers first; so commit in no other way.
+        """
+        transaction = ts.Transaction(atomic=True, repeatable_read=repeatable_read)
+        try:
+            yield transaction
+        except BaseException:
+            transaction.abort()
+            raise
+        with commit_guard(self.folder):
+            transaction.commit_sync()
+
+
+def require_one_store(*handles: ts.KvStore | ts.TensorStore) -> None:
+    """Refuse handles that TensorStore would silently commit as several generations.
+
+    Raises
+    ------
+    ConfigError
+        If the handles were opened from differing specs.
+    """
+    seen: list[Json] = []
+    for handle in handles:
+        store = handle.kvstore if isinstance(handle, ts.TensorStore) else handle
+        spec = store.spec().to_json() if store is not None else {}
+        spec.pop("path", None)
+        seen.append(spec)
+    if any(spec != seen[0] for spec in seen[1:]):
+        raise ConfigError(
+            "handles of different stores cannot take part in one commit.",
+            remedy="Open all of them from one OcdbtStore.",
+        )

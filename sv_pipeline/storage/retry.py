@@ -1,0 +1,87 @@
+"""Owns trying again what the storage did not answer, within a time, and saying so. Knows no store."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from sv_pipeline.errors import UnavailableError
+from sv_pipeline.patience import PATIENCE_VARIABLE, patience, waiting_for
+from sv_pipeline.storage.wall import TRANSPORT_CODES, in_one_line, status_code, storage_error
+
+__all__ = ["TRANSPORT_CODES", "retry_transport", "status_code"]
+
+MAX_DELAY = 5.0
+
+_logger = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+
+def retry_transport(
+    function: Callable[[], _Result],
+    *,
+    attempts: int | None = None,
+    base_delay: float = 0.2,
+    what: str = "storage request",
+) -> _Result:
+    """Call ``function`` until it does not fail with a transport error, or the time is up (`patience`).
+
+    Parameters
+    ----------
+    function
+        What to do; must be safe to repeat.
+    attempts
+        Calls at most; default: as many as the time allows.
+    base_delay
+        Seconds before the second call; doubled each time up to 5 s, with jitter of up to as much again.
+    what
+        Names the request in messages.
+
+    Raises
+    ------
+    UnavailableError
+        If the last attempt fails with a transport error (UNAVAILABLE, DEADLINE_EXCEEDED, ABORTED, INTERNAL), or there
+        is no room left (RESOURCE_EXHAUSTED).
+    ConfigError
+        If access is denied (PERMISSION_DENIED, UNAUTHENTICATED), or the operating system refuses a path.
+    DamagedError
+        If something is missing or cannot be decoded; names the file.
+
+    Any error that the storage did not raise passes through, at once.
+    """
+    if attempts is not None and attempts < 1:
+        raise ValueError(f"attempts must be positive, not {attempts}")
+    limit = patience()
+    with waiting_for(what) as wait:
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return function()
+            except Exception as error:
+                code = status_code(error)
+                if code not in TRANSPORT_CODES:
+                    if (ours := storage_error(error, what)) is not None:
+                        raise ours from error
+                    raise
+                delay = min(MAX_DELAY, base_delay * 2 ** min(attempt - 1, 16)) * (1 + random.random())  # noqa: S311 - jitter
+                wait.reason = in_one_line(error)
+                if attempt == attempts or wait.seconds + delay > limit:
+                    raise UnavailableError(
+                        f"{what}: no success after {attempt} attempts in {wait.seconds:.0f} s, "
+                        f"last error: {wait.reason}.",
+                        remedy="Check that the storage (and the coordinator, if one is used) can be reached, then run "
+                        f"it again; {PATIENCE_VARIABLE} sets how many seconds are waited.",
+                    ) from error
+                _logger.log(
+                    logging.INFO if attempt < 3 else logging.WARNING,
+                    "%s: %s; attempt %d in %.1f s",
+                    what,
+                    wait.reason,
+                    attempt + 1,
+                    delay,
+                )
+                time.sleep(delay)

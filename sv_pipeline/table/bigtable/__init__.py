@@ -1,0 +1,1 @@
+"""Bigtable: the backend for tables in Google Cloud, or in its emulator."""

@@ -1,0 +1,269 @@
+"""Bigtable backend: a table in Google Bigtable, or its emulator; laid out as kvdbclient does. Knows no graph.
+
+Reads of several requests overlap: the next ones are on their way while one is being taken apart.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+from google.cloud.bigtable_admin_v2.types import bigtable_table_admin
+from google.cloud.bigtable_admin_v2.types import table as admin_table
+from google.cloud.bigtable_v2.types import bigtable
+
+from sv_pipeline.errors import NotFoundError
+from sv_pipeline.patience import patience
+from sv_pipeline.table.bigtable import rows as messages
+from sv_pipeline.table.bigtable.rpc import RETRYABLE, Connection, Patience, error_of, read_stream
+from sv_pipeline.table.interface import CellMatch, Change, ColumnKey, RowKeyRange, RowMutation, RowView, Table
+from sv_pipeline.table.keys import join_ranges
+
+__all__ = ["BigtableTable"]
+
+IN_FLIGHT = 4
+_STATUS = {code.value[0]: code for code in grpc.StatusCode}
+
+
+@dataclass(eq=False)
+class BigtableTable(Table):
+    """A table of a Bigtable instance.
+
+    Parameters
+    ----------
+    name, project, instance
+        Where the table is. ``BIGTABLE_EMULATOR_HOST`` says whether it is in an emulator.
+    patience
+        Seconds after which a request that gets no answer is given up; default: `sv_pipeline.patience`.
+    """
+
+    project: str
+    instance: str
+    patience: float = field(default_factory=patience)
+    _connection: Connection = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._connection = Connection(self.path, self.patience, self._count)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        make = partial(BigtableTable, patience=self.patience, read_only=self.read_only)
+        return make, (self.name, self.project, self.instance)
+
+    @property
+    def path(self) -> str:
+        """Full name of the table."""
+        return f"{self._parent}/tables/{self.name}"
+
+    @property
+    def _parent(self) -> str:
+        return f"projects/{self.project}/instances/{self.instance}"
+
+    # -- life cycle -----------------------------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        """True if the table is there; asks the table itself, which needs no administrator's role."""
+        try:
+            self.read_rows([b"meta"], newest_only=True)
+        except NotFoundError:
+            return False
+        return True
+
+    def create(self) -> None:
+        """Make the table with its families in one request; ConflictError if it exists."""
+        self._refuse_if_read_only()
+        request = bigtable_table_admin.CreateTableRequest.pb()(parent=self._parent, table_id=self.name)
+        for family, rule in _garbage_rules().items():
+            request.table.column_families[family].gc_rule.CopyFrom(rule)
+        self._connection.unary("CreateTable", request, "creation")
+
+    def drop(self) -> None:
+        """Remove the table and everything in it; nothing happens if it is not there."""
+        self._refuse_if_read_only()
+        try:
+            self._connection.unary(
+                "DeleteTable", bigtable_table_admin.DeleteTableRequest.pb()(name=self.path), "removal"
+            )
+        except NotFoundError:
+            return
+
+    def close(self) -> None:
+        """Close the channel; the next request opens another."""
+        self._connection.close()
+
+    # -- reads ----------------------------------------------------------------------------------------------------
+
+    def read_rows(
+        self,
+        keys: Iterable[bytes],
+        columns: Sequence[ColumnKey] | None = None,
+        *,
+        until: int | None = None,
+        newest_only: bool = False,
+    ) -> dict[bytes, RowView]:
+        """Rows by key, one request per 10,000 keys; see the interface."""
+        wanted = sorted(set(keys))
+        if not wanted or (columns is not None and not columns):
+            return {}
+        row_filter = messages.read_filter(columns, until, newest_only)
+        return dict(self._read(messages.read_requests(self.path, wanted, (), row_filter)))
+
+    def scan(
+        self,
+        ranges: Sequence[RowKeyRange],
+        columns: Sequence[ColumnKey] | None = None,
+        *,
+        until: int | None = None,
+        newest_only: bool = False,
+    ) -> Iterator[tuple[bytes, RowView]]:
+        """Rows of ranges in the order of keys; see the interface."""
+        joined = join_ranges(ranges)
+        if not joined or (columns is not None and not columns):
+            return iter(())
+        row_filter = messages.read_filter(columns, until, newest_only)
+        return self._read(messages.read_requests(self.path, (), joined, row_filter))
+
+    def _read(self, requests: Iterator[Any]) -> Iterator[tuple[bytes, RowView]]:
+        started: deque[tuple[Any, Any]] = deque()
+        try:
+            while True:
+                while len(started) < IN_FLIGHT and (request := next(requests, None)) is not None:
+                    started.append((request, self._connection.stream("ReadRows", request)))
+                if not started:
+                    return
+                yield from self._finish_read(*started.popleft())
+        finally:
+            for _, call in started:
+                call.cancel()
+
+    def _finish_read(self, request: Any, call: Any) -> Iterator[tuple[bytes, RowView]]:
+        """Rows of a call; one that breaks is made again for the rows that are still missing."""
+        patience = Patience(self.patience)
+        while True:
+            last = None
+            try:
+                for key, row in messages.rows_of(read_stream(call)):
+                    last = key
+                    if row:
+                        yield key, row
+            except grpc.RpcError as error:
+                if last is not None:
+                    patience.progress()
+                    request = messages.remaining(request, last)
+                    if request is None:
+                        return
+                self._connection.retry_or_raise(error, patience, "read")
+                call = self._connection.stream("ReadRows", request)
+            else:
+                return
+
+    # -- writes ---------------------------------------------------------------------------------------------------
+
+    def mutate(self, mutations: Iterable[RowMutation]) -> None:
+        """Apply mutations; of a request that fails in part only the failed rows are sent again."""
+        self._refuse_if_read_only()
+        started: deque[tuple[list[Any], Any]] = deque()
+        try:
+            for entries in messages.entry_batches(mutations):
+                started.append((entries, self._start_mutate(entries)))
+                if len(started) >= IN_FLIGHT:
+                    self._finish_mutate(*started.popleft())
+            while started:
+                self._finish_mutate(*started.popleft())
+        finally:
+            for _, call in started:
+                call.cancel()
+
+    def _start_mutate(self, entries: list[Any]) -> Any:
+        return self._connection.stream(
+            "MutateRows", bigtable.MutateRowsRequest.pb()(table_name=self.path, entries=entries)
+        )
+
+    def _finish_mutate(self, entries: list[Any], call: Any) -> None:
+        patience = Patience(self.patience)
+        while True:
+            missing = dict(enumerate(entries))
+            failed: dict[int, tuple[grpc.StatusCode, str]] = {}
+            broken: grpc.RpcError | None = None
+            try:
+                for response in read_stream(call):
+                    for result in response.entries:
+                        entry = missing.pop(result.index)
+                        if result.status.code:
+                            missing[result.index] = entry
+                            code = _STATUS.get(result.status.code, grpc.StatusCode.UNKNOWN)
+                            failed[result.index] = code, result.status.message
+            except grpc.RpcError as error:
+                broken = error
+            if not missing:
+                return
+            if len(missing) < len(entries):
+                patience.progress()
+            index, entry = next(iter(missing.items()))
+            what = f"write of row {entry.row_key!r} (and {len(missing) - 1} more)"
+            for index, (code, message) in failed.items():
+                if code not in RETRYABLE:
+                    raise error_of(code, message, self.path, f"write of row {missing[index].row_key!r}")
+            if broken is not None:
+                self._connection.retry_or_raise(broken, patience, what)
+            elif not patience.wait():
+                code, message = failed.get(index, (grpc.StatusCode.UNAVAILABLE, "no answer for this row"))
+                raise error_of(code, message, self.path, what)
+            entries = list(missing.values())
+            call = self._start_mutate(entries)
+
+    def increment(self, key: bytes, column: ColumnKey, by: int) -> int:
+        """Add to a counter cell; see the interface. A lost answer can make it add twice."""
+        self._refuse_if_read_only()
+        rule = {"family_name": column.family, "column_qualifier": column.qualifier, "increment_amount": by}
+        request = bigtable.ReadModifyWriteRowRequest.pb()(table_name=self.path, row_key=key, rules=[rule])
+        row = self._connection.unary("ReadModifyWriteRow", request, f"increment of row {key!r}").row
+        return int.from_bytes(row.families[0].columns[0].cells[0].value, "big", signed=True)
+
+    def check_and_mutate(
+        self,
+        key: bytes,
+        any_of: Sequence[CellMatch],
+        *,
+        none_of: Sequence[CellMatch] = (),
+        if_matched: Sequence[Change] = (),
+        if_unmatched: Sequence[Change] = (),
+    ) -> bool:
+        """Conditional mutation of one row; see the interface."""
+        self._refuse_if_read_only()
+        if not any_of:
+            self.mutate([RowMutation(key, if_unmatched)])
+            return False
+        condition = messages.match_filter(any_of, none_of)
+        if not if_matched and not if_unmatched:
+            return bool(dict(self._read(messages.read_requests(self.path, [key], (), condition))))
+        now = messages.now_ms()
+        request = bigtable.CheckAndMutateRowRequest.pb()(
+            table_name=self.path,
+            row_key=key,
+            predicate_filter=condition,
+            true_mutations=[messages.mutation(change, now) for change in if_matched],
+            false_mutations=[messages.mutation(change, now) for change in if_unmatched],
+        )
+        return bool(self._connection.unary("CheckAndMutateRow", request, f"check of row {key!r}").predicate_matched)
+
+    def _count(self) -> None:
+        self.round_trips += 1
+
+
+def _garbage_rules() -> dict[str, Any]:
+    """Garbage collection of each family, from kvdbclient's own definition."""
+    from kvdbclient.base import DEFAULT_COLUMN_FAMILIES  # takes a second to load, and only creation needs it
+
+    rules = {}
+    for family in DEFAULT_COLUMN_FAMILIES:
+        rule = admin_table.GcRule.pb()()
+        if family.max_versions is not None:
+            rule.max_num_versions = family.max_versions
+        if family.max_age is not None:
+            rule.max_age.FromTimedelta(family.max_age)
+        rules[family.family_id] = rule
+    return rules

@@ -1,0 +1,1 @@
+"""SQLite: the backend for a table in one file of one machine."""

@@ -1,0 +1,89 @@
+"""Verifying a graph while it is being edited: tells faults from halves of edits. Knows no check."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sv_pipeline.errors import CorruptionError
+from sv_pipeline.operations.half_written import read_half_written
+from sv_pipeline.operations.ownership import OPEN_ROWS, OWNER
+from sv_pipeline.table.columns import COUNTER
+from sv_pipeline.table.interface import Table
+from sv_pipeline.table.keys import OPERATION_COUNTER
+from sv_pipeline.verify.report import CheckResult, Finding, VerifyReport
+
+__all__ = ["verified_beside_edits"]
+
+log = logging.getLogger(__name__)
+
+TIMES = 4
+"""So often a check that finds faults is run while the graph is being edited."""
+
+
+def verified_beside_edits(
+    table: Table, checks: Sequence[str] | None, run: Callable[[Sequence[str] | None], VerifyReport]
+) -> VerifyReport:
+    """Run checks, and run those again that have found something while the graph was edited.
+
+    Checks look at rows and voxels one after the other, so what they find meanwhile may be half of an edit. What is left
+    in the end says that there were edits.
+
+    Parameters
+    ----------
+    checks
+        Their names; None = all.
+    run
+        Runs checks.
+    """
+    report: VerifyReport | None = None
+    wanted = checks
+    for _ in range(TIMES):
+        before = _edits(table)
+        found = run(wanted)
+        report = found if report is None else _brought_up_to_date(report, found)
+        wanted = [result.name for result in report.results if not result.passed]
+        after = _edits(table)
+        writing = _half_written(table) if wanted else []
+        if not wanted or (before == after and not writing):
+            return report
+        if before == after:
+            return _with_note(report, f"operation {writing[0]} is half written: {HALF_WRITTEN}")
+        log.info("graph %s was edited while it was verified: %s again", report.graph_id, ", ".join(wanted))
+    assert report is not None
+    return _with_note(report, "the graph was edited all the time: verify it again when there are fewer edits.")
+
+
+HALF_WRITTEN = (
+    "what is found here may be of that alone. It is being made, or its process has died: see 'sv-pipeline stuck list', "
+    "and verify again once it has ended."
+)
+
+
+def _edits(table: Table) -> tuple[Any, list[bytes]]:
+    """What differs once an edit has begun or ended; not decoded, since cells may be damaged."""
+    opened = [key for key, _ in table.scan([OPEN_ROWS], [OWNER], newest_only=True)]
+    return table.read_rows([OPERATION_COUNTER], [COUNTER.key], newest_only=True), opened
+
+
+def _half_written(table: Table) -> list[int]:
+    try:
+        return [operation.operation_id for operation in read_half_written(table).operations]
+    except CorruptionError:
+        return []  # a check names it
+
+
+def _brought_up_to_date(report: VerifyReport, newer: VerifyReport) -> VerifyReport:
+    by_name = {result.name: result for result in newer.results}
+    results = tuple(by_name.get(result.name, result) for result in report.results)
+    return replace(report, results=results, seconds=report.seconds + newer.seconds)
+
+
+def _with_note(report: VerifyReport, text: str) -> VerifyReport:
+    def noted(result: CheckResult) -> CheckResult:
+        note = Finding(result.name, "warning", text, f"graph {report.graph_id}", 1)
+        return replace(result, findings=(*result.findings, note))
+
+    return replace(report, results=tuple(r if r.passed else noted(r) for r in report.results))

@@ -1,0 +1,105 @@
+"""Verify a registered graph, all of it or what has changed: wires the dataset into the checks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from sv_pipeline.errors import CorruptionError
+from sv_pipeline.grid import Box
+from sv_pipeline.operations.log import OperationStatus, read_operations
+from sv_pipeline.operations.ownership import OPEN_PREFIX, OPEN_ROWS
+from sv_pipeline.registry import Dataset
+from sv_pipeline.segmentation.fork.fork import fork_exists
+from sv_pipeline.segmentation.fork.records import operations
+from sv_pipeline.table import counters
+from sv_pipeline.verify.beside_edits import verified_beside_edits
+from sv_pipeline.verify.postcheck import prove_ended
+from sv_pipeline.verify.report import CheckResult, Outcome
+from sv_pipeline.verify.run import VerifyReport, verify
+
+__all__ = ["CHECKS_OF_CHANGES", "verify_changes", "verify_dataset"]
+
+CHECKS_OF_CHANGES = ("pair", "digests", "lineage")
+MOST_PROVEN = 200
+MOST_FINDINGS = 5
+"""Then no more operations are looked at: what does not hold is looked at several times."""
+
+
+def verify_dataset(
+    dataset: Dataset,
+    *,
+    checks: Sequence[str] | None = None,
+    sample: int | None = None,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+    seed: int = 0,
+) -> VerifyReport:
+    """Run checks (default: all) on a graph and its voxels; see :func:`sv_pipeline.verify.run.verify`."""
+    graph = dataset.graph
+
+    def run(wanted: Sequence[str] | None) -> VerifyReport:
+        return verify(
+            graph,
+            watershed_url=dataset.watershed_url,
+            graph_id=dataset.graph_id,
+            checks=wanted,
+            sample=sample,
+            workers=workers,
+            progress=progress if wanted is checks else None,
+            seed=seed,
+        )
+
+    return verified_beside_edits(graph.table, checks, run)
+
+
+def verify_changes(dataset: Dataset, after: int, *, workers: int = 1) -> VerifyReport:
+    """Verify what operations later than one have changed: rows and voxels around each, and what they wrote to the fork.
+
+    Of more than `MOST_PROVEN` operations, the rows around the latest ones are looked at.
+    """
+    started = time.monotonic()
+    url, graph_id = dataset.watershed_url, dataset.graph_id
+    try:
+        records = operations(url, graph_id, after=after) if fork_exists(url, graph_id) else []
+        boxes: list[Box] | None = [box for record in records for box in record.boxes]
+    except CorruptionError:
+        boxes = None  # a record is damaged, which the check of the pair names: look at all that the fork has
+    graph = dataset.graph
+
+    def run(wanted: Sequence[str] | None) -> VerifyReport:
+        return verify(graph, watershed_url=url, graph_id=graph_id, checks=wanted, workers=workers, within=boxes)
+
+    report = verified_beside_edits(graph.table, CHECKS_OF_CHANGES, run)
+    return replace(report, results=(*report.results, _around(dataset, after)), seconds=time.monotonic() - started)
+
+
+def _around(dataset: Dataset, after: int) -> CheckResult:
+    """Every operation that succeeded is as it should be, with all around it."""
+    started, outcome = time.monotonic(), Outcome("operations")
+    graph = dataset.graph
+    last = counters.last_operation_id(graph.table)
+    wanted = np.arange(max(after + 1, last + 1 - MOST_PROVEN), last + 1, dtype=np.uint64)
+    opened = {int(key.removeprefix(OPEN_PREFIX)) for key, _ in graph.table.scan([OPEN_ROWS])}
+    for operation in read_operations(graph, wanted):
+        if operation.status is not OperationStatus.SUCCESS or operation.operation_id in opened:
+            continue
+        if len(outcome.findings) >= MOST_FINDINGS:
+            break
+        outcome.checked += 1
+        try:
+            prove_ended(graph, operation.operation_id)
+        except CorruptionError as error:
+            outcome.error(str(error), f"operation {operation.operation_id}")
+    return CheckResult(
+        "operations",
+        "rows and voxels around operations are sound",
+        not outcome.has_errors,
+        outcome.checked,
+        "operations",
+        tuple(outcome.findings),
+        time.monotonic() - started,
+    )

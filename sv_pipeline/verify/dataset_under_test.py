@@ -1,0 +1,169 @@
+"""What is being verified, read on demand and once: rows, edges, volumes. Judges nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol, TypedDict, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.errors import InputError, SvPipelineError
+from sv_pipeline.grid import Box, ChunkGrid
+from sv_pipeline.ids import IdLayout
+from sv_pipeline.storage import kv
+from sv_pipeline.storage.precomputed import VolumeInfo, read_info
+from sv_pipeline.table import keys
+from sv_pipeline.table.interface import Table
+from sv_pipeline.table.meta import TableMeta, read_meta
+from sv_pipeline.verify import atomic_edges, digest_checks, ingest_checks, snapshot, volumes
+from sv_pipeline.verify.report import Outcome
+from sv_pipeline.verify.table_checks import check_hierarchy
+
+__all__ = ["Blocked", "HasTable", "Subject"]
+
+Value = TypeVar("Value")
+
+
+class HasTable(Protocol):
+    """A graph, as far as verification needs one: all else is read from the table, not from the graph."""
+
+    @property
+    def table(self) -> Table:
+        """The graph's table."""
+        ...
+
+
+class Blocked(Exception):  # noqa: N818 - not an error: another check names the fault
+    """A check cannot run because of a fault that another one names."""
+
+
+class VoxelOptions(TypedDict):
+    """Keyword arguments of checks that go through voxels."""
+
+    sample: int | None
+    seed: int
+    workers: int
+    advance: Callable[[int, int], None] | None
+
+
+@dataclass
+class Subject:
+    """A graph with everything that checks look at."""
+
+    table: Table
+    watershed_url: str
+    graph_id: str
+    sample: int | None = None
+    seed: int = 0
+    workers: int = 1
+    advance: Callable[[int, int], None] | None = None
+    """Progress inside the running check."""
+    within: Sequence[Box] | None = None
+    """Of what the fork has of its own, only what touches these boxes, voxels of the base mip; None = all."""
+    _failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def options(self) -> VoxelOptions:
+        """How checks go through voxels."""
+        return {"sample": self.sample, "seed": self.seed, "workers": self.workers, "advance": self.advance}
+
+    def _once(self, name: str, read: Callable[[], Value]) -> Value:
+        """Read something; a failure is raised to the first who asks, and blocks the others."""
+        if name in self._failures:
+            raise Blocked(self._failures[name])
+        try:
+            return read()
+        except SvPipelineError as error:
+            self._failures[name] = f"{name} cannot be read (named by another check)"
+            raise error from None
+
+    @cached_property
+    def meta(self) -> TableMeta:
+        """The graph's meta row."""
+        return self._once("the meta row", lambda: read_meta(self.table))
+
+    @cached_property
+    def volume(self) -> VolumeInfo:
+        """Shape of the watershed."""
+        return self._once("the watershed's info", lambda: read_info(self.watershed_url))
+
+    @cached_property
+    def grid(self) -> ChunkGrid:
+        """Chunks, from the watershed's bounds and the meta's chunk size."""
+        return self._once("the chunk grid", lambda: ChunkGrid(self.volume.bounds, self.meta.chunk_size))
+
+    @cached_property
+    def layout(self) -> IdLayout:
+        """Layout of ids."""
+        bits = self.meta.graph_config.SPATIAL_BITS
+        return self._once("the id layout", lambda: IdLayout(self.grid.n_layers, int(bits)))
+
+    @cached_property
+    def nodes(self) -> snapshot.Snapshot:
+        """All node rows."""
+        return self._once("a node row", lambda: snapshot.read_snapshot(self.table, self.layout))
+
+    def nodes_of(self, coordinates: npt.NDArray[np.int64]) -> snapshot.Snapshot:
+        """Rows of the supervoxels of some layer 2 chunks, and maybe others, shape (n, 3).
+
+        All rows where they were read anyway; else those alone, so that voxels of a graph of any size can be checked.
+        """
+        if "nodes" in self.__dict__:
+            return self.nodes
+        chunks = keys.chunk_ranges(self.layout, self.layout.chunk_ids(1, coordinates))
+        return snapshot.read_snapshot(self.table, self.layout, chunks)
+
+    @cached_property
+    def counters(self) -> tuple[dict[int, int], npt.NDArray[np.int64]]:
+        """Id counters."""
+        return self._once("an id counter", lambda: ingest_checks.read_counters(self.table, self.layout))
+
+    @property
+    def edge_folders(self) -> tuple[str, str]:
+        """Folders of edge and of component files."""
+        source = self.meta.data_source
+        if not source.EDGES or not source.COMPONENTS:
+            raise InputError(
+                "the meta does not name the folders of edge and component files (EDGES, COMPONENTS).",
+                remedy="Write the meta again.",
+            )
+        return kv.as_url(source.EDGES), kv.as_url(source.COMPONENTS)
+
+    @cached_property
+    def edges(self) -> atomic_edges.AtomicEdges:
+        """All atomic edges."""
+
+        def read() -> atomic_edges.AtomicEdges:
+            return atomic_edges.read_atomic_edges(self.table, self.layout, self.grid, *self.edge_folders)
+
+        return self._once("an edge file", read)
+
+    @cached_property
+    def active(self) -> atomic_edges.ActiveEdges:
+        """Edges between live leaves; only where hierarchy and edge files are sound."""
+        hierarchy = Outcome("hierarchy")
+        check_hierarchy(hierarchy, self.nodes)
+        if hierarchy.has_errors:
+            raise Blocked("blocked by faults of the hierarchy: without it no ancestor is certain")
+        if self.edges.broken:
+            raise Blocked("blocked by edge or component files that cannot be read (check edge_files)")
+        return atomic_edges.activate(self.nodes, self.edges)
+
+    @cached_property
+    def voxels(self) -> volumes.StoredVolume:
+        """The voxels that readers of the graph see."""
+        return self._once("the segmentation", lambda: volumes.graph_volume(self.watershed_url, self.graph_id))
+
+    @property
+    def own_voxels(self) -> digest_checks.OwnVoxels | None:
+        """What the graph's fork has of its own; None if there is no fork."""
+        fork = volumes.fork_volume(self.watershed_url, self.graph_id)
+        return None if fork is None else digest_checks.read_own(fork, **self.options, within=self.within)
+
+    @cached_property
+    def watershed(self) -> volumes.StoredVolume:
+        """The source volume."""
+        return self._once("the watershed volume", lambda: volumes.watershed_volume(self.watershed_url))

@@ -1,0 +1,132 @@
+"""Proof that an operation was brought to its end: nothing of it is locked or open, and all around it is sound. Reads.
+
+Around it are the layer 2 chunks of its scope, of its write set, and of the supervoxels and edges that the log names:
+their rows, what is above them and beside that, the edges that end there, and their voxels. Others may edit there at the
+same moment, so what does not hold is looked at again, and counts only once nobody is writing there.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from sv_pipeline.errors import CorruptionError
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.lineage import latest_roots
+from sv_pipeline.ids import UInt64Array
+from sv_pipeline.operations.log import Operation, OperationStatus, read_operations
+from sv_pipeline.operations.ownership import open_key
+from sv_pipeline.operations.unfinished import Phase, Progress, Unfinished, find_unfinished
+from sv_pipeline.operations.writing import read_supervoxels
+from sv_pipeline.table import columns, keys
+from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
+from sv_pipeline.verify.neighbourhood import verify_around
+from sv_pipeline.verify.report import VerifyReport
+
+__all__ = ["chunks_around", "prove_ended"]
+
+LOOKS = 4
+"""So often something must not hold before it counts."""
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+def prove_ended(graph: ChunkedGraph, operation_id: int, found: Unfinished | None = None) -> dict[str, Any]:
+    """Check one operation after its recovery.
+
+    Parameters
+    ----------
+    found
+        The operation as the recovery found it: what it held and wrote.
+
+    Returns
+    -------
+    dict[str, Any]
+        What was checked.
+
+    Raises
+    ------
+    CorruptionError
+        If something is left, or does not fit.
+    """
+    operations = read_operations(graph, [operation_id])
+    if not operations:
+        return {"status": "not in the log"}  # it ended before it had a row there
+    operation = operations[0]
+    checked: dict[str, Any] = {"status": "" if operation.status is None else operation.status.name}
+    checked["rows without its lock"] = _nothing_left(graph, operation, found)
+    if operation.status is OperationStatus.SUCCESS and len(operation.roots):
+        checked["its roots that are current"] = len(
+            np.intersect1d(operation.roots, latest_roots(graph, operation.roots))
+        )
+    if found is not None and found.scope is None and operation.status is not OperationStatus.SUCCESS:
+        return checked  # it had not begun to write
+    chunks = chunks_around(graph, operation, found)
+    if not len(chunks):
+        return checked
+    for look in range(LOOKS):
+        if look:
+            time.sleep(SECONDS_BETWEEN_LOOKS * 2 ** (look - 1))
+        report = verify_around(graph, chunks, watershed_url=graph.watershed_url, graph_id=graph.graph_id)
+        if report.ok:
+            return {**checked, "chunks around it": len(chunks), **_numbers(report)}
+    others = [one.operation_id for one in find_unfinished(graph) if one.scope and one.operation_id != operation_id]
+    if others:
+        named = ", ".join(map(str, others[:5]))
+        return {**checked, "not proven": f"operations {named} are being written, or wait for a recovery of their own"}
+    findings = "; ".join(f"{finding.message} [{finding.place}]" for finding in report.findings[:5])
+    raise CorruptionError(
+        f"operation {operation_id} has ended, but the graph around it is not sound: {findings}",
+        remedy=f"Run 'sv-pipeline verify {graph.graph_id}', and see docs/sv_splitting_recovery.md.",
+    )
+
+
+def _nothing_left(graph: ChunkedGraph, operation: Operation, found: Unfinished | None) -> int:
+    """Rows that were looked at: none of them is locked by the operation, and nothing says that it is unfinished."""
+    operation_id = operation.operation_id
+    key = open_key(operation_id)
+    opened = graph.table.read_rows([key]).get(key)
+    if opened is not None and Progress.of(opened).phase != Phase.UNPROVEN:
+        raise CorruptionError(f"operation {operation_id} is still open.", remedy="Recover it again.")
+    if columns.CHUNK_LOCK_SCOPE.key in operation.row:
+        raise CorruptionError(f"the log of operation {operation_id} still names a scope.", remedy="Recover it again.")
+    row_keys = {*keys.node_keys(operation.roots)}
+    if found is not None and found.scope is not None:
+        row_keys |= {*found.scope.lock_keys, *keys.node_keys(np.array(found.scope.new_roots, np.uint64))}
+    rows = graph.table.read_rows(sorted(row_keys), [LOCK.key, INDEFINITE_LOCK.key], newest_only=True)
+    for locked, row in rows.items():
+        if operation_id in (LOCK.newest(row), INDEFINITE_LOCK.newest(row)):
+            raise CorruptionError(f"operation {operation_id} still holds row {locked!r}.", remedy="Recover it again.")
+    return len(row_keys)
+
+
+def chunks_around(graph: ChunkedGraph, operation: Operation, found: Unfinished | None = None) -> np.ndarray[Any, Any]:
+    """Coordinates of the layer 2 chunks that an operation names, shape (n, 3); those whose voxels it wrote come first.
+
+    Parameters
+    ----------
+    found
+        What a recovery has found of it: its scope and its write set, which are gone once it has ended.
+    """
+    layout, log = graph.layout, operation.row
+    ids: list[UInt64Array] = []
+    if found is not None and found.scope is not None:
+        ids.append(np.array(found.scope.chunks, np.uint64))
+    ids.append(read_supervoxels(graph.table, operation.operation_id)[:, :2].ravel())
+    for column in (columns.ADDED_EDGES, columns.REMOVED_EDGES, columns.SOURCE_IDS, columns.SINK_IDS):
+        value = column.newest(log)
+        ids.append(np.zeros(0, np.uint64) if value is None else np.asarray(value, np.uint64).ravel())
+    if found is not None:
+        written = {key for row_keys in found.write_set[1].values() for key in row_keys}
+        ids.append(keys.node_ids(sorted(key for key in written if len(key) == keys.DIGITS and key.isdigit())))
+    every = np.concatenate(ids)
+    every = every[np.isin(layout.layers(every), (1, 2))]
+    coordinates = layout.coordinates(every)
+    coordinates = coordinates[(coordinates < graph.grid.shape(2)).all(axis=-1)]
+    _, first = np.unique(coordinates, axis=0, return_index=True)
+    return coordinates[np.sort(first)]
+
+
+def _numbers(report: VerifyReport) -> dict[str, Any]:
+    return {f"{result.name}: {result.unit} checked": result.skipped or result.checked for result in report.results}

@@ -1,0 +1,199 @@
+"""An ingest as a whole, in this process and in a pool: what it builds, in whatever pieces it is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sv_pipeline.config import IngestMode
+from sv_pipeline.errors import ConfigError, NotFoundError, NotReadyError
+from sv_pipeline.graph import edge_files
+from sv_pipeline.ingest import progress
+from sv_pipeline.ingest.run import ingest
+from sv_pipeline.progress import Progress
+from sv_pipeline.registry import Dataset, Registry
+from sv_pipeline.segmentation.fork.fork import fork_exists
+from sv_pipeline.storage import kv, ocdbt
+from sv_pipeline.storage.generations import current_version
+from sv_pipeline_tests.graph.compare import stored_shape
+from sv_pipeline_tests.ingest import builds
+
+
+class Recorder(Progress):
+    """Remembers what it was told: per step the chunks announced and the chunks done."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, list[int]] = {}
+
+    def begin(self, name: str, total: int) -> None:
+        self.steps[name] = [total, 0]
+
+    def advance(self, chunks: int) -> None:
+        self.steps[list(self.steps)[-1]][1] += chunks
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A graph ingested by two worker processes. Tests only read it."""
+    folder = tmp_path_factory.mktemp("built")
+    dataset = builds.register(builds.raw_config(folder), folder / "home")
+    recorder = Recorder()
+    report = ingest(dataset, workers=2, progress=recorder)
+    assert report.steps["fork"] == "ready"
+    assert all(total == done for total, done in recorder.steps.values())
+    return dataset
+
+
+def generation(dataset: Dataset) -> int:
+    return current_version(ocdbt.base_folder(dataset.watershed_url)).generation
+
+
+def test_two_processes_build_a_sound_graph(built: Dataset) -> None:
+    assert built.grid.n_layers == 4
+    assert built.grid.bounds.start == builds.OFFSET
+    builds.assert_sound(built)
+    builds.assert_nothing_leaked(built)
+
+
+def test_a_second_run_does_nothing(built: Dataset) -> None:
+    rows, before, keys = builds.rows_of(built), generation(built), kv.list_keys(built.watershed_url)
+    recorder = Recorder()
+    ingest(built, workers=2, progress=recorder)
+    assert recorder.steps
+    assert all(total == 0 for total, _ in recorder.steps.values())
+    assert builds.rows_of(built) == rows
+    assert generation(built) == before
+    assert kv.list_keys(built.watershed_url) == keys
+
+
+def test_one_process_builds_the_same_as_two(built: Dataset, tmp_path: Path) -> None:
+    alone = builds.register(builds.raw_config(tmp_path), tmp_path / "home")
+    ingest(alone, workers=1)
+    builds.assert_same(alone, built)
+
+
+def test_graph_then_voxels_is_both(built: Dataset, tmp_path: Path) -> None:
+    dataset = builds.register(builds.raw_config(tmp_path), tmp_path / "home")
+    ingest(dataset, mode=IngestMode.GRAPH)
+    assert not kv.list_keys(ocdbt.ocdbt_folder(dataset.watershed_url))
+    ingest(dataset, mode=IngestMode.VOXELS)
+    builds.assert_same(dataset, built)
+    builds.assert_sound(dataset)
+
+
+def test_setup_then_voxels_then_graph_is_both(built: Dataset, tmp_path: Path) -> None:
+    dataset = builds.register(builds.raw_config(tmp_path), tmp_path / "home")
+    ingest(dataset, mode=IngestMode.SETUP)
+    assert dataset.table.exists()
+    assert all(status.done == 0 for status in progress.layer_status(dataset.graph).values())
+    ingest(dataset, mode=IngestMode.VOXELS)
+    assert fork_exists(dataset.watershed_url, dataset.graph_id)
+    assert all(status.done == 0 for status in progress.layer_status(dataset.graph).values())
+    ingest(dataset)
+    builds.assert_same(dataset, built)
+    builds.assert_sound(dataset)
+
+
+def test_layer_by_layer_is_the_same_as_at_once(built: Dataset, tmp_path: Path) -> None:
+    dataset = builds.register(builds.raw_config(tmp_path), tmp_path / "home")
+    with pytest.raises(NotReadyError, match="layer 2 has 12 of 12 chunks unfinished"):
+        ingest(dataset, layers=[3])
+    ingest(dataset, layers=[2])
+    assert not fork_exists(dataset.watershed_url, dataset.graph_id)
+    ingest(dataset, layers=[4, 3])
+    assert not fork_exists(dataset.watershed_url, dataset.graph_id)
+    ingest(dataset)
+    builds.assert_same(dataset, built)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 5])
+def test_a_layer_that_does_not_exist_is_named(built: Dataset, layer: int) -> None:
+    with pytest.raises(ConfigError, match=f"no layer {layer} to build. Its layers are 2 to 4"):
+        ingest(built, layers=[layer])
+
+
+def test_a_purged_layer_is_built_again_as_it_was(built: Dataset, tmp_path: Path) -> None:
+    dataset = builds.register(builds.raw_config(tmp_path), tmp_path / "home")
+    ingest(dataset)
+    for layer in (3, 2):
+        progress.purge_layer(dataset.graph, layer)
+        assert [n for n, status in progress.layer_status(dataset.graph).items() if status.done] == list(range(2, layer))
+        ingest(dataset)
+        builds.assert_same(dataset, built)
+        builds.assert_sound(dataset)
+
+
+def regrouped(built: Dataset, folder: Path) -> dict[str, Any]:
+    """Another agglomeration of the same supervoxels: every supervoxel alone; as configuration of a second graph."""
+    components = kv.as_url(folder / "components")
+    for coordinate in built.grid.coordinates(2):
+        found = edge_files.read_components(built.config.components_url, coordinate)
+        singles = [np.array([sv], np.uint64) for sv in np.concatenate([*found, np.zeros(0, np.uint64)])]
+        edge_files.write_components(components, coordinate, singles)
+    raw = built.config.model_dump(mode="json", by_alias=True)
+    raw |= {"graph_id": "regrouped", "source": None}
+    raw["data_source"] |= {"EDGES": built.config.edges_url, "COMPONENTS": components}
+    return raw
+
+
+def test_a_second_graph_shares_the_base(tmp_path: Path) -> None:
+    first = builds.register(builds.raw_config(tmp_path), tmp_path / "home")
+    ingest(first)
+    shape, before = stored_shape(first.graph), generation(first)
+    second = builds.register(regrouped(first, tmp_path), tmp_path / "home")
+    recorder = Recorder()
+    ingest(second, progress=recorder)
+    assert recorder.steps["layer 3"][0] == second.grid.count(3), "voxels were copied again"
+    assert generation(first) == before
+    for dataset in (first, second):
+        builds.assert_sound(dataset)
+    assert stored_shape(first.graph) == shape
+    layers = [progress.layer_status(d.graph)[4].nodes for d in (first, second)]
+    assert layers[1] > layers[0]
+    assert all((a == b).all() for a, b in zip(builds.voxels_of(first), builds.voxels_of(second), strict=True))
+    assert Registry(str(tmp_path / "home")).graph_ids() == ["regrouped", "tissue"]
+
+
+def test_a_volume_of_one_chunk_has_two_layers(tmp_path: Path) -> None:
+    raw = builds.raw_config(tmp_path, graph_config={"CHUNK_SIZE": [128, 128, 64]})
+    dataset = builds.register(raw, tmp_path / "home")
+    ingest(dataset, workers=2)
+    assert dataset.grid.n_layers == 2
+    report = builds.verify_dataset(dataset)
+    assert report.ok, report.summary()
+    builds.assert_nothing_leaked(dataset)
+
+
+def test_a_finished_dataset_in_the_keys_of_pychunkedgraph_is_ingested(built: Dataset, tmp_path: Path) -> None:
+    url = built.watershed_url
+    raw = {
+        "graph_id": "given",
+        "data_source": {"EDGES": f"{url}edges", "COMPONENTS": f"{url}components", "WATERSHED": url.rstrip("/")},
+        "graph_config": {
+            "CHUNK_SIZE": list(builds.CHUNK),
+            "FANOUT": 2,
+            "SPATIAL_BITS": 10,
+            "ID_PREFIX": "pre_",
+            "ROOT_LOCK_EXPIRY": {"DAYS": 0, "MINUTES": 3},
+        },
+        "backend_client": {"TYPE": "sqlite", "CONFIG": {"ADMIN": True, "READ_ONLY": False}},
+        "ingest_config": {},
+        "ocdbt_config": {"populate_layer": 3},
+    }
+    config = builds.config_file(tmp_path / "given.yaml", raw)
+    from sv_pipeline.config import load_config
+    from sv_pipeline.ingest import stages
+
+    dataset = stages.register(load_config(config), str(tmp_path / "home"))
+    ingest(dataset)
+    assert dataset.table.name == "pre_given"
+    builds.assert_sound(dataset)
+    builds.assert_same(dataset, built)
+
+
+def test_what_is_not_registered_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="'nowhere' is not known"):
+        Registry(str(tmp_path)).get("nowhere")

@@ -1,0 +1,109 @@
+"""A process that has everything imported, and forks one that edits, recovers, or both, for each line that it is sent.
+
+It has opened no table and no volume, so no thread of a library is lost by a fork; children open their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[3]
+
+
+@dataclass
+class Zygote:
+    """Its parent's side."""
+
+    process: subprocess.Popen[str]
+
+    def start(self, **task: Any) -> int:
+        """Fork a process that does a task; its id."""
+        return int(self._ask({"run": task})["pid"])
+
+    def poll(self, pid: int) -> int | None:
+        """How a process ended: exit code, or minus the signal; None while it runs."""
+        code = self._ask({"poll": pid})["code"]
+        return None if code is None else int(code)
+
+    def wait(self, pid: int, seconds: float = 60) -> int:
+        """Wait for the end of a process."""
+        deadline = time.monotonic() + seconds
+        while (code := self.poll(pid)) is None:
+            assert time.monotonic() < deadline, f"process {pid} goes on and on"
+            time.sleep(0.005)
+        return code
+
+    def do(self, **task: Any) -> int:
+        """Do a task, to its end."""
+        return self.wait(self.start(**task))
+
+    def _ask(self, line: dict[str, Any]) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(line) + "\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+
+@contextlib.contextmanager
+def zygote(*modules: str) -> Iterator[Zygote]:
+    """A zygote for the time of the block, which has some modules imported that not all of them need."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-m", __name__, *modules],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        text=True,
+    ) as process:
+        try:
+            yield Zygote(process)
+        finally:
+            process.kill()
+
+
+def main() -> None:
+    """The zygote's side."""
+    from sv_pipeline_tests.recovery.actors import act
+
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
+    ended: dict[int, int] = {}
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what children say is no answer
+    for line in sys.stdin:
+        asked = json.loads(line)
+        answer: dict[str, Any]
+        if "run" in asked:
+            pid = os.fork()
+            if pid == 0:
+                answers.close()
+                with contextlib.suppress(OSError):
+                    os.close(0)
+                os._exit(act(asked["run"]))
+            ended.pop(pid, None)  # numbers come again
+            answer = {"pid": pid}
+        else:
+            pid = asked["poll"]
+            if pid not in ended:
+                found, status = os.waitpid(pid, os.WNOHANG)
+                if found:
+                    ended[pid] = os.waitstatus_to_exitcode(status)
+            answer = {"code": ended.get(pid)}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""The base: made once, with one configuration, removed with everything that belongs to it."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import tensorstore as ts
+
+from sv_pipeline.config import OcdbtConfig
+from sv_pipeline.errors import ConfigError, ConflictError, InputError, NotFoundError
+from sv_pipeline.segmentation.base.base import create_base, list_forks, read_base, wipe_base
+from sv_pipeline.segmentation.fork.fork import create_fork
+from sv_pipeline.storage import kv, ocdbt
+from sv_pipeline_tests.segmentation.volumes import assert_base_holds, make_watershed
+
+
+def test_a_base_is_made_once_and_found_again(storage_url: str) -> None:
+    watershed = make_watershed(storage_url)
+    first = create_base(storage_url, watershed.config, watershed.grid)
+    before = kv.list_keys(ocdbt.base_folder(storage_url))
+    assert create_base(storage_url, watershed.config, watershed.grid) == first == read_base(storage_url)
+    assert kv.list_keys(ocdbt.base_folder(storage_url)) == before
+
+
+@pytest.mark.parametrize("kind", ["single", "numbered"])
+@pytest.mark.parametrize("level", [None, 3, 9])
+def test_the_database_has_the_configuration_that_was_asked_for(tmp_path: Path, kind: str, level: int | None) -> None:
+    config = OcdbtConfig(
+        manifest_kind=kind,  # type: ignore[arg-type]
+        compression_level=level,
+        max_inline_value_bytes=1000,
+        max_decoded_node_bytes=100_000,
+        version_tree_arity_log2=2,
+    )
+    create_base(tmp_path, config, make_watershed(str(tmp_path)).grid)
+    found = ts.ocdbt.dump(kv.open_kv(ocdbt.base_folder(tmp_path))).result()["config"]
+    assert found["max_inline_value_bytes"] == 1000
+    assert found["max_decoded_node_bytes"] == 100_000
+    assert found["version_tree_arity_log2"] == 2
+    assert found.get("compression") == (None if level is None else {"id": "zstd", "level": level})
+    # The dump does not tell the kind; the files do.
+    assert bool(kv.list_keys(ocdbt.base_folder(tmp_path), "manifest.0")) == (kind == "numbered")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_inline_value_bytes", 100),
+        ("max_decoded_node_bytes", 8192),
+        ("version_tree_arity_log2", 2),
+        ("compression_level", None),
+        ("manifest_kind", "numbered"),
+        ("mips", 1),
+        ("storage_chunk_size", (8, 8, 8)),
+    ],
+)
+def test_another_configuration_is_refused_with_the_name_of_the_field(tmp_path: Path, field: str, value: object) -> None:
+    watershed = make_watershed(str(tmp_path))
+    create_base(tmp_path, watershed.config, watershed.grid)
+    other = watershed.config.model_copy(update={field: value})
+    with pytest.raises(ConfigError, match=rf"{field} is .*not {'None' if value is None else ''}.*wipe"):
+        create_base(tmp_path, other, watershed.grid)
+
+
+def test_concurrent_creators_of_differing_mind_leave_one_base(storage_url: str) -> None:
+    watershed = make_watershed(storage_url)
+
+    def create(inline: int) -> bool:
+        config = watershed.config.model_copy(update={"max_inline_value_bytes": inline})
+        try:
+            create_base(storage_url, config, watershed.grid)
+        except ConfigError:
+            return False
+        return True
+
+    sizes = [100 + n for n in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        won = [size for size, made in zip(sizes, pool.map(create, sizes), strict=True) if made]
+    assert won == [read_base(storage_url).form.max_inline_value_bytes]
+
+
+def test_a_creation_that_was_killed_after_its_record_is_completed(tmp_path: Path) -> None:
+    watershed = make_watershed(str(tmp_path))
+    create_base(tmp_path, watershed.config, watershed.grid)
+    (tmp_path / "ocdbt/base/manifest.ocdbt").unlink()
+    create_base(tmp_path, watershed.config, watershed.grid)
+    assert ocdbt.OcdbtStore(ocdbt.base_spec(tmp_path)).array(0).shape == watershed.labels.shape
+
+
+def test_a_database_of_somebody_else_is_not_taken_for_a_base(tmp_path: Path) -> None:
+    watershed = make_watershed(str(tmp_path))
+    ts.KvStore.open({"driver": "ocdbt", "base": ocdbt.base_folder(tmp_path)}).result().write("x", b"y").result()
+    with pytest.raises(ConfigError, match="not ours"):
+        create_base(tmp_path, watershed.config, watershed.grid)
+    wipe_base(tmp_path)
+    create_base(tmp_path, watershed.config, watershed.grid)
+
+
+def test_wiping_removes_every_file_of_the_base_and_its_markers_and_nothing_else(storage_url: str) -> None:
+    watershed = make_watershed(storage_url)
+    source = kv.list_keys(storage_url)
+    watershed.populate()
+    wipe_base(storage_url)
+    assert kv.list_keys(storage_url) == source
+    # A new one may have any configuration, and works.
+    plan = watershed.populate(max_inline_value_bytes=100)
+    assert_base_holds(watershed, plan)
+
+
+def test_a_base_that_forks_read_from_is_not_wiped_by_accident(storage_url: str) -> None:
+    watershed = make_watershed(storage_url)
+    watershed.populate()
+    create_fork(storage_url, "minnie")
+    assert list_forks(storage_url) == ["minnie"]
+    with pytest.raises(ConflictError, match="minnie"):
+        wipe_base(storage_url)
+    wipe_base(storage_url, force=True)
+    assert not kv.list_keys(ocdbt.base_folder(storage_url))
+
+
+def test_without_a_source_or_a_base_the_message_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no volume"):
+        create_base(tmp_path, OcdbtConfig())
+    with pytest.raises(NotFoundError, match="no base"):
+        read_base(tmp_path)
+
+
+def test_an_unreadable_record_is_our_error(tmp_path: Path) -> None:
+    folder = tmp_path / "ocdbt/base"
+    folder.mkdir(parents=True)
+    (folder / "base.json").write_text(json.dumps({"record_version": 99}))
+    with pytest.raises(ConfigError, match=r"base\.json"):
+        read_base(tmp_path)
+
+
+def test_sharding_is_dropped_and_values_are_always_encoded_compactly(tmp_path: Path) -> None:
+    for key, extra in (("raw", {"encoding": "raw"}), ("sharded", {"encoding": "compressed_segmentation"})):
+        folder = tmp_path / key
+        make_watershed(str(folder))
+        info = json.loads((folder / "info").read_text())
+        info["scales"][0].update(extra)
+        if key == "sharded":
+            info["scales"][0]["sharding"] = {"@type": "neuroglancer_uint64_sharded_v1"}
+        (folder / "info").write_text(json.dumps(info))
+        scale = create_base(folder, OcdbtConfig()).volume.scales[0]
+        assert (scale.sharded, scale.encoding, scale.chunk_size) == (False, "compressed_segmentation", (16, 16, 8))
