@@ -131,6 +131,19 @@ def test_processes_are_started_in_one_place() -> None:
     assert not violations(rule)
 
 
+def test_a_remedy_does_not_tell_to_repeat_the_request() -> None:
+    """That is said by ``repeat``, which is left out where the operation is unfinished and will be made anyway."""
+    repeats = re.compile(r"\bthen (?:re)?try|\btry again|\bthen run (?:it |this )?again|\bask for the edit again", re.I)
+
+    def rule(_: str, tree: ast.Module) -> Imports:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.keyword) and node.arg == "remedy":
+                texts = [t.value for t in ast.walk(node.value) if isinstance(t, ast.Constant)]
+                yield from ((node.value.lineno, t) for t in texts if isinstance(t, str) and repeats.search(t))
+
+    assert not violations(rule)
+
+
 def test_only_the_command_line_prints() -> None:
     def rule(module: str, tree: ast.Module) -> Imports:
         for node in ast.walk(tree):

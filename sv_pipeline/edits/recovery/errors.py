@@ -24,7 +24,7 @@ class FinishedError(NotStuckError):
         Whether its edit is made; if not, it has ended without effect.
     """
 
-    def __init__(self, message: str, *, complete: bool) -> None:
+    def __init__(self, message: str, *, complete: bool = False) -> None:
         super().__init__(message)
         self.complete = complete
 
