@@ -28,7 +28,7 @@ from sv_pipeline_tests import editable
 
 GRAPH = "small"
 WRONG = "OTHER ANSWER, verify is silent"
-DAMAGES = ("empty", "half", "flip", "gone", "garbage")
+DAMAGES = ("empty", "half", "flip", "gone", "garbage", "zeros", "folder")
 _CHANGING = re.compile(r"second|age|throughput|beats|died")
 NOT_READ = (".__lock", "writer.json")
 """Locks, and the note of the process that has one: their content means nothing."""
@@ -91,6 +91,11 @@ class World:
             path.write_bytes(data[:at] + bytes([data[at] ^ (1 << chance.randrange(8))]) + data[at + 1 :])
         elif how == "garbage":
             path.write_bytes(chance.randbytes(max(64, len(data))))
+        elif how == "zeros":
+            path.write_bytes(bytes(len(data)))
+        elif how == "folder":
+            path.unlink()
+            path.mkdir()
         else:
             path.write_bytes(data[: len(data) // 2] if how == "half" else b"")
 
