@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from sv_pipeline.arguments import shown
 from sv_pipeline.config_errors import describe_errors
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.places import is_spec, local_folder, parse_folder, parse_source
@@ -100,7 +101,7 @@ def validate_graph_id(graph_id: str) -> str:
     """The graph id itself, if it can name a table, a fork and a partition; ConfigError otherwise."""
     if not isinstance(graph_id, str) or not GRAPH_ID.fullmatch(graph_id) or graph_id in RESERVED_GRAPH_IDS:
         raise ConfigError(
-            f"graph id {graph_id!r} cannot be used.",
+            f"graph id {shown(graph_id)} cannot be used.",
             remedy="Use 1 to 50 letters, digits, '_', '.' or '-', not starting with '.' or '-'; "
             f"{', '.join(sorted(RESERVED_GRAPH_IDS))} are reserved.",
         )

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from sv_pipeline.arguments import parse_callback, parse_flag, parse_ids
 from sv_pipeline.edits.ownership import beat_seconds
 from sv_pipeline.edits.recovery.claiming import Watched, observation_seconds
 from sv_pipeline.edits.recovery.errors import NotStuckError
@@ -14,6 +15,7 @@ from sv_pipeline.edits.recovery.report import RecoveryReport
 from sv_pipeline.edits.recovery.unfinished import find_unfinished
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.moments import parse_operation
 
 __all__ = ["recover_all", "watch_all"]
 
@@ -23,7 +25,8 @@ def recover_all(
     operation_ids: Iterable[int],
     *,
     progress: Callable[[float], None] | None = None,
-    **options: Any,
+    tell: Callable[[str, dict[str, Any]], None] | None = None,
+    take_locks: bool = False,
 ) -> Iterator[tuple[int, RecoveryReport | SvPipelineError]]:
     """Recover operations one after the other, once all their owners have been watched.
 
@@ -31,7 +34,7 @@ def recover_all(
     ----------
     progress
         Called with the seconds of watching that are left.
-    options
+    tell, take_locks
         As for :func:`~sv_pipeline.edits.recovery.heal.recover`.
 
     Yields
@@ -39,7 +42,15 @@ def recover_all(
     tuple[int, RecoveryReport | SvPipelineError]
         Each operation with what was done, or with the reason why it was not recovered; by operation id.
     """
-    wanted = sorted(set(operation_ids))
+    wanted = sorted({parse_operation(one) for one in parse_ids(operation_ids, "operations").tolist()})
+    parse_flag(take_locks, "take_locks")
+    parse_callback(tell, "tell")
+    return _recovered(graph, wanted, parse_callback(progress, "progress"), {"tell": tell, "take_locks": take_locks})
+
+
+def _recovered(
+    graph: ChunkedGraph, wanted: list[int], progress: Callable[[float], None] | None, options: dict[str, Any]
+) -> Iterator[tuple[int, RecoveryReport | SvPipelineError]]:
     seen = watch_all(graph, wanted, progress)
     for operation_id in wanted:
         watched = seen.get(operation_id)

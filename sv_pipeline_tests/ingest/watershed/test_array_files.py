@@ -128,3 +128,22 @@ def test_a_member_that_says_it_becomes_more_than_it_can_is_refused(tmp_path: Pat
     path.write_bytes(bytes(content))
     with pytest.raises(InputError, match=r"cannot be read|cannot tell"):
         read(str(path))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<u8', 'fortran_order': False, 'shape': (2**70, 1, 1)}",
+        "1 + x",
+        "(" * 4000,
+        "-" * 4000 + "1",
+        "\0",
+        "{}",
+    ],
+)
+def test_a_header_that_describes_no_array_is_named_in_words(tmp_path: Path, header: str) -> None:
+    text = header.encode() + b"\n"
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    with pytest.raises(InputError, match="a.npy cannot be read: its header does not describe an array") as error:
+        load_npy(str(tmp_path / "a.npy"))
+    assert "object at 0x" not in str(error.value)
