@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sv_pipeline.arguments import (
-    is_whole,
     parse_count,
     parse_flag,
     parse_gigabytes,
@@ -31,13 +29,12 @@ from sv_pipeline.errors import InputError
 IDS = st.integers(0, (1 << 64) - 1)
 PARSERS: list[Any] = [parse_ids, parse_voxels, parse_user, parse_token]
 NAMED: list[Any] = [parse_count, parse_flag, parse_gigabytes, parse_line, parse_names, parse_seconds, parse_text]
+ODD = [np.True_, np.uint64(7), np.float32(1), np.timedelta64(1), np.ma.masked, pd.NA, object()]
 scalars = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.complex_numbers() | st.text() | st.binary()
-    | st.sampled_from([np.True_, np.uint64(7), np.float32(1), np.timedelta64(1), np.ma.masked, pd.NA, object(), 10**5000])
+    | st.sampled_from(ODD) | st.builds(pow, st.just(10), st.just(5000))
 )  # fmt: skip
-anything = st.recursive(
-    scalars, lambda some: st.lists(some) | st.tuples(some, some, some) | st.dictionaries(st.text(), some)
-)
+anything = st.recursive(scalars, lambda some: st.lists(some) | st.tuples(some, some, some))
 
 
 @given(st.lists(IDS, max_size=20))
@@ -69,17 +66,17 @@ def test_voxels_are_exact_in_any_form(voxels: list[tuple[int, int, int]]) -> Non
 @given(anything)
 def test_anything_is_taken_or_is_one_error_in_one_line(value: Any) -> None:
     for parse, *name in [*((parse,) for parse in PARSERS), *((parse, "thing") for parse in NAMED)]:
-        try:
-            parse(value, *name)
-        except InputError as error:
-            said = str(error)
-            assert error.remedy
-            assert "\n" not in said
-            assert len(said) < 300
-    with contextlib.suppress(InputError):
-        assert all(is_whole(one) for one in (value if isinstance(value, list | tuple) else [value])) or not len(
-            parse_ids(value)
-        )
+        said = refusal(parse, value, *name)
+        assert "\n" not in said
+        assert len(said) < 300
+
+
+def refusal(parse: Any, *arguments: Any) -> str:
+    try:
+        parse(*arguments)
+    except InputError as error:
+        return str(error) if error.remedy else "no remedy\n"
+    return ""
 
 
 HIDDEN: dict[str, Any] = {
