@@ -29,10 +29,10 @@ from sv_pipeline.errors import InputError
 IDS = st.integers(0, (1 << 64) - 1)
 PARSERS: list[Any] = [parse_ids, parse_voxels, parse_user, parse_token]
 NAMED: list[Any] = [parse_count, parse_flag, parse_gigabytes, parse_line, parse_names, parse_seconds, parse_text]
-ODD = [np.True_, np.uint64(7), np.float32(1), np.timedelta64(1), np.ma.masked, pd.NA, object()]
+ODD = [np.True_, np.uint64(7), np.float32(1), np.timedelta64(1, "s"), np.ma.masked, pd.NA, object()]
 scalars = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.complex_numbers() | st.text() | st.binary()
-    | st.sampled_from(ODD) | st.builds(pow, st.just(10), st.just(5000))
+    | st.sampled_from(range(len(ODD))).map(ODD.__getitem__) | st.builds(pow, st.just(10), st.just(5000))
 )  # fmt: skip
 anything = st.recursive(scalars, lambda some: st.lists(some) | st.tuples(some, some, some))
 
