@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 from sv_pipeline.arguments import parse_callback, parse_flag, parse_ids
 from sv_pipeline.edits.ownership import beat_seconds
@@ -25,7 +24,6 @@ def recover_all(
     operation_ids: Iterable[int],
     *,
     progress: Callable[[float], None] | None = None,
-    tell: Callable[[str, dict[str, Any]], None] | None = None,
     take_locks: bool = False,
 ) -> Iterator[tuple[int, RecoveryReport | SvPipelineError]]:
     """Recover operations one after the other, once all their owners have been watched.
@@ -34,7 +32,7 @@ def recover_all(
     ----------
     progress
         Called with the seconds of watching that are left.
-    tell, take_locks
+    take_locks
         As for :func:`~sv_pipeline.edits.recovery.heal.recover`.
 
     Yields
@@ -43,13 +41,11 @@ def recover_all(
         Each operation with what was done, or with the reason why it was not recovered; by operation id.
     """
     wanted = sorted({parse_operation(one) for one in parse_ids(operation_ids, "operations").tolist()})
-    parse_flag(take_locks, "take_locks")
-    parse_callback(tell, "tell")
-    return _recovered(graph, wanted, parse_callback(progress, "progress"), {"tell": tell, "take_locks": take_locks})
+    return _recovered(graph, wanted, parse_callback(progress, "progress"), parse_flag(take_locks, "take_locks"))
 
 
 def _recovered(
-    graph: ChunkedGraph, wanted: list[int], progress: Callable[[float], None] | None, options: dict[str, Any]
+    graph: ChunkedGraph, wanted: list[int], progress: Callable[[float], None] | None, take_locks: bool
 ) -> Iterator[tuple[int, RecoveryReport | SvPipelineError]]:
     seen = watch_all(graph, wanted, progress)
     for operation_id in wanted:
@@ -57,7 +53,7 @@ def _recovered(
         try:
             if watched is not None and watched.seconds < observation_seconds():
                 raise NotStuckError(f"operation {operation_id} is not stuck: its owner is at work.")
-            yield operation_id, recover(graph, operation_id, watched=watched, **options)
+            yield operation_id, recover(graph, operation_id, watched=watched, take_locks=take_locks)
         except SvPipelineError as error:
             yield operation_id, error
 

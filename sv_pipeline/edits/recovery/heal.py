@@ -22,7 +22,7 @@ from sv_pipeline.edits.ownership import FIXED_TIME
 from sv_pipeline.edits.recovery.assessment import State
 from sv_pipeline.edits.recovery.claiming import Claim, Watched, claim
 from sv_pipeline.edits.recovery.cleanup import Cleanup, clean_up
-from sv_pipeline.edits.recovery.errors import NotStuckError
+from sv_pipeline.edits.recovery.errors import FinishedError, NotStuckError
 from sv_pipeline.edits.recovery.proof import prove_ended
 from sv_pipeline.edits.recovery.replay import give_up, let_go, make_again
 from sv_pipeline.edits.recovery.report import RecoveryReport
@@ -152,7 +152,6 @@ def abandon(
     user: str,
     reason: str,
     token: str | None = None,
-    watch_seconds: float | None = None,
     progress: Callable[[float], None] | None = None,
     tell: Callable[[str, dict[str, Any]], None] | None = None,
     take_locks: bool = False,
@@ -165,7 +164,7 @@ def abandon(
     ----------
     user, reason
         Who decided it, and why; the log says both.
-    token, watch_seconds, progress, tell, take_locks
+    token, progress, tell, take_locks
         As for :func:`recover`.
 
     Raises
@@ -174,20 +173,29 @@ def abandon(
         If there is no reason.
     ConflictError
         If all of it is written: then it is recovered and undone, not abandoned.
+    FinishedError
+        If it has ended without effect already, so that there is nothing left to abandon.
     SvPipelineError
         As for :func:`recover`.
     """
     why = f"by {parse_user(user).strip()}: {parse_text(reason, 'reason to abandon an operation')}"
-    return recover(
-        graph,
-        operation_id,
-        token=token,
-        watch_seconds=watch_seconds,
-        progress=progress,
-        tell=tell,
-        abandoned=why,
-        take_locks=take_locks,
-    )
+    try:
+        return recover(
+            graph,
+            operation_id,
+            token=token,
+            progress=progress,
+            tell=tell,
+            abandoned=why,
+            take_locks=take_locks,
+        )
+    except FinishedError as error:
+        if error.complete:
+            raise ConflictError(
+                f"operation {operation_id} is complete, so there is nothing to abandon.",
+                remedy=f"Run 'sv-pipeline undo {graph.graph_id} {operation_id}' if the edit is not wanted.",
+            ) from error
+        raise
 
 
 def _refuse_to_abandon_what_has_ended(claimed: Claim) -> None:
