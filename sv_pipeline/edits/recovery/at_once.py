@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from sv_pipeline.arguments import parse_callback, parse_flag, parse_ids
 from sv_pipeline.edits.ownership import beat_seconds
 from sv_pipeline.edits.recovery.claiming import Watched, observation_seconds
 from sv_pipeline.edits.recovery.errors import NotStuckError
@@ -13,6 +14,7 @@ from sv_pipeline.edits.recovery.report import RecoveryReport
 from sv_pipeline.edits.recovery.unfinished import find_unfinished
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.moments import parse_operation
 
 __all__ = ["recover_all", "watch_all"]
 
@@ -38,7 +40,13 @@ def recover_all(
     tuple[int, RecoveryReport | SvPipelineError]
         Each operation with what was done, or with the reason why it was not recovered; by operation id.
     """
-    wanted = sorted(set(operation_ids))
+    wanted = sorted({parse_operation(one) for one in parse_ids(operation_ids, "operations").tolist()})
+    return _recovered(graph, wanted, parse_callback(progress, "progress"), parse_flag(take_locks, "take_locks"))
+
+
+def _recovered(
+    graph: ChunkedGraph, wanted: list[int], progress: Callable[[float], None] | None, take_locks: bool
+) -> Iterator[tuple[int, RecoveryReport | SvPipelineError]]:
     seen = watch_all(graph, wanted, progress)
     for operation_id in wanted:
         watched = seen.get(operation_id)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from sv_pipeline.arguments import parse_callback, parse_flag, parse_seconds, shown
 from sv_pipeline.edits.operation_log import RECOVERY, OperationRow, new_identity, read_identity
 from sv_pipeline.edits.ownership import FIXED_TIME, OBSERVED_BEATS, OWNER, Owner, Ownership, beat_seconds, open_key
 from sv_pipeline.edits.recovery.assessment import Assessment, State, assess
@@ -19,9 +20,10 @@ from sv_pipeline.edits.recovery.errors import NotStuckError, RecoveryStoppedErro
 from sv_pipeline.edits.recovery.missing_locks import put_locks_back
 from sv_pipeline.edits.recovery.unfinished import Phase, Progress, Unfinished, read_unfinished, why_not_unfinished
 from sv_pipeline.edits.refusal import OwnershipLostError
-from sv_pipeline.errors import ConflictError
+from sv_pipeline.errors import ConflictError, InputError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.moments import parse_operation
 from sv_pipeline.segmentation.fork import fork_exists
 from sv_pipeline.segmentation.operations import take_fence
 from sv_pipeline.table.interface import CellMatch, SetCell
@@ -153,6 +155,11 @@ def claim(
     RecoveryStoppedError
         If its locks are not as they should be; nothing was changed.
     """
+    operation_id, take_locks = parse_operation(operation_id), parse_flag(take_locks, "take_locks")
+    watch_seconds = None if watch_seconds is None else parse_seconds(watch_seconds, "time to watch an owner")
+    progress = parse_callback(progress, "progress")
+    if watched is not None and not isinstance(watched, Watched):
+        raise InputError(f"{shown(watched)} is no observation of an owner.", remedy="Give a Watched, or leave it out.")
     found = _require(graph, operation_id)
     if found.owner is None or found.owner.token != token:
         if not _seen_long_enough(found, watched, watch_seconds):

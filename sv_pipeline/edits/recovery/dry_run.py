@@ -13,6 +13,7 @@ from sv_pipeline.edits.recovery.errors import RecoveryStoppedError
 from sv_pipeline.edits.recovery.replay import request_of
 from sv_pipeline.edits.recovery.unfinished import Unfinished, read_unfinished, why_not_unfinished
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.moments import parse_operation
 from sv_pipeline.segmentation.operations import OperationRecord
 from sv_pipeline.segmentation.reader import open_fork
 
@@ -68,6 +69,7 @@ class DryRun:
 
 def dry_run(graph: ChunkedGraph, operation_id: int) -> DryRun:
     """What recovery of an operation would do now; NotStuckError if it is finished, NotFoundError if there is none."""
+    operation_id = parse_operation(operation_id)
     found = read_unfinished(graph, operation_id)
     if found is None:
         raise why_not_unfinished(graph, operation_id)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from sv_pipeline.arguments import LONGEST_TEXT, parse_callback, parse_line, parse_text, parse_user
 from sv_pipeline.edits.operation_log import RECOVERY, REQUEST
 from sv_pipeline.edits.ownership import FIXED_TIME
 from sv_pipeline.edits.recovery.assessment import State
@@ -27,9 +28,10 @@ from sv_pipeline.edits.recovery.replay import give_up, let_go, make_again
 from sv_pipeline.edits.recovery.report import RecoveryReport
 from sv_pipeline.edits.recovery.unfinished import Phase
 from sv_pipeline.edits.refusal import OwnershipLostError
-from sv_pipeline.errors import ConflictError, CorruptionError, InputError, SvPipelineError
+from sv_pipeline.errors import ConflictError, CorruptionError, SvPipelineError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.moments import parse_operation
 from sv_pipeline.table.interface import RowMutation
 from sv_pipeline.waiting import doing
 
@@ -88,11 +90,16 @@ def recover(
     SvPipelineError
         If it failed on the way; the operation stays listed, with the reason, and can be recovered again.
     """
-    clock, tell = _Clock(), tell or _say_nothing
+    operation_id = parse_operation(operation_id)
+    token = process_token(f"recovery-{secrets.token_hex(6)}") if token is None else parse_line(token, "token")
+    if abandoned or not isinstance(abandoned, str):
+        abandoned = parse_text(abandoned, "reason to abandon an operation", longest=2 * LONGEST_TEXT)
+    tell = parse_callback(tell, "tell") or _say_nothing
+    clock = _Clock()
     claimed = claim(
         graph,
         operation_id,
-        token or process_token(f"recovery-{secrets.token_hex(6)}"),
+        token,
         watch_seconds=watch_seconds,
         watched=watched,
         progress=progress,
@@ -171,8 +178,7 @@ def abandon(
     SvPipelineError
         As for :func:`recover`.
     """
-    if not reason.strip() or not user.strip():
-        raise InputError(f"operation {operation_id} is not abandoned without a user and a reason, for the log.")
+    why = f"by {parse_user(user).strip()}: {parse_text(reason, 'reason to abandon an operation')}"
     try:
         return recover(
             graph,
@@ -180,7 +186,7 @@ def abandon(
             token=token,
             progress=progress,
             tell=tell,
-            abandoned=f"by {user.strip()}: {reason.strip()}",
+            abandoned=why,
             take_locks=take_locks,
         )
     except FinishedError as error:

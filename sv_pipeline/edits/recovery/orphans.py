@@ -7,6 +7,7 @@ import numpy as np
 from sv_pipeline.edits.recovery.unfinished import Progress, Unfinished, read_unfinished
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import read_operations
+from sv_pipeline.moments import parse_operation
 from sv_pipeline.table import locks
 from sv_pipeline.table.columns import INDEFINITE_LOCK
 from sv_pipeline.table.interface import RowKeyRange
@@ -25,6 +26,7 @@ def orphaned_locks(graph: ChunkedGraph) -> list[Unfinished]:
 
 def release_orphans(graph: ChunkedGraph, operation_id: int) -> int:
     """Give back the locks of an operation that is finished; how many."""
+    operation_id = parse_operation(operation_id)
     if read_unfinished(graph, operation_id) is not None:
         return 0
     row_keys = _holders(graph).get(operation_id, [])

@@ -65,7 +65,8 @@ def make_again(claim: Claim) -> Replay:
     ConflictError
         If the open row does not say that all was taken back, and nothing written since.
     EditRefused
-        With Reason.LOCKED only, if somebody else holds an object: to be tried again. Other refusals end the operation.
+        With Reason.LOCKED, if somebody else holds an object, or Reason.RESTORED_APART, if table and fork do not belong
+        together: to be tried again later. Other refusals end the operation.
     """
     found, scope = claim.found, claim.found.scope
     assert scope is not None
@@ -76,7 +77,7 @@ def make_again(claim: Claim) -> Replay:
     try:
         edit = _run(claim.graph, found, resumption)
     except EditRefused as refusal:
-        if refusal.reason is Reason.LOCKED:
+        if refusal.reason in (Reason.LOCKED, Reason.RESTORED_APART):
             raise
         return give_up(claim, f"refused:{refusal.reason}: {refusal}")
     return Replay("replayed", edit=edit)
