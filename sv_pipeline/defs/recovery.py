@@ -18,6 +18,7 @@ from sv_pipeline.edits.recovery.proof import prove_ended
 from sv_pipeline.engine.every_graph import ask_every_graph
 from sv_pipeline.errors import CorruptionError, NotFoundError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.lineage import read_operations
 from sv_pipeline.proofreading import user_or_default
 from sv_pipeline.registry import Registry
 from sv_pipeline.reports.alerts import alerts_from_environment
@@ -182,19 +183,29 @@ def abandon_operation(context: dg.OpExecutionContext, pipeline: PipelineResource
     """Take back what an operation wrote, free its locks, log the reason, and prove the result."""
     with explained_failures():
         graph = pipeline.dataset(config.graph_id).graph
-        report = recovery.abandon(
-            graph,
-            config.operation_id,
-            user=user_or_default(config.user or None),
-            reason=config.reason,
-            token=recovery.process_token(f"run-{context.run_id}"),
-            take_locks=config.take_locks,
-            tell=partial(_show, context, config.graph_id),
-        )
-    context.log.info("%s", report)
-    context.add_output_metadata(numbers({"outcome": report.replay.outcome, **report.proof}))
+        try:
+            report = recovery.abandon(
+                graph,
+                config.operation_id,
+                user=user_or_default(config.user or None),
+                reason=config.reason,
+                token=recovery.process_token(f"run-{context.run_id}"),
+                take_locks=config.take_locks,
+                tell=partial(_show, context, config.graph_id),
+            )
+        except recovery.FinishedError:
+            # An earlier run may have died after the last step: then this one proves what that one has done.
+            (operation,) = read_operations(graph, [config.operation_id])
+            if not (operation.exception or "").startswith(recovery.ABANDONED):
+                raise
+            said, outcome = f"operation {config.operation_id} is abandoned already: {operation.exception}", "abandoned"
+            proof = prove_ended(graph, config.operation_id)
+        else:
+            said, outcome, proof = str(report), report.replay.outcome, report.proof
+    context.log.info("%s", said)
+    context.add_output_metadata(numbers({"outcome": outcome, **proof}))
     alerts_from_environment().send(
-        f"graph {config.graph_id}: {report}", good=True, graph=config.graph_id, operation=config.operation_id
+        f"graph {config.graph_id}: {said}", good=True, graph=config.graph_id, operation=config.operation_id
     )
 
 
@@ -251,12 +262,12 @@ def stuck_operations_sensor(
 
 @dg.run_failure_sensor(
     name="dead_recoveries_sensor",
-    monitored_jobs=[recover_operation_job],
+    monitored_jobs=[recover_operation_job, abandon_operation_job],
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
 )
 def dead_recoveries_sensor(context: dg.RunFailureSensorContext) -> None:
-    """Tell people of a recovery whose process died, and so could not tell them itself."""
+    """Tell people of a recovery, or an abandonment, whose process died, and so could not tell them itself."""
     run = context.dagster_run
     if not context.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.HOOK_COMPLETED):
         alert_of_failure(run, context.failure_event.message or "its process died")

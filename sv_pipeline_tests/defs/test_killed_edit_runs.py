@@ -100,3 +100,8 @@ def test_an_operation_is_abandoned_by_a_job(play: Theatre, instance: dg.DagsterI
     assert "emma: it fails for ever" in (found.exception or "")
     play.scene.prove()
     assert play.scene.objects() == play.twin()
+    # As after a run that was killed at its very end; but what was not abandoned is not said to be.
+    assert job.execute_in_process(run_config=config, instance=instance).success
+    assert not job.execute_in_process(
+        run_config={**config, "operation_id": 1}, instance=instance, raise_on_error=False
+    ).success
