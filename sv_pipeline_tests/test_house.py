@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sv_pipeline"
 LAYERS = {
     "redaction": 0, "errors": 0, "defects": 0, "patience": 0, "failpoints": 0, "waiting": 0, "ids": 0, "grid": 0,
-    "config": 0, "config_errors": 0, "places": 0, "yaml_files": 0, "moments": 0,
+    "processes": 0, "config": 0, "config_errors": 0, "places": 0, "yaml_files": 0, "moments": 0,
     "algorithms": 1,
     "segmentation": 2, "table": 2,
     "graph": 3,
@@ -111,6 +111,35 @@ def test_nothing_runs_code_out_of_storage() -> None:
                 pickles = [k for k in node.keywords if k.arg == "allow_pickle" and ast.unparse(k.value) != "False"]
                 if called in forbidden or pickles:
                     yield node.lineno, ast.unparse(node)
+
+    assert not violations(rule)
+
+
+def test_processes_are_started_in_one_place() -> None:
+    """Elsewhere it would be forgotten that a worker must not see Ctrl-C, and must not outlive its parent."""
+    processes = {"multiprocessing", "concurrent.futures.ProcessPoolExecutor", "concurrent.futures.process"}
+
+    def rule(module: str, tree: ast.Module) -> Imports:
+        if module != "processes":
+            yield from (i for i in imports_of(tree) if i[1] in processes)
+        held = {part for node in ast.walk(tree) if isinstance(node, ast.With) and "interrupts_held()" in
+                {ast.unparse(item.context_expr) for item in node.items} for part in ast.walk(node)}  # fmt: skip
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "subprocess.Popen" and node not in held:
+                yield node.lineno, ast.unparse(node)
+
+    assert not violations(rule)
+
+
+def test_a_remedy_does_not_tell_to_repeat_the_request() -> None:
+    """That is said by ``repeat``, which is left out where the operation is unfinished and will be made anyway."""
+    repeats = re.compile(r"\bthen (?:re)?try|\btry again|\bthen run (?:it |this )?again|\bask for the edit again", re.I)
+
+    def rule(_: str, tree: ast.Module) -> Imports:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.keyword) and node.arg == "remedy":
+                texts = [t.value for t in ast.walk(node.value) if isinstance(t, ast.Constant)]
+                yield from ((node.value.lineno, t) for t in texts if isinstance(t, str) and repeats.search(t))
 
     assert not violations(rule)
 

@@ -10,6 +10,7 @@ import click
 from sv_pipeline.cli.output import json_option, print_json
 from sv_pipeline.edits.ownership import beat_seconds
 from sv_pipeline.edits.recovery import (
+    FinishedError,
     NotStuckError,
     RecoveryReport,
     Unfinished,
@@ -183,7 +184,13 @@ def abandon_(
     For an operation whose recovery fails again and again. The edit is lost: its user has to ask for it again.
     """
     opened = open_dataset(graph, home).graph
-    plan = dry_run(opened, operation)
+    try:
+        plan = dry_run(opened, operation)
+    except FinishedError as error:
+        if error.complete or only_say:
+            raise
+        click.echo(str(error), err=True)
+        return
     if only_say:
         _say_plan(plan, as_json=as_json)
         return

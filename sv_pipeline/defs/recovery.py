@@ -18,7 +18,7 @@ from sv_pipeline.edits.recovery.proof import prove_ended
 from sv_pipeline.engine.every_graph import ask_every_graph
 from sv_pipeline.errors import CorruptionError, NotFoundError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.lineage import read_operations
+from sv_pipeline.graph.lineage import OperationStatus, read_operations
 from sv_pipeline.proofreading import user_or_default
 from sv_pipeline.registry import Registry
 from sv_pipeline.reports.alerts import alerts_from_environment
@@ -193,19 +193,19 @@ def abandon_operation(context: dg.OpExecutionContext, pipeline: PipelineResource
                 take_locks=config.take_locks,
                 tell=partial(_show, context, config.graph_id),
             )
-        except recovery.FinishedError:
-            # An earlier run may have died after the last step: then this one proves what that one has done.
+        except recovery.FinishedError as error:
             (operation,) = read_operations(graph, [config.operation_id])
-            if not (operation.exception or "").startswith(recovery.ABANDONED):
-                raise
-            said, outcome = f"operation {config.operation_id} is abandoned already: {operation.exception}", "abandoned"
-            proof = prove_ended(graph, config.operation_id)
-        else:
-            said, outcome, proof = str(report), report.replay.outcome, report.proof
-    context.log.info("%s", said)
-    context.add_output_metadata(numbers({"outcome": outcome, **proof}))
+            if operation.status is OperationStatus.SUCCESS:
+                raise  # the edit stands: it is not as if it had been abandoned
+            context.log.info("%s", error)
+            context.add_output_metadata(
+                numbers({"nothing to do": error.message, **prove_ended(graph, config.operation_id)})
+            )
+            return
+    context.log.info("%s", report)
+    context.add_output_metadata(numbers({"outcome": report.replay.outcome, **report.proof}))
     alerts_from_environment().send(
-        f"graph {config.graph_id}: {said}", good=True, graph=config.graph_id, operation=config.operation_id
+        f"graph {config.graph_id}: {report}", good=True, graph=config.graph_id, operation=config.operation_id
     )
 
 
@@ -222,7 +222,7 @@ def abandon_operation_job() -> None:
 
 
 @dg.sensor(
-    job=recover_operation_job,
+    job_name=recover_operation_job.name,
     minimum_interval_seconds=5,
     default_status=(
         dg.DefaultSensorStatus.STOPPED if os.environ.get(SWITCH_VARIABLE) == "off" else dg.DefaultSensorStatus.RUNNING

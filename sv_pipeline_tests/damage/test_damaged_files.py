@@ -97,7 +97,6 @@ def test_what_nobody_has_foreseen_is_one_sentence_with_the_details_in_a_file(
     assert details.stat().st_mode & 0o777 == 0o600
     assert "hunter22" not in err + details.read_text()
     code, _, err = world.run(["--debug", "status", GRAPH])
-    monkeypatch.delenv("SV_PIPELINE_DEBUG", raising=False)
     assert "Traceback" in err
 
 

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from unittest import mock
 
 from sv_pipeline.cli import main as command_line
 from sv_pipeline.failpoints import VARIABLE as FAILPOINT
@@ -100,7 +101,7 @@ class World:
         sys.argv = ["sv-pipeline", "--home", str(self.home), *arguments]
         code = 0
         try:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            with mock.patch.dict(os.environ), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 command_line.main()
         except SystemExit as end:
             code = int(end.code or 0)

@@ -160,8 +160,8 @@ def test_register_job_checks_first_and_adds_the_partition(
 def test_sensor_makes_partitions_of_registered_graphs(dataset: Dataset, instance: dg.DagsterInstance) -> None:
     from sv_pipeline.defs.sensors import registered_graphs_sensor
 
-    context = dg.build_sensor_context(instance=instance, resources=defs().resources)
-    result = registered_graphs_sensor(context)
+    with dg.build_sensor_context(instance=instance, resources=defs().resources) as context:
+        result = registered_graphs_sensor(context)
     assert isinstance(result, dg.SensorResult)
     assert [list(r.partition_keys) for r in result.dynamic_partitions_requests or []] == [[dataset.graph_id]]
 

@@ -68,14 +68,14 @@ def test_a_run_that_is_killed_while_it_writes_names_its_operation(play: Theatre,
         (failure,) = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE).records
         event = failure.event_log_entry.dagster_event
         assert event is not None
-        context = dg.build_run_status_sensor_context(
+        with dg.build_run_status_sensor_context(
             sensor_name=failed_edits_sensor.name,
             dagster_event=event,
             dagster_instance=instance,
             dagster_run=instance.get_run_by_id(run.run_id) or run,
             resources={"pipeline": PipelineResource(home=os.environ["SV_PIPELINE_HOME"])},
-        )
-        failed_edits_sensor(context)
+        ) as context:
+            failed_edits_sensor(context)
         assert f"Operation {operation} is unfinished, and recovery will bring it to its end" in messages(instance, run)
     assert play.do(do="heal") == DONE
     assert read_operations(play.scene.graph, [operation])[0].status is OperationStatus.SUCCESS
@@ -100,8 +100,10 @@ def test_an_operation_is_abandoned_by_a_job(play: Theatre, instance: dg.DagsterI
     assert "emma: it fails for ever" in (found.exception or "")
     play.scene.prove()
     assert play.scene.objects() == play.twin()
-    # As after a run that was killed at its very end; but what was not abandoned is not said to be.
-    assert job.execute_in_process(run_config=config, instance=instance).success
-    assert not job.execute_in_process(
-        run_config={**config, "operation_id": 1}, instance=instance, raise_on_error=False
-    ).success
+    again = job.execute_in_process(run_config=config, instance=instance)
+    assert again.success
+    assert any("is finished already (EXCEPTION)" in entry.user_message for entry in instance.all_logs(again.run_id))
+    assert read_operations(play.scene.graph, [dead.operation_id]) == [found]
+    # What is complete is not said to be abandoned.
+    complete = {**config, "operation_id": 1}
+    assert not job.execute_in_process(run_config=complete, instance=instance, raise_on_error=False).success

@@ -41,10 +41,10 @@ def built(dataset: Dataset, instance: dg.DagsterInstance) -> Dataset:
 
 def tick(instance: dg.DagsterInstance, cursor: str | None = None) -> dg.SensorResult:
     definitions = defs()
-    context = dg.build_sensor_context(
+    with dg.build_sensor_context(
         instance=instance, cursor=cursor, definitions=definitions, resources=definitions.resources
-    )
-    result = downsample_sensor(context)
+    ) as context:
+        result = downsample_sensor(context)
     assert isinstance(result, dg.SensorResult)
     return result
 

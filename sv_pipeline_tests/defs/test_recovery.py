@@ -63,8 +63,8 @@ def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
 
 def tick(instance: dg.DagsterInstance, cursor: str | None = None) -> Any:
     resources = {"pipeline": PipelineResource(home=default_home())}
-    context = dg.build_sensor_context(instance=instance, cursor=cursor, definitions=defs(), resources=resources)
-    return recovery.stuck_operations_sensor.evaluate_tick(context)
+    with dg.build_sensor_context(instance=instance, cursor=cursor, definitions=defs(), resources=resources) as context:
+        return recovery.stuck_operations_sensor.evaluate_tick(context)
 
 
 def run(instance: dg.DagsterInstance, request: dg.RunRequest) -> dg.ExecuteInProcessResult:

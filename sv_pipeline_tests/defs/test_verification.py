@@ -103,12 +103,12 @@ def test_the_verification_of_a_graph_is_that_of_its_checks(
 
 
 def tick(schedule: dg.ScheduleDefinition, instance: dg.DagsterInstance) -> list[dg.RunRequest]:
-    context = dg.build_schedule_context(
+    with dg.build_schedule_context(
         instance=instance,
         scheduled_execution_time=datetime(2026, 1, 2, 2, 30),
         resources={"pipeline": PipelineResource(home=default_home())},
-    )
-    return [answer for answer in schedule(context) if isinstance(answer, dg.RunRequest)]
+    ) as context:
+        return [answer for answer in schedule(context) if isinstance(answer, dg.RunRequest)]
 
 
 def run(instance: dg.DagsterInstance, request: dg.RunRequest) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -113,7 +114,8 @@ class CommandLine:
 
     def __call__(self, *arguments: object) -> Said:
         self._capture.readouterr()
-        with self._patch.context() as patch:
+        # Options such as --debug are handed on to worker processes as environment variables: of this command alone.
+        with self._patch.context() as patch, mock.patch.dict(os.environ):
             patch.setattr(sys, "argv", ["sv-pipeline", "--home", str(self.home), *map(str, arguments)])
             try:
                 main()

@@ -21,7 +21,7 @@ from sv_pipeline.edits.ownership import FIXED_TIME
 from sv_pipeline.edits.recovery.assessment import State
 from sv_pipeline.edits.recovery.claiming import Claim, Watched, claim
 from sv_pipeline.edits.recovery.cleanup import Cleanup, clean_up
-from sv_pipeline.edits.recovery.errors import NotStuckError
+from sv_pipeline.edits.recovery.errors import FinishedError, NotStuckError
 from sv_pipeline.edits.recovery.proof import prove_ended
 from sv_pipeline.edits.recovery.replay import give_up, let_go, make_again
 from sv_pipeline.edits.recovery.report import RecoveryReport
@@ -36,7 +36,7 @@ from sv_pipeline.waiting import doing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ABANDONED", "STAGES", "abandon", "process_token", "recover"]
+__all__ = ["STAGES", "abandon", "process_token", "recover"]
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,17 @@ def recover(
     )
 
 
-def abandon(graph: ChunkedGraph, operation_id: int, *, user: str, reason: str, **options: Any) -> RecoveryReport:
+def abandon(
+    graph: ChunkedGraph,
+    operation_id: int,
+    *,
+    user: str,
+    reason: str,
+    token: str | None = None,
+    progress: Callable[[float], None] | None = None,
+    tell: Callable[[str, dict[str, Any]], None] | None = None,
+    take_locks: bool = False,
+) -> RecoveryReport:
     """Take one operation back for good: nothing of it stays, its locks are freed, and the log says why.
 
     For an operation whose recovery fails again and again, or whose edit is not wanted any more.
@@ -149,7 +159,7 @@ def abandon(graph: ChunkedGraph, operation_id: int, *, user: str, reason: str, *
     ----------
     user, reason
         Who decided it, and why; the log says both.
-    options
+    token, progress, tell, take_locks
         As for :func:`recover`.
 
     Raises
@@ -158,12 +168,30 @@ def abandon(graph: ChunkedGraph, operation_id: int, *, user: str, reason: str, *
         If there is no reason.
     ConflictError
         If all of it is written: then it is recovered and undone, not abandoned.
+    FinishedError
+        If it has ended without effect already, so that there is nothing left to abandon.
     SvPipelineError
         As for :func:`recover`.
     """
     if not reason.strip() or not user.strip():
         raise InputError(f"operation {operation_id} is not abandoned without a user and a reason, for the log.")
-    return recover(graph, operation_id, abandoned=f"by {user.strip()}: {reason.strip()}", **options)
+    try:
+        return recover(
+            graph,
+            operation_id,
+            token=token,
+            progress=progress,
+            tell=tell,
+            abandoned=f"by {user.strip()}: {reason.strip()}",
+            take_locks=take_locks,
+        )
+    except FinishedError as error:
+        if error.complete:
+            raise ConflictError(
+                f"operation {operation_id} is complete, so there is nothing to abandon.",
+                remedy=f"Run 'sv-pipeline undo {graph.graph_id} {operation_id}' if the edit is not wanted.",
+            ) from error
+        raise
 
 
 def _refuse_to_abandon_what_has_ended(claimed: Claim) -> None:
