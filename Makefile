@@ -31,7 +31,7 @@ demo: install $(DAGSTER_HOME)/dagster.yaml ## Build, verify and picture a graph;
 
 ui: install $(DAGSTER_HOME)/dagster.yaml ## Open the Dagster UI on http://127.0.0.1:3000
 	@mkdir -p $(SV_PIPELINE_HOME)
-	$(BIN)/dagster dev -w workspace.yaml -h $(HOST) -p $(PORT)
+	$(BIN)/dg dev -w workspace.yaml -h $(HOST) -p $(PORT)
 
 check: install ## What to run before each commit: formatting, types, pure algorithms, SQLite; about a minute
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from sv_pipeline.edits.recovery.durations import parse_duration
 from sv_pipeline.edits.recovery.observing import Backoff, Observation, Observations
 from sv_pipeline.edits.recovery.proof import prove_ended
 from sv_pipeline.engine.every_graph import ask_every_graph
+from sv_pipeline.environment import is_switched_on
 from sv_pipeline.errors import CorruptionError, NotFoundError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import OperationStatus, read_operations
@@ -225,7 +226,7 @@ def abandon_operation_job() -> None:
     job_name=recover_operation_job.name,
     minimum_interval_seconds=5,
     default_status=(
-        dg.DefaultSensorStatus.STOPPED if os.environ.get(SWITCH_VARIABLE) == "off" else dg.DefaultSensorStatus.RUNNING
+        dg.DefaultSensorStatus.RUNNING if is_switched_on(SWITCH_VARIABLE) else dg.DefaultSensorStatus.STOPPED
     ),
 )
 def stuck_operations_sensor(

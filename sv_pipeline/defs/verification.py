@@ -4,7 +4,6 @@ A look at a part of a graph may find a fault; that it finds none proves nothing 
 check from red to green: only one at all of it does.
 """
 
-import os
 import time
 from collections.abc import Iterator
 
@@ -16,6 +15,7 @@ from sv_pipeline.defs.metadata import explained_failures
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.engine.every_graph import ask_every_graph
 from sv_pipeline.engine.proof import verify_changes, verify_dataset
+from sv_pipeline.environment import is_switched_on, whole_number_in
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.registry import Registry
 from sv_pipeline.reports.alerts import alerts_from_environment
@@ -44,8 +44,8 @@ UNFINISHED = [
 
 def default_status() -> dg.DefaultScheduleStatus:
     """Whether the schedules run: unless SV_PIPELINE_VERIFY is off."""
-    off = os.environ.get(SWITCH_VARIABLE) == "off"
-    return dg.DefaultScheduleStatus.STOPPED if off else dg.DefaultScheduleStatus.RUNNING
+    on = is_switched_on(SWITCH_VARIABLE)
+    return dg.DefaultScheduleStatus.RUNNING if on else dg.DefaultScheduleStatus.STOPPED
 
 
 class VerifyConfig(dg.Config):
@@ -117,7 +117,7 @@ def verify_nightly_schedule(
     context: dg.ScheduleEvaluationContext, pipeline: PipelineResource
 ) -> Iterator[dg.RunRequest]:
     """All invariants of every graph, with the voxels of SV_PIPELINE_VERIFY_SAMPLE (64) chunks each."""
-    sample = int(os.environ.get(SAMPLE_VARIABLE, SAMPLE))
+    sample = whole_number_in(SAMPLE_VARIABLE, SAMPLE, meaning="chunks")
     night = context.scheduled_execution_time.date().isoformat()
     for graph_id, made in ask_every_graph(pipeline.registry, _is_set_up).items():
         if made:  # as text: why it cannot be read, which the run will say
