@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.arguments import parse_ids
-from sv_pipeline.errors import InputError
+from sv_pipeline.errors import CorruptionError, InputError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import Time, milliseconds
 from sv_pipeline.graph.queries import check_exist
@@ -182,6 +182,9 @@ class OperationStatus(IntEnum):
     WRITE_FAILED = 4
 
 
+_STATUSES = frozenset(OperationStatus)
+
+
 @dataclass(frozen=True)
 class Operation:
     """One row of the operation log, as far as it is filled in."""
@@ -216,6 +219,8 @@ def read_operations(graph: ChunkedGraph, operation_ids: npt.ArrayLike | None = N
 
 def _operation(operation_id: int, row: RowView) -> Operation:
     status, made = columns.OPERATION_STATUS.newest(row), columns.ROOTS.newest(row)
+    if status is not None and status not in _STATUSES:
+        raise CorruptionError(f"the log of operation {operation_id} has a status that does not exist, {status}.")
     return Operation(
         operation_id=operation_id,
         kind=_kind(row),

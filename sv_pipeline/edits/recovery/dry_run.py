@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from sv_pipeline.edits.operation_log import REQUEST
 from sv_pipeline.edits.recovery.assessment import Assessment, State, assess
 from sv_pipeline.edits.recovery.errors import RecoveryStoppedError
-from sv_pipeline.edits.recovery.replay import request_of
+from sv_pipeline.edits.recovery.replay import options_of, request_of
 from sv_pipeline.edits.recovery.unfinished import Unfinished, read_unfinished, why_not_unfinished
+from sv_pipeline.errors import CorruptionError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.moments import parse_operation
 from sv_pipeline.segmentation.operations import OperationRecord
@@ -96,7 +96,10 @@ def _request(found: Unfinished) -> str:
         return "unknown: it has no row in the log"
     if operation.kind not in ("merge", "split"):
         return f"{operation.kind} by {found.user!r}"
-    request = request_of(operation, REQUEST.newest(found.row) or {})
+    try:
+        request = request_of(operation, options_of(found))
+    except CorruptionError as error:
+        return str(error)
     sides = []
     for points in (request.sources, request.sinks):
         what = points.pointed if points.coordinates is not None else points.ids

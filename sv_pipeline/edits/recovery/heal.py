@@ -43,6 +43,8 @@ __all__ = ["STAGES", "abandon", "process_token", "recover"]
 log = logging.getLogger(__name__)
 
 STAGES = ("claim", "roll back", "make again", "prove")
+ABANDONED = "failed:abandoned: "
+"""What the log says of an operation that was given up begins with this."""
 _NONCE = secrets.token_hex(4)
 
 
@@ -113,7 +115,7 @@ def recover(
         over = found.progress.outcome
         if abandoned:
             _refuse_to_abandon_what_has_ended(claimed)
-            over = f"failed:abandoned: {abandoned}"
+            over = f"{ABANDONED}{abandoned}"
             claimed.note(outcome=over)
             reach("abandoned")
         cleanup, again = Cleanup(), state in (State.HELD, State.UNWRITTEN)
@@ -122,7 +124,7 @@ def recover(
         clock.lap("roll back")
         tell("roll back", cleanup.summary)
         if over and state not in (State.FINISHED, State.UNPROVEN):
-            replay = give_up(claimed, over, "abandoned" if over.startswith("failed:abandoned") else "refused")
+            replay = give_up(claimed, over, "abandoned" if over.startswith(ABANDONED) else "refused")
         else:
             replay = make_again(claimed) if again else let_go(claimed)
         clock.lap("make again")

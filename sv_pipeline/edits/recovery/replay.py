@@ -23,6 +23,7 @@ from sv_pipeline.edits.requests import MergeRequest, Points, SplitRequest
 from sv_pipeline.edits.session import Resumption
 from sv_pipeline.edits.splitting import split
 from sv_pipeline.edits.writing import ATTEMPTS_TO_PUT_EDGES
+from sv_pipeline.errors import CorruptionError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import Operation, OperationStatus
@@ -30,7 +31,7 @@ from sv_pipeline.segmentation.fork import fork_exists
 from sv_pipeline.segmentation.reader import open_fork
 from sv_pipeline.table import columns
 
-__all__ = ["Replay", "give_up", "let_go", "make_again", "request_of"]
+__all__ = ["Replay", "give_up", "let_go", "make_again", "options_of", "request_of"]
 
 PATIENCE = LockPatience(10.0)
 """Whoever holds an object may be stuck as well, and be recovered next."""
@@ -124,7 +125,7 @@ def _run(graph: ChunkedGraph, found: Unfinished, resumption: Resumption) -> Comm
             f"operation {found.operation_id} has no row in the log, so nobody knows what was asked for.",
             remedy="Its locks stay; see docs/sv_splitting_recovery.md.",
         )
-    options = REQUEST.newest(found.row) or {}
+    options = options_of(found)
     if operation.kind in ("undo", "redo"):
         revert = undo if operation.kind == "undo" else redo
         allowed = bool(options.get("allow_partial", True))
@@ -138,8 +139,29 @@ def _run(graph: ChunkedGraph, found: Unfinished, resumption: Resumption) -> Comm
     return split(graph, request, volume=volume, patience=PATIENCE, resumption=resumption)
 
 
+def options_of(found: Unfinished) -> dict[str, Any]:
+    """What the log has no room for of a request; CorruptionError if that cannot be read."""
+    try:
+        return dict(REQUEST.newest(found.row) or {})
+    except (CorruptionError, TypeError, ValueError) as error:
+        raise CorruptionError(f"the request of operation {found.operation_id} cannot be read: {error}.") from error
+
+
 def request_of(operation: Operation, options: dict[str, Any]) -> MergeRequest | SplitRequest:
-    """The request of a merge or split, out of the log's cells and what they have no room for."""
+    """The request of a merge or split, out of the log's cells and what they have no room for.
+
+    Raises
+    ------
+    CorruptionError
+        If these are not what a request leaves there.
+    """
+    try:
+        return _read_request(operation, options)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptionError(f"the request of operation {operation.operation_id} cannot be read: {error}.") from error
+
+
+def _read_request(operation: Operation, options: dict[str, Any]) -> MergeRequest | SplitRequest:
     row, by_id = operation.row, options.get("by_id", [True, True])
     sides = []
     named = options.get("named", [None, None])
