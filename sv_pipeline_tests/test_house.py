@@ -13,7 +13,7 @@ PACKAGE = ROOT / "sv_pipeline"
 LAYERS = {
     "redaction": 0, "errors": 0, "defects": 0, "patience": 0, "failpoints": 0, "waiting": 0, "ids": 0, "grid": 0,
     "processes": 0, "config": 0, "config_errors": 0, "environment": 0, "json_texts": 0, "places": 0, "yaml_files": 0,
-    "moments": 0,
+    "moments": 0, "arguments": 0,
     "algorithms": 1,
     "segmentation": 2, "table": 2,
     "graph": 3,

@@ -112,7 +112,11 @@ def preview_split(graph: ChunkedGraph, request: SplitRequest, *, volume: Any = N
     every = np.concatenate([request.sources.ids, request.sinks.ids])
     found = roots(graph, every, missing_ok=True)
     if (found == 0).any():
-        raise EditRefused(Reason.NOT_FOUND, f"supervoxel {int(every[found == 0][0])} is not in the graph.")
+        raise EditRefused(
+            Reason.NOT_FOUND,
+            f"supervoxel {int(every[found == 0][0])} is not in the graph.",
+            remedy="Look the point up as it is now.",
+        )
     root_of = dict(zip(every.tolist(), found.tolist(), strict=True))
     workspace = Workspace(graph, NodeCache(graph), np.unique(found), root_of, lambda *_: None)
     split = _find_split(workspace, request)
