@@ -24,8 +24,8 @@ from sv_pipeline.graph.chunked_graph import create_chunked_graph
 from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline.table.interface import RowKeyRange, RowMutation, SetCell, Table
 from sv_pipeline.table.sqlite.table import SqliteTable
+from sv_pipeline.testing.servers.bigtable import find_emulator, running_emulator
 from sv_pipeline_tests.graph.worlds import World, build, random_world, write_world
-from sv_pipeline_tests.servers.bigtable import find_emulator, running_emulator
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from sv_pipeline.table import columns, keys, meta
 from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline.table.interface import RowMutation, Table
 from sv_pipeline.table.sqlite.table import SqliteTable
-from sv_pipeline_tests.servers.bigtable import find_emulator, running_emulator
+from sv_pipeline.testing.servers.bigtable import find_emulator, running_emulator
 
 UNFINISHED, TICKS = 5, 10
 

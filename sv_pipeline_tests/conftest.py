@@ -6,10 +6,7 @@ import os
 
 from hypothesis import settings
 
-from sv_pipeline_tests.servers.bigtable import bigtable_emulator as bigtable_emulator
-from sv_pipeline_tests.servers.gcs_client import gcs_process as gcs_process
-from sv_pipeline_tests.servers.gcs_client import gcs_server as gcs_server
-from sv_pipeline_tests.servers.gcs_client import storage_url as storage_url
+pytest_plugins = ["sv_pipeline.testing.fixtures"]
 
 # Machines that run tests are shared: how long one example takes says nothing. CI runs the same examples each time.
 settings.register_profile("default", deadline=None)

@@ -34,6 +34,7 @@ FLOORS = """
     defs
     definitions
     cli
+    testing
 """
 """The rooms, floor by floor: a room imports from floors below its own, and from itself."""
 FLOOR_OF = {room: floor for floor, line in enumerate(FLOORS.split("\n")) for room in line.split()}

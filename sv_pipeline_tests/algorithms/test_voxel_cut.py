@@ -16,7 +16,7 @@ from scipy.ndimage import find_objects
 from sv_pipeline.algorithms.contacts import face_contacts
 from sv_pipeline.algorithms.voxel_cut import cut_mask, snap_distance
 from sv_pipeline.errors import InputError
-from sv_pipeline_tests.requirements import need
+from sv_pipeline.testing.fixtures import need
 
 RESOLUTIONS = st.sampled_from([(10.0, 10.0, 10.0), (8.0, 8.0, 40.0), (16.0, 16.0, 40.0), (40.0, 8.0, 8.0)])
 ISOTROPIC = (10.0, 10.0, 10.0)

@@ -20,10 +20,10 @@ from sv_pipeline.config import parse_config
 from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.run import ingest
 from sv_pipeline.registry import Dataset
+from sv_pipeline.testing.fixtures import need
 from sv_pipeline_tests.compatibility.wire import ChunkFiles, read_chunk_files
 from sv_pipeline_tests.ingest.conftest import cli as cli
 from sv_pipeline_tests.reference import ReferenceHierarchy, expected_hierarchy
-from sv_pipeline_tests.requirements import need
 
 Triple = tuple[int, int, int]
 EM = Path(__file__).parents[3] / "shared" / "data" / "em_128.npz"

@@ -24,13 +24,13 @@ from sv_pipeline.registry import Dataset, absolute
 from sv_pipeline.segmentation.fork.fork import fork_exists
 from sv_pipeline.storage.precomputed import open_volume, read_info
 from sv_pipeline.table import counters
+from sv_pipeline.testing.fixtures import need
 from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline_tests.compatibility.conftest import CASES, EM, ISOLATED, make_watershed, open_client
 from sv_pipeline_tests.compatibility.foreign import CREATED, EXCEPTION, Foreign
 from sv_pipeline_tests.compatibility.wire import read_chunk_files
 from sv_pipeline_tests.graph.compare import dump
 from sv_pipeline_tests.ingest.builds import CommandLine
-from sv_pipeline_tests.requirements import need
 
 
 @dataclass

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from sv_pipeline.proofreading import OpenGraph
+from sv_pipeline.testing.fixtures import need
 from sv_pipeline_tests.defs.dev_server import DevServer, dev_server
 from sv_pipeline_tests.editable import editable_graph, two_parts_of_an_object
-from sv_pipeline_tests.requirements import need
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("dagster_dev")]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline_tests.ingest import builds
 from sv_pipeline_tests.ingest.builds import CommandLine
 from sv_pipeline_tests.ingest.mistakes import SMALL, assert_refused, assert_refused_without_a_trace, labels, small
-from sv_pipeline_tests.servers.gcs_client import GcsControl
 
 # -- sources ----------------------------------------------------------------------------------------------------------
 

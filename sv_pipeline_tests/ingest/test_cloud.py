@@ -17,9 +17,9 @@ from sv_pipeline.ingest.run import ingest
 from sv_pipeline.registry import Dataset, Registry
 from sv_pipeline.segmentation.base import markers
 from sv_pipeline.storage import kv
+from sv_pipeline.testing.fixtures import need
+from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline_tests.ingest import builds
-from sv_pipeline_tests.requirements import need
-from sv_pipeline_tests.servers.gcs_client import GcsControl
 
 
 class Cloud:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from sv_pipeline.registry import Dataset
+from sv_pipeline.testing.fixtures import need
 from sv_pipeline_tests.ingest import builds
 from sv_pipeline_tests.ingest.victims import Victim
-from sv_pipeline_tests.requirements import need
 
 pytestmark = pytest.mark.slow
 

@@ -23,10 +23,10 @@ from sv_pipeline.segmentation.fork.reader import current_generation, open_fork
 from sv_pipeline.segmentation.fork.records import pending_key, take_fence
 from sv_pipeline.storage import kv
 from sv_pipeline.storage.precomputed import create_volume, open_volume
+from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline_tests.ingest.builds import raw_config, register
 from sv_pipeline_tests.pyramid.pyramids import GRAPH, assert_up_to_date, edit, make_fork, random_boxes
 from sv_pipeline_tests.pyramid.test_downsample import BUDGET, assert_no_silent_fault
-from sv_pipeline_tests.servers.gcs_client import GcsControl
 
 BOX = Box((20, 0, 8), (30, 10, 12))
 

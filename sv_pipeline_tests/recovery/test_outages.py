@@ -10,10 +10,10 @@ import psutil
 import pytest
 
 from sv_pipeline.recovery import find_unfinished
+from sv_pipeline.testing.servers.gcs import RESET
+from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline_tests.recovery.actors import BROKEN, DONE
 from sv_pipeline_tests.recovery.conftest import Theatre
-from sv_pipeline_tests.servers.gcs import RESET
-from sv_pipeline_tests.servers.gcs_client import GcsControl
 
 KILLED = -9
 OUTAGE_SECONDS = 30.0

@@ -19,9 +19,9 @@ from sv_pipeline.segmentation.fork.records import OperationRecord, operation_key
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.table.columns import CHILDREN
 from sv_pipeline.table.interface import RowMutation
+from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline_tests.recovery.actors import BROKEN, DONE
 from sv_pipeline_tests.recovery.conftest import Theatre
-from sv_pipeline_tests.servers.gcs_client import GcsControl
 
 
 def prove_without_effect(play: Theatre, said: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from sv_pipeline.errors import ConfigError, UnavailableError
 from sv_pipeline.patience import PATIENCE_VARIABLE
 from sv_pipeline.storage import kv
-from sv_pipeline_tests.servers.gcs_client import GcsControl
+from sv_pipeline.testing.servers.gcs_client import GcsControl
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from sv_pipeline.segmentation.base.populate import finish_populate, populate_pla
 from sv_pipeline.segmentation.fork.fork import create_fork
 from sv_pipeline.table.interface import Table
 from sv_pipeline.table.sqlite.table import SqliteTable
+from sv_pipeline.testing.fixtures import need
 from sv_pipeline.verify.run import verify
-from sv_pipeline_tests.requirements import need
 from sv_pipeline_tests.table.conftest import new_table as new_table
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

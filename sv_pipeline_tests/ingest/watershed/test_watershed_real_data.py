@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sv_pipeline.testing.fixtures import need
 from sv_pipeline_tests.ingest.watershed.helpers import Made, check, dataset
-from sv_pipeline_tests.requirements import need
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 

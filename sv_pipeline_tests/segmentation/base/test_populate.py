@@ -25,8 +25,8 @@ from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE
 from sv_pipeline.storage.generations import current_version, read_manifest
 from sv_pipeline.storage.precomputed import create_volume, open_volume, read_info
+from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline_tests.segmentation.volumes import Watershed, assert_base_holds, blobs, make_watershed
-from sv_pipeline_tests.servers.gcs_client import GcsControl
 
 Triple = tuple[int, int, int]
 LOCAL_METHODS = [PopulateMethod.PARTS, PopulateMethod.DIRECT]

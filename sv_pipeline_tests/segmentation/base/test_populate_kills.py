@@ -21,8 +21,8 @@ from sv_pipeline.segmentation.base.workers import populate_missing
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE, running_coordinator
 from sv_pipeline.storage.generations import current_version
+from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline_tests.segmentation.volumes import Watershed, assert_base_holds, make_watershed
-from sv_pipeline_tests.servers.gcs_client import GcsControl
 
 SPAWN = multiprocessing.get_context("spawn")
 METHODS = [PopulateMethod.PARTS, PopulateMethod.DIRECT]

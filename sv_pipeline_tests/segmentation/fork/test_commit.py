@@ -29,9 +29,9 @@ from sv_pipeline.segmentation.fork.records import (
     set_fence,
     take_fence,
 )
+from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline_tests.segmentation.commits import edit, expected, forked, storage_boxes, voxels
 from sv_pipeline_tests.segmentation.volumes import Labels, Watershed
-from sv_pipeline_tests.servers.gcs_client import GcsControl
 
 SPAWN = multiprocessing.get_context("spawn")
 

@@ -14,8 +14,8 @@ from sv_pipeline.segmentation.base.populate import populate_task
 from sv_pipeline.segmentation.fork.fork import create_fork, fork_exists, fork_has_commits, remove_fork
 from sv_pipeline.segmentation.fork.reader import current_generation, open_fork, open_fork_store
 from sv_pipeline.storage import kv, ocdbt
+from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline_tests.segmentation.volumes import Watershed, make_watershed
-from sv_pipeline_tests.servers.gcs_client import GcsControl
 
 POINT = (10, 0, 5)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sv_pipeline_tests.servers.gcs import GcsServer
+from sv_pipeline.testing.servers.gcs import GcsServer
 
 
 class Api:

@@ -1,4 +1,4 @@
-"""Starts the GCS test server as a process, controls it, and makes fixtures of it."""
+"""Starts the GCS server as a process, and controls it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
+from sv_pipeline.processes import interrupts_held
+from sv_pipeline.testing.servers import variable_set
 
-__all__ = ["GcsControl", "gcs_process", "gcs_server", "running_gcs_server", "storage_url"]
+__all__ = ["GcsControl", "running_gcs_server"]
 
 ADDRESS_VARIABLE = "TENSORSTORE_GCS_HTTP_URL"
 
@@ -56,47 +57,19 @@ class GcsControl:
 @contextmanager
 def running_gcs_server(folder: Path | None = None) -> Iterator[GcsControl]:
     """Run a server in a process of its own; TensorStore, here and in child processes, uses it for gs://."""
-    command = [sys.executable, "-m", "sv_pipeline_tests.servers.gcs", "--until-stdin-closes"]
+    command = [sys.executable, "-m", "sv_pipeline.testing.servers.gcs", "--until-stdin-closes"]
     if folder is not None:
         command += ["--folder", str(folder)]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with interrupts_held():
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stdin is not None
     url = json.loads(child.stdout.readline())["url"]
-    before = os.environ.get(ADDRESS_VARIABLE)
-    os.environ[ADDRESS_VARIABLE] = url
     try:
-        yield GcsControl(url)
+        with variable_set(ADDRESS_VARIABLE, url):
+            yield GcsControl(url)
     finally:
-        if before is None:
-            del os.environ[ADDRESS_VARIABLE]
-        else:
-            os.environ[ADDRESS_VARIABLE] = before
         child.stdin.close()
         child.kill()
         child.wait()
         child.stdout.close()
-
-
-@pytest.fixture(scope="session")
-def gcs_process() -> Iterator[GcsControl]:
-    with running_gcs_server() as control:
-        yield control
-
-
-@pytest.fixture
-def gcs_server(gcs_process: GcsControl) -> Iterator[GcsControl]:
-    """The session's GCS server, without faults and with an empty log."""
-    gcs_process.clear()
-    yield gcs_process
-    gcs_process.clear()
-
-
-@pytest.fixture(params=["file", "gs"])
-def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """URL of a fresh folder: on disk, and on the GCS server."""
-    if request.param == "file":
-        # A name that must be quoted in URLs, because users have such folders.
-        return f"file://{tmp_path}/a%20folder/"
-    server: GcsControl = request.getfixturevalue("gcs_server")
-    return server.new_bucket()

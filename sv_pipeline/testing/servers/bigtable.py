@@ -1,4 +1,4 @@
-"""The Bigtable emulator as a fixture: one process per test worker, on a port of its own, gone at the end."""
+"""The Bigtable emulator of the Google Cloud SDK: a process on a port of its own, gone at the end."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from sv_pipeline.errors import UnavailableError
+from sv_pipeline.processes import interrupts_held
+from sv_pipeline.testing.servers import variable_set
 
-from sv_pipeline_tests.requirements import need
+__all__ = ["find_emulator", "running_emulator"]
 
 BINARY = "cbtemulator"
 SDK = Path("/usr/lib/google-cloud-sdk/platform/bigtable-emulator")
@@ -30,29 +32,21 @@ def find_emulator() -> str | None:
     return named or shutil.which(BINARY) or shutil.which(BINARY, path=str(SDK))
 
 
-@pytest.fixture(scope="session")
-def bigtable_emulator() -> Iterator[str]:
-    """``host:port`` of a running emulator; BIGTABLE_EMULATOR_HOST says so too until the session ends."""
-    binary = find_emulator()
-    need(binary, f"the Bigtable emulator ({BINARY} of the Google Cloud SDK)")
-    with running_emulator(str(binary)) as address:
-        yield address
-
-
 @contextlib.contextmanager
 def running_emulator(binary: str) -> Iterator[str]:
     """An emulator that runs as long as the block; its ``host:port``, which BIGTABLE_EMULATOR_HOST says too."""
-    with tempfile.TemporaryFile("w+b") as output, pytest.MonkeyPatch.context() as patch:
-        process = subprocess.Popen(
-            [binary, "-host", "127.0.0.1", "-port", "0"],  # port 0: the system chooses a free one
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            preexec_fn=_die_with_parent,
-        )
+    with tempfile.TemporaryFile("w+b") as output:
+        with interrupts_held():
+            process = subprocess.Popen(
+                [binary, "-host", "127.0.0.1", "-port", "0"],  # port 0: the system chooses a free one
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                preexec_fn=_die_with_parent,
+            )
         try:
             address = _wait_for_address(process, output.fileno())
-            patch.setenv("BIGTABLE_EMULATOR_HOST", address)
-            yield address
+            with variable_set("BIGTABLE_EMULATOR_HOST", address):
+                yield address
         finally:
             process.kill()
             process.wait()
@@ -66,7 +60,7 @@ def _wait_for_address(process: subprocess.Popen[bytes], output: int) -> str:
         if found := re.search(r"running on (\S+:\d+)", said):
             return found[1]
         time.sleep(0.05)
-    pytest.fail(f"the Bigtable emulator did not start: {said or 'it said nothing'}", pytrace=False)
+    raise UnavailableError(f"the Bigtable emulator did not start: {said or 'it said nothing'}")
 
 
 def _die_with_parent() -> None:

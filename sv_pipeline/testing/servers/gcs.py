@@ -1,6 +1,6 @@
 """A Google Cloud Storage server for tests: the JSON API with right preconditions, faults and latency on demand.
 
-``python -m sv_pipeline_tests.servers.gcs --port 4443 [--folder backing]``; the first line of output is JSON with its
+``python -m sv_pipeline.testing.servers.gcs --port 4443 [--folder backing]``; the first line of output is JSON with its
 ``url``. TensorStore uses it through ``TENSORSTORE_GCS_HTTP_URL``. Any bucket exists. Control, beside the API:
 
 - ``/_faults``: POST a rule (`Fault`), GET the rules, DELETE them all;
@@ -388,7 +388,7 @@ class GcsServer(ThreadingHTTPServer):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until killed, or until the parent process is gone."""
-    parser = argparse.ArgumentParser(prog="python -m sv_pipeline_tests.servers.gcs", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m sv_pipeline.testing.servers.gcs", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--folder", type=Path, help="keep the objects here; default: in memory")
     parser.add_argument("--until-stdin-closes", action="store_true", help="stop when the parent process is gone")

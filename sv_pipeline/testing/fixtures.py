@@ -1,0 +1,58 @@
+"""Fixtures of pytest: servers, tables in every backend. ``pytest_plugins = ["sv_pipeline.testing.fixtures"]`` has them.
+
+A test that needs what this machine lacks is skipped with the reason; with SV_PIPELINE_REQUIRE_ALL=1 it fails.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sv_pipeline.testing.servers.bigtable import BINARY, find_emulator, running_emulator
+from sv_pipeline.testing.servers.gcs_client import GcsControl, running_gcs_server
+
+
+def need(available: object, reason: str) -> None:
+    """Skip the calling test with ``reason`` unless ``available``; fail it if SV_PIPELINE_REQUIRE_ALL=1."""
+    if available:
+        return
+    if os.environ.get("SV_PIPELINE_REQUIRE_ALL") == "1":
+        pytest.fail(f"needed here, but missing: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def bigtable_emulator() -> Iterator[str]:
+    """``host:port`` of a running emulator; BIGTABLE_EMULATOR_HOST says so too until the session ends."""
+    binary = find_emulator()
+    need(binary, f"the Bigtable emulator ({BINARY} of the Google Cloud SDK)")
+    with running_emulator(str(binary)) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def gcs_process() -> Iterator[GcsControl]:
+    """A GCS server that all tests of the session share."""
+    with running_gcs_server() as control:
+        yield control
+
+
+@pytest.fixture
+def gcs_server(gcs_process: GcsControl) -> Iterator[GcsControl]:
+    """The session's GCS server, without faults and with an empty log."""
+    gcs_process.clear()
+    yield gcs_process
+    gcs_process.clear()
+
+
+@pytest.fixture(params=["file", "gs"])
+def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of a fresh folder: on disk, and on the GCS server."""
+    if request.param == "file":
+        # A name that must be quoted in URLs, because users have such folders.
+        return f"file://{tmp_path}/a%20folder/"
+    server: GcsControl = request.getfixturevalue("gcs_server")
+    return server.new_bucket()

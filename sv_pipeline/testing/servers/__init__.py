@@ -1,0 +1,20 @@
+"""Real servers that tests run against, each in its own process: the Bigtable emulator and a GCS-compatible store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def variable_set(name: str, value: str) -> Iterator[None]:
+    """An environment variable has a value as long as the block runs, for this process and those that it starts."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
