@@ -397,7 +397,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stdout.write(json.dumps({"url": server.url}) + "\n")
     sys.stdout.flush()
     if options.until_stdin_closes:
-        threading.Thread(target=lambda: (sys.stdin.read(), server.shutdown()), daemon=True).start()
+
+        def stop() -> None:
+            sys.stdin.read()
+            server.shutdown()
+
+        threading.Thread(target=stop, daemon=True).start()
     server.serve_forever()
     return 0
 
