@@ -9,7 +9,10 @@ export SV_PIPELINE_HOME ?= $(CURDIR)/.sv_pipeline
 export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
 export DAGSTER_DISABLE_TELEMETRY := 1
 
-.PHONY: help install demo ui check test lint format docs clean
+QUICK = HYPOTHESIS_PROFILE=quick $(BIN)/python -m pytest -n 2 --dist loadgroup -k "not bigtable" \
+	sv_pipeline_tests/test_*.py sv_pipeline_tests/algorithms sv_pipeline_tests/table sv_pipeline_tests/graph
+
+.PHONY: help install demo ui check coverage test lint format docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -31,14 +34,16 @@ demo: install $(DAGSTER_HOME)/dagster.yaml ## Build, verify and picture a graph;
 
 ui: install $(DAGSTER_HOME)/dagster.yaml ## Open the Dagster UI on http://127.0.0.1:3000
 	@mkdir -p $(SV_PIPELINE_HOME)
-	$(BIN)/dagster dev -w workspace.yaml -h $(HOST) -p $(PORT)
+	$(BIN)/dg dev -w workspace.yaml -h $(HOST) -p $(PORT)
 
 check: install ## What to run before each commit: formatting, types, pure algorithms, SQLite; about a minute
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	HYPOTHESIS_PROFILE=quick $(BIN)/python -m pytest -n 2 --dist loadgroup -k "not bigtable" \
-		sv_pipeline_tests/test_*.py sv_pipeline_tests/algorithms sv_pipeline_tests/table sv_pipeline_tests/graph
+	$(QUICK)
+
+coverage: install ## How much of the product the tests of `make check` reach, file by file
+	$(QUICK) --cov=sv_pipeline --cov-report=term:skip-covered
 
 test: install ## Run all tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)

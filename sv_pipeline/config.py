@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from sv_pipeline.config_errors import describe_errors
 from sv_pipeline.errors import ConfigError
-from sv_pipeline.places import is_spec, local_folder, parse_folder, parse_source
+from sv_pipeline.places import LOCK_SUFFIX, is_spec, local_folder, parse_folder, parse_source
 from sv_pipeline.redaction import redacted, remember
 from sv_pipeline.yaml_files import read_yaml
 
@@ -85,7 +85,8 @@ def _address(text: str) -> str:
 
 Int = Annotated[int, BeforeValidator(_no_bool)]
 ChunkAxis = Annotated[int, BeforeValidator(_no_bool), Field(gt=0, le=MAX_CHUNK_AXIS)]
-Nanometres = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1e9, allow_inf_nan=False)]
+Nanometres = Annotated[float, BeforeValidator(_no_bool), Field(ge=1e-3, le=1e9, allow_inf_nan=False)]
+"""A size of a voxel. What is smaller was given in metres, or in millimetres."""
 Voxel = Annotated[int, BeforeValidator(_no_bool), Field(ge=-FARTHEST_VOXEL, le=FARTHEST_VOXEL)]
 Folder = Annotated[str, AfterValidator(_understood(parse_folder))]
 LocalFolder = Annotated[str, AfterValidator(_understood(local_folder))]
@@ -98,11 +99,12 @@ NamePart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]*$", max_length=MAX_TAB
 
 def validate_graph_id(graph_id: str) -> str:
     """The graph id itself, if it can name a table, a fork and a partition; ConfigError otherwise."""
-    if not isinstance(graph_id, str) or not GRAPH_ID.fullmatch(graph_id) or graph_id in RESERVED_GRAPH_IDS:
+    usable = isinstance(graph_id, str) and GRAPH_ID.fullmatch(graph_id) and not graph_id.endswith(LOCK_SUFFIX)
+    if not usable or graph_id in RESERVED_GRAPH_IDS:
         raise ConfigError(
             f"graph id {graph_id!r} cannot be used.",
-            remedy="Use 1 to 50 letters, digits, '_', '.' or '-', not starting with '.' or '-'; "
-            f"{', '.join(sorted(RESERVED_GRAPH_IDS))} are reserved.",
+            remedy="Use 1 to 50 letters, digits, '_', '.' or '-', not starting with '.' or '-' and not ending with "
+            f"{LOCK_SUFFIX}; {', '.join(sorted(RESERVED_GRAPH_IDS))} are reserved.",
         )
     return graph_id
 

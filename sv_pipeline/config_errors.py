@@ -14,6 +14,13 @@ from sv_pipeline.redaction import redacted_value
 
 __all__ = ["describe_errors"]
 
+_IN_OUR_WORDS = {
+    "string_type": "a text is needed; put it in quotes if it is meant as one",
+    "model_type": "this section needs fields, as 'name: value'; leave it out for the defaults",
+    "tuple_type": "a list is needed, such as [8, 8, 40]",
+}
+"""Where the words of pydantic name a class of ours, or no remedy."""
+
 
 def describe_errors(model: type[pydantic.BaseModel], error: pydantic.ValidationError) -> list[str]:
     """One line for each field that cannot be used."""
@@ -25,11 +32,17 @@ def describe_errors(model: type[pydantic.BaseModel], error: pydantic.ValidationE
             lines.append(f"{place}: there is no such field{_meant(str(found['loc'][-1]), place, known)}")
         elif found["type"] == "missing":
             lines.append(f"{place}: this field is missing")
+        elif found["type"] in _IN_OUR_WORDS:
+            lines.append(f"{place}: {_IN_OUR_WORDS[found['type']]} (it is {_shown(found['input'])})")
         elif found["type"] == "value_error":  # ours, which say what is wrong by themselves
             lines.append(f"{place}: {found['msg'].removeprefix('Value error, ')}")
         else:
-            lines.append(f"{place}: {found['msg']} (it is {reprlib.repr(redacted_value(found['input']))})")
+            lines.append(f"{place}: {found['msg']} (it is {_shown(found['input'])})")
     return lines
+
+
+def _shown(value: object) -> str:
+    return reprlib.repr(redacted_value(value))
 
 
 def _meant(name: str, place: str, known: list[str]) -> str:

@@ -43,7 +43,7 @@ class DefectError(SvPipelineError):
         )
 
     def __reduce__(self) -> tuple[type[SvPipelineError], tuple[str], dict[str, object]]:
-        return SvPipelineError, (str(self),), {"kind": self.kind, "message": self.message, "remedy": self.remedy}
+        return SvPipelineError, (str(self),), {"kind": self.kind, "message": self.message, "repair": self.repair}
 
 
 def traceback_of(error: BaseException) -> str:

@@ -29,22 +29,31 @@ class SvPipelineError(Exception):
     message
         What is wrong, naming the thing (a path, a field, a chunk, an id). Secrets in it are masked.
     remedy
-        What the reader can do about it; appended to the message.
+        How the reader can repair the cause; appended to the message.
+    repeat
+        The advice to ask for the same once more, after the repair: "Then run again." Apart from the remedy, since an
+        operation that is unfinished must not be asked for again, although its cause has to be repaired.
     """
 
     kind = "error"
 
-    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+    def __init__(self, message: str, *, remedy: str | None = None, repeat: str | None = None) -> None:
+        super().__init__()
         self.message = redacted(message)
-        self.remedy = None if remedy is None else redacted(remedy)
         self.operation_id: int | None = None
         """The operation that met the error, once there is one."""
-        super().__init__(self.message if self.remedy is None else f"{self.message} {self.remedy}")
+        self.advise(remedy, repeat=repeat)
 
-    def advise(self, remedy: str) -> None:
+    @property
+    def remedy(self) -> str | None:
+        """All that the reader can do about it."""
+        return " ".join(part for part in (self.repair, self.repeat) if part) or None
+
+    def advise(self, remedy: str | None, *, repeat: str | None = None) -> None:
         """Replace the remedy: the caller knows better what the reader can do."""
-        self.remedy = redacted(remedy)
-        self.args = (f"{self.message} {self.remedy}",)
+        self.repair = None if remedy is None else redacted(remedy)
+        self.repeat = None if repeat is None else redacted(repeat)
+        self.args = (" ".join(part for part in (self.message, self.remedy) if part),)
 
 
 def notes_of(error: BaseException | None) -> list[str]:

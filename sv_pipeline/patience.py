@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from sv_pipeline.errors import ConfigError
+from sv_pipeline.environment import number_in
 
 __all__ = ["PATIENCE_VARIABLE", "Wait", "patience", "waiting_for"]
 
@@ -34,16 +34,7 @@ def patience() -> float:
     ConfigError
         If the environment variable does not hold a positive number.
     """
-    text = os.environ.get(PATIENCE_VARIABLE, "")
-    if not text.strip():
-        return DEFAULT_SECONDS
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 < seconds < float("inf"):
-        raise ConfigError(f"{PATIENCE_VARIABLE} is {text!r}.", remedy="Set it to a number of seconds, such as 30.")
-    return seconds
+    return number_in(PATIENCE_VARIABLE, DEFAULT_SECONDS, meaning="seconds")
 
 
 @dataclass

@@ -21,7 +21,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from sv_pipeline.errors import ConfigError
 
-__all__ = ["READABLE", "WRITABLE", "Place", "is_spec", "local_folder", "parse_folder", "parse_source"]
+__all__ = ["LOCK_SUFFIX", "READABLE", "WRITABLE", "Place", "is_spec", "local_folder", "parse_folder", "parse_source"]
 
 WRITABLE = ("file", "gs", "memory")
 """Schemes of folders that we write to."""
@@ -41,7 +41,7 @@ _VARIABLE = re.compile(r"(?:^|/)\$\{?[A-Za-z_]")
 _BUCKET = re.compile(r"[a-z0-9_-][a-z0-9._-]{1,220}[a-z0-9]")
 _SAFE = "/:@!$&'()*+,;=~"
 """What may stand in a URL's path as it is."""
-_LOCK_SUFFIX = ".__lock"
+LOCK_SUFFIX = ".__lock"
 """Ends the names of the lock files of TensorStore's driver, which refuses such names itself."""
 
 
@@ -98,7 +98,10 @@ def parse_folder(text: str | os.PathLike[str]) -> Place:
             f"{_shown(text)} looks like a spec of TensorStore, which names no folder here.",
             remedy="Give a path, or a URL such as gs://bucket/folder/; for a folder of this name write ./{….",
         )
-    return _parse(text, WRITABLE)
+    place = _parse(text, WRITABLE)
+    if place.path == "/":
+        raise ConfigError(f"{_shown(text)} is the root of all files.", remedy="Give a folder of its own in it.")
+    return place
 
 
 def local_folder(text: str | os.PathLike[str], *, what: str = "the folder") -> Path:
@@ -212,8 +215,8 @@ def _absolute(path: str, text: str) -> str:
             f"{_shown(text)} goes up ('..') from a symbolic link, which has two meanings.",
             remedy=f"Write {absolute} or {os.path.realpath(expanded)}.",
         )
-    if any(part.endswith(_LOCK_SUFFIX) for part in absolute.split("/")):
-        raise ConfigError(f"{_shown(text)}: names that end with {_LOCK_SUFFIX} belong to lock files.")
+    if any(part.endswith(LOCK_SUFFIX) for part in absolute.split("/")):
+        raise ConfigError(f"{_shown(text)}: names that end with {LOCK_SUFFIX} belong to lock files.")
     if len(absolute) > MAX_PATH or any(len(os.fsencode(part)) > MAX_NAME for part in absolute.split("/")):
         raise ConfigError(f"{_shown(text)} is too long for a path.", remedy=f"A name has at most {MAX_NAME} bytes.")
     try:

@@ -173,7 +173,7 @@ class OpenGraph:
         def question(graph: SettledGraph) -> list[UInt64Array]:
             time = None if at is None else edits.milliseconds_of(graph, at)
             found = queries.leaves(graph, queries.roots(graph, self._on_objects(graph, where, at), at=time))
-            return np.split(found.values, found.offsets[1:-1])
+            return np.split(found.values, found.offsets[1:-1]) if len(where) else []
 
         return settled(self.graph, question)
 

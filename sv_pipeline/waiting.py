@@ -128,7 +128,7 @@ class Holder:
         """What a person can do."""
         return (
             f"If that process is stopped, let it go on ('kill -CONT {self.pid}' on {self.host}) or end it "
-            f"('kill -9 {self.pid}'; nothing is lost, recovery brings its operation to an end); then run this again. "
+            f"('kill -9 {self.pid}'; nothing is lost, recovery brings its operation to an end). "
             f"Nothing else has to be removed. {VARIABLE} says for how many seconds to wait."
         )
 
@@ -157,7 +157,8 @@ class Wait:
             holder = self._holder()
             raise UnavailableError(
                 f"{self._name} was locked for {waited:.0f} s by {holder or 'a process that left no note'}.",
-                remedy=holder.remedy if holder else "Find out who has it ('fuser -v' names the processes), then retry.",
+                remedy=holder.remedy if holder else "Find out which process has it: 'fuser -v' names it.",
+                repeat="Then run this again.",
             )
         if waited >= self._say_at:
             self._say_at = 2 * waited

@@ -6,6 +6,7 @@ Knows no field of any file.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_VALUES = 20_000
 """Values of a file once its aliases are replaced by what they stand for."""
+
+_LEADING_ZEROS = re.compile(r"[-+]?0[0-9_]*[1-9][0-9_]*")
 
 
 class _Loader(yaml.SafeLoader):
@@ -41,6 +44,19 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
+
+
+def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
+    """A whole number; YAML would read ``010`` as 8, which nobody means."""
+    text = str(loader.construct_scalar(node))
+    if _LEADING_ZEROS.fullmatch(text):
+        raise yaml.constructor.ConstructorError(
+            None, None, f"{text} is octal in YAML: write it without leading zeros, or in quotes", node.start_mark
+        )
+    return int(loader.construct_yaml_int(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
@@ -126,6 +142,8 @@ def _where(error: yaml.YAMLError) -> str:
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     if problem is None:
         return str(error)
+    if context := getattr(error, "context", None):
+        problem = f"{context}, {problem}"
     return str(problem) if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 

@@ -90,6 +90,14 @@ def test_what_is_not_understood_is_refused_everywhere_and_nothing_is_made(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("text", ["/", "//", "/tmp/..", "file:///", "file:/", "precomputed://file:///"])
+def test_the_root_of_all_files_is_no_folder_to_write_to(text: str) -> None:
+    with pytest.raises(ConfigError, match="root of all files"):
+        parse_folder(text)
+    with pytest.raises(ConfigError, match=r"WATERSHED.*root of all files"):
+        parse_config({"graph_id": "g", "data_source": {"WATERSHED": text}})
+
+
 @pytest.mark.parametrize("home", ["gs://bucket/home", "memory://home"])
 def test_sqlite_tables_are_never_put_into_a_local_folder_called_like_a_bucket(
     home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -61,6 +61,7 @@ def test_errors_their_causes_and_log_records_do_not_show_it(place: str, caplog: 
     text = place.format(secret)
     for kind in (SvPipelineError, ConfigError, DamagedError):
         error = kind(f"cannot read {text}.", remedy=f"Look at {text}.")
+        error.advise(error.remedy, repeat=f"Then read {text} again.")
         assert secret not in f"{error} {error!r} {error.message} {error.remedy}"
     raised = RuntimeError(text)
     raised.__cause__ = ValueError(f"UNAVAILABLE: {text}")

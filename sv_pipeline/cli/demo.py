@@ -122,10 +122,12 @@ def _synthetic(place: Path) -> dict[str, Any]:
 
 
 def _materialize(dataset: Dataset) -> None:
+    from sv_pipeline.definitions import defs
     from sv_pipeline.defs.launch import materialize_graph, project_instance
 
     with project_instance() as instance:
-        materialize_graph(dataset, instance, lambda name: click.echo(f"  {name}", err=True))
+        job = defs().resolve_implicit_global_asset_job_def()
+        materialize_graph(job, dataset, instance, lambda name: click.echo(f"  {name}", err=True))
 
 
 def _pictures(dataset: Dataset, folder: Path) -> list[Path]:

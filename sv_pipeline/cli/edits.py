@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sv_pipeline.cli.inspect import point
-from sv_pipeline.cli.output import json_option, print_json
+from sv_pipeline.cli.output import Finite, json_option, print_json
 
 if TYPE_CHECKING:
     from sv_pipeline.edits import CommittedEdit
@@ -31,7 +31,7 @@ _partial_revert = click.option(
 )
 _region_memory = click.option(
     "--region-memory",
-    type=click.FloatRange(0, 1e6),
+    type=Finite(0, 1e6),
     metavar="GB",
     help="How much of the object may be looked at for a cut that parts the points. Default: 1.07.",
 )

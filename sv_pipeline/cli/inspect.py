@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from sv_pipeline.cli.output import json_option, print_json, status_table
+from sv_pipeline.cli.output import Finite, json_option, print_json, status_table
 
 __all__ = ["info", "point", "roots", "status", "verify"]
 
@@ -18,7 +18,13 @@ __all__ = ["info", "point", "roots", "status", "verify"]
 @click.command()
 @click.argument("graph")
 @click.option("--watch", is_flag=True, help="Stay, and refresh until everything is done.")
-@click.option("--interval", default=2.0, show_default=True, help="Seconds between two looks with --watch.")
+@click.option(
+    "--interval",
+    type=Finite(0.1, 86400),
+    default=2.0,
+    show_default=True,
+    help="Seconds between two looks with --watch.",
+)
 @json_option
 @click.pass_obj
 def status(home: str, graph: str, interval: float, *, watch: bool, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,7 +26,21 @@ if TYPE_CHECKING:
 
     from sv_pipeline.reports.status import GraphStatus
 
-__all__ = ["ProgressBars", "json_option", "operations_table", "print_json", "status_table"]
+__all__ = ["Finite", "ProgressBars", "json_option", "operations_table", "print_json", "status_table"]
+
+
+class Finite(click.FloatRange):
+    """A number in a range; ``nan`` is in none, though it compares as if it were in all."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number; click's own error for what is none."""
+        number = super().convert(value, param, ctx)
+        if number is not None and not math.isfinite(number):
+            self.fail(f"{value!r} is no number.", param, ctx)
+        return number
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 

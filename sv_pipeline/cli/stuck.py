@@ -12,6 +12,7 @@ from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.operations.ownership import beat_seconds
 from sv_pipeline.proofreading import user_or_default
 from sv_pipeline.recovery import (
+    FinishedError,
     NotStuckError,
     RecoveryReport,
     Unfinished,
@@ -181,7 +182,13 @@ def abandon_(
     For an operation whose recovery fails again and again. The edit is lost: its user has to ask for it again.
     """
     opened = open_dataset(graph, home).graph
-    plan = dry_run(opened, operation)
+    try:
+        plan = dry_run(opened, operation)
+    except FinishedError as error:
+        if error.complete or only_say:
+            raise
+        click.echo(str(error), err=True)
+        return
     if only_say:
         _say_plan(plan, as_json=as_json)
         return

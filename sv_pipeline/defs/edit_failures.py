@@ -1,7 +1,5 @@
 """Runs of edits that failed: what became of their operations is said on the run's page, where its user looks."""
 
-import warnings
-
 import dagster as dg
 
 from sv_pipeline.defs.edits import GRAPH_TAG, OPERATION_TAG, merge_job, redo_job, split_job, undo_job
@@ -65,7 +63,5 @@ def standing_after_failure(pipeline: PipelineResource, graph_id: str, operation_
     return read_standing(graph, operation_id) if complete else ""
 
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", dg.BetaWarning)  # of an argument that is not given
-    failed_edits_sensor = _sensor_of("failed_edits_sensor", dg.DagsterRunStatus.FAILURE, "failed")
-    canceled_edits_sensor = _sensor_of("canceled_edits_sensor", dg.DagsterRunStatus.CANCELED, "was canceled")
+failed_edits_sensor = _sensor_of("failed_edits_sensor", dg.DagsterRunStatus.FAILURE, "failed")
+canceled_edits_sensor = _sensor_of("canceled_edits_sensor", dg.DagsterRunStatus.CANCELED, "was canceled")

@@ -6,9 +6,12 @@ import os
 
 import dagster as dg
 
+from sv_pipeline.environment import whole_number_in
+
 __all__ = ["EXECUTOR_VARIABLE", "PRELOAD", "executor_from_environment"]
 
 EXECUTOR_VARIABLE = "SV_PIPELINE_EXECUTOR"
+CONCURRENCY_VARIABLE = "SV_PIPELINE_MAX_CONCURRENT"
 # Dagster's own lazy imports cost a step process over a second; the fork server has them ready. TensorStore and gRPC
 # must not be among them: their threads do not survive a fork.
 PRELOAD = [
@@ -36,7 +39,7 @@ def executor_from_environment() -> dg.ExecutorDefinition:
         return dg.multi_or_in_process_executor.configured(
             {
                 "multiprocess": {
-                    "max_concurrent": int(os.environ.get("SV_PIPELINE_MAX_CONCURRENT", "2")),
+                    "max_concurrent": whole_number_in(CONCURRENCY_VARIABLE, 2, meaning="processes"),
                     "start_method": {"forkserver": {"preload_modules": PRELOAD}},
                 }
             },

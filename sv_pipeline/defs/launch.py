@@ -24,19 +24,23 @@ def project_instance() -> dg.DagsterInstance:
 
 
 def materialize_graph(
-    dataset: Dataset, instance: dg.DagsterInstance, begin: Callable[[str], None] | None = None
+    job: dg.JobDefinition, dataset: Dataset, instance: dg.DagsterInstance, begin: Callable[[str], None] | None = None
 ) -> None:
     """Materialize every asset of a graph, layer by layer, and run their checks.
+
+    Parameters
+    ----------
+    job
+        The job of all assets.
+    begin
+        Called with the name of each step before it begins.
 
     Raises
     ------
     SvPipelineError
         With the message of the step that failed.
     """
-    from sv_pipeline.definitions import defs
-
     instance.add_dynamic_partitions(str(graphs.name), [dataset.graph_id])
-    job = defs().resolve_implicit_global_asset_job_def()
     for asset, partition in _steps(dataset):
         if begin is not None:
             begin(f"{asset} {partition}")

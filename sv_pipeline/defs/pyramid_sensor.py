@@ -30,7 +30,7 @@ UNFINISHED = [
 ]
 
 
-@dg.sensor(job=downsample_job, minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING)
+@dg.sensor(job_name=downsample_job.name, minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING)
 def downsample_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
     """One run for each graph whose coarser mips are behind: all its operations at once, never two runs of one graph.
 

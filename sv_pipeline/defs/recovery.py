@@ -12,6 +12,7 @@ from pydantic import Field
 from sv_pipeline import recovery
 from sv_pipeline.defs.metadata import explained_failures, numbers, pictures
 from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.environment import is_switched_on
 from sv_pipeline.errors import CorruptionError, NotFoundError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.proofreading import user_or_default
@@ -181,15 +182,22 @@ def abandon_operation(context: dg.OpExecutionContext, pipeline: PipelineResource
     """Take back what an operation wrote, free its locks, log the reason, and prove the result."""
     with explained_failures():
         graph = pipeline.dataset(config.graph_id).graph
-        report = recovery.abandon(
-            graph,
-            config.operation_id,
-            user=user_or_default(config.user or None),
-            reason=config.reason,
-            token=recovery.process_token(f"run-{context.run_id}"),
-            take_locks=config.take_locks,
-            tell=partial(_show, context, config.graph_id),
-        )
+        try:
+            report = recovery.abandon(
+                graph,
+                config.operation_id,
+                user=user_or_default(config.user or None),
+                reason=config.reason,
+                token=recovery.process_token(f"run-{context.run_id}"),
+                take_locks=config.take_locks,
+                tell=partial(_show, context, config.graph_id),
+            )
+        except recovery.FinishedError as error:
+            context.log.info("%s", error)
+            context.add_output_metadata(
+                numbers({"nothing to do": error.message, **prove_ended(graph, config.operation_id)})
+            )
+            return
     context.log.info("%s", report)
     context.add_output_metadata(numbers({"outcome": report.replay.outcome, **report.proof}))
     alerts_from_environment().send(
@@ -210,10 +218,10 @@ def abandon_operation_job() -> None:
 
 
 @dg.sensor(
-    job=recover_operation_job,
+    job_name=recover_operation_job.name,
     minimum_interval_seconds=5,
     default_status=(
-        dg.DefaultSensorStatus.STOPPED if os.environ.get(SWITCH_VARIABLE) == "off" else dg.DefaultSensorStatus.RUNNING
+        dg.DefaultSensorStatus.RUNNING if is_switched_on(SWITCH_VARIABLE) else dg.DefaultSensorStatus.STOPPED
     ),
 )
 def stuck_operations_sensor(

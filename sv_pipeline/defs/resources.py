@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from sv_pipeline.environment import number_in
 from sv_pipeline.proofreading import OpenGraph, open_graph
 from sv_pipeline.registry import Dataset, Registry, default_home, open_dataset
 from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE
@@ -56,6 +57,6 @@ def resources_from_environment() -> dict[str, Any]:
         "pipeline": PipelineResource(
             home=default_home(),
             coordinator=os.environ.get(ADDRESS_VARIABLE, ""),
-            max_lag_seconds=float(os.environ.get(LAG_VARIABLE, MAX_LAG_SECONDS)),
+            max_lag_seconds=number_in(LAG_VARIABLE, MAX_LAG_SECONDS, meaning="seconds"),
         ),
     }

@@ -4,7 +4,6 @@ A look at a part of a graph may find a fault; that it finds none proves nothing 
 check from red to green: only one at all of it does.
 """
 
-import os
 import time
 from collections.abc import Iterator
 
@@ -14,6 +13,7 @@ from pydantic import Field
 from sv_pipeline.defs.checks import evaluations, red_checks
 from sv_pipeline.defs.metadata import explained_failures
 from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.environment import is_switched_on, whole_number_in
 from sv_pipeline.registry import Registry, ask_every_graph
 from sv_pipeline.reports.alerts import alerts_from_environment
 from sv_pipeline.table import counters
@@ -42,8 +42,8 @@ UNFINISHED = [
 
 def default_status() -> dg.DefaultScheduleStatus:
     """Whether the schedules run: unless SV_PIPELINE_VERIFY is off."""
-    off = os.environ.get(SWITCH_VARIABLE) == "off"
-    return dg.DefaultScheduleStatus.STOPPED if off else dg.DefaultScheduleStatus.RUNNING
+    on = is_switched_on(SWITCH_VARIABLE)
+    return dg.DefaultScheduleStatus.RUNNING if on else dg.DefaultScheduleStatus.STOPPED
 
 
 class VerifyConfig(dg.Config):
@@ -115,7 +115,7 @@ def verify_nightly_schedule(
     context: dg.ScheduleEvaluationContext, pipeline: PipelineResource
 ) -> Iterator[dg.RunRequest]:
     """All invariants of every graph, with the voxels of SV_PIPELINE_VERIFY_SAMPLE (64) chunks each."""
-    sample = int(os.environ.get(SAMPLE_VARIABLE, SAMPLE))
+    sample = whole_number_in(SAMPLE_VARIABLE, SAMPLE, meaning="chunks")
     night = context.scheduled_execution_time.date().isoformat()
     for graph_id in pipeline.registry.graph_ids():
         yield _run(graph_id, f"nightly:{graph_id}:{night}", {}, sample=sample)

@@ -196,7 +196,7 @@ def _undo_split(graph: ChunkedGraph, found: Incarnation, user: str, run: _Run) -
 
     def prepare(request: UndoOfSplit) -> UndoOfSplit:
         if replaced(graph, request.record[:, 1]).any():
-            raise EditRefused(Reason.OVERLAPPED, f"operation {target} is just being changed.", remedy="Try again.")
+            raise EditRefused(Reason.OVERLAPPED, f"operation {target} is just being changed.", repeat="Try again.")
         return replace(request, edges=_edges_of_today(graph, request.edges))
 
     return run_edit(

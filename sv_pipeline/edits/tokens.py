@@ -95,7 +95,8 @@ def _finished(operations: list[Operation], is_it: Callable[[Operation], bool], t
             if operation.status is OperationStatus.WRITE_STARTED:
                 raise ConflictError(
                     f"operation {operation.operation_id} of request {token!r} has begun to write and has not ended.",
-                    remedy="If the process that made it is dead, recover the operation; then run this again.",
+                    remedy="If the process that made it is dead, recover the operation.",
+                    repeat="Then run this again.",
                 )
     return None
 

@@ -6,21 +6,16 @@ any moment, because a batch counts as done by its markers alone.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import lru_cache
 
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.batches import Batch
+from sv_pipeline.processes import BrokenProcessPool, Workers
 from sv_pipeline.registry import Dataset, open_dataset
 
 __all__ = ["BrokenProcessPool", "WorkerPool"]
@@ -35,8 +30,8 @@ class WorkerPool:
     """
 
     def __init__(self, workers: int) -> None:
-        self._workers = workers
-        self._executor: ProcessPoolExecutor | None = None
+        self._count = workers
+        self._workers: Workers | None = None
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -59,17 +54,16 @@ class WorkerPool:
         BrokenProcessPool
             If a worker process died. The next call starts new ones.
         """
-        if self._workers == 1 or len(batches) <= 1:
+        if self._count == 1 or len(batches) <= 1:
             for batch in batches:
                 stages.run_batch(dataset, batch, coordinator_address=coordinator_address, advance=advance)
             return
 
         def start(batch: Batch) -> Future[stages.BatchReport]:
-            with _interrupts_held():
-                return self._start().submit(_work, dataset.graph_id, dataset.home, batch.key, coordinator_address)
+            return self._start().submit(_work, dataset.graph_id, dataset.home, batch.key, coordinator_address)
 
         try:
-            _run_all(batches, start, self._workers, advance)
+            _run_all(batches, start, self._count, advance)
         except BrokenProcessPool:
             self._stop()
             raise
@@ -80,24 +74,18 @@ class WorkerPool:
             self._stop(terminate=True)
             raise
 
-    def _start(self) -> ProcessPoolExecutor:
-        if self._executor is None:
-            # spawn: TensorStore and gRPC run threads that do not survive a fork.
-            context = multiprocessing.get_context("spawn")
-            level = logging.getLogger().getEffectiveLevel()
-            self._executor = ProcessPoolExecutor(
-                self._workers, mp_context=context, initializer=_begin_worker, initargs=(level,)
-            )
-        return self._executor
+    def _start(self) -> Workers:
+        if self._workers is None:
+            self._workers = Workers(self._count)
+        return self._workers
 
     def _stop(self, *, terminate: bool = False) -> None:
-        executor, self._executor = self._executor, None
-        if executor is None:
+        workers, self._workers = self._workers, None
+        if workers is None:
             return
         if terminate:
-            for process in list((executor._processes or {}).values()):
-                process.terminate()
-        executor.shutdown(wait=True, cancel_futures=True)
+            workers.terminate()
+        workers.shutdown(wait=True, cancel_futures=True)
 
 
 def _run_all(
@@ -129,33 +117,7 @@ def _run_all(
         raise first
 
 
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Processes that are started in the block never see Ctrl-C, which reaches the whole process group.
-
-    This process gets it after the block; it alone decides, and ends its workers.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 # -- inside a worker --------------------------------------------------------------------------------------------------
-
-
-def _begin_worker(log_level: int) -> None:
-    logging.basicConfig(level=log_level, format="%(levelname)s in worker %(process)d: %(message)s")
-    threading.Thread(target=_end_with_parent, name="parent watch", daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker whose coordinator was killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 @lru_cache(maxsize=4)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from urllib.parse import unquote
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.ingest import watershed
 from sv_pipeline.ingest.missing_chunks import report_missing_chunks
+from sv_pipeline.places import parse_folder
 from sv_pipeline.registry import Dataset, Registry, absolute
 from sv_pipeline.segmentation.base import base, layout, markers, populate
 from sv_pipeline.storage import kv
@@ -129,17 +129,28 @@ def _watershed_is_complete(dataset: Dataset) -> bool:
 
 
 def _check_places(dataset: Dataset) -> None:
-    """ConfigError unless files can be made in all local folders that an ingest writes to."""
+    """ConfigError unless files can be made in all local folders that an ingest writes to, and below them."""
     config, client = dataset.config, dataset.config.backend_client
     places = {"the home folder": dataset.home, "data_source.WATERSHED": config.data_source.watershed}
     if config.source is not None:
         places |= {"data_source.EDGES": config.edges_url, "data_source.COMPONENTS": config.components_url}
     if client.type is BackendType.SQLITE and client.config.path:
         places["backend_client.CONFIG.PATH"] = client.config.path
+    folders = {
+        "the home folder": ("graphs", "tables"),
+        "data_source.WATERSHED": ("ocdbt", "ocdbt/base", f"ocdbt/{config.graph_id}", ".watershed"),
+    }
+    files = {"the home folder": f"graphs/{config.graph_id}.json", "data_source.WATERSHED": "info"}
     for name, place in places.items():
-        url = kv.as_url(place)
-        if url.startswith("file://"):
-            _check_folder(name, Path(unquote(url.removeprefix("file://"))))
+        if (folder := parse_folder(place).file) is None:
+            continue
+        for inner in ("", *folders.get(name, ())):
+            _check_folder(name, folder / inner)
+        if name in files and (folder / files[name]).is_dir():
+            raise ConfigError(
+                f"{name} cannot be {folder}: {folder / files[name]} is a folder, where a file of this name belongs.",
+                remedy="Move that folder away, or choose another place.",
+            )
 
 
 def _check_folder(name: str, folder: Path) -> None:

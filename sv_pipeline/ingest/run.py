@@ -104,7 +104,8 @@ class _Run:
                 return
         raise UnavailableError(
             f"worker processes, or the coordinator, died {ATTEMPTS_AFTER_CRASH} times in {name}.",
-            remedy="Look for memory limits (ingest.workers, ingest.chunks_per_batch), then run again.",
+            remedy="Look for memory limits (ingest.workers, ingest.chunks_per_batch).",
+            repeat="Then run again.",
         )
 
     def _need_coordinator(self) -> None:

@@ -14,7 +14,19 @@ class NotStuckError(SvPipelineError):
 
 
 class FinishedError(NotStuckError):
-    """The operation has come to its end already."""
+    """The operation has come to its end already.
+
+    Parameters
+    ----------
+    message
+        What is wrong, as for every error.
+    complete
+        Whether its edit is made; if not, it has ended without effect.
+    """
+
+    def __init__(self, message: str, *, complete: bool = False) -> None:
+        super().__init__(message)
+        self.complete = complete
 
 
 class RecoveryStoppedError(SvPipelineError):

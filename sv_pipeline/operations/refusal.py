@@ -63,15 +63,15 @@ class EditRefused(SvPipelineError):  # noqa: N818 - a refusal is an outcome
     ----------
     reason
         Stable code: a :class:`Reason` or a :class:`~sv_pipeline.algorithms.multicut.cut.Refusal`.
-    message, remedy
+    message, remedy, repeat
         What is wrong, and what to do.
     """
 
     kind = "edit_refused"
 
-    def __init__(self, reason: StrEnum, message: str, *, remedy: str | None = None) -> None:
+    def __init__(self, reason: StrEnum, message: str, *, remedy: str | None = None, repeat: str | None = None) -> None:
         self.reason = reason
-        super().__init__(message, remedy=remedy)
+        super().__init__(message, remedy=remedy, repeat=repeat)
 
 
 class OwnershipLostError(SvPipelineError):

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import logging
-import re
 
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
@@ -52,19 +51,11 @@ def end_early(graph: ChunkedGraph, row: OperationRow, error: BaseException, *, w
     log.info("%s", advice)
     if isinstance(error, SvPipelineError):
         error.operation_id = row.operation_id
-        error.advise(" ".join([*_repair(error, writing=writing), advice]))
+        repair = error.repair if writing and not isinstance(error, OwnershipLostError) else None
+        error.advise(f"{repair} {advice}" if repair else advice)
     else:
         error.add_note(advice)
     return error
-
-
-_REPEAT = re.compile(r"[,;] then (?:retry|try again|run again|run this again|ask for the edit again)|^Try again[^.]*\.")
-
-
-def _repair(error: SvPipelineError, *, writing: bool) -> list[str]:
-    """How to repair what stopped an operation that is still unfinished, without the advice to repeat the request."""
-    remedy = _REPEAT.sub("", error.remedy or "").strip() if writing else ""
-    return [remedy] if remedy and not isinstance(error, OwnershipLostError) else []
 
 
 def _advice(graph: ChunkedGraph, row: OperationRow, error: BaseException, *, writing: bool) -> str:

@@ -157,7 +157,10 @@ def why_not_unfinished(graph: ChunkedGraph, operation_id: int) -> SvPipelineErro
             f"{graph.graph_id} --min-age 0' for unfinished ones.",
         )
     status = "without a status" if found[0].status is None else found[0].status.name
-    return FinishedError(f"operation {operation_id} is finished already ({status}): there is nothing to recover.")
+    return FinishedError(
+        f"operation {operation_id} is finished already ({status}): there is nothing to recover.",
+        complete=found[0].status is OperationStatus.SUCCESS,
+    )
 
 
 def _described(graph: ChunkedGraph, opened: dict[int, RowView], foreign_ids: Sequence[int]) -> list[Unfinished]:

@@ -84,7 +84,8 @@ class BlockLocks:
         if self._lost:
             raise ConflictError(
                 f"the locks of {len(self.keys)} block(s) were lost: they were not renewed within {self.expiry}.",
-                remedy="Nothing was written without them; run it again.",
+                remedy="Nothing was written without them.",
+                repeat="Run it again.",
             )
 
     def release(self) -> None:

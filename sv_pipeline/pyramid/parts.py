@@ -153,7 +153,8 @@ def until_it_holds(attempt: Callable[[], PartReport], what: str) -> PartReport:
                     break
                 raise UnavailableError(
                     f"{what}: no success after {ATTEMPTS} attempts, last error: {error}",
-                    remedy="Nothing is lost: what is left to do stays listed. Try again when storage can be reached.",
+                    remedy="Nothing is lost: what is left to do stays listed.",
+                    repeat="Try again when storage can be reached.",
                 ) from error
             delay = min(MAX_DELAY, BASE_DELAY * 2 ** (number - 1)) * (1 + random.random())  # noqa: S311 - jitter
             _logger.debug("%s: %s; attempt %d in %.2f s", what, error, number + 1, delay)

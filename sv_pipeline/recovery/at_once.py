@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
@@ -23,7 +22,7 @@ def recover_all(
     operation_ids: Iterable[int],
     *,
     progress: Callable[[float], None] | None = None,
-    **options: Any,
+    take_locks: bool = False,
 ) -> Iterator[tuple[int, RecoveryReport | SvPipelineError]]:
     """Recover operations one after the other, once all their owners have been watched.
 
@@ -31,7 +30,7 @@ def recover_all(
     ----------
     progress
         Called with the seconds of watching that are left.
-    options
+    take_locks
         As for :func:`~sv_pipeline.recovery.run.recover`.
 
     Yields
@@ -46,7 +45,7 @@ def recover_all(
         try:
             if watched is not None and watched.seconds < observation_seconds():
                 raise NotStuckError(f"operation {operation_id} is not stuck: its owner is at work.")
-            yield operation_id, recover(graph, operation_id, watched=watched, **options)
+            yield operation_id, recover(graph, operation_id, watched=watched, take_locks=take_locks)
         except SvPipelineError as error:
             yield operation_id, error
 

@@ -59,7 +59,7 @@ def put_locks_back(graph: ChunkedGraph, found: Unfinished) -> list[str]:
     try:
         if not all(got):
             name = next(names[key] for key, ok in zip(missing, got, strict=True) if not ok)
-            raise _stopped(found, f"{name} has been locked by somebody just now", "Try again in a minute.")
+            raise _stopped(found, f"{name} has been locked by somebody just now", None, "Try again in a minute.")
         _refuse_if_edited(graph, found, missing, names)  # nobody can any more
     except RecoveryStoppedError:
         ours = [key for key, ok in zip(missing, got, strict=True) if ok]
@@ -127,8 +127,9 @@ def _advice(graph: ChunkedGraph, holder: int) -> str:
     return f"Wait until that operation ends, or recover it: sv-pipeline stuck recover {graph.graph_id} {holder}."
 
 
-def _stopped(found: Unfinished, what: str, remedy: str) -> RecoveryStoppedError:
+def _stopped(found: Unfinished, what: str, remedy: str | None, repeat: str | None = None) -> RecoveryStoppedError:
     return RecoveryStoppedError(
         f"the missing locks of operation {found.operation_id} cannot be put back: {what}. Nothing was changed.",
         remedy=remedy,
+        repeat=repeat,
     )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sv_pipeline.errors import ConflictError, CorruptionError, InputError, SvPipelineError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.operations.errors import NotStuckError
+from sv_pipeline.operations.errors import FinishedError, NotStuckError
 from sv_pipeline.operations.ownership import FIXED_TIME
 from sv_pipeline.operations.refusal import OwnershipLostError
 from sv_pipeline.operations.unfinished import Phase
@@ -138,7 +138,17 @@ def recover(
     )
 
 
-def abandon(graph: ChunkedGraph, operation_id: int, *, user: str, reason: str, **options: Any) -> RecoveryReport:
+def abandon(
+    graph: ChunkedGraph,
+    operation_id: int,
+    *,
+    user: str,
+    reason: str,
+    token: str | None = None,
+    progress: Callable[[float], None] | None = None,
+    tell: Callable[[str, dict[str, Any]], None] | None = None,
+    take_locks: bool = False,
+) -> RecoveryReport:
     """Take one operation back for good: nothing of it stays, its locks are freed, and the log says why.
 
     For an operation whose recovery fails again and again, or whose edit is not wanted any more.
@@ -147,7 +157,7 @@ def abandon(graph: ChunkedGraph, operation_id: int, *, user: str, reason: str, *
     ----------
     user, reason
         Who decided it, and why; the log says both.
-    options
+    token, progress, tell, take_locks
         As for :func:`recover`.
 
     Raises
@@ -156,12 +166,30 @@ def abandon(graph: ChunkedGraph, operation_id: int, *, user: str, reason: str, *
         If there is no reason.
     ConflictError
         If all of it is written: then it is recovered and undone, not abandoned.
+    FinishedError
+        If it has ended without effect already, so that there is nothing left to abandon.
     SvPipelineError
         As for :func:`recover`.
     """
     if not reason.strip() or not user.strip():
         raise InputError(f"operation {operation_id} is not abandoned without a user and a reason, for the log.")
-    return recover(graph, operation_id, abandoned=f"by {user.strip()}: {reason.strip()}", **options)
+    try:
+        return recover(
+            graph,
+            operation_id,
+            token=token,
+            progress=progress,
+            tell=tell,
+            abandoned=f"by {user.strip()}: {reason.strip()}",
+            take_locks=take_locks,
+        )
+    except FinishedError as error:
+        if error.complete:
+            raise ConflictError(
+                f"operation {operation_id} is complete, so there is nothing to abandon.",
+                remedy=f"Run 'sv-pipeline undo {graph.graph_id} {operation_id}' if the edit is not wanted.",
+            ) from error
+        raise
 
 
 def _refuse_to_abandon_what_has_ended(claimed: Claim) -> None:

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 import tensorstore as ts
 
 from sv_pipeline.errors import ConfigError, ConflictError, SvPipelineError, UnavailableError
+from sv_pipeline.processes import interrupts_held
 
 __all__ = ["ADDRESS_VARIABLE", "main", "running_coordinator", "serve"]
 
@@ -92,13 +93,14 @@ def running_coordinator(host: str = "127.0.0.1", port: int = 0) -> Iterator[str]
         If it does not start; the message holds what it said.
     """
     command = [sys.executable, "-m", "sv_pipeline.storage.coordinator", "--bind", f"{host}:{port}"]
-    child = subprocess.Popen(  # noqa: S603 - our own module
-        [*command, "--until-stdin-closes"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with interrupts_held():
+        child = subprocess.Popen(  # noqa: S603 - our own module
+            [*command, "--until-stdin-closes"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
     try:
         yield _address_of(child)
     finally:

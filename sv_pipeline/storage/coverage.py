@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ MOST_LISTED = 1 << 21
 SAMPLED = 512
 FEW = 3
 """Missing chunks that are reported only, in a volume that has eight times as many."""
+_WITH_ENDING = re.compile(r"-?\d+--?\d+_-?\d+--?\d+_-?\d+--?\d+\.[\w.]+")
 NOT_LISTABLE = ("http://", "https://")
 _REFUSED = frozenset({"UNIMPLEMENTED", "NOT_FOUND"})
 
@@ -42,6 +44,8 @@ class Coverage:
     """Chunks that were looked for and are not there."""
     example: str | None = None
     """One of those."""
+    unread: str | None = None
+    """A file that is there under the name of a chunk, with an ending that is not known."""
 
     @property
     def text(self) -> str:
@@ -66,8 +70,9 @@ def check_coverage(found: Coverage, field: str) -> None:
         If more than three chunks are missing, or more than an eighth of all.
     """
     if found.missing > min(FEW, found.looked_for // 8):
+        unread = f" {found.unread} is there, but files with such an ending are not read." if found.unread else ""
         raise InputError(
-            f"{found.text}, first {found.example}; they would be taken for background.",
+            f"{found.text}, first {found.example}; they would be taken for background.{unread}",
             remedy="Check the place, and that the copy is complete. If the volume is sparse (chunks of background only "
             f"were never stored), set {field}: true.",
         )
@@ -99,7 +104,14 @@ def coverage(stored: StoredScale, within: Box | None = None) -> Coverage:
     there = [key in listed for key in keys] if listed is not None else _looked_for(stored, keys)
     missing = np.flatnonzero(~np.asarray(there, bool))
     example = stored.names(cells[missing[:1]])[0] if len(missing) else None
-    return Coverage(stored.folder, expected, len(numbers), len(missing), example)
+    unread = _unread(listed) if listed is not None and example is not None and stored.sharding is None else None
+    return Coverage(stored.folder, expected, len(numbers), len(missing), example, unread)
+
+
+def _unread(listed: set[bytes]) -> str | None:
+    """The first file with the name of a chunk and an ending of its own."""
+    names = sorted(key.decode(errors="replace") for key in listed)
+    return next((name for name in names if _WITH_ENDING.fullmatch(name)), None)
 
 
 def _cells(stored: StoredScale, within: Box | None) -> tuple[IntArray, IntArray]:

@@ -89,8 +89,9 @@ def written(write: Any, url: str, key: str) -> Any:
         lock = folder / (key + LOCK_SUFFIX)
         raise UnavailableError(
             f"{folder / key} could not be written for {lock_wait():.0f} s: another process has {lock} locked.",
-            remedy=f"'fuser -v {lock}' names it. If it is stopped, let it go on (kill -CONT) or end it (kill -9), then "
-            "run this again. No file has to be removed.",
+            remedy=f"'fuser -v {lock}' names it. If it is stopped, let it go on (kill -CONT) or end it (kill -9). "
+            "No file has to be removed.",
+            repeat="Then run this again.",
         ) from error
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import tensorstore as ts
 
 from sv_pipeline.errors import ConfigError, InputError, NotFoundError
+from sv_pipeline.json_texts import read_json
 from sv_pipeline.storage.kv import as_url, read_bytes, write_bytes
 from sv_pipeline.storage.stored_scale import StoredScale
 from sv_pipeline.storage.volume_info import (
@@ -68,9 +69,11 @@ def parse_info_file(
 ) -> tuple[dict[str, Any], VolumeInfo]:
     """The content of an info file, as it is and parsed; InputError, which begins with the file, if it is of no use."""
     try:
-        raw = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not a usable neuroglancer info file: {error}.") from error
+        raw = read_json(content)
+    except ValueError as error:
+        raise InputError(
+            f"{where} is not a usable neuroglancer info file: {error}.", remedy="Correct it, or copy it again."
+        ) from error
     try:
         return raw, parse(raw)
     except InputError as error:

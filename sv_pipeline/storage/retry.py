@@ -73,8 +73,9 @@ def retry_transport(
                     raise UnavailableError(
                         f"{what}: no success after {attempt} attempts in {wait.seconds:.0f} s, "
                         f"last error: {wait.reason}.",
-                        remedy="Check that the storage (and the coordinator, if one is used) can be reached, then run "
-                        f"it again; {PATIENCE_VARIABLE} sets how many seconds are waited.",
+                        remedy="Check that the storage (and the coordinator, if one is used) can be reached; "
+                        f"{PATIENCE_VARIABLE} sets how many seconds are waited.",
+                        repeat="Then run it again.",
                     ) from error
                 _logger.log(
                     logging.INFO if attempt < 3 else logging.WARNING,

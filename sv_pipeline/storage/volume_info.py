@@ -11,6 +11,7 @@ import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from math import prod
 from typing import Annotated, Any
 
 import numpy as np
@@ -42,6 +43,8 @@ SOURCE_TYPES = (*DATA_TYPES, "int8", "int16", "int32", "int64", "float32")
 LABEL_ENCODINGS = ("raw", "compressed_segmentation", "png", "compresso", "crackle")
 """Encodings that give back every label; all others may change some, or are not known."""
 LARGEST_COORDINATE = 1 << 48
+MOST_VOXELS = 1 << 62
+"""Of one mip: more cannot be counted in 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,8 @@ class _ScaleFile(BaseModel):
     def _block_size_of_its_encoding(self) -> _ScaleFile:
         if self.encoding == "compressed_segmentation" and self.compressed_segmentation_block_size is None:
             raise ValueError("compressed_segmentation_block_size is missing")
+        if prod(self.size) > MOST_VOXELS:
+            raise ValueError(f"no volume has {' x '.join(map(str, self.size))} voxels (size)")
         return self
 
 

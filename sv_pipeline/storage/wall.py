@@ -109,12 +109,13 @@ def storage_error(error: BaseException, what: str = "") -> SvPipelineError | Non
         )
     if code == "RESOURCE_EXHAUSTED":
         return UnavailableError(
-            f"{lead}no room left ({in_one_line(error)}).", remedy="Free some space or quota, then run again."
+            f"{lead}no room left ({in_one_line(error)}).", remedy="Free some space or quota.", repeat="Then run again."
         )
     if code in TRANSPORT_CODES:
         return UnavailableError(
             f"{lead}the storage did not answer ({in_one_line(error)}).",
-            remedy="Check that it can be reached, then retry.",
+            remedy="Check that it can be reached.",
+            repeat="Then try again.",
         )
     if "[os_error_code=" in text and (code == "FAILED_PRECONDITION" or "Failed to create directory" in text):
         return ConfigError(f"{lead}not possible ({in_one_line(error)}).", remedy="Check the place and what is there.")
@@ -135,18 +136,26 @@ def our_error(error: BaseException, what: str = "") -> SvPipelineError | None:
     lead = f"{what}: " if what else ""
     said = in_one_line(error) or type(error).__name__
     if isinstance(error, sqlite3.OperationalError):
-        return UnavailableError(f"{lead}the table did not answer ({said}).", remedy="Check the disk, then try again.")
+        return UnavailableError(
+            f"{lead}the table did not answer ({said}).", remedy="Check the disk.", repeat="Then try again."
+        )
     if isinstance(error, sqlite3.Error):
         return DamagedError(f"{lead}the table cannot be read ({said}).", remedy=RESTORE)
     if isinstance(error, _UNREADABLE):
         return DamagedError(f"{lead}what is stored cannot be read ({said}).", remedy=RESTORE)
     if type(error).__module__.partition(".")[0] == "grpc" or "RpcError" in {c.__name__ for c in type(error).__mro__}:
-        return UnavailableError(f"{lead}the server did not answer ({said}).", remedy="Check that it can be reached.")
+        return UnavailableError(
+            f"{lead}the server did not answer ({said}).",
+            remedy="Check that it can be reached.",
+            repeat="Then try again.",
+        )
     if isinstance(error, TimeoutError):
-        return UnavailableError(f"{lead}no answer in time ({said}).", remedy="Try again later.")
+        return UnavailableError(f"{lead}no answer in time ({said}).", repeat="Try again later.")
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
         if error.errno in _NO_ROOM:
-            return UnavailableError(f"{lead}{said}.", remedy="Check the disk and its free space, then run again.")
+            return UnavailableError(
+                f"{lead}{said}.", remedy="Check the disk and its free space.", repeat="Then run again."
+            )
         return ConfigError(f"{lead}{said}.", remedy="Check the path and its permissions.")
     return None
 

@@ -97,6 +97,17 @@ def test_wrong_options_are_named(cli: CommandLine) -> None:
 # -- what scripts read ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "-1", "many"])
+@pytest.mark.parametrize(
+    "command",
+    [["status", "tissue", "--interval"], ["split", "tissue", "--source=1,1,1", "--sink=2,2,2", "--region-memory"]],
+)
+def test_what_is_no_number_is_refused(cli: CommandLine, number: str, command: list[str]) -> None:
+    said = cli(*command, number)
+    assert said.code == 2
+    assert command[-1] in said.err
+
+
 def test_json_is_one_document_for_every_command_that_offers_it(cli: CommandLine, built: Dataset) -> None:
     assert json.loads(cli("list", "--json").out) == ["tissue"]
     status = json.loads(cli("status", "tissue", "--json").out)

@@ -57,6 +57,11 @@ def test_all_goes_on_after_a_failure_and_names_it(play: Theatre, cli: CommandLin
     assert said.code != 0
     assert "1 of 2 operations are not recovered: 15" in said.err
     assert [one.operation_id for one in find_unfinished(play.scene.graph)] == [15]
+    abandon = ("stuck", "abandon", "stage", 15, "--reason", "it is not wanted", "--take-locks", "--yes")
+    assert "abandoned" in cli(*abandon).out
+    again = cli(*abandon)
+    assert again.code == 0
+    assert "is finished already (EXCEPTION)" in again.err
 
 
 def test_mistakes_are_told(play: Theatre, cli: CommandLine) -> None:

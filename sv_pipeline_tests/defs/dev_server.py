@@ -1,4 +1,4 @@
-"""A real ``dagster dev`` of this project in its own process group, driven over GraphQL as the UI does it."""
+"""A real ``dg dev`` of this project in its own process group, driven over GraphQL as the UI does it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> A
 
 
 class DevServer:
-    """Talks to one ``dagster dev``."""
+    """Talks to one ``dg dev``."""
 
     def __init__(self, port: int, process: subprocess.Popen[bytes]) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -185,14 +185,14 @@ def is_step(process: psutil.Process) -> bool:
 
 @contextlib.contextmanager
 def dev_server(home: str, dagster_home: Path) -> Iterator[DevServer]:
-    """Start ``dagster dev -w workspace.yaml`` as ``make ui`` does, and stop it as Ctrl-C does."""
+    """Start ``dg dev -w workspace.yaml`` as ``make ui`` does, and stop it as Ctrl-C does."""
     dagster_home.mkdir(parents=True, exist_ok=True)
     shutil.copy(PROJECT / "dagster.yaml", dagster_home)
     port = free_port()
     environment = {**os.environ, "DAGSTER_HOME": str(dagster_home), "SV_PIPELINE_HOME": home}
     log = (dagster_home / "dev.log").open("wb")
     process = subprocess.Popen(
-        [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)],
+        [Path(sys.executable).with_name("dg"), "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)],
         cwd=PROJECT,
         env=environment,
         stdout=log,
@@ -202,7 +202,7 @@ def dev_server(home: str, dagster_home: Path) -> Iterator[DevServer]:
     )
     server = DevServer(port, process)
     try:
-        wait_for(server.loaded, f"dagster dev: see {log.name}", 240)
+        wait_for(server.loaded, f"dg dev: see {log.name}", 240)
         yield server
     finally:
         os.killpg(process.pid, signal.SIGINT)

@@ -18,10 +18,14 @@ from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline_tests.defs.conftest import small_config
 
 
+def every_asset() -> dg.JobDefinition:
+    return defs().resolve_implicit_global_asset_job_def()
+
+
 def run_asset(
     instance: dg.DagsterInstance, asset: str, partition: str, config: dict[str, object] | None = None
 ) -> dg.ExecuteInProcessResult:
-    job = defs().resolve_implicit_global_asset_job_def()
+    job = every_asset()
     return job.execute_in_process(
         instance=instance,
         partition_key=partition,
@@ -61,7 +65,7 @@ def prepare(dataset: Dataset, instance: dg.DagsterInstance) -> None:
 
 
 def test_the_assets_of_a_graph_build_it_and_prove_it(dataset: Dataset, instance: dg.DagsterInstance) -> None:
-    materialize_graph(dataset, instance)
+    materialize_graph(every_asset(), dataset, instance)
     assert graph_status(dataset).complete
     assert verify_dataset(dataset).ok
     contract = instance.get_latest_materialization_event(dg.AssetKey("reader_contract"))
@@ -72,13 +76,13 @@ def test_the_assets_of_a_graph_build_it_and_prove_it(dataset: Dataset, instance:
 
 
 def test_a_complete_graph_has_no_missing_partition(dataset: Dataset, instance: dg.DagsterInstance) -> None:
-    materialize_graph(dataset, instance)
+    materialize_graph(every_asset(), dataset, instance)
     done = instance.get_materialized_partitions(dg.AssetKey("layer"))
     assert done == {f"{dataset.graph_id}|L{number:02d}" for number in range(2, MAX_LAYER + 1)}
 
 
 def test_every_invariant_is_evaluated_with_the_graph_named(dataset: Dataset, instance: dg.DagsterInstance) -> None:
-    materialize_graph(dataset, instance)
+    materialize_graph(every_asset(), dataset, instance)
     result = run_asset(instance, "reader_contract", dataset.graph_id)
     evaluations = result.get_asset_check_evaluations()
     assert len(evaluations) >= 15
@@ -167,7 +171,7 @@ def test_sensor_makes_partitions_of_registered_graphs(dataset: Dataset, instance
 
 
 def test_purge_job_makes_a_layer_build_again(dataset: Dataset, instance: dg.DagsterInstance) -> None:
-    materialize_graph(dataset, instance)
+    materialize_graph(every_asset(), dataset, instance)
     job = defs().resolve_job_def("purge_layer_job")
     config = {"ops": {"purge_layer": {"config": {"graph_id": dataset.graph_id, "layer": 3}}}}
     assert job.execute_in_process(instance=instance, run_config=config).success
@@ -186,7 +190,7 @@ def test_setup_alone(tmp_path: Path, home: str, small_segmentation: Path, instan
 
 
 def test_verify_job_fails_with_the_finding(dataset: Dataset, instance: dg.DagsterInstance) -> None:
-    materialize_graph(dataset, instance)
+    materialize_graph(every_asset(), dataset, instance)
     job = defs().resolve_job_def("verify_job")
     config = {"ops": {"verify_graph": {"config": {"graph_id": dataset.graph_id}}}}
     assert job.execute_in_process(instance=instance, run_config=config).success

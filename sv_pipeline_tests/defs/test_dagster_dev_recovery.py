@@ -1,4 +1,4 @@
-"""An edit in a terminal is killed; the sensor of a real ``dagster dev`` finds and heals it, and nobody asks for it."""
+"""An edit in a terminal is killed; the sensor of a real ``dg dev`` finds and heals it, and nobody asks for it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,18 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import dagster as dg
 
 from sv_pipeline.definitions import defs
 from sv_pipeline.verify.run import CHECKS
+from sv_pipeline_tests.defs.dev_server import PROJECT
+
+
+def test_loading_them_warns_of_nothing() -> None:
+    command = "from sv_pipeline.definitions import defs; defs().get_repository_def()"
+    subprocess.run([sys.executable, "-W", "error", "-c", command], check=True, cwd=PROJECT)
 
 
 def test_the_names_that_users_and_links_rely_on(home: str) -> None:

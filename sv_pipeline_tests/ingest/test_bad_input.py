@@ -144,6 +144,35 @@ def test_a_place_that_cannot_be_written(cli: CommandLine, tmp_path: Path, place:
     builds.assert_nothing_written(tmp_path / "home", tmp_path / "watershed")
 
 
+@pytest.mark.parametrize(
+    ("place", "is_folder"),
+    [
+        ("home/graphs", False),
+        ("home/tables", False),
+        ("home/graphs/tissue.json", True),
+        ("watershed/ocdbt", False),
+        ("watershed/ocdbt/tissue", False),
+        ("watershed/.watershed", False),
+        ("watershed/info", True),
+    ],
+)
+def test_what_is_in_the_way_below_a_place_is_named_before_anything_is_written(
+    cli: CommandLine, tmp_path: Path, place: str, is_folder: bool
+) -> None:
+    raw = small(tmp_path)
+    raw["data_source"] = {"WATERSHED": str(tmp_path / "watershed")}
+    in_the_way = cli.home.parent / place
+    in_the_way.parent.mkdir(parents=True, exist_ok=True)
+    if is_folder:
+        in_the_way.mkdir()
+    else:
+        in_the_way.write_text("mine")
+    config = builds.config_file(tmp_path / "dataset.yaml", raw)
+    before = set(tmp_path.rglob("*"))
+    assert_refused(cli("ingest", config), str(in_the_way), "is a folder" if is_folder else "is not a folder")
+    assert set(tmp_path.rglob("*")) == before
+
+
 def test_a_bucket_that_cannot_be_named(cli: CommandLine, tmp_path: Path) -> None:
     raw = small(tmp_path)
     raw["data_source"] = {"WATERSHED": "gs://"}

@@ -119,6 +119,14 @@ def test_a_volume_without_some_of_its_chunks_is_refused_unless_that_is_asked_for
     builds.register(raw, cli.home)
 
 
+def test_chunks_of_an_unknown_ending_are_named(cli: CommandLine, tmp_path: Path) -> None:
+    folder = written(tmp_path / "volume", labels(), None)
+    for chunk in (folder / "8_8_40").iterdir():
+        chunk.rename(chunk.with_name(f"{chunk.name}.lz4"))
+    raw = builds.raw_config(tmp_path, source={"segmentation": str(folder)})
+    assert_refused_without_a_trace(cli, tmp_path, raw, "32 of 32 storage chunks", "0-5_0-5_0-5.lz4 is there")
+
+
 def no_change(_: dict[str, Any]) -> None:
     pass
 
@@ -132,6 +140,11 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, tuple[str, ...]]] = {
     "one folder for two mips": ({}, same_key, ("scales 0 and 1", "8_8_40")),
     "unknown encoding": ({}, lambda info: info["scales"][0].update(encoding="foo"), ("encoding is 'foo'",)),
     "not installed": ({}, lambda info: info["scales"][0].update(encoding="compresso"), ("compresso",)),
+    "uncountable": (
+        {},
+        lambda info: info["scales"][0].update(size=[10**9] * 3),
+        ("no volume has",),
+    ),
     "wrong type": ({}, lambda info: info.update(data_type="float32"), ("float32",)),
     "wrong size": ({}, lambda info: info["scales"][0].update(chunk_sizes=[[9, 9, 9]]), ("storage chunks",)),
     "wrong bytes": ({}, lambda info: info.update(data_type="uint32"), ("cannot be",)),
@@ -147,3 +160,18 @@ def test_a_volume_whose_labels_cannot_be_had_is_refused(cli: CommandLine, tmp_pa
     (folder / "info").write_text(json.dumps(info))
     raw = builds.raw_config(tmp_path, source={"segmentation": str(folder)})
     assert_refused_without_a_trace(cli, tmp_path, raw, *parts)
+
+
+@pytest.mark.parametrize("name", ["data_type", "size"])
+@pytest.mark.parametrize("role", ["segmentation", "WATERSHED"])
+def test_an_info_file_with_a_name_twice_is_refused(cli: CommandLine, tmp_path: Path, name: str, role: str) -> None:
+    """Half of a volume was lost without a word: JSON readers take the last of the two."""
+    folder = written(tmp_path / "volume", labels(np.uint64), None)
+    value = {"data_type": '"uint32"', "size": "[10, 20, 10]"}[name]
+    text = (folder / "info").read_text()
+    (folder / "info").write_text(text.replace(f'"{name}"', f'"{name}": {value}, "{name}"', 1))
+    raw = builds.raw_config(tmp_path, source={"segmentation": str(folder)})
+    if role == "WATERSHED":
+        del raw["source"]
+        raw["data_source"] = {"WATERSHED": str(folder)}
+    assert_refused_without_a_trace(cli, tmp_path, raw, "info", f"{name!r} stands twice")

@@ -10,6 +10,7 @@ from sv_pipeline.errors import ConflictError, InputError
 from sv_pipeline.operations import ownership
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.recovery import (
+    FinishedError,
     RecoveryReport,
     RecoveryStoppedError,
     abandon,
@@ -77,6 +78,9 @@ def test_what_died_at_any_step_can_be_abandoned(theatre: Callable[[str], Theatre
     report = abandon(play.scene.graph, newest(play), user="emma", reason="it fails for ever")
     assert report.replay.outcome == "abandoned"
     prove_given_up(play, newest(play))
+    with pytest.raises(FinishedError, match="EXCEPTION"):
+        abandon(play.scene.graph, newest(play), user="emma", reason="once more")
+    prove_given_up(play, newest(play))
     assert play.do(**play.request("supervoxel split")) == DONE  # it can be asked for again
 
 
@@ -87,6 +91,8 @@ def test_a_complete_operation_is_not_abandoned(theatre: Callable[[str], Theatre]
         abandon(play.scene.graph, newest(play), user="emma", reason="no")
     assert recover(play.scene.graph, newest(play)).replay.outcome == "released"
     assert play.scene.objects() == play.twin("merge")
+    with pytest.raises(ConflictError, match="undo"):
+        abandon(play.scene.graph, newest(play), user="emma", reason="no")
 
 
 def test_an_abandonment_says_who_and_why(theatre: Callable[[str], Theatre], quick: None) -> None:

@@ -106,7 +106,7 @@ class RequestRoots:
             raise EditRefused(
                 Reason.LOCKED,
                 f"the object of supervoxel {int(supervoxels[~listed][0])} is just being changed or recovered.",
-                remedy="Try again in a moment.",
+                repeat="Try again in a moment.",
             )
 
     def _look_up(self) -> None:

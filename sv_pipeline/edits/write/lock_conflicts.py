@@ -18,14 +18,15 @@ def held_by_another(table: Table, key: bytes, name: str, operation_id: int) -> E
     if INDEFINITE_LOCK.key in row:
         holder, since = INDEFINITE_LOCK.newest(row), row[INDEFINITE_LOCK.key][0].timestamp
         how = f"is being written by operation {holder}{_user(table, holder)} since {_clock(since)}"
-        remedy = "Try again in a moment; if its process has died: recover it (sv-pipeline stuck list)."
+        remedy = "If its process has died, recover it (sv-pipeline stuck list)."
     elif LOCK.key in row:
         holder, since = LOCK.newest(row), row[LOCK.key][0].timestamp
         how = f"is locked by operation {holder}{_user(table, holder)} since {_clock(since)}"
-        remedy = "Try again in a moment; the lock of an operation that has died expires by itself."
+        remedy = "The lock of an operation that has died expires by itself."
     else:
-        how, remedy = "is being edited all the time", "Try again in a moment."
-    return EditRefused(Reason.LOCKED, f"{name} {how}; operation {operation_id} gave up waiting.", remedy=remedy)
+        how, remedy = "is being edited all the time", None
+    said = f"{name} {how}; operation {operation_id} gave up waiting."
+    return EditRefused(Reason.LOCKED, said, remedy=remedy, repeat="Try again in a moment.")
 
 
 def _user(table: Table, operation_id: int | None) -> str:

@@ -308,5 +308,6 @@ class EditLocks:
         return OwnershipLostError(
             f"operation {self.operation_id} does not hold its locks any more: it took longer than "
             f"{self.expiry} without renewing them.",
-            remedy="Nothing of it counts; make the edit again.",
+            remedy="Nothing of it counts.",
+            repeat="Make the edit again.",
         )

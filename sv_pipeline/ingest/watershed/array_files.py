@@ -6,6 +6,7 @@ import os
 import tokenize
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
@@ -90,8 +91,11 @@ def read_headers(file: str) -> dict[str, ArrayHeader]:
 def _read_headers(file: str, _size: int, _time: int) -> tuple[tuple[str, ArrayHeader], ...]:
     try:
         with zipfile.ZipFile(file) as archive:
-            members = {member.filename: member for member in archive.infolist() if not member.is_dir()}
-            return tuple((name.removesuffix(".npy"), _member_header(archive, m)) for name, m in members.items())
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            names = Counter(member.filename.removesuffix(".npy") for member in members)
+            headers = {member.filename.removesuffix(".npy"): _member_header(archive, member) for member in members}
+            twice = ArrayHeader((), np.dtype(np.void), "it stands twice in the archive")
+            return tuple((name, twice if names[name] > 1 else header) for name, header in headers.items())
     except UNREADABLE as error:
         raise _broken(file, error) from error
 

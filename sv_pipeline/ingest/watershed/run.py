@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +15,7 @@ from sv_pipeline.ingest.watershed.edges import run_edge_batch
 from sv_pipeline.ingest.watershed.labels import run_label_batch
 from sv_pipeline.ingest.watershed.objects import make_object_table
 from sv_pipeline.ingest.watershed.plan import Stage, WatershedPlan, pending, prepare_watershed
+from sv_pipeline.processes import Workers
 from sv_pipeline.storage import kv
 from sv_pipeline.storage.stored_json import parse_stored
 
@@ -125,8 +124,7 @@ def _results(plan: WatershedPlan, run: _Batch, batches: list[npt.NDArray[np.int6
             run(plan, batch)
             yield len(batch)
         return
-    # spawn: a forked child would inherit threads and locks of TensorStore
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with Workers(workers) as pool:
         futures = [pool.submit(run, plan, batch) for batch in batches]
         for future, batch in zip(futures, batches, strict=True):
             future.result()

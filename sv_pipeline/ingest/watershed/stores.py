@@ -5,13 +5,13 @@ Only mip 0 of a precomputed volume is read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import tensorstore as ts
 
 from sv_pipeline.errors import ConfigError, DamagedError, InputError, SvPipelineError
+from sv_pipeline.json_texts import read_json
 from sv_pipeline.places import is_spec, parse_source
 from sv_pipeline.storage.context import process_context
 from sv_pipeline.storage.precomputed import parse_info_file
@@ -23,7 +23,10 @@ from sv_pipeline.storage.wall import in_one_line
 __all__ = ["open_store"]
 
 PICTURE_DRIVERS = frozenset({"jpeg", "webp", "avif"})
-REMEDY = "Give an .npz, an .npy, a neuroglancer precomputed volume or a TensorStore spec."
+REMEDY = (
+    "Give an .npz, an .npy, a neuroglancer precomputed volume (its folder) or a TensorStore spec; "
+    "a table must be a .csv or an .npz."
+)
 
 
 def open_store(path: str, *, labels: bool) -> tuple[ts.TensorStore, StoredScale | None]:
@@ -47,7 +50,10 @@ def open_store(path: str, *, labels: bool) -> tuple[ts.TensorStore, StoredScale 
     """
     if is_spec(path):
         return _from_spec(path, labels=labels)
-    url = parse_source(path).folder_url
+    place = parse_source(path)
+    if place.file is not None and place.file.exists() and not place.file.is_dir():
+        raise _unusable(path, "it is a file of another kind")
+    url = place.folder_url
     stored = _stored(url, path)
     if labels:
         check_label_encoding(stored.scale, f"{url}info: scales[0].")
@@ -72,8 +78,8 @@ def _stored(url: str, path: str) -> StoredScale:
 
 def _from_spec(text: str, *, labels: bool) -> tuple[ts.TensorStore, StoredScale | None]:
     try:
-        spec = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        spec = read_json(text)
+    except ValueError as error:
         raise ConfigError(f"source: not a valid TensorStore spec: {error}.") from error
     try:
         store = retry_transport(

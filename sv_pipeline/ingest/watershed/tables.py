@@ -1,6 +1,6 @@
 """What a user says about labels: which belong to one object, and how strongly two of them hold together.
 
-Owns the ``.csv`` and ``.npz`` tables and their checks; does not know chunks or supervoxel ids.
+Owns what such tables say and its checks; ``columns`` reads them. Does not know chunks or supervoxel ids.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,8 @@ import pandas as pd
 from sv_pipeline.algorithms.edge_rules import as_stored, unusable_affinities
 from sv_pipeline.errors import InputError
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.ingest.watershed.array_files import read_array, read_headers
+from sv_pipeline.ingest.watershed.array_files import read_headers
+from sv_pipeline.ingest.watershed.columns import read_columns
 from sv_pipeline.ingest.watershed.source import split_key
 
 __all__ = [
@@ -76,7 +76,7 @@ class EdgeTable:
 
 def is_table(path: str) -> bool:
     """Whether a path is a table rather than a volume: any ``.csv``, or an ``.npz`` with the columns of one."""
-    if path.endswith(".csv"):
+    if path.lower().endswith(".csv"):
         return True
     file, key = split_key(path)
     if not file.endswith(".npz") or key is not None or not Path(file).is_file():
@@ -93,7 +93,7 @@ def read_object_table(path: str) -> ObjectTable:
     InputError
         If it cannot be read, or puts one label into two objects, or background into an object.
     """
-    columns = _read_columns(path, dict.fromkeys(OBJECT_COLUMNS, "uint64"))
+    columns = read_columns(path, dict.fromkeys(OBJECT_COLUMNS, "uint64"))
     pairs = np.unique(np.stack([columns["label"], columns["object"]], axis=-1), axis=0)
     labels, objects = pairs[:, 0], pairs[:, 1]
     twice = labels[1:][labels[1:] == labels[:-1]]
@@ -113,7 +113,7 @@ def read_edge_table(path: str) -> EdgeTable:
         If it cannot be read, names background or a self loop, an affinity is not a finite float32 of at least 0, or
         a pair has two affinities.
     """
-    columns = _read_columns(path, {"label_a": "uint64", "label_b": "uint64", "affinity": "float64"})
+    columns = read_columns(path, {"label_a": "uint64", "label_b": "uint64", "affinity": "float64"})
     first, second, affinity = (columns[name] for name in EDGE_COLUMNS)
     low, high = np.minimum(first, second), np.maximum(first, second)
     faults = {
@@ -152,32 +152,3 @@ def table_fingerprint(table: ObjectTable | EdgeTable) -> str:
     for array in vars(table).values():
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def _read_columns(path: str, types: dict[str, str]) -> dict[str, npt.NDArray[Any]]:
-    remedy = f"Give the columns {', '.join(types)}."
-    file = split_key(path)[0]
-    if not Path(file).is_file():
-        raise InputError(f"{path} does not exist.", remedy="Check the paths in source.")
-    try:
-        if file.endswith(".npz"):
-            columns = {name: read_array(file, name) for name in types}
-        else:
-            frame = pd.read_csv(file, skipinitialspace=True, usecols=list(types))
-            columns = {name: frame[name].to_numpy() for name in types}
-        arrays = {name: _numbers(columns[name], np.dtype(dtype)) for name, dtype in types.items()}
-    except (ValueError, OSError, KeyError, OverflowError) as error:
-        raise InputError(f"{path} cannot be read as a table: {error}.", remedy=remedy) from error
-    if len({array.shape for array in arrays.values()}) > 1 or next(iter(arrays.values())).ndim != 1:
-        raise InputError(f"{path}: columns differ in length or shape.", remedy=remedy)
-    return arrays
-
-
-def _numbers(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Column in its type. pandas would wrap -1 and NumPy cut 1.5 without a word, so its own type is looked at first."""
-    wanted = "iu" if dtype.kind == "u" else "iuf"
-    if values.size and values.dtype.kind not in wanted:
-        raise ValueError(f"found {values.dtype} where {'integers' if dtype.kind == 'u' else 'numbers'} belong")
-    if values.size and dtype.kind == "u" and int(values.min()) < 0:
-        raise ValueError(f"{values.min()} is no label, labels are at least 0")
-    return values.astype(dtype)

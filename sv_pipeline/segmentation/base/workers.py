@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from sv_pipeline.config import PopulateMethod
+from sv_pipeline.processes import Workers
 from sv_pipeline.segmentation.base.populate import PopulatePlan, TaskReport, populate_task
 from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE, running_coordinator
 
@@ -53,9 +53,7 @@ def populate_missing(
                 reports.append(populate_task(watershed_url, plan, task, coordinator_address=address))
                 report(len(reports), total)
             return reports
-        # Never "fork": TensorStore's threads do not survive it.
-        pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        pool = stack.enter_context(Workers(workers))
         light = replace(plan, missing=())  # it goes along with each task
         futures = [
             pool.submit(populate_task, watershed_url, light, task, coordinator_address=address) for task in plan.missing

@@ -72,7 +72,7 @@ def _copy_manifests(base: BaseInfo, graph_id: str) -> None:
     if latest is not None:
         numbered = kv.read_bytes(folder, latest)
         if numbered is None:
-            raise CorruptionError(f"{folder}{latest} vanished while it was copied.", remedy="Try again.")
+            raise CorruptionError(f"{folder}{latest} vanished while it was copied.", repeat="Try again.")
         kv.write_bytes(target, latest, numbered)
     if not kv.write_if_absent(target, ocdbt.SINGLE_MANIFEST, manifest):
         raise ConflictError(f"somebody else has just forked {url} for graph {graph_id!r}.", remedy="Use that fork.")

@@ -37,7 +37,9 @@ def require_committable(watershed_url: str | Path, graph_id: str, operation_id: 
     if (path := local_path(folder)) is not None:
         for place in (path, path / "d"):
             if place.exists() and not os.access(place, os.W_OK | os.X_OK):
-                raise ConfigError(f"the folder {place} of graph {graph_id!r} cannot be written to.", remedy=_REMEDY)
+                raise ConfigError(
+                    f"the folder {place} of graph {graph_id!r} cannot be written to.", remedy=_REMEDY, repeat=_REPEAT
+                )
         require_room(path, f"the fork of graph {graph_id!r}")
     if (record := record_in(store.kv, operation_id)) is not None:
         raise ConflictError(
@@ -53,7 +55,7 @@ def require_committable(watershed_url: str | Path, graph_id: str, operation_id: 
         kv.write_bytes(folder, key, b"")
         kv.delete_key(folder, key)
     except SvPipelineError as error:
-        error.advise(f"{error.remedy or ''} {_REMEDY}".strip())
+        error.advise(f"{error.repair or ''} {_REMEDY}".strip(), repeat=_REPEAT)
         raise
 
 
@@ -64,8 +66,10 @@ def require_room(place: Path, what: str) -> None:
         raise UnavailableError(
             f"only {free / 1e6:.1f} MB are left on the disk of {what} ({place}); an edit needs "
             f"{MIN_FREE_BYTES / 1e6:.0f} MB, so that it can be brought to its end.",
-            remedy="Free some space, then ask for the edit again.",
+            remedy="Free some space.",
+            repeat=_REPEAT,
         )
 
 
-_REMEDY = "Nothing was written. Let this process write to the fork, then ask for the edit again."
+_REMEDY = "Nothing was written. Let this process write to the fork."
+_REPEAT = "Then ask for the edit again."

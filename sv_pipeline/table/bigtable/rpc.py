@@ -231,7 +231,9 @@ def error_of(code: grpc.StatusCode, detail: str, table_path: str, what: str) -> 
     emulator = os.environ.get(EMULATOR)
     place = f"the emulator at {emulator} ({EMULATOR})" if emulator else "Bigtable"
     return UnavailableError(
-        f"{where} failed: {code.name} {detail}.", remedy=f"See whether {place} can be reached, then try again."
+        f"{where} failed: {code.name} {detail}.",
+        remedy=f"See whether {place} can be reached.",
+        repeat="Then try again.",
     )
 
 

@@ -308,7 +308,7 @@ class SqliteTable(Table):
                     f"table {self.path} cannot be read: {error}.", remedy="Restore it from a copy, or ingest it again."
                 ) from error
             raise UnavailableError(
-                f"table {self.path} did not answer: {error}.", remedy="Check the disk, then try again."
+                f"table {self.path} did not answer: {error}.", remedy="Check the disk.", repeat="Then try again."
             ) from error
         except sqlite3.DatabaseError as error:
             raise CorruptionError(

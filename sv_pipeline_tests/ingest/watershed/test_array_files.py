@@ -98,6 +98,17 @@ def test_another_array_does_not_take_the_place_of_a_broken_one(tmp_path: Path, b
     np.testing.assert_array_equal(read(path + "#other"), LABELS)
 
 
+@pytest.mark.parametrize("names", [("seg.npy", "seg.npy"), ("seg", "seg.npy")])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_array_that_stands_twice_is_refused(tmp_path: Path, names: tuple[str, str]) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        for name, array in zip(names, (LABELS, LABELS + 1), strict=True):
+            file.writestr(name, file_of(array))
+    for path in (tmp_path / "a.npz", f"{tmp_path / 'a.npz'}#seg"):
+        with pytest.raises(InputError, match=r"seg.*stands twice in the archive"):
+            read(str(path))
+
+
 BROKEN = {
     "huge": declares("(100000, 100000, 10000)"),
     "longer than it is": file_of(LABELS)[:-1],

@@ -242,7 +242,17 @@ BAD_AGGLOMERATIONS = {
     "fraction": (lambda f: text(f, "t.csv", "label,object\n1,1.5\n"), "cannot be read as a table"),
     "gap": (lambda f: text(f, "t.csv", "label,object\n1,\n2,1\n"), "cannot be read as a table"),
     "other columns": (lambda f: text(f, "t.csv", "a,b\n1,2\n"), "cannot be read as a table.*label, object"),
-    "empty table": (lambda f: text(f, "t.csv", ""), "cannot be read as a table"),
+    "empty table": (lambda f: text(f, "t.csv", ""), "it is empty"),
+    "semicolons": (lambda f: text(f, "t.csv", "label;object\n1;1\n"), "first line, 'label;object'.*by commas"),
+    "no header": (lambda f: text(f, "t.csv", "1,1\n2,1\n"), "first line, '1,1'"),
+    "column twice": (lambda f: text(f, "t.csv", "label,object,object\n1,1,2\n"), "column object stands twice"),
+    "one more field": (lambda f: text(f, "t.csv", "label,object\n1,1\n2,1,3\n"), "line 3"),
+    "more fields than names": (lambda f: text(f, "t.csv", "label,object\n0,1,1\n1,2,1\n"), "more fields than"),
+    "a row cut short": (lambda f: text(f, "t.csv", "label,object\n1,1\n2\n"), "row 2: object is ''"),
+    "hexadecimal": (lambda f: text(f, "t.csv", "label,object\n1,1\n0x2,1\n"), "row 2: label is '0x2'"),
+    "too large": (lambda f: text(f, "t.csv", f"label,object\n1,{2**64}\n"), f"row 1: object is '{2**64}'.*at most"),
+    "tabs": (lambda f: text(f, "t.tsv", "label\tobject\n1\t1\n"), "file of another kind.*must be a .csv"),
+    "a folder": (lambda f: (f / "t.csv").mkdir() or f / "t.csv", "t.csv is no file"),
 }
 
 
@@ -266,7 +276,9 @@ BAD_AFFINITIES = {
     "negative weight": (lambda f: text(f, "e.csv", EDGES + "1,2,-1\n"), "not a finite number of at least 0"),
     "background": (lambda f: text(f, "e.csv", EDGES + "0,2,0.5\n"), "label 0, the background"),
     "twice": (lambda f: text(f, "e.csv", EDGES + "1,2,0.5\n2,1,0.6\n"), r"pair \(1, 2\) two affinities"),
-    "words": (lambda f: text(f, "e.csv", EDGES + "1,2,strong\n"), "cannot be read as a table"),
+    "words": (lambda f: text(f, "e.csv", EDGES + "1,2,strong\n"), "row 1: affinity is 'strong', which is no number"),
+    "decimal commas": (lambda f: text(f, "e.csv", EDGES + "1,2,0,5\n"), "more fields than its first line has names"),
+    "columns named otherwise": (lambda f: text(f, "e.csv", "a,b,affinity\n1,2,1\n"), "label_a and label_b"),
 }
 
 
