@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from sv_pipeline.arguments import shown
 from sv_pipeline.config_errors import describe_errors
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.places import LOCK_SUFFIX, is_spec, local_folder, parse_folder, parse_source
@@ -102,7 +103,7 @@ def validate_graph_id(graph_id: str) -> str:
     usable = isinstance(graph_id, str) and GRAPH_ID.fullmatch(graph_id) and not graph_id.endswith(LOCK_SUFFIX)
     if not usable or graph_id in RESERVED_GRAPH_IDS:
         raise ConfigError(
-            f"graph id {graph_id!r} cannot be used.",
+            f"graph id {shown(graph_id)} cannot be used.",
             remedy="Use 1 to 50 letters, digits, '_', '.' or '-', not starting with '.' or '-' and not ending with "
             f"{LOCK_SUFFIX}; {', '.join(sorted(RESERVED_GRAPH_IDS))} are reserved.",
         )

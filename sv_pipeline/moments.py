@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import re
-import reprlib
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import numpy as np
 
+from sv_pipeline.arguments import is_whole, shown
 from sv_pipeline.errors import InputError
 
-__all__ = ["MEANINGS", "Moment", "Time", "epoch_milliseconds", "parse_moment", "parse_operation", "parse_time"]
+__all__ = [
+    "MEANINGS",
+    "Moment",
+    "Time",
+    "as_date",
+    "epoch_milliseconds",
+    "parse_moment",
+    "parse_operation",
+    "parse_time",
+]
 
 Time = datetime | date | np.datetime64 | str
 """A time: UTC where it names no zone; a date is its first instant; text is ISO 8601 (``2026-01-31T12:00:00+01:00``)."""
@@ -37,17 +46,16 @@ def parse_moment(value: Any) -> datetime | int:
     InputError
         If the value is neither; says what a moment is.
     """
-    if isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64):
+    if is_whole(value):
         return parse_operation(value)
     return parse_time(value)
 
 
 def parse_operation(value: Any) -> int:
     """The number of an operation; InputError if the value is none."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
-    if not whole or not 0 < int(value) < _MAX_OPERATION:
+    if not is_whole(value) or not 0 < int(value) < _MAX_OPERATION:
         raise InputError(
-            f"{reprlib.repr(value)} is no operation.", remedy="Operations are numbered from 1; the log lists them."
+            f"{shown(value)} is no operation.", remedy="Operations are numbered from 1; the log lists them."
         )
     return int(value)
 
@@ -67,13 +75,21 @@ def parse_time(value: Any) -> datetime:
             return aware.astimezone(UTC)
     except (ValueError, OverflowError, TypeError):
         pass
-    raise InputError(f"{reprlib.repr(value)} is no moment.", remedy=MEANINGS)
+    raise InputError(f"{shown(value)} is no moment.", remedy=MEANINGS)
 
 
 def epoch_milliseconds(time: datetime) -> int:
     """Milliseconds since the epoch, rounded up; 0 for what was before it."""
     aware = time if time.utcoffset() is not None else time.replace(tzinfo=UTC)
     return max(0, -((_EPOCH - aware) // _MILLISECOND))
+
+
+def as_date(milliseconds: int) -> str:
+    """A time of cells as people read it, to the millisecond, UTC."""
+    try:
+        return (_EPOCH + milliseconds * _MILLISECOND).isoformat(sep=" ", timespec="milliseconds")
+    except OverflowError:
+        return f"{milliseconds} ms after 1970"
 
 
 def _time(value: Any) -> datetime | None:

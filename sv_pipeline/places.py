@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+from sv_pipeline.arguments import shown
 from sv_pipeline.errors import ConfigError
 
 __all__ = ["LOCK_SUFFIX", "READABLE", "WRITABLE", "Place", "is_spec", "local_folder", "parse_folder", "parse_source"]
@@ -143,11 +144,16 @@ def is_spec(text: str) -> bool:
 
 
 def _text(given: object) -> str:
-    if isinstance(given, str):
-        return given
-    if isinstance(given, os.PathLike) and isinstance(path := os.fspath(given), str):
-        return path
-    raise ConfigError(f"{given!r} is no place.", remedy="Give a path or a URL, as text.")
+    text = os.fspath(given) if isinstance(given, os.PathLike) else given
+    if isinstance(text, str):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"{shown(text)} is no place: it holds what is no character.", remedy="Rename it: names are UTF-8."
+            ) from error
+        return text
+    raise ConfigError(f"{shown(given)} is no place.", remedy="Give a path or a URL, as text.")
 
 
 def _named(place: Place, member: str, text: str) -> Place:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import getpass
-import reprlib
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from sv_pipeline import edits
+from sv_pipeline.arguments import parse_count, parse_flag, parse_ids, parse_user
 from sv_pipeline.edits import (
     CommittedEdit,
     EditRefused,
@@ -32,11 +34,14 @@ from sv_pipeline.edits.tokens import edit_once, operation_of
 from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.graph import queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.lineage import Lineage, lineage, supervoxel_lineage
+from sv_pipeline.graph.lineage import Lineage, any_lineage
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.moments import Moment, parse_operation
+from sv_pipeline.moments import Moment, parse_moment, parse_operation
 from sv_pipeline.operations.log import Operation
+from sv_pipeline.operations.pair import fitting, misfit_first
+from sv_pipeline.operations.refusal import bad_request
+from sv_pipeline.places import parse_folder
 from sv_pipeline.redaction import redacted
 from sv_pipeline.registry import Dataset, open_dataset
 from sv_pipeline.reports.previews import PreviewedMerge, PreviewedSplit
@@ -48,10 +53,11 @@ __all__ = ["OpenGraph", "Voxels", "open_graph"]
 
 Voxels = Sequence[Sequence[int]]
 IntArray = npt.NDArray[np.int64]
+Answer = TypeVar("Answer")
 
 
 @behind_the_wall
-def open_graph(graph_id: str, home: str | None = None) -> OpenGraph:
+def open_graph(graph_id: str, home: str | os.PathLike[str] | None = None) -> OpenGraph:
     """Open a registered graph.
 
     Parameters
@@ -66,7 +72,9 @@ def open_graph(graph_id: str, home: str | None = None) -> OpenGraph:
     NotFoundError
         If no such graph is registered, or it has no table yet.
     """
-    dataset = open_dataset(graph_id, home)
+    dataset = open_dataset(
+        graph_id, None if home is None or (isinstance(home, str) and not home) else parse_folder(home).text
+    )
     _ = dataset.graph
     return OpenGraph(dataset)
 
@@ -127,21 +135,29 @@ class OpenGraph:
 
     def supervoxels(self, points: Voxels, *, at: Moment | None = None) -> UInt64Array:
         """The supervoxels at voxels, shape (n,), 0 for background; now, as of a time, or just after an operation."""
-        where = given_voxels(points, "points")
-        return settled(self.graph, lambda graph: self._supervoxels(graph, where, at))
+        where, at = given_voxels(points, "points"), _moment(at)
+        return self._ask(lambda graph: self._supervoxels(graph, where, at))
 
     def supervoxels_and_roots(
         self, points: Voxels = (), supervoxels: Sequence[int] = (), *, at: Moment | None = None
     ) -> tuple[UInt64Array, UInt64Array]:
         """Some supervoxels and those at voxels, and the root of each, shape (n,); all as of one moment."""
-        where, named = given_voxels(points, "points"), np.asarray(supervoxels, np.uint64).reshape(-1)
+        where, at = given_voxels(points, "points"), _moment(at)
+        with bad_request():
+            named = parse_ids(supervoxels, "supervoxels")
 
         def question(graph: SettledGraph) -> tuple[UInt64Array, UInt64Array]:
             time = None if at is None else edits.milliseconds_of(graph, at)
             ids = np.concatenate([named, self._on_objects(graph, where, at)])
             return ids, queries.roots(graph, ids, at=time)
 
-        return settled(self.graph, question)
+        return self._ask(question)
+
+    def _ask(self, question: Callable[[SettledGraph], Answer]) -> Answer:
+        """The answer to a question, as of one moment; a table and a fork that do not belong together have none."""
+        graph = self.graph
+        with misfit_first(graph):
+            return settled(graph, question)
 
     def _supervoxels(self, graph: SettledGraph, where: IntArray, at: Moment | None) -> UInt64Array:
         if at is None or not len(where):
@@ -168,20 +184,20 @@ class OpenGraph:
 
     def leaves(self, points: Voxels, *, at: Moment | None = None) -> list[UInt64Array]:
         """The supervoxels of the object at each voxel; now, as of a time, or just after an operation."""
-        where = given_voxels(points, "points")
+        where, at = given_voxels(points, "points"), _moment(at)
 
         def question(graph: SettledGraph) -> list[UInt64Array]:
             time = None if at is None else edits.milliseconds_of(graph, at)
             found = queries.leaves(graph, queries.roots(graph, self._on_objects(graph, where, at), at=time))
             return np.split(found.values, found.offsets[1:-1]) if len(where) else []
 
-        return settled(self.graph, question)
+        return self._ask(question)
 
     def lineage(self, ids: Sequence[int]) -> Lineage:
         """What roots, or supervoxels, came from and what became of them, with the operations that did it."""
-        asked = np.asarray(ids, np.uint64)
-        of = supervoxel_lineage if (self.graph.layout.layers(asked) == 1).all() else lineage
-        return settled(self.graph, lambda graph: of(graph, asked))
+        with bad_request():
+            asked = parse_ids(ids, "ids")
+            return self._ask(lambda graph: any_lineage(graph, asked))
 
     def look_up(self, source: Voxels, sink: Voxels) -> pd.DataFrame:
         """What the points of a request mean: side, x, y, z, supervoxel and root of each, and how far off it is (nm).
@@ -195,7 +211,7 @@ class OpenGraph:
             ids = np.concatenate([side.ids for side in found])
             return found, queries.roots(graph, ids, missing_ok=True)
 
-        found, objects = settled(self.graph, question)
+        found, objects = self._ask(question)
         table = pd.DataFrame(np.concatenate([side.pointed for side in found]), columns=["x", "y", "z"])
         table.insert(0, "side", [name for name, side in sides.items() for _ in side.pointed])
         moved = np.concatenate([_voxels_of(side) - side.pointed for side in found])
@@ -217,7 +233,10 @@ class OpenGraph:
             moved = resolved(graph, request, self.segmentation)
             return moved, edits.preview_split(graph, moved, volume=self.segmentation)
 
-        moved, found = settled(self.graph, question)
+        with ThreadPoolExecutor(1) as pool:
+            fits = pool.submit(fitting, self.graph)
+            moved, found = self._ask(question)
+            _ = fits.result()
         sources, sinks = _voxels_of(moved.sources), _voxels_of(moved.sinks)
         return PreviewedSplit.of(found, lambda preview: self._drawn(preview, sources, sinks))
 
@@ -232,11 +251,12 @@ class OpenGraph:
         from sv_pipeline.reports.cut_pictures import render_cut
         from sv_pipeline.reports.cut_scenes import scene_of_points
 
+        sides = given_points(source, "source"), given_points(sink, "sink")
+
         def question(graph: SettledGraph) -> list[IntArray]:
-            sides = given_points(source, "source"), given_points(sink, "sink")
             return [_voxels_of(supervoxels_or_nearest(graph, side, self.segmentation)) for side in sides]
 
-        return render_cut(scene_of_points(self.dataset, *settled(self.graph, question)))
+        return render_cut(scene_of_points(self.dataset, *self._ask(question)))
 
     def picture(self, operation_id: int) -> bytes:
         """Three slices through an operation, before and after it, as PNG; also long after it was made."""
@@ -249,7 +269,9 @@ class OpenGraph:
         """The operation log, newest last: what was asked for, by whom, and what came of it; all, or the newest ones."""
         from sv_pipeline.reports.edit_numbers import operations_table
 
-        return operations_table(self.graph, last)
+        with bad_request():
+            newest = None if last is None else parse_count(last, "number of operations")
+        return operations_table(self.graph, newest)
 
     # -- editing ------------------------------------------------------------------------------------------------------
 
@@ -339,6 +361,8 @@ class OpenGraph:
         allow_partial: bool,
     ) -> CommittedEdit:
         graph, who, number = self.graph, user_or_default(user), _operation_number(operation_id)
+        with bad_request():
+            parse_flag(allow_partial, "allow_partial")
         return self._make(
             token,
             lambda operation: operation.user == who and about(operation) == asked_for(graph, number).operation_id,
@@ -353,11 +377,10 @@ class OpenGraph:
 
 
 def user_or_default(user: str | None) -> str:
-    """Who edits: by default the user of this machine."""
-    if user is not None:
-        return user
+    """The user who edits: by default that of this machine; EditRefused if it is no name."""
     try:
-        return getpass.getuser()
+        with bad_request():
+            return parse_user(getpass.getuser() if user is None else user)
     except (KeyError, OSError, ImportError) as error:
         raise EditRefused(
             Reason.BAD_REQUEST, "the user of this machine has no name.", remedy="Name the user who edits."
@@ -365,25 +388,25 @@ def user_or_default(user: str | None) -> str:
 
 
 def _split_request(user: str, source: Any, sink: Any, allow_partial: bool, region_memory: Any) -> SplitRequest:
-    if not isinstance(region_memory, int | np.integer) or region_memory < 0:
-        raise EditRefused(
-            Reason.BAD_REQUEST,
-            f"the memory of the region is a number of bytes, 0 or more, not {reprlib.repr(region_memory)}.",
-            remedy="The default is 1 GiB.",
-        )
     sides = given_points(source, "source"), given_points(sink, "sink")
-    return SplitRequest(user, *sides, allow_partial=bool(allow_partial), region_memory=int(region_memory))
+    with bad_request():
+        partial = parse_flag(allow_partial, "allow_partial")
+        memory = parse_count(region_memory, "number of bytes for the region")
+    return SplitRequest(user, *sides, allow_partial=partial, region_memory=memory)
 
 
 def _voxels_of(points: Points) -> IntArray:
     return np.zeros((0, 3), np.int64) if points.coordinates is None else points.coordinates
 
 
+@bad_request()
 def _operation_number(operation_id: Any) -> int:
-    try:
-        return parse_operation(operation_id)
-    except InputError as error:
-        raise EditRefused(Reason.BAD_REQUEST, error.message, remedy=error.remedy) from error
+    return parse_operation(operation_id)
+
+
+@bad_request()
+def _moment(at: Moment | None) -> Moment | None:
+    return None if at is None else parse_moment(at)
 
 
 def _asks_for(operation: Operation, kind: str, request: MergeRequest | SplitRequest) -> bool:

@@ -14,7 +14,9 @@ FLOORS = """
     redaction progress failpoints
     errors
     environment json_texts
-    waiting patience processes defects ids moments places yaml_files grid
+    waiting patience processes defects ids yaml_files grid
+    arguments
+    moments places
     config_errors
     config
     algorithms storage table

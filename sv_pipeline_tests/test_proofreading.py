@@ -200,6 +200,10 @@ def state(graph: OpenGraph) -> tuple[object, ...]:
     return rows, current_generation(graph.dataset.watershed_url, graph.dataset.graph_id)
 
 
+def test_no_points_give_no_answers(untouched: OpenGraph) -> None:
+    assert len(untouched.roots([])) == len(untouched.supervoxels([])) == len(untouched.leaves([])) == 0
+
+
 def test_only_voxels_are_looked_up(untouched: OpenGraph) -> None:
     for points in ([(1, 2)], [("a", "b", "c")], None, [(1.5, 2, 3)]):
         with pytest.raises(EditRefused, match="not voxels"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sv_pipeline.arguments import parse_gigabytes
 from sv_pipeline.cli.inspect import point
 from sv_pipeline.cli.output import Finite, json_option, print_json
 
@@ -64,7 +65,7 @@ def _voxels(_context: click.Context, option: click.Parameter, points: tuple[str,
 def _point(text: str, option: str) -> tuple[int, ...]:
     """``x,y,z``, or ``id,x,y,z``."""
     named, _, rest = text.partition(",")
-    if text.count(",") == 3 and named.strip().isdecimal():
+    if text.count(",") == 3 and len(named) < 100 and named.strip().isdecimal():
         return int(named), *point(rest, option)
     return point(text, option)
 
@@ -140,7 +141,7 @@ def split(
 
 
 def _split_options(*, partial: bool, region_memory: float | None) -> dict[str, Any]:
-    memory = {} if region_memory is None else {"region_memory": int(region_memory * 1e9)}
+    memory = {} if region_memory is None else {"region_memory": parse_gigabytes(region_memory, "amount of memory")}
     return {"allow_partial": partial, **memory}
 
 

@@ -88,6 +88,8 @@ def list_(home: str, graph: str, min_age: float, *, deep: bool, as_json: bool) -
             f"{len(scope.chunks) if scope else 0:>6} {len(scope.roots) if scope else 0:>5} "
             f"{'' if owner is None else owner.beats:>5}  {one.outlook}"
         )
+        if one.damage:
+            click.echo(f"          it is left alone: {one.damage}")
         if one.progress.error:
             click.echo(f"          {one.progress.attempts} recoveries failed, the last one with: {one.progress.error}")
 
@@ -256,5 +258,5 @@ def _as_dict(one: Unfinished) -> dict[str, Any]:
         "foreign": one.foreign,
         "would": one.outlook,
         "recoveries": one.progress.attempts,
-        "error": one.progress.error,
+        "error": one.damage or one.progress.error,
     }

@@ -10,7 +10,9 @@ from sv_pipeline.defs.assets import layer, reader_contract
 from sv_pipeline.defs.metadata import explained_failures
 from sv_pipeline.defs.partitions import graph_layers, graphs
 from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.ingest import progress
+from sv_pipeline.storage.wall import wall
 from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline.verify.report import CheckResult, VerifyReport
 from sv_pipeline.verify.run import CHECKS
@@ -50,9 +52,17 @@ def invariants(
     wanted = [key.name for key in context.op_execution_context.selected_asset_check_keys]
     mine = graph_of(context.op_execution_context)
     by_check: dict[str, dict[str, CheckResult]] = {name: {} for name in wanted}
+    unreadable: dict[str, str] = {}
     with explained_failures():
         for graph_id in pipeline.registry.graph_ids() if mine is None else [mine]:
-            report = verify_dataset(pipeline.dataset(graph_id), checks=wanted)
+            try:
+                with wall():
+                    report = verify_dataset(pipeline.dataset(graph_id), checks=wanted)
+            except SvPipelineError as error:
+                if mine is not None:
+                    raise
+                unreadable[graph_id] = str(error)  # the others are verified all the same
+                continue
             if mine is None:
                 yield from evaluations(report)
             for result in report.results:
@@ -61,8 +71,8 @@ def invariants(
         yield dg.AssetCheckResult(
             asset_key=reader_contract.key,
             check_name=name,
-            passed=all(r.passed for r in results.values()),
-            description=_explanation(results),
+            passed=not unreadable and all(r.passed for r in results.values()),
+            description="; ".join([*unreadable.values(), _explanation(results) or ""]).strip("; ") or None,
             metadata=_metadata(results),
         )
 
@@ -118,6 +128,8 @@ def _layer_complete(context: dg.AssetCheckExecutionContext, pipeline: PipelineRe
             dataset = pipeline.dataset(graph_id)
             if dataset.config.ingest.mode.value in ("voxels", "setup"):
                 continue
+            if mine is None and not dataset.table.exists():
+                continue  # no layer of it was begun
             for number, status in progress.layer_status(dataset.graph).items():
                 wanted = key is None or str(key).endswith(f"L{number:02d}")
                 if wanted and 0 < status.done < status.chunks:

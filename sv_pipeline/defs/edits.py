@@ -18,6 +18,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from sv_pipeline.arguments import parse_gigabytes
 from sv_pipeline.defs.metadata import explained_failures, numbers, pictures
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.edits import CommittedEdit, announced
@@ -67,7 +68,8 @@ class SplitPreviewConfig(PointsConfig):
     @property
     def options(self) -> dict[str, Any]:
         """As keyword arguments of a split."""
-        return {"allow_partial": self.allow_partial, "region_memory": int(self.region_memory_gb * 1e9)}
+        memory = parse_gigabytes(self.region_memory_gb, "amount of memory")
+        return {"allow_partial": self.allow_partial, "region_memory": memory}
 
 
 class SplitConfig(SplitPreviewConfig):

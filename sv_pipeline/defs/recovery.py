@@ -15,6 +15,7 @@ from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.environment import is_switched_on
 from sv_pipeline.errors import CorruptionError, NotFoundError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.proofreading import user_or_default
 from sv_pipeline.recovery.durations import parse_duration
 from sv_pipeline.recovery.observing import Backoff, Observation, Observations
@@ -193,6 +194,9 @@ def abandon_operation(context: dg.OpExecutionContext, pipeline: PipelineResource
                 tell=partial(_show, context, config.graph_id),
             )
         except recovery.FinishedError as error:
+            (operation,) = read_operations(graph, [config.operation_id])
+            if operation.status is OperationStatus.SUCCESS:
+                raise  # the edit stands: it is not as if it had been abandoned
             context.log.info("%s", error)
             context.add_output_metadata(
                 numbers({"nothing to do": error.message, **prove_ended(graph, config.operation_id)})
@@ -258,12 +262,12 @@ def stuck_operations_sensor(
 
 @dg.run_failure_sensor(
     name="dead_recoveries_sensor",
-    monitored_jobs=[recover_operation_job],
+    monitored_jobs=[recover_operation_job, abandon_operation_job],
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
 )
 def dead_recoveries_sensor(context: dg.RunFailureSensorContext) -> None:
-    """Tell people of a recovery whose process died, and so could not tell them itself."""
+    """Tell people of a recovery, or an abandonment, whose process died, and so could not tell them itself."""
     run = context.dagster_run
     if not context.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.HOOK_COMPLETED):
         alert_of_failure(run, context.failure_event.message or "its process died")

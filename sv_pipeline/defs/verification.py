@@ -14,6 +14,7 @@ from sv_pipeline.defs.checks import evaluations, red_checks
 from sv_pipeline.defs.metadata import explained_failures
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.environment import is_switched_on, whole_number_in
+from sv_pipeline.errors import NotFoundError
 from sv_pipeline.registry import Registry, ask_every_graph
 from sv_pipeline.reports.alerts import alerts_from_environment
 from sv_pipeline.table import counters
@@ -117,8 +118,9 @@ def verify_nightly_schedule(
     """All invariants of every graph, with the voxels of SV_PIPELINE_VERIFY_SAMPLE (64) chunks each."""
     sample = whole_number_in(SAMPLE_VARIABLE, SAMPLE, meaning="chunks")
     night = context.scheduled_execution_time.date().isoformat()
-    for graph_id in pipeline.registry.graph_ids():
-        yield _run(graph_id, f"nightly:{graph_id}:{night}", {}, sample=sample)
+    for graph_id, made in ask_every_graph(pipeline.registry, _is_set_up).items():
+        if made:  # as text: why it cannot be read, which the run will say
+            yield _run(graph_id, f"nightly:{graph_id}:{night}", {}, sample=sample)
 
 
 @dg.schedule(job=verify_job, cron_schedule=CHANGES, default_status=default_status())
@@ -141,6 +143,15 @@ def verify_changes_schedule(
         yield dg.SkipReason("; ".join(said) or "there are no graphs")
 
 
+def _is_set_up(registry: Registry, graph_id: str) -> bool:
+    """Whether a graph can be verified: not while it is only being made, nor once its table is removed."""
+    try:
+        registry.get(graph_id).graph  # noqa: B018 - opens it
+    except NotFoundError:
+        return False
+    return True
+
+
 def _last_operation(registry: Registry, graph_id: str) -> int:
     table = registry.get(graph_id).table
     return counters.last_operation_id(table) if table.exists() else 0
@@ -153,7 +164,9 @@ def _changes(instance: dg.DagsterInstance, graph_id: str, last: int) -> dg.RunRe
         return f"{graph_id}: a verification is under way"
     done = instance.get_runs(dg.RunsFilter(job_name=verify_job.name, tags=mine, statuses=[dg.DagsterRunStatus.SUCCESS]))
     first = max(0, last - MOST_OPERATIONS)
-    known = max((int(run.tags[UNTIL_TAG]) for run in done if UNTIL_TAG in run.tags), default=first)
+    known = next((int(run.tags[UNTIL_TAG]) for run in done if UNTIL_TAG in run.tags), first)  # the latest run is first
+    if known > last:
+        known = first  # the graph was made anew, or its table restored: its operations are others
     if last <= known:
         return f"{graph_id}: nothing is new"
     return _run(graph_id, f"changes:{graph_id}:{known}:{last}", {UNTIL_TAG: str(last)}, after=known)

@@ -10,14 +10,14 @@ from typing import Any
 
 import tensorstore as ts
 
-from sv_pipeline.errors import InputError, NotFoundError
+from sv_pipeline.errors import NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import Time, milliseconds
 from sv_pipeline.graph.queries import leaves, roots
 from sv_pipeline.grid import Box
 from sv_pipeline.moments import Moment, epoch_milliseconds, parse_moment
 from sv_pipeline.operations.log import OperationStatus, read_operations
-from sv_pipeline.operations.refusal import EditRefused, Reason
+from sv_pipeline.operations.refusal import bad_request
 from sv_pipeline.segmentation.fork.reader import open_fork
 from sv_pipeline.segmentation.fork.records import generation_at
 from sv_pipeline.table.columns import Ragged
@@ -35,10 +35,8 @@ def milliseconds_of(graph: ChunkedGraph, moment: Moment) -> int:
     NotFoundError
         If it names an operation that was never made.
     """
-    try:
+    with bad_request():
         known = parse_moment(moment)
-    except InputError as error:
-        raise EditRefused(Reason.BAD_REQUEST, error.message, remedy=error.remedy) from error
     if not isinstance(known, int):
         return epoch_milliseconds(known)
     found = read_operations(graph, [known])

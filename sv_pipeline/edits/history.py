@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sv_pipeline.arguments import parse_user
 from sv_pipeline.edits.merging import plan_addition
 from sv_pipeline.edits.plan.edit_plan import EditPlan
 from sv_pipeline.edits.plan.region import read_region
@@ -34,8 +35,10 @@ from sv_pipeline.graph.edges import replaced
 from sv_pipeline.graph.hierarchy import read_ancestor_matrix
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
+from sv_pipeline.moments import parse_operation
 from sv_pipeline.operations.log import Operation, OperationStatus, read_operations
-from sv_pipeline.operations.refusal import EditRefused, Reason
+from sv_pipeline.operations.pair import misfit_first
+from sv_pipeline.operations.refusal import EditRefused, Reason, bad_request
 from sv_pipeline.operations.successors import names_of_today
 from sv_pipeline.operations.undo_chain import Incarnation, about, latest_incarnation
 from sv_pipeline.operations.writing import read_activated, read_still_one_object, read_supervoxels
@@ -127,17 +130,23 @@ class _Run:
 
 
 def _revert(graph: ChunkedGraph, operation_id: int, user: str, run: _Run, *, undo_it: bool) -> CommittedEdit:
-    if not user.strip():
-        raise EditRefused(Reason.BAD_REQUEST, "the request names no user.", remedy="Every edit has an author.")
-    operation, undo_it = _followed(graph, operation_id, undo_it=undo_it)
-    record = read_supervoxels(graph.table, operation.operation_id)
+    with bad_request():
+        operation_id = parse_operation(operation_id)
+        if run.resumption is None:
+            parse_user(user)
+    with misfit_first(graph):
+        operation, undo_it = _followed(graph, operation_id, undo_it=undo_it)
+        record = read_supervoxels(graph.table, operation.operation_id)
+        if not len(record):
+            request = _request(graph, operation, user, undo_it=undo_it, allow_partial=run.allow_partial)
+        else:
+            found = latest_incarnation(graph, operation, record)
     if len(record):
-        found = latest_incarnation(graph, operation, record)
         revert = _undo_split if undo_it else _redo_split
         return revert(graph, found, user, run)
     return run_edit(
         graph,
-        _request(graph, operation, user, undo_it=undo_it, allow_partial=run.allow_partial),
+        request,
         _plan,
         prepare=lambda r: _of_living_supervoxels(graph, r),
         log_cells=lambda r: _log_cells(r.kind, r.user, r.operation_id),
@@ -167,7 +176,11 @@ def _request(
     else:
         edges = columns.REMOVED_EDGES.newest(operation.row)
     if edges is None or not len(edges):
-        raise EditRefused(Reason.NOTHING_TO_UNDO, f"operation {operation.operation_id} names no edges.")
+        raise EditRefused(
+            Reason.NOTHING_TO_UNDO,
+            f"operation {operation.operation_id} names no edges.",
+            remedy="It has changed none: there is nothing to take back or to make again.",
+        )
     pairs = np.unique(np.sort(edges.astype(np.uint64), axis=1), axis=0)
     kind = "undo" if undo_it else "redo"
     activate = (operation.kind != "merge") is undo_it
@@ -189,7 +202,9 @@ def _undo_split(graph: ChunkedGraph, found: Incarnation, user: str, run: _Run) -
     _refuse_overlapped(found)
     if found.undone_by is not None:
         raise EditRefused(
-            Reason.NOTHING_TO_UNDO, f"operation {target} was undone already, by operation {found.undone_by}."
+            Reason.NOTHING_TO_UNDO,
+            f"operation {target} was undone already, by operation {found.undone_by}.",
+            remedy="Redo it to have it again.",
         )
     removed = columns.REMOVED_EDGES.newest(found.operation.row)
     edges = np.zeros((0, 2), np.uint64) if removed is None else removed.astype(np.uint64)
@@ -214,7 +229,11 @@ def _redo_split(graph: ChunkedGraph, found: Incarnation, user: str, run: _Run) -
     target = found.operation.operation_id
     _refuse_overlapped(found)
     if found.undone_by is None:
-        raise EditRefused(Reason.NOTHING_TO_UNDO, f"operation {target} is in force: there is nothing to redo.")
+        raise EditRefused(
+            Reason.NOTHING_TO_UNDO,
+            f"operation {target} is in force: there is nothing to redo.",
+            remedy="Undo it to take it back.",
+        )
     volume = open_fork(graph.watershed_url, graph.graph_id)
     return run_edit(
         graph,
@@ -275,12 +294,15 @@ def _point_cells(request: SplitRequest) -> list[SetCell]:
 def _successful(graph: ChunkedGraph, operation_id: int) -> Operation:
     found = read_operations(graph, [operation_id])
     if not found:
-        raise EditRefused(Reason.NOTHING_TO_UNDO, f"there is no operation {operation_id}.")
+        raise EditRefused(
+            Reason.NOTHING_TO_UNDO, f"there is no operation {operation_id}.", remedy="The log lists all of them."
+        )
     if found[0].status is not OperationStatus.SUCCESS:
         status = found[0].status.name if found[0].status is not None else "without status"
         raise EditRefused(
             Reason.NOTHING_TO_UNDO,
             f"operation {operation_id} is {status}; only what succeeded can be undone or redone.",
+            remedy="The log lists what was made.",
         )
     return found[0]
 
@@ -334,6 +356,7 @@ def _nothing(request: RevertRequest) -> EditRefused:
         Reason.NOTHING_TO_UNDO,
         f"there is nothing to {request.kind}: all edges of operation {request.operation_id} that still exist are "
         f"{state} already.",
+        remedy="The log lists what later operations did.",
     )
 
 

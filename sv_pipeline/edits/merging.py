@@ -144,7 +144,11 @@ def _check_roots(workspace: Workspace, request: MergeRequest) -> None:
                 remedy="Merge two objects at a time.",
             )
     if sources[0] == sinks[0]:
-        raise EditRefused(Reason.SAME_ROOT, f"all points are on one object already, root {int(sources[0])}.")
+        raise EditRefused(
+            Reason.SAME_ROOT,
+            f"all points are on one object already, root {int(sources[0])}.",
+            remedy="There is nothing to merge; or place the points of one side on another object.",
+        )
 
 
 def _edges_to_activate(region: Region, request: MergeRequest) -> UInt64Array:

@@ -132,6 +132,7 @@ def _is_open(name: str, points: Points, volume: Any) -> bool:
         raise EditRefused(
             Reason.BAD_REQUEST,
             f"there are {len(points.ids)} {name} supervoxels, but {len(points.coordinates)} voxels for them.",
+            remedy="Name one for each voxel, or none.",
         )
     if volume is None and not len(points.ids):
         raise EditRefused(

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.arguments import parse_count, parse_flag, parse_ids, parse_user, parse_voxels, shown
+from sv_pipeline.errors import InputError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.operations.refusal import EditRefused, Reason
+from sv_pipeline.operations.refusal import EditRefused, Reason, bad_request
 from sv_pipeline.table import columns
 from sv_pipeline.table.interface import SetCell
 
@@ -23,6 +25,7 @@ __all__ = [
     "SplitRequest",
     "check_count",
     "check_distance",
+    "check_options",
     "check_points",
     "log_cells",
     "offset_of",
@@ -34,8 +37,6 @@ MAX_POINTS = 1000
 """Of one side."""
 MAX_CHUNKS_APART = 3
 """How far, per axis, the layer 2 chunks of the two ends of a merge may be from each other."""
-FARTHEST = 1 << 53
-"""Larger floating point numbers are not exact."""
 DEFAULT_OFFSET = (240, 240, 24)
 DEFAULT_MEMORY = 4 << 30
 DEFAULT_REGION_MEMORY = 1 << 30
@@ -65,25 +66,10 @@ class Points:
 
     @classmethod
     def of(cls, ids: npt.ArrayLike = (), coordinates: npt.ArrayLike | None = None) -> Points:
-        """From anything array-like; EditRefused if it cannot be ids and voxels."""
-        try:
-            array = np.asarray(ids).reshape(-1)
-            if array.size and (array.dtype.kind not in "iu" or (array.dtype.kind == "i" and array.min() < 0)):
-                raise ValueError("ids are whole numbers, 0 or more")  # noqa: TRY301 - one place tells the user
-            where = None if coordinates is None else _whole(np.asarray(coordinates)).reshape(-1, 3)
-            return cls(array.astype(np.uint64), where)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise EditRefused(Reason.BAD_REQUEST, f"the points of the request cannot be read: {error}.") from error
-
-
-def _whole(coordinates: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """The voxels that coordinates lie in."""
-    if coordinates.dtype.kind in "iu" or not coordinates.size:
-        return coordinates.astype(np.int64)
-    numbers = np.floor(coordinates.astype(np.float64, casting="safe" if coordinates.dtype.kind in "fc" else "unsafe"))
-    if not (np.abs(numbers) < FARTHEST).all():
-        raise ValueError("a coordinate is not a number, or too large for a voxel")
-    return numbers.astype(np.int64)
+        """From anything array-like; EditRefused if it cannot be ids and voxels. A fraction lies in its voxel."""
+        with bad_request():
+            where = None if coordinates is None else parse_voxels(coordinates, floor=True)
+            return cls(parse_ids(ids, "points"), where)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +133,33 @@ def options_of(request: Any) -> dict[str, Any]:
     return options
 
 
+def check_options(request: Any) -> None:
+    """Refuse what no log could hold: an author without a name, and options of other types."""
+    with bad_request():
+        parse_user(request.user)
+        parse_flag(getattr(request, "allow_partial", False), "allow_partial")
+        if isinstance(request, SplitRequest):
+            parse_flag(request.path_augmentation, "path_augmentation")
+            parse_flag(request.disallow_isolating_cut, "disallow_isolating_cut")
+            parse_count(request.memory, "number of bytes for voxels")
+            parse_count(request.region_memory, "number of bytes for the region")
+        if isinstance(request, MergeRequest | SplitRequest) and request.offset is not None:
+            try:
+                (offset,) = parse_voxels(request.offset, "offset")
+            except (InputError, ValueError):
+                offset = np.full(3, -1)
+            if (offset < 0).any():
+                raise _no_offset(request.offset)
+
+
+def _no_offset(offset: Any) -> EditRefused:
+    return EditRefused(
+        Reason.BAD_REQUEST,
+        f"an offset is three numbers of voxels, 0 or more, not {shown(offset)}.",
+        remedy="Leave it out: the graph has one.",
+    )
+
+
 def check_count(name: str, count: int) -> None:
     """Refuse more points on one side than an edit of a person has."""
     if count > MAX_POINTS:
@@ -159,8 +172,6 @@ def check_count(name: str, count: int) -> None:
 
 def check_points(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> None:
     """Refuse what no graph could do."""
-    if not request.user.strip():
-        raise EditRefused(Reason.BAD_REQUEST, "the request names no user.", remedy="Every edit has an author.")
     for name, points in (("source", request.sources), ("sink", request.sinks)):
         _check_side(graph, name, points)
     both = np.intersect1d(request.sources.ids, request.sinks.ids)
@@ -195,6 +206,7 @@ def _check_side(graph: ChunkedGraph, name: str, points: Points) -> None:
         raise EditRefused(
             Reason.BAD_REQUEST,
             f"there are {len(ids)} {name} supervoxels, but {len(points.coordinates)} voxels for them.",
+            remedy="Name one for each voxel, or none.",
         )
     if (ids == 0).any():
         raise EditRefused(Reason.BACKGROUND, f"a {name} point is on background.", remedy="Place it on an object.")
@@ -208,7 +220,11 @@ def _check_side(graph: ChunkedGraph, name: str, points: Points) -> None:
         )
     outside = (graph.layout.coordinates(ids) >= np.asarray(graph.grid.shape(2))).any(axis=1)
     if outside.any():
-        raise EditRefused(Reason.NOT_FOUND, f"{name} {int(ids[outside][0])} is not in graph {graph.graph_id!r}.")
+        raise EditRefused(
+            Reason.NOT_FOUND,
+            f"{name} {int(ids[outside][0])} is not in graph {graph.graph_id!r}.",
+            remedy="Check that the id is of this graph.",
+        )
 
 
 def check_distance(graph: ChunkedGraph, request: MergeRequest) -> None:
@@ -233,7 +249,7 @@ def offset_of(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> tupl
     except (TypeError, ValueError):
         values = ()
     if len(values) != 3 or min(values) < 0:
-        raise EditRefused(Reason.BAD_REQUEST, f"an offset is three numbers of voxels, 0 or more, not {offset!r}.")
+        raise _no_offset(offset)
     return values[0], values[1], values[2]
 
 

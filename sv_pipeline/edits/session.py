@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from sv_pipeline.edits.plan.edit_plan import EditPlan
 from sv_pipeline.edits.plan.roots import RequestOfPoints, RequestRoots
 from sv_pipeline.edits.plan.workspace import Workspace
 from sv_pipeline.edits.pointing import resolved
-from sv_pipeline.edits.requests import MergeRequest, SplitRequest, check_points, offset_of, options_of
+from sv_pipeline.edits.requests import MergeRequest, SplitRequest, check_options, check_points, offset_of, options_of
 from sv_pipeline.edits.write.commit import CommittedEdit, commit, logical_time
 from sv_pipeline.edits.write.locking import EditLocks, LockPatience, lock_roots
 from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.operations.pair import compare
+from sv_pipeline.operations.pair import fitting
 from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.operations.standing import end_early
 from sv_pipeline.operations.writing import OperationRow, Scope
@@ -35,6 +35,7 @@ __all__ = ["Resumption", "announced", "run_edit"]
 log = logging.getLogger(__name__)
 Checked = TypeVar("Checked", MergeRequest, SplitRequest)
 Request = TypeVar("Request", bound=RequestOfPoints)
+AnyError = TypeVar("AnyError", bound=BaseException)
 
 
 _TELL: ContextVar[Callable[[int], None]] = ContextVar("tell", default=lambda _operation_id: None)
@@ -101,6 +102,7 @@ def run_edit(
     """
     refuse_if_read_only(graph)
     if resumption is not None:
+        fitting(graph)  # before what the request names is looked up: in another fork it means something else
         request = prepare(request)
         roots = RequestRoots(graph, request)
         return _edit_under_locks(
@@ -111,11 +113,12 @@ def run_edit(
             make_plan,
             log_cells,
             patience or LockPatience(),
-            partial(_paired, graph),
+            partial(fitting, graph),
             resumption,
         )
+    check_options(request)
     with ExitStack() as living:
-        looking = living.enter_context(ThreadPoolExecutor(1)).submit(_paired, graph)
+        looking = living.enter_context(ThreadPoolExecutor(1)).submit(fitting, graph)
 
         tell = _TELL.get()
 
@@ -135,19 +138,30 @@ def run_edit(
             except BaseException as error:  # noqa: BLE001 - raised again once there is a row that can be ended
                 early = error
             row = begun.result()
-        if early is not None and not isinstance(early, EditRefused):
-            raise end_early(graph, row, early, writing=False)
+        if early is not None:
+            early = _misfit_or(looking, early)
+            if not isinstance(early, EditRefused):
+                raise end_early(graph, row, early, writing=False)
         try:
             if found is None:
                 raise early or AssertionError
             return _edit_under_locks(
                 graph, request, row, found, make_plan, log_cells, patience or LockPatience(), looking.result
             )
-        except EditRefused as refusal:
+        except EditRefused as error:
+            refusal = _misfit_or(looking, error)
             refusal.operation_id = row.operation_id
             row.refuse(refusal)
             log.info("operation %d is refused: %s", row.operation_id, refusal)
+            if refusal is not error:
+                raise refusal from error
             raise
+
+
+def _misfit_or(looking: Future[str | None], error: AnyError) -> AnyError | EditRefused:
+    """Why an edit cannot be made: in the fork of another table, what a request names is not what is meant."""
+    misfit = looking.exception() if isinstance(error, Exception) else None
+    return misfit if isinstance(misfit, EditRefused) else error
 
 
 def _edit_under_locks(
@@ -202,14 +216,6 @@ def _edit_under_locks(
         if ended is not error:
             raise ended from error
         raise
-
-
-def _paired(graph: ChunkedGraph) -> str | None:
-    """Identity of the graph, if it has one; refuses where table and fork do not belong together."""
-    found = compare(graph)
-    if found.misfit is not None:
-        raise EditRefused(Reason.RESTORED_APART, found.misfit.message, remedy=found.misfit.remedy)
-    return found.identity
 
 
 def refuse_if_read_only(graph: ChunkedGraph) -> None:

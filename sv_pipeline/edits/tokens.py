@@ -11,17 +11,18 @@ higher id that asks for the same is the one of this request.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import numpy as np
 
+from sv_pipeline.arguments import parse_token
 from sv_pipeline.edits import CommittedEdit, EditRefused, Reason
 from sv_pipeline.edits.made import read_edit
 from sv_pipeline.edits.session import refuse_if_read_only
 from sv_pipeline.errors import ConflictError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.log import Operation, OperationStatus, read_operations
+from sv_pipeline.operations.refusal import bad_request
 from sv_pipeline.table import codecs, counters
 from sv_pipeline.table.columns import Column
 from sv_pipeline.table.interface import CellMatch, ColumnKey, DeleteCells, RowMutation
@@ -30,7 +31,6 @@ __all__ = ["edit_once", "is_begun", "operation_of"]
 
 AFTER: Column[int] = Column(ColumnKey("1", b"after"), codecs.JsonCodec())
 OPERATION: Column[int] = Column(ColumnKey("1", b"operation"), codecs.JsonCodec())
-_TOKEN = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 
 
 def edit_once(
@@ -102,6 +102,5 @@ def _finished(operations: list[Operation], is_it: Callable[[Operation], bool], t
 
 
 def _key(token: str) -> bytes:
-    if not _TOKEN.fullmatch(token):
-        raise EditRefused(Reason.BAD_REQUEST, f"{token!r} is no token of a request: letters, digits, _ . and - only.")
-    return b"sv_pipeline:request:" + token.encode()
+    with bad_request():
+        return b"sv_pipeline:request:" + parse_token(token).encode()

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from sv_pipeline import moments
 from sv_pipeline.algorithms.components import find
+from sv_pipeline.arguments import is_whole, parse_count
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.layers import LayeredEdges, newest_of_reruns
 from sv_pipeline.ids import UInt64Array
@@ -62,8 +63,8 @@ def milliseconds(at: Time | None) -> int | None:
     """
     if at is None:
         return None
-    if isinstance(at, int | np.integer) and not isinstance(at, bool | np.timedelta64):
-        return int(at)
+    if is_whole(at):
+        return parse_count(at, "time in milliseconds")
     return moments.epoch_milliseconds(moments.parse_time(at))
 
 

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.arguments import parse_ids
+from sv_pipeline.errors import InputError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import Time, milliseconds
+from sv_pipeline.graph.queries import check_exist
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.columns import FORMER_IDS, FORMER_PARENTS, NEW_IDS, NEW_PARENTS, OPERATION_ID
 from sv_pipeline.table.interface import RowView
 
-__all__ = ["Lineage", "latest_roots", "lineage", "supervoxel_lineage"]
+__all__ = ["Lineage", "any_lineage", "latest_roots", "lineage", "supervoxel_lineage"]
 
 
 # -- roots ------------------------------------------------------------------------------------------------------------
@@ -64,6 +67,29 @@ def supervoxel_lineage(
     return _lineage(graph, supervoxels, (FORMER_IDS, NEW_IDS), past=past, future=future, at=at)
 
 
+def any_lineage(graph: ChunkedGraph, ids: npt.ArrayLike) -> Lineage:
+    """The lineage of roots, or of supervoxels: of whichever the ids are.
+
+    Raises
+    ------
+    NotFoundError
+        If ids are not in the graph.
+    InputError
+        If they are of both kinds, or of neither.
+    """
+    wanted = parse_ids(ids)
+    check_exist(graph, wanted)
+    layers = np.unique(graph.layout.layers(wanted)).tolist()
+    if layers == [1]:
+        return supervoxel_lineage(graph, wanted)
+    if layers not in ([], [graph.n_layers]):
+        raise InputError(
+            f"ids of layers {', '.join(map(str, layers))} have no lineage together.",
+            remedy=f"Ask for supervoxels (layer 1), or for roots (layer {graph.n_layers}).",
+        )
+    return lineage(graph, wanted)
+
+
 def _lineage(
     graph: ChunkedGraph,
     ids: npt.ArrayLike,
@@ -73,7 +99,7 @@ def _lineage(
     future: bool,
     at: Time | None,
 ) -> Lineage:
-    until = milliseconds(at)
+    until, ids = milliseconds(at), parse_ids(ids)
     before, after = columns_of
     rows: dict[int, RowView] = {}
     edges: set[tuple[int, int]] = set()
@@ -92,7 +118,7 @@ def _lineage(
 
 def latest_roots(graph: ChunkedGraph, root_ids: npt.ArrayLike, *, at: Time | None = None) -> UInt64Array:
     """The roots in use that hold what some roots held, ascending; a root that is in use is its own."""
-    starts = {int(root) for root in np.asarray(root_ids, np.uint64).reshape(-1)}
+    starts = set(parse_ids(root_ids).tolist())
     edges = _walk(graph, np.array(sorted(starts), np.uint64), NEW_PARENTS, milliseconds(at), {})
     replaced = {old for old, _ in edges}
     return np.array(sorted((starts | {new for _, new in edges}) - replaced), np.uint64)

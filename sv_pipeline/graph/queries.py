@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.arguments import parse_ids, parse_voxels
 from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import (
@@ -22,10 +23,12 @@ from sv_pipeline.graph.hierarchy import (
 )
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import IdLayout, UInt64Array
+from sv_pipeline.moments import as_date
 from sv_pipeline.table import keys
-from sv_pipeline.table.columns import CHILDREN, NEW_PARENTS, PARENT, Ragged, newest_timestamps
+from sv_pipeline.table.columns import CHILDREN, META_KEY, NEW_PARENTS, PARENT, Ragged, newest_timestamps
 
 __all__ = [
+    "check_exist",
     "children",
     "chunks_touch",
     "is_latest",
@@ -71,7 +74,7 @@ def roots(
     NotFoundError
         If ids are not in the graph and ``missing_ok`` is not given; names some of them.
     """
-    wanted = np.asarray(ids, np.uint64).reshape(-1)
+    wanted = _flat(ids)
     top = graph.n_layers if stop_layer is None else min(stop_layer, graph.n_layers)
     until = milliseconds(at)
     found = find_ancestors(graph, wanted, top, until=until)
@@ -85,6 +88,20 @@ def roots(
     return np.where(missing, np.uint64(0), found.ids)
 
 
+def check_exist(graph: ChunkedGraph, ids: npt.ArrayLike) -> None:
+    """Make sure that ids are of nodes that are, or once were, in a graph.
+
+    Raises
+    ------
+    NotFoundError
+        If some are not; names some of them.
+    """
+    wanted = _flat(ids)
+    missing = ~_exist(graph, wanted, None)
+    if missing.any():
+        raise _not_found(graph, wanted[missing], None)
+
+
 def _exist(graph: ChunkedGraph, ids: UInt64Array, until: int | None) -> BoolArray:
     row_keys = keys.node_keys(ids)
     rows = graph.table.read_rows(row_keys, [CHILDREN.key, PARENT.key], until=until, newest_only=True)
@@ -93,7 +110,7 @@ def _exist(graph: ChunkedGraph, ids: UInt64Array, until: int | None) -> BoolArra
 
 def parents(graph: ChunkedGraph, ids: npt.ArrayLike, *, at: Time | None = None) -> UInt64Array:
     """The parent of each node, shape (n,); 0 for roots, and for ids that are not in the graph."""
-    return read_parents(graph, np.asarray(ids, np.uint64).reshape(-1), until=milliseconds(at))
+    return read_parents(graph, _flat(ids), until=milliseconds(at))
 
 
 # -- down -------------------------------------------------------------------------------------------------------------
@@ -101,7 +118,7 @@ def parents(graph: ChunkedGraph, ids: npt.ArrayLike, *, at: Time | None = None) 
 
 def children(graph: ChunkedGraph, ids: npt.ArrayLike) -> Ragged:
     """The children of each node; none for supervoxels, and for ids that are not in the graph."""
-    return read_children(graph, np.asarray(ids, np.uint64).reshape(-1))
+    return read_children(graph, _flat(ids))
 
 
 def leaves(graph: ChunkedGraph, ids: npt.ArrayLike, *, box: Box | None = None, stop_layer: int = 1) -> Ragged:
@@ -121,7 +138,7 @@ def leaves(graph: ChunkedGraph, ids: npt.ArrayLike, *, box: Box | None = None, s
     Ragged
         Leaves of each node, ascending; a supervoxel is its own leaf.
     """
-    nodes = np.asarray(ids, np.uint64).reshape(-1)
+    nodes = _flat(ids)
     owners, current = np.arange(len(nodes)), nodes
     found_owners, found = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
     while len(current):
@@ -163,7 +180,7 @@ def node_timestamps(
     NotFoundError
         If ids are not in the graph and ``missing_ok`` is not given; else these get -1.
     """
-    wanted = np.asarray(ids, np.uint64).reshape(-1)
+    wanted = _flat(ids)
     row_keys = keys.node_keys(wanted)
     rows = graph.table.read_rows(row_keys, [CHILDREN.key], until=milliseconds(at), newest_only=True)
     times = newest_timestamps(CHILDREN, rows, row_keys)
@@ -180,7 +197,7 @@ def is_latest(graph: ChunkedGraph, root_ids: npt.ArrayLike, *, at: Time | None =
     NotFoundError
         If a root is not in the graph.
     """
-    wanted = np.asarray(root_ids, np.uint64).reshape(-1)
+    wanted = _flat(root_ids)
     row_keys = keys.node_keys(wanted)
     rows = graph.table.read_rows(row_keys, [CHILDREN.key, NEW_PARENTS.key], until=milliseconds(at), newest_only=True)
     known = newest_timestamps(CHILDREN, rows, row_keys) >= 0
@@ -207,7 +224,7 @@ def supervoxels_at(graph: ChunkedGraph, volume: Any, coordinates: npt.ArrayLike)
     InputError
         If a point is outside the volume.
     """
-    points = np.asarray(coordinates, np.int64).reshape(-1, 3)
+    points = parse_voxels(coordinates)
     bounds = graph.grid.bounds
     outside = ((points < bounds.start) | (points >= np.asarray(bounds.stop))).any(axis=1)
     if outside.any():
@@ -221,14 +238,44 @@ def supervoxels_at(graph: ChunkedGraph, volume: Any, coordinates: npt.ArrayLike)
     return np.asarray(volume.vindex[x, y, z].read().result(), np.uint64)
 
 
+def _flat(ids: npt.ArrayLike) -> UInt64Array:
+    return parse_ids(ids.reshape(-1) if isinstance(ids, np.ndarray) else ids)
+
+
 def _not_found(graph: ChunkedGraph, ids: UInt64Array, at: Time | None) -> NotFoundError:
     distinct = np.unique(ids)
     named = ", ".join(_describe(graph.layout, node) for node in distinct[:NAMED_IN_ERRORS])
     more = f" and {len(distinct) - NAMED_IN_ERRORS} more" if len(distinct) > NAMED_IN_ERRORS else ""
-    when = "" if at is None else f" at {at}"
+    moment = milliseconds(at)
+    if moment is not None:
+        return _not_found_then(graph, distinct, moment, f"{named}{more}")
     return NotFoundError(
-        f"{len(distinct)} id(s) are not in graph {graph.graph_id!r}{when}: {named}{more}.",
+        f"{len(distinct)} id(s) are not in graph {graph.graph_id!r}: {named}{more}.",
         remedy="Check that the ids are of this graph, and that its ingest is complete.",
+    )
+
+
+def _not_found_then(graph: ChunkedGraph, ids: UInt64Array, moment: int, named: str) -> NotFoundError:
+    """The error about ids that are not in a graph at a moment: it tells what is there since when."""
+    row_keys = keys.node_keys(ids)
+    rows = graph.table.read_rows([*row_keys, keys.META], [CHILDREN.key, PARENT.key, META_KEY])
+    since = {key: min(cell.timestamp for cells in row.values() for cell in cells) for key, row in rows.items()}
+    first = min(since.values(), default=moment)
+    if first > moment:
+        return NotFoundError(
+            f"graph {graph.graph_id!r} is not as old as {as_date(moment)}: it was made on {as_date(first)}.",
+            remedy="Ask for a later moment, or for none: then the answer is of now.",
+        )
+    later = max((since[key] for key in row_keys if key in since), default=moment)
+    if later > moment:
+        return NotFoundError(
+            f"{len(ids)} id(s) were not in graph {graph.graph_id!r} on {as_date(moment)}: {named}. "
+            f"They are there since {as_date(later)}.",
+            remedy="Ask for a moment from then on, or look up the ids of the moment that is meant.",
+        )
+    return NotFoundError(
+        f"{len(ids)} id(s) are not in graph {graph.graph_id!r} on {as_date(moment)}: {named}.",
+        remedy="Check that the ids are of this graph, and that its ingest was complete by then.",
     )
 
 

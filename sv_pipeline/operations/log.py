@@ -9,6 +9,8 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.arguments import parse_ids
+from sv_pipeline.errors import CorruptionError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table import columns, keys
@@ -25,6 +27,9 @@ class OperationStatus(IntEnum):
     EXCEPTION = 2
     WRITE_STARTED = 3
     WRITE_FAILED = 4
+
+
+_STATUSES = frozenset(OperationStatus)
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,12 +64,14 @@ def read_operations(graph: ChunkedGraph, operation_ids: npt.ArrayLike | None = N
     if operation_ids is None:
         rows = dict(graph.table.scan([keys.operation_range()]))
     else:
-        rows = graph.table.read_rows(keys.node_keys(np.asarray(operation_ids, np.uint64).reshape(-1)))
+        rows = graph.table.read_rows(keys.node_keys(parse_ids(operation_ids, "operations")))
     return [_operation(int(key), rows[key]) for key in sorted(rows)]
 
 
 def _operation(operation_id: int, row: RowView) -> Operation:
     status, made = columns.OPERATION_STATUS.newest(row), columns.ROOTS.newest(row)
+    if status is not None and status not in _STATUSES:
+        raise CorruptionError(f"the log of operation {operation_id} has a status that does not exist, {status}.")
     return Operation(
         operation_id=operation_id,
         kind=_kind(row),

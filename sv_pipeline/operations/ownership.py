@@ -28,7 +28,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.errors import CorruptionError, SvPipelineError
 from sv_pipeline.operations.refusal import OwnershipLostError
 from sv_pipeline.table import keys
 from sv_pipeline.table.interface import CellMatch, Change, ColumnKey, DeleteCells, RowView, SetCell, Table
@@ -85,8 +85,11 @@ def owner_of(row: RowView | None) -> Owner | None:
     cells = (row or {}).get(OWNER)
     if not cells:
         return None
-    token, _, beats = cells[0].value.decode().rpartition(" ")
-    return Owner(token, int(beats))
+    try:
+        token, _, beats = cells[0].value.decode().rpartition(" ")
+        return Owner(token, int(beats))
+    except ValueError as error:
+        raise CorruptionError(f"the owner of an unfinished operation cannot be read: {error}.") from error
 
 
 def _now() -> float:

@@ -25,9 +25,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
-from sv_pipeline.errors import CorruptionError
+from sv_pipeline.errors import CorruptionError, NotFoundError
 from sv_pipeline.operations.log import OperationStatus
 from sv_pipeline.operations.ownership import FIXED_TIME, open_key
+from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.operations.writing import IDENTITY, identity_in, identity_keys, new_identity
 from sv_pipeline.segmentation.fork.fork import fork_exists
 from sv_pipeline.segmentation.fork.reader import open_fork_store
@@ -46,6 +47,8 @@ __all__ = [
     "compare",
     "ensure_identity",
     "find_misfit",
+    "fitting",
+    "misfit_first",
     "note_commit",
     "restore_advice",
     "wrote",
@@ -129,6 +132,25 @@ def note_commit(table: Table, operation_id: int, identity: str, generation: int)
 def find_misfit(graph: HasBoth) -> Misfit | None:
     """What is wrong with a table and a fork; None if they fit, as far as they say."""
     return compare(graph).misfit
+
+
+def fitting(graph: HasBoth) -> str | None:
+    """Identity of the graph, if it has one; EditRefused where table and fork do not belong together."""
+    found = compare(graph)
+    if found.misfit is not None:
+        raise EditRefused(Reason.RESTORED_APART, found.misfit.message, remedy=found.misfit.remedy)
+    return found.identity
+
+
+@contextmanager
+def misfit_first(graph: HasBoth) -> Iterator[None]:
+    """Where something is not found or is refused, say first that table and fork do not belong together, if so."""
+    try:
+        yield
+    except (EditRefused, NotFoundError) as error:
+        if getattr(error, "reason", None) is not Reason.RESTORED_APART:
+            fitting(graph)
+        raise
 
 
 def compare(graph: HasBoth) -> Compared:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 
-from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.errors import InputError, SvPipelineError
 
-__all__ = ["EditRefused", "OwnershipLostError", "Reason"]
+__all__ = ["EditRefused", "OwnershipLostError", "Reason", "bad_request"]
 
 
 class Reason(StrEnum):
@@ -72,6 +74,15 @@ class EditRefused(SvPipelineError):  # noqa: N818 - a refusal is an outcome
     def __init__(self, reason: StrEnum, message: str, *, remedy: str | None = None, repeat: str | None = None) -> None:
         self.reason = reason
         super().__init__(message, remedy=remedy, repeat=repeat)
+
+
+@contextmanager
+def bad_request() -> Iterator[None]:
+    """Refuse an edit, or a question, whose arguments cannot be read."""
+    try:
+        yield
+    except InputError as error:
+        raise EditRefused(Reason.BAD_REQUEST, error.message, remedy=error.remedy) from error
 
 
 class OwnershipLostError(SvPipelineError):

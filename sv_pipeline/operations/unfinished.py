@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sv_pipeline.errors import NotFoundError, SvPipelineError
+from sv_pipeline.errors import CorruptionError, NotFoundError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import lineage
 from sv_pipeline.graph.queries import roots
@@ -56,7 +56,9 @@ class Progress:
     @classmethod
     def of(cls, row: RowView | None) -> Progress:
         """Out of an open row."""
-        value: dict[str, Any] = RECOVERY.newest(row) or {}
+        value = RECOVERY.newest(row) or {}
+        if not isinstance(value, dict):
+            raise CorruptionError(f"the notes of a recovery cannot be read: {value!r}.")
         return cls(**{name: value[name] for name in cls.__dataclass_fields__ if name in value})
 
 
@@ -78,6 +80,8 @@ class Unfinished:
     """Made by other software: no owner, no write set, no generation."""
     row: RowView = field(default_factory=dict, repr=False)
     """The open row."""
+    damage: str = ""
+    """Why its rows cannot be read. Then nobody knows what it holds or whether it is complete; it is left alone."""
 
     @property
     def id(self) -> int:
@@ -126,6 +130,8 @@ class Unfinished:
     @property
     def outlook(self) -> str:
         """What recovery would do, in a word."""
+        if self.damage:
+            return "nothing"
         if self.progress.phase == Phase.UNPROVEN:
             return "prove"
         if self.progress.phase == Phase.OVER or self.succeeded:
@@ -165,14 +171,41 @@ def why_not_unfinished(graph: ChunkedGraph, operation_id: int) -> SvPipelineErro
 
 def _described(graph: ChunkedGraph, opened: dict[int, RowView], foreign_ids: Sequence[int]) -> list[Unfinished]:
     wanted = sorted([*opened, *foreign_ids])
-    log = {op.operation_id: op for op in read_operations(graph, np.array(wanted, np.uint64))} if wanted else {}
+    log = _log_of(graph, wanted)
     found = [_of_open_row(graph, operation_id, row, log.get(operation_id)) for operation_id, row in opened.items()]
-    found += [one for i in foreign_ids if i in log and (one := _foreign(graph, log[i])) is not None]
+    foreign = [log[i] for i in foreign_ids if i in log]
+    found += [one for op in foreign if isinstance(op, Operation) and (one := _foreign(graph, op)) is not None]
     return sorted(found, key=lambda one: one.operation_id)
 
 
-def _of_open_row(graph: ChunkedGraph, operation_id: int, row: RowView, operation: Operation | None) -> Unfinished:
+def _log_of(graph: ChunkedGraph, wanted: Sequence[int]) -> dict[int, Operation | CorruptionError]:
+    """Rows of the log by operation, or why one cannot be read."""
+    if not wanted:
+        return {}
+    try:
+        return {op.operation_id: op for op in read_operations(graph, np.array(wanted, np.uint64))}
+    except CorruptionError as error:
+        if len(wanted) == 1:
+            return {wanted[0]: error}
+        return {number: op for one in wanted for number, op in _log_of(graph, [one]).items()}
+
+
+def _of_open_row(
+    graph: ChunkedGraph, operation_id: int, row: RowView, logged: Operation | CorruptionError | None
+) -> Unfinished:
+    operation = logged if isinstance(logged, Operation) else None
+    try:
+        if isinstance(logged, CorruptionError):
+            raise logged
+        return _read_open_row(graph, operation_id, row, operation)
+    except CorruptionError as error:  # the others must not be hidden by it
+        known, signature = (operation, operation_id, None, None, Progress()), _hash(row.items())
+        return Unfinished(*known, signature, row=row, damage=str(error))
+
+
+def _read_open_row(graph: ChunkedGraph, operation_id: int, row: RowView, operation: Operation | None) -> Unfinished:
     owner, scope = owner_of(row), scope_in(row, operation_id)
+    write_set_in(row, operation_id)
     foreign = REQUEST.key not in row
     if scope is None and operation is not None and foreign:
         scope = _scope_of_log(operation)  # one of other software that somebody has begun to recover
@@ -189,9 +222,12 @@ def _foreign(graph: ChunkedGraph, operation: Operation) -> Unfinished | None:
     if scope is not None:
         scope = replace(scope, roots=_locked_roots(graph, operation))
     lock_rows = graph.table.read_rows(scope.lock_keys if scope else (), [LOCK.key, INDEFINITE_LOCK.key])
-    cells = [[*row.items()] for row in (operation.row, *(lock_rows[key] for key in sorted(lock_rows)))]
-    signature = hashlib.sha256(repr(cells).encode()).hexdigest()[:16]
+    signature = _hash([*row.items()] for row in (operation.row, *(lock_rows[key] for key in sorted(lock_rows))))
     return Unfinished(operation, operation.operation_id, scope, None, Progress(), signature, foreign=True)
+
+
+def _hash(cells: Iterable[Any]) -> str:
+    return hashlib.sha256(repr([*cells]).encode()).hexdigest()[:16]
 
 
 def _locked_roots(graph: ChunkedGraph, operation: Operation) -> tuple[int, ...]:

@@ -88,8 +88,9 @@ def new_identity() -> str:
 
 
 def without_plan(operation_id: int) -> RowMutation:
-    """Take out of our own row what an attempt noted for the undo; the identity stays."""
-    return RowMutation(own_key(operation_id), [DeleteCells(ACTIVATED.key), DeleteCells(SUPERVOXELS.key)])
+    """Take out of our own row what an attempt noted for its undo and of its outcome; the identity stays."""
+    noted = (ACTIVATED.key, SUPERVOXELS.key, OUTCOME.key)
+    return RowMutation(own_key(operation_id), [DeleteCells(column) for column in noted])
 
 
 @dataclass(frozen=True)
@@ -164,10 +165,10 @@ def read_scope(table: Table, operation_id: int) -> Scope | None:
 
 def scope_in(row: RowView | None, operation_id: int) -> Scope | None:
     """What `read_scope` gives, out of an open row."""
-    value = SCOPE.newest(row)
-    if value is None:
-        return None
     try:
+        value = SCOPE.newest(row)
+        if value is None:
+            return None
         return Scope(
             int(value["timestamp"]),
             tuple(value["roots"]),
@@ -175,8 +176,8 @@ def scope_in(row: RowView | None, operation_id: int) -> Scope | None:
             tuple(value["chunks"]),
             value["generation"],
         )
-    except (KeyError, TypeError) as error:
-        raise CorruptionError(f"the scope of operation {operation_id} cannot be read: {value!r}.") from error
+    except (CorruptionError, KeyError, TypeError, ValueError) as error:
+        raise CorruptionError(f"the scope of operation {operation_id} cannot be read: {error}.") from error
 
 
 def read_activated(table: Table, operation_id: int) -> UInt64Array | None:

@@ -61,10 +61,16 @@ def assess(graph: ChunkedGraph, found: Unfinished) -> Assessment:
     Raises
     ------
     RecoveryStoppedError
-        If a chunk or root of its scope is not held by it, although it has begun to write; or if table and fork do not
-        belong together, so that what the fork holds under its number may be of another operation.
+        If a chunk or root of its scope is not held by it, although it has begun to write; if table and fork do not
+        belong together, so that what the fork holds under its number may be of another operation; or if its open row
+        cannot be read.
     """
     scope = found.scope
+    if found.damage:
+        raise RecoveryStoppedError(
+            f"what is stored of operation {found.operation_id} cannot be read: {found.damage} Nothing was changed.",
+            remedy="Its locks stay. Restore table and fork of the graph from backups of one day.",
+        )
     if found.progress.phase == Phase.OVER:
         return Assessment(State.OVER, 0, 0, 0, None)
     if found.progress.phase == Phase.UNPROVEN:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from sv_pipeline.arguments import parse_callback, parse_flag, parse_ids
+from sv_pipeline.defects import DefectError
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.moments import parse_operation
 from sv_pipeline.operations.errors import NotStuckError
 from sv_pipeline.operations.ownership import beat_seconds
+from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.operations.unfinished import find_unfinished
 from sv_pipeline.recovery.claiming import Watched, observation_seconds
 from sv_pipeline.recovery.report import RecoveryReport
-from sv_pipeline.recovery.run import recover
+from sv_pipeline.recovery.run import process_token, recover
+from sv_pipeline.storage.wall import our_error
 
 __all__ = ["recover_all", "watch_all"]
+
+log = logging.getLogger(__name__)
 
 
 def recover_all(
@@ -26,6 +35,9 @@ def recover_all(
 ) -> Iterator[tuple[int, RecoveryReport | SvPipelineError]]:
     """Recover operations one after the other, once all their owners have been watched.
 
+    Whatever keeps one of them from being recovered, the others are. One that needs an object which another one holds
+    is tried again at the end.
+
     Parameters
     ----------
     progress
@@ -36,18 +48,43 @@ def recover_all(
     Yields
     ------
     tuple[int, RecoveryReport | SvPipelineError]
-        Each operation with what was done, or with the reason why it was not recovered; by operation id.
+        Each operation with what was done, or with the reason why it was not recovered; by operation id, but for those
+        that were tried again.
     """
-    wanted = sorted(set(operation_ids))
+    wanted = sorted({parse_operation(one) for one in parse_ids(operation_ids, "operations").tolist()})
+    return _recovered(graph, wanted, parse_callback(progress, "progress"), parse_flag(take_locks, "take_locks"))
+
+
+def _recovered(
+    graph: ChunkedGraph, wanted: list[int], progress: Callable[[float], None] | None, take_locks: bool
+) -> Iterator[tuple[int, RecoveryReport | SvPipelineError]]:
     seen = watch_all(graph, wanted, progress)
+    # A second try claims with the token of the first one, and so need not watch the first one's heartbeat.
+    token = process_token(f"recovery-{secrets.token_hex(6)}")
+    blocked = []
     for operation_id in wanted:
-        watched = seen.get(operation_id)
-        try:
-            if watched is not None and watched.seconds < observation_seconds():
-                raise NotStuckError(f"operation {operation_id} is not stuck: its owner is at work.")
-            yield operation_id, recover(graph, operation_id, watched=watched, take_locks=take_locks)
-        except SvPipelineError as error:
-            yield operation_id, error
+        done = _recover_one(graph, operation_id, seen.get(operation_id), token, take_locks=take_locks)
+        if isinstance(done, EditRefused) and done.reason is Reason.LOCKED and operation_id != wanted[-1]:
+            log.info("operation %d is tried again at the end: %s", operation_id, done)
+            blocked.append(operation_id)
+        else:
+            yield operation_id, done
+    for operation_id in blocked:
+        yield operation_id, _recover_one(graph, operation_id, None, token, take_locks=take_locks)
+
+
+def _recover_one(
+    graph: ChunkedGraph, operation_id: int, watched: Watched | None, token: str, *, take_locks: bool
+) -> RecoveryReport | SvPipelineError:
+    """What was done, or why it was not."""
+    try:
+        if watched is not None and watched.seconds < observation_seconds():
+            return NotStuckError(f"operation {operation_id} is not stuck: its owner is at work.")
+        return recover(graph, operation_id, token=token, watched=watched, take_locks=take_locks)
+    except SvPipelineError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 - whatever it is, it must not keep the other operations from recovery
+        return our_error(error) or DefectError(error)
 
 
 def watch_all(

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sv_pipeline.errors import ConflictError
+from sv_pipeline.arguments import parse_callback, parse_flag, parse_seconds, shown
+from sv_pipeline.errors import ConflictError, InputError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.moments import parse_operation
 from sv_pipeline.operations.errors import NotStuckError, RecoveryStoppedError
 from sv_pipeline.operations.ownership import FIXED_TIME, OBSERVED_BEATS, OWNER, Owner, Ownership, beat_seconds, open_key
 from sv_pipeline.operations.refusal import OwnershipLostError
@@ -153,6 +155,11 @@ def claim(
     RecoveryStoppedError
         If its locks are not as they should be; nothing was changed.
     """
+    operation_id, take_locks = parse_operation(operation_id), parse_flag(take_locks, "take_locks")
+    watch_seconds = None if watch_seconds is None else parse_seconds(watch_seconds, "time to watch an owner")
+    progress = parse_callback(progress, "progress")
+    if watched is not None and not isinstance(watched, Watched):
+        raise InputError(f"{shown(watched)} is no observation of an owner.", remedy="Give a Watched, or leave it out.")
     found = _require(graph, operation_id)
     if found.owner is None or found.owner.token != token:
         if not _seen_long_enough(found, watched, watch_seconds):

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from sv_pipeline.errors import CorruptionError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.moments import parse_operation
 from sv_pipeline.operations.errors import RecoveryStoppedError
 from sv_pipeline.operations.unfinished import Unfinished, read_unfinished, why_not_unfinished
-from sv_pipeline.operations.writing import REQUEST
 from sv_pipeline.recovery.assessment import Assessment, State, assess
-from sv_pipeline.recovery.replay import request_of
+from sv_pipeline.recovery.replay import options_of, request_of
 from sv_pipeline.segmentation.fork.reader import open_fork
 from sv_pipeline.segmentation.fork.records import OperationRecord
 
@@ -68,6 +69,7 @@ class DryRun:
 
 def dry_run(graph: ChunkedGraph, operation_id: int) -> DryRun:
     """What recovery of an operation would do now; NotStuckError if it is finished, NotFoundError if there is none."""
+    operation_id = parse_operation(operation_id)
     found = read_unfinished(graph, operation_id)
     if found is None:
         raise why_not_unfinished(graph, operation_id)
@@ -94,7 +96,10 @@ def _request(found: Unfinished) -> str:
         return "unknown: it has no row in the log"
     if operation.kind not in ("merge", "split"):
         return f"{operation.kind} by {found.user!r}"
-    request = request_of(operation, REQUEST.newest(found.row) or {})
+    try:
+        request = request_of(operation, options_of(found))
+    except CorruptionError as error:
+        return str(error)
     sides = []
     for points in (request.sources, request.sinks):
         what = points.pointed if points.coordinates is not None else points.ids

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.moments import parse_operation
 from sv_pipeline.operations.log import read_operations
 from sv_pipeline.operations.unfinished import Progress, Unfinished, read_unfinished
 from sv_pipeline.table import locks
@@ -25,6 +26,7 @@ def orphaned_locks(graph: ChunkedGraph) -> list[Unfinished]:
 
 def release_orphans(graph: ChunkedGraph, operation_id: int) -> int:
     """Give back the locks of an operation that is finished; how many."""
+    operation_id = parse_operation(operation_id)
     if read_unfinished(graph, operation_id) is not None:
         return 0
     row_keys = _holders(graph).get(operation_id, [])

@@ -15,6 +15,7 @@ from sv_pipeline.edits.splitting import split
 from sv_pipeline.edits.write.cells import ATTEMPTS_TO_PUT_EDGES
 from sv_pipeline.edits.write.commit import CommittedEdit
 from sv_pipeline.edits.write.locking import LockPatience
+from sv_pipeline.errors import CorruptionError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.errors import RecoveryStoppedError
@@ -30,7 +31,7 @@ from sv_pipeline.segmentation.fork.fork import fork_exists
 from sv_pipeline.segmentation.fork.reader import open_fork
 from sv_pipeline.table import columns
 
-__all__ = ["Replay", "give_up", "let_go", "make_again", "request_of"]
+__all__ = ["Replay", "give_up", "let_go", "make_again", "options_of", "request_of"]
 
 PATIENCE = LockPatience(10.0)
 """Whoever holds an object may be stuck as well, and be recovered next."""
@@ -65,7 +66,8 @@ def make_again(claim: Claim) -> Replay:
     ConflictError
         If the open row does not say that all was taken back, and nothing written since.
     EditRefused
-        With Reason.LOCKED only, if somebody else holds an object: to be tried again. Other refusals end the operation.
+        With Reason.LOCKED, if somebody else holds an object, or Reason.RESTORED_APART, if table and fork do not belong
+        together: to be tried again later. Other refusals end the operation.
     """
     found, scope = claim.found, claim.found.scope
     assert scope is not None
@@ -76,7 +78,7 @@ def make_again(claim: Claim) -> Replay:
     try:
         edit = _run(claim.graph, found, resumption)
     except EditRefused as refusal:
-        if refusal.reason is Reason.LOCKED:
+        if refusal.reason in (Reason.LOCKED, Reason.RESTORED_APART):
             raise
         return give_up(claim, f"refused:{refusal.reason}: {refusal}")
     return Replay("replayed", edit=edit)
@@ -123,7 +125,7 @@ def _run(graph: ChunkedGraph, found: Unfinished, resumption: Resumption) -> Comm
             f"operation {found.operation_id} has no row in the log, so nobody knows what was asked for.",
             remedy="Its locks stay; see docs/sv_splitting_recovery.md.",
         )
-    options = REQUEST.newest(found.row) or {}
+    options = options_of(found)
     if operation.kind in ("undo", "redo"):
         revert = undo if operation.kind == "undo" else redo
         allowed = bool(options.get("allow_partial", True))
@@ -137,8 +139,29 @@ def _run(graph: ChunkedGraph, found: Unfinished, resumption: Resumption) -> Comm
     return split(graph, request, volume=volume, patience=PATIENCE, resumption=resumption)
 
 
+def options_of(found: Unfinished) -> dict[str, Any]:
+    """What the log has no room for of a request; CorruptionError if that cannot be read."""
+    try:
+        return dict(REQUEST.newest(found.row) or {})
+    except (CorruptionError, TypeError, ValueError) as error:
+        raise CorruptionError(f"the request of operation {found.operation_id} cannot be read: {error}.") from error
+
+
 def request_of(operation: Operation, options: dict[str, Any]) -> MergeRequest | SplitRequest:
-    """The request of a merge or split, out of the log's cells and what they have no room for."""
+    """The request of a merge or split, out of the log's cells and what they have no room for.
+
+    Raises
+    ------
+    CorruptionError
+        If these are not what a request leaves there.
+    """
+    try:
+        return _read_request(operation, options)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptionError(f"the request of operation {operation.operation_id} cannot be read: {error}.") from error
+
+
+def _read_request(operation: Operation, options: dict[str, Any]) -> MergeRequest | SplitRequest:
     row, by_id = operation.row, options.get("by_id", [True, True])
     sides = []
     named = options.get("named", [None, None])

@@ -16,9 +16,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from sv_pipeline.errors import ConflictError, CorruptionError, InputError, SvPipelineError
+from sv_pipeline.arguments import LONGEST_TEXT, parse_callback, parse_line, parse_text, parse_user
+from sv_pipeline.errors import ConflictError, CorruptionError, SvPipelineError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.moments import parse_operation
 from sv_pipeline.operations.errors import FinishedError, NotStuckError
 from sv_pipeline.operations.ownership import FIXED_TIME
 from sv_pipeline.operations.refusal import OwnershipLostError
@@ -41,6 +43,8 @@ __all__ = ["STAGES", "abandon", "process_token", "recover"]
 log = logging.getLogger(__name__)
 
 STAGES = ("claim", "roll back", "make again", "prove")
+ABANDONED = "failed:abandoned: "
+"""What the log says of an operation that was given up begins with this."""
 _NONCE = secrets.token_hex(4)
 
 
@@ -88,11 +92,16 @@ def recover(
     SvPipelineError
         If it failed on the way; the operation stays listed, with the reason, and can be recovered again.
     """
-    clock, tell = _Clock(), tell or _say_nothing
+    operation_id = parse_operation(operation_id)
+    token = process_token(f"recovery-{secrets.token_hex(6)}") if token is None else parse_line(token, "token")
+    if abandoned or not isinstance(abandoned, str):
+        abandoned = parse_text(abandoned, "reason to abandon an operation", longest=2 * LONGEST_TEXT)
+    tell = parse_callback(tell, "tell") or _say_nothing
+    clock = _Clock()
     claimed = claim(
         graph,
         operation_id,
-        token or process_token(f"recovery-{secrets.token_hex(6)}"),
+        token,
         watch_seconds=watch_seconds,
         watched=watched,
         progress=progress,
@@ -106,7 +115,7 @@ def recover(
         over = found.progress.outcome
         if abandoned:
             _refuse_to_abandon_what_has_ended(claimed)
-            over = f"failed:abandoned: {abandoned}"
+            over = f"{ABANDONED}{abandoned}"
             claimed.note(outcome=over)
             reach("abandoned")
         cleanup, again = Cleanup(), state in (State.HELD, State.UNWRITTEN)
@@ -115,7 +124,7 @@ def recover(
         clock.lap("roll back")
         tell("roll back", cleanup.summary)
         if over and state not in (State.FINISHED, State.UNPROVEN):
-            replay = give_up(claimed, over, "abandoned" if over.startswith("failed:abandoned") else "refused")
+            replay = give_up(claimed, over, "abandoned" if over.startswith(ABANDONED) else "refused")
         else:
             replay = make_again(claimed) if again else let_go(claimed)
         clock.lap("make again")
@@ -171,8 +180,7 @@ def abandon(
     SvPipelineError
         As for :func:`recover`.
     """
-    if not reason.strip() or not user.strip():
-        raise InputError(f"operation {operation_id} is not abandoned without a user and a reason, for the log.")
+    why = f"by {parse_user(user).strip()}: {parse_text(reason, 'reason to abandon an operation')}"
     try:
         return recover(
             graph,
@@ -180,7 +188,7 @@ def abandon(
             token=token,
             progress=progress,
             tell=tell,
-            abandoned=f"by {user.strip()}: {reason.strip()}",
+            abandoned=why,
             take_locks=take_locks,
         )
     except FinishedError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from sv_pipeline.arguments import parse_flag, parse_seconds
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.unfinished import Unfinished, find_unfinished
 from sv_pipeline.recovery.foreign import UNLOCKED_SECONDS, advance, forget, watched
@@ -20,6 +21,7 @@ def all_unfinished(graph: ChunkedGraph, *, seconds: float = 0.3) -> list[Unfinis
     seconds
         How long to look through the part of the log that was not looked at before.
     """
+    seconds = parse_seconds(seconds, "time to look through the log")
     found_now = {} if graph.table.read_only else advance(graph.table, seconds=seconds).found
     others = found_now | watched(graph.table)
     found = find_unfinished(graph, others)
@@ -43,6 +45,7 @@ def list_stuck(graph: ChunkedGraph, *, min_age: float = 0.0, deep: bool = False)
     deep
         Also those that are finished, but have left locks: all rows of the table are looked through.
     """
+    min_age, deep = parse_seconds(min_age, "age of an operation"), parse_flag(deep, "deep")
     found = all_unfinished(graph, seconds=60.0)
     if deep:
         known = {one.operation_id for one in found}

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from sv_pipeline.arguments import parse_count
 from sv_pipeline.errors import CorruptionError
 from sv_pipeline.grid import Box
 from sv_pipeline.operations.log import OperationStatus, read_operations
@@ -61,7 +62,7 @@ def verify_changes(dataset: Dataset, after: int, *, workers: int = 1) -> VerifyR
 
     Of more than `MOST_PROVEN` operations, the rows around the latest ones are looked at.
     """
-    started = time.monotonic()
+    started, after = time.monotonic(), parse_count(after, "number of the last operation that is known")
     url, graph_id = dataset.watershed_url, dataset.graph_id
     try:
         records = operations(url, graph_id, after=after) if fork_exists(url, graph_id) else []

@@ -71,7 +71,8 @@ def prove_ended(graph: ChunkedGraph, operation_id: int, found: Unfinished | None
         report = verify_around(graph, chunks, watershed_url=graph.watershed_url, graph_id=graph.graph_id)
         if report.ok:
             return {**checked, "chunks around it": len(chunks), **_numbers(report)}
-    others = [one.operation_id for one in find_unfinished(graph) if one.scope and one.operation_id != operation_id]
+    unfinished = (one for one in find_unfinished(graph) if one.scope or one.damage)
+    others = [one.operation_id for one in unfinished if one.operation_id != operation_id]
     if others:
         named = ", ".join(map(str, others[:5]))
         return {**checked, "not proven": f"operations {named} are being written, or wait for a recovery of their own"}

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sv_pipeline.arguments import parse_callback, parse_count, parse_names
 from sv_pipeline.errors import ConfigError, SvPipelineError, UnavailableError
 from sv_pipeline.grid import Box
 from sv_pipeline.storage import kv
@@ -200,15 +201,19 @@ def verify(
     ------
     ConfigError
         If there is no such check.
+    InputError
+        If an argument cannot be read.
     UnavailableError
         If storage or table do not answer.
     """
+    checks = None if checks is None else parse_names(checks, "checks")
+    sample = None if sample is None else parse_count(sample, "number of chunks to look at", least=1)
+    workers, seed = parse_count(workers, "number of workers", least=1), parse_count(seed, "seed")
+    progress = parse_callback(progress, "progress")
     chosen = list(_CHECKS) if checks is None else [name for name in _CHECKS if name in set(checks)]
     if checks is not None and (unknown := sorted(set(checks) - set(_CHECKS))):
         raise ConfigError(f"there is no check {', '.join(unknown)}.", remedy=f"Checks are: {', '.join(_CHECKS)}.")
-    if sample is not None and sample < 1:
-        raise ConfigError(f"cannot check the voxels of {sample} chunks.", remedy="Give a sample of 1 or more.")
-    subject = Subject(graph.table, kv.as_url(watershed_url), graph_id, sample, seed, max(1, workers), within=within)
+    subject = Subject(graph.table, kv.as_url(watershed_url), graph_id, sample, seed, workers, within=within)
     started = time.monotonic()
     results = []
     for number, name in enumerate(chosen):

@@ -29,6 +29,8 @@ from sv_pipeline_tests import editable
 GRAPH = "small"
 WRONG = "OTHER ANSWER, verify is silent"
 DAMAGES = ("empty", "half", "flip", "gone", "garbage")
+MORE_DAMAGES = ("zeros", "folder")
+"""For the sweep of all files."""
 _CHANGING = re.compile(r"second|age|throughput|beats|died")
 NOT_READ = (".__lock", "writer.json")
 """Locks, and the note of the process that has one: their content means nothing."""
@@ -91,6 +93,11 @@ class World:
             path.write_bytes(data[:at] + bytes([data[at] ^ (1 << chance.randrange(8))]) + data[at + 1 :])
         elif how == "garbage":
             path.write_bytes(chance.randbytes(max(64, len(data))))
+        elif how == "zeros":
+            path.write_bytes(bytes(len(data)))
+        elif how == "folder":
+            path.unlink()
+            path.mkdir()
         else:
             path.write_bytes(data[: len(data) // 2] if how == "half" else b"")
 
@@ -223,7 +230,7 @@ if __name__ == "__main__":
     began = time.monotonic()
     with Path(sys.argv[2]).open("w") as log:
         for number, name in enumerate(wanted):
-            for how in DAMAGES:
+            for how in (*DAMAGES, *MORE_DAMAGES):
                 for outcome in whole.look(name, how, whole.reads):
                     every.append(outcome)
                     log.write(json.dumps(asdict(outcome)) + "\n")

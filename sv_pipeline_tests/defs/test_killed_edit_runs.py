@@ -104,3 +104,6 @@ def test_an_operation_is_abandoned_by_a_job(play: Theatre, instance: dg.DagsterI
     assert again.success
     assert any("is finished already (EXCEPTION)" in entry.user_message for entry in instance.all_logs(again.run_id))
     assert read_operations(play.scene.graph, [dead.operation_id])[0].row == found.row
+    # What is complete is not said to be abandoned.
+    complete = {**config, "operation_id": 1}
+    assert not job.execute_in_process(run_config=complete, instance=instance, raise_on_error=False).success

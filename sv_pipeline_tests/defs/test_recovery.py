@@ -175,11 +175,13 @@ def test_a_graph_that_is_only_being_made_is_no_complaint(home: str, instance: dg
         assert tick(instance).skip_message == "nothing is unfinished"
 
 
+@pytest.mark.parametrize("name", ["recover_operation_job", "abandon_operation_job"])
 def test_a_recovery_that_dies_without_a_word_is_told_of(
-    play: Theatre, instance: dg.DagsterInstance, webhook: list[dict[str, Any]]
+    play: Theatre, instance: dg.DagsterInstance, webhook: list[dict[str, Any]], name: str
 ) -> None:
-    job = defs().resolve_job_def("recover_operation_job")
-    died = instance.create_run_for_job(job, run_config={"graph_id": "stage", "operation_id": 15})
+    job = defs().resolve_job_def(name)
+    config = {"graph_id": "stage", "operation_id": 15, **({"reason": "no"} if name == "abandon_operation_job" else {})}
+    died = instance.create_run_for_job(job, run_config=config)
     instance.report_run_failed(died, "the worker was killed")
     said = run(instance, dg.RunRequest(run_config={"graph_id": "stage", "operation_id": 999}, tags={}))
     assert len(webhook) == 1
@@ -192,6 +194,8 @@ def test_a_recovery_that_dies_without_a_word_is_told_of(
         recovery.dead_recoveries_sensor(context.for_run_failure())
         assert len(webhook) == alerts
     assert "operation 15 of graph stage failed: the worker was killed" in webhook[-1]["text"]
+    monitored = {job.name for job in recovery.dead_recoveries_sensor._monitored_jobs}
+    assert name in monitored
 
 
 def test_failures_are_tried_again_then_people_are_told(

@@ -163,6 +163,31 @@ def test_what_operations_changed_is_verified_once(
     assert again.run_key == request.run_key, "the same changes are not verified twice"
 
 
+def test_a_graph_that_is_gone_hides_no_other_and_one_that_is_made_anew_is_verified(
+    two: tuple[Dataset, Dataset], instance: dg.DagsterInstance
+) -> None:
+    # A verification of a graph of this name, whose operations had other numbers.
+    tags = {verification.GRAPH_TAG: "second", verification.UNTIL_TAG: "1000"}
+    instance.add_run(dg.DagsterRun("verify_job", status=dg.DagsterRunStatus.SUCCESS, tags=tags))
+    number = counters.new_operation_id(two[1].table)
+    two[1].table.mutate([RowMutation(keys.node_key(number), [columns.OPERATION_STATUS.set(2)])])
+    two[0].table.drop()
+    (request,) = tick(verification.verify_changes_schedule, instance)
+    assert request.tags[verification.GRAPH_TAG] == "second"
+    assert run(instance, request)
+    assert not tick(verification.verify_changes_schedule, instance)
+    (night,) = tick(verification.verify_nightly_schedule, instance)
+    assert night.tags[verification.GRAPH_TAG] == "second"
+    # Checks that are launched for no partition look at all graphs.
+    job = defs().resolve_implicit_global_asset_job_def()
+    found = {dg.AssetCheckKey(reader_contract.key, "voxels")}
+    result = job.get_subset(asset_check_selection=found).execute_in_process(instance=instance, raise_on_error=False)
+    checked = {evaluation.partition: evaluation for evaluation in result.get_asset_check_evaluations()}
+    assert checked["second"].passed
+    assert not checked[None].passed
+    assert "does not exist" in str(checked[None].description)
+
+
 @pytest.mark.parametrize("value", ["on", "off"])
 def test_one_switch_for_both_schedules(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(verification.SWITCH_VARIABLE, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from sv_pipeline.graph import queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import milliseconds
 from sv_pipeline.grid import Box
+from sv_pipeline.moments import as_date
 from sv_pipeline.storage.precomputed import open_volume
 from sv_pipeline.table import keys
 from sv_pipeline.table.bigtable.table import BigtableTable
@@ -79,8 +81,20 @@ def test_before_the_ingest_there_was_nothing(graph: ChunkedGraph) -> None:
     assert queries.roots(graph, WORLD.supervoxels[:1], at=made).tolist() == root.tolist()
     assert queries.roots(graph, WORLD.supervoxels[:1], at=made - 1, missing_ok=True).tolist() == [0]
     assert queries.roots(graph, root, at=made - 1, missing_ok=True).tolist() == [0]
-    with pytest.raises(NotFoundError, match=str(made - 1)):
+    with pytest.raises(NotFoundError, match=re.escape(as_date(made - 1))):
         queries.roots(graph, WORLD.supervoxels[:1], at=made - 1)
+
+
+def test_before_the_graph_was_made_the_error_says_when_that_was(graph: ChunkedGraph) -> None:
+    """As a date, and with what to do; raw milliseconds tell nobody anything."""
+    wanted = WORLD.supervoxels[:1]
+    (made,) = graph.table.read_rows([keys.META])[keys.META].values()
+    for at in (0, 1, "1999-12-31", made[-1].timestamp - 1):
+        with pytest.raises(NotFoundError) as error:
+            queries.roots(graph, wanted, at=at)
+        assert f"is not as old as {as_date(milliseconds(at) or 0)}: it was made on" in error.value.message
+        assert not re.search(r"\d{11}", error.value.message)
+        assert "later moment" in (error.value.remedy or "")
 
 
 def test_a_moment_is_rounded_up_to_what_the_table_can_tell_apart() -> None:

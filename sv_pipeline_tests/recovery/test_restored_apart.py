@@ -12,11 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from sv_pipeline import edits
 from sv_pipeline.operations import writing
 from sv_pipeline.operations.ownership import OPEN_PREFIX
 from sv_pipeline.operations.pair import PAIR_ROW
 from sv_pipeline.recovery import find_unfinished
-from sv_pipeline.segmentation.fork.reader import current_generation, open_fork_store
+from sv_pipeline.segmentation.fork.reader import current_generation, open_fork, open_fork_store
 from sv_pipeline.segmentation.fork.records import NEWEST, operation_key, operations
 from sv_pipeline.table.interface import DeleteCells, RowMutation, SetCell
 from sv_pipeline.verify.report import CheckResult
@@ -103,6 +104,28 @@ def test_an_edit_on_days_that_differ_is_refused(theatre: Make, backend: str, old
     restore(play.scene, table=second, fork=second)
     assert play.do(**play.request(kind)) == DONE
     play.scene.prove()
+
+
+@both
+@pytest.mark.parametrize("older", ["table", "fork"])
+def test_the_pair_is_compared_before_points_are_blamed(theatre: Make, backend: str, older: str) -> None:
+    """Points far outside, on nothing, and an operation that is not there: none of these is what is wrong."""
+    play = theatre(backend)
+    scene = play.scene
+    first = backup(scene)
+    assert play.do(**play.request("supervoxel split")) == DONE
+    restore(scene, table=first if older == "table" else None, fork=first if older == "fork" else None)
+    graph, nowhere = scene.graph, edits.Points.of(coordinates=[[10**6, 0, 0]])
+    volume = open_fork(graph.watershed_url, graph.graph_id)
+    attempts: list[Callable[[], object]] = [
+        lambda: edits.split(graph, edits.SplitRequest("me", nowhere, nowhere), volume=volume),
+        lambda: edits.merge(graph, edits.MergeRequest("me", edits.Points.of([]), nowhere), volume=volume),
+        lambda: edits.undo(graph, 10**6, "me"),
+    ]
+    for attempt in attempts:
+        with pytest.raises(edits.EditRefused, match=f"the {older} of graph .* is older than its") as refused:
+            attempt()
+        assert refused.value.reason is edits.Reason.RESTORED_APART
 
 
 @both

@@ -38,6 +38,15 @@ def test_tables_are_under_the_home_unless_a_path_is_configured(tmp_path: Path) -
     assert table.read_only
 
 
+def test_a_table_that_this_user_may_not_write_is_no_matter_of_trying_again(tmp_path: Path) -> None:
+    table = SqliteTable("t", tmp_path)
+    table.create()
+    unwritable = sqlite3.connect(f"file:{table.path}?mode=ro", uri=True)
+    with pytest.raises(ConfigError, match=r"cells.sqlite cannot be used.*readonly.*permissions"), table._errors():
+        unwritable.execute("create table x(a)")
+    unwritable.close()
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "../up", "a\0b"])
 def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be the name"):

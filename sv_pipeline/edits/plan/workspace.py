@@ -46,7 +46,11 @@ def workspace_of_preview(graph: ChunkedGraph, supervoxels: UInt64Array) -> Works
     """
     found = queries.roots(graph, supervoxels, missing_ok=True)
     if (found == 0).any():
-        raise EditRefused(Reason.NOT_FOUND, f"supervoxel {int(supervoxels[found == 0][0])} is not in the graph.")
+        raise EditRefused(
+            Reason.NOT_FOUND,
+            f"supervoxel {int(supervoxels[found == 0][0])} is not in the graph.",
+            remedy="Look the point up as it is now.",
+        )
     root_of = dict(zip(supervoxels.tolist(), found.tolist(), strict=True))
     return Workspace(graph, NodeCache(graph), np.unique(found), root_of, lambda *_: None)
 

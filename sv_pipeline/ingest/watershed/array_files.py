@@ -115,7 +115,10 @@ def _read_header(stream: IO[bytes], size: int) -> ArrayHeader:
     version = np.lib.format.read_magic(stream)
     if version not in _HEADERS:
         raise ValueError(f"version {version} of the format is not known")
-    shape, _, dtype = _HEADERS[version](stream)
+    try:
+        shape, _, dtype = _HEADERS[version](stream)
+    except (*UNREADABLE, SyntaxError, MemoryError) as error:  # NumPy reads it as an expression of Python
+        raise ValueError("its header does not describe an array") from error
     fault, content = "", size - stream.tell()
     if dtype.hasobject:
         fault = "it holds Python objects"

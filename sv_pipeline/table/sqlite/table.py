@@ -303,6 +303,11 @@ class SqliteTable(Table):
         except sqlite3.OperationalError as error:
             if not self.exists():
                 raise self._missing() from error
+            if getattr(error, "sqlite_errorname", "") in _DENIED:
+                raise ConfigError(
+                    f"table {self.path} cannot be used by this user: {error}.",
+                    remedy="Check the permissions of that file and of its folder.",
+                ) from error
             if str(error).startswith("no such"):
                 raise CorruptionError(
                     f"table {self.path} cannot be read: {error}.", remedy="Restore it from a copy, or ingest it again."
@@ -386,6 +391,10 @@ def _start_afresh() -> None:
 
 
 os.register_at_fork(before=_close_all, after_in_child=_start_afresh)
+
+
+_DENIED = frozenset({"SQLITE_READONLY", "SQLITE_READONLY_DIRECTORY", "SQLITE_PERM", "SQLITE_AUTH", "SQLITE_CANTOPEN"})
+"""Answers that do not change by asking again."""
 
 
 def _is_lock(error: sqlite3.OperationalError) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sv_pipeline.errors import InputError
+from sv_pipeline.ingest.watershed.array_files import load_npy
 from sv_pipeline.ingest.watershed.source import open_source
 from sv_pipeline.ingest.watershed.tables import read_object_table
 
@@ -139,3 +140,22 @@ def test_a_member_that_says_it_becomes_more_than_it_can_is_refused(tmp_path: Pat
     path.write_bytes(bytes(content))
     with pytest.raises(InputError, match=r"cannot be read|cannot tell"):
         read(str(path))
+
+
+HEADERS = {
+    "an expression": "{'descr': '<u8', 'fortran_order': False, 'shape': (2**70, 1, 1)}",
+    "a name": "1 + x",
+    "nested without end": "(" * 4000,
+    "signs without end": "-" * 4000 + "1",
+    "zeros": "\0",
+    "an empty mapping": "{}",
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_header_that_describes_no_array_is_named_in_words(tmp_path: Path, name: str) -> None:
+    text = HEADERS[name].encode() + b"\n"
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    with pytest.raises(InputError, match=r"a\.npy cannot be read: its header does not describe an array") as error:
+        load_npy(str(tmp_path / "a.npy"))
+    assert "object at 0x" not in str(error.value)
