@@ -53,6 +53,7 @@ MOST_AT_ONCE = 1 << 26
 LONGEST_NAME = 200
 """Characters of a user's name, and of a token."""
 LONGEST_TEXT = 2000
+LONGEST_SHOWN = 110
 MOST_GIGABYTES = 1e6
 _BREAKS_A_LINE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 """Unicode categories of control characters, lone surrogates, and separators of lines and paragraphs."""
@@ -70,7 +71,8 @@ def shown(value: Any) -> str:
         text = reprlib.repr(value)
     except (ValueError, RecursionError):  # int has more digits than Python converts
         text = f"a value of type {type(value).__name__} that is too large to be shown"
-    return _ADDRESS.sub("", " ".join(text.split()))
+    text = _ADDRESS.sub("", " ".join(text.split()))
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 4]} ..."
 
 
 def is_whole(value: Any) -> bool:

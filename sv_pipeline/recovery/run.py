@@ -94,7 +94,7 @@ def recover(
     """
     operation_id = parse_operation(operation_id)
     token = process_token(f"recovery-{secrets.token_hex(6)}") if token is None else parse_line(token, "token")
-    if abandoned or not isinstance(abandoned, str):
+    if not isinstance(abandoned, str) or abandoned:
         abandoned = parse_text(abandoned, "reason to abandon an operation", longest=2 * LONGEST_TEXT)
     tell = parse_callback(tell, "tell") or _say_nothing
     clock = _Clock()
