@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from sv_pipeline.config import DatasetConfig
@@ -19,6 +20,7 @@ __all__ = ["ingest", "list_stuck", "recover", "register", "status", "verify"]
 
 # What the functions need is imported when they are called: every worker and every `--help` imports this module.
 
+Home: TypeAlias = "str | os.PathLike[str] | None"
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
@@ -35,7 +37,7 @@ def _behind_the_wall(function: Callable[_Arguments, _Result]) -> Callable[_Argum
 
 
 @_behind_the_wall
-def register(config: str | Path | Mapping[str, Any] | DatasetConfig, home: str | None = None) -> Dataset:
+def register(config: str | Path | Mapping[str, Any] | DatasetConfig, home: Home = None) -> Dataset:
     """Make a graph known to this installation. Nothing is built yet.
 
     Parameters
@@ -58,23 +60,30 @@ def register(config: str | Path | Mapping[str, Any] | DatasetConfig, home: str |
     ConflictError
         If a graph of this name was registered with another configuration.
     """
+    from sv_pipeline.arguments import shown
     from sv_pipeline.config import DatasetConfig, load_config, parse_config
+    from sv_pipeline.errors import ConfigError
     from sv_pipeline.ingest.stages import register as register_dataset
-    from sv_pipeline.registry import default_home
+    from sv_pipeline.registry import home_or_default
 
     if isinstance(config, DatasetConfig):
         parsed = config
     elif isinstance(config, Mapping):
         parsed = parse_config(dict(config))
-    else:
+    elif isinstance(config, str | Path):
         parsed = load_config(config)
-    return register_dataset(parsed, home or default_home())
+    else:
+        raise ConfigError(
+            f"the configuration is {shown(config)}.",
+            remedy="Give the path of a dataset YAML, or its content as a mapping.",
+        )
+    return register_dataset(parsed, home_or_default(home))
 
 
 @_behind_the_wall
 def ingest(
     graph_id: str,
-    home: str | None = None,
+    home: Home = None,
     *,
     layers: Sequence[int] | None = None,
     workers: int | None = None,
@@ -102,17 +111,19 @@ def ingest(
     SvPipelineError
         The first failure; what was finished stays finished.
     """
+    from sv_pipeline.arguments import parse_count, parse_ids
     from sv_pipeline.ingest import run
     from sv_pipeline.registry import open_dataset
     from sv_pipeline.reports.status import graph_status
 
     dataset = open_dataset(graph_id, home)
-    run.ingest(dataset, layers=layers, workers=workers)
+    chosen = None if layers is None else parse_ids(layers, "layers").tolist()
+    run.ingest(dataset, layers=chosen, workers=None if workers is None else parse_count(workers, "workers", least=1))
     return graph_status(dataset)
 
 
 @_behind_the_wall
-def status(graph_id: str, home: str | None = None) -> GraphStatus:
+def status(graph_id: str, home: Home = None) -> GraphStatus:
     """How far the ingest of a graph is: per stage and layer the chunks, what is done, what failed.
 
     Raises
@@ -129,7 +140,7 @@ def status(graph_id: str, home: str | None = None) -> GraphStatus:
 @_behind_the_wall
 def verify(
     graph_id: str,
-    home: str | None = None,
+    home: Home = None,
     *,
     checks: Sequence[str] | None = None,
     sample: int | None = None,
@@ -165,9 +176,7 @@ def verify(
 
 
 @_behind_the_wall
-def list_stuck(
-    graph_id: str, home: str | None = None, *, min_age: float = 600.0, deep: bool = False
-) -> list[Unfinished]:
+def list_stuck(graph_id: str, home: Home = None, *, min_age: float = 600.0, deep: bool = False) -> list[Unfinished]:
     """Operations of a graph that have begun and have not ended.
 
     Parameters
@@ -186,7 +195,7 @@ def list_stuck(
 
 
 @_behind_the_wall
-def recover(graph_id: str, operation_id: int, home: str | None = None, *, take_locks: bool = False) -> RecoveryReport:
+def recover(graph_id: str, operation_id: int, home: Home = None, *, take_locks: bool = False) -> RecoveryReport:
     """Take back what an unfinished operation wrote, make its edit again, and free its locks.
 
     Parameters

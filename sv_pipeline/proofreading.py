@@ -41,7 +41,6 @@ from sv_pipeline.moments import Moment, parse_moment, parse_operation
 from sv_pipeline.operations.log import Operation
 from sv_pipeline.operations.pair import fitting, misfit_first
 from sv_pipeline.operations.refusal import bad_request
-from sv_pipeline.places import parse_folder
 from sv_pipeline.redaction import redacted
 from sv_pipeline.registry import Dataset, open_dataset
 from sv_pipeline.reports.previews import PreviewedMerge, PreviewedSplit
@@ -72,9 +71,7 @@ def open_graph(graph_id: str, home: str | os.PathLike[str] | None = None) -> Ope
     NotFoundError
         If no such graph is registered, or it has no table yet.
     """
-    dataset = open_dataset(
-        graph_id, None if home is None or (isinstance(home, str) and not home) else parse_folder(home).text
-    )
+    dataset = open_dataset(graph_id, home)
     _ = dataset.graph
     return OpenGraph(dataset)
 

@@ -36,6 +36,7 @@ __all__ = [
     "absolute",
     "ask_every_graph",
     "default_home",
+    "home_or_default",
     "open_dataset",
 ]
 
@@ -176,9 +177,16 @@ class Registry:
         return Dataset(config, self.home)
 
 
-def open_dataset(graph_id: str, home: str | None = None) -> Dataset:
+def home_or_default(home: str | os.PathLike[str] | None) -> str:
+    """The home folder that a caller names, or :func:`default_home`; ConfigError if it is none."""
+    if home is None or (isinstance(home, str) and not home):
+        return default_home()
+    return parse_folder(home).text
+
+
+def open_dataset(graph_id: str, home: str | os.PathLike[str] | None = None) -> Dataset:
     """The registered graph of this id in ``home`` (default: :func:`default_home`)."""
-    return Registry(home or default_home()).get(graph_id)
+    return Registry(home_or_default(home)).get(graph_id)
 
 
 def absolute(config: DatasetConfig) -> DatasetConfig:

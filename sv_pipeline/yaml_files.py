@@ -16,6 +16,7 @@ from sv_pipeline.errors import ConfigError
 
 __all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_VALUES", "read_yaml"]
 
+EXAMPLE = "Name the YAML file of a dataset; docs/ingest.md has an example."
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_VALUES = 20_000
@@ -87,9 +88,9 @@ def _read_text(path: str | os.PathLike[str]) -> str:
         with Path(path).open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}.") from error
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}.", remedy=EXAMPLE) from error
     except ValueError as error:
-        raise ConfigError(f"cannot read the configuration {str(path)!r}: {error}.") from error
+        raise ConfigError(f"cannot read the configuration {str(path)!r}: {error}.", remedy=EXAMPLE) from error
     if len(raw) > MAX_BYTES:
         raise ConfigError(
             f"{path} is larger than {MAX_BYTES >> 20} MB: this is no configuration.", remedy="Check the path."

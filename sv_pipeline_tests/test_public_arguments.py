@@ -17,7 +17,8 @@ import pandas as pd
 import pytest
 
 import sv_pipeline
-from sv_pipeline import recovery
+from sv_pipeline import graphs, recovery
+from sv_pipeline.arguments import shown
 from sv_pipeline.edits import CommittedEdit
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.proofreading import OpenGraph, open_graph
@@ -63,6 +64,11 @@ SUBJECTS = {"self", "graph", "dataset"}
 """What a function is about: the receiver of a method, in another word."""
 FUNCTIONS: list[Callable[..., Any]] = [
     open_graph,
+    *(
+        function
+        for name, function in inspect.getmembers(graphs, inspect.isfunction)
+        if name in graphs.__all__ and name != "register"
+    ),
     recovery.recover,
     recovery.recover_all,
     recovery.abandon,
@@ -115,6 +121,7 @@ FINE: dict[str, frozenset[str]] = {
     "source": frozenset({"an empty list"}),
     "sink": frozenset({"an empty list"}),
     "operation_id": frozenset({"one"}),
+    "operation": frozenset({"one"}),
     "at": frozenset({"one"}),
     "progress": frozenset({"a class"}),
     "tell": frozenset({"a class"}),
@@ -134,6 +141,7 @@ FINE: dict[str, frozenset[str]] = {
     "after": frozenset({"zero", "one"}),
     "sample": frozenset({"one"}),
     "workers": frozenset({"one"}),
+    "layers": frozenset({"an empty list"}),
     "checks": frozenset({"an empty list"}),
 }
 """What of it all an argument may be."""
@@ -209,6 +217,8 @@ def call(world: World, function: Callable[..., Any], name: str, value: Any) -> A
             chosen["dataset"] = world.graph.dataset
         elif parameter.name == name:
             chosen[name] = value
+        elif parameter.name == "home":
+            chosen["home"] = world.graph.dataset.home
         elif parameter.default is inspect.Parameter.empty:
             assert parameter.name in GOOD, f"{function.__name__}: add a good value of {parameter.name!r} to this test"
             chosen[parameter.name] = GOOD[parameter.name](world)
@@ -224,5 +234,16 @@ def allows_none(function: Callable[..., Any], name: str) -> bool:
 def test_the_walk_meets_every_public_method() -> None:
     """Those that look and those that edit; a property takes no argument."""
     met = {function.__name__ for function in FUNCTIONS}
-    assert {"roots", "lineage", "operations", "merge", "split", "undo", "segmentation_at", "made_for"} <= met
-    assert sv_pipeline.__all__ == ["open_graph"], "a function that is public now belongs to FUNCTIONS"
+    assert {"roots", "lineage", "operations", "merge", "split", "undo", "segmentation_at", "find_edit"} <= met
+    public = {name for name in sv_pipeline.__all__ if inspect.isfunction(getattr(sv_pipeline, name))}
+    assert public <= met | {"register"}, "a function that is public belongs to FUNCTIONS"
+
+
+@pytest.mark.parametrize(
+    "config", [*NUMBERS.values(), *LISTS.values(), "", "\ud800", "nowhere.yaml", {}, {"a": 1}], ids=shown
+)
+def test_what_is_no_configuration_registers_nothing(tmp_path: Path, config: Any) -> None:
+    with pytest.raises(SvPipelineError) as caught:
+        sv_pipeline.register(config, tmp_path / "home")
+    assert "\n  " in str(caught.value) or is_clear(caught.value)
+    assert not (tmp_path / "home").exists()

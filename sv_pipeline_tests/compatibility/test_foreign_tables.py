@@ -20,6 +20,7 @@ from sv_pipeline.graph import edges, lineage, queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import IdLayout
+from sv_pipeline.operations.log import read_operations
 from sv_pipeline.registry import Dataset, absolute
 from sv_pipeline.segmentation.fork.fork import fork_exists
 from sv_pipeline.storage.precomputed import open_volume, read_info
@@ -280,7 +281,7 @@ def pairs_of(found: edges.SubgraphEdges) -> list[tuple[int, int]]:
 
 
 def test_operations_of_every_kind_are_read(world: World) -> None:
-    operations = {o.operation_id: o for o in lineage.read_operations(world.graph)}
+    operations = {o.operation_id: o for o in read_operations(world.graph)}
     assert [o.kind for o in operations.values()] == ["merge", "merge", "unknown", "undo", "split"]
     assert [int(o.status or 0) for o in operations.values()] == [0, CREATED, EXCEPTION, 0, 0]
     assert operations[3].exception == "ValueError('no')"

@@ -11,6 +11,7 @@ import pytest
 
 from sv_pipeline.errors import ConflictError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, create_chunked_graph
+from sv_pipeline.ingest import reservations
 from sv_pipeline.ingest.reservations import IdNeed, read_task_rows, reserve_ids
 from sv_pipeline.table.interface import Table
 from sv_pipeline.table.sqlite.table import SqliteTable
@@ -132,6 +133,6 @@ def test_a_clock_that_is_behind_makes_no_parent_older_than_its_children(
 ) -> None:
     graph: ChunkedGraph = create_chunked_graph(new_table, write_world(WORLD, tmp_path))
     chunk = int(graph.layout.chunk_ids(3, (0, 0, 0)))
-    monkeypatch.setattr("sv_pipeline.ingest.reservations.now", lambda: 1_000)
+    monkeypatch.setattr(reservations, "now", lambda: 1_000)
     (reservation,) = reserve_ids(graph, 3, [IdNeed(chunk, ((chunk, 1),), 5_000, "d")], [None])
     assert reservation.timestamp == 5_000
