@@ -13,6 +13,7 @@ import sv_pipeline.ingest
 import sv_pipeline.verify  # noqa: F401
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.graphs import ingest, list_stuck, recover, register, status, verify
+from sv_pipeline.moved import find_moved_modules
 from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.redaction import guard_logging
 
@@ -36,6 +37,7 @@ __all__ = [
 __version__: str
 
 guard_logging()
+find_moved_modules()
 
 
 def __getattr__(name: str) -> Any:
