@@ -1,16 +1,21 @@
-"""Modules that have moved: their former names go on being importable, with a warning, for notebooks and scripts."""
+"""Modules that have moved: their former names go on being importable, with a warning, for notebooks and scripts.
+
+``edits.settled`` is the one exception: the package offers a function of this name, which the module would hide.
+"""
 
 from __future__ import annotations
 
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
-__all__ = ["MOVED", "find_moved_modules"]
+__all__ = ["MOVED", "contents_of_former_module", "find_moved_modules"]
 
 _TABLE = """
     algorithms.multicut_flow algorithms.multicut.flow
@@ -161,3 +166,26 @@ def find_moved_modules() -> None:
     """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+
+
+def contents_of_former_module(package: str, module: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a package that has the name of a former module: gives what that module offered.
+
+    Parameters
+    ----------
+    package
+        Full name of the package.
+    module
+        Name of the module in it that has the contents now.
+    """
+
+    def offered(name: str) -> Any:
+        # Asked for every submodule before it is imported as well: these must not load anything.
+        if not name.startswith("_") and find_spec(f"{package}.{name}") is None:
+            contents = importlib.import_module(f"{package}.{module}")
+            if name in contents.__all__:
+                warnings.warn(f"{package}.{name} has moved to {package}.{module}.", DeprecationWarning, stacklevel=2)
+                return getattr(contents, name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return offered

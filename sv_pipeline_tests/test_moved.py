@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,17 @@ def test_a_former_name_is_the_same_module(old: str) -> None:
     assert module.__name__ == MOVED[old]
     assert module.__spec__ is not None
     assert module.__spec__.name == MOVED[old]
+
+
+@pytest.mark.parametrize("package", ["segmentation.base", "segmentation.fork", "table.sqlite", "algorithms.multicut"])
+def test_a_package_of_a_former_name_offers_its_contents_and_no_more(package: str) -> None:
+    module = importlib.import_module(f"sv_pipeline.{package}")
+    # A submodule is found as such, whatever the contents of the former module import.
+    names = [path.stem for path in Path(module.__path__[0]).glob("[a-z]*.py")]
+    found = [f"from sv_pipeline.{package} import {n} as found; assert found.__name__.endswith('.{n}')" for n in names]
+    subprocess.run([sys.executable, "-W", "error::DeprecationWarning", "-c", "\n".join(found)], check=True)
+    with pytest.raises(AttributeError, match="has no attribute 'Path'"):
+        _ = module.Path
 
 
 def test_former_imports_work_in_a_script() -> None:

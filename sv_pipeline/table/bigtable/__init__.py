@@ -1,12 +1,5 @@
 """Bigtable: the backend for tables in Google Cloud, or in its emulator."""
 
-from typing import Any
+from sv_pipeline.moved import contents_of_former_module
 
-
-def __getattr__(name: str) -> Any:
-    # What `table` holds was a module of this package's name before.
-    from importlib import import_module
-
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return getattr(import_module("sv_pipeline.table.bigtable.table"), name)
+__getattr__ = contents_of_former_module(__name__, "table")
