@@ -42,9 +42,6 @@ class DefectError(SvPipelineError):
             else "Run it again with --debug for the details, and please report it with them.",
         )
 
-    def __reduce__(self) -> tuple[type[SvPipelineError], tuple[str], dict[str, object]]:
-        return SvPipelineError, (str(self),), {"kind": self.kind, "message": self.message, "repair": self.repair}
-
 
 def traceback_of(error: BaseException) -> str:
     """Where an error was raised, without secrets."""

@@ -5,6 +5,8 @@ A message names the thing that is wrong and the remedy. Anything that is not an 
 
 from __future__ import annotations
 
+from typing import Any
+
 from sv_pipeline.redaction import redacted
 
 __all__ = [
@@ -54,6 +56,14 @@ class SvPipelineError(Exception):
         self.repair = None if remedy is None else redacted(remedy)
         self.repeat = None if repeat is None else redacted(repeat)
         self.args = (" ".join(part for part in (self.message, self.remedy) if part),)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An error of a worker process arrives as it was raised, whatever arguments its class takes.
+        return _raised_elsewhere, (type(self), self.args), self.__dict__
+
+
+def _raised_elsewhere(kind: type[SvPipelineError], args: tuple[str, ...]) -> SvPipelineError:
+    return kind.__new__(kind, *args)
 
 
 def notes_of(error: BaseException | None) -> list[str]:
