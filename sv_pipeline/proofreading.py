@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +13,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from sv_pipeline import edits
-from sv_pipeline.arguments import parse_count, parse_flag, parse_ids, parse_user
+from sv_pipeline.arguments import parse_count, parse_flag, parse_ids
 from sv_pipeline.edits import (
     CommittedEdit,
-    EditRefused,
     MergeRequest,
     Points,
-    Reason,
     SettledGraph,
     SplitPreview,
     SplitRequest,
@@ -29,8 +26,8 @@ from sv_pipeline.edits import (
 from sv_pipeline.edits.given_points import given_points, given_voxels
 from sv_pipeline.edits.made import about, asked_for, read_edit
 from sv_pipeline.edits.pointing import resolved, supervoxels_or_nearest, what_is_near
-from sv_pipeline.edits.requests import DEFAULT_REGION_MEMORY
-from sv_pipeline.edits.tokens import edit_once, operation_of
+from sv_pipeline.edits.requests import DEFAULT_REGION_MEMORY, user_or_default
+from sv_pipeline.edits.tokens import asks_for, edit_once, operation_of
 from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.graph import queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
@@ -46,7 +43,6 @@ from sv_pipeline.registry import Dataset, open_dataset
 from sv_pipeline.reports.previews import PreviewedMerge, PreviewedSplit
 from sv_pipeline.segmentation.fork.reader import is_current, open_fork
 from sv_pipeline.storage.wall import behind_the_wall, methods_behind_the_wall
-from sv_pipeline.table import columns
 
 __all__ = ["OpenGraph", "Voxels", "open_graph"]
 
@@ -156,6 +152,14 @@ class OpenGraph:
         with misfit_first(graph):
             return settled(graph, question)
 
+    def _preview(self, question: Callable[[SettledGraph], Answer]) -> Answer:
+        """What `_ask` gives; refused, as the edit itself would be, where table and fork do not belong together."""
+        with ThreadPoolExecutor(1) as pool:
+            fits = pool.submit(fitting, self.graph)
+            answer = self._ask(question)
+            _ = fits.result()
+        return answer
+
     def _supervoxels(self, graph: SettledGraph, where: IntArray, at: Moment | None) -> UInt64Array:
         if at is None or not len(where):
             return graph.supervoxels_at(self.segmentation if len(where) else None, where)
@@ -230,17 +234,14 @@ class OpenGraph:
             moved = resolved(graph, request, self.segmentation)
             return moved, edits.preview_split(graph, moved, volume=self.segmentation)
 
-        with ThreadPoolExecutor(1) as pool:
-            fits = pool.submit(fitting, self.graph)
-            moved, found = self._ask(question)
-            _ = fits.result()
+        moved, found = self._preview(question)
         sources, sinks = _voxels_of(moved.sources), _voxels_of(moved.sinks)
-        return PreviewedSplit.of(found, lambda preview: self._drawn(preview, sources, sinks))
+        return PreviewedSplit.of(found, lambda: self._drawn(found, sources, sinks))
 
     def preview_merge(self, source: Voxels, sink: Voxels) -> PreviewedMerge:
         """What :meth:`merge` would do now; nothing is locked or written."""
         request = MergeRequest("preview", given_points(source, "source"), given_points(sink, "sink"))
-        found = settled(self.graph, lambda graph: edits.preview_merge(graph, request, volume=self.segmentation))
+        found = self._preview(lambda graph: edits.preview_merge(graph, request, volume=self.segmentation))
         return PreviewedMerge.of(found, lambda: self.picture_of_points(source, sink))
 
     def picture_of_points(self, source: Voxels, sink: Voxels) -> bytes:
@@ -279,7 +280,7 @@ class OpenGraph:
         request = MergeRequest(user_or_default(user), given_points(source, "source"), given_points(sink, "sink"))
         return self._make(
             token,
-            lambda operation: _asks_for(operation, "merge", request),
+            lambda operation: asks_for(operation, "merge", request),
             lambda: edits.merge(self.graph, request, volume=self.segmentation),
         )
 
@@ -302,7 +303,7 @@ class OpenGraph:
         request = _split_request(user_or_default(user), source, sink, allow_partial, region_memory)
         return self._make(
             token,
-            lambda operation: _asks_for(operation, "split", request),
+            lambda operation: asks_for(operation, "split", request),
             lambda: edits.split(self.graph, request, volume=self.segmentation),
         )
 
@@ -373,17 +374,6 @@ class OpenGraph:
         return render_cut(scene_of_preview(self.dataset, preview, sources, sinks))
 
 
-def user_or_default(user: str | None) -> str:
-    """The user who edits: by default that of this machine; EditRefused if it is no name."""
-    try:
-        with bad_request():
-            return parse_user(getpass.getuser() if user is None else user)
-    except (KeyError, OSError, ImportError) as error:
-        raise EditRefused(
-            Reason.BAD_REQUEST, "the user of this machine has no name.", remedy="Name the user who edits."
-        ) from error
-
-
 def _split_request(user: str, source: Any, sink: Any, allow_partial: bool, region_memory: Any) -> SplitRequest:
     sides = given_points(source, "source"), given_points(sink, "sink")
     with bad_request():
@@ -404,14 +394,3 @@ def _operation_number(operation_id: Any) -> int:
 @bad_request()
 def _moment(at: Moment | None) -> Moment | None:
     return None if at is None else parse_moment(at)
-
-
-def _asks_for(operation: Operation, kind: str, request: MergeRequest | SplitRequest) -> bool:
-    """Whether an operation asks for what a request asks for."""
-    sides = [columns.SOURCE_COORDINATES.newest(operation.row), columns.SINK_COORDINATES.newest(operation.row)]
-    wanted = [request.sources.coordinates, request.sinks.coordinates]
-    return (
-        operation.kind == kind
-        and operation.user == request.user
-        and all(a is not None and b is not None and np.array_equal(a, b) for a, b in zip(sides, wanted, strict=True))
-    )

@@ -181,7 +181,7 @@ BAD_POINTS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_POINTS)
-@pytest.mark.parametrize("edit", ["merge", "split", "preview_split"])
+@pytest.mark.parametrize("edit", ["merge", "split", "preview_merge", "preview_split"])
 def test_bad_points_are_refused_with_a_reason_and_change_nothing(untouched: OpenGraph, edit: str, name: str) -> None:
     points, reason = BAD_POINTS[name]
     before = state(untouched)

@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from sv_pipeline.cli.output import json_option, print_json
+from sv_pipeline.edits.requests import user_or_default
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.operations.ownership import beat_seconds
-from sv_pipeline.proofreading import user_or_default
 from sv_pipeline.recovery import (
     FinishedError,
     NotStuckError,

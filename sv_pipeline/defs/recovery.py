@@ -12,11 +12,11 @@ from pydantic import Field
 from sv_pipeline import recovery
 from sv_pipeline.defs.metadata import explained_failures, numbers, pictures
 from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.edits.requests import user_or_default
 from sv_pipeline.environment import is_switched_on
 from sv_pipeline.errors import CorruptionError, NotFoundError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.log import OperationStatus, read_operations
-from sv_pipeline.proofreading import user_or_default
 from sv_pipeline.recovery.durations import parse_duration
 from sv_pipeline.recovery.observing import Backoff, Observation, Observations
 from sv_pipeline.registry import Registry, ask_every_graph

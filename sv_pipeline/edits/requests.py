@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ __all__ = [
     "offset_of",
     "options_of",
     "region_of",
+    "user_or_default",
 ]
 
 MAX_POINTS = 1000
@@ -131,6 +133,17 @@ def options_of(request: Any) -> dict[str, Any]:
         options["region_memory"] = request.region_memory
         options["allow_partial"] = request.allow_partial
     return options
+
+
+def user_or_default(user: str | None) -> str:
+    """The user who edits: by default that of this machine; EditRefused if it is no name."""
+    try:
+        with bad_request():
+            return parse_user(getpass.getuser() if user is None else user)
+    except (KeyError, OSError, ImportError) as error:
+        raise EditRefused(
+            Reason.BAD_REQUEST, "the user of this machine has no name.", remedy="Name the user who edits."
+        ) from error
 
 
 def check_options(request: Any) -> None:

@@ -16,18 +16,18 @@ from collections.abc import Callable
 import numpy as np
 
 from sv_pipeline.arguments import parse_token
-from sv_pipeline.edits import CommittedEdit, EditRefused, Reason
+from sv_pipeline.edits import CommittedEdit, EditRefused, MergeRequest, Reason, SplitRequest
 from sv_pipeline.edits.made import read_edit
 from sv_pipeline.edits.session import refuse_if_read_only
 from sv_pipeline.errors import ConflictError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.log import Operation, OperationStatus, read_operations
 from sv_pipeline.operations.refusal import bad_request
-from sv_pipeline.table import codecs, counters
+from sv_pipeline.table import codecs, columns, counters
 from sv_pipeline.table.columns import Column
 from sv_pipeline.table.interface import CellMatch, ColumnKey, DeleteCells, RowMutation
 
-__all__ = ["edit_once", "is_begun", "operation_of"]
+__all__ = ["asks_for", "edit_once", "is_begun", "operation_of"]
 
 AFTER: Column[int] = Column(ColumnKey("1", b"after"), codecs.JsonCodec())
 OPERATION: Column[int] = Column(ColumnKey("1", b"operation"), codecs.JsonCodec())
@@ -84,6 +84,17 @@ def operation_of(graph: ChunkedGraph, token: str) -> CommittedEdit | None:
     key = _key(token)
     made = OPERATION.newest(graph.table.read_rows([key], [OPERATION.key]).get(key))
     return None if made is None else read_edit(graph, made)
+
+
+def asks_for(operation: Operation, kind: str, request: MergeRequest | SplitRequest) -> bool:
+    """Whether an operation asks for what a request asks for."""
+    sides = [columns.SOURCE_COORDINATES.newest(operation.row), columns.SINK_COORDINATES.newest(operation.row)]
+    wanted = [request.sources.coordinates, request.sinks.coordinates]
+    return (
+        operation.kind == kind
+        and operation.user == request.user
+        and all(a is not None and b is not None and np.array_equal(a, b) for a, b in zip(sides, wanted, strict=True))
+    )
 
 
 def _finished(operations: list[Operation], is_it: Callable[[Operation], bool], token: str) -> int | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from sv_pipeline.edits import MergePreview, SplitPreview
 from sv_pipeline.reports.edit_numbers import merge_numbers, preview_numbers
@@ -13,20 +14,26 @@ from sv_pipeline.reports.edit_numbers import merge_numbers, preview_numbers
 __all__ = ["PreviewedMerge", "PreviewedSplit"]
 
 
-class _Previewed:
+@dataclass(frozen=True, eq=False, repr=False)
+class _Previewed(ABC):
     """What both kinds share; Jupyter shows the picture by itself."""
 
-    draw: Callable[[], bytes] | None
+    draw: Callable[[], bytes] | None = None
+
+    @classmethod
+    def of(cls, found: SplitPreview | MergePreview, draw: Callable[[], bytes]) -> Self:
+        """A preview that can be drawn."""
+        return cls(**{field.name: getattr(found, field.name) for field in fields(found)}, draw=draw)
+
+    @property
+    @abstractmethod
+    def numbers(self) -> dict[str, Any]:
+        """What would be done, as plain values by name; ``reason`` and ``message`` where it would be refused."""
 
     @property
     def legal(self) -> bool:
         """Whether the edit would be made."""
         return bool(self.numbers["legal"])
-
-    @property
-    def numbers(self) -> dict[str, Any]:
-        """What would be done, as plain values by name; ``reason`` and ``message`` where it would be refused."""
-        raise NotImplementedError
 
     def picture(self) -> bytes:
         """Three slices through the place of the edit, now and after it, as PNG."""
@@ -45,15 +52,6 @@ class _Previewed:
 class PreviewedSplit(_Previewed, SplitPreview):
     """What a split would do, with numbers and a picture."""
 
-    draw: Callable[[], bytes] | None = None
-
-    @classmethod
-    def of(cls, found: SplitPreview, draw: Callable[[SplitPreview], bytes]) -> PreviewedSplit:
-        """A preview that can be drawn."""
-        return cls(
-            **{field.name: getattr(found, field.name) for field in fields(SplitPreview)}, draw=lambda: draw(found)
-        )
-
     @cached_property
     def numbers(self) -> dict[str, Any]:
         """What would be cut, as plain values by name; ``reason`` and ``message`` where it would be refused."""
@@ -63,14 +61,6 @@ class PreviewedSplit(_Previewed, SplitPreview):
 @dataclass(frozen=True, eq=False, repr=False)
 class PreviewedMerge(_Previewed, MergePreview):
     """What a merge would do, with numbers and a picture."""
-
-    draw: Callable[[], bytes] | None = None
-
-    @classmethod
-    def of(cls, found: MergePreview, draw: Callable[[], bytes]) -> PreviewedMerge:
-        """A preview that can be drawn."""
-        values = {field.name: getattr(found, field.name) for field in fields(MergePreview)}
-        return cls(**values, draw=draw)
 
     @cached_property
     def numbers(self) -> dict[str, Any]:

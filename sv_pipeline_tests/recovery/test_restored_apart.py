@@ -24,6 +24,7 @@ from sv_pipeline.verify.report import CheckResult
 from sv_pipeline.verify.run import verify
 from sv_pipeline_tests.recovery.actors import BROKEN, DONE, REFUSED, STOPPED
 from sv_pipeline_tests.recovery.conftest import Theatre
+from sv_pipeline_tests.recovery.seen import opened
 from sv_pipeline_tests.recovery.stage import EVERYTHING, Scene
 
 KILLED = -9
@@ -115,12 +116,16 @@ def test_the_pair_is_compared_before_points_are_blamed(theatre: Make, backend: s
     first = backup(scene)
     assert play.do(**play.request("supervoxel split")) == DONE
     restore(scene, table=first if older == "table" else None, fork=first if older == "fork" else None)
+    request = play.request("merge")
     graph, nowhere = scene.graph, edits.Points.of(coordinates=[[10**6, 0, 0]])
     volume = open_fork(graph.watershed_url, graph.graph_id)
     attempts: list[Callable[[], object]] = [
         lambda: edits.split(graph, edits.SplitRequest("me", nowhere, nowhere), volume=volume),
         lambda: edits.merge(graph, edits.MergeRequest("me", edits.Points.of([]), nowhere), volume=volume),
         lambda: edits.undo(graph, 10**6, "me"),
+        # Previews are refused as well where their points could be found.
+        lambda: opened(play).preview_split(request["source"], request["sink"]),
+        lambda: opened(play).preview_merge(request["source"], request["sink"]),
     ]
     for attempt in attempts:
         with pytest.raises(edits.EditRefused, match=f"the {older} of graph .* is older than its") as refused:
