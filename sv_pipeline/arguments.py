@@ -178,7 +178,7 @@ def _whole(array: npt.NDArray[Any], *, floor: bool) -> npt.NDArray[np.int64] | N
             return None
         return np.array(down, np.int64).reshape(array.shape)
     if kind in "iu":
-        return None if kind == "u" and int(array.max()) > LARGEST_COUNT else array.astype(np.int64)
+        return None if kind == "u" and int(array.max()) > LARGEST_COUNT else array.astype(np.int64, copy=False)
     if kind != "f" or not np.isfinite(array).all() or not (np.abs(array) < float(1 << 63)).all():
         return None
     down = np.floor(array)

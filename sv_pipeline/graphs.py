@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from sv_pipeline.storage.wall import behind_the_wall
 
 if TYPE_CHECKING:
     from sv_pipeline.config import DatasetConfig
@@ -21,22 +22,9 @@ __all__ = ["ingest", "list_stuck", "recover", "register", "status", "verify"]
 # What the functions need is imported when they are called: every worker and every `--help` imports this module.
 
 Home: TypeAlias = "str | os.PathLike[str] | None"
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
 
 
-def _behind_the_wall(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    @functools.wraps(function)
-    def guarded(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
-        from sv_pipeline.storage.wall import wall
-
-        with wall():
-            return function(*arguments, **options)
-
-    return guarded
-
-
-@_behind_the_wall
+@behind_the_wall
 def register(config: str | Path | Mapping[str, Any] | DatasetConfig, home: Home = None) -> Dataset:
     """Make a graph known to this installation. Nothing is built yet.
 
@@ -80,7 +68,7 @@ def register(config: str | Path | Mapping[str, Any] | DatasetConfig, home: Home 
     return register_dataset(parsed, home_or_default(home))
 
 
-@_behind_the_wall
+@behind_the_wall
 def ingest(
     graph_id: str,
     home: Home = None,
@@ -122,7 +110,7 @@ def ingest(
     return graph_status(dataset)
 
 
-@_behind_the_wall
+@behind_the_wall
 def status(graph_id: str, home: Home = None) -> GraphStatus:
     """How far the ingest of a graph is: per stage and layer the chunks, what is done, what failed.
 
@@ -137,7 +125,7 @@ def status(graph_id: str, home: Home = None) -> GraphStatus:
     return graph_status(open_dataset(graph_id, home))
 
 
-@_behind_the_wall
+@behind_the_wall
 def verify(
     graph_id: str,
     home: Home = None,
@@ -157,7 +145,7 @@ def verify(
     sample
         Number of chunks that the checks of voxels look at, chosen by a fixed seed. Default: all chunks.
     workers
-        Number of processes for the checks of voxels.
+        Number of threads for the checks of voxels.
 
     Returns
     -------
@@ -167,7 +155,9 @@ def verify(
     Raises
     ------
     NotFoundError
-        If no such graph is registered, or there is no such check.
+        If no such graph is registered.
+    ConfigError
+        If there is no such check.
     """
     from sv_pipeline.registry import open_dataset
     from sv_pipeline.verify.dataset import verify_dataset
@@ -175,7 +165,7 @@ def verify(
     return verify_dataset(open_dataset(graph_id, home), checks=checks, sample=sample, workers=workers)
 
 
-@_behind_the_wall
+@behind_the_wall
 def list_stuck(graph_id: str, home: Home = None, *, min_age: float = 600.0, deep: bool = False) -> list[Unfinished]:
     """Operations of a graph that have begun and have not ended.
 
@@ -194,7 +184,7 @@ def list_stuck(graph_id: str, home: Home = None, *, min_age: float = 600.0, deep
     return find(open_dataset(graph_id, home).graph, min_age=min_age, deep=deep)
 
 
-@_behind_the_wall
+@behind_the_wall
 def recover(graph_id: str, operation_id: int, home: Home = None, *, take_locks: bool = False) -> RecoveryReport:
     """Take back what an unfinished operation wrote, make its edit again, and free its locks.
 

@@ -142,7 +142,7 @@ def info(home: str, graph: str, *, as_json: bool) -> None:
 @click.argument("graph")
 @click.option("--check", "checks", multiple=True, help="Only this check; repeatable. Default: all.")
 @click.option("--sample", type=click.IntRange(1), help="Voxel checks on so many chunks only (seeded). Default: all.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes for voxel checks.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Threads for voxel checks.")
 @json_option
 @click.pass_obj
 def verify(home: str, graph: str, checks: tuple[str, ...], sample: int | None, workers: int, *, as_json: bool) -> None:

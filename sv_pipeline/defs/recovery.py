@@ -16,7 +16,6 @@ from sv_pipeline.edits.requests import user_or_default
 from sv_pipeline.environment import is_switched_on
 from sv_pipeline.errors import CorruptionError, NotFoundError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.recovery.durations import parse_duration
 from sv_pipeline.recovery.observing import Backoff, Observation, Observations
 from sv_pipeline.registry import Registry, ask_every_graph
@@ -194,9 +193,6 @@ def abandon_operation(context: dg.OpExecutionContext, pipeline: PipelineResource
                 tell=partial(_show, context, config.graph_id),
             )
         except recovery.FinishedError as error:
-            (operation,) = read_operations(graph, [config.operation_id])
-            if operation.status is OperationStatus.SUCCESS:
-                raise  # the edit stands: it is not as if it had been abandoned
             context.log.info("%s", error)
             context.add_output_metadata(
                 numbers({"nothing to do": error.message, **prove_ended(graph, config.operation_id)})

@@ -156,21 +156,22 @@ def check_options(request: Any) -> None:
             parse_flag(request.disallow_isolating_cut, "disallow_isolating_cut")
             parse_count(request.memory, "number of bytes for voxels")
             parse_count(request.region_memory, "number of bytes for the region")
-        if isinstance(request, MergeRequest | SplitRequest) and request.offset is not None:
-            try:
-                (offset,) = parse_voxels(request.offset, "offset")
-            except (InputError, ValueError):
-                offset = np.full(3, -1)
-            if (offset < 0).any():
-                raise _no_offset(request.offset)
+    if isinstance(request, MergeRequest | SplitRequest) and request.offset is not None:
+        _parse_offset(request.offset)
 
 
-def _no_offset(offset: Any) -> EditRefused:
-    return EditRefused(
-        Reason.BAD_REQUEST,
-        f"an offset is three numbers of voxels, 0 or more, not {shown(offset)}.",
-        remedy="Leave it out: the graph has one.",
-    )
+def _parse_offset(offset: Any) -> tuple[int, int, int]:
+    try:
+        ((x, y, z),) = parse_voxels(offset, "offset").tolist()
+    except (InputError, ValueError):  # no numbers, or not those of one voxel
+        x = y = z = -1
+    if min(x, y, z) < 0:
+        raise EditRefused(
+            Reason.BAD_REQUEST,
+            f"an offset is three numbers of voxels, 0 or more, not {shown(offset)}.",
+            remedy="Leave it out: the graph has one.",
+        )
+    return x, y, z
 
 
 def check_count(name: str, count: int) -> None:
@@ -255,15 +256,9 @@ def check_distance(graph: ChunkedGraph, request: MergeRequest) -> None:
 def offset_of(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> tuple[int, int, int]:
     """The margin around the points, in voxels."""
     offset = request.offset
-    if offset is None:
-        offset = graph.meta.custom_data.get("split_bounding_offset", DEFAULT_OFFSET)
-    try:
-        values = tuple(int(v) for v in offset)
-    except (TypeError, ValueError):
-        values = ()
-    if len(values) != 3 or min(values) < 0:
-        raise _no_offset(offset)
-    return values[0], values[1], values[2]
+    return _parse_offset(
+        graph.meta.custom_data.get("split_bounding_offset", DEFAULT_OFFSET) if offset is None else offset
+    )
 
 
 def region_of(graph: ChunkedGraph, request: MergeRequest | SplitRequest, margin: npt.ArrayLike | None = None) -> Box:

@@ -102,7 +102,8 @@ def run_edit(
     """
     refuse_if_read_only(graph)
     if resumption is not None:
-        fitting(graph)  # before what the request names is looked up: in another fork it means something else
+        # Before what the request names is looked up: in another fork it means something else.
+        identity = fitting(graph)
         request = prepare(request)
         roots = RequestRoots(graph, request)
         return _edit_under_locks(
@@ -113,7 +114,7 @@ def run_edit(
             make_plan,
             log_cells,
             patience or LockPatience(),
-            partial(fitting, graph),
+            lambda: identity,
             resumption,
         )
     check_options(request)

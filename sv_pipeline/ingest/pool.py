@@ -85,7 +85,8 @@ class WorkerPool:
             return
         if terminate:
             workers.terminate()
-        workers.shutdown(wait=True, cancel_futures=True)
+        else:
+            workers.shutdown(wait=True, cancel_futures=True)
 
 
 def _run_all(

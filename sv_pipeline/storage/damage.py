@@ -10,9 +10,10 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import tensorstore as ts
+if TYPE_CHECKING:
+    import tensorstore as ts
 
 __all__ = ["Damage", "damage_of"]
 
@@ -59,6 +60,8 @@ def damage_of(text: str) -> Damage:
 
 def _files_of(key: str, base: str) -> list[str]:
     """Files that hold the value of a key in the base or its forks: those that cannot be read, else all of them."""
+    import tensorstore as ts  # the wall between errors and people is loaded with the package, this is not
+
     parent, _, name = (base if "://" in base else f"file://{base}").rstrip("/").rpartition("/")
     found: dict[str, bool] = {}
     try:
@@ -76,6 +79,8 @@ def _files_of(key: str, base: str) -> list[str]:
 
 def _extents(parent: str, name: str, graph: str | None, key: str) -> Iterator[tuple[str, int, int]]:
     """Where the latest generation of a base or fork keeps the value of a key: file below ``parent``, start, length."""
+    import tensorstore as ts
+
     layers: list[dict[str, Any]] = [{"base": f"{parent}/{name}/"}]
     if graph is not None:
         fork = f"{parent}/{graph}/"
