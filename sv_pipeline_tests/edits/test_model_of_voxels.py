@@ -18,7 +18,6 @@ from sv_pipeline.edits import CommittedEdit, Reason
 from sv_pipeline.edits.pointing import resolved
 from sv_pipeline.graph.queries import leaves, roots
 from sv_pipeline.segmentation.base.base import read_base
-from sv_pipeline.segmentation.fork.records import read_operation
 from sv_pipeline_tests.edits.machines import AT_LENGTH, IN_CI, run_shard
 from sv_pipeline_tests.edits.tissue import (
     Recipe,
@@ -345,7 +344,7 @@ class EditsOfVoxels(RuleBasedStateMachine):
         self.moments.append((edit.logical_time, voxels, canonical(objects)))
         assert changed.any() == bool(len(edit.supervoxels))
         graph = self.tissue.graph
-        record = read_operation(graph.watershed_url, graph.graph_id, edit.operation_id)
+        record = graph.fork.record(edit.operation_id)
         written = np.zeros_like(changed)
         for box in () if record is None else record.boxes:
             at = box.shifted(-self.tissue.offset).slices
