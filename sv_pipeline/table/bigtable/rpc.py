@@ -238,9 +238,23 @@ def error_of(code: grpc.StatusCode, detail: str, table_path: str, what: str) -> 
     )
 
 
-def read_stream(call: Any) -> Iterator[Any]:
-    """Messages of a streaming call, which ends with the reader: nothing keeps running on the server."""
+def read_stream(call: Any, what: str) -> Iterator[Any]:
+    """Messages of a streaming call, which ends with the reader: nothing keeps running on the server.
+
+    Parameters
+    ----------
+    call
+        The call, already started.
+    what
+        The request in words: the log names it while the server is silent for long.
+    """
+    messages = iter(call)
     try:
-        yield from call
+        while True:
+            with waiting_for(what):
+                message = next(messages, None)
+            if message is None:
+                return
+            yield message
     finally:
         call.cancel()

@@ -129,7 +129,7 @@ class BigtableTable(Table):
         while True:
             last = None
             try:
-                for key, row in messages.rows_of(read_stream(call)):
+                for key, row in messages.rows_of(read_stream(call, f"read of {self.path}")):
                     last = key
                     if row:
                         yield key, row
@@ -173,7 +173,7 @@ class BigtableTable(Table):
             failed: dict[int, tuple[grpc.StatusCode, str]] = {}
             broken: grpc.RpcError | None = None
             try:
-                for response in read_stream(call):
+                for response in read_stream(call, f"write to {self.path}"):
                     for result in response.entries:
                         entry = missing.pop(result.index)
                         if result.status.code:
