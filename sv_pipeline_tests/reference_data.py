@@ -57,6 +57,11 @@ class ReferenceDataset:
         """Name of the graph."""
         return self.config.graph_id
 
+    @property
+    def fork(self) -> Fork:
+        """The graph's own version of the voxels."""
+        return Fork(self.watershed_url, self.graph_id)
+
 
 def random_labels(shape: Triple, n_labels: int, seed: int) -> npt.NDArray[np.int64]:
     """Voronoi cells of random points; labels 1 to n_labels, with some background."""
