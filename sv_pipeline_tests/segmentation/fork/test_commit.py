@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
+from sv_pipeline.backoff import Backoff
 from sv_pipeline.errors import ConflictError, InputError, NotFoundError, UnavailableError
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.segmentation.fork import commit as commit_module
@@ -186,7 +187,7 @@ def test_storage_that_stays_away_is_said_to_and_the_commit_can_be_repeated(
     impatient = {"gcs_request_retries": {"max_retries": 1, "initial_delay": "1ms", "max_delay": "1ms"}}
     monkeypatch.setattr("sv_pipeline.storage.context.CONTEXT_OPTIONS", impatient)
     monkeypatch.setattr("sv_pipeline.storage.context._contexts", {})
-    monkeypatch.setattr(commit_module, "BASE_DELAY", 0.001)
+    monkeypatch.setattr(commit_module, "BACKOFF", Backoff(0.001))
     watershed = forked(gcs_server.new_bucket())
     one = edit(watershed, 1, storage_boxes(watershed)[:3])
     gcs_server.add_fault(method="POST", match="g/manifest", status=503)
