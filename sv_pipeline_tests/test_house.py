@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sv_pipeline"
 FLOORS = """
-    redaction progress failpoints moved
+    redaction progress failpoints moved backoff
     errors
     environment json_texts
     waiting patience processes defects ids yaml_files grid

@@ -19,7 +19,7 @@ from sv_pipeline.errors import ConfigError, SvPipelineError, UnavailableError
 from sv_pipeline.table import open_table
 from sv_pipeline.table.bigtable import rows as messages
 from sv_pipeline.table.bigtable.table import BigtableTable
-from sv_pipeline.table.interface import Cell, ColumnKey, DeleteCells, RowKeyRange, RowMutation, SetCell
+from sv_pipeline.table.interface import Cell, CellFilter, ColumnKey, DeleteCells, RowKeyRange, RowMutation, SetCell
 
 A = ColumnKey("0", b"a")
 B = ColumnKey("0", b"b")
@@ -137,7 +137,7 @@ def test_rows_are_put_together_from_any_pieces() -> None:
 
 def test_a_broken_read_goes_on_after_the_last_row() -> None:
     ranges = [RowKeyRange(b"a", b"c"), RowKeyRange(b"e", b"g"), RowKeyRange(b"i", b"k")]
-    row_filter = messages.read_filter([A], None, True)
+    row_filter = messages.read_filter(CellFilter([A], None, True))
     (request,) = messages.read_requests("t", (), ranges, row_filter)
     rest = messages.remaining(messages.remaining(request, b"b"), b"f")
     assert [(r.start_key_open, r.start_key_closed, r.end_key_open) for r in rest.rows.row_ranges] == [
