@@ -19,6 +19,7 @@ from sv_pipeline.edits.write import commit
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.queries import leaves, roots
 from sv_pipeline.operations.log import OperationStatus, read_operations
+from sv_pipeline.testing.models import canonical
 from sv_pipeline_tests.edits.tissue import (
     Recipe,
     Tissue,
@@ -29,7 +30,6 @@ from sv_pipeline_tests.edits.tissue import (
     template_of,
     template_of_labels,
 )
-from sv_pipeline_tests.edits.voxel_model import canonical
 
 PROCESSES, EDITS, MOMENTS = 4, 50, 8
 PATIENT, IMPATIENT = LockPatience(60.0, 0.01), LockPatience(0.0)

@@ -52,4 +52,4 @@ def neuroglancer_url(base: BaseInfo, graph_id: str) -> str | None:
         return None
     layers = ocdbt.fork_spec(base.watershed_url, graph_id)["base"]["layers"]
     stack = quote(json.dumps({"layers": layers}, separators=(",", ":")), safe="")
-    return f"kvstack:{stack}/|ocdbt:{ocdbt.ARRAY_PATH}|neuroglancer-precomputed:"
+    return f"kvstack:{stack}/|ocdbt:|neuroglancer-precomputed:"

@@ -104,7 +104,7 @@ class Fork:
     def has_commits(self) -> bool:
         """Whether anything has been written to the fork since it was made."""
         # Every commit writes at least one node of the B+tree below the fork's own data prefix.
-        return bool(kv.list_keys(self.folder, "d/"))
+        return bool(kv.list_keys(self.folder, ocdbt.data_prefix(self.graph_id)))
 
     def remove(self, *, force: bool = False) -> None:
         """Remove the fork through the driver of its folder.

@@ -9,7 +9,7 @@ from pathlib import Path
 from sv_pipeline.errors import ConfigError, ConflictError, SvPipelineError, UnavailableError
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.records import fence_in, fenced_off, record_in
-from sv_pipeline.storage import kv
+from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.file_guard import local_path
 
 __all__ = ["MIN_FREE_BYTES", "require_committable", "require_room"]
@@ -34,7 +34,7 @@ def require_committable(fork: Fork, operation_id: int, owner: str) -> None:
     """
     store, folder, graph_id = fork.store(), fork.folder, fork.graph_id
     if (path := local_path(folder)) is not None:
-        for place in (path, path / "d"):
+        for place in (path, path / ocdbt.data_prefix(graph_id)):
             if place.exists() and not os.access(place, os.W_OK | os.X_OK):
                 raise ConfigError(
                     f"the folder {place} of graph {graph_id!r} cannot be written to.", remedy=_REMEDY, repeat=_REPEAT
