@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
@@ -180,7 +179,7 @@ class Tissue:
     def report(self) -> VerifyReport:
         """What verify finds."""
         graph = self.graph
-        return verify(SimpleNamespace(table=graph.table), watershed_url=graph.watershed_url, graph_id=graph.graph_id)
+        return verify(graph.table, graph.fork)
 
     def verify(self) -> VerifyReport:
         """Prove everything."""
@@ -238,7 +237,7 @@ class Edge:
 def edges_of(tissue: Tissue) -> dict[tuple[int, int], Edge]:
     """All atomic edges between supervoxels that are there; of the same pair, the largest affinity counts."""
     graph = tissue.graph
-    subject = Subject(graph.table, graph.watershed_url, graph.graph_id)
+    subject = Subject(graph.table, graph.fork)
     active, edges = subject.active, subject.edges
     ids = subject.nodes.ids
     joined = {

@@ -99,7 +99,7 @@ def claim_meta(watershed_url: str | Path, meta: PopulateMeta) -> None:
         raise ConfigError(
             f"the base of {kv.as_url(watershed_url)} is being, or has been, populated in tasks of layer {found.layer}; "
             f"this configuration asks for layer {meta.layer}.",
-            remedy=f"Set ocdbt_config.populate_layer to {found.layer}, or wipe the base (wipe_base) and start again.",
+            remedy=f"Set ocdbt_config.populate_layer to {found.layer}, or wipe the base (Base.wipe) and start again.",
         )
     raise ConfigError(
         f"the base of {kv.as_url(watershed_url)} is being populated for chunks of {found.chunk_size} voxels in "

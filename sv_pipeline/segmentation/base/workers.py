@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import as_completed
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 from sv_pipeline.config import PopulateMethod
 from sv_pipeline.processes import Workers
@@ -18,7 +17,6 @@ __all__ = ["populate_missing"]
 
 
 def populate_missing(
-    watershed_url: str | Path,
     plan: PopulatePlan,
     *,
     workers: int = 1,
@@ -50,14 +48,12 @@ def populate_missing(
             address = stack.enter_context(running_coordinator())
         if workers == 1:
             for task in plan.missing:
-                reports.append(populate_task(watershed_url, plan, task, coordinator_address=address))
+                reports.append(populate_task(plan, task, coordinator_address=address))
                 report(len(reports), total)
             return reports
         pool = stack.enter_context(Workers(workers))
         light = replace(plan, missing=())  # it goes along with each task
-        futures = [
-            pool.submit(populate_task, watershed_url, light, task, coordinator_address=address) for task in plan.missing
-        ]
+        futures = [pool.submit(populate_task, light, task, coordinator_address=address) for task in plan.missing]
         for future in as_completed(futures):
             reports.append(future.result())
             report(len(reports), total)
