@@ -121,7 +121,7 @@ def _watershed_is_complete(dataset: Dataset) -> bool:
         chunks = dataset.grid.count(2)
     except InputError:
         return False
-    folders = [f".watershed/{stage}/" for stage in watershed.Stage]
+    folders = [f".watershed/{stage}/" for stage in watershed.WatershedPass]
     return all(len(kv.list_keys(dataset.watershed_url, folder)) == chunks for folder in folders)
 
 

@@ -114,7 +114,7 @@ def downsample(
     table, watershed_url, graph_id = _parts_of(place)
     pyramid = open_pyramid(watershed_url, graph_id)
     entries = [e for e in read_entries(pyramid.store.kv) if operations is None or e.operation_id in operations]
-    run = _Run(pyramid, table, entries, memory_budget, lock_expiry)
+    run = _DownsampleRun(pyramid, table, entries, memory_budget, lock_expiry)
     report = DownsampleReport(graph_id, tuple(entry.operation_id for entry in entries))
     if entries:
         report.work.add(drop_empty_entries(pyramid, entries))
@@ -150,7 +150,7 @@ def _parts_of(place: Place) -> tuple[Table | None, str | Path, str]:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _DownsampleRun:
     """One call of `downsample`."""
 
     pyramid: ForkPyramid

@@ -116,7 +116,7 @@ def _watershed_rows(dataset: Dataset) -> list[StageStatus]:
     total = dataset.grid.count(2)
     return [
         StageStatus(f"watershed: {stage}", total, len(kv.list_keys(dataset.watershed_url, f".watershed/{stage}/")))
-        for stage in watershed.Stage
+        for stage in watershed.WatershedPass
     ]
 
 

@@ -14,7 +14,7 @@ from sv_pipeline.errors import NotReadyError
 from sv_pipeline.ingest.watershed.edges import run_edge_batch
 from sv_pipeline.ingest.watershed.labels import run_label_batch
 from sv_pipeline.ingest.watershed.objects import make_object_table
-from sv_pipeline.ingest.watershed.plan import Stage, WatershedPlan, pending, prepare_watershed
+from sv_pipeline.ingest.watershed.plan import WatershedPass, WatershedPlan, pending, prepare_watershed
 from sv_pipeline.processes import Workers
 from sv_pipeline.storage import kv
 from sv_pipeline.storage.stored_json import parse_stored
@@ -23,7 +23,7 @@ __all__ = ["Progress", "WatershedReport", "finish_labels", "finish_watershed", "
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[Stage, int, int], None]
+Progress = Callable[[WatershedPass, int, int], None]
 """Called with the stage, chunks done and chunks in all."""
 
 _Batch = Callable[[WatershedPlan, npt.NDArray[np.int64]], None]
@@ -55,9 +55,9 @@ def make_watershed(config: DatasetConfig, progress: Progress | None = None, work
         Processes; 1 = this one.
     """
     plan = prepare_watershed(config)
-    _run_pass(plan, Stage.LABELS, run_label_batch, progress, workers)
+    _run_pass(plan, WatershedPass.LABELS, run_label_batch, progress, workers)
     finish_labels(plan)
-    _run_pass(plan, Stage.EDGES, run_edge_batch, progress, workers)
+    _run_pass(plan, WatershedPass.EDGES, run_edge_batch, progress, workers)
     return finish_watershed(plan)
 
 
@@ -71,7 +71,7 @@ def finish_labels(plan: WatershedPlan) -> None:
     InputError
         If there is no label at all, or a table names a label that does not exist.
     """
-    _check_complete(plan, Stage.LABELS)
+    _check_complete(plan, WatershedPass.LABELS)
     make_object_table(plan)
 
 
@@ -83,9 +83,9 @@ def finish_watershed(plan: WatershedPlan) -> WatershedReport:
     NotReadyError
         If a chunk is missing; it is named.
     """
-    _check_complete(plan, Stage.LABELS)
-    _check_complete(plan, Stage.EDGES)
-    keys = [plan.marker(Stage.EDGES, c) for c in plan.grid.coordinates(2)]
+    _check_complete(plan, WatershedPass.LABELS)
+    _check_complete(plan, WatershedPass.EDGES)
+    keys = [plan.marker(WatershedPass.EDGES, c) for c in plan.grid.coordinates(2)]
     remedy = "Remove that marker, then run the ingest again: it makes this chunk anew."
     counts = [
         parse_stored(data, dict[str, int], plan.target + key, remedy=remedy)
@@ -96,7 +96,7 @@ def finish_watershed(plan: WatershedPlan) -> WatershedReport:
     return WatershedReport(len(counts), total["supervoxels"], total["in"], total["between"], total["cross"])
 
 
-def _check_complete(plan: WatershedPlan, stage: Stage) -> None:
+def _check_complete(plan: WatershedPlan, stage: WatershedPass) -> None:
     left = pending(plan, stage)
     if len(left):
         raise NotReadyError(
@@ -105,7 +105,7 @@ def _check_complete(plan: WatershedPlan, stage: Stage) -> None:
         )
 
 
-def _run_pass(plan: WatershedPlan, stage: Stage, run: _Batch, progress: Progress | None, workers: int) -> None:
+def _run_pass(plan: WatershedPlan, stage: WatershedPass, run: _Batch, progress: Progress | None, workers: int) -> None:
     left = pending(plan, stage)
     size = max(1, min(plan.config.ingest.chunks_per_batch, -(-len(left) // workers)))
     batches = [left[i : i + size] for i in range(0, len(left), size)]
