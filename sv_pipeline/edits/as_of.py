@@ -15,8 +15,6 @@ from sv_pipeline.grid import Box
 from sv_pipeline.moments import Moment, epoch_milliseconds, parse_moment
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.operations.refusal import bad_request
-from sv_pipeline.segmentation.fork.reader import open_fork
-from sv_pipeline.segmentation.fork.records import generation_at
 
 __all__ = ["Moment", "milliseconds_of", "segmentation_at"]
 
@@ -51,5 +49,5 @@ def segmentation_at(graph: ChunkedGraph, moment: Moment, *, within: Box | None =
     times say; without ``within`` the volume is that of a generation, which may lack one of them.
     """
     time = milliseconds_of(graph, moment)
-    generation = generation_at(graph.watershed_url, graph.graph_id, time, within=within)
-    return open_fork(graph.watershed_url, graph.graph_id, version=generation)
+    generation = graph.fork.generation_at(time, within=within)
+    return graph.fork.open(version=generation)
