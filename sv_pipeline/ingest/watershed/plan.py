@@ -40,7 +40,7 @@ from sv_pipeline.storage import kv
 from sv_pipeline.storage.precomputed import VolumeInfo, create_volume, plan_volume
 from sv_pipeline.storage.stored_json import parse_stored
 
-__all__ = ["WatershedPass", "WatershedPlan", "check_room", "pending", "prepare_watershed"]
+__all__ = ["WatershedPass", "WatershedPlan", "check_room", "markers_folder", "pending", "prepare_watershed"]
 
 META_KEY = ".watershed/meta.json"
 OBJECTS_KEY = ".watershed/objects.npz"
@@ -115,7 +115,7 @@ class WatershedPlan:
     def marker(self, stage: WatershedPass, coordinate: npt.ArrayLike) -> str:
         """Key of a chunk's done-marker, below the target."""
         name = "_".join(str(int(c)) for c in np.asarray(coordinate))
-        return f".watershed/{stage}/{name}.{'npz' if stage is WatershedPass.LABELS else 'json'}"
+        return f"{markers_folder(stage)}{name}.{'npz' if stage is WatershedPass.LABELS else 'json'}"
 
 
 def _source_config(config: DatasetConfig) -> SourceConfig:
@@ -179,6 +179,11 @@ def prepare_watershed(config: DatasetConfig, check: Callable[[VolumeInfo], None]
             f"cannot write to {plan.target}: {error}", remedy="Check data_source.WATERSHED and its permissions."
         ) from error
     return plan
+
+
+def markers_folder(stage: WatershedPass | None = None) -> str:
+    """Prefix, below the target, of the done-markers of a pass; default: of all passes."""
+    return ".watershed/" + (f"{stage}/" if stage else "")
 
 
 def pending(plan: WatershedPlan, stage: WatershedPass) -> IntArray:
