@@ -98,6 +98,11 @@ class ObjectStore:
                 self._replay(index)
             self._log = index.open("a")
 
+    def close(self) -> None:
+        """Close the file of the index; another server can go on from the folder."""
+        if self._log is not None:
+            self._log.close()
+
     def _replay(self, index: Path) -> None:
         assert self._folder is not None
         for line in index.read_text().splitlines():
@@ -384,6 +389,11 @@ class GcsServer(ThreadingHTTPServer):
         self.state = _State(ObjectStore(folder))
         super().__init__(("127.0.0.1", port), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def server_close(self) -> None:
+        """Stop listening, and close the files of the store."""
+        super().server_close()
+        self.state.store.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
