@@ -30,9 +30,7 @@ from sv_pipeline.ingest.run import ingest
 from sv_pipeline.places import local_folder
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.registry import Dataset, Registry
-from sv_pipeline.segmentation.fork.fork import create_fork, remove_fork
-from sv_pipeline.segmentation.fork.reader import current_generation, open_fork
-from sv_pipeline.segmentation.fork.records import generation_at
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv
 from sv_pipeline.table import meta
 from sv_pipeline.table.interface import RowMutation, Table
@@ -87,7 +85,7 @@ class World:
     @cached_property
     def volume(self) -> ts.TensorStore:
         """The base mip of the fork, in absolute coordinates; each read shows the newest edits."""
-        return open_fork(self.dataset.watershed_url, self.dataset.graph_id)
+        return self.dataset.fork.open()
 
     @property
     def offset(self) -> npt.NDArray[np.int64]:
@@ -97,7 +95,7 @@ class World:
     @property
     def generation(self) -> int:
         """Generation of the fork: each commit of voxels adds one."""
-        return current_generation(self.dataset.watershed_url, self.dataset.graph_id)
+        return self.dataset.fork.generation()
 
     def open(self) -> OpenGraph:
         """The graph as a proofreader uses it."""
@@ -109,12 +107,12 @@ class World:
         """Supervoxel id of each voxel, now or at a generation of the fork."""
         volume = self.volume
         if generation is not None:
-            volume = open_fork(self.dataset.watershed_url, self.dataset.graph_id, version=generation)
+            volume = self.dataset.fork.open(version=generation)
         return np.asarray(volume[self.graph.grid.bounds.slices].read(order="F").result(), np.uint64)
 
     def voxels_at(self, time: int) -> Labels:
         """Supervoxel id of each voxel at a logical time of the graph, in milliseconds."""
-        return self.voxels(generation_at(self.dataset.watershed_url, self.dataset.graph_id, time))
+        return self.voxels(self.dataset.fork.generation_at(time))
 
     def objects(self, voxels: Labels, at: int | None = None) -> Labels:
         """Root of each voxel, 0 for background; now, or at a logical time in milliseconds."""
@@ -167,13 +165,13 @@ class World:
         url, name = self.dataset.watershed_url, unique_name()
         with fast_folder() as home:
             copy = self._registered(Path(home), backend, graph_id=name)
-            create_fork(url, name)
+            Fork(url, name).create()
             try:
                 yield copy
             finally:
                 copy.table.drop()
                 copy.dataset.close()
-                remove_fork(url, name, force=True)
+                Fork(url, name).remove(force=True)
 
     def copied_to(self, folder: Path, backend: Backend = "sqlite", *, watershed: str | None = None) -> World:
         """A copy of everything, edits and files included, under the same graph id.

@@ -19,7 +19,6 @@ from sv_pipeline.edits import CommittedEdit, LockPatience, Reason
 from sv_pipeline.edits.write import commit
 from sv_pipeline.graph.queries import leaves, roots
 from sv_pipeline.operations.log import OperationStatus, read_operations
-from sv_pipeline.segmentation.fork.records import generation_at
 from sv_pipeline.testing.invariants import locks_and_scopes
 from sv_pipeline.testing.models import canonical
 from sv_pipeline.testing.tables import Backend
@@ -120,7 +119,7 @@ def look_back(tissue: World, time: int) -> None:
     pinned: list[np.ndarray] = []
     for coordinate in graph.grid.coordinates(2):
         box = graph.grid.box(2, coordinate)
-        generation = generation_at(graph.watershed_url, graph.graph_id, time, within=box)
+        generation = graph.fork.generation_at(time, within=box)
         voxels = tissue.voxels(generation)[box.shifted(-tissue.offset).slices]
         pinned.append(np.unique(voxels[voxels > 0]))
     ids = np.sort(np.concatenate(pinned))
