@@ -14,14 +14,12 @@ from sv_pipeline.operations.ownership import OPEN_ROWS
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base.layout import step_factor
 from sv_pipeline.table import columns
-from sv_pipeline.table.interface import RowKeyRange
+from sv_pipeline.testing.tables import EVERYTHING
 from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline.verify.dataset_under_test import Subject
 from sv_pipeline.verify.report import VerifyReport
 
 __all__ = ["Edge", "assert_at_rest", "assert_mips_right", "assert_sound", "edges_of", "locks_and_scopes"]
-
-EVERYTHING = RowKeyRange(b"\x00", b"\xff" * 32)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def verify_around(table: Table, fork: Fork, chunks: npt.ArrayLike) -> VerifyRepo
     started = time.monotonic()
     subject = Subject(table, fork)
     wanted = np.asarray(chunks, np.int64).reshape(-1, 3)[:MOST_CHUNKS]
-    around = _Around(subject, wanted)
+    around = _Surroundings(subject, wanted)
     hierarchy = _hierarchy(around)
     results = [hierarchy, _voxels(around)]
     if hierarchy.passed:
@@ -69,7 +69,7 @@ def _result(name: str, description: str, unit: str, outcome: Outcome) -> CheckRe
 
 
 @dataclass
-class _Around:
+class _Surroundings:
     """What is read around some chunks."""
 
     subject: Subject
@@ -165,14 +165,14 @@ class _Around:
 # -- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _hierarchy(around: _Around) -> CheckResult:
+def _hierarchy(around: _Surroundings) -> CheckResult:
     outcome = Outcome("hierarchy")
     check_hierarchy(outcome, around.nodes)
     _check_beside(outcome, around)
     return _result("hierarchy", "parents and children agree; each supervoxel has one current root", "nodes", outcome)
 
 
-def _check_beside(outcome: Outcome, around: _Around) -> None:
+def _check_beside(outcome: Outcome, around: _Surroundings) -> None:
     """Children of the chain that are not part of it point to their parent; partners have the same root."""
     nodes, layout = around.everything, around.layout
     of_chain = around.chain[nodes.child_owner] & ~np.isin(nodes.children, nodes.ids)
@@ -198,7 +198,7 @@ def _check_beside(outcome: Outcome, around: _Around) -> None:
     outcome.checked += len(beyond)
 
 
-def _edges(around: _Around) -> CheckResult:
+def _edges(around: _Surroundings) -> CheckResult:
     outcome, nodes = Outcome("edges"), around.nodes
     for file in around.edges.broken:
         outcome.error(file.message, file.name)
@@ -212,7 +212,7 @@ def _edges(around: _Around) -> CheckResult:
     return _result("edges", "cross edges and roots are what the active atomic edges make them", "edges", outcome)
 
 
-def _voxels(around: _Around) -> CheckResult:
+def _voxels(around: _Surroundings) -> CheckResult:
     outcome, subject = Outcome("voxels"), around.subject
     budget = MOST_VOXELS
     boxes: list[IntArray] = []

@@ -20,7 +20,6 @@ from sv_pipeline.table.interface import Table
 from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline.testing.fixtures import need
 from sv_pipeline.verify.run import verify
-from sv_pipeline_tests.table.conftest import new_table as new_table
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
