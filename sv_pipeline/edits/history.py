@@ -15,6 +15,7 @@ edits joined the ends elsewhere, that is refused, too; but for the redo of a spl
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -26,8 +27,8 @@ from sv_pipeline.edits.plan.removal import plan_removal
 from sv_pipeline.edits.plan.supervoxel_undo import UndoOfSplit, plan_undo_of_split
 from sv_pipeline.edits.plan.workspace import Workspace
 from sv_pipeline.edits.requests import Points, SplitRequest
-from sv_pipeline.edits.session import Resumption, checked, run_edit
-from sv_pipeline.edits.splitting import plan_split
+from sv_pipeline.edits.session import Edit, Resumption, run_edit
+from sv_pipeline.edits.splitting import Split
 from sv_pipeline.edits.write.commit import CommittedEdit
 from sv_pipeline.edits.write.locking import LockPatience
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
@@ -127,6 +128,10 @@ class _Run:
     resumption: Resumption | None
     allow_partial: bool
 
+    def edit(self, graph: ChunkedGraph, edit: Edit) -> CommittedEdit:
+        """Run an edit so."""
+        return run_edit(graph, edit, patience=self.patience, resumption=self.resumption)
+
 
 def _revert(graph: ChunkedGraph, operation_id: int, user: str, run: _Run, *, undo_it: bool) -> CommittedEdit:
     with bad_request():
@@ -143,15 +148,7 @@ def _revert(graph: ChunkedGraph, operation_id: int, user: str, run: _Run, *, und
     if len(record):
         revert = _undo_split if undo_it else _redo_split
         return revert(graph, found, user, run)
-    return run_edit(
-        graph,
-        request,
-        _plan,
-        prepare=lambda r: _of_living_supervoxels(graph, r),
-        log_cells=lambda r: _log_cells(r.kind, r.user, r.operation_id),
-        patience=run.patience,
-        resumption=run.resumption,
-    )
+    return run.edit(graph, _RevertOfEdges(request))
 
 
 def _followed(graph: ChunkedGraph, operation_id: int, *, undo_it: bool) -> tuple[Operation, bool]:
@@ -207,21 +204,26 @@ def _undo_split(graph: ChunkedGraph, found: Incarnation, user: str, run: _Run) -
         )
     removed = columns.REMOVED_EDGES.newest(found.operation.row)
     edges = np.zeros((0, 2), np.uint64) if removed is None else removed.astype(np.uint64)
+    return run.edit(graph, _FragmentsJoined(UndoOfSplit(user, target, found.record, edges)))
 
-    def prepare(request: UndoOfSplit) -> UndoOfSplit:
-        if replaced(graph, request.record[:, 1]).any():
+
+@dataclass(frozen=True, eq=False)
+class _FragmentsJoined:
+    """The undo of a split that took supervoxels."""
+
+    request: UndoOfSplit
+
+    def prepare(self, graph: ChunkedGraph) -> Self:
+        if replaced(graph, self.request.record[:, 1]).any():
+            target = self.request.operation_id
             raise EditRefused(Reason.OVERLAPPED, f"operation {target} is just being changed.", repeat="Try again.")
-        return replace(request, edges=_edges_of_today(graph, request.edges))
+        return replace(self, request=replace(self.request, edges=_edges_of_today(graph, self.request.edges)))
 
-    return run_edit(
-        graph,
-        UndoOfSplit(user, target, found.record, edges),
-        plan_undo_of_split,
-        prepare=prepare,
-        log_cells=lambda r: _log_cells("undo", r.user, r.operation_id),
-        patience=run.patience,
-        resumption=run.resumption,
-    )
+    def plan(self, workspace: Workspace) -> EditPlan:
+        return plan_undo_of_split(workspace, self.request)
+
+    def log(self, _graph: ChunkedGraph) -> list[SetCell]:
+        return _log_cells("undo", self.request.user, self.request.operation_id)
 
 
 def _redo_split(graph: ChunkedGraph, found: Incarnation, user: str, run: _Run) -> CommittedEdit:
@@ -234,15 +236,23 @@ def _redo_split(graph: ChunkedGraph, found: Incarnation, user: str, run: _Run) -
             remedy="Undo it to take it back.",
         )
     volume = graph.fork.open()
-    return run_edit(
-        graph,
-        _same_points(found.operation, user, allow_partial=run.allow_partial or _parted_nothing(graph, found.operation)),
-        _plan_split_again,
-        prepare=lambda r: checked(graph, r, volume),
-        log_cells=lambda r: [*_log_cells("redo", r.user, target), *_point_cells(r)],
-        patience=run.patience,
-        resumption=run.resumption,
-    )
+    allow_partial = run.allow_partial or _parted_nothing(graph, found.operation)
+    request = _same_points(found.operation, user, allow_partial=allow_partial)
+    return run.edit(graph, _SplitAgain(request, volume, target))
+
+
+@dataclass(frozen=True, eq=False)
+class _SplitAgain(Split):
+    """The redo of a split that took supervoxels."""
+
+    target: int = 0
+    """The operation that is made again."""
+
+    def plan(self, workspace: Workspace) -> EditPlan:
+        return replace(super().plan(workspace), kind="redo")
+
+    def log(self, _graph: ChunkedGraph) -> list[SetCell]:
+        return [*_log_cells("redo", self.request.user, self.target), *_point_cells(self.request)]
 
 
 def _refuse_overlapped(found: Incarnation) -> None:
@@ -270,10 +280,6 @@ def _same_points(operation: Operation, user: str, *, allow_partial: bool) -> Spl
     x, y, z = offset.ravel().tolist()
     sides = Points.of(coordinates=source), Points.of(coordinates=sink)
     return SplitRequest(user, *sides, offset=(x, y, z), disallow_isolating_cut=False, allow_partial=allow_partial)
-
-
-def _plan_split_again(workspace: Workspace, request: SplitRequest) -> EditPlan:
-    return replace(plan_split(workspace, request), kind="redo")
 
 
 def _point_cells(request: SplitRequest) -> list[SetCell]:
@@ -306,12 +312,24 @@ def _successful(graph: ChunkedGraph, operation_id: int) -> Operation:
     return found[0]
 
 
-def _of_living_supervoxels(graph: ChunkedGraph, request: RevertRequest) -> RevertRequest:
-    """Without edges of supervoxels that were split since."""
-    edges = _edges_of_today(graph, request.edges)
-    if not len(edges):
-        raise _nothing(request)
-    return replace(request, edges=edges)
+@dataclass(frozen=True, eq=False)
+class _RevertOfEdges:
+    """The undo or redo of an operation that took edges alone."""
+
+    request: RevertRequest
+
+    def prepare(self, graph: ChunkedGraph) -> Self:
+        """Without edges of supervoxels that were split since."""
+        edges = _edges_of_today(graph, self.request.edges)
+        if not len(edges):
+            raise _nothing(self.request)
+        return replace(self, request=replace(self.request, edges=edges))
+
+    def plan(self, workspace: Workspace) -> EditPlan:
+        return _plan(workspace, self.request)
+
+    def log(self, _graph: ChunkedGraph) -> list[SetCell]:
+        return _log_cells(self.request.kind, self.request.user, self.request.operation_id)
 
 
 def _edges_of_today(graph: ChunkedGraph, edges: UInt64Array) -> UInt64Array:
