@@ -31,17 +31,18 @@ from sv_pipeline.edits.session import Edit, Resumption, run_edit
 from sv_pipeline.edits.splitting import Split
 from sv_pipeline.edits.write.commit import CommittedEdit
 from sv_pipeline.edits.write.locking import LockPatience
+from sv_pipeline.errors import NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edges import replaced
 from sv_pipeline.graph.hierarchy import read_ancestor_matrix
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.moments import parse_operation
-from sv_pipeline.operations.log import Operation, OperationStatus, read_operations
+from sv_pipeline.operations.log import Operation, OperationStatus, chain, read_operation
 from sv_pipeline.operations.pair import misfit_first
 from sv_pipeline.operations.refusal import EditRefused, Reason, bad_request
 from sv_pipeline.operations.successors import names_of_today
-from sv_pipeline.operations.undo_chain import Incarnation, about, latest_incarnation
+from sv_pipeline.operations.undo_chain import Incarnation, latest_incarnation
 from sv_pipeline.operations.writing import read_activated, read_still_one_object, read_supervoxels
 from sv_pipeline.table import columns
 from sv_pipeline.table.interface import SetCell
@@ -153,12 +154,16 @@ def _revert(graph: ChunkedGraph, operation_id: int, user: str, run: _Run, *, und
 
 def _followed(graph: ChunkedGraph, operation_id: int, *, undo_it: bool) -> tuple[Operation, bool]:
     """What an undo or redo is about in the end, and whether that is undone or made again."""
-    operation = _successful(graph, operation_id)
-    while operation.kind in ("undo", "redo"):
-        if operation.kind == "redo" and columns.SOURCE_COORDINATES.newest(operation.row) is not None:
-            break  # points were split again: a split of its own, whether it took supervoxels or edges
-        undo_it = undo_it if operation.kind == "redo" else not undo_it
-        operation = _successful(graph, about(operation))
+    try:
+        for operation in chain(graph, read_operation(graph, operation_id)):
+            _check_success(operation)
+            # Points that were split again are a split of its own, whether it took supervoxels or edges.
+            again = operation.kind == "redo" and columns.SOURCE_COORDINATES.newest(operation.row) is not None
+            if again or operation.kind not in ("undo", "redo"):
+                break
+            undo_it = undo_it if operation.kind == "redo" else not undo_it
+    except NotFoundError as error:
+        raise EditRefused(Reason.NOTHING_TO_UNDO, error.message, remedy="The log lists all of them.") from error
     return operation, undo_it
 
 
@@ -296,20 +301,14 @@ def _point_cells(request: SplitRequest) -> list[SetCell]:
 # -- edges ------------------------------------------------------------------------------------------------------------
 
 
-def _successful(graph: ChunkedGraph, operation_id: int) -> Operation:
-    found = read_operations(graph, [operation_id])
-    if not found:
-        raise EditRefused(
-            Reason.NOTHING_TO_UNDO, f"there is no operation {operation_id}.", remedy="The log lists all of them."
-        )
-    if found[0].status is not OperationStatus.SUCCESS:
-        status = found[0].status.name if found[0].status is not None else "without status"
+def _check_success(operation: Operation) -> None:
+    if operation.status is not OperationStatus.SUCCESS:
+        status = operation.status.name if operation.status is not None else "without status"
         raise EditRefused(
             Reason.NOTHING_TO_UNDO,
-            f"operation {operation_id} is {status}; only what succeeded can be undone or redone.",
+            f"operation {operation.operation_id} is {status}; only what succeeded can be undone or redone.",
             remedy="The log lists what was made.",
         )
-    return found[0]
 
 
 @dataclass(frozen=True, eq=False)
