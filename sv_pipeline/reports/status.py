@@ -123,7 +123,8 @@ def _watershed_rows(dataset: Dataset) -> list[StageStatus]:
 def _voxels_row(dataset: Dataset) -> StageStatus:
     url = dataset.watershed_url
     meta = markers.read_meta(url)
-    layer = layout.populate_layer(dataset.config.ocdbt_config, dataset.grid) if meta is None else meta.layer
+    config = markers.effective_config(url, dataset.config.ocdbt_config)
+    layer = layout.populate_layer(config, dataset.grid) if meta is None else meta.layer
     tasks = (dataset.grid if meta is None else meta.grid).count(layer)
     done = tasks if markers.read_complete(url) is not None else len(markers.done_tasks(url))
     return StageStatus(f"voxels (layer {layer})", tasks, done)

@@ -1,7 +1,8 @@
 """Owns the base: one OCDBT store per watershed with all mips of its volume, and the record of how it was made.
 
-The record ``ocdbt/base/base.json`` is written first and by one creator only; whoever comes later reads it. So the
-format of a base is decided once, and another configuration is refused with the names of the fields that differ.
+The record ``ocdbt/base/base.json`` is written first and by one creator only; every later process reads it. So the
+format of a base is decided once. What a later graph's configuration says of it otherwise does not count, or is refused
+with the names of the fields that differ.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.errors import ConfigError, ConflictError, DamagedError, NotFoundError
 from sv_pipeline.grid import ChunkGrid
+from sv_pipeline.segmentation.base import markers
 from sv_pipeline.segmentation.base.given_mips import usable_given_mips
-from sv_pipeline.segmentation.base.layout import plan_scales
+from sv_pipeline.segmentation.base.layout import plan_scales, populate_layer
 from sv_pipeline.segmentation.base.markers import POPULATED_FOLDER
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.context import is_of_another_database, reset_context
@@ -73,7 +75,8 @@ def create_base(watershed_url: str | Path, config: OcdbtConfig, grid: ChunkGrid 
     Raises
     ------
     ConfigError
-        If the base exists with another configuration; names the fields.
+        If the base exists with other values of our own fields; names them. Values that PyChunkedGraph knows as well
+        are those of the base's info file, whatever the configuration says (`markers.effective_config`).
     InputError
         If the source volume cannot be used.
     """
@@ -98,6 +101,8 @@ def create_base(watershed_url: str | Path, config: OcdbtConfig, grid: ChunkGrid 
     info = read_base(url)
     _refuse_another_config(info, config)
     _create_store(info)
+    layer = config.populate_layer if grid is None else populate_layer(config, grid)
+    markers.claim_settings(url, {**config.settings, **_settings(info.form), "populate_layer": layer})
     return info
 
 
@@ -168,9 +173,16 @@ def _refuse_a_stranger(folder: str) -> None:
         )
 
 
+def _settings(form: ocdbt.OcdbtFormat) -> dict[str, Any]:
+    config = form.config_json()
+    return {name: config[name] for name in ("compression", "max_inline_value_bytes")}
+
+
 def _refuse_another_config(info: BaseInfo, config: OcdbtConfig) -> None:
-    wanted = ocdbt.OcdbtFormat.of(config).to_json()
-    pairs = {name: (wanted[name], value) for name, value in info.form.to_json().items()}
+    # Compression and inline values are not compared: those of the base count (`markers.effective_config`).
+    wanted, found = ocdbt.OcdbtFormat.of(config).to_json(), info.form.to_json()
+    own = ("max_decoded_node_bytes", "version_tree_arity_log2", "manifest_kind")
+    pairs = {name: (wanted[name], found[name]) for name in own}
     if config.mips is not None:
         pairs["mips"] = (config.mips, info.n_mips)
     pairs["storage_chunk_size"] = (config.storage_chunk_size, info.storage_chunk_size)
@@ -185,7 +197,9 @@ def _refuse_another_config(info: BaseInfo, config: OcdbtConfig) -> None:
 
 def _create_store(info: BaseInfo) -> None:
     """Write the volume's info into the database, which creates it; nothing if that has been done."""
-    write_volume_info(ocdbt.base_spec(info.watershed_url, form=info.form), info.volume)
+    exists = kv.read_bytes(ocdbt.base_folder(info.watershed_url), ocdbt.SINGLE_MANIFEST) is not None
+    # Only its creator says what a database is like: later, its manifest does.
+    write_volume_info(ocdbt.base_spec(info.watershed_url, form=None if exists else info.form), info.volume)
 
 
 def write_volume_info(spec: dict[str, Any], volume: VolumeInfo) -> None:

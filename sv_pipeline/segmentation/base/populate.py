@@ -97,7 +97,7 @@ def populate_plan(
     Raises
     ------
     ConfigError
-        If the base is populated at another layer or for another grid, or its storage chunks do not fit the tasks.
+        If the base is being populated for another grid, or its storage chunks do not fit the tasks.
     InputError
         If the grid is not that of the volume.
     NotFoundError
@@ -109,10 +109,13 @@ def populate_plan(
             f"the chunk grid covers {grid.bounds}, but the volume at {base.watershed_url} is {base.volume.bounds}.",
             remedy="Make the grid of the volume's own bounds.",
         )
-    layer = populate_layer(config, grid)
     recorded = markers.read_meta(base.watershed_url)
+    if recorded is not None:
+        layer = recorded.layer
+    else:
+        layer = populate_layer(markers.effective_config(base.watershed_url, config), grid)
     complete = recorded is not None and markers.read_complete(base.watershed_url) is not None
-    if recorded is not None and complete and recorded.layer == layer:
+    if recorded is not None and complete:
         grid = recorded.grid
     else:
         check_alignment(base.volume, grid, layer)
@@ -207,7 +210,7 @@ def _populate_part(plan: PopulatePlan, coordinate: Triple, attempts: int) -> tup
 
 def _populate_base(plan: PopulatePlan, coordinate: Triple, address: str | None, attempts: int) -> tuple[Triple, ...]:
     url, name = plan.base.watershed_url, task_name(coordinate)
-    spec = ocdbt.base_spec(url, form=plan.base.form, coordinator=address)
+    spec = ocdbt.base_spec(url, coordinator=address)
     shapes = retry_transport(
         lambda: _commit(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=address is None, evidence=name),
         attempts=attempts,
@@ -315,7 +318,7 @@ def _marker(plan: PopulatePlan, shapes: tuple[Triple, ...], *, attempt: str | No
 def _details(plan: PopulatePlan, coordinate: Triple, address: str | None) -> dict[str, Any]:
     base = plan.base
     boxes = [task_box(base.volume, mip, plan.grid, plan.layer, coordinate) for mip in range(base.n_mips)]
-    spec = ocdbt.base_spec(base.watershed_url, form=base.form, coordinator=address)
+    spec = ocdbt.base_spec(base.watershed_url, coordinator=address)
     return {
         "watershed": base.watershed_url,
         "layer": plan.layer,

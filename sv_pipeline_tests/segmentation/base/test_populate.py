@@ -247,14 +247,15 @@ def test_a_finish_names_the_tasks_that_are_missing(tmp_path: Path) -> None:
         finish_populate(watershed.url, plan)
 
 
-def test_a_second_populate_layer_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_the_populate_layer_of_the_first_plan_counts(tmp_path: Path) -> None:
     watershed = make_watershed(str(tmp_path))
-    watershed.plan()
-    with pytest.raises(ConfigError, match=r"layer 3.*asks for layer 4.*populate_layer to 3.*wipe"):
-        watershed.plan(populate_layer=4)
+    first = watershed.plan()
+    second = watershed.plan(populate_layer=4)
+    assert (second.layer, second.missing) == (3, first.missing)
+    kv.delete_key(f"{tmp_path}/ocdbt/.populated", "meta.json")  # the division into tasks says it as well
+    assert watershed.plan(populate_layer=4).layer == 3
     watershed.populate()
-    with pytest.raises(ConfigError, match=r"layer 3.*layer 4"):
-        watershed.plan(populate_layer=4)
+    assert watershed.plan(populate_layer=4).missing == ()
 
 
 def test_another_grid_may_use_a_complete_base_but_not_help_to_populate_it(tmp_path: Path) -> None:
