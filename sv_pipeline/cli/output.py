@@ -45,7 +45,7 @@ class Finite(click.FloatRange):
 graph_id_option = click.option(
     "--graph-id",
     metavar="NAME",
-    help="Name of the graph, for a CONFIG that has none, such as a file of PyChunkedGraph.",
+    help="Name of the graph, for a CONFIG without one, such as those of PyChunkedGraph.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 
