@@ -164,7 +164,7 @@ class Registry:
             stored = json.loads(raw)
             # How to build it may have had other options once; what was built cannot change.
             stored["ingest"] = {k: v for k, v in stored["ingest"].items() if k in IngestOptions.model_fields}
-            return parse_config(stored, where=where)
+            return parse_config(stored, where=where, stored=True)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptionError(
                 f"{where} does not hold the configuration of a graph ({error}).",

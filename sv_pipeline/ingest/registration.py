@@ -178,8 +178,18 @@ def _check_base(dataset: Dataset) -> None:
     except NotFoundError:
         return
     base.create(config.ocdbt_config, grid=dataset.grid)
+    _name_other_settings(dataset)
     if base.division() is not None:
         populate.populate_plan(base, dataset.grid, config.ocdbt_config)
+
+
+def _name_other_settings(dataset: Dataset) -> None:
+    config = dataset.config.ocdbt_config
+    counts = dataset.base.effective_config(config).settings
+    asked = {**config.settings, "populate_layer": layout.populate_layer(config, dataset.grid)}
+    differing = [f"{name} {counts[name]} (not {asked[name]})" for name in asked if counts[name] != asked[name]]
+    if differing:
+        logger.warning("settings of the base that exists count for this graph: %s", ", ".join(differing))
 
 
 def _check_watershed(dataset: Dataset) -> None:

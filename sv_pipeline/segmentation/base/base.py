@@ -1,7 +1,8 @@
 """Owns the noun `Base`: one OCDBT store per watershed with all mips of its volume, and the record of how it was made.
 
-The record ``ocdbt/base/base.json`` is written first and by one creator only; whoever comes later reads it. So the
-format of a base is decided once, and another configuration is refused with the names of the fields that differ.
+The record ``ocdbt/base/base.json`` is written first and by one creator only; every later process reads it. So the
+format of a base is decided once. What a later graph's configuration says of it otherwise does not count, or is refused
+with the names of the fields that differ.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sv_pipeline.errors import ConfigError, ConflictError, DamagedError, NotFoun
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.segmentation.base import markers
 from sv_pipeline.segmentation.base.given_mips import usable_given_mips
-from sv_pipeline.segmentation.base.layout import plan_scales
+from sv_pipeline.segmentation.base.layout import plan_scales, populate_layer
 from sv_pipeline.segmentation.base.markers import POPULATED_FOLDER
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.context import is_of_another_database, reset_context
@@ -87,7 +88,8 @@ class Base:
         Raises
         ------
         ConfigError
-            If the base exists with another configuration; names the fields.
+            If the base exists with other values of our own fields; names them. Values that PyChunkedGraph knows as well
+            are those of the base's info file, whatever the configuration says (`effective_config`).
         InputError
             If the source volume cannot be used.
         """
@@ -109,9 +111,16 @@ class Base:
                 _logger.info("creating the base of %s with %d mips", url, info.n_mips)
         info = self.info()
         _refuse_another_config(info, config)
-        # The volume's info creates the database; nothing happens if that has been done.
-        write_volume_info(ocdbt.base_spec(url, form=info.form), info.volume)
+        exists = kv.read_bytes(folder, ocdbt.SINGLE_MANIFEST) is not None
+        # Only its creator says what a database is like: later, its manifest does.
+        write_volume_info(ocdbt.base_spec(url, form=None if exists else info.form), info.volume)
+        layer = config.populate_layer if grid is None else populate_layer(config, grid)
+        markers.claim_settings(url, {**config.settings, **_settings(info.form), "populate_layer": layer})
         return info
+
+    def effective_config(self, config: OcdbtConfig) -> OcdbtConfig:
+        """A configuration as it counts here: values of the base's info file, then those of the graph."""
+        return markers.effective_config(self.watershed_url, config)
 
     def info(self) -> BaseInfo:
         """What the base is, read from its record.
@@ -242,9 +251,16 @@ def _refuse_a_stranger(folder: str) -> None:
         )
 
 
+def _settings(form: ocdbt.OcdbtFormat) -> dict[str, Any]:
+    config = form.config_json()
+    return {name: config[name] for name in ("compression", "max_inline_value_bytes")}
+
+
 def _refuse_another_config(info: BaseInfo, config: OcdbtConfig) -> None:
-    wanted = ocdbt.OcdbtFormat.of(config).to_json()
-    pairs = {name: (wanted[name], value) for name, value in info.form.to_json().items()}
+    # Compression and inline values are not compared: those of the base count (`Base.effective_config`).
+    wanted, found = ocdbt.OcdbtFormat.of(config).to_json(), info.form.to_json()
+    own = ("max_decoded_node_bytes", "version_tree_arity_log2", "manifest_kind")
+    pairs = {name: (wanted[name], found[name]) for name in own}
     if config.mips is not None:
         pairs["mips"] = (config.mips, info.n_mips)
     pairs["storage_chunk_size"] = (config.storage_chunk_size, info.storage_chunk_size)

@@ -96,7 +96,7 @@ def populate_plan(
     Raises
     ------
     ConfigError
-        If the base is populated at another layer or for another grid, or its storage chunks do not fit the tasks.
+        If the base is being populated for another grid, or its storage chunks do not fit the tasks.
     InputError
         If the grid is not that of the volume.
     NotFoundError
@@ -108,10 +108,10 @@ def populate_plan(
             f"the chunk grid covers {grid.bounds}, but the volume at {url} is {info.volume.bounds}.",
             remedy="Make the grid of the volume's own bounds.",
         )
-    layer = populate_layer(config, grid)
     recorded = base.division()
+    layer = populate_layer(base.effective_config(config), grid) if recorded is None else recorded.layer
     complete = recorded is not None and base.is_complete()
-    if recorded is not None and complete and recorded.layer == layer:
+    if recorded is not None and complete:
         grid = recorded.grid
     else:
         check_alignment(info.volume, grid, layer)
@@ -198,7 +198,7 @@ def _populate_part(plan: PopulatePlan, coordinate: Triple, attempts: int) -> tup
 
 def _populate_base(plan: PopulatePlan, coordinate: Triple, address: str | None, attempts: int) -> tuple[Triple, ...]:
     url, name = plan.base.watershed_url, task_name(coordinate)
-    spec = ocdbt.base_spec(url, form=plan.base.form, coordinator=address)
+    spec = ocdbt.base_spec(url, coordinator=address)
     shapes = retry_transport(
         lambda: _commit(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=address is None, evidence=name),
         attempts=attempts,
@@ -298,7 +298,7 @@ def _marker(plan: PopulatePlan, shapes: tuple[Triple, ...], *, attempt: str | No
 def _details(plan: PopulatePlan, coordinate: Triple, address: str | None) -> dict[str, Any]:
     base = plan.base
     boxes = [task_box(base.volume, mip, plan.grid, plan.layer, coordinate) for mip in range(base.n_mips)]
-    spec = ocdbt.base_spec(base.watershed_url, form=base.form, coordinator=address)
+    spec = ocdbt.base_spec(base.watershed_url, coordinator=address)
     return {
         "watershed": base.watershed_url,
         "layer": plan.layer,

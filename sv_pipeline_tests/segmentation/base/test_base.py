@@ -10,8 +10,10 @@ import pytest
 import tensorstore as ts
 
 from sv_pipeline.config import OcdbtConfig
-from sv_pipeline.errors import ConfigError, ConflictError, InputError, NotFoundError
+from sv_pipeline.errors import ConfigError, ConflictError, InputError, NotFoundError, SvPipelineError
 from sv_pipeline.segmentation.base.base import Base
+from sv_pipeline.segmentation.base.markers import effective_config
+from sv_pipeline.segmentation.base.populate import populate_plan
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline_tests.segmentation.volumes import assert_base_holds, make_watershed
@@ -48,10 +50,8 @@ def test_the_database_has_the_configuration_that_was_asked_for(tmp_path: Path, k
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("max_inline_value_bytes", 100),
         ("max_decoded_node_bytes", 8192),
         ("version_tree_arity_log2", 2),
-        ("compression_level", None),
         ("manifest_kind", "numbered"),
         ("mips", 1),
         ("storage_chunk_size", (8, 8, 8)),
@@ -65,21 +65,56 @@ def test_another_configuration_is_refused_with_the_name_of_the_field(tmp_path: P
         Base(tmp_path).create(other, watershed.grid)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"max_inline_value_bytes": 100}, {"compression_level": None}, {"populate_layer": 2}]
+)
+def test_values_of_the_info_file_count_more_than_those_of_a_later_configuration(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    watershed = make_watershed(str(tmp_path))
+    made = Base(tmp_path).create(watershed.config, watershed.grid)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    other = watershed.config.model_copy(update=changes)
+    assert Base(tmp_path).create(other, watershed.grid) == made
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    counts = effective_config(tmp_path, other)
+    assert counts == effective_config(tmp_path, watershed.config)
+    assert counts.settings == watershed.config.settings
+    plans = [populate_plan(Base(tmp_path), watershed.grid, config) for config in (other, watershed.config)]
+    assert plans[0].layer == plans[1].layer == 3
+
+
+def test_values_that_the_info_file_lacks_are_those_of_the_graph_and_unknown_ones_do_not_matter(tmp_path: Path) -> None:
+    asked = OcdbtConfig(populate_layer=5, max_inline_value_bytes=7)
+    assert effective_config(tmp_path, asked) == asked
+    info = {"compression": {"id": "zstd", "level": 12}, "max_inline_value_bytes": 9, "of_tomorrow": 1}
+    kv.write_bytes(f"{tmp_path}/ocdbt/.populated", "meta.json", json.dumps(info).encode())
+    counts = effective_config(tmp_path, asked)
+    assert (counts.populate_layer, counts.compression_level, counts.max_inline_value_bytes) == (5, 12, 9)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"populate_layer": "high"}', b'{"compression": {"id": "gzip"}}'])
+def test_an_info_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes) -> None:
+    kv.write_bytes(f"{tmp_path}/ocdbt/.populated", "meta.json", content)
+    with pytest.raises(SvPipelineError, match=r"\.populated/meta\.json"):
+        effective_config(tmp_path, OcdbtConfig())
+
+
 def test_concurrent_creators_of_differing_mind_leave_one_base(storage_url: str) -> None:
     watershed = make_watershed(storage_url)
 
-    def create(inline: int) -> bool:
-        config = watershed.config.model_copy(update={"max_inline_value_bytes": inline})
+    def create(size: int) -> bool:
+        config = watershed.config.model_copy(update={"max_decoded_node_bytes": size})
         try:
             Base(storage_url).create(config, watershed.grid)
         except ConfigError:
             return False
         return True
 
-    sizes = [100 + n for n in range(8)]
+    sizes = [5000 + n for n in range(8)]
     with ThreadPoolExecutor(8) as pool:
         won = [size for size, made in zip(sizes, pool.map(create, sizes), strict=True) if made]
-    assert won == [Base(storage_url).info().form.max_inline_value_bytes]
+    assert won == [Base(storage_url).info().form.max_decoded_node_bytes]
 
 
 def test_a_creation_that_was_killed_after_its_record_is_completed(tmp_path: Path) -> None:
