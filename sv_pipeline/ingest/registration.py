@@ -185,7 +185,7 @@ def _check_base(dataset: Dataset) -> None:
 
 def _name_other_settings(dataset: Dataset) -> None:
     config = dataset.config.ocdbt_config
-    counts = dataset.base.effective_config(config).settings
+    counts = dataset.base.effective(config).settings
     asked = {**config.settings, "populate_layer": layout.populate_layer(config, dataset.grid)}
     differing = [f"{name} {counts[name]} (not {asked[name]})" for name in asked if counts[name] != asked[name]]
     if differing:

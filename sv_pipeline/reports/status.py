@@ -120,7 +120,8 @@ def _watershed_rows(dataset: Dataset) -> list[StageStatus]:
 
 def _voxels_row(dataset: Dataset) -> StageStatus:
     base = dataset.base
-    meta, config = base.division(), base.effective_config(dataset.config.ocdbt_config)
+    meta = base.division()
+    config = base.effective(dataset.config.ocdbt_config)
     layer = layout.populate_layer(config, dataset.grid) if meta is None else meta.layer
     tasks = (dataset.grid if meta is None else meta.grid).count(layer)
     done = tasks if base.is_complete() else len(base.done_tasks())

@@ -89,7 +89,7 @@ class Base:
         ------
         ConfigError
             If the base exists with other values of our own fields; names them. Values that PyChunkedGraph knows as well
-            are those of the base's info file, whatever the configuration says (`effective_config`).
+            are those of the base's info file, whatever the configuration says (`effective`).
         InputError
             If the source volume cannot be used.
         """
@@ -112,14 +112,15 @@ class Base:
         info = self.info()
         _refuse_another_config(info, config)
         exists = kv.read_bytes(folder, ocdbt.SINGLE_MANIFEST) is not None
-        # Only its creator says what a database is like: later, its manifest does.
+        # The volume's info creates the database; nothing happens if that has been done. Only its creator says what a
+        # database is like: later, its manifest does.
         write_volume_info(ocdbt.base_spec(url, form=None if exists else info.form), info.volume)
         layer = config.populate_layer if grid is None else populate_layer(config, grid)
         markers.claim_settings(url, {**config.settings, **_settings(info.form), "populate_layer": layer})
         return info
 
-    def effective_config(self, config: OcdbtConfig) -> OcdbtConfig:
-        """A configuration as it counts here: values of the base's info file, then those of the graph."""
+    def effective(self, config: OcdbtConfig) -> OcdbtConfig:
+        """A configuration as it counts for this watershed: values of the base's info file, then those of the graph."""
         return markers.effective_config(self.watershed_url, config)
 
     def info(self) -> BaseInfo:
@@ -257,7 +258,7 @@ def _settings(form: ocdbt.OcdbtFormat) -> dict[str, Any]:
 
 
 def _refuse_another_config(info: BaseInfo, config: OcdbtConfig) -> None:
-    # Compression and inline values are not compared: those of the base count (`Base.effective_config`).
+    # Compression and inline values are not compared: those of the base count (`Base.effective`).
     wanted, found = ocdbt.OcdbtFormat.of(config).to_json(), info.form.to_json()
     own = ("max_decoded_node_bytes", "version_tree_arity_log2", "manifest_kind")
     pairs = {name: (wanted[name], found[name]) for name in own}

@@ -109,7 +109,7 @@ def populate_plan(
             remedy="Make the grid of the volume's own bounds.",
         )
     recorded = base.division()
-    layer = populate_layer(base.effective_config(config), grid) if recorded is None else recorded.layer
+    layer = populate_layer(base.effective(config), grid) if recorded is None else recorded.layer
     complete = recorded is not None and base.is_complete()
     if recorded is not None and complete:
         grid = recorded.grid

@@ -12,7 +12,6 @@ import tensorstore as ts
 from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.errors import ConfigError, ConflictError, InputError, NotFoundError, SvPipelineError
 from sv_pipeline.segmentation.base.base import Base
-from sv_pipeline.segmentation.base.markers import effective_config
 from sv_pipeline.segmentation.base.populate import populate_plan
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv, ocdbt
@@ -77,8 +76,8 @@ def test_values_of_the_info_file_count_more_than_those_of_a_later_configuration(
     other = watershed.config.model_copy(update=changes)
     assert Base(tmp_path).create(other, watershed.grid) == made
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    counts = effective_config(tmp_path, other)
-    assert counts == effective_config(tmp_path, watershed.config)
+    counts = Base(tmp_path).effective(other)
+    assert counts == Base(tmp_path).effective(watershed.config)
     assert counts.settings == watershed.config.settings
     plans = [populate_plan(Base(tmp_path), watershed.grid, config) for config in (other, watershed.config)]
     assert plans[0].layer == plans[1].layer == 3
@@ -86,10 +85,10 @@ def test_values_of_the_info_file_count_more_than_those_of_a_later_configuration(
 
 def test_values_that_the_info_file_lacks_are_those_of_the_graph_and_unknown_ones_do_not_matter(tmp_path: Path) -> None:
     asked = OcdbtConfig(populate_layer=5, max_inline_value_bytes=7)
-    assert effective_config(tmp_path, asked) == asked
+    assert Base(tmp_path).effective(asked) == asked
     info = {"compression": {"id": "zstd", "level": 12}, "max_inline_value_bytes": 9, "of_tomorrow": 1}
     kv.write_bytes(f"{tmp_path}/ocdbt/.populated", "meta.json", json.dumps(info).encode())
-    counts = effective_config(tmp_path, asked)
+    counts = Base(tmp_path).effective(asked)
     assert (counts.populate_layer, counts.compression_level, counts.max_inline_value_bytes) == (5, 12, 9)
 
 
@@ -97,7 +96,7 @@ def test_values_that_the_info_file_lacks_are_those_of_the_graph_and_unknown_ones
 def test_an_info_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes) -> None:
     kv.write_bytes(f"{tmp_path}/ocdbt/.populated", "meta.json", content)
     with pytest.raises(SvPipelineError, match=r"\.populated/meta\.json"):
-        effective_config(tmp_path, OcdbtConfig())
+        Base(tmp_path).effective(OcdbtConfig())
 
 
 def test_concurrent_creators_of_differing_mind_leave_one_base(storage_url: str) -> None:
