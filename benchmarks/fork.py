@@ -20,8 +20,8 @@ from volumes import grid_of, make_source
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
 from sv_pipeline.segmentation.base.base import create_base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan
-from sv_pipeline.segmentation.base.workers import populate_missing
 from sv_pipeline.segmentation.fork.fork import Fork
+from sv_pipeline.testing.populating import populate_missing
 
 
 def base_of(folder: Path, size: int, method: PopulateMethod) -> str:

@@ -35,12 +35,12 @@ from sv_pipeline.pyramid.downsample import DownsampleReport, downsample, rebuild
 from sv_pipeline.pyramid.mip_maker import open_pyramid
 from sv_pipeline.segmentation.base.base import create_base, read_base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan
-from sv_pipeline.segmentation.base.workers import populate_missing
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.records import pending_key, pending_value, store_at
 from sv_pipeline.storage.ocdbt import OWN_KEYS, fork_folder
 from sv_pipeline.storage.precomputed import open_volume
 from sv_pipeline.table.sqlite.table import SqliteTable
+from sv_pipeline.testing.populating import populate_missing
 
 GRAPH = "g"
 MIPS = 4

@@ -151,7 +151,7 @@ def layers_of(dataset: Dataset, chosen: Sequence[int] | None = None) -> list[int
 def plan_watershed(dataset: Dataset, stage: Stage) -> list[Batch]:
     """Unfinished batches of a stage of the watershed; prepares the target volume if it is not there."""
     plan = watershed.prepare_watershed(dataset.config)
-    missing = watershed.pending(plan, watershed.Stage(stage.value))
+    missing = watershed.pending(plan, watershed.WatershedPass(stage.value))
     return plan_batches(stage, 2, plan.grid, missing, dataset.config.ingest.chunks_per_batch)
 
 

@@ -113,10 +113,9 @@ def graph_status(dataset: Dataset) -> GraphStatus:
 def _watershed_rows(dataset: Dataset) -> list[StageStatus]:
     # By the markers alone, without the source: that may be large, far away, or gone by now.
     total = dataset.grid.count(2)
-    return [
-        StageStatus(f"watershed: {stage}", total, len(kv.list_keys(dataset.watershed_url, f".watershed/{stage}/")))
-        for stage in watershed.Stage
-    ]
+    url, passes = dataset.watershed_url, watershed.WatershedPass
+    done = {stage: kv.list_keys(url, watershed.markers_folder(stage)) for stage in passes}
+    return [StageStatus(f"watershed: {stage}", total, len(keys)) for stage, keys in done.items()]
 
 
 def _voxels_row(dataset: Dataset) -> StageStatus:
