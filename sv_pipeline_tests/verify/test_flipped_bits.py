@@ -135,7 +135,7 @@ def test_nothing_is_named_before(edited: EditedFork) -> None:
 
 def test_every_flip_that_changes_a_voxel_is_named(edited: EditedFork) -> None:
     rng = np.random.default_rng(1)
-    values, files = edited.values, sorted((edited.folder / "d").rglob("*"))
+    values, files = edited.values, sorted((edited.folder / "g_d").rglob("*"))
     files = [path for path in files if path.is_file()]
     changed, missed = 0, []
     for number in range(FLIPS):
@@ -165,7 +165,9 @@ def test_a_look_at_what_operations_changed_finds_bits_and_rows(
 ) -> None:
     monkeypatch.setattr(postcheck, "SECONDS_BETWEEN_LOOKS", 0.01)
     graph = edited.graph
-    dataset = SimpleNamespace(graph=graph, watershed_url=graph.watershed_url, graph_id=graph.graph_id)
+    dataset = SimpleNamespace(
+        graph=graph, fork=graph.fork, watershed_url=graph.watershed_url, graph_id=graph.graph_id
+    )
     last = counters.last_operation_id(graph.table)
     report = verify_changes(dataset, 0)  # type: ignore[arg-type]
     assert report.ok, report.summary()
