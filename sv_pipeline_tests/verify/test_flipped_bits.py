@@ -165,9 +165,7 @@ def test_a_look_at_what_operations_changed_finds_bits_and_rows(
 ) -> None:
     monkeypatch.setattr(postcheck, "SECONDS_BETWEEN_LOOKS", 0.01)
     graph = edited.graph
-    dataset = SimpleNamespace(
-        graph=graph, fork=graph.fork, watershed_url=graph.watershed_url, graph_id=graph.graph_id
-    )
+    dataset = SimpleNamespace(graph=graph, fork=graph.fork, watershed_url=graph.watershed_url, graph_id=graph.graph_id)
     last = counters.last_operation_id(graph.table)
     report = verify_changes(dataset, 0)  # type: ignore[arg-type]
     assert report.ok, report.summary()

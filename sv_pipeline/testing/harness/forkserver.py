@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from sv_pipeline.processes import interrupts_held
+
 
 @dataclass
 class ForkServer:
@@ -57,13 +59,15 @@ class ForkServer:
 def running_fork_server(*modules: str) -> Iterator[ForkServer]:
     """A fork server for the time of the block, with some more modules imported."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    with subprocess.Popen(
-        [sys.executable, "-m", __name__, *modules],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        text=True,
-    ) as process:
+    with interrupts_held():
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, *modules],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+    with process:
         try:
             yield ForkServer(process)
         finally:
