@@ -117,7 +117,8 @@ _TABLE = """
     segmentation.precomputed storage.precomputed
     segmentation.private_files storage.private_files
     segmentation.reachable storage.reachable
-    segmentation.reader segmentation.fork.reader
+    segmentation.fork.reader segmentation.fork.fork
+    segmentation.reader segmentation.fork.fork
     segmentation.rebuild pyramid.rebuild
     segmentation.retry storage.retry
     segmentation.specs storage.ocdbt

@@ -43,7 +43,7 @@ from sv_pipeline.operations.refusal import bad_request
 from sv_pipeline.redaction import redacted
 from sv_pipeline.registry import Dataset, open_dataset
 from sv_pipeline.reports.previews import PreviewedMerge, PreviewedSplit
-from sv_pipeline.segmentation.fork.reader import is_current, open_fork
+from sv_pipeline.segmentation.fork.fork import is_current
 from sv_pipeline.storage.wall import behind_the_wall, methods_behind_the_wall, steps_behind_the_wall
 
 __all__ = ["OpenGraph", "Voxels", "open_graph"]
@@ -112,7 +112,7 @@ class OpenGraph:
         if volume is None or not is_current(volume):
             if volume is not None:
                 self.dataset.forget()
-            volume = self.__dict__["_volume"] = open_fork(self.dataset.watershed_url, self.dataset.graph_id)
+            volume = self.__dict__["_volume"] = self.dataset.fork.open()
         return volume
 
     @property

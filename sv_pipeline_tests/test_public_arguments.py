@@ -23,7 +23,6 @@ from sv_pipeline.edits import CommittedEdit
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.proofreading import OpenGraph, open_graph
 from sv_pipeline.recovery.dry_run import dry_run
-from sv_pipeline.segmentation.fork.reader import current_generation
 from sv_pipeline.verify.dataset import verify_changes, verify_dataset
 from sv_pipeline_tests.editable import editable_graph, neighbours_of_two_objects, two_parts_of_an_object
 from sv_pipeline_tests.graph.compare import dump
@@ -165,7 +164,7 @@ class World:
         """All rows, those of refused operations aside, and the generation of the fork."""
         rows = dump(self.graph.dataset.table)
         kept = {key: row for key, row in rows.items() if not key.startswith((b"000", b"ioperations"))}
-        return kept, current_generation(self.graph.dataset.watershed_url, self.graph.dataset.graph_id)
+        return kept, self.graph.dataset.fork.generation()
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,7 @@ from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.log import Operation, read_operations
 from sv_pipeline.operations.undo_chain import about
 from sv_pipeline.operations.writing import SUPERVOXELS, own_key, read_still_one_object
-from sv_pipeline.segmentation.fork.fork import fork_exists
 from sv_pipeline.segmentation.fork.pending import read_entries
-from sv_pipeline.segmentation.fork.reader import open_fork_store
 from sv_pipeline.segmentation.fork.records import pending_key, record_in
 from sv_pipeline.table import columns
 from sv_pipeline.table.counters import last_operation_id
@@ -172,10 +170,10 @@ def _voxels(
     if not changed:
         return {}, set()
     boxes = {i: _chunks(graph, pairs) for i, pairs in changed.items()}
-    if not fork_exists(graph.watershed_url, graph.graph_id):
+    if not graph.fork.exists():
         return boxes, set()
     try:
-        kv = open_fork_store(graph.watershed_url, graph.graph_id).kv
+        kv = graph.fork.store().kv
     except NotFoundError:
         return boxes, set()
     records = {i: record_in(kv, i) for i in changed}

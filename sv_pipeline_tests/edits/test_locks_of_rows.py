@@ -20,8 +20,6 @@ from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline.table.columns import LOCK, NEW_PARENTS
 from sv_pipeline.table.interface import CellMatch, RowKeyRange, RowMutation, Table
 from sv_pipeline_tests.table.conftest import bigtable as bigtable
-from sv_pipeline_tests.table.conftest import new_table as new_table
-from sv_pipeline_tests.table.conftest import table as table
 
 EXPIRY = timedelta(minutes=3)
 IMPATIENT = LockPatience(0.0)
