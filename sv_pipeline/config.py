@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from sv_pipeline.arguments import shown
 from sv_pipeline.config_errors import describe_errors
 from sv_pipeline.errors import ConfigError
+from sv_pipeline.event_receivers import Receiver, require_own_names
 from sv_pipeline.places import LOCK_SUFFIX, is_spec, local_folder, parse_folder, parse_source
 from sv_pipeline.redaction import redacted, remember
 from sv_pipeline.yaml_files import read_yaml
@@ -322,6 +323,8 @@ class DatasetConfig(_Model):
     ingest: IngestOptions = Field(default_factory=IngestOptions)
     ingest_config: dict[str, Any] | None = None
     """PyChunkedGraph's section on its own workers; accepted, not used."""
+    events: tuple[Receiver, ...] = ()
+    """Who is told of finished edits."""
 
     @field_validator("graph_id")
     @classmethod
@@ -339,6 +342,12 @@ class DatasetConfig(_Model):
                 f"at most {MAX_TABLE_NAME} characters, not starting with '.' or '-'"
             )
         return self
+
+    @field_validator("events")
+    @classmethod
+    def _names_of_their_own(cls, value: tuple[Receiver, ...]) -> tuple[Receiver, ...]:
+        require_own_names(value)
+        return value
 
     @property
     def edges_url(self) -> str:

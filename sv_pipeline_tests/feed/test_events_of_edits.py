@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,11 @@ from sv_pipeline.graph import queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.table.interface import Table
+from sv_pipeline.testing.tables import Backend
+from sv_pipeline.testing.volumes import cells
+from sv_pipeline.testing.worlds import World, build
 from sv_pipeline_tests.edits.conftest import Edited
 from sv_pipeline_tests.edits.conftest import make_graph as make_graph
-from sv_pipeline_tests.edits.tissue import Recipe, Tissue, copy_of, template_of
-from sv_pipeline_tests.table.conftest import new_table as new_table
 
 
 def layer2_at(graph: ChunkedGraph, supervoxels: UInt64Array, time: int) -> set[int]:
@@ -65,9 +66,10 @@ def test_merges_splits_undos_and_redos_tell_the_nodes_that_they_changed(make_gra
         check_nodes(edited.graph, (supervoxels, supervoxels), event)
 
 
-def test_a_split_of_supervoxels_tells_them_its_boxes_and_whether_coarser_mips_are_behind(new_table: Table) -> None:
-    template = template_of(Recipe((24, 16, 16), 6, seed=3, labels_per_object=2))
-    with copy_of(template, new_table) as tissue:
+def test_a_split_of_supervoxels_tells_them_its_boxes_and_whether_coarser_mips_are_behind(
+    backend: Backend, tmp_path: Path
+) -> None:
+    with build(cells((24, 16, 16), 6, 3, labels_per_object=2), tmp_path).copied(backend) as tissue:
         graph, before = tissue.graph, tissue.voxels()
         split = edits.split(graph, _through_a_supervoxel(tissue), volume=tissue.volume)
         undo = edits.undo(graph, split.operation_id, "tester")
@@ -92,7 +94,7 @@ def test_an_operation_that_was_refused_is_no_event(make_graph: Callable[..., Edi
     assert list(events_after(edited.graph, 0)) == []
 
 
-def _through_a_supervoxel(tissue: Tissue) -> edits.SplitRequest:
+def _through_a_supervoxel(tissue: World) -> edits.SplitRequest:
     """A cut between the two ends of the largest supervoxel."""
     voxels = tissue.voxels()
     ids, counts = np.unique(voxels[voxels > 0], return_counts=True)
