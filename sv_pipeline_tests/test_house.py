@@ -18,7 +18,7 @@ FLOORS = """
     waiting patience processes defects ids yaml_files grid
     arguments posts
     moments places
-    config_errors event_receivers
+    config_errors config_fields foreign_keys event_receivers
     config
     algorithms storage table
     demo segmentation.base
