@@ -34,13 +34,9 @@ from sv_pipeline.config_fields import (
     no_bool,
 )
 from sv_pipeline.errors import ConfigError
-<<<<<<< HEAD
 from sv_pipeline.event_receivers import Receiver, require_own_names
-from sv_pipeline.places import LOCK_SUFFIX, is_spec, local_folder, parse_folder, parse_source
-=======
 from sv_pipeline.foreign_keys import without_foreign_keys
 from sv_pipeline.places import LOCK_SUFFIX, parse_folder
->>>>>>> main
 from sv_pipeline.redaction import redacted, remember
 from sv_pipeline.yaml_files import read_yaml
 
