@@ -81,9 +81,7 @@ def rollback(
     Without --apply it shows what would be done. It can be run again after it has died, and goes on.
     """
     if since is None:
-        raise click.UsageError(
-            "name the moment from which on edits are taken back, with --since."
-        )
+        raise click.UsageError("name the moment from which on edits are taken back, with --since.")
     from sv_pipeline.proofreading import open_graph
 
     steps = open_graph(graph, home).rollback(user, since, apply=apply, over_others=over_others, by=by)
