@@ -153,6 +153,15 @@ def test_algorithms_do_no_input_and_output() -> None:
     assert not violations(rule)
 
 
+def test_only_the_room_of_the_table_knows_its_backends() -> None:
+    def rule(module: str, tree: ast.Module) -> Imports:
+        if room_of(module) not in ("table", "testing"):
+            backends = ("sv_pipeline.table.bigtable", "sv_pipeline.table.sqlite")
+            yield from (i for i in imports_of(tree) if i[1].startswith(backends))
+
+    assert not violations(rule)
+
+
 def test_nothing_runs_code_out_of_storage() -> None:
     forbidden = {"pickle.loads", "pickle.load", "eval", "exec", "yaml.load", "yaml.full_load", "yaml.unsafe_load"}
 
