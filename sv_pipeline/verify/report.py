@@ -1,4 +1,4 @@
-"""What a verification found, as values: findings, results of checks, the report. Checks nothing itself."""
+"""The results of a verification as values: findings, results of checks, and the report. This module checks nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of fault, with the first place where it was met."""
+    """One kind of fault, with the first place where it was found."""
 
     check: str
     """Name of the check."""
@@ -37,17 +37,17 @@ class Outcome:
 
     check: str
     checked: int = 0
-    """Things looked at; what they are is said in the check's description."""
+    """Number of things looked at; `CheckResult.unit` says what they are."""
     findings: list[Finding] = field(default_factory=list)
     skipped: str | None = None
     """Why there was nothing to check."""
 
     def error(self, message: str, place: object, count: int = 1) -> None:
-        """Note a fault that makes the check fail."""
+        """Record a fault that makes the check fail."""
         self._add("error", message, place, count)
 
     def warning(self, message: str, place: object, count: int = 1) -> None:
-        """Note something odd that breaks no promise."""
+        """Record something unusual that breaks no invariant."""
         self._add("warning", message, place, count)
 
     def _add(self, severity: Severity, message: str, place: object, count: int) -> None:
@@ -70,14 +70,14 @@ class CheckResult:
     name: str
     description: str
     passed: bool
-    """No error, and not blocked. A check with nothing to look at (``skipped``) passes."""
+    """True if the check found no error and was not blocked. A check with nothing to look at (``skipped``) passes."""
     checked: int
     unit: str
     """What ``checked`` counts."""
     findings: tuple[Finding, ...]
     seconds: float
     skipped: str | None = None
-    """Why the check did not run: there is nothing to check (passed), or another fault blocks it (not passed)."""
+    """Why the check did not run: there is nothing to check (it passes), or another fault blocks it (it fails)."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -86,7 +86,7 @@ class CheckResult:
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """Findings that do not."""
+        """Findings that do not make the check fail."""
         return tuple(finding for finding in self.findings if finding.severity == "warning")
 
 
@@ -113,7 +113,7 @@ class VerifyReport:
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """Names of the checks that found errors (blocked ones are not among them)."""
+        """Names of the checks that found errors; blocked checks are not among them."""
         return tuple(result.name for result in self.results if result.errors)
 
     def __getitem__(self, name: str) -> CheckResult:
@@ -124,7 +124,7 @@ class VerifyReport:
         raise KeyError(name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values only: ready for JSON."""
+        """Return the report as plain values that can be written as JSON."""
         return {
             "graph_id": self.graph_id,
             "ok": self.ok,
@@ -137,7 +137,7 @@ class VerifyReport:
         }
 
     def summary(self) -> str:
-        """The report as text: a verdict, a line per check, findings below their check."""
+        """Return the report as text: a verdict, then one line per check with its findings below it."""
         lines = [self._verdict()]
         width = max((len(result.name) for result in self.results), default=0)
         for result in self.results:

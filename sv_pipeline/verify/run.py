@@ -1,4 +1,4 @@
-"""The list of checks, and running them. What each one looks at is in its own module."""
+"""The list of checks, and the function that runs them. The checks themselves are in their own modules."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["CHECKS", "CheckResult", "VerifyReport", "verify"]
 logger = logging.getLogger(__name__)
 
 STEPS_PER_CHECK = 100
-"""Of the progress callback."""
+"""Number of steps that the progress callback counts for each check."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def verify(
     seed: int = 0,
     within: Sequence[Box] | None = None,
 ) -> VerifyReport:
-    """Prove that a graph and its segmentation are sound; changes nothing.
+    """Prove that a graph and its segmentation are sound. Nothing is changed.
 
     Parameters
     ----------
@@ -183,26 +183,28 @@ def verify(
     fork
         The graph's own version of the voxels; it may not exist.
     checks
-        Names out of :data:`CHECKS`; None = all.
+        Names of the checks to run, out of :data:`CHECKS`; None = all.
     sample
-        Check the voxels of only so many chunks (and of base and mips only so many blocks), chosen at random.
+        Number of chunks, chosen at random, whose voxels are checked (for the base and the mips: number of blocks);
+        None = all.
     workers
-        Threads that read and judge voxels.
+        Number of threads that read and check voxels.
     progress
         Called with (steps done, all steps).
     seed
-        Of the choice of chunks.
+        Seed of the random choice of chunks.
     within
-        Limits the checks of what the fork has of its own (digests, lineage) to these boxes of the base mip.
+        Boxes in voxels of mip 0, to which the checks `digests` and `lineage` of the fork's own storage chunks are
+        limited; None = everywhere.
 
     Raises
     ------
     ConfigError
-        If there is no such check.
+        If a name in ``checks`` is not the name of a check.
     InputError
-        If an argument cannot be read.
+        If an argument has the wrong type or value.
     UnavailableError
-        If storage or table do not answer.
+        If the storage or the table does not answer.
     """
     checks = None if checks is None else parse_names(checks, "checks")
     sample = None if sample is None else parse_count(sample, "number of chunks to look at", least=1)
@@ -249,7 +251,7 @@ def _run(name: str, subject: Subject) -> CheckResult:
 def _sub_progress(
     progress: Callable[[int, int], None] | None, number: int, count: int
 ) -> Callable[[int, int], None] | None:
-    """Progress of one check as a part of all of them."""
+    """Progress callback for one check, which counts its steps as part of those of all checks."""
     if progress is None:
         return None
 

@@ -1,4 +1,4 @@
-"""Checks of voxels against the leaves of the graph, chunk by chunk. Looks at mip 0 only."""
+"""Checks of the voxels of mip 0 against the leaves of the graph, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass
 class _Faults:
-    """What one group of chunks has: message -> (first place, count)."""
+    """Faults of one group of chunks: message -> (first place, count)."""
 
     chunks: int = 0
     found: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -46,22 +46,22 @@ def check_voxels(
     workers: int = 1,
     advance: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Ids in the voxels are the live leaves, each one 26-connected piece inside its own chunk.
+    """Check that the ids in the voxels are the live leaves, each one 26-connected piece inside its own chunk.
 
     Parameters
     ----------
     outcome
-        Where findings go.
+        Receives the findings.
     nodes_of
-        Gives rows for chunk coordinates, shape (n, 3): at least all of those chunks' supervoxels.
+        Returns node rows for chunk coordinates of shape (n, 3): at least those of all supervoxels in these chunks.
     grid
-        Its chunks.
+        The graph's chunk grid.
     volume
-        Mip 0, (x, y, z), absolute coordinates.
+        Voxels of mip 0, axes (x, y, z), absolute coordinates.
     sample, seed
-        See :func:`~sv_pipeline.verify.blocks.chunk_groups`.
+        The same as for :func:`~sv_pipeline.verify.blocks.chunk_groups`.
     workers
-        Threads.
+        Number of threads that read and check voxels.
     advance
         Called with (chunks done, all chunks).
     """
@@ -81,7 +81,7 @@ def check_groups(
     total: int = 0,
     advance: Callable[[int, int], None] | None = None,
 ) -> None:
-    """What `check_voxels` does, for given groups of neighbouring chunks, each of coordinates of shape (n, 3)."""
+    """Do the same as `check_voxels` for given groups of neighbouring chunks: chunk coordinates of shape (n, 3)."""
     for faults in in_order(lambda group: _check_group(nodes_of(group), grid, volume, group), groups, workers):
         outcome.checked += faults.chunks
         for message, (place, count) in faults.found.items():
@@ -97,7 +97,7 @@ def _check_group(nodes: Snapshot, grid: ChunkGrid, volume: ts.TensorStore, group
         np.max([box.stop for box in boxes], axis=0),
     )
     block = read_box(volume, around, "mip 0")
-    # Whether a leaf is under a current root is for the hierarchy check to say.
+    # Whether each leaf is under a current root is left to the hierarchy check.
     leaves = nodes.leaf_ids
     faults = _Faults()
     for coordinate, box in zip(group, boxes, strict=True):
@@ -118,7 +118,7 @@ def _check_chunk(
     missing = np.setdiff1d(leaves, present, assume_unique=True)
     if len(missing):
         where = f"supervoxel {int(missing[0])} (chunk {_text(coordinate)})"
-        faults.add("a leaf of the graph without any voxel in its chunk.", where, len(missing))
+        faults.add("a leaf of the graph has no voxel in its chunk.", where, len(missing))
     strange = np.setdiff1d(present, leaves, assume_unique=True)
     if len(strange):
         _name_strange(faults, nodes, strange, labels, box, coordinate)
@@ -134,7 +134,7 @@ def _name_strange(
     at = nodes.find(strange)
     known = ~foreign & (at != NONE)
     retired = known.copy()
-    retired[known] = nodes.retired[at[known]]  # a table may have no rows at all
+    retired[known] = nodes.retired[at[known]]  # indexed by mask, since a table may have no rows at all
     kinds = [
         (retired, "a voxel has the id of a supervoxel that was split (`new_ids`); its split did not reach the voxels."),
         (foreign, "a voxel has an id that is not of its chunk; only supervoxels of the chunk may be in it."),
@@ -151,7 +151,7 @@ def _name_strange(
 
 
 def _name_pieces(faults: _Faults, labels: UInt64Array, pieces: npt.NDArray[Any], box: Box) -> None:
-    """Name the first supervoxel of several pieces, by the first voxel of its second piece."""
+    """Report the first supervoxel that has several pieces, at the first voxel of its second piece."""
     flat_pieces, flat_labels = pieces.ravel(order="F"), labels.ravel(order="F")
     number, first = np.unique(flat_pieces, return_index=True)
     first = np.sort(first[number != 0])
@@ -161,7 +161,7 @@ def _name_pieces(faults: _Faults, labels: UInt64Array, pieces: npt.NDArray[Any],
     if len(again):
         voxel = np.array(np.unravel_index(first[again.min()], labels.shape, order="F")) + box.start
         faults.add(
-            "a supervoxel in several pieces inside its chunk; it must be one 26-connected piece.",
+            "a supervoxel has several pieces inside its chunk; it must be one 26-connected piece.",
             f"voxel {_text(voxel)} (id {int(ids[again.min()])})",
             len(np.unique(ids[again])),
         )
