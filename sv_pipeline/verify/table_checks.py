@@ -106,9 +106,7 @@ def _check_chains(outcome: Outcome, nodes: Snapshot) -> None:
     never = (layers == 1) & (nodes.parents == 0) & ~nodes.edited
     report_where(outcome, never, ids, "a supervoxel has no parent: its chunk was not ingested to the end.")
     open_end = nodes.is_reached & (nodes.parents == 0) & (layers < nodes.layout.n_layers)
-    report_where(
-        outcome, open_end, ids, "a node below the root layer has no parent: build the layers above its chunk."
-    )
+    report_where(outcome, open_end, ids, "a node below the root layer has no parent: build the layers above its chunk.")
     above_root = (layers >= nodes.layout.n_layers) & (nodes.parents != 0)
     report_where(outcome, above_root, ids, "a root has a parent: delete its `parents` cells.")
     tops = nodes.tops

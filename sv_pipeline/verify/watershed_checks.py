@@ -67,6 +67,4 @@ def _check(outcome: Outcome, key: str, data: bytes, place: str) -> None:
         elif found:
             parse_stored(data, dict[str, int], place)
     except DamagedError as error:
-        outcome.error(
-            "a file of the watershed stage cannot be read: remove it, then run the ingest again.", str(error)
-        )
+        outcome.error("a file of the watershed stage cannot be read: remove it, then run the ingest again.", str(error))

@@ -177,7 +177,7 @@ def test_when_all_is_made_of_a_source_it_may_go(
     assert cli("status", "tissue").code == 0
     said = cli("ingest", config)
     assert said.code == 0, said.err
-    assert "the source is gone" in caplog.text
+    assert "the source cannot be read any more" in caplog.text
     assert json.loads(cli("status", "tissue", "--json").out)["complete"]
     shutil.rmtree(tmp_path / "watershed" / ".watershed" / "edges")
     assert "segmentation.npz does not exist" in cli("ingest", config).err
