@@ -206,7 +206,7 @@ def _check_watershed(dataset: Dataset) -> None:
 
 
 def _check_edge_files(dataset: Dataset) -> None:
-    """Raise InputError if no edge file is found: some may be missing, but without any no supervoxels would be joined."""
+    """Raise InputError if no edge file is found: some may be missing, but without any no supervoxels are joined."""
     coordinates = dataset.grid.coordinates(2)
     chosen = coordinates[np.unique(np.linspace(0, len(coordinates) - 1, PROBES).astype(np.int64))]
     url = dataset.config.edges_url

@@ -227,7 +227,7 @@ def test_a_mip_refuses_while_the_one_below_is_being_rebuilt(built: Dataset, inst
     begin_rebuild(open_pyramid(built.fork), 1)
     refused = rebuild(instance, built, 2)
     assert not refused.success
-    assert "of mip 1, which it is made of, are left" in failure_of(refused)
+    assert "of mip 1, which it is made from, are left" in failure_of(refused)
     assert rebuild(instance, built, 1).success
     assert rebuild(instance, built, 2).success
 
@@ -253,7 +253,7 @@ def test_a_rebuild_that_lost_a_batch_never_ends_as_success(
 
     monkeypatch.setattr(MipRebuild, "run", noted)
     assert rebuild(instance, built, 1).success
-    assert ran == whole[-1:], "what is done is not done twice"
+    assert ran == whole[-1:], "finished boxes are not rebuilt twice"
     assert_mips_right(built)
 
 

@@ -146,7 +146,7 @@ def _affinities(
     areas: IntArray,
     measured: npt.NDArray[np.float32] | None,
 ) -> npt.NDArray[np.float32]:
-    """Affinity of each pair: from the table, else measured (for the first pairs, which share faces), else by contact."""
+    """Affinity of each pair: from the table, else measured (the first pairs, which share faces), else by contact."""
     first, second = pairs.T
     table = plan.companions.edge_table
     if table is not None:
