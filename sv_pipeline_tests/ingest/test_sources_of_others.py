@@ -174,4 +174,4 @@ def test_an_info_file_with_a_name_twice_is_refused(cli: CommandLine, tmp_path: P
     if role == "WATERSHED":
         del raw["source"]
         raw["data_source"] = {"WATERSHED": str(folder)}
-    assert_refused_without_a_trace(cli, tmp_path, raw, "info", f"{name!r} stands twice")
+    assert_refused_without_a_trace(cli, tmp_path, raw, "info", f"{name!r} appears twice")
