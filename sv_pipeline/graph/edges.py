@@ -1,7 +1,7 @@
-"""Atomic edges of parts of a graph: those of the edge files, and those that edits made. Reads; decides nothing.
+"""Atomic edges of parts of a graph, from the edge files and from edits. Reads; decides nothing.
 
-Edge files never change; edits keep theirs in rows by layer 2 chunk. An edge counts while neither of its supervoxels was
-replaced. It is active if its ends have the same ancestor one layer above its cross layer.
+Edge files never change. Edges that edits add are stored in one row per layer 2 chunk. An edge is valid until one of its
+supervoxels is replaced. A valid edge is active if its ends have the same ancestor one layer above its cross layer.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ __all__ = [
 BoolArray = npt.NDArray[np.bool_]
 
 FAKE_AFFINITY = np.finfo(np.float32).tiny
-"""Affinity of an edge that a user's merge made where the watershed has none."""
+"""Affinity of an edge that a user's merge added where the watershed has no edge."""
 
 _SPLIT_COLUMNS = (
     (SPLIT_EDGES, AFFINITIES, AREAS),
@@ -60,40 +60,40 @@ _SPLIT_COLUMNS = (
 
 
 class EdgeKind(IntEnum):
-    """Where the two ends of an edge are."""
+    """Position of the two ends of an edge relative to each other."""
 
     IN = 0
-    """Below one layer 2 node."""
+    """Both ends are below the same layer 2 node."""
     OUT = 1
-    """In one chunk, below two layer 2 nodes."""
+    """The ends are in one chunk, below two layer 2 nodes."""
     CROSS = 2
-    """In two chunks."""
+    """The ends are in two chunks."""
 
 
 @dataclass(frozen=True)
 class SubgraphEdges:
     """Edges with at least one end in a part of the graph.
 
-    Each pair is there once: the first end is in the part; where both are it is the smaller one.
+    Each pair occurs once. The first end is in the part; if both are, it is the smaller one.
     """
 
     supervoxels: UInt64Array
-    """All supervoxels of the part, ascending."""
+    """All supervoxels of the part, sorted."""
     edges: Edges
     kinds: npt.NDArray[np.int8]
-    """:class:`EdgeKind` of each edge."""
+    """:class:`EdgeKind` of each edge, shape (n,)."""
     active: BoolArray
-    """Whether each edge joins its ends."""
+    """Whether each edge connects its ends, shape (n,)."""
     inside: BoolArray
-    """Whether the second end is in the part, too."""
+    """Whether the second end is in the part too, shape (n,)."""
 
     def select(self, keep: BoolArray) -> SubgraphEdges:
-        """Some of the edges, by a mask of shape (n,)."""
+        """Return some of the edges, by a mask of shape (n,)."""
         edges = Edges(*(array[keep] for array in self.edges.arrays))
         return SubgraphEdges(self.supervoxels, edges, self.kinds[keep], self.active[keep], self.inside[keep])
 
     def of_kind(self, kind: EdgeKind) -> Edges:
-        """The edges of one kind."""
+        """Return the edges of one kind."""
         return self.select(self.kinds == kind).edges
 
     @property
@@ -120,18 +120,18 @@ def subgraph_edges(
     active_only: bool = False,
     at: Time | None = None,
 ) -> SubgraphEdges:
-    """All atomic edges that touch the supervoxels below some nodes.
+    """Return all atomic edges that touch the supervoxels below the given nodes.
 
     Parameters
     ----------
     node_ids
-        Roots, or other nodes; one or many.
+        Roots or other nodes; one id or many.
     box
-        Only supervoxels in chunks that touch this box of voxels; their partners may be outside.
+        Use only supervoxels in chunks that touch this box of voxels. The other ends of their edges may be outside.
     active_only
-        Leave out edges that do not join their ends.
+        Leave out inactive edges.
     at
-        As of this moment, as far as activity goes; default: now.
+        Time for which activity is determined; default: now.
     """
     supervoxels = np.unique(leaves(graph, np.atleast_1d(np.asarray(node_ids, np.uint64)), box=box).values)
     chunks = np.unique(graph.layout.chunks(supervoxels))
@@ -145,7 +145,7 @@ def subgraph_edges(
 
 
 def replaced(graph: ChunkedGraph, supervoxels: UInt64Array) -> BoolArray:
-    """Which supervoxels were split into others, shape (n,)."""
+    """Return which supervoxels were split into others, shape (n,)."""
     row_keys = keys.node_keys(supervoxels)
     rows = graph.table.read_rows(row_keys, [NEW_IDS.key], newest_only=True)
     return np.array([key in rows for key in row_keys], np.bool_)
@@ -155,22 +155,23 @@ def replaced(graph: ChunkedGraph, supervoxels: UInt64Array) -> BoolArray:
 
 
 def _all_edges(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64]) -> Edges:
-    """Edges of the files, then those of edits, of layer 2 chunks."""
+    """Return the edges of layer 2 chunks: first those of the files, then those of edits."""
     files: list[ChunkEdges] = [usable(file) for file in read_edges_many(graph.edges_url, coordinates)]
     parts = [part for file in files for part in (file.in_, file.between, file.cross)]
     return _join([*parts, read_edges_of_edits(graph, coordinates)])
 
 
 def read_edges_of_edits(graph: ChunkedGraph, coordinates: npt.ArrayLike) -> Edges:
-    """Edges that edits made in layer 2 chunks, coordinates of shape (n, 3); those of replaced supervoxels included.
+    """Return the edges that edits added in layer 2 chunks, including edges of replaced supervoxels.
 
-    All cells count: tables exist whose newest compacted cell lacks edges that are still valid.
+    All cells are read, because there are tables whose newest compacted cell lacks edges that are still valid.
+    ``coordinates`` has shape (n, 3).
     """
     return read_timed_edges_of_edits(graph, coordinates)[0]
 
 
 def read_timed_edges_of_edits(graph: ChunkedGraph, coordinates: npt.ArrayLike) -> tuple[Edges, int]:
-    """The same, and the time of the newest of these cells in milliseconds (0 if there are none)."""
+    """Return `read_edges_of_edits`, and the time of the newest of these cells in milliseconds (0 if there are none)."""
     chunk_ids = graph.layout.chunk_ids(2, np.asarray(coordinates, np.int64).reshape(-1, 3))
     columns = [FAKE_EDGES, OLD_FAKE_EDGES, *(column for group in _SPLIT_COLUMNS for column in group)]
     rows = graph.table.read_rows(keys.edit_edge_keys(chunk_ids), [column.key for column in columns])
@@ -185,7 +186,7 @@ def read_timed_edges_of_edits(graph: ChunkedGraph, coordinates: npt.ArrayLike) -
 
 
 def has_split_edges(graph: ChunkedGraph) -> bool:
-    """Whether any supervoxel was ever split: each split leaves edges between its pieces."""
+    """Whether any supervoxel was ever split, since each split adds edges between its pieces."""
     columns = [SPLIT_EDGES.key, COMPACTED_SPLIT_EDGES.key]
     return next(iter(graph.table.scan([keys.prefix_range(b"f")], columns, newest_only=True)), None) is not None
 
@@ -228,7 +229,7 @@ def _take(edges: Edges, index: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) ->
 
 
 def _around(supervoxels: UInt64Array, edges: Edges) -> Edges:
-    """Edges that touch some supervoxels, turned so that the first end is one of them; each pair once."""
+    """Return edges that touch the supervoxels, directed so that the first end is one of them; each pair once."""
     one = find(supervoxels, edges.node_ids1) >= 0
     other = find(supervoxels, edges.node_ids2) >= 0
     turn = (other & ~one) | (one & other & (edges.node_ids2 < edges.node_ids1))
@@ -239,7 +240,7 @@ def _around(supervoxels: UInt64Array, edges: Edges) -> Edges:
 
 
 def _classify(graph: ChunkedGraph, edges: Edges, until: int | None) -> tuple[npt.NDArray[np.int8], BoolArray]:
-    """Kind of each edge, and whether it is active."""
+    """Return the kind of each edge, and whether it is active."""
     n = len(edges)
     ids, inverse = np.unique(np.concatenate([edges.node_ids1, edges.node_ids2]), return_inverse=True)
     ancestors = read_ancestor_matrix(graph, ids, until=until)

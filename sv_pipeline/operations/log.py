@@ -1,4 +1,4 @@
-"""The entries of PyChunkedGraph's operation log, read as values. Writing them is in `writing`."""
+"""The entries of PyChunkedGraph's operation log, read as values. The module `writing` writes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Operation", "OperationStatus", "read_operations"]
 
 
 class OperationStatus(IntEnum):
-    """How far an operation came."""
+    """How far an operation has come."""
 
     SUCCESS = 0
     CREATED = 1
@@ -38,16 +38,16 @@ class Operation:
 
     operation_id: int
     kind: str
-    """merge, split, undo, redo, or unknown."""
+    """One of merge, split, undo, redo, and unknown."""
     status: OperationStatus | None
     timestamp: datetime | None
     """Logical time of the edit."""
     user: str | None
     roots: UInt64Array
-    """The roots it made; none while it is not finished."""
+    """Roots that the operation created; empty until it is finished."""
     exception: str | None
     row: RowView
-    """All cells."""
+    """All cells of the row."""
 
     def __repr__(self) -> str:
         status = "no status" if self.status is None else self.status.name
@@ -55,12 +55,12 @@ class Operation:
 
     @property
     def id(self) -> int:
-        """Its number."""
+        """Number of the operation."""
         return self.operation_id
 
 
 def read_operations(graph: ChunkedGraph, operation_ids: npt.ArrayLike | None = None) -> list[Operation]:
-    """Operations by id, ascending; all of the log by default. Ids without a row are left out."""
+    """Read operations, sorted by id; by default the whole log. Ids without a row are left out."""
     if operation_ids is None:
         rows = dict(graph.table.scan([keys.operation_range()]))
     else:
@@ -71,7 +71,7 @@ def read_operations(graph: ChunkedGraph, operation_ids: npt.ArrayLike | None = N
 def _operation(operation_id: int, row: RowView) -> Operation:
     status, made = columns.OPERATION_STATUS.newest(row), columns.ROOTS.newest(row)
     if status is not None and status not in _STATUSES:
-        raise CorruptionError(f"the log of operation {operation_id} has a status that does not exist, {status}.")
+        raise CorruptionError(f"the log of operation {operation_id} has an unknown status, {status}.")
     return Operation(
         operation_id=operation_id,
         kind=_kind(row),

@@ -175,7 +175,7 @@ def _refuse_shared(required: SupervoxelSplitRequired) -> Refused:
     ids = np.array([shared.representative for shared in required.shared], np.uint64)
     return _refused(
         Refusal.SHARED_SUPERVOXEL,
-        f"source and sink points are on the same supervoxels: {_names(ids)}; supervoxels of this graph cannot be split.",
+        f"source and sink points are on the same supervoxels: {_names(ids)}; this graph cannot split supervoxels.",
         "Move the points of one side to other supervoxels.",
         ids,
     )
