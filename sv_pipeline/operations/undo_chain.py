@@ -1,11 +1,11 @@
-"""Which operation a supervoxel split lives on in, after it was undone and made again, and again. Reads the log.
+"""The form of a supervoxel split that is in effect after undo and redo, possibly repeated. Reads the log.
 
-A split S gives fragments; its undo U gives their successors; its redo R splits these, with fragments of its own::
+A split S creates fragments; its undo U creates their successors; its redo R splits these again, into new fragments::
 
-    S --undone by--> U --made again by--> R --undone by--> ...
-    in force         undone               in force
+    S --undone by--> U --redone by--> R --undone by--> ...
+    in effect        undone           in effect
 
-Later splits of the fragments that were undone themselves leave other ids, and nothing else.
+Later splits of the fragments that were undone themselves have changed ids, but nothing else.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ class Incarnation:
 
     operation: Operation
     record: UInt64Array
-    """(old, new, side), shape (n, 3); of what is in force, new ones under their ids of today."""
+    """(old, new, side) of each fragment, shape (n, 3); if the split is in effect, new ids are current ones."""
     undone_by: int | None
-    """The operation that took it back."""
+    """The operation that undid it; None if it is in effect."""
     overlapped_by: tuple[int, ...]
-    """Operations that split its fragments further; none if it is undone, or in force as it was."""
+    """Operations that split its fragments further; empty if it is undone, or in effect unchanged."""
 
 
 def about(operation: Operation) -> int:
-    """The operation that an undo or a redo is about."""
+    """Return the operation that an undo or a redo refers to."""
     column = columns.UNDO_OPERATION_ID if operation.kind == "undo" else columns.REDO_OPERATION_ID
     return column.newest(operation.row) or 0
 
 
 def origin(graph: ChunkedGraph, operation: Operation) -> int:
-    """The operation that a chain of undos and redos began with."""
+    """Return the operation at the beginning of a chain of undos and redos."""
     while operation.kind in ("undo", "redo"):
         found = read_operations(graph, [about(operation)])
         if not found:
@@ -54,7 +54,7 @@ def origin(graph: ChunkedGraph, operation: Operation) -> int:
 
 
 def latest_incarnation(graph: ChunkedGraph, operation: Operation, record: UInt64Array) -> Incarnation:
-    """Follow undo and redo of an operation that split supervoxels; ``record`` is what it replaced."""
+    """Follow the undos and redos of an operation that split supervoxels; ``record`` is what it replaced."""
     fates = Fates.read(graph, record[:, 1])
     while True:
         found = [fates.of(fragment) for fragment in record[:, 1].tolist()]
@@ -74,7 +74,7 @@ def latest_incarnation(graph: ChunkedGraph, operation: Operation, record: UInt64
 
 
 def _redo(graph: ChunkedGraph, fates: Fates, successors: list[Fate], operation: Operation) -> Operation | None:
-    """The redo of an operation that has split all that its undo had joined; None if there is none."""
+    """Return the redo of an operation that has split everything that its undo had joined; None if there is none."""
     by = {fate.operation if fate.state is State.SPLIT else None for fate in successors}
     again = fates.operations.get(next(iter(by)) or 0) if len(by) == 1 else None
     if again is None or again.kind != "redo" or origin(graph, again) != origin(graph, operation):
