@@ -84,8 +84,8 @@ def _advice(graph: ChunkedGraph, row: OperationRow, error: BaseException, *, wri
 def unfinished(graph: ChunkedGraph, operation_id: int) -> str:
     """Return the advice about an operation that died or stopped while it was writing."""
     return (
-        f"Operation {operation_id} is unfinished and keeps its objects locked. Recovery will complete it once the cause "
-        f"is repaired (the sensor does so by itself; or run 'sv-pipeline stuck recover {graph.graph_id} "
+        f"Operation {operation_id} is unfinished and keeps its objects locked. Recovery will complete it once the "
+        f"cause is repaired (the sensor does so by itself; or run 'sv-pipeline stuck recover {graph.graph_id} "
         f"{operation_id}'). Do not repeat the request."
     )
 
