@@ -109,10 +109,6 @@ class PyramidGeometry:
                 result.append(array)
         return result
 
-    def chunk_count(self, mip: int, array: IntArray) -> int:
-        """Return the number of storage chunks of ``mip`` that boxes touch."""
-        return len(parts_by_chunk(array, self.levels[mip].chunk_size, hull=True)[0])
-
     def bytes_whole(self, array: IntArray) -> int:
         """Return the memory in bytes for these base-mip boxes and their coarser mips if everything is held at once."""
         affected = self.affected(array)

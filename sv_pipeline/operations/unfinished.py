@@ -18,14 +18,14 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import lineage
 from sv_pipeline.graph.queries import roots
 from sv_pipeline.operations.errors import FinishedError
-from sv_pipeline.operations.log import Operation, OperationStatus, read_operations
+from sv_pipeline.operations.log import Operation, OperationStatus, find_operation, read_operations
 from sv_pipeline.operations.ownership import OPEN_PREFIX, OPEN_ROWS, Owner, open_key, owner_of
 from sv_pipeline.operations.writing import RECOVERY, REQUEST, Scope, scope_in, write_set_in
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
 from sv_pipeline.table.interface import ColumnKey, RowView
 
-__all__ = ["Phase", "Progress", "Unfinished", "find_unfinished", "read_unfinished", "why_not_unfinished"]
+__all__ = ["Phase", "RecoveryProgress", "Unfinished", "find_unfinished", "read_unfinished", "why_not_unfinished"]
 
 
 class Phase:
@@ -43,7 +43,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Progress:
+class RecoveryProgress:
     """What recoveries of an operation have stored in its open row."""
 
     phase: str = ""
@@ -54,7 +54,7 @@ class Progress:
     """Text for the log once the operation is over."""
 
     @classmethod
-    def of(cls, row: RowView | None) -> Progress:
+    def of(cls, row: RowView | None) -> RecoveryProgress:
         """Decode the progress in an open row."""
         value = RECOVERY.newest(row) or {}
         if not isinstance(value, dict):
@@ -73,7 +73,7 @@ class Unfinished:
     """What it holds while it writes; None before it writes."""
     owner: Owner | None
     """Current owner; None for operations of other software."""
-    progress: Progress
+    progress: RecoveryProgress
     signature: str
     """A value that changes whenever the owner shows that it lives."""
     foreign: bool = False
@@ -155,17 +155,17 @@ def read_unfinished(graph: ChunkedGraph, operation_id: int) -> Unfinished | None
 
 def why_not_unfinished(graph: ChunkedGraph, operation_id: int) -> SvPipelineError:
     """Return the error that says why an operation is not unfinished: it has ended, or does not exist."""
-    found = read_operations(graph, [operation_id])
-    if not found:
+    found = find_operation(graph, operation_id)
+    if found is None:
         return NotFoundError(
             f"there is no operation {operation_id} in graph {graph.graph_id!r}.",
             remedy=f"See 'sv-pipeline ops {graph.graph_id}' for all of them, 'sv-pipeline stuck list "
             f"{graph.graph_id} --min-age 0' for unfinished ones.",
         )
-    status = "without a status" if found[0].status is None else found[0].status.name
+    status = "without a status" if found.status is None else found.status.name
     return FinishedError(
         f"operation {operation_id} is finished already ({status}), so there is nothing to recover.",
-        complete=found[0].status is OperationStatus.SUCCESS,
+        complete=found.status is OperationStatus.SUCCESS,
     )
 
 
@@ -199,7 +199,7 @@ def _of_open_row(
             raise logged
         return _read_open_row(graph, operation_id, row, operation)
     except CorruptionError as error:  # one damaged operation must not hide the others
-        known, signature = (operation, operation_id, None, None, Progress()), _hash(row.items())
+        known, signature = (operation, operation_id, None, None, RecoveryProgress()), _hash(row.items())
         return Unfinished(*known, signature, row=row, damage=str(error))
 
 
@@ -212,7 +212,7 @@ def _read_open_row(graph: ChunkedGraph, operation_id: int, row: RowView, operati
         if scope is not None:
             scope = replace(scope, roots=_locked_roots(graph, operation))
     signature = "" if owner is None else owner.encode().decode()
-    return Unfinished(operation, operation_id, scope, owner, Progress.of(row), signature, foreign, row)
+    return Unfinished(operation, operation_id, scope, owner, RecoveryProgress.of(row), signature, foreign, row)
 
 
 def _foreign(graph: ChunkedGraph, operation: Operation) -> Unfinished | None:
@@ -223,7 +223,7 @@ def _foreign(graph: ChunkedGraph, operation: Operation) -> Unfinished | None:
         scope = replace(scope, roots=_locked_roots(graph, operation))
     lock_rows = graph.table.read_rows(scope.lock_keys if scope else (), [LOCK.key, INDEFINITE_LOCK.key])
     signature = _hash([*row.items()] for row in (operation.row, *(lock_rows[key] for key in sorted(lock_rows))))
-    return Unfinished(operation, operation.operation_id, scope, None, Progress(), signature, foreign=True)
+    return Unfinished(operation, operation.operation_id, scope, None, RecoveryProgress(), signature, foreign=True)
 
 
 def _hash(cells: Iterable[Any]) -> str:

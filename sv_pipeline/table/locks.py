@@ -21,9 +21,7 @@ __all__ = [
     "lock",
     "lock_all",
     "lock_all_indefinitely",
-    "lock_indefinitely",
     "relock",
-    "renew",
     "renew_all",
     "unlock",
     "unlock_all",
@@ -41,7 +39,7 @@ def lock(
 ) -> bool:
     """Take the temporal lock of a row; False if it has an unexpired or indefinite lock, or the guard matches.
 
-    An operation that already holds the lock is refused too; it should call :func:`renew`.
+    An operation that already holds the lock is refused too; it should renew it with :func:`renew_all`.
     """
     return lock_all(table, [key], operation_id, expiry, guard=guard)[0]
 
@@ -64,15 +62,10 @@ def lock_all(
     return [not held for held in table.check_and_mutate_many(requests)]
 
 
-def renew(table: Table, key: bytes, operation_id: int, *, guard: Sequence[CellMatch] = SUPERSEDED) -> bool:
-    """Restart the temporal lock; False if the operation does not hold it, or the guard matches."""
-    return renew_all(table, [key], operation_id, guard=guard)[0]
-
-
 def renew_all(
     table: Table, keys: Sequence[bytes], operation_id: int, *, guard: Sequence[CellMatch] = SUPERSEDED
 ) -> list[bool]:
-    """Apply :func:`renew` to several rows, independently, in about the time of one request."""
+    """Restart temporal locks, each independently; False for each that is not held, or where the guard matches."""
     mine = CellMatch(LOCK.key, LOCK.encode(operation_id))
     return table.check_and_mutate_many(
         [ConditionalMutation(key, [mine], guard, if_matched=[LOCK.set(operation_id)]) for key in keys]
@@ -88,15 +81,13 @@ def relock(table: Table, key: bytes, operation_id: int) -> bool:
     return table.check_and_mutate(key, [mine], if_matched=[DeleteCells(LOCK.key), LOCK.set(operation_id)])
 
 
-def lock_indefinitely(table: Table, key: bytes, operation_id: int, *, guard: Sequence[CellMatch] = SUPERSEDED) -> bool:
-    """Add the indefinite lock; False without the temporal lock, with an indefinite lock, or if the guard matches."""
-    return lock_all_indefinitely(table, [key], operation_id, guard=guard)[0]
-
-
 def lock_all_indefinitely(
     table: Table, keys: Sequence[bytes], operation_id: int, *, guard: Sequence[CellMatch] = SUPERSEDED
 ) -> list[bool]:
-    """Apply :func:`lock_indefinitely` to several rows, independently, in about the time of one request."""
+    """Add indefinite locks, each independently, in about the time of one request.
+
+    The result is False for each row without the temporal lock, with an indefinite one, or where the guard matches.
+    """
     mine, change = CellMatch(LOCK.key, LOCK.encode(operation_id)), [INDEFINITE_LOCK.set(operation_id)]
     return table.check_and_mutate_many(
         [ConditionalMutation(key, [mine], [_INDEFINITE, *guard], if_matched=change) for key in keys]
