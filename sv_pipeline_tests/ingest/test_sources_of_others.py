@@ -143,7 +143,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, tuple[str, ...]]] = {
     "uncountable": (
         {},
         lambda info: info["scales"][0].update(size=[10**9] * 3),
-        ("no volume has",),
+        ("a volume cannot have",),
     ),
     "wrong type": ({}, lambda info: info.update(data_type="float32"), ("float32",)),
     "wrong size": ({}, lambda info: info["scales"][0].update(chunk_sizes=[[9, 9, 9]]), ("storage chunks",)),
