@@ -136,10 +136,7 @@ class OpenGraph:
     def supervoxels_and_roots(
         self, points: Voxels = (), supervoxels: Sequence[int] = (), *, at: Moment | None = None
     ) -> tuple[UInt64Array, UInt64Array]:
-        """Return the given supervoxels followed by those at voxels, and the root of each, shape (n,).
-
-        Everything is as of one moment.
-        """
+        """Return the given supervoxels followed by those at voxels, and their roots, shape (n,), as of one moment."""
         where, at = given_voxels(points, "points"), _moment(at)
         with bad_request():
             named = parse_ids(supervoxels, "supervoxels")
@@ -206,10 +203,9 @@ class OpenGraph:
             return self._ask(lambda graph: any_lineage(graph, asked))
 
     def look_up(self, source: Voxels, sink: Voxels) -> pd.DataFrame:
-        """Return what the points of a request mean, as a table with one row per point.
+        """Return what points of a request mean: side, x, y, z, supervoxel, root, distance in nm by which each is moved.
 
-        The columns are side, x, y, z, supervoxel, root, and the distance in nm by which the point is moved. Supervoxel
-        and root are 0 if there is no object near the point.
+        Supervoxel and root are 0 if there is no object near the point.
         """
         sides = {"source": given_points(source, "source"), "sink": given_points(sink, "sink")}
 
