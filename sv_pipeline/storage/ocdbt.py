@@ -18,6 +18,7 @@ written into the base. This is the layout of PyChunkedGraph, which builds the sa
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -41,7 +42,9 @@ __all__ = [
     "array_spec",
     "base_folder",
     "base_spec",
+    "check_version",
     "data_prefix",
+    "folder_of",
     "fork_folder",
     "fork_spec",
     "ocdbt_folder",
@@ -58,6 +61,7 @@ SINGLE_MANIFEST = "manifest.ocdbt"
 Version = int | str
 """Generation number, or a time ``YYYY-MM-DDTHH:MM:SS[.frac]Z``."""
 Json = dict[str, Any]
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
 
 @dataclass(frozen=True)
@@ -116,9 +120,16 @@ def data_prefix(graph_id: str) -> str:
     return validate_graph_id(graph_id) + "_d/"
 
 
-def base_spec(watershed_url: str | Path, *, form: OcdbtFormat | None = None, coordinator: str | None = None) -> Json:
-    """Key-value spec of the base; ``form`` for its creator and writers, ``coordinator`` as host:port."""
-    return _plain_spec(base_folder(watershed_url), form, coordinator)
+def base_spec(
+    watershed_url: str | Path,
+    *,
+    form: OcdbtFormat | None = None,
+    coordinator: str | None = None,
+    version: Version | None = None,
+) -> Json:
+    """Key-value spec of the base; ``form`` for its creator, ``coordinator`` as host:port, ``version`` for a pin."""
+    spec = _plain_spec(base_folder(watershed_url), form, coordinator)
+    return spec if version is None else {**spec, "version": version}
 
 
 def part_spec(watershed_url: str | Path, task: str, attempt: str, *, form: OcdbtFormat | None = None) -> Json:
@@ -166,6 +177,23 @@ def fork_spec(
     return spec
 
 
+def folder_of(spec: Json) -> str:
+    """Folder of the manifest of a key-value spec, and of what is written through it."""
+    base = spec["base"]
+    if isinstance(base, str):
+        return base
+    data = base["layers"][-1]
+    return str(data["base"].removesuffix(data["prefix"]))
+
+
+def check_version(version: Version | None) -> None:
+    """ConfigError unless a version is a generation, or a time as it is written."""
+    if isinstance(version, bool) or (isinstance(version, int) and version < 1):
+        raise ConfigError(f"generation {version!r} cannot be read.", remedy="Generations are numbered from 1.")
+    if isinstance(version, str) and not _TIME.fullmatch(version):
+        raise ConfigError(f"{version!r} is not a time.", remedy="Write it as 2026-01-31T12:00:00Z, with the Z.")
+
+
 def array_spec(kvstore: Json, mip: int) -> Json:
     """Spec of one mip of the volume inside a key space."""
     return {"driver": "neuroglancer_precomputed", "kvstore": copy.deepcopy(kvstore), "scale_index": mip}
@@ -206,11 +234,7 @@ class OcdbtStore:
     @property
     def folder(self) -> str:
         """Folder of the manifest, and of what is written."""
-        base = self._spec["base"]
-        if isinstance(base, str):
-            return base
-        data = base["layers"][-1]
-        return str(data["base"].removesuffix(data["prefix"]))
+        return folder_of(self._spec)
 
     @property
     def base(self) -> ts.KvStore:

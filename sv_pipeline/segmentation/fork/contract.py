@@ -40,16 +40,18 @@ def reader_contract(base: BaseInfo, graph_id: str, keys: dict[str, Any], generat
             }
             for mip, scale in enumerate(base.volume.scales)
         ],
-        "neuroglancer": neuroglancer_url(base, graph_id),
+        "neuroglancer": neuroglancer_url(base, keys),
     }
     # It is published: a reader brings credentials of its own.
     return dict(redacted_value(contract))
 
 
-def neuroglancer_url(base: BaseInfo, graph_id: str) -> str | None:
-    """Source URL of a fork for neuroglancer; None where neuroglancer could not read it."""
+def neuroglancer_url(base: BaseInfo, keys: dict[str, Any]) -> str | None:
+    """Source URL of a fork, of the spec of its keys, for neuroglancer; None where neuroglancer could not read it."""
     if not base.watershed_url.startswith("gs://") or base.form.manifest_kind == "numbered":
         return None
-    layers = ocdbt.fork_spec(base.watershed_url, graph_id)["base"]["layers"]
+    if isinstance(keys["base"], str):
+        return f"{keys['base']}|ocdbt:|neuroglancer-precomputed:"
+    layers = keys["base"]["layers"]
     stack = quote(json.dumps({"layers": layers}, separators=(",", ":")), safe="")
     return f"kvstack:{stack}/|ocdbt:|neuroglancer-precomputed:"
