@@ -10,18 +10,19 @@ Later splits of the fragments that were undone themselves leave other ids, and n
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
+from sv_pipeline.errors import NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.operations.log import Operation, read_operations
+from sv_pipeline.operations.log import Operation, chain
 from sv_pipeline.operations.successors import Fate, Fates, Whereabouts
 from sv_pipeline.operations.writing import read_supervoxels
-from sv_pipeline.table import columns
 
-__all__ = ["Incarnation", "about", "latest_incarnation", "origin"]
+__all__ = ["Incarnation", "latest_incarnation"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,20 +38,13 @@ class Incarnation:
     """Operations that split its fragments further; none if it is undone, or in force as it was."""
 
 
-def about(operation: Operation) -> int:
-    """The operation that an undo or a redo is about."""
-    column = columns.UNDO_OPERATION_ID if operation.kind == "undo" else columns.REDO_OPERATION_ID
-    return column.newest(operation.row) or 0
-
-
-def origin(graph: ChunkedGraph, operation: Operation) -> int:
-    """The operation that a chain of undos and redos began with."""
-    while operation.kind in ("undo", "redo"):
-        found = read_operations(graph, [about(operation)])
-        if not found:
-            break
-        operation = found[0]
-    return operation.operation_id
+def _origin(graph: ChunkedGraph, operation: Operation) -> int:
+    """The operation that a chain of undos and redos began with, as far as the log has it."""
+    last = operation
+    with suppress(NotFoundError):
+        for last in chain(graph, operation):  # noqa: B007 - the last one that was found is the answer
+            pass
+    return last.operation_id
 
 
 def latest_incarnation(graph: ChunkedGraph, operation: Operation, record: UInt64Array) -> Incarnation:
@@ -79,6 +73,6 @@ def _redo(graph: ChunkedGraph, fates: Fates, successors: list[Fate], operation: 
     """The redo of an operation that has split all that its undo had joined; None if there is none."""
     by = {fate.operation if fate.state is Whereabouts.SPLIT else None for fate in successors}
     again = fates.operations.get(next(iter(by)) or 0) if len(by) == 1 else None
-    if again is None or again.kind != "redo" or origin(graph, again) != origin(graph, operation):
+    if again is None or again.kind != "redo" or _origin(graph, again) != _origin(graph, operation):
         return None
     return again
