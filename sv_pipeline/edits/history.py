@@ -42,7 +42,7 @@ from sv_pipeline.operations.log import Operation, OperationStatus, chain, read_o
 from sv_pipeline.operations.pair import misfit_first
 from sv_pipeline.operations.refusal import EditRefused, Reason, bad_request
 from sv_pipeline.operations.successors import names_of_today
-from sv_pipeline.operations.undo_chain import Incarnation, latest_incarnation
+from sv_pipeline.operations.undo_chain import EffectiveSplit, effective_split
 from sv_pipeline.operations.writing import read_activated, read_still_one_object, read_supervoxels
 from sv_pipeline.table import columns
 from sv_pipeline.table.interface import SetCell
@@ -145,7 +145,7 @@ def _revert(graph: ChunkedGraph, operation_id: int, user: str, run: _Run, *, und
         if not len(record):
             request = _request(graph, operation, user, undo_it=undo_it, allow_partial=run.allow_partial)
         else:
-            found = latest_incarnation(graph, operation, record)
+            found = effective_split(graph, operation, record)
     if len(record):
         revert = _undo_split if undo_it else _redo_split
         return revert(graph, found, user, run)
@@ -198,7 +198,7 @@ def _parted_nothing(graph: ChunkedGraph, operation: Operation) -> bool:
 # -- splits of supervoxels --------------------------------------------------------------------------------------------
 
 
-def _undo_split(graph: ChunkedGraph, found: Incarnation, user: str, run: _Run) -> CommittedEdit:
+def _undo_split(graph: ChunkedGraph, found: EffectiveSplit, user: str, run: _Run) -> CommittedEdit:
     target = found.operation.operation_id
     _refuse_overlapped(found)
     if found.undone_by is not None:
@@ -231,7 +231,7 @@ class _FragmentsJoined:
         return _log_cells("undo", self.request.user, self.request.operation_id)
 
 
-def _redo_split(graph: ChunkedGraph, found: Incarnation, user: str, run: _Run) -> CommittedEdit:
+def _redo_split(graph: ChunkedGraph, found: EffectiveSplit, user: str, run: _Run) -> CommittedEdit:
     target = found.operation.operation_id
     _refuse_overlapped(found)
     if found.undone_by is None:
@@ -260,7 +260,7 @@ class _SplitAgain(Split):
         return [*_log_cells("redo", self.request.user, self.target), *_point_cells(self.request)]
 
 
-def _refuse_overlapped(found: Incarnation) -> None:
+def _refuse_overlapped(found: EffectiveSplit) -> None:
     if found.overlapped_by:
         names = ", ".join(map(str, found.overlapped_by))
         raise EditRefused(

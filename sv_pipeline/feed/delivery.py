@@ -108,7 +108,7 @@ def deliver(graph: ChunkedGraph, receiver: Receiver, *, seconds: float = 20.0) -
             if not done.behind or time.monotonic() > deadline:
                 return done
             for events in _in_requests(read_events(graph, place.number, head=head), sender.at_once):
-                if not locks.renew(table, key, me, guard=()):
+                if not locks.renew_all(table, [key], me, guard=())[0]:
                     return replace(done, busy=True)
                 reach("deliver")
                 error = _error_of(sender, [event.message(receiver.format) for event in events])

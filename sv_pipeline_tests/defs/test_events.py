@@ -29,8 +29,8 @@ def webhook() -> Iterator[Webhook]:
 
 
 def tick(graph: OpenGraph, cursor: str | None) -> dg.SensorResult:
-    context = dg.build_sensor_context(cursor=cursor)
-    found = edit_events_sensor(context, pipeline=PipelineResource(home=graph.dataset.home))
+    with dg.DagsterInstance.ephemeral() as instance, dg.build_sensor_context(instance, cursor) as context:
+        found = edit_events_sensor(context, pipeline=PipelineResource(home=graph.dataset.home))
     assert isinstance(found, dg.SensorResult)
     return found
 
