@@ -1,18 +1,25 @@
-"""Owns telling other software of a graph's fork, in the graph's meta. Nothing else of the meta changes."""
+"""Owns telling other software of a graph's fork: in the graph's meta, and in documents that are published beside it.
+
+Nothing else of the meta changes. The documents are ``ocdbt/.readers/<graph id>/contract.json``, the specs of all mips,
+and ``info`` beside it, for graphene data sources.
+"""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from sv_pipeline.errors import ConflictError, NotFoundError
+from sv_pipeline.graph.graphene_info import graphene_info
 from sv_pipeline.registry import Dataset
+from sv_pipeline.segmentation.fork.contract import publish
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import META_KEY
 from sv_pipeline.table.interface import CellMatch, SetCell
 from sv_pipeline.table.meta import OCDBT_CONFIG, TableMeta, decode_meta, encode_meta, ocdbt_settings
 
-__all__ = ["announce_fork"]
+__all__ = ["announce_fork", "publish_documents"]
 
 ATTEMPTS = 5
 
@@ -43,6 +50,14 @@ def announce_fork(dataset: Dataset) -> None:
     raise ConflictError(
         f"the meta of table {dataset.table.name!r} was changed by other software again and again.", repeat="Try again."
     )
+
+
+def publish_documents(dataset: Dataset) -> None:
+    """Publish what readers and viewers need to open the graph's voxels; what was published before is replaced."""
+    documents = {"contract.json": dataset.fork.contract()}
+    with suppress(NotFoundError):  # voxels may be made before there is a table
+        documents["info"] = graphene_info(dataset.graph)
+    publish(dataset.watershed_url, dataset.graph_id, documents)
 
 
 def _announced(dataset: Dataset, meta: TableMeta) -> TableMeta:

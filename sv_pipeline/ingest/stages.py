@@ -21,7 +21,7 @@ from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError, NotRea
 from sv_pipeline.graph.chunked_graph import create_chunked_graph, open_chunked_graph
 from sv_pipeline.graph.edges import has_split_edges
 from sv_pipeline.ingest import progress, watershed
-from sv_pipeline.ingest.announcing import announce_fork
+from sv_pipeline.ingest.announcing import announce_fork, publish_documents
 from sv_pipeline.ingest.atomic import build_atomic_chunks
 from sv_pipeline.ingest.batches import Batch, Stage, plan_batches
 from sv_pipeline.ingest.parents import build_parent_chunks
@@ -41,6 +41,7 @@ __all__ = [
     "needs_watershed",
     "plan_layer",
     "plan_watershed",
+    "publish_documents",
     "register",
     "run_batch",
     "setup",
@@ -298,7 +299,8 @@ def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -
 
 
 def make_fork(dataset: Dataset, *, recreate: bool = False) -> None:
-    """The graph's fork of the base, unless it is there and ``recreate`` is not asked for; and its entry in the meta."""
+    """The fork of a graph, unless it is there and ``recreate`` is not asked for; other software is told of it."""
     if recreate or not dataset.fork.exists():
         dataset.fork.create(recreate=recreate)
     announce_fork(dataset)
+    publish_documents(dataset)

@@ -19,7 +19,7 @@ from sv_pipeline.errors import ConflictError, DamagedError, NotFoundError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.base.base import FORKS, Base, BaseInfo
 from sv_pipeline.segmentation.fork import commit, records
-from sv_pipeline.segmentation.fork.contract import neuroglancer_url, reader_contract
+from sv_pipeline.segmentation.fork.contract import neuroglancer_url, published_folder, reader_contract
 from sv_pipeline.segmentation.fork.making import copy_manifests, is_in_place, note_fork
 from sv_pipeline.segmentation.fork.pending import Lag, PendingEntry, add_pending, lag_of, read_entries
 from sv_pipeline.storage import kv, ocdbt
@@ -167,6 +167,7 @@ class Fork:
         # Manifests first: from then on there is no fork, rather than one that has lost data.
         kv.delete_key(self._folder, ocdbt.SINGLE_MANIFEST)
         kv.delete_prefix(self._folder)
+        kv.delete_prefix(published_folder(self.watershed_url, self.graph_id))
         kv.delete_key(ocdbt.ocdbt_folder(self.watershed_url), FORKS + self.graph_id)
 
     # -- reading -------------------------------------------------------------------------------------------------------
