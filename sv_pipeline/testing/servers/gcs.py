@@ -14,6 +14,7 @@ import base64
 import bisect
 import email.parser
 import email.policy
+import gzip
 import itertools
 import json
 import random
@@ -24,7 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ class StoredObject:
     generation: int
     size: int
     data: bytes | Path
+    encoding: str = ""
+    """Content encoding; ``gzip`` is undone for readers that do not accept it, as Google does."""
 
     def read(self, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes of a range."""
@@ -111,12 +114,14 @@ class ObjectStore:
         """The object, if it exists."""
         return self._objects.get((bucket, name))
 
-    def put(self, bucket: str, name: str, data: bytes, conditions: dict[str, str]) -> StoredObject | int:
+    def put(
+        self, bucket: str, name: str, data: bytes, conditions: dict[str, str], encoding: str = ""
+    ) -> StoredObject | int:
         """Write; an HTTP status where a precondition fails."""
         with self._lock:
             if status := failed_precondition(conditions, self.get(bucket, name)):
                 return status
-            stored = self._store(next(self._generations), data)
+            stored = replace(self._store(next(self._generations), data), encoding=encoding)
             self._forget(bucket, name)
             self._remember(bucket, name, stored)
             self._record(bucket, name, stored.generation)
@@ -271,6 +276,10 @@ class _Handler(BaseHTTPRequestHandler):
         if query.get("alt") != "media":
             return self.answer_json(resource(bucket, name, found))
         generation = str(found.generation)
+        if found.encoding == "gzip":
+            if "gzip" in (self.headers.get("accept-encoding") or ""):
+                return self.answer(200, found.read(), x_goog_generation=generation, content_encoding="gzip")
+            return self.answer(200, gzip.decompress(found.read()), x_goog_generation=generation)
         wanted = _RANGE.match(self.headers.get("range") or "")
         if wanted is None:
             return self.answer(200, found.read(), x_goog_generation=generation)
@@ -315,14 +324,15 @@ class _Handler(BaseHTTPRequestHandler):
         if match is None or not match[1]:
             return self.answer(404)
         if query.get("uploadType") == "multipart":
-            query["name"], body = parse_multipart(self.headers["content-type"], body, query.get("name"))
+            metadata, body = parse_multipart(self.headers["content-type"], body)
+            query = {"contentEncoding": metadata.get("contentEncoding", ""), "name": metadata.get("name", ""), **query}
         elif query.get("uploadType") != "media":
             return self.answer(501)
         name = query["name"]
         fault = self.state.fault_for("POST", name)
         if fault is not None and fault.phase == "before":
             return self.answer(fault.status or 503)
-        stored = self.state.store.put(match[2], name, body, query)
+        stored = self.state.store.put(match[2], name, body, query, query.get("contentEncoding", ""))
         if isinstance(stored, int):
             return self.answer(stored)
         if fault is not None:
@@ -347,14 +357,14 @@ class _Handler(BaseHTTPRequestHandler):
         return self.answer(status if fault is None else fault.status or 503)
 
 
-def parse_multipart(content_type: str, body: bytes, name: str | None) -> tuple[str, bytes]:
-    """Name and content of a multipart upload."""
+def parse_multipart(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
+    """Metadata and content of a multipart upload."""
     head = f"content-type: {content_type}\r\n\r\n".encode()
     message = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + body)
     metadata, content = message.iter_parts()
     data = content.get_payload(decode=True)
     assert isinstance(data, bytes)
-    return name or json.loads(metadata.get_content())["name"], data
+    return json.loads(metadata.get_content()), data
 
 
 def resource(bucket: str, name: str, stored: StoredObject) -> dict[str, Any]:
@@ -371,6 +381,7 @@ def resource(bucket: str, name: str, stored: StoredObject) -> dict[str, Any]:
         "contentType": "application/octet-stream",
         "timeCreated": when,
         "updated": when,
+        **({"contentEncoding": stored.encoding} if stored.encoding else {}),
     }
 
 
