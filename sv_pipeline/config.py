@@ -211,6 +211,10 @@ class PopulateMethod(StrEnum):
     """All tasks through one DistributedCoordinatorServer."""
     DIRECT = "direct"
     """Atomic commits straight to the base; for one worker."""
+    REFERENCE = "reference"
+    """As parts, which refer to the watershed's own chunks instead of copies; refused where that is not possible."""
+    AUTO = "auto"
+    """By reference where that is possible, as parts elsewhere; per mip, and per chunk."""
 
 
 class OcdbtConfig(_Model):

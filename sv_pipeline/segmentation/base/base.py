@@ -18,10 +18,11 @@ from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.segmentation.base.given_mips import usable_given_mips
 from sv_pipeline.segmentation.base.layout import plan_scales
 from sv_pipeline.segmentation.base.markers import POPULATED_FOLDER
+from sv_pipeline.segmentation.base.referring import mips_to_refer_to
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.context import is_of_another_database, reset_context
 from sv_pipeline.storage.file_guard import commit_guard
-from sv_pipeline.storage.precomputed import VolumeInfo, info_json, parse_info, read_info
+from sv_pipeline.storage.precomputed import VolumeInfo, info_json, parse_info, read_info, stored_scale
 from sv_pipeline.storage.retry import retry_transport
 
 __all__ = ["FORKS", "BaseInfo", "create_base", "list_forks", "read_base", "wipe_base", "write_volume_info"]
@@ -48,11 +49,18 @@ class BaseInfo:
     """What the configuration asked for."""
     remade: str | None = None
     """Why mips that the source has were made anew; None if they were not."""
+    referred: tuple[int, ...] = ()
+    """Mips whose chunks are referred to where they lie in the watershed, and not copied."""
 
     @property
     def n_mips(self) -> int:
         """Number of mips."""
         return len(self.volume.scales)
+
+    @property
+    def refers(self) -> bool:
+        """Whether the base refers to files of the watershed, which must not change then."""
+        return bool(self.referred)
 
 
 def create_base(watershed_url: str | Path, config: OcdbtConfig, grid: ChunkGrid | None = None) -> BaseInfo:
@@ -82,7 +90,8 @@ def create_base(watershed_url: str | Path, config: OcdbtConfig, grid: ChunkGrid 
         _refuse_a_stranger(folder)
         source = read_info(url)
         usable, remade = usable_given_mips(url, config.mips)
-        volume = VolumeInfo("uint64", plan_scales(source, config, grid, usable=usable))
+        referred = mips_to_refer_to([stored_scale(url, mip) for mip in range(usable)], config, grid)
+        volume = VolumeInfo("uint64", plan_scales(source, config, grid, usable=usable, referred=referred))
         info = BaseInfo(
             watershed_url=url,
             form=ocdbt.OcdbtFormat.of(config),
@@ -90,6 +99,7 @@ def create_base(watershed_url: str | Path, config: OcdbtConfig, grid: ChunkGrid 
             source_mips=min(usable, len(volume.scales)),
             storage_chunk_size=config.storage_chunk_size,
             remade=remade,
+            referred=referred,
         )
         if kv.write_if_absent(folder, RECORD, _encode(info)):
             _logger.info("creating the base of %s with %d mips", url, info.n_mips)
@@ -129,6 +139,7 @@ def _encode(info: BaseInfo) -> bytes:
         "array_path": ocdbt.ARRAY_PATH,
         "info": info_json(info.volume),
         **({} if info.remade is None else {"remade": info.remade}),
+        **({"referred": info.referred} if info.referred else {}),
     }
     return json.dumps(record, indent=1).encode()
 
@@ -143,6 +154,7 @@ def _decode(url: str, raw: bytes) -> BaseInfo:
         source_mips=int(record["source_mips"]),
         storage_chunk_size=None if chunk_size is None else (chunk_size[0], chunk_size[1], chunk_size[2]),
         remade=record.get("remade"),
+        referred=tuple(int(mip) for mip in record.get("referred", ())),
     )
 
 
@@ -172,7 +184,7 @@ def _refuse_another_config(info: BaseInfo, config: OcdbtConfig) -> None:
 
 def _create_store(info: BaseInfo) -> None:
     """Write the volume's info into the database, which creates it; nothing if that has been done."""
-    write_volume_info(ocdbt.base_spec(info.watershed_url, form=info.form), info.volume)
+    write_volume_info(ocdbt.base_spec(info.watershed_url, form=info.form, refers=info.refers), info.volume)
 
 
 def write_volume_info(spec: dict[str, Any], volume: VolumeInfo) -> None:
@@ -187,14 +199,15 @@ def write_volume_info(spec: dict[str, Any], volume: VolumeInfo) -> None:
             with commit_guard(store.folder):
                 store.kv.write(key, content, if_equal=found.stamp.generation).result()
 
-    what = f"creating the database at {spec['base']}"
+    place = ocdbt.folder_of(spec)
+    what = f"creating the database at {place}"
     try:
         retry_transport(write, what=what)
     except DamagedError as error:
         if not is_of_another_database(error):
             raise
         raise ConfigError(
-            f"the database at {spec['base']} does not have the configuration in its record: {error}.",
+            f"the database at {place} does not have the configuration in its record: {error}.",
             remedy="Wipe the base and create it again.",
         ) from error
 
