@@ -39,7 +39,7 @@ from sv_pipeline.segmentation.base.workers import populate_missing
 from sv_pipeline.segmentation.fork.fork import create_fork
 from sv_pipeline.segmentation.fork.reader import current_generation, open_fork_store
 from sv_pipeline.segmentation.fork.records import pending_key, pending_value, store_at
-from sv_pipeline.storage.ocdbt import fork_folder
+from sv_pipeline.storage.ocdbt import OWN_KEYS, fork_folder
 from sv_pipeline.storage.precomputed import open_volume
 from sv_pipeline.table.sqlite.table import SqliteTable
 
@@ -69,7 +69,7 @@ def empty_coarser_mips(folder: Path) -> None:
         kv = store.kv.with_transaction(transaction)
         for scale in read_base(folder).volume.scales[1:]:
             for key in store.kv.list().result():
-                if key.startswith(f"seg/{scale.key}/".encode()):
+                if key.startswith(f"{scale.key}/".encode()):
                     kv.write(key, None).result()
 
 
@@ -188,7 +188,7 @@ def edits(folder: Path, bounds: Box, n: int) -> None:
         stored += folder_size(folder) - size
         store = open_fork_store(folder, GRAPH)
         then = store_at(store, before).kv
-        keys = [key for key in store.kv.list().result() if key.startswith(b"seg/")]
+        keys = [key for key in store.kv.list().result() if not key.startswith(OWN_KEYS.encode())]
         old, new = ([kv.read(key) for key in keys] for kv in (then, store.kv))
         for a, b in zip(old, new, strict=True):
             left, right = a.result(), b.result()

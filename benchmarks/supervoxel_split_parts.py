@@ -211,7 +211,7 @@ def chunk_bytes(folder: str, boxes: tuple[Box, ...], graph_id: str = "g") -> int
     store = ocdbt.OcdbtStore(ocdbt.fork_spec(folder, graph_id)).kv
     name = "_".join(f"{r:g}" for r in RESOLUTION)
     keys = ["_".join(f"{a}-{b}" for a, b in zip(box.start, box.stop, strict=True)) for box in boxes]
-    return sum(len(store[f"{ocdbt.ARRAY_PATH}{name}/{key}"]) for key in keys)
+    return sum(len(store[f"{name}/{key}"]) for key in keys)
 
 
 def main() -> None:

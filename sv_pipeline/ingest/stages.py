@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.backoff import Backoff
 from sv_pipeline.config import IngestMode
 from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError, NotReadyError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import create_chunked_graph, open_chunked_graph
@@ -127,7 +128,7 @@ def _create_table(dataset: Dataset) -> str:
                 return "created by another run"
             if attempt + 1 == SETUP_ATTEMPTS:
                 raise
-            time.sleep(0.2 * (attempt + 1))
+            time.sleep(Backoff(0.2).jittered(attempt + 1))
         else:
             return "created"
     raise AssertionError("unreachable")

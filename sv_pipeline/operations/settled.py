@@ -22,7 +22,6 @@ a moment: later edits do not touch that.
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.backoff import Backoff
 from sv_pipeline.errors import SvPipelineError, UnavailableError
 from sv_pipeline.graph import queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 PATIENCE = 60.0
+BACKOFF = Backoff(0.005, 0.05)
 """Seconds for which a question is asked again at most; the fourth time it is as of a moment already."""
 UNDISTURBED_ATTEMPTS = 3
 
@@ -102,7 +103,7 @@ def settled(graph: ChunkedGraph, question: Callable[[SettledGraph], Answer], *, 
                 remedy="Ask as of a time a few seconds ago, or for fewer objects at once.",
             ) from error
         log.debug("graph %s has changed while it was read, attempt %d", graph.graph_id, attempt + 1)
-        time.sleep(random.uniform(0, 0.005 * min(attempt, 10)))  # noqa: S311 - jitter
+        time.sleep(BACKOFF.jittered(attempt))
         half_written = read_half_written(graph.table)
         if attempt >= UNDISTURBED_ATTEMPTS:
             # Not before what has been seen: clocks of editors may be ahead of this one.

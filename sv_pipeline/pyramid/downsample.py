@@ -7,7 +7,6 @@ jobs with different memory budgets agree). Blocks that another job holds are lef
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.pyramid_blocks import PyramidBlock, split_to_budget
+from sv_pipeline.backoff import Backoff
 from sv_pipeline.errors import ConfigError, ConflictError
 from sv_pipeline.grid import Box
 from sv_pipeline.progress import Progress
@@ -35,6 +35,7 @@ __all__ = ["LOCK_EXPIRY", "MEMORY_BUDGET", "DownsampleReport", "Place", "downsam
 MEMORY_BUDGET = 1 << 30
 """Bytes for voxels, by default; the process itself and TensorStore's cache (128 MiB) come on top."""
 SMALLEST_BUDGET = 1 << 20
+BACKOFF = Backoff(0.1, 4.0)
 LOCK_EXPIRY = timedelta(minutes=1)
 """After which the blocks of a job that was killed are free again."""
 
@@ -162,7 +163,7 @@ class _Run:
     def work_off(self, blocks: list[PyramidBlock], patience: float, total: PartReport, progress: Progress) -> int:
         """Do blocks as they can be had; returns how many another job still holds."""
         progress.begin("coarser mips", len(blocks))
-        waiting, waited_since, pause = blocks, None, 0.05
+        waiting, waited_since, tries = blocks, None, 0
         while True:
             held_by_others = [block for block in waiting if not self._do(block, total, progress)]
             if not held_by_others:
@@ -170,11 +171,11 @@ class _Run:
                 return 0
             now = time.monotonic()
             if waited_since is None or len(held_by_others) < len(waiting):
-                waited_since, pause = now, 0.05  # something moves
+                waited_since, tries = now, 0  # something moves
             if now - waited_since > patience:
                 return len(held_by_others)
-            time.sleep(pause * (1 + random.random()))  # noqa: S311 - jitter
-            waiting, pause = held_by_others, min(2 * pause, 2.0)
+            waiting, tries = held_by_others, tries + 1
+            time.sleep(BACKOFF.jittered(tries))
 
     def _do(self, block: PyramidBlock, total: PartReport, progress: Progress) -> bool:
         """Lock a block and do its parts; False if another job holds it."""

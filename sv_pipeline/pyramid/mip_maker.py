@@ -25,7 +25,7 @@ from sv_pipeline.segmentation.base.layout import step_factor
 from sv_pipeline.segmentation.fork.digests import StorageChunk, digest_writer
 from sv_pipeline.segmentation.fork.reader import open_fork_store
 from sv_pipeline.segmentation.fork.transactions import CheckedTransaction
-from sv_pipeline.storage.ocdbt import ARRAY_PATH, OcdbtStore
+from sv_pipeline.storage.ocdbt import OcdbtStore
 from sv_pipeline.storage.precomputed import VolumeInfo
 
 __all__ = ["ForkPyramid", "MipMaker", "PartReport", "boxes_within", "open_pyramid"]
@@ -90,7 +90,7 @@ class ForkPyramid:
         starts = chunks * size + scale.voxel_offset
         stops = np.minimum(starts + size, scale.bounds.stop)
         rows = np.concatenate([starts, stops], axis=1).tolist()
-        return [f"{ARRAY_PATH}{scale.key}/{a}-{d}_{b}-{e}_{c}-{f}" for a, b, c, d, e, f in rows]
+        return [f"{scale.key}/{a}-{d}_{b}-{e}_{c}-{f}" for a, b, c, d, e, f in rows]
 
 
 def _halves(factor: Triple, below: Triple) -> bool:

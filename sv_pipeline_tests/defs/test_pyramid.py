@@ -8,6 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from sv_pipeline.backoff import Backoff
 from sv_pipeline.definitions import defs
 from sv_pipeline.defs import pyramid_sensor
 from sv_pipeline.defs.partitions import MAX_MIP, graphs, mip_key
@@ -154,7 +155,7 @@ def test_after_runs_that_failed_the_sensor_waits_and_then_tries_again(
             status=dg.DagsterRunStatus.FAILURE,
         )
     assert "2 runs failed in a row; next attempt in" in reason(tick(instance))
-    monkeypatch.setattr(pyramid_sensor, "wait_after", lambda failures: 0.0)
+    monkeypatch.setattr(pyramid_sensor, "PYRAMID_BACKOFF", Backoff(0.0))
     (again,) = tick(instance).run_requests or []
     assert again.run_key != first.run_key
     assert run(instance, again).success

@@ -21,6 +21,7 @@ from sv_pipeline.graph.queries import leaves, roots
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.segmentation.fork.reader import open_fork
 from sv_pipeline.segmentation.fork.records import generation_at
+from sv_pipeline.testing.models import canonical
 from sv_pipeline_tests.edits.tissue import (
     Recipe,
     Tissue,
@@ -31,7 +32,6 @@ from sv_pipeline_tests.edits.tissue import (
     template_of,
     template_of_labels,
 )
-from sv_pipeline_tests.edits.voxel_model import canonical
 
 PROCESSES, EDITS, MOMENTS = 4, 50, 8
 PATIENT, IMPATIENT = LockPatience(60.0, 0.01), LockPatience(0.0)

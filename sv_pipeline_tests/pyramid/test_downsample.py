@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from sv_pipeline.errors import ConfigError, CorruptionError, NotFoundError
@@ -31,6 +31,7 @@ from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline.verify.pyramid_checks import check_pyramid
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.volumes import fork_volume, watershed_volume
+from sv_pipeline_tests.properties import examples
 from sv_pipeline_tests.pyramid.pyramids import GRAPH, assert_up_to_date, edit, make_fork, random_boxes
 
 BUDGET = 1 << 30
@@ -66,7 +67,7 @@ def shared_volume(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     return folder, make_fork(folder, **settings_of_it)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), n=st.integers(1, 5), budget=st.sampled_from([1 << 20, 1 << 21, BUDGET]))
 def test_random_boxes_are_downsampled_as_from_scratch(
     shared_volume: tuple[str, Box], seed: int, n: int, budget: int
@@ -101,7 +102,7 @@ def before_generation(store: object) -> int:
 
 
 def stored(store: object) -> set[str]:
-    return {key.decode() for key in store.kv.list().result() if key.startswith(b"seg/")}  # type: ignore[attr-defined]
+    return {key.decode() for key in store.kv.list().result() if not key.startswith(b"_sv_pipeline/")}  # type: ignore[attr-defined]
 
 
 def value(store: object, key: str) -> bytes:
@@ -127,7 +128,7 @@ def test_background_that_an_edit_makes_removes_chunks(url: str) -> None:
     edit(url, 1, [bounds], value=0)
     downsample((None, url, GRAPH))
     assert_up_to_date(url)
-    assert stored(open_fork_store(url, GRAPH)) == {"seg/info"}
+    assert stored(open_fork_store(url, GRAPH)) == {"info"}
 
 
 def test_a_block_that_is_more_than_the_budget_is_done_in_parts(tmp_path: Path) -> None:

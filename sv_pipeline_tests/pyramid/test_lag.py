@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from sv_pipeline.defs.backoff import FIRST_WAIT, LONGEST_WAIT, wait_after
 from sv_pipeline.ingest.run import ingest
 from sv_pipeline.pyramid import lag
 from sv_pipeline.pyramid.lag import GraphLag, lag_verdict, lags
@@ -69,10 +68,3 @@ def test_the_verdict_is_that_of_the_oldest_edit_of_all_graphs() -> None:
     unknown = lag_verdict([graph(None, "cannot be read")], 99.0)
     assert not unknown.passed
     assert unknown.explanation == "g: cannot be read"
-
-
-def test_attempts_become_rarer_and_never_end() -> None:
-    waits = [wait_after(failures) for failures in range(40)]
-    assert waits[:4] == [0.0, FIRST_WAIT, 2 * FIRST_WAIT, 4 * FIRST_WAIT]
-    assert waits == sorted(waits)
-    assert waits[-1] == LONGEST_WAIT

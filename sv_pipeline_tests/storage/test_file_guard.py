@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -46,6 +47,35 @@ def leave_a_lock(folder: Path) -> None:
     if following != "manifest.ocdbt":
         following = f"manifest.{int(following.removeprefix('manifest.'), 16) + 1:016x}"
     (folder / f"{following}.__lock").write_bytes(manifest.read_bytes() + b"\xff" * 5000)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a process, and return when it stands: the signal alone takes effect some time after it was sent."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds the lock file: between its creation and its locking nobody does."""
+    try:
+        with lock.open("r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def stop_while_it_holds(process: subprocess.Popen[bytes], lock: Path) -> None:
+    """Stop a process that takes a lock again and again at a moment at which it holds it."""
+    deadline = time.monotonic() + 60
+    while True:
+        assert time.monotonic() < deadline
+        stop(process)
+        if is_held(lock):
+            return
+        process.send_signal(signal.SIGCONT)
 
 
 def test_a_value_is_not_followed_by_the_rest_of_a_killed_writers(tmp_path: Path) -> None:
@@ -95,17 +125,13 @@ def test_the_lock_of_a_living_writer_is_left_alone_and_that_of_a_dead_one_remove
         deadline = time.monotonic() + 60
         while seen < 20 and time.monotonic() < deadline:
             if lock.exists():
-                os.kill(writer.pid, signal.SIGSTOP)
-                if lock.exists():
+                stop(writer)
+                if is_held(lock):
                     assert not clear_stale_lock(tmp_path / "key")
                     seen += 1
                 os.kill(writer.pid, signal.SIGCONT)
         assert seen == 20
-        while True:
-            os.kill(writer.pid, signal.SIGSTOP)
-            if lock.exists():
-                break
-            os.kill(writer.pid, signal.SIGCONT)
+        stop_while_it_holds(writer, lock)
     finally:
         writer.kill()
         writer.wait()
@@ -120,13 +146,7 @@ def test_a_key_that_a_stopped_writer_has_locked_is_not_waited_for_without_an_end
     writer = subprocess.Popen([sys.executable, "-c", WRITE_FOR_EVER, kv.as_url(tmp_path)])
     lock = tmp_path / "key.__lock"
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            assert time.monotonic() < deadline
-            os.kill(writer.pid, signal.SIGSTOP)
-            if lock.exists():
-                break
-            os.kill(writer.pid, signal.SIGCONT)
+        stop_while_it_holds(writer, lock)
         for write in (kv.write_bytes, kv.write_if_absent):
             with pytest.raises(UnavailableError, match=r"key\.__lock locked.*kill -CONT"):
                 write(tmp_path, "key", b"short")

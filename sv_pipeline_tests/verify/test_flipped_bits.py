@@ -52,9 +52,9 @@ class EditedFork:
     def values(self) -> list[tuple[Path, int, int]]:
         """What the latest generation refers to in the fork's own files: file, first byte, last."""
         base = open_fork_store(self.graph.watershed_url, self.graph.graph_id).base
-        own = self.graph.graph_id + "/"
+        own = self.graph.graph_id + "_d/"
         extents = [e for e in reachable(base).values if e.file.startswith(own)]
-        return sorted((self.folder / e.file.removeprefix(own), e.start, e.start + e.length) for e in extents)
+        return sorted((self.folder / e.file, e.start, e.start + e.length) for e in extents)
 
     def volumes(self) -> list[np.ndarray]:
         """All mips."""

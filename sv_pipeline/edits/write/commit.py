@@ -32,7 +32,7 @@ import numpy as np
 from sv_pipeline.edits.plan.edit_plan import EditPlan
 from sv_pipeline.edits.plan.supervoxel_change import SupervoxelChange, rows_of_supervoxels
 from sv_pipeline.edits.write.cells import put_edges, take_back, take_back_edges
-from sv_pipeline.edits.write.locking import EditLocks, concurrently
+from sv_pipeline.edits.write.locking import EditLocks
 from sv_pipeline.edits.write.mutations import PlannedRows, fake_edge_cells, rows_of
 from sv_pipeline.edits.write.ready import refuse_large_cells, require_ready
 from sv_pipeline.errors import ConflictError
@@ -117,7 +117,7 @@ def commit(
 
     with _durable("new rows", held, table, rows.new, timestamp):
         new: list[Step] = [partial(table.mutate, rows.new), held.verify]
-        concurrently(_take, new)
+        table.side_by_side(_take, new)
     puts: list[Step] = [partial(put_edges, table, key, edges, timestamp) for key, edges in fake.items()]
     if plan.supervoxels is not None:
         held.verify()
@@ -133,7 +133,7 @@ def commit(
     with _durable("switch", held, table, rows.switching, timestamp, fake):
         for piece in pieces("half switched", rows.switching):
             switching: list[Step] = [partial(table.mutate, piece), *puts]
-            concurrently(_take, switching)
+            table.side_by_side(_take, switching)
     with _durable("retire", held, table, rows.retired, timestamp):
         _retire(table, row.operation_id, rows.retired)
     held.check()

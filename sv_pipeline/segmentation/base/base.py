@@ -30,7 +30,9 @@ __all__ = ["FORKS", "BaseInfo", "create_base", "list_forks", "read_base", "wipe_
 FORKS = ".forks/"
 """Below ``ocdbt/``: one record per fork, because folders cannot be listed without listing all that is in them."""
 RECORD = "base.json"
-RECORD_VERSION = 1
+INFO = "info"
+RECORD_VERSION = 2
+"""1: the volume was at ``seg/`` in the key space, and data of forks at ``<graph id>/d/``."""
 
 _logger = logging.getLogger(__name__)
 
@@ -122,7 +124,10 @@ def read_base(watershed_url: str | Path) -> BaseInfo:
     if raw is None:
         raise NotFoundError(f"there is no base at {ocdbt.base_folder(url)}.", remedy="Create it first.")
     try:
-        return _decode(url, raw)
+        record = json.loads(raw)
+        if record["record_version"] == 1:
+            raise _first_version(url)
+        return _decode(url, record)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{ocdbt.base_folder(url)}{RECORD} cannot be read: {error!r}.",
@@ -136,7 +141,6 @@ def _encode(info: BaseInfo) -> bytes:
         "ocdbt": info.form.to_json(),
         "source_mips": info.source_mips,
         "storage_chunk_size": info.storage_chunk_size,
-        "array_path": ocdbt.ARRAY_PATH,
         "info": info_json(info.volume),
         **({} if info.remade is None else {"remade": info.remade}),
         **({"referred": info.referred} if info.referred else {}),
@@ -144,8 +148,17 @@ def _encode(info: BaseInfo) -> bytes:
     return json.dumps(record, indent=1).encode()
 
 
-def _decode(url: str, raw: bytes) -> BaseInfo:
-    record = json.loads(raw)
+def _first_version(url: str) -> ConfigError:
+    folder = ocdbt.ocdbt_folder(url)
+    return ConfigError(
+        f"the segmentation at {folder} has the layout of the first version of sv_pipeline, which this version, like "
+        "PyChunkedGraph, cannot read.",
+        remedy=f"There is no conversion: remove the folder {folder}, and build its graphs again under new graph ids "
+        "('sv-pipeline ingest').",
+    )
+
+
+def _decode(url: str, record: dict[str, Any]) -> BaseInfo:
     chunk_size = record["storage_chunk_size"]
     return BaseInfo(
         watershed_url=url,
@@ -189,15 +202,14 @@ def _create_store(info: BaseInfo) -> None:
 
 def write_volume_info(spec: dict[str, Any], volume: VolumeInfo) -> None:
     """Make an OCDBT key space hold an empty volume."""
-    key = ocdbt.ARRAY_PATH + "info"
 
     def write() -> None:
         store = ocdbt.OcdbtStore(spec)
-        found = store.kv.read(key).result()
+        found = store.kv.read(INFO).result()
         if found.state == "missing":
             content = json.dumps(info_json(volume)).encode()
             with commit_guard(store.folder):
-                store.kv.write(key, content, if_equal=found.stamp.generation).result()
+                store.kv.write(INFO, content, if_equal=found.stamp.generation).result()
 
     place = ocdbt.folder_of(spec)
     what = f"creating the database at {place}"

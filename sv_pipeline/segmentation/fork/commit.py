@@ -17,7 +17,6 @@ that fail for other reasons are found before the commit, for the reason that `ch
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ import numpy.typing as npt
 import tensorstore as ts
 
 from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
+from sv_pipeline.backoff import Backoff
 from sv_pipeline.errors import ConflictError, CorruptionError, DamagedError, InputError, NotFoundError, UnavailableError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.base.base import read_base
@@ -56,8 +56,7 @@ from sv_pipeline.waiting import doing
 __all__ = ["CommitResult", "EditCommit", "commit_edit", "restore_operation"]
 
 ATTEMPTS = 8
-BASE_DELAY = 0.05
-MAX_DELAY = 5.0
+BACKOFF = Backoff(0.1, 10.0)
 
 _logger = logging.getLogger(__name__)
 
@@ -241,7 +240,7 @@ def _commit(store: ocdbt.OcdbtStore, change: _Change, write: Callable[[ts.Transa
                     f"{what}: no success after {attempt} attempts, last error: {error}",
                     remedy="It may still be in: recover the operation once storage can be reached.",
                 ) from error
-            delay = min(MAX_DELAY, BASE_DELAY * 2 ** (attempt - 1)) * (1 + random.random())  # noqa: S311 - jitter
+            delay = BACKOFF.jittered(attempt)
             _logger.info("%s: %r; looking whether it is in, in %.2f s", what, error, delay)
             time.sleep(delay)
         else:

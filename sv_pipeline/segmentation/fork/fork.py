@@ -147,7 +147,7 @@ def require_fork(watershed_url: str | Path, graph_id: str) -> None:
 def fork_has_commits(watershed_url: str | Path, graph_id: str) -> bool:
     """Whether anything has been written to a fork since it was made."""
     # Every commit writes at least one node of the B+tree below the fork's own data prefix.
-    return bool(kv.list_keys(ocdbt.fork_folder(watershed_url, graph_id), "d/"))
+    return bool(kv.list_keys(ocdbt.fork_folder(watershed_url, graph_id), ocdbt.data_prefix(graph_id)))
 
 
 def remove_fork(watershed_url: str | Path, graph_id: str, *, force: bool = False) -> None:

@@ -172,7 +172,7 @@ def neuroglancer_url(watershed_url: str | Path, graph_id: str) -> str | None:
         return None
     layers = _fork_spec(base, graph_id, None)["base"]["layers"]
     stack = quote(json.dumps({"layers": layers}, separators=(",", ":")), safe="")
-    return f"kvstack:{stack}/|ocdbt:{ocdbt.ARRAY_PATH}|neuroglancer-precomputed:"
+    return f"kvstack:{stack}/|ocdbt:|neuroglancer-precomputed:"
 
 
 def _fork_spec(base: BaseInfo, graph_id: str, version: ocdbt.Version | None) -> dict[str, Any]:

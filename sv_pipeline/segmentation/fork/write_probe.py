@@ -35,7 +35,7 @@ def require_committable(watershed_url: str | Path, graph_id: str, operation_id: 
     store = open_fork_store(watershed_url, graph_id)
     folder = ocdbt.fork_folder(watershed_url, graph_id)
     if (path := local_path(folder)) is not None:
-        for place in (path, path / "d"):
+        for place in (path, path / ocdbt.data_prefix(graph_id)):
             if place.exists() and not os.access(place, os.W_OK | os.X_OK):
                 raise ConfigError(
                     f"the folder {place} of graph {graph_id!r} cannot be written to.", remedy=_REMEDY, repeat=_REPEAT

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
+from sv_pipeline.backoff import Backoff
 from sv_pipeline.errors import ConflictError, InputError, NotFoundError, UnavailableError
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.segmentation.fork import commit as commit_module
@@ -81,7 +82,7 @@ def test_bytes_written_are_little_more_than_those_of_the_changed_chunks(tmp_path
     store = open_fork_store(tmp_path, "g").kv
     start = np.array([box.start for box in boxes])
     names = ["_".join(f"{a}-{a + s}" for a, s in zip(c, (32, 32, 16), strict=True)) for c in start.tolist()]
-    chunks = sum(len(store[f"seg/8_8_40/{name}"]) for name in names)
+    chunks = sum(len(store[f"8_8_40/{name}"]) for name in names)
     assert written <= 1.2 * chunks
 
 
@@ -165,7 +166,7 @@ def test_a_lost_answer_leads_to_one_commit_neither_none_nor_two(gcs_server: GcsC
     watershed = forked(gcs_server.new_bucket())
     one = edit(watershed, 1, storage_boxes(watershed)[:3])
     before = current_generation(watershed.url, "g")
-    for match in ("g/manifest", "g/d/"):
+    for match in ("g/manifest", "g/g_d/"):
         gcs_server.add_fault(method="POST", match=match, phase=phase, status=503, times=2)
     assert commit_edit(watershed.url, "g", one).generation == before + 1
     assert current_generation(watershed.url, "g") == before + 1
@@ -186,7 +187,7 @@ def test_storage_that_stays_away_is_said_to_and_the_commit_can_be_repeated(
     impatient = {"gcs_request_retries": {"max_retries": 1, "initial_delay": "1ms", "max_delay": "1ms"}}
     monkeypatch.setattr("sv_pipeline.storage.context.CONTEXT_OPTIONS", impatient)
     monkeypatch.setattr("sv_pipeline.storage.context._contexts", {})
-    monkeypatch.setattr(commit_module, "BASE_DELAY", 0.001)
+    monkeypatch.setattr(commit_module, "BACKOFF", Backoff(0.001))
     watershed = forked(gcs_server.new_bucket())
     one = edit(watershed, 1, storage_boxes(watershed)[:3])
     gcs_server.add_fault(method="POST", match="g/manifest", status=503)

@@ -139,7 +139,7 @@ def test_a_fork_in_a_bucket_has_a_neuroglancer_url(watershed: Watershed) -> None
         return
     assert url is not None
     stack, ocdbt, array = url.split("|")
-    assert (ocdbt, array) == ("ocdbt:seg/", "neuroglancer-precomputed:")
+    assert (ocdbt, array) == ("ocdbt:", "neuroglancer-precomputed:")
     layers = json.loads(unquote(stack.removeprefix("kvstack:").removesuffix("/")))["layers"]
     assert all(set(layer) <= {"base", "exact", "prefix"} for layer in layers)
     assert layers[0]["base"] == ocdbt_specs.base_folder(watershed.url)
@@ -148,13 +148,12 @@ def test_a_fork_in_a_bucket_has_a_neuroglancer_url(watershed: Watershed) -> None
         {
             "driver": "ocdbt",
             "base": {"driver": "kvstack", "layers": layers},
-            "path": "seg/",
-            "value_data_prefix": "g/d/",
-            "btree_node_data_prefix": "g/d/",
-            "version_tree_node_data_prefix": "g/d/",
+            "value_data_prefix": "g_d/",
+            "btree_node_data_prefix": "g_d/",
+            "version_tree_node_data_prefix": "g_d/",
         }
     ).result()
-    assert store["info"] == open_fork_store(watershed.url, "g").kv[ocdbt_specs.ARRAY_PATH + "info"]
+    assert store["info"] == open_fork_store(watershed.url, "g").kv["info"]
 
 
 def test_a_handle_opened_before_a_commit_sees_it(watershed: Watershed) -> None:

@@ -78,7 +78,7 @@ def test_a_replay_elsewhere_leaves_what_was_put_back_listed(watershed: Watershed
 def keys_of(watershed: Watershed, generation: int) -> list[bytes]:
     spec = {**open_fork_store(watershed.url, "g").spec, "version": generation}
     store = ocdbt.OcdbtStore(spec).kv
-    return store.list(ts.KvStore.KeyRange("seg/8_8_40/", "seg/8_8_400")).result()  # type: ignore[no-any-return]
+    return store.list(ts.KvStore.KeyRange("8_8_40/", "8_8_400")).result()  # type: ignore[no-any-return]
 
 
 def test_only_who_holds_the_fence_can_put_back(watershed: Watershed) -> None:
