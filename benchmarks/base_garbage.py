@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from volumes import grid_of, make_source
 
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
-from sv_pipeline.segmentation.base.base import create_base, wipe_base
+from sv_pipeline.segmentation.base.base import create_base, read_base, wipe_base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan
 from sv_pipeline.segmentation.base.workers import populate_missing
 from sv_pipeline.storage import ocdbt
@@ -39,7 +39,7 @@ def measure(folder: Path, config: OcdbtConfig, chunk: int, workers: int) -> str:
     files = [path for path in (folder / "ocdbt/base").rglob("*") if path.is_file()]
     stored = sum(path.stat().st_size for path in files)
     manifest = (folder / "ocdbt/base/manifest.ocdbt").stat().st_size
-    used = reachable(ocdbt.OcdbtStore(ocdbt.base_spec(folder)).base).n_bytes + manifest
+    used = reachable(ocdbt.OcdbtStore(read_base(folder).spec()).base).n_bytes + manifest
     generation = current_version(ocdbt.base_folder(folder)).generation
     return (
         f"{used / stored:6.3f} in use of {stored / 1e6:7.1f} MB in {len(files):5} files, "

@@ -51,7 +51,7 @@ def base_volume(watershed_url: str) -> StoredVolume | None:
         found = base.read_base(watershed_url)
     except NotFoundError:
         return None
-    store = ocdbt.OcdbtStore(ocdbt.base_spec(watershed_url))
+    store = ocdbt.OcdbtStore(found.spec())
     return StoredVolume("base", watershed_url, found.volume, found.source_mips, store)
 
 

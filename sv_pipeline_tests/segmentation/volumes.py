@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sv_pipeline.algorithms.pyramid import downsample
 from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.grid import ChunkGrid
-from sv_pipeline.segmentation.base.base import BaseInfo, create_base
+from sv_pipeline.segmentation.base.base import BaseInfo, create_base, read_base
 from sv_pipeline.segmentation.base.layout import step_factor
 from sv_pipeline.segmentation.base.populate import PopulatePlan, finish_populate, populate_plan, populate_task
 from sv_pipeline.storage import ocdbt
@@ -84,6 +84,6 @@ def expected_pyramid(base: BaseInfo, labels: Labels) -> list[Labels]:
 
 def assert_base_holds(watershed: Watershed, plan: PopulatePlan) -> None:
     """The base is the watershed's labels, at every mip, voxel for voxel."""
-    store = ocdbt.OcdbtStore(ocdbt.base_spec(watershed.url))
+    store = ocdbt.OcdbtStore(read_base(watershed.url).spec())
     for mip, expected in enumerate(expected_pyramid(plan.base, watershed.labels)):
         np.testing.assert_array_equal(store.array(mip).read().result(), expected, err_msg=f"mip {mip}")

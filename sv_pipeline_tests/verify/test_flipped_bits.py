@@ -219,13 +219,13 @@ def test_a_flip_of_the_base_is_named_by_the_check_of_the_base(edited: EditedFork
     def read() -> np.ndarray | None:
         reset_context()
         try:
-            return np.asarray(ocdbt.OcdbtStore(ocdbt.base_spec(url)).array(0).read().result())
+            return np.asarray(ocdbt.OcdbtStore(read_base(url).spec()).array(0).read().result())
         except ValueError:
             return None
 
     sound = read()
     values = sorted(
-        (folder / e.file, e.start, e.length) for e in reachable(ocdbt.OcdbtStore(ocdbt.base_spec(url)).base).values
+        (folder / e.file, e.start, e.length) for e in reachable(ocdbt.OcdbtStore(read_base(url).spec()).base).values
     )
     changed = 0
     for _ in range(10):

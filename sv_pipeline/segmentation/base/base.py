@@ -64,6 +64,21 @@ class BaseInfo:
         """Whether the base refers to files of the watershed, which must not change then."""
         return bool(self.referred)
 
+    def spec(self, *, writable: bool = False, coordinator: str | None = None) -> dict[str, Any]:
+        """Key-value spec of the base; ``writable`` with its format, ``coordinator`` as host:port."""
+        form = self.form if writable else None
+        return ocdbt.base_spec(self.watershed_url, form=form, coordinator=coordinator, refers=self.refers)
+
+    def part_spec(self, task: str, attempt: str, *, writable: bool = False) -> dict[str, Any]:
+        """Key-value spec of the part that an attempt at a populate task makes; ``writable`` with its format."""
+        form = self.form if writable else None
+        return ocdbt.part_spec(self.watershed_url, task, attempt, form=form, refers=self.refers)
+
+    def fork_spec(self, graph_id: str, version: ocdbt.Version | None = None) -> dict[str, Any]:
+        """Key-value spec of a fork of the base."""
+        kind = self.form.manifest_kind
+        return ocdbt.fork_spec(self.watershed_url, graph_id, manifest_kind=kind, version=version, refers=self.refers)
+
 
 def create_base(watershed_url: str | Path, config: OcdbtConfig, grid: ChunkGrid | None = None) -> BaseInfo:
     """Make the base of a watershed, empty, unless it exists.
@@ -197,7 +212,7 @@ def _refuse_another_config(info: BaseInfo, config: OcdbtConfig) -> None:
 
 def _create_store(info: BaseInfo) -> None:
     """Write the volume's info into the database, which creates it; nothing if that has been done."""
-    write_volume_info(ocdbt.base_spec(info.watershed_url, form=info.form, refers=info.refers), info.volume)
+    write_volume_info(info.spec(writable=True), info.volume)
 
 
 def write_volume_info(spec: dict[str, Any], volume: VolumeInfo) -> None:

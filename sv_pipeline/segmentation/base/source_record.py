@@ -1,4 +1,4 @@
-"""Owns the record of what a base refers to: the watershed's objects, as they were when the base was made to refer to them.
+"""Owns the record of what a base refers to: the watershed's objects, as they were when the base was made.
 
 Each part of a populate that refers to the watershed has one, ``source.npz`` beside its data: names, sizes and versions
 of objects (generations in a bucket, times of modification on disk). It stays as long as the base does. What is in the

@@ -176,8 +176,7 @@ def neuroglancer_url(watershed_url: str | Path, graph_id: str) -> str | None:
 
 
 def _fork_spec(base: BaseInfo, graph_id: str, version: ocdbt.Version | None) -> dict[str, Any]:
-    kind = base.form.manifest_kind
-    return ocdbt.fork_spec(base.watershed_url, graph_id, manifest_kind=kind, version=version)
+    return base.fork_spec(graph_id, version)
 
 
 def _readable(watershed_url: str | Path, graph_id: str, mip: int, version: ocdbt.Version | None) -> BaseInfo:

@@ -87,7 +87,7 @@ def test_a_creation_that_was_killed_after_its_record_is_completed(tmp_path: Path
     create_base(tmp_path, watershed.config, watershed.grid)
     (tmp_path / "ocdbt/base/manifest.ocdbt").unlink()
     create_base(tmp_path, watershed.config, watershed.grid)
-    assert ocdbt.OcdbtStore(ocdbt.base_spec(tmp_path)).array(0).shape == watershed.labels.shape
+    assert ocdbt.OcdbtStore(read_base(tmp_path).spec()).array(0).shape == watershed.labels.shape
 
 
 def test_a_database_of_somebody_else_is_not_taken_for_a_base(tmp_path: Path) -> None:
