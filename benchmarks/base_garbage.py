@@ -20,11 +20,11 @@ from volumes import grid_of, make_source
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
 from sv_pipeline.segmentation.base.base import create_base, read_base, wipe_base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan
-from sv_pipeline.segmentation.base.workers import populate_missing
 from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.generations import current_version
 from sv_pipeline.storage.precomputed import read_info
 from sv_pipeline.storage.reachable import reachable
+from sv_pipeline.testing.populating import populate_missing
 
 
 def measure(folder: Path, config: OcdbtConfig, chunk: int, workers: int) -> str:

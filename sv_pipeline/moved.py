@@ -117,7 +117,8 @@ _TABLE = """
     segmentation.precomputed storage.precomputed
     segmentation.private_files storage.private_files
     segmentation.reachable storage.reachable
-    segmentation.reader segmentation.fork.reader
+    segmentation.fork.reader segmentation.fork.fork
+    segmentation.reader segmentation.fork.fork
     segmentation.rebuild pyramid.rebuild
     segmentation.retry storage.retry
     segmentation.specs storage.ocdbt
@@ -126,7 +127,6 @@ _TABLE = """
     segmentation.transfer segmentation.base.transfer
     segmentation.volume_info storage.volume_info
     segmentation.wall storage.wall
-    segmentation.workers segmentation.base.workers
     segmentation.write_probe segmentation.fork.write_probe
     table.bigtable_rows table.bigtable.rows
     table.bigtable_rpc table.bigtable.rpc

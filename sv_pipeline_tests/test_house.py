@@ -25,7 +25,7 @@ FLOORS = """
     segmentation.fork
     graph
     operations registry
-    ingest.watershed pyramid
+    ingest.watershed pyramid feed
     ingest edits.requests
     edits.plan
     edits.write

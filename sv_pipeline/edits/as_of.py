@@ -6,23 +6,17 @@ segmentation of that time shows for it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import tensorstore as ts
 
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.hierarchy import Time, milliseconds
-from sv_pipeline.graph.queries import leaves, roots
+from sv_pipeline.graph.hierarchy import milliseconds
 from sv_pipeline.grid import Box
 from sv_pipeline.moments import Moment, epoch_milliseconds, parse_moment
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.operations.refusal import bad_request
-from sv_pipeline.segmentation.fork.reader import open_fork
-from sv_pipeline.segmentation.fork.records import generation_at
-from sv_pipeline.table.columns import Ragged
 
-__all__ = ["Moment", "leaves_at", "milliseconds_of", "segmentation_at"]
+__all__ = ["Moment", "milliseconds_of", "segmentation_at"]
 
 
 def milliseconds_of(graph: ChunkedGraph, moment: Moment) -> int:
@@ -55,10 +49,5 @@ def segmentation_at(graph: ChunkedGraph, moment: Moment, *, within: Box | None =
     times say; without ``within`` the volume is that of a generation, which may lack one of them.
     """
     time = milliseconds_of(graph, moment)
-    generation = generation_at(graph.watershed_url, graph.graph_id, time, within=within)
-    return open_fork(graph.watershed_url, graph.graph_id, version=generation)
-
-
-def leaves_at(graph: ChunkedGraph, supervoxels: Any, at: Time) -> Ragged:
-    """The supervoxels, at that moment, of the object that each supervoxel was part of at a moment."""
-    return leaves(graph, roots(graph, supervoxels, at=at))
+    generation = graph.fork.generation_at(time, within=within)
+    return graph.fork.open(version=generation)

@@ -215,7 +215,7 @@ def _check_rules(parts: dict[str, Edges], where: str) -> None:
     cross = np.repeat([name == "cross" for name in parts], [len(part) for part in parts.values()])
     faults = edge_rules.edge_faults(pairs, joined.affinities, joined.areas, cross)
     if (again := edge_rules.repeated(pairs)).any():
-        faults.append(edge_rules.Fault("it is listed more than once", again))
+        faults.append(edge_rules.BrokenRule("it is listed more than once", again))
     if faults:
         first = int(np.flatnonzero(faults[0].edges)[0])
         a, b = pairs[first].tolist()

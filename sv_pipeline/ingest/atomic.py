@@ -25,7 +25,7 @@ from sv_pipeline.graph.layers import LayeredEdges, NewParents, atomic_parents
 from sv_pipeline.graph.rows import child_rows, edge_cells, parent_rows
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.ingest.isolated import supervoxels_in_voxels
-from sv_pipeline.ingest.layer_tasks import Batch, ChunkReport, Counts, open_batch
+from sv_pipeline.ingest.layer_tasks import ChunkReport, ChunkTasks, Counts, open_chunk_tasks
 from sv_pipeline.ingest.reservations import describe_chunk, read_task_rows
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import CHILDREN, COUNTER, atomic_cross_edges
@@ -71,7 +71,7 @@ def build_atomic_chunks(
     ConflictError
         If other software has built a chunk, or it was begun with another input.
     """
-    batch = open_batch(graph, 2, coordinates, again=again)
+    batch = open_chunk_tasks(graph, 2, coordinates, again=again)
     if not len(batch.todo):
         return batch.reports({})
     _refuse_foreign_nodes(batch)
@@ -96,7 +96,7 @@ def build_atomic_chunks(
     return batch.write(parents, np.zeros(n, np.int64), edge_bytes, rows, Counts(supervoxel_counts, edge_counts))
 
 
-def _tasks_of(batch: Batch, supervoxels: UInt64Array) -> IntArray:
+def _tasks_of(batch: ChunkTasks, supervoxels: UInt64Array) -> IntArray:
     layout = batch.graph.layout
     return find(batch.task_chunks, layout.chunk_ids(2, layout.coordinates(supervoxels)))
 
@@ -126,7 +126,7 @@ class _Atoms:
     """Active edges that leave a chunk, each once; first end inside."""
 
 
-def _read_atoms(batch: Batch, *, look_into_voxels: bool) -> _Atoms:
+def _read_atoms(batch: ChunkTasks, *, look_into_voxels: bool) -> _Atoms:
     graph, coordinates = batch.graph, batch.task_coordinates
     edges = read_edges_many(graph.edges_url, coordinates, layout=graph.layout)
     components = read_components_many(graph.components_url, coordinates)
@@ -217,7 +217,7 @@ def _raise_counters(graph: ChunkedGraph, supervoxels: UInt64Array) -> None:
     graph.table.side_by_side(lambda item: graph.table.increment(item[0], COUNTER.key, item[1]), behind)
 
 
-def _refuse_foreign_nodes(batch: Batch) -> None:
+def _refuse_foreign_nodes(batch: ChunkTasks) -> None:
     """Stop before a second set of nodes is made in chunks that other software has built."""
     graph = batch.graph
     unreserved = batch.task_chunks[[batch.rows[i].reservation is None for i in batch.todo.tolist()]]

@@ -19,7 +19,7 @@ from sv_pipeline.ingest.missing_chunks import report_missing_chunks
 from sv_pipeline.places import parse_folder
 from sv_pipeline.registry import Dataset, Registry, absolute
 from sv_pipeline.segmentation.base import base, layout, markers, populate
-from sv_pipeline.storage import kv
+from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.volume_info import VolumeInfo, check_label_encoding
 
 __all__ = ["attach", "register", "source_is_needed"]
@@ -121,7 +121,7 @@ def _watershed_is_complete(dataset: Dataset) -> bool:
         chunks = dataset.grid.count(2)
     except InputError:
         return False
-    folders = [f".watershed/{stage}/" for stage in watershed.Stage]
+    folders = map(watershed.markers_folder, watershed.WatershedPass)
     return all(len(kv.list_keys(dataset.watershed_url, folder)) == chunks for folder in folders)
 
 
@@ -137,15 +137,19 @@ def _check_places(dataset: Dataset) -> None:
     if client.type is BackendType.SQLITE and client.config.path:
         places["backend_client.CONFIG.PATH"] = client.config.path
     folders = {
-        "the home folder": ("graphs", "tables"),
-        "data_source.WATERSHED": ("ocdbt", "ocdbt/base", f"ocdbt/{config.graph_id}", ".watershed"),
+        "the home folder": [kv.join_url(dataset.home, "graphs"), kv.join_url(dataset.home, "tables")],
+        "data_source.WATERSHED": [
+            ocdbt.base_folder(dataset.watershed_url),
+            ocdbt.fork_folder(dataset.watershed_url, config.graph_id),
+            kv.join_url(dataset.watershed_url, watershed.markers_folder()),
+        ],
     }
     files = {"the home folder": f"graphs/{config.graph_id}.json", "data_source.WATERSHED": "info"}
     for name, place in places.items():
         if (folder := parse_folder(place).file) is None:
             continue
-        for inner in ("", *folders.get(name, ())):
-            _check_folder(name, folder / inner)
+        for inner in (place, *folders.get(name, ())):
+            _check_folder(name, Path(str(parse_folder(inner).file)))
         if name in files and (folder / files[name]).is_dir():
             raise ConfigError(
                 f"{name} cannot be {folder}: {folder / files[name]} is a folder, where a file of this name belongs.",

@@ -27,7 +27,6 @@ from sv_pipeline.ingest.parents import build_parent_chunks
 from sv_pipeline.ingest.registration import attach, register, source_is_needed
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import base, populate
-from sv_pipeline.segmentation.fork import fork
 
 __all__ = [
     "BatchReport",
@@ -104,7 +103,7 @@ def _has_table(dataset: Dataset) -> bool:
 
 def _refuse_foreign_pieces(dataset: Dataset) -> None:
     """A fork starts as the watershed, which lacks what other software has cut: better none than a stale one."""
-    if fork.fork_exists(dataset.watershed_url, dataset.graph_id):
+    if dataset.fork.exists():
         return
     try:
         graph = dataset.graph
@@ -152,7 +151,7 @@ def layers_of(dataset: Dataset, chosen: Sequence[int] | None = None) -> list[int
 def plan_watershed(dataset: Dataset, stage: Stage) -> list[Batch]:
     """Unfinished batches of a stage of the watershed; prepares the target volume if it is not there."""
     plan = watershed.prepare_watershed(dataset.config)
-    missing = watershed.pending(plan, watershed.Stage(stage.value))
+    missing = watershed.pending(plan, watershed.WatershedPass(stage.value))
     return plan_batches(stage, 2, plan.grid, missing, dataset.config.ingest.chunks_per_batch)
 
 
@@ -296,6 +295,6 @@ def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -
 
 def make_fork(dataset: Dataset, *, recreate: bool = False) -> None:
     """The graph's fork of the base; nothing happens if it is there and ``recreate`` is not asked for."""
-    if not recreate and fork.fork_exists(dataset.watershed_url, dataset.graph_id):
+    if not recreate and dataset.fork.exists():
         return
-    fork.create_fork(dataset.watershed_url, dataset.graph_id, recreate=recreate)
+    dataset.fork.create(recreate=recreate)

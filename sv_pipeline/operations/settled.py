@@ -38,7 +38,6 @@ from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.half_written import read_half_written
 from sv_pipeline.operations.settled_table import SettledTable
-from sv_pipeline.segmentation.fork.reader import current_generation, open_fork
 from sv_pipeline.storage.context import uncached_context
 from sv_pipeline.storage.ocdbt import Version
 from sv_pipeline.table import keys
@@ -160,7 +159,7 @@ class SettledGraph(ChunkedGraph):
 
         def read(asked: Version | None) -> UInt64Array:
             if asked is None:
-                asked = version or current_generation(self.watershed_url, self.graph_id)
+                asked = version or self.fork.generation()
                 generation.append(int(asked))
             return np.asarray(self._fork(asked)[box.slices].read(order="F").result(), np.uint64)
 
@@ -169,7 +168,7 @@ class SettledGraph(ChunkedGraph):
 
     def _fork(self, version: Version) -> Any:
         # Each chunk is read once: a cache would hold all of them a second time.
-        return open_fork(self.watershed_url, self.graph_id, version=version, context=uncached_context())
+        return self.fork.open(version=version, context=uncached_context())
 
     def _live(self, read: Callable[[Version | None], UInt64Array], until: int | None) -> UInt64Array:
         """Supervoxels at some places, all of them leaves of this moment.

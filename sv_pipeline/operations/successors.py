@@ -19,10 +19,10 @@ from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.log import Operation, read_operations
 from sv_pipeline.table import columns, keys
 
-__all__ = ["Fate", "Fates", "State", "names_of_today"]
+__all__ = ["Fate", "Fates", "Whereabouts", "names_of_today"]
 
 
-class State(Enum):
+class Whereabouts(Enum):
     """Where the voxels of a supervoxel are."""
 
     HERE = auto()
@@ -37,7 +37,7 @@ class State(Enum):
 class Fate:
     """What became of one supervoxel."""
 
-    state: State
+    state: Whereabouts
     supervoxel: int
     """Its id of today, what it was joined to, or its last id before it was split."""
     operation: int | None
@@ -82,15 +82,15 @@ class Fates:
         while True:
             new = self.successors.get(supervoxel)
             if not new:
-                return Fate(State.HERE, supervoxel, back)
+                return Fate(Whereabouts.HERE, supervoxel, back)
             by = self.made_by.get(new[0])
             operation = None if by is None else self.operations.get(by)
             if operation is not None and operation.kind == "undo":
-                return Fate(State.JOINED, new[0], by)
+                return Fate(Whereabouts.JOINED, new[0], by)
             fates = {self.of(fragment) for fragment in new}
             whole = next(iter(fates))
-            if len(fates) > 1 or whole.state is not State.JOINED:
-                return Fate(State.SPLIT, supervoxel, by)
+            if len(fates) > 1 or whole.state is not Whereabouts.JOINED:
+                return Fate(Whereabouts.SPLIT, supervoxel, by)
             supervoxel, back = whole.supervoxel, whole.operation
 
 
@@ -99,5 +99,5 @@ def names_of_today(graph: ChunkedGraph, supervoxels: UInt64Array) -> UInt64Array
     distinct, index = np.unique(supervoxels, return_inverse=True)
     fates = Fates.read(graph, distinct)
     found = [fates.of(supervoxel) for supervoxel in distinct.tolist()]
-    names = np.array([fate.supervoxel if fate.state is State.HERE else 0 for fate in found], np.uint64)
+    names = np.array([fate.supervoxel if fate.state is Whereabouts.HERE else 0 for fate in found], np.uint64)
     return np.asarray(names[index].reshape(supervoxels.shape), np.uint64)

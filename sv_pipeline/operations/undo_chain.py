@@ -17,7 +17,7 @@ import numpy as np
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.log import Operation, read_operations
-from sv_pipeline.operations.successors import Fate, Fates, State
+from sv_pipeline.operations.successors import Fate, Fates, Whereabouts
 from sv_pipeline.operations.writing import read_supervoxels
 from sv_pipeline.table import columns
 
@@ -58,24 +58,26 @@ def latest_incarnation(graph: ChunkedGraph, operation: Operation, record: UInt64
     fates = Fates.read(graph, record[:, 1])
     while True:
         found = [fates.of(fragment) for fragment in record[:, 1].tolist()]
-        split = {fate.operation for fate in found if fate.state is State.SPLIT}
+        split = {fate.operation for fate in found if fate.state is Whereabouts.SPLIT}
         if split:
             return Incarnation(operation, record, None, tuple(sorted(o for o in split if o is not None)))
-        if all(fate.state is State.HERE for fate in found):
+        if all(fate.state is Whereabouts.HERE for fate in found):
             today = np.array([fate.supervoxel for fate in found], np.uint64)
             return Incarnation(operation, np.stack([record[:, 0], today, record[:, 2]], axis=-1), None, ())
-        joined = next(fate for fate in found if fate.state is State.JOINED)
+        joined = next(fate for fate in found if fate.state is Whereabouts.JOINED)
         after = [fates.of(successor) for successor in sorted({fate.supervoxel for fate in found})]
         redo = _redo(graph, fates, after, operation)
         if redo is None:
-            back = max((fate.operation for fate in after if fate.operation and fate.state is State.HERE), default=None)
+            back = max(
+                (fate.operation for fate in after if fate.operation and fate.state is Whereabouts.HERE), default=None
+            )
             return Incarnation(operation, record, back or joined.operation, ())
         operation, record = redo, read_supervoxels(graph.table, redo.operation_id)
 
 
 def _redo(graph: ChunkedGraph, fates: Fates, successors: list[Fate], operation: Operation) -> Operation | None:
     """The redo of an operation that has split all that its undo had joined; None if there is none."""
-    by = {fate.operation if fate.state is State.SPLIT else None for fate in successors}
+    by = {fate.operation if fate.state is Whereabouts.SPLIT else None for fate in successors}
     again = fates.operations.get(next(iter(by)) or 0) if len(by) == 1 else None
     if again is None or again.kind != "redo" or origin(graph, again) != origin(graph, operation):
         return None

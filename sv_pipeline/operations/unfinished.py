@@ -25,7 +25,7 @@ from sv_pipeline.table import columns, keys
 from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
 from sv_pipeline.table.interface import ColumnKey, RowView
 
-__all__ = ["Phase", "Progress", "Unfinished", "find_unfinished", "read_unfinished", "why_not_unfinished"]
+__all__ = ["Phase", "RecoveryProgress", "Unfinished", "find_unfinished", "read_unfinished", "why_not_unfinished"]
 
 
 class Phase:
@@ -43,7 +43,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Progress:
+class RecoveryProgress:
     """What recoveries of an operation left in its open row."""
 
     phase: str = ""
@@ -54,7 +54,7 @@ class Progress:
     """What the log will say, once it is over."""
 
     @classmethod
-    def of(cls, row: RowView | None) -> Progress:
+    def of(cls, row: RowView | None) -> RecoveryProgress:
         """Out of an open row."""
         value = RECOVERY.newest(row) or {}
         if not isinstance(value, dict):
@@ -73,7 +73,7 @@ class Unfinished:
     """What it holds while it writes; None before."""
     owner: Owner | None
     """Who works on it; None for other software's."""
-    progress: Progress
+    progress: RecoveryProgress
     signature: str
     """Changes whenever its owner shows that it lives."""
     foreign: bool = False
@@ -199,7 +199,7 @@ def _of_open_row(
             raise logged
         return _read_open_row(graph, operation_id, row, operation)
     except CorruptionError as error:  # the others must not be hidden by it
-        known, signature = (operation, operation_id, None, None, Progress()), _hash(row.items())
+        known, signature = (operation, operation_id, None, None, RecoveryProgress()), _hash(row.items())
         return Unfinished(*known, signature, row=row, damage=str(error))
 
 
@@ -212,7 +212,7 @@ def _read_open_row(graph: ChunkedGraph, operation_id: int, row: RowView, operati
         if scope is not None:
             scope = replace(scope, roots=_locked_roots(graph, operation))
     signature = "" if owner is None else owner.encode().decode()
-    return Unfinished(operation, operation_id, scope, owner, Progress.of(row), signature, foreign, row)
+    return Unfinished(operation, operation_id, scope, owner, RecoveryProgress.of(row), signature, foreign, row)
 
 
 def _foreign(graph: ChunkedGraph, operation: Operation) -> Unfinished | None:
@@ -223,7 +223,7 @@ def _foreign(graph: ChunkedGraph, operation: Operation) -> Unfinished | None:
         scope = replace(scope, roots=_locked_roots(graph, operation))
     lock_rows = graph.table.read_rows(scope.lock_keys if scope else (), [LOCK.key, INDEFINITE_LOCK.key])
     signature = _hash([*row.items()] for row in (operation.row, *(lock_rows[key] for key in sorted(lock_rows))))
-    return Unfinished(operation, operation.operation_id, scope, None, Progress(), signature, foreign=True)
+    return Unfinished(operation, operation.operation_id, scope, None, RecoveryProgress(), signature, foreign=True)
 
 
 def _hash(cells: Iterable[Any]) -> str:

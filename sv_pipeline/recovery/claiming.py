@@ -20,12 +20,10 @@ from sv_pipeline.moments import parse_operation
 from sv_pipeline.operations.errors import NotStuckError, RecoveryStoppedError
 from sv_pipeline.operations.ownership import FIXED_TIME, OBSERVED_BEATS, OWNER, Owner, Ownership, beat_seconds, open_key
 from sv_pipeline.operations.refusal import OwnershipLostError
-from sv_pipeline.operations.unfinished import Phase, Progress, Unfinished, read_unfinished, why_not_unfinished
+from sv_pipeline.operations.unfinished import Phase, RecoveryProgress, Unfinished, read_unfinished, why_not_unfinished
 from sv_pipeline.operations.writing import RECOVERY, OperationRow, new_identity, read_identity
 from sv_pipeline.recovery.assessment import Assessment, State, assess
 from sv_pipeline.recovery.missing_locks import put_locks_back
-from sv_pipeline.segmentation.fork.fork import fork_exists
-from sv_pipeline.segmentation.fork.records import take_fence
 from sv_pipeline.table.interface import CellMatch, SetCell
 
 __all__ = ["Claim", "Watched", "claim", "observation_seconds", "take_up", "watch"]
@@ -95,7 +93,7 @@ class Claim:
             If the operation went to somebody else.
         """
         self.own.verify()
-        phase = Progress.of(self._open_row()).phase
+        phase = RecoveryProgress.of(self._open_row()).phase
         if phase != Phase.CLEANED:
             raise ConflictError(
                 f"operation {self.operation_id} cannot be made again now: its open row says {phase!r}, so what an "
@@ -107,7 +105,7 @@ class Claim:
 
     def note(self, **changes: str | int) -> None:
         """Change what the open row says about the recovery."""
-        progress = replace(Progress.of(self._open_row()), **changes)  # type: ignore[arg-type]
+        progress = replace(RecoveryProgress.of(self._open_row()), **changes)  # type: ignore[arg-type]
         self.own.change([RECOVERY.set(asdict(progress), FIXED_TIME)])
 
     def _open_row(self) -> dict:  # type: ignore[type-arg]
@@ -199,11 +197,11 @@ def take_up(graph: ChunkedGraph, operation_id: int, token: str) -> Claim:
     _require_own(own)
     assessment = assess(graph, found)
     scope = found.scope
-    voxels = scope is not None and bool(scope.chunks) and fork_exists(graph.watershed_url, graph.graph_id)
+    voxels = scope is not None and bool(scope.chunks) and graph.fork.exists()
     if voxels and assessment.state in (State.HELD, State.UNWRITTEN):
         # From here on the earlier owner cannot commit voxels, whatever it believes.
         reach("fence")
-        take_fence(graph.watershed_url, graph.graph_id, operation_id, token)
+        graph.fork.take_fence(operation_id, token)
         reach("fenced")
         _require_own(own)
         assessment = assess(graph, found)

@@ -17,8 +17,6 @@ from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.writing import Scope
 from sv_pipeline.segmentation.base.base import read_base
-from sv_pipeline.segmentation.fork.commit import restore_operation
-from sv_pipeline.segmentation.fork.reader import open_fork
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import Change, DeleteCells, RowKeyRange, RowMutation, RowView
 
@@ -35,8 +33,8 @@ def pin_of(scope: Scope) -> str:
 
 def changed_boxes(graph: ChunkedGraph, scope: Scope) -> list[Box]:
     """Storage chunks inside the scope whose voxels are not those of the pin."""
-    now = open_fork(graph.watershed_url, graph.graph_id)
-    then = open_fork(graph.watershed_url, graph.graph_id, version=pin_of(scope))
+    now = graph.fork.open()
+    then = graph.fork.open(version=pin_of(scope))
     volume = read_base(graph.watershed_url).volume.scales[0]
     size, origin = np.asarray(volume.chunk_size), np.asarray(volume.voxel_offset)
     bounds = read_base(graph.watershed_url).volume.bounds
@@ -54,9 +52,7 @@ def restore_voxels(graph: ChunkedGraph, operation_id: int, scope: Scope, owner: 
     """Put the voxels of the scope back as they were before the operation; the boxes that differed."""
     boxes = changed_boxes(graph, scope)
     if boxes:
-        restore_operation(
-            graph.watershed_url, graph.graph_id, operation_id, owner=owner, boxes=boxes, generation=pin_of(scope)
-        )
+        graph.fork.restore(operation_id, owner=owner, boxes=boxes, generation=pin_of(scope))
     return boxes
 
 

@@ -6,6 +6,7 @@ import http.client
 import json
 import logging
 import os
+import urllib.error
 import urllib.request
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -66,6 +67,9 @@ class Alerts:
             try:
                 with _OPENER.open(request, timeout=self.timeout):
                     answer.set_result(None)
+            except urllib.error.HTTPError as error:
+                error.close()  # it holds the connection
+                answer.set_exception(error)
             except (OSError, ValueError, http.client.HTTPException) as error:
                 answer.set_exception(error)
 

@@ -10,7 +10,6 @@ from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.ingest import progress, watershed
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import layout, markers
-from sv_pipeline.segmentation.fork.fork import fork_exists
 from sv_pipeline.storage import kv
 
 __all__ = ["GraphStatus", "StageStatus", "graph_status"]
@@ -106,7 +105,7 @@ def graph_status(dataset: Dataset) -> GraphStatus:
     return GraphStatus(
         dataset.graph_id,
         tuple(rows),
-        forked=fork_exists(dataset.watershed_url, dataset.graph_id),
+        forked=dataset.fork.exists(),
         fork_wanted=mode is not IngestMode.GRAPH,
     )
 
@@ -114,10 +113,9 @@ def graph_status(dataset: Dataset) -> GraphStatus:
 def _watershed_rows(dataset: Dataset) -> list[StageStatus]:
     # By the markers alone, without the source: that may be large, far away, or gone by now.
     total = dataset.grid.count(2)
-    return [
-        StageStatus(f"watershed: {stage}", total, len(kv.list_keys(dataset.watershed_url, f".watershed/{stage}/")))
-        for stage in watershed.Stage
-    ]
+    url, passes = dataset.watershed_url, watershed.WatershedPass
+    done = {stage: kv.list_keys(url, watershed.markers_folder(stage)) for stage in passes}
+    return [StageStatus(f"watershed: {stage}", total, len(keys)) for stage, keys in done.items()]
 
 
 def _voxels_row(dataset: Dataset) -> StageStatus:

@@ -14,10 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sv_pipeline.edits import CommittedEdit, EditRefused, Reason
 from sv_pipeline.graph.queries import leaves, roots
 from sv_pipeline.segmentation.base.base import read_base
-from sv_pipeline.segmentation.fork.records import read_operation
-from sv_pipeline.testing.invariants import assert_sound, edges_of, locks_and_scopes
+from sv_pipeline.testing.invariants import edges_of, locks_and_scopes
 from sv_pipeline.testing.models import Done, Pair, VoxelModel, canonical, pair, touching
-from sv_pipeline.testing.worlds import Backend, Labels, World, but_operations
+from sv_pipeline.testing.tables import Backend, but_operations
+from sv_pipeline.testing.worlds import Labels, World
 
 __all__ = ["BesideModel", "Voxel", "as_pairs", "links_of"]
 
@@ -83,7 +83,7 @@ class BesideModel(RuleBasedStateMachine):
         self.moments.append((edit.logical_time, voxels, canonical(objects)))
         assert changed.any() == bool(len(edit.supervoxels))
         graph = self.copy.graph
-        record = read_operation(graph.watershed_url, graph.graph_id, edit.operation_id)
+        record = graph.fork.record(edit.operation_id)
         written = np.zeros_like(changed)
         for box in () if record is None else record.boxes:
             at = box.shifted(-self.copy.offset).slices
@@ -130,7 +130,7 @@ class BesideModel(RuleBasedStateMachine):
     @invariant()
     def all_is_sound(self) -> None:
         """Every check of verify passes."""
-        assert_sound(self.copy.dataset)
+        self.copy.verify()
 
     @invariant()
     def segmentation_and_objects_are_those_of_the_model(self) -> None:

@@ -14,16 +14,14 @@ from sv_pipeline.operations.ownership import OPEN_ROWS
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline.segmentation.base.layout import step_factor
-from sv_pipeline.segmentation.fork.reader import open_fork
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.table import columns
-from sv_pipeline.table.interface import RowKeyRange
+from sv_pipeline.testing.tables import EVERYTHING
 from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline.verify.dataset_under_test import Subject
 from sv_pipeline.verify.report import VerifyReport
 
 __all__ = ["Edge", "assert_at_rest", "assert_mips_right", "assert_sound", "edges_of", "locks_and_scopes"]
-
-EVERYTHING = RowKeyRange(b"\x00", b"\xff" * 32)
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,9 @@ def assert_mips_right(dataset: Dataset) -> None:
     """Assert that every mip of the fork is the downsampled mip below it, voxel for voxel."""
     url, graph_id = dataset.watershed_url, dataset.graph_id
     volume = read_base(url).volume
-    below = open_fork(url, graph_id).read(order="F").result()
+    below = Fork(url, graph_id).open().read(order="F").result()
     for mip in range(1, len(volume.scales)):
-        stored = open_fork(url, graph_id, mip).read(order="F").result()
+        stored = Fork(url, graph_id).open(mip).read(order="F").result()
         np.testing.assert_array_equal(stored, downsample(below, step_factor(volume, mip)), err_msg=f"mip {mip}")
         below = stored
 

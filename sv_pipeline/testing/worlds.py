@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,35 +30,31 @@ from sv_pipeline.ingest.run import ingest
 from sv_pipeline.places import local_folder
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.registry import Dataset, Registry
-from sv_pipeline.segmentation.fork.fork import create_fork, remove_fork
-from sv_pipeline.segmentation.fork.reader import current_generation, open_fork
-from sv_pipeline.segmentation.fork.records import generation_at
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv
 from sv_pipeline.table import meta
-from sv_pipeline.table.interface import RowKeyRange, RowMutation, SetCell, Table
+from sv_pipeline.table.interface import RowMutation, Table
+from sv_pipeline.testing.invariants import assert_sound
+from sv_pipeline.testing.tables import EVERYTHING, PLACE, Backend, all_rows, unique_name
 from sv_pipeline.testing.volumes import LabelledVolume, crop
+from sv_pipeline.verify.dataset import verify_dataset
+from sv_pipeline.verify.report import VerifyReport
 
 __all__ = [
-    "EVERYTHING",
     "EVERYWHERE",
     "World",
-    "all_rows",
     "build",
-    "but_operations",
     "configuration",
     "fast_folder",
     "lasting_folder",
     "small_world",
 ]
 
-EVERYTHING = RowKeyRange(b"\x00", b"\xff" * 32)
-"""Every row of a table."""
 EVERYWHERE = (10_000, 10_000, 10_000)
 """Margin around the points of a request, in voxels, that takes in the whole volume."""
 MEMORY_FOLDER, MEMORY_NEEDED = Path("/dev/shm"), 1 << 30
 USER = "tester"
 
-Backend = Literal["sqlite", "bigtable"]
 Labels = npt.NDArray[np.uint64]
 Triple = tuple[int, int, int]
 
@@ -71,6 +67,10 @@ class World:
     """
 
     dataset: Dataset
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process opens everything itself.
+        return World, (Dataset(self.dataset.config, self.dataset.home),)
 
     @property
     def graph(self) -> ChunkedGraph:
@@ -85,7 +85,7 @@ class World:
     @cached_property
     def volume(self) -> ts.TensorStore:
         """The base mip of the fork, in absolute coordinates; each read shows the newest edits."""
-        return open_fork(self.dataset.watershed_url, self.dataset.graph_id)
+        return self.dataset.fork.open()
 
     @property
     def offset(self) -> npt.NDArray[np.int64]:
@@ -95,7 +95,7 @@ class World:
     @property
     def generation(self) -> int:
         """Generation of the fork: each commit of voxels adds one."""
-        return current_generation(self.dataset.watershed_url, self.dataset.graph_id)
+        return self.dataset.fork.generation()
 
     def open(self) -> OpenGraph:
         """The graph as a proofreader uses it."""
@@ -107,12 +107,12 @@ class World:
         """Supervoxel id of each voxel, now or at a generation of the fork."""
         volume = self.volume
         if generation is not None:
-            volume = open_fork(self.dataset.watershed_url, self.dataset.graph_id, version=generation)
+            volume = self.dataset.fork.open(version=generation)
         return np.asarray(volume[self.graph.grid.bounds.slices].read(order="F").result(), np.uint64)
 
     def voxels_at(self, time: int) -> Labels:
         """Supervoxel id of each voxel at a logical time of the graph, in milliseconds."""
-        return self.voxels(generation_at(self.dataset.watershed_url, self.dataset.graph_id, time))
+        return self.voxels(self.dataset.fork.generation_at(time))
 
     def objects(self, voxels: Labels, at: int | None = None) -> Labels:
         """Root of each voxel, 0 for background; now, or at a logical time in milliseconds."""
@@ -124,6 +124,14 @@ class World:
     def rows(self) -> dict[bytes, dict[Any, Any]]:
         """Every row of the table, with all cells."""
         return {key: dict(row) for key, row in self.table.scan([EVERYTHING])}
+
+    def report(self) -> VerifyReport:
+        """What every check of ``sv-pipeline verify`` finds."""
+        return verify_dataset(self.dataset)
+
+    def verify(self) -> VerifyReport:
+        """Assert that every check of ``sv-pipeline verify`` passes and finds nothing."""
+        return assert_sound(self.dataset)
 
     # -- requests of edits --------------------------------------------------------------------------------------------
 
@@ -154,16 +162,16 @@ class World:
         The copy has a table and a fork of its own, and shares the base. So this world must never have been edited, and
         the files of the base must not be changed.
         """
-        url, name = self.dataset.watershed_url, f"t{uuid.uuid4().hex[:12]}"
+        url, name = self.dataset.watershed_url, unique_name()
         with fast_folder() as home:
             copy = self._registered(Path(home), backend, graph_id=name)
-            create_fork(url, name)
+            Fork(url, name).create()
             try:
                 yield copy
             finally:
                 copy.table.drop()
                 copy.dataset.close()
-                remove_fork(url, name, force=True)
+                Fork(url, name).remove(force=True)
 
     def copied_to(self, folder: Path, backend: Backend = "sqlite", *, watershed: str | None = None) -> World:
         """A copy of everything, edits and files included, under the same graph id.
@@ -181,7 +189,7 @@ class World:
         else:
             files = [p for p in Path(source).rglob("*") if p.is_file() and not p.name.endswith(".__lock")]
             kv.write_many(target, {str(path.relative_to(source)): path.read_bytes() for path in files})
-        return self._registered(folder / "home", backend, watershed=target, prefix=f"t{uuid.uuid4().hex[:12]}-")
+        return self._registered(folder / "home", backend, watershed=target, prefix=f"{unique_name()}-")
 
     def _registered(
         self,
@@ -198,7 +206,7 @@ class World:
         raw["data_source"] |= {"WATERSHED": watershed} if watershed else {}
         if backend == "bigtable":
             raw["graph_config"]["ID_PREFIX"] = prefix or ""  # a table of a server needs a name of its own
-            config = {"PROJECT": "project", "INSTANCE": "instance"}
+            config = dict(zip(("PROJECT", "INSTANCE"), PLACE, strict=True))
             raw["backend_client"] = {"TYPE": "bigtable", "CONFIG": config}
         else:
             raw["backend_client"] = {"TYPE": "sqlite"}
@@ -323,18 +331,3 @@ def lasting_folder() -> Path:
     folder = Path(_process_folder().name) / uuid.uuid4().hex
     folder.mkdir()
     return folder
-
-
-def all_rows(table: Table) -> list[RowMutation]:
-    """Mutations that give an empty table the content of this one."""
-    return [
-        RowMutation(key, [SetCell(column, cell.value, cell.timestamp) for column in row for cell in row[column]])
-        for key, row in table.scan([EVERYTHING])
-    ]
-
-
-def but_operations(rows: dict[bytes, dict[Any, Any]]) -> dict[bytes, dict[Any, Any]]:
-    """Rows without the operation log and its counter: what a refused edit must leave as it is."""
-    return {
-        key: row for key, row in rows.items() if key != b"ioperations" and not (key.isdigit() and int(key) < 1 << 56)
-    }

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.ids import IdLayout, UInt64Array
-from sv_pipeline.segmentation.fork.fork import fork_exists
 from sv_pipeline.storage import kv
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import RowView
@@ -58,7 +57,7 @@ def verify_around(graph: HasTable, chunks: npt.ArrayLike, *, watershed_url: str,
     started = time.monotonic()
     subject = Subject(graph.table, kv.as_url(watershed_url), graph_id)
     wanted = np.asarray(chunks, np.int64).reshape(-1, 3)[:MOST_CHUNKS]
-    around = _Around(subject, wanted)
+    around = _Surroundings(subject, wanted)
     hierarchy = _hierarchy(around)
     results = [hierarchy, _voxels(around)]
     if hierarchy.passed:
@@ -72,7 +71,7 @@ def _result(name: str, description: str, unit: str, outcome: Outcome) -> CheckRe
 
 
 @dataclass
-class _Around:
+class _Surroundings:
     """What is read around some chunks."""
 
     subject: Subject
@@ -168,14 +167,14 @@ class _Around:
 # -- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _hierarchy(around: _Around) -> CheckResult:
+def _hierarchy(around: _Surroundings) -> CheckResult:
     outcome = Outcome("hierarchy")
     check_hierarchy(outcome, around.nodes)
     _check_beside(outcome, around)
     return _result("hierarchy", "parents and children agree; each supervoxel has one current root", "nodes", outcome)
 
 
-def _check_beside(outcome: Outcome, around: _Around) -> None:
+def _check_beside(outcome: Outcome, around: _Surroundings) -> None:
     """Children of the chain that are not part of it point to their parent; partners have the same root."""
     nodes, layout = around.everything, around.layout
     of_chain = around.chain[nodes.child_owner] & ~np.isin(nodes.children, nodes.ids)
@@ -201,7 +200,7 @@ def _check_beside(outcome: Outcome, around: _Around) -> None:
     outcome.checked += len(beyond)
 
 
-def _edges(around: _Around) -> CheckResult:
+def _edges(around: _Surroundings) -> CheckResult:
     outcome, nodes = Outcome("edges"), around.nodes
     for file in around.edges.broken:
         outcome.error(file.message, file.name)
@@ -215,7 +214,7 @@ def _edges(around: _Around) -> CheckResult:
     return _result("edges", "cross edges and roots are what the active atomic edges make them", "edges", outcome)
 
 
-def _voxels(around: _Around) -> CheckResult:
+def _voxels(around: _Surroundings) -> CheckResult:
     outcome, subject = Outcome("voxels"), around.subject
     budget = MOST_VOXELS
     boxes: list[IntArray] = []
@@ -224,7 +223,7 @@ def _voxels(around: _Around) -> CheckResult:
         if boxes and budget < 0:
             break
         boxes.append(coordinate)
-    if fork_exists(subject.watershed_url, subject.graph_id):
+    if subject.fork.exists():
         groups = [coordinate[None] for coordinate in boxes]
         voxel_checks.check_groups(outcome, lambda _: around.core, subject.grid, subject.voxels.open(0), groups)
     else:

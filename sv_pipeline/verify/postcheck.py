@@ -19,7 +19,7 @@ from sv_pipeline.graph.lineage import latest_roots
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.log import Operation, OperationStatus, read_operations
 from sv_pipeline.operations.ownership import open_key
-from sv_pipeline.operations.unfinished import Phase, Progress, Unfinished, find_unfinished
+from sv_pipeline.operations.unfinished import Phase, RecoveryProgress, Unfinished, find_unfinished
 from sv_pipeline.operations.writing import read_supervoxels
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
@@ -88,7 +88,7 @@ def _nothing_left(graph: ChunkedGraph, operation: Operation, found: Unfinished |
     operation_id = operation.operation_id
     key = open_key(operation_id)
     opened = graph.table.read_rows([key]).get(key)
-    if opened is not None and Progress.of(opened).phase != Phase.UNPROVEN:
+    if opened is not None and RecoveryProgress.of(opened).phase != Phase.UNPROVEN:
         raise CorruptionError(f"operation {operation_id} is still open.", remedy="Recover it again.")
     if columns.CHUNK_LOCK_SCOPE.key in operation.row:
         raise CorruptionError(f"the log of operation {operation_id} still names a scope.", remedy="Recover it again.")

@@ -16,13 +16,16 @@ import tensorstore as ts
 import yaml
 
 from sv_pipeline.config import parse_config
-from sv_pipeline.graph import edges, lineage, queries
+from sv_pipeline.edits.plan.node_cache import NodeCache
+from sv_pipeline.edits.plan.region import read_region
+from sv_pipeline.graph import lineage, queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.edge_files import Edges
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.operations.log import read_operations
 from sv_pipeline.registry import Dataset, absolute
-from sv_pipeline.segmentation.fork.fork import fork_exists
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage.precomputed import open_volume, read_info
 from sv_pipeline.table import counters
 from sv_pipeline.testing.fixtures import need
@@ -174,7 +177,7 @@ def test_voxels_that_would_lack_their_pieces_are_not_made(world: World, attached
     said = attached("ingest", tmp_path / "graph.yaml", "--mode", "voxels", "--workers", "1")
     assert said.code == 1
     assert "split supervoxels" in said.err
-    assert not fork_exists(world.dataset.watershed_url, world.raw["graph_id"])
+    assert not Fork(world.dataset.watershed_url, world.raw["graph_id"]).exists()
 
 
 def test_a_graph_of_theirs_without_pieces_gets_voxels(uncut: Foreign, cli: CommandLine, tmp_path: Path) -> None:
@@ -247,7 +250,7 @@ def test_leaves_hold_the_pieces_of_a_cut_supervoxel_and_no_orphan_is_reached(wor
     found = queries.leaves(world.graph, roots)
     assert {int(sv) for sv in found.values} == {sv for sv in foreign.supervoxels if sv != world.cut} | set(world.pieces)
     assert len(np.unique(found.values)) == len(found.values)
-    assert queries.is_latest(world.graph, roots).all()
+    assert lineage.latest_roots(world.graph, roots).tolist() == roots
     layer_2 = queries.leaves(world.graph, roots, stop_layer=2).values
     assert not set(layer_2.tolist()) & set(foreign.orphans)
 
@@ -256,24 +259,23 @@ def test_edges_of_a_cut_supervoxel_are_complete_although_the_newest_compaction_i
     """Also where the clock moved between the cells of its edges, affinities and areas."""
     foreign = world.foreign
     root = foreign.root(world.pieces[0])
-    found = edges.subgraph_edges(world.graph, [root], active_only=True)
-    pairs = {(min(p), max(p)) for p in zip(found.edges.node_ids1.tolist(), found.edges.node_ids2.tolist(), strict=True)}
+    region = read_region(world.graph, NodeCache(world.graph), np.array([root], np.uint64), world.graph.grid.bounds)
+    found = Edges(*(array[region.active] for array in region.edges.arrays))
+    pairs = set(pairs_of(found))
     expected = {e for e in foreign.active if foreign.root(e[0]) == root}
     assert expected <= pairs
     assert not any(world.cut in pair for pair in pairs)
     of_cut = [
         (affinity, area)
-        for p, affinity, area in zip(
-            pairs_of(found), found.edges.affinities.tolist(), found.edges.areas.tolist(), strict=True
-        )
+        for p, affinity, area in zip(pairs_of(found), found.affinities.tolist(), found.areas.tolist(), strict=True)
         if world.pieces[0] in p and world.pieces[1] not in p and p in expected
     ]
     assert of_cut
     assert set(of_cut) == {(0.5, 1)}
 
 
-def pairs_of(found: edges.SubgraphEdges) -> list[tuple[int, int]]:
-    ends = found.edges.node_ids1.tolist(), found.edges.node_ids2.tolist()
+def pairs_of(found: Edges) -> list[tuple[int, int]]:
+    ends = found.node_ids1.tolist(), found.node_ids2.tolist()
     return [(min(pair), max(pair)) for pair in zip(*ends, strict=True)]
 
 

@@ -11,8 +11,7 @@ import tensorstore as ts
 from sv_pipeline.config import parse_config
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.segmentation.base.base import create_base, read_base
-from sv_pipeline.segmentation.fork.fork import create_fork
-from sv_pipeline.segmentation.fork.reader import current_generation, open_fork, open_fork_store
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.table import meta
 from sv_pipeline_tests.compatibility.their_voxels import Theirs
@@ -36,7 +35,7 @@ def theirs_of(watershed: Watershed, graph_id: str = "g") -> Theirs:
 def watershed(request: pytest.FixtureRequest, storage_url: str) -> Watershed:
     made = make_watershed(storage_url, **request.param)
     made.populate()
-    create_fork(storage_url, "g")
+    Fork(storage_url, "g").create()
     return made
 
 
@@ -45,7 +44,7 @@ def test_their_spec_of_our_meta_is_ours(watershed: Watershed) -> None:
     assert theirs.has_voxels
     spec = theirs.fork_spec()
     config = spec.pop("config")
-    assert spec == open_fork_store(watershed.url, "g").spec
+    assert spec == Fork(watershed.url, "g").store().spec
     found = ts.ocdbt.dump(kv.open_kv(ocdbt.base_folder(watershed.url))).result()["config"]
     assert config == {name: found[name] for name in config}
 
@@ -55,7 +54,7 @@ def test_their_spec_opens_every_mip_of_our_fork_and_base(watershed: Watershed) -
     base = read_base(watershed.url)
     assert base.n_mips > 1
     for mip in range(base.n_mips):
-        ours = open_fork(watershed.url, "g", mip).read().result()
+        ours = Fork(watershed.url, "g").open(mip).read().result()
         np.testing.assert_array_equal(theirs.open(mip).read().result(), ours)
         np.testing.assert_array_equal(theirs.open(mip, spec=theirs.base_spec(with_config=True)).read().result(), ours)
 
@@ -63,8 +62,8 @@ def test_their_spec_opens_every_mip_of_our_fork_and_base(watershed: Watershed) -
 def test_a_split_that_they_write_is_read_by_us_and_nothing_reaches_the_base(watershed: Watershed) -> None:
     theirs = theirs_of(watershed)
     base_files = kv.list_keys(ocdbt.base_folder(watershed.url))
-    before = current_generation(watershed.url, "g")
-    handle = open_fork(watershed.url, "g")
+    before = Fork(watershed.url, "g").generation()
+    handle = Fork(watershed.url, "g").open()
     old = int(handle[20, 0, 10].read().result()) or int(watershed.labels.max())
     box = (slice(5, 40), slice(-7, 20), slice(3, 30))
     wanted = np.where(watershed.labels == old, np.uint64(5 << 56 | 7), watershed.labels)
@@ -76,14 +75,14 @@ def test_a_split_that_they_write_is_read_by_us_and_nothing_reaches_the_base(wate
     theirs.recolour(old, 5 << 56 | 7, box)
     assert (wanted != watershed.labels).any()
     np.testing.assert_array_equal(handle.read().result(), wanted)
-    np.testing.assert_array_equal(open_fork(watershed.url, "g").read().result(), wanted)
+    np.testing.assert_array_equal(Fork(watershed.url, "g").open().read().result(), wanted)
     assert kv.list_keys(ocdbt.base_folder(watershed.url)) == base_files
     pinned = theirs.open(spec=theirs.fork_spec(version=before))
     np.testing.assert_array_equal(pinned.read().result(), watershed.labels)
 
 
 def test_the_volume_is_all_that_lies_at_the_root_besides_our_own_folder(watershed: Watershed) -> None:
-    keys = [key.decode() for key in open_fork_store(watershed.url, "g").kv.list().result()]
+    keys = [key.decode() for key in Fork(watershed.url, "g").store().kv.list().result()]
     scales = {scale.key for scale in read_base(watershed.url).volume.scales}
     assert {key.split("/")[0] for key in keys} == {"info", "_sv_pipeline", *scales}
 
@@ -112,7 +111,7 @@ def test_a_base_of_the_first_version_is_refused_with_the_remedy(storage_url: str
     for ask in (
         lambda: read_base(storage_url),
         lambda: create_base(storage_url, watershed.config, watershed.grid),
-        lambda: create_fork(storage_url, "g"),
+        lambda: Fork(storage_url, "g").create(),
     ):
         with pytest.raises(ConfigError, match=r"first version of sv_pipeline.*build its graphs again"):
             ask()

@@ -15,8 +15,6 @@ import pytest
 from sv_pipeline import waiting
 from sv_pipeline_tests.recovery import forkserver as zygotes
 from sv_pipeline_tests.recovery.stage import Scene, Stage, build_stage
-from sv_pipeline_tests.table.conftest import new_table as new_table
-from sv_pipeline_tests.table.conftest import table as table
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ from sv_pipeline.operations.log import Operation, OperationStatus
 from sv_pipeline.operations.pair import ensure_identity, note_commit
 from sv_pipeline.operations.refusal import OwnershipLostError
 from sv_pipeline.operations.writing import OperationRow, Scope, write_set
-from sv_pipeline.segmentation.fork.commit import EditCommit, commit_edit
+from sv_pipeline.segmentation.fork.commit import EditCommit
 from sv_pipeline.table import counters, keys
 from sv_pipeline.table.columns import CHILDREN, FAKE_EDGES, INDEFINITE_LOCK, PARENT
 from sv_pipeline.table.interface import CellMatch, ConditionalMutation, RowMutation, SetCell, Table
@@ -176,7 +176,7 @@ def _commit_voxels(
         identity=row.identity,
         graph=graph_identity or ensure_identity(graph.table),
     )
-    return commit_edit(graph.watershed_url, graph.graph_id, edit).generation
+    return graph.fork.commit(edit).generation
 
 
 def _take(step: Step) -> None:

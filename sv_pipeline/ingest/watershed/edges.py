@@ -21,7 +21,7 @@ from sv_pipeline.ids import UInt64Array
 from sv_pipeline.ingest.watershed.companions import read_affinities
 from sv_pipeline.ingest.watershed.labels import read_tables
 from sv_pipeline.ingest.watershed.objects import objects_of
-from sv_pipeline.ingest.watershed.plan import Stage, WatershedPlan
+from sv_pipeline.ingest.watershed.plan import WatershedPass, WatershedPlan
 from sv_pipeline.storage import kv
 from sv_pipeline.storage.precomputed import open_volume
 from sv_pipeline.storage.retry import retry_transport
@@ -71,7 +71,7 @@ def edges_of_chunk(plan: WatershedPlan, coordinate: npt.ArrayLike) -> ChunkEdges
         "between": len(edges.between),
         "cross": len(edges.cross),
     }
-    kv.write_bytes(plan.target, plan.marker(Stage.EDGES, coordinate), json.dumps(counts).encode())
+    kv.write_bytes(plan.target, plan.marker(WatershedPass.EDGES, coordinate), json.dumps(counts).encode())
     return edges
 
 

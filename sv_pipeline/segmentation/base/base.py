@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from sv_pipeline.config import OcdbtConfig
-from sv_pipeline.errors import ConfigError, ConflictError, DamagedError, NotFoundError
+from sv_pipeline.errors import ConfigError, ConflictError, DamagedError, NotFoundError, NotReadyError
 from sv_pipeline.grid import ChunkGrid
+from sv_pipeline.segmentation.base import markers
 from sv_pipeline.segmentation.base.given_mips import usable_given_mips
 from sv_pipeline.segmentation.base.layout import plan_scales
 from sv_pipeline.segmentation.base.markers import POPULATED_FOLDER
@@ -25,7 +26,16 @@ from sv_pipeline.storage.file_guard import commit_guard
 from sv_pipeline.storage.precomputed import VolumeInfo, info_json, parse_info, read_info, stored_scale
 from sv_pipeline.storage.retry import retry_transport
 
-__all__ = ["FORKS", "BaseInfo", "create_base", "list_forks", "read_base", "wipe_base", "write_volume_info"]
+__all__ = [
+    "FORKS",
+    "BaseInfo",
+    "create_base",
+    "list_forks",
+    "read_base",
+    "require_complete",
+    "wipe_base",
+    "write_volume_info",
+]
 
 FORKS = ".forks/"
 """Below ``ocdbt/``: one record per fork, because folders cannot be listed without listing all that is in them."""
@@ -237,6 +247,29 @@ def write_volume_info(spec: dict[str, Any], volume: VolumeInfo) -> None:
             f"the database at {place} does not have the configuration in its record: {error}.",
             remedy="Wipe the base and create it again.",
         ) from error
+
+
+def require_complete(watershed_url: str | Path) -> None:
+    """Raise NotReadyError, saying what to run, unless the populate of the base is complete."""
+    if markers.read_complete(watershed_url) is not None:
+        return
+    read_base(watershed_url)
+    meta = markers.read_meta(watershed_url)
+    url = kv.as_url(watershed_url)
+    if meta is None:
+        raise NotReadyError(f"the base of {url} has not been populated.", remedy="Run the populate first.")
+    n_tasks = meta.grid.count(meta.layer)
+    n_missing = n_tasks - len(markers.done_tasks(url))
+    if n_missing:
+        raise NotReadyError(
+            f"the populate of the base of {url} is not complete: {n_missing} of {n_tasks} tasks (layer {meta.layer}) "
+            "are missing.",
+            remedy="Run the missing populate tasks, then finish the populate (finish_populate).",
+        )
+    raise NotReadyError(
+        f"all {n_tasks} populate tasks of the base of {url} are done, but the populate is not finished.",
+        remedy="Finish the populate (finish_populate).",
+    )
 
 
 def list_forks(watershed_url: str | Path) -> list[str]:

@@ -18,10 +18,10 @@ from sv_pipeline.errors import UnavailableError
 from sv_pipeline.segmentation.base import markers
 from sv_pipeline.segmentation.base.key_ranges import key_ranges
 from sv_pipeline.segmentation.base.populate import PopulatePlan, finish_populate, populate_task
-from sv_pipeline.segmentation.base.workers import populate_missing
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE, running_coordinator
 from sv_pipeline.storage.generations import current_version
+from sv_pipeline.testing.populating import populate_missing
 from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline_tests.segmentation.volumes import Watershed, assert_base_holds, make_watershed
 
@@ -178,7 +178,7 @@ def test_a_worker_killed_while_it_may_hold_a_lease_of_the_coordinator_does_not_s
         for seconds in (0.05, 0.15):
             kill_after(watershed.url, plan, seconds)
             plan = watershed.plan()
-        populate_missing(watershed.url, plan, workers=2)
+        populate_missing(watershed.url, plan, workers=2, coordinator_address=address)
     finish_populate(watershed.url, plan)
     assert_clean(watershed, plan)
 
