@@ -231,6 +231,7 @@ class OcdbtConfig(_Model):
     populate_layer: Int = Field(default=4, ge=2, le=64)
     """Graph layer one chunk of which is one populate task; the top layer where the graph has fewer."""
     populate_method: PopulateMethod = PopulateMethod.PARTS
+    """The default of a dataset with a ``source`` is ``auto``: its watershed is made here, and can be referred to."""
     coordinator_address: Address | None = None
     """host:port; default: environment variable SV_PIPELINE_COORDINATOR."""
     mips: Int | None = Field(default=None, ge=1, le=64)
@@ -253,9 +254,15 @@ class OcdbtConfig(_Model):
     def stored(self) -> dict[str, Any]:
         """What the graph's meta holds: PyChunkedGraph's keys under its own names, and ours, which it ignores."""
         own = self.model_dump(mode="json", exclude={"compression_level", "coordinator_address"})
-        # A fork with numbered manifests needs another layer in its spec than the one that PyChunkedGraph builds, which
-        # would write into the base.
-        return {**own, "enabled": self.enabled and self.manifest_kind == "single", "compression": self.compression}
+        # A fork with numbered manifests, or of a base that refers to the watershed, needs another layer in its spec
+        # than those that PyChunkedGraph builds: it would write into the base, or find no voxels.
+        readable = self.manifest_kind == "single" and not self.refers
+        return {**own, "enabled": self.enabled and readable, "compression": self.compression}
+
+    @property
+    def refers(self) -> bool:
+        """Whether the base may refer to chunks of the watershed instead of copying them."""
+        return self.populate_method in (PopulateMethod.REFERENCE, PopulateMethod.AUTO)
 
     @model_validator(mode="before")
     @classmethod
@@ -326,6 +333,16 @@ class DatasetConfig(_Model):
     ingest: IngestOptions = Field(default_factory=IngestOptions)
     ingest_config: dict[str, Any] | None = None
     """PyChunkedGraph's section on its own workers; accepted, not used."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refer_to_a_watershed_of_our_own(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("source") is None:
+            return data
+        given = data.get("ocdbt_config", {})
+        if not isinstance(given, dict) or "populate_method" in given:
+            return data
+        return {**data, "ocdbt_config": {**given, "populate_method": PopulateMethod.AUTO}}
 
     @field_validator("graph_id")
     @classmethod

@@ -10,6 +10,8 @@ from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.ingest import progress, watershed
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import layout, markers
+from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.base.referring import method_cost
 from sv_pipeline.storage import kv
 
 __all__ = ["GraphStatus", "StageStatus", "graph_status"]
@@ -33,6 +35,8 @@ class StageStatus:
     """The first failure, where there is one."""
     built_elsewhere: bool = False
     """Other software made it; there are no done-markers to count."""
+    note: str | None = None
+    """How it is made, in one line, where that is to be known."""
 
     @property
     def state(self) -> str:
@@ -124,4 +128,22 @@ def _voxels_row(dataset: Dataset) -> StageStatus:
     layer = layout.populate_layer(dataset.config.ocdbt_config, dataset.grid) if meta is None else meta.layer
     tasks = (dataset.grid if meta is None else meta.grid).count(layer)
     done = tasks if markers.read_complete(url) is not None else len(markers.done_tasks(url))
-    return StageStatus(f"voxels (layer {layer})", tasks, done)
+    return StageStatus(f"voxels (layer {layer})", tasks, done, note=_cost(dataset))
+
+
+def _cost(dataset: Dataset) -> str:
+    """What the populate costs."""
+    url = dataset.watershed_url
+    try:
+        base = read_base(url)
+    except NotFoundError:
+        return method_cost(dataset.config.ocdbt_config.populate_method)
+    if not base.refers:
+        return "all voxels are copied"
+    complete = markers.read_complete(url) or {}
+    chunks = (
+        f" ({complete['referred']:,} storage chunks, {complete['copied']:,} copied)" if "referred" in complete else ""
+    )
+    mips = ", ".join(map(str, base.referred))
+    rest = "" if len(base.referred) == base.n_mips else "; the other mips are stored"
+    return f"mips {mips} are referred to where they lie in the watershed, which must not change{chunks}{rest}"

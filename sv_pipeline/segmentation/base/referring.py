@@ -28,7 +28,15 @@ from sv_pipeline.storage.shards import find_in_shards
 from sv_pipeline.storage.stored_scale import StoredScale
 from sv_pipeline.storage.volume_info import Scale
 
-__all__ = ["ENCODINGS", "MipReferences", "SourceObjects", "joined", "mips_to_refer_to", "references_of_box"]
+__all__ = [
+    "ENCODINGS",
+    "MipReferences",
+    "SourceObjects",
+    "joined",
+    "method_cost",
+    "mips_to_refer_to",
+    "references_of_box",
+]
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 Names: TypeAlias = npt.NDArray[np.bytes_]
@@ -90,7 +98,7 @@ def mips_to_refer_to(
     ConfigError
         If the method is ``reference`` and a mip does not qualify; names it, the reason and the next best method.
     """
-    if config.populate_method not in (PopulateMethod.REFERENCE, PopulateMethod.AUTO):
+    if not config.refers:
         return ()
     chosen: list[int] = []
     for stored in mips:
@@ -216,3 +224,16 @@ def joined(found: Sequence[MipReferences]) -> References | None:
         offsets=np.concatenate([part.offsets for part in parts]),
         lengths=np.concatenate([part.lengths for part in parts]),
     )
+
+
+def method_cost(method: PopulateMethod) -> str:
+    """What a populate method costs, in one line."""
+    copies = "reads and stores all voxels once more"
+    return {
+        PopulateMethod.PARTS: f"parts: {copies}; PyChunkedGraph's own servers can read the base",
+        PopulateMethod.DIRECT: f"direct: {copies}, in one process",
+        PopulateMethod.COORDINATOR: f"coordinator: {copies}, through one server",
+        PopulateMethod.REFERENCE: "reference: lists the watershed's chunks and stores some bytes for each; coarser mips "
+        "that are missing are made. The watershed must not change; PyChunkedGraph's own servers cannot read the base",
+        PopulateMethod.AUTO: "auto: as reference where the watershed qualifies, as parts elsewhere",
+    }[method]
