@@ -233,7 +233,7 @@ def method_cost(method: PopulateMethod) -> str:
         PopulateMethod.PARTS: f"parts: {copies}; PyChunkedGraph's own servers can read the base",
         PopulateMethod.DIRECT: f"direct: {copies}, in one process",
         PopulateMethod.COORDINATOR: f"coordinator: {copies}, through one server",
-        PopulateMethod.REFERENCE: "reference: lists the watershed's chunks and stores some bytes for each; coarser mips "
-        "that are missing are made. The watershed must not change; PyChunkedGraph's own servers cannot read the base",
+        PopulateMethod.REFERENCE: "reference: lists the watershed's chunks and stores some bytes for each; makes mips "
+        "that are missing. The watershed must not change; PyChunkedGraph's own servers cannot read the base",
         PopulateMethod.AUTO: "auto: as reference where the watershed qualifies, as parts elsewhere",
     }[method]
