@@ -37,6 +37,7 @@ __all__ = [
     "begin_referring",
     "clean_task",
     "delete_attempt",
+    "is_kept",
     "merge_in_ranges",
     "merge_parts",
     "merged_tasks",
@@ -213,6 +214,11 @@ def clean_task(watershed_url: str | Path, coordinate: Triple, winner: str) -> No
     kv.delete_keys(folder, [key for key in keys if key.split("/", 1)[0] != winner])
 
 
+def is_kept(file: str) -> bool:
+    """Whether a file of a part belongs to the base once the part is merged: data, and the record of the watershed."""
+    return file.startswith("d/") or file == SOURCE_RECORD
+
+
 def remove_stale_parts(base: BaseInfo, winners: dict[Triple, str]) -> int:
     """Remove what the merged base does not need: other attempts, and manifests and trees of merged parts.
 
@@ -223,7 +229,7 @@ def remove_stale_parts(base: BaseInfo, winners: dict[Triple, str]) -> int:
     stale = []
     for key in kv.list_keys(folder):
         task, attempt, file = key.split("/", 2)
-        if f"{task}/{attempt}" not in live or not (file.startswith("d/") or file == SOURCE_RECORD):
+        if f"{task}/{attempt}" not in live or not is_kept(file):
             stale.append(key)
     kv.delete_keys(folder, stale)
     if stale:
