@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from volumes import grid_of, make_source
 
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
-from sv_pipeline.segmentation.base.base import create_base, read_base, wipe_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan
 from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.generations import current_version
@@ -28,18 +28,18 @@ from sv_pipeline.testing.populating import populate_missing
 
 
 def measure(folder: Path, config: OcdbtConfig, chunk: int, workers: int) -> str:
-    wipe_base(folder)
+    Base(folder).wipe()
     grid = grid_of(read_info(folder), (chunk, chunk, chunk))
-    create_base(folder, config, grid)
-    plan = populate_plan(folder, grid, config)
+    Base(folder).create(config, grid)
+    plan = populate_plan(Base(folder), grid, config)
     started = time.perf_counter()
-    populate_missing(folder, plan, workers=workers)
-    finish_populate(folder, plan)
+    populate_missing(plan, workers=workers)
+    finish_populate(plan)
     seconds = time.perf_counter() - started
     files = [path for path in (folder / "ocdbt/base").rglob("*") if path.is_file()]
     stored = sum(path.stat().st_size for path in files)
     manifest = (folder / "ocdbt/base/manifest.ocdbt").stat().st_size
-    used = reachable(ocdbt.OcdbtStore(read_base(folder).spec()).base).n_bytes + manifest
+    used = reachable(ocdbt.OcdbtStore(Base(folder).info().spec()).base).n_bytes + manifest
     generation = current_version(ocdbt.base_folder(folder)).generation
     return (
         f"{used / stored:6.3f} in use of {stored / 1e6:7.1f} MB in {len(files):5} files, "

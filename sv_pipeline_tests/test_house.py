@@ -18,7 +18,7 @@ FLOORS = """
     waiting patience processes defects ids yaml_files grid
     arguments
     moments places
-    config_errors
+    config_errors config_fields foreign_keys
     config
     algorithms storage table
     demo segmentation.base

@@ -12,7 +12,6 @@ from sv_pipeline.defs.partitions import graph_layers, graphs
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.errors import NotFoundError, SvPipelineError
 from sv_pipeline.ingest import progress
-from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline.segmentation.base.source_record import changes_of_source
 from sv_pipeline.storage.wall import wall
 from sv_pipeline.verify.dataset import verify_dataset
@@ -154,7 +153,7 @@ def _watershed_unchanged(context: dg.AssetCheckExecutionContext, pipeline: Pipel
     with explained_failures():
         for graph_id in pipeline.registry.graph_ids() if mine is None else [mine]:
             try:
-                base = read_base(pipeline.dataset(graph_id).watershed_url)
+                base = pipeline.dataset(graph_id).base.info()
             except NotFoundError:
                 continue  # it has no voxels of its own
             found = changes_of_source(base, at_most=TASKS_LOOKED_AT)

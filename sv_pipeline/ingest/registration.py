@@ -18,7 +18,7 @@ from sv_pipeline.ingest import watershed
 from sv_pipeline.ingest.missing_chunks import report_missing_chunks
 from sv_pipeline.places import parse_folder
 from sv_pipeline.registry import Dataset, Registry, absolute
-from sv_pipeline.segmentation.base import base, layout, markers, populate, referring
+from sv_pipeline.segmentation.base import layout, populate, referring
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.precomputed import stored_scale
 from sv_pipeline.storage.stored_scale import StoredScale
@@ -58,7 +58,7 @@ def register(config: DatasetConfig, home: str) -> Dataset:
     if config.source is None:
         _check_watershed(dataset)
         _check_mips(config, dataset.volume)
-        if markers.read_complete(dataset.watershed_url) is None:
+        if not dataset.base.is_complete():
             report_missing_chunks(dataset)
     else:
         if not _watershed_is_complete(dataset):
@@ -172,16 +172,26 @@ def _check_folder(name: str, folder: Path) -> None:
 
 def _check_base(dataset: Dataset) -> None:
     """ConfigError if the watershed has a base already that does not suit the configuration. Writes nothing."""
-    url, config = dataset.watershed_url, dataset.config
+    base, config = dataset.base, dataset.config
     if config.ingest.mode is IngestMode.GRAPH:
         return
     try:
-        base.read_base(url)
+        base.info()
     except NotFoundError:
         return
-    base.create_base(url, config.ocdbt_config, grid=dataset.grid)
-    if markers.read_meta(url) is not None:
-        populate.populate_plan(url, dataset.grid, config.ocdbt_config)
+    base.create(config.ocdbt_config, grid=dataset.grid)
+    _name_other_settings(dataset)
+    if base.division() is not None:
+        populate.populate_plan(base, dataset.grid, config.ocdbt_config)
+
+
+def _name_other_settings(dataset: Dataset) -> None:
+    config = dataset.config.ocdbt_config
+    counts = dataset.base.effective(config).settings
+    asked = {**config.settings, "populate_layer": layout.populate_layer(config, dataset.grid)}
+    differing = [f"{name} {counts[name]} (not {asked[name]})" for name in asked if counts[name] != asked[name]]
+    if differing:
+        logger.warning("settings of the base that exists count for this graph: %s", ", ".join(differing))
 
 
 def _check_watershed(dataset: Dataset) -> None:

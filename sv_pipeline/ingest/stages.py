@@ -26,7 +26,7 @@ from sv_pipeline.ingest.batches import Batch, Stage, plan_batches
 from sv_pipeline.ingest.parents import build_parent_chunks
 from sv_pipeline.ingest.registration import attach, register, source_is_needed
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.base import base, populate
+from sv_pipeline.segmentation.base import populate
 
 __all__ = [
     "BatchReport",
@@ -87,7 +87,7 @@ def setup(dataset: Dataset, mode: IngestMode | None = None) -> dict[str, Any]:
         progress.require_own_graph(dataset.graph)
     if mode is not IngestMode.GRAPH:
         _refuse_foreign_pieces(dataset)
-        info = base.create_base(dataset.watershed_url, dataset.config.ocdbt_config, grid=dataset.grid)
+        info = dataset.base.create(dataset.config.ocdbt_config, grid=dataset.grid)
         done["base"] = asdict(info)
     return done
 
@@ -105,10 +105,10 @@ def _with_base(dataset: Dataset) -> DatasetConfig:
     """The configuration; where the watershed has a base that refers to it, one that tells other software so."""
     config = dataset.config
     try:
-        refers = base.read_base(dataset.watershed_url).refers
+        refers = dataset.base.info().refers
     except NotFoundError:
         return config
-    if not refers or config.ocdbt_config.refers:
+    if not refers or config.ocdbt_config.populate_method.refers:
         return config
     by_reference = config.ocdbt_config.model_copy(update={"populate_method": PopulateMethod.AUTO})
     return config.model_copy(update={"ocdbt_config": by_reference})
@@ -202,7 +202,7 @@ def _graph(dataset: Dataset) -> Any:
 
 
 def _populate_plan(dataset: Dataset, only: Coordinates | None = None) -> populate.PopulatePlan:
-    return populate.populate_plan(dataset.watershed_url, dataset.grid, dataset.config.ocdbt_config, only=only)
+    return populate.populate_plan(dataset.base, dataset.grid, dataset.config.ocdbt_config, only=only)
 
 
 # -- running ------------------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def _run_voxels(dataset: Dataset, batch: Batch, coordinator_address: str | None)
     plan = _populate_plan(dataset, batch.coordinates(dataset.grid))
     total = 0
     for task in plan.missing:
-        report = populate.populate_task(dataset.watershed_url, plan, task, coordinator_address=coordinator_address)
+        report = populate.populate_task(plan, task, coordinator_address=coordinator_address)
         total += sum(math.prod(shape) for shape in report.shapes)
     return {"voxels": total}
 
@@ -297,7 +297,7 @@ def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -
     if mode in (IngestMode.BOTH, IngestMode.VOXELS):
         plan = _populate_plan(dataset)
         if plan.layer == layer:
-            report = populate.finish_populate(dataset.watershed_url, plan)
+            report = populate.finish_populate(plan)
             numbers |= {
                 "voxel_tasks": report.n_tasks,
                 "merged_parts": report.merged_parts,

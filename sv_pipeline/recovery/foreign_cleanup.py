@@ -16,7 +16,6 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.writing import Scope
-from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import Change, DeleteCells, RowKeyRange, RowMutation, RowView
 
@@ -35,9 +34,9 @@ def changed_boxes(graph: ChunkedGraph, scope: Scope) -> list[Box]:
     """Storage chunks inside the scope whose voxels are not those of the pin."""
     now = graph.fork.open()
     then = graph.fork.open(version=pin_of(scope))
-    volume = read_base(graph.watershed_url).volume.scales[0]
-    size, origin = np.asarray(volume.chunk_size), np.asarray(volume.voxel_offset)
-    bounds = read_base(graph.watershed_url).volume.bounds
+    volume = graph.fork.base.info().volume
+    size, origin = np.asarray(volume.scales[0].chunk_size), np.asarray(volume.scales[0].voxel_offset)
+    bounds = volume.bounds
     boxes = []
     for coordinate in graph.layout.coordinates(np.array(scope.chunks, np.uint64)):
         box = graph.grid.box(2, coordinate).clip(bounds)

@@ -9,8 +9,7 @@ from sv_pipeline.config import IngestMode
 from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.ingest import progress, watershed
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.base import layout, markers
-from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.base import layout
 from sv_pipeline.segmentation.base.referring import method_cost
 from sv_pipeline.storage import kv
 
@@ -123,27 +122,25 @@ def _watershed_rows(dataset: Dataset) -> list[StageStatus]:
 
 
 def _voxels_row(dataset: Dataset) -> StageStatus:
-    url = dataset.watershed_url
-    meta = markers.read_meta(url)
-    layer = layout.populate_layer(dataset.config.ocdbt_config, dataset.grid) if meta is None else meta.layer
+    base = dataset.base
+    meta = base.division()
+    config = base.effective(dataset.config.ocdbt_config)
+    layer = layout.populate_layer(config, dataset.grid) if meta is None else meta.layer
     tasks = (dataset.grid if meta is None else meta.grid).count(layer)
-    done = tasks if markers.read_complete(url) is not None else len(markers.done_tasks(url))
+    done = tasks if base.is_complete() else len(base.done_tasks())
     return StageStatus(f"voxels (layer {layer})", tasks, done, note=_cost(dataset))
 
 
 def _cost(dataset: Dataset) -> str:
     """What the populate costs."""
-    url = dataset.watershed_url
     try:
-        base = read_base(url)
+        base = dataset.base.info()
     except NotFoundError:
         return method_cost(dataset.config.ocdbt_config.populate_method)
     if not base.refers:
         return "all voxels are copied"
-    complete = markers.read_complete(url) or {}
-    chunks = (
-        f" ({complete['referred']:,} storage chunks, {complete['copied']:,} copied)" if "referred" in complete else ""
-    )
+    counts = dataset.base.counts()
+    chunks = f" ({counts['referred']:,} storage chunks, {counts['copied']:,} copied)" if counts else ""
     mips = ", ".join(map(str, base.referred))
     rest = "" if len(base.referred) == base.n_mips else "; the other mips are stored"
     return f"mips {mips} are referred to where they lie in the watershed, which must not change{chunks}{rest}"

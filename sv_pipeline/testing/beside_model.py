@@ -13,7 +13,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sv_pipeline.edits import CommittedEdit, EditRefused, Reason
 from sv_pipeline.graph.queries import leaves, roots
-from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline.testing.invariants import edges_of, locks_and_scopes
 from sv_pipeline.testing.models import Done, Pair, VoxelModel, canonical, pair, touching
 from sv_pipeline.testing.tables import Backend, but_operations
@@ -40,7 +39,7 @@ class BesideModel(RuleBasedStateMachine):
         voxels = self.copy.voxels()
         self.model = VoxelModel.of(voxels, self.copy.objects(voxels))
         self.generation = self.copy.generation
-        self.storage = np.asarray(read_base(self.copy.graph.watershed_url).volume.scales[0].chunk_size)
+        self.storage = np.asarray(self.copy.graph.fork.base_info().volume.scales[0].chunk_size)
         self.targets: dict[int, tuple[Done, bool]] = {}
         """Operation -> the merge or split that it is about, and whether it has put that in force."""
         self.moments: list[tuple[int, Labels, npt.NDArray[np.int64]]] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from concurrent.futures import as_completed
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 from sv_pipeline.config import PopulateMethod
 from sv_pipeline.processes import Workers
@@ -16,7 +15,7 @@ __all__ = ["populate_missing"]
 
 
 def populate_missing(
-    watershed_url: str | Path, plan: PopulatePlan, *, workers: int = 0, coordinator_address: str | None = None
+    plan: PopulatePlan, *, workers: int = 0, coordinator_address: str | None = None
 ) -> list[TaskReport]:
     """Run the tasks that a plan lists as missing; returns their reports, in the order in which they end.
 
@@ -36,14 +35,10 @@ def populate_missing(
         if plan.method is PopulateMethod.COORDINATOR and coordinator_address is None:
             coordinator_address = stack.enter_context(running_coordinator())
         if not workers:
-            return [
-                populate_task(watershed_url, plan, task, coordinator_address=coordinator_address)
-                for task in plan.missing
-            ]
+            return [populate_task(plan, task, coordinator_address=coordinator_address) for task in plan.missing]
         pool = stack.enter_context(Workers(workers))
         light = replace(plan, missing=())  # it goes along with each task
         futures = [
-            pool.submit(populate_task, watershed_url, light, task, coordinator_address=coordinator_address)
-            for task in plan.missing
+            pool.submit(populate_task, light, task, coordinator_address=coordinator_address) for task in plan.missing
         ]
         return [future.result() for future in as_completed(futures)]

@@ -68,7 +68,7 @@ def prove_ended(graph: ChunkedGraph, operation_id: int, found: Unfinished | None
         return checked
     for look in range(LOOKS):
         time.sleep(Backoff(SECONDS_BETWEEN_LOOKS).after(look))
-        report = verify_around(graph, chunks, watershed_url=graph.watershed_url, graph_id=graph.graph_id)
+        report = verify_around(graph.table, graph.fork, chunks)
         if report.ok:
             return {**checked, "chunks around it": len(chunks), **_numbers(report)}
     unfinished = (one for one in find_unfinished(graph) if one.scope or one.damage)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sv_pipeline.errors import NotFoundError
-from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.source_record import changes_of_source
 from sv_pipeline.verify.report import Outcome
 
@@ -21,7 +21,7 @@ def check_source(outcome: Outcome, watershed_url: str, *, sample: int | None = N
         Look at the objects of so many populate tasks only.
     """
     try:
-        base = read_base(watershed_url)
+        base = Base(watershed_url).info()
     except NotFoundError:
         outcome.skipped = "there is no base: the graph was built without voxels"
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,7 +36,6 @@ def test_edges_are_cut_rather_than_supervoxels_and_verify_names_them(tissue: Wor
     made = edits.split(tissue.graph, request, volume=tissue.volume)
     assert (len(made.roots), len(made.supervoxels)) == (2, 0)
     graph = tissue.graph
-    source = SimpleNamespace(table=graph.table)
-    report = verify(source, watershed_url=graph.watershed_url, graph_id=graph.graph_id)
+    report = verify(graph.table, graph.fork)
     assert {finding.check for finding in report.findings} == {"edge_files"}, report.summary()
     assert "affinity" in report.summary()

@@ -7,7 +7,6 @@ import shutil
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -67,7 +66,7 @@ class Scene:
     def prove(self) -> None:
         """Every check of verify, and nothing open or locked."""
         graph = self.graph
-        report = verify(SimpleNamespace(table=graph.table), watershed_url=graph.watershed_url, graph_id=graph.graph_id)
+        report = verify(graph.table, graph.fork)
         # Coarser mips of edited boxes may be behind, and are listed.
         assert report.ok, report.summary()
         assert not self.open_rows()

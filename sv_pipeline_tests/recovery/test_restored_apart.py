@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -67,9 +66,7 @@ def restore(scene: Scene, *, table: Day | None = None, fork: Day | None = None) 
 
 def pair_check(scene: Scene) -> CheckResult:
     graph = scene.graph
-    report = verify(
-        SimpleNamespace(table=scene.table), watershed_url=graph.watershed_url, graph_id=graph.graph_id, checks=["pair"]
-    )
+    report = verify(scene.table, graph.fork, checks=["pair"])
     return report["pair"]
 
 

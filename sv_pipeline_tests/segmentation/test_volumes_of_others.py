@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.errors import InputError
 from sv_pipeline.grid import Box, ChunkGrid
-from sv_pipeline.segmentation.base.base import create_base, read_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.layout import own_keys, plan_scales
 from sv_pipeline.storage import coverage as coverages
 from sv_pipeline.storage import kv, ocdbt
@@ -182,7 +182,7 @@ def test_mip_0_is_unharmed_whatever_the_keys_are(wanted: list[str], mips: int | 
         store[..., 0].write(labels[:: 2**mip, :: 2**mip]).result()
     watershed = Watershed(url, labels, ChunkGrid(volume.bounds, chunk), OcdbtConfig(populate_layer=2, mips=mips))
     watershed.populate()
-    np.testing.assert_array_equal(ocdbt.OcdbtStore(read_base(url).spec()).array(0).read().result(), labels)
+    np.testing.assert_array_equal(ocdbt.OcdbtStore(Base(url).info().spec()).array(0).read().result(), labels)
     assert coverage(stored_scale(url)).missing == 0
 
 
@@ -210,7 +210,7 @@ def test_given_mips_are_those_of_our_grid_or_made_anew(offset: Triple, size: Tri
         url, labels, ChunkGrid(read_info(url).bounds, (16, 16, 16)), OcdbtConfig(populate_layer=3, mips=3)
     )
     base = watershed.populate().base
-    store = ocdbt.OcdbtStore(read_base(url).spec())
+    store = ocdbt.OcdbtStore(Base(url).info().spec())
     for mip, expected in enumerate(expected_pyramid(base, labels)):
         have = store.array(mip).read().result()
         if mip < base.source_mips:
@@ -221,7 +221,7 @@ def test_given_mips_are_those_of_our_grid_or_made_anew(offset: Triple, size: Tri
             np.testing.assert_array_equal(have, expected)
     if base.source_mips == 1:
         assert base.remade
-        assert read_base(url).remade == base.remade
+        assert Base(url).info().remade == base.remade
 
 
 def give_mip(url: str, kind: str, labels: np.ndarray) -> None:
@@ -313,5 +313,5 @@ def test_a_base_of_a_compressed_watershed_holds_all_its_voxels(tmp_path: Path) -
     labels = blobs(SIZE)
     url = by_cloud_volume(tmp_path, labels, True, "compressed_segmentation")
     watershed = Watershed(url, labels, ChunkGrid(read_info(url).bounds, CHUNK), OcdbtConfig(populate_layer=2))
-    create_base(url, watershed.config, watershed.grid)
+    Base(url).create(watershed.config, watershed.grid)
     assert_base_holds(watershed, watershed.populate())

@@ -43,7 +43,6 @@ from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.operations.settled import SettledGraph
-from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline.storage.context import uncached_context
 from sv_pipeline.storage.precomputed import Scale
 
@@ -126,7 +125,7 @@ def plan_supervoxel_split(
     chunks = lock_around(graph, lock_chunks, where.chunks)
     region = _without_replaced(graph, reread_edges(graph, cache, region), pieces)
     generation, segmentation = read_voxels(graph, where.box)
-    scale = read_base(graph.watershed_url).volume.scales[0]
+    scale = graph.fork.base.info().volume.scales[0]
     sides = np.zeros(where.box.shape, np.uint8, order="F")
     for shared in required.shared:
         own = np.intersect1d(_joined_by_inf(region, shared.members), where.members)

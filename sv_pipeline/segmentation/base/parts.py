@@ -132,7 +132,7 @@ class _Merge:
         self._parts: dict[Triple, ts.KvStore] = {}
         if self.todo:
             _require_parts(base, self.todo)
-        self._store = ocdbt.OcdbtStore(base.spec(writable=True))
+        self._store = ocdbt.OcdbtStore(base.spec())
 
     def at_once(self) -> None:
         """Merge all of them in one commit."""

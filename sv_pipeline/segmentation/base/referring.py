@@ -98,7 +98,7 @@ def mips_to_refer_to(
     ConfigError
         If the method is ``reference`` and a mip does not qualify; names it, the reason and the next best method.
     """
-    if not config.refers:
+    if not config.populate_method.refers:
         return ()
     chosen: list[int] = []
     for stored in mips:

@@ -14,16 +14,16 @@ from sv_pipeline.algorithms.pyramid import downsample
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
 from sv_pipeline.errors import ConfigError, DamagedError
 from sv_pipeline.grid import ChunkGrid
-from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.populate import finish_populate
 from sv_pipeline.segmentation.base.source_record import changes_of_source
-from sv_pipeline.segmentation.base.workers import populate_missing
 from sv_pipeline.storage import kv, object_listing, ocdbt
 from sv_pipeline.storage.context import reset_context
 from sv_pipeline.storage.generations import current_version
 from sv_pipeline.storage.precomputed import create_volume, open_volume, read_info, stored_scale
 from sv_pipeline.storage.reachable import reachable
 from sv_pipeline.storage.retry import retry_transport
+from sv_pipeline.testing.populating import populate_missing
 from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline_tests.segmentation.volumes import Watershed, assert_base_holds, blobs, make_watershed
 from sv_pipeline_tests.storage.test_shards import IDENTITY, write_sharded
@@ -47,7 +47,7 @@ def with_mips(url: str, n_mips: int = 3, **measures: Any) -> Watershed:
 
 def stored_bytes(watershed: Watershed) -> int:
     """Bytes of the base's own data files, those of values included."""
-    base = reachable(ocdbt.OcdbtStore(read_base(watershed.url).spec()).base)
+    base = reachable(ocdbt.OcdbtStore(Base(watershed.url).info().spec()).base)
     return sum(extent.length for extent in base.values if not extent.file.startswith(ocdbt.SOURCE_PREFIX))
 
 
@@ -66,14 +66,14 @@ def test_of_a_watershed_with_all_its_mips_no_voxel_is_stored(storage_url: str) -
 def test_coarser_mips_that_the_watershed_lacks_are_made_and_stored(storage_url: str) -> None:
     watershed = make_watershed(storage_url, populate_method=REFERENCE)
     plan = watershed.plan()
-    reports = populate_missing(storage_url, plan)
-    report = finish_populate(storage_url, plan)
+    reports = populate_missing(plan)
+    report = finish_populate(plan)
     n_chunks = int(np.prod([-(-s // c) for s, c in zip((70, 45, 37), (16, 16, 8), strict=True)]))
     assert plan.base.referred == (0,)
     assert sum(r.referred for r in reports) == report.referred == n_chunks
     assert report.copied == 0
     assert_base_holds(watershed, plan)
-    assert finish_populate(storage_url, plan).referred == n_chunks
+    assert finish_populate(plan).referred == n_chunks
 
 
 def test_chunks_that_are_absent_stay_absent(storage_url: str) -> None:
@@ -95,13 +95,13 @@ def test_chunks_that_are_absent_stay_absent(storage_url: str) -> None:
 def test_the_merge_of_many_keys_is_one_of_neighbours(storage_url: str) -> None:
     watershed = with_mips(storage_url)
     plan = watershed.plan()
-    populate_missing(storage_url, plan)
+    populate_missing(plan)
     before = current_version(ocdbt.base_folder(storage_url)).generation
-    report = finish_populate(storage_url, plan, keys_per_commit=60)
+    report = finish_populate(plan, keys_per_commit=60)
     assert report.merged_parts == plan.n_tasks
     assert report.generation > before + 5
     assert_base_holds(watershed, plan)
-    assert finish_populate(storage_url, plan).generation == report.generation
+    assert finish_populate(plan).generation == report.generation
 
 
 @pytest.mark.parametrize("encoding", ["compressed_segmentation", "raw"])
@@ -183,8 +183,8 @@ def test_a_content_encoding_is_found_on_the_objects_themselves(gcs_server: GcsCo
 
     encode(names[:5])
     plan = watershed.plan(populate_method=REFERENCE)
-    populate_missing(watershed.url, plan)
-    report = finish_populate(watershed.url, plan)
+    populate_missing(plan)
+    report = finish_populate(plan)
     assert (report.copied, report.referred) == (5, len(names) - 5)
     assert_base_holds(watershed, plan)
 
@@ -202,8 +202,8 @@ def test_a_chunk_that_cannot_be_referred_to_is_copied_and_counted(tmp_path: Path
         kv.write_bytes(watershed.url, name + ".gz", gzip.compress(data or b""))
     kv.delete_keys(watershed.url, names)
     plan = watershed.plan()
-    reports = populate_missing(watershed.url, plan)
-    report = finish_populate(watershed.url, plan)
+    reports = populate_missing(plan)
+    report = finish_populate(plan)
     assert sum(r.copied for r in reports) == report.copied == 3
     assert_base_holds(watershed, plan)
     assert not changes_of_source(plan.base)
@@ -226,7 +226,7 @@ def test_requests_of_a_populate_do_not_grow_with_the_chunks(gcs_server: GcsContr
     watershed = with_mips(gcs_server.new_bucket())
     plan = watershed.plan()
     gcs_server.clear()
-    populate_missing(watershed.url, plan)
+    populate_missing(plan)
     asked = [name for method, name in gcs_server.requests() if "ocdbt" not in name and not name.endswith("info")]
     assert set(asked) == {""}, "listings only"
     assert len(asked) <= (3 + 1) * plan.n_tasks, "one for each mip, one for other attempts at the task"
