@@ -35,6 +35,7 @@ from sv_pipeline.config_fields import (
     no_bool,
 )
 from sv_pipeline.errors import ConfigError
+from sv_pipeline.event_receivers import Receiver, require_own_names
 from sv_pipeline.foreign_keys import without_foreign_keys
 from sv_pipeline.places import LOCK_SUFFIX, parse_folder
 from sv_pipeline.redaction import redacted, remember
@@ -310,6 +311,8 @@ class DatasetConfig(_Model):
     ingest: IngestOptions = Field(default_factory=IngestOptions)
     ingest_config: dict[str, Any] | None = None
     """PyChunkedGraph's section on its own workers; accepted, not used."""
+    events: tuple[Receiver, ...] = ()
+    """Who is told of finished edits."""
 
     @model_validator(mode="before")
     @classmethod
@@ -335,6 +338,12 @@ class DatasetConfig(_Model):
                 f"at most {MAX_TABLE_NAME} characters, not starting with '.' or '-'"
             )
         return self
+
+    @field_validator("events")
+    @classmethod
+    def _names_of_their_own(cls, value: tuple[Receiver, ...]) -> tuple[Receiver, ...]:
+        require_own_names(value)
+        return value
 
     @property
     def edges_url(self) -> str:

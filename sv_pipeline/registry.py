@@ -52,6 +52,7 @@ _FREE_FIELDS = {
     ("ingest", "workers"),
     ("ingest", "chunks_per_batch"),
     ("ingest_config",),
+    ("events",),
     ("ocdbt_config", "coordinator_address"),
     ("ocdbt_config", "populate_method"),
     ("data_source", "fill_missing"),

@@ -13,7 +13,7 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import milliseconds
 from sv_pipeline.grid import Box
 from sv_pipeline.moments import Moment, epoch_milliseconds, parse_moment
-from sv_pipeline.operations.log import OperationStatus, read_operations
+from sv_pipeline.operations.log import OperationStatus, find_operation
 from sv_pipeline.operations.refusal import bad_request
 
 __all__ = ["Moment", "milliseconds_of", "segmentation_at"]
@@ -33,13 +33,13 @@ def milliseconds_of(graph: ChunkedGraph, moment: Moment) -> int:
         known = parse_moment(moment)
     if not isinstance(known, int):
         return epoch_milliseconds(known)
-    found = read_operations(graph, [known])
-    if not found or found[0].status is not OperationStatus.SUCCESS or found[0].timestamp is None:
+    found = find_operation(graph, known)
+    if found is None or found.status is not OperationStatus.SUCCESS or found.timestamp is None:
         raise NotFoundError(
             f"operation {known} of graph {graph.graph_id!r} was never made: it is no moment to look back to.",
             remedy="List the operations; those with status SUCCESS count.",
         )
-    return milliseconds(found[0].timestamp) or 0
+    return milliseconds(found.timestamp) or 0
 
 
 def segmentation_at(graph: ChunkedGraph, moment: Moment, *, within: Box | None = None) -> ts.TensorStore:

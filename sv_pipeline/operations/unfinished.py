@@ -18,7 +18,7 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import lineage
 from sv_pipeline.graph.queries import roots
 from sv_pipeline.operations.errors import FinishedError
-from sv_pipeline.operations.log import Operation, OperationStatus, read_operations
+from sv_pipeline.operations.log import Operation, OperationStatus, find_operation, read_operations
 from sv_pipeline.operations.ownership import OPEN_PREFIX, OPEN_ROWS, Owner, open_key, owner_of
 from sv_pipeline.operations.writing import RECOVERY, REQUEST, Scope, scope_in, write_set_in
 from sv_pipeline.table import columns, keys
@@ -155,17 +155,17 @@ def read_unfinished(graph: ChunkedGraph, operation_id: int) -> Unfinished | None
 
 def why_not_unfinished(graph: ChunkedGraph, operation_id: int) -> SvPipelineError:
     """The error that says why an operation is not unfinished: it has ended, or there is none of this number."""
-    found = read_operations(graph, [operation_id])
-    if not found:
+    found = find_operation(graph, operation_id)
+    if found is None:
         return NotFoundError(
             f"there is no operation {operation_id} in graph {graph.graph_id!r}.",
             remedy=f"See 'sv-pipeline ops {graph.graph_id}' for all of them, 'sv-pipeline stuck list "
             f"{graph.graph_id} --min-age 0' for unfinished ones.",
         )
-    status = "without a status" if found[0].status is None else found[0].status.name
+    status = "without a status" if found.status is None else found.status.name
     return FinishedError(
         f"operation {operation_id} is finished already ({status}): there is nothing to recover.",
-        complete=found[0].status is OperationStatus.SUCCESS,
+        complete=found.status is OperationStatus.SUCCESS,
     )
 
 

@@ -9,9 +9,8 @@ import pandas as pd
 
 from sv_pipeline.algorithms.multicut.cut import Preview
 from sv_pipeline.edits import CommittedEdit, MergePreview, SplitPreview
-from sv_pipeline.edits.made import about
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.operations.log import Operation, read_operations
+from sv_pipeline.operations.log import Operation, about, read_operations
 from sv_pipeline.operations.writing import read_still_one_object
 from sv_pipeline.table import columns
 from sv_pipeline.table.counters import last_operation_id

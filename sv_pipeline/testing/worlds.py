@@ -173,13 +173,17 @@ class World:
                 copy.dataset.close()
                 Fork(url, name).remove(force=True)
 
-    def copied_to(self, folder: Path, backend: Backend = "sqlite", *, watershed: str | None = None) -> World:
+    def copied_to(
+        self, folder: Path, backend: Backend = "sqlite", *, home: Path | None = None, watershed: str | None = None
+    ) -> World:
         """A copy of everything, edits and files included, under the same graph id.
 
         Parameters
         ----------
         folder
-            Where the copy goes; ``home`` in it is the home folder of the copy.
+            Where the copy goes.
+        home
+            Home folder in which it is registered. Default: ``home`` in ``folder``.
         watershed
             URL of where the volume goes. Default: the folder ``watershed`` in ``folder``.
         """
@@ -189,7 +193,7 @@ class World:
         else:
             files = [p for p in Path(source).rglob("*") if p.is_file() and not p.name.endswith(".__lock")]
             kv.write_many(target, {str(path.relative_to(source)): path.read_bytes() for path in files})
-        return self._registered(folder / "home", backend, watershed=target, prefix=f"{unique_name()}-")
+        return self._registered(home or folder / "home", backend, watershed=target, prefix=f"{unique_name()}-")
 
     def _registered(
         self,

@@ -17,7 +17,7 @@ from sv_pipeline.errors import CorruptionError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import latest_roots
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.operations.log import Operation, OperationStatus, read_operations
+from sv_pipeline.operations.log import Operation, OperationStatus, find_operation
 from sv_pipeline.operations.ownership import open_key
 from sv_pipeline.operations.unfinished import Phase, RecoveryProgress, Unfinished, find_unfinished
 from sv_pipeline.operations.writing import read_supervoxels
@@ -51,10 +51,9 @@ def prove_ended(graph: ChunkedGraph, operation_id: int, found: Unfinished | None
     CorruptionError
         If something is left, or does not fit.
     """
-    operations = read_operations(graph, [operation_id])
-    if not operations:
+    operation = find_operation(graph, operation_id)
+    if operation is None:
         return {"status": "not in the log"}  # it ended before it had a row there
-    operation = operations[0]
     checked: dict[str, Any] = {"status": "" if operation.status is None else operation.status.name}
     checked["rows without its lock"] = _nothing_left(graph, operation, found)
     if operation.status is OperationStatus.SUCCESS and len(operation.roots):

@@ -18,6 +18,7 @@ import yaml
 from sv_pipeline.config import parse_config
 from sv_pipeline.edits.plan.node_cache import NodeCache
 from sv_pipeline.edits.plan.region import read_region
+from sv_pipeline.feed.reading import events_after
 from sv_pipeline.graph import lineage, queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edge_files import Edges
@@ -128,6 +129,26 @@ def attached(world: World, cli: CommandLine, tmp_path: Path) -> CommandLine:
     said = cli("attach", tmp_path / "graph.yaml")
     assert said.code == 0, said.err
     return cli
+
+
+# -- the edit feed ----------------------------------------------------------------------------------------------------
+
+
+def test_their_edits_are_events_as_ours_are(world: World) -> None:
+    graph = world.graph
+    merge, undo, split = events_after(graph, 0)
+    assert [merge.operation_id, undo.operation_id] == [world.merge, world.undo]
+    assert [event.kind for event in (merge, undo, split)] == ["merge", "undo", "split"]
+    assert {event.user for event in (merge, undo, split)} == {"them"}
+    assert undo.about == world.merge
+    assert undo.old_roots.tolist() == merge.new_roots.tolist()
+    assert split.supervoxels.tolist() == [[world.cut, piece] for piece in sorted(world.pieces)]
+    home = graph.layout.coordinates(np.uint64(world.cut))
+    assert split.boxes == (graph.grid.box(2, home),), "their log does not tell the voxels: the chunk of the supervoxel"
+    for event in (merge, undo, split):
+        below = [leaf for leaf in queries.leaves(graph, event.new_layer2).values.tolist() if leaf not in world.pieces]
+        assert set(below) <= set(queries.leaves(graph, event.new_roots).values.tolist()) | {world.cut}
+        assert set(graph.layout.layers(np.concatenate([event.new_layer2, event.old_layer2])).tolist()) == {2}
 
 
 # -- opening ----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from sv_pipeline.recovery import Unfinished, all_unfinished, claiming, find_unfi
 from sv_pipeline.segmentation.fork.records import NEWEST, operation_key
 from sv_pipeline.table import columns, counters, keys, locks
 from sv_pipeline.table.interface import DeleteCells, RowMutation, Table
-from sv_pipeline_tests.recovery.actors import DONE
+from sv_pipeline.testing.harness.actors import DONE
 from sv_pipeline_tests.recovery.conftest import Theatre
 
 KILLED = -9

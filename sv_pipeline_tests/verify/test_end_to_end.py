@@ -12,7 +12,6 @@ from sv_pipeline.config import DatasetConfig, parse_config
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, create_chunked_graph
 from sv_pipeline.ingest.atomic import build_atomic_chunks
 from sv_pipeline.ingest.parents import build_parent_chunks
-from sv_pipeline.ingest.watershed.run import make_watershed
 from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
 from sv_pipeline.segmentation.fork.fork import Fork
@@ -20,6 +19,7 @@ from sv_pipeline.table.interface import Table
 from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline.testing.fixtures import need
 from sv_pipeline.verify.run import verify
+from sv_pipeline_tests.ingest.watershed.helpers import make_watershed
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
