@@ -15,6 +15,7 @@ import networkx
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.config import DatasetConfig, parse_config
 from sv_pipeline.graph import edge_files as formats
 from sv_pipeline.grid import Box, ChunkGrid
@@ -212,7 +213,7 @@ def _write_edges(config, grid, layout, areas, label_of, objects):  # type: ignor
 
 def _edges(rows):  # type: ignore[no-untyped-def]
     first, second, affinities, areas = zip(*rows, strict=True) if rows else ([], [], [], [])
-    return formats.Edges(
+    return Edges(
         np.array(first, np.uint64),
         np.array(second, np.uint64),
         np.array(affinities, np.float32),

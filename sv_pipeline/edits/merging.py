@@ -10,7 +10,7 @@ import numpy as np
 from sv_pipeline.algorithms.components import component_labels, find
 from sv_pipeline.edits.plan.edit_plan import EditPlan
 from sv_pipeline.edits.plan.implied_edges import implied_edges
-from sv_pipeline.edits.plan.level2_change import add_edges, pairs_of
+from sv_pipeline.edits.plan.level2_change import add_edges
 from sv_pipeline.edits.plan.region import Region, read_region
 from sv_pipeline.edits.plan.workspace import Workspace, plan_above, workspace_of_preview
 from sv_pipeline.edits.requests import MergeRequest, check_distance, log_cells, region_of
@@ -164,7 +164,7 @@ def _check_roots(workspace: Workspace, request: MergeRequest) -> None:
 
 def _edges_to_activate(region: Region, request: MergeRequest) -> UInt64Array:
     """Inactive edges between the part with the sources and the part with the sinks, shape (n, 2)."""
-    pairs, inside, active = pairs_of(region.edges), region.inside, region.active
+    pairs, inside, active = region.edges.pairs, region.inside, region.active
     labels = component_labels(region.supervoxels, pairs[active])
     sides = []
     for name, points in (("source", request.sources), ("sink", request.sinks)):

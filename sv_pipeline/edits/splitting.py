@@ -22,7 +22,7 @@ import numpy as np
 from sv_pipeline.algorithms.multicut import cut as multicut
 from sv_pipeline.algorithms.multicut.cut import LocalGraph, Refusal, Refused, SupervoxelSplitRequired
 from sv_pipeline.edits.plan.edit_plan import EditPlan
-from sv_pipeline.edits.plan.level2_change import OtherChange, pairs_of
+from sv_pipeline.edits.plan.level2_change import OtherChange
 from sv_pipeline.edits.plan.parting import Surroundings, roots_after
 from sv_pipeline.edits.plan.region import Region
 from sv_pipeline.edits.plan.removal import plan_removal
@@ -148,8 +148,8 @@ def _after_split(request: SplitRequest) -> dict[str, bool]:
 
 def local_graph(region: Region) -> LocalGraph:
     """Active edges inside a region."""
-    active, edges = region.active, region.edges
-    return LocalGraph(pairs_of(edges)[active], edges.affinities[active], edges.areas[active])
+    edges = region.edges.take(region.active)
+    return LocalGraph(edges.pairs, edges.affinities, edges.areas)
 
 
 def plan_split(workspace: Workspace, request: SplitRequest) -> EditPlan:

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.edge_rules import usable_affinities
+from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.errors import CorruptionError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.edge_files import Edges
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import (
@@ -84,7 +84,7 @@ def read_timed_edges_of_edits(graph: ChunkedGraph, coordinates: npt.ArrayLike) -
         for column in (FAKE_EDGES, OLD_FAKE_EDGES):
             parts += [_fake_edges(pairs) for _, pairs in column.history(row)]
     latest = max((cells[0].timestamp for row in rows.values() for cells in row.values()), default=0)
-    return _join(parts), latest
+    return Edges.join(parts), latest
 
 
 def has_split_edges(graph: ChunkedGraph) -> bool:
@@ -118,9 +118,3 @@ def _fake_edges(pairs: UInt64Array) -> Edges:
 
 
 # -- arrays -----------------------------------------------------------------------------------------------------------
-
-
-def _join(parts: list[Edges]) -> Edges:
-    if not parts:
-        return Edges()
-    return Edges(*(np.concatenate(arrays) for arrays in zip(*(part.arrays for part in parts), strict=True)))

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.components import find
+from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.config import DatasetConfig
 from sv_pipeline.errors import ConflictError, InputError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edge_files import (
     ChunkEdges,
     Components,
-    Edges,
     components_key,
     edges_key,
     read_components_many,
@@ -135,8 +135,8 @@ def _read_atoms(batch: ChunkTasks, *, look_into_voxels: bool) -> _Atoms:
     supervoxels, inner, outer = list(seen or []), [], []
     for chunk_edges, chunk_components, coordinate in zip(edges, components, coordinates, strict=True):
         active = active_edges(chunk_edges, chunk_components)
-        inner.append(_pairs(active.in_))
-        outer += [_pairs(active.between), _pairs(active.cross)]
+        inner.append(active.in_.pairs)
+        outer += [active.between.pairs, active.cross.pairs]
         named = np.concatenate([np.zeros(0, np.uint64), *chunk_components])
         here = named[graph.layout.chunks(named) == graph.layout.chunk_ids(1, coordinate)]
         every = chunk_edges.in_, chunk_edges.between, chunk_edges.cross
@@ -158,7 +158,7 @@ def _refuse_strangers(
     shape = np.asarray(graph.grid.shape(2))
     for i, (coordinate, chunk_edges, groups) in enumerate(zip(coordinates, edges, components, strict=True)):
         parts = (chunk_edges.in_, chunk_edges.between, chunk_edges.cross)
-        pairs = np.concatenate([_pairs(part) for part in parts])
+        pairs = np.concatenate([part.pairs for part in parts])
         named = np.concatenate([pairs.ravel(), *groups])
         outside = np.asarray((graph.layout.coordinates(named) >= shape).any(axis=1))
         here = graph.layout.chunks(named) == graph.layout.chunk_ids(1, coordinate)
@@ -189,13 +189,9 @@ def active_edges(edges: ChunkEdges, components: Components) -> ChunkEdges:
         one, other = find(ids, part.node_ids1), find(ids, part.node_ids2)
         keep = (one >= 0) & (other >= 0)
         keep[keep] = labels[one[keep]] == labels[other[keep]]
-        return Edges(*(array[keep] for array in part.arrays))
+        return part.take(keep)
 
     return ChunkEdges(same(edges.in_), same(edges.between), edges.cross)
-
-
-def _pairs(edges: Edges) -> UInt64Array:
-    return np.stack([edges.node_ids1, edges.node_ids2], axis=1)
 
 
 # -- counters and guards ----------------------------------------------------------------------------------------------

@@ -15,13 +15,13 @@ import pytest
 import tensorstore as ts
 import yaml
 
+from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.config import parse_config
 from sv_pipeline.edits.plan.node_cache import NodeCache
 from sv_pipeline.edits.plan.region import read_region
 from sv_pipeline.feed.reading import events_after
 from sv_pipeline.graph import lineage, queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.edge_files import Edges
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.operations.log import read_operations

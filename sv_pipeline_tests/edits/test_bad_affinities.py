@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sv_pipeline import edits
-from sv_pipeline.graph.edge_files import Edges, read_edges, write_edges
+from sv_pipeline.algorithms.edges import Edges
+from sv_pipeline.graph.edge_files import read_edges, write_edges
 from sv_pipeline.testing.worlds import World
 from sv_pipeline.verify.run import verify
 from sv_pipeline_tests.edits.bars import Make

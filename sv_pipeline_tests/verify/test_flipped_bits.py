@@ -134,7 +134,7 @@ def test_nothing_is_named_before(edited: EditedFork) -> None:
 
 def test_every_flip_that_changes_a_voxel_is_named(edited: EditedFork) -> None:
     rng = np.random.default_rng(1)
-    values, files = edited.values, sorted((edited.folder / "d").rglob("*"))
+    values, files = edited.values, sorted((edited.folder / "g_d").rglob("*"))
     files = [path for path in files if path.is_file()]
     changed, missed = 0, []
     for number in range(FLIPS):

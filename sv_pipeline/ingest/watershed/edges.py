@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.contacts import affinity_of_contact, diagonal_pairs, face_contacts
+from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.graph import edge_files as formats
-from sv_pipeline.graph.edge_files import ChunkEdges, Edges
+from sv_pipeline.graph.edge_files import ChunkEdges
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.ingest.watershed.companions import read_affinities
