@@ -142,7 +142,7 @@ def _check_places(dataset: Dataset) -> None:
         "the home folder": [kv.join_url(dataset.home, "graphs"), kv.join_url(dataset.home, "tables")],
         "data_source.WATERSHED": [
             ocdbt.base_folder(dataset.watershed_url),
-            ocdbt.fork_folder(dataset.watershed_url, config.graph_id),
+            dataset.fork.folder,
             kv.join_url(dataset.watershed_url, watershed.markers_folder()),
         ],
     }

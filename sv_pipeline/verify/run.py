@@ -46,7 +46,7 @@ class _Check:
 
 
 def _meta(subject: Subject, outcome: Outcome) -> None:
-    ingest_checks.check_meta(outcome, subject.table, subject.meta, subject.volume, subject.watershed_url)
+    ingest_checks.check_meta(outcome, subject.table, subject.meta, subject.volume, subject.fork.watershed_url)
 
 
 def _ids(subject: Subject, outcome: Outcome) -> None:
@@ -132,7 +132,7 @@ def _pair(subject: Subject, outcome: Outcome) -> None:
 
 def _progress(subject: Subject, outcome: Outcome) -> None:
     ingest_checks.check_progress(outcome, subject.table, subject.layout, subject.grid)
-    watershed_checks.check_watershed_files(outcome, subject.watershed_url)
+    watershed_checks.check_watershed_files(outcome, subject.fork.watershed_url)
 
 
 def _operations(subject: Subject, outcome: Outcome) -> None:
@@ -241,10 +241,12 @@ def _run(name: str, subject: Subject) -> CheckResult:
     except UnavailableError:
         raise
     except SvPipelineError as error:
-        outcome.error(str(error), f"graph {subject.graph_id}")
+        outcome.error(str(error), f"graph {subject.fork.graph_id}")
     seconds = time.monotonic() - started
     passed = not outcome.has_errors and not blocked
-    logger.info("check %s of graph %s: %s in %.2f s", name, subject.graph_id, "passed" if passed else "FAILED", seconds)
+    logger.info(
+        "check %s of graph %s: %s in %.2f s", name, subject.fork.graph_id, "passed" if passed else "FAILED", seconds
+    )
     return CheckResult(
         name, check.description, passed, outcome.checked, check.unit, tuple(outcome.findings), seconds, outcome.skipped
     )

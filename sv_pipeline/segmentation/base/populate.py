@@ -33,7 +33,7 @@ from sv_pipeline.segmentation.base.referring import joined
 from sv_pipeline.segmentation.base.source_record import find_references, write_source_record
 from sv_pipeline.segmentation.base.transfer import write_task
 from sv_pipeline.storage import ocdbt
-from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE
+from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE, known_address
 from sv_pipeline.storage.error_dump import dump_errors
 from sv_pipeline.storage.generations import current_version
 from sv_pipeline.storage.retry import retry_transport
@@ -326,7 +326,7 @@ def require_tasks_done(plan: PopulatePlan) -> None:
 
 
 def _coordinator_address(plan: PopulatePlan, address: str | None) -> str:
-    found = address or plan.coordinator_address or os.environ.get(ADDRESS_VARIABLE)
+    found = address or known_address(plan.coordinator_address)
     if not found:
         raise ConfigError(
             "the populate method is 'coordinator', but this task has no coordinator address; it refuses to run, "
