@@ -33,6 +33,7 @@ FLOORS = """
     edits.write
     edits verify
     recovery reports
+    graph_history
     proofreading graphs
     defs
     definitions

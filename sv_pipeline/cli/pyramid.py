@@ -11,6 +11,7 @@ import click
 from sv_pipeline.cli.output import ProgressBars, json_option, print_json
 from sv_pipeline.progress import Progress
 from sv_pipeline.pyramid import downsample as pyramid
+from sv_pipeline.pyramid.foreign import note_foreign_edits
 from sv_pipeline.pyramid.lag import lag_of_graph
 from sv_pipeline.registry import open_dataset
 

@@ -64,6 +64,7 @@ def _announced(dataset: Dataset, meta: TableMeta) -> TableMeta:
     base, config = dataset.base, dataset.config
     asked = ocdbt_settings(config)
     known: dict[str, Any] = dict(meta.custom_data.get(OCDBT_CONFIG) or {})
-    readable = base.info().form.manifest_kind == "single"
+    info = base.info()
+    readable = info.form.manifest_kind == "single" and not info.refers
     settings = {**asked, **known, **base.settings(), "enabled": config.ocdbt_config.enabled and readable}
     return replace(meta, custom_data={**meta.custom_data, OCDBT_CONFIG: settings})

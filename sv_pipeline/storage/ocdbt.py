@@ -21,7 +21,7 @@ import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ from sv_pipeline.storage.kv import as_url, join_url
 __all__ = [
     "OWN_KEYS",
     "SINGLE_MANIFEST",
+    "SOURCE_PREFIX",
     "OcdbtFormat",
     "OcdbtStore",
     "Version",
@@ -55,6 +56,8 @@ __all__ = [
 
 OWN_KEYS = "_sv_pipeline/"
 """Where our own keys are inside an OCDBT key space; the volume is at its root."""
+SOURCE_PREFIX = "watershed/"
+"""Where a base that refers to the watershed's own files finds them among its own."""
 SINGLE_MANIFEST = "manifest.ocdbt"
 """The manifest; where manifests are numbered, the object that holds the configuration alone."""
 
@@ -125,19 +128,55 @@ def base_spec(
     *,
     form: OcdbtFormat | None = None,
     coordinator: str | None = None,
+    refers: bool = False,
     version: Version | None = None,
 ) -> Json:
-    """Key-value spec of the base; ``form`` for its creator, ``coordinator`` as host:port, ``version`` for a pin."""
-    spec = _plain_spec(base_folder(watershed_url), form, coordinator)
+    """Key-value spec of the base.
+
+    Parameters
+    ----------
+    form
+        For its creator.
+    coordinator
+        host:port.
+    refers
+        Whether it refers to files of the watershed.
+    version
+        For a pin.
+    """
+    spec = _plain_spec(_base_of_base(watershed_url, refers), form, coordinator)
     return spec if version is None else {**spec, "version": version}
 
 
-def part_spec(watershed_url: str | Path, task: str, attempt: str, *, form: OcdbtFormat | None = None) -> Json:
-    """Key-value spec of a part."""
-    return _plain_spec(part_folder(watershed_url, task, attempt), form, None)
+def part_spec(
+    watershed_url: str | Path, task: str, attempt: str, *, form: OcdbtFormat | None = None, refers: bool = False
+) -> Json:
+    """Key-value spec of a part; one of a base that refers to the watershed shares the key space of that base."""
+    folder = part_folder(watershed_url, task, attempt)
+    if not refers:
+        return _plain_spec(folder, form, None)
+    if form is not None:
+        form = replace(form, manifest_kind="single")
+    own = folder.removeprefix(base_folder(watershed_url)) + "d/"
+    return {**_plain_spec(_base_of_base(watershed_url, refers), form, None), "manifest": folder, **_data_in(own)}
 
 
-def _plain_spec(folder: str, form: OcdbtFormat | None, coordinator: str | None) -> Json:
+def _base_of_base(watershed_url: str | Path, refers: bool) -> str | Json:
+    folder = base_folder(watershed_url)
+    return {"driver": "kvstack", "layers": [{"base": folder}, _source_layer(watershed_url)]} if refers else folder
+
+
+def _source_layer(watershed_url: str | Path) -> Json:
+    return {"prefix": SOURCE_PREFIX, "base": as_url(watershed_url)}
+
+
+def _data_in(prefix: str) -> Json:
+    # One left out would default to "d/": the base's own data.
+    names = ("value_data_prefix", "btree_node_data_prefix", "version_tree_node_data_prefix")
+    return dict.fromkeys(names, prefix)
+
+
+def _plain_spec(folder: str | Json, form: OcdbtFormat | None, coordinator: str | None) -> Json:
     spec: Json = {"driver": "ocdbt", "base": folder}
     if form is not None:
         spec["config"] = form.config_json()
@@ -152,6 +191,7 @@ def fork_spec(
     *,
     manifest_kind: Literal["single", "numbered"] = "single",
     version: Version | None = None,
+    refers: bool = False,
 ) -> Json:
     """Key-value spec of a fork; readable by any TensorStore, and free of ``config``, which could only mismatch."""
     fork = fork_folder(watershed_url, graph_id)
@@ -165,12 +205,14 @@ def fork_spec(
         "driver": "ocdbt",
         "base": {
             "driver": "kvstack",
-            "layers": [{"base": base_folder(watershed_url)}, manifest, {"prefix": own, "base": fork + own}],
+            "layers": [
+                {"base": base_folder(watershed_url)},
+                *([_source_layer(watershed_url)] if refers else []),
+                manifest,
+                {"prefix": own, "base": fork + own},
+            ],
         },
-        # One left out would default to "d/": the base's own data.
-        "value_data_prefix": own,
-        "btree_node_data_prefix": own,
-        "version_tree_node_data_prefix": own,
+        **_data_in(own),
     }
     if version is not None:
         spec["version"] = version
@@ -178,12 +220,14 @@ def fork_spec(
 
 
 def folder_of(spec: Json) -> str:
-    """Folder of the manifest of a key-value spec, and of what is written through it."""
+    """Folder of the manifest of a database, given by its key-value spec."""
+    if "manifest" in spec:
+        return str(spec["manifest"])
     base = spec["base"]
     if isinstance(base, str):
         return base
-    data = base["layers"][-1]
-    return str(data["base"].removesuffix(data["prefix"]))
+    first, last = base["layers"][0], base["layers"][-1]
+    return str(first["base"] if last["prefix"] == SOURCE_PREFIX else last["base"].removesuffix(last["prefix"]))
 
 
 def check_version(version: Version | None) -> None:

@@ -55,8 +55,7 @@ def base_volume(base: Base) -> StoredVolume | None:
         found = base.info()
     except NotFoundError:
         return None
-    store = ocdbt.OcdbtStore(ocdbt.base_spec(base.watershed_url))
-    return _stored("base", found, store)
+    return _stored("base", found, ocdbt.OcdbtStore(found.spec()))
 
 
 def fork_volume(fork: Fork) -> StoredVolume | None:

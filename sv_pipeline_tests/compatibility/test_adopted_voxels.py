@@ -62,7 +62,11 @@ Adopt = Callable[[dict[str, Any]], Adopted]
 def split_world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A graph with a split through a supervoxel, whose rows are those that their splits write as well."""
     volume = drawn(SHAPE, BARS, {1: 1, 2: 1, 3: 2}, voxel_offset=(8, -8, 16))
-    world = worlds.build(volume, tmp_path_factory.mktemp("split"), ocdbt_config={"populate_layer": 3, "mips": 3})
+    world = worlds.build(
+        volume,
+        tmp_path_factory.mktemp("split"),
+        ocdbt_config={"populate_layer": 3, "mips": 3, "populate_method": "parts"},
+    )
     request = world.split_request([4, 2, 2], [28, 2, 2])
     edit = edits.split(world.graph, request, volume=world.volume)
     assert len(edit.supervoxels)

@@ -28,7 +28,11 @@ BARS = {1: (ALL, slice(1, 5), slice(1, 5)), 2: (ALL, slice(5, 9), slice(1, 5)), 
 def split_world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A graph with a split through a supervoxel."""
     volume = drawn((48, 16, 16), BARS, {1: 1, 2: 1, 3: 2}, voxel_offset=(8, -8, 16))
-    world = worlds.build(volume, tmp_path_factory.mktemp("split"), ocdbt_config={"populate_layer": 3, "mips": 3})
+    world = worlds.build(
+        volume,
+        tmp_path_factory.mktemp("split"),
+        ocdbt_config={"populate_layer": 3, "mips": 3, "populate_method": "parts"},
+    )
     edit = edits.split(world.graph, world.split_request([4, 2, 2], [28, 2, 2]), volume=world.volume)
     assert len(edit.supervoxels)
     return world

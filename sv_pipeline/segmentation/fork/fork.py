@@ -207,11 +207,8 @@ class Fork:
         own = kv.read_bytes(self._folder, ocdbt.SINGLE_MANIFEST) is not None
         if not own:
             self.require()
-        kind = self._base_with(mip or 0).form.manifest_kind
-        if own:
-            keys = ocdbt.fork_spec(self.watershed_url, self.graph_id, manifest_kind=kind, version=version)
-        else:
-            keys = ocdbt.base_spec(self.watershed_url, version=version)
+        base = self._base_with(mip or 0)
+        keys = base.fork_spec(self.graph_id, version) if own else base.spec(version=version)
         return keys if mip is None else ocdbt.array_spec(keys, mip)
 
     def open(
