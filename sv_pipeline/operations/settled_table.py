@@ -78,6 +78,7 @@ class SettledTable(Table):
         ranges: Sequence[RowKeyRange],
         columns: Sequence[ColumnKey] | None = None,
         *,
+        since: int | None = None,
         until: int | None = None,
         newest_only: bool = False,
     ) -> Iterator[tuple[bytes, RowView]]:
@@ -85,11 +86,11 @@ class SettledTable(Table):
         latest = self._until(until)
 
         def read() -> dict[bytes, RowView]:
-            return dict(self.inner.scan(ranges, columns, until=latest, newest_only=newest_only))
+            return dict(self.inner.scan(ranges, columns, since=since, until=latest, newest_only=newest_only))
 
         rows = read()
         self._reads.append(_Read(rows, read, list(rows)))
-        yield from sorted(self._shown(rows, columns, latest, newest_only).items())
+        yield from sorted(_since(self._shown(rows, columns, latest, newest_only), since).items())
 
     def _until(self, until: int | None) -> int | None:
         times = [time for time in (until, self.until) if time is not None]
@@ -123,3 +124,14 @@ class SettledTable(Table):
         raise AssertionError(f"a question about graph {self.name!r} does not write")
 
     create = drop = mutate = increment = check_and_mutate = _refuse
+
+
+def _since(rows: dict[bytes, RowView], since: int | None) -> dict[bytes, RowView]:
+    """Rows without cells that are older than a time: where the newest cell is hidden, the one below it may be."""
+    if since is None:
+        return rows
+    kept = {
+        key: {column: left for column, cells in row.items() if (left := [c for c in cells if c.timestamp >= since])}
+        for key, row in rows.items()
+    }
+    return {key: row for key, row in kept.items() if row}

@@ -112,7 +112,7 @@ def _rows(claim: Claim, scope: Scope, done: Cleanup) -> Cleanup:
     timestamp, cells = claim.found.write_set
     if not cells:
         if claim.found.foreign:
-            removed = restore_rows(claim.graph, claim.operation_id, scope)
+            removed = restore_rows(claim.graph, claim.found)
             return Cleanup(done.boxes, done.voxels, done.generation, removed)
         return done
     made = {key for column, found in cells.items() if column.qualifier in (b"children", b"former_ids") for key in found}

@@ -1,30 +1,79 @@
-"""Taking back what an operation of other software left half done, which says only when it was and in which chunks.
+"""What an operation of other software left half done, and taking it back.
 
-All its cells carry the time of the operation, so cells of that time are looked for in its chunks and above them. Two
-things do not: new supervoxels, whose rows name the operation, have copies of older `parents`; and lists of `children`
-were overwritten in place, with fragments for what was split. Voxels come from a read pinned to that time.
+Its rows are found by `operations.footprint`. Those of supervoxels that it replaced are not all of its time: rows of new
+supervoxels, which name the operation, have copies of older `parents`, and lists of `children` were overwritten in
+place, with the pieces in place of what was split. These are looked for in the chunks that its log names as locked.
+Voxels come from a read pinned to the moment before it.
+
+| # | step | a crash right after it leaves |
+| --- | --- | --- |
+| 1 | new roots are locked, and it is looked whether anybody has edited them | locks more |
+| 2 | cells in rows that were there before | new rows that nothing points to |
+| 3 | rows of new nodes | new supervoxels |
+| 4 | rows of new supervoxels, and what names them | nothing |
+
+After each of them, the next recovery finds what is left in the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 
+from sv_pipeline.algorithms.components import find
+from sv_pipeline.errors import ConflictError
+from sv_pipeline.failpoints import pieces, reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
+from sv_pipeline.operations.errors import RecoveryStoppedError
+from sv_pipeline.operations.footprint import Footprint
+from sv_pipeline.operations.other_software import footprint_of
+from sv_pipeline.operations.unfinished import Unfinished
 from sv_pipeline.operations.writing import Scope
+from sv_pipeline.recovery.missing_locks import lock_free_rows
 from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline.segmentation.fork.commit import restore_operation
+from sv_pipeline.segmentation.fork.fork import fork_exists
 from sv_pipeline.segmentation.fork.reader import open_fork
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import Change, DeleteCells, RowKeyRange, RowMutation, RowView
 
-__all__ = ["changed_boxes", "pin_of", "restore_rows", "restore_voxels"]
+__all__ = ["Remains", "changed_boxes", "pin_of", "read_remains", "restore_rows", "restore_voxels"]
 
-_LEFT_ALONE = {columns.LOCK.key, columns.INDEFINITE_LOCK.key}
+
+@dataclass(frozen=True)
+class Remains:
+    """What an operation has left."""
+
+    boxes: list[Box] = field(default_factory=list)
+    """Storage chunks whose voxels are not those of the moment before it."""
+    supervoxels: list[RowMutation] = field(default_factory=list)
+    """What takes new supervoxels out."""
+    footprint: Footprint = field(default_factory=Footprint)
+
+    @property
+    def cells(self) -> int:
+        """Number of cells that are to be changed or removed, a row that goes counted as one."""
+        return self.footprint.cells + sum(len(mutation.changes) for mutation in self.supervoxels)
+
+
+def read_remains(graph: ChunkedGraph, found: Unfinished) -> Remains:
+    """Look for all that an operation has left."""
+    assert found.scope is not None
+    assert found.operation is not None
+    boxes = []
+    if found.scope.chunks and fork_exists(graph.watershed_url, graph.graph_id):
+        boxes = changed_boxes(graph, found.scope)
+    supervoxels = [*_of_supervoxels(graph, found.operation_id, found.scope)]
+    return Remains(boxes, supervoxels, footprint_of(graph, found.operation, found.objects))
+
+
+# -- voxels -----------------------------------------------------------------------------------------------------------
 
 
 def pin_of(scope: Scope) -> str:
@@ -60,32 +109,82 @@ def restore_voxels(graph: ChunkedGraph, operation_id: int, scope: Scope, owner: 
     return boxes
 
 
-def restore_rows(graph: ChunkedGraph, operation_id: int, scope: Scope) -> int:
-    """Take the operation's cells out of its chunks and what is above them; how many."""
-    rows = dict(graph.table.scan(_ranges(graph, scope)))
-    made = np.array(
-        [
-            int(key)
-            for key, row in rows.items()
-            if key.isdigit()
-            and columns.FORMER_IDS.key in row
-            and operation_id in [i for _, i in columns.OPERATION_ID.history(row)]
-        ],
-        np.uint64,
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+def restore_rows(graph: ChunkedGraph, found: Unfinished) -> int:
+    """Take the operation's cells out; how many.
+
+    Raises
+    ------
+    ConflictError
+        If somebody is editing a root that it has made; nothing was changed.
+    RecoveryStoppedError
+        If somebody has edited one; nothing was changed.
+    """
+    assert found.scope is not None
+    assert found.operation is not None
+    table, remains = graph.table, read_remains(graph, found)
+    if made := [m.key for m in remains.footprint.made if graph.layout.layers(int(m.key)) == graph.n_layers]:
+        _lock_new_roots(graph, found, made)
+        remains = read_remains(graph, found)
+    if remains.footprint.edited_since:
+        raise edited_since(found, remains.footprint)
+    reach("switch back")
+    for piece in pieces("half switched back", list(remains.footprint.switched)):
+        table.mutate(piece)
+    reach("switched back")
+    table.mutate(remains.footprint.made)
+    reach("nodes removed")
+    table.mutate(remains.supervoxels)
+    reach("rows removed")
+    return remains.cells
+
+
+def edited_since(found: Unfinished, footprint: Footprint) -> RecoveryStoppedError:
+    """The error about an operation on whose half-written nodes somebody has built."""
+    return RecoveryStoppedError(
+        f"operation {found.operation_id} cannot be rolled back: {footprint.edited_since}. Nothing was changed.",
+        remedy="Undo the later edit first. If it cannot be undone, restore table and fork from backups of one day.",
     )
-    old_of = {int(new): columns.FORMER_IDS.newest(rows[keys.node_key(int(new))]) for new in made}
-    changes = {key: [*_changes(key, row, scope.timestamp, made, old_of)] for key, row in rows.items()}
-    graph.table.mutate(RowMutation(key, some) for key, some in changes.items() if some)
-    return sum(map(len, changes.values()))
+
+
+def _lock_new_roots(graph: ChunkedGraph, found: Unfinished, row_keys: list[bytes]) -> None:
+    """Other software does not lock the roots that it makes: anybody may be about to edit one."""
+    rows = graph.table.read_rows(row_keys, [columns.INDEFINITE_LOCK.key], newest_only=True)
+    free = [key for key in row_keys if columns.INDEFINITE_LOCK.newest(rows.get(key)) != found.operation_id]
+    got = lock_free_rows(graph, found.operation_id, free)
+    if not all(got):
+        root = int(next(key for key, ok in zip(free, got, strict=True) if not ok))
+        raise ConflictError(
+            f"operation {found.operation_id} cannot be rolled back now: root {root}, which it has made, is being "
+            "edited. Nothing was changed.",
+            repeat="Try again in a minute.",
+        )
+
+
+def _of_supervoxels(graph: ChunkedGraph, operation_id: int, scope: Scope) -> Iterator[RowMutation]:
+    if not scope.chunks:
+        return
+    rows = dict(graph.table.scan(_ranges(graph, scope)))
+    old_of = {
+        int(key): columns.FORMER_IDS.newest(row)
+        for key, row in rows.items()
+        if key.isdigit()
+        and columns.FORMER_IDS.key in row
+        and operation_id in [i for _, i in columns.OPERATION_ID.history(row)]
+    }
+    made = np.array(sorted(old_of), np.uint64)
+    for key, row in rows.items():
+        changes = [*_changes(key, row, scope.timestamp, made, old_of)]
+        if changes:
+            yield RowMutation(key, changes)
 
 
 def _ranges(graph: ChunkedGraph, scope: Scope) -> list[RowKeyRange]:
     layout, chunks = graph.layout, np.array(scope.chunks, np.uint64)
-    coordinates = layout.coordinates(chunks)
-    ranges = keys.chunk_ranges(layout, layout.chunk_ids(1, coordinates))
-    for layer in range(2, graph.n_layers + 1):
-        above = np.unique(coordinates // 2 ** (layer - 2), axis=0)
-        ranges += keys.chunk_ranges(layout, layout.chunk_ids(layer, above))
+    ranges = keys.chunk_ranges(layout, layout.chunk_ids(1, layout.coordinates(chunks)))
+    ranges += keys.chunk_ranges(layout, chunks)
     ranges += [RowKeyRange(key, key + b"\x00") for key in keys.edit_edge_keys(chunks)]
     return ranges
 
@@ -93,22 +192,43 @@ def _ranges(graph: ChunkedGraph, scope: Scope) -> list[RowKeyRange]:
 def _changes(
     key: bytes, row: RowView, timestamp: int, made: UInt64Array, old_of: dict[int, UInt64Array | None]
 ) -> Iterator[Change]:
-    if key.isdigit() and int(key) in old_of:
+    if not key.isdigit():
+        yield from _edge_changes(row, timestamp, made)
+        return
+    if int(key) in old_of:
         yield DeleteCells()
         return
-    for column, cells in row.items():
-        for cell in cells:
-            if cell.timestamp == timestamp and column not in _LEFT_ALONE:
-                yield DeleteCells(column, cell.timestamp)
-            elif column == columns.CHILDREN.key and len(made):
-                children = columns.CHILDREN.decode(cell.value)
-                if np.isin(children, made).any():
-                    yield columns.CHILDREN.set(_with_old(children, made, old_of), cell.timestamp)
-            elif column == columns.NEW_IDS.key and np.isin(columns.NEW_IDS.decode(cell.value), made).all():
-                yield DeleteCells(column, cell.timestamp)
+    for cell in columns.CHILDREN.cells(row):
+        children = columns.CHILDREN.decode(cell.value)
+        if (find(made, children) >= 0).any():
+            yield columns.CHILDREN.set(_with_old(children, made, old_of), cell.timestamp)
+    for cell in columns.NEW_IDS.cells(row):
+        successors = columns.NEW_IDS.decode(cell.value)
+        if cell.timestamp == timestamp or (find(made, successors) >= 0).all():
+            yield DeleteCells(columns.NEW_IDS.key, cell.timestamp)
+
+
+_EDGES_OF_EDITS: tuple[tuple[columns.ArrayColumn[Any], ...], ...] = (
+    (columns.SPLIT_EDGES, columns.AFFINITIES, columns.AREAS),
+    (columns.COMPACTED_SPLIT_EDGES, columns.COMPACTED_AFFINITIES, columns.COMPACTED_AREAS),
+)
+
+
+def _edge_changes(row: RowView, timestamp: int, made: UInt64Array) -> Iterator[Change]:
+    """Edges of a chunk that an operation wrote: of its time, or of a supervoxel that it made."""
+    for pairs, affinities, areas in _EDGES_OF_EDITS:
+        cells = [column.cells(row) for column in (pairs, affinities, areas)]
+        # Three cells of one write need not be of one millisecond: they belong together by their order.
+        together = len({len(some) for some in cells}) == 1
+        for at, cell in enumerate(cells[0]):
+            if cell.timestamp == timestamp or (find(made, pairs.decode(cell.value)) >= 0).any():
+                for column, some in zip((pairs, affinities, areas), cells, strict=True):
+                    its = [some[at]] if together else [c for c in some if c.timestamp == cell.timestamp]
+                    for one in its:
+                        yield DeleteCells(column.key, one.timestamp)
 
 
 def _with_old(children: UInt64Array, made: UInt64Array, old_of: dict[int, UInt64Array | None]) -> UInt64Array:
-    kept = children[~np.isin(children, made)]
-    old = [old_of[int(new)] for new in children[np.isin(children, made)]]
-    return np.unique(np.concatenate([kept, *(one for one in old if one is not None)]))
+    its = find(made, children) >= 0
+    old = [old_of[int(new)] for new in children[its]]
+    return np.unique(np.concatenate([children[~its], *(one for one in old if one is not None)]))

@@ -5,6 +5,7 @@ A task::
     {"table": ["sqlite", name, folder] | ["bigtable", name],
      "do": "merge" | "split" | "undo" | "redo" | "recover" | "abandon" | "heal" | "random" | "job",
      "source": [...], "sink": [...], "offset": [...], "partial": bool, "operation": ..., "user": ...,
+     "theirs": {"die" or "fail": step of `their_worker`, "scope": bool, "seed": ...}: as PyChunkedGraph does it,
      "failpoint": "step:action", "beat": seconds, "clock": seconds ahead, "result": file}
 
 Exit codes: 0 done, 3 refused, 4 ownership lost, 5 nothing to recover, 6 stopped, 7 anything else.
@@ -52,6 +53,10 @@ def open_named(place: list[str]) -> Table:
     return BigtableTable(place[1], "project", "instance", patience=60.0)
 
 
+class Ended(BaseException):
+    """An edit that a worker of other software has brought to its end."""
+
+
 def act(task: dict[str, Any]) -> int:
     """Do it; the exit code."""
     logging.basicConfig(level=logging.CRITICAL)
@@ -63,10 +68,14 @@ def act(task: dict[str, Any]) -> int:
     if task.get("clock"):
         set_clock(task["clock"])
     stop_between_writes()
+    if task.get("theirs"):
+        write_as_they_do(task["theirs"])
     code, said = BROKEN, ""
     try:
         said = json.dumps(_do(open_chunked_graph(open_named(task["table"])), task))
         code = DONE
+    except Ended as end:
+        code, said = DONE, json.dumps({"operation": end.args[0]})
     except edits.EditRefused as error:
         code, said = REFUSED, str(error)
     except edits.OwnershipLostError as error:
@@ -80,6 +89,14 @@ def act(task: dict[str, Any]) -> int:
     if task.get("result"):
         Path(task["result"]).write_text(said)
     return code
+
+
+def write_as_they_do(task: dict[str, Any]) -> None:
+    """From now on edits of this process are planned by us, and written as a worker of PyChunkedGraph writes them."""
+    from sv_pipeline.edits import session
+    from sv_pipeline_tests.recovery import their_worker
+
+    session.commit = their_worker.commit(task)  # type: ignore[assignment]
 
 
 def stop_between_writes() -> None:

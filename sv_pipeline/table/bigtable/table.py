@@ -116,6 +116,7 @@ class BigtableTable(Table):
         ranges: Sequence[RowKeyRange],
         columns: Sequence[ColumnKey] | None = None,
         *,
+        since: int | None = None,
         until: int | None = None,
         newest_only: bool = False,
     ) -> Iterator[tuple[bytes, RowView]]:
@@ -123,7 +124,7 @@ class BigtableTable(Table):
         joined = join_ranges(ranges)
         if not joined or (columns is not None and not columns):
             return iter(())
-        row_filter = messages.read_filter(columns, until, newest_only)
+        row_filter = messages.read_filter(columns, until, newest_only, since)
         return self._read(messages.read_requests(self.path, (), joined, row_filter))
 
     def _read(self, requests: Iterator[Any]) -> Iterator[tuple[bytes, RowView]]:

@@ -53,6 +53,7 @@ def select_cells(
     columns: Sequence[ColumnKey] | None,
     until: int | None,
     newest_only: bool,
+    since: int | None = None,
 ) -> tuple[str, list[Any]]:
     """Statement and parameters of a read, of some keys or a range; the rest is as in the interface."""
     by_range = isinstance(rows, RowKeyRange)
@@ -63,6 +64,9 @@ def select_cells(
         lookup = "+column" if by_range or len(columns) > NARROW else "column"
         conditions.append(f"{lookup} IN ({_marks(columns)})")
         parameters += [column_name(c) for c in columns]
+    if since is not None:
+        conditions.append("timestamp >= ?")
+        parameters.append(since)
     if until is not None:
         conditions.append("timestamp <= ?")
         parameters.append(until)

@@ -196,6 +196,7 @@ class SqliteTable(Table):
         ranges: Sequence[RowKeyRange],
         columns: Sequence[ColumnKey] | None = None,
         *,
+        since: int | None = None,
         until: int | None = None,
         newest_only: bool = False,
     ) -> Iterator[tuple[bytes, RowView]]:
@@ -207,7 +208,7 @@ class SqliteTable(Table):
             connection.execute("BEGIN")
             try:
                 for one in join_ranges(ranges):
-                    sql, parameters = select_cells(one, columns, until, newest_only)
+                    sql, parameters = select_cells(one, columns, until, newest_only, since)
                     self.round_trips += 1
                     yield from rows_of(connection.execute(sql, parameters))
             finally:
