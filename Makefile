@@ -59,7 +59,7 @@ format: install ## Format the code
 
 docs: install ## Build the reference of the Python API into build/docs
 	$(BIN)/python -m pdoc --docformat numpy -o build/docs sv_pipeline sv_pipeline.proofreading sv_pipeline.edits \
-		sv_pipeline.recovery sv_pipeline.config sv_pipeline.errors sv_pipeline.registry sv_pipeline.table
+		sv_pipeline.recovery sv_pipeline.config sv_pipeline.errors sv_pipeline.registry sv_pipeline.table sv_pipeline.testing
 
 clean: ## Remove the environment and the demo's data
 	rm -rf $(VENV) .sv_pipeline .dagster_home demo

@@ -26,8 +26,7 @@ from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.segmentation.base.base import create_base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
 from sv_pipeline.segmentation.fork import commit
-from sv_pipeline.segmentation.fork.fork import create_fork
-from sv_pipeline.segmentation.fork.reader import current_generation, open_fork
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage.precomputed import create_volume, open_volume, read_info
 
 
@@ -63,7 +62,7 @@ def build(folder: Path, chunk: tuple[int, int, int]) -> str:
     for task in plan.missing:
         populate_task(url, plan, task)
     finish_populate(url, plan)
-    create_fork(url, "g")
+    Fork(url, "g").create()
     return url
 
 
@@ -98,11 +97,11 @@ def main() -> None:
 
 
 def once(url: str, folder: Path, number: int, boxes: list[Box]) -> tuple[float, float, int]:
-    fork = open_fork(url, "g")
+    fork = Fork(url, "g").open()
     blocks = [VoxelBlock(b, np.asarray(fork[b.slices].read(order="F").result()) + np.uint64(1)) for b in boxes]
-    edit = commit.EditCommit(number, blocks, current_generation(url, "g"), number, "me", identity="i", graph="g")
+    edit = commit.EditCommit(number, blocks, Fork(url, "g").generation(), number, "me", identity="i", graph="g")
     before, cpu, wall = bytes_of(folder), time.process_time(), time.perf_counter()
-    commit.commit_edit(url, "g", edit)
+    Fork(url, "g").commit(edit)
     return time.process_time() - cpu, time.perf_counter() - wall, bytes_of(folder) - before
 
 

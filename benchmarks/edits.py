@@ -33,8 +33,6 @@ from sv_pipeline.graph.queries import roots, supervoxels_at
 from sv_pipeline.ingest.run import ingest
 from sv_pipeline.ingest.stages import register
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.fork.fork import create_fork
-from sv_pipeline.segmentation.fork.reader import open_fork
 from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline.table.interface import RowKeyRange, RowMutation, SetCell, Table
 from sv_pipeline.table.keys import META
@@ -122,7 +120,7 @@ def choose(
 
 def run(graph: ChunkedGraph, cells: np.ndarray, n_edits: int) -> list[Measured]:
     """Requests for merges, splits and supervoxel splits in turn; the same every time, if edits do the same."""
-    volume = open_fork(graph.watershed_url, graph.graph_id)
+    volume = graph.fork.open()
     rng = np.random.default_rng(0)
     found = []
     for i in range(n_edits):
@@ -164,7 +162,7 @@ def measure(dataset: Dataset, folder: Path, arguments: argparse.Namespace, backe
         cells = file["segmentation"]
     results = []
     for delay in (0.0, arguments.delay_ms / 1000):
-        create_fork(dataset.watershed_url, dataset.graph_id, recreate=True, force=True)
+        dataset.fork.create(recreate=True, force=True)
         name = f"t{uuid.uuid4().hex[:12]}"
         table: Table = SqliteTable(name, folder) if backend == "sqlite" else BigtableTable(name, "project", "instance")
         table.create()
@@ -200,7 +198,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             dataset = build(Path(name), n_supervoxels)
             graph = dataset.graph
-            n = len(np.unique(open_fork(dataset.watershed_url, dataset.graph_id).read().result()))
+            n = len(np.unique(dataset.fork.open().read().result()))
             print(f"{n:,} supervoxels, {graph.grid.count(2)} chunks, {graph.n_layers} layers")
             for backend in ("sqlite", "bigtable"):
                 if backend == "sqlite" or (arguments.bigtable and os.environ.get("BIGTABLE_EMULATOR_HOST")):

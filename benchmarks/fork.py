@@ -21,7 +21,7 @@ from sv_pipeline.config import OcdbtConfig, PopulateMethod
 from sv_pipeline.segmentation.base.base import create_base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan
 from sv_pipeline.segmentation.base.workers import populate_missing
-from sv_pipeline.segmentation.fork.fork import create_fork
+from sv_pipeline.segmentation.fork.fork import Fork
 
 
 def base_of(folder: Path, size: int, method: PopulateMethod) -> str:
@@ -50,7 +50,7 @@ def main() -> None:
         for number in range(options.repeat):
             for folder in folders:
                 started = time.perf_counter()
-                create_fork(folder, f"graph{number}")
+                Fork(folder, f"graph{number}").create()
                 times[folder].append(time.perf_counter() - started)
         medians = [statistics.median(values) for values in times.values()]
         for folder, median in zip(folders, medians, strict=True):

@@ -32,7 +32,6 @@ from sv_pipeline.graph.queries import roots, supervoxels_at
 from sv_pipeline.ingest.run import ingest
 from sv_pipeline.ingest.stages import register
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.fork.reader import open_fork
 from sv_pipeline.verify.run import verify
 
 
@@ -103,7 +102,7 @@ def main() -> None:
     seconds = []
     with tempfile.TemporaryDirectory() as name:
         dataset = build(Path(name), source, list(options.chunk))
-        graph, volume = dataset.graph, open_fork(dataset.watershed_url, dataset.graph_id)
+        graph, volume = dataset.graph, dataset.fork.open()
         for pair in pairs:
             if outcomes.total() == options.pairs:
                 break

@@ -36,10 +36,9 @@ from sv_pipeline.pyramid.mip_maker import open_pyramid
 from sv_pipeline.segmentation.base.base import create_base, read_base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan
 from sv_pipeline.segmentation.base.workers import populate_missing
-from sv_pipeline.segmentation.fork.fork import create_fork
-from sv_pipeline.segmentation.fork.reader import current_generation, open_fork_store
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.records import pending_key, pending_value, store_at
-from sv_pipeline.storage.ocdbt import fork_folder
+from sv_pipeline.storage.ocdbt import OWN_KEYS, fork_folder
 from sv_pipeline.storage.precomputed import open_volume
 from sv_pipeline.table.sqlite.table import SqliteTable
 
@@ -54,28 +53,28 @@ def make_fork(folder: Path, size: tuple[int, int, int]) -> Box:
     create_base(folder, config, grid)
     populate_missing(folder, populate_plan(folder, grid, config))
     finish_populate(folder, populate_plan(folder, grid, config))
-    create_fork(folder, GRAPH)
+    Fork(folder, GRAPH).create()
     SqliteTable("t", folder / "tables").create()
     return info.bounds
 
 
-def place(folder: Path) -> tuple[SqliteTable, str, str]:
-    return SqliteTable("t", folder / "tables"), str(folder), GRAPH
+def table_of(folder: Path) -> SqliteTable:
+    return SqliteTable("t", folder / "tables")
 
 
 def empty_coarser_mips(folder: Path) -> None:
-    store = open_fork_store(folder, GRAPH)
+    store = Fork(folder, GRAPH).store()
     with store.transaction() as transaction:
         kv = store.kv.with_transaction(transaction)
         for scale in read_base(folder).volume.scales[1:]:
             for key in store.kv.list().result():
-                if key.startswith(f"seg/{scale.key}/".encode()):
+                if key.startswith(f"{scale.key}/".encode()):
                     kv.write(key, None).result()
 
 
 def throughput(folder: Path, bounds: Box) -> None:
-    labels = open_fork_store(folder, GRAPH).array(0).read(order="F").result()
-    pyramid = open_pyramid(folder, GRAPH)
+    labels = Fork(folder, GRAPH).store().array(0).read(order="F").result()
+    pyramid = open_pyramid(Fork(folder, GRAPH))
     steps = [level.step for level in pyramid.geometry.levels[1:]]
     kernel = []
     for _ in range(3):
@@ -87,11 +86,11 @@ def throughput(folder: Path, bounds: Box) -> None:
     read, full, report = [], [], DownsampleReport(GRAPH)
     for _ in range(3):
         started = time.perf_counter()
-        open_fork_store(folder, GRAPH).array(0).read(order="F").result()
+        Fork(folder, GRAPH).store().array(0).read(order="F").result()
         read.append(time.perf_counter() - started)
         empty_coarser_mips(folder)
         started = time.perf_counter()
-        report = rebuild(place(folder))
+        report = rebuild(Fork(folder, GRAPH), table=table_of(folder))
         full.append(time.perf_counter() - started)
     mvox = bounds.volume / 1e6
     print(f"volume {bounds.shape}, steps {steps}, {mvox:.0f} Mvox")
@@ -100,7 +99,7 @@ def throughput(folder: Path, bounds: Box) -> None:
     print(f"full pyramid, stored          {mvox / min(full):7.0f} Mvox/s  ({min(kernel) / min(full):.2f} of the kernel,"
           f" {(min(kernel) + min(read)) / min(full):.2f} of read + kernel)  {parts(report)}")  # fmt: skip
     started = time.perf_counter()
-    report = rebuild(place(folder))
+    report = rebuild(Fork(folder, GRAPH), table=table_of(folder))
     print(f"the same, nothing different   {mvox / (time.perf_counter() - started):7.0f} Mvox/s  {parts(report)}")
 
 
@@ -129,7 +128,7 @@ def igneous(folder: Path, bounds: Box, python: str) -> None:
     if subprocess.run([python, "-c", "import igneous"], check=False, capture_output=True).returncode:
         print("igneous: not installed (extra 'benchmark', or --igneous-python), comparison skipped")
         return
-    steps = [level.step for level in open_pyramid(folder, GRAPH).geometry.levels[1:]]
+    steps = [level.step for level in open_pyramid(Fork(folder, GRAPH)).geometry.levels[1:]]
     rates, ours = {}, 0.0
     for parallel in (1, 2):
         for compress in ("gzip", "zstd", False):
@@ -141,11 +140,11 @@ def igneous(folder: Path, bounds: Box, python: str) -> None:
                 said = subprocess.run([python, "-c", IGNEOUS, argument], check=True, capture_output=True, text=True)
                 seconds.append(json.loads(said.stdout.splitlines()[-1]))
                 if not compress:  # TensorStore does not read names that end with .gz
-                    theirs, mine = open_volume(source, MIPS - 1), open_fork_store(folder, GRAPH).array(MIPS - 1)
+                    theirs, mine = open_volume(source, MIPS - 1), Fork(folder, GRAPH).store().array(MIPS - 1)
                     assert np.array_equal(theirs.read().result(), mine.read().result()), "it makes other voxels"
                 shutil.rmtree(source)
                 empty_coarser_mips(folder)
-                ours = max(ours, bounds.volume / 1e6 / rebuild(place(folder)).seconds)
+                ours = max(ours, bounds.volume / 1e6 / rebuild(Fork(folder, GRAPH), table=table_of(folder)).seconds)
             rates[f"{parallel} process(es), {compress or 'no'} compression"] = bounds.volume / 1e6 / min(seconds)
     best = max(rates, key=lambda name: rates[name])
     ratio = ours / rates[best]
@@ -163,7 +162,7 @@ def parts(report: DownsampleReport) -> str:
 
 def edit(folder: Path, operation_id: int, bounds: Box, rng: np.random.Generator) -> None:
     """A third of an object in a box gets a new id, as a supervoxel split does; whole chunks that changed are listed."""
-    store = open_fork_store(folder, GRAPH)
+    store = Fork(folder, GRAPH).store()
     size = np.array([48, 48, 24])
     start = np.array([int(rng.integers(a, b - n)) for a, b, n in zip(bounds.start, bounds.stop, size, strict=True)])
     box = Box.of(start, start + size)
@@ -181,14 +180,14 @@ def edits(folder: Path, bounds: Box, n: int) -> None:
     last: list[DownsampleReport] = []
     for operation_id in range(1, n + 1):
         edit(folder, operation_id, bounds, rng)
-        before, size = current_generation(folder, GRAPH), folder_size(folder)
+        before, size = Fork(folder, GRAPH).generation(), folder_size(folder)
         started = time.perf_counter()
-        last.append(downsample(place(folder)))
+        last.append(downsample(Fork(folder, GRAPH), table=table_of(folder)))
         seconds.append(time.perf_counter() - started)
         stored += folder_size(folder) - size
-        store = open_fork_store(folder, GRAPH)
+        store = Fork(folder, GRAPH).store()
         then = store_at(store, before).kv
-        keys = [key for key in store.kv.list().result() if key.startswith(b"seg/")]
+        keys = [key for key in store.kv.list().result() if not key.startswith(OWN_KEYS.encode())]
         old, new = ([kv.read(key) for key in keys] for kv in (then, store.kv))
         for a, b in zip(old, new, strict=True):
             left, right = a.result(), b.result()
@@ -214,11 +213,11 @@ MEASURE = """
 import json, sys, threading, time
 import psutil
 from sv_pipeline.pyramid.downsample import rebuild
-from sv_pipeline.segmentation.fork.reader import open_fork_store
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.table.sqlite.table import SqliteTable
 folder, budget = sys.argv[1], int(sys.argv[2])
-store = open_fork_store(folder, "g")
-store.array(0)[1000:1064, 2000:2064, 300:364].read().result()
+fork = Fork(folder, "g")
+fork.open()[1000:1064, 2000:2064, 300:364].read().result()
 process = psutil.Process()
 base = peak = process.memory_info().rss
 done = threading.Event()
@@ -228,7 +227,7 @@ def watch():
         peak = max(peak, process.memory_info().rss)
 watcher = threading.Thread(target=watch); watcher.start()
 started = time.perf_counter()
-report = rebuild((SqliteTable("t", folder + "/tables"), folder, "g"), memory_budget=budget)
+report = rebuild(fork, table=SqliteTable("t", folder + "/tables"), memory_budget=budget)
 seconds = time.perf_counter() - started
 done.set(); watcher.join()
 print(json.dumps({"peak": peak - base, "commits": report.work.commits, "blocks": report.blocks, "seconds": seconds}))
@@ -240,7 +239,7 @@ def memory(folder: Path, bounds: Box) -> None:
         empty_coarser_mips(folder)
         command = [sys.executable, "-c", MEASURE, str(folder), str(megabytes << 20)]
         answer: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-        pyramid = open_pyramid(folder, GRAPH)
+        pyramid = open_pyramid(Fork(folder, GRAPH))
         whole = pyramid.geometry.bytes_whole(pyramid.relative([bounds])) >> 20
         print(f"budget {megabytes:5} MiB (all in memory would be {whole}): peak {answer['peak'] / 2**20:6.0f} MiB, "
               f"{answer['peak'] / 2**20 / megabytes:.2f} of it, {(answer['peak'] / 2**20 - 128) / megabytes:.2f} "
@@ -257,7 +256,7 @@ def main() -> None:
     scratch = Path(tempfile.mkdtemp(prefix="pyramid-"))
     try:
         bounds = make_fork(scratch, tuple(options.size))
-        geometry = open_pyramid(scratch, GRAPH).geometry
+        geometry = open_pyramid(Fork(scratch, GRAPH)).geometry
         assert len(geometry.affected(as_array([Box.of((0, 0, 0), bounds.shape)]))) == MIPS - 1
         throughput(scratch, bounds)
         igneous(scratch, bounds, options.igneous_python)

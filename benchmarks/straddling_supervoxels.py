@@ -33,7 +33,6 @@ from sv_pipeline.grid import Box
 from sv_pipeline.ingest.run import ingest
 from sv_pipeline.ingest.stages import register
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.fork.reader import open_fork
 from sv_pipeline.verify.run import verify
 
 
@@ -64,7 +63,7 @@ class Outcome:
 
 def run(dataset: Dataset, case: voxel_cut.Case, corner: np.ndarray) -> Outcome:
     """Split one supervoxel, and measure."""
-    graph, volume = dataset.graph, open_fork(dataset.watershed_url, dataset.graph_id)
+    graph, volume = dataset.graph, dataset.fork.open()
     seeds = [points + corner for points in (case.source, case.sink)]
     sides = [Points.of(coordinates=points) for points in seeds]
     started = time.perf_counter()

@@ -34,8 +34,7 @@ from sv_pipeline.edits import Points, SplitRequest
 from sv_pipeline.ingest.run import ingest
 from sv_pipeline.ingest.stages import register
 from sv_pipeline.registry import open_dataset
-from sv_pipeline.segmentation.fork.reader import current_generation, open_fork
-from sv_pipeline.segmentation.fork.records import read_operation
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.verify.dataset import verify_dataset
 
 GRAPH = "g"
@@ -61,14 +60,14 @@ def build(folder: Path, options: argparse.Namespace) -> list[list[int]]:
 def split(folder: Path, points: list[list[int]]) -> dict[str, Any]:
     """The edit, measured."""
     dataset = open_dataset(GRAPH, str(folder / "home"))
-    graph, volume = dataset.graph, open_fork(dataset.watershed_url, GRAPH)
+    graph, volume = dataset.graph, Fork(dataset.watershed_url, GRAPH).open()
     imports, before = peak_megabytes(), stored(str(folder / "ws"))
-    generation = current_generation(dataset.watershed_url, GRAPH)
+    generation = Fork(dataset.watershed_url, GRAPH).generation()
     sides = [Points.of(coordinates=[point]) for point in points]
     started = time.perf_counter()
     edit = edits.split(graph, SplitRequest("benchmark", *sides), volume=volume)
     seconds, peak = time.perf_counter() - started, peak_megabytes()
-    record = read_operation(dataset.watershed_url, GRAPH, edit.id)
+    record = Fork(dataset.watershed_url, GRAPH).record(edit.id)
     assert record is not None
     written = stored(str(folder / "ws")) - before
     report = verify_dataset(dataset)
@@ -84,7 +83,7 @@ def split(folder: Path, points: list[list[int]]) -> dict[str, Any]:
         "box_voxels": int(np.prod(SHAPE)),
         "new_supervoxels": len(edit.supervoxels),
         "roots": len(edit.roots),
-        "generations": current_generation(dataset.watershed_url, GRAPH) - generation,
+        "generations": Fork(dataset.watershed_url, GRAPH).generation() - generation,
         "storage_chunks": len(record.boxes),
         "written_over_changed": round(written / chunk_bytes(str(folder / "ws"), record.boxes, GRAPH), 3),
         "verify": report.ok,

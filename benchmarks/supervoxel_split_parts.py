@@ -44,9 +44,8 @@ from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.segmentation.base.base import create_base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
-from sv_pipeline.segmentation.fork.commit import EditCommit, commit_edit
-from sv_pipeline.segmentation.fork.fork import create_fork
-from sv_pipeline.segmentation.fork.reader import current_generation, open_fork
+from sv_pipeline.segmentation.fork.commit import EditCommit
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.precomputed import create_volume, open_volume
 
@@ -103,7 +102,7 @@ def prepare(folder: str, options: argparse.Namespace) -> dict[str, Any]:
     for task in plan.missing:
         populate_task(folder, plan, task)
     finish_populate(folder, plan)
-    create_fork(folder, "g")
+    Fork(folder, "g").create()
     members = np.unique(labels[mask])
     return {"members": members, "edges": local_edges(labels, members, layout), "points": points + OFFSET, "grid": grid}
 
@@ -148,8 +147,8 @@ def split(folder: str, options: argparse.Namespace, given: dict[str, Any]) -> di
     layout, box = IdLayout(max(3, grid.n_layers)), grid.bounds
     before = stored(folder)
     with step("read"):
-        generation = current_generation(folder, "g")
-        segmentation = open_fork(folder, "g", version=generation)[box.slices].read(order="F").result()
+        generation = Fork(folder, "g").generation()
+        segmentation = Fork(folder, "g").open(version=generation)[box.slices].read(order="F").result()
     with step("mask"):
         mask = member_mask(segmentation, members)
     with step("voxel_cut"):
@@ -180,7 +179,7 @@ def split(folder: str, options: argparse.Namespace, given: dict[str, Any]) -> di
     with step("commit"):
         storage = ChunkGrid(box, tuple(options.storage_chunk))
         chunks = plan.changed_chunks(segmentation, new_ids, storage)
-        result = commit_edit(folder, "g", EditCommit(1, chunks, generation, 0, "benchmark"))
+        result = Fork(folder, "g").commit(EditCommit(1, chunks, generation, 0, "benchmark"))
     written = stored(folder) - before
     return {
         "object_voxels": len(plan.voxels),
@@ -211,7 +210,7 @@ def chunk_bytes(folder: str, boxes: tuple[Box, ...], graph_id: str = "g") -> int
     store = ocdbt.OcdbtStore(ocdbt.fork_spec(folder, graph_id)).kv
     name = "_".join(f"{r:g}" for r in RESOLUTION)
     keys = ["_".join(f"{a}-{b}" for a, b in zip(box.start, box.stop, strict=True)) for box in boxes]
-    return sum(len(store[f"{ocdbt.ARRAY_PATH}{name}/{key}"]) for key in keys)
+    return sum(len(store[f"{name}/{key}"]) for key in keys)
 
 
 def main() -> None:

@@ -216,6 +216,8 @@ class PopulateMethod(StrEnum):
 class OcdbtConfig(_Model):
     """Format of the base; persisted with the base and the graph, fixed once the base exists."""
 
+    enabled: bool = True
+    """Whether the graph's meta tells PyChunkedGraph to use the fork."""
     max_inline_value_bytes: Int = Field(default=4096, ge=0, le=1 << 20)
     max_decoded_node_bytes: Int = Field(default=262144, ge=4096, le=1 << 30)
     version_tree_arity_log2: Int = Field(default=4, ge=1, le=16)
@@ -229,8 +231,27 @@ class OcdbtConfig(_Model):
     """host:port; default: environment variable SV_PIPELINE_COORDINATOR."""
     mips: Int | None = Field(default=None, ge=1, le=64)
     """Number of mips of the base; default: those of the source, or until the volume fits one storage chunk."""
+    max_dst_chunk_shape: tuple[ChunkAxis, ChunkAxis, ChunkAxis] = (128, 128, 64)
+    """Storage chunks of the base are those of the source, but no larger than this along each axis, in voxels."""
     storage_chunk_size: tuple[ChunkAxis, ChunkAxis, ChunkAxis] | None = None
-    """Voxels of a storage chunk; default: the source's."""
+    """Voxels of a storage chunk; default: the source's, limited by ``max_dst_chunk_shape``."""
+    populate_base: bool = True
+    """PyChunkedGraph's switch of its own populate; accepted, not used."""
+    sv_split_threshold: Int = Field(default=10, ge=0, le=1 << 20)
+    """Voxels. PyChunkedGraph gives a piece of a split supervoxel the edges to neighbours that are nearer than this. Not
+    used here: a piece gets the edges to the neighbours that it touches."""
+
+    @property
+    def compression(self) -> dict[str, Any] | None:
+        """The compression as TensorStore writes it."""
+        return None if self.compression_level is None else {"id": "zstd", "level": self.compression_level}
+
+    def stored(self) -> dict[str, Any]:
+        """What the graph's meta holds: PyChunkedGraph's keys under its own names, and ours, which it ignores."""
+        own = self.model_dump(mode="json", exclude={"compression_level", "coordinator_address"})
+        # A fork with numbered manifests needs another layer in its spec than the one that PyChunkedGraph builds, which
+        # would write into the base.
+        return {**own, "enabled": self.enabled and self.manifest_kind == "single", "compression": self.compression}
 
     @model_validator(mode="before")
     @classmethod

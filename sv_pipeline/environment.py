@@ -13,8 +13,8 @@ _ON = frozenset({"on", "true", "yes", "1"})
 _OFF = frozenset({"off", "false", "no", "0"})
 
 
-def number_in(variable: str, default: float, *, meaning: str) -> float:
-    """A finite number above 0.
+def number_in(variable: str, default: float, *, meaning: str, may_be_zero: bool = False) -> float:
+    """A finite number above 0, or of at least 0 where that ``may_be_zero``.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def number_in(variable: str, default: float, *, meaning: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
+    if not (0 < value < math.inf or (may_be_zero and value == 0)):
         raise ConfigError(f"{variable} is {text!r}.", remedy=f"Set it to a number of {meaning}, such as {default:g}.")
     return value
 

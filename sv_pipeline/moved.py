@@ -24,6 +24,7 @@ _TABLE = """
     algorithms.multicut_paths algorithms.multicut.paths
     algorithms.skeletons demo.skeletons
     algorithms.synthetic demo.synthetic
+    defs.backoff backoff
     edits.bridges edits.plan.bridges
     edits.commit edits.write.commit
     edits.contact_zone edits.plan.implied_edges
@@ -74,7 +75,7 @@ _TABLE = """
     edits.supervoxel_undo edits.plan.supervoxel_undo
     edits.writing edits.write.cells
     engine ingest
-    engine.attempts defs.backoff
+    engine.attempts backoff
     engine.batches ingest.batches
     engine.beside_edits verify.beside_edits
     engine.catch_up pyramid.catch_up
@@ -116,7 +117,8 @@ _TABLE = """
     segmentation.precomputed storage.precomputed
     segmentation.private_files storage.private_files
     segmentation.reachable storage.reachable
-    segmentation.reader segmentation.fork.reader
+    segmentation.fork.reader segmentation.fork.fork
+    segmentation.reader segmentation.fork.fork
     segmentation.rebuild pyramid.rebuild
     segmentation.retry storage.retry
     segmentation.specs storage.ocdbt

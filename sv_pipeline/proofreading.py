@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from sv_pipeline import edits
-from sv_pipeline.arguments import parse_count, parse_flag, parse_ids
+from sv_pipeline.arguments import is_whole, parse_count, parse_flag, parse_ids
 from sv_pipeline.edits import (
     CommittedEdit,
     MergeRequest,
@@ -29,6 +29,8 @@ from sv_pipeline.edits.pointing import resolved, supervoxels_or_nearest, what_is
 from sv_pipeline.edits.requests import DEFAULT_REGION_MEMORY, user_or_default
 from sv_pipeline.edits.tokens import asks_for, edit_once, operation_of
 from sv_pipeline.errors import InputError, NotFoundError
+from sv_pipeline.feed.event import EditEvent
+from sv_pipeline.feed.reading import events_after, number_after
 from sv_pipeline.graph import queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import Lineage, any_lineage
@@ -41,8 +43,8 @@ from sv_pipeline.operations.refusal import bad_request
 from sv_pipeline.redaction import redacted
 from sv_pipeline.registry import Dataset, open_dataset
 from sv_pipeline.reports.previews import PreviewedMerge, PreviewedSplit
-from sv_pipeline.segmentation.fork.reader import is_current, open_fork
-from sv_pipeline.storage.wall import behind_the_wall, methods_behind_the_wall
+from sv_pipeline.segmentation.fork.fork import is_current
+from sv_pipeline.storage.wall import behind_the_wall, methods_behind_the_wall, steps_behind_the_wall
 
 __all__ = ["OpenGraph", "Voxels", "open_graph"]
 
@@ -110,7 +112,7 @@ class OpenGraph:
         if volume is None or not is_current(volume):
             if volume is not None:
                 self.dataset.forget()
-            volume = self.__dict__["_volume"] = open_fork(self.dataset.watershed_url, self.dataset.graph_id)
+            volume = self.__dict__["_volume"] = self.dataset.fork.open()
         return volume
 
     @property
@@ -270,6 +272,27 @@ class OpenGraph:
         with bad_request():
             newest = None if last is None else parse_count(last, "number of operations")
         return operations_table(self.graph, newest)
+
+    def events(self, since: int = 0, *, follow: bool = False) -> Iterator[EditEvent]:
+        """The edit feed: finished operations, of whatever software, each after those that it builds on.
+
+        Parameters
+        ----------
+        since
+            Number of an operation: only events after its own. 0 = from the beginning.
+        follow
+            Wait for more, for ever.
+
+        Raises
+        ------
+        NotFoundError
+            If the feed does not have the operation.
+        """
+        with bad_request():
+            operation = 0 if is_whole(since) and int(since) == 0 else parse_operation(since)
+            waits = parse_flag(follow, "follow")
+        graph = self.graph
+        return steps_behind_the_wall(events_after(graph, number_after(graph, operation), follow=waits))
 
     # -- editing ------------------------------------------------------------------------------------------------------
 

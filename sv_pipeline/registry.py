@@ -22,6 +22,7 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.places import is_spec, local_folder, parse_folder, parse_source
 from sv_pipeline.redaction import redacted_value
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv
 from sv_pipeline.storage.precomputed import VolumeInfo, read_info
 from sv_pipeline.storage.private_files import write_private
@@ -83,6 +84,11 @@ class Dataset:
         """Folder of the watershed volume."""
         return kv.as_url(self.config.data_source.watershed)
 
+    @property
+    def fork(self) -> Fork:
+        """The graph's own version of the voxels (it may not exist yet)."""
+        return Fork(self.watershed_url, self.graph_id)
+
     def close(self) -> None:
         """Release the table's connections, where any were opened; they are opened anew when they are needed."""
         if "table" in self.__dict__:
@@ -107,6 +113,11 @@ class Dataset:
     def table(self) -> Table:
         """The graph's table (it may not exist yet)."""
         return open_table(self.config, self.home)
+
+    @property
+    def existing_table(self) -> Table | None:
+        """The graph's table; None while it does not exist, as for a graph of voxels alone."""
+        return self.table if self.table.exists() else None
 
     @cached_property
     def graph(self) -> ChunkedGraph:

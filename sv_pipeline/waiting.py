@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import random
 import socket
 import sys
 import time
@@ -21,7 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sv_pipeline.errors import ConfigError, UnavailableError
+from sv_pipeline.backoff import Backoff
+from sv_pipeline.environment import number_in
+from sv_pipeline.errors import UnavailableError
 
 __all__ = ["NOTE_BYTES", "VARIABLE", "Holder", "Wait", "at_most", "doing", "lock_wait", "locked_by"]
 
@@ -30,7 +31,7 @@ VARIABLE = "SV_PIPELINE_LOCK_WAIT"
 DEFAULT_SECONDS = 60.0
 SAY_AFTER = 3.0
 """Seconds of waiting after which the log says for whom; then each time after twice as long."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.0005, 0.05
+BACKOFF = Backoff(0.0005, 0.05, factor=1.5)
 NOTE_BYTES = 1024
 """Length of a note with blanks behind it: a shorter one leaves nothing of a longer one."""
 MAX_TEXT = 120
@@ -51,13 +52,7 @@ def lock_wait() -> float:
     ConfigError
         If the environment does not name a number of seconds.
     """
-    text = os.environ.get(VARIABLE, "")
-    try:
-        seconds = float(text) if text else DEFAULT_SECONDS
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise ConfigError(f"{VARIABLE}={text!r} is not a number of seconds.", remedy="Set it to 0 or more, e.g. 60.")
+    seconds = number_in(VARIABLE, DEFAULT_SECONDS, meaning="seconds", may_be_zero=True)
     bound = _bound.get()
     return seconds if bound is None else min(seconds, bound)
 
@@ -148,7 +143,7 @@ class Wait:
         """
         self._name, self._holder = name, holder
         self._began = time.monotonic()
-        self._pause, self._say_at = FIRST_PAUSE, SAY_AFTER
+        self._tries, self._say_at = 0, SAY_AFTER
 
     def pause(self) -> None:
         """Wait a little; UnavailableError if that was long enough."""
@@ -168,8 +163,8 @@ class Wait:
                 self._holder() or "a process that left no note",
                 bound - waited,
             )
-        time.sleep(min(self._pause * random.uniform(0.5, 1), bound - waited))  # noqa: S311 - jitter
-        self._pause = min(1.5 * self._pause, LONGEST_PAUSE)
+        self._tries += 1
+        time.sleep(min(BACKOFF.jittered(self._tries), bound - waited))
 
 
 def locked_by(file: Path, kind: str, byte: int | None = None) -> Holder | None:

@@ -7,14 +7,16 @@ import signal
 
 from hypothesis import settings
 
+from sv_pipeline_tests.properties import PROFILE, QUICK_EXAMPLES, SOAK_EXAMPLES
+
 pytest_plugins = ["sv_pipeline.testing.fixtures"]
 
 # Machines that run tests are shared: how long one example takes says nothing. CI runs the same examples each time.
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
-settings.register_profile("soak", deadline=None, print_blob=True, max_examples=1000)
-settings.register_profile("quick", deadline=None, max_examples=8)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+settings.register_profile("soak", deadline=None, print_blob=True, max_examples=SOAK_EXAMPLES)
+settings.register_profile("quick", deadline=None, max_examples=QUICK_EXAMPLES)
+settings.load_profile(PROFILE)
 
 os.environ.setdefault("NO_GCE_CHECK", "true")
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")

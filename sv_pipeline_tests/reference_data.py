@@ -21,7 +21,7 @@ from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.segmentation.base.base import create_base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
-from sv_pipeline.segmentation.fork.fork import create_fork
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv
 from sv_pipeline.storage.precomputed import create_volume, open_volume
 from sv_pipeline.table import meta
@@ -56,6 +56,11 @@ class ReferenceDataset:
     def graph_id(self) -> str:
         """Name of the graph."""
         return self.config.graph_id
+
+    @property
+    def fork(self) -> Fork:
+        """The graph's own version of the voxels."""
+        return Fork(self.watershed_url, self.graph_id)
 
 
 def random_labels(shape: Triple, n_labels: int, seed: int) -> npt.NDArray[np.int64]:
@@ -136,7 +141,7 @@ def build_dataset(
     write_reference_graph(table, hierarchy, layout, grid)
     if with_fork:
         populate(config, grid)
-        create_fork(config.data_source.watershed, graph_id)
+        Fork(config.data_source.watershed, graph_id).create()
     return ReferenceDataset(config, table, grid, layout, voxels, active, hierarchy)
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import pydantic
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sv_pipeline.config import DatasetConfig, load_config, parse_config
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.yaml_files import MAX_BYTES
+from sv_pipeline_tests.properties import examples
 
 GOOD = """
 graph_id: g
@@ -208,7 +209,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@examples(600)
 @given(st.sampled_from(sorted(fields())), values | st.lists(st.integers() | st.floats(), min_size=3, max_size=3))
 def test_any_value_in_any_field_is_refused_or_usable(field: str, value: Any) -> None:
     try:
@@ -219,7 +220,7 @@ def test_any_value_in_any_field_is_refused_or_usable(field: str, value: Any) -> 
     assert parse_config(dump).model_dump(mode="json", by_alias=True) == dump or field.startswith("ingest_config")
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.binary(max_size=60) | st.text(st.sampled_from("ab:-[]{}&*!|>'\"\n \t#?,1.%@"), max_size=40).map(str.encode))
 def test_any_file_is_refused_or_usable(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.yaml"

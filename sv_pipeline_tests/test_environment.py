@@ -23,6 +23,14 @@ def test_what_is_no_number_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, t
         number_in(NAME, 5.0, meaning="seconds")
 
 
+@pytest.mark.parametrize("text", ["0", "0.0", " 0 "])
+def test_zero_is_a_number_where_it_may_be(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(NAME, text)
+    assert number_in(NAME, 5.0, meaning="seconds", may_be_zero=True) == 0
+    with pytest.raises(ConfigError, match="number of seconds"):
+        number_in(NAME, 5.0, meaning="seconds")
+
+
 def test_a_fraction_is_no_whole_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(NAME, "2.0")
     assert whole_number_in(NAME, 5, meaning="chunks") == 2

@@ -6,12 +6,13 @@ import ast
 import re
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sv_pipeline"
 FLOORS = """
-    redaction progress failpoints moved
+    redaction progress failpoints moved backoff
     errors
     environment json_texts
     waiting patience processes defects ids yaml_files grid
@@ -24,7 +25,7 @@ FLOORS = """
     segmentation.fork
     graph
     operations registry
-    ingest.watershed pyramid
+    ingest.watershed pyramid feed
     ingest edits.requests
     edits.plan
     edits.write
@@ -45,6 +46,7 @@ IO_MODULES = {"io", "os", "pathlib", "shutil", "socket", "sqlite3", "subprocess"
 Imports = Iterator[tuple[int, str]]
 
 
+@cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
 

@@ -39,8 +39,8 @@ def test_a_package_of_a_former_name_offers_its_contents_and_no_more(package: str
 
 def test_former_imports_work_in_a_script() -> None:
     code = """
-from sv_pipeline.segmentation.pending import lag
-from sv_pipeline.segmentation.fork import create_fork
+from sv_pipeline.segmentation.pending import lag_of
+from sv_pipeline.segmentation.fork import Fork
 from sv_pipeline.segmentation.base import read_base
 from sv_pipeline.segmentation import kv, specs, fork
 from sv_pipeline.table.sqlite import SqliteTable

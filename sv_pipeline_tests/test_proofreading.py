@@ -17,7 +17,7 @@ from sv_pipeline.edits import EditRefused
 from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.reports.pictures import MAX_WIDTH
-from sv_pipeline.segmentation.fork.reader import current_generation
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline_tests.editable import (
     BACKGROUND,
@@ -117,13 +117,13 @@ def size_of(png: bytes) -> tuple[int, int]:
 @pytest.mark.parametrize("of_a_supervoxel", [False, True])
 def test_a_preview_says_what_the_split_then_does(graph: OpenGraph, of_a_supervoxel: bool) -> None:
     one, other = two_parts_of_an_object(graph, of_a_supervoxel=of_a_supervoxel)
-    rows, generation = dump(graph.dataset.table), current_generation(graph.dataset.watershed_url, "small")
+    rows, generation = dump(graph.dataset.table), Fork(graph.dataset.watershed_url, "small").generation()
     preview = graph.preview_split([one], [other])
     width, _ = size_of(preview.picture())
     assert width <= MAX_WIDTH
     assert preview._repr_png_() == preview.picture()
     assert dump(graph.dataset.table) == rows
-    assert current_generation(graph.dataset.watershed_url, "small") == generation
+    assert Fork(graph.dataset.watershed_url, "small").generation() == generation
 
     numbers = preview.numbers
     cut = graph.split([one], [other])
@@ -197,7 +197,7 @@ def test_bad_points_are_refused_with_a_reason_and_change_nothing(untouched: Open
 def state(graph: OpenGraph) -> tuple[object, ...]:
     """All rows but those of operations, their counter, and the generation of the fork."""
     rows = {key: row for key, row in dump(graph.dataset.table).items() if not key.startswith((b"000", b"ioperations"))}
-    return rows, current_generation(graph.dataset.watershed_url, graph.dataset.graph_id)
+    return rows, graph.dataset.fork.generation()
 
 
 def test_no_points_give_no_answers(untouched: OpenGraph) -> None:

@@ -23,7 +23,6 @@ from sv_pipeline.edits import CommittedEdit
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.proofreading import OpenGraph, open_graph
 from sv_pipeline.recovery.dry_run import dry_run
-from sv_pipeline.segmentation.fork.reader import current_generation
 from sv_pipeline.verify.dataset import verify_changes, verify_dataset
 from sv_pipeline_tests.editable import editable_graph, neighbours_of_two_objects, two_parts_of_an_object
 from sv_pipeline_tests.graph.compare import dump
@@ -39,6 +38,8 @@ GOOD: dict[str, Callable[[World], Any]] = {
     "operation_ids": lambda w: [w.made.id],
     "after": lambda w: w.made.id,
     "last": lambda w: 1,
+    "since": lambda w: w.made.id,
+    "follow": lambda w: False,
     "user": lambda w: "ada",
     "reason": lambda w: "it is not wanted",
     "token": lambda w: "a-token",
@@ -132,6 +133,8 @@ FINE: dict[str, frozenset[str]] = {
     "ids": frozenset({"an empty list"}),
     "operation_ids": frozenset({"an empty list", "one", "a list of one", "five numbers"}),
     "last": frozenset({"zero", "one"}),
+    "since": frozenset({"zero", "one"}),
+    "follow": frozenset({"true", "a truth of numpy"}),
     "token": frozenset({"text", "digits"}),
     "user": frozenset({"text", "digits"}),
     "region_memory": frozenset({"zero", "one"}),
@@ -161,7 +164,7 @@ class World:
         """All rows, those of refused operations aside, and the generation of the fork."""
         rows = dump(self.graph.dataset.table)
         kept = {key: row for key, row in rows.items() if not key.startswith((b"000", b"ioperations"))}
-        return kept, current_generation(self.graph.dataset.watershed_url, self.graph.dataset.graph_id)
+        return kept, self.graph.dataset.fork.generation()
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,7 @@ COMMANDS = {
     "redo": ("sv_pipeline.cli.edits:redo", "Make an undone operation again."),
     "picture": ("sv_pipeline.cli.edits:picture", "Draw an operation, before and after it."),
     "ops": ("sv_pipeline.cli.edits:operations", "Show the operation log."),
+    "events": ("sv_pipeline.cli.events:events", "Show finished edits as they come; deliver them to receivers."),
     "stuck": ("sv_pipeline.cli.stuck:stuck", "Find and recover edits whose process died."),
     "lag": ("sv_pipeline.cli.pyramid:lag", "Show how far coarser mips are behind."),
     "downsample": ("sv_pipeline.cli.pyramid:downsample", "Let coarser mips catch up with edits."),

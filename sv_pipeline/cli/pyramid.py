@@ -12,7 +12,6 @@ from sv_pipeline.cli.output import ProgressBars, json_option, print_json
 from sv_pipeline.progress import Progress
 from sv_pipeline.pyramid import downsample as pyramid
 from sv_pipeline.registry import open_dataset
-from sv_pipeline.segmentation.fork import pending
 
 __all__ = ["downsample", "lag"]
 
@@ -24,7 +23,7 @@ __all__ = ["downsample", "lag"]
 def lag(home: str, graph: str, *, as_json: bool) -> None:
     """How far the coarser mips of GRAPH are behind its base mip."""
     dataset = open_dataset(graph, home)
-    found = pending.lag(dataset.watershed_url, graph)
+    found = dataset.fork.lag()
     if as_json:
         print_json(asdict(found))
     else:
@@ -48,11 +47,12 @@ def downsample(
     if everything and operations:
         raise click.UsageError("give either --all or --op.")
     dataset = open_dataset(graph, home)
+    fork, table, budget = dataset.fork, dataset.existing_table, megabytes << 20
     with nullcontext(Progress()) if as_json else ProgressBars("blocks") as bars:
         if everything:
-            report = pyramid.rebuild(dataset, memory_budget=megabytes << 20, progress=bars)
+            report = pyramid.rebuild(fork, table=table, memory_budget=budget, progress=bars)
         else:
-            report = pyramid.downsample(dataset, operations or None, memory_budget=megabytes << 20, progress=bars)
+            report = pyramid.downsample(fork, operations or None, table=table, memory_budget=budget, progress=bars)
     if as_json:
         print_json({"complete": report.complete, **asdict(report)})
     else:

@@ -8,10 +8,10 @@ from typing import Any
 import dagster as dg
 from dagster import DagsterRunStatus
 
-from sv_pipeline.defs.backoff import wait_after
 from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.pyramid import downsample_job, pyramid, pyramid_keeps_up, verdict_numbers, verdict_severity
 from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.defs.runs import PYRAMID_BACKOFF, UNFINISHED_RUNS
 from sv_pipeline.pyramid.lag import GraphLag, lag_verdict, lags
 
 __all__ = ["downsample_sensor"]
@@ -21,13 +21,6 @@ GRAPH_TAG = "dagster/partition/graph"
 LEDGER_TAG = "sv/ledger"
 MOST_RUNS = 50
 RUNS_LOOKED_AT = 12
-UNFINISHED = [
-    DagsterRunStatus.NOT_STARTED,
-    DagsterRunStatus.QUEUED,
-    DagsterRunStatus.STARTING,
-    DagsterRunStatus.STARTED,
-    DagsterRunStatus.CANCELING,
-]
 
 
 @dg.sensor(job_name=downsample_job.name, minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING)
@@ -67,7 +60,7 @@ def _request(instance: dg.DagsterInstance, found: GraphLag) -> dg.RunRequest | s
     tags = {"dagster/partition": found.graph_id}
     mine = dg.RunsFilter(job_name=downsample_job.name, tags=tags)
     records = instance.get_run_records(mine, limit=RUNS_LOOKED_AT)
-    running = [r.dagster_run.run_id for r in records if r.dagster_run.status in UNFINISHED]
+    running = [r.dagster_run.run_id for r in records if r.dagster_run.status in UNFINISHED_RUNS]
     if running:
         return f"{found}: run {running[0][:8]} is at it"
     failures = 0
@@ -77,7 +70,7 @@ def _request(instance: dg.DagsterInstance, found: GraphLag) -> dg.RunRequest | s
         failures += 1
     if failures:
         ended = records[0].end_time or records[0].update_timestamp.timestamp()
-        wait = ended + wait_after(failures) - time.time()
+        wait = ended + PYRAMID_BACKOFF.after(failures) - time.time()
         if wait > 0:
             return f"{found}: {failures} runs failed in a row; next attempt in {wait:.0f} s"
     # A run key is remembered for ever: the same ledger again, after a run that failed or left something, needs another.

@@ -12,12 +12,13 @@ from pydantic import Field
 from sv_pipeline import recovery
 from sv_pipeline.defs.metadata import explained_failures, numbers, pictures
 from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.defs.runs import MOST_RECOVERIES, RECOVERY_BACKOFF, UNFINISHED_RUNS
 from sv_pipeline.edits.requests import user_or_default
 from sv_pipeline.environment import is_switched_on
 from sv_pipeline.errors import CorruptionError, NotFoundError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.recovery.durations import parse_duration
-from sv_pipeline.recovery.observing import Backoff, Observation, Observations
+from sv_pipeline.recovery.observing import Observation, Observations
 from sv_pipeline.registry import Registry, ask_every_graph
 from sv_pipeline.reports.alerts import alerts_from_environment
 from sv_pipeline.reports.split_pictures import split_picture
@@ -30,15 +31,7 @@ GRAPH_TAG, OPERATION_TAG, ATTEMPT_TAG = "sv/graph_id", "sv/op_id", "sv/attempt"
 ONE_AT_A_TIME_TAG = "sv/recovery_of"
 """Graph, once more: dagster.yaml lets one recovery of a graph run at a time, but any number of edits."""
 AGE_VARIABLE, SWITCH_VARIABLE = "SV_PIPELINE_RECOVERY_MIN_AGE", "SV_PIPELINE_RECOVERY"
-BACKOFF = Backoff()
 RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
-UNFINISHED_RUNS = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 FOR_PEOPLE = (recovery.RecoveryStoppedError, CorruptionError, NotFoundError)
 """Errors that a second try meets again."""
 FAILED_RUNS = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
@@ -138,7 +131,7 @@ def alert_of_failure(run: dg.DagsterRun, why: str) -> None:
     if ATTEMPT_TAG not in run.tags:
         again = "launched by hand"
     else:
-        more = attempt < BACKOFF.max_attempts
+        more = attempt < MOST_RECOVERIES
         again = f"attempt {attempt}; " + (
             "it will be tried again" if more else "nobody will try again: see 'stuck show'"
         )
@@ -148,7 +141,7 @@ def alert_of_failure(run: dg.DagsterRun, why: str) -> None:
         operation=operation_id,
         attempt=attempt,
         run_id=run.run_id,
-        final=attempt >= BACKOFF.max_attempts,
+        final=attempt >= MOST_RECOVERIES,
     )
 
 
@@ -288,9 +281,9 @@ def _request(
         return "is being recovered"
     failed = instance.get_run_records(dg.RunsFilter(job_name=job, tags=tags, statuses=FAILED_RUNS))
     ended = max((record.end_time or 0.0 for record in failed), default=None)
-    if not BACKOFF.due(len(failed), ended, now):
-        if len(failed) >= BACKOFF.max_attempts:
-            return f"needs a person: {len(failed)} recoveries failed, the last one with: {one.progress.error}"
+    if len(failed) >= MOST_RECOVERIES:
+        return f"needs a person: {len(failed)} recoveries failed, the last one with: {one.progress.error}"
+    if not RECOVERY_BACKOFF.due(len(failed), ended, now):
         return f"will be tried again: {len(failed)} recoveries failed"
     attempt = instance.get_runs_count(dg.RunsFilter(job_name=job, tags=tags)) + 1
     config = OperationConfig(

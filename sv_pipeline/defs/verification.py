@@ -13,6 +13,7 @@ from pydantic import Field
 from sv_pipeline.defs.checks import evaluations, red_checks
 from sv_pipeline.defs.metadata import explained_failures
 from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.defs.runs import UNFINISHED_RUNS
 from sv_pipeline.environment import is_switched_on, whole_number_in
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.registry import Registry, ask_every_graph
@@ -32,13 +33,6 @@ MOST_OPERATIONS = 1000
 """Operations before the first look that are looked at as well."""
 SAMPLED = ("voxels", "base", "pyramid", "digests", "lineage")
 """Checks that a sample limits; all others look at everything in any case."""
-UNFINISHED = [
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 def default_status() -> dg.DefaultScheduleStatus:
@@ -160,7 +154,7 @@ def _last_operation(registry: Registry, graph_id: str) -> int:
 def _changes(instance: dg.DagsterInstance, graph_id: str, last: int) -> dg.RunRequest | str:
     """A run for what is new in a graph; or why there is none."""
     mine = {GRAPH_TAG: graph_id}
-    if instance.get_runs_count(dg.RunsFilter(job_name=verify_job.name, tags=mine, statuses=UNFINISHED)):
+    if instance.get_runs_count(dg.RunsFilter(job_name=verify_job.name, tags=mine, statuses=UNFINISHED_RUNS)):
         return f"{graph_id}: a verification is under way"
     done = instance.get_runs(dg.RunsFilter(job_name=verify_job.name, tags=mine, statuses=[dg.DagsterRunStatus.SUCCESS]))
     first = max(0, last - MOST_OPERATIONS)

@@ -18,8 +18,6 @@ from sv_pipeline.grid import Box
 from sv_pipeline.moments import Moment, epoch_milliseconds, parse_moment
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.operations.refusal import bad_request
-from sv_pipeline.segmentation.fork.reader import open_fork
-from sv_pipeline.segmentation.fork.records import generation_at
 from sv_pipeline.table.columns import Ragged
 
 __all__ = ["Moment", "leaves_at", "milliseconds_of", "segmentation_at"]
@@ -55,8 +53,8 @@ def segmentation_at(graph: ChunkedGraph, moment: Moment, *, within: Box | None =
     times say; without ``within`` the volume is that of a generation, which may lack one of them.
     """
     time = milliseconds_of(graph, moment)
-    generation = generation_at(graph.watershed_url, graph.graph_id, time, within=within)
-    return open_fork(graph.watershed_url, graph.graph_id, version=generation)
+    generation = graph.fork.generation_at(time, within=within)
+    return graph.fork.open(version=generation)
 
 
 def leaves_at(graph: ChunkedGraph, supervoxels: Any, at: Time) -> Ragged:

@@ -42,7 +42,6 @@ from sv_pipeline.operations.refusal import EditRefused, Reason, bad_request
 from sv_pipeline.operations.successors import names_of_today
 from sv_pipeline.operations.undo_chain import Incarnation, about, latest_incarnation
 from sv_pipeline.operations.writing import read_activated, read_still_one_object, read_supervoxels
-from sv_pipeline.segmentation.fork.reader import open_fork
 from sv_pipeline.table import columns
 from sv_pipeline.table.interface import SetCell
 
@@ -234,7 +233,7 @@ def _redo_split(graph: ChunkedGraph, found: Incarnation, user: str, run: _Run) -
             f"operation {target} is in force: there is nothing to redo.",
             remedy="Undo it to take it back.",
         )
-    volume = open_fork(graph.watershed_url, graph.graph_id)
+    volume = graph.fork.open()
     return run_edit(
         graph,
         _same_points(found.operation, user, allow_partial=run.allow_partial or _parted_nothing(graph, found.operation)),

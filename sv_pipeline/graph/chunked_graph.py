@@ -9,6 +9,7 @@ from sv_pipeline.config import DatasetConfig
 from sv_pipeline.errors import ConfigError, ConflictError
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import LAYER_BITS, IdLayout
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage.kv import as_url
 from sv_pipeline.storage.precomputed import read_info
 from sv_pipeline.table import meta as table_meta
@@ -45,6 +46,11 @@ class ChunkedGraph:
     def watershed_url(self) -> str:
         """Folder of the watershed volume."""
         return as_url(self._source("WATERSHED"))
+
+    @cached_property
+    def fork(self) -> Fork:
+        """The graph's own version of the voxels; it may not exist."""
+        return Fork(self.watershed_url, self.graph_id)
 
     @cached_property
     def edges_url(self) -> str:

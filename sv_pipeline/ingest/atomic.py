@@ -26,7 +26,7 @@ from sv_pipeline.graph.rows import child_rows, edge_cells, parent_rows
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.ingest.isolated import supervoxels_in_voxels
 from sv_pipeline.ingest.layer_tasks import Batch, ChunkReport, Counts, open_batch
-from sv_pipeline.ingest.reservations import concurrently, describe_chunk, read_task_rows
+from sv_pipeline.ingest.reservations import describe_chunk, read_task_rows
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import CHILDREN, COUNTER, atomic_cross_edges
 from sv_pipeline.table.interface import RowMutation
@@ -214,7 +214,7 @@ def _raise_counters(graph: ChunkedGraph, supervoxels: UInt64Array) -> None:
         for key, segment in zip(row_keys, highest, strict=True)
         if (current := COUNTER.newest(rows.get(key)) or 0) < segment
     ]
-    concurrently(graph, lambda item: graph.table.increment(item[0], COUNTER.key, item[1]), behind)
+    graph.table.side_by_side(lambda item: graph.table.increment(item[0], COUNTER.key, item[1]), behind)
 
 
 def _refuse_foreign_nodes(batch: Batch) -> None:

@@ -16,10 +16,9 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -29,14 +28,12 @@ from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table import counters, keys
 from sv_pipeline.table.columns import INGEST_DONE, INGEST_FAILED, INGEST_RESERVATION
 from sv_pipeline.table.interface import CellMatch, RowView
-from sv_pipeline.table.sqlite.table import SqliteTable
 
 __all__ = [
     "IdNeed",
     "IdRange",
     "Reservation",
     "TaskRow",
-    "concurrently",
     "decode_task_row",
     "describe_chunk",
     "now",
@@ -44,11 +41,6 @@ __all__ = [
     "reserve_ids",
     "worker_name",
 ]
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-REQUESTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -158,7 +150,7 @@ def reserve_ids(
     """
     result = list(stored)
     missing = [i for i, reservation in enumerate(stored) if reservation is None]
-    won = concurrently(graph, lambda i: _put(graph, layer, needs[i]), missing)
+    won = graph.table.side_by_side(lambda i: _put(graph, layer, needs[i]), missing)
     for i, reservation in zip(missing, won, strict=True):
         result[i] = reservation
     lost = [i for i in missing if result[i] is None]
@@ -201,16 +193,6 @@ def _checked(graph: ChunkedGraph, layer: int, need: IdNeed, found: Reservation |
 
 
 # -- helpers ----------------------------------------------------------------------------------------------------------
-
-
-def concurrently(graph: ChunkedGraph, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Results of single-row requests, in order; sent side by side where the backend gains by it."""
-    work = list(items)
-    # SQLite has one writer at a time: threads would only wait for each other.
-    if len(work) < 2 or isinstance(graph.table, SqliteTable):
-        return [function(item) for item in work]
-    with ThreadPoolExecutor(min(REQUESTS_AT_ONCE, len(work))) as pool:
-        return list(pool.map(function, work))
 
 
 def describe_chunk(graph: ChunkedGraph, chunk_id: int) -> str:

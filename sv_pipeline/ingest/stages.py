@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.backoff import Backoff
 from sv_pipeline.config import IngestMode
 from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError, NotReadyError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import create_chunked_graph, open_chunked_graph
@@ -26,7 +27,6 @@ from sv_pipeline.ingest.parents import build_parent_chunks
 from sv_pipeline.ingest.registration import attach, register, source_is_needed
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import base, populate
-from sv_pipeline.segmentation.fork import fork
 
 __all__ = [
     "BatchReport",
@@ -103,7 +103,7 @@ def _has_table(dataset: Dataset) -> bool:
 
 def _refuse_foreign_pieces(dataset: Dataset) -> None:
     """A fork starts as the watershed, which lacks what other software has cut: better none than a stale one."""
-    if fork.fork_exists(dataset.watershed_url, dataset.graph_id):
+    if dataset.fork.exists():
         return
     try:
         graph = dataset.graph
@@ -127,7 +127,7 @@ def _create_table(dataset: Dataset) -> str:
                 return "created by another run"
             if attempt + 1 == SETUP_ATTEMPTS:
                 raise
-            time.sleep(0.2 * (attempt + 1))
+            time.sleep(Backoff(0.2).jittered(attempt + 1))
         else:
             return "created"
     raise AssertionError("unreachable")
@@ -295,6 +295,6 @@ def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -
 
 def make_fork(dataset: Dataset, *, recreate: bool = False) -> None:
     """The graph's fork of the base; nothing happens if it is there and ``recreate`` is not asked for."""
-    if not recreate and fork.fork_exists(dataset.watershed_url, dataset.graph_id):
+    if not recreate and dataset.fork.exists():
         return
-    fork.create_fork(dataset.watershed_url, dataset.graph_id, recreate=recreate)
+    dataset.fork.create(recreate=recreate)

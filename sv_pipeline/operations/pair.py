@@ -30,8 +30,7 @@ from sv_pipeline.operations.log import OperationStatus
 from sv_pipeline.operations.ownership import FIXED_TIME, open_key
 from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.operations.writing import IDENTITY, identity_in, identity_keys, new_identity
-from sv_pipeline.segmentation.fork.fork import fork_exists
-from sv_pipeline.segmentation.fork.reader import open_fork_store
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.records import NEWEST, Newest, OperationRecord, read_value, record_in
 from sv_pipeline.storage import ocdbt
 from sv_pipeline.table import codecs, columns, keys
@@ -96,8 +95,8 @@ class HasBoth(Protocol):
         ...
 
     @property
-    def watershed_url(self) -> str:
-        """Folder of the watershed, in which its fork is."""
+    def fork(self) -> Fork:
+        """Its voxels."""
         ...
 
     @property
@@ -172,7 +171,7 @@ def compare(graph: HasBoth) -> Compared:
 
 def restore_advice(graph: HasBoth, older: Older) -> str:
     """What to do about a pair that does not fit."""
-    folder = ocdbt.fork_folder(graph.watershed_url, graph.graph_id)
+    folder = graph.fork.folder
     if older is Older.NEITHER:
         return f"Restore both from backups of one day: the table, and the folder {folder}."
     other = "the table" if older is Older.TABLE else f"the folder {folder}"
@@ -262,10 +261,10 @@ def _committed_in(row: RowView) -> Committed | None:
 
 
 def _fork_of(graph: HasBoth) -> tuple[ocdbt.OcdbtStore | None, Newest | None]:
-    if not fork_exists(graph.watershed_url, graph.graph_id):
+    if not graph.fork.exists():
         return None, None
     with _readable(graph):
-        store = open_fork_store(graph.watershed_url, graph.graph_id)
+        store = graph.fork.store()
         value = read_value(store.kv, NEWEST)
         return store, None if value is None else Newest.decode(value)
 

@@ -22,7 +22,6 @@ a moment: later edits do not touch that.
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.backoff import Backoff
 from sv_pipeline.errors import SvPipelineError, UnavailableError
 from sv_pipeline.graph import queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
@@ -38,7 +38,6 @@ from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.half_written import read_half_written
 from sv_pipeline.operations.settled_table import SettledTable
-from sv_pipeline.segmentation.fork.reader import current_generation, open_fork
 from sv_pipeline.storage.context import uncached_context
 from sv_pipeline.storage.ocdbt import Version
 from sv_pipeline.table import keys
@@ -50,6 +49,7 @@ log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 PATIENCE = 60.0
+BACKOFF = Backoff(0.005, 0.05)
 """Seconds for which a question is asked again at most; the fourth time it is as of a moment already."""
 UNDISTURBED_ATTEMPTS = 3
 
@@ -102,7 +102,7 @@ def settled(graph: ChunkedGraph, question: Callable[[SettledGraph], Answer], *, 
                 remedy="Ask as of a time a few seconds ago, or for fewer objects at once.",
             ) from error
         log.debug("graph %s has changed while it was read, attempt %d", graph.graph_id, attempt + 1)
-        time.sleep(random.uniform(0, 0.005 * min(attempt, 10)))  # noqa: S311 - jitter
+        time.sleep(BACKOFF.jittered(attempt))
         half_written = read_half_written(graph.table)
         if attempt >= UNDISTURBED_ATTEMPTS:
             # Not before what has been seen: clocks of editors may be ahead of this one.
@@ -159,7 +159,7 @@ class SettledGraph(ChunkedGraph):
 
         def read(asked: Version | None) -> UInt64Array:
             if asked is None:
-                asked = version or current_generation(self.watershed_url, self.graph_id)
+                asked = version or self.fork.generation()
                 generation.append(int(asked))
             return np.asarray(self._fork(asked)[box.slices].read(order="F").result(), np.uint64)
 
@@ -168,7 +168,7 @@ class SettledGraph(ChunkedGraph):
 
     def _fork(self, version: Version) -> Any:
         # Each chunk is read once: a cache would hold all of them a second time.
-        return open_fork(self.watershed_url, self.graph_id, version=version, context=uncached_context())
+        return self.fork.open(version=version, context=uncached_context())
 
     def _live(self, read: Callable[[Version | None], UInt64Array], until: int | None) -> UInt64Array:
         """Supervoxels at some places, all of them leaves of this moment.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from sv_pipeline.operations.half_written import HalfWritten
 from sv_pipeline.table.columns import CHILDREN
-from sv_pipeline.table.interface import ColumnKey, RowKeyRange, RowView, Table
+from sv_pipeline.table.interface import CellFilter, RowKeyRange, RowView, Table
 
 __all__ = ["SettledTable"]
 
@@ -54,61 +54,44 @@ class SettledTable(Table):
 
     # -- reads --------------------------------------------------------------------------------------------------------
 
-    def read_rows(
-        self,
-        keys: Iterable[bytes],
-        columns: Sequence[ColumnKey] | None = None,
-        *,
-        until: int | None = None,
-        newest_only: bool = False,
-    ) -> dict[bytes, RowView]:
-        """Rows by key; see the interface."""
-        wanted, latest = list(dict.fromkeys(keys)), self._until(until)
+    def _read_rows(self, keys: Sequence[bytes], wanted: CellFilter) -> dict[bytes, RowView]:
+        wanted = self._bounded(wanted)
 
         def read() -> dict[bytes, RowView]:
-            return self.inner.read_rows(wanted, columns, until=latest, newest_only=newest_only)
+            return self.inner.read_rows(keys, wanted.columns, until=wanted.until, newest_only=wanted.newest_only)
 
         rows = read()
-        fixed = columns is not None and FIXED_COLUMNS.issuperset(columns)
-        self._reads.append(_Read(None if fixed else rows, read, wanted))
-        return self._shown(rows, columns, latest, newest_only)
+        fixed = wanted.columns is not None and FIXED_COLUMNS.issuperset(wanted.columns)
+        self._reads.append(_Read(None if fixed else rows, read, keys))
+        return self._shown(rows, wanted)
 
-    def scan(
-        self,
-        ranges: Sequence[RowKeyRange],
-        columns: Sequence[ColumnKey] | None = None,
-        *,
-        since: int | None = None,
-        until: int | None = None,
-        newest_only: bool = False,
-    ) -> Iterator[tuple[bytes, RowView]]:
-        """Rows of ranges in the order of keys; see the interface. They are held until the question is answered."""
-        latest = self._until(until)
+    def _scan(self, ranges: Sequence[RowKeyRange], wanted: CellFilter) -> Iterator[tuple[bytes, RowView]]:
+        """The rows are held until the question is answered."""
+        wanted = self._bounded(wanted)
 
         def read() -> dict[bytes, RowView]:
-            return dict(self.inner.scan(ranges, columns, since=since, until=latest, newest_only=newest_only))
+            columns, until, newest_only, since = wanted
+            return dict(self.inner.scan(ranges, columns, since=since, until=until, newest_only=newest_only))
 
         rows = read()
         self._reads.append(_Read(rows, read, list(rows)))
-        yield from sorted(_since(self._shown(rows, columns, latest, newest_only), since).items())
+        yield from sorted(_since(self._shown(rows, wanted), wanted.since).items())
 
-    def _until(self, until: int | None) -> int | None:
-        times = [time for time in (until, self.until) if time is not None]
-        return min(times, default=None)
+    def _bounded(self, wanted: CellFilter) -> CellFilter:
+        times = [time for time in (wanted.until, self.until) if time is not None]
+        return wanted._replace(until=min(times, default=None))
 
-    def _shown(
-        self, rows: dict[bytes, RowView], columns: Sequence[ColumnKey] | None, until: int | None, newest_only: bool
-    ) -> dict[bytes, RowView]:
+    def _shown(self, rows: dict[bytes, RowView], wanted: CellFilter) -> dict[bytes, RowView]:
         touched = set(self.half_written.hides_any(rows))
         if not touched:
             return rows
         # The newest cell may be a hidden one: then the one below it is wanted.
-        full = self.inner.read_rows(touched, columns, until=until) if newest_only else rows
+        full = self.inner.read_rows(touched, wanted.columns, until=wanted.until) if wanted.newest_only else rows
         shown = {key: row for key, row in rows.items() if key not in touched}
         for key in touched:
             row = self.half_written.without(key, full.get(key, {}))
             if row:
-                shown[key] = {column: cells[:1] for column, cells in row.items()} if newest_only else row
+                shown[key] = {column: cells[:1] for column, cells in row.items()} if wanted.newest_only else row
         return shown
 
     # -- the rest of a table ------------------------------------------------------------------------------------------
@@ -123,7 +106,7 @@ class SettledTable(Table):
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise AssertionError(f"a question about graph {self.name!r} does not write")
 
-    create = drop = mutate = increment = check_and_mutate = _refuse
+    create = drop = mutate = increment_many = check_and_mutate_many = _refuse
 
 
 def _since(rows: dict[bytes, RowView], since: int | None) -> dict[bytes, RowView]:

@@ -8,24 +8,20 @@ for the caller to know; all who lock must agree on it.
 from __future__ import annotations
 
 import hashlib
-import logging
 import secrets
 import struct
-import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from datetime import timedelta
 
-from sv_pipeline.errors import ConflictError, SvPipelineError
+from sv_pipeline.errors import ConflictError
 from sv_pipeline.table import locks
+from sv_pipeline.table.held_locks import HeldLocks
 from sv_pipeline.table.interface import Table
 
 __all__ = ["BlockLocks", "block_key", "lock_blocks", "new_owner"]
 
-RENEWALS_PER_EXPIRY = 4
 _COORDINATES = struct.Struct(">3q")
 
-_logger = logging.getLogger(__name__)
 Triple = tuple[int, int, int]
 
 
@@ -56,28 +52,17 @@ def lock_blocks(table: Table, blocks: Iterable[Triple], owner: int, expiry: time
     return held
 
 
-@dataclass(eq=False)
-class BlockLocks:
-    """Locks that somebody holds; renewed in a thread inside the context, released at its end."""
+class BlockLocks(HeldLocks):
+    """Locks of blocks; renewed in a thread inside the context, released at its end."""
 
-    table: Table
-    owner: int
-    expiry: timedelta
-    keys: list[bytes] = field(default_factory=list)
-    _lost: bool = False
-    _stop: threading.Event = field(default_factory=threading.Event, repr=False)
-    _thread: threading.Thread | None = field(default=None, repr=False)
+    def __init__(self, table: Table, owner: int, expiry: timedelta) -> None:
+        super().__init__(table, owner, expiry)
+        self._keys: list[bytes] = []
 
-    def __enter__(self) -> BlockLocks:
-        self._thread = threading.Thread(target=self._renew, name="block locks", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        self.release()
+    @property
+    def keys(self) -> list[bytes]:
+        """Rows that are locked."""
+        return self._keys
 
     def check(self) -> None:
         """Raise ConflictError if a renewal has found a lock in other hands."""
@@ -90,17 +75,4 @@ class BlockLocks:
 
     def release(self) -> None:
         """Give back what is its own; what is another's by now stays."""
-        for key in self.keys:
-            locks.unlock(self.table, key, self.owner)
-
-    def _renew(self) -> None:
-        while not self._stop.wait(self.expiry.total_seconds() / RENEWALS_PER_EXPIRY):
-            try:
-                alive = all(locks.renew(self.table, key, self.owner, guard=()) for key in self.keys)
-            except SvPipelineError:
-                _logger.warning("block locks could not be renewed", exc_info=True)
-                continue
-            if not alive:
-                self._lost = True
-                _logger.warning("block locks of %d were lost", self.owner)
-                return
+        locks.unlock_all(self.table, self.keys, self.owner)

@@ -9,9 +9,7 @@ from sv_pipeline.grid import Box
 from sv_pipeline.progress import Progress
 from sv_pipeline.pyramid.downsample import MEMORY_BUDGET, DownsampleReport, downsample
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.fork.pending import Lag, PendingEntry, lag_of, pending_boxes
-from sv_pipeline.segmentation.fork.reader import current_generation
-from sv_pipeline.segmentation.fork.records import read_operation
+from sv_pipeline.segmentation.fork.pending import Lag, PendingEntry, lag_of
 
 __all__ = ["CatchUp", "catch_up"]
 
@@ -60,18 +58,18 @@ def catch_up(
     progress: Progress | None = None,
 ) -> CatchUp:
     """`downsample`, with the lag before and after it, and what there is to see of it."""
-    url, graph_id = dataset.watershed_url, dataset.graph_id
-    generation_before, entries = current_generation(url, graph_id), pending_boxes(url, graph_id)
-    report = downsample(dataset, operations, memory_budget=memory_budget, progress=progress)
+    fork = dataset.fork
+    generation_before, entries = fork.generation(), fork.pending()
+    report = downsample(fork, operations, table=dataset.existing_table, memory_budget=memory_budget, progress=progress)
     shown = _newest([entry for entry in entries if operations is None or entry.operation_id in operations])
-    record = read_operation(url, graph_id, shown.operation_id) if shown else None
+    record = fork.record(shown.operation_id) if shown else None
     return CatchUp(
-        graph_id=graph_id,
+        graph_id=fork.graph_id,
         before=lag_of(entries),
-        after=lag_of(pending_boxes(url, graph_id)),
+        after=lag_of(fork.pending()),
         report=report,
         generation_before=generation_before,
-        generation_after=current_generation(url, graph_id),
+        generation_after=fork.generation(),
         shown=max(shown.boxes, key=lambda box: box.volume) if shown else None,
         shown_operation=shown.operation_id if shown else None,
         unedited_generation=record.generation_before if record else None,

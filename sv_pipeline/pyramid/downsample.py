@@ -7,40 +7,36 @@ jobs with different memory budgets agree). Blocks that another job holds are lef
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.pyramid_blocks import PyramidBlock, split_to_budget
+from sv_pipeline.backoff import Backoff
 from sv_pipeline.errors import ConfigError, ConflictError
 from sv_pipeline.grid import Box
 from sv_pipeline.progress import Progress
 from sv_pipeline.pyramid.block_locks import BlockLocks, lock_blocks, new_owner
 from sv_pipeline.pyramid.mip_maker import ForkPyramid, PartReport, open_pyramid
 from sv_pipeline.pyramid.parts import downsample_part, drop_empty_entries, plan_entries
-from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.fork.pending import ASKED_FOR, PendingEntry, ask_for, read_entries
+from sv_pipeline.segmentation.fork.fork import Fork
+from sv_pipeline.segmentation.fork.pending import ASKED_FOR, PendingEntry, read_entries
 from sv_pipeline.table.interface import Table
 
-__all__ = ["LOCK_EXPIRY", "MEMORY_BUDGET", "DownsampleReport", "Place", "downsample", "rebuild"]
+__all__ = ["LOCK_EXPIRY", "MEMORY_BUDGET", "DownsampleReport", "downsample", "rebuild"]
 
 MEMORY_BUDGET = 1 << 30
 """Bytes for voxels, by default; the process itself and TensorStore's cache (128 MiB) come on top."""
 SMALLEST_BUDGET = 1 << 20
+BACKOFF = Backoff(0.1, 4.0)
 LOCK_EXPIRY = timedelta(minutes=1)
 """After which the blocks of a job that was killed are free again."""
-
-Place = Dataset | tuple[Table | None, str | Path, str]
-"""A graph, or its table, watershed folder and graph id. Without a table nothing is locked: the result is right all the
-same, but jobs may do the same work twice."""
 
 _logger = logging.getLogger(__name__)
 
@@ -66,9 +62,10 @@ class DownsampleReport:
 
 
 def downsample(
-    place: Place,
+    fork: Fork,
     operations: Collection[int] | None = None,
     *,
+    table: Table | None = None,
     memory_budget: int = MEMORY_BUDGET,
     lock_expiry: timedelta = LOCK_EXPIRY,
     patience: float | None = None,
@@ -81,10 +78,13 @@ def downsample(
 
     Parameters
     ----------
-    place
-        The graph.
+    fork
+        The fork whose ledger it is.
     operations
         Only what these have left behind; default: all.
+    table
+        The graph's table, in which blocks are locked. Without one nothing is locked: the result is right all the same,
+        but jobs may do the same work twice.
     memory_budget
         Bytes for voxels; decides how large blocks are, and how a block that does not fit is made.
     lock_expiry
@@ -110,11 +110,10 @@ def downsample(
             f"a memory budget of {memory_budget} bytes is too small.", remedy=f"Give at least {SMALLEST_BUDGET}."
         )
     started = time.perf_counter()
-    table, watershed_url, graph_id = _parts_of(place)
-    pyramid = open_pyramid(watershed_url, graph_id)
+    pyramid = open_pyramid(fork)
     entries = [e for e in read_entries(pyramid.store.kv) if operations is None or e.operation_id in operations]
     run = _Run(pyramid, table, entries, memory_budget, lock_expiry)
-    report = DownsampleReport(graph_id, tuple(entry.operation_id for entry in entries))
+    report = DownsampleReport(fork.graph_id, tuple(entry.operation_id for entry in entries))
     if entries:
         report.work.add(drop_empty_entries(pyramid, entries))
         blocks = plan_entries(pyramid, entries, memory_budget)
@@ -122,14 +121,15 @@ def downsample(
         wait = lock_expiry.total_seconds() * 1.5 if patience is None else patience
         report.locked = run.work_off(blocks, wait, report.work, progress or Progress())
     report.seconds = time.perf_counter() - started
-    _logger.info("coarser mips of %s: %s", graph_id, report)
+    _logger.info("coarser mips of %s: %s", fork.graph_id, report)
     return report
 
 
 def rebuild(
-    place: Place,
+    fork: Fork,
     boxes: Sequence[Box] | None = None,
     *,
+    table: Table | None = None,
     memory_budget: int = MEMORY_BUDGET,
     progress: Progress | None = None,
 ) -> DownsampleReport:
@@ -137,15 +137,8 @@ def rebuild(
 
     The boxes are put on the ledger first; so if this is killed, the next `downsample` completes it.
     """
-    _, watershed_url, graph_id = _parts_of(place)
-    ask_for(watershed_url, graph_id, boxes)
-    return downsample(place, [ASKED_FOR], memory_budget=memory_budget, progress=progress)
-
-
-def _parts_of(place: Place) -> tuple[Table | None, str | Path, str]:
-    if isinstance(place, Dataset):
-        return (place.table if place.table.exists() else None), place.watershed_url, place.graph_id
-    return place
+    fork.ask_for(boxes)
+    return downsample(fork, [ASKED_FOR], table=table, memory_budget=memory_budget, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -162,7 +155,7 @@ class _Run:
     def work_off(self, blocks: list[PyramidBlock], patience: float, total: PartReport, progress: Progress) -> int:
         """Do blocks as they can be had; returns how many another job still holds."""
         progress.begin("coarser mips", len(blocks))
-        waiting, waited_since, pause = blocks, None, 0.05
+        waiting, waited_since, tries = blocks, None, 0
         while True:
             held_by_others = [block for block in waiting if not self._do(block, total, progress)]
             if not held_by_others:
@@ -170,11 +163,11 @@ class _Run:
                 return 0
             now = time.monotonic()
             if waited_since is None or len(held_by_others) < len(waiting):
-                waited_since, pause = now, 0.05  # something moves
+                waited_since, tries = now, 0  # something moves
             if now - waited_since > patience:
                 return len(held_by_others)
-            time.sleep(pause * (1 + random.random()))  # noqa: S311 - jitter
-            waiting, pause = held_by_others, min(2 * pause, 2.0)
+            waiting, tries = held_by_others, tries + 1
+            time.sleep(BACKOFF.jittered(tries))
 
     def _do(self, block: PyramidBlock, total: PartReport, progress: Progress) -> bool:
         """Lock a block and do its parts; False if another job holds it."""

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sv_pipeline.registry import PATIENCE, Registry, ask_every_graph
-from sv_pipeline.segmentation.fork.fork import fork_exists
-from sv_pipeline.segmentation.fork.pending import Lag, lag_of, pending_boxes
+from sv_pipeline.segmentation.fork.pending import Lag, lag_of
 
 __all__ = ["GraphLag", "LagVerdict", "lag_verdict", "lags"]
 
@@ -57,9 +56,9 @@ def lags(registry: Registry, graph_ids: Sequence[str] | None = None, *, patience
 
 def _read(registry: Registry, graph_id: str) -> GraphLag:
     dataset = registry.get(graph_id)
-    if not fork_exists(dataset.watershed_url, graph_id):
+    if not dataset.fork.exists():
         return GraphLag(graph_id)
-    entries = pending_boxes(dataset.watershed_url, graph_id)
+    entries = dataset.fork.pending()
     listed = repr([(entry.operation_id, entry.boxes) for entry in entries]).encode()
     return GraphLag(
         graph_id,

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +19,11 @@ from sv_pipeline.algorithms.pyramid_blocks import PIECES, MipLevel, PyramidGeome
 from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.grid import Box
-from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline.segmentation.base.layout import step_factor
 from sv_pipeline.segmentation.fork.digests import StorageChunk, digest_writer
-from sv_pipeline.segmentation.fork.reader import open_fork_store
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.transactions import CheckedTransaction
-from sv_pipeline.storage.ocdbt import ARRAY_PATH, OcdbtStore
+from sv_pipeline.storage.ocdbt import OcdbtStore
 from sv_pipeline.storage.precomputed import VolumeInfo
 
 __all__ = ["ForkPyramid", "MipMaker", "PartReport", "boxes_within", "open_pyramid"]
@@ -90,7 +88,7 @@ class ForkPyramid:
         starts = chunks * size + scale.voxel_offset
         stops = np.minimum(starts + size, scale.bounds.stop)
         rows = np.concatenate([starts, stops], axis=1).tolist()
-        return [f"{ARRAY_PATH}{scale.key}/{a}-{d}_{b}-{e}_{c}-{f}" for a, b, c, d, e, f in rows]
+        return [f"{scale.key}/{a}-{d}_{b}-{e}_{c}-{f}" for a, b, c, d, e, f in rows]
 
 
 def _halves(factor: Triple, below: Triple) -> bool:
@@ -98,16 +96,9 @@ def _halves(factor: Triple, below: Triple) -> bool:
     return bool(np.all(ratio * below == factor) and np.all(ratio & (ratio - 1) == 0))
 
 
-def open_pyramid(watershed_url: str | Path, graph_id: str) -> ForkPyramid:
-    """Open a fork.
-
-    Raises
-    ------
-    NotFoundError
-        If the graph has no fork.
-    """
-    store = open_fork_store(watershed_url, graph_id)
-    return ForkPyramid(store, read_base(watershed_url).volume)
+def open_pyramid(fork: Fork) -> ForkPyramid:
+    """Open a fork for work on its mips; NotFoundError if there is none."""
+    return ForkPyramid(fork.store(), fork.base_info().volume)
 
 
 @dataclass

@@ -14,7 +14,6 @@ behind is in the ledger until the very commit that brings them up to date.
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable, Sequence
 
@@ -24,6 +23,7 @@ import tensorstore as ts
 
 from sv_pipeline.algorithms.box_arrays import as_array, clip, volumes
 from sv_pipeline.algorithms.pyramid_blocks import PyramidBlock, plan_blocks
+from sv_pipeline.backoff import Backoff
 from sv_pipeline.errors import UnavailableError
 from sv_pipeline.grid import Box
 from sv_pipeline.pyramid.mip_maker import ForkPyramid, MipMaker, PartReport
@@ -35,8 +35,7 @@ from sv_pipeline.waiting import doing
 __all__ = ["downsample_part", "drop_empty_entries", "plan_entries", "until_it_holds"]
 
 ATTEMPTS = 8
-BASE_DELAY = 0.02
-MAX_DELAY = 5.0
+BACKOFF = Backoff(0.04, 10.0)
 
 IntArray = npt.NDArray[np.int64]
 
@@ -156,7 +155,7 @@ def until_it_holds(attempt: Callable[[], PartReport], what: str) -> PartReport:
                     remedy="Nothing is lost: what is left to do stays listed.",
                     repeat="Try again when storage can be reached.",
                 ) from error
-            delay = min(MAX_DELAY, BASE_DELAY * 2 ** (number - 1)) * (1 + random.random())  # noqa: S311 - jitter
+            delay = BACKOFF.jittered(number)
             _logger.debug("%s: %s; attempt %d in %.2f s", what, error, number + 1, delay)
             time.sleep(delay)
         else:

@@ -14,7 +14,7 @@ from sv_pipeline.pyramid.downsample import MEMORY_BUDGET
 from sv_pipeline.pyramid.mip_maker import ForkPyramid, PartReport, boxes_within, open_pyramid
 from sv_pipeline.pyramid.rebuild import begin_rebuild, rebuild_mip, unfinished
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.fork.pending import Lag, lag
+from sv_pipeline.segmentation.fork.pending import Lag
 
 __all__ = ["MipRebuild", "batch_key", "parse_batch"]
 
@@ -46,7 +46,7 @@ class MipRebuild:
 
     @cached_property
     def _pyramid(self) -> ForkPyramid:
-        return open_pyramid(self.dataset.watershed_url, self.dataset.graph_id)
+        return open_pyramid(self.dataset.fork)
 
     @property
     def exists(self) -> bool:
@@ -87,4 +87,4 @@ class MipRebuild:
                 f"boxes are left, the first {left[0]}.",
                 remedy="Run it again: what is done is not done twice.",
             )
-        return lag(self.dataset.watershed_url, self.dataset.graph_id)
+        return self.dataset.fork.lag()

@@ -24,8 +24,7 @@ from sv_pipeline.operations.pair import Older, find_misfit, restore_advice
 from sv_pipeline.operations.unfinished import Phase, Unfinished
 from sv_pipeline.operations.writing import Scope, read_identity
 from sv_pipeline.recovery.foreign_cleanup import Remains, edited_since, read_remains
-from sv_pipeline.segmentation.fork.fork import fork_exists
-from sv_pipeline.segmentation.fork.records import OperationRecord, read_operation
+from sv_pipeline.segmentation.fork.records import OperationRecord
 from sv_pipeline.table.columns import INDEFINITE_LOCK
 
 __all__ = ["Assessment", "State", "assess"]
@@ -134,9 +133,9 @@ def _new_rows(graph: ChunkedGraph, found: Unfinished) -> int:
 
 
 def _record(graph: ChunkedGraph, found: Unfinished, scope: Scope) -> OperationRecord | None:
-    if not scope.chunks or not fork_exists(graph.watershed_url, graph.graph_id):
+    if not scope.chunks or not graph.fork.exists():
         return None
-    record = read_operation(graph.watershed_url, graph.graph_id, found.operation_id)
+    record = graph.fork.record(found.operation_id)
     if record is None or found.foreign:
         return record
     known = read_identity(graph.table, found.operation_id)

@@ -25,8 +25,6 @@ from sv_pipeline.operations.unfinished import Phase, Progress, Unfinished, read_
 from sv_pipeline.operations.writing import RECOVERY, SCOPE, OperationRow, new_identity, read_identity
 from sv_pipeline.recovery.assessment import Assessment, State, assess
 from sv_pipeline.recovery.missing_locks import put_locks_back
-from sv_pipeline.segmentation.fork.fork import fork_exists
-from sv_pipeline.segmentation.fork.records import take_fence
 from sv_pipeline.table.interface import CellMatch, SetCell
 
 __all__ = ["ROLLED_BACK", "Claim", "Watched", "claim", "observation_seconds", "take_up", "watch"]
@@ -231,11 +229,11 @@ def take_up(graph: ChunkedGraph, operation_id: int, token: str) -> Claim:
     _require_own(own)
     assessment = assess(graph, found)
     scope = found.scope
-    voxels = scope is not None and bool(scope.chunks) and fork_exists(graph.watershed_url, graph.graph_id)
+    voxels = scope is not None and bool(scope.chunks) and graph.fork.exists()
     if voxels and assessment.state in (State.HELD, State.UNWRITTEN):
         # From here on the earlier owner cannot commit voxels, whatever it believes.
         reach("fence")
-        take_fence(graph.watershed_url, graph.graph_id, operation_id, token)
+        graph.fork.take_fence(operation_id, token)
         reach("fenced")
         _require_own(own)
         assessment = assess(graph, found)

@@ -21,8 +21,6 @@ from sv_pipeline.operations.writing import WRITES, Scope, without_plan
 from sv_pipeline.recovery.assessment import State
 from sv_pipeline.recovery.claiming import Claim
 from sv_pipeline.recovery.foreign_cleanup import restore_rows, restore_voxels
-from sv_pipeline.segmentation.fork.commit import restore_operation
-from sv_pipeline.segmentation.fork.fork import fork_exists
 from sv_pipeline.table import columns, keys, locks
 from sv_pipeline.table.columns import FAKE_EDGES
 from sv_pipeline.table.interface import ColumnKey, DeleteCells, RowMutation, Table
@@ -90,7 +88,7 @@ def _voxels(claim: Claim) -> Cleanup:
     claim.own.check()
     reach("restore")
     try:
-        restore_operation(graph.watershed_url, graph.graph_id, claim.operation_id, owner=claim.own.token)
+        graph.fork.restore(claim.operation_id, owner=claim.own.token)
     except ConflictError:
         claim.own.verify()  # says so if somebody else recovers it
         raise
@@ -101,7 +99,7 @@ def _voxels(claim: Claim) -> Cleanup:
 
 def _foreign_voxels(claim: Claim) -> Cleanup:
     scope = claim.found.scope
-    if scope is None or not fork_exists(claim.graph.watershed_url, claim.graph.graph_id):
+    if scope is None or not claim.graph.fork.exists():
         return Cleanup()
     boxes = restore_voxels(claim.graph, claim.operation_id, scope, claim.own.token)
     return Cleanup(len(boxes), sum(box.volume for box in boxes))

@@ -14,7 +14,6 @@ from sv_pipeline.operations.errors import RecoveryStoppedError
 from sv_pipeline.operations.unfinished import Unfinished, read_unfinished, why_not_unfinished
 from sv_pipeline.recovery.assessment import Assessment, State, assess
 from sv_pipeline.recovery.replay import options_of, request_of
-from sv_pipeline.segmentation.fork.reader import open_fork
 from sv_pipeline.segmentation.fork.records import OperationRecord
 
 __all__ = ["DryRun", "dry_run"]
@@ -84,8 +83,8 @@ def dry_run(graph: ChunkedGraph, operation_id: int) -> DryRun:
 
 
 def _differing(graph: ChunkedGraph, record: OperationRecord) -> int:
-    now = open_fork(graph.watershed_url, graph.graph_id)
-    then = open_fork(graph.watershed_url, graph.graph_id, version=record.generation_before)
+    now = graph.fork.open()
+    then = graph.fork.open(version=record.generation_before)
     pairs = [(now[box.slices].read(), then[box.slices].read()) for box in record.boxes]
     return sum(int(np.count_nonzero(a.result() != b.result())) for a, b in pairs)
 

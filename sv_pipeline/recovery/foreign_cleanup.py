@@ -37,9 +37,6 @@ from sv_pipeline.operations.unfinished import Unfinished
 from sv_pipeline.operations.writing import Scope
 from sv_pipeline.recovery.missing_locks import lock_free_rows
 from sv_pipeline.segmentation.base.base import read_base
-from sv_pipeline.segmentation.fork.commit import restore_operation
-from sv_pipeline.segmentation.fork.fork import fork_exists
-from sv_pipeline.segmentation.fork.reader import open_fork
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import Change, DeleteCells, RowKeyRange, RowMutation, RowView
 
@@ -67,7 +64,7 @@ def read_remains(graph: ChunkedGraph, found: Unfinished) -> Remains:
     assert found.scope is not None
     assert found.operation is not None
     boxes = []
-    if found.scope.chunks and fork_exists(graph.watershed_url, graph.graph_id):
+    if found.scope.chunks and graph.fork.exists():
         boxes = changed_boxes(graph, found.scope)
     supervoxels = [*_of_supervoxels(graph, found.operation_id, found.scope)]
     return Remains(boxes, supervoxels, footprint_of(graph, found.operation, found.objects))
@@ -84,8 +81,8 @@ def pin_of(scope: Scope) -> str:
 
 def changed_boxes(graph: ChunkedGraph, scope: Scope) -> list[Box]:
     """Storage chunks inside the scope whose voxels are not those of the pin."""
-    now = open_fork(graph.watershed_url, graph.graph_id)
-    then = open_fork(graph.watershed_url, graph.graph_id, version=pin_of(scope))
+    now = graph.fork.open()
+    then = graph.fork.open(version=pin_of(scope))
     volume = read_base(graph.watershed_url).volume.scales[0]
     size, origin = np.asarray(volume.chunk_size), np.asarray(volume.voxel_offset)
     bounds = read_base(graph.watershed_url).volume.bounds
@@ -103,9 +100,7 @@ def restore_voxels(graph: ChunkedGraph, operation_id: int, scope: Scope, owner: 
     """Put the voxels of the scope back as they were before the operation; the boxes that differed."""
     boxes = changed_boxes(graph, scope)
     if boxes:
-        restore_operation(
-            graph.watershed_url, graph.graph_id, operation_id, owner=owner, boxes=boxes, generation=pin_of(scope)
-        )
+        graph.fork.restore(operation_id, owner=owner, boxes=boxes, generation=pin_of(scope))
     return boxes
 
 

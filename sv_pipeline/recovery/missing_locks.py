@@ -16,8 +16,6 @@ from sv_pipeline.operations.errors import RecoveryStoppedError
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.operations.other_software import footprint_of
 from sv_pipeline.operations.unfinished import Unfinished
-from sv_pipeline.segmentation.fork.fork import fork_exists
-from sv_pipeline.segmentation.fork.records import operations
 from sv_pipeline.table import columns, keys, locks
 from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
 from sv_pipeline.table.interface import CellMatch, ConditionalMutation
@@ -112,11 +110,11 @@ def _refuse_if_edited(graph: ChunkedGraph, found: Unfinished, missing: list[byte
         if any(cell.timestamp != scope.timestamp for cell in columns.NEW_PARENTS.cells(row)):
             raise _stopped(found, f"{roots[key]} was replaced by another edit since", _BUILT_ON)
     chunks = [chunk for chunk in scope.chunks if keys.chunk_lock_key(chunk) in set(missing)]
-    if not chunks or not fork_exists(graph.watershed_url, graph.graph_id):
+    if not chunks or not graph.fork.exists():
         return
     where = graph.layout.coordinates(chunks).tolist()
     boxes = {chunk: graph.grid.box(2, at) for chunk, at in zip(chunks, where, strict=True)}
-    for record in operations(graph.watershed_url, graph.graph_id):
+    for record in graph.fork.records():
         later = record.logical_time > scope.timestamp or record.generation_before > (scope.generation or 0)
         if record.operation_id == found.operation_id or not later:
             continue

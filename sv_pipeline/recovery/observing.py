@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sv_pipeline.operations.unfinished import Unfinished
 
-__all__ = ["Backoff", "Observation", "Observations"]
+__all__ = ["Observation", "Observations"]
 
 
 LONGEST_GAP = 10.0
@@ -62,17 +62,3 @@ class Observations:
     def unmoved(self, operation_id: int, now: float) -> float:
         """Seconds for which an operation has not moved."""
         return now - self.seen[operation_id].since
-
-
-@dataclass(frozen=True)
-class Backoff:
-    """When a recovery that failed is tried again."""
-
-    first_seconds: float = 60.0
-    max_attempts: int = 4
-
-    def due(self, failures: int, last_failure: float | None, now: float) -> bool:
-        """Whether the next attempt may begin; never after the last one."""
-        if failures >= self.max_attempts:
-            return False
-        return not failures or last_failure is None or now - last_failure >= self.first_seconds * 2 ** (failures - 1)

@@ -27,8 +27,6 @@ from sv_pipeline.operations.writing import REQUEST
 from sv_pipeline.recovery.assessment import State
 from sv_pipeline.recovery.claiming import Claim
 from sv_pipeline.recovery.cleanup import release
-from sv_pipeline.segmentation.fork.fork import fork_exists
-from sv_pipeline.segmentation.fork.reader import open_fork
 from sv_pipeline.table import columns
 
 __all__ = ["Replay", "give_up", "let_go", "make_again", "options_of", "request_of"]
@@ -133,7 +131,7 @@ def _run(graph: ChunkedGraph, found: Unfinished, resumption: Resumption) -> Comm
             graph, about(operation), found.user, allow_partial=allowed, patience=PATIENCE, resumption=resumption
         )
     request = request_of(operation, options)
-    volume = open_fork(graph.watershed_url, graph.graph_id) if _has_fork(graph) else None
+    volume = graph.fork.open() if _has_fork(graph) else None
     if isinstance(request, MergeRequest):
         return merge(graph, request, volume=volume, patience=PATIENCE, resumption=resumption)
     return split(graph, request, volume=volume, patience=PATIENCE, resumption=resumption)
@@ -193,4 +191,4 @@ def _read_request(operation: Operation, options: dict[str, Any]) -> MergeRequest
 
 
 def _has_fork(graph: ChunkedGraph) -> bool:
-    return fork_exists(graph.watershed_url, graph.graph_id)
+    return graph.fork.exists()

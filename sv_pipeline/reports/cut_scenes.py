@@ -22,8 +22,6 @@ from sv_pipeline.operations.log import Operation
 from sv_pipeline.operations.writing import read_supervoxels
 from sv_pipeline.registry import Dataset
 from sv_pipeline.reports.cut_pictures import CutScene, Kind, SceneState, kinds_by_object, with_sides
-from sv_pipeline.segmentation.fork.reader import open_fork
-from sv_pipeline.segmentation.fork.records import generation_at
 from sv_pipeline.table import columns
 
 __all__ = ["scene_of_operation", "scene_of_points", "scene_of_preview"]
@@ -54,7 +52,7 @@ def scene_of_operation(dataset: Dataset, operation_id: int) -> CutScene:
     box = _box_around(dataset, np.concatenate([sources, sinks]), [edit.edges])
 
     def state(name: str, moment: int, touched: UInt64Array) -> SceneState:
-        generation = generation_at(dataset.watershed_url, dataset.graph_id, moment, within=box)
+        generation = dataset.fork.generation_at(moment, within=box)
         return settled(
             dataset.graph, lambda graph: _Moment(graph, generation, moment).state(name, box, sources, sinks, touched)
         )
@@ -143,7 +141,7 @@ class _Moment:
 
     def roots_at(self, points: IntArray) -> UInt64Array:
         """Roots at voxels; none for background."""
-        volume = open_fork(self.graph.watershed_url, self.graph.graph_id, version=self.generation)
+        volume = self.graph.fork.open(version=self.generation)
         supervoxels = self.graph.supervoxels_at(volume, points, until=self.time)
         return self.roots(np.unique(supervoxels[supervoxels != 0]))
 

@@ -8,10 +8,6 @@ from typing import Any
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.redaction import redacted, redacted_value
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.base.base import read_base
-from sv_pipeline.segmentation.fork.fork import fork_exists
-from sv_pipeline.segmentation.fork.pending import lag
-from sv_pipeline.segmentation.fork.reader import current_generation, reader_spec
 
 __all__ = ["GraphInfo", "MipInfo", "graph_info"]
 
@@ -61,16 +57,16 @@ def graph_info(dataset: Dataset) -> GraphInfo:
     NotFoundError
         If the graph has no fork yet.
     """
-    url, graph_id = dataset.watershed_url, dataset.graph_id
-    if not fork_exists(url, graph_id):
+    url, fork = dataset.watershed_url, dataset.fork
+    if not fork.exists():
         raise NotFoundError(
-            f"graph {graph_id!r} has no fork under {url}, so there is nothing for readers to open yet.",
+            f"graph {fork.graph_id!r} has no fork under {url}, so there is nothing for readers to open yet.",
             remedy="Finish the ingest ('sv-pipeline ingest', or materialize the asset fork).",
         )
-    generation, behind = current_generation(url, graph_id), lag(url, graph_id)
+    generation, behind = fork.generation(), fork.lag()
     backend = dataset.config.backend_client
     return GraphInfo(
-        graph_id=graph_id,
+        graph_id=fork.graph_id,
         watershed=redacted(url),
         edges=redacted(dataset.config.edges_url),
         components=redacted(dataset.config.components_url),
@@ -90,9 +86,9 @@ def graph_info(dataset: Dataset) -> GraphInfo:
                 size=scale.size,
                 voxel_offset=scale.voxel_offset,
                 pending=mip > 0 and behind.entries > 0,
-                latest=redacted_value(reader_spec(url, graph_id, mip)),
-                pinned=redacted_value(reader_spec(url, graph_id, mip, version=generation)),
+                latest=redacted_value(fork.spec(mip)),
+                pinned=redacted_value(fork.spec(mip, version=generation)),
             )
-            for mip, scale in enumerate(read_base(url).volume.scales)
+            for mip, scale in enumerate(fork.base_info().volume.scales)
         ),
     )

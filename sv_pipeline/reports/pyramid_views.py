@@ -10,8 +10,6 @@ from sv_pipeline.grid import Box
 from sv_pipeline.pyramid.catch_up import CatchUp
 from sv_pipeline.registry import Dataset
 from sv_pipeline.reports.pictures import Panel, render_rows
-from sv_pipeline.segmentation.base.base import read_base
-from sv_pipeline.segmentation.fork.reader import open_fork_store
 from sv_pipeline.storage.ocdbt import OcdbtStore
 from sv_pipeline.storage.precomputed import VolumeInfo
 
@@ -36,19 +34,19 @@ def catch_up_picture(dataset: Dataset, done: CatchUp) -> bytes:
     """
     if done.shown is None:
         raise NotFoundError(f"nothing of graph {dataset.graph_id!r} was behind: there is nothing to show.")
-    url, graph_id = dataset.watershed_url, dataset.graph_id
-    volume = read_base(url).volume
+    fork = dataset.fork
+    volume = fork.base_info().volume
     moments = {
         "before the edit": done.unedited_generation,
         "edited, mips behind": done.generation_before,
         "caught up": done.generation_after,
     }
-    stores = {name: open_fork_store(url, graph_id, version=g) for name, g in moments.items() if g is not None}
+    stores = {name: fork.store(version=g) for name, g in moments.items() if g is not None}
     first, last = next(iter(stores.values())), stores["caught up"]
     depth = _most_changed_depth(first, last, done.shown.clip(volume.bounds))
     field = _field(done.shown, volume.bounds)
     rows = {name: _row(store, volume, field, depth) for name, store in stores.items()}
-    return render_rows(rows, title=f"{graph_id}: all mips around operation {done.shown_operation}, z = {depth}")
+    return render_rows(rows, title=f"{fork.graph_id}: all mips around operation {done.shown_operation}, z = {depth}")
 
 
 def _most_changed_depth(before: OcdbtStore, after: OcdbtStore, box: Box) -> int:

@@ -8,8 +8,7 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.grid import Box
 from sv_pipeline.reports.pictures import Panel, render
 from sv_pipeline.segmentation.base.base import read_base
-from sv_pipeline.segmentation.fork.reader import open_fork
-from sv_pipeline.segmentation.fork.records import OperationRecord, read_operation
+from sv_pipeline.segmentation.fork.records import OperationRecord
 
 __all__ = ["split_picture"]
 
@@ -19,12 +18,12 @@ MAX_SIDE = 512
 
 def split_picture(graph: ChunkedGraph, operation_id: int) -> bytes | None:
     """PNG of the middle slice of what an operation changed, before and after; None if it changed no voxels."""
-    record = read_operation(graph.watershed_url, graph.graph_id, operation_id)
+    record = graph.fork.record(operation_id)
     if record is None:
         return None
     box = _envelope(record)
-    before = open_fork(graph.watershed_url, graph.graph_id, version=record.generation_before)
-    after = open_fork(graph.watershed_url, graph.graph_id)
+    before = graph.fork.open(version=record.generation_before)
+    after = graph.fork.open()
     old, new = (np.asarray(store[box.slices].read().result(), np.uint64) for store in (before, after))
     changed = old != new
     depth = int(np.argmax(changed.sum(axis=(0, 1))))

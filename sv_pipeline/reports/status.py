@@ -10,7 +10,6 @@ from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.ingest import progress, watershed
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import layout, markers
-from sv_pipeline.segmentation.fork.fork import fork_exists
 from sv_pipeline.storage import kv
 
 __all__ = ["GraphStatus", "StageStatus", "graph_status"]
@@ -106,7 +105,7 @@ def graph_status(dataset: Dataset) -> GraphStatus:
     return GraphStatus(
         dataset.graph_id,
         tuple(rows),
-        forked=fork_exists(dataset.watershed_url, dataset.graph_id),
+        forked=dataset.fork.exists(),
         fork_wanted=mode is not IngestMode.GRAPH,
     )
 

@@ -83,8 +83,8 @@ def _extents(parent: str, name: str, graph: str | None, key: str) -> Iterator[tu
 
     layers: list[dict[str, Any]] = [{"base": f"{parent}/{name}/"}]
     if graph is not None:
-        fork = f"{parent}/{graph}/"
-        layers += [{"base": fork, "prefix": "manifest.", "strip_prefix": 0}, {"base": fork, "prefix": f"{graph}/"}]
+        fork, own = f"{parent}/{graph}/", f"{graph}_d/"
+        layers += [{"base": fork, "prefix": "manifest.", "strip_prefix": 0}, {"base": fork + own, "prefix": own}]
     context = ts.Context()
     try:
         stack = ts.KvStore.open({"driver": "kvstack", "layers": layers}, context=context).result()
@@ -100,8 +100,8 @@ def _extents(parent: str, name: str, graph: str | None, key: str) -> Iterator[tu
                 head, start, length = entry["indirect_value"].rsplit(":", 2)
                 _, prefix, relative = head.split(":", 2)
                 file = prefix + relative
-                own = graph is not None and file.startswith(f"{graph}/")
-                yield file if own else f"{name}/{file}", int(start), int(length)
+                folder = graph if graph is not None and file.startswith(f"{graph}_d/") else name
+                yield f"{folder}/{file}", int(start), int(length)
     except (ValueError, KeyError, IndexError, TypeError):
         return
 

@@ -2,14 +2,17 @@
 
 Layout below a watershed folder::
 
-    ocdbt/base/manifest.ocdbt, d/...          the base
-    ocdbt/base/parts/<task>/<attempt>/...     private stores of populate tasks; the merged ones are part of the base
-    ocdbt/<graph id>/manifest.ocdbt, d/...    a fork: its own manifest and data over those of the base
+    ocdbt/base/manifest.ocdbt, d/...                     the base
+    ocdbt/base/parts/<task>/<attempt>/...                private stores of populate tasks; the merged ones are part of
+                                                         the base
+    ocdbt/<graph id>/manifest.ocdbt, <graph id>_d/...    a fork: its own manifest and data over those of the base
 
-Inside each of these key spaces: ``seg/`` is the volume (neuroglancer precomputed), ``_sv_pipeline/`` our own keys.
+The volume (neuroglancer precomputed) lies at the root of each of these key spaces: ``info``, ``<scale key>/...``. Our
+own keys lie beside it, below ``_sv_pipeline/``, which is no scale of any volume.
 
-A fork is a ``kvstack``: the base below, the fork's manifest instead of the base's, and everything under ``<graph id>/``
-in the fork's own folder; all three data prefixes carry the graph id, so that nothing is ever written into the base.
+A fork is a ``kvstack``: the base below, the fork's manifest instead of the base's, and everything under
+``<graph id>_d/`` in the fork's own folder. All three data prefixes are ``<graph id>_d/``, so that nothing is ever
+written into the base. This is the layout of PyChunkedGraph, which builds the same spec from the graph's meta.
 """
 
 from __future__ import annotations
@@ -30,7 +33,6 @@ from sv_pipeline.storage.file_guard import commit_guard, heal
 from sv_pipeline.storage.kv import as_url, join_url
 
 __all__ = [
-    "ARRAY_PATH",
     "OWN_KEYS",
     "SINGLE_MANIFEST",
     "OcdbtFormat",
@@ -39,6 +41,7 @@ __all__ = [
     "array_spec",
     "base_folder",
     "base_spec",
+    "data_prefix",
     "fork_folder",
     "fork_spec",
     "ocdbt_folder",
@@ -47,10 +50,8 @@ __all__ = [
     "require_one_store",
 ]
 
-ARRAY_PATH = "seg/"
-"""Where the volume is inside an OCDBT key space."""
 OWN_KEYS = "_sv_pipeline/"
-"""Where our own keys are inside an OCDBT key space."""
+"""Where our own keys are inside an OCDBT key space; the volume is at its root."""
 SINGLE_MANIFEST = "manifest.ocdbt"
 """The manifest; where manifests are numbered, the object that holds the configuration alone."""
 
@@ -110,6 +111,11 @@ def fork_folder(watershed_url: str | Path, graph_id: str) -> str:
     return join_url(ocdbt_folder(watershed_url), validate_graph_id(graph_id))
 
 
+def data_prefix(graph_id: str) -> str:
+    """Prefix of the names of a fork's data files, within its folder and within the kvstack that it is read through."""
+    return validate_graph_id(graph_id) + "_d/"
+
+
 def base_spec(watershed_url: str | Path, *, form: OcdbtFormat | None = None, coordinator: str | None = None) -> Json:
     """Key-value spec of the base; ``form`` for its creator and writers, ``coordinator`` as host:port."""
     return _plain_spec(base_folder(watershed_url), form, coordinator)
@@ -139,21 +145,21 @@ def fork_spec(
     """Key-value spec of a fork; readable by any TensorStore, and free of ``config``, which could only mismatch."""
     fork = fork_folder(watershed_url, graph_id)
     if manifest_kind == "single":
-        manifest: Json = {"base": fork + SINGLE_MANIFEST, "exact": SINGLE_MANIFEST}
+        manifest: Json = {"exact": SINGLE_MANIFEST, "base": fork + SINGLE_MANIFEST}
     else:
         # Not a base of "<fork>/manifest.": the file driver would list a folder of that name.
         manifest = {"base": fork, "prefix": "manifest.", "strip_prefix": 0}
-    own = graph_id + "/"
+    own = data_prefix(graph_id)
     spec: Json = {
         "driver": "ocdbt",
         "base": {
             "driver": "kvstack",
-            "layers": [{"base": base_folder(watershed_url)}, manifest, {"base": fork, "prefix": own}],
+            "layers": [{"base": base_folder(watershed_url)}, manifest, {"prefix": own, "base": fork + own}],
         },
         # One left out would default to "d/": the base's own data.
-        "value_data_prefix": own + "d/",
-        "btree_node_data_prefix": own + "d/",
-        "version_tree_node_data_prefix": own + "d/",
+        "value_data_prefix": own,
+        "btree_node_data_prefix": own,
+        "version_tree_node_data_prefix": own,
     }
     if version is not None:
         spec["version"] = version
@@ -162,11 +168,7 @@ def fork_spec(
 
 def array_spec(kvstore: Json, mip: int) -> Json:
     """Spec of one mip of the volume inside a key space."""
-    return {
-        "driver": "neuroglancer_precomputed",
-        "kvstore": {**copy.deepcopy(kvstore), "path": ARRAY_PATH},
-        "scale_index": mip,
-    }
+    return {"driver": "neuroglancer_precomputed", "kvstore": copy.deepcopy(kvstore), "scale_index": mip}
 
 
 class OcdbtStore:
@@ -205,7 +207,10 @@ class OcdbtStore:
     def folder(self) -> str:
         """Folder of the manifest, and of what is written."""
         base = self._spec["base"]
-        return str(base if isinstance(base, str) else base["layers"][-1]["base"])
+        if isinstance(base, str):
+            return base
+        data = base["layers"][-1]
+        return str(data["base"].removesuffix(data["prefix"]))
 
     @property
     def base(self) -> ts.KvStore:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from sv_pipeline.backoff import Backoff
 from sv_pipeline.errors import UnavailableError
 from sv_pipeline.patience import PATIENCE_VARIABLE, patience, waiting_for
 from sv_pipeline.storage.wall import TRANSPORT_CODES, in_one_line, status_code, storage_error
 
 __all__ = ["TRANSPORT_CODES", "retry_transport", "status_code"]
 
-MAX_DELAY = 5.0
+MAX_DELAY = 10.0
 
 _logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -24,7 +24,7 @@ def retry_transport(
     function: Callable[[], _Result],
     *,
     attempts: int | None = None,
-    base_delay: float = 0.2,
+    base_delay: float = 0.4,
     what: str = "storage request",
 ) -> _Result:
     """Call ``function`` until it does not fail with a transport error, or the time is up (`patience`).
@@ -36,7 +36,7 @@ def retry_transport(
     attempts
         Calls at most; default: as many as the time allows.
     base_delay
-        Seconds before the second call; doubled each time up to 5 s, with jitter of up to as much again.
+        Seconds before the second call, at most; doubled each time up to 10 s. Chance cuts each to half at most.
     what
         Names the request in messages.
 
@@ -67,7 +67,7 @@ def retry_transport(
                     if (ours := storage_error(error, what)) is not None:
                         raise ours from error
                     raise
-                delay = min(MAX_DELAY, base_delay * 2 ** min(attempt - 1, 16)) * (1 + random.random())  # noqa: S311 - jitter
+                delay = Backoff(base_delay, MAX_DELAY).jittered(attempt)
                 wait.reason = in_one_line(error)
                 if attempt == attempts or wait.seconds + delay > limit:
                     raise UnavailableError(

@@ -42,6 +42,7 @@ __all__ = [
     "methods_behind_the_wall",
     "our_error",
     "status_code",
+    "steps_behind_the_wall",
     "storage_error",
     "wall",
 ]
@@ -189,6 +190,17 @@ def behind_the_wall(function: Callable[_Arguments, _Result]) -> Callable[_Argume
             return function(*arguments, **options)
 
     return guarded
+
+
+def steps_behind_the_wall(items: Iterator[_Result]) -> Iterator[_Result]:
+    """`wall` around every step of an iterator, which does its work while it is gone through."""
+    while True:
+        with wall():
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+        yield item
 
 
 def methods_behind_the_wall(of: type[_Class]) -> type[_Class]:

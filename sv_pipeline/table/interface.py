@@ -22,6 +22,7 @@ __all__ = [
     "MAX_CELL_BYTES",
     "NEWEST_FAMILY",
     "Cell",
+    "CellFilter",
     "CellMatch",
     "ColumnKey",
     "ConditionalMutation",
@@ -119,6 +120,15 @@ class CellMatch:
     """Milliseconds since the epoch (inclusive); None = any age."""
 
 
+class CellFilter(NamedTuple):
+    """The cells that a read returns of each row; see `Table.read_rows`."""
+
+    columns: Sequence[ColumnKey] | None
+    until: int | None
+    newest_only: bool
+    since: int | None = None
+
+
 @dataclass(frozen=True)
 class ConditionalMutation:
     """One row, a condition on it, and what is done where it is met, and where it is not; see `check_and_mutate`."""
@@ -173,7 +183,6 @@ class Table(abc.ABC):
 
     # -- reads ----------------------------------------------------------------------------------------------------
 
-    @abc.abstractmethod
     def read_rows(
         self,
         keys: Iterable[bytes],
@@ -195,8 +204,11 @@ class Table(abc.ABC):
         newest_only
             Only the newest (matching) cell of each column.
         """
+        wanted = sorted(set(keys))
+        if not wanted or (columns is not None and not columns):
+            return {}
+        return self._read_rows(wanted, CellFilter(columns, until, newest_only))
 
-    @abc.abstractmethod
     def scan(
         self,
         ranges: Sequence[RowKeyRange],
@@ -216,6 +228,17 @@ class Table(abc.ABC):
         columns, until, newest_only
             As for :meth:`read_rows`.
         """
+        if columns is not None and not columns:
+            return iter(())
+        return self._scan(ranges, CellFilter(columns, until, newest_only, since))
+
+    @abc.abstractmethod
+    def _read_rows(self, keys: Sequence[bytes], wanted: CellFilter) -> dict[bytes, RowView]:
+        """`read_rows` for keys that are distinct and ascending; there is one at least, and one column."""
+
+    @abc.abstractmethod
+    def _scan(self, ranges: Sequence[RowKeyRange], wanted: CellFilter) -> Iterator[tuple[bytes, RowView]]:
+        """`scan` for one column at least."""
 
     # -- writes ---------------------------------------------------------------------------------------------------
 
@@ -226,14 +249,13 @@ class Table(abc.ABC):
         Of two mutations of one row in one call, either may come first: put changes whose order counts into one.
         """
 
-    @abc.abstractmethod
     def increment(self, key: bytes, column: ColumnKey, by: int) -> int:
         """Add to an int64 big-endian counter cell, atomically; the value after. A missing cell counts as 0.
 
         When an answer is lost, a backend may add twice: numbers are never given twice, but some may be given to nobody.
         """
+        return self.increment_many([(key, column, by)])[0]
 
-    @abc.abstractmethod
     def check_and_mutate(
         self,
         key: bytes,
@@ -258,39 +280,33 @@ class Table(abc.ABC):
         bool
             Whether the row met the condition.
         """
+        return self.check_and_mutate_many([ConditionalMutation(key, any_of, none_of, if_matched, if_unmatched)])[0]
 
+    @abc.abstractmethod
     def increment_many(self, increments: Sequence[tuple[bytes, ColumnKey, int]]) -> list[int]:
         """Several `increment` (key, column, by), each atomic by itself, in the time of one; in their order."""
-        return _at_once(lambda item: self.increment(*item), increments)
 
+    @abc.abstractmethod
     def check_and_mutate_many(self, conditional: Sequence[ConditionalMutation]) -> list[bool]:
         """Several `check_and_mutate`, each atomic by itself, in the time of one; answers in their order.
 
         If one raises, the others may or may not have been applied.
         """
 
-        def one(item: ConditionalMutation) -> bool:
-            return self.check_and_mutate(
-                item.key,
-                item.any_of,
-                none_of=item.none_of,
-                if_matched=item.if_matched,
-                if_unmatched=item.if_unmatched,
-            )
+    def side_by_side(self, action: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """Call an action that sends requests to this table with each item; results in the order of the items.
 
-        return _at_once(one, conditional)
+        The calls overlap where the backend gains by it. The first error is raised after all calls have ended.
+        """
+        todo = list(items)
+        if len(todo) < 2:
+            return [action(item) for item in todo]
+        with ThreadPoolExecutor(min(len(todo), REQUESTS_AT_ONCE)) as pool:
+            futures = [pool.submit(action, item) for item in todo]
+        return [future.result() for future in futures]
 
     def _refuse_if_read_only(self) -> None:
         if self.read_only:
             raise ConfigError(
                 f"table {self.name!r} is opened read-only.", remedy="Set backend_client.CONFIG.READ_ONLY to false."
             )
-
-
-def _at_once(action: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """Results in the order of items; the first error is raised after all have ended."""
-    if len(items) < 2:
-        return [action(item) for item in items]
-    with ThreadPoolExecutor(min(len(items), REQUESTS_AT_ONCE)) as pool:
-        futures = [pool.submit(action, item) for item in items]
-    return [future.result() for future in futures]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, ClassVar, NamedTuple
 
-from sv_pipeline.config import DatasetConfig
+from sv_pipeline.config import DatasetConfig, IngestMode
 from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError
 from sv_pipeline.places import parse_folder
 from sv_pipeline.table import keys, pickles
@@ -27,6 +27,7 @@ __all__ = [
     "StoredGraphConfig",
     "TableMeta",
     "from_config",
+    "ocdbt_settings",
     "read_meta",
     "read_version",
     "write_meta",
@@ -112,10 +113,19 @@ def from_config(config: DatasetConfig) -> TableMeta:
                 "sv_split_threshold": 10,
                 "ocdbt_path": parse_folder(config.data_source.watershed).folder_url + f"ocdbt/{config.graph_id}/",
             },
-            "ocdbt_config": config.ocdbt_config.model_dump(mode="json"),
+            "ocdbt_config": ocdbt_settings(config),
             "split_bounding_offset": list(SPLIT_BOUNDING_OFFSET),
         },
     )
+
+
+def ocdbt_settings(config: DatasetConfig) -> dict[str, Any]:
+    """The part of the meta by which other software finds the graph's fork and builds its spec.
+
+    A graph that is built without voxels is not ``enabled``: it has no fork.
+    """
+    stored = config.ocdbt_config.stored()
+    return {**stored, "enabled": stored["enabled"] and config.ingest.mode is not IngestMode.GRAPH}
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------

@@ -14,8 +14,6 @@ from sv_pipeline.grid import Box
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.operations.ownership import OPEN_PREFIX, OPEN_ROWS
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.fork.fork import fork_exists
-from sv_pipeline.segmentation.fork.records import operations
 from sv_pipeline.table import counters
 from sv_pipeline.verify.beside_edits import verified_beside_edits
 from sv_pipeline.verify.postcheck import prove_ended
@@ -65,7 +63,7 @@ def verify_changes(dataset: Dataset, after: int, *, workers: int = 1) -> VerifyR
     started, after = time.monotonic(), parse_count(after, "number of the last operation that is known")
     url, graph_id = dataset.watershed_url, dataset.graph_id
     try:
-        records = operations(url, graph_id, after=after) if fork_exists(url, graph_id) else []
+        records = dataset.fork.records(after=after) if dataset.fork.exists() else []
         boxes: list[Box] | None = [box for record in records for box in record.boxes]
     except CorruptionError:
         boxes = None  # a record is damaged, which the check of the pair names: look at all that the fork has

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from sv_pipeline.errors import InputError, SvPipelineError
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv
 from sv_pipeline.storage.precomputed import VolumeInfo, read_info
 from sv_pipeline.table import keys
@@ -64,6 +65,11 @@ class Subject:
     within: Sequence[Box] | None = None
     """Of what the fork has of its own, only what touches these boxes, voxels of the base mip; None = all."""
     _failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def fork(self) -> Fork:
+        """The graph's own version of the voxels."""
+        return Fork(self.watershed_url, self.graph_id)
 
     @property
     def options(self) -> VoxelOptions:

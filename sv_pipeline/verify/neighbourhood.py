@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.ids import IdLayout, UInt64Array
-from sv_pipeline.segmentation.fork.fork import fork_exists
 from sv_pipeline.storage import kv
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import RowView
@@ -224,7 +223,7 @@ def _voxels(around: _Around) -> CheckResult:
         if boxes and budget < 0:
             break
         boxes.append(coordinate)
-    if fork_exists(subject.watershed_url, subject.graph_id):
+    if subject.fork.exists():
         groups = [coordinate[None] for coordinate in boxes]
         voxel_checks.check_groups(outcome, lambda _: around.core, subject.grid, subject.voxels.open(0), groups)
     else:

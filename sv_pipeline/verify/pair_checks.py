@@ -8,8 +8,7 @@ from sv_pipeline.operations.log import OperationStatus
 from sv_pipeline.operations.ownership import OPEN_PREFIX, OPEN_ROWS, OWNER
 from sv_pipeline.operations.pair import HasBoth, Older, find_misfit, restore_advice, wrote
 from sv_pipeline.operations.writing import IDENTITY, OWN_PREFIX, SUPERVOXELS
-from sv_pipeline.segmentation.fork.fork import fork_exists
-from sv_pipeline.segmentation.fork.records import OperationRecord, operations
+from sv_pipeline.segmentation.fork.records import OperationRecord
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import RowView
 from sv_pipeline.verify.blocks import readable
@@ -27,7 +26,7 @@ _VERDICTS = {
 def check_pair(outcome: Outcome, graph: HasBoth) -> None:
     """Compare the operations of the table with the records of the fork."""
     wrong = find_misfit(graph)
-    if fork_exists(graph.watershed_url, graph.graph_id):
+    if graph.fork.exists():
         with readable("the records of the fork's operations cannot be read"):
             _compare(outcome, graph)
     elif wrong is None:
@@ -38,7 +37,7 @@ def check_pair(outcome: Outcome, graph: HasBoth) -> None:
 
 def _compare(outcome: Outcome, graph: HasBoth) -> None:
     # The fork first: what it holds has a row; what the table then says is done, is in.
-    records = {record.operation_id: record for record in operations(graph.watershed_url, graph.graph_id)}
+    records = {record.operation_id: record for record in graph.fork.records()}
     own = {
         int(key.removeprefix(OWN_PREFIX)): row
         for key, row in graph.table.scan(
@@ -58,7 +57,7 @@ def _compare(outcome: Outcome, graph: HasBoth) -> None:
     done = {n for n in changed - opened.keys() if status.get(n) == int(OperationStatus.SUCCESS)}
     absent = sorted(done - records.keys())
     if absent:  # one that was committed since the records were read
-        now = {record.operation_id for record in operations(graph.watershed_url, graph.graph_id)}
+        now = {record.operation_id for record in graph.fork.records()}
         absent = [number for number in absent if number not in now]
     older = _older(unknown, absent, other)
     verdict = f"{_VERDICTS[older]}; {restore_advice(graph, older)}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sv_pipeline.backoff import Backoff
 from sv_pipeline.errors import CorruptionError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import latest_roots
@@ -66,8 +67,7 @@ def prove_ended(graph: ChunkedGraph, operation_id: int, found: Unfinished | None
     if not len(chunks):
         return checked
     for look in range(LOOKS):
-        if look:
-            time.sleep(SECONDS_BETWEEN_LOOKS * 2 ** (look - 1))
+        time.sleep(Backoff(SECONDS_BETWEEN_LOOKS).after(look))
         report = verify_around(graph, chunks, watershed_url=graph.watershed_url, graph_id=graph.graph_id)
         if report.ok:
             return {**checked, "chunks around it": len(chunks), **_numbers(report)}

@@ -15,8 +15,10 @@ from sv_pipeline.algorithms.pyramid import downsample, holds_labels_of_blocks
 from sv_pipeline.errors import ConfigError, CorruptionError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.base import markers
+from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline.segmentation.base.layout import misfit, step_factor, unclear_grid
-from sv_pipeline.segmentation.fork.fork import check_record, fork_has_commits
+from sv_pipeline.segmentation.fork.fork import Fork
+from sv_pipeline.segmentation.fork.making import check_record
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.retry import retry_transport
 from sv_pipeline.verify.blocks import BLOCK_VOXELS, aligned_boxes, in_order, read_box, readable, sampled
@@ -207,14 +209,14 @@ def check_fork(
     outcome: Outcome, fork: StoredVolume, base: StoredVolume, graph_id: str, *, seed: int = 0, workers: int = 1
 ) -> None:
     """The fork can be read at every mip, is on record and, before its first edit, shows the base."""
-    check_record(fork.watershed_url, graph_id)
+    check_record(read_base(fork.watershed_url), graph_id)
     for mip, scale in enumerate(fork.info.scales):
         domain = fork.open(mip).domain
         if tuple(domain.inclusive_min) != scale.bounds.start or tuple(domain.exclusive_max) != scale.bounds.stop:
             outcome.error("the fork's bounds are not those of the base: recreate the fork.", f"mip {mip}")
             return
         outcome.checked += 1
-    if fork_has_commits(fork.watershed_url, graph_id):
+    if Fork(fork.watershed_url, graph_id).has_commits():
         return
     blocks = _Blocks()
     for mip, scale in enumerate(fork.info.scales):

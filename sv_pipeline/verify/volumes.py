@@ -8,7 +8,7 @@ import tensorstore as ts
 
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.segmentation.base import base, markers
-from sv_pipeline.segmentation.fork import fork, reader
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import ocdbt, precomputed
 from sv_pipeline.storage.precomputed import VolumeInfo
 from sv_pipeline.storage.retry import retry_transport
@@ -57,10 +57,10 @@ def base_volume(watershed_url: str) -> StoredVolume | None:
 
 def fork_volume(watershed_url: str, graph_id: str) -> StoredVolume | None:
     """The graph's fork; None if there is none."""
-    if not fork.fork_exists(watershed_url, graph_id):
+    if not (fork := Fork(watershed_url, graph_id)).exists():
         return None
     found = base.read_base(watershed_url)
-    store = reader.open_fork_store(watershed_url, graph_id)
+    store = fork.store()
     return StoredVolume("fork", watershed_url, found.volume, found.source_mips, store)
 
 

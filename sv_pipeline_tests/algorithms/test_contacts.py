@@ -4,16 +4,17 @@ import itertools
 
 import cc3d
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from sv_pipeline.algorithms.contacts import DIAGONALS, affinity_of_contact, diagonal_pairs, face_contacts
+from sv_pipeline_tests.properties import examples
 
 LABELS = arrays(np.int32, array_shapes(min_dims=3, max_dims=3, max_side=5), elements=st.integers(0, 4))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(LABELS)
 def test_areas_are_those_that_cc3d_counts(labels):
     contacts = face_contacts(labels)
@@ -22,7 +23,7 @@ def test_areas_are_those_that_cc3d_counts(labels):
     assert contacts.affinities is None
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(LABELS, st.lists(st.integers(0, 2), min_size=5, max_size=5))
 def test_diagonal_pairs_are_those_of_a_loop_over_voxels(labels, groups):
     groups = np.array([0, *groups[1:]])

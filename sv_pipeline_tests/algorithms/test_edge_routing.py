@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sv_pipeline.algorithms.components import component_labels, find
@@ -26,6 +26,7 @@ from sv_pipeline_tests.algorithms.split_worlds import (
     world_of,
     worlds,
 )
+from sv_pipeline_tests.properties import examples
 
 RESOLUTION = (4.0, 5.0, 40.0)
 INF = np.float32(np.inf)
@@ -79,7 +80,7 @@ def line(sides: list[int], chunk: int = 4) -> World:
 
 
 @given(worlds(), st.booleans())
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_every_routing_is_sound(world: World, partly: bool) -> None:
     members = world.members
     if partly:
@@ -90,7 +91,7 @@ def test_every_routing_is_sound(world: World, partly: bool) -> None:
 
 
 @given(worlds(), st.booleans())
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_edges_follow_the_table(world: World, partly: bool) -> None:
     members = world.members
     if partly:
@@ -137,7 +138,7 @@ def _fragment_first(pairs: list[tuple[int, int]]) -> tuple[Ids, Ids]:
 
 
 @given(worlds())
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_a_side_whose_voxels_hang_together_hangs_together_by_inf(world: World) -> None:
     r = Routed(world)
     keep = np.isinf(r.routed.edges.affinities)
@@ -154,7 +155,7 @@ def test_a_side_whose_voxels_hang_together_hangs_together_by_inf(world: World) -
 
 
 @given(worlds())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_without_a_cut_the_objects_are_what_they_were(world: World) -> None:
     """Fragments stay in the objects of their supervoxels until edges are cut."""
     r = Routed(world)
@@ -172,7 +173,7 @@ def test_without_a_cut_the_objects_are_what_they_were(world: World) -> None:
 
 
 @given(worlds(), st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_the_order_and_direction_of_old_edges_do_not_matter(world: World, seed: int) -> None:
     first = Routed(world)
     rng = np.random.default_rng(seed)
@@ -185,7 +186,7 @@ def test_the_order_and_direction_of_old_edges_do_not_matter(world: World, seed: 
 
 
 @given(worlds(), st.booleans())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_with_new_ids_for_some_kept_members_no_pair_is_overridden(world: World, partly: bool) -> None:
     members = world.members
     if partly:
@@ -200,7 +201,7 @@ def test_with_new_ids_for_some_kept_members_no_pair_is_overridden(world: World, 
 
 
 @given(worlds(max_labels=2), st.integers(0, 1 << 20))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_the_planned_graph_can_be_cut_between_the_points(world: World, seed: int) -> None:
     mask = pieces(world.source == OBJECT)[0] == 1
     voxels = np.argwhere(mask)
@@ -404,7 +405,7 @@ def test_edges_of_a_pair_become_one() -> None:
 
 
 @given(worlds())
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_rows_of_edits_hold_every_edge_from_both_ends(world: World) -> None:
     r = Routed(world)
     e = r.routed.edges

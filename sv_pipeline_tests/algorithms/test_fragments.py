@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from sv_pipeline.algorithms.fragments import (
     FragmentPlan,
@@ -17,6 +17,7 @@ from sv_pipeline.algorithms.fragments import (
 from sv_pipeline.errors import CorruptionError, InputError
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline_tests.algorithms.split_worlds import OBJECT, Ids, World, pieces, world_of, worlds
+from sv_pipeline_tests.properties import examples
 
 ARRAYS = ("kept", "kept_sides", "old_ids", "sides", "chunks", "voxel_counts", "first_voxels", "voxels", "node_of_voxel")
 
@@ -45,7 +46,7 @@ def line(sides: list[int], chunk: int = 4, n: int = 1) -> World:
 
 
 @given(worlds())
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_fragments_partition_the_voxels_of_what_is_split(world: World) -> None:
     plan = planned(world)
     result = after(plan, world)
@@ -69,7 +70,7 @@ def test_fragments_partition_the_voxels_of_what_is_split(world: World) -> None:
 
 
 @given(worlds())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_pieces_of_one_side_of_one_supervoxel_do_not_touch(world: World) -> None:
     plan = planned(world)
     result = after(plan, world)
@@ -83,7 +84,7 @@ def test_pieces_of_one_side_of_one_supervoxel_do_not_touch(world: World) -> None
 
 
 @given(worlds())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_the_plan_does_not_depend_on_memory_order_and_keeps_to_its_own(world: World) -> None:
     plan = planned(world)
     other = planned(
@@ -102,7 +103,7 @@ def test_the_plan_does_not_depend_on_memory_order_and_keeps_to_its_own(world: Wo
 
 
 @given(worlds())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_only_storage_chunks_with_changes_are_written_and_whole(world: World) -> None:
     plan = planned(world)
     storage = ChunkGrid(world.box, (3, 2, 4))
@@ -119,7 +120,7 @@ def test_only_storage_chunks_with_changes_are_written_and_whole(world: World) ->
 
 
 @given(worlds())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_every_voxel_finds_its_node(world: World) -> None:
     plan = planned(world)
     everywhere = np.argwhere(np.ones(world.box.shape, bool)) + world.box.start
@@ -131,7 +132,7 @@ def test_every_voxel_finds_its_node(world: World) -> None:
 
 
 @given(worlds())
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_a_kept_member_can_be_given_a_new_id(world: World) -> None:
     plan = planned(world)
     renewed = plan.renewing(plan.kept[:1], world.grid)

@@ -6,7 +6,7 @@ import networkx as nx
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sv_pipeline.algorithms.multicut.cut import (
@@ -20,6 +20,7 @@ from sv_pipeline.algorithms.multicut.cut import (
     preview,
 )
 from sv_pipeline.errors import InputError
+from sv_pipeline_tests.properties import examples
 
 Row = tuple[int, int, float]
 INF = float("inf")
@@ -378,7 +379,7 @@ def check_parts(rows: list[Row], cut: Cut, sources: list[int], sinks: list[int])
     assert np.isfinite(cut.weight)
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(request=requests())
 def test_between_two_points_the_cut_weighs_what_networkx_says(request: tuple[list[Row], list[int], list[int]]) -> None:
     rows, (source, *_), (sink, *_) = request
@@ -398,7 +399,7 @@ def test_between_two_points_the_cut_weighs_what_networkx_says(request: tuple[lis
         check_parts(rows, outcome, [source], [sink])
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(request=requests(), path_augmentation=st.booleans())
 def test_a_cut_of_several_points_parts_the_sides_and_nothing_else(
     request: tuple[list[Row], list[int], list[int]], path_augmentation: bool
@@ -420,7 +421,7 @@ def test_a_cut_of_several_points_parts_the_sides_and_nothing_else(
             assert outcome.weight == pytest.approx(lowest)
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(request=requests(unique_cuts=True))
 def test_swapping_the_sides_of_a_unique_cut_removes_the_same_edges(
     request: tuple[list[Row], list[int], list[int]],
@@ -436,7 +437,7 @@ def test_swapping_the_sides_of_a_unique_cut_removes_the_same_edges(
         assert {one.reason, other.reason} <= {Refusal.ISOLATING_CUT, Refusal.PATHS_CROSS} or one.reason == other.reason
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(request=requests(), random=st.randoms(use_true_random=False))
 def test_the_outcome_does_not_depend_on_the_order_of_rows_and_points(
     request: tuple[list[Row], list[int], list[int]], random: Any

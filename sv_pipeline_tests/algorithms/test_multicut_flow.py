@@ -6,10 +6,11 @@ from fractions import Fraction
 import networkx as nx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sv_pipeline.algorithms.multicut.flow import minimum_cut
+from sv_pipeline_tests.properties import examples
 
 Edge = tuple[int, int, float]
 
@@ -40,7 +41,7 @@ def every_cut(edges: list[Edge], source: int, sink: int) -> list[tuple[Fraction,
     return [(weight_of(edges, side), side) for side in sides]
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(edges=st.one_of(edges_of(SMALL_NUMBERS), edges_of(AFFINITIES)))
 def test_the_cut_is_the_smallest_source_side_among_all_cheapest_cuts(edges: list[Edge]) -> None:
     # Denormal numbers next to ordinary ones differ by more than the fixed point resolves: see the tests below.
@@ -53,7 +54,7 @@ def test_the_cut_is_the_smallest_source_side_among_all_cheapest_cuts(edges: list
     assert side == set.intersection(*(other for weight, other in cuts if weight == lowest))
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(edges=edges_of(st.one_of(st.just(FAKE_AFFINITY), st.floats(2.0**-20, 1, width=32), st.just(3e38))))
 def test_capacities_of_very_different_magnitude_give_a_cheapest_cut(edges: list[Edge]) -> None:
     side, weight = cut(edges, 0, 1)
@@ -62,7 +63,7 @@ def test_capacities_of_very_different_magnitude_give_a_cheapest_cut(edges: list[
     assert weight == pytest.approx(float(lowest), rel=1e-12)
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 60), degree=st.integers(1, 6))
 def test_weight_is_that_of_networkx_on_larger_graphs(seed: int, n: int, degree: int) -> None:
     rng = np.random.default_rng(seed)
@@ -78,7 +79,7 @@ def test_weight_is_that_of_networkx_on_larger_graphs(seed: int, n: int, degree: 
     assert not found.on_source_side[n - 1]
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(seed=st.integers(0, 2**32 - 1), width=st.integers(1, 4), strong_every=st.integers(1, 5))
 def test_long_thin_graphs_are_cut_as_by_networkx(seed: int, width: int, strong_every: int) -> None:
     rng = np.random.default_rng(seed)

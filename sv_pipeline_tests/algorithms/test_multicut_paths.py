@@ -4,11 +4,12 @@ import networkx as nx
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sv_pipeline.algorithms.multicut.graph import ContractedGraph, LocalGraph, contract
 from sv_pipeline.algorithms.multicut.paths import CrossingPaths, JoinedSides, SeparatedSide, join_sides
+from sv_pipeline_tests.properties import examples
 
 Lengths = dict[tuple[int, int], float]
 Pairs = set[tuple[int, int]]
@@ -117,7 +118,7 @@ def requests(draw: st.DrawFn) -> tuple[Lengths, list[int], list[int]]:
     return lengths, points[:middle], points[middle:]
 
 
-@settings(deadline=None, max_examples=250)
+@examples(250)
 @given(request=requests())
 def test_sides_hold_together_and_share_no_vertex(request: tuple[Lengths, list[int], list[int]]) -> None:
     lengths, sources, sinks = request
@@ -143,7 +144,7 @@ def test_sides_hold_together_and_share_no_vertex(request: tuple[Lengths, list[in
     assert not touched[0] & touched[1]
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(request=requests())
 def test_paths_of_one_side_are_as_short_as_those_of_networkx(request: tuple[Lengths, list[int], list[int]]) -> None:
     lengths, sources, sinks = request

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sv_pipeline.algorithms.pyramid import downsample, halvings, pyramid
 from sv_pipeline.errors import ConfigError
+from sv_pipeline_tests.properties import examples
 
 factors = st.tuples(*[st.sampled_from([1, 2, 4])] * 3)
 few_labels = hnp.arrays(
@@ -34,7 +35,7 @@ def test_a_pyramid_is_each_mip_made_of_the_one_before(labels: np.ndarray, steps:
         np.testing.assert_array_equal(mip, labels)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(few_labels, factors, st.sampled_from("CF"))
 def test_memory_order_does_not_matter(labels: np.ndarray, factor: tuple[int, int, int], order: str) -> None:
     expected = downsample(np.asfortranarray(labels), factor)

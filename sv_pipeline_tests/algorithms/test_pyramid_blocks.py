@@ -7,13 +7,14 @@ from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sv_pipeline.algorithms.box_arrays import as_array, as_boxes, joined, parts_by_chunk, subtract, volumes
 from sv_pipeline.algorithms.pyramid import downsample
 from sv_pipeline.algorithms.pyramid_blocks import MipLevel, PyramidGeometry, plan_blocks, split_to_budget
 from sv_pipeline.grid import Box
+from sv_pipeline_tests.properties import examples
 
 Triple = tuple[int, int, int]
 Labels = npt.NDArray[np.uint64]
@@ -80,7 +81,7 @@ def from_scratch(geometry: PyramidGeometry, labels: Labels) -> list[Labels]:
     return mips
 
 
-@settings(max_examples=250, deadline=None)
+@examples(250)
 @given(st.data())
 def test_what_is_made_again_equals_the_pyramid_from_scratch(data: st.DataObject) -> None:
     geometry = data.draw(geometries())
@@ -96,7 +97,7 @@ def test_what_is_made_again_equals_the_pyramid_from_scratch(data: st.DataObject)
         np.testing.assert_array_equal(have, want, err_msg=f"mip {mip}")
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.data())
 def test_no_two_blocks_share_a_storage_chunk_at_any_mip(data: st.DataObject) -> None:
     geometry = data.draw(geometries())
@@ -114,7 +115,7 @@ def test_no_two_blocks_share_a_storage_chunk_at_any_mip(data: st.DataObject) -> 
     assert len(cells) == len(set(cells))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.data())
 def test_parts_cover_what_is_affected_once_and_fit_the_budget(data: st.DataObject) -> None:
     geometry = data.draw(geometries())
@@ -153,7 +154,7 @@ def test_the_budget_decides_how_many_cells_are_a_block() -> None:
         assert geometry.bytes_whole(block.affected) <= 1 << 24
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(geometries(), triples)
 def test_the_memory_of_a_block_is_that_of_its_chunks(geometry: PyramidGeometry, size: Triple) -> None:
     box = Box.of((0, 0, 0), np.minimum(np.multiply(size, 4), geometry.levels[0].size))
@@ -191,7 +192,7 @@ def test_chunks_whose_sizes_share_no_divisor_make_the_whole_axis_a_cell() -> Non
     assert geometry.cell == (4096, 4096, 4096)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(boxes_in((12, 12, 12), 5), triples)
 def test_cutting_and_joining_keeps_every_voxel(boxes: list[Box], chunk: Triple) -> None:
     def painted(array: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -211,7 +212,7 @@ def test_cutting_and_joining_keeps_every_voxel(boxes: list[Box], chunk: Triple) 
     assert len(joined(hulls)) <= len(hulls)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(boxes_in((12, 12, 12), 5), boxes_in((12, 12, 12), 1))
 def test_subtraction_leaves_what_is_outside_once(boxes: list[Box], taken: list[Box]) -> None:
     for box in boxes:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from sv_pipeline.algorithms.fragments import placeholders, plan_fragments
 from sv_pipeline.algorithms.split_geometry import SplitGeometry
 from sv_pipeline.errors import InputError
 from sv_pipeline.grid import Box
 from sv_pipeline_tests.algorithms.split_worlds import OBJECT, Ids, World, contacts, world_of, worlds
+from sv_pipeline_tests.properties import examples
 
 RESOLUTION = (4.0, 5.0, 40.0)
 
@@ -25,7 +26,7 @@ def measured(world: World) -> tuple[SplitGeometry, Ids]:
 
 
 @given(worlds())
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_contacts_of_nodes_are_found_with_their_faces(world: World) -> None:
     geometry, volume = measured(world)
     expected = {
@@ -41,7 +42,7 @@ def test_contacts_of_nodes_are_found_with_their_faces(world: World) -> None:
 
 
 @given(worlds())
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_contacts_do_not_depend_on_memory_order(world: World) -> None:
     geometry, _ = measured(world)
     for segmentation in (np.asfortranarray(world.segmentation), np.repeat(world.segmentation, 2, axis=0)[::2]):
@@ -51,7 +52,7 @@ def test_contacts_do_not_depend_on_memory_order(world: World) -> None:
 
 
 @given(worlds())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_distances_are_those_of_the_nearest_voxels(world: World) -> None:
     geometry, volume = measured(world)
     fragments = placeholders(np.arange(len(geometry.plan)))

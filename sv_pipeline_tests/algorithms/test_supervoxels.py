@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import ndimage
 
 from sv_pipeline.algorithms.supervoxels import label_overlaps, label_pieces
+from sv_pipeline_tests.properties import examples
 
 DTYPES = [np.uint8, np.uint16, np.uint32, np.uint64, np.int8, np.int16, np.int32, np.int64]
 
@@ -22,7 +23,7 @@ def volumes(draw):
     return np.asfortranarray(volume) if draw(st.booleans()) else volume
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(volumes())
 def test_pieces_are_the_26_connected_parts_of_each_label(labels):
     before = labels.copy()
@@ -43,7 +44,7 @@ def test_pieces_are_the_26_connected_parts_of_each_label(labels):
     np.testing.assert_array_equal(pieces.segments == 0, labels == 0)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(volumes())
 def test_pieces_are_numbered_in_the_order_of_their_first_voxel_x_fastest(labels):
     segments = label_pieces(labels).segments.ravel(order="F")

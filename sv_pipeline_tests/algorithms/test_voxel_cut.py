@@ -9,7 +9,7 @@ import cc3d
 import edt
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import find_objects
 
@@ -17,6 +17,7 @@ from sv_pipeline.algorithms.contacts import face_contacts
 from sv_pipeline.algorithms.voxel_cut import cut_mask, snap_distance
 from sv_pipeline.errors import InputError
 from sv_pipeline.testing.fixtures import need
+from sv_pipeline_tests.properties import examples
 
 RESOLUTIONS = st.sampled_from([(10.0, 10.0, 10.0), (8.0, 8.0, 40.0), (16.0, 16.0, 40.0), (40.0, 8.0, 8.0)])
 ISOTROPIC = (10.0, 10.0, 10.0)
@@ -100,7 +101,7 @@ def requests(draw: Any, most: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return mask, chosen[: wanted[0]], chosen[wanted[0] :], draw(RESOLUTIONS)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(requests(most=1))
 def test_with_one_seed_a_side_every_connected_mask_is_cut_into_two_single_pieces(request_) -> None:
     mask, source, sink, resolution = request_
@@ -113,7 +114,7 @@ def test_with_one_seed_a_side_every_connected_mask_is_cut_into_two_single_pieces
     assert pieces(labels == 2) == 1
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(requests())
 def test_with_several_seeds_a_side_each_side_is_one_piece_with_its_seeds_or_the_seeds_are_refused(request_) -> None:
     mask, source, sink, resolution = request_
@@ -129,7 +130,7 @@ def test_with_several_seeds_a_side_each_side_is_one_piece_with_its_seeds_or_the_
     assert pieces(labels == 2) == 1
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(requests(), st.randoms())
 def test_the_answer_depends_neither_on_the_order_of_seeds_nor_on_which_side_is_called_source(request_, random) -> None:
     mask, source, sink, resolution = request_
@@ -145,7 +146,7 @@ def test_the_answer_depends_neither_on_the_order_of_seeds_nor_on_which_side_is_c
     assert np.array_equal(swapped, np.where(labels > 0, 3 - labels, 0))
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(requests(), st.integers(0, 5))
 def test_empty_space_around_the_mask_changes_nothing(request_, margin) -> None:
     mask, source, sink, resolution = request_
@@ -157,7 +158,7 @@ def test_empty_space_around_the_mask_changes_nothing(request_, margin) -> None:
     assert np.array_equal(padded, np.pad(labels, margin))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.integers(0, 2**32 - 1), RESOLUTIONS)
 def test_a_mask_in_several_components_is_cut_where_both_sides_have_seeds(seed, resolution) -> None:
     rng = np.random.default_rng(seed)

@@ -18,7 +18,7 @@ import pytest
 
 from sv_pipeline.cli.main import COMMANDS
 from sv_pipeline.registry import Dataset, Registry
-from sv_pipeline.segmentation.fork.reader import open_fork, open_fork_store
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline_tests.ingest import builds
 from sv_pipeline_tests.ingest.builds import CommandLine
 
@@ -214,7 +214,7 @@ def test_looking_changes_nothing(cli: CommandLine, tmp_path: Path) -> None:
 
 
 def test_roots_of_points_are_those_of_the_supervoxels_there(cli: CommandLine, built: Dataset) -> None:
-    volume = open_fork(built.watershed_url, "tissue")
+    volume = Fork(built.watershed_url, "tissue").open()
     points = [built.grid.bounds.start, tuple(int(v) - 1 for v in built.grid.bounds.stop)]
     ids = [int(volume[point].read().result()) for point in points]
     options = [f"--at={','.join(map(str, point))}" for point in points]
@@ -267,7 +267,7 @@ def test_every_published_spec_opens_with_tensorstore_alone(cli: CommandLine, bui
     lines = ended.stdout.splitlines()
     assert len(lines) == 2 * len(info["mips"]) >= 4
     for mip in info["mips"]:
-        total = open_fork(built.watershed_url, "tissue", mip["mip"]).read().result().sum()
+        total = Fork(built.watershed_url, "tissue").open(mip["mip"]).read().result().sum()
         for kind in ("latest", "pinned"):
             line = next(text for text in lines if text.startswith(f"{mip['mip']} {kind} "))
             assert line.endswith(str(total))
@@ -296,7 +296,7 @@ def test_verify_ends_with_1_when_something_is_wrong(cli: CommandLine, tmp_path: 
     config = started(cli, tmp_path)
     assert cli("ingest", config).code == 0
     dataset = Registry(str(cli.home)).get("tissue")
-    store = open_fork_store(dataset.watershed_url, "tissue").array(0)
+    store = Fork(dataset.watershed_url, "tissue").store().array(0)
     store[tuple(dataset.grid.bounds.start)].write(np.uint64(1 << 56 | 12345)).result()
     said = cli("verify", "tissue")
     assert said.code == 1

@@ -22,7 +22,7 @@ from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.operations.log import read_operations
 from sv_pipeline.registry import Dataset, absolute
-from sv_pipeline.segmentation.fork.fork import fork_exists
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage.precomputed import open_volume, read_info
 from sv_pipeline.table import counters
 from sv_pipeline.testing.fixtures import need
@@ -174,7 +174,7 @@ def test_voxels_that_would_lack_their_pieces_are_not_made(world: World, attached
     said = attached("ingest", tmp_path / "graph.yaml", "--mode", "voxels", "--workers", "1")
     assert said.code == 1
     assert "split supervoxels" in said.err
-    assert not fork_exists(world.dataset.watershed_url, world.raw["graph_id"])
+    assert not Fork(world.dataset.watershed_url, world.raw["graph_id"]).exists()
 
 
 def test_a_graph_of_theirs_without_pieces_gets_voxels(uncut: Foreign, cli: CommandLine, tmp_path: Path) -> None:

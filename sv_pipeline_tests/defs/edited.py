@@ -12,8 +12,8 @@ from sv_pipeline.grid import Box
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline.segmentation.base.layout import step_factor
-from sv_pipeline.segmentation.fork.commit import EditCommit, commit_edit
-from sv_pipeline.segmentation.fork.reader import current_generation, open_fork, open_fork_store
+from sv_pipeline.segmentation.fork.commit import EditCommit
+from sv_pipeline.segmentation.fork.fork import Fork
 
 __all__ = ["assert_mips_right", "damage", "edit"]
 
@@ -23,22 +23,20 @@ def edit(dataset: Dataset, operation_id: int, *, at: tuple[int, int, int] = (0, 
     url, bounds = dataset.watershed_url, read_base(dataset.watershed_url).volume.bounds
     start = np.add(bounds.start, at)
     box = Box.of(start, np.add(start, (40, 36, 12))).clip(bounds)
-    voxels = open_fork(url, dataset.graph_id)[box.slices].read(order="F").result()
+    voxels = Fork(url, dataset.graph_id).open()[box.slices].read(order="F").result()
     half = np.zeros(voxels.shape, bool)
     half[: voxels.shape[0] // 2] = True
     block = VoxelBlock(box, np.where(half & (voxels > 0), voxels + np.uint64(operation_id << 20), voxels))
     when = int((time.time() - age) * 1000)
-    commit_edit(
-        url,
-        dataset.graph_id,
-        EditCommit(operation_id, [block], current_generation(url, dataset.graph_id), when, "me"),
+    Fork(url, dataset.graph_id).commit(
+        EditCommit(operation_id, [block], Fork(url, dataset.graph_id).generation(), when, "me"),
     )
     return box
 
 
 def damage(dataset: Dataset, mip: int) -> None:
     """Spoil a few voxels of a coarser mip without telling anybody."""
-    store = open_fork_store(dataset.watershed_url, dataset.graph_id)
+    store = dataset.fork.store()
     array = store.array(mip)
     start = np.asarray(array.domain.inclusive_min)[:3]
     with store.transaction() as transaction:
@@ -49,9 +47,9 @@ def damage(dataset: Dataset, mip: int) -> None:
 def assert_mips_right(dataset: Dataset) -> None:
     """Every mip is the downsampled mip below it, voxel for voxel."""
     volume = read_base(dataset.watershed_url).volume
-    below = open_fork(dataset.watershed_url, dataset.graph_id).read(order="F").result()
+    below = dataset.fork.open().read(order="F").result()
     assert len(volume.scales) > 2
     for mip in range(1, len(volume.scales)):
-        stored = open_fork(dataset.watershed_url, dataset.graph_id, mip).read(order="F").result()
+        stored = dataset.fork.open(mip).read(order="F").result()
         np.testing.assert_array_equal(stored, downsample(below, step_factor(volume, mip)), err_msg=f"mip {mip}")
         below = stored

@@ -8,6 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from sv_pipeline.backoff import Backoff
 from sv_pipeline.definitions import defs
 from sv_pipeline.defs import pyramid_sensor
 from sv_pipeline.defs.partitions import MAX_MIP, graphs, mip_key
@@ -19,8 +20,6 @@ from sv_pipeline.pyramid.mip_maker import open_pyramid
 from sv_pipeline.pyramid.rebuild import begin_rebuild
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base.base import read_base
-from sv_pipeline.segmentation.fork.pending import pending_boxes
-from sv_pipeline.segmentation.fork.reader import open_fork_store
 from sv_pipeline.segmentation.fork.records import pending_key
 from sv_pipeline_tests.defs.conftest import small_config
 from sv_pipeline_tests.defs.edited import assert_mips_right, damage, edit
@@ -64,7 +63,7 @@ def run(instance: dg.DagsterInstance, request: dg.RunRequest, job: str = "downsa
 
 
 def pending(dataset: Dataset) -> list[int]:
-    return [entry.operation_id for entry in pending_boxes(dataset.watershed_url, dataset.graph_id)]
+    return [entry.operation_id for entry in dataset.fork.pending()]
 
 
 def reason(result: dg.SensorResult) -> str:
@@ -154,7 +153,7 @@ def test_after_runs_that_failed_the_sensor_waits_and_then_tries_again(
             status=dg.DagsterRunStatus.FAILURE,
         )
     assert "2 runs failed in a row; next attempt in" in reason(tick(instance))
-    monkeypatch.setattr(pyramid_sensor, "wait_after", lambda failures: 0.0)
+    monkeypatch.setattr(pyramid_sensor, "PYRAMID_BACKOFF", Backoff(0.0))
     (again,) = tick(instance).run_requests or []
     assert again.run_key != first.run_key
     assert run(instance, again).success
@@ -168,7 +167,7 @@ def test_one_graph_that_cannot_be_read_does_not_stop_the_others(
     ingest(other, workers=1)
     stages.register(small_config(tmp_path / "unbuilt", small_segmentation, "unbuilt"), built.home)
     edit(other, 1)
-    store = open_fork_store(built.watershed_url, built.graph_id)
+    store = built.fork.store()
     with store.transaction() as transaction:
         store.kv.with_transaction(transaction).write(pending_key(7), b"rubbish").result()
     result = tick(instance)
@@ -225,7 +224,7 @@ def test_mips_are_rebuilt_one_partition_each_bottom_up(built: Dataset, instance:
 
 
 def test_a_mip_refuses_while_the_one_below_is_being_rebuilt(built: Dataset, instance: dg.DagsterInstance) -> None:
-    begin_rebuild(open_pyramid(built.watershed_url, built.graph_id), 1)
+    begin_rebuild(open_pyramid(built.fork), 1)
     refused = rebuild(instance, built, 2)
     assert not refused.success
     assert "of mip 1, which it is made of, are left" in failure_of(refused)

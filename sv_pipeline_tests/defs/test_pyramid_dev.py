@@ -16,7 +16,6 @@ from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.run import ingest
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base.base import read_base
-from sv_pipeline.segmentation.fork.pending import lag
 from sv_pipeline_tests.defs.conftest import small_config
 from sv_pipeline_tests.defs.dev_server import DevServer, dev_server, wait_for
 from sv_pipeline_tests.defs.edited import assert_mips_right, damage, edit
@@ -44,7 +43,7 @@ def server(place: Path, dataset: Dataset) -> Iterator[DevServer]:
 
 
 def up_to_date(dataset: Dataset) -> bool:
-    return lag(dataset.watershed_url, dataset.graph_id).entries == 0
+    return dataset.fork.lag().entries == 0
 
 
 def test_a_stream_of_edits_is_caught_up_with_though_a_run_is_killed(server: DevServer, dataset: Dataset) -> None:

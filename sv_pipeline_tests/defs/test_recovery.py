@@ -13,6 +13,7 @@ import dagster as dg
 import numpy as np
 import pytest
 
+from sv_pipeline.backoff import Backoff
 from sv_pipeline.config import parse_config
 from sv_pipeline.definitions import defs
 from sv_pipeline.defs import recovery
@@ -207,7 +208,8 @@ def test_failures_are_tried_again_then_people_are_told(
     play.scene.table.mutate([RowMutation(key, [DeleteCells(INDEFINITE_LOCK.key)])])
     before = play.scene.rows()
     monkeypatch.setenv(recovery.AGE_VARIABLE, "0s")
-    monkeypatch.setattr(recovery, "BACKOFF", recovery.Backoff(0.0, 2))
+    monkeypatch.setattr(recovery, "RECOVERY_BACKOFF", Backoff(0.0))
+    monkeypatch.setattr(recovery, "MOST_RECOVERIES", 2)
     cursor = None
     for attempt in (1, 2):
         found = tick(instance, cursor)

@@ -19,8 +19,7 @@ from sv_pipeline.edits.write import commit
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.queries import leaves, roots
 from sv_pipeline.operations.log import OperationStatus, read_operations
-from sv_pipeline.segmentation.fork.reader import open_fork
-from sv_pipeline.segmentation.fork.records import generation_at
+from sv_pipeline.testing.models import canonical
 from sv_pipeline_tests.edits.tissue import (
     Recipe,
     Tissue,
@@ -31,7 +30,6 @@ from sv_pipeline_tests.edits.tissue import (
     template_of,
     template_of_labels,
 )
-from sv_pipeline_tests.edits.voxel_model import canonical
 
 PROCESSES, EDITS, MOMENTS = 4, 50, 8
 PATIENT, IMPATIENT = LockPatience(60.0, 0.01), LockPatience(0.0)
@@ -75,7 +73,7 @@ class Answer:
 
 def edit_at_random(graph: ChunkedGraph, seed: int) -> tuple[list[Answer], list[str]]:
     """What one process does: edits of what it sees, which others may just be changing."""
-    tissue = Tissue(graph, open_fork(graph.watershed_url, graph.graph_id))
+    tissue = Tissue(graph, graph.fork.open())
     rng = np.random.default_rng(seed)
     done: list[Answer] = []
     refused: list[str] = []
@@ -128,7 +126,7 @@ def look_back(tissue: Tissue, time: int) -> None:
     pinned: list[np.ndarray] = []
     for coordinate in graph.grid.coordinates(2):
         box = graph.grid.box(2, coordinate)
-        generation = generation_at(graph.watershed_url, graph.graph_id, time, within=box)
+        generation = graph.fork.generation_at(time, within=box)
         voxels = tissue.voxels(generation)[box.shifted(-tissue.offset).slices]
         pinned.append(np.unique(voxels[voxels > 0]))
     ids = np.sort(np.concatenate(pinned))

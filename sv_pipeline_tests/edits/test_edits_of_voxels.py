@@ -12,7 +12,6 @@ from sv_pipeline import edits
 from sv_pipeline.edits import Points
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.graph.queries import roots, supervoxels_at
-from sv_pipeline.segmentation.fork.reader import open_fork
 from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline.verify.run import verify
 from sv_pipeline_tests.edits.bars import Make
@@ -41,7 +40,7 @@ def test_points_on_touching_objects_merge_and_on_one_object_split(
     tissue: tuple[ReferenceDataset, ChunkedGraph],
 ) -> None:
     data, graph = tissue
-    volume = open_fork(data.watershed_url, data.graph_id)
+    volume = data.fork.open()
     touching = sorted(contacts(data.voxels))
     rng = np.random.default_rng(4)
     outcomes = []
@@ -71,7 +70,7 @@ def test_points_on_touching_objects_merge_and_on_one_object_split(
 
 def test_a_chain_of_merges_makes_one_object(tissue: tuple[ReferenceDataset, ChunkedGraph]) -> None:
     data, graph = tissue
-    volume = open_fork(data.watershed_url, data.graph_id)
+    volume = data.fork.open()
     touching = networkx.Graph(list(contacts(data.voxels)))
     for pair in list(networkx.bfs_edges(touching, min(touching)))[:60]:
         # Others have split some supervoxels meanwhile: they are what is at their places now.

@@ -19,7 +19,6 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.fork.reader import open_fork
 from sv_pipeline_tests.edits.test_concurrent_edits_of_voxels import _choose
 from sv_pipeline_tests.edits.tissue import Recipe, Tissue, copy_of, fast_folder, new_table, template_of
 
@@ -47,7 +46,7 @@ def opened(graph: ChunkedGraph, config: DatasetConfig) -> OpenGraph:
 
 def keep_editing(graph: ChunkedGraph, seed: int, count: int) -> int:
     """Make so many edits that are not refused; how many were."""
-    tissue = Tissue(graph, open_fork(graph.watershed_url, graph.graph_id))
+    tissue = Tissue(graph, graph.fork.open())
     rng, done, refused = np.random.default_rng(seed), [0], 0
     while len(done) <= count and refused < 20 * count:
         try:

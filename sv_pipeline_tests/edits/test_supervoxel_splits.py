@@ -10,7 +10,6 @@ from sv_pipeline.algorithms.edge_routing import LOW_AFFINITY
 from sv_pipeline.algorithms.multicut.cut import Refusal
 from sv_pipeline.edits import Reason
 from sv_pipeline.edits.plan.split_box import BYTES_PER_VOXEL
-from sv_pipeline.segmentation.fork.records import read_operation
 from sv_pipeline_tests.edits.bars import ALL, Make, at, bar, row, split
 from sv_pipeline_tests.edits.bars import make as make
 from sv_pipeline_tests.edits.tissue import but_operations, edges_of
@@ -78,7 +77,7 @@ def test_pieces_that_lie_wholly_on_one_side_keep_their_ids(make: Make) -> None:
     after = tissue.voxels()
     assert np.array_equal(before[8:], after[8:])
     assert edit.supervoxels[:, 0].tolist() == [before[tuple(at(0))]] * 2
-    record = read_operation(tissue.graph.watershed_url, tissue.graph.graph_id, edit.operation_id)
+    record = tissue.graph.fork.record(edit.operation_id)
     assert record is not None
     assert [box.start[0] for box in record.boxes] == [0], "only the storage chunk that changed was written"
 

@@ -7,10 +7,10 @@ import pytest
 
 from sv_pipeline import edits
 from sv_pipeline.edits import CommittedEdit, Reason
+from sv_pipeline.testing.models import canonical
 from sv_pipeline_tests.edits.bars import ALL, Make, at, bar, split
 from sv_pipeline_tests.edits.bars import make as make
 from sv_pipeline_tests.edits.tissue import Recipe, Tissue, copy_of, edges_of, fast_folder, new_table, template_of
-from sv_pipeline_tests.edits.voxel_model import canonical
 
 State = tuple[np.ndarray, np.ndarray, dict[tuple[int, int], object]]
 

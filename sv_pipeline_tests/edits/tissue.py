@@ -24,9 +24,7 @@ import tensorstore as ts
 from sv_pipeline.edits import MergeRequest, Points, SplitRequest
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.graph.queries import roots
-from sv_pipeline.segmentation.fork.fork import create_fork
-from sv_pipeline.segmentation.fork.reader import current_generation, open_fork
-from sv_pipeline.segmentation.fork.records import generation_at
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.table import columns, meta
 from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline.table.interface import RowKeyRange, RowMutation, SetCell, Table
@@ -144,12 +142,12 @@ class Tissue:
         """All supervoxel ids (x, y, z), now or at a generation."""
         volume = self.volume
         if generation is not None:
-            volume = open_fork(self.graph.watershed_url, self.graph.graph_id, version=generation)
+            volume = self.graph.fork.open(version=generation)
         return np.asarray(volume[self.graph.grid.bounds.slices].read(order="F").result(), np.uint64)
 
     def voxels_at(self, time: int) -> Labels:
         """All supervoxel ids at a logical time."""
-        return self.voxels(generation_at(self.graph.watershed_url, self.graph.graph_id, time))
+        return self.voxels(self.graph.fork.generation_at(time))
 
     def objects(self, voxels: Labels, at: int | None = None) -> Labels:
         """Root of each voxel; 0 = background."""
@@ -161,7 +159,7 @@ class Tissue:
     @property
     def generation(self) -> int:
         """Of the fork."""
-        return current_generation(self.graph.watershed_url, self.graph.graph_id)
+        return self.graph.fork.generation()
 
     def points(self, *voxels: npt.ArrayLike) -> Points:
         """Points of a request, from places in the arrays here."""
@@ -200,10 +198,10 @@ def copy_of(template: Template, table: Table) -> Iterator[Tissue]:
     stored = meta.read_meta(table)
     meta.write_meta(table, replace(stored, graph_config=stored.graph_config._replace(ID=table.name)), overwrite=True)
     url = template.data.watershed_url
-    create_fork(url, table.name)
+    Fork(url, table.name).create()
     try:
         graph = open_chunked_graph(table)
-        yield Tissue(graph, open_fork(url, graph.graph_id))
+        yield Tissue(graph, Fork(url, graph.graph_id).open())
     finally:
         table.drop()
         table.close()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -12,6 +12,7 @@ from sv_pipeline.graph import edge_files as formats
 from sv_pipeline.graph.edge_files import ChunkEdges, Edges
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.storage import kv
+from sv_pipeline_tests.properties import examples
 
 LAYOUT = IdLayout(6)
 HERE = (3, 1, 2)
@@ -41,14 +42,14 @@ def any_edges(draw):
     return Edges(draw(u64), draw(u64), draw(affinities), draw(u64))
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(any_edges(), any_edges(), any_edges())
 def test_edges_survive_writing_and_reading(a, b, c):
     chunk = ChunkEdges(a, b, c)
     assert formats.decode_edges(formats.encode_edges(chunk), where="x") == chunk
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.lists(st.lists(st.integers(0, 2**64 - 1), min_size=1), max_size=5))
 def test_components_survive_writing_and_reading(groups):
     found = formats.decode_components(formats.encode_components(groups), where="x")

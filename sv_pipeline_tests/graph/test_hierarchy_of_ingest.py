@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from sv_pipeline.graph.layers import newest_of_reruns
@@ -16,6 +16,7 @@ from sv_pipeline.table.interface import Table
 from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline_tests.graph.compare import expected_shape, stored_shape
 from sv_pipeline_tests.graph.worlds import World, ingest, random_world
+from sv_pipeline_tests.properties import examples
 
 worlds = st.builds(
     random_world,
@@ -28,7 +29,7 @@ worlds = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(25, suppress_health_check=list(HealthCheck))
 @given(worlds, st.integers(1, 20))
 def test_any_graph_equals_the_reference(world: World, batch: int) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -30,7 +30,7 @@ from sv_pipeline.segmentation.base import markers
 from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline.segmentation.base.parts import merged_tasks
 from sv_pipeline.segmentation.base.populate import populate_plan
-from sv_pipeline.segmentation.fork.reader import open_fork
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline_tests.graph.compare import dump, stored_shape
@@ -165,7 +165,7 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 90) 
 def voxels_of(dataset: Dataset) -> list[np.ndarray]:
     """Voxels of the fork at every mip."""
     url = dataset.watershed_url
-    return [np.asarray(open_fork(url, dataset.graph_id, mip).read().result()) for mip in range(read_base(url).n_mips)]
+    return [np.asarray(Fork(url, dataset.graph_id).open(mip).read().result()) for mip in range(read_base(url).n_mips)]
 
 
 def assert_sound(dataset: Dataset, **options: Any) -> None:

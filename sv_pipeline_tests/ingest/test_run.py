@@ -15,7 +15,6 @@ from sv_pipeline.ingest import progress
 from sv_pipeline.ingest.run import ingest
 from sv_pipeline.progress import Progress
 from sv_pipeline.registry import Dataset, Registry
-from sv_pipeline.segmentation.fork.fork import fork_exists
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.generations import current_version
 from sv_pipeline_tests.graph.compare import stored_shape
@@ -90,7 +89,7 @@ def test_setup_then_voxels_then_graph_is_both(built: Dataset, tmp_path: Path) ->
     assert dataset.table.exists()
     assert all(status.done == 0 for status in progress.layer_status(dataset.graph).values())
     ingest(dataset, mode=IngestMode.VOXELS)
-    assert fork_exists(dataset.watershed_url, dataset.graph_id)
+    assert dataset.fork.exists()
     assert all(status.done == 0 for status in progress.layer_status(dataset.graph).values())
     ingest(dataset)
     builds.assert_same(dataset, built)
@@ -102,9 +101,9 @@ def test_layer_by_layer_is_the_same_as_at_once(built: Dataset, tmp_path: Path) -
     with pytest.raises(NotReadyError, match="layer 2 has 12 of 12 chunks unfinished"):
         ingest(dataset, layers=[3])
     ingest(dataset, layers=[2])
-    assert not fork_exists(dataset.watershed_url, dataset.graph_id)
+    assert not dataset.fork.exists()
     ingest(dataset, layers=[4, 3])
-    assert not fork_exists(dataset.watershed_url, dataset.graph_id)
+    assert not dataset.fork.exists()
     ingest(dataset)
     builds.assert_same(dataset, built)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.fork.reader import open_fork
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline_tests.ingest import builds
 from sv_pipeline_tests.ingest.builds import CommandLine
@@ -71,7 +71,7 @@ def test_gz_chunks_are_read_in_every_role(tmp_path: Path) -> None:
         found.append(built(folder, source))
     packed, plain = found
     assert any((tmp_path / "True" / "labels").rglob("*.gz"))
-    voxels = [open_fork(d.watershed_url, d.graph_id).read().result() for d in found]
+    voxels = [Fork(d.watershed_url, d.graph_id).open().read().result() for d in found]
     np.testing.assert_array_equal(*voxels)
     assert roots(packed) == roots(plain)
     assert len(roots(packed)) < 8
@@ -81,14 +81,14 @@ def test_gz_chunks_are_read_in_every_role(tmp_path: Path) -> None:
 
 def test_a_watershed_of_compressed_files_is_read(tmp_path: Path) -> None:
     made = built(tmp_path / "made", {"segmentation": str(written(tmp_path / "labels", labels()))})
-    before = open_fork(made.watershed_url, made.graph_id).read().result()
+    before = Fork(made.watershed_url, made.graph_id).open().read().result()
     folder = tmp_path / "given" / "watershed"
     shutil.copytree(tmp_path / "made" / "watershed", folder, ignore=shutil.ignore_patterns("ocdbt", ".watershed"))
     for file in [f for f in folder.rglob("*") if f.is_file() and f.name != "info"]:
         file.with_name(file.name + ".gz").write_bytes(gzip.compress(file.read_bytes()))
         file.unlink()
     given = built(tmp_path / "given", None)
-    np.testing.assert_array_equal(open_fork(given.watershed_url, given.graph_id).read().result(), before)
+    np.testing.assert_array_equal(Fork(given.watershed_url, given.graph_id).open().read().result(), before)
     assert roots(given) == roots(made)
     assert verify_dataset(given).ok
 

@@ -10,9 +10,7 @@ from sv_pipeline.algorithms.pyramid import downsample
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline.segmentation.base.layout import step_factor
-from sv_pipeline.segmentation.fork.fork import create_fork
-from sv_pipeline.segmentation.fork.pending import pending_boxes
-from sv_pipeline.segmentation.fork.reader import open_fork_store
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.records import pending_key, pending_value
 from sv_pipeline.storage.retry import retry_transport
 from sv_pipeline_tests.segmentation.volumes import make_watershed
@@ -24,13 +22,13 @@ def make_fork(url: str, **watershed: object) -> Box:
     """A populated base with one fork; its bounds."""
     made = make_watershed(url, **watershed)  # type: ignore[arg-type]
     made.populate()
-    create_fork(url, GRAPH)
+    Fork(url, GRAPH).create()
     return read_base(url).volume.bounds
 
 
 def edit(url: str, operation_id: int, boxes: Sequence[Box], seed: int = 0, *, value: int | None = None) -> None:
     """What the commit of an edit does: voxels and the pending key, atomically."""
-    store = open_fork_store(url, GRAPH)
+    store = Fork(url, GRAPH).store()
     rng = np.random.default_rng(seed)
 
     def commit() -> None:
@@ -47,13 +45,13 @@ def edit(url: str, operation_id: int, boxes: Sequence[Box], seed: int = 0, *, va
 def assert_up_to_date(url: str, *, pending: Sequence[int] = ()) -> None:
     """Every mip is the downsampled mip below it, voxel for voxel, and the ledger holds only these operations."""
     base = read_base(url)
-    store = open_fork_store(url, GRAPH)
+    store = Fork(url, GRAPH).store()
     below = store.array(0).read(order="F").result()
     for mip in range(1, base.n_mips):
         stored = store.array(mip).read(order="F").result()
         np.testing.assert_array_equal(stored, downsample(below, step_factor(base.volume, mip)), err_msg=f"mip {mip}")
         below = stored
-    assert [entry.operation_id for entry in pending_boxes(url, GRAPH)] == list(pending)
+    assert [entry.operation_id for entry in Fork(url, GRAPH).pending()] == list(pending)
 
 
 def random_boxes(bounds: Box, rng: np.random.Generator, n: int) -> list[Box]:

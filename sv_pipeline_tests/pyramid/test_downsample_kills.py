@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from sv_pipeline.pyramid.downsample import downsample
-from sv_pipeline.segmentation.fork.pending import pending_boxes
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline_tests.pyramid.pyramids import GRAPH, assert_up_to_date, edit, make_fork, random_boxes
 
@@ -30,7 +30,7 @@ def work_until_killed(url: str, tables: str, started: Event, stop: Event) -> Non
     table = SqliteTable("t", Path(tables))
     started.set()
     while not stop.is_set():
-        downsample((table, url, GRAPH), memory_budget=SMALL, lock_expiry=EXPIRY)
+        downsample(Fork(url, GRAPH), table=table, memory_budget=SMALL, lock_expiry=EXPIRY)
         time.sleep(0.01)
 
 
@@ -67,8 +67,8 @@ def test_killed_at_random_under_a_stream_of_edits_the_mips_end_right(tmp_path: P
         job.join(60)
         assert job.exitcode == 0
     table = SqliteTable("t", tmp_path / "tables")
-    assert downsample((table, url, GRAPH), lock_expiry=EXPIRY).complete
+    assert downsample(Fork(url, GRAPH), table=table, lock_expiry=EXPIRY).complete
     assert killed >= 6
     assert_up_to_date(url)
-    assert pending_boxes(url, GRAPH) == []
+    assert Fork(url, GRAPH).pending() == []
     table.close()

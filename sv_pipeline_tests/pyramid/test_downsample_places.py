@@ -16,11 +16,9 @@ from sv_pipeline.pyramid.mip_maker import open_pyramid
 from sv_pipeline.pyramid.parts import downsample_part
 from sv_pipeline.segmentation.base.base import create_base, read_base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
-from sv_pipeline.segmentation.fork.commit import EditCommit, commit_edit, restore_operation
-from sv_pipeline.segmentation.fork.fork import create_fork
-from sv_pipeline.segmentation.fork.pending import lag, pending_boxes
-from sv_pipeline.segmentation.fork.reader import current_generation, open_fork
-from sv_pipeline.segmentation.fork.records import pending_key, take_fence
+from sv_pipeline.segmentation.fork.commit import EditCommit
+from sv_pipeline.segmentation.fork.fork import Fork
+from sv_pipeline.segmentation.fork.records import pending_key
 from sv_pipeline.storage import kv
 from sv_pipeline.storage.precomputed import create_volume, open_volume
 from sv_pipeline.testing.servers.gcs_client import GcsControl
@@ -37,7 +35,7 @@ def test_an_answer_of_the_bucket_that_gets_lost_does_no_harm(gcs_server: GcsCont
     edit(url, 1, random_boxes(bounds, np.random.default_rng(0), 3))
     gcs_server.clear()
     gcs_server.add_fault(method="POST", match="g/manifest", phase="after", status=503, times=1)
-    assert downsample((None, url, GRAPH)).complete
+    assert downsample(Fork(url, GRAPH)).complete
     gcs_server.clear()
     assert_up_to_date(url)
 
@@ -48,7 +46,7 @@ def test_on_disk_and_in_a_bucket(storage_url: str, manifest_kind: str) -> None:
     rng = np.random.default_rng(0)
     for operation_id in (1, 2):
         edit(storage_url, operation_id, random_boxes(bounds, rng, 3), seed=operation_id)
-    pyramid, landed = open_pyramid(storage_url, GRAPH), []
+    pyramid, landed = open_pyramid(Fork(storage_url, GRAPH)), []
 
     def lands() -> None:
         if not landed:
@@ -58,9 +56,9 @@ def test_on_disk_and_in_a_bucket(storage_url: str, manifest_kind: str) -> None:
     whole = Box((0, 0, 0), bounds.shape)
     report = downsample_part(pyramid, whole, [pending_key(1), pending_key(2)], BUDGET, lands)
     assert (report.conflicts, report.commits) == (1, 1)
-    assert [entry.operation_id for entry in pending_boxes(storage_url, GRAPH)] == [3]
+    assert [entry.operation_id for entry in Fork(storage_url, GRAPH).pending()] == [3]
     assert_no_silent_fault(storage_url)
-    assert downsample((None, storage_url, GRAPH)).complete
+    assert downsample(Fork(storage_url, GRAPH)).complete
     assert_up_to_date(storage_url)
 
 
@@ -80,37 +78,37 @@ def test_mips_of_other_software_are_made_again_only_around_what_changed(tmp_path
     for coordinate in plan.missing:
         populate_task(url, plan, coordinate)
     finish_populate(url, plan)
-    create_fork(url, GRAPH)
+    Fork(url, GRAPH).create()
     edit(url, 1, [Box((30, 20, 10), (36, 26, 12))], value=7)
-    assert downsample((None, url, GRAPH)).complete
-    assert pending_boxes(url, GRAPH) == []
+    assert downsample(Fork(url, GRAPH)).complete
+    assert Fork(url, GRAPH).pending() == []
     assert_no_silent_fault(url)
-    have, given = open_fork(url, GRAPH, 1).read().result(), labels[::2, ::2]
+    have, given = Fork(url, GRAPH).open(1).read().result(), labels[::2, ::2]
     assert 0 < np.count_nonzero(have != given) <= 4 * 4 * 2, "the voxels that the edit has a part in"
     rng = np.random.default_rng(1)
     for operation_id in range(2, 8):
         edit(url, operation_id, random_boxes(info.bounds, rng, 2), seed=operation_id)
-        assert downsample((None, url, GRAPH)).complete
+        assert downsample(Fork(url, GRAPH)).complete
         assert_no_silent_fault(url)
 
 
 def test_an_edit_that_is_put_back_is_downsampled_again(tmp_path: Path) -> None:
     url = str(tmp_path)
     make_fork(url)
-    original = open_fork(url, GRAPH, 1).read().result()
+    original = Fork(url, GRAPH).open(1).read().result()
     block = VoxelBlock(BOX, np.full(BOX.shape, 77, np.uint64))
-    commit_edit(url, GRAPH, EditCommit(5, [block], current_generation(url, GRAPH), 1_000_000, "me"))
-    assert lag(url, GRAPH).entries == 1
-    assert lag(url, GRAPH).oldest_seconds is not None
-    downsample((None, url, GRAPH))
+    Fork(url, GRAPH).commit(EditCommit(5, [block], Fork(url, GRAPH).generation(), 1_000_000, "me"))
+    assert Fork(url, GRAPH).lag().entries == 1
+    assert Fork(url, GRAPH).lag().oldest_seconds is not None
+    downsample(Fork(url, GRAPH))
     assert_up_to_date(url)
-    assert (open_fork(url, GRAPH, 1).read().result() == 77).any()
-    take_fence(url, GRAPH, 5, "recovery")
-    assert restore_operation(url, GRAPH, 5, owner="recovery")
-    assert [entry.operation_id for entry in pending_boxes(url, GRAPH)] == [5]
-    downsample((None, url, GRAPH))
+    assert (Fork(url, GRAPH).open(1).read().result() == 77).any()
+    Fork(url, GRAPH).take_fence(5, "recovery")
+    assert Fork(url, GRAPH).restore(5, owner="recovery")
+    assert [entry.operation_id for entry in Fork(url, GRAPH).pending()] == [5]
+    downsample(Fork(url, GRAPH))
     assert_up_to_date(url)
-    np.testing.assert_array_equal(open_fork(url, GRAPH, 1).read().result(), original)
+    np.testing.assert_array_equal(Fork(url, GRAPH).open(1).read().result(), original)
 
 
 def test_a_registered_graph_is_downsampled_by_its_name(tmp_path: Path) -> None:
@@ -118,13 +116,13 @@ def test_a_registered_graph_is_downsampled_by_its_name(tmp_path: Path) -> None:
     ingest(dataset, workers=1)
     url, bounds = dataset.watershed_url, read_base(dataset.watershed_url).volume.bounds
     block = Box.of(bounds.start, np.add(bounds.start, 20)).clip(bounds)
-    voxels = open_fork(url, dataset.graph_id)[block.slices].read(order="F").result()
+    voxels = Fork(url, dataset.graph_id).open()[block.slices].read(order="F").result()
     change = VoxelBlock(block, np.where(voxels > 0, voxels + np.uint64(1 << 20), voxels))
-    generation = current_generation(url, dataset.graph_id)
-    commit_edit(url, dataset.graph_id, EditCommit(1, [change], generation, 1_000_000, "me"))
-    report = downsample(dataset)
+    generation = Fork(url, dataset.graph_id).generation()
+    Fork(url, dataset.graph_id).commit(EditCommit(1, [change], generation, 1_000_000, "me"))
+    report = downsample(dataset.fork, table=dataset.existing_table)
     assert report.complete
     assert report.graph_id == dataset.graph_id
     assert report.operations == (1,)
     assert report.work.chunks_written > 0
-    assert pending_boxes(url, dataset.graph_id) == []
+    assert Fork(url, dataset.graph_id).pending() == []

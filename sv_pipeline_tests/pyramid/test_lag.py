@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sv_pipeline.defs.backoff import FIRST_WAIT, LONGEST_WAIT, wait_after
 from sv_pipeline.ingest.run import ingest
-from sv_pipeline.pyramid import lag
 from sv_pipeline.pyramid.lag import GraphLag, lag_verdict, lags
 from sv_pipeline.registry import Dataset, Registry
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.pending import Lag
 from sv_pipeline_tests.defs.edited import edit
 from sv_pipeline_tests.ingest.builds import raw_config, register
@@ -39,14 +38,14 @@ def test_a_graph_that_hangs_counts_as_unknown_and_does_not_hold_up_the_others(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(raw_config(tmp_path / "data", "hangs"), tmp_path / "home")
-    real = lag.fork_exists
+    real = Fork.exists
 
-    def slow(url: str, graph_id: str) -> bool:
-        if graph_id == "hangs":
+    def slow(fork: Fork) -> bool:
+        if fork.graph_id == "hangs":
             time.sleep(3)
-        return real(url, graph_id)
+        return real(fork)
 
-    monkeypatch.setattr(lag, "fork_exists", slow)
+    monkeypatch.setattr(Fork, "exists", slow)
     started = time.monotonic()
     hanging, fine = lags(Registry(dataset.home), patience=0.8)
     assert time.monotonic() - started < 2
@@ -69,10 +68,3 @@ def test_the_verdict_is_that_of_the_oldest_edit_of_all_graphs() -> None:
     unknown = lag_verdict([graph(None, "cannot be read")], 99.0)
     assert not unknown.passed
     assert unknown.explanation == "g: cannot be read"
-
-
-def test_attempts_become_rarer_and_never_end() -> None:
-    waits = [wait_after(failures) for failures in range(40)]
-    assert waits[:4] == [0.0, FIRST_WAIT, 2 * FIRST_WAIT, 4 * FIRST_WAIT]
-    assert waits == sorted(waits)
-    assert waits[-1] == LONGEST_WAIT

@@ -21,8 +21,7 @@ from sv_pipeline.pyramid.downsample import downsample
 from sv_pipeline.pyramid.mip_maker import boxes_within, open_pyramid
 from sv_pipeline.pyramid.rebuild import begin_rebuild, rebuild_mip, unfinished
 from sv_pipeline.segmentation.base.base import read_base
-from sv_pipeline.segmentation.fork.pending import pending_boxes
-from sv_pipeline.segmentation.fork.reader import open_fork_store
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline_tests.pyramid.pyramids import GRAPH, assert_up_to_date, edit, make_fork, random_boxes
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -36,7 +35,7 @@ def url(tmp_path: Path) -> str:
 
 
 def spoil(url: str, mip: int) -> None:
-    store = open_fork_store(url, GRAPH)
+    store = Fork(url, GRAPH).store()
     with store.transaction() as transaction:
         store.array(mip).with_transaction(transaction).write(np.uint64(3)).result()
 
@@ -44,7 +43,7 @@ def spoil(url: str, mip: int) -> None:
 def rebuild_all(url: str) -> None:
     """What the partitions of a backfill do, one after the other."""
     for mip in range(1, read_base(url).n_mips):
-        pyramid = open_pyramid(url, GRAPH)
+        pyramid = open_pyramid(Fork(url, GRAPH))
         for box in begin_rebuild(pyramid, mip):
             rebuild_mip(pyramid, mip, box, memory_budget=1 << 20)
 
@@ -59,14 +58,14 @@ def test_mips_that_are_all_wrong_are_all_right_afterwards(url: str) -> None:
     for mip in range(1, 4):
         spoil(url, mip)
     rebuild_all(url)
-    assert downsample((None, url, GRAPH)).complete
+    assert downsample(Fork(url, GRAPH)).complete
     assert_up_to_date(url)
 
 
 def test_workers_at_once_do_not_disturb_each_other(url: str) -> None:
     """All of them take what they did out of the same key; nobody has to do a piece again for that."""
     spoil(url, 1)
-    pyramid = open_pyramid(url, GRAPH)
+    pyramid = open_pyramid(Fork(url, GRAPH))
     (whole,) = begin_rebuild(pyramid, 1)
     inside = Box.of((0, 0, 0), whole.shape)
     boxes = [box.shifted(whole.start) for box in boxes_within(inside, pyramid.geometry.levels[1].chunk_size, 32**3)]
@@ -80,7 +79,7 @@ def test_workers_at_once_do_not_disturb_each_other(url: str) -> None:
 
 def test_what_is_left_is_what_no_commit_has_made(url: str) -> None:
     spoil(url, 1)
-    pyramid = open_pyramid(url, GRAPH)
+    pyramid = open_pyramid(Fork(url, GRAPH))
     (whole,) = begin_rebuild(pyramid, 1)
     part = Box.of(whole.start, np.add(whole.start, (32, 32, 16)))
     rebuild_mip(pyramid, 1, part)
@@ -89,7 +88,7 @@ def test_what_is_left_is_what_no_commit_has_made(url: str) -> None:
 
 
 def test_a_mip_waits_for_the_one_below_and_there_are_no_others(url: str) -> None:
-    pyramid = open_pyramid(url, GRAPH)
+    pyramid = open_pyramid(Fork(url, GRAPH))
     begin_rebuild(pyramid, 1)
     with pytest.raises(NotReadyError, match="mip 2 cannot be rebuilt yet"):
         begin_rebuild(pyramid, 2)
@@ -119,8 +118,8 @@ def test_edits_beside_a_rebuild_are_kept(url: str) -> None:
         editor.join()
     rebuild_all(url)  # a piece that edits kept changing was left
     assert number > 3
-    assert downsample((None, url, GRAPH)).complete
-    assert pending_boxes(url, GRAPH) == []
+    assert downsample(Fork(url, GRAPH)).complete
+    assert Fork(url, GRAPH).pending() == []
     assert_up_to_date(url)
 
 
@@ -139,8 +138,8 @@ def test_killed_at_random_it_goes_on_where_it_was(url: str) -> None:
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        left += [mip for mip in range(1, 4) if unfinished(open_pyramid(url, GRAPH), mip)]
+        left += [mip for mip in range(1, 4) if unfinished(open_pyramid(Fork(url, GRAPH)), mip)]
     rebuild_all(url)
     assert left, "some were killed in the middle"
-    assert downsample((None, url, GRAPH)).complete
+    assert downsample(Fork(url, GRAPH)).complete
     assert_up_to_date(url)

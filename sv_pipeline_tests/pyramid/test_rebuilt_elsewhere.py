@@ -18,8 +18,7 @@ from sv_pipeline.proofreading import OpenGraph, open_graph
 from sv_pipeline.pyramid.lag import lags
 from sv_pipeline.registry import Registry
 from sv_pipeline.reports.info import graph_info
-from sv_pipeline.segmentation.fork.pending import lag
-from sv_pipeline.segmentation.fork.reader import current_generation, open_fork, reader_contract
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline_tests.reference_data import random_labels
 
 POINTS = [[20, 20, 10], [4, 30, 3], [36, 2, 17]]
@@ -59,11 +58,11 @@ def looks(home: str, held: Callable[[], OpenGraph]) -> dict[str, Callable[[], An
         "voxels": lambda: held().segmentation.read().result().tobytes(),
         "layers": lambda: held().graph.n_layers,
         "preview": lambda: held().preview_split(POINTS[:1], POINTS[:1] + np.array([[0, 0, 1]])).numbers["legal"],
-        "fork": lambda: open_fork(ws, "g").read().result().tobytes(),
-        "generation": lambda: current_generation(ws, "g"),
-        "contract": lambda: reader_contract(ws, "g"),
+        "fork": lambda: Fork(ws, "g").open().read().result().tobytes(),
+        "generation": lambda: Fork(ws, "g").generation(),
+        "contract": lambda: Fork(ws, "g").contract(),
         "info": lambda: graph_info(Registry(home).get("g")).to_dict(),
-        "lag": lambda: str(lag(ws, "g")),
+        "lag": lambda: str(Fork(ws, "g").lag()),
         "what the sensor asks": lambda: [one.error for one in lags(Registry(home))],
     }
 

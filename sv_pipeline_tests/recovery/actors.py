@@ -35,7 +35,6 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.graph.queries import roots
 from sv_pipeline.operations import ownership
 from sv_pipeline.recovery import NotStuckError, RecoveryStoppedError, abandon, find_unfinished, recover
-from sv_pipeline.segmentation.fork.reader import open_fork
 from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline.table.interface import Table
 from sv_pipeline.table.sqlite.table import SqliteTable
@@ -136,7 +135,7 @@ def _do(graph: ChunkedGraph, task: dict[str, Any]) -> Any:
         revert = edits.undo if what == "undo" else edits.redo
         edit = revert(graph, task["operation"], user, patience=patience)
         return {"operation": edit.operation_id, "time": edit.logical_time}
-    volume = open_fork(graph.watershed_url, graph.graph_id)
+    volume = graph.fork.open()
     if what == "random":
         what, task = at_random(graph, volume, task)
     sides = Points.of(coordinates=task["source"]), Points.of(coordinates=task["sink"])

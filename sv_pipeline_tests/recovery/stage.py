@@ -19,7 +19,6 @@ from sv_pipeline.graph.queries import roots
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.ownership import OPEN_ROWS
 from sv_pipeline.registry import Registry
-from sv_pipeline.segmentation.fork.reader import open_fork
 from sv_pipeline.storage import kv
 from sv_pipeline.table import columns, meta
 from sv_pipeline.table.bigtable.table import BigtableTable
@@ -49,7 +48,7 @@ class Scene:
     def objects(self) -> tuple[bytes, bytes]:
         """What the graph and its voxels are, ids aside: of each voxel, the number of its supervoxel and of its root."""
         graph = self.graph
-        voxels = np.asarray(open_fork(graph.watershed_url, graph.graph_id).read().result(), np.uint64)
+        voxels = np.asarray(graph.fork.open().read().result(), np.uint64)
         supervoxels, inverse = np.unique(voxels, return_inverse=True)
         found = np.zeros(len(supervoxels), np.uint64)
         found[supervoxels > 0] = roots(graph, supervoxels[supervoxels > 0])
@@ -194,7 +193,7 @@ class _Finder:
 
     @property
     def voxels(self) -> UInt64Array:
-        return np.asarray(open_fork(self.graph.watershed_url, self.graph.graph_id).read().result(), np.uint64)
+        return np.asarray(self.graph.fork.open().read().result(), np.uint64)
 
     def points_within(self, chunks: tuple[int, int]) -> tuple[int, int]:
         return chunks[0] * CHUNK[0], chunks[1] * CHUNK[0]
@@ -256,7 +255,7 @@ class _Finder:
 
     def run(self, task: dict[str, Any]) -> edits.CommittedEdit:
         sides = Points.of(coordinates=task["source"]), Points.of(coordinates=task["sink"])
-        volume = open_fork(self.graph.watershed_url, self.graph.graph_id)
+        volume = self.graph.fork.open()
         if task["do"] == "merge":
             return edits.merge(self.graph, edits.MergeRequest("stage", *sides, OFFSET), volume=volume)
         request = edits.SplitRequest("stage", *sides, OFFSET, disallow_isolating_cut=False)

@@ -12,7 +12,6 @@ from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.operations.ownership import open_key
 from sv_pipeline.operations.writing import own_key, read_scope
 from sv_pipeline.recovery import Unfinished, all_unfinished, claiming, find_unfinished, foreign, recover
-from sv_pipeline.segmentation.fork.reader import open_fork_store
 from sv_pipeline.segmentation.fork.records import NEWEST, operation_key
 from sv_pipeline.table import columns, counters, keys, locks
 from sv_pipeline.table.interface import DeleteCells, RowMutation, Table
@@ -35,7 +34,7 @@ def made_foreign(play: Theatre, status: OperationStatus) -> int:
         locks.unlock_indefinitely(table, keys.node_key(root), operation)
     table.mutate([RowMutation(open_key(operation), [DeleteCells()]), RowMutation(own_key(operation), [DeleteCells()])])
     table.mutate([RowMutation(keys.node_key(operation), [columns.OPERATION_STATUS.set(int(status))])])
-    kv = open_fork_store(graph.watershed_url, graph.graph_id).kv
+    kv = graph.fork.store().kv
     for key in (operation_key(operation), NEWEST):
         kv.write(key, None).result()
     return operation

@@ -15,7 +15,7 @@ from sv_pipeline.operations.ownership import FIXED_TIME, OWNER, Owner, open_key
 from sv_pipeline.operations.unfinished import Progress, Unfinished
 from sv_pipeline.operations.writing import OperationRow
 from sv_pipeline.recovery.durations import parse_duration
-from sv_pipeline.recovery.observing import Backoff, Observations
+from sv_pipeline.recovery.observing import Observations
 from sv_pipeline.table import columns
 from sv_pipeline.table.interface import CellMatch, SetCell, Table
 
@@ -34,12 +34,6 @@ def test_how_long_it_has_not_moved_is_the_time_since_its_last_change(looks: list
         last = signature
         assert notes.unmoved(7, now) == pytest.approx(now - changed)
     assert not notes.look([], now).seen
-
-
-@given(st.integers(0, 10), st.floats(0, 1e5))
-def test_each_failure_doubles_the_wait_until_people_are_needed(failures: int, waited: float) -> None:
-    due = Backoff(60.0, 4).due(failures, 1000.0, 1000.0 + waited)
-    assert due is (failures < 4 and (not failures or waited >= 60.0 * 2 ** (failures - 1)))
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5 h", 5400), ("2d", 172_800)])

@@ -14,8 +14,8 @@ from sv_pipeline.edits.write.ready import refuse_large_cells
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.operations.refusal import EditRefused
 from sv_pipeline.recovery import find_unfinished
-from sv_pipeline.segmentation.fork.reader import open_fork_store
-from sv_pipeline.segmentation.fork.records import OperationRecord, operation_key, set_fence
+from sv_pipeline.segmentation.fork.fork import Fork
+from sv_pipeline.segmentation.fork.records import OperationRecord, operation_key
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.table.columns import CHILDREN
 from sv_pipeline.table.interface import RowMutation
@@ -77,9 +77,9 @@ def test_a_number_that_the_fork_knows_already(theatre: Callable[..., Theatre], w
     graph = play.scene.graph
     number = max(one.operation_id for one in read_operations(graph)) + 1
     if what == "fence":
-        set_fence(graph.watershed_url, "stage", number, "another")
+        Fork(graph.watershed_url, "stage").take_fence(number, "another")
     else:
-        store = open_fork_store(graph.watershed_url, "stage")
+        store = Fork(graph.watershed_url, "stage").store()
         record = OperationRecord(number, (), (0,), 1, 1, "another")
         with store.transaction() as transaction:
             store.kv.with_transaction(transaction).write(operation_key(number), record.encode()).result()

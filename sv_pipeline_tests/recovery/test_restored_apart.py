@@ -17,8 +17,7 @@ from sv_pipeline.operations import writing
 from sv_pipeline.operations.ownership import OPEN_PREFIX
 from sv_pipeline.operations.pair import PAIR_ROW
 from sv_pipeline.recovery import find_unfinished
-from sv_pipeline.segmentation.fork.reader import current_generation, open_fork, open_fork_store
-from sv_pipeline.segmentation.fork.records import NEWEST, operation_key, operations
+from sv_pipeline.segmentation.fork.records import NEWEST, operation_key
 from sv_pipeline.table.interface import DeleteCells, RowMutation, SetCell
 from sv_pipeline.verify.report import CheckResult
 from sv_pipeline.verify.run import verify
@@ -75,7 +74,7 @@ def pair_check(scene: Scene) -> CheckResult:
 
 
 def generation(scene: Scene) -> int:
-    return current_generation(scene.graph.watershed_url, scene.graph.graph_id)
+    return scene.graph.fork.generation()
 
 
 def but_the_log(scene: Scene) -> dict[bytes, object]:
@@ -118,7 +117,7 @@ def test_the_pair_is_compared_before_points_are_blamed(theatre: Make, backend: s
     restore(scene, table=first if older == "table" else None, fork=first if older == "fork" else None)
     request = play.request("merge")
     graph, nowhere = scene.graph, edits.Points.of(coordinates=[[10**6, 0, 0]])
-    volume = open_fork(graph.watershed_url, graph.graph_id)
+    volume = graph.fork.open()
     attempts: list[Callable[[], object]] = [
         lambda: edits.split(graph, edits.SplitRequest("me", nowhere, nowhere), volume=volume),
         lambda: edits.merge(graph, edits.MergeRequest("me", edits.Points.of([]), nowhere), volume=volume),
@@ -147,7 +146,7 @@ def test_recovery_leaves_a_record_alone_whose_number_alone_is_its_own(theatre: M
     other = backup(scene)
     (stuck,) = find_unfinished(scene.graph)
     restore(scene, fork=one)
-    assert stuck.operation_id in {r.operation_id for r in operations(scene.graph.watershed_url, scene.graph.graph_id)}
+    assert stuck.operation_id in {r.operation_id for r in scene.graph.fork.records()}
     before, opened, at = scene.rows(), scene.open_rows(), generation(scene)
     code, said = play.said(do="recover", operation=stuck.operation_id)
     assert code == STOPPED
@@ -191,7 +190,7 @@ def test_a_record_that_was_exchanged_below_the_newest_one(theatre: Make) -> None
     _, said = play.said(**play.request("supervoxel split"))
     number = json.loads(said)["operation"]
     assert play.do(**play.request("supervoxel split elsewhere")) == DONE
-    store = open_fork_store(graph.watershed_url, graph.graph_id)
+    store = graph.fork.store()
     record = json.loads(store.kv[operation_key(number)])
     store.kv[operation_key(number)] = json.dumps({**record, "identity": "another"}).encode()
     before = but_the_log(scene)
@@ -248,10 +247,10 @@ def forget_identities(scene: Scene) -> None:
     scene.table.mutate([RowMutation(PAIR_ROW, [DeleteCells()])])
     scene.table.mutate([RowMutation(key, [DeleteCells(writing.IDENTITY.key)]) for key in own])
     graph = scene.graph
-    store = open_fork_store(graph.watershed_url, graph.graph_id)
+    store = graph.fork.store()
     with store.transaction() as transaction:
         kv = store.kv.with_transaction(transaction)
-        for record in operations(graph.watershed_url, graph.graph_id):
+        for record in graph.fork.records():
             key = operation_key(record.operation_id)
             content = json.loads(store.kv[key])
             content.pop("identity", None)

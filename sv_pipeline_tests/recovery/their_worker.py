@@ -31,7 +31,6 @@ from sv_pipeline.edits.write.mutations import fake_edge_cells, rows_of
 from sv_pipeline.operations.log import OperationStatus
 from sv_pipeline.operations.ownership import open_key
 from sv_pipeline.operations.writing import own_key
-from sv_pipeline.segmentation.fork.reader import open_fork
 from sv_pipeline.table import columns, keys, locks
 from sv_pipeline.table.columns import (
     AFFINITIES,
@@ -183,7 +182,7 @@ def rows_of_theirs(graph: Any, worker: Worker, plan: Any, log_cells: list[SetCel
 
 def _write_supervoxels(graph: Any, worker: Worker, change: Any) -> None:
     """Voxels, then rows: pieces get copies of all parents of the old one, and its nodes list them in its place."""
-    volume = open_fork(graph.watershed_url, graph.graph_id)
+    volume = graph.fork.open()
     for block in change.blocks(change.ids):
         volume[block.box.slices].write(block.voxels).result()
     worker.reach("voxels")

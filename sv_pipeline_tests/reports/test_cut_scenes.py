@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sv_pipeline.graph import queries
@@ -23,6 +23,7 @@ from sv_pipeline_tests.editable import (
     neighbours_of_two_objects,
     two_parts_of_an_object,
 )
+from sv_pipeline_tests.properties import examples
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_a_merge_shows_two_objects_before_and_one_after(graph: OpenGraph) -> Non
 points = st.lists(st.tuples(*[st.integers(0, s - 1) for s in SHAPE]), min_size=1, max_size=4)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(sources=points, sinks=points, limit=st.sampled_from([1, 500, 20_000, 10**9]))
 def test_the_box_is_in_the_volume_and_never_too_large(
     untouched: OpenGraph, sources: list[Point], sinks: list[Point], limit: int

@@ -7,15 +7,14 @@ import numpy as np
 from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.segmentation.fork.commit import EditCommit
-from sv_pipeline.segmentation.fork.fork import create_fork
-from sv_pipeline.segmentation.fork.reader import current_generation, open_fork
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline_tests.segmentation.volumes import Labels, Watershed, make_watershed
 
 
 def forked(url: str, **options: object) -> Watershed:
     watershed = make_watershed(url, mips=2, **options)  # type: ignore[arg-type]
     watershed.populate()
-    create_fork(url, "g")
+    Fork(url, "g").create()
     return watershed
 
 
@@ -30,7 +29,7 @@ def edit(watershed: Watershed, operation_id: int, boxes: list[Box], **changes: o
     content = {
         "operation_id": operation_id,
         "blocks": blocks,
-        "generation_before": current_generation(watershed.url, "g"),
+        "generation_before": Fork(watershed.url, "g").generation(),
         "logical_time": 1000 * operation_id,
         "owner": "worker",
     }
@@ -50,4 +49,4 @@ def expected(watershed: Watershed, *edits: EditCommit) -> Labels:
 
 
 def voxels(watershed: Watershed, **options: object) -> Labels:
-    return open_fork(watershed.url, "g", **options).read().result()  # type: ignore[arg-type,no-any-return]
+    return Fork(watershed.url, "g").open(**options).read().result()  # type: ignore[arg-type,no-any-return]

@@ -12,7 +12,7 @@ import cloudvolume
 import numpy as np
 import pytest
 import tensorstore as ts
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sv_pipeline.config import OcdbtConfig
@@ -27,6 +27,7 @@ from sv_pipeline.storage.context import process_context
 from sv_pipeline.storage.coverage import check_coverage, coverage
 from sv_pipeline.storage.precomputed import create_volume, open_volume, read_info, stored_scale
 from sv_pipeline.storage.volume_info import Scale, VolumeInfo, parse_info
+from sv_pipeline_tests.properties import examples
 from sv_pipeline_tests.segmentation.volumes import Watershed, assert_base_holds, blobs, expected_pyramid
 
 SIZE, OFFSET, CHUNK = (40, 35, 20), (4, 8, 3), (16, 16, 16)
@@ -156,7 +157,7 @@ def test_every_mip_of_a_base_has_a_folder_of_its_own(wanted: list[str]) -> None:
         assert key not in ("info", "_sv_pipeline", ".", "..")
 
 
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(st.lists(names, min_size=2, max_size=3), st.sampled_from([None, 4]))
 def test_mip_0_is_unharmed_whatever_the_keys_are(wanted: list[str], mips: int | None) -> None:
     url = f"memory://keys_{uuid4().hex}/"
@@ -193,7 +194,7 @@ def test_a_made_mip_keeps_out_of_the_folder_of_a_given_one() -> None:
 # -- given mips --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=12, deadline=None)
+@examples(12)
 @given(
     st.tuples(*[st.integers(-6, 6)] * 3),
     st.tuples(*[st.integers(17, 36)] * 2, st.integers(3, 9)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -13,8 +14,7 @@ import numpy as np
 import pytest
 
 from sv_pipeline.errors import UnavailableError
-from sv_pipeline.segmentation.fork.fork import create_fork
-from sv_pipeline.segmentation.fork.reader import current_generation, open_fork, open_fork_store
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv
 from sv_pipeline.storage.context import reset_context
 from sv_pipeline.storage.file_guard import clear_stale_lock
@@ -35,7 +35,7 @@ while True:
 def forked(request: pytest.FixtureRequest, tmp_path: Path) -> Watershed:
     watershed = make_watershed(str(tmp_path / "a folder"), size=(40, 40, 20), manifest_kind=request.param)
     watershed.populate()
-    create_fork(watershed.url, "g")
+    Fork(watershed.url, "g").create()
     return watershed
 
 
@@ -46,6 +46,35 @@ def leave_a_lock(folder: Path) -> None:
     if following != "manifest.ocdbt":
         following = f"manifest.{int(following.removeprefix('manifest.'), 16) + 1:016x}"
     (folder / f"{following}.__lock").write_bytes(manifest.read_bytes() + b"\xff" * 5000)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a process, and return when it stands: the signal alone takes effect some time after it was sent."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds the lock file: between its creation and its locking nobody does."""
+    try:
+        with lock.open("r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def stop_while_it_holds(process: subprocess.Popen[bytes], lock: Path) -> None:
+    """Stop a process that takes a lock again and again at a moment at which it holds it."""
+    deadline = time.monotonic() + 60
+    while True:
+        assert time.monotonic() < deadline
+        stop(process)
+        if is_held(lock):
+            return
+        process.send_signal(signal.SIGCONT)
 
 
 def test_a_value_is_not_followed_by_the_rest_of_a_killed_writers(tmp_path: Path) -> None:
@@ -60,15 +89,15 @@ def test_a_value_is_not_followed_by_the_rest_of_a_killed_writers(tmp_path: Path)
 
 def test_a_fork_takes_commits_after_a_writer_was_killed_in_its_own(forked: Watershed) -> None:
     url, folder = forked.url, Path(kv.as_url(forked.url).removeprefix("file://").replace("%20", " ")) / "ocdbt/g"
-    opened_before = open_fork_store(url, "g")
-    before = current_generation(url, "g")
+    opened_before = Fork(url, "g").store()
+    before = Fork(url, "g").generation()
     for n in range(3):
         leave_a_lock(folder)
         with opened_before.transaction() as transaction:
             opened_before.array(0).with_transaction(transaction)[10, 0, 5] = np.uint64(70 + n)
         reset_context()
         assert at_point(url, "g") == 70 + n
-        assert current_generation(url, "g") == before + 1 + n
+        assert Fork(url, "g").generation() == before + 1 + n
         assert not list(folder.glob("manifest*.__lock"))
 
 
@@ -79,12 +108,12 @@ def test_a_manifest_with_a_killed_writers_end_is_repaired_when_the_store_is_open
     content = manifest.read_bytes()
     manifest.write_bytes(content + b"\xff" * 100)
     reset_context()
-    open_fork_store(url, "g")
+    Fork(url, "g").store()
     assert manifest.read_bytes() == content
     assert at_point(url, "g") == 77
     manifest.write_bytes(content + b"\xff" * 100)
     reset_context()
-    assert int(open_fork(url, "g")[10, 0, 5].read().result()) == 77
+    assert int(Fork(url, "g").open()[10, 0, 5].read().result()) == 77
 
 
 def test_the_lock_of_a_living_writer_is_left_alone_and_that_of_a_dead_one_removed(tmp_path: Path) -> None:
@@ -95,17 +124,13 @@ def test_the_lock_of_a_living_writer_is_left_alone_and_that_of_a_dead_one_remove
         deadline = time.monotonic() + 60
         while seen < 20 and time.monotonic() < deadline:
             if lock.exists():
-                os.kill(writer.pid, signal.SIGSTOP)
-                if lock.exists():
+                stop(writer)
+                if is_held(lock):
                     assert not clear_stale_lock(tmp_path / "key")
                     seen += 1
                 os.kill(writer.pid, signal.SIGCONT)
         assert seen == 20
-        while True:
-            os.kill(writer.pid, signal.SIGSTOP)
-            if lock.exists():
-                break
-            os.kill(writer.pid, signal.SIGCONT)
+        stop_while_it_holds(writer, lock)
     finally:
         writer.kill()
         writer.wait()
@@ -120,13 +145,7 @@ def test_a_key_that_a_stopped_writer_has_locked_is_not_waited_for_without_an_end
     writer = subprocess.Popen([sys.executable, "-c", WRITE_FOR_EVER, kv.as_url(tmp_path)])
     lock = tmp_path / "key.__lock"
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            assert time.monotonic() < deadline
-            os.kill(writer.pid, signal.SIGSTOP)
-            if lock.exists():
-                break
-            os.kill(writer.pid, signal.SIGCONT)
+        stop_while_it_holds(writer, lock)
         for write in (kv.write_bytes, kv.write_if_absent):
             with pytest.raises(UnavailableError, match=r"key\.__lock locked.*kill -CONT"):
                 write(tmp_path, "key", b"short")
@@ -141,15 +160,15 @@ def test_a_key_that_a_stopped_writer_has_locked_is_not_waited_for_without_an_end
 def test_commits_of_several_processes_to_one_fork_all_succeed(forked: Watershed) -> None:
     program = (
         "import sys, numpy as np\n"
-        "from sv_pipeline.segmentation.fork.reader import open_fork_store\n"
-        "store = open_fork_store(sys.argv[1], 'g')\n"
+        "from sv_pipeline.segmentation.fork.fork import Fork\n"
+        "store = Fork(sys.argv[1], 'g').store()\n"
         "for n in range(10):\n"
         "    with store.transaction() as transaction:\n"
         "        store.kv.with_transaction(transaction).write(f'x/{sys.argv[2]}/{n}', b'1').result()\n"
     )
-    before = current_generation(forked.url, "g")
+    before = Fork(forked.url, "g").generation()
     workers = [subprocess.Popen([sys.executable, "-c", program, forked.url, str(number)]) for number in range(3)]
     assert [worker.wait(120) for worker in workers] == [0, 0, 0]
-    keys = open_fork_store(forked.url, "g").kv.list().result()
+    keys = Fork(forked.url, "g").store().kv.list().result()
     assert sum(key.startswith(b"x/") for key in keys) == 30
-    assert current_generation(forked.url, "g") == before + 30
+    assert Fork(forked.url, "g").generation() == before + 30

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from sv_pipeline.config import PopulateMethod
-from sv_pipeline.segmentation.fork.fork import create_fork
-from sv_pipeline.segmentation.fork.reader import open_fork, open_fork_store
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.context import reset_context
 from sv_pipeline.storage.generations import current_version
@@ -48,16 +47,17 @@ def test_all_that_is_unreachable_can_go_and_all_that_is_reachable_must_stay(
 def test_every_generation_of_a_fork_is_readable_from_what_all_versions_refer_to(tmp_path: Path) -> None:
     watershed = make_watershed(str(tmp_path), version_tree_arity_log2=1)
     watershed.populate()
-    create_fork(watershed.url, "g")
-    first = current_version(open_fork_store(watershed.url, "g").base).generation
+    Fork(watershed.url, "g").create()
+    first = current_version(Fork(watershed.url, "g").store().base).generation
     for n in range(9):
         paint(watershed.url, "g", 70 + n)
-    base = open_fork_store(watershed.url, "g").base
+    base = Fork(watershed.url, "g").store().base
     everything, latest = reachable(base, all_versions=True), reachable(base)
     assert latest.files < everything.files
     assert latest.n_bytes < everything.n_bytes
-    own = {f"g/{key}" for key in kv.list_keys(ocdbt.fork_folder(watershed.url, "g"), "d/")}
+    own = set(kv.list_keys(ocdbt.fork_folder(watershed.url, "g"), "g_d/"))
+    assert own
     assert own <= everything.files
     for n in range(9):
-        pinned = open_fork(watershed.url, "g", version=first + 1 + n)
+        pinned = Fork(watershed.url, "g").open(version=first + 1 + n)
         assert pinned[10, 0, 5].read().result() == np.uint64(70 + n)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
+import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from sv_pipeline.errors import ConfigError, SvPipelineError, UnavailableError
 from sv_pipeline.table import open_table
 from sv_pipeline.table.bigtable import rows as messages
 from sv_pipeline.table.bigtable.table import BigtableTable
-from sv_pipeline.table.interface import Cell, ColumnKey, DeleteCells, RowKeyRange, RowMutation, SetCell
+from sv_pipeline.table.interface import Cell, CellFilter, ColumnKey, DeleteCells, RowKeyRange, RowMutation, SetCell
 
 A = ColumnKey("0", b"a")
 B = ColumnKey("0", b"b")
@@ -135,7 +137,7 @@ def test_rows_are_put_together_from_any_pieces() -> None:
 
 def test_a_broken_read_goes_on_after_the_last_row() -> None:
     ranges = [RowKeyRange(b"a", b"c"), RowKeyRange(b"e", b"g"), RowKeyRange(b"i", b"k")]
-    row_filter = messages.read_filter([A], None, True)
+    row_filter = messages.read_filter(CellFilter([A], None, True))
     (request,) = messages.read_requests("t", (), ranges, row_filter)
     rest = messages.remaining(messages.remaining(request, b"b"), b"f")
     assert [(r.start_key_open, r.start_key_closed, r.end_key_open) for r in rest.rows.row_ranges] == [
@@ -213,3 +215,40 @@ def test_a_forked_child_opens_a_channel_of_its_own(bigtable: BigtableTable) -> N
         numbers = [n for f in [pool.submit(count, bigtable, 20) for _ in range(2)] for n in f.result(timeout=60)]
     assert sorted(numbers) == list(range(2, 42))
     assert count(bigtable, 1) == [42]
+
+
+class _Silent(grpc.GenericRpcHandler):
+    """Takes every call, and answers none until it is released."""
+
+    def __init__(self, released: threading.Event) -> None:
+        self.released = released
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        def answer(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+            self.released.wait(60)
+            return iter(())
+
+        return grpc.unary_stream_rpc_method_handler(answer)
+
+
+def test_a_server_that_is_silent_during_a_read_is_named_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    released = threading.Event()
+    server = grpc.server(ThreadPoolExecutor(2), handlers=[_Silent(released)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", f"127.0.0.1:{port}")
+    table = BigtableTable("silent", "p", "i")
+    reader = threading.Thread(target=lambda: list(table.read_rows([b"row"])))
+    try:
+        reader.start()
+        deadline = time.monotonic() + 20
+        while "still trying" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert f"read of {table.path}" in caplog.text
+    finally:
+        released.set()
+        reader.join()
+        table.close()
+        server.stop(None)

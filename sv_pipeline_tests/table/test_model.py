@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from sv_pipeline.table.interface import (
@@ -18,6 +18,7 @@ from sv_pipeline.table.interface import (
     SetCell,
     Table,
 )
+from sv_pipeline_tests.properties import examples
 
 COLUMNS = [ColumnKey("0", b"a"), ColumnKey("0", b"a\x00"), ColumnKey("4", b"a"), ColumnKey("1", b"n")]
 KEYS = [b"a", b"a\x00", b"b", b"\xff"]
@@ -58,7 +59,7 @@ def view(model: Model, until: int, newest_only: bool) -> dict[bytes, RowView]:
     return rows
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(calls=calls, until=st.integers(0, 5), newest_only=st.booleans())
 def test_a_table_is_a_sorted_map(
     table: Table, calls: list[dict[bytes, list[Change]]], until: int, newest_only: bool

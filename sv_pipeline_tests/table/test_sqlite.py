@@ -14,7 +14,7 @@ from sv_pipeline import waiting
 from sv_pipeline.config import parse_config
 from sv_pipeline.errors import ConfigError, CorruptionError, NotFoundError, UnavailableError
 from sv_pipeline.table import open_table
-from sv_pipeline.table.interface import MAX_AGE_MS, Cell, ColumnKey, RowKeyRange, RowMutation, SetCell
+from sv_pipeline.table.interface import MAX_AGE_MS, Cell, CellFilter, ColumnKey, RowKeyRange, RowMutation, SetCell
 from sv_pipeline.table.sqlite import rows as sqlite_rows
 from sv_pipeline.table.sqlite.table import SqliteTable
 
@@ -139,7 +139,7 @@ def test_reads_by_key_and_by_range_use_the_index(sqlite: SqliteTable) -> None:
     for rows in ([b"a", b"b"], RowKeyRange(b"a", b"b")):
         for columns in (None, [A], [ColumnKey("0", b"%d" % i) for i in range(20)]):
             for newest_only in (False, True):
-                sql, values = sqlite_rows.select_cells(rows, columns, 5, newest_only)
+                sql, values = sqlite_rows.select_cells(rows, CellFilter(columns, 5, newest_only))
                 with sqlite3.connect(sqlite.path) as connection:
                     plan = " ".join(r[3] for r in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values))
                 assert "SEARCH cells USING PRIMARY KEY (row" in plan

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sv_pipeline.segmentation.fork.reader import open_fork_store
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.table import keys, meta
 from sv_pipeline.table.columns import Column
@@ -57,12 +56,12 @@ class Planted:
 
     def write_voxels(self, voxel: Sequence[int], value: int, mip: int = 0) -> None:
         """Change one voxel of the fork, in a commit of its own."""
-        store = open_fork_store(self.data.watershed_url, self.data.graph_id)
+        store = self.data.fork.store()
         store.array(mip)[tuple(voxel)].write(np.uint64(value)).result()
 
     def erase(self, voxels: np.ndarray) -> None:
         """Set voxels (n, 3) of the fork to background."""
-        store = open_fork_store(self.data.watershed_url, self.data.graph_id).array(0)
+        store = self.data.fork.store().array(0)
         start, stop = voxels.min(axis=0), voxels.max(axis=0) + 1
         box = tuple(slice(a, b) for a, b in zip(start.tolist(), stop.tolist(), strict=True))
         block = np.array(store[box].read().result())
@@ -74,7 +73,7 @@ class Planted:
         return np.argwhere(self.data.voxels == supervoxel) + self.data.grid.bounds.start
 
     def own_key(self, key: str, value: bytes) -> None:
-        store = open_fork_store(self.data.watershed_url, self.data.graph_id)
+        store = self.data.fork.store()
         store.kv.write(ocdbt.OWN_KEYS + key, value).result()
 
     def nodes(self, layer: int) -> list[int]:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from sv_pipeline.graph import edge_files as formats
-from sv_pipeline.segmentation.fork.reader import open_fork_store
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import DeleteCells, RowMutation, SetCell
 from sv_pipeline.verify.run import CHECKS
@@ -207,7 +206,7 @@ def split_supervoxel(editor: Editor) -> tuple[int, list[int]]:
     editor.edit_edges(sorted(rerouted), fake=False)
     editor.rebuild([root], leaves)
 
-    store = open_fork_store(planted.data.watershed_url, planted.data.graph_id)
+    store = planted.data.fork.store()
     for mip in range(2):
         # Mip 1 as the downsample job leaves it: the cut-off voxel is in no majority.
         array = store.array(mip)

@@ -16,7 +16,7 @@ from sv_pipeline.ingest.parents import build_parent_chunks
 from sv_pipeline.ingest.watershed.run import make_watershed
 from sv_pipeline.segmentation.base.base import create_base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
-from sv_pipeline.segmentation.fork.fork import create_fork
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.table.interface import Table
 from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline.testing.fixtures import need
@@ -58,7 +58,7 @@ def build(config: DatasetConfig, table: Table) -> ChunkedGraph:
     for coordinate in plan.missing:
         populate_task(url, plan, coordinate)
     finish_populate(url, plan)
-    create_fork(url, config.graph_id)
+    Fork(url, config.graph_id).create()
     return graph
 
 

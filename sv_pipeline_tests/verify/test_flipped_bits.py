@@ -20,8 +20,7 @@ from sv_pipeline.operations.log import read_operations
 from sv_pipeline.pyramid.downsample import downsample
 from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline.segmentation.fork.digests import DIGESTS, chunks_in, digest_writer
-from sv_pipeline.segmentation.fork.reader import open_fork, open_fork_store
-from sv_pipeline.segmentation.fork.records import read_operation
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.context import reset_context
 from sv_pipeline.storage.reachable import reachable
@@ -51,15 +50,15 @@ class EditedFork:
     @property
     def values(self) -> list[tuple[Path, int, int]]:
         """What the latest generation refers to in the fork's own files: file, first byte, last."""
-        base = open_fork_store(self.graph.watershed_url, self.graph.graph_id).base
-        own = self.graph.graph_id + "/"
+        base = self.graph.fork.store().base
+        own = self.graph.graph_id + "_d/"
         extents = [e for e in reachable(base).values if e.file.startswith(own)]
-        return sorted((self.folder / e.file.removeprefix(own), e.start, e.start + e.length) for e in extents)
+        return sorted((self.folder / e.file, e.start, e.start + e.length) for e in extents)
 
     def volumes(self) -> list[np.ndarray]:
         """All mips."""
         mips = read_base(self.graph.watershed_url).n_mips
-        found = [open_fork(self.graph.watershed_url, self.graph.graph_id, mip) for mip in range(mips)]
+        found = [self.graph.fork.open(mip) for mip in range(mips)]
         return [np.asarray(volume.read().result()) for volume in found]
 
     def unchanged(self) -> bool:
@@ -93,7 +92,7 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EditedFork]:
     graph = open_chunked_graph(table)
     made = [split_somewhere(graph, seed) for seed in range(3)]
     edits.undo(graph, made[0], "tester")
-    downsample((table, data.watershed_url, "g"))
+    downsample(Fork(data.watershed_url, "g"), table=table)
     split_somewhere(graph, 3)  # its coarser mips are behind
     found = EditedFork(graph, folder / "ws" / "ocdbt" / "g", [])
     yield EditedFork(graph, found.folder, found.volumes())
@@ -102,7 +101,7 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EditedFork]:
 
 def split_somewhere(graph: ChunkedGraph, seed: int) -> int:
     """Split a supervoxel between two of its voxels; the operation."""
-    rng, volume = np.random.default_rng(seed), open_fork(graph.watershed_url, graph.graph_id)
+    rng, volume = np.random.default_rng(seed), graph.fork.open()
     voxels = np.asarray(volume.read().result())
     ids, sizes = np.unique(voxels[voxels > 0], return_counts=True)
     while True:
@@ -129,7 +128,7 @@ def test_nothing_is_named_before(edited: EditedFork) -> None:
     assert report.ok, report.summary()
     assert not report.findings, report.summary()
     assert report["digests"].checked > 20
-    store = open_fork_store(edited.graph.watershed_url, "g")
+    store = Fork(edited.graph.watershed_url, "g").store()
     mips = {key.decode().removeprefix(DIGESTS)[0] for key in store.kv.list().result() if DIGESTS.encode() in key}
     assert {"0", "1"} <= mips
 
@@ -172,7 +171,7 @@ def test_a_look_at_what_operations_changed_finds_bits_and_rows(
     assert report.ok, report.summary()
     assert report["operations"].checked >= 4
     assert not verify_changes(dataset, last)["digests"].checked  # type: ignore[arg-type]
-    changed = read_operation(graph.watershed_url, graph.graph_id, last)
+    changed = graph.fork.record(last)
     assert changed is not None
     (root,) = read_operations(graph, [last])[0].roots[:1]
     key = keys.node_key(int(root))
@@ -244,7 +243,7 @@ def test_other_software_that_writes_the_fork_is_told_from_damage(edited: EditedF
     graph = edited.graph
     kept = tmp_path / "fork"
     shutil.copytree(edited.folder, kept)
-    store = open_fork_store(graph.watershed_url, graph.graph_id)
+    store = graph.fork.store()
     key = next(k.decode() for k in store.kv.list().result() if k.startswith(f"{DIGESTS}0/".encode()))
     number = np.array(key.rpartition("/")[2].split("_"), int)
     corner = number * 16
@@ -271,7 +270,7 @@ def test_damage_that_was_written_again_with_a_digest_of_its_own_breaks_the_linea
     graph = edited.graph
     kept = tmp_path / "fork"
     shutil.copytree(edited.folder, kept)
-    volume, store = read_base(graph.watershed_url).volume, open_fork_store(graph.watershed_url, graph.graph_id)
+    volume, store = read_base(graph.watershed_url).volume, graph.fork.store()
     assert edited.verify(["lineage"]).ok
     chunk = chunks_in(0, volume.scales[0], volume.bounds)[0]
     box = chunk.box(volume.scales[0])

@@ -11,7 +11,7 @@ from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.segmentation.base.base import create_base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
-from sv_pipeline.segmentation.fork.fork import create_fork
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv
 from sv_pipeline.storage.precomputed import create_volume, open_volume
 from sv_pipeline.verify.pyramid_checks import check_base, check_pyramid
@@ -38,7 +38,7 @@ def fork(tmp_path: Path) -> StoredVolume:
     for coordinate in plan.missing:
         populate_task(url, plan, coordinate)
     finish_populate(url, plan)
-    create_fork(url, "g")
+    Fork(url, "g").create()
     found = fork_volume(url, "g")
     assert found is not None
     return found

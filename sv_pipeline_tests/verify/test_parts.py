@@ -8,7 +8,7 @@ from pathlib import Path
 import networkx
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from sv_pipeline.grid import Box, ChunkGrid
@@ -18,6 +18,7 @@ from sv_pipeline.verify import snapshot
 from sv_pipeline.verify.blocks import BLOCK_VOXELS, aligned_boxes, chunk_groups, in_order, sampled
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.table_checks import check_hierarchy, check_ids
+from sv_pipeline_tests.properties import examples
 from sv_pipeline_tests.reference import counters_of, cross_layer, expected_hierarchy, write_reference_graph
 from sv_pipeline_tests.verify.conftest import Planted
 
@@ -83,7 +84,7 @@ def active_edges(draw: st.DrawFn) -> tuple[list[int], list[tuple[int, int]]]:
 
 
 @given(active_edges())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(60, suppress_health_check=[HealthCheck.too_slow])
 def test_roots_of_the_reference_are_the_components(given_edges: tuple[list[int], list[tuple[int, int]]]) -> None:
     ids, edges = given_edges
     hierarchy = expected_hierarchy(edges, ids, LAYOUT)
@@ -96,7 +97,7 @@ def test_roots_of_the_reference_are_the_components(given_edges: tuple[list[int],
 
 
 @given(active_edges())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(25, suppress_health_check=[HealthCheck.too_slow])
 def test_rows_of_any_reference_graph_pass(
     tmp_path_factory: pytest.TempPathFactory, given_edges: tuple[list[int], list[tuple[int, int]]]
 ) -> None:
@@ -151,7 +152,7 @@ def test_an_empty_table_is_an_empty_snapshot(tmp_path: Path) -> None:
     chunk=st.tuples(*[st.integers(1, 9)] * 3),
     limit=st.integers(50, 5_000),
 )
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_boxes_cover_a_volume_once_in_whole_storage_chunks(start, shape, chunk, limit) -> None:  # type: ignore[no-untyped-def]
     bounds = Box.of(start, np.add(start, shape))
     boxes = aligned_boxes(bounds, chunk, limit)

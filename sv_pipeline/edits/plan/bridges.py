@@ -22,8 +22,6 @@ from sv_pipeline.edits.plan.region import Region, edges_of_chunks
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.segmentation.fork.fork import fork_exists
-from sv_pipeline.segmentation.fork.reader import open_fork
 
 __all__ = ["Bridge", "describe_way", "find_way"]
 
@@ -169,13 +167,13 @@ def _children(cache: NodeCache, plan: HierarchyPlan, node: int) -> UInt64Array:
 def _contact(graph: ChunkedGraph, coordinates: IntArray, supervoxels: UInt64Array) -> IntArray | None:
     """A voxel of the first supervoxel, of those that are nearest to the second one, where their two chunks touch."""
     step = coordinates[1] - coordinates[0]
-    if np.abs(step).max() != 1 or not fork_exists(graph.watershed_url, graph.graph_id):
+    if np.abs(step).max() != 1 or not graph.fork.exists():
         return None
     box = graph.grid.box(2, coordinates[0])
     start = np.select([step > 0, step < 0], [np.asarray(box.stop) - 1, np.asarray(box.start) - 1], box.start)
     stop = np.select([step > 0, step < 0], [np.asarray(box.stop) + 1, np.asarray(box.start) + 1], box.stop)
     seam = Box.of(start, stop)
-    volume = open_fork(graph.watershed_url, graph.graph_id)
+    volume = graph.fork.open()
     labels = np.asarray(volume[seam.slices].read().result(), np.uint64)
     one, other = (np.argwhere(labels == supervoxel) for supervoxel in supervoxels)
     if not len(one) or not len(other):

@@ -44,8 +44,6 @@ from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.operations.settled import SettledGraph
 from sv_pipeline.segmentation.base.base import read_base
-from sv_pipeline.segmentation.fork.fork import require_fork
-from sv_pipeline.segmentation.fork.reader import current_generation, open_fork
 from sv_pipeline.storage.context import uncached_context
 from sv_pipeline.storage.precomputed import Scale
 
@@ -177,9 +175,9 @@ def read_voxels(graph: ChunkedGraph, box: Box) -> tuple[int, Labels]:
     """The latest generation of the graph's fork, and the supervoxels of a box in it, (x, y, z)."""
     if isinstance(graph, SettledGraph):
         return graph.read_voxels(box)
-    generation = current_generation(graph.watershed_url, graph.graph_id)
+    generation = graph.fork.generation()
     # Each chunk is read once: a cache would hold all of them a second time.
-    volume = open_fork(graph.watershed_url, graph.graph_id, version=generation, context=uncached_context())
+    volume = graph.fork.open(version=generation, context=uncached_context())
     return generation, np.asarray(volume[box.slices].read(order="F").result(), np.uint64)
 
 
@@ -282,7 +280,7 @@ def _points_after(
 def _require_fork(graph: ChunkedGraph) -> None:
     """Refuse to split supervoxels of a graph without voxels of its own."""
     try:
-        require_fork(graph.watershed_url, graph.graph_id)
+        graph.fork.require()
     except NotFoundError as error:
         raise EditRefused(
             Reason.SUPERVOXEL_SPLIT_REQUIRED,

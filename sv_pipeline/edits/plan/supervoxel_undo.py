@@ -37,8 +37,6 @@ from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.pair import Older, restore_advice
 from sv_pipeline.operations.writing import read_identity
-from sv_pipeline.segmentation.fork.reader import current_generation, open_fork
-from sv_pipeline.segmentation.fork.records import read_operation
 
 __all__ = ["UndoOfSplit", "plan_undo_of_split"]
 
@@ -88,7 +86,7 @@ def plan_undo_of_split(workspace: Workspace, request: UndoOfSplit) -> EditPlan:
     edges = _edges_of_successors(workspace, chunks, names, ids)
     active = np.unique(np.sort(added[added[:, 0] != added[:, 1]], axis=1), axis=0)
     boxes = _changed_boxes(graph, request.operation_id)
-    generation = current_generation(graph.watershed_url, graph.graph_id)
+    generation = graph.fork.generation()
 
     def blocks(final: UInt64Array) -> VoxelBlocks:
         return _Relabelled.of(graph, boxes, generation, fragments, final[index])
@@ -135,7 +133,7 @@ def _edges_of_successors(
 
 def _changed_boxes(graph: ChunkedGraph, operation_id: int) -> tuple[Box, ...]:
     """The storage chunks that an operation changed; CorruptionError if the fork does not say so, or of another one."""
-    record = read_operation(graph.watershed_url, graph.graph_id, operation_id)
+    record = graph.fork.record(operation_id)
     if record is None:
         raise CorruptionError(
             f"the fork does not say which voxels operation {operation_id} changed, but the table says it did.",
@@ -160,7 +158,7 @@ class _Relabelled(VoxelBlocks):
     def of(
         cls, graph: ChunkedGraph, boxes: tuple[Box, ...], generation: int, old: UInt64Array, new: UInt64Array
     ) -> _Relabelled:
-        volume = open_fork(graph.watershed_url, graph.graph_id, version=generation)
+        volume = graph.fork.open(version=generation)
         return cls(boxes, volume, dict(zip(old.tolist(), new.tolist(), strict=True)))
 
     @property

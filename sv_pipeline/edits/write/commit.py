@@ -32,7 +32,7 @@ import numpy as np
 from sv_pipeline.edits.plan.edit_plan import EditPlan
 from sv_pipeline.edits.plan.supervoxel_change import SupervoxelChange, rows_of_supervoxels
 from sv_pipeline.edits.write.cells import put_edges, take_back, take_back_edges
-from sv_pipeline.edits.write.locking import EditLocks, concurrently
+from sv_pipeline.edits.write.locking import EditLocks
 from sv_pipeline.edits.write.mutations import PlannedRows, fake_edge_cells, rows_of
 from sv_pipeline.edits.write.ready import refuse_large_cells, require_ready
 from sv_pipeline.errors import ConflictError
@@ -43,7 +43,7 @@ from sv_pipeline.operations.log import Operation, OperationStatus
 from sv_pipeline.operations.pair import ensure_identity, note_commit
 from sv_pipeline.operations.refusal import OwnershipLostError
 from sv_pipeline.operations.writing import OperationRow, Scope, write_set
-from sv_pipeline.segmentation.fork.commit import EditCommit, commit_edit
+from sv_pipeline.segmentation.fork.commit import EditCommit
 from sv_pipeline.table import counters, keys
 from sv_pipeline.table.columns import CHILDREN, FAKE_EDGES, INDEFINITE_LOCK, PARENT
 from sv_pipeline.table.interface import CellMatch, ConditionalMutation, RowMutation, SetCell, Table
@@ -117,7 +117,7 @@ def commit(
 
     with _durable("new rows", held, table, rows.new, timestamp):
         new: list[Step] = [partial(table.mutate, rows.new), held.verify]
-        concurrently(_take, new)
+        table.side_by_side(_take, new)
     puts: list[Step] = [partial(put_edges, table, key, edges, timestamp) for key, edges in fake.items()]
     if plan.supervoxels is not None:
         held.verify()
@@ -133,7 +133,7 @@ def commit(
     with _durable("switch", held, table, rows.switching, timestamp, fake):
         for piece in pieces("half switched", rows.switching):
             switching: list[Step] = [partial(table.mutate, piece), *puts]
-            concurrently(_take, switching)
+            table.side_by_side(_take, switching)
     with _durable("retire", held, table, rows.retired, timestamp):
         _retire(table, row.operation_id, rows.retired)
     held.check()
@@ -176,7 +176,7 @@ def _commit_voxels(
         identity=row.identity,
         graph=graph_identity or ensure_identity(graph.table),
     )
-    return commit_edit(graph.watershed_url, graph.graph_id, edit).generation
+    return graph.fork.commit(edit).generation
 
 
 def _take(step: Step) -> None:

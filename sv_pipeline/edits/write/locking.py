@@ -10,36 +10,26 @@ of the operation, and only the newest cell counts: who was taken over can neithe
 
 from __future__ import annotations
 
-import logging
-import random
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
 
 import numpy as np
 
+from sv_pipeline.backoff import Backoff
 from sv_pipeline.edits.write.lock_conflicts import held_by_another
-from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.ownership import Ownership
 from sv_pipeline.operations.refusal import OwnershipLostError
-from sv_pipeline.table import keys, locks
+from sv_pipeline.table import keys as row_keys
+from sv_pipeline.table import locks
 from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
+from sv_pipeline.table.held_locks import HeldLocks
 from sv_pipeline.table.interface import CellMatch, Table
 
-__all__ = ["EditLocks", "LockPatience", "concurrently", "lock_roots"]
-
-log = logging.getLogger(__name__)
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-RENEWALS_PER_EXPIRY = 4
-REQUESTS_AT_ONCE = 16
+__all__ = ["EditLocks", "LockPatience", "lock_roots"]
 
 
 @dataclass(frozen=True)
@@ -50,15 +40,6 @@ class LockPatience:
     """Then it is refused."""
     pause: float = 0.05
     """Before the second try; grows to a second."""
-
-
-def concurrently(action: Callable[[Item], Result], items: list[Item]) -> list[Result]:
-    """Results in the order of items; the first error is raised after all have ended."""
-    if len(items) < 2:
-        return [action(item) for item in items]
-    with ThreadPoolExecutor(min(len(items), REQUESTS_AT_ONCE)) as pool:
-        futures = [pool.submit(action, item) for item in items]
-    return [future.result() for future in futures]
 
 
 def lock_roots(
@@ -87,7 +68,7 @@ def lock_roots(
     EditRefused
         If others hold them for longer than ``patience``; says who, and since when.
     """
-    held = EditLocks(table, operation_id, np.zeros(0, np.uint64), expiry, own=own, inherited=inherited)
+    held = EditLocks(table, operation_id, expiry, own=own, inherited=inherited)
 
     def wanted() -> list[_Wanted]:
         held.roots = np.unique(find_roots())
@@ -109,16 +90,15 @@ def _lock_when_free(
     held: EditLocks, wanted: Callable[[], list[_Wanted]], guard: tuple[CellMatch, ...], patience: LockPatience
 ) -> None:
     """Lock all rows, or none; raise EditRefused if that cannot be done for longer than ``patience``."""
-    deadline, pause = time.monotonic() + patience.seconds, patience.pause
-    at_once = True
+    deadline, backoff, tries = time.monotonic() + patience.seconds, Backoff(patience.pause, 1.0), 0
     while True:
-        refused = _lock_all(held, wanted(), guard, at_once=at_once)
+        refused = _lock_all(held, wanted(), guard, at_once=not tries)
         if refused is None:
             return
         if time.monotonic() >= deadline:
             raise held_by_another(held.table, refused.key, refused.name, held.operation_id)
-        time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - jitter
-        pause, at_once = min(2 * pause, 1.0), False
+        tries += 1
+        time.sleep(backoff.jittered(tries))
 
 
 def _lock_all(held: EditLocks, rows: list[_Wanted], guard: tuple[CellMatch, ...], *, at_once: bool) -> _Wanted | None:
@@ -142,7 +122,7 @@ def _lock_all(held: EditLocks, rows: list[_Wanted], guard: tuple[CellMatch, ...]
     return refused
 
 
-def _lock(held: EditLocks, row_keys: list[bytes], guard: tuple[CellMatch, ...]) -> list[bool]:
+def _lock(held: EditLocks, wanted: list[bytes], guard: tuple[CellMatch, ...]) -> list[bool]:
     """Lock rows, each by itself; which of them it has now."""
     table, operation_id = held.table, held.operation_id
 
@@ -152,18 +132,15 @@ def _lock(held: EditLocks, row_keys: list[bytes], guard: tuple[CellMatch, ...]) 
         # The answer to a first, lost request may have been yes.
         return locks.holders(table, key) == (operation_id, None)
 
-    answers = locks.lock_all(table, row_keys, operation_id, held.expiry, guard=guard)
-    return [answer or has(key) for key, answer in zip(row_keys, answers, strict=True)]
+    answers = locks.lock_all(table, wanted, operation_id, held.expiry, guard=guard)
+    return [answer or has(key) for key, answer in zip(wanted, answers, strict=True)]
 
 
 @dataclass(eq=False)
-class EditLocks:
-    """Locks that an edit holds; renews them in a thread between ``__enter__`` and :meth:`release`."""
+class EditLocks(HeldLocks):
+    """Locks that an edit holds; renewed in a thread between ``__enter__`` and :meth:`release`."""
 
-    table: Table
-    operation_id: int
-    roots: UInt64Array
-    expiry: timedelta
+    roots: UInt64Array = field(default_factory=lambda: np.zeros(0, np.uint64))
     chunks: UInt64Array = field(default_factory=lambda: np.zeros(0, np.uint64))
     """Layer 2 chunks, ascending."""
     new_roots: UInt64Array = field(default_factory=lambda: np.zeros(0, np.uint64))
@@ -175,17 +152,7 @@ class EditLocks:
     inherited: tuple[bytes, ...] | None = None
     """Rows that an earlier attempt has locked indefinitely; released with the others."""
     _indefinite: bool = False
-    _lost: bool = False
     _released: bool = False
-    _stop: threading.Event = field(default_factory=threading.Event, repr=False)
-    _thread: threading.Thread | None = field(default=None, repr=False)
-    _renewed: float = field(default_factory=time.monotonic)
-
-    def __enter__(self) -> EditLocks:
-        self._thread = threading.Thread(target=self._renew_on, name=f"locks of operation {self.operation_id}")
-        self._thread.daemon = True
-        self._thread.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._stop_renewing()
@@ -193,17 +160,23 @@ class EditLocks:
             self.release()
 
     @property
+    def operation_id(self) -> int:
+        """The operation that makes the edit."""
+        return self.owner
+
+    @property
     def root_keys(self) -> list[bytes]:
         """Rows of the roots."""
-        return keys.node_keys(self.roots)
+        return row_keys.node_keys(self.roots)
 
     @property
     def chunk_keys(self) -> list[bytes]:
         """Rows of the locks of chunks."""
-        return [keys.chunk_lock_key(chunk) for chunk in self.chunks.tolist()]
+        return [row_keys.chunk_lock_key(chunk) for chunk in self.chunks.tolist()]
 
     @property
-    def _keys(self) -> list[bytes]:
+    def keys(self) -> list[bytes]:
+        """Rows that are locked."""
         return [*self.root_keys, *self.chunk_keys]
 
     def lock_chunks(self, chunks: UInt64Array, names: list[str], patience: LockPatience) -> None:
@@ -215,7 +188,7 @@ class EditLocks:
             If others hold them for longer than ``patience``; says who, and since when.
         """
         new = np.flatnonzero(~np.isin(chunks, self.chunks))
-        rows = [_Wanted(keys.chunk_lock_key(int(chunks[i])), names[i]) for i in new.tolist()]
+        rows = [_Wanted(row_keys.chunk_lock_key(int(chunks[i])), names[i]) for i in new.tolist()]
         _lock_when_free(self, lambda: rows, (), patience)
         self.chunks = np.union1d(self.chunks, chunks)
         reach("chunks locked")
@@ -259,8 +232,8 @@ class EditLocks:
         """Add indefinite locks; they need the temporal ones, so nobody can have come in between."""
         self._indefinite = True
 
-        answers = locks.lock_all_indefinitely(self.table, self._keys, self.operation_id)
-        for key, answer in zip(self._keys, answers, strict=True):
+        answers = locks.lock_all_indefinitely(self.table, self.keys, self.operation_id)
+        for key, answer in zip(self.keys, answers, strict=True):
             if not answer and locks.holders(self.table, key) != (self.operation_id, self.operation_id):
                 raise self._lost_error()
 
@@ -271,37 +244,14 @@ class EditLocks:
             return
         indefinite: set[bytes] = set()
         if self._indefinite:
-            indefinite = {*self._keys, *keys.node_keys(self.new_roots), *(self.inherited or ())}
-        locks.unlock_all(self.table, self._keys, self.operation_id, indefinite=sorted(indefinite))
+            indefinite = {*self.keys, *row_keys.node_keys(self.new_roots), *(self.inherited or ())}
+        locks.unlock_all(self.table, self.keys, self.operation_id, indefinite=sorted(indefinite))
         self._released = True
-
-    # -- renewal --------------------------------------------------------------------------------------------------
-
-    def _renew_on(self) -> None:
-        while not self._stop.wait(self.expiry.total_seconds() / RENEWALS_PER_EXPIRY):
-            began = time.monotonic()
-            try:
-                # Its own roots are superseded near the end; the lock goes on until it is released.
-                alive = locks.renew_all(self.table, self._keys, self.operation_id, guard=())
-            except SvPipelineError:
-                log.warning("locks of operation %d could not be renewed", self.operation_id, exc_info=True)
-                continue
-            if not all(alive):
-                self._lost = True
-                log.error("operation %d lost its locks", self.operation_id)
-                return
-            self._renewed = began
-
-    def _stop_renewing(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
 
     def _still_mine(self) -> bool:
         column = INDEFINITE_LOCK if self._indefinite else LOCK
-        rows = self.table.read_rows(self._keys, [column.key], newest_only=True)
-        return all(column.newest(rows.get(key)) == self.operation_id for key in self._keys)
+        rows = self.table.read_rows(self.keys, [column.key], newest_only=True)
+        return all(column.newest(rows.get(key)) == self.operation_id for key in self.keys)
 
     def _lost_error(self) -> OwnershipLostError:
         self._lost = True

@@ -38,7 +38,7 @@ def require_ready(graph: ChunkedGraph, row: OperationRow, change: SupervoxelChan
     if (file := graph.table.file) is not None:
         require_room(Path(file).parent, f"the table of graph {graph.graph_id!r}")
     if change is not None:
-        require_committable(graph.watershed_url, graph.graph_id, row.operation_id, row.owner)
+        require_committable(graph.fork, row.operation_id, row.owner)
 
 
 def refuse_large_cells(rows: Iterable[RowMutation], limit: int = MAX_CELL_BYTES) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from sv_pipeline.config import OcdbtConfig
-from sv_pipeline.errors import ConfigError, ConflictError, DamagedError, NotFoundError
+from sv_pipeline.errors import ConfigError, ConflictError, DamagedError, NotFoundError, NotReadyError
 from sv_pipeline.grid import ChunkGrid
+from sv_pipeline.segmentation.base import markers
 from sv_pipeline.segmentation.base.given_mips import usable_given_mips
 from sv_pipeline.segmentation.base.layout import plan_scales
 from sv_pipeline.segmentation.base.markers import POPULATED_FOLDER
@@ -24,12 +25,23 @@ from sv_pipeline.storage.file_guard import commit_guard
 from sv_pipeline.storage.precomputed import VolumeInfo, info_json, parse_info, read_info
 from sv_pipeline.storage.retry import retry_transport
 
-__all__ = ["FORKS", "BaseInfo", "create_base", "list_forks", "read_base", "wipe_base", "write_volume_info"]
+__all__ = [
+    "FORKS",
+    "BaseInfo",
+    "create_base",
+    "list_forks",
+    "read_base",
+    "require_complete",
+    "wipe_base",
+    "write_volume_info",
+]
 
 FORKS = ".forks/"
 """Below ``ocdbt/``: one record per fork, because folders cannot be listed without listing all that is in them."""
 RECORD = "base.json"
-RECORD_VERSION = 1
+INFO = "info"
+RECORD_VERSION = 2
+"""1: the volume was at ``seg/`` in the key space, and data of forks at ``<graph id>/d/``."""
 
 _logger = logging.getLogger(__name__)
 
@@ -112,7 +124,10 @@ def read_base(watershed_url: str | Path) -> BaseInfo:
     if raw is None:
         raise NotFoundError(f"there is no base at {ocdbt.base_folder(url)}.", remedy="Create it first.")
     try:
-        return _decode(url, raw)
+        record = json.loads(raw)
+        if record["record_version"] == 1:
+            raise _first_version(url)
+        return _decode(url, record)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{ocdbt.base_folder(url)}{RECORD} cannot be read: {error!r}.",
@@ -126,15 +141,23 @@ def _encode(info: BaseInfo) -> bytes:
         "ocdbt": info.form.to_json(),
         "source_mips": info.source_mips,
         "storage_chunk_size": info.storage_chunk_size,
-        "array_path": ocdbt.ARRAY_PATH,
         "info": info_json(info.volume),
         **({} if info.remade is None else {"remade": info.remade}),
     }
     return json.dumps(record, indent=1).encode()
 
 
-def _decode(url: str, raw: bytes) -> BaseInfo:
-    record = json.loads(raw)
+def _first_version(url: str) -> ConfigError:
+    folder = ocdbt.ocdbt_folder(url)
+    return ConfigError(
+        f"the segmentation at {folder} has the layout of the first version of sv_pipeline, which this version, like "
+        "PyChunkedGraph, cannot read.",
+        remedy=f"There is no conversion: remove the folder {folder}, and build its graphs again under new graph ids "
+        "('sv-pipeline ingest').",
+    )
+
+
+def _decode(url: str, record: dict[str, Any]) -> BaseInfo:
     chunk_size = record["storage_chunk_size"]
     return BaseInfo(
         watershed_url=url,
@@ -177,15 +200,14 @@ def _create_store(info: BaseInfo) -> None:
 
 def write_volume_info(spec: dict[str, Any], volume: VolumeInfo) -> None:
     """Make an OCDBT key space hold an empty volume."""
-    key = ocdbt.ARRAY_PATH + "info"
 
     def write() -> None:
         store = ocdbt.OcdbtStore(spec)
-        found = store.kv.read(key).result()
+        found = store.kv.read(INFO).result()
         if found.state == "missing":
             content = json.dumps(info_json(volume)).encode()
             with commit_guard(store.folder):
-                store.kv.write(key, content, if_equal=found.stamp.generation).result()
+                store.kv.write(INFO, content, if_equal=found.stamp.generation).result()
 
     what = f"creating the database at {spec['base']}"
     try:
@@ -197,6 +219,29 @@ def write_volume_info(spec: dict[str, Any], volume: VolumeInfo) -> None:
             f"the database at {spec['base']} does not have the configuration in its record: {error}.",
             remedy="Wipe the base and create it again.",
         ) from error
+
+
+def require_complete(watershed_url: str | Path) -> None:
+    """Raise NotReadyError, saying what to run, unless the populate of the base is complete."""
+    if markers.read_complete(watershed_url) is not None:
+        return
+    read_base(watershed_url)
+    meta = markers.read_meta(watershed_url)
+    url = kv.as_url(watershed_url)
+    if meta is None:
+        raise NotReadyError(f"the base of {url} has not been populated.", remedy="Run the populate first.")
+    n_tasks = meta.grid.count(meta.layer)
+    n_missing = n_tasks - len(markers.done_tasks(url))
+    if n_missing:
+        raise NotReadyError(
+            f"the populate of the base of {url} is not complete: {n_missing} of {n_tasks} tasks (layer {meta.layer}) "
+            "are missing.",
+            remedy="Run the missing populate tasks, then finish the populate (finish_populate).",
+        )
+    raise NotReadyError(
+        f"all {n_tasks} populate tasks of the base of {url} are done, but the populate is not finished.",
+        remedy="Finish the populate (finish_populate).",
+    )
 
 
 def list_forks(watershed_url: str | Path) -> list[str]:

@@ -154,7 +154,7 @@ def own_keys(wanted: Sequence[str]) -> tuple[str, ...]:
 
 
 def _base_scale(scale: Scale, config: OcdbtConfig) -> Scale:
-    chunk_size = config.storage_chunk_size or scale.chunk_size
+    chunk_size = config.storage_chunk_size or _triple(np.minimum(scale.chunk_size, config.max_dst_chunk_shape))
     # Values in OCDBT are not compressed; so they must be encoded compactly themselves. Never sharded: one voxel
     # changed would rewrite a whole shard chunk.
     return replace(

@@ -77,7 +77,7 @@ def _merge_once(base: BaseInfo, attempts: dict[Triple, str]) -> int:
         for coordinate, attempt in todo.items():
             name = task_name(coordinate)
             part = ocdbt.OcdbtStore(ocdbt.part_spec(base.watershed_url, name, attempt))
-            copies += _copies(part.kv / ocdbt.ARRAY_PATH, target / ocdbt.ARRAY_PATH)
+            copies += _copies(part.kv, target)
             copies.append(target.write(MERGED_KEYS + name, json.dumps({"attempt": attempt}).encode()))
         for copy in copies:
             copy.result()

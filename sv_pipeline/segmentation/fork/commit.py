@@ -17,11 +17,9 @@ that fail for other reasons are found before the commit, for the reason that `ch
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,12 +27,11 @@ import numpy.typing as npt
 import tensorstore as ts
 
 from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
+from sv_pipeline.backoff import Backoff
 from sv_pipeline.errors import ConflictError, CorruptionError, DamagedError, InputError, NotFoundError, UnavailableError
 from sv_pipeline.grid import Box
-from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline.segmentation.fork.digests import digest_writer
 from sv_pipeline.segmentation.fork.pending import add_to_entry
-from sv_pipeline.segmentation.fork.reader import open_fork_store
 from sv_pipeline.segmentation.fork.records import (
     NEWEST,
     Newest,
@@ -50,14 +47,13 @@ from sv_pipeline.segmentation.fork.records import (
 from sv_pipeline.segmentation.fork.transactions import ChangedError, checked_transaction
 from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.generations import current_version
+from sv_pipeline.storage.precomputed import VolumeInfo
 from sv_pipeline.storage.retry import TRANSPORT_CODES, retry_transport, status_code
-from sv_pipeline.waiting import doing
 
 __all__ = ["CommitResult", "EditCommit", "commit_edit", "restore_operation"]
 
 ATTEMPTS = 8
-BASE_DELAY = 0.05
-MAX_DELAY = 5.0
+BACKOFF = Backoff(0.1, 10.0)
 
 _logger = logging.getLogger(__name__)
 
@@ -92,43 +88,29 @@ class CommitResult:
     record: OperationRecord
 
 
-def commit_edit(watershed_url: str | Path, graph_id: str, edit: EditCommit) -> CommitResult:
-    """Commit the voxels of an edit: all of them, in one generation, once; or nothing.
-
-    Safe to repeat with the same edit: what is in already is not committed again.
-
-    Raises
-    ------
-    InputError
-        If the edit has no voxels, or voxels that are not uint64 inside the volume.
-    ConflictError
-        If somebody else has taken the operation over, or has committed it; nothing was written.
-    UnavailableError
-        If storage does not answer; whether the commit is in is for whoever takes the operation over to find out.
-    """
-    store = open_fork_store(watershed_url, graph_id)
+def commit_edit(store: ocdbt.OcdbtStore, volume: VolumeInfo, edit: EditCommit) -> CommitResult:
+    """Commit the voxels of an edit; see `Fork.commit`."""
     boxes = tuple(block.box for block in edit.blocks) if edit.boxes is None else edit.boxes
-    base = read_base(watershed_url)
-    bounds = base.volume.bounds
     if not boxes:
         raise InputError(f"operation {edit.operation_id} changes no voxels: there is nothing to commit.")
     for box in boxes:
-        if box.clip(bounds) != box:
-            raise InputError(f"operation {edit.operation_id} changes {box}, which is not inside the volume ({bounds}).")
+        if box.clip(volume.bounds) != box:
+            raise InputError(
+                f"operation {edit.operation_id} changes {box}, which is not inside the volume ({volume.bounds})."
+            )
     record = OperationRecord(
         edit.operation_id, boxes, (0,), edit.generation_before, edit.logical_time, edit.owner, edit.identity
     )
-    has_coarser_mips = base.n_mips > 1
 
     def write(transaction: ts.Transaction) -> None:
         kv, voxels = store.kv.with_transaction(transaction), store.array(0).with_transaction(transaction)
         futures: list[Any] = []
-        with digest_writer(base.volume) as digests:
+        with digest_writer(volume) as digests:
             for block in edit.blocks:
                 futures.append(voxels[block.box.slices].write(_checked(block)))
                 digests.add(block)
             digests.write(kv)
-        if has_coarser_mips:
+        if len(volume.scales) > 1:
             add_to_entry(kv, edit.operation_id, boxes)
         futures.append(kv.write(operation_key(edit.operation_id), record.encode()))
         if edit.graph is not None and edit.identity is not None:
@@ -139,47 +121,21 @@ def commit_edit(watershed_url: str | Path, graph_id: str, edit: EditCommit) -> C
 
     ocdbt.require_one_store(store.kv, store.array(0))
     before = current_version(store.base).generation
-    with doing(f"commits the voxels of operation {edit.operation_id} of graph {graph_id}"):
-        _commit(store, _Change(edit.operation_id, None, record.encode(), edit.owner, must_hold_fence=False), write)
+    _commit(store, _Change(edit.operation_id, None, record.encode(), edit.owner, must_hold_fence=False), write)
     generation = _generation(store, record, before)
-    _logger.info("operation %d: %d boxes, generation %d of %s", edit.operation_id, len(boxes), generation, graph_id)
+    _logger.info("operation %d: %d boxes, generation %d of %s", edit.operation_id, len(boxes), generation, store.folder)
     return CommitResult(generation, record)
 
 
 def restore_operation(
-    watershed_url: str | Path,
-    graph_id: str,
+    store: ocdbt.OcdbtStore,
+    volume: VolumeInfo,
     operation_id: int,
-    *,
     owner: str,
     boxes: Sequence[Box] | None = None,
     generation: ocdbt.Version | None = None,
 ) -> bool:
-    """Put back the voxels that an operation changed, as they were before it, and take its record out: one commit.
-
-    What others have changed elsewhere in the meantime stays. The boxes stay listed as pending, because coarser mips may
-    have been made since.
-
-    Parameters
-    ----------
-    owner
-        Who does it; must hold the operation's fence.
-    boxes, generation
-        What to put back, from when (or from which time), for an operation that left no record: other software's.
-
-    Returns
-    -------
-    bool
-        False if there is nothing to put back: the operation has no record, and no boxes are given.
-
-    Raises
-    ------
-    ConflictError
-        If ``owner`` does not hold the fence.
-    NotFoundError
-        If the history does not reach back to that generation.
-    """
-    store = open_fork_store(watershed_url, graph_id)
+    """Put back the voxels that an operation changed, and take its record out; see `Fork.restore`."""
     record = record_in(store.kv, operation_id)
     if record is not None:
         boxes, generation = record.boxes, record.generation_before
@@ -187,28 +143,26 @@ def restore_operation(
         return False
     old = _array_at(store, generation)
     old_keys = store_at(store, generation).kv
-    base = read_base(watershed_url)
 
     def write(transaction: ts.Transaction) -> None:
         kv, voxels = store.kv.with_transaction(transaction), store.array(0).with_transaction(transaction)
         futures: list[Any] = []
-        with digest_writer(base.volume) as digests:
+        with digest_writer(volume) as digests:
             for box in boxes:
                 block = VoxelBlock(box, np.asarray(old[box.slices].read(order="F").result(), np.uint64))
                 futures.append(voxels[box.slices].write(block.voxels))
                 digests.add(block)
             digests.keep(old_keys)
             digests.write(kv)
-        if base.n_mips > 1:
+        if len(volume.scales) > 1:
             add_to_entry(kv, operation_id, boxes)
         futures.append(kv.write(operation_key(operation_id), None))
         for future in futures:
             future.result()
 
     there = None if record is None else record.encode()
-    with doing(f"puts back the voxels of operation {operation_id} of graph {graph_id}"):
-        _commit(store, _Change(operation_id, there, None, owner, must_hold_fence=True), write)
-    _logger.info("operation %d: voxels of generation %s put back in %s", operation_id, generation, graph_id)
+    _commit(store, _Change(operation_id, there, None, owner, must_hold_fence=True), write)
+    _logger.info("operation %d: voxels of generation %s put back in %s", operation_id, generation, store.folder)
     return True
 
 
@@ -241,7 +195,7 @@ def _commit(store: ocdbt.OcdbtStore, change: _Change, write: Callable[[ts.Transa
                     f"{what}: no success after {attempt} attempts, last error: {error}",
                     remedy="It may still be in: recover the operation once storage can be reached.",
                 ) from error
-            delay = min(MAX_DELAY, BASE_DELAY * 2 ** (attempt - 1)) * (1 + random.random())  # noqa: S311 - jitter
+            delay = BACKOFF.jittered(attempt)
             _logger.info("%s: %r; looking whether it is in, in %.2f s", what, error, delay)
             time.sleep(delay)
         else:
@@ -275,7 +229,7 @@ def _check_fence(kv: ts.KvStore, change: _Change) -> None:
     if holder is None and change.must_hold_fence:
         raise ConflictError(
             f"{change.owner!r} has not claimed operation {change.operation_id}.",
-            remedy="Take its fence first (take_fence).",
+            remedy="Take its fence first (Fork.take_fence).",
         )
     if holder not in (None, change.owner):
         raise fenced_off(change.operation_id, change.owner, holder)

@@ -76,7 +76,7 @@ class StorageChunk:
         """Key of its voxels."""
         box = self.box(scale)
         spans = "_".join(f"{start}-{stop}" for start, stop in zip(box.start, box.stop, strict=True))
-        return f"{ocdbt.ARRAY_PATH}{scale.key}/{spans}"
+        return f"{scale.key}/{spans}"
 
     @classmethod
     def of_start(cls, mip: int, scale: Scale, start: npt.ArrayLike) -> StorageChunk:

@@ -1,172 +1,372 @@
-"""Owns forks: making one, its state, and removing it. How one is read is in `reader`; its spec in `specs`.
+"""Owns the noun `Fork`: one graph's own copy-on-write version of its watershed's voxels.
 
-A fork starts as a copy of the base's manifest, one small object whatever the size of the base. Where manifests are
-numbered, the latest of them holds all that a reader needs; it is copied first, and then the one without a number, which
-makes the fork exist.
+How one is made is in `making`, its own keys are in `records`, commits in `commit`, the ledger of coarser mips in
+`pending`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from datetime import UTC, datetime
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import tensorstore as ts
 
 from sv_pipeline.config import validate_graph_id
-from sv_pipeline.errors import ConflictError, CorruptionError, DamagedError, NotFoundError, NotReadyError
-from sv_pipeline.segmentation.base import markers
-from sv_pipeline.segmentation.base.base import FORKS, BaseInfo, read_base
+from sv_pipeline.errors import ConfigError, ConflictError, DamagedError, NotFoundError
+from sv_pipeline.grid import Box
+from sv_pipeline.segmentation.base.base import FORKS, BaseInfo, read_base, require_complete
+from sv_pipeline.segmentation.fork import commit, records
+from sv_pipeline.segmentation.fork.contract import neuroglancer_url, reader_contract
+from sv_pipeline.segmentation.fork.making import copy_manifests
+from sv_pipeline.segmentation.fork.pending import Lag, PendingEntry, add_pending, lag_of, read_entries
 from sv_pipeline.storage import kv, ocdbt
-from sv_pipeline.storage.stored_json import parse_stored
+from sv_pipeline.storage.context import is_of_another_database, process_context, remembers_another, reset_context
+from sv_pipeline.storage.file_guard import heal
+from sv_pipeline.storage.generations import current_version
+from sv_pipeline.storage.retry import retry_transport
+from sv_pipeline.waiting import doing
 
-__all__ = ["create_fork", "fork_exists", "fork_has_commits", "remove_fork", "require_fork"]
+__all__ = ["Fork", "is_current"]
 
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 _logger = logging.getLogger(__name__)
 
 
-def create_fork(watershed_url: str | Path, graph_id: str, *, recreate: bool = False, force: bool = False) -> None:
-    """Fork the base for one graph. Copies no voxel.
+@dataclass(frozen=True, init=False)
+class Fork:
+    """The fork of one graph: a value that other processes can be sent. It opens what is stored when it is asked.
 
-    Parameters
-    ----------
-    watershed_url
-        Folder of the watershed.
-    graph_id
-        Names the fork and its folder.
-    recreate
-        Start again from the base if the fork exists.
-    force
-        Also if the fork has commits of its own. Danger: the edits in it are lost.
-
-    Raises
-    ------
-    NotReadyError
-        If the populate of the base is not complete; says how many tasks are missing.
-    ConflictError
-        If the fork exists (without ``recreate``), or has commits (without ``force``).
+    All methods but `create`, `exists`, `remove` and `has_commits` raise NotFoundError if there is no such fork.
+    TensorStore would make one up, so this is found out before anything is written.
     """
-    url = kv.as_url(watershed_url)
-    validate_graph_id(graph_id)
-    require_complete(url)
-    base = read_base(url)
-    if fork_exists(url, graph_id):
-        if not recreate:
-            raise ConflictError(
-                f"graph {graph_id!r} has a fork at {ocdbt.fork_folder(url, graph_id)}.",
-                remedy="Use another graph id, or recreate it.",
+
+    watershed_url: str
+    """Folder of the watershed."""
+    graph_id: str
+    """Names the fork and its folder."""
+
+    def __init__(self, watershed_url: str | Path, graph_id: str) -> None:
+        object.__setattr__(self, "watershed_url", kv.as_url(watershed_url))
+        object.__setattr__(self, "graph_id", graph_id)
+
+    @property
+    def folder(self) -> str:
+        """Folder of the fork's own files."""
+        return ocdbt.fork_folder(self.watershed_url, self.graph_id)
+
+    # -- being there ---------------------------------------------------------------------------------------------------
+
+    def create(self, *, recreate: bool = False, force: bool = False) -> None:
+        """Fork the base. Copies no voxel.
+
+        Parameters
+        ----------
+        recreate
+            Start again from the base if the fork exists.
+        force
+            Also if the fork has commits of its own. Danger: the edits in it are lost.
+
+        Raises
+        ------
+        NotReadyError
+            If the populate of the base is not complete; says how many tasks are missing.
+        ConflictError
+            If the fork exists (without ``recreate``), or has commits (without ``force``).
+        """
+        validate_graph_id(self.graph_id)
+        require_complete(self.watershed_url)
+        base = read_base(self.watershed_url)
+        if self.exists():
+            if not recreate:
+                raise ConflictError(
+                    f"graph {self.graph_id!r} has a fork at {self.folder}.",
+                    remedy="Use another graph id, or recreate it.",
+                )
+            self.remove(force=force)
+        copy_manifests(base, self.graph_id)
+
+    def exists(self) -> bool:
+        """Whether the graph has a fork."""
+        return kv.read_bytes(self.folder, ocdbt.SINGLE_MANIFEST) is not None
+
+    def require(self) -> None:
+        """Raise NotFoundError unless the graph has a fork."""
+        if not self.exists():
+            raise NotFoundError(
+                f"graph {self.graph_id!r} has no fork of the segmentation at {self.watershed_url}.",
+                remedy="Check the graph id, or create the fork first (Fork.create).",
             )
-        remove_fork(url, graph_id, force=force)
-    _copy_manifests(base, graph_id)
+
+    def has_commits(self) -> bool:
+        """Whether anything has been written to the fork since it was made."""
+        # Every commit writes at least one node of the B+tree below the fork's own data prefix.
+        return bool(kv.list_keys(self.folder, ocdbt.data_prefix(self.graph_id)))
+
+    def remove(self, *, force: bool = False) -> None:
+        """Remove the fork through the driver of its folder.
+
+        Danger: with ``force`` the edits of the graph's voxels are lost.
+
+        Raises
+        ------
+        ConflictError
+            If the fork has commits of its own and ``force`` is not set.
+        """
+        if not force and self.has_commits():
+            raise ConflictError(
+                f"the fork of graph {self.graph_id!r} holds edits, which would be lost.",
+                remedy="Use force if that is what you want.",
+            )
+        # Manifests first: from then on there is no fork, rather than one that has lost data.
+        kv.delete_key(self.folder, ocdbt.SINGLE_MANIFEST)
+        kv.delete_prefix(self.folder)
+        kv.delete_key(ocdbt.ocdbt_folder(self.watershed_url), FORKS + self.graph_id)
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def base_info(self, *, mip: int = 0) -> BaseInfo:
+        """What the base is that this fork was made of; NotFoundError if there is no such fork or mip."""
+        self.require()
+        base = read_base(self.watershed_url)
+        if not 0 <= mip < base.n_mips:
+            raise NotFoundError(
+                f"the fork of graph {self.graph_id!r} has no mip {mip}.", remedy=f"It has {base.n_mips} mips."
+            )
+        return base
+
+    def spec(self, mip: int | None = None, *, version: ocdbt.Version | None = None) -> dict[str, Any]:
+        """The published spec: JSON that any TensorStore opens as it is.
+
+        Parameters
+        ----------
+        mip
+            0 = finest. None: the spec of the keys, instead of that of voxels.
+        version
+            Generation, or time ``YYYY-MM-DDTHH:MM:SS[.frac]Z`` (the latest generation not after it); default: the
+            latest whenever it is read. A pinned spec is read-only.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no such fork or mip.
+        ConfigError
+            If the version is written wrongly.
+        """
+        _check_version(version)
+        kind = self.base_info(mip=mip or 0).form.manifest_kind
+        keys = ocdbt.fork_spec(self.watershed_url, self.graph_id, manifest_kind=kind, version=version)
+        return keys if mip is None else ocdbt.array_spec(keys, mip)
+
+    def open(
+        self, mip: int = 0, *, version: ocdbt.Version | None = None, context: ts.Context | None = None
+    ) -> ts.TensorStore:
+        """Open one mip as a 3-d store (x, y, z) in absolute coordinates of that mip.
+
+        Parameters
+        ----------
+        version
+            As for `spec`.
+        context
+            Other than that of this process; one without a cache for voxels that are read once.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no such fork, mip or version.
+        """
+        spec = self.spec(mip, version=version)
+        heal(self.folder)
+
+        def open_it() -> ts.TensorStore:
+            return ts.open(spec, context=context or process_context(), open=True).result()
+
+        what = f"opening mip {mip} of graph {self.graph_id}"
+        try:
+            return retry_transport(open_it, what=what)[..., 0]
+        except DamagedError as error:
+            if is_of_another_database(error):
+                reset_context()
+                return retry_transport(open_it, what=what)[..., 0]
+            if version is not None and error.code == "NOT_FOUND" and error.place is None:
+                raise NotFoundError(
+                    f"the fork of graph {self.graph_id!r} has no version {version}.",
+                    remedy="Its history may begin later, or end before.",
+                ) from error
+            raise
+
+    def store(self, *, version: ocdbt.Version | None = None) -> ocdbt.OcdbtStore:
+        """All handles (keys and mips) that may take part in one commit; for writers."""
+        return ocdbt.OcdbtStore(self.spec(version=version))
+
+    def generation(self) -> int:
+        """Number of the latest commit, read now; what to pin to."""
+        return current_version(self.store().base).generation
+
+    def generation_at(self, time: int, *, within: Box | None = None) -> int:
+        """The generation that shows the fork as it was at a logical time.
+
+        That is the last one before the first commit of a later operation. Operations that share a chunk are committed
+        in the order of their logical times, so for the chunks that ``within`` touches the answer is exact. For a whole
+        volume it may lack operations up to ``time`` that were committed after a later one elsewhere.
+
+        Parameters
+        ----------
+        time
+            Milliseconds; operations of this very time are in.
+        within
+            Where it matters; default: everywhere.
+        """
+        return records.generation_at(self.store(), time, within)
+
+    def contract(self, *, version: ocdbt.Version | None = None) -> dict[str, Any]:
+        """Everything that a reader of a graph's voxels needs, as JSON: a spec per mip, and where the mips lie.
+
+        ``generation`` is the fork's latest commit at the time of the call.
+        """
+        keys = self.spec(version=version)
+        return reader_contract(self.base_info(), self.graph_id, keys, self.generation())
+
+    def neuroglancer_url(self) -> str | None:
+        """Source URL for neuroglancer.
+
+        None where it cannot be had: places that a browser cannot read (``file``, ``memory``), and numbered manifests,
+        whose layer needs ``strip_prefix``, which neuroglancer does not know.
+        """
+        return neuroglancer_url(self.base_info(), self.graph_id)
+
+    # -- operations ----------------------------------------------------------------------------------------------------
+
+    def record(self, operation_id: int) -> records.OperationRecord | None:
+        """The record of an operation; None if its voxels are not in."""
+        return records.record_in(self.store().kv, operation_id)
+
+    def records(self, *, after: int = 0) -> list[records.OperationRecord]:
+        """Records of the operations later than ``after`` whose voxels are in, by operation id."""
+        return records.records_in(self.store().kv, after)
+
+    def generation_of(self, operation_id: int) -> int:
+        """Generation that brought the voxels of an operation in.
+
+        Raises
+        ------
+        NotFoundError
+            If they are not in, or the history does not reach back to that generation.
+        """
+        store = self.store()
+        record = records.record_in(store.kv, operation_id)
+        if record is None:
+            raise NotFoundError(
+                f"operation {operation_id} has not changed voxels of graph {self.graph_id!r}.",
+                remedy="Check its id; only supervoxel splits change voxels.",
+            )
+        return records.first_generation(store, record)
+
+    def fence(self, operation_id: int) -> str | None:
+        """Token of the only owner that may commit an operation; None if nobody has claimed it."""
+        return records.fence_in(self.store().kv, operation_id)
+
+    def take_fence(self, operation_id: int, owner: str) -> str | None:
+        """Claim an operation for ``owner``: nobody else can commit it from now on, not even a commit that has begun.
+
+        Returns
+        -------
+        str | None
+            Token of the owner that had claimed it before.
+        """
+        store = self.store()
+        with doing(f"claims operation {operation_id} of graph {self.graph_id}"):
+            before = records.write_fence(store, operation_id, owner)
+        _logger.info("operation %d of graph %s: fence %r, before %r", operation_id, self.graph_id, owner, before)
+        return before
+
+    def commit(self, edit: commit.EditCommit) -> commit.CommitResult:
+        """Commit the voxels of an edit: all of them, in one generation, once; or nothing.
+
+        Safe to repeat with the same edit: what is in already is not committed again.
+
+        Raises
+        ------
+        InputError
+            If the edit has no voxels, or voxels that are not uint64 inside the volume.
+        ConflictError
+            If somebody else has taken the operation over, or has committed it; nothing was written.
+        UnavailableError
+            If storage does not answer; the recovery of the operation finds out whether the commit is in.
+        """
+        with doing(f"commits the voxels of operation {edit.operation_id} of graph {self.graph_id}"):
+            return commit.commit_edit(self.store(), self.base_info().volume, edit)
+
+    def restore(
+        self,
+        operation_id: int,
+        *,
+        owner: str,
+        boxes: Sequence[Box] | None = None,
+        generation: ocdbt.Version | None = None,
+    ) -> bool:
+        """Put back the voxels that an operation changed, as they were before it, and take its record out: one commit.
+
+        What others have changed elsewhere in the meantime stays. The boxes stay listed as pending, because coarser mips
+        may have been made since.
+
+        Parameters
+        ----------
+        owner
+            The owner that puts them back; must hold the operation's fence.
+        boxes, generation
+            What to put back, from when (or from which time), for an operation of other software, which leaves no
+            record.
+
+        Returns
+        -------
+        bool
+            False if there is nothing to put back: the operation has no record, and no boxes are given.
+
+        Raises
+        ------
+        ConflictError
+            If ``owner`` does not hold the fence.
+        NotFoundError
+            If the history does not reach back to that generation.
+        """
+        volume = self.base_info().volume
+        with doing(f"puts back the voxels of operation {operation_id} of graph {self.graph_id}"):
+            return commit.restore_operation(self.store(), volume, operation_id, owner, boxes, generation)
+
+    # -- coarser mips --------------------------------------------------------------------------------------------------
+
+    def pending(self) -> list[PendingEntry]:
+        """What operations have left behind in the coarser mips, by operation id; CorruptionError names a bad entry."""
+        return read_entries(self.store().kv)
+
+    def lag(self) -> Lag:
+        """How far the coarser mips are behind."""
+        return lag_of(self.pending())
+
+    def ask_for(self, boxes: Sequence[Box] | None = None) -> None:
+        """List boxes as pending, whatever their coarser mips are: they will be made again. Default: everything."""
+        store, bounds = self.store(), self.base_info().volume.bounds
+        inside = [box.clip(bounds) for box in boxes or [bounds]]
+
+        def write() -> None:
+            with store.transaction(repeatable_read=True) as transaction:  # one key: nothing else of it can fail
+                add_pending(store.kv.with_transaction(transaction), [box for box in inside if box.volume])
+
+        retry_transport(write, what=f"asking for coarser mips of graph {self.graph_id}", attempts=8)
 
 
-def _copy_manifests(base: BaseInfo, graph_id: str) -> None:
-    url = base.watershed_url
-    folder, target = ocdbt.base_folder(url), ocdbt.fork_folder(url, graph_id)
-    latest = _latest_numbered(folder) if base.form.manifest_kind == "numbered" else None
-    manifest = kv.read_bytes(folder, ocdbt.SINGLE_MANIFEST)
-    if manifest is None:
-        raise CorruptionError(f"the base at {folder} has lost its manifest.", remedy="Wipe it and populate it again.")
-    record = {"graph_id": graph_id, "time": datetime.now(UTC).isoformat(), "manifest_kind": base.form.manifest_kind}
-    kv.write_bytes(ocdbt.ocdbt_folder(url), FORKS + graph_id, json.dumps(record).encode())
-    _remove_leftovers(url, graph_id, keep=latest)
-    if latest is not None:
-        numbered = kv.read_bytes(folder, latest)
-        if numbered is None:
-            raise CorruptionError(f"{folder}{latest} vanished while it was copied.", repeat="Try again.")
-        kv.write_bytes(target, latest, numbered)
-    if not kv.write_if_absent(target, ocdbt.SINGLE_MANIFEST, manifest):
-        raise ConflictError(f"somebody else has just forked {url} for graph {graph_id!r}.", remedy="Use that fork.")
-    _logger.info("forked the base of %s for graph %s", url, graph_id)
+def is_current(volume: ts.TensorStore) -> bool:
+    """Whether a volume that was opened earlier shows the database that is at its place now; one small read."""
+    kvstore = volume.kvstore
+    return kvstore is None or not remembers_another(kvstore)
 
 
-def _remove_leftovers(watershed_url: str, graph_id: str, *, keep: str | None) -> None:
-    """Remove what a removal or creation that was killed has left; ``keep`` may be that of another creator at work."""
-    target = ocdbt.fork_folder(watershed_url, graph_id)
-    leftovers = [key for key in kv.list_keys(target) if key not in (keep, ocdbt.SINGLE_MANIFEST)]
-    # Looked at in this order: what was there while there is still no fork does not belong to one.
-    if leftovers and not fork_exists(watershed_url, graph_id):
-        kv.delete_keys(target, leftovers)
-
-
-def _latest_numbered(folder: str) -> str:
-    numbered = [key for key in kv.list_keys(folder, "manifest.") if key != ocdbt.SINGLE_MANIFEST]
-    if not numbered:
-        raise CorruptionError(f"the base at {folder} has no numbered manifest.", remedy="Wipe and populate it again.")
-    return max(numbered)
-
-
-def require_complete(watershed_url: str | Path) -> None:
-    """Raise NotReadyError, saying what to run, unless the populate of the base is complete."""
-    if markers.read_complete(watershed_url) is not None:
-        return
-    read_base(watershed_url)
-    meta = markers.read_meta(watershed_url)
-    url = kv.as_url(watershed_url)
-    if meta is None:
-        raise NotReadyError(f"the base of {url} has not been populated.", remedy="Run the populate first.")
-    n_tasks = meta.grid.count(meta.layer)
-    n_missing = n_tasks - len(markers.done_tasks(url))
-    if n_missing:
-        raise NotReadyError(
-            f"the populate of the base of {url} is not complete: {n_missing} of {n_tasks} tasks (layer {meta.layer}) "
-            "are missing.",
-            remedy="Run the missing populate tasks, then finish the populate (finish_populate).",
-        )
-    raise NotReadyError(
-        f"all {n_tasks} populate tasks of the base of {url} are done, but the populate is not finished.",
-        remedy="Finish the populate (finish_populate).",
-    )
-
-
-def fork_exists(watershed_url: str | Path, graph_id: str) -> bool:
-    """Whether a graph has a fork."""
-    return kv.read_bytes(ocdbt.fork_folder(watershed_url, graph_id), ocdbt.SINGLE_MANIFEST) is not None
-
-
-def check_record(watershed_url: str | Path, graph_id: str) -> None:
-    """Raise DamagedError unless the list of forks, which protects the base from being wiped, names this one."""
-    folder = ocdbt.ocdbt_folder(watershed_url)
-    place, raw = f"{folder}{FORKS}{graph_id}", kv.read_bytes(folder, FORKS + graph_id)
-    form = {"graph_id": graph_id, "time": "...", "manifest_kind": read_base(watershed_url).form.manifest_kind}
-    remedy = f"Write {json.dumps(form)} there; without it, the base could be wiped although this fork needs it."
-    if raw is None:
-        raise DamagedError(f"{place} is missing.", remedy=remedy, place=place)
-    if parse_stored(raw, dict[str, str], place, remedy=remedy).get("graph_id") != graph_id:
-        raise DamagedError(f"{place} does not name graph {graph_id!r}.", remedy=remedy, place=place)
-
-
-def require_fork(watershed_url: str | Path, graph_id: str) -> None:
-    """Raise NotFoundError unless the graph has a fork. To be called before any write: TensorStore would make one up."""
-    if not fork_exists(watershed_url, graph_id):
-        raise NotFoundError(
-            f"graph {graph_id!r} has no fork of the segmentation at {kv.as_url(watershed_url)}.",
-            remedy="Check the graph id, or create the fork first (create_fork).",
-        )
-
-
-def fork_has_commits(watershed_url: str | Path, graph_id: str) -> bool:
-    """Whether anything has been written to a fork since it was made."""
-    # Every commit writes at least one node of the B+tree below the fork's own data prefix.
-    return bool(kv.list_keys(ocdbt.fork_folder(watershed_url, graph_id), "d/"))
-
-
-def remove_fork(watershed_url: str | Path, graph_id: str, *, force: bool = False) -> None:
-    """Remove a fork through the driver of its folder.
-
-    Danger: with ``force`` the edits of the graph's voxels are lost.
-
-    Raises
-    ------
-    ConflictError
-        If the fork has commits of its own and ``force`` is not set.
-    """
-    if not force and fork_has_commits(watershed_url, graph_id):
-        raise ConflictError(
-            f"the fork of graph {graph_id!r} holds edits, which would be lost.",
-            remedy="Use force if that is what you want.",
-        )
-    folder = ocdbt.fork_folder(watershed_url, graph_id)
-    # Manifests first: from then on there is no fork, rather than one that has lost data.
-    kv.delete_key(folder, ocdbt.SINGLE_MANIFEST)
-    kv.delete_prefix(folder)
-    kv.delete_key(ocdbt.ocdbt_folder(watershed_url), FORKS + graph_id)
+def _check_version(version: ocdbt.Version | None) -> None:
+    if isinstance(version, bool) or (isinstance(version, int) and version < 1):
+        raise ConfigError(f"generation {version!r} cannot be read.", remedy="Generations are numbered from 1.")
+    if isinstance(version, str) and not _TIME.fullmatch(version):
+        raise ConfigError(f"{version!r} is not a time.", remedy="Write it as 2026-01-31T12:00:00Z, with the Z.")

@@ -47,9 +47,7 @@ def own_chunks(store: ocdbt.OcdbtStore, volume: VolumeInfo) -> OwnChunks:
     prefixes = tuple(
         store.spec[name] for name in ("value_data_prefix", "btree_node_data_prefix", "version_tree_node_data_prefix")
     )
-    places = {
-        f"{ocdbt.ARRAY_PATH}{scale.key}/": (mip, scale) for mip, scale in reversed(list(enumerate(volume.scales)))
-    }
+    places = {f"{scale.key}/": (mip, scale) for mip, scale in reversed(list(enumerate(volume.scales)))}
     found = OwnChunks()
 
     def own(location: str) -> bool:

@@ -12,7 +12,6 @@ import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,6 @@ import tensorstore as ts
 from sv_pipeline.algorithms.box_arrays import as_array, as_boxes, clip, joined, subtract
 from sv_pipeline.errors import CorruptionError
 from sv_pipeline.grid import Box
-from sv_pipeline.segmentation.base.base import read_base
-from sv_pipeline.segmentation.fork.reader import open_fork_store
 from sv_pipeline.segmentation.fork.records import PENDING, OperationRecord, operation_key, pending_key, pending_value
 from sv_pipeline.storage.retry import retry_transport
 
@@ -33,11 +30,8 @@ __all__ = [
     "PendingEntry",
     "add_pending",
     "add_to_entry",
-    "ask_for",
     "boxes_of",
-    "lag",
     "lag_of",
-    "pending_boxes",
     "read_entries",
     "settle",
 ]
@@ -80,24 +74,6 @@ class Lag:
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
-
-
-def pending_boxes(watershed_url: str | Path, graph_id: str) -> list[PendingEntry]:
-    """All entries of a fork, by operation id.
-
-    Raises
-    ------
-    NotFoundError
-        If the graph has no fork.
-    CorruptionError
-        If an entry cannot be read; names it.
-    """
-    return read_entries(open_fork_store(watershed_url, graph_id).kv)
-
-
-def lag(watershed_url: str | Path, graph_id: str) -> Lag:
-    """Summary of the entries of a fork."""
-    return lag_of(pending_boxes(watershed_url, graph_id))
 
 
 def lag_of(entries: Sequence[PendingEntry]) -> Lag:
@@ -217,19 +193,6 @@ def add_to_entry(kv: ts.KvStore, operation_id: int, boxes: Iterable[Box]) -> Non
     content, there = _decode(key, bytes(found.value))
     every = np.unique(np.concatenate([there, as_array(boxes)]), axis=0)
     kv.write(key, _encode({**content, "boxes": joined(every).tolist()})).result()
-
-
-def ask_for(watershed_url: str | Path, graph_id: str, boxes: Sequence[Box] | None = None) -> None:
-    """List boxes as pending, whatever their coarser mips are: they will be made again. Default: the whole volume."""
-    store = open_fork_store(watershed_url, graph_id)
-    bounds = read_base(watershed_url).volume.bounds
-    inside = [box.clip(bounds) for box in boxes or [bounds]]
-
-    def write() -> None:
-        with store.transaction(repeatable_read=True) as transaction:  # one key: nothing else of it can fail
-            add_pending(store.kv.with_transaction(transaction), [box for box in inside if box.volume])
-
-    retry_transport(write, what=f"asking for coarser mips of graph {graph_id}", attempts=8)
 
 
 def _encode(content: dict[str, Any]) -> bytes:

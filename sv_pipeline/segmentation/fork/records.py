@@ -16,46 +16,41 @@ How voxels and these keys are committed is in `commit`.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import tensorstore as ts
 
 from sv_pipeline.errors import ConflictError, CorruptionError, DamagedError, NotFoundError
 from sv_pipeline.grid import Box
-from sv_pipeline.segmentation.fork.reader import open_fork_store
 from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.generations import current_version
 from sv_pipeline.storage.retry import retry_transport
-from sv_pipeline.waiting import doing
 
 __all__ = [
     "NEWEST",
     "Newest",
     "OperationRecord",
+    "fence_in",
     "fence_key",
+    "fenced_off",
+    "first_generation",
     "generation_at",
-    "generation_of",
     "operation_key",
-    "operations",
     "pending_key",
     "pending_value",
-    "read_fence",
-    "read_operation",
-    "set_fence",
+    "read_value",
+    "record_in",
+    "records_in",
     "store_at",
-    "take_fence",
+    "write_fence",
 ]
 
 OPERATIONS = ocdbt.OWN_KEYS + "ops/"
 FENCES = ocdbt.OWN_KEYS + "fence/"
 PENDING = ocdbt.OWN_KEYS + "pending/"
 NEWEST = ocdbt.OWN_KEYS + "newest"
-
-_logger = logging.getLogger(__name__)
 
 
 def operation_key(operation_id: int) -> str:
@@ -162,11 +157,6 @@ class Newest:
 # -- records ----------------------------------------------------------------------------------------------------------
 
 
-def read_operation(watershed_url: str | Path, graph_id: str, operation_id: int) -> OperationRecord | None:
-    """The record of an operation; None if its voxels are not in."""
-    return record_in(open_fork_store(watershed_url, graph_id).kv, operation_id)
-
-
 def record_in(kv: ts.KvStore, operation_id: int) -> OperationRecord | None:
     """The record of an operation in a key space, which may be pinned to a generation."""
     key = operation_key(operation_id)
@@ -180,10 +170,8 @@ def read_value(kv: ts.KvStore, key: str) -> bytes | None:
     return None if result.state == "missing" else bytes(result.value)
 
 
-def operations(watershed_url: str | Path, graph_id: str, *, after: int = 0) -> list[OperationRecord]:
-    """Records of operations whose voxels are in, by operation id; of all that are later than the one given."""
-    kv = open_fork_store(watershed_url, graph_id).kv
-
+def records_in(kv: ts.KvStore, after: int = 0) -> list[OperationRecord]:
+    """Records of the operations later than ``after`` whose voxels are in, by operation id."""
     wanted = ts.KvStore.KeyRange(operation_key(after + 1), _after(OPERATIONS))
 
     def read() -> list[tuple[str, bytes]]:
@@ -204,40 +192,14 @@ def _after(prefix: str) -> str:
 # -- fences -----------------------------------------------------------------------------------------------------------
 
 
-def read_fence(watershed_url: str | Path, graph_id: str, operation_id: int) -> str | None:
-    """Token of who alone may commit an operation; None if nobody has claimed it."""
-    value = read_value(open_fork_store(watershed_url, graph_id).kv, fence_key(operation_id))
+def fence_in(kv: ts.KvStore, operation_id: int) -> str | None:
+    """Token of the only owner that may commit an operation; None if nobody has claimed it."""
+    value = read_value(kv, fence_key(operation_id))
     return None if value is None else value.decode()
 
 
-def set_fence(watershed_url: str | Path, graph_id: str, operation_id: int, owner: str) -> None:
-    """Claim an operation that nobody has claimed. Costs a commit; who starts an operation need not.
-
-    Raises
-    ------
-    ConflictError
-        If somebody else has claimed it.
-    """
-    previous = _write_fence(watershed_url, graph_id, operation_id, owner, over_others=False)
-    if previous not in (None, owner):
-        raise fenced_off(operation_id, owner, previous)
-
-
-def take_fence(watershed_url: str | Path, graph_id: str, operation_id: int, owner: str) -> str | None:
-    """Claim an operation, whoever had it: from now on nobody else can commit it, also if it has begun to.
-
-    Returns
-    -------
-    str | None
-        Token of who had claimed it before.
-    """
-    return _write_fence(watershed_url, graph_id, operation_id, owner, over_others=True)
-
-
-def _write_fence(
-    watershed_url: str | Path, graph_id: str, operation_id: int, owner: str, *, over_others: bool
-) -> str | None:
-    store = open_fork_store(watershed_url, graph_id)
+def write_fence(store: ocdbt.OcdbtStore, operation_id: int, owner: str) -> str | None:
+    """Claim an operation for an owner; returns the token of the one that had claimed it before."""
     key, value = fence_key(operation_id), owner.encode()
     # Only the first attempt can tell who was there before: a later one may find what an earlier one has written.
     seen: list[str | None] = []
@@ -249,12 +211,10 @@ def _write_fence(
             before = None if found.state == "missing" else bytes(found.value).decode()
             if before != owner or not seen:
                 seen.append(before)
-            if before != owner and (before is None or over_others):
+            if before != owner:
                 kv.write(key, value).result()
 
-    with doing(f"claims operation {operation_id} of graph {graph_id}"):
-        retry_transport(write, what=f"claiming operation {operation_id}")
-    _logger.info("operation %d of graph %s: fence %r, before %r", operation_id, graph_id, owner, seen[-1])
+    retry_transport(write, what=f"claiming operation {operation_id}")
     return seen[-1]
 
 
@@ -272,24 +232,6 @@ def fenced_off(operation_id: int, owner: str, holder: str | None) -> ConflictErr
 def store_at(store: ocdbt.OcdbtStore, generation: ocdbt.Version) -> ocdbt.OcdbtStore:
     """The same key space at one of its generations, or at a time; read-only."""
     return ocdbt.OcdbtStore({**store.spec, "version": generation}, context=store.context)
-
-
-def generation_of(watershed_url: str | Path, graph_id: str, operation_id: int) -> int:
-    """Generation that brought the voxels of an operation in.
-
-    Raises
-    ------
-    NotFoundError
-        If they are not in, or the history does not reach back to that generation.
-    """
-    store = open_fork_store(watershed_url, graph_id)
-    record = record_in(store.kv, operation_id)
-    if record is None:
-        raise NotFoundError(
-            f"operation {operation_id} has not changed voxels of graph {graph_id!r}.",
-            remedy="Check its id; only supervoxel splits change voxels.",
-        )
-    return first_generation(store, record)
 
 
 def first_generation(store: ocdbt.OcdbtStore, record: OperationRecord) -> int:
@@ -318,25 +260,12 @@ def _holds(store: ocdbt.OcdbtStore, generation: int, key: str, value: bytes) -> 
         ) from error
 
 
-def generation_at(watershed_url: str | Path, graph_id: str, time: int, *, within: Box | None = None) -> int:
-    """The generation that shows a fork as it was at a logical time.
-
-    That is the last one before the first commit of a later operation. Operations that share a chunk are committed in
-    the order of their logical times, so for the chunks that ``within`` touches the answer is exact. For a whole
-    volume it may lack operations up to ``time`` that were committed after a later one elsewhere.
-
-    Parameters
-    ----------
-    time
-        Milliseconds; operations of this very time are in.
-    within
-        Where it matters; default: everywhere.
-    """
-    store = open_fork_store(watershed_url, graph_id)
+def generation_at(store: ocdbt.OcdbtStore, time: int, within: Box | None = None) -> int:
+    """The last generation before the first commit of an operation later than ``time``, in milliseconds."""
     latest = current_version(store.base).generation
     later = [
         record
-        for record in operations(watershed_url, graph_id)
+        for record in records_in(store.kv)
         if record.logical_time > time and (within is None or any(box.clip(within).volume for box in record.boxes))
     ]
     first = latest + 1

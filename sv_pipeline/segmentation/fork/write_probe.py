@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 from sv_pipeline.errors import ConfigError, ConflictError, SvPipelineError, UnavailableError
-from sv_pipeline.segmentation.fork.reader import open_fork_store
-from sv_pipeline.segmentation.fork.records import fence_key, fenced_off, read_value, record_in
+from sv_pipeline.segmentation.fork.fork import Fork
+from sv_pipeline.segmentation.fork.records import fence_in, fenced_off, record_in
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.file_guard import local_path
 
@@ -18,7 +18,7 @@ MIN_FREE_BYTES = 64 << 20
 """Room that a disk must have for an edit: many times what one takes, so that its recovery finds room as well."""
 
 
-def require_committable(watershed_url: str | Path, graph_id: str, operation_id: int, owner: str) -> None:
+def require_committable(fork: Fork, operation_id: int, owner: str) -> None:
     """Find out what would make a commit fail, before anything depends on it. Writes one empty file, and removes it.
 
     Raises
@@ -32,10 +32,9 @@ def require_committable(watershed_url: str | Path, graph_id: str, operation_id: 
     ConflictError
         If the fork has voxels of an operation with this number already, or another owner has taken it over.
     """
-    store = open_fork_store(watershed_url, graph_id)
-    folder = ocdbt.fork_folder(watershed_url, graph_id)
+    store, folder, graph_id = fork.store(), fork.folder, fork.graph_id
     if (path := local_path(folder)) is not None:
-        for place in (path, path / "d"):
+        for place in (path, path / ocdbt.data_prefix(graph_id)):
             if place.exists() and not os.access(place, os.W_OK | os.X_OK):
                 raise ConfigError(
                     f"the folder {place} of graph {graph_id!r} cannot be written to.", remedy=_REMEDY, repeat=_REPEAT
@@ -47,9 +46,9 @@ def require_committable(watershed_url: str | Path, graph_id: str, operation_id: 
             f"{record.owner!r} has committed.",
             remedy=f"Table and fork are of different days; run 'sv-pipeline verify {graph_id}'.",
         )
-    holder = read_value(store.kv, fence_key(operation_id))
-    if holder is not None and holder.decode() != owner:
-        raise fenced_off(operation_id, owner, holder.decode())
+    holder = fence_in(store.kv, operation_id)
+    if holder not in (None, owner):
+        raise fenced_off(operation_id, owner, holder)
     key = f"probe-{operation_id}-{owner}"
     try:
         kv.write_bytes(folder, key, b"")

@@ -13,6 +13,7 @@ from sv_pipeline.table.interface import (
     MAX_AGE_MS,
     NEWEST_FAMILY,
     Cell,
+    CellFilter,
     CellMatch,
     Change,
     ColumnKey,
@@ -50,10 +51,9 @@ BYTES_PER_REQUEST = 16_000_000
 # -- filters ----------------------------------------------------------------------------------------------------------
 
 
-def read_filter(
-    columns: Sequence[ColumnKey] | None, until: int | None, newest_only: bool, since: int | None = None
-) -> Any:
+def read_filter(wanted: CellFilter) -> Any:
     """Filter of a read; None if everything is wanted. The limit comes last: newest of the cells that match."""
+    columns, until, newest_only, since = wanted
     steps = []
     if columns is not None:
         steps.append(_any([_column(column) for column in dict.fromkeys(columns)]))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import threading
 import time
 import weakref
@@ -23,6 +22,7 @@ from google.cloud.bigtable_admin_v2.types import bigtable_table_admin
 from google.cloud.bigtable_v2.types import bigtable
 from grpc import experimental
 
+from sv_pipeline.backoff import Backoff
 from sv_pipeline.errors import (
     ConfigError,
     ConflictError,
@@ -42,6 +42,7 @@ EMULATOR = "BIGTABLE_EMULATOR_HOST"
 DATA_HOST = "bigtable.googleapis.com"
 ADMIN_HOST = "bigtableadmin.googleapis.com"
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
+BACKOFF = Backoff(0.05, 5.0)
 OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -84,20 +85,20 @@ class Patience:
     """How long one call is tried again: with growing pauses, until ``seconds`` went by without any progress."""
 
     seconds: float
-    pause: float = 0.05
+    _failures: int = 0
     _since: float = field(default_factory=time.monotonic)
 
     def progress(self) -> None:
         """Something arrived: start over."""
-        self.pause = 0.05
+        self._failures = 0
         self._since = time.monotonic()
 
     def wait(self) -> bool:
         """Pause before the next attempt; False if there should be none."""
-        if time.monotonic() - self._since + self.pause > self.seconds:
+        self._failures += 1
+        if time.monotonic() - self._since + BACKOFF.after(self._failures) > self.seconds:
             return False
-        time.sleep(self.pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-        self.pause = min(2 * self.pause, 5.0)
+        time.sleep(BACKOFF.jittered(self._failures))
         return True
 
 
@@ -237,9 +238,23 @@ def error_of(code: grpc.StatusCode, detail: str, table_path: str, what: str) -> 
     )
 
 
-def read_stream(call: Any) -> Iterator[Any]:
-    """Messages of a streaming call, which ends with the reader: nothing keeps running on the server."""
+def read_stream(call: Any, what: str) -> Iterator[Any]:
+    """Messages of a streaming call, which ends with the reader: nothing keeps running on the server.
+
+    Parameters
+    ----------
+    call
+        The call, already started.
+    what
+        The request in words: the log names it while the server is silent for long.
+    """
+    messages = iter(call)
     try:
-        yield from call
+        while True:
+            with waiting_for(what):
+                message = next(messages, None)
+            if message is None:
+                return
+            yield message
     finally:
         call.cancel()

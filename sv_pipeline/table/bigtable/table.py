@@ -20,7 +20,15 @@ from sv_pipeline.errors import NotFoundError
 from sv_pipeline.patience import patience
 from sv_pipeline.table.bigtable import rows as messages
 from sv_pipeline.table.bigtable.rpc import RETRYABLE, Connection, Patience, error_of, read_stream
-from sv_pipeline.table.interface import CellMatch, Change, ColumnKey, RowKeyRange, RowMutation, RowView, Table
+from sv_pipeline.table.interface import (
+    CellFilter,
+    ColumnKey,
+    ConditionalMutation,
+    RowKeyRange,
+    RowMutation,
+    RowView,
+    Table,
+)
 from sv_pipeline.table.keys import join_ranges
 
 __all__ = ["BigtableTable"]
@@ -96,36 +104,11 @@ class BigtableTable(Table):
 
     # -- reads ----------------------------------------------------------------------------------------------------
 
-    def read_rows(
-        self,
-        keys: Iterable[bytes],
-        columns: Sequence[ColumnKey] | None = None,
-        *,
-        until: int | None = None,
-        newest_only: bool = False,
-    ) -> dict[bytes, RowView]:
-        """Rows by key, one request per 10,000 keys; see the interface."""
-        wanted = sorted(set(keys))
-        if not wanted or (columns is not None and not columns):
-            return {}
-        row_filter = messages.read_filter(columns, until, newest_only)
-        return dict(self._read(messages.read_requests(self.path, wanted, (), row_filter)))
+    def _read_rows(self, keys: Sequence[bytes], wanted: CellFilter) -> dict[bytes, RowView]:
+        return dict(self._read(messages.read_requests(self.path, keys, (), messages.read_filter(wanted))))
 
-    def scan(
-        self,
-        ranges: Sequence[RowKeyRange],
-        columns: Sequence[ColumnKey] | None = None,
-        *,
-        since: int | None = None,
-        until: int | None = None,
-        newest_only: bool = False,
-    ) -> Iterator[tuple[bytes, RowView]]:
-        """Rows of ranges in the order of keys; see the interface."""
-        joined = join_ranges(ranges)
-        if not joined or (columns is not None and not columns):
-            return iter(())
-        row_filter = messages.read_filter(columns, until, newest_only, since)
-        return self._read(messages.read_requests(self.path, (), joined, row_filter))
+    def _scan(self, ranges: Sequence[RowKeyRange], wanted: CellFilter) -> Iterator[tuple[bytes, RowView]]:
+        return self._read(messages.read_requests(self.path, (), join_ranges(ranges), messages.read_filter(wanted)))
 
     def _read(self, requests: Iterator[Any]) -> Iterator[tuple[bytes, RowView]]:
         started: deque[tuple[Any, Any]] = deque()
@@ -146,7 +129,7 @@ class BigtableTable(Table):
         while True:
             last = None
             try:
-                for key, row in messages.rows_of(read_stream(call)):
+                for key, row in messages.rows_of(read_stream(call, f"read of {self.path}")):
                     last = key
                     if row:
                         yield key, row
@@ -190,7 +173,7 @@ class BigtableTable(Table):
             failed: dict[int, tuple[grpc.StatusCode, str]] = {}
             broken: grpc.RpcError | None = None
             try:
-                for response in read_stream(call):
+                for response in read_stream(call, f"write to {self.path}"):
                     for result in response.entries:
                         entry = missing.pop(result.index)
                         if result.status.code:
@@ -216,40 +199,38 @@ class BigtableTable(Table):
             entries = list(missing.values())
             call = self._start_mutate(entries)
 
-    def increment(self, key: bytes, column: ColumnKey, by: int) -> int:
-        """Add to a counter cell; see the interface. A lost answer can make it add twice."""
+    def increment_many(self, increments: Sequence[tuple[bytes, ColumnKey, int]]) -> list[int]:
+        """Requests side by side; see the interface. A lost answer can make one add twice."""
         self._refuse_if_read_only()
+        return self.side_by_side(lambda one: self._increment(*one), increments)
+
+    def _increment(self, key: bytes, column: ColumnKey, by: int) -> int:
         rule = {"family_name": column.family, "column_qualifier": column.qualifier, "increment_amount": by}
         request = bigtable.ReadModifyWriteRowRequest.pb()(table_name=self.path, row_key=key, rules=[rule])
         row = self._connection.unary("ReadModifyWriteRow", request, f"increment of row {key!r}").row
         return int.from_bytes(row.families[0].columns[0].cells[0].value, "big", signed=True)
 
-    def check_and_mutate(
-        self,
-        key: bytes,
-        any_of: Sequence[CellMatch],
-        *,
-        none_of: Sequence[CellMatch] = (),
-        if_matched: Sequence[Change] = (),
-        if_unmatched: Sequence[Change] = (),
-    ) -> bool:
-        """Conditional mutation of one row; see the interface."""
+    def check_and_mutate_many(self, conditional: Sequence[ConditionalMutation]) -> list[bool]:
+        """Requests side by side; see the interface."""
         self._refuse_if_read_only()
-        if not any_of:
-            self.mutate([RowMutation(key, if_unmatched)])
+        return self.side_by_side(self._check_and_mutate, conditional)
+
+    def _check_and_mutate(self, one: ConditionalMutation) -> bool:
+        if not one.any_of:
+            self.mutate([RowMutation(one.key, one.if_unmatched)])
             return False
-        condition = messages.match_filter(any_of, none_of)
-        if not if_matched and not if_unmatched:
-            return bool(dict(self._read(messages.read_requests(self.path, [key], (), condition))))
+        condition = messages.match_filter(one.any_of, one.none_of)
+        if not one.if_matched and not one.if_unmatched:
+            return bool(dict(self._read(messages.read_requests(self.path, [one.key], (), condition))))
         now = messages.now_ms()
         request = bigtable.CheckAndMutateRowRequest.pb()(
             table_name=self.path,
-            row_key=key,
+            row_key=one.key,
             predicate_filter=condition,
-            true_mutations=[messages.mutation(change, now) for change in if_matched],
-            false_mutations=[messages.mutation(change, now) for change in if_unmatched],
+            true_mutations=[messages.mutation(change, now) for change in one.if_matched],
+            false_mutations=[messages.mutation(change, now) for change in one.if_unmatched],
         )
-        return bool(self._connection.unary("CheckAndMutateRow", request, f"check of row {key!r}").predicate_matched)
+        return bool(self._connection.unary("CheckAndMutateRow", request, f"check of row {one.key!r}").predicate_matched)
 
     def _count(self) -> None:
         self.round_trips += 1

@@ -14,6 +14,7 @@ from sv_pipeline.table.interface import (
     MAX_AGE_MS,
     NEWEST_FAMILY,
     Cell,
+    CellFilter,
     CellMatch,
     Change,
     ColumnKey,
@@ -48,14 +49,9 @@ DELETE FROM cells WHERE row = ?1 AND column = ?2
 """
 
 
-def select_cells(
-    rows: Sequence[bytes] | RowKeyRange,
-    columns: Sequence[ColumnKey] | None,
-    until: int | None,
-    newest_only: bool,
-    since: int | None = None,
-) -> tuple[str, list[Any]]:
-    """Statement and parameters of a read, of some keys or a range; the rest is as in the interface."""
+def select_cells(rows: Sequence[bytes] | RowKeyRange, wanted: CellFilter) -> tuple[str, list[Any]]:
+    """Statement and parameters of a read, of some keys or a range."""
+    columns, until, newest_only, since = wanted
     by_range = isinstance(rows, RowKeyRange)
     conditions = ["row >= ? AND row < ?" if by_range else f"row IN ({_marks(rows)})"]
     parameters: list[Any] = list(rows)

@@ -28,8 +28,7 @@ from typing import Any, TypeVar
 from sv_pipeline.errors import ConfigError, ConflictError, CorruptionError, NotFoundError, UnavailableError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.table.interface import (
-    CellMatch,
-    Change,
+    CellFilter,
     ColumnKey,
     ConditionalMutation,
     RowKeyRange,
@@ -44,6 +43,7 @@ from sv_pipeline.waiting import NOTE_BYTES, Holder, Wait, locked_by
 __all__ = ["SqliteTable"]
 
 log = logging.getLogger(__name__)
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 FILE = "cells.sqlite"
@@ -166,49 +166,27 @@ class SqliteTable(Table):
 
     # -- reads ----------------------------------------------------------------------------------------------------
 
-    def read_rows(
-        self,
-        keys: Iterable[bytes],
-        columns: Sequence[ColumnKey] | None = None,
-        *,
-        until: int | None = None,
-        newest_only: bool = False,
-    ) -> dict[bytes, RowView]:
-        """Rows by key; see the interface."""
-        wanted = sorted(set(keys))
-        if not wanted or (columns is not None and not columns):
-            return {}
+    def _read_rows(self, keys: Sequence[bytes], wanted: CellFilter) -> dict[bytes, RowView]:
         rows: dict[bytes, RowView] = {}
 
         def read(current: _Connection) -> None:
             rows.clear()
-            for first in range(0, len(wanted), KEYS_PER_STATEMENT):
-                batch = wanted[first : first + KEYS_PER_STATEMENT]
-                sql, parameters = select_cells(batch, columns, until, newest_only)
+            for first in range(0, len(keys), KEYS_PER_STATEMENT):
+                sql, parameters = select_cells(keys[first : first + KEYS_PER_STATEMENT], wanted)
                 rows.update(rows_of(current.connection.execute(sql, parameters)))
                 self.round_trips += 1
 
         self._run(read)
         return rows
 
-    def scan(
-        self,
-        ranges: Sequence[RowKeyRange],
-        columns: Sequence[ColumnKey] | None = None,
-        *,
-        since: int | None = None,
-        until: int | None = None,
-        newest_only: bool = False,
-    ) -> Iterator[tuple[bytes, RowView]]:
-        """Rows of ranges in the order of keys, all of one moment; see the interface."""
-        if columns is not None and not columns:
-            return
+    def _scan(self, ranges: Sequence[RowKeyRange], wanted: CellFilter) -> Iterator[tuple[bytes, RowView]]:
+        """All rows are of one moment."""
         with self._errors(), self._borrow() as current:
             connection = current.connection
             connection.execute("BEGIN")
             try:
                 for one in join_ranges(ranges):
-                    sql, parameters = select_cells(one, columns, until, newest_only, since)
+                    sql, parameters = select_cells(one, wanted)
                     self.round_trips += 1
                     yield from rows_of(connection.execute(sql, parameters))
             finally:
@@ -227,22 +205,6 @@ class SqliteTable(Table):
 
             self._write(write)
 
-    def increment(self, key: bytes, column: ColumnKey, by: int) -> int:
-        """Add to a counter cell; see the interface."""
-        return self.increment_many([(key, column, by)])[0]
-
-    def check_and_mutate(
-        self,
-        key: bytes,
-        any_of: Sequence[CellMatch],
-        *,
-        none_of: Sequence[CellMatch] = (),
-        if_matched: Sequence[Change] = (),
-        if_unmatched: Sequence[Change] = (),
-    ) -> bool:
-        """Conditional mutation of one row; see the interface."""
-        return self.check_and_mutate_many([ConditionalMutation(key, any_of, none_of, if_matched, if_unmatched)])[0]
-
     def increment_many(self, increments: Sequence[tuple[bytes, ColumnKey, int]]) -> list[int]:
         """Several increments in one transaction; see the interface."""
         if not increments:
@@ -254,6 +216,10 @@ class SqliteTable(Table):
         if not conditional:
             return []
         return self._write(lambda connection: [decide(connection, item) for item in conditional])
+
+    def side_by_side(self, action: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """One call after the other: SQLite has one writer at a time, so threads would only wait for each other."""
+        return [action(item) for item in items]
 
     # -- connections ----------------------------------------------------------------------------------------------
 

@@ -6,12 +6,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sv_pipeline_tests.ingest.watershed import reference
 from sv_pipeline_tests.ingest.watershed.helpers import Made, dataset
+from sv_pipeline_tests.properties import examples
 
 SIDE = st.integers(2, 6)
 SHAPES = st.tuples(SIDE, SIDE, SIDE)
@@ -62,14 +63,14 @@ def compare(made, labels, objects, chunk_size):
     assert made.roots() == expected_roots
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(labels=volumes().filter(np.any), chunk_size=CHUNKS, offset=OFFSETS)
 def test_without_agglomeration_roots_are_the_26_connected_pieces_of_labels(labels, chunk_size, offset):
     made = make(labels, chunk_size, offset)
     compare(made, labels, labels, chunk_size)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(labels=volumes().filter(np.any), chunk_size=CHUNKS, data=st.data())
 def test_with_agglomeration_roots_are_the_26_connected_pieces_of_objects(labels, chunk_size, data):
     names = [int(n) for n in np.unique(labels) if n]

@@ -12,7 +12,7 @@ import tensorstore as ts
 from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.errors import ConfigError, ConflictError, InputError, NotFoundError
 from sv_pipeline.segmentation.base.base import create_base, list_forks, read_base, wipe_base
-from sv_pipeline.segmentation.fork.fork import create_fork
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline_tests.segmentation.volumes import assert_base_holds, make_watershed
 
@@ -113,7 +113,7 @@ def test_wiping_removes_every_file_of_the_base_and_its_markers_and_nothing_else(
 def test_a_base_that_forks_read_from_is_not_wiped_by_accident(storage_url: str) -> None:
     watershed = make_watershed(storage_url)
     watershed.populate()
-    create_fork(storage_url, "minnie")
+    Fork(storage_url, "minnie").create()
     assert list_forks(storage_url) == ["minnie"]
     with pytest.raises(ConflictError, match="minnie"):
         wipe_base(storage_url)

@@ -14,20 +14,14 @@ import numpy as np
 import pytest
 
 from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
+from sv_pipeline.backoff import Backoff
 from sv_pipeline.errors import ConflictError, InputError, NotFoundError, UnavailableError
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.segmentation.fork import commit as commit_module
-from sv_pipeline.segmentation.fork.commit import EditCommit, commit_edit
-from sv_pipeline.segmentation.fork.fork import create_fork
-from sv_pipeline.segmentation.fork.reader import current_generation, open_fork, open_fork_store
+from sv_pipeline.segmentation.fork.commit import EditCommit
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.records import (
-    generation_of,
-    operations,
     pending_key,
-    read_fence,
-    read_operation,
-    set_fence,
-    take_fence,
 )
 from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline_tests.segmentation.commits import edit, expected, forked, storage_boxes, voxels
@@ -47,26 +41,26 @@ def watershed(storage_url: str) -> Watershed:
 def test_an_edit_is_one_generation_with_voxels_record_and_pending_boxes(watershed: Watershed) -> None:
     boxes = storage_boxes(watershed)[3:9:2]
     one = edit(watershed, 7, boxes)
-    before = current_generation(watershed.url, "g")
-    result = commit_edit(watershed.url, "g", one)
-    assert result.generation == before + 1 == current_generation(watershed.url, "g")
+    before = Fork(watershed.url, "g").generation()
+    result = Fork(watershed.url, "g").commit(one)
+    assert result.generation == before + 1 == Fork(watershed.url, "g").generation()
     np.testing.assert_array_equal(voxels(watershed), expected(watershed, one))
     np.testing.assert_array_equal(voxels(watershed, version=before), watershed.labels)
-    record = read_operation(watershed.url, "g", 7)
+    record = Fork(watershed.url, "g").record(7)
     assert record == result.record
     assert record is not None
     assert (record.boxes, record.generation_before, record.logical_time) == (tuple(boxes), before, 7000)
-    pending = json.loads(open_fork_store(watershed.url, "g").kv[pending_key(7)])
+    pending = json.loads(Fork(watershed.url, "g").store().kv[pending_key(7)])
     assert [Box.of(*box) for box in pending["boxes"]] == boxes
-    assert commit_edit(watershed.url, "g", one) == result
-    assert current_generation(watershed.url, "g") == before + 1
+    assert Fork(watershed.url, "g").commit(one) == result
+    assert Fork(watershed.url, "g").generation() == before + 1
 
 
 def test_other_forks_and_the_base_do_not_change(tmp_path: Path) -> None:
     watershed = forked(str(tmp_path))
-    create_fork(tmp_path, "other")
-    commit_edit(tmp_path, "g", edit(watershed, 1, storage_boxes(watershed)[:2]))
-    np.testing.assert_array_equal(open_fork(tmp_path, "other").read().result(), watershed.labels)
+    Fork(tmp_path, "other").create()
+    Fork(tmp_path, "g").commit(edit(watershed, 1, storage_boxes(watershed)[:2]))
+    np.testing.assert_array_equal(Fork(tmp_path, "other").open().read().result(), watershed.labels)
 
 
 def test_bytes_written_are_little_more_than_those_of_the_changed_chunks(tmp_path: Path) -> None:
@@ -76,37 +70,37 @@ def test_bytes_written_are_little_more_than_those_of_the_changed_chunks(tmp_path
     folder = tmp_path / "ocdbt/g"
     before = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     one = edit(watershed, 1, boxes)
-    commit_edit(tmp_path, "g", one)
+    Fork(tmp_path, "g").commit(one)
     written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) - before
-    store = open_fork_store(tmp_path, "g").kv
+    store = Fork(tmp_path, "g").store().kv
     start = np.array([box.start for box in boxes])
     names = ["_".join(f"{a}-{a + s}" for a, s in zip(c, (32, 32, 16), strict=True)) for c in start.tolist()]
-    chunks = sum(len(store[f"seg/8_8_40/{name}"]) for name in names)
+    chunks = sum(len(store[f"8_8_40/{name}"]) for name in names)
     assert written <= 1.2 * chunks
 
 
 def test_a_part_of_a_storage_chunk_can_be_written_and_leaves_the_rest(watershed: Watershed) -> None:
     box = Box((6, -7, 3), (20, 3, 9))
     one, other = edit(watershed, 1, [box]), edit(watershed, 2, [Box((20, -7, 3), (22, 0, 4))])
-    commit_edit(watershed.url, "g", one)
-    commit_edit(watershed.url, "g", other)
+    Fork(watershed.url, "g").commit(one)
+    Fork(watershed.url, "g").commit(other)
     np.testing.assert_array_equal(voxels(watershed), expected(watershed, one, other))
 
 
 def test_edits_that_cannot_be_right_are_refused_before_anything_is_written(watershed: Watershed) -> None:
     box = storage_boxes(watershed)[0]
-    before = current_generation(watershed.url, "g")
+    before = Fork(watershed.url, "g").generation()
     with pytest.raises(InputError, match="changes no voxels"):
-        commit_edit(watershed.url, "g", edit(watershed, 1, []))
+        Fork(watershed.url, "g").commit(edit(watershed, 1, []))
     block = VoxelBlock(Box((0, 0, 0), (1, 1, 1)), np.ones((1, 1, 1), np.uint64))
     with pytest.raises(InputError, match="not inside the volume"):
-        commit_edit(watershed.url, "g", edit(watershed, 1, [], blocks=[block]))
+        Fork(watershed.url, "g").commit(edit(watershed, 1, [], blocks=[block]))
     for wrong in (np.ones((16, 16, 8), np.int64), np.ones((1, 1, 1), np.uint64)):
         with pytest.raises(InputError, match="uint64"):
-            commit_edit(watershed.url, "g", edit(watershed, 1, [], blocks=[VoxelBlock(box, wrong)]))  # type: ignore[arg-type]
+            Fork(watershed.url, "g").commit(edit(watershed, 1, [], blocks=[VoxelBlock(box, wrong)]))  # type: ignore[arg-type]
     with pytest.raises(NotFoundError):
-        commit_edit(watershed.url, "typo", edit(watershed, 1, [box]))
-    assert current_generation(watershed.url, "g") == before
+        Fork(watershed.url, "typo").commit(edit(watershed, 1, [box]))
+    assert Fork(watershed.url, "g").generation() == before
 
 
 # -- owners -----------------------------------------------------------------------------------------------------------
@@ -114,16 +108,16 @@ def test_edits_that_cannot_be_right_are_refused_before_anything_is_written(water
 
 def test_who_has_lost_the_fence_cannot_commit(watershed: Watershed) -> None:
     one = edit(watershed, 1, storage_boxes(watershed)[:2])
-    assert take_fence(watershed.url, "g", 1, "recovery") is None
-    before = current_generation(watershed.url, "g")
+    assert Fork(watershed.url, "g").take_fence(1, "recovery") is None
+    before = Fork(watershed.url, "g").generation()
     with pytest.raises(ConflictError, match=r"taken over by 'recovery'.*Nothing was written"):
-        commit_edit(watershed.url, "g", one)
-    assert current_generation(watershed.url, "g") == before
-    assert read_operation(watershed.url, "g", 1) is None
+        Fork(watershed.url, "g").commit(one)
+    assert Fork(watershed.url, "g").generation() == before
+    assert Fork(watershed.url, "g").record(1) is None
     again = edit(watershed, 1, storage_boxes(watershed)[:2], owner="recovery")
-    assert commit_edit(watershed.url, "g", again).generation == before + 1
+    assert Fork(watershed.url, "g").commit(again).generation == before + 1
     with pytest.raises(ConflictError):
-        commit_edit(watershed.url, "g", one)
+        Fork(watershed.url, "g").commit(one)
 
 
 def test_a_fence_that_changes_during_the_commit_stops_it(watershed: Watershed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,27 +128,25 @@ def test_a_fence_that_changes_during_the_commit_stops_it(watershed: Watershed, m
     def steal(block: VoxelBlock) -> Labels:
         if not stolen:
             stolen.append("x")
-            take_fence(watershed.url, "g", 1, "recovery")
+            Fork(watershed.url, "g").take_fence(1, "recovery")
         return checked(block)
 
     monkeypatch.setattr(commit_module, "_checked", steal)
     with pytest.raises(ConflictError, match="taken over"):
-        commit_edit(watershed.url, "g", one)
+        Fork(watershed.url, "g").commit(one)
     np.testing.assert_array_equal(voxels(watershed), watershed.labels)
-    assert operations(watershed.url, "g") == []
+    assert Fork(watershed.url, "g").records() == []
 
 
-def test_a_fence_is_claimed_once_but_can_be_taken(watershed: Watershed) -> None:
-    set_fence(watershed.url, "g", 1, "a")
-    set_fence(watershed.url, "g", 1, "a")
-    with pytest.raises(ConflictError, match="'a'"):
-        set_fence(watershed.url, "g", 1, "b")
-    before = current_generation(watershed.url, "g")
-    assert take_fence(watershed.url, "g", 1, "b") == "a"
-    assert take_fence(watershed.url, "g", 1, "b") == "b"
-    assert read_fence(watershed.url, "g", 1) == "b"
-    assert read_fence(watershed.url, "g", 2) is None
-    assert current_generation(watershed.url, "g") == before + 1
+def test_a_fence_is_taken_once_by_each_owner(watershed: Watershed) -> None:
+    assert Fork(watershed.url, "g").take_fence(1, "a") is None
+    assert Fork(watershed.url, "g").take_fence(1, "a") == "a"
+    before = Fork(watershed.url, "g").generation()
+    assert Fork(watershed.url, "g").take_fence(1, "b") == "a"
+    assert Fork(watershed.url, "g").take_fence(1, "b") == "b"
+    assert Fork(watershed.url, "g").fence(1) == "b"
+    assert Fork(watershed.url, "g").fence(2) is None
+    assert Fork(watershed.url, "g").generation() == before + 1
 
 
 # -- answers that get lost --------------------------------------------------------------------------------------------
@@ -164,20 +156,20 @@ def test_a_fence_is_claimed_once_but_can_be_taken(watershed: Watershed) -> None:
 def test_a_lost_answer_leads_to_one_commit_neither_none_nor_two(gcs_server: GcsControl, phase: str) -> None:
     watershed = forked(gcs_server.new_bucket())
     one = edit(watershed, 1, storage_boxes(watershed)[:3])
-    before = current_generation(watershed.url, "g")
-    for match in ("g/manifest", "g/d/"):
+    before = Fork(watershed.url, "g").generation()
+    for match in ("g/manifest", "g/g_d/"):
         gcs_server.add_fault(method="POST", match=match, phase=phase, status=503, times=2)
-    assert commit_edit(watershed.url, "g", one).generation == before + 1
-    assert current_generation(watershed.url, "g") == before + 1
+    assert Fork(watershed.url, "g").commit(one).generation == before + 1
+    assert Fork(watershed.url, "g").generation() == before + 1
     np.testing.assert_array_equal(voxels(watershed), expected(watershed, one))
 
 
 def test_a_fence_taken_with_a_lost_answer_is_taken(gcs_server: GcsControl) -> None:
     watershed = forked(gcs_server.new_bucket())
-    set_fence(watershed.url, "g", 1, "a")
+    Fork(watershed.url, "g").take_fence(1, "a")
     gcs_server.add_fault(method="POST", match="g/manifest", phase="after", status=503, times=1)
-    assert take_fence(watershed.url, "g", 1, "b") == "a"
-    assert read_fence(watershed.url, "g", 1) == "b"
+    assert Fork(watershed.url, "g").take_fence(1, "b") == "a"
+    assert Fork(watershed.url, "g").fence(1) == "b"
 
 
 def test_storage_that_stays_away_is_said_to_and_the_commit_can_be_repeated(
@@ -186,14 +178,14 @@ def test_storage_that_stays_away_is_said_to_and_the_commit_can_be_repeated(
     impatient = {"gcs_request_retries": {"max_retries": 1, "initial_delay": "1ms", "max_delay": "1ms"}}
     monkeypatch.setattr("sv_pipeline.storage.context.CONTEXT_OPTIONS", impatient)
     monkeypatch.setattr("sv_pipeline.storage.context._contexts", {})
-    monkeypatch.setattr(commit_module, "BASE_DELAY", 0.001)
+    monkeypatch.setattr(commit_module, "BACKOFF", Backoff(0.001))
     watershed = forked(gcs_server.new_bucket())
     one = edit(watershed, 1, storage_boxes(watershed)[:3])
     gcs_server.add_fault(method="POST", match="g/manifest", status=503)
     with pytest.raises(UnavailableError, match="recover"):
-        commit_edit(watershed.url, "g", one)
+        Fork(watershed.url, "g").commit(one)
     gcs_server.clear()
-    assert commit_edit(watershed.url, "g", one).generation == one.generation_before + 1
+    assert Fork(watershed.url, "g").commit(one).generation == one.generation_before + 1
     np.testing.assert_array_equal(voxels(watershed), expected(watershed, one))
 
 
@@ -203,7 +195,7 @@ def test_storage_that_stays_away_is_said_to_and_the_commit_can_be_repeated(
 def commit_all(url: str, edits: list[EditCommit], started: object) -> None:
     started.set()  # type: ignore[attr-defined]
     for one in edits:
-        commit_edit(url, "g", one)
+        Fork(url, "g").commit(one)
 
 
 def test_concurrent_commits_of_disjoint_boxes_all_survive_and_each_is_one_generation(watershed: Watershed) -> None:
@@ -218,8 +210,8 @@ def test_concurrent_commits_of_disjoint_boxes_all_survive_and_each_is_one_genera
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     np.testing.assert_array_equal(voxels(watershed), expected(watershed, *edits))
     before = edits[0].generation_before
-    assert current_generation(watershed.url, "g") == before + 12
-    generations = [generation_of(watershed.url, "g", 1 + n) for n in range(12)]
+    assert Fork(watershed.url, "g").generation() == before + 12
+    generations = [Fork(watershed.url, "g").generation_of(1 + n) for n in range(12)]
     assert sorted(generations) == list(range(before + 1, before + 13))
 
 
@@ -240,12 +232,12 @@ def test_killed_at_any_moment_a_commit_is_in_or_is_not(tmp_path: Path) -> None:
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)
         worker.join()
-        is_in = read_operation(watershed.url, "g", number) is not None
+        is_in = Fork(watershed.url, "g").record(number) is not None
         outcomes.append(is_in)
         done += [one] if is_in else []
         np.testing.assert_array_equal(voxels(watershed), expected(watershed, *done) if is_in else before)
     after = edit(watershed, 99, boxes[:2])
-    commit_edit(watershed.url, "g", after)
+    Fork(watershed.url, "g").commit(after)
     np.testing.assert_array_equal(voxels(watershed), expected(watershed, *done, after))
 
 
@@ -258,12 +250,12 @@ def commit_while_a_thief_comes(url: str, edits: list[EditCommit]) -> None:
         def steal(block: VoxelBlock, one: EditCommit = one, stolen: list[int] = stolen) -> Labels:
             if not stolen:
                 stolen.append(1)
-                take_fence(url, "g", one.operation_id, "thief")
+                Fork(url, "g").take_fence(one.operation_id, "thief")
             return checked(block)
 
         commit_module._checked = steal
         with pytest.raises(ConflictError):
-            commit_edit(url, "g", one)
+            Fork(url, "g").commit(one)
 
 
 def test_a_commit_over_many_nodes_of_the_tree_that_fails_does_not_end_the_process(tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ import pytest
 from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError, NotReadyError
 from sv_pipeline.segmentation.base.base import list_forks
 from sv_pipeline.segmentation.base.populate import populate_task
-from sv_pipeline.segmentation.fork.fork import create_fork, fork_exists, fork_has_commits, remove_fork
-from sv_pipeline.segmentation.fork.reader import current_generation, open_fork, open_fork_store
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline_tests.segmentation.volumes import Watershed, make_watershed
@@ -22,7 +21,7 @@ POINT = (10, 0, 5)
 
 def paint(url: str, graph_id: str, value: int) -> None:
     """One atomic commit to a fork: a few voxels of two mips, and a key of our own."""
-    store = open_fork_store(url, graph_id)
+    store = Fork(url, graph_id).store()
     with store.transaction() as transaction:
         for mip in (0, 1):
             store.array(mip).with_transaction(transaction)[10:13, 0:2, 5:7].write(np.uint64(value)).result()
@@ -30,7 +29,7 @@ def paint(url: str, graph_id: str, value: int) -> None:
 
 
 def at_point(url: str, graph_id: str, version: int | None = None) -> int:
-    return int(open_fork(url, graph_id, version=version)[POINT].read().result())
+    return int(Fork(url, graph_id).open(version=version)[POINT].read().result())
 
 
 @pytest.fixture(params=["single", "numbered"])
@@ -45,14 +44,14 @@ def test_forks_start_as_the_base_and_go_their_own_ways(watershed: Watershed) -> 
     base_files = kv.list_keys(ocdbt.base_folder(url))
     original = at_point_of_labels(watershed)
     for graph_id in ("s", "sA", "s.1"):
-        create_fork(url, graph_id)
-        np.testing.assert_array_equal(open_fork(url, graph_id).read().result(), watershed.labels)
+        Fork(url, graph_id).create()
+        np.testing.assert_array_equal(Fork(url, graph_id).open().read().result(), watershed.labels)
     paint(url, "s", 77)
     paint(url, "sA", 88)
     assert [at_point(url, graph_id) for graph_id in ("s", "sA", "s.1")] == [77, 88, original]
     assert kv.list_keys(ocdbt.base_folder(url)) == base_files, "nothing is written to the base"
-    assert [fork_has_commits(url, graph_id) for graph_id in ("s", "sA", "s.1")] == [True, True, False]
-    create_fork(url, "late")
+    assert [Fork(url, graph_id).has_commits() for graph_id in ("s", "sA", "s.1")] == [True, True, False]
+    Fork(url, "late").create()
     assert at_point(url, "late") == original
 
 
@@ -61,11 +60,11 @@ def at_point_of_labels(watershed: Watershed) -> int:
 
 
 def test_a_commit_to_a_fork_is_one_generation_however_many_mips_and_keys(watershed: Watershed) -> None:
-    create_fork(watershed.url, "g")
-    start = current_generation(watershed.url, "g")
+    Fork(watershed.url, "g").create()
+    start = Fork(watershed.url, "g").generation()
     for n in range(20):
         paint(watershed.url, "g", 100 + n)
-        assert current_generation(watershed.url, "g") == start + n + 1
+        assert Fork(watershed.url, "g").generation() == start + n + 1
     assert [at_point(watershed.url, "g", start + n + 1) for n in range(20)] == [100 + n for n in range(20)]
     assert at_point(watershed.url, "g", start) == at_point_of_labels(watershed)
 
@@ -73,39 +72,39 @@ def test_a_commit_to_a_fork_is_one_generation_however_many_mips_and_keys(watersh
 def test_a_fork_is_refused_before_the_populate_is_complete(storage_url: str) -> None:
     watershed = make_watershed(storage_url)
     with pytest.raises(NotFoundError, match="no base"):
-        create_fork(storage_url, "g")
+        Fork(storage_url, "g").create()
     plan = watershed.plan()
     for task in plan.missing[:5]:
         populate_task(storage_url, plan, task)
     with pytest.raises(NotReadyError, match=r"13 of 18 tasks .* missing"):
-        create_fork(storage_url, "g")
+        Fork(storage_url, "g").create()
     for task in plan.missing[5:]:
         populate_task(storage_url, plan, task)
     with pytest.raises(NotReadyError, match="finish_populate"):
-        create_fork(storage_url, "g")
-    assert not fork_exists(storage_url, "g")
+        Fork(storage_url, "g").create()
+    assert not Fork(storage_url, "g").exists()
     assert list_forks(storage_url) == []
 
 
 @pytest.mark.parametrize("graph_id", ["d", "base", "parts", "manifest.ocdbt", "a/b", ".populated", ""])
 def test_graph_ids_that_would_shadow_the_base_are_refused(tmp_path: Path, graph_id: str) -> None:
     with pytest.raises(ConfigError, match="graph id"):
-        create_fork(tmp_path, graph_id)
+        Fork(tmp_path, graph_id).create()
 
 
 def test_a_fork_that_exists_is_kept_unless_it_is_to_be_recreated(watershed: Watershed) -> None:
     url = watershed.url
-    create_fork(url, "g")
+    Fork(url, "g").create()
     with pytest.raises(ConflictError, match="'g'"):
-        create_fork(url, "g")
-    create_fork(url, "g", recreate=True)
+        Fork(url, "g").create()
+    Fork(url, "g").create(recreate=True)
     paint(url, "g", 77)
     with pytest.raises(ConflictError, match="edits"):
-        create_fork(url, "g", recreate=True)
+        Fork(url, "g").create(recreate=True)
     assert at_point(url, "g") == 77
-    create_fork(url, "g", recreate=True, force=True)
+    Fork(url, "g").create(recreate=True, force=True)
     assert at_point(url, "g") == at_point_of_labels(watershed)
-    assert not fork_has_commits(url, "g")
+    assert not Fork(url, "g").has_commits()
     paint(url, "g", 78)
     assert at_point(url, "g") == 78
 
@@ -113,32 +112,32 @@ def test_a_fork_that_exists_is_kept_unless_it_is_to_be_recreated(watershed: Wate
 def test_a_removed_fork_is_gone_with_all_its_files(watershed: Watershed) -> None:
     url = watershed.url
     before = kv.list_keys(url)
-    create_fork(url, "g")
+    Fork(url, "g").create()
     paint(url, "g", 77)
-    remove_fork(url, "g", force=True)
+    Fork(url, "g").remove(force=True)
     assert kv.list_keys(url) == before
     with pytest.raises(NotFoundError, match="'g'"):
-        open_fork(url, "g")
+        Fork(url, "g").open()
 
 
 def test_a_creation_that_was_killed_half_way_can_be_repeated(watershed: Watershed) -> None:
     url = watershed.url
-    create_fork(url, "g")
+    Fork(url, "g").create()
     kv.delete_key(ocdbt.fork_folder(url, "g"), ocdbt.SINGLE_MANIFEST)
     assert list_forks(url) == []
-    create_fork(url, "g")
+    Fork(url, "g").create()
     assert at_point(url, "g") == at_point_of_labels(watershed)
 
 
 def test_a_removal_that_was_killed_half_way_leaves_nothing_to_the_next_fork(watershed: Watershed) -> None:
     url = watershed.url
-    create_fork(url, "g")
+    Fork(url, "g").create()
     for value in (77, 78):
         paint(url, "g", value)
     kv.delete_key(ocdbt.fork_folder(url, "g"), ocdbt.SINGLE_MANIFEST)
-    create_fork(url, "g")
+    Fork(url, "g").create()
     assert at_point(url, "g") == at_point_of_labels(watershed)
-    assert not fork_has_commits(url, "g")
+    assert not Fork(url, "g").has_commits()
     paint(url, "g", 79)
     assert at_point(url, "g") == 79
 
@@ -146,20 +145,20 @@ def test_a_removal_that_was_killed_half_way_leaves_nothing_to_the_next_fork(wate
 def test_of_several_creators_at_least_one_wins_and_the_fork_is_right(watershed: Watershed) -> None:
     def create(_: int) -> bool:
         try:
-            create_fork(watershed.url, "g")
+            Fork(watershed.url, "g").create()
         except ConflictError:
             return False
         return True
 
     with ThreadPoolExecutor(6) as pool:
         assert any(list(pool.map(create, range(6))))
-    np.testing.assert_array_equal(open_fork(watershed.url, "g").read().result(), watershed.labels)
+    np.testing.assert_array_equal(Fork(watershed.url, "g").open().read().result(), watershed.labels)
 
 
 def test_nothing_can_be_written_to_a_fork_that_does_not_exist(watershed: Watershed) -> None:
     before = kv.list_keys(watershed.url)
-    with pytest.raises(NotFoundError, match=r"no fork.*create_fork"):
-        open_fork_store(watershed.url, "typo")
+    with pytest.raises(NotFoundError, match=r"no fork.*Fork.create"):
+        Fork(watershed.url, "typo").store()
     assert kv.list_keys(watershed.url) == before
 
 
@@ -169,7 +168,7 @@ def test_a_fork_costs_the_same_requests_whatever_the_size_of_the_base(gcs_server
         watershed = make_watershed(gcs_server.new_bucket(), size=size)
         watershed.populate()
         gcs_server.clear()
-        create_fork(watershed.url, "g")
+        Fork(watershed.url, "g").create()
         requests = gcs_server.requests()
         assert not [name for _, name in requests if "/base/d/" in name or "/parts/" in name]
         counts.append(len(requests))

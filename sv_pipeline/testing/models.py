@@ -1,6 +1,6 @@
-"""A plain model of edits of voxels: arrays of supervoxels and objects, and what each operation has changed.
+"""The reference model of edits: arrays of supervoxels and objects, and what each operation has changed.
 
-It does not know how an object is cut; it knows what may change then, and what must come back when it is undone.
+The model does not know how an object is cut. It knows what a cut may change, and what an undo must bring back.
 """
 
 from __future__ import annotations
@@ -14,54 +14,70 @@ import numpy.typing as npt
 
 from sv_pipeline.edits import CommittedEdit
 
+__all__ = ["Done", "Pair", "VoxelModel", "canonical", "pair", "touching"]
+
 Labels = npt.NDArray[np.uint64]
 Pair = tuple[int, int]
 
 
 def pair(a: int, b: int) -> Pair:
+    """Two supervoxels, the smaller id first."""
     return (int(min(a, b)), int(max(a, b)))
 
 
 def canonical(objects: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
-    """A partition of voxels, independent of what its parts are called."""
+    """A partition of voxels whose parts are numbered by their first voxel: equal partitions give equal arrays."""
     _, first, index = np.unique(objects.ravel(), return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[index].reshape(objects.shape)
 
 
+def touching(voxels: Labels) -> set[Pair]:
+    """Pairs of supervoxels that share a face of a voxel."""
+    pairs = []
+    for axis in range(3):
+        low, high = np.moveaxis(voxels, axis, 0)[:-1].ravel(), np.moveaxis(voxels, axis, 0)[1:].ravel()
+        contact = (low != high) & (low != 0) & (high != 0)
+        pairs.append(np.sort(np.stack([low[contact], high[contact]], axis=-1), axis=-1))
+    return {pair(a, b) for a, b in np.unique(np.concatenate(pairs), axis=0).tolist()}
+
+
 @dataclass
 class Done:
-    """A merge or a split, whatever operations have made, undone and made it again."""
+    """A merge or a split, together with the operations that made it, undid it and made it again."""
 
     kind: str
     edges: set[Pair]
-    """What a merge has activated, what a split has removed."""
+    """Edges that a merge has activated, or that a split has removed."""
     links: list[Pair]
-    """(old, new) of the supervoxels that it replaced the last time."""
+    """(old, new) ids of the supervoxels that were replaced when it was made last."""
     sources: list[list[int]] = field(default_factory=list)
     sinks: list[list[int]] = field(default_factory=list)
     in_force: bool = True
     parted_nothing: bool = False
-    """Whether a split has left one object, which was allowed."""
+    """Whether a split has left one object, which its request allowed."""
 
     @property
     def fragments(self) -> set[int]:
+        """The supervoxels that are left of those that were split."""
         return {new for _, new in self.links}
 
 
 @dataclass
 class VoxelModel:
-    """What the segmentation and its objects must be."""
+    """The segmentation and its objects, as they must be."""
 
     voxels: Labels
+    """Supervoxel id of each voxel, shape (x, y, z); 0 = background."""
     objects: npt.NDArray[np.int64]
-    """A number for the object of each voxel; 0 = background."""
+    """Number of the object of each voxel; 0 = background. Roots are not compared, only which voxels share one."""
     seen: set[int] = field(default_factory=set)
-    """Every supervoxel that there ever was."""
+    """Every supervoxel that has ever existed: no id may be used again."""
     renamed: dict[int, int] = field(default_factory=dict)
-    """What has come back under another id."""
+    """Supervoxels that an undo has brought back under another id."""
 
     @classmethod
     def of(cls, voxels: Labels, objects: Labels) -> VoxelModel:
+        """The model of a graph, from the supervoxel and the root of each voxel."""
         model = cls(voxels, np.unique(objects, return_inverse=True)[1].reshape(objects.shape))
         if (voxels > 0).all():
             model.objects += 1
@@ -70,30 +86,31 @@ class VoxelModel:
 
     @property
     def alive(self) -> set[int]:
+        """Supervoxels that have voxels now."""
         return set(np.unique(self.voxels[self.voxels > 0]).tolist())
 
     @property
     def object_of(self) -> dict[int, int]:
-        """Object of each supervoxel."""
+        """Object of each supervoxel that has voxels now."""
         ids, first = np.unique(self.voxels, return_index=True)
         return dict(zip(ids.tolist(), self.objects.ravel()[first].tolist(), strict=True))
 
     def now(self, supervoxel: int) -> int:
-        """What a supervoxel is called now; it may be gone all the same."""
+        """The present id of a supervoxel; it may have no voxels any more all the same."""
         while supervoxel in self.renamed:
             supervoxel = self.renamed[supervoxel]
         return supervoxel
 
     def living(self, edges: Iterable[Pair]) -> set[Pair]:
-        """Edges, under their names of today, between what is there."""
+        """Edges, under the present ids of their ends, where both ends have voxels."""
         alive = self.alive
         named = {pair(self.now(a), self.now(b)) for a, b in edges}
         return {edge for edge in named if alive.issuperset(edge) and edge[0] != edge[1]}
 
-    # -- what becomes of objects ----------------------------------------------------------------------------------
+    # -- what an edit makes of objects --------------------------------------------------------------------------------
 
     def united(self, pairs: Iterable[Pair]) -> npt.NDArray[np.int64]:
-        """Objects, once those of some pairs of supervoxels are one."""
+        """The objects, once the two objects of each of some pairs of supervoxels are one."""
         graph, object_of = networkx.Graph(), self.object_of
         graph.add_edges_from((object_of[a], object_of[b]) for a, b in pairs)
         names = np.arange(self.objects.max() + 1)
@@ -102,7 +119,7 @@ class VoxelModel:
         return names[self.objects]
 
     def parted(self, active: Iterable[Pair], without: set[Pair]) -> npt.NDArray[np.int64]:
-        """Objects, once some of the active edges are not active any more."""
+        """The objects, once some of the active edges are not active any more."""
         graph = networkx.Graph()
         graph.add_nodes_from(self.alive)
         graph.add_edges_from(set(active) - without)
@@ -110,10 +127,18 @@ class VoxelModel:
         ids, index = np.unique(self.voxels, return_inverse=True)
         return np.array([names.get(i, 0) for i in ids.tolist()])[index].reshape(self.voxels.shape)
 
-    # -- what may become of voxels --------------------------------------------------------------------------------
+    # -- what an edit may do to voxels --------------------------------------------------------------------------------
 
     def check_voxels(self, after: Labels, edit: CommittedEdit, edited: set[int]) -> None:
-        """No voxel is lost, and none changes but those of the supervoxels that were replaced."""
+        """Assert that no voxel is lost, and that only voxels of supervoxels that were replaced have changed.
+
+        Parameters
+        ----------
+        after
+            Supervoxel id of each voxel after the edit.
+        edited
+            Numbers of the objects that the edit may change.
+        """
         changed = after != self.voxels
         found = np.unique(np.stack([self.voxels[changed], after[changed]], axis=-1), axis=0)
         links = {(old, new) for old, new in edit.supervoxels.tolist()}
@@ -122,12 +147,12 @@ class VoxelModel:
         assert (after[changed] > 0).all()
         assert set(self.objects[changed].tolist()) <= edited
         olds, news = {old for old, _ in links}, {new for _, new in links}
-        assert not olds & set(np.unique(after).tolist()), "what was replaced has voxels"
-        assert not news & self.seen, "an id is used again"
+        assert not olds & set(np.unique(after).tolist()), "a supervoxel that was replaced still has voxels"
+        assert not news & self.seen, "an id of a supervoxel is used again"
         self.seen |= news
 
     def check_split(self, objects: npt.NDArray[np.int64], cut: int) -> None:
-        """Only one object has changed, into parts of its own."""
+        """Assert that the object ``cut`` has become parts of its own, and that all others are what they were."""
         outside = self.objects != cut
         assert np.array_equal(canonical(np.where(outside, self.objects, 0)), canonical(np.where(outside, objects, 0)))
         assert not set(np.unique(objects[~outside]).tolist()) & set(np.unique(objects[outside]).tolist())

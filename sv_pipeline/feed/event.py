@@ -1,0 +1,153 @@
+"""What the feed says about one finished operation, and how that is written as JSON. Values; reads nothing.
+
+Two forms are offered. ``sv_pipeline`` is all that an `EditEvent` holds. ``pychunkedgraph`` has the attributes and the
+fields of the message that PyChunkedGraph publishes after an edit, which its workers for meshes understand.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from sv_pipeline.grid import Box
+from sv_pipeline.ids import UInt64Array
+
+__all__ = ["EditEvent", "EventFormat", "Message"]
+
+
+class EventFormat(StrEnum):
+    """How an event is written."""
+
+    SV_PIPELINE = "sv_pipeline"
+    PYCHUNKEDGRAPH = "pychunkedgraph"
+
+
+@dataclass(frozen=True)
+class Message:
+    """An event as a receiver gets it."""
+
+    number: int
+    """Place in the feed."""
+    attributes: dict[str, str]
+    """For receivers that filter messages without looking into them."""
+    payload: dict[str, Any]
+    ordering_key: str
+
+    @property
+    def body(self) -> bytes:
+        """The payload as JSON, UTF-8. Ids are JSON numbers beyond 2 ** 53, which some languages read as floats."""
+        return json.dumps(self.payload, separators=(",", ":")).encode()
+
+
+@dataclass(frozen=True, eq=False)
+class EditEvent:
+    """One finished operation, and what it has changed."""
+
+    feed: str
+    """Name of the feed; another one means that the graph was made again."""
+    number: int
+    """Place in the feed: 1, 2, 3, ... without gaps."""
+    graph_id: str
+    table: str
+    operation_id: int
+    kind: str
+    """merge, split, undo, redo, or unknown."""
+    about: int
+    """The operation that an undo or redo is about; 0 for others."""
+    user: str
+    time: int
+    """Logical time of the edit, milliseconds since the epoch."""
+    old_roots: UInt64Array
+    new_roots: UInt64Array
+    old_layer2: UInt64Array
+    """Layer 2 nodes that it replaced, ascending."""
+    new_layer2: UInt64Array
+    """Layer 2 nodes that it made, ascending."""
+    supervoxels: UInt64Array
+    """(old, new) of supervoxels that it replaced, shape (n, 2)."""
+    boxes: tuple[Box, ...] = ()
+    """Where voxels have changed; absolute voxels of mip 0. Whole chunks if other software changed them."""
+    coarser_mips_behind: bool = False
+    """Whether coarser mips of these boxes did not show the edit yet when the event was read."""
+    still_one_object: bool = False
+    """Whether it was to part something, and was allowed to part nothing, and has parted nothing."""
+    source: tuple[tuple[int, int, int], ...] = field(default=())
+    """Points of the request, voxels of mip 0."""
+    sink: tuple[tuple[int, int, int], ...] = field(default=())
+
+    @property
+    def id(self) -> str:
+        """The same each time that the event is delivered."""
+        return f"{self.feed}-{self.number}"
+
+    def __repr__(self) -> str:
+        return f"<EditEvent {self.number}: {self.kind} {self.operation_id} by {self.user} in {self.graph_id}>"
+
+    def __str__(self) -> str:
+        when = datetime.fromtimestamp(self.time / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        of = f" of {self.about}" if self.about else ""
+        parts = [f"{self.number:6d}  {when}  operation {self.operation_id}: {self.kind}{of} by {self.user}"]
+        parts.append(f"roots {_list(self.old_roots)} -> {_list(self.new_roots)}")
+        if len(self.supervoxels):
+            parts.append(f"{len(np.unique(self.supervoxels[:, 0]))} supervoxels replaced")
+        return ", ".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON: ids are numbers, boxes [[start, stop], ...], the time is ISO 8601 in UTC."""
+        return {
+            "id": self.id,
+            "number": self.number,
+            "graph_id": self.graph_id,
+            "operation_id": self.operation_id,
+            "kind": self.kind,
+            "about": self.about or None,
+            "user": self.user,
+            "time": datetime.fromtimestamp(self.time / 1000, UTC).isoformat(timespec="milliseconds"),
+            "old_root_ids": self.old_roots.tolist(),
+            "new_root_ids": self.new_roots.tolist(),
+            "old_lvl2_ids": self.old_layer2.tolist(),
+            "new_lvl2_ids": self.new_layer2.tolist(),
+            "replaced_supervoxels": _by_old(self.supervoxels),
+            "boxes": self._boxes,
+            "coarser_mips_behind": self.coarser_mips_behind,
+            "still_one_object": self.still_one_object,
+            "source": [list(point) for point in self.source],
+            "sink": [list(point) for point in self.sink],
+        }
+
+    def message(self, form: EventFormat) -> Message:
+        """The event in one of the forms."""
+        if EventFormat(form) is EventFormat.SV_PIPELINE:
+            attributes = {"event_id": self.id, "graph_id": self.graph_id, "kind": self.kind, "user": self.user}
+            return Message(self.number, attributes, self.to_dict(), self.graph_id)
+        attributes = {"table_id": self.table, "user_id": self.user, "remesh": "true", "remesh_priority": "true"}
+        payload: dict[str, Any] = {
+            "operation_id": self.operation_id,
+            "new_lvl2_ids": self.new_layer2.tolist(),
+            "new_root_ids": self.new_roots.tolist(),
+            "old_root_ids": self.old_roots.tolist(),
+        }
+        if len(self.supervoxels):
+            attributes["downsample"] = "true"
+            payload["seg_bboxes"] = self._boxes
+        return Message(self.number, attributes, payload, self.graph_id)
+
+    @property
+    def _boxes(self) -> list[list[list[int]]]:
+        return [[list(box.start), list(box.stop)] for box in self.boxes]
+
+
+def _list(ids: UInt64Array) -> str:
+    return " ".join(map(str, ids.tolist())) or "none"
+
+
+def _by_old(pairs: UInt64Array) -> list[dict[str, Any]]:
+    """``{"old": id, "new": [ids]}`` of each replaced supervoxel."""
+    return [
+        {"old": old, "new": np.unique(pairs[pairs[:, 0] == old, 1]).tolist()} for old in np.unique(pairs[:, 0]).tolist()
+    ]

@@ -1,0 +1,251 @@
+"""The order of a feed: which operations have finished, each once, after those that it builds on. Decides; see `rows`.
+
+Operations end out of the order of their numbers, and some end late: a recovery brings an edit to its end hours after
+its process died. So the log's numbers cannot be the order of the feed, and a cursor that is one of them would skip
+those. The feed gives numbers of its own. A look at the log
+
+1. reads the operations that are new, those that wait, and some of those that are late;
+2. takes those that have succeeded, and with each the operations that made the roots which it replaced, if the feed does
+   not have them yet: these have succeeded before it began to write, so they are found now, wherever they stand;
+3. appends them, the earlier ones of those first, else by their logical times;
+4. puts on the list of those that wait what has not ended, before the cursor passes it.
+
+What a look costs depends on what is new and on what is unfinished. Other software leaves requests that it refused as if
+they had just begun, for ever: so an operation that has waited for `LATE_SECONDS` is looked at in turn, `LATE_AT_ONCE`
+each time, or when another one builds on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sv_pipeline.errors import ConfigError, CorruptionError
+from sv_pipeline.feed import rows
+from sv_pipeline.feed.rows import Head
+from sv_pipeline.graph.hierarchy import milliseconds
+from sv_pipeline.operations.log import OperationStatus
+from sv_pipeline.operations.ownership import open_key
+from sv_pipeline.operations.writing import REQUEST, WRITES
+from sv_pipeline.table import columns, counters, keys
+from sv_pipeline.table.interface import RowView, Table
+
+__all__ = ["advance", "current_head"]
+
+OPERATIONS_AT_ONCE = 1_000
+LATE_SECONDS = 600.0
+"""An operation that has waited for so long is looked at in turn only."""
+LATE_AT_ONCE = 500
+GAP_SECONDS = 86_400.0
+"""A number without a row is given up when a later operation is so old: it was given to nobody."""
+
+_COLUMNS = [
+    columns.OPERATION_STATUS.key,
+    columns.OPERATION_TIMESTAMP.key,
+    columns.OPERATION_EXCEPTION.key,
+    columns.ROOTS.key,
+]
+
+
+def current_head(table: Table) -> Head:
+    """The head of a feed, which begins now if nobody has asked for it before.
+
+    Raises
+    ------
+    ConfigError
+        If the table is opened read-only, and the feed was never begun.
+    """
+    found = rows.read_head(table)
+    if found is None and table.read_only:
+        raise ConfigError(
+            f"the edit feed of table {table.name!r} was never begun, and the table is opened read-only.",
+            remedy="The feed keeps its order in the table: ask for it once where the table can be written.",
+        )
+    return found or rows.begin(table)
+
+
+def advance(table: Table, *, seconds: float = 5.0) -> Head:
+    """Append what has finished since the last look; the head then.
+
+    Parameters
+    ----------
+    seconds
+        How long to go on through a log that was not looked at before; one step is always made.
+    """
+    deadline = time.monotonic() + seconds
+    head = current_head(table)
+    while not table.read_only:
+        look = _look(table, head)
+        rows.note_waiting(table, look.waiting)
+        rows.note_late(table, look.late)
+        if not look.has_news:
+            look.tidy(table)
+            return head
+        if rows.replace_head(table, head, head.followed_by(look.order(), look.following)):
+            look.tidy(table)
+        head = current_head(table)
+        if head.next > look.last or time.monotonic() > deadline:
+            break
+    return head
+
+
+@dataclass
+class _Look:
+    """What one look has found."""
+
+    following: int
+    """The first operation of the log that it did not look at."""
+    last: int
+    """The operation whose number was given out last."""
+    changed: bool
+    """Whether there was something new in the log."""
+    finished: dict[int, int] = field(default_factory=dict)
+    """Logical time, in milliseconds, of each operation to append."""
+    before: dict[int, set[int]] = field(default_factory=dict)
+    """The operations that made the roots which each of them replaced."""
+    waiting: dict[int, float] = field(default_factory=dict)
+    """Operations to put on the list of those that wait, with the seconds since which they do."""
+    late: dict[int, float] = field(default_factory=dict)
+    """The same, of those that are looked at in turn."""
+    done: set[int] = field(default_factory=set)
+    """Operations to take off the lists, once the head is replaced."""
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the head has to be replaced."""
+        return self.changed or bool(self.finished)
+
+    def tidy(self, table: Table) -> None:
+        """Take operations off the lists that have their place, or need none."""
+        rows.forget(table, self.done)
+
+    def order(self) -> list[int]:
+        """Operations to append: each after those that it builds on, else by their logical times."""
+        found: dict[int, None] = {}
+        for operation in sorted(self.finished, key=lambda i: (self.finished[i], i)):
+            path = [operation]
+            while path:
+                ahead = [i for i in sorted(self.before.get(path[-1], ())) if i in self.finished and i not in found]
+                ahead = [i for i in ahead if i not in path]  # damaged lineage may go round in a circle
+                if ahead:
+                    path.append(ahead[0])
+                else:
+                    found[path.pop()] = None
+        return list(found)
+
+
+def _look(table: Table, head: Head) -> _Look:
+    now = time.time()
+    last = counters.last_operation_id(table)
+    following = max(head.next, min(head.next + OPERATIONS_AT_ONCE, last + 1))
+    look = _Look(following, last, changed=following > head.next)
+    fresh: dict[int, RowView] = {}
+    if look.changed:
+        fresh = _by_id(table.scan([keys.operation_range(head.next, following - 1)], _COLUMNS, newest_only=True))
+    waiting, late = rows.waiting_ones(table), rows.late_ones(table, LATE_AT_ONCE)
+    listed = waiting | late
+    found = {**_read(table, listed), **fresh}
+    succeeded = {i: row for i, row in found.items() if _status(row) is OperationStatus.SUCCESS}
+    final = _final(table, succeeded)
+    _close(table, head, look, final)
+    look.done |= {i for i in listed if i in look.finished or i in look.done or _has_failed(found.get(i))}
+
+    still = {i: row for i, row in fresh.items() if i not in final and not _has_failed(row)}
+    for operation, row in still.items():
+        since = min(now, _oldest(row) / 1000)
+        (look.waiting if now - since < LATE_SECONDS else look.late)[operation] = now
+    look.waiting |= dict.fromkeys(_gaps(head.next, fresh, following, now), now)
+    for operation, since in waiting.items():
+        if operation not in look.done and now - since >= LATE_SECONDS:
+            look.late[operation] = since
+    given_up = [i for i, since in listed.items() if i not in found and now - since >= GAP_SECONDS]
+    look.done |= set(given_up)
+    return look
+
+
+def _close(table: Table, head: Head, look: _Look, final: Mapping[int, RowView]) -> None:
+    """Take what has succeeded, and what it builds on, as far as the feed does not have it."""
+    candidates = dict(final)
+    while candidates:
+        placed = rows.numbers_of(table, head, candidates)
+        look.done |= placed.keys()
+        fresh = {i: row for i, row in candidates.items() if i not in placed}
+        look.finished |= {i: milliseconds(columns.OPERATION_TIMESTAMP.newest(row)) or 0 for i, row in fresh.items()}
+        look.before |= _built_on(table, fresh)
+        wanted = {i for operation in fresh for i in look.before[operation]} - look.finished.keys() - look.done
+        known = rows.numbers_of(table, head, wanted)
+        missing = _read(table, wanted - known.keys())
+        candidates = _final(table, {i: row for i, row in missing.items() if _status(row) is OperationStatus.SUCCESS})
+
+
+def _built_on(table: Table, operations: Mapping[int, RowView]) -> dict[int, set[int]]:
+    """The operations that made the roots which each of some operations replaced."""
+    made = {i: _ids(columns.ROOTS, row) for i, row in operations.items()}
+    former = table.read_rows(_keys(made.values()), [columns.FORMER_PARENTS.key], newest_only=True)
+    replaced = {
+        i: {old for root in roots for old in _ids(columns.FORMER_PARENTS, former.get(keys.node_key(root)))}
+        for i, roots in made.items()
+    }
+    makers = table.read_rows(_keys(replaced.values()), [columns.OPERATION_ID.key])
+
+    def maker(root: int) -> int:
+        """A root that was replaced names two operations; the older cell is of the one that made it, if any did."""
+        history = columns.OPERATION_ID.history(makers.get(keys.node_key(root)))
+        return history[-1][1] if history else 0
+
+    return {i: {maker(root) for root in roots} - {0, i} for i, roots in replaced.items()}
+
+
+def _keys(groups: Iterable[Iterable[int]]) -> list[bytes]:
+    return keys.node_keys(np.array(sorted({i for group in groups for i in group}), np.uint64))
+
+
+def _ids(column: columns.ArrayColumn[np.uint64], row: RowView | None) -> list[int]:
+    found = column.newest(row)
+    return [] if found is None else found.tolist()
+
+
+def _read(table: Table, operations: Iterable[int]) -> dict[int, RowView]:
+    wanted = np.array(sorted(operations), np.uint64)
+    return _by_id(table.read_rows(keys.node_keys(wanted), _COLUMNS, newest_only=True).items()) if len(wanted) else {}
+
+
+def _by_id(found: Iterable[tuple[bytes, RowView]]) -> dict[int, RowView]:
+    return {int(key): row for key, row in found}
+
+
+def _status(row: RowView) -> OperationStatus | None:
+    try:
+        status = columns.OPERATION_STATUS.newest(row)
+        return None if status is None else OperationStatus(status)
+    except (CorruptionError, ValueError):
+        return None  # a damaged row must not hide those behind it
+
+
+def _has_failed(row: RowView | None) -> bool:
+    """Whether an operation has ended without effect for good; one of other software may still be repaired."""
+    if row is None or _status(row) is not OperationStatus.EXCEPTION:
+        return False
+    text = columns.OPERATION_EXCEPTION.newest(row) or ""
+    return text.startswith(("refused:", "failed:"))
+
+
+def _final(table: Table, succeeded: Mapping[int, RowView]) -> dict[int, RowView]:
+    """Those that succeeded and stay so: not what a recovery has taken back, and is about to make again."""
+    by_key = {open_key(i): i for i in succeeded}
+    opened = table.read_rows(list(by_key), [REQUEST.key, WRITES], newest_only=True) if by_key else {}
+    taken_back = {by_key[key] for key, row in opened.items() if REQUEST.key in row and WRITES not in row}
+    return {i: row for i, row in succeeded.items() if i not in taken_back}
+
+
+def _oldest(row: RowView) -> int:
+    return min((cell.timestamp for cells in row.values() for cell in cells), default=0)
+
+
+def _gaps(first: int, found: Mapping[int, RowView], following: int, now: float) -> Iterator[int]:
+    """Numbers without a row that somebody may have taken, and be about to write."""
+    old = [i for i, row in found.items() if now - _oldest(row) / 1000 >= GAP_SECONDS]
+    yield from (i for i in range(max([first - 1, *old]) + 1, following) if i not in found)

@@ -1,0 +1,234 @@
+"""The rows in which a feed keeps its order, in the graph's own table. Reads and writes them; decides nothing.
+
+::
+
+    sv_pipeline:feed               1:head       {"feed", "next", "length", "tail"}, see `Head`
+                                   1:turn       the late operation at which the next look begins
+    sv_pipeline:feed:entry:%020d   1:operation  the operation that has this number in the feed
+    sv_pipeline:feed:place:%020d   1:number     the number in the feed that an operation has
+    sv_pipeline:feed:wait:%020d    1:since      seconds when an operation was passed that had not ended
+    sv_pipeline:feed:late:%020d    1:since      the same, of operations that are looked at in turn
+    sv_pipeline:feed:sink:<name>   1:sink       how far a receiver is, see `delivery`
+
+The head alone decides. It is replaced by compare-and-set, and contains the entries that were added last, its *tail*. So
+a process that dies after it replaced the head loses nothing: the rows of a tail are written before the head is
+replaced again.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+from sv_pipeline.errors import CorruptionError
+from sv_pipeline.operations.ownership import FIXED_TIME
+from sv_pipeline.table import codecs, keys
+from sv_pipeline.table.columns import Column
+from sv_pipeline.table.interface import (
+    CellMatch,
+    ColumnKey,
+    DeleteCells,
+    RowKeyRange,
+    RowMutation,
+    RowView,
+    SetCell,
+    Table,
+)
+
+__all__ = [
+    "Head",
+    "begin",
+    "forget",
+    "late_ones",
+    "note_late",
+    "note_waiting",
+    "numbers_of",
+    "operations_after",
+    "read_head",
+    "replace_head",
+    "waiting_ones",
+]
+
+HEAD_ROW = b"sv_pipeline:feed"
+ENTRY, PLACE = b"sv_pipeline:feed:entry:", b"sv_pipeline:feed:place:"
+WAIT, LATE = b"sv_pipeline:feed:wait:", b"sv_pipeline:feed:late:"
+
+HEAD: Column[Any] = Column(ColumnKey("1", b"head"), codecs.JsonCodec())
+TURN: Column[Any] = Column(ColumnKey("1", b"turn"), codecs.JsonCodec())
+OPERATION: Column[Any] = Column(ColumnKey("1", b"operation"), codecs.JsonCodec())
+NUMBER: Column[Any] = Column(ColumnKey("1", b"number"), codecs.JsonCodec())
+SINCE: Column[Any] = Column(ColumnKey("1", b"since"), codecs.JsonCodec())
+
+
+# -- the head ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Head:
+    """How far a feed has come."""
+
+    feed: str
+    """Random name. Another one means that the table, and with it the feed, was made again."""
+    next: int = 1
+    """The first operation of the log that was not looked at yet."""
+    length: int = 0
+    """Number of entries, which is the number of the last one."""
+    tail: tuple[int, ...] = ()
+    """Operations of the entries that were added last."""
+    stored: bytes = field(default=b"", compare=False, repr=False)
+    """The cell that was read."""
+
+    def followed_by(self, operations: Sequence[int], following: int) -> Head:
+        """The head after more entries, and after a look at the log up to the operation before ``following``."""
+        return Head(self.feed, following, self.length + len(operations), tuple(operations))
+
+    @property
+    def tail_numbers(self) -> dict[int, int]:
+        """The number of each operation of the tail."""
+        first = self.length - len(self.tail) + 1
+        return {operation: first + i for i, operation in enumerate(self.tail)}
+
+    def encode(self) -> bytes:
+        """Value of the cell."""
+        return HEAD.encode({"feed": self.feed, "next": self.next, "length": self.length, "tail": list(self.tail)})
+
+
+def read_head(table: Table) -> Head | None:
+    """The head; None if nobody has asked for the feed yet."""
+    row = table.read_rows([HEAD_ROW], [HEAD.key], newest_only=True).get(HEAD_ROW)
+    if not row:
+        return None
+    try:
+        value: Any = HEAD.newest(row)
+        head = Head(str(value["feed"]), int(value["next"]), int(value["length"]), tuple(map(int, value["tail"])))
+    except (CorruptionError, KeyError, TypeError, ValueError) as error:
+        raise CorruptionError(
+            f"the head of the edit feed in table {table.name!r} cannot be read: {error}.",
+            remedy="Restore the row 'sv_pipeline:feed' from a backup; or delete all rows whose keys begin so: then the "
+            "feed begins anew, and receivers get every event again.",
+        ) from error
+    return replace(head, stored=row[HEAD.key][0].value)
+
+
+def begin(table: Table) -> Head:
+    """The head of a new feed, or of the one that another process has begun meanwhile."""
+    fresh = Head(secrets.token_hex(8))
+    cell = SetCell(HEAD.key, fresh.encode(), FIXED_TIME)
+    table.check_and_mutate(HEAD_ROW, [CellMatch(HEAD.key)], if_unmatched=[cell])
+    head = read_head(table)
+    assert head is not None
+    return head
+
+
+def replace_head(table: Table, before: Head, after: Head) -> bool:
+    """Replace the head unless another process has done so; whether it is ``after`` now.
+
+    The rows of the tail that is given up are written first.
+    """
+    _write(table, [row for i, number in before.tail_numbers.items() for row in _entry(i, number)])
+    cell = SetCell(HEAD.key, after.encode(), FIXED_TIME)
+    if table.check_and_mutate(HEAD_ROW, [CellMatch(HEAD.key, before.stored)], if_matched=[cell]):
+        return True
+    found = read_head(table)  # the answer to a first, lost request may have been yes
+    return found is not None and found == after
+
+
+def _entry(operation: int, number: int) -> list[RowMutation]:
+    return [
+        RowMutation(_key(ENTRY, number), [OPERATION.set(operation, FIXED_TIME)]),
+        RowMutation(_key(PLACE, operation), [NUMBER.set(number, FIXED_TIME)]),
+    ]
+
+
+# -- entries ----------------------------------------------------------------------------------------------------------
+
+
+def numbers_of(table: Table, head: Head, operations: Iterable[int]) -> dict[int, int]:
+    """The number of each of some operations; those that the feed does not have are left out."""
+    wanted = {_key(PLACE, operation): operation for operation in operations}
+    rows = table.read_rows(list(wanted), [NUMBER.key], newest_only=True) if wanted else {}
+    stored = {wanted[key]: _whole(NUMBER, row) for key, row in rows.items()}
+    tail = head.tail_numbers
+    # A process that was stopped may write the rows of a tail late; what they say is the same.
+    return {i: tail.get(i, stored.get(i, 0)) for i in wanted.values() if i in tail or i in stored}
+
+
+def operations_after(table: Table, head: Head, number: int, limit: int) -> list[tuple[int, int]]:
+    """(number, operation) of at most ``limit`` entries that follow an entry, in their order."""
+    last = min(head.length, number + limit)
+    stored = min(last, head.length - len(head.tail))
+    found: dict[int, int] = {}
+    if number < stored:
+        rows = table.scan([RowKeyRange(_key(ENTRY, number + 1), _key(ENTRY, stored + 1))], newest_only=True)
+        found = {int(key.removeprefix(ENTRY)): _whole(OPERATION, row) for key, row in rows}
+    found |= {n: operation for operation, n in head.tail_numbers.items() if number < n <= last}
+    missing = [n for n in range(number + 1, last + 1) if n not in found]
+    if missing:
+        raise CorruptionError(
+            f"the edit feed in table {table.name!r} has lost its entry {missing[0]}.",
+            remedy="Delete all rows whose keys begin with 'sv_pipeline:feed': then the feed begins anew.",
+        )
+    return [(n, found[n]) for n in range(number + 1, last + 1)]
+
+
+# -- operations that had not ended ------------------------------------------------------------------------------------
+
+
+def waiting_ones(table: Table) -> dict[int, float]:
+    """Operations that are looked at each time, and since when they wait, in seconds."""
+    return _listed(table.scan([keys.prefix_range(WAIT)], newest_only=True), WAIT)
+
+
+def late_ones(table: Table, limit: int) -> dict[int, float]:
+    """The operations of the late list whose turn it is, at most ``limit``, and since when they wait, in seconds."""
+    whole = keys.prefix_range(LATE)
+    row = table.read_rows([HEAD_ROW], [TURN.key], newest_only=True).get(HEAD_ROW)
+    turn = int(TURN.newest(row) or 0)
+    found = _listed(islice(table.scan([RowKeyRange(_key(LATE, turn), whole.stop)], newest_only=True), limit), LATE)
+    following = max(found) + 1 if len(found) == limit else 0
+    if len(found) < limit and turn:
+        begun = table.scan([RowKeyRange(whole.start, _key(LATE, turn))], newest_only=True)
+        rest = _listed(islice(begun, limit - len(found)), LATE)
+        # All of the list, or its beginning up to where the next turn begins.
+        following = max(rest) + 1 if len(found) + len(rest) == limit else 0
+        found |= rest
+    if following != turn:
+        _write(table, [RowMutation(HEAD_ROW, [TURN.set(following, FIXED_TIME)])])
+    return found
+
+
+def note_waiting(table: Table, operations: dict[int, float]) -> None:
+    """Put operations on the list of those that are looked at each time."""
+    _write(table, [RowMutation(_key(WAIT, i), [SINCE.set(since, FIXED_TIME)]) for i, since in operations.items()])
+
+
+def note_late(table: Table, operations: dict[int, float]) -> None:
+    """Put operations on the list of those that are looked at in turn, and off the other one."""
+    _write(table, [RowMutation(_key(LATE, i), [SINCE.set(since, FIXED_TIME)]) for i, since in operations.items()])
+    _write(table, [RowMutation(_key(WAIT, i), [DeleteCells()]) for i in operations])
+
+
+def forget(table: Table, operations: Iterable[int]) -> None:
+    """Take operations off both lists."""
+    _write(table, [RowMutation(_key(of, i), [DeleteCells()]) for i in operations for of in (WAIT, LATE)])
+
+
+def _listed(rows: Iterable[tuple[bytes, Any]], prefix: bytes) -> dict[int, float]:
+    return {int(key.removeprefix(prefix)): float(SINCE.newest(row) or 0.0) for key, row in rows}
+
+
+def _whole(column: Column[Any], row: RowView) -> int:
+    value: Any = column.newest(row)
+    return int(value)
+
+
+def _write(table: Table, mutations: list[RowMutation]) -> None:
+    if mutations:
+        table.mutate(mutations)
+
+
+def _key(prefix: bytes, number: int) -> bytes:
+    return prefix + b"%020d" % number

@@ -1,0 +1,69 @@
+"""Owns how a fork comes to be, and the record of it that protects the base.
+
+A fork starts as a copy of the base's manifest, one small object whatever the size of the base. Where manifests are
+numbered, the latest of them holds all that a reader needs; it is copied first, and then the one without a number, which
+makes the fork exist.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+
+from sv_pipeline.errors import ConflictError, CorruptionError, DamagedError
+from sv_pipeline.segmentation.base.base import FORKS, BaseInfo
+from sv_pipeline.storage import kv, ocdbt
+from sv_pipeline.storage.stored_json import parse_stored
+
+__all__ = ["check_record", "copy_manifests"]
+
+_logger = logging.getLogger(__name__)
+
+
+def copy_manifests(base: BaseInfo, graph_id: str) -> None:
+    """Make a fork that does not exist yet. ConflictError if somebody else is faster."""
+    url = base.watershed_url
+    folder, target = ocdbt.base_folder(url), ocdbt.fork_folder(url, graph_id)
+    latest = _latest_numbered(folder) if base.form.manifest_kind == "numbered" else None
+    manifest = kv.read_bytes(folder, ocdbt.SINGLE_MANIFEST)
+    if manifest is None:
+        raise CorruptionError(f"the base at {folder} has lost its manifest.", remedy="Wipe it and populate it again.")
+    record = {"graph_id": graph_id, "time": datetime.now(UTC).isoformat(), "manifest_kind": base.form.manifest_kind}
+    kv.write_bytes(ocdbt.ocdbt_folder(url), FORKS + graph_id, json.dumps(record).encode())
+    _remove_leftovers(target, keep=latest)
+    if latest is not None:
+        numbered = kv.read_bytes(folder, latest)
+        if numbered is None:
+            raise CorruptionError(f"{folder}{latest} vanished while it was copied.", repeat="Try again.")
+        kv.write_bytes(target, latest, numbered)
+    if not kv.write_if_absent(target, ocdbt.SINGLE_MANIFEST, manifest):
+        raise ConflictError(f"somebody else has just forked {url} for graph {graph_id!r}.", remedy="Use that fork.")
+    _logger.info("forked the base of %s for graph %s", url, graph_id)
+
+
+def _remove_leftovers(target: str, *, keep: str | None) -> None:
+    """Remove what a killed removal or creation has left; ``keep`` may be that of another creator at work."""
+    leftovers = [key for key in kv.list_keys(target) if key not in (keep, ocdbt.SINGLE_MANIFEST)]
+    # Looked at in this order: what was there while there is still no fork does not belong to one.
+    if leftovers and kv.read_bytes(target, ocdbt.SINGLE_MANIFEST) is None:
+        kv.delete_keys(target, leftovers)
+
+
+def _latest_numbered(folder: str) -> str:
+    numbered = [key for key in kv.list_keys(folder, "manifest.") if key != ocdbt.SINGLE_MANIFEST]
+    if not numbered:
+        raise CorruptionError(f"the base at {folder} has no numbered manifest.", remedy="Wipe and populate it again.")
+    return max(numbered)
+
+
+def check_record(base: BaseInfo, graph_id: str) -> None:
+    """Raise DamagedError unless the list of forks, which protects the base from being wiped, names this one."""
+    folder = ocdbt.ocdbt_folder(base.watershed_url)
+    place, raw = f"{folder}{FORKS}{graph_id}", kv.read_bytes(folder, FORKS + graph_id)
+    form = {"graph_id": graph_id, "time": "...", "manifest_kind": base.form.manifest_kind}
+    remedy = f"Write {json.dumps(form)} there; without it, the base could be wiped although this fork needs it."
+    if raw is None:
+        raise DamagedError(f"{place} is missing.", remedy=remedy, place=place)
+    if parse_stored(raw, dict[str, str], place, remedy=remedy).get("graph_id") != graph_id:
+        raise DamagedError(f"{place} does not name graph {graph_id!r}.", remedy=remedy, place=place)
