@@ -1,9 +1,7 @@
 """What an operation of other software left half done, and taking it back.
 
-Its rows are found by `operations.footprint`. Those of supervoxels that it replaced are not all of its time: rows of new
-supervoxels, which name the operation, have copies of older `parents`, and lists of `children` were overwritten in
-place, with the pieces in place of what was split. These are looked for in the chunks that its log names as locked.
-Voxels come from a read pinned to the moment before it.
+Its rows are found by `operations.footprint`, and those of supervoxels that it replaced by `foreign_supervoxels`, in the
+chunks that its log names as locked. Voxels come from a read pinned to the moment before it.
 
 | # | step | a crash right after it leaves |
 | --- | --- | --- |
@@ -17,14 +15,12 @@ After each of them, the next recovery finds what is left in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
 
 import numpy as np
 
-from sv_pipeline.algorithms.components import find
 from sv_pipeline.errors import ConflictError
 from sv_pipeline.failpoints import pieces, reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
@@ -35,10 +31,11 @@ from sv_pipeline.operations.footprint import Footprint
 from sv_pipeline.operations.other_software import footprint_of
 from sv_pipeline.operations.unfinished import Unfinished
 from sv_pipeline.operations.writing import Scope
+from sv_pipeline.recovery.foreign_supervoxels import supervoxel_changes
 from sv_pipeline.recovery.missing_locks import lock_free_rows
 from sv_pipeline.segmentation.base.base import read_base
-from sv_pipeline.table import columns, keys
-from sv_pipeline.table.interface import Change, DeleteCells, RowKeyRange, RowMutation, RowView
+from sv_pipeline.table import columns
+from sv_pipeline.table.interface import RowMutation
 
 __all__ = ["Remains", "changed_boxes", "pin_of", "read_remains", "restore_rows", "restore_voxels"]
 
@@ -63,10 +60,11 @@ def read_remains(graph: ChunkedGraph, found: Unfinished) -> Remains:
     """Look for all that an operation has left."""
     assert found.scope is not None
     assert found.operation is not None
-    boxes = []
+    boxes, supervoxels = [], []
     if found.scope.chunks and graph.fork.exists():
         boxes = changed_boxes(graph, found.scope)
-    supervoxels = [*_of_supervoxels(graph, found.operation_id, found.scope)]
+        before = partial(_supervoxels_before, graph, found.scope)
+        supervoxels = supervoxel_changes(graph, found.operation_id, found.scope, before)
     return Remains(boxes, supervoxels, footprint_of(graph, found.operation, found.objects))
 
 
@@ -94,6 +92,16 @@ def changed_boxes(graph: ChunkedGraph, scope: Scope) -> list[Box]:
         places = np.unique((differing - origin) // size, axis=0)
         boxes += [Box.of(origin + p * size, origin + (p + 1) * size).clip(bounds) for p in places]
     return sorted(set(boxes), key=lambda box: box.start)
+
+
+def _supervoxels_before(graph: ChunkedGraph, scope: Scope, supervoxels: UInt64Array) -> UInt64Array:
+    """Supervoxels that had voxels before the operation, in the chunks of some supervoxels."""
+    then, bounds = graph.fork.open(version=pin_of(scope)), read_base(graph.watershed_url).volume.bounds
+    found = [np.zeros(0, np.uint64)]
+    for coordinate in np.unique(graph.layout.coordinates(supervoxels), axis=0):
+        box = graph.grid.box(2, coordinate).clip(bounds)
+        found.append(np.unique(np.asarray(then[box.slices].read().result(), np.uint64)))
+    return np.unique(np.concatenate(found))
 
 
 def restore_voxels(graph: ChunkedGraph, operation_id: int, scope: Scope, owner: str) -> list[Box]:
@@ -156,74 +164,3 @@ def _lock_new_roots(graph: ChunkedGraph, found: Unfinished, row_keys: list[bytes
             "edited. Nothing was changed.",
             repeat="Try again in a minute.",
         )
-
-
-def _of_supervoxels(graph: ChunkedGraph, operation_id: int, scope: Scope) -> Iterator[RowMutation]:
-    if not scope.chunks:
-        return
-    rows = dict(graph.table.scan(_ranges(graph, scope)))
-    old_of = {
-        int(key): columns.FORMER_IDS.newest(row)
-        for key, row in rows.items()
-        if key.isdigit()
-        and columns.FORMER_IDS.key in row
-        and operation_id in [i for _, i in columns.OPERATION_ID.history(row)]
-    }
-    made = np.array(sorted(old_of), np.uint64)
-    for key, row in rows.items():
-        changes = [*_changes(key, row, scope.timestamp, made, old_of)]
-        if changes:
-            yield RowMutation(key, changes)
-
-
-def _ranges(graph: ChunkedGraph, scope: Scope) -> list[RowKeyRange]:
-    layout, chunks = graph.layout, np.array(scope.chunks, np.uint64)
-    ranges = keys.chunk_ranges(layout, layout.chunk_ids(1, layout.coordinates(chunks)))
-    ranges += keys.chunk_ranges(layout, chunks)
-    ranges += [RowKeyRange(key, key + b"\x00") for key in keys.edit_edge_keys(chunks)]
-    return ranges
-
-
-def _changes(
-    key: bytes, row: RowView, timestamp: int, made: UInt64Array, old_of: dict[int, UInt64Array | None]
-) -> Iterator[Change]:
-    if not key.isdigit():
-        yield from _edge_changes(row, timestamp, made)
-        return
-    if int(key) in old_of:
-        yield DeleteCells()
-        return
-    for cell in columns.CHILDREN.cells(row):
-        children = columns.CHILDREN.decode(cell.value)
-        if (find(made, children) >= 0).any():
-            yield columns.CHILDREN.set(_with_old(children, made, old_of), cell.timestamp)
-    for cell in columns.NEW_IDS.cells(row):
-        successors = columns.NEW_IDS.decode(cell.value)
-        if cell.timestamp == timestamp or (find(made, successors) >= 0).all():
-            yield DeleteCells(columns.NEW_IDS.key, cell.timestamp)
-
-
-_EDGES_OF_EDITS: tuple[tuple[columns.ArrayColumn[Any], ...], ...] = (
-    (columns.SPLIT_EDGES, columns.AFFINITIES, columns.AREAS),
-    (columns.COMPACTED_SPLIT_EDGES, columns.COMPACTED_AFFINITIES, columns.COMPACTED_AREAS),
-)
-
-
-def _edge_changes(row: RowView, timestamp: int, made: UInt64Array) -> Iterator[Change]:
-    """Edges of a chunk that an operation wrote: of its time, or of a supervoxel that it made."""
-    for pairs, affinities, areas in _EDGES_OF_EDITS:
-        cells = [column.cells(row) for column in (pairs, affinities, areas)]
-        # Three cells of one write need not be of one millisecond: they belong together by their order.
-        together = len({len(some) for some in cells}) == 1
-        for at, cell in enumerate(cells[0]):
-            if cell.timestamp == timestamp or (find(made, pairs.decode(cell.value)) >= 0).any():
-                for column, some in zip((pairs, affinities, areas), cells, strict=True):
-                    its = [some[at]] if together else [c for c in some if c.timestamp == cell.timestamp]
-                    for one in its:
-                        yield DeleteCells(column.key, one.timestamp)
-
-
-def _with_old(children: UInt64Array, made: UInt64Array, old_of: dict[int, UInt64Array | None]) -> UInt64Array:
-    its = find(made, children) >= 0
-    old = [old_of[int(new)] for new in children[its]]
-    return np.unique(np.concatenate([children[~its], *(one for one in old if one is not None)]))
