@@ -6,6 +6,7 @@ A task::
      "do": "merge" | "split" | "undo" | "redo" | "recover" | "abandon" | "heal" | "random" | "job",
      "source": [...], "sink": [...], "offset": [...], "partial": bool, "operation": ..., "user": ...,
      "theirs": {"die" or "fail": step of `their_worker`, "scope": bool, "seed": ...}: as PyChunkedGraph does it,
+     "quiet": seconds for which a worker of theirs may show no sign of life,
      "failpoint": "step:action", "beat": seconds, "clock": seconds ahead, "result": file}
 
 Exit codes: 0 done, 3 refused, 4 ownership lost, 5 nothing to recover, 6 stopped, 7 anything else.
@@ -33,8 +34,8 @@ from sv_pipeline import edits, failpoints
 from sv_pipeline.edits import LockPatience, Points
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.graph.queries import roots
-from sv_pipeline.operations import ownership
-from sv_pipeline.recovery import NotStuckError, RecoveryStoppedError, abandon, find_unfinished, recover
+from sv_pipeline.operations import other_software, ownership
+from sv_pipeline.recovery import NotStuckError, RecoveryStoppedError, abandon, claiming, find_unfinished, recover
 from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline.table.interface import Table
 from sv_pipeline.table.sqlite.table import SqliteTable
@@ -67,6 +68,8 @@ def act(task: dict[str, Any]) -> int:
     if task.get("clock"):
         set_clock(task["clock"])
     stop_between_writes()
+    if "quiet" in task:
+        claiming.quiet_seconds = other_software.quiet_seconds = lambda _graph: task["quiet"]
     if task.get("theirs"):
         write_as_they_do(task["theirs"])
     code, said = BROKEN, ""
