@@ -8,7 +8,7 @@ Its rows come in no order, and not all of them name the operation or carry its t
     layer 2 nodes     children                 every list that had the old one, overwritten in place, with its time
     edges of edits    split_edges, ...         of the new ones
 
-So any of these alone says what is new; of a new one that has copies of parents and is on a list, only the voxels from
+So any of these alone says what is new; of a new one that has copies of parents and nothing else, only the voxels from
 before do. The old ones are those that a node's list lacks although they name the node as a parent. The chunks of the
 operation are locked, so nobody else has replaced a supervoxel there since.
 """
@@ -93,11 +93,6 @@ class _Chunks:
                     made.update(successors.tolist())
         listed = {i for of in self._lists.values() for i in of}
         made |= {i for i in listed if i not in self.supervoxels}
-        # Copies of parents alone: no list has the supervoxel, and it has neither a past nor a future.
-        past = (columns.FORMER_IDS.key, columns.NEW_IDS.key)
-        made |= {
-            i for i, row in self.supervoxels.items() if i not in listed and not any(column in row for column in past)
-        } - self._missing
         return made | self._without_voxels(made)
 
     @cached_property
@@ -120,10 +115,11 @@ class _Chunks:
         return missing
 
     def _without_voxels(self, made: set[int]) -> set[int]:
-        """Of supervoxels that are on a list in the place of others, those that had no voxels before the operation."""
-        doubtful = {
-            i for node, of in self._lists.items() if any(node in self._parents(m) for m in self._missing) for i in of
-        } - made
+        """New supervoxels that only voxels tell from old ones: of those that a list lacks, or has in their place."""
+        unlisted = self._missing - made
+        doubtful = set(unlisted)
+        for node in {parent for i in unlisted for parent in self._parents(i)}:
+            doubtful |= self._lists.get(node, set()) - made
         if not doubtful:
             return set()
         ids = np.array(sorted(doubtful), np.uint64)
