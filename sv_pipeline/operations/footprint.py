@@ -122,6 +122,12 @@ class _Search:
     """Nodes of the objects as they were before the operation, supervoxels included."""
     new: set[int] = field(default_factory=set)
     """Nodes that the operation has made, or that cells of it name."""
+    waiting: dict[int, set[int]] = field(default_factory=dict)
+    """Nodes of its time that may be of another object, and the nodes that each names."""
+    neighbours: set[int] = field(default_factory=set)
+    """Nodes that edges of old nodes lead to, and those above them."""
+    looked: set[int] = field(default_factory=set)
+    """Rows of which all that their cells name was read."""
 
     def read(self, ids: Iterable[int]) -> None:
         unread = [i for i in ids if i not in self.rows]
@@ -160,20 +166,50 @@ class _Search:
 
         Any part of the row of a new node may be there: its children, its parent, its cross edges.
         """
-        wanted = [column.key for column in (columns.CHILDREN, columns.PARENT, columns.FORMER_PARENTS)]
+        named = (columns.CHILDREN, columns.PARENT, columns.FORMER_PARENTS, columns.OPERATION_ID)
+        wanted = [column.key for column in named]
         wanted += [columns.cross_edges(layer).key for layer in range(2, self.graph.n_layers)]
         ranges = keys.chunk_ranges(self.graph.layout, self._chunks())
         found = self.graph.table.scan(ranges, wanted, since=self.timestamp, until=self.timestamp + REPAIR_MS)
         candidates = {int(key) for key, _ in found} - self.old
         self.read(candidates)
-        waiting = {node: self._linked(node) for node in candidates if self._is_new(node)}
-        while its_own := {node for node, others in waiting.items() if others & (self.old | self.new)}:
-            self.new |= its_own
-            waiting = {node: others for node, others in waiting.items() if node not in its_own}
+        self.waiting = {node: self._linked(node) for node in candidates if self._is_new(node)}
+        self.new |= {node for node in self.waiting if self._names_it(node)}
+
+    def follow(self) -> None:
+        """Nodes that its cells name, again and again, and the neighbours of old nodes with what is above them."""
+        self._read_neighbours()
+        self._follow()
         # Those that name only nodes without a row are of nobody's object: half written, or half taken back.
-        self.read({other for others in waiting.values() for other in others})
-        alone = (node for node, others in waiting.items() if not any(self.rows[o] for o in others - waiting.keys()))
-        self.new |= {node for node in alone if self._its(node)}
+        self.read({other for others in self.waiting.values() for other in others})
+        others_of = {n: others for n, others in self.waiting.items() if self._former_fits(n)}
+        elsewhere = self.waiting.keys() - others_of.keys()
+        elsewhere |= {n for n, others in others_of.items() if any(map(self._is_there, others - self.waiting.keys()))}
+        while more := {n for n, others in others_of.items() if n not in elsewhere and others & elsewhere}:
+            elsewhere |= more
+        self.new |= others_of.keys() - elsewhere
+        self._follow()
+
+    def _is_there(self, node: int) -> bool:
+        row = self.rows[node]
+        return bool(row) and (node >> 56 <= 1 or columns.CHILDREN.key in row)
+
+    def _follow(self) -> None:
+        while True:
+            before = len(self.new), len(self.rows)
+            self.read(self.new)
+            self._read_named()
+            while its_own := {
+                n for n, others in self.waiting.items() if n in self.new or others & (self.old | self.new)
+            }:
+                self.new |= its_own
+                self.waiting = {n: others for n, others in self.waiting.items() if n not in its_own}
+            if before == (len(self.new), len(self.rows)):
+                return
+
+    def _names_it(self, node: int) -> bool:
+        made_by = columns.OPERATION_ID.history(self.rows[node])
+        return any(i == self.operation_id and self.is_its_time(at) for at, i in made_by)
 
     def _linked(self, node: int) -> set[int]:
         """Nodes that a new node names."""
@@ -183,7 +219,7 @@ class _Search:
             found.update(ids.tolist())
         return found
 
-    def _its(self, node: int) -> bool:
+    def _former_fits(self, node: int) -> bool:
         former = columns.FORMER_PARENTS.newest(self.rows[node])
         return former is None or bool(np.isin(former, self.roots).any())
 
@@ -202,22 +238,21 @@ class _Search:
 
     # -- along the cells that it has written ------------------------------------------------------------------------
 
-    def follow(self) -> None:
-        """Nodes that its cells name, again and again, and the neighbours of old nodes with what is above them."""
-        self.read(self.new)
-        self._read_neighbours()
-        looked: set[int] = set()
-        while ahead := {*self.rows} - looked:
-            looked |= ahead
+    def _read_named(self) -> None:
+        while ahead := (self.old | self.new | self.neighbours) - self.looked:
+            self.looked |= ahead
             named = {i for node in ahead for i in self._named(node)}
-            self.read(named)
+            self.read(named | self.new)
             self.new |= {i for i in named - self.old - self.new if self._is_new(i)}
+            self.read(self.new)
 
     def _read_neighbours(self) -> None:
-        partners = {i for node in [*self.rows] for i in self._partners(node)}
-        while partners:
-            self.read(partners)
-            partners = {parent for node in partners for parent in self._parents_before(node)} - {*self.rows}
+        """Old nodes that edges lead to, and what is above them: their cross edges name the new nodes."""
+        ahead = {i for node in self.old for i in self._partners(node)} - self.old
+        while ahead:
+            self.read(ahead)
+            self.neighbours |= ahead
+            ahead = {parent for node in ahead for parent in self._parents_before(node)} - self.old - self.neighbours
 
     def _partners(self, node: int) -> list[int]:
         found = []
@@ -254,7 +289,7 @@ class _Search:
     def footprint(self, users_edges: UInt64Array | None) -> Footprint:
         """Its cells, and whether somebody else has written since."""
         new = np.array(sorted(self.new), np.uint64)
-        switched = [(node, [*self._changes(node, new)]) for node in self.rows if node not in self.new]
+        switched = [(node, [*self._changes(node, new)]) for node in self.old | self.neighbours if node not in self.new]
         mutations = [RowMutation(keys.node_key(node), changes) for node, changes in switched if changes]
         mutations += self._edges_of_edits(users_edges)
         made = [RowMutation(keys.node_key(node), [DeleteCells()]) for node in sorted(self.new) if self.rows.get(node)]

@@ -101,7 +101,10 @@ def _foreign_voxels(claim: Claim) -> Cleanup:
     scope = claim.found.scope
     if scope is None or not claim.graph.fork.exists():
         return Cleanup()
+    claim.own.check()
+    reach("restore")
     boxes = restore_voxels(claim.graph, claim.operation_id, scope, claim.own.token)
+    reach("restored")
     return Cleanup(len(boxes), sum(box.volume for box in boxes))
 
 

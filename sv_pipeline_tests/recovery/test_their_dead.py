@@ -224,3 +224,17 @@ def test_whatever_part_of_its_rows_is_there_it_is_one_edit_or_none(theatre: Make
     play.scene.prove()
     assert play.scene.objects() == play.twin(kind)
     assert play.do(**play.request("elsewhere")) == DONE
+
+
+def test_an_edit_elsewhere_in_the_same_millisecond_is_left_as_it_is(theatre: Make) -> None:
+    """The rows of both are in the root chunk, with cells of one time."""
+    for share in (0.0, 0.4, 0.8):
+        play = theatre("sqlite")
+        at = time.time_ns() // 1_000_000
+        assert theirs(play, "elsewhere", at=at) == DONE
+        assert theirs(play, "merge", at=at, die=f"rows:{share}", seed=int(share * 10)) == KILLED
+        (one,) = found_theirs(play)
+        code, said = play.said(do="recover", operation=one.operation_id, quiet=0)
+        assert code == DONE, said
+        play.scene.prove()
+        assert play.scene.objects() == play.twin("elsewhere", "merge")

@@ -107,7 +107,7 @@ def commit(task: dict[str, Any]) -> Callable[..., Any]:
         held.keep = True
         table.mutate([RowMutation(key, [DeleteCells()]) for key in (open_key(operation), own_key(operation))])
         table.mutate([RowMutation(keys.node_key(operation), [DeleteCells()])])
-        worker = Worker(task, table, operation, held.locked_at())
+        worker = Worker(task, table, operation, task.get("at") or held.locked_at())
         at = worker.at
         table.mutate([worker.log(OperationStatus.CREATED, [columns.ROOTS.set(np.zeros(0, np.uint64)), *log_cells], at)])
         worker.reach("created")
