@@ -18,23 +18,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from volumes import grid_of, make_source
 
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
-from sv_pipeline.segmentation.base.base import create_base, wipe_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan
-from sv_pipeline.segmentation.base.workers import populate_missing
 from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.generations import current_version
 from sv_pipeline.storage.precomputed import read_info
 from sv_pipeline.storage.reachable import reachable
+from sv_pipeline.testing.populating import populate_missing
 
 
 def measure(folder: Path, config: OcdbtConfig, chunk: int, workers: int) -> str:
-    wipe_base(folder)
+    Base(folder).wipe()
     grid = grid_of(read_info(folder), (chunk, chunk, chunk))
-    create_base(folder, config, grid)
-    plan = populate_plan(folder, grid, config)
+    Base(folder).create(config, grid)
+    plan = populate_plan(Base(folder), grid, config)
     started = time.perf_counter()
-    populate_missing(folder, plan, workers=workers)
-    finish_populate(folder, plan)
+    populate_missing(plan, workers=workers)
+    finish_populate(plan)
     seconds = time.perf_counter() - started
     files = [path for path in (folder / "ocdbt/base").rglob("*") if path.is_file()]
     stored = sum(path.stat().st_size for path in files)

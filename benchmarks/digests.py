@@ -23,7 +23,7 @@ from scipy.spatial import cKDTree
 from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
 from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.grid import Box, ChunkGrid
-from sv_pipeline.segmentation.base.base import create_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
 from sv_pipeline.segmentation.fork import commit
 from sv_pipeline.segmentation.fork.fork import Fork
@@ -57,11 +57,11 @@ def build(folder: Path, chunk: tuple[int, int, int]) -> str:
     open_volume(url, writable=True).write(labels).result()
     chunks = ChunkGrid(read_info(url).bounds, chunk)
     config = OcdbtConfig(mips=1)
-    create_base(url, config, grid=chunks)
-    plan = populate_plan(url, chunks, config)
+    Base(url).create(config, grid=chunks)
+    plan = populate_plan(Base(url), chunks, config)
     for task in plan.missing:
-        populate_task(url, plan, task)
-    finish_populate(url, plan)
+        populate_task(plan, task)
+    finish_populate(plan)
     Fork(url, "g").create()
     return url
 

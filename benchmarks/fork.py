@@ -18,20 +18,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from volumes import grid_of, make_source
 
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
-from sv_pipeline.segmentation.base.base import create_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan
-from sv_pipeline.segmentation.base.workers import populate_missing
 from sv_pipeline.segmentation.fork.fork import Fork
+from sv_pipeline.testing.populating import populate_missing
 
 
 def base_of(folder: Path, size: int, method: PopulateMethod) -> str:
     info = make_source(folder, (size, size, size), 3)
     config = OcdbtConfig(populate_layer=3, populate_method=method)
     grid = grid_of(info, (128, 128, 128))
-    create_base(folder, config, grid)
-    plan = populate_plan(folder, grid, config)
-    populate_missing(folder, plan)
-    finish_populate(folder, plan)
+    Base(folder).create(config, grid)
+    plan = populate_plan(Base(folder), grid, config)
+    populate_missing(plan)
+    finish_populate(plan)
     stored = sum(path.stat().st_size for path in (folder / "ocdbt/base").rglob("*") if path.is_file())
     return f"{size}^3, {size**3 * 8 / 1e6:.0f} MB of voxels, {stored / 1e6:.0f} MB stored"
 

@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
@@ -122,9 +121,7 @@ def main() -> None:
             outcome, taken = split(dataset, request, volume, pair)
             outcomes[outcome] += 1
             seconds += taken
-        report = verify(
-            SimpleNamespace(table=graph.table), watershed_url=dataset.watershed_url, graph_id=dataset.graph_id
-        )
+        report = verify(graph.table, dataset.fork)
     print(f"{outcomes.total()} pairs merged and split again:")
     for outcome, count in outcomes.most_common():
         print(f"  {count:4d} {outcome}")

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from volumes import grid_of, make_source
 
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
-from sv_pipeline.segmentation.base.base import create_base, read_base, wipe_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
 from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.coordinator import running_coordinator
@@ -41,8 +41,8 @@ def config_of(method: str, mips: int) -> OcdbtConfig:
 def bare_copy(folder: Path, mips: int) -> float:
     """TensorStore to TensorStore, whole volume per mip, nothing else."""
     info = read_info(folder)
-    create_base(folder, config_of("direct", mips), grid_of(info, (128, 128, 128)))
-    base = read_base(folder)
+    Base(folder).create(config_of("direct", mips), grid_of(info, (128, 128, 128)))
+    base = Base(folder).info()
     store = ocdbt.OcdbtStore(ocdbt.base_spec(folder, form=base.form))
     targets = [store.array(mip) for mip in range(mips)]
     sources = [open_volume(folder, mip) for mip in range(mips)]
@@ -59,14 +59,14 @@ def warm(_: int) -> None:
 def populate(folder: Path, method: str, mips: int, workers: int) -> float:
     config = config_of(method, mips)
     grid = grid_of(read_info(folder), (128, 128, 128))
-    create_base(folder, config, grid)
-    plan = populate_plan(folder, grid, config)
+    Base(folder).create(config, grid)
+    plan = populate_plan(Base(folder), grid, config)
     context = running_coordinator() if method == "coordinator" else nullcontext(None)
     with context as address:
         if workers == 1:
             started = time.perf_counter()
             for task in plan.missing:
-                populate_task(folder, plan, task, coordinator_address=address)
+                populate_task(plan, task, coordinator_address=address)
         else:
             with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
                 list(pool.map(warm, range(2 * workers)))  # interpreters and imports are not what is measured
@@ -76,7 +76,7 @@ def populate(folder: Path, method: str, mips: int, workers: int) -> float:
                 ]
                 for future in futures:
                     future.result()
-        finish_populate(folder, plan)
+        finish_populate(plan)
         return time.perf_counter() - started
 
 
@@ -89,7 +89,7 @@ def in_a_fresh_process(*arguments: str) -> dict[str, float]:
 
 
 def step(kind: str, folder: Path, mips: int, workers: int) -> None:
-    wipe_base(folder, force=True)
+    Base(folder).wipe(force=True)
     seconds = bare_copy(folder, mips) if kind == "bare" else populate(folder, kind, mips, workers)
     print(json.dumps({"seconds": seconds, "cpu": cpu_seconds()}))
 
@@ -141,17 +141,17 @@ def memory(folder: Path, size: int) -> None:
 
 def one_task(kind: str, folder: Path, mips: int) -> None:
     """The whole volume as one task."""
-    wipe_base(folder, force=True)
+    Base(folder).wipe(force=True)
     info = read_info(folder)
     grid = grid_of(info, info.scales[0].size)
     config = config_of(kind.removeprefix("one-"), mips)
-    create_base(folder, config, grid)
-    plan = populate_plan(folder, grid, config)
+    Base(folder).create(config, grid)
+    plan = populate_plan(Base(folder), grid, config)
     context = running_coordinator() if kind == "one-coordinator" else nullcontext(None)
     with context as address:
         started = time.perf_counter()
         for task in plan.missing:
-            populate_task(folder, plan, task, coordinator_address=address)
+            populate_task(plan, task, coordinator_address=address)
     seconds = time.perf_counter() - started
     print(json.dumps({"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 

@@ -33,14 +33,14 @@ from sv_pipeline.config import OcdbtConfig, PopulateMethod
 from sv_pipeline.grid import Box
 from sv_pipeline.pyramid.downsample import DownsampleReport, downsample, rebuild
 from sv_pipeline.pyramid.mip_maker import open_pyramid
-from sv_pipeline.segmentation.base.base import create_base, read_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan
-from sv_pipeline.segmentation.base.workers import populate_missing
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.records import pending_key, pending_value, store_at
 from sv_pipeline.storage.ocdbt import OWN_KEYS, fork_folder
 from sv_pipeline.storage.precomputed import open_volume
 from sv_pipeline.table.sqlite.table import SqliteTable
+from sv_pipeline.testing.populating import populate_missing
 
 GRAPH = "g"
 MIPS = 4
@@ -50,9 +50,9 @@ def make_fork(folder: Path, size: tuple[int, int, int]) -> Box:
     info = make_source(folder, size, 1)
     config = OcdbtConfig(populate_layer=3, populate_method=PopulateMethod.DIRECT, mips=MIPS)
     grid = grid_of(info, (256, 256, 256))
-    create_base(folder, config, grid)
-    populate_missing(folder, populate_plan(folder, grid, config))
-    finish_populate(folder, populate_plan(folder, grid, config))
+    Base(folder).create(config, grid)
+    populate_missing(populate_plan(Base(folder), grid, config))
+    finish_populate(populate_plan(Base(folder), grid, config))
     Fork(folder, GRAPH).create()
     SqliteTable("t", folder / "tables").create()
     return info.bounds
@@ -66,7 +66,7 @@ def empty_coarser_mips(folder: Path) -> None:
     store = Fork(folder, GRAPH).store()
     with store.transaction() as transaction:
         kv = store.kv.with_transaction(transaction)
-        for scale in read_base(folder).volume.scales[1:]:
+        for scale in Base(folder).info().volume.scales[1:]:
             for key in store.kv.list().result():
                 if key.startswith(f"{scale.key}/".encode()):
                     kv.write(key, None).result()

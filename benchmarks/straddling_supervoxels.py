@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 from scipy.ndimage import find_objects
@@ -108,9 +107,8 @@ def main() -> None:
             if options.verbose:
                 print(outcomes[-1], flush=True)
         report = verify(
-            SimpleNamespace(table=dataset.graph.table),
-            watershed_url=dataset.watershed_url,
-            graph_id=dataset.graph_id,
+            dataset.graph.table,
+            dataset.fork,
         )
     committed = [outcome for outcome in outcomes if outcome.reason == "committed"]
     scores, seconds = [o.score for o in committed], [o.seconds for o in committed]

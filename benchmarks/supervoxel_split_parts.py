@@ -42,7 +42,7 @@ from sv_pipeline.algorithms.voxel_cut import cut_mask
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout
-from sv_pipeline.segmentation.base.base import create_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
 from sv_pipeline.segmentation.fork.commit import EditCommit
 from sv_pipeline.segmentation.fork.fork import Fork
@@ -97,11 +97,11 @@ def prepare(folder: str, options: argparse.Namespace) -> dict[str, Any]:
     )
     open_volume(folder, writable=True).write(labels).result()
     config = OcdbtConfig(populate_layer=3, populate_method=PopulateMethod.DIRECT)
-    create_base(folder, config, grid)
-    plan = populate_plan(folder, grid, config)
+    Base(folder).create(config, grid)
+    plan = populate_plan(Base(folder), grid, config)
     for task in plan.missing:
-        populate_task(folder, plan, task)
-    finish_populate(folder, plan)
+        populate_task(plan, task)
+    finish_populate(plan)
     Fork(folder, "g").create()
     members = np.unique(labels[mask])
     return {"members": members, "edges": local_edges(labels, members, layout), "points": points + OFFSET, "grid": grid}

@@ -6,19 +6,37 @@ Accepts the keys of PyChunkedGraph's operators (``data_source``, ``graph_config`
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sv_pipeline.arguments import shown
 from sv_pipeline.config_errors import describe_errors
+from sv_pipeline.config_fields import (
+    MAX_TABLE_NAME,
+    Address,
+    ChunkAxis,
+    CloudName,
+    Folder,
+    Int,
+    LocalFolder,
+    NamePart,
+    Nanometres,
+    Source,
+    Voxel,
+    no_bool,
+)
 from sv_pipeline.errors import ConfigError
-from sv_pipeline.places import LOCK_SUFFIX, is_spec, local_folder, parse_folder, parse_source
+from sv_pipeline.event_receivers import Receiver, require_own_names
+from sv_pipeline.foreign_keys import without_foreign_keys
+from sv_pipeline.places import LOCK_SUFFIX, parse_folder
 from sv_pipeline.redaction import redacted, remember
 from sv_pipeline.yaml_files import read_yaml
 
@@ -37,65 +55,12 @@ __all__ = [
     "validate_graph_id",
 ]
 
+_logger = logging.getLogger(__name__)
+
 GRAPH_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,49}")
 RESERVED_GRAPH_IDS = frozenset({"base", "d", "parts", "manifest.ocdbt"})
-MAX_TABLE_NAME = 50
-"""Characters; Bigtable's limit."""
-MAX_CHUNK_AXIS = 1 << 16
-"""Voxels. Larger chunks fit into no memory, and lay out grids that fit into no number."""
-FARTHEST_VOXEL = 1 << 40
 SHORTEST_LOCK, LONGEST_LOCK = timedelta(seconds=1), timedelta(days=1)
 """A lock that expires sooner is lost before it can be renewed; one that expires later blocks others for nothing."""
-
-
-# -- kinds of values --------------------------------------------------------------------------------------------------
-
-
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("a number is needed, not true or false")  # noqa: TRY004 - pydantic takes ValueErrors
-    return value
-
-
-def _understood(parse: Any) -> Any:
-    """A check of a text by a parser of places; the text itself is kept."""
-
-    def check(text: str) -> str:
-        try:
-            parse(text)
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
-        return text
-
-    return check
-
-
-def _source(text: str) -> None:
-    if not is_spec(text):
-        parse_source(text)
-
-
-def _address(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if not host or any(c.isspace() or c == "/" for c in text) or not re.fullmatch(r"[0-9]{1,5}", port):
-        raise ValueError("an address is host:port")
-    if not 0 < int(port) < 1 << 16:
-        raise ValueError("a port is a number from 1 to 65535")
-    return text
-
-
-Int = Annotated[int, BeforeValidator(_no_bool)]
-ChunkAxis = Annotated[int, BeforeValidator(_no_bool), Field(gt=0, le=MAX_CHUNK_AXIS)]
-Nanometres = Annotated[float, BeforeValidator(_no_bool), Field(ge=1e-3, le=1e9, allow_inf_nan=False)]
-"""A size of a voxel. What is smaller was given in metres, or in millimetres."""
-Voxel = Annotated[int, BeforeValidator(_no_bool), Field(ge=-FARTHEST_VOXEL, le=FARTHEST_VOXEL)]
-Folder = Annotated[str, AfterValidator(_understood(parse_folder))]
-LocalFolder = Annotated[str, AfterValidator(_understood(local_folder))]
-Source = Annotated[str, AfterValidator(_understood(_source))]
-Address = Annotated[str, AfterValidator(_address)]
-CloudName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9:._-]*$", max_length=100)]
-"""Of a project or an instance of Google Cloud."""
-NamePart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]*$", max_length=MAX_TABLE_NAME)]
 
 
 def validate_graph_id(graph_id: str) -> str:
@@ -133,8 +98,17 @@ class DataSource(_Model):
     components: Folder | None = Field(default=None, alias="COMPONENTS")
     """Folder of ``components_x_y_z.proto``; default: ``<watershed>/components``."""
     data_version: Int = Field(default=4, alias="DATA_VERSION", ge=0, le=1 << 31)
+    cv_mip: Int = Field(default=0, alias="CV_MIP")
+    """Mip of the watershed volume that the graph is built of; only 0 can be used."""
     fill_missing: bool = Field(default=False, alias="FILL_MISSING")
     """Take storage chunks of the watershed volume that are not there for background, however many they are."""
+
+    @field_validator("cv_mip")
+    @classmethod
+    def _the_finest_mip(cls, value: int) -> int:
+        if value != 0:
+            raise ValueError(f"graphs are built of mip 0, not {value}; make a volume of its own of that mip")
+        return value
 
 
 class GraphConfig(_Model):
@@ -142,6 +116,7 @@ class GraphConfig(_Model):
 
     chunk_size: tuple[ChunkAxis, ChunkAxis, ChunkAxis] = Field(default=(256, 256, 512), alias="CHUNK_SIZE")
     fanout: Literal[2] = Field(default=2, alias="FANOUT")
+    layer_id_bits: Literal[8] = Field(default=8, alias="LAYER_ID_BITS")
     spatial_bits: Int = Field(default=10, alias="SPATIAL_BITS", ge=1, le=18)
     id_prefix: NamePart = Field(default="", alias="ID_PREFIX")
     root_lock_expiry: timedelta = Field(default=timedelta(minutes=3), alias="ROOT_LOCK_EXPIRY")
@@ -161,7 +136,7 @@ class GraphConfig(_Model):
                 return timedelta(**{str(k).lower(): v for k, v in value.items()})
             except (OverflowError, ValueError) as error:
                 raise ValueError(f"this is no time: {error}") from error
-        return _no_bool(value)
+        return no_bool(value)
 
     @field_validator("root_lock_expiry")
     @classmethod
@@ -246,6 +221,28 @@ class OcdbtConfig(_Model):
         """The compression as TensorStore writes it."""
         return None if self.compression_level is None else {"id": "zstd", "level": self.compression_level}
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the info file of a base holds: the values of the base itself, under PyChunkedGraph's names."""
+        names = ("populate_layer", "sv_split_threshold", "max_inline_value_bytes", "max_dst_chunk_shape")
+        return {"compression": self.compression, **self.model_dump(mode="json", include=set(names))}
+
+    def under(self, settings: Mapping[str, Any], where: str) -> OcdbtConfig:
+        """These values, except where an info file has others: those count. Its other keys are ignored.
+
+        Raises
+        ------
+        ConfigError
+            If a value of the info file cannot be used; names it, and the file (``where``).
+        """
+        known = {name: settings[name] for name in self.settings if name in settings}
+        own = self.model_dump(exclude={"compression_level", *known} if "compression" in known else known)
+        try:
+            return OcdbtConfig.model_validate({**own, **known})
+        except pydantic.ValidationError as error:
+            lines = "; ".join(describe_errors(OcdbtConfig, error))
+            raise ConfigError(f"{where} cannot be used: {lines}.", remedy="Correct that file.") from error
+
     def stored(self) -> dict[str, Any]:
         """What the graph's meta holds: PyChunkedGraph's keys under its own names, and ours, which it ignores."""
         own = self.model_dump(mode="json", exclude={"compression_level", "coordinator_address"})
@@ -322,6 +319,8 @@ class DatasetConfig(_Model):
     ingest: IngestOptions = Field(default_factory=IngestOptions)
     ingest_config: dict[str, Any] | None = None
     """PyChunkedGraph's section on its own workers; accepted, not used."""
+    events: tuple[Receiver, ...] = ()
+    """Who is told of finished edits."""
 
     @field_validator("graph_id")
     @classmethod
@@ -339,6 +338,12 @@ class DatasetConfig(_Model):
                 f"at most {MAX_TABLE_NAME} characters, not starting with '.' or '-'"
             )
         return self
+
+    @field_validator("events")
+    @classmethod
+    def _names_of_their_own(cls, value: tuple[Receiver, ...]) -> tuple[Receiver, ...]:
+        require_own_names(value)
+        return value
 
     @property
     def edges_url(self) -> str:
@@ -380,11 +385,16 @@ def load_config(path: str | Path, **overrides: Any) -> DatasetConfig:
     return parse_config({**raw, **overrides}, where=str(path))
 
 
-def parse_config(raw: dict[str, Any], *, where: str = "configuration") -> DatasetConfig:
-    """Validate a mapping; ConfigError names every field that is wrong. Secrets in it are masked from then on."""
+def parse_config(raw: dict[str, Any], *, where: str = "configuration", stored: bool = False) -> DatasetConfig:
+    """Validate a mapping; ConfigError names every field that is wrong. Secrets in it are masked from then on.
+
+    Keys of PyChunkedGraph's dataset files that have no meaning here are named in one line of the log, unless the
+    configuration is ``stored``: then they were named when it was given.
+    """
     remember(raw)
     try:
-        config = DatasetConfig.model_validate(raw)
+        known, foreign = without_foreign_keys(raw)
+        config = DatasetConfig.model_validate(known)
     except pydantic.ValidationError as error:
         lines = [f"  {line}" for line in describe_errors(DatasetConfig, error)]
         raise ConfigError(f"{where}: {len(lines)} field(s) cannot be used:\n" + "\n".join(lines)) from error
@@ -398,4 +408,6 @@ def parse_config(raw: dict[str, Any], *, where: str = "configuration") -> Datase
                 "and published to readers.",
                 remedy="Leave the secret out; credentials for a bucket come from the environment.",
             )
+    if foreign and not stored:
+        _logger.warning("%s: accepted, but without a meaning here: %s", where, ", ".join(foreign))
     return config

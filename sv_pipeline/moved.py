@@ -127,7 +127,6 @@ _TABLE = """
     segmentation.transfer segmentation.base.transfer
     segmentation.volume_info storage.volume_info
     segmentation.wall storage.wall
-    segmentation.workers segmentation.base.workers
     segmentation.write_probe segmentation.fork.write_probe
     table.bigtable_rows table.bigtable.rows
     table.bigtable_rpc table.bigtable.rpc

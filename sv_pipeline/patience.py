@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from sv_pipeline.environment import number_in
 
-__all__ = ["PATIENCE_VARIABLE", "Wait", "patience", "waiting_for"]
+__all__ = ["PATIENCE_VARIABLE", "UnansweredRequest", "patience", "waiting_for"]
 
 PATIENCE_VARIABLE = "SV_PIPELINE_PATIENCE"
 DEFAULT_SECONDS = 30.0
@@ -38,7 +38,7 @@ def patience() -> float:
 
 
 @dataclass
-class Wait:
+class UnansweredRequest:
     """One request that has not been answered."""
 
     what: str
@@ -58,12 +58,12 @@ class _Watch:
     """A thread that looks once a second at the requests of this process, and names those that take long."""
 
     def __init__(self) -> None:
-        self.waits: dict[int, Wait] = {}
+        self.waits: dict[int, UnansweredRequest] = {}
         self._thread: threading.Thread | None = None
         self._owner = 0
         self._lock = threading.Lock()
 
-    def add(self, wait: Wait) -> None:
+    def add(self, wait: UnansweredRequest) -> None:
         self.waits[id(wait)] = wait
         if self._thread is None or self._owner != os.getpid():
             with self._lock:
@@ -94,9 +94,9 @@ os.register_at_fork(after_in_child=_start_afresh)
 
 
 @contextmanager
-def waiting_for(what: str) -> Iterator[Wait]:
+def waiting_for(what: str) -> Iterator[UnansweredRequest]:
     """Name ``what`` in the log if the block takes long."""
-    wait = Wait(what)
+    wait = UnansweredRequest(what)
     _watch.add(wait)
     try:
         yield wait

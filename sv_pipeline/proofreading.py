@@ -24,7 +24,7 @@ from sv_pipeline.edits import (
     settled,
 )
 from sv_pipeline.edits.given_points import given_points, given_voxels
-from sv_pipeline.edits.made import about, asked_for, read_edit
+from sv_pipeline.edits.made import read_edit
 from sv_pipeline.edits.pointing import resolved, supervoxels_or_nearest, what_is_near
 from sv_pipeline.edits.requests import DEFAULT_REGION_MEMORY, user_or_default
 from sv_pipeline.edits.tokens import asks_for, edit_once, operation_of
@@ -37,7 +37,7 @@ from sv_pipeline.graph.lineage import Lineage, any_lineage
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.moments import Moment, parse_moment, parse_operation
-from sv_pipeline.operations.log import Operation
+from sv_pipeline.operations.log import Operation, about, asked_for
 from sv_pipeline.operations.pair import fitting, misfit_first
 from sv_pipeline.operations.refusal import bad_request
 from sv_pipeline.redaction import redacted

@@ -22,6 +22,7 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.places import is_spec, local_folder, parse_folder, parse_source
 from sv_pipeline.redaction import redacted_value
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv
 from sv_pipeline.storage.precomputed import VolumeInfo, read_info
@@ -51,6 +52,7 @@ _FREE_FIELDS = {
     ("ingest", "workers"),
     ("ingest", "chunks_per_batch"),
     ("ingest_config",),
+    ("events",),
     ("ocdbt_config", "coordinator_address"),
     ("data_source", "fill_missing"),
     ("source", "fill_missing"),
@@ -83,6 +85,11 @@ class Dataset:
     def watershed_url(self) -> str:
         """Folder of the watershed volume."""
         return kv.as_url(self.config.data_source.watershed)
+
+    @property
+    def base(self) -> Base:
+        """The voxels that the forks of this watershed share (they may not exist yet)."""
+        return Base(self.watershed_url)
 
     @property
     def fork(self) -> Fork:
@@ -158,7 +165,7 @@ class Registry:
             stored = json.loads(raw)
             # How to build it may have had other options once; what was built cannot change.
             stored["ingest"] = {k: v for k, v in stored["ingest"].items() if k in IngestOptions.model_fields}
-            return parse_config(stored, where=where)
+            return parse_config(stored, where=where, stored=True)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptionError(
                 f"{where} does not hold the configuration of a graph ({error}).",

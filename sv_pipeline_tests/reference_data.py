@@ -15,11 +15,12 @@ import networkx
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.config import DatasetConfig, parse_config
 from sv_pipeline.graph import edge_files as formats
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout
-from sv_pipeline.segmentation.base.base import create_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv
@@ -148,11 +149,11 @@ def build_dataset(
 def populate(config: DatasetConfig, grid: ChunkGrid) -> None:
     """Make and fill the base."""
     url = config.data_source.watershed
-    create_base(url, config.ocdbt_config, grid=grid)
-    plan = populate_plan(url, grid, config.ocdbt_config)
+    Base(url).create(config.ocdbt_config, grid=grid)
+    plan = populate_plan(Base(url), grid, config.ocdbt_config)
     for coordinate in plan.missing:
-        populate_task(url, plan, coordinate)
-    finish_populate(url, populate_plan(url, grid, config.ocdbt_config))
+        populate_task(plan, coordinate)
+    finish_populate(populate_plan(Base(url), grid, config.ocdbt_config))
 
 
 def _config(
@@ -212,7 +213,7 @@ def _write_edges(config, grid, layout, areas, label_of, objects):  # type: ignor
 
 def _edges(rows):  # type: ignore[no-untyped-def]
     first, second, affinities, areas = zip(*rows, strict=True) if rows else ([], [], [], [])
-    return formats.Edges(
+    return Edges(
         np.array(first, np.uint64),
         np.array(second, np.uint64),
         np.array(affinities, np.float32),

@@ -55,6 +55,76 @@ def test_an_operators_file_works_once_it_has_a_graph_id(tmp_path: Path) -> None:
     assert (config.ocdbt_config.compression_level, config.ocdbt_config.manifest_kind) == (5, "numbered")
 
 
+THEIRS = """
+graph_config:
+  ID: minnie
+  ROOT_COUNTERS: 8
+  LAYER_ID_BITS: 8
+  OVERWRITE: true
+data_source:
+  WATERSHED: gs://bucket/ws
+  CV_MIP: 0
+backend_client:
+  TYPE: bigtable
+  CONFIG: {PROJECT: p, INSTANCE: i, CREDENTIALS: /secret/key.json, MAX_ROW_KEY_COUNT: 10000}
+ocdbt_config:
+  enabled: true
+  populate_base: true
+  populate_layer: 3
+  sv_split_threshold: 10
+  compression: {id: zstd, level: 12}
+  max_inline_value_bytes: 4096
+  max_dst_chunk_shape: [128, 128, 64]
+ingest_config:
+  USE_RAW_EDGES: false
+"""
+
+
+def test_every_key_of_theirs_is_accepted_and_those_without_a_meaning_are_named_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "graph.yaml"
+    path.write_text(THEIRS)
+    config = load_config(path)
+    assert config.graph_id == "minnie"
+    assert config.ocdbt_config.compression == {"id": "zstd", "level": 12}
+    assert config.ocdbt_config.max_dst_chunk_shape == (128, 128, 64)
+    [line] = caplog.messages
+    assert set(line.split(": ")[-1].split(", ")) == {
+        "graph_config.ROOT_COUNTERS",
+        "graph_config.OVERWRITE",
+        "backend_client.CONFIG.CREDENTIALS",
+        "backend_client.CONFIG.MAX_ROW_KEY_COUNT",
+        "ocdbt_config.populate_base",
+        "ocdbt_config.sv_split_threshold",
+        "ingest_config",
+    }
+    caplog.clear()
+    stored = config.model_dump(mode="json", by_alias=True)
+    assert "secret" not in str(stored)
+    assert parse_config(stored, stored=True) == config
+    assert not caplog.messages
+
+
+def test_a_graph_id_counts_more_than_their_name_of_the_graph() -> None:
+    assert parsed(graph_config={"ID": "other"}).graph_id == "g"
+    assert load_named({"ID": "other"}).graph_id == "other"
+
+
+def load_named(graph_config: dict[str, Any]) -> DatasetConfig:
+    return parse_config({"data_source": {"WATERSHED": "/ws"}, "graph_config": graph_config})
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"), [("data_source", "CV_MIP", 1), ("graph_config", "LAYER_ID_BITS", 7)]
+)
+def test_values_of_theirs_that_would_change_the_graph_are_refused(section: str, key: str, value: int) -> None:
+    raw: dict[str, Any] = {"graph_id": "g", "data_source": {"WATERSHED": "/ws"}}
+    raw[section] = {**raw.get(section, {}), key: value}
+    with pytest.raises(ConfigError, match=key):
+        parse_config(raw)
+
+
 def test_a_dump_reads_back_as_the_same_configuration(tmp_path: Path) -> None:
     config = parse_config({"graph_id": "g", **yaml.safe_load(OPERATORS_FILE)})
     assert parse_config(config.model_dump(mode="json", by_alias=True)) == config

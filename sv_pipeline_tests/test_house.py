@@ -16,9 +16,9 @@ FLOORS = """
     errors
     environment json_texts
     waiting patience processes defects ids yaml_files grid
-    arguments
+    arguments posts
     moments places
-    config_errors
+    config_errors config_fields foreign_keys event_receivers
     config
     algorithms storage table
     demo segmentation.base

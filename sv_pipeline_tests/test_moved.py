@@ -41,7 +41,7 @@ def test_former_imports_work_in_a_script() -> None:
     code = """
 from sv_pipeline.segmentation.pending import lag_of
 from sv_pipeline.segmentation.fork import Fork
-from sv_pipeline.segmentation.base import read_base
+from sv_pipeline.segmentation.base import BaseInfo
 from sv_pipeline.segmentation import kv, specs, fork
 from sv_pipeline.table.sqlite import SqliteTable
 from sv_pipeline.table.bigtable import BigtableTable

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from sv_pipeline.ids import UInt64Array
 
-__all__ = ["Fault", "as_stored", "edge_faults", "repeated", "unusable_affinities", "usable_affinities"]
+__all__ = ["BrokenRule", "as_stored", "edge_faults", "repeated", "unusable_affinities", "usable_affinities"]
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -28,7 +28,7 @@ STRONGEST = np.finfo(np.float32).max
 """Affinity of an edge that says inf but is none of those that may."""
 
 
-class Fault(NamedTuple):
+class BrokenRule(NamedTuple):
     """Edges that break one rule."""
 
     text: str
@@ -75,13 +75,13 @@ def repeated(pairs: UInt64Array, files: UInt64Array | None = None) -> BoolArray:
 
 def edge_faults(
     pairs: UInt64Array, affinities: npt.NDArray[np.float32], areas: UInt64Array, cross: BoolArray
-) -> list[Fault]:
+) -> list[BrokenRule]:
     """The rules that edges break by themselves, repeats aside; arrays of shape (n, 2), (n,), (n,), (n,)."""
     unusable = unusable_affinities(affinities, cross)
     found = [
-        Fault("its affinity is not a finite number of at least 0", unusable & ~cross & ~(affinities == np.inf)),
-        Fault("cross edges, and only they, have affinity inf", unusable & (cross | (affinities == np.inf))),
-        Fault("its area is 2^63 or more, a negative number that was cast", areas >= AREA_LIMIT),
-        Fault("it joins a supervoxel to itself", pairs[:, 0] == pairs[:, 1]),
+        BrokenRule("its affinity is not a finite number of at least 0", unusable & ~cross & ~(affinities == np.inf)),
+        BrokenRule("cross edges, and only they, have affinity inf", unusable & (cross | (affinities == np.inf))),
+        BrokenRule("its area is 2^63 or more, a negative number that was cast", areas >= AREA_LIMIT),
+        BrokenRule("it joins a supervoxel to itself", pairs[:, 0] == pairs[:, 1]),
     ]
     return [fault for fault in found if fault.edges.any()]

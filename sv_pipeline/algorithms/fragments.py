@@ -122,11 +122,6 @@ class FragmentPlan:
         """All members, sorted."""
         return np.union1d(self.kept, self.split_ids)
 
-    @property
-    def fragment_voxels(self) -> IntArray:
-        """Those of ``voxels`` that change, sorted."""
-        return self.voxels[self.node_of_voxel < len(self)]
-
     def coordinates(self, voxels: IntArray) -> IntArray:
         """Absolute (x, y, z) of running indices, shape (n, 3)."""
         places = np.unravel_index(voxels, self.box.shape, order="F")

@@ -107,10 +107,6 @@ class PyramidGeometry:
                 result.append(array)
         return result
 
-    def chunk_count(self, mip: int, array: IntArray) -> int:
-        """Storage chunks of ``mip`` that boxes touch."""
-        return len(parts_by_chunk(array, self.levels[mip].chunk_size, hull=True)[0])
-
     def bytes_whole(self, array: IntArray) -> int:
         """Memory that these boxes of the base mip need, with all their coarser mips, if everything is held at once."""
         affected = self.affected(array)

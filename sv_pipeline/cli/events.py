@@ -1,12 +1,19 @@
-"""The command that shows the edit feed of a graph."""
+"""The command that shows the edit feed of a graph, and delivers it."""
 
 from __future__ import annotations
 
 import json
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
 
-from sv_pipeline.cli.output import Finite
+from sv_pipeline.cli.output import Finite, print_json
+
+if TYPE_CHECKING:
+    from sv_pipeline.feed.event import EditEvent
+    from sv_pipeline.registry import Dataset
 
 __all__ = ["events"]
 
@@ -14,7 +21,7 @@ __all__ = ["events"]
 @click.command()
 @click.argument("graph")
 @click.option("--since", type=click.IntRange(0), metavar="OPERATION", help="Only what follows the event of OPERATION.")
-@click.option("--follow", is_flag=True, help="Stay, and show events as edits finish. Without --since: new ones only.")
+@click.option("--follow", is_flag=True, help="Stay, and go on as edits finish. Without --since: new ones only.")
 @click.option(
     "--interval",
     type=Finite(0.05, 3600),
@@ -30,24 +37,108 @@ __all__ = ["events"]
     show_default=True,
     help="With --json: all that is known; or the attributes and the payload of PyChunkedGraph's message.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, for scripts.")
+@click.option("--deliver", is_flag=True, help="Deliver events to the graph's receivers, instead of showing them.")
+@click.option("--receivers", is_flag=True, help="Show how far each receiver is; nothing is delivered.")
+@click.option(
+    "--move",
+    "moved",
+    nargs=2,
+    type=(str, click.IntRange(0)),
+    metavar="RECEIVER NUMBER",
+    help="Let a receiver go on after the event with this number: back, or past one that it refuses.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts; one object a line for events.")
 @click.pass_obj
 def events(
-    home: str, graph: str, since: int | None, interval: float, form: str, *, follow: bool, as_json: bool
+    home: str,
+    graph: str,
+    since: int | None,
+    interval: float,
+    form: str,
+    moved: tuple[str, int] | None,
+    *,
+    follow: bool,
+    deliver: bool,
+    receivers: bool,
+    as_json: bool,
 ) -> None:
     """Show the finished edits of GRAPH, each after those that it builds on, whatever software made them."""
-    from sv_pipeline.feed.event import EventFormat
-    from sv_pipeline.feed.reading import events_after, latest_number, number_after
+    if sum((deliver, receivers, moved is not None, since is not None)) > 1:
+        raise click.UsageError("--since, --deliver, --receivers and --move exclude each other.")
     from sv_pipeline.registry import open_dataset
 
-    chunked = open_dataset(graph, home).graph
-    number = latest_number(chunked) if follow and since is None else number_after(chunked, since or 0)
-    for event in events_after(chunked, number, follow=follow, interval=interval):
-        if not as_json:
-            line = str(event)
-        elif form == EventFormat.SV_PIPELINE:
-            line = json.dumps(event.to_dict())
-        else:
-            message = event.message(EventFormat(form))
-            line = json.dumps({"attributes": message.attributes, "payload": message.payload})
-        click.echo(line)
+    dataset = open_dataset(graph, home)
+    if deliver:
+        _deliver(dataset, interval, follow=follow)
+    elif receivers:
+        _show_receivers(dataset, as_json=as_json)
+    elif moved is not None:
+        _move(dataset, *moved)
+    else:
+        _show(dataset, since, interval, form if as_json else "", follow=follow)
+
+
+def _show(dataset: Dataset, since: int | None, interval: float, form: str, *, follow: bool) -> None:
+    from sv_pipeline.feed.reading import events_after, latest_number, number_after
+
+    graph = dataset.graph
+    number = latest_number(graph) if follow and since is None else number_after(graph, since or 0)
+    for event in events_after(graph, number, follow=follow, interval=interval):
+        click.echo(_line(event, form))
+
+
+def _line(event: EditEvent, form: str) -> str:
+    from sv_pipeline.event_receivers import EventFormat
+
+    if not form:
+        return str(event)
+    if form == EventFormat.SV_PIPELINE:
+        return json.dumps(event.to_dict())
+    message = event.message(EventFormat(form))
+    return json.dumps({"attributes": message.attributes, "payload": message.payload})
+
+
+def _deliver(dataset: Dataset, interval: float, *, follow: bool) -> None:
+    from sv_pipeline.errors import UnavailableError
+    from sv_pipeline.feed.receivers import deliver_to_all
+
+    said: dict[str, str] = {}
+    while True:
+        outcomes = deliver_to_all(dataset)
+        for outcome in outcomes:
+            if outcome.delivered or said.get(outcome.receiver) != str(outcome):
+                said[outcome.receiver] = str(outcome)
+                click.echo(str(outcome))
+        if not follow:
+            failed = [outcome.receiver for outcome in outcomes if outcome.error]
+            if failed:
+                raise UnavailableError(f"not all events were delivered: {', '.join(failed)} did not take them.")
+            if not any(outcome.behind for outcome in outcomes):
+                return
+        time.sleep(interval)
+
+
+def _show_receivers(dataset: Dataset, *, as_json: bool) -> None:
+    from sv_pipeline.feed.receivers import status_of_receivers
+
+    found = status_of_receivers(dataset)
+    if as_json:
+        print_json(found)
+        return
+    for one in found:
+        since = one["failing_since"]
+        failing = "" if since is None else f", failing since {datetime.fromtimestamp(since, UTC):%Y-%m-%d %H:%M:%S}"
+        state = "not registered yet" if one["number"] is None else f"has {one['number']} of {one['of']} events"
+        click.echo(f"{one['receiver']} ({one['to']}): {state}{failing}")
+        if one["error"]:
+            click.echo(f"  {one['error']}")
+    if not found:
+        click.echo(f"graph {dataset.graph_id} has no receivers: name some in the section 'events' of its YAML.")
+
+
+def _move(dataset: Dataset, name: str, number: int) -> None:
+    from sv_pipeline.feed.delivery import move_to
+    from sv_pipeline.feed.receivers import receiver_named
+
+    move_to(dataset.graph.table, receiver_named(dataset, name), number)
+    click.echo(f"{name}: goes on after event {number}")

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import click
 
-from sv_pipeline.cli.output import json_option, print_json
+from sv_pipeline.cli.output import graph_id_option, json_option, print_json
 
 __all__ = ["attach", "list_graphs"]
 
 
 @click.command()
 @click.argument("config", type=click.Path(dir_okay=False))
+@graph_id_option
 @click.pass_obj
-def attach(home: str, config: str) -> None:
+def attach(home: str, config: str, graph_id: str | None) -> None:
     """Make the graph of CONFIG known, whose table exists already (built elsewhere, or by PyChunkedGraph)."""
     from sv_pipeline.config import load_config
     from sv_pipeline.ingest import stages
 
-    dataset = stages.attach(load_config(config), home)
+    dataset = stages.attach(load_config(config, **({"graph_id": graph_id} if graph_id else {})), home)
     click.echo(f"{dataset.graph_id}: {dataset.grid.n_layers} layers, {dataset.grid.count(2):,} chunks")
 
 

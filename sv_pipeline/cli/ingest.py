@@ -6,7 +6,7 @@ import re
 
 import click
 
-from sv_pipeline.cli.output import ProgressBars, json_option, print_json, status_table
+from sv_pipeline.cli.output import ProgressBars, graph_id_option, json_option, print_json, status_table
 from sv_pipeline.config import IngestMode, load_config
 from sv_pipeline.progress import Progress
 
@@ -36,9 +36,19 @@ def _layers(text: str | None) -> list[int] | None:
 )
 @click.option("--layers", metavar="2-4", help="Only these layers (no fork then). Default: all.")
 @click.option("--workers", type=click.IntRange(1), help="Processes to use. Default: what the configuration says.")
+@graph_id_option
 @json_option
 @click.pass_obj
-def ingest(home: str, config: str, mode: str | None, layers: str | None, workers: int | None, *, as_json: bool) -> None:
+def ingest(
+    home: str,
+    config: str,
+    mode: str | None,
+    layers: str | None,
+    workers: int | None,
+    graph_id: str | None,
+    *,
+    as_json: bool,
+) -> None:
     """Build the graph that CONFIG (a dataset YAML) describes, as far as it is not built yet.
 
     Interrupted or failed? Run the same command again: only unfinished chunks are done.
@@ -46,7 +56,7 @@ def ingest(home: str, config: str, mode: str | None, layers: str | None, workers
     from sv_pipeline.ingest import run, stages
     from sv_pipeline.reports.status import graph_status
 
-    dataset = stages.register(load_config(config), home)
+    dataset = stages.register(load_config(config, **({"graph_id": graph_id} if graph_id else {})), home)
     chosen = IngestMode(mode) if mode else None
     if as_json:
         run.ingest(dataset, mode=chosen, layers=_layers(layers), workers=workers, progress=Progress())

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from sv_pipeline.reports.status import GraphStatus
 
-__all__ = ["Finite", "ProgressBars", "json_option", "operations_table", "print_json", "status_table"]
+__all__ = ["Finite", "ProgressBars", "graph_id_option", "json_option", "operations_table", "print_json", "status_table"]
 
 
 class Finite(click.FloatRange):
@@ -42,6 +42,11 @@ class Finite(click.FloatRange):
         return number
 
 
+graph_id_option = click.option(
+    "--graph-id",
+    metavar="NAME",
+    help="Name of the graph, for a CONFIG without one, such as those of PyChunkedGraph.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 
 

@@ -5,7 +5,7 @@ import dagster as dg
 from sv_pipeline.defs.edits import GRAPH_TAG, OPERATION_TAG, merge_job, redo_job, split_job, undo_job
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.errors import SvPipelineError
-from sv_pipeline.operations.log import OperationStatus, read_operations
+from sv_pipeline.operations.log import OperationStatus, find_operation
 from sv_pipeline.operations.standing import read_standing
 from sv_pipeline.operations.unfinished import read_unfinished
 from sv_pipeline.reports.alerts import alerts_from_environment
@@ -58,8 +58,8 @@ def standing_after_failure(pipeline: PipelineResource, graph_id: str, operation_
     graph = pipeline.dataset(graph_id).graph
     if read_unfinished(graph, operation_id) is not None:
         return read_standing(graph, operation_id)
-    found = read_operations(graph, [operation_id])
-    complete = bool(found) and found[0].status is OperationStatus.SUCCESS
+    found = find_operation(graph, operation_id)
+    complete = found is not None and found.status is OperationStatus.SUCCESS
     return read_standing(graph, operation_id) if complete else ""
 
 

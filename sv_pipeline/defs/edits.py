@@ -35,13 +35,13 @@ GRAPH_TAG, OPERATION_TAG = "sv/graph_id", "sv/op_id"
 TAGS = {"dagster/max_retries": "0"}
 
 
-class GraphConfig(dg.Config):
+class GraphChoice(dg.Config):
     """Which graph."""
 
     graph_id: str = Field(description="A registered graph.")
 
 
-class PointsConfig(GraphConfig):
+class PointsConfig(GraphChoice):
     """The two sides of an edit."""
 
     source: list[list[int]] = Field(
@@ -84,7 +84,7 @@ class EditConfig(PointsConfig):
     user: str = Field(default="", description="Who edits, for the log. Default: the user that the worker runs as.")
 
 
-class RevertConfig(GraphConfig):
+class RevertConfig(GraphChoice):
     """An operation to take back, or to make again."""
 
     operation: int = Field(description="Id of the operation, as the log and the run's tags show it.")
@@ -185,7 +185,7 @@ def commit_redo(context: dg.OpExecutionContext, pipeline: PipelineResource, conf
 
 
 @dg.op(ins={"committed": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing))
-def report(context: dg.OpExecutionContext, pipeline: PipelineResource, config: GraphConfig) -> None:
+def report(context: dg.OpExecutionContext, pipeline: PipelineResource, config: GraphChoice) -> None:
     """What the edit did: numbers, and pictures before and after it."""
     with explained_failures():
         graph = pipeline.open(config.graph_id)
@@ -238,7 +238,7 @@ def _each(config: dg.Config, **ops: type[dg.Config]) -> dict[str, Any]:
 def split_config(request: SplitConfig) -> dict[str, Any]:
     """One configuration for all stages of a split."""
     return _each(
-        request, look_up=PointsConfig, preview=SplitPreviewConfig, commit_split=SplitConfig, report=GraphConfig
+        request, look_up=PointsConfig, preview=SplitPreviewConfig, commit_split=SplitConfig, report=GraphChoice
     )
 
 
@@ -251,19 +251,19 @@ def preview_config(request: SplitPreviewConfig) -> dict[str, Any]:
 @dg.config_mapping
 def merge_config(request: EditConfig) -> dict[str, Any]:
     """One configuration for all stages of a merge."""
-    return _each(request, look_up=PointsConfig, commit_merge=EditConfig, report=GraphConfig)
+    return _each(request, look_up=PointsConfig, commit_merge=EditConfig, report=GraphChoice)
 
 
 @dg.config_mapping
 def undo_config(request: RevertConfig) -> dict[str, Any]:
     """One configuration for both stages of an undo."""
-    return _each(request, commit_undo=RevertConfig, report=GraphConfig)
+    return _each(request, commit_undo=RevertConfig, report=GraphChoice)
 
 
 @dg.config_mapping
 def redo_config(request: RevertConfig) -> dict[str, Any]:
     """One configuration for both stages of a redo."""
-    return _each(request, commit_redo=RevertConfig, report=GraphConfig)
+    return _each(request, commit_redo=RevertConfig, report=GraphChoice)
 
 
 # The stages follow one another, so one process does them all: a person waits for the result.

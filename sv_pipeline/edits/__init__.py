@@ -1,6 +1,6 @@
 """Edits of a graph, from the request to the commit: merges, splits, undo, redo. Knows no Dagster."""
 
-from sv_pipeline.edits.as_of import leaves_at, milliseconds_of, segmentation_at
+from sv_pipeline.edits.as_of import milliseconds_of, segmentation_at
 from sv_pipeline.edits.history import redo, undo
 from sv_pipeline.edits.merging import MergePreview, merge, preview_merge
 from sv_pipeline.edits.requests import MergeRequest, Points, SplitRequest
@@ -24,7 +24,6 @@ __all__ = [
     "SplitPreview",
     "SplitRequest",
     "announced",
-    "leaves_at",
     "merge",
     "milliseconds_of",
     "preview_merge",

@@ -6,21 +6,17 @@ segmentation of that time shows for it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import tensorstore as ts
 
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.hierarchy import Time, milliseconds
-from sv_pipeline.graph.queries import leaves, roots
+from sv_pipeline.graph.hierarchy import milliseconds
 from sv_pipeline.grid import Box
 from sv_pipeline.moments import Moment, epoch_milliseconds, parse_moment
-from sv_pipeline.operations.log import OperationStatus, read_operations
+from sv_pipeline.operations.log import OperationStatus, find_operation
 from sv_pipeline.operations.refusal import bad_request
-from sv_pipeline.table.columns import Ragged
 
-__all__ = ["Moment", "leaves_at", "milliseconds_of", "segmentation_at"]
+__all__ = ["Moment", "milliseconds_of", "segmentation_at"]
 
 
 def milliseconds_of(graph: ChunkedGraph, moment: Moment) -> int:
@@ -37,13 +33,13 @@ def milliseconds_of(graph: ChunkedGraph, moment: Moment) -> int:
         known = parse_moment(moment)
     if not isinstance(known, int):
         return epoch_milliseconds(known)
-    found = read_operations(graph, [known])
-    if not found or found[0].status is not OperationStatus.SUCCESS or found[0].timestamp is None:
+    found = find_operation(graph, known)
+    if found is None or found.status is not OperationStatus.SUCCESS or found.timestamp is None:
         raise NotFoundError(
             f"operation {known} of graph {graph.graph_id!r} was never made: it is no moment to look back to.",
             remedy="List the operations; those with status SUCCESS count.",
         )
-    return milliseconds(found[0].timestamp) or 0
+    return milliseconds(found.timestamp) or 0
 
 
 def segmentation_at(graph: ChunkedGraph, moment: Moment, *, within: Box | None = None) -> ts.TensorStore:
@@ -55,8 +51,3 @@ def segmentation_at(graph: ChunkedGraph, moment: Moment, *, within: Box | None =
     time = milliseconds_of(graph, moment)
     generation = graph.fork.generation_at(time, within=within)
     return graph.fork.open(version=generation)
-
-
-def leaves_at(graph: ChunkedGraph, supervoxels: Any, at: Time) -> Ragged:
-    """The supervoxels, at that moment, of the object that each supervoxel was part of at a moment."""
-    return leaves(graph, roots(graph, supervoxels, at=at))

@@ -15,6 +15,7 @@ edits joined the ends elsewhere, that is refused, too; but for the redo of a spl
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -26,21 +27,22 @@ from sv_pipeline.edits.plan.removal import plan_removal
 from sv_pipeline.edits.plan.supervoxel_undo import UndoOfSplit, plan_undo_of_split
 from sv_pipeline.edits.plan.workspace import Workspace
 from sv_pipeline.edits.requests import Points, SplitRequest
-from sv_pipeline.edits.session import Resumption, checked, run_edit
-from sv_pipeline.edits.splitting import plan_split
+from sv_pipeline.edits.session import Edit, Resumption, run_edit
+from sv_pipeline.edits.splitting import Split
 from sv_pipeline.edits.write.commit import CommittedEdit
 from sv_pipeline.edits.write.locking import LockPatience
+from sv_pipeline.errors import NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edges import replaced
 from sv_pipeline.graph.hierarchy import read_ancestor_matrix
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.moments import parse_operation
-from sv_pipeline.operations.log import Operation, OperationStatus, read_operations
+from sv_pipeline.operations.log import Operation, OperationStatus, chain, read_operation
 from sv_pipeline.operations.pair import misfit_first
 from sv_pipeline.operations.refusal import EditRefused, Reason, bad_request
 from sv_pipeline.operations.successors import names_of_today
-from sv_pipeline.operations.undo_chain import Incarnation, about, latest_incarnation
+from sv_pipeline.operations.undo_chain import EffectiveSplit, effective_split
 from sv_pipeline.operations.writing import read_activated, read_still_one_object, read_supervoxels
 from sv_pipeline.table import columns
 from sv_pipeline.table.interface import SetCell
@@ -127,6 +129,10 @@ class _Run:
     resumption: Resumption | None
     allow_partial: bool
 
+    def edit(self, graph: ChunkedGraph, edit: Edit) -> CommittedEdit:
+        """Run an edit so."""
+        return run_edit(graph, edit, patience=self.patience, resumption=self.resumption)
+
 
 def _revert(graph: ChunkedGraph, operation_id: int, user: str, run: _Run, *, undo_it: bool) -> CommittedEdit:
     with bad_request():
@@ -139,29 +145,25 @@ def _revert(graph: ChunkedGraph, operation_id: int, user: str, run: _Run, *, und
         if not len(record):
             request = _request(graph, operation, user, undo_it=undo_it, allow_partial=run.allow_partial)
         else:
-            found = latest_incarnation(graph, operation, record)
+            found = effective_split(graph, operation, record)
     if len(record):
         revert = _undo_split if undo_it else _redo_split
         return revert(graph, found, user, run)
-    return run_edit(
-        graph,
-        request,
-        _plan,
-        prepare=lambda r: _of_living_supervoxels(graph, r),
-        log_cells=lambda r: _log_cells(r.kind, r.user, r.operation_id),
-        patience=run.patience,
-        resumption=run.resumption,
-    )
+    return run.edit(graph, _RevertOfEdges(request))
 
 
 def _followed(graph: ChunkedGraph, operation_id: int, *, undo_it: bool) -> tuple[Operation, bool]:
     """What an undo or redo is about in the end, and whether that is undone or made again."""
-    operation = _successful(graph, operation_id)
-    while operation.kind in ("undo", "redo"):
-        if operation.kind == "redo" and columns.SOURCE_COORDINATES.newest(operation.row) is not None:
-            break  # points were split again: a split of its own, whether it took supervoxels or edges
-        undo_it = undo_it if operation.kind == "redo" else not undo_it
-        operation = _successful(graph, about(operation))
+    try:
+        for operation in chain(graph, read_operation(graph, operation_id)):
+            _check_success(operation)
+            # Points that were split again are a split of its own, whether it took supervoxels or edges.
+            again = operation.kind == "redo" and columns.SOURCE_COORDINATES.newest(operation.row) is not None
+            if again or operation.kind not in ("undo", "redo"):
+                break
+            undo_it = undo_it if operation.kind == "redo" else not undo_it
+    except NotFoundError as error:
+        raise EditRefused(Reason.NOTHING_TO_UNDO, error.message, remedy="The log lists all of them.") from error
     return operation, undo_it
 
 
@@ -196,7 +198,7 @@ def _parted_nothing(graph: ChunkedGraph, operation: Operation) -> bool:
 # -- splits of supervoxels --------------------------------------------------------------------------------------------
 
 
-def _undo_split(graph: ChunkedGraph, found: Incarnation, user: str, run: _Run) -> CommittedEdit:
+def _undo_split(graph: ChunkedGraph, found: EffectiveSplit, user: str, run: _Run) -> CommittedEdit:
     target = found.operation.operation_id
     _refuse_overlapped(found)
     if found.undone_by is not None:
@@ -207,24 +209,29 @@ def _undo_split(graph: ChunkedGraph, found: Incarnation, user: str, run: _Run) -
         )
     removed = columns.REMOVED_EDGES.newest(found.operation.row)
     edges = np.zeros((0, 2), np.uint64) if removed is None else removed.astype(np.uint64)
+    return run.edit(graph, _FragmentsJoined(UndoOfSplit(user, target, found.record, edges)))
 
-    def prepare(request: UndoOfSplit) -> UndoOfSplit:
-        if replaced(graph, request.record[:, 1]).any():
+
+@dataclass(frozen=True, eq=False)
+class _FragmentsJoined:
+    """The undo of a split that took supervoxels."""
+
+    request: UndoOfSplit
+
+    def prepare(self, graph: ChunkedGraph) -> Self:
+        if replaced(graph, self.request.record[:, 1]).any():
+            target = self.request.operation_id
             raise EditRefused(Reason.OVERLAPPED, f"operation {target} is just being changed.", repeat="Try again.")
-        return replace(request, edges=_edges_of_today(graph, request.edges))
+        return replace(self, request=replace(self.request, edges=_edges_of_today(graph, self.request.edges)))
 
-    return run_edit(
-        graph,
-        UndoOfSplit(user, target, found.record, edges),
-        plan_undo_of_split,
-        prepare=prepare,
-        log_cells=lambda r: _log_cells("undo", r.user, r.operation_id),
-        patience=run.patience,
-        resumption=run.resumption,
-    )
+    def plan(self, workspace: Workspace) -> EditPlan:
+        return plan_undo_of_split(workspace, self.request)
+
+    def log(self, _graph: ChunkedGraph) -> list[SetCell]:
+        return _log_cells("undo", self.request.user, self.request.operation_id)
 
 
-def _redo_split(graph: ChunkedGraph, found: Incarnation, user: str, run: _Run) -> CommittedEdit:
+def _redo_split(graph: ChunkedGraph, found: EffectiveSplit, user: str, run: _Run) -> CommittedEdit:
     target = found.operation.operation_id
     _refuse_overlapped(found)
     if found.undone_by is None:
@@ -234,18 +241,26 @@ def _redo_split(graph: ChunkedGraph, found: Incarnation, user: str, run: _Run) -
             remedy="Undo it to take it back.",
         )
     volume = graph.fork.open()
-    return run_edit(
-        graph,
-        _same_points(found.operation, user, allow_partial=run.allow_partial or _parted_nothing(graph, found.operation)),
-        _plan_split_again,
-        prepare=lambda r: checked(graph, r, volume),
-        log_cells=lambda r: [*_log_cells("redo", r.user, target), *_point_cells(r)],
-        patience=run.patience,
-        resumption=run.resumption,
-    )
+    allow_partial = run.allow_partial or _parted_nothing(graph, found.operation)
+    request = _same_points(found.operation, user, allow_partial=allow_partial)
+    return run.edit(graph, _SplitAgain(request, volume, target))
 
 
-def _refuse_overlapped(found: Incarnation) -> None:
+@dataclass(frozen=True, eq=False)
+class _SplitAgain(Split):
+    """The redo of a split that took supervoxels."""
+
+    target: int = 0
+    """The operation that is made again."""
+
+    def plan(self, workspace: Workspace) -> EditPlan:
+        return replace(super().plan(workspace), kind="redo")
+
+    def log(self, _graph: ChunkedGraph) -> list[SetCell]:
+        return [*_log_cells("redo", self.request.user, self.target), *_point_cells(self.request)]
+
+
+def _refuse_overlapped(found: EffectiveSplit) -> None:
     if found.overlapped_by:
         names = ", ".join(map(str, found.overlapped_by))
         raise EditRefused(
@@ -272,10 +287,6 @@ def _same_points(operation: Operation, user: str, *, allow_partial: bool) -> Spl
     return SplitRequest(user, *sides, offset=(x, y, z), disallow_isolating_cut=False, allow_partial=allow_partial)
 
 
-def _plan_split_again(workspace: Workspace, request: SplitRequest) -> EditPlan:
-    return replace(plan_split(workspace, request), kind="redo")
-
-
 def _point_cells(request: SplitRequest) -> list[SetCell]:
     cells = [columns.BOUNDING_BOX_OFFSET.set(np.asarray(request.offset, np.int64))]
     for points, column in (
@@ -290,28 +301,34 @@ def _point_cells(request: SplitRequest) -> list[SetCell]:
 # -- edges ------------------------------------------------------------------------------------------------------------
 
 
-def _successful(graph: ChunkedGraph, operation_id: int) -> Operation:
-    found = read_operations(graph, [operation_id])
-    if not found:
-        raise EditRefused(
-            Reason.NOTHING_TO_UNDO, f"there is no operation {operation_id}.", remedy="The log lists all of them."
-        )
-    if found[0].status is not OperationStatus.SUCCESS:
-        status = found[0].status.name if found[0].status is not None else "without status"
+def _check_success(operation: Operation) -> None:
+    if operation.status is not OperationStatus.SUCCESS:
+        status = operation.status.name if operation.status is not None else "without status"
         raise EditRefused(
             Reason.NOTHING_TO_UNDO,
-            f"operation {operation_id} is {status}; only what succeeded can be undone or redone.",
+            f"operation {operation.operation_id} is {status}; only what succeeded can be undone or redone.",
             remedy="The log lists what was made.",
         )
-    return found[0]
 
 
-def _of_living_supervoxels(graph: ChunkedGraph, request: RevertRequest) -> RevertRequest:
-    """Without edges of supervoxels that were split since."""
-    edges = _edges_of_today(graph, request.edges)
-    if not len(edges):
-        raise _nothing(request)
-    return replace(request, edges=edges)
+@dataclass(frozen=True, eq=False)
+class _RevertOfEdges:
+    """The undo or redo of an operation that took edges alone."""
+
+    request: RevertRequest
+
+    def prepare(self, graph: ChunkedGraph) -> Self:
+        """Without edges of supervoxels that were split since."""
+        edges = _edges_of_today(graph, self.request.edges)
+        if not len(edges):
+            raise _nothing(self.request)
+        return replace(self, request=replace(self.request, edges=edges))
+
+    def plan(self, workspace: Workspace) -> EditPlan:
+        return _plan(workspace, self.request)
+
+    def log(self, _graph: ChunkedGraph) -> list[SetCell]:
+        return _log_cells(self.request.kind, self.request.user, self.request.operation_id)
 
 
 def _edges_of_today(graph: ChunkedGraph, edges: UInt64Array) -> UInt64Array:

@@ -7,26 +7,15 @@ from dataclasses import fields
 import numpy as np
 
 from sv_pipeline.edits import CommittedEdit
-from sv_pipeline.errors import InputError, NotFoundError
+from sv_pipeline.errors import InputError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import milliseconds
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.operations.log import Operation, OperationStatus, read_operations
+from sv_pipeline.operations.log import Operation, OperationStatus, read_operation
 from sv_pipeline.operations.writing import read_still_one_object, read_supervoxels
 from sv_pipeline.table import columns, keys
 
-__all__ = ["about", "asked_for", "read_edit", "read_operation"]
-
-
-def read_operation(graph: ChunkedGraph, operation_id: int) -> Operation:
-    """One row of the operation log; NotFoundError if there is none."""
-    found = read_operations(graph, [operation_id])
-    if not found:
-        raise NotFoundError(
-            f"graph {graph.graph_id!r} has no operation {operation_id}.",
-            remedy=f"'sv-pipeline ops {graph.graph_id}' lists them.",
-        )
-    return found[0]
+__all__ = ["read_edit"]
 
 
 def read_edit(graph: ChunkedGraph, operation_id: int) -> CommittedEdit:
@@ -53,20 +42,6 @@ def read_edit(graph: ChunkedGraph, operation_id: int) -> CommittedEdit:
         supervoxels=read_supervoxels(graph.table, operation_id)[:, :2],
         still_one_object=bool(read_still_one_object(graph.table, [operation_id])),
     )
-
-
-def about(operation: Operation) -> int | None:
-    """The operation that an undo or redo names; None for others."""
-    found = [columns.UNDO_OPERATION_ID.newest(operation.row), columns.REDO_OPERATION_ID.newest(operation.row)]
-    return next((i for i in found if i), None)
-
-
-def asked_for(graph: ChunkedGraph, operation_id: int) -> Operation:
-    """The merge or split that an operation is, takes back, or makes again."""
-    operation = read_operation(graph, operation_id)
-    while (other := about(operation)) is not None:
-        operation = read_operation(graph, other)
-    return operation
 
 
 def _replaced_by(graph: ChunkedGraph, roots: UInt64Array) -> UInt64Array:

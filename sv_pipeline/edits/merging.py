@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
 from sv_pipeline.algorithms.components import component_labels, find
 from sv_pipeline.edits.plan.edit_plan import EditPlan
 from sv_pipeline.edits.plan.implied_edges import implied_edges
-from sv_pipeline.edits.plan.level2_change import add_edges, pairs_of
+from sv_pipeline.edits.plan.level2_change import add_edges
 from sv_pipeline.edits.plan.region import Region, read_region
 from sv_pipeline.edits.plan.workspace import Workspace, plan_above, workspace_of_preview
 from sv_pipeline.edits.requests import MergeRequest, check_distance, log_cells, region_of
@@ -20,6 +20,7 @@ from sv_pipeline.edits.write.locking import LockPatience
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
+from sv_pipeline.table.interface import SetCell
 
 __all__ = ["MergePreview", "merge", "plan_addition", "plan_merge", "preview_merge"]
 
@@ -63,15 +64,29 @@ def merge(
     EditRefused
         If this cannot be done, with a reason; nothing is changed.
     """
-    return run_edit(
-        graph,
-        request,
-        plan_merge,
-        prepare=lambda r: _checked(graph, r, volume),
-        log_cells=lambda r: log_cells(graph, r),
-        patience=patience,
-        resumption=resumption,
-    )
+    return run_edit(graph, Merge(request, volume), patience=patience, resumption=resumption)
+
+
+@dataclass(frozen=True, eq=False)
+class Merge:
+    """One merge, as an :class:`~sv_pipeline.edits.session.Edit`."""
+
+    request: MergeRequest
+    volume: Any = None
+    """The graph's segmentation at mip 0, where points are to be looked up."""
+
+    def prepare(self, graph: ChunkedGraph) -> Self:
+        """With the supervoxels at the points."""
+        request = checked(graph, self.request, self.volume, lambda resolved: check_distance(graph, resolved))
+        return replace(self, request=request)
+
+    def plan(self, workspace: Workspace) -> EditPlan:
+        """See :func:`plan_merge`."""
+        return plan_merge(workspace, self.request)
+
+    def log(self, graph: ChunkedGraph) -> list[SetCell]:
+        """Points and user."""
+        return log_cells(graph, self.request)
 
 
 def preview_merge(graph: ChunkedGraph, request: MergeRequest, *, volume: Any = None) -> MergePreview:
@@ -82,16 +97,12 @@ def preview_merge(graph: ChunkedGraph, request: MergeRequest, *, volume: Any = N
     EditRefused
         If the request makes no sense, wherever the objects are.
     """
-    request = _checked(graph, request, volume)
+    request = Merge(request, volume).prepare(graph).request
     workspace = workspace_of_preview(graph, np.concatenate([request.sources.ids, request.sinks.ids]))
     try:
         return MergePreview(workspace.roots, plan_merge(workspace, request))
     except EditRefused as refusal:
         return MergePreview(workspace.roots, refusal=refusal)
-
-
-def _checked(graph: ChunkedGraph, request: MergeRequest, volume: Any) -> MergeRequest:
-    return checked(graph, request, volume, lambda resolved: check_distance(graph, resolved))
 
 
 def plan_merge(workspace: Workspace, request: MergeRequest) -> EditPlan:
@@ -153,7 +164,7 @@ def _check_roots(workspace: Workspace, request: MergeRequest) -> None:
 
 def _edges_to_activate(region: Region, request: MergeRequest) -> UInt64Array:
     """Inactive edges between the part with the sources and the part with the sinks, shape (n, 2)."""
-    pairs, inside, active = pairs_of(region.edges), region.inside, region.active
+    pairs, inside, active = region.edges.pairs, region.inside, region.active
     labels = component_labels(region.supervoxels, pairs[active])
     sides = []
     for name, points in (("source", request.sources), ("sink", request.sinks)):

@@ -17,6 +17,7 @@ from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason, bad_request
 from sv_pipeline.table import columns
 from sv_pipeline.table.interface import SetCell
+from sv_pipeline.table.meta import SPLIT_BOUNDING_OFFSET
 
 __all__ = [
     "DEFAULT_REGION_MEMORY",
@@ -39,7 +40,6 @@ MAX_POINTS = 1000
 """Of one side."""
 MAX_CHUNKS_APART = 3
 """How far, per axis, the layer 2 chunks of the two ends of a merge may be from each other."""
-DEFAULT_OFFSET = (240, 240, 24)
 DEFAULT_MEMORY = 4 << 30
 DEFAULT_REGION_MEMORY = 1 << 30
 
@@ -257,7 +257,7 @@ def offset_of(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> tupl
     """The margin around the points, in voxels."""
     offset = request.offset
     return _parse_offset(
-        graph.meta.custom_data.get("split_bounding_offset", DEFAULT_OFFSET) if offset is None else offset
+        graph.meta.custom_data.get("split_bounding_offset", SPLIT_BOUNDING_OFFSET) if offset is None else offset
     )
 
 

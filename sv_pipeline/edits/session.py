@@ -1,6 +1,6 @@
 """One edit from request to commit: operation row, locks, plan, writes, and what is left when it ends early.
 
-Each kind of edit gives its plan; all that they have in common is here.
+Each kind of edit is a class with the methods of `Edit`; all that they have in common is here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from sv_pipeline.edits.plan.edit_plan import EditPlan
 from sv_pipeline.edits.plan.roots import RequestOfPoints, RequestRoots
@@ -30,11 +30,10 @@ from sv_pipeline.operations.writing import OperationRow, Scope
 from sv_pipeline.table.interface import SetCell
 from sv_pipeline.waiting import doing
 
-__all__ = ["Resumption", "announced", "run_edit"]
+__all__ = ["Edit", "Resumption", "announced", "run_edit"]
 
 log = logging.getLogger(__name__)
 Checked = TypeVar("Checked", MergeRequest, SplitRequest)
-Request = TypeVar("Request", bound=RequestOfPoints)
 AnyError = TypeVar("AnyError", bound=BaseException)
 
 
@@ -70,26 +69,34 @@ class Resumption:
         return self.inherited.lock_keys if self.inherited is not None else ()
 
 
+class Edit(Protocol):
+    """One edit as a value: what is asked for, and how an edit of this kind is prepared, planned and logged."""
+
+    @property
+    def request(self) -> RequestOfPoints:
+        """What is asked for."""
+        ...
+
+    def prepare(self, graph: ChunkedGraph) -> Self:
+        """The edit with a complete request; EditRefused for what needs no locks to be refused. Reads only."""
+        ...
+
+    def plan(self, workspace: Workspace) -> EditPlan:
+        """What the edit changes, worked out under the locks; EditRefused if it cannot be made. Reads only."""
+        ...
+
+    def log(self, graph: ChunkedGraph) -> list[SetCell]:
+        """The request as cells of the operation's row."""
+        ...
+
+
 def run_edit(
-    graph: ChunkedGraph,
-    request: Request,
-    make_plan: Callable[[Workspace, Request], EditPlan],
-    *,
-    prepare: Callable[[Request], Request],
-    log_cells: Callable[[Request], list[SetCell]],
-    patience: LockPatience | None = None,
-    resumption: Resumption | None = None,
+    graph: ChunkedGraph, edit: Edit, *, patience: LockPatience | None = None, resumption: Resumption | None = None
 ) -> CommittedEdit:
     """Run one edit.
 
     Parameters
     ----------
-    make_plan
-        Plans under the locks; reads only; raises EditRefused.
-    prepare
-        Completes the request, or refuses what needs no locks to be refused.
-    log_cells
-        The request as cells of the operation's row.
     resumption
         For an operation that was begun before; its end, if it is refused or fails, is then up to the caller.
 
@@ -104,20 +111,10 @@ def run_edit(
     if resumption is not None:
         # Before what the request names is looked up: in another fork it means something else.
         identity = fitting(graph)
-        request = prepare(request)
-        roots = RequestRoots(graph, request)
-        return _edit_under_locks(
-            graph,
-            request,
-            resumption.row,
-            roots,
-            make_plan,
-            log_cells,
-            patience or LockPatience(),
-            lambda: identity,
-            resumption,
-        )
-    check_options(request)
+        edit = edit.prepare(graph)
+        found = RequestRoots(graph, edit.request)
+        return _edit_under_locks(graph, edit, resumption.row, found, patience, lambda: identity, resumption)
+    check_options(edit.request)
     with ExitStack() as living:
         looking = living.enter_context(ThreadPoolExecutor(1)).submit(fitting, graph)
 
@@ -130,12 +127,12 @@ def run_edit(
             return row
 
         with ThreadPoolExecutor(1) as pool:
-            begun = pool.submit(begin, log_cells(request), options_of(request))
+            begun = pool.submit(begin, edit.log(graph), options_of(edit.request))
             early: BaseException | None = None
-            found: RequestRoots | None = None
+            roots: RequestRoots | None = None
             try:
-                request = prepare(request)
-                found = RequestRoots(graph, request)
+                edit = edit.prepare(graph)
+                roots = RequestRoots(graph, edit.request)
             except BaseException as error:  # noqa: BLE001 - raised again once there is a row that can be ended
                 early = error
             row = begun.result()
@@ -144,11 +141,9 @@ def run_edit(
             if not isinstance(early, EditRefused):
                 raise end_early(graph, row, early, writing=False)
         try:
-            if found is None:
+            if roots is None:
                 raise early or AssertionError
-            return _edit_under_locks(
-                graph, request, row, found, make_plan, log_cells, patience or LockPatience(), looking.result
-            )
+            return _edit_under_locks(graph, edit, row, roots, patience, looking.result)
         except EditRefused as error:
             refusal = _misfit_or(looking, error)
             refusal.operation_id = row.operation_id
@@ -167,16 +162,15 @@ def _misfit_or(looking: Future[str | None], error: AnyError) -> AnyError | EditR
 
 def _edit_under_locks(
     graph: ChunkedGraph,
-    request: Request,
+    edit: Edit,
     row: OperationRow,
     roots: RequestRoots,
-    make_plan: Callable[[Workspace, Request], EditPlan],
-    log_cells: Callable[[Request], list[SetCell]],
-    patience: LockPatience,
+    patience: LockPatience | None,
     paired: Callable[[], str | None],
     resumption: Resumption | None = None,
 ) -> CommittedEdit:
     held: EditLocks | None = None
+    patience = patience or LockPatience()
     try:
         expiry = graph.meta.graph_config.ROOT_LOCK_EXPIRY
         reach("lock")
@@ -199,14 +193,15 @@ def _edit_under_locks(
                 cache = roots.read_again()
             identity = paired()
             lock_chunks = partial(held.lock_chunks, patience=patience)
-            plan = make_plan(Workspace(graph, cache, roots.current, roots.root_of, lock_chunks), request)
+            plan = edit.plan(Workspace(graph, cache, roots.current, roots.root_of, lock_chunks))
             locked_at = held.locked_at() if len(held.chunks) else locking.result()
             reach("planned")
             latest = cache.latest() if resumption is None else max(cache.latest(), resumption.after)
             timestamp = logical_time(locked_at, latest)
             inherited = None if resumption is None else resumption.inherited
             with doing(f"writes operation {row.operation_id} of graph {graph.graph_id}"):
-                return commit(graph, held, row, plan, timestamp, request.user, log_cells(request), inherited, identity)
+                user, cells = edit.request.user, edit.log(graph)
+                return commit(graph, held, row, plan, timestamp, user, cells, inherited, identity)
     except EditRefused:
         raise
     except BaseException as error:
@@ -239,6 +234,3 @@ def checked(
     if check is not None:
         check(request)
     return request
-
-
-# -- what planners share ----------------------------------------------------------------------------------------------

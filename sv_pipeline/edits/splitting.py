@@ -15,14 +15,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from sv_pipeline.algorithms.multicut import cut as multicut
 from sv_pipeline.algorithms.multicut.cut import LocalGraph, Refusal, Refused, SupervoxelSplitRequired
 from sv_pipeline.edits.plan.edit_plan import EditPlan
-from sv_pipeline.edits.plan.level2_change import OtherChange, pairs_of
+from sv_pipeline.edits.plan.level2_change import OtherChange
 from sv_pipeline.edits.plan.parting import Surroundings, roots_after
 from sv_pipeline.edits.plan.region import Region
 from sv_pipeline.edits.plan.removal import plan_removal
@@ -35,6 +35,7 @@ from sv_pipeline.edits.write.locking import LockPatience
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
+from sv_pipeline.table.interface import SetCell
 
 __all__ = ["SplitPreview", "plan_split", "preview_split", "split"]
 
@@ -69,15 +70,28 @@ def split(
     EditRefused
         If this cannot be done, with a reason; nothing is changed.
     """
-    return run_edit(
-        graph,
-        request,
-        plan_split,
-        prepare=lambda r: checked(graph, r, volume),
-        log_cells=lambda r: log_cells(graph, r),
-        patience=patience,
-        resumption=resumption,
-    )
+    return run_edit(graph, Split(request, volume), patience=patience, resumption=resumption)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One split, as an :class:`~sv_pipeline.edits.session.Edit`."""
+
+    request: SplitRequest
+    volume: Any = None
+    """The graph's segmentation at mip 0, where points are to be looked up."""
+
+    def prepare(self, graph: ChunkedGraph) -> Self:
+        """With the supervoxels at the points."""
+        return replace(self, request=checked(graph, self.request, self.volume))
+
+    def plan(self, workspace: Workspace) -> EditPlan:
+        """See :func:`plan_split`."""
+        return plan_split(workspace, self.request)
+
+    def log(self, graph: ChunkedGraph) -> list[SetCell]:
+        """Points and user."""
+        return log_cells(graph, self.request)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +120,7 @@ def preview_split(graph: ChunkedGraph, request: SplitRequest, *, volume: Any = N
     EditRefused
         If the request cannot be met, whatever the cut.
     """
-    request = checked(graph, request, volume)
+    request = Split(request, volume).prepare(graph).request
     workspace = workspace_of_preview(graph, np.concatenate([request.sources.ids, request.sinks.ids]))
     split = _find_split(workspace, request)
     plan = split.plan
@@ -134,8 +148,8 @@ def _after_split(request: SplitRequest) -> dict[str, bool]:
 
 def local_graph(region: Region) -> LocalGraph:
     """Active edges inside a region."""
-    active, edges = region.active, region.edges
-    return LocalGraph(pairs_of(edges)[active], edges.affinities[active], edges.areas[active])
+    edges = region.edges.take(region.active)
+    return LocalGraph(edges.pairs, edges.affinities, edges.areas)
 
 
 def plan_split(workspace: Workspace, request: SplitRequest) -> EditPlan:

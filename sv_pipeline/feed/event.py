@@ -9,22 +9,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
+from sv_pipeline.event_receivers import EventFormat
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 
-__all__ = ["EditEvent", "EventFormat", "Message"]
-
-
-class EventFormat(StrEnum):
-    """How an event is written."""
-
-    SV_PIPELINE = "sv_pipeline"
-    PYCHUNKEDGRAPH = "pychunkedgraph"
+__all__ = ["EditEvent", "Message"]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sv_pipeline.errors import ConfigError, CorruptionError
+from sv_pipeline.failpoints import reach
 from sv_pipeline.feed import rows
 from sv_pipeline.feed.rows import Head
 from sv_pipeline.graph.hierarchy import milliseconds
@@ -84,7 +85,9 @@ def advance(table: Table, *, seconds: float = 5.0) -> Head:
         if not look.has_news:
             look.tidy(table)
             return head
+        reach("feed listed")
         if rows.replace_head(table, head, head.followed_by(look.order(), look.following)):
+            reach("feed appended")
             look.tidy(table)
         head = current_head(table)
         if head.next > look.last or time.monotonic() > deadline:

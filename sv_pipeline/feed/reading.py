@@ -18,8 +18,7 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import milliseconds
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.operations.log import Operation, read_operations
-from sv_pipeline.operations.undo_chain import about
+from sv_pipeline.operations.log import Operation, about, read_operations
 from sv_pipeline.operations.writing import SUPERVOXELS, own_key, read_still_one_object
 from sv_pipeline.segmentation.fork.pending import read_entries
 from sv_pipeline.segmentation.fork.records import pending_key, record_in
@@ -95,7 +94,7 @@ def read_events(
             table=graph.table.name,
             operation_id=operation.operation_id,
             kind=operation.kind,
-            about=about(operation),
+            about=about(operation) or 0,
             user=operation.user or "",
             time=milliseconds(operation.timestamp) or 0,
             old_roots=old_roots.of_owner(i),

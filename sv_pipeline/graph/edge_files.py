@@ -20,6 +20,7 @@ import zstandard
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 from sv_pipeline.algorithms import edge_rules
+from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.errors import InputError
 from sv_pipeline.ids import IdLayout, UInt64Array
 from sv_pipeline.storage import kv
@@ -48,39 +49,6 @@ REMEDY = "Restore the file from its source, or make the watershed again."
 
 Components = list[UInt64Array]
 """Groups of supervoxel ids that belong together."""
-
-
-def _no_ids() -> UInt64Array:
-    return np.empty(0, np.uint64)
-
-
-def _no_affinities() -> npt.NDArray[np.float32]:
-    return np.empty(0, np.float32)
-
-
-@dataclass(frozen=True, eq=False)
-class Edges:
-    """Atomic edges of one kind; all arrays have shape (n,)."""
-
-    node_ids1: UInt64Array = field(default_factory=_no_ids)
-    node_ids2: UInt64Array = field(default_factory=_no_ids)
-    affinities: npt.NDArray[np.float32] = field(default_factory=_no_affinities)
-    areas: UInt64Array = field(default_factory=_no_ids)
-
-    def __len__(self) -> int:
-        return len(self.node_ids1)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Edges):
-            return NotImplemented
-        return all(np.array_equal(a, b) for a, b in zip(self.arrays, other.arrays, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]
-
-    @property
-    def arrays(self) -> tuple[npt.NDArray[Any], ...]:
-        """node_ids1, node_ids2, affinities, areas."""
-        return self.node_ids1, self.node_ids2, self.affinities, self.areas
 
 
 @dataclass(frozen=True)
@@ -210,12 +178,12 @@ def _decode_part(part: Any, where: str) -> Edges:
 
 
 def _check_rules(parts: dict[str, Edges], where: str) -> None:
-    joined = Edges(*(np.concatenate(arrays) for arrays in zip(*(part.arrays for part in parts.values()), strict=True)))
+    joined = Edges.join(parts.values())
     pairs = np.stack([joined.node_ids1, joined.node_ids2], axis=-1)
     cross = np.repeat([name == "cross" for name in parts], [len(part) for part in parts.values()])
     faults = edge_rules.edge_faults(pairs, joined.affinities, joined.areas, cross)
     if (again := edge_rules.repeated(pairs)).any():
-        faults.append(edge_rules.Fault("it is listed more than once", again))
+        faults.append(edge_rules.BrokenRule("it is listed more than once", again))
     if faults:
         first = int(np.flatnonzero(faults[0].edges)[0])
         a, b = pairs[first].tolist()

@@ -6,20 +6,13 @@ replaced. It is active if its ends have the same ancestor one layer above its cr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import IntEnum
-
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.components import find, unique_rows
 from sv_pipeline.algorithms.edge_rules import usable_affinities
+from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.errors import CorruptionError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.edge_files import ChunkEdges, Edges, read_edges_many, usable
-from sv_pipeline.graph.hierarchy import Time, milliseconds, read_ancestor_matrix
-from sv_pipeline.graph.queries import leaves
-from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import (
@@ -39,13 +32,9 @@ from sv_pipeline.table.interface import RowView
 
 __all__ = [
     "FAKE_AFFINITY",
-    "EdgeKind",
-    "SubgraphEdges",
     "has_split_edges",
-    "read_edges_of_edits",
     "read_timed_edges_of_edits",
     "replaced",
-    "subgraph_edges",
 ]
 
 BoolArray = npt.NDArray[np.bool_]
@@ -59,91 +48,6 @@ _SPLIT_COLUMNS = (
 )
 
 
-class EdgeKind(IntEnum):
-    """Where the two ends of an edge are."""
-
-    IN = 0
-    """Below one layer 2 node."""
-    OUT = 1
-    """In one chunk, below two layer 2 nodes."""
-    CROSS = 2
-    """In two chunks."""
-
-
-@dataclass(frozen=True)
-class SubgraphEdges:
-    """Edges with at least one end in a part of the graph.
-
-    Each pair is there once: the first end is in the part; where both are it is the smaller one.
-    """
-
-    supervoxels: UInt64Array
-    """All supervoxels of the part, ascending."""
-    edges: Edges
-    kinds: npt.NDArray[np.int8]
-    """:class:`EdgeKind` of each edge."""
-    active: BoolArray
-    """Whether each edge joins its ends."""
-    inside: BoolArray
-    """Whether the second end is in the part, too."""
-
-    def select(self, keep: BoolArray) -> SubgraphEdges:
-        """Some of the edges, by a mask of shape (n,)."""
-        edges = Edges(*(array[keep] for array in self.edges.arrays))
-        return SubgraphEdges(self.supervoxels, edges, self.kinds[keep], self.active[keep], self.inside[keep])
-
-    def of_kind(self, kind: EdgeKind) -> Edges:
-        """The edges of one kind."""
-        return self.select(self.kinds == kind).edges
-
-    @property
-    def in_(self) -> Edges:
-        """Edges below one layer 2 node."""
-        return self.of_kind(EdgeKind.IN)
-
-    @property
-    def out(self) -> Edges:
-        """Edges in one chunk, between two layer 2 nodes."""
-        return self.of_kind(EdgeKind.OUT)
-
-    @property
-    def cross(self) -> Edges:
-        """Edges between two chunks."""
-        return self.of_kind(EdgeKind.CROSS)
-
-
-def subgraph_edges(
-    graph: ChunkedGraph,
-    node_ids: npt.ArrayLike,
-    *,
-    box: Box | None = None,
-    active_only: bool = False,
-    at: Time | None = None,
-) -> SubgraphEdges:
-    """All atomic edges that touch the supervoxels below some nodes.
-
-    Parameters
-    ----------
-    node_ids
-        Roots, or other nodes; one or many.
-    box
-        Only supervoxels in chunks that touch this box of voxels; their partners may be outside.
-    active_only
-        Leave out edges that do not join their ends.
-    at
-        As of this moment, as far as activity goes; default: now.
-    """
-    supervoxels = np.unique(leaves(graph, np.atleast_1d(np.asarray(node_ids, np.uint64)), box=box).values)
-    chunks = np.unique(graph.layout.chunks(supervoxels))
-    coordinates = graph.layout.coordinates(chunks)
-    edges = _around(supervoxels, _all_edges(graph, coordinates))
-    partners = np.setdiff1d(edges.node_ids2, supervoxels)
-    edges = _take(edges, ~np.isin(edges.node_ids2, partners[replaced(graph, partners)]))
-    kinds, active = _classify(graph, edges, milliseconds(at))
-    result = SubgraphEdges(supervoxels, edges, kinds, active, find(supervoxels, edges.node_ids2) >= 0)
-    return result.select(active) if active_only else result
-
-
 def replaced(graph: ChunkedGraph, supervoxels: UInt64Array) -> BoolArray:
     """Which supervoxels were split into others, shape (n,)."""
     row_keys = keys.node_keys(supervoxels)
@@ -154,23 +58,22 @@ def replaced(graph: ChunkedGraph, supervoxels: UInt64Array) -> BoolArray:
 # -- sources ----------------------------------------------------------------------------------------------------------
 
 
-def _all_edges(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64]) -> Edges:
-    """Edges of the files, then those of edits, of layer 2 chunks."""
-    files: list[ChunkEdges] = [usable(file) for file in read_edges_many(graph.edges_url, coordinates)]
-    parts = [part for file in files for part in (file.in_, file.between, file.cross)]
-    return _join([*parts, read_edges_of_edits(graph, coordinates)])
-
-
-def read_edges_of_edits(graph: ChunkedGraph, coordinates: npt.ArrayLike) -> Edges:
-    """Edges that edits made in layer 2 chunks, coordinates of shape (n, 3); those of replaced supervoxels included.
-
-    All cells count: tables exist whose newest compacted cell lacks edges that are still valid.
-    """
-    return read_timed_edges_of_edits(graph, coordinates)[0]
-
-
 def read_timed_edges_of_edits(graph: ChunkedGraph, coordinates: npt.ArrayLike) -> tuple[Edges, int]:
-    """The same, and the time of the newest of these cells in milliseconds (0 if there are none)."""
+    """Edges that edits made in layer 2 chunks, and the time of the newest of their cells.
+
+    Edges of replaced supervoxels are included. All cells count: tables exist whose newest compacted cell lacks edges
+    that are still valid.
+
+    Parameters
+    ----------
+    coordinates
+        Of the chunks, shape (n, 3).
+
+    Returns
+    -------
+    tuple[Edges, int]
+        The edges, and the time in milliseconds; 0 if there are none.
+    """
     chunk_ids = graph.layout.chunk_ids(2, np.asarray(coordinates, np.int64).reshape(-1, 3))
     columns = [FAKE_EDGES, OLD_FAKE_EDGES, *(column for group in _SPLIT_COLUMNS for column in group)]
     rows = graph.table.read_rows(keys.edit_edge_keys(chunk_ids), [column.key for column in columns])
@@ -181,7 +84,7 @@ def read_timed_edges_of_edits(graph: ChunkedGraph, coordinates: npt.ArrayLike) -
         for column in (FAKE_EDGES, OLD_FAKE_EDGES):
             parts += [_fake_edges(pairs) for _, pairs in column.history(row)]
     latest = max((cells[0].timestamp for row in rows.values() for cells in row.values()), default=0)
-    return _join(parts), latest
+    return Edges.join(parts), latest
 
 
 def has_split_edges(graph: ChunkedGraph) -> bool:
@@ -215,39 +118,3 @@ def _fake_edges(pairs: UInt64Array) -> Edges:
 
 
 # -- arrays -----------------------------------------------------------------------------------------------------------
-
-
-def _join(parts: list[Edges]) -> Edges:
-    if not parts:
-        return Edges()
-    return Edges(*(np.concatenate(arrays) for arrays in zip(*(part.arrays for part in parts), strict=True)))
-
-
-def _take(edges: Edges, index: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Edges:
-    return Edges(*(array[index] for array in edges.arrays))
-
-
-def _around(supervoxels: UInt64Array, edges: Edges) -> Edges:
-    """Edges that touch some supervoxels, turned so that the first end is one of them; each pair once."""
-    one = find(supervoxels, edges.node_ids1) >= 0
-    other = find(supervoxels, edges.node_ids2) >= 0
-    turn = (other & ~one) | (one & other & (edges.node_ids2 < edges.node_ids1))
-    first = np.where(turn, edges.node_ids2, edges.node_ids1)
-    second = np.where(turn, edges.node_ids1, edges.node_ids2)
-    turned = _take(Edges(first, second, edges.affinities, edges.areas), one | other)
-    return _take(turned, unique_rows(turned.node_ids1, turned.node_ids2))
-
-
-def _classify(graph: ChunkedGraph, edges: Edges, until: int | None) -> tuple[npt.NDArray[np.int8], BoolArray]:
-    """Kind of each edge, and whether it is active."""
-    n = len(edges)
-    ids, inverse = np.unique(np.concatenate([edges.node_ids1, edges.node_ids2]), return_inverse=True)
-    ancestors = read_ancestor_matrix(graph, ids, until=until)
-    one, other = ancestors[inverse[:n]], ancestors[inverse[n:]]
-    layers = graph.layout.cross_layers(edges.node_ids1, edges.node_ids2)
-    rows = np.arange(n)
-    active = one[rows, layers + 1] == other[rows, layers + 1]
-    in_chunk = layers == 1
-    same_node = one[:, 2] == other[:, 2] if n else np.zeros(0, np.bool_)
-    kinds = np.where(in_chunk, np.where(same_node, EdgeKind.IN, EdgeKind.OUT), EdgeKind.CROSS).astype(np.int8)
-    return kinds, active

@@ -25,13 +25,12 @@ from sv_pipeline.grid import Box
 from sv_pipeline.ids import IdLayout, UInt64Array
 from sv_pipeline.moments import as_date
 from sv_pipeline.table import keys
-from sv_pipeline.table.columns import CHILDREN, META_KEY, NEW_PARENTS, PARENT, Ragged, newest_timestamps
+from sv_pipeline.table.columns import CHILDREN, META_KEY, PARENT, Ragged, newest_timestamps
 
 __all__ = [
     "check_exist",
     "children",
     "chunks_touch",
-    "is_latest",
     "leaves",
     "node_timestamps",
     "parents",
@@ -187,23 +186,6 @@ def node_timestamps(
     if (times < 0).any() and not missing_ok:
         raise _not_found(graph, wanted[times < 0], at)
     return times
-
-
-def is_latest(graph: ChunkedGraph, root_ids: npt.ArrayLike, *, at: Time | None = None) -> BoolArray:
-    """Whether each root is in use (no edit has replaced it), shape (n,).
-
-    Raises
-    ------
-    NotFoundError
-        If a root is not in the graph.
-    """
-    wanted = _flat(root_ids)
-    row_keys = keys.node_keys(wanted)
-    rows = graph.table.read_rows(row_keys, [CHILDREN.key, NEW_PARENTS.key], until=milliseconds(at), newest_only=True)
-    known = newest_timestamps(CHILDREN, rows, row_keys) >= 0
-    if not known.all():
-        raise _not_found(graph, wanted[~known], at)
-    return newest_timestamps(NEW_PARENTS, rows, row_keys) < 0
 
 
 # -- space ------------------------------------------------------------------------------------------------------------

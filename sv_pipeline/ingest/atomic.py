@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.components import find
+from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.config import DatasetConfig
 from sv_pipeline.errors import ConflictError, InputError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edge_files import (
     ChunkEdges,
     Components,
-    Edges,
     components_key,
     edges_key,
     read_components_many,
@@ -25,7 +25,7 @@ from sv_pipeline.graph.layers import LayeredEdges, NewParents, atomic_parents
 from sv_pipeline.graph.rows import child_rows, edge_cells, parent_rows
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.ingest.isolated import supervoxels_in_voxels
-from sv_pipeline.ingest.layer_tasks import Batch, ChunkReport, Counts, open_batch
+from sv_pipeline.ingest.layer_tasks import ChunkReport, ChunkTasks, Counts, open_chunk_tasks
 from sv_pipeline.ingest.reservations import describe_chunk, read_task_rows
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import CHILDREN, COUNTER, atomic_cross_edges
@@ -71,7 +71,7 @@ def build_atomic_chunks(
     ConflictError
         If other software has built a chunk, or it was begun with another input.
     """
-    batch = open_batch(graph, 2, coordinates, again=again)
+    batch = open_chunk_tasks(graph, 2, coordinates, again=again)
     if not len(batch.todo):
         return batch.reports({})
     _refuse_foreign_nodes(batch)
@@ -96,7 +96,7 @@ def build_atomic_chunks(
     return batch.write(parents, np.zeros(n, np.int64), edge_bytes, rows, Counts(supervoxel_counts, edge_counts))
 
 
-def _tasks_of(batch: Batch, supervoxels: UInt64Array) -> IntArray:
+def _tasks_of(batch: ChunkTasks, supervoxels: UInt64Array) -> IntArray:
     layout = batch.graph.layout
     return find(batch.task_chunks, layout.chunk_ids(2, layout.coordinates(supervoxels)))
 
@@ -126,7 +126,7 @@ class _Atoms:
     """Active edges that leave a chunk, each once; first end inside."""
 
 
-def _read_atoms(batch: Batch, *, look_into_voxels: bool) -> _Atoms:
+def _read_atoms(batch: ChunkTasks, *, look_into_voxels: bool) -> _Atoms:
     graph, coordinates = batch.graph, batch.task_coordinates
     edges = read_edges_many(graph.edges_url, coordinates, layout=graph.layout)
     components = read_components_many(graph.components_url, coordinates)
@@ -135,8 +135,8 @@ def _read_atoms(batch: Batch, *, look_into_voxels: bool) -> _Atoms:
     supervoxels, inner, outer = list(seen or []), [], []
     for chunk_edges, chunk_components, coordinate in zip(edges, components, coordinates, strict=True):
         active = active_edges(chunk_edges, chunk_components)
-        inner.append(_pairs(active.in_))
-        outer += [_pairs(active.between), _pairs(active.cross)]
+        inner.append(active.in_.pairs)
+        outer += [active.between.pairs, active.cross.pairs]
         named = np.concatenate([np.zeros(0, np.uint64), *chunk_components])
         here = named[graph.layout.chunks(named) == graph.layout.chunk_ids(1, coordinate)]
         every = chunk_edges.in_, chunk_edges.between, chunk_edges.cross
@@ -158,7 +158,7 @@ def _refuse_strangers(
     shape = np.asarray(graph.grid.shape(2))
     for i, (coordinate, chunk_edges, groups) in enumerate(zip(coordinates, edges, components, strict=True)):
         parts = (chunk_edges.in_, chunk_edges.between, chunk_edges.cross)
-        pairs = np.concatenate([_pairs(part) for part in parts])
+        pairs = np.concatenate([part.pairs for part in parts])
         named = np.concatenate([pairs.ravel(), *groups])
         outside = np.asarray((graph.layout.coordinates(named) >= shape).any(axis=1))
         here = graph.layout.chunks(named) == graph.layout.chunk_ids(1, coordinate)
@@ -189,13 +189,9 @@ def active_edges(edges: ChunkEdges, components: Components) -> ChunkEdges:
         one, other = find(ids, part.node_ids1), find(ids, part.node_ids2)
         keep = (one >= 0) & (other >= 0)
         keep[keep] = labels[one[keep]] == labels[other[keep]]
-        return Edges(*(array[keep] for array in part.arrays))
+        return part.take(keep)
 
     return ChunkEdges(same(edges.in_), same(edges.between), edges.cross)
-
-
-def _pairs(edges: Edges) -> UInt64Array:
-    return np.stack([edges.node_ids1, edges.node_ids2], axis=1)
 
 
 # -- counters and guards ----------------------------------------------------------------------------------------------
@@ -217,7 +213,7 @@ def _raise_counters(graph: ChunkedGraph, supervoxels: UInt64Array) -> None:
     graph.table.side_by_side(lambda item: graph.table.increment(item[0], COUNTER.key, item[1]), behind)
 
 
-def _refuse_foreign_nodes(batch: Batch) -> None:
+def _refuse_foreign_nodes(batch: ChunkTasks) -> None:
     """Stop before a second set of nodes is made in chunks that other software has built."""
     graph = batch.graph
     unreserved = batch.task_chunks[[batch.rows[i].reservation is None for i in batch.todo.tolist()]]

@@ -29,7 +29,7 @@ from sv_pipeline.table import keys
 from sv_pipeline.table.columns import INGEST_DONE, INGEST_FAILED
 from sv_pipeline.table.interface import DeleteCells, RowMutation
 
-__all__ = ["Batch", "ChunkReport", "Counts", "open_batch"]
+__all__ = ["ChunkReport", "ChunkTasks", "Counts", "open_chunk_tasks"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -59,7 +59,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Batch:
+class ChunkTasks:
     """The chunks of one layer that one call works on, ascending by chunk id."""
 
     graph: ChunkedGraph
@@ -156,7 +156,7 @@ class Batch:
         return result
 
 
-def open_batch(graph: ChunkedGraph, layer: int, coordinates: npt.ArrayLike, *, again: bool = False) -> Batch:
+def open_chunk_tasks(graph: ChunkedGraph, layer: int, coordinates: npt.ArrayLike, *, again: bool = False) -> ChunkTasks:
     """Look up which of some chunks are to do.
 
     Parameters
@@ -181,7 +181,7 @@ def open_batch(graph: ChunkedGraph, layer: int, coordinates: npt.ArrayLike, *, a
     chunk_ids = graph.layout.chunk_ids(layer, coords)
     rows = read_task_rows(graph, layer, chunk_ids)
     todo = np.flatnonzero([again or row.done is None for row in rows])
-    return Batch(graph, layer, coords, chunk_ids, rows, todo)
+    return ChunkTasks(graph, layer, coords, chunk_ids, rows, todo)
 
 
 def _needs(

@@ -7,7 +7,6 @@ import logging
 from sv_pipeline.grid import Box
 from sv_pipeline.ingest import watershed
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.base import markers
 from sv_pipeline.storage import kv
 from sv_pipeline.storage.coverage import Coverage, check_coverage, coverage
 from sv_pipeline.storage.precomputed import stored_scale
@@ -69,7 +68,7 @@ def missing_chunks(dataset: Dataset, *, needed: bool) -> dict[str, str]:
     needed
         Whether the watershed is made of a source that is there.
     """
-    done = markers.read_complete(dataset.watershed_url) is not None
+    done = dataset.base.is_complete()
     if done or (dataset.config.source is not None and not needed):
         return {}
     return {name: found.text for name, found in chunks_of_sources(dataset).items() if found.missing}

@@ -18,7 +18,7 @@ from sv_pipeline.graph.hierarchy import KnownParents, StoredNodes, find_ancestor
 from sv_pipeline.graph.layers import LayeredEdges, layer_parents, parent_chunks
 from sv_pipeline.graph.rows import child_rows, edge_cells, parent_rows
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.ingest.layer_tasks import Batch, ChunkReport, Counts, open_batch
+from sv_pipeline.ingest.layer_tasks import ChunkReport, ChunkTasks, Counts, open_chunk_tasks
 from sv_pipeline.ingest.progress import require_neighbourhood_complete
 from sv_pipeline.ingest.reservations import describe_chunk
 from sv_pipeline.table.columns import atomic_cross_edges, cross_edges
@@ -59,7 +59,7 @@ def build_parent_chunks(
     """
     if not 3 <= layer <= graph.n_layers:
         raise ValueError(f"layer {layer} is outside 3..{graph.n_layers}")
-    batch = open_batch(graph, layer, coordinates, again=again)
+    batch = open_chunk_tasks(graph, layer, coordinates, again=again)
     if not len(batch.todo):
         return batch.reports({})
     below = np.concatenate([graph.grid.children(layer, c) for c in batch.task_coordinates])
@@ -83,7 +83,7 @@ def build_parent_chunks(
     return batch.write(parents, not_before, [b""] * n, rows, counts)
 
 
-def _tasks_of(batch: Batch, nodes: UInt64Array) -> IntArray:
+def _tasks_of(batch: ChunkTasks, nodes: UInt64Array) -> IntArray:
     layout, layer = batch.graph.layout, batch.layer
     return find(batch.task_chunks, parent_chunks(layout, layout.coordinates(nodes), layer - 1, layer))
 

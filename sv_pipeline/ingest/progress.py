@@ -23,7 +23,6 @@ from sv_pipeline.table.interface import RowMutation
 __all__ = [
     "LayerStatus",
     "built_elsewhere",
-    "done_coordinates",
     "layer_status",
     "mark_failed",
     "missing_coordinates",
@@ -90,11 +89,6 @@ def require_own_graph(graph: ChunkedGraph) -> None:
             remedy="They need no ingest. For voxels to edit run 'sv-pipeline ingest CONFIG.yaml --mode voxels'; "
             "to build the graph anew choose another graph_id.",
         )
-
-
-def done_coordinates(graph: ChunkedGraph, layer: int) -> IntArray:
-    """Coordinates of the chunks of a layer that have a done-marker, shape (n, 3), in the order of their index."""
-    return graph.grid.coordinates(layer)[_done_mask(graph, layer)]
 
 
 def missing_coordinates(graph: ChunkedGraph, layer: int) -> IntArray:

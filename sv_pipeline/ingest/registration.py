@@ -18,8 +18,8 @@ from sv_pipeline.ingest import watershed
 from sv_pipeline.ingest.missing_chunks import report_missing_chunks
 from sv_pipeline.places import parse_folder
 from sv_pipeline.registry import Dataset, Registry, absolute
-from sv_pipeline.segmentation.base import base, layout, markers, populate
-from sv_pipeline.storage import kv
+from sv_pipeline.segmentation.base import layout, populate
+from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.volume_info import VolumeInfo, check_label_encoding
 
 __all__ = ["attach", "register", "source_is_needed"]
@@ -56,7 +56,7 @@ def register(config: DatasetConfig, home: str) -> Dataset:
     if config.source is None:
         _check_watershed(dataset)
         _check_mips(config, dataset.volume)
-        if markers.read_complete(dataset.watershed_url) is None:
+        if not dataset.base.is_complete():
             report_missing_chunks(dataset)
     else:
         if not _watershed_is_complete(dataset):
@@ -121,7 +121,7 @@ def _watershed_is_complete(dataset: Dataset) -> bool:
         chunks = dataset.grid.count(2)
     except InputError:
         return False
-    folders = [f".watershed/{stage}/" for stage in watershed.Stage]
+    folders = map(watershed.markers_folder, watershed.WatershedPass)
     return all(len(kv.list_keys(dataset.watershed_url, folder)) == chunks for folder in folders)
 
 
@@ -137,15 +137,19 @@ def _check_places(dataset: Dataset) -> None:
     if client.type is BackendType.SQLITE and client.config.path:
         places["backend_client.CONFIG.PATH"] = client.config.path
     folders = {
-        "the home folder": ("graphs", "tables"),
-        "data_source.WATERSHED": ("ocdbt", "ocdbt/base", f"ocdbt/{config.graph_id}", ".watershed"),
+        "the home folder": [kv.join_url(dataset.home, "graphs"), kv.join_url(dataset.home, "tables")],
+        "data_source.WATERSHED": [
+            ocdbt.base_folder(dataset.watershed_url),
+            ocdbt.fork_folder(dataset.watershed_url, config.graph_id),
+            kv.join_url(dataset.watershed_url, watershed.markers_folder()),
+        ],
     }
     files = {"the home folder": f"graphs/{config.graph_id}.json", "data_source.WATERSHED": "info"}
     for name, place in places.items():
         if (folder := parse_folder(place).file) is None:
             continue
-        for inner in ("", *folders.get(name, ())):
-            _check_folder(name, folder / inner)
+        for inner in (place, *folders.get(name, ())):
+            _check_folder(name, Path(str(parse_folder(inner).file)))
         if name in files and (folder / files[name]).is_dir():
             raise ConfigError(
                 f"{name} cannot be {folder}: {folder / files[name]} is a folder, where a file of this name belongs.",
@@ -166,16 +170,26 @@ def _check_folder(name: str, folder: Path) -> None:
 
 def _check_base(dataset: Dataset) -> None:
     """ConfigError if the watershed has a base already that does not suit the configuration. Writes nothing."""
-    url, config = dataset.watershed_url, dataset.config
+    base, config = dataset.base, dataset.config
     if config.ingest.mode is IngestMode.GRAPH:
         return
     try:
-        base.read_base(url)
+        base.info()
     except NotFoundError:
         return
-    base.create_base(url, config.ocdbt_config, grid=dataset.grid)
-    if markers.read_meta(url) is not None:
-        populate.populate_plan(url, dataset.grid, config.ocdbt_config)
+    base.create(config.ocdbt_config, grid=dataset.grid)
+    _name_other_settings(dataset)
+    if base.division() is not None:
+        populate.populate_plan(base, dataset.grid, config.ocdbt_config)
+
+
+def _name_other_settings(dataset: Dataset) -> None:
+    config = dataset.config.ocdbt_config
+    counts = dataset.base.effective(config).settings
+    asked = {**config.settings, "populate_layer": layout.populate_layer(config, dataset.grid)}
+    differing = [f"{name} {counts[name]} (not {asked[name]})" for name in asked if counts[name] != asked[name]]
+    if differing:
+        logger.warning("settings of the base that exists count for this graph: %s", ", ".join(differing))
 
 
 def _check_watershed(dataset: Dataset) -> None:

@@ -66,12 +66,12 @@ def ingest(
     mode = mode or dataset.config.ingest.mode
     workers = workers or dataset.config.ingest.workers
     with contextlib.ExitStack() as stack:
-        run = _Run(dataset, mode, stack.enter_context(WorkerPool(workers)), progress or Progress(), stack)
+        run = _IngestRun(dataset, mode, stack.enter_context(WorkerPool(workers)), progress or Progress(), stack)
         return _ingest(run, layers)
 
 
 @dataclass
-class _Run:
+class _IngestRun:
     """One call of :func:`ingest`."""
 
     dataset: Dataset
@@ -132,7 +132,7 @@ class _Run:
         return False
 
 
-def _ingest(run: _Run, layers: Sequence[int] | None) -> IngestReport:
+def _ingest(run: _IngestRun, layers: Sequence[int] | None) -> IngestReport:
     dataset, mode = run.dataset, run.mode
     report = IngestReport(dataset.graph_id)
     needed = stages.needs_watershed(dataset)

@@ -26,7 +26,7 @@ from sv_pipeline.ingest.batches import Batch, Stage, plan_batches
 from sv_pipeline.ingest.parents import build_parent_chunks
 from sv_pipeline.ingest.registration import attach, register, source_is_needed
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.base import base, populate
+from sv_pipeline.segmentation.base import populate
 
 __all__ = [
     "BatchReport",
@@ -87,7 +87,7 @@ def setup(dataset: Dataset, mode: IngestMode | None = None) -> dict[str, Any]:
         progress.require_own_graph(dataset.graph)
     if mode is not IngestMode.GRAPH:
         _refuse_foreign_pieces(dataset)
-        info = base.create_base(dataset.watershed_url, dataset.config.ocdbt_config, grid=dataset.grid)
+        info = dataset.base.create(dataset.config.ocdbt_config, grid=dataset.grid)
         done["base"] = asdict(info)
     return done
 
@@ -151,7 +151,7 @@ def layers_of(dataset: Dataset, chosen: Sequence[int] | None = None) -> list[int
 def plan_watershed(dataset: Dataset, stage: Stage) -> list[Batch]:
     """Unfinished batches of a stage of the watershed; prepares the target volume if it is not there."""
     plan = watershed.prepare_watershed(dataset.config)
-    missing = watershed.pending(plan, watershed.Stage(stage.value))
+    missing = watershed.pending(plan, watershed.WatershedPass(stage.value))
     return plan_batches(stage, 2, plan.grid, missing, dataset.config.ingest.chunks_per_batch)
 
 
@@ -189,7 +189,7 @@ def _graph(dataset: Dataset) -> Any:
 
 
 def _populate_plan(dataset: Dataset, only: Coordinates | None = None) -> populate.PopulatePlan:
-    return populate.populate_plan(dataset.watershed_url, dataset.grid, dataset.config.ocdbt_config, only=only)
+    return populate.populate_plan(dataset.base, dataset.grid, dataset.config.ocdbt_config, only=only)
 
 
 # -- running ------------------------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def _run_voxels(dataset: Dataset, batch: Batch, coordinator_address: str | None)
     plan = _populate_plan(dataset, batch.coordinates(dataset.grid))
     total = 0
     for task in plan.missing:
-        report = populate.populate_task(dataset.watershed_url, plan, task, coordinator_address=coordinator_address)
+        report = populate.populate_task(plan, task, coordinator_address=coordinator_address)
         total += sum(math.prod(shape) for shape in report.shapes)
     return {"voxels": total}
 
@@ -284,7 +284,7 @@ def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -
     if mode in (IngestMode.BOTH, IngestMode.VOXELS):
         plan = _populate_plan(dataset)
         if plan.layer == layer:
-            report = populate.finish_populate(dataset.watershed_url, plan)
+            report = populate.finish_populate(plan)
             numbers |= {
                 "voxel_tasks": report.n_tasks,
                 "merged_parts": report.merged_parts,

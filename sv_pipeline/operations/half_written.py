@@ -19,13 +19,13 @@ from sv_pipeline.operations.writing import SCOPE, WRITES, scope_in, write_set_in
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import Cell, ColumnKey, RowView, Table
 
-__all__ = ["HalfWritten", "Operation", "read_half_written"]
+__all__ = ["HalfWritten", "OpenWrite", "read_half_written"]
 
 _KEPT_WRITE_SETS = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Operation:
+class OpenWrite:
     """One operation that has begun to write and is not known to have ended."""
 
     operation_id: int
@@ -43,7 +43,7 @@ class Operation:
 class HalfWritten:
     """The cells that nobody is to see yet."""
 
-    operations: tuple[Operation, ...] = ()
+    operations: tuple[OpenWrite, ...] = ()
     _seen: Mapping[int, int] = field(default_factory=dict)
     """Time by operation: what tells two moments apart."""
 
@@ -92,14 +92,14 @@ def read_half_written(table: Table) -> HalfWritten:
 
 
 @lru_cache(maxsize=_KEPT_WRITE_SETS)
-def _operation(operation_id: int, writes: Cell, scope: Cell) -> Operation:
+def _operation(operation_id: int, writes: Cell, scope: Cell) -> OpenWrite:
     timestamp, by_column = write_set_in({WRITES: [writes]}, operation_id)
     of_scope = scope_in({SCOPE.key: [scope]}, operation_id)
     by_row: dict[bytes, set[ColumnKey]] = {}
     for column, row_keys in by_column.items():
         for key in row_keys:
             by_row.setdefault(key, set()).add(column)
-    return Operation(
+    return OpenWrite(
         operation_id,
         timestamp,
         None if of_scope is None else of_scope.generation,

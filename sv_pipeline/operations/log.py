@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
@@ -10,13 +11,22 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.arguments import parse_ids
-from sv_pipeline.errors import CorruptionError
+from sv_pipeline.errors import CorruptionError, NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import RowView
 
-__all__ = ["Operation", "OperationStatus", "read_operations"]
+__all__ = [
+    "Operation",
+    "OperationStatus",
+    "about",
+    "asked_for",
+    "chain",
+    "find_operation",
+    "read_operation",
+    "read_operations",
+]
 
 
 class OperationStatus(IntEnum):
@@ -66,6 +76,48 @@ def read_operations(graph: ChunkedGraph, operation_ids: npt.ArrayLike | None = N
     else:
         rows = graph.table.read_rows(keys.node_keys(parse_ids(operation_ids, "operations")))
     return [_operation(int(key), rows[key]) for key in sorted(rows)]
+
+
+def find_operation(graph: ChunkedGraph, operation_id: int) -> Operation | None:
+    """One operation; None if the log has none of this number."""
+    return next(iter(read_operations(graph, [operation_id])), None)
+
+
+def read_operation(graph: ChunkedGraph, operation_id: int) -> Operation:
+    """One operation; NotFoundError if the log has none of this number."""
+    found = find_operation(graph, operation_id)
+    if found is None:
+        raise NotFoundError(
+            f"graph {graph.graph_id!r} has no operation {operation_id}.",
+            remedy=f"'sv-pipeline ops {graph.graph_id}' lists them.",
+        )
+    return found
+
+
+def about(operation: Operation) -> int | None:
+    """The operation that an undo or redo is about; None for others."""
+    found = [column.newest(operation.row) for column in (columns.UNDO_OPERATION_ID, columns.REDO_OPERATION_ID)]
+    return next((number for number in found if number), None)
+
+
+def chain(graph: ChunkedGraph, operation: Operation) -> Iterator[Operation]:
+    """An operation, the one that it is about, and so on to the merge or split that all of them are about.
+
+    Raises
+    ------
+    NotFoundError
+        If the log lacks one of them.
+    """
+    yield operation
+    while (other := about(operation)) is not None:
+        operation = read_operation(graph, other)
+        yield operation
+
+
+def asked_for(graph: ChunkedGraph, operation_id: int) -> Operation:
+    """The merge or split that an operation is, takes back, or makes again."""
+    *_, last = chain(graph, read_operation(graph, operation_id))
+    return last
 
 
 def _operation(operation_id: int, row: RowView) -> Operation:

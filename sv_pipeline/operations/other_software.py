@@ -16,18 +16,19 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from sv_pipeline.errors import NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import lineage
 from sv_pipeline.graph.queries import roots
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.footprint import Footprint, box_around, read_footprint
-from sv_pipeline.operations.log import Operation, OperationStatus, read_operations
-from sv_pipeline.operations.undo_chain import about
+from sv_pipeline.operations.log import Operation, OperationStatus, chain
 from sv_pipeline.operations.watch_list import Notes, read_notes
 from sv_pipeline.operations.writing import Scope
 from sv_pipeline.table import columns, keys
@@ -179,18 +180,16 @@ def edited_roots(graph: ChunkedGraph, operation: Operation) -> tuple[int, ...]:
 
 
 def _chain(graph: ChunkedGraph, operation: Operation) -> list[Operation]:
-    """An operation, and those that it takes back or makes again: their rows name what it is about."""
-    chain = [operation]
-    while chain[-1].kind in ("undo", "redo") and (found := read_operations(graph, [about(chain[-1])])):
-        if found[0].operation_id in [one.operation_id for one in chain]:
-            break
-        chain.append(found[0])
-    return chain
+    """An operation, and those that it takes back or makes again, as far as the log has them: what it is about."""
+    found = [operation]
+    with suppress(NotFoundError):
+        found += [one for one in chain(graph, operation) if one.operation_id != operation.operation_id]
+    return found
 
 
-def _points(chain: Iterable[Operation]) -> UInt64Array:
+def _points(operations: Iterable[Operation]) -> UInt64Array:
     named = (columns.SOURCE_IDS, columns.SINK_IDS, columns.ADDED_EDGES, columns.REMOVED_EDGES)
-    found = [value.ravel() for one in chain for column in named if (value := column.newest(one.row)) is not None]
+    found = [value.ravel() for one in operations for column in named if (value := column.newest(one.row)) is not None]
     every = np.unique(np.concatenate([np.zeros(0, np.uint64), *found]))
     return np.asarray(every[every >> np.uint64(56) == 1], np.uint64)
 
@@ -200,12 +199,11 @@ def footprint_of(graph: ChunkedGraph, operation: Operation, edited: Iterable[int
     at, edited = logical_time(operation), [*edited]
     if at is None or not edited:
         return Footprint()
-    chain = _chain(graph, operation)
     return read_footprint(
         graph,
         operation.operation_id,
         at,
         edited,
-        box=box_around(graph, chain),
+        box=box_around(graph, _chain(graph, operation)),
         users_edges=columns.ADDED_EDGES.newest(operation.row),
     )

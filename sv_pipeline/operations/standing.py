@@ -15,7 +15,7 @@ import logging
 
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.operations.log import OperationStatus, read_operations
+from sv_pipeline.operations.log import OperationStatus, find_operation
 from sv_pipeline.operations.ownership import OWNER, open_key
 from sv_pipeline.operations.refusal import OwnershipLostError
 from sv_pipeline.operations.writing import OperationRow
@@ -63,8 +63,8 @@ def _advice(graph: ChunkedGraph, row: OperationRow, error: BaseException, *, wri
     if isinstance(error, OwnershipLostError) and not row.own.is_mine:
         return read_standing(graph, operation_id)
     if writing:
-        found = read_operations(graph, [operation_id])
-        complete = bool(found) and found[0].status is OperationStatus.SUCCESS
+        found = find_operation(graph, operation_id)
+        complete = found is not None and found.status is OperationStatus.SUCCESS
         return read_standing(graph, operation_id) if complete else unfinished(graph, operation_id)
     row.fail(error)
     remedy = f" {error.remedy}" if isinstance(error, SvPipelineError) and error.remedy else ""
@@ -85,12 +85,12 @@ def read_standing(graph: ChunkedGraph, operation_id: int) -> str:
     see = f"Do not repeat the request before you have looked: sv-pipeline ops {graph.graph_id}."
     key = open_key(operation_id)
     opened = key in graph.table.read_rows([key], [OWNER], newest_only=True)
-    found = read_operations(graph, [operation_id])
-    status = found[0].status if found else None
+    found = find_operation(graph, operation_id)
+    status = None if found is None else found.status
     if status is OperationStatus.SUCCESS:
         return f"Operation {operation_id} is complete: the edit is made. Do not repeat the request."
-    if status is OperationStatus.EXCEPTION:
-        why = f" ({found[0].exception})" if found[0].exception else ""
+    if found is not None and status is OperationStatus.EXCEPTION:
+        why = f" ({found.exception})" if found.exception else ""
         return f"Operation {operation_id} has ended without effect{why}."
     if opened:
         return f"Operation {operation_id} is unfinished, and recovery will bring it to its end. {see}"

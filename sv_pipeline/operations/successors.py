@@ -19,10 +19,10 @@ from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.log import Operation, read_operations
 from sv_pipeline.table import columns, keys
 
-__all__ = ["Fate", "Fates", "State", "names_of_today"]
+__all__ = ["Successor", "Successors", "Whereabouts", "names_of_today"]
 
 
-class State(Enum):
+class Whereabouts(Enum):
     """Where the voxels of a supervoxel are."""
 
     HERE = auto()
@@ -34,10 +34,10 @@ class State(Enum):
 
 
 @dataclass(frozen=True)
-class Fate:
+class Successor:
     """What became of one supervoxel."""
 
-    state: State
+    state: Whereabouts
     supervoxel: int
     """Its id of today, what it was joined to, or its last id before it was split."""
     operation: int | None
@@ -45,7 +45,7 @@ class Fate:
 
 
 @dataclass(frozen=True, eq=False)
-class Fates:
+class Successors:
     """Everything that supervoxels have become, in memory."""
 
     successors: dict[int, list[int]]
@@ -54,7 +54,7 @@ class Fates:
     operations: dict[int, Operation] = field(repr=False)
 
     @classmethod
-    def read(cls, graph: ChunkedGraph, supervoxels: npt.ArrayLike) -> Fates:
+    def read(cls, graph: ChunkedGraph, supervoxels: npt.ArrayLike) -> Successors:
         """Follow supervoxels up to today: one request for each time that one was replaced, and one for the log."""
         successors: dict[int, list[int]] = {}
         made_by: dict[int, int] = {}
@@ -76,28 +76,28 @@ class Fates:
         operations = read_operations(graph, ids) if len(ids) else []
         return cls(successors, made_by, {operation.operation_id: operation for operation in operations})
 
-    def of(self, supervoxel: int) -> Fate:
+    def of(self, supervoxel: int) -> Successor:
         """What became of one of them."""
         back: int | None = None
         while True:
             new = self.successors.get(supervoxel)
             if not new:
-                return Fate(State.HERE, supervoxel, back)
+                return Successor(Whereabouts.HERE, supervoxel, back)
             by = self.made_by.get(new[0])
             operation = None if by is None else self.operations.get(by)
             if operation is not None and operation.kind == "undo":
-                return Fate(State.JOINED, new[0], by)
-            fates = {self.of(fragment) for fragment in new}
-            whole = next(iter(fates))
-            if len(fates) > 1 or whole.state is not State.JOINED:
-                return Fate(State.SPLIT, supervoxel, by)
+                return Successor(Whereabouts.JOINED, new[0], by)
+            successors = {self.of(fragment) for fragment in new}
+            whole = next(iter(successors))
+            if len(successors) > 1 or whole.state is not Whereabouts.JOINED:
+                return Successor(Whereabouts.SPLIT, supervoxel, by)
             supervoxel, back = whole.supervoxel, whole.operation
 
 
 def names_of_today(graph: ChunkedGraph, supervoxels: UInt64Array) -> UInt64Array:
     """Ids that supervoxels have today, any shape; 0 for those that are split, or joined to others."""
     distinct, index = np.unique(supervoxels, return_inverse=True)
-    fates = Fates.read(graph, distinct)
-    found = [fates.of(supervoxel) for supervoxel in distinct.tolist()]
-    names = np.array([fate.supervoxel if fate.state is State.HERE else 0 for fate in found], np.uint64)
+    successors = Successors.read(graph, distinct)
+    found = [successors.of(supervoxel) for supervoxel in distinct.tolist()]
+    names = np.array([one.supervoxel if one.state is Whereabouts.HERE else 0 for one in found], np.uint64)
     return np.asarray(names[index].reshape(supervoxels.shape), np.uint64)

@@ -10,22 +10,23 @@ Later splits of the fragments that were undone themselves leave other ids, and n
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
+from sv_pipeline.errors import NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.operations.log import Operation, read_operations
-from sv_pipeline.operations.successors import Fate, Fates, State
+from sv_pipeline.operations.log import Operation, chain
+from sv_pipeline.operations.successors import Successor, Successors, Whereabouts
 from sv_pipeline.operations.writing import read_supervoxels
-from sv_pipeline.table import columns
 
-__all__ = ["Incarnation", "about", "latest_incarnation", "origin"]
+__all__ = ["EffectiveSplit", "effective_split"]
 
 
 @dataclass(frozen=True, eq=False)
-class Incarnation:
+class EffectiveSplit:
     """The last form of a supervoxel split."""
 
     operation: Operation
@@ -37,46 +38,43 @@ class Incarnation:
     """Operations that split its fragments further; none if it is undone, or in force as it was."""
 
 
-def about(operation: Operation) -> int:
-    """The operation that an undo or a redo is about."""
-    column = columns.UNDO_OPERATION_ID if operation.kind == "undo" else columns.REDO_OPERATION_ID
-    return column.newest(operation.row) or 0
+def _origin(graph: ChunkedGraph, operation: Operation) -> int:
+    """The operation that a chain of undos and redos began with, as far as the log has it."""
+    last = operation
+    with suppress(NotFoundError):
+        for last in chain(graph, operation):  # noqa: B007 - the last one that was found is the answer
+            pass
+    return last.operation_id
 
 
-def origin(graph: ChunkedGraph, operation: Operation) -> int:
-    """The operation that a chain of undos and redos began with."""
-    while operation.kind in ("undo", "redo"):
-        found = read_operations(graph, [about(operation)])
-        if not found:
-            break
-        operation = found[0]
-    return operation.operation_id
-
-
-def latest_incarnation(graph: ChunkedGraph, operation: Operation, record: UInt64Array) -> Incarnation:
+def effective_split(graph: ChunkedGraph, operation: Operation, record: UInt64Array) -> EffectiveSplit:
     """Follow undo and redo of an operation that split supervoxels; ``record`` is what it replaced."""
-    fates = Fates.read(graph, record[:, 1])
+    successors = Successors.read(graph, record[:, 1])
     while True:
-        found = [fates.of(fragment) for fragment in record[:, 1].tolist()]
-        split = {fate.operation for fate in found if fate.state is State.SPLIT}
+        found = [successors.of(fragment) for fragment in record[:, 1].tolist()]
+        split = {successor.operation for successor in found if successor.state is Whereabouts.SPLIT}
         if split:
-            return Incarnation(operation, record, None, tuple(sorted(o for o in split if o is not None)))
-        if all(fate.state is State.HERE for fate in found):
-            today = np.array([fate.supervoxel for fate in found], np.uint64)
-            return Incarnation(operation, np.stack([record[:, 0], today, record[:, 2]], axis=-1), None, ())
-        joined = next(fate for fate in found if fate.state is State.JOINED)
-        after = [fates.of(successor) for successor in sorted({fate.supervoxel for fate in found})]
-        redo = _redo(graph, fates, after, operation)
+            return EffectiveSplit(operation, record, None, tuple(sorted(o for o in split if o is not None)))
+        if all(successor.state is Whereabouts.HERE for successor in found):
+            today = np.array([successor.supervoxel for successor in found], np.uint64)
+            return EffectiveSplit(operation, np.stack([record[:, 0], today, record[:, 2]], axis=-1), None, ())
+        joined = next(successor for successor in found if successor.state is Whereabouts.JOINED)
+        after = [successors.of(successor) for successor in sorted({successor.supervoxel for successor in found})]
+        redo = _redo(graph, successors, after, operation)
         if redo is None:
-            back = max((fate.operation for fate in after if fate.operation and fate.state is State.HERE), default=None)
-            return Incarnation(operation, record, back or joined.operation, ())
+            back = max(
+                (one.operation for one in after if one.operation and one.state is Whereabouts.HERE), default=None
+            )
+            return EffectiveSplit(operation, record, back or joined.operation, ())
         operation, record = redo, read_supervoxels(graph.table, redo.operation_id)
 
 
-def _redo(graph: ChunkedGraph, fates: Fates, successors: list[Fate], operation: Operation) -> Operation | None:
+def _redo(
+    graph: ChunkedGraph, successors: Successors, after: list[Successor], operation: Operation
+) -> Operation | None:
     """The redo of an operation that has split all that its undo had joined; None if there is none."""
-    by = {fate.operation if fate.state is State.SPLIT else None for fate in successors}
-    again = fates.operations.get(next(iter(by)) or 0) if len(by) == 1 else None
-    if again is None or again.kind != "redo" or origin(graph, again) != origin(graph, operation):
+    by = {successor.operation if successor.state is Whereabouts.SPLIT else None for successor in after}
+    again = successors.operations.get(next(iter(by)) or 0) if len(by) == 1 else None
+    if again is None or again.kind != "redo" or _origin(graph, again) != _origin(graph, operation):
         return None
     return again

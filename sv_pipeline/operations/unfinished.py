@@ -16,13 +16,13 @@ import numpy as np
 from sv_pipeline.errors import CorruptionError, NotFoundError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.errors import FinishedError
-from sv_pipeline.operations.log import Operation, OperationStatus, read_operations
+from sv_pipeline.operations.log import Operation, OperationStatus, find_operation, read_operations
 from sv_pipeline.operations.other_software import Standing, read_standings
 from sv_pipeline.operations.ownership import OPEN_PREFIX, OPEN_ROWS, Owner, open_key, owner_of
 from sv_pipeline.operations.writing import RECOVERY, REQUEST, WRITES, Scope, scope_in, write_set_in
 from sv_pipeline.table.interface import ColumnKey, RowView
 
-__all__ = ["Phase", "Progress", "Unfinished", "find_unfinished", "read_unfinished", "why_not_unfinished"]
+__all__ = ["Phase", "RecoveryProgress", "Unfinished", "find_unfinished", "read_unfinished", "why_not_unfinished"]
 
 
 class Phase:
@@ -40,7 +40,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Progress:
+class RecoveryProgress:
     """What recoveries of an operation left in its open row."""
 
     phase: str = ""
@@ -51,7 +51,7 @@ class Progress:
     """What the log will say, once it is over."""
 
     @classmethod
-    def of(cls, row: RowView | None) -> Progress:
+    def of(cls, row: RowView | None) -> RecoveryProgress:
         """Out of an open row."""
         value = RECOVERY.newest(row) or {}
         if not isinstance(value, dict):
@@ -70,7 +70,7 @@ class Unfinished:
     """What it holds while it writes; None before."""
     owner: Owner | None
     """Who works on it; None for other software's."""
-    progress: Progress
+    progress: RecoveryProgress
     signature: str
     """Changes whenever its owner shows that it lives."""
     foreign: bool = False
@@ -161,17 +161,17 @@ def read_unfinished(graph: ChunkedGraph, operation_id: int) -> Unfinished | None
 
 def why_not_unfinished(graph: ChunkedGraph, operation_id: int) -> SvPipelineError:
     """The error that says why an operation is not unfinished: it has ended, or there is none of this number."""
-    found = read_operations(graph, [operation_id])
-    if not found:
+    found = find_operation(graph, operation_id)
+    if found is None:
         return NotFoundError(
             f"there is no operation {operation_id} in graph {graph.graph_id!r}.",
             remedy=f"See 'sv-pipeline ops {graph.graph_id}' for all of them, 'sv-pipeline stuck list "
             f"{graph.graph_id} --min-age 0' for unfinished ones.",
         )
-    status = "without a status" if found[0].status is None else found[0].status.name
+    status = "without a status" if found.status is None else found.status.name
     return FinishedError(
         f"operation {operation_id} is finished already ({status}): there is nothing to recover.",
-        complete=found[0].status is OperationStatus.SUCCESS,
+        complete=found.status is OperationStatus.SUCCESS,
     )
 
 
@@ -213,7 +213,7 @@ def _of_open_row(
             raise logged
         return _read_open_row(graph, operation_id, row, operation)
     except CorruptionError as error:  # the others must not be hidden by it
-        known, signature = (operation, operation_id, None, None, Progress()), _hash(row.items())
+        known, signature = (operation, operation_id, None, None, RecoveryProgress()), _hash(row.items())
         return Unfinished(*known, signature, row=row, damage=str(error))
 
 
@@ -233,7 +233,7 @@ def _read_open_row(graph: ChunkedGraph, operation_id: int, row: RowView, operati
         operation_id,
         scope,
         owner,
-        Progress.of(row),
+        RecoveryProgress.of(row),
         signature,
         foreign,
         row,
@@ -251,7 +251,7 @@ def _foreign(operation: Operation, standing: Standing) -> Unfinished | None:
         operation.operation_id,
         standing.scope,
         None,
-        Progress(),
+        RecoveryProgress(),
         standing.signature,
         foreign=True,
         objects=standing.objects,

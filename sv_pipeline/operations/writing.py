@@ -53,10 +53,8 @@ __all__ = [
     "own_key",
     "read_activated",
     "read_identity",
-    "read_scope",
     "read_still_one_object",
     "read_supervoxels",
-    "read_write_set",
     "scope_in",
     "without_plan",
     "write_set",
@@ -135,14 +133,11 @@ def write_set(mutations: Iterable[RowMutation], timestamp: int) -> bytes:
     return zstandard.ZstdCompressor(3).compress(text.encode())
 
 
-def read_write_set(table: Table, operation_id: int) -> tuple[int, dict[ColumnKey, list[bytes]]]:
-    """Time and row keys by column of the cells of an unfinished operation; (0, {}) if it has not begun to write."""
-    key = open_key(operation_id)
-    return write_set_in(table.read_rows([key], [WRITES], newest_only=True).get(key), operation_id)
-
-
 def write_set_in(row: RowView | None, operation_id: int) -> tuple[int, dict[ColumnKey, list[bytes]]]:
-    """What `read_write_set` gives, out of an open row."""
+    """Time and row keys by column of the cells of an unfinished operation, out of its open row.
+
+    (0, {}) if it has not begun to write.
+    """
     if not row or WRITES not in row:
         return 0, {}
     try:
@@ -157,14 +152,8 @@ def write_set_in(row: RowView | None, operation_id: int) -> tuple[int, dict[Colu
         raise CorruptionError(f"the write set of operation {operation_id} cannot be read: {error}.") from error
 
 
-def read_scope(table: Table, operation_id: int) -> Scope | None:
-    """What an unfinished operation holds; None if nothing."""
-    key = open_key(operation_id)
-    return scope_in(table.read_rows([key], [SCOPE.key]).get(key), operation_id)
-
-
 def scope_in(row: RowView | None, operation_id: int) -> Scope | None:
-    """What `read_scope` gives, out of an open row."""
+    """What an unfinished operation holds, out of its open row; None if nothing."""
     try:
         value = SCOPE.newest(row)
         if value is None:

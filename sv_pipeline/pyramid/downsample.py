@@ -112,7 +112,7 @@ def downsample(
     started = time.perf_counter()
     pyramid = open_pyramid(fork)
     entries = [e for e in read_entries(pyramid.store.kv) if operations is None or e.operation_id in operations]
-    run = _Run(pyramid, table, entries, memory_budget, lock_expiry)
+    run = _DownsampleRun(pyramid, table, entries, memory_budget, lock_expiry)
     report = DownsampleReport(fork.graph_id, tuple(entry.operation_id for entry in entries))
     if entries:
         report.work.add(drop_empty_entries(pyramid, entries))
@@ -142,7 +142,7 @@ def rebuild(
 
 
 @dataclass(frozen=True)
-class _Run:
+class _DownsampleRun:
     """One call of `downsample`."""
 
     pyramid: ForkPyramid

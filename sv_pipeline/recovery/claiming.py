@@ -21,7 +21,7 @@ from sv_pipeline.operations.errors import NotStuckError, RecoveryStoppedError
 from sv_pipeline.operations.other_software import quiet_seconds
 from sv_pipeline.operations.ownership import FIXED_TIME, OBSERVED_BEATS, OWNER, Owner, Ownership, beat_seconds, open_key
 from sv_pipeline.operations.refusal import OwnershipLostError
-from sv_pipeline.operations.unfinished import Phase, Progress, Unfinished, read_unfinished, why_not_unfinished
+from sv_pipeline.operations.unfinished import Phase, RecoveryProgress, Unfinished, read_unfinished, why_not_unfinished
 from sv_pipeline.operations.writing import RECOVERY, SCOPE, OperationRow, new_identity, read_identity
 from sv_pipeline.recovery.assessment import Assessment, State, assess
 from sv_pipeline.recovery.missing_locks import put_locks_back
@@ -100,7 +100,7 @@ class Claim:
             If the operation went to somebody else.
         """
         self.own.verify()
-        phase = Progress.of(self._open_row()).phase
+        phase = RecoveryProgress.of(self._open_row()).phase
         if phase != Phase.CLEANED:
             raise ConflictError(
                 f"operation {self.operation_id} cannot be made again now: its open row says {phase!r}, so what an "
@@ -112,7 +112,7 @@ class Claim:
 
     def note(self, **changes: str | int) -> None:
         """Change what the open row says about the recovery."""
-        progress = replace(Progress.of(self._open_row()), **changes)  # type: ignore[arg-type]
+        progress = replace(RecoveryProgress.of(self._open_row()), **changes)  # type: ignore[arg-type]
         self.own.change([RECOVERY.set(asdict(progress), FIXED_TIME)])
 
     def _open_row(self) -> dict:  # type: ignore[type-arg]

@@ -33,7 +33,6 @@ from sv_pipeline.operations.unfinished import Unfinished
 from sv_pipeline.operations.writing import Scope
 from sv_pipeline.recovery.foreign_supervoxels import supervoxel_changes
 from sv_pipeline.recovery.missing_locks import lock_free_rows
-from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline.table import columns
 from sv_pipeline.table.interface import RowMutation
 
@@ -81,9 +80,9 @@ def changed_boxes(graph: ChunkedGraph, scope: Scope) -> list[Box]:
     """Storage chunks inside the scope whose voxels are not those of the pin."""
     now = graph.fork.open()
     then = graph.fork.open(version=pin_of(scope))
-    volume = read_base(graph.watershed_url).volume.scales[0]
-    size, origin = np.asarray(volume.chunk_size), np.asarray(volume.voxel_offset)
-    bounds = read_base(graph.watershed_url).volume.bounds
+    volume = graph.fork.base.info().volume
+    size, origin = np.asarray(volume.scales[0].chunk_size), np.asarray(volume.scales[0].voxel_offset)
+    bounds = volume.bounds
     boxes = []
     for coordinate in graph.layout.coordinates(np.array(scope.chunks, np.uint64)):
         box = graph.grid.box(2, coordinate).clip(bounds)
@@ -96,7 +95,7 @@ def changed_boxes(graph: ChunkedGraph, scope: Scope) -> list[Box]:
 
 def _supervoxels_before(graph: ChunkedGraph, scope: Scope, supervoxels: UInt64Array) -> UInt64Array:
     """Supervoxels that had voxels before the operation, in the chunks of some supervoxels."""
-    then, bounds = graph.fork.open(version=pin_of(scope)), read_base(graph.watershed_url).volume.bounds
+    then, bounds = graph.fork.open(version=pin_of(scope)), graph.fork.base.info().volume.bounds
     found = [np.zeros(0, np.uint64)]
     for coordinate in np.unique(graph.layout.coordinates(supervoxels), axis=0):
         box = graph.grid.box(2, coordinate).clip(bounds)

@@ -13,7 +13,7 @@ import time
 from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.errors import RecoveryStoppedError
-from sv_pipeline.operations.log import OperationStatus, read_operations
+from sv_pipeline.operations.log import OperationStatus, find_operation
 from sv_pipeline.operations.other_software import footprint_of
 from sv_pipeline.operations.unfinished import Unfinished
 from sv_pipeline.table import columns, keys, locks
@@ -131,8 +131,8 @@ _BUILT_ON = (
 
 
 def _advice(graph: ChunkedGraph, holder: int) -> str:
-    found = read_operations(graph, [holder])
-    over = bool(found) and found[0].status in (OperationStatus.SUCCESS, OperationStatus.EXCEPTION)
+    found = find_operation(graph, holder)
+    over = found is not None and found.status in (OperationStatus.SUCCESS, OperationStatus.EXCEPTION)
     if over:
         return f"That operation is finished: 'sv-pipeline stuck recover {graph.graph_id} {holder} --deep' frees it."
     return f"Wait until that operation ends, or recover it: sv-pipeline stuck recover {graph.graph_id} {holder}."

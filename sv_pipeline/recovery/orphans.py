@@ -7,7 +7,7 @@ import numpy as np
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.moments import parse_operation
 from sv_pipeline.operations.log import read_operations
-from sv_pipeline.operations.unfinished import Progress, Unfinished, read_unfinished
+from sv_pipeline.operations.unfinished import RecoveryProgress, Unfinished, read_unfinished
 from sv_pipeline.table import locks
 from sv_pipeline.table.columns import INDEFINITE_LOCK
 from sv_pipeline.table.interface import RowKeyRange
@@ -21,7 +21,7 @@ def orphaned_locks(graph: ChunkedGraph) -> list[Unfinished]:
     """Finished operations that still hold rows."""
     orphans = [i for i in _holders(graph) if read_unfinished(graph, i) is None]
     log = {one.operation_id: one for one in read_operations(graph, np.array(orphans, np.uint64))} if orphans else {}
-    return [Unfinished(log.get(i), i, None, None, Progress(), "orphan") for i in orphans]
+    return [Unfinished(log.get(i), i, None, None, RecoveryProgress(), "orphan") for i in orphans]
 
 
 def release_orphans(graph: ChunkedGraph, operation_id: int) -> int:

@@ -19,9 +19,8 @@ from sv_pipeline.errors import CorruptionError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.errors import RecoveryStoppedError
-from sv_pipeline.operations.log import Operation, OperationStatus
+from sv_pipeline.operations.log import Operation, OperationStatus, about
 from sv_pipeline.operations.refusal import EditRefused, Reason
-from sv_pipeline.operations.undo_chain import about
 from sv_pipeline.operations.unfinished import Phase, Unfinished
 from sv_pipeline.operations.writing import REQUEST
 from sv_pipeline.recovery.assessment import State
@@ -128,7 +127,7 @@ def _run(graph: ChunkedGraph, found: Unfinished, resumption: Resumption) -> Comm
         revert = undo if operation.kind == "undo" else redo
         allowed = bool(options.get("allow_partial", True))
         return revert(
-            graph, about(operation), found.user, allow_partial=allowed, patience=PATIENCE, resumption=resumption
+            graph, about(operation) or 0, found.user, allow_partial=allowed, patience=PATIENCE, resumption=resumption
         )
     request = request_of(operation, options)
     volume = graph.fork.open() if _has_fork(graph) else None

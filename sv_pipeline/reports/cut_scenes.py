@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from sv_pipeline.algorithms.multicut.cut import Preview
 from sv_pipeline.edits import SettledGraph, SplitPreview, settled
-from sv_pipeline.edits.made import asked_for, read_edit
+from sv_pipeline.edits.made import read_edit
 from sv_pipeline.errors import InputError
 from sv_pipeline.graph import queries
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.operations.log import Operation
+from sv_pipeline.operations.log import Operation, asked_for
 from sv_pipeline.operations.writing import read_supervoxels
 from sv_pipeline.registry import Dataset
 from sv_pipeline.reports.cut_pictures import CutScene, Kind, SceneState, kinds_by_object, with_sides

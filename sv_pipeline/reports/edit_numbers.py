@@ -9,15 +9,13 @@ import pandas as pd
 
 from sv_pipeline.algorithms.multicut.cut import Preview
 from sv_pipeline.edits import CommittedEdit, MergePreview, SplitPreview
-from sv_pipeline.edits.made import about
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.operations.log import Operation, read_operations
+from sv_pipeline.operations.log import Operation, about, read_operations
 from sv_pipeline.operations.writing import read_still_one_object
-from sv_pipeline.reports.cut_pictures import CutScene, Kind
 from sv_pipeline.table import columns
 from sv_pipeline.table.counters import last_operation_id
 
-__all__ = ["edit_numbers", "merge_numbers", "operations_table", "preview_numbers", "refusal_of", "voxels_in_view"]
+__all__ = ["edit_numbers", "merge_numbers", "operations_table", "preview_numbers", "refusal_of"]
 
 
 def refusal_of(preview: SplitPreview | MergePreview) -> tuple[str, str] | None:
@@ -82,13 +80,6 @@ def edit_numbers(edit: CommittedEdit) -> dict[str, Any]:
         "replaced_supervoxels": len(np.unique(edit.supervoxels[:, 0])),
         "new_supervoxels": len(np.unique(edit.supervoxels[:, 1])),
     }
-
-
-def voxels_in_view(scene: CutScene) -> dict[str, int]:
-    """Voxels of both sides inside the box of a picture, where the two are apart."""
-    state = scene.after if (scene.after.kinds == Kind.SOURCE).any() else scene.before
-    counts = np.bincount(state.kinds.ravel(), minlength=len(Kind))
-    return {"voxels_in_view_source": int(counts[Kind.SOURCE]), "voxels_in_view_sink": int(counts[Kind.SINK])}
 
 
 _COLUMNS = [

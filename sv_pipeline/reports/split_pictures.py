@@ -7,7 +7,6 @@ import numpy as np
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.grid import Box
 from sv_pipeline.reports.pictures import Panel, render
-from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline.segmentation.fork.records import OperationRecord
 
 __all__ = ["split_picture"]
@@ -31,7 +30,7 @@ def split_picture(graph: ChunkedGraph, operation_id: int) -> bytes | None:
     low, high = (where.min(axis=0), where.max(axis=0) + 1) if len(where) else ((0, 0), old.shape[:2])
     low, high = np.maximum(np.asarray(low) - 16, 0), np.minimum(np.asarray(high) + 16, old.shape[:2])
     high = np.minimum(high, low + MAX_SIDE)
-    x, y, _ = read_base(graph.watershed_url).volume.scales[0].resolution
+    x, y, _ = graph.fork.base.info().volume.scales[0].resolution
     view = np.s_[low[0] : high[0], low[1] : high[1], depth]
     panels = [
         Panel(f"generation {record.generation_before}", old[view], (float(x), float(y))),

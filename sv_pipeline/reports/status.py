@@ -9,7 +9,7 @@ from sv_pipeline.config import IngestMode
 from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.ingest import progress, watershed
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.base import layout, markers
+from sv_pipeline.segmentation.base import layout
 from sv_pipeline.storage import kv
 
 __all__ = ["GraphStatus", "StageStatus", "graph_status"]
@@ -113,16 +113,16 @@ def graph_status(dataset: Dataset) -> GraphStatus:
 def _watershed_rows(dataset: Dataset) -> list[StageStatus]:
     # By the markers alone, without the source: that may be large, far away, or gone by now.
     total = dataset.grid.count(2)
-    return [
-        StageStatus(f"watershed: {stage}", total, len(kv.list_keys(dataset.watershed_url, f".watershed/{stage}/")))
-        for stage in watershed.Stage
-    ]
+    url, passes = dataset.watershed_url, watershed.WatershedPass
+    done = {stage: kv.list_keys(url, watershed.markers_folder(stage)) for stage in passes}
+    return [StageStatus(f"watershed: {stage}", total, len(keys)) for stage, keys in done.items()]
 
 
 def _voxels_row(dataset: Dataset) -> StageStatus:
-    url = dataset.watershed_url
-    meta = markers.read_meta(url)
-    layer = layout.populate_layer(dataset.config.ocdbt_config, dataset.grid) if meta is None else meta.layer
+    base = dataset.base
+    meta = base.division()
+    config = base.effective(dataset.config.ocdbt_config)
+    layer = layout.populate_layer(config, dataset.grid) if meta is None else meta.layer
     tasks = (dataset.grid if meta is None else meta.grid).count(layer)
-    done = tasks if markers.read_complete(url) is not None else len(markers.done_tasks(url))
+    done = tasks if base.is_complete() else len(base.done_tasks())
     return StageStatus(f"voxels (layer {layer})", tasks, done)

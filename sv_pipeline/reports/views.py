@@ -67,7 +67,7 @@ def roots_picture(dataset: Dataset) -> bytes:
 
 def mips_picture(dataset: Dataset, *, max_mips: int = 4) -> bytes:
     """The same x-y field at several mips of the fork (of the base where there is none yet), as PNG."""
-    volume = graph_volume(dataset.watershed_url, dataset.graph_id)
+    volume = graph_volume(dataset.fork)
     panels = []
     for mip, scale in enumerate(volume.info.scales[:max_mips]):
         store, resolution = volume.open(mip), scale.resolution

@@ -24,7 +24,6 @@ __all__ = [
     "max_segment",
     "new_operation_id",
     "node_ids",
-    "raise_to",
     "reserve",
     "reserve_many",
     "segment_step",
@@ -97,20 +96,6 @@ def node_ids(layout: IdLayout, chunk_id: int, first: int, count: int) -> UInt64A
     """The node ids of a reservation, shape (count,), ascending."""
     step = segment_step(layout, chunk_id)
     return layout.node_ids(chunk_id, np.arange(first, first + step * count, step, dtype=np.uint64))
-
-
-def raise_to(table: Table, layout: IdLayout, chunk_id: int, segment: int) -> None:
-    """See to it that the counter of a chunk is at ``segment`` or above, so that no such segment is given out again.
-
-    For ids that come from outside: the supervoxels of a watershed. Two callers at once may raise it too far, which
-    wastes numbers but never gives one twice.
-    """
-    _check_room(layout, chunk_id, segment)
-    if _is_root(layout, chunk_id):
-        raise ValueError("ids of the root chunk never come from outside")
-    current = max_segment(table, layout, chunk_id)
-    if current < segment:
-        table.increment(keys.counter_key(chunk_id), COUNTER.key, segment - current)
 
 
 def max_segment(table: Table, layout: IdLayout, chunk_id: int) -> int:

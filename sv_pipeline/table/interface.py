@@ -17,7 +17,6 @@ from sv_pipeline.errors import ConfigError
 
 __all__ = [
     "AGING_FAMILY",
-    "FAMILIES",
     "MAX_AGE_MS",
     "MAX_CELL_BYTES",
     "NEWEST_FAMILY",
@@ -38,10 +37,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 REQUESTS_AT_ONCE = 16
-FAMILIES = ("0", "1", "2", "3", "4")
-"""Column families of every table. Family 1 keeps only the newest cell; family 3 drops cells after a year."""
-
 NEWEST_FAMILY = "1"
+"""The family, of ``0`` to ``4``, that keeps only the newest cell of a column."""
 AGING_FAMILY = "3"
 MAX_AGE_MS = 365 * 24 * 3600 * 1000
 """Age, in milliseconds, at which cells of family 3 are gone; no backend returns them."""

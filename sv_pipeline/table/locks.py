@@ -21,9 +21,7 @@ __all__ = [
     "lock",
     "lock_all",
     "lock_all_indefinitely",
-    "lock_indefinitely",
     "relock",
-    "renew",
     "renew_all",
     "unlock",
     "unlock_all",
@@ -41,7 +39,7 @@ def lock(
 ) -> bool:
     """Take the temporal lock of a row; False if an unexpired or indefinite lock is on it, or the guard holds.
 
-    An operation that holds the lock is refused too: it should :func:`renew`.
+    An operation that holds the lock is refused too: it should renew it.
     """
     return lock_all(table, [key], operation_id, expiry, guard=guard)[0]
 
@@ -64,15 +62,10 @@ def lock_all(
     return [not held for held in table.check_and_mutate_many(requests)]
 
 
-def renew(table: Table, key: bytes, operation_id: int, *, guard: Sequence[CellMatch] = SUPERSEDED) -> bool:
-    """Let the temporal lock run anew; False if the operation does not hold it, or the guard holds."""
-    return renew_all(table, [key], operation_id, guard=guard)[0]
-
-
 def renew_all(
     table: Table, keys: Sequence[bytes], operation_id: int, *, guard: Sequence[CellMatch] = SUPERSEDED
 ) -> list[bool]:
-    """:func:`renew` of several rows, each by itself, in the time of one."""
+    """Let temporal locks run anew, each by itself; False for each that is not held, or where the guard holds."""
     mine = CellMatch(LOCK.key, LOCK.encode(operation_id))
     return table.check_and_mutate_many(
         [ConditionalMutation(key, [mine], guard, if_matched=[LOCK.set(operation_id)]) for key in keys]
@@ -88,15 +81,13 @@ def relock(table: Table, key: bytes, operation_id: int) -> bool:
     return table.check_and_mutate(key, [mine], if_matched=[DeleteCells(LOCK.key), LOCK.set(operation_id)])
 
 
-def lock_indefinitely(table: Table, key: bytes, operation_id: int, *, guard: Sequence[CellMatch] = SUPERSEDED) -> bool:
-    """Add the indefinite lock; False without the temporal one, if an indefinite one is there, or if the guard holds."""
-    return lock_all_indefinitely(table, [key], operation_id, guard=guard)[0]
-
-
 def lock_all_indefinitely(
     table: Table, keys: Sequence[bytes], operation_id: int, *, guard: Sequence[CellMatch] = SUPERSEDED
 ) -> list[bool]:
-    """:func:`lock_indefinitely` of several rows, each by itself, in the time of one."""
+    """Add indefinite locks, each by itself, in the time of one.
+
+    False for each row without the temporal lock, with an indefinite one, or where the guard holds.
+    """
     mine, change = CellMatch(LOCK.key, LOCK.encode(operation_id)), [INDEFINITE_LOCK.set(operation_id)]
     return table.check_and_mutate_many(
         [ConditionalMutation(key, [mine], [_INDEFINITE, *guard], if_matched=change) for key in keys]

@@ -22,6 +22,7 @@ from sv_pipeline.table.columns import META_KEY, VERSION
 from sv_pipeline.table.interface import CellMatch, RowMutation, SetCell, Table
 
 __all__ = [
+    "SPLIT_BOUNDING_OFFSET",
     "TABLE_VERSION",
     "StoredDataSource",
     "StoredGraphConfig",
@@ -80,12 +81,6 @@ class TableMeta:
     def chunk_size(self) -> tuple[int, int, int]:
         """Voxels of a chunk of layers 1 and 2, (x, y, z)."""
         x, y, z = (int(v) for v in self.graph_config.CHUNK_SIZE)
-        return x, y, z
-
-    @property
-    def split_bounding_offset(self) -> tuple[int, int, int]:
-        """Voxels around the clicked points that a cut looks at."""
-        x, y, z = (int(v) for v in self.custom_data.get("split_bounding_offset", SPLIT_BOUNDING_OFFSET))
         return x, y, z
 
 

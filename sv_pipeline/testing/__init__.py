@@ -1,4 +1,5 @@
-"""What tests build on, ours and those of our users: graphs to edit, models of them, invariants, servers, fixtures.
+"""What tests build on, ours and those of our users: worlds, a model of edits, invariants, a harness, servers, fixtures.
 
-Nothing here needs pytest or Hypothesis but :mod:`sv_pipeline.testing.fixtures`, which is a plugin of pytest.
+``pip install "sv_pipeline[testing]"`` installs what is needed in addition: pytest for `fixtures`, Hypothesis for
+`machines`, networkx for `models`. The pipeline itself never imports this package.
 """

@@ -13,10 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sv_pipeline.edits import CommittedEdit, EditRefused, Reason
 from sv_pipeline.graph.queries import leaves, roots
-from sv_pipeline.segmentation.base.base import read_base
-from sv_pipeline.testing.invariants import assert_sound, edges_of, locks_and_scopes
+from sv_pipeline.testing.invariants import edges_of, locks_and_scopes
 from sv_pipeline.testing.models import Done, Pair, VoxelModel, canonical, pair, touching
-from sv_pipeline.testing.worlds import Backend, Labels, World, but_operations
+from sv_pipeline.testing.tables import Backend, but_operations
+from sv_pipeline.testing.worlds import Labels, World
 
 __all__ = ["BesideModel", "Voxel", "as_pairs", "links_of"]
 
@@ -39,7 +39,7 @@ class BesideModel(RuleBasedStateMachine):
         voxels = self.copy.voxels()
         self.model = VoxelModel.of(voxels, self.copy.objects(voxels))
         self.generation = self.copy.generation
-        self.storage = np.asarray(read_base(self.copy.graph.watershed_url).volume.scales[0].chunk_size)
+        self.storage = np.asarray(self.copy.graph.fork.base_info().volume.scales[0].chunk_size)
         self.targets: dict[int, tuple[Done, bool]] = {}
         """Operation -> the merge or split that it is about, and whether it has put that in force."""
         self.moments: list[tuple[int, Labels, npt.NDArray[np.int64]]] = []
@@ -129,7 +129,7 @@ class BesideModel(RuleBasedStateMachine):
     @invariant()
     def all_is_sound(self) -> None:
         """Every check of verify passes."""
-        assert_sound(self.copy.dataset)
+        self.copy.verify()
 
     @invariant()
     def segmentation_and_objects_are_those_of_the_model(self) -> None:

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from sv_pipeline.table.interface import Table
 from sv_pipeline.testing.servers.bigtable import BINARY, find_emulator, running_emulator
 from sv_pipeline.testing.servers.gcs_client import GcsControl, running_gcs_server
+from sv_pipeline.testing.tables import BACKENDS, Backend
+from sv_pipeline.testing.tables import new_table as unused_table
 
 
 def need(available: object, reason: str) -> None:
@@ -56,3 +59,28 @@ def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"file://{tmp_path}/a%20folder/"
     server: GcsControl = request.getfixturevalue("gcs_server")
     return server.new_bucket()
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each backend of tables, with its server: a test that asks for it is a statement about all of them."""
+    if request.param == "bigtable":
+        request.getfixturevalue("bigtable_emulator")
+    chosen: Backend = request.param
+    return chosen
+
+
+@pytest.fixture
+def new_table(backend: Backend, tmp_path: Path) -> Iterator[Table]:
+    """A table that does not exist yet, in every backend."""
+    table = unused_table(backend, tmp_path)
+    yield table
+    table.drop()
+    table.close()
+
+
+@pytest.fixture
+def table(new_table: Table) -> Table:
+    """An empty table, in every backend."""
+    new_table.create()
+    return new_table

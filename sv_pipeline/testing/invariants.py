@@ -12,18 +12,14 @@ from sv_pipeline.algorithms.pyramid import downsample
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.ownership import OPEN_ROWS
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline.segmentation.base.layout import step_factor
-from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.table import columns
-from sv_pipeline.table.interface import RowKeyRange
+from sv_pipeline.testing.tables import EVERYTHING
 from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline.verify.dataset_under_test import Subject
 from sv_pipeline.verify.report import VerifyReport
 
 __all__ = ["Edge", "assert_at_rest", "assert_mips_right", "assert_sound", "edges_of", "locks_and_scopes"]
-
-EVERYTHING = RowKeyRange(b"\x00", b"\xff" * 32)
 
 
 @dataclass(frozen=True)
@@ -70,11 +66,11 @@ def locks_and_scopes(rows: Mapping[bytes, Mapping[Any, Any]]) -> list[str]:
 
 def assert_mips_right(dataset: Dataset) -> None:
     """Assert that every mip of the fork is the downsampled mip below it, voxel for voxel."""
-    url, graph_id = dataset.watershed_url, dataset.graph_id
-    volume = read_base(url).volume
-    below = Fork(url, graph_id).open().read(order="F").result()
+    fork = dataset.fork
+    volume = fork.base_info().volume
+    below = fork.open().read(order="F").result()
     for mip in range(1, len(volume.scales)):
-        stored = Fork(url, graph_id).open(mip).read(order="F").result()
+        stored = fork.open(mip).read(order="F").result()
         np.testing.assert_array_equal(stored, downsample(below, step_factor(volume, mip)), err_msg=f"mip {mip}")
         below = stored
 
@@ -87,7 +83,7 @@ def edges_of(graph: ChunkedGraph) -> dict[tuple[int, int], Edge]:
     dict
         By the two supervoxels, the smaller id first.
     """
-    subject = Subject(graph.table, graph.watershed_url, graph.graph_id)
+    subject = Subject(graph.table, graph.fork)
     active, edges = subject.active, subject.edges
     ids = subject.nodes.ids
     joined = {

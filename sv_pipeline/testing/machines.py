@@ -24,7 +24,8 @@ from sv_pipeline.edits import CommittedEdit, Reason
 from sv_pipeline.edits.pointing import resolved
 from sv_pipeline.testing.beside_model import BesideModel, Voxel, as_pairs, links_of
 from sv_pipeline.testing.models import Done, canonical, pair
-from sv_pipeline.testing.worlds import Backend, World
+from sv_pipeline.testing.tables import Backend
+from sv_pipeline.testing.worlds import World
 
 __all__ = ["EditsOfVoxels", "edits_of", "run"]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,30 +33,28 @@ from sv_pipeline.registry import Dataset, Registry
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv
 from sv_pipeline.table import meta
-from sv_pipeline.table.interface import RowKeyRange, RowMutation, SetCell, Table
+from sv_pipeline.table.interface import RowMutation, Table
+from sv_pipeline.testing.invariants import assert_sound
+from sv_pipeline.testing.tables import EVERYTHING, PLACE, Backend, all_rows, unique_name
 from sv_pipeline.testing.volumes import LabelledVolume, crop
+from sv_pipeline.verify.dataset import verify_dataset
+from sv_pipeline.verify.report import VerifyReport
 
 __all__ = [
-    "EVERYTHING",
     "EVERYWHERE",
     "World",
-    "all_rows",
     "build",
-    "but_operations",
     "configuration",
     "fast_folder",
     "lasting_folder",
     "small_world",
 ]
 
-EVERYTHING = RowKeyRange(b"\x00", b"\xff" * 32)
-"""Every row of a table."""
 EVERYWHERE = (10_000, 10_000, 10_000)
 """Margin around the points of a request, in voxels, that takes in the whole volume."""
 MEMORY_FOLDER, MEMORY_NEEDED = Path("/dev/shm"), 1 << 30
 USER = "tester"
 
-Backend = Literal["sqlite", "bigtable"]
 Labels = npt.NDArray[np.uint64]
 Triple = tuple[int, int, int]
 
@@ -69,6 +67,10 @@ class World:
     """
 
     dataset: Dataset
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process opens everything itself.
+        return World, (Dataset(self.dataset.config, self.dataset.home),)
 
     @property
     def graph(self) -> ChunkedGraph:
@@ -123,6 +125,14 @@ class World:
         """Every row of the table, with all cells."""
         return {key: dict(row) for key, row in self.table.scan([EVERYTHING])}
 
+    def report(self) -> VerifyReport:
+        """What every check of ``sv-pipeline verify`` finds."""
+        return verify_dataset(self.dataset)
+
+    def verify(self) -> VerifyReport:
+        """Assert that every check of ``sv-pipeline verify`` passes and finds nothing."""
+        return assert_sound(self.dataset)
+
     # -- requests of edits --------------------------------------------------------------------------------------------
 
     def points(self, *voxels: npt.ArrayLike) -> Points:
@@ -152,7 +162,7 @@ class World:
         The copy has a table and a fork of its own, and shares the base. So this world must never have been edited, and
         the files of the base must not be changed.
         """
-        url, name = self.dataset.watershed_url, f"t{uuid.uuid4().hex[:12]}"
+        url, name = self.dataset.watershed_url, unique_name()
         with fast_folder() as home:
             copy = self._registered(Path(home), backend, graph_id=name)
             Fork(url, name).create()
@@ -163,13 +173,17 @@ class World:
                 copy.dataset.close()
                 Fork(url, name).remove(force=True)
 
-    def copied_to(self, folder: Path, backend: Backend = "sqlite", *, watershed: str | None = None) -> World:
+    def copied_to(
+        self, folder: Path, backend: Backend = "sqlite", *, home: Path | None = None, watershed: str | None = None
+    ) -> World:
         """A copy of everything, edits and files included, under the same graph id.
 
         Parameters
         ----------
         folder
-            Where the copy goes; ``home`` in it is the home folder of the copy.
+            Where the copy goes.
+        home
+            Home folder in which it is registered. Default: ``home`` in ``folder``.
         watershed
             URL of where the volume goes. Default: the folder ``watershed`` in ``folder``.
         """
@@ -179,7 +193,7 @@ class World:
         else:
             files = [p for p in Path(source).rglob("*") if p.is_file() and not p.name.endswith(".__lock")]
             kv.write_many(target, {str(path.relative_to(source)): path.read_bytes() for path in files})
-        return self._registered(folder / "home", backend, watershed=target, prefix=f"t{uuid.uuid4().hex[:12]}-")
+        return self._registered(home or folder / "home", backend, watershed=target, prefix=f"{unique_name()}-")
 
     def _registered(
         self,
@@ -196,7 +210,7 @@ class World:
         raw["data_source"] |= {"WATERSHED": watershed} if watershed else {}
         if backend == "bigtable":
             raw["graph_config"]["ID_PREFIX"] = prefix or ""  # a table of a server needs a name of its own
-            config = {"PROJECT": "project", "INSTANCE": "instance"}
+            config = dict(zip(("PROJECT", "INSTANCE"), PLACE, strict=True))
             raw["backend_client"] = {"TYPE": "bigtable", "CONFIG": config}
         else:
             raw["backend_client"] = {"TYPE": "sqlite"}
@@ -321,18 +335,3 @@ def lasting_folder() -> Path:
     folder = Path(_process_folder().name) / uuid.uuid4().hex
     folder.mkdir()
     return folder
-
-
-def all_rows(table: Table) -> list[RowMutation]:
-    """Mutations that give an empty table the content of this one."""
-    return [
-        RowMutation(key, [SetCell(column, cell.value, cell.timestamp) for column in row for cell in row[column]])
-        for key, row in table.scan([EVERYTHING])
-    ]
-
-
-def but_operations(rows: dict[bytes, dict[Any, Any]]) -> dict[bytes, dict[Any, Any]]:
-    """Rows without the operation log and its counter: what a refused edit must leave as it is."""
-    return {
-        key: row for key, row in rows.items() if key != b"ioperations" and not (key.isdigit() and int(key) < 1 << 56)
-    }

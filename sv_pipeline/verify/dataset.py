@@ -38,13 +38,12 @@ def verify_dataset(
     seed: int = 0,
 ) -> VerifyReport:
     """Run checks (default: all) on a graph and its voxels; see :func:`sv_pipeline.verify.run.verify`."""
-    graph = dataset.graph
+    table = dataset.graph.table
 
     def run(wanted: Sequence[str] | None) -> VerifyReport:
         return verify(
-            graph,
-            watershed_url=dataset.watershed_url,
-            graph_id=dataset.graph_id,
+            table,
+            dataset.fork,
             checks=wanted,
             sample=sample,
             workers=workers,
@@ -52,7 +51,7 @@ def verify_dataset(
             seed=seed,
         )
 
-    return verified_beside_edits(graph.table, checks, run)
+    return verified_beside_edits(table, checks, run)
 
 
 def verify_changes(dataset: Dataset, after: int, *, workers: int = 1) -> VerifyReport:
@@ -61,18 +60,17 @@ def verify_changes(dataset: Dataset, after: int, *, workers: int = 1) -> VerifyR
     Of more than `MOST_PROVEN` operations, the rows around the latest ones are looked at.
     """
     started, after = time.monotonic(), parse_count(after, "number of the last operation that is known")
-    url, graph_id = dataset.watershed_url, dataset.graph_id
     try:
         records = dataset.fork.records(after=after) if dataset.fork.exists() else []
         boxes: list[Box] | None = [box for record in records for box in record.boxes]
     except CorruptionError:
         boxes = None  # a record is damaged, which the check of the pair names: look at all that the fork has
-    graph = dataset.graph
+    table = dataset.graph.table
 
     def run(wanted: Sequence[str] | None) -> VerifyReport:
-        return verify(graph, watershed_url=url, graph_id=graph_id, checks=wanted, workers=workers, within=boxes)
+        return verify(table, dataset.fork, checks=wanted, workers=workers, within=boxes)
 
-    report = verified_beside_edits(graph.table, CHECKS_OF_CHANGES, run)
+    report = verified_beside_edits(table, CHECKS_OF_CHANGES, run)
     return replace(report, results=(*report.results, _around(dataset, after)), seconds=time.monotonic() - started)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol, TypedDict, TypeVar
+from typing import TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,18 +23,9 @@ from sv_pipeline.verify import atomic_edges, digest_checks, ingest_checks, snaps
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.table_checks import check_hierarchy
 
-__all__ = ["Blocked", "HasTable", "Subject"]
+__all__ = ["Blocked", "Subject"]
 
 Value = TypeVar("Value")
-
-
-class HasTable(Protocol):
-    """A graph, as far as verification needs one: all else is read from the table, not from the graph."""
-
-    @property
-    def table(self) -> Table:
-        """The graph's table."""
-        ...
 
 
 class Blocked(Exception):  # noqa: N818 - not an error: another check names the fault
@@ -55,8 +46,8 @@ class Subject:
     """A graph with everything that checks look at."""
 
     table: Table
-    watershed_url: str
-    graph_id: str
+    fork: Fork
+    """The graph's own version of the voxels; it may not exist."""
     sample: int | None = None
     seed: int = 0
     workers: int = 1
@@ -67,9 +58,14 @@ class Subject:
     _failures: dict[str, str] = field(default_factory=dict)
 
     @property
-    def fork(self) -> Fork:
-        """The graph's own version of the voxels."""
-        return Fork(self.watershed_url, self.graph_id)
+    def graph_id(self) -> str:
+        """Name of the graph."""
+        return self.fork.graph_id
+
+    @property
+    def watershed_url(self) -> str:
+        """Folder of the watershed."""
+        return self.fork.watershed_url
 
     @property
     def options(self) -> VoxelOptions:
@@ -161,12 +157,12 @@ class Subject:
     @cached_property
     def voxels(self) -> volumes.StoredVolume:
         """The voxels that readers of the graph see."""
-        return self._once("the segmentation", lambda: volumes.graph_volume(self.watershed_url, self.graph_id))
+        return self._once("the segmentation", lambda: volumes.graph_volume(self.fork))
 
     @property
     def own_voxels(self) -> digest_checks.OwnVoxels | None:
         """What the graph's fork has of its own; None if there is no fork."""
-        fork = volumes.fork_volume(self.watershed_url, self.graph_id)
+        fork = volumes.fork_volume(self.fork)
         return None if fork is None else digest_checks.read_own(fork, **self.options, within=self.within)
 
     @cached_property

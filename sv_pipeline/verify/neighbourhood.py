@@ -21,11 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.ids import IdLayout, UInt64Array
-from sv_pipeline.storage import kv
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.table import columns, keys
-from sv_pipeline.table.interface import RowView
+from sv_pipeline.table.interface import RowView, Table
 from sv_pipeline.verify import atomic_edges, edge_checks, snapshot, voxel_checks
-from sv_pipeline.verify.dataset_under_test import HasTable, Subject
+from sv_pipeline.verify.dataset_under_test import Subject
 from sv_pipeline.verify.report import CheckResult, Outcome, VerifyReport
 from sv_pipeline.verify.snapshot import NONE, EdgeCells, Snapshot
 from sv_pipeline.verify.table_checks import check_hierarchy, report_where
@@ -42,27 +42,25 @@ MOST_BESIDE = 50_000
 """Rows beside the chain that are read."""
 
 
-def verify_around(graph: HasTable, chunks: npt.ArrayLike, *, watershed_url: str, graph_id: str) -> VerifyReport:
+def verify_around(table: Table, fork: Fork, chunks: npt.ArrayLike) -> VerifyReport:
     """Prove that a graph and its voxels are sound around some chunks; changes nothing.
 
     Parameters
     ----------
-    graph
-        The graph; only its table is used.
+    table, fork
+        See :func:`~sv_pipeline.verify.run.verify`.
     chunks
         Coordinates of layer 2 chunks, shape (n, 3), the most important ones first; at most `MOST_CHUNKS` are looked at.
-    watershed_url, graph_id
-        See :func:`~sv_pipeline.verify.run.verify`.
     """
     started = time.monotonic()
-    subject = Subject(graph.table, kv.as_url(watershed_url), graph_id)
+    subject = Subject(table, fork)
     wanted = np.asarray(chunks, np.int64).reshape(-1, 3)[:MOST_CHUNKS]
-    around = _Around(subject, wanted)
+    around = _Surroundings(subject, wanted)
     hierarchy = _hierarchy(around)
     results = [hierarchy, _voxels(around)]
     if hierarchy.passed:
         results.append(_edges(around))
-    return VerifyReport(graph_id, tuple(results), time.monotonic() - started, len(wanted))
+    return VerifyReport(fork.graph_id, tuple(results), time.monotonic() - started, len(wanted))
 
 
 def _result(name: str, description: str, unit: str, outcome: Outcome) -> CheckResult:
@@ -71,7 +69,7 @@ def _result(name: str, description: str, unit: str, outcome: Outcome) -> CheckRe
 
 
 @dataclass
-class _Around:
+class _Surroundings:
     """What is read around some chunks."""
 
     subject: Subject
@@ -167,14 +165,14 @@ class _Around:
 # -- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _hierarchy(around: _Around) -> CheckResult:
+def _hierarchy(around: _Surroundings) -> CheckResult:
     outcome = Outcome("hierarchy")
     check_hierarchy(outcome, around.nodes)
     _check_beside(outcome, around)
     return _result("hierarchy", "parents and children agree; each supervoxel has one current root", "nodes", outcome)
 
 
-def _check_beside(outcome: Outcome, around: _Around) -> None:
+def _check_beside(outcome: Outcome, around: _Surroundings) -> None:
     """Children of the chain that are not part of it point to their parent; partners have the same root."""
     nodes, layout = around.everything, around.layout
     of_chain = around.chain[nodes.child_owner] & ~np.isin(nodes.children, nodes.ids)
@@ -200,7 +198,7 @@ def _check_beside(outcome: Outcome, around: _Around) -> None:
     outcome.checked += len(beyond)
 
 
-def _edges(around: _Around) -> CheckResult:
+def _edges(around: _Surroundings) -> CheckResult:
     outcome, nodes = Outcome("edges"), around.nodes
     for file in around.edges.broken:
         outcome.error(file.message, file.name)
@@ -214,7 +212,7 @@ def _edges(around: _Around) -> CheckResult:
     return _result("edges", "cross edges and roots are what the active atomic edges make them", "edges", outcome)
 
 
-def _voxels(around: _Around) -> CheckResult:
+def _voxels(around: _Surroundings) -> CheckResult:
     outcome, subject = Outcome("voxels"), around.subject
     budget = MOST_VOXELS
     boxes: list[IntArray] = []

@@ -17,9 +17,9 @@ from sv_pipeline.errors import CorruptionError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import latest_roots
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.operations.log import Operation, OperationStatus, read_operations
+from sv_pipeline.operations.log import Operation, OperationStatus, find_operation
 from sv_pipeline.operations.ownership import open_key
-from sv_pipeline.operations.unfinished import Phase, Progress, Unfinished, find_unfinished
+from sv_pipeline.operations.unfinished import Phase, RecoveryProgress, Unfinished, find_unfinished
 from sv_pipeline.operations.writing import read_supervoxels
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
@@ -51,10 +51,9 @@ def prove_ended(graph: ChunkedGraph, operation_id: int, found: Unfinished | None
     CorruptionError
         If something is left, or does not fit.
     """
-    operations = read_operations(graph, [operation_id])
-    if not operations:
+    operation = find_operation(graph, operation_id)
+    if operation is None:
         return {"status": "not in the log"}  # it ended before it had a row there
-    operation = operations[0]
     checked: dict[str, Any] = {"status": "" if operation.status is None else operation.status.name}
     checked["rows without its lock"] = _nothing_left(graph, operation, found)
     if operation.status is OperationStatus.SUCCESS and len(operation.roots):
@@ -68,7 +67,7 @@ def prove_ended(graph: ChunkedGraph, operation_id: int, found: Unfinished | None
         return checked
     for look in range(LOOKS):
         time.sleep(Backoff(SECONDS_BETWEEN_LOOKS).after(look))
-        report = verify_around(graph, chunks, watershed_url=graph.watershed_url, graph_id=graph.graph_id)
+        report = verify_around(graph.table, graph.fork, chunks)
         if report.ok:
             return {**checked, "chunks around it": len(chunks), **_numbers(report)}
     unfinished = (one for one in find_unfinished(graph) if one.scope or one.damage)
@@ -88,7 +87,7 @@ def _nothing_left(graph: ChunkedGraph, operation: Operation, found: Unfinished |
     operation_id = operation.operation_id
     key = open_key(operation_id)
     opened = graph.table.read_rows([key]).get(key)
-    if opened is not None and Progress.of(opened).phase != Phase.UNPROVEN:
+    if opened is not None and RecoveryProgress.of(opened).phase != Phase.UNPROVEN:
         raise CorruptionError(f"operation {operation_id} is still open.", remedy="Recover it again.")
     if columns.CHUNK_LOCK_SCOPE.key in operation.row:
         raise CorruptionError(f"the log of operation {operation_id} still names a scope.", remedy="Recover it again.")

@@ -15,7 +15,7 @@ from sv_pipeline.algorithms.pyramid import downsample, holds_labels_of_blocks
 from sv_pipeline.errors import ConfigError, CorruptionError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.base import markers
-from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.layout import misfit, step_factor, unclear_grid
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.making import check_record
@@ -117,7 +117,7 @@ def check_base(
 ) -> None:
     """The base holds the watershed's voxels, every populate task has its marker, and no part is left over."""
     with readable("the record of the populate cannot be read"):
-        _check_markers(outcome, base.watershed_url)
+        _check_markers(outcome, Base(base.watershed_url))
     for mip in range(base.source_mips):
         copy, original = base.info.scales[mip], source.info.scales[mip]
         if copy.bounds != original.bounds:
@@ -158,13 +158,13 @@ def _compare(
             advance(number, len(blocks))
 
 
-def _check_markers(outcome: Outcome, watershed_url: str) -> None:
-    meta = markers.read_meta(watershed_url)
+def _check_markers(outcome: Outcome, base: Base) -> None:
+    meta = base.division()
     if meta is None:
-        outcome.error("the base was never populated: run the populate tasks.", ocdbt.base_folder(watershed_url))
+        outcome.error("the base was never populated: run the populate tasks.", base.folder)
         return
     tasks = {(int(x), int(y), int(z)) for x, y, z in meta.grid.coordinates(meta.layer)}
-    done = markers.done_tasks(watershed_url)
+    done = base.done_tasks()
     if missing := sorted(tasks - done):
         outcome.error(
             f"a populate task of layer {meta.layer} without a done-marker: run it.",
@@ -177,17 +177,17 @@ def _check_markers(outcome: Outcome, watershed_url: str) -> None:
             f"task {markers.task_name(foreign[0])}",
             len(foreign),
         )
-    if markers.read_complete(watershed_url) is None:
+    if not base.is_complete():
         if not missing:
-            outcome.error("all populate tasks are done, but not merged: finish the populate.", watershed_url)
+            outcome.error("all populate tasks are done, but not merged: finish the populate.", base.watershed_url)
         return
-    _check_parts(outcome, watershed_url, sorted(tasks & done))
+    _check_parts(outcome, base, sorted(tasks & done))
 
 
-def _check_parts(outcome: Outcome, watershed_url: str, tasks: list[Triple]) -> None:
-    found = zip(tasks, markers.read_markers(watershed_url, tasks), strict=True)
+def _check_parts(outcome: Outcome, base: Base, tasks: list[Triple]) -> None:
+    found = zip(tasks, markers.read_markers(base.watershed_url, tasks), strict=True)
     merged = {f"{markers.task_name(t)}/{marker['attempt']}" for t, marker in found if marker and "attempt" in marker}
-    folder = kv.join_url(ocdbt.base_folder(watershed_url), "parts")
+    folder = kv.join_url(base.folder, "parts")
     leaked = []
     for key in kv.list_keys(folder):
         task, _, rest = key.partition("/")
@@ -206,17 +206,17 @@ def _check_parts(outcome: Outcome, watershed_url: str, tasks: list[Triple]) -> N
 
 
 def check_fork(
-    outcome: Outcome, fork: StoredVolume, base: StoredVolume, graph_id: str, *, seed: int = 0, workers: int = 1
+    outcome: Outcome, of: Fork, fork: StoredVolume, base: StoredVolume, *, seed: int = 0, workers: int = 1
 ) -> None:
     """The fork can be read at every mip, is on record and, before its first edit, shows the base."""
-    check_record(read_base(fork.watershed_url), graph_id)
+    check_record(of.base.info(), of.graph_id)
     for mip, scale in enumerate(fork.info.scales):
         domain = fork.open(mip).domain
         if tuple(domain.inclusive_min) != scale.bounds.start or tuple(domain.exclusive_max) != scale.bounds.stop:
             outcome.error("the fork's bounds are not those of the base: recreate the fork.", f"mip {mip}")
             return
         outcome.checked += 1
-    if Fork(fork.watershed_url, graph_id).has_commits():
+    if of.has_commits():
         return
     blocks = _Blocks()
     for mip, scale in enumerate(fork.info.scales):

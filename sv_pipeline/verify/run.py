@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from sv_pipeline.arguments import parse_callback, parse_count, parse_names
 from sv_pipeline.errors import ConfigError, SvPipelineError, UnavailableError
 from sv_pipeline.grid import Box
-from sv_pipeline.storage import kv
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage.wall import wall
+from sv_pipeline.table.interface import Table
 from sv_pipeline.verify import (
     digest_checks,
     edge_checks,
@@ -24,7 +25,7 @@ from sv_pipeline.verify import (
     voxel_checks,
     watershed_checks,
 )
-from sv_pipeline.verify.dataset_under_test import Blocked, HasTable, Subject
+from sv_pipeline.verify.dataset_under_test import Blocked, Subject
 from sv_pipeline.verify.report import CheckResult, Outcome, VerifyReport
 
 __all__ = ["CHECKS", "CheckResult", "VerifyReport", "verify"]
@@ -84,7 +85,7 @@ def _voxels(subject: Subject, outcome: Outcome) -> None:
 
 
 def _base(subject: Subject, outcome: Outcome) -> None:
-    base = volumes.base_volume(subject.watershed_url)
+    base = volumes.base_volume(subject.fork.base)
     if base is None:
         outcome.skipped = "there is no base: the graph was built without voxels"
         return
@@ -92,12 +93,12 @@ def _base(subject: Subject, outcome: Outcome) -> None:
 
 
 def _fork(subject: Subject, outcome: Outcome) -> None:
-    fork = volumes.fork_volume(subject.watershed_url, subject.graph_id)
-    base = volumes.base_volume(subject.watershed_url)
+    fork = volumes.fork_volume(subject.fork)
+    base = volumes.base_volume(subject.fork.base)
     if fork is None or base is None:
         outcome.skipped = "the graph has no fork yet"
         return
-    pyramid_checks.check_fork(outcome, fork, base, subject.graph_id, seed=subject.seed, workers=subject.workers)
+    pyramid_checks.check_fork(outcome, subject.fork, fork, base, seed=subject.seed, workers=subject.workers)
 
 
 def _pyramid(subject: Subject, outcome: Outcome) -> None:
@@ -113,7 +114,7 @@ def _digests(subject: Subject, outcome: Outcome) -> None:
 
 
 def _lineage(subject: Subject, outcome: Outcome) -> None:
-    own, base = subject.own_voxels, volumes.base_volume(subject.watershed_url)
+    own, base = subject.own_voxels, volumes.base_volume(subject.fork.base)
     if own is None or base is None:
         outcome.skipped = "the graph has no fork yet"
         return
@@ -163,10 +164,9 @@ CHECKS: dict[str, str] = {name: check.description for name, check in _CHECKS.ite
 
 
 def verify(
-    graph: HasTable,
+    table: Table,
+    fork: Fork,
     *,
-    watershed_url: str,
-    graph_id: str,
     checks: Sequence[str] | None = None,
     sample: int | None = None,
     workers: int = 1,
@@ -178,12 +178,10 @@ def verify(
 
     Parameters
     ----------
-    graph
-        The graph; only its table is used.
-    watershed_url
-        Folder of the watershed volume.
-    graph_id
-        Names the fork.
+    table
+        The graph's table.
+    fork
+        The graph's own version of the voxels; it may not exist.
     checks
         Names out of :data:`CHECKS`; None = all.
     sample
@@ -213,7 +211,7 @@ def verify(
     chosen = list(_CHECKS) if checks is None else [name for name in _CHECKS if name in set(checks)]
     if checks is not None and (unknown := sorted(set(checks) - set(_CHECKS))):
         raise ConfigError(f"there is no check {', '.join(unknown)}.", remedy=f"Checks are: {', '.join(_CHECKS)}.")
-    subject = Subject(graph.table, kv.as_url(watershed_url), graph_id, sample, seed, workers, within=within)
+    subject = Subject(table, fork, sample, seed, workers, within=within)
     started = time.monotonic()
     results = []
     for number, name in enumerate(chosen):
@@ -221,7 +219,7 @@ def verify(
         results.append(_run(name, subject))
         if progress is not None:
             progress((number + 1) * STEPS_PER_CHECK, len(chosen) * STEPS_PER_CHECK)
-    return VerifyReport(graph_id, tuple(results), time.monotonic() - started, sample)
+    return VerifyReport(fork.graph_id, tuple(results), time.monotonic() - started, sample)
 
 
 def _run(name: str, subject: Subject) -> CheckResult:

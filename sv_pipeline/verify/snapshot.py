@@ -141,10 +141,6 @@ class Snapshot:
             at[layer] = current
         return at
 
-    def children_of(self, index: int) -> UInt64Array:
-        """Children of one node."""
-        return self.children[self.child_starts[index] : self.child_starts[index + 1]]
-
 
 def read_snapshot(table: Table, layout: IdLayout, ranges: Sequence[RowKeyRange] | None = None) -> Snapshot:
     """Read node rows in one scan.

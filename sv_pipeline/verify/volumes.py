@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import tensorstore as ts
 
 from sv_pipeline.errors import NotFoundError
-from sv_pipeline.segmentation.base import base, markers
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import ocdbt, precomputed
 from sv_pipeline.storage.precomputed import VolumeInfo
@@ -45,29 +45,28 @@ def watershed_volume(watershed_url: str) -> StoredVolume:
     return StoredVolume("watershed", watershed_url, info, len(info.scales), None)
 
 
-def base_volume(watershed_url: str) -> StoredVolume | None:
+def base_volume(base: Base) -> StoredVolume | None:
     """The base; None if there is none."""
     try:
-        found = base.read_base(watershed_url)
+        found = base.info()
     except NotFoundError:
         return None
-    store = ocdbt.OcdbtStore(ocdbt.base_spec(watershed_url))
-    return StoredVolume("base", watershed_url, found.volume, found.source_mips, store)
+    store = ocdbt.OcdbtStore(ocdbt.base_spec(base.watershed_url))
+    return StoredVolume("base", base.watershed_url, found.volume, found.source_mips, store)
 
 
-def fork_volume(watershed_url: str, graph_id: str) -> StoredVolume | None:
+def fork_volume(fork: Fork) -> StoredVolume | None:
     """The graph's fork; None if there is none."""
-    if not (fork := Fork(watershed_url, graph_id)).exists():
+    if not fork.exists():
         return None
-    found = base.read_base(watershed_url)
-    store = fork.store()
-    return StoredVolume("fork", watershed_url, found.volume, found.source_mips, store)
+    found = fork.base.info()
+    return StoredVolume("fork", fork.watershed_url, found.volume, found.source_mips, fork.store())
 
 
-def graph_volume(watershed_url: str, graph_id: str) -> StoredVolume:
+def graph_volume(fork: Fork) -> StoredVolume:
     """The voxels that readers of the graph see."""
-    if found := fork_volume(watershed_url, graph_id):
+    if found := fork_volume(fork):
         return found
-    if markers.read_complete(watershed_url) is not None and (found := base_volume(watershed_url)):
+    if fork.base.is_complete() and (found := base_volume(fork.base)):
         return found
-    return watershed_volume(watershed_url)
+    return watershed_volume(fork.watershed_url)

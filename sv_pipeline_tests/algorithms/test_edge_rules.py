@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sv_pipeline.algorithms import edge_rules
+from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.algorithms.multicut.graph import LocalGraph
 from sv_pipeline.errors import InputError
 from sv_pipeline.graph import edge_files
-from sv_pipeline.graph.edge_files import ChunkEdges, Edges
+from sv_pipeline.graph.edge_files import ChunkEdges
 from sv_pipeline.ids import IdLayout
 
 LAYOUT, HERE, THERE = IdLayout(5, 10), (3, 1, 2), (4, 1, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import shutil
@@ -319,7 +320,7 @@ def test_a_purged_layer_is_to_be_built_again(cli: CommandLine, tmp_path: Path, m
     config = started(cli, tmp_path)
     assert cli("ingest", config).code == 0
     before = builds.stored_shape(Registry(str(cli.home)).get("tissue").graph)
-    monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: PTH123, SIM115 - nobody answers
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # nobody answers
     assert cli("purge-layer", "tissue", 3).code == 130, "nobody said yes"
     assert json.loads(cli("status", "tissue", "--json").out)["complete"]
     for wrong in (1, 9):

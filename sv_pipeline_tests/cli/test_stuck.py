@@ -14,9 +14,9 @@ from sv_pipeline.table.columns import INDEFINITE_LOCK
 from sv_pipeline.table.interface import DeleteCells, RowMutation
 from sv_pipeline_tests.ingest.builds import CommandLine
 from sv_pipeline_tests.recovery.conftest import Theatre
+from sv_pipeline_tests.recovery.conftest import fork_server as fork_server
 from sv_pipeline_tests.recovery.conftest import stages as stages
 from sv_pipeline_tests.recovery.conftest import theatre as theatre
-from sv_pipeline_tests.recovery.conftest import zygote as zygote
 
 KILLED = -9
 

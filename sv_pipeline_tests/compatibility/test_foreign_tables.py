@@ -15,8 +15,12 @@ import pytest
 import tensorstore as ts
 import yaml
 
+from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.config import parse_config
-from sv_pipeline.graph import edges, lineage, queries
+from sv_pipeline.edits.plan.node_cache import NodeCache
+from sv_pipeline.edits.plan.region import read_region
+from sv_pipeline.feed.reading import events_after
+from sv_pipeline.graph import lineage, queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import IdLayout
@@ -125,6 +129,26 @@ def attached(world: World, cli: CommandLine, tmp_path: Path) -> CommandLine:
     said = cli("attach", tmp_path / "graph.yaml")
     assert said.code == 0, said.err
     return cli
+
+
+# -- the edit feed ----------------------------------------------------------------------------------------------------
+
+
+def test_their_edits_are_events_as_ours_are(world: World) -> None:
+    graph = world.graph
+    merge, undo, split = events_after(graph, 0)
+    assert [merge.operation_id, undo.operation_id] == [world.merge, world.undo]
+    assert [event.kind for event in (merge, undo, split)] == ["merge", "undo", "split"]
+    assert {event.user for event in (merge, undo, split)} == {"them"}
+    assert undo.about == world.merge
+    assert undo.old_roots.tolist() == merge.new_roots.tolist()
+    assert split.supervoxels.tolist() == [[world.cut, piece] for piece in sorted(world.pieces)]
+    home = graph.layout.coordinates(np.uint64(world.cut))
+    assert split.boxes == (graph.grid.box(2, home),), "their log does not tell the voxels: the chunk of the supervoxel"
+    for event in (merge, undo, split):
+        below = [leaf for leaf in queries.leaves(graph, event.new_layer2).values.tolist() if leaf not in world.pieces]
+        assert set(below) <= set(queries.leaves(graph, event.new_roots).values.tolist()) | {world.cut}
+        assert set(graph.layout.layers(np.concatenate([event.new_layer2, event.old_layer2])).tolist()) == {2}
 
 
 # -- opening ----------------------------------------------------------------------------------------------------------
@@ -247,7 +271,7 @@ def test_leaves_hold_the_pieces_of_a_cut_supervoxel_and_no_orphan_is_reached(wor
     found = queries.leaves(world.graph, roots)
     assert {int(sv) for sv in found.values} == {sv for sv in foreign.supervoxels if sv != world.cut} | set(world.pieces)
     assert len(np.unique(found.values)) == len(found.values)
-    assert queries.is_latest(world.graph, roots).all()
+    assert lineage.latest_roots(world.graph, roots).tolist() == roots
     layer_2 = queries.leaves(world.graph, roots, stop_layer=2).values
     assert not set(layer_2.tolist()) & set(foreign.orphans)
 
@@ -256,24 +280,23 @@ def test_edges_of_a_cut_supervoxel_are_complete_although_the_newest_compaction_i
     """Also where the clock moved between the cells of its edges, affinities and areas."""
     foreign = world.foreign
     root = foreign.root(world.pieces[0])
-    found = edges.subgraph_edges(world.graph, [root], active_only=True)
-    pairs = {(min(p), max(p)) for p in zip(found.edges.node_ids1.tolist(), found.edges.node_ids2.tolist(), strict=True)}
+    region = read_region(world.graph, NodeCache(world.graph), np.array([root], np.uint64), world.graph.grid.bounds)
+    found = Edges(*(array[region.active] for array in region.edges.arrays))
+    pairs = set(pairs_of(found))
     expected = {e for e in foreign.active if foreign.root(e[0]) == root}
     assert expected <= pairs
     assert not any(world.cut in pair for pair in pairs)
     of_cut = [
         (affinity, area)
-        for p, affinity, area in zip(
-            pairs_of(found), found.edges.affinities.tolist(), found.edges.areas.tolist(), strict=True
-        )
+        for p, affinity, area in zip(pairs_of(found), found.affinities.tolist(), found.areas.tolist(), strict=True)
         if world.pieces[0] in p and world.pieces[1] not in p and p in expected
     ]
     assert of_cut
     assert set(of_cut) == {(0.5, 1)}
 
 
-def pairs_of(found: edges.SubgraphEdges) -> list[tuple[int, int]]:
-    ends = found.edges.node_ids1.tolist(), found.edges.node_ids2.tolist()
+def pairs_of(found: Edges) -> list[tuple[int, int]]:
+    ends = found.node_ids1.tolist(), found.node_ids2.tolist()
     return [(min(pair), max(pair)) for pair in zip(*ends, strict=True)]
 
 

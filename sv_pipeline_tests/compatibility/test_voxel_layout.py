@@ -10,7 +10,7 @@ import tensorstore as ts
 
 from sv_pipeline.config import parse_config
 from sv_pipeline.errors import ConfigError
-from sv_pipeline.segmentation.base.base import create_base, read_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.table import meta
@@ -51,7 +51,7 @@ def test_their_spec_of_our_meta_is_ours(watershed: Watershed) -> None:
 
 def test_their_spec_opens_every_mip_of_our_fork_and_base(watershed: Watershed) -> None:
     theirs = theirs_of(watershed)
-    base = read_base(watershed.url)
+    base = Base(watershed.url).info()
     assert base.n_mips > 1
     for mip in range(base.n_mips):
         ours = Fork(watershed.url, "g").open(mip).read().result()
@@ -83,7 +83,7 @@ def test_a_split_that_they_write_is_read_by_us_and_nothing_reaches_the_base(wate
 
 def test_the_volume_is_all_that_lies_at_the_root_besides_our_own_folder(watershed: Watershed) -> None:
     keys = [key.decode() for key in Fork(watershed.url, "g").store().kv.list().result()]
-    scales = {scale.key for scale in read_base(watershed.url).volume.scales}
+    scales = {scale.key for scale in Base(watershed.url).info().volume.scales}
     assert {key.split("/")[0] for key in keys} == {"info", "_sv_pipeline", *scales}
 
 
@@ -109,8 +109,8 @@ def test_a_base_of_the_first_version_is_refused_with_the_remedy(storage_url: str
     folder = ocdbt.base_folder(storage_url)
     kv.write_bytes(folder, "base.json", b'{"record_version": 1, "array_path": "seg/", "info": {}}')
     for ask in (
-        lambda: read_base(storage_url),
-        lambda: create_base(storage_url, watershed.config, watershed.grid),
+        lambda: Base(storage_url).info(),
+        lambda: Base(storage_url).create(watershed.config, watershed.grid),
         lambda: Fork(storage_url, "g").create(),
     ):
         with pytest.raises(ConfigError, match=r"first version of sv_pipeline.*build its graphs again"):

@@ -10,7 +10,6 @@ from sv_pipeline.algorithms.pyramid import downsample
 from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
 from sv_pipeline.grid import Box
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline.segmentation.base.layout import step_factor
 from sv_pipeline.segmentation.fork.commit import EditCommit
 from sv_pipeline.segmentation.fork.fork import Fork
@@ -20,7 +19,7 @@ __all__ = ["assert_mips_right", "damage", "edit"]
 
 def edit(dataset: Dataset, operation_id: int, *, at: tuple[int, int, int] = (0, 0, 0), age: float = 0.0) -> Box:
     """Half of each object in a box gets another id; returns the box."""
-    url, bounds = dataset.watershed_url, read_base(dataset.watershed_url).volume.bounds
+    url, bounds = dataset.watershed_url, dataset.base.info().volume.bounds
     start = np.add(bounds.start, at)
     box = Box.of(start, np.add(start, (40, 36, 12))).clip(bounds)
     voxels = Fork(url, dataset.graph_id).open()[box.slices].read(order="F").result()
@@ -46,7 +45,7 @@ def damage(dataset: Dataset, mip: int) -> None:
 
 def assert_mips_right(dataset: Dataset) -> None:
     """Every mip is the downsampled mip below it, voxel for voxel."""
-    volume = read_base(dataset.watershed_url).volume
+    volume = dataset.base.info().volume
     below = dataset.fork.open().read(order="F").result()
     assert len(volume.scales) > 2
     for mip in range(1, len(volume.scales)):

@@ -16,9 +16,9 @@ import pytest
 
 from sv_pipeline_tests.defs.dev_server import DevServer, dev_server, wait_for
 from sv_pipeline_tests.recovery.conftest import Theatre
+from sv_pipeline_tests.recovery.conftest import fork_server as fork_server
 from sv_pipeline_tests.recovery.conftest import stages as stages
 from sv_pipeline_tests.recovery.conftest import theatre as theatre
-from sv_pipeline_tests.recovery.conftest import zygote as zygote
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("dagster_dev")]
 log = logging.getLogger(__name__)

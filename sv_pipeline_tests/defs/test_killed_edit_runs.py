@@ -19,12 +19,12 @@ from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.operations import ownership
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.recovery import find_unfinished
+from sv_pipeline.testing.harness.actors import DONE
 from sv_pipeline_tests.defs.dev_server import PROJECT
-from sv_pipeline_tests.recovery.actors import DONE
 from sv_pipeline_tests.recovery.conftest import Theatre
+from sv_pipeline_tests.recovery.conftest import fork_server as fork_server
 from sv_pipeline_tests.recovery.conftest import stages as stages
 from sv_pipeline_tests.recovery.conftest import theatre as theatre
-from sv_pipeline_tests.recovery.conftest import zygote as zygote
 
 KILLED = -9
 

@@ -19,7 +19,7 @@ from sv_pipeline.ingest.run import ingest
 from sv_pipeline.pyramid.mip_maker import open_pyramid
 from sv_pipeline.pyramid.rebuild import begin_rebuild
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.fork.records import pending_key
 from sv_pipeline_tests.defs.conftest import small_config
 from sv_pipeline_tests.defs.edited import assert_mips_right, damage, edit
@@ -210,7 +210,7 @@ def rebuild(instance: dg.DagsterInstance, dataset: Dataset, mip: int) -> dg.Exec
 
 
 def test_mips_are_rebuilt_one_partition_each_bottom_up(built: Dataset, instance: dg.DagsterInstance) -> None:
-    mips = len(read_base(built.watershed_url).volume.scales)
+    mips = len(Base(built.watershed_url).info().volume.scales)
     for mip in range(1, mips):
         damage(built, mip)
     for mip in range(1, mips):

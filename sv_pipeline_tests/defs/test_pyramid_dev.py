@@ -15,7 +15,6 @@ import pytest
 from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.run import ingest
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline_tests.defs.conftest import small_config
 from sv_pipeline_tests.defs.dev_server import DevServer, dev_server, wait_for
 from sv_pipeline_tests.defs.edited import assert_mips_right, damage, edit
@@ -66,7 +65,7 @@ def test_a_stream_of_edits_is_caught_up_with_though_a_run_is_killed(server: DevS
 
 
 def test_a_backfill_of_all_mips_makes_them_again_bottom_up(server: DevServer, dataset: Dataset) -> None:
-    mips = len(read_base(dataset.watershed_url).volume.scales)
+    mips = len(dataset.base.info().volume.scales)
     for mip in range(1, mips):
         damage(dataset, mip)
     backfill = server.backfill_of_job("rebuild_mip_job", [f"{dataset.graph_id}|M{mip:02d}" for mip in range(1, mips)])

@@ -21,8 +21,8 @@ import pytest
 from sv_pipeline.defs import executors
 from sv_pipeline.operations.unfinished import Phase, read_unfinished
 from sv_pipeline.recovery import find_unfinished
+from sv_pipeline.testing.harness.forkserver import ForkServer, running_fork_server
 from sv_pipeline_tests.defs.dev_server import wait_for
-from sv_pipeline_tests.recovery import forkserver as zygotes
 from sv_pipeline_tests.recovery.conftest import Theatre
 from sv_pipeline_tests.recovery.conftest import stages as stages
 from sv_pipeline_tests.recovery.conftest import theatre as theatre
@@ -32,9 +32,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
-def zygote() -> Iterator[zygotes.Zygote]:
+def fork_server() -> Iterator[ForkServer]:
     """A process that has Dagster imported."""
-    with zygotes.zygote(*executors.PRELOAD, "sv_pipeline.defs.recovery") as process:
+    with running_fork_server(*executors.PRELOAD, "sv_pipeline_tests.recovery.jobs") as process:
         yield process
 
 
@@ -54,7 +54,7 @@ def judge(play: Theatre, kind: str = "supervoxel split") -> None:
 def test_a_run_that_is_killed_and_run_again_heals(theatre: Callable[..., Theatre], tmp_path: Path, step: str) -> None:
     kind = "supervoxel split" if step not in ("planned", "retire") else "merge"
     play, operation = killed_edit(theatre, tmp_path / "home", kind)
-    task = {"do": "job", "home": str(tmp_path / "home"), "graph": "stage", "operation": operation}
+    task = {"do": "job", "operation": operation}
     assert play.do(**task, failpoint=f"{step}:kill") == KILLED
     assert play.said(**task) == (DONE, '"SUCCESS"')
     judge(play, kind)

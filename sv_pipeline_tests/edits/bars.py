@@ -1,39 +1,39 @@
-"""Tissue made by hand: labels in boxes, mostly bars along x, and splits of it that are proven."""
+"""World made by hand: labels in boxes, mostly bars along x, and splits of it that are proven."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sv_pipeline import edits
-from sv_pipeline_tests.edits.tissue import Tissue, copy_of, fast_folder, new_table, template_of_labels
+from sv_pipeline.testing import tables, worlds
+from sv_pipeline.testing.volumes import drawn
+from sv_pipeline.testing.worlds import World
 
-Make = Callable[..., Tissue]
+Make = Callable[..., World]
 
 
 @pytest.fixture
-def make() -> Iterator[Make]:
+def make(tmp_path: Path) -> Make:
     """A graph of labels that are given as {label: slices}; what touches is one object, or as ``objects`` says."""
-    with ExitStack() as stack:
 
-        def build(
-            shape: tuple[int, int, int],
-            boxes: dict[int, tuple[slice, ...]],
-            objects: dict[int, int] | None = None,
-            **options: tuple[int, int, int],
-        ) -> Tissue:
-            labels = np.zeros(shape, np.int64)
-            for label, box in boxes.items():
-                labels[box] = label
-            template = template_of_labels(labels, objects or dict.fromkeys(boxes, 1), **options)
-            tissue = stack.enter_context(copy_of(template, new_table("sqlite", stack.enter_context(fast_folder()))))
-            tissue.verify()
-            return tissue
+    def build(
+        shape: tuple[int, int, int],
+        boxes: dict[int, tuple[slice, ...]],
+        objects: dict[int, int] | None = None,
+        *,
+        chunk_size: tuple[int, int, int] = (8, 8, 8),
+        voxel_offset: tuple[int, int, int] = (0, 0, 0),
+    ) -> World:
+        volume = drawn(shape, boxes, objects, voxel_offset=voxel_offset)
+        world = worlds.build(volume, tmp_path / tables.unique_name(), chunk_size=chunk_size)
+        world.verify()
+        return world
 
-        yield build
+    return build
 
 
 ALL = slice(None)
@@ -49,7 +49,7 @@ def at(x: int) -> list[int]:
     return [x, 2, 2]
 
 
-def split(tissue: Tissue, sources: list[list[int]], sinks: list[list[int]], **options: object) -> edits.CommittedEdit:
+def split(tissue: World, sources: list[list[int]], sinks: list[list[int]], **options: object) -> edits.CommittedEdit:
     """A split that is proven: the sides are apart, and no voxel changes but those of what was replaced."""
     before, generation = tissue.voxels(), tissue.generation
     edit = edits.split(tissue.graph, tissue.split_request(sources, sinks, **options), volume=tissue.volume)

@@ -14,7 +14,6 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.table.interface import Table
 from sv_pipeline_tests.edits.model import Model, stored_components, verify_rows
 from sv_pipeline_tests.graph.worlds import World, ingest, random_world
-from sv_pipeline_tests.table.conftest import new_table as new_table
 
 EVERYWHERE = (10_000, 10_000, 10_000)
 """A region that is the whole volume."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import networkx
 import numpy as np
@@ -101,9 +100,8 @@ def stored_components(graph: ChunkedGraph, world: World, at: int | None = None) 
 def verify_rows(graph: ChunkedGraph) -> VerifyReport:
     """Proof of the rows; these graphs have no voxels."""
     report = verify(
-        SimpleNamespace(table=graph.table),
-        watershed_url=graph.watershed_url,
-        graph_id=graph.graph_id,
+        graph.table,
+        graph.fork,
         checks=ROW_CHECKS,
     )
     assert report.ok, report.summary()

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from sv_pipeline import edits
-from sv_pipeline.graph.edge_files import Edges, read_edges, write_edges
+from sv_pipeline.algorithms.edges import Edges
+from sv_pipeline.graph.edge_files import read_edges, write_edges
+from sv_pipeline.testing.worlds import World
 from sv_pipeline.verify.run import verify
 from sv_pipeline_tests.edits.bars import Make
 from sv_pipeline_tests.edits.bars import make as make
-from sv_pipeline_tests.edits.tissue import Tissue
 
 
 @pytest.fixture
-def tissue(make: Make) -> Tissue:
+def tissue(make: Make) -> World:
     """Three pieces in one row, over three chunks."""
     boxes = {1: np.s_[0:10, 1:4, 1:4], 2: np.s_[10:20, 1:4, 1:4], 3: np.s_[20:24, 1:4, 1:4]}
     return make((24, 5, 5), boxes)
 
 
 @pytest.mark.parametrize("bad", [-0.5, float("nan"), float("-inf"), float("inf")])
-def test_edges_are_cut_rather_than_supervoxels_and_verify_names_them(tissue: Tissue, bad: float) -> None:
+def test_edges_are_cut_rather_than_supervoxels_and_verify_names_them(tissue: World, bad: float) -> None:
     url = tissue.graph.edges_url
     for coordinate in tissue.graph.grid.coordinates(2):
         stored = read_edges(url, coordinate)
@@ -37,7 +37,6 @@ def test_edges_are_cut_rather_than_supervoxels_and_verify_names_them(tissue: Tis
     made = edits.split(tissue.graph, request, volume=tissue.volume)
     assert (len(made.roots), len(made.supervoxels)) == (2, 0)
     graph = tissue.graph
-    source = SimpleNamespace(table=graph.table)
-    report = verify(source, watershed_url=graph.watershed_url, graph_id=graph.graph_id)
+    report = verify(graph.table, graph.fork)
     assert {finding.check for finding in report.findings} == {"edge_files"}, report.summary()
     assert "affinity" in report.summary()

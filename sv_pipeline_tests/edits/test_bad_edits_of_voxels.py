@@ -14,17 +14,18 @@ from sv_pipeline.errors import NotFoundError
 from sv_pipeline.graph.chunked_graph import open_chunked_graph
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.table.sqlite.table import SqliteTable
+from sv_pipeline.testing.tables import but_operations
+from sv_pipeline.testing.worlds import World
 from sv_pipeline_tests.edits.bars import Make, at, bar
 from sv_pipeline_tests.edits.bars import make as make
-from sv_pipeline_tests.edits.tissue import Tissue, but_operations
 
 
 @pytest.fixture
-def tissue(make: Make) -> Iterator[Tissue]:
+def tissue(make: Make) -> Iterator[World]:
     return make((24, 5, 5), {1: bar(0, 16), 2: bar(16, 24)}, objects={1: 1, 2: 2}, voxel_offset=(5, 3, 1))
 
 
-def refused(tissue: Tissue, edit: Callable[[], object], reason: object, *, logged: bool = True) -> str:
+def refused(tissue: World, edit: Callable[[], object], reason: object, *, logged: bool = True) -> str:
     """What the user is told; the log says it too."""
     rows, generation = tissue.rows(), tissue.generation
     with pytest.raises(edits.EditRefused) as caught:
@@ -40,12 +41,12 @@ def refused(tissue: Tissue, edit: Callable[[], object], reason: object, *, logge
     return str(caught.value)
 
 
-def split(tissue: Tissue, sources: Points, sinks: Points, **options: object) -> Callable[[], object]:
+def split(tissue: World, sources: Points, sinks: Points, **options: object) -> Callable[[], object]:
     request = edits.SplitRequest("tester", sources, sinks, **options)  # type: ignore[arg-type]
     return lambda: edits.split(tissue.graph, request, volume=tissue.volume)
 
 
-def merge(tissue: Tissue, sources: Points, sinks: Points, **options: object) -> Callable[[], object]:
+def merge(tissue: World, sources: Points, sinks: Points, **options: object) -> Callable[[], object]:
     request = edits.MergeRequest("tester", sources, sinks, **options)  # type: ignore[arg-type]
     return lambda: edits.merge(tissue.graph, request, volume=tissue.volume)
 
@@ -65,13 +66,13 @@ PLACES: dict[str, tuple[list[list[int]], list[list[int]], Reason]] = {
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_points_in_wrong_places_are_refused(tissue: Tissue, name: str) -> None:
+def test_points_in_wrong_places_are_refused(tissue: World, name: str) -> None:
     sources, sinks, reason = PLACES[name]
     refused(tissue, split(tissue, tissue.points(*sources), tissue.points(*sinks)), reason)
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_merges_in_wrong_places_are_refused(tissue: Tissue, name: str) -> None:
+def test_merges_in_wrong_places_are_refused(tissue: World, name: str) -> None:
     sources, sinks, reason = PLACES[name]
     if name == "on another object":
         sinks, reason = [at(5)], Reason.SAME_POINT
@@ -107,7 +108,7 @@ def test_a_fraction_of_a_voxel_lies_in_that_voxel() -> None:
     assert points.coordinates.tolist() == [[1, 0, -1]]
 
 
-def test_a_box_that_is_too_large_says_how_large_and_what_would_fit(tissue: Tissue) -> None:
+def test_a_box_that_is_too_large_says_how_large_and_what_would_fit(tissue: World) -> None:
     edit = split(tissue, tissue.points(at(1)), tissue.points(at(6)), memory=1000)
     said = refused(tissue, edit, Reason.TOO_LARGE)
     assert "9 x 5 x 5 voxels" in said
@@ -115,7 +116,7 @@ def test_a_box_that_is_too_large_says_how_large_and_what_would_fit(tissue: Tissu
     assert "closer together" in said
 
 
-def test_a_graph_without_a_fork_is_told_to_make_one(tissue: Tissue) -> None:
+def test_a_graph_without_a_fork_is_told_to_make_one(tissue: World) -> None:
     graph = tissue.graph
     voxels = tissue.voxels()
     nodes = int(voxels[tuple(at(1))])
@@ -132,7 +133,7 @@ def test_a_graph_without_a_fork_is_told_to_make_one(tissue: Tissue) -> None:
     assert tissue.voxels()[tuple(at(1))] == nodes
 
 
-def test_a_read_only_graph_is_not_touched(tissue: Tissue) -> None:
+def test_a_read_only_graph_is_not_touched(tissue: World) -> None:
     tissue.graph.table.read_only = True
     rows = tissue.rows()
     try:
@@ -153,7 +154,7 @@ def test_an_unknown_graph_is_named(tmp_path: Path) -> None:
         open_chunked_graph(SqliteTable("nobody", tmp_path))
 
 
-def test_supervoxels_without_voxels_cannot_be_split(tissue: Tissue) -> None:
+def test_supervoxels_without_voxels_cannot_be_split(tissue: World) -> None:
     """Ids on two pieces of one supervoxel: nobody knows where the cut should be."""
     voxels = tissue.voxels()
     ids = [int(voxels[tuple(place)]) for place in (at(1), at(12))]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,20 +17,13 @@ import pytest
 from sv_pipeline import edits
 from sv_pipeline.edits import CommittedEdit, LockPatience, Reason
 from sv_pipeline.edits.write import commit
-from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.queries import leaves, roots
 from sv_pipeline.operations.log import OperationStatus, read_operations
+from sv_pipeline.testing.invariants import locks_and_scopes
 from sv_pipeline.testing.models import canonical
-from sv_pipeline_tests.edits.tissue import (
-    Recipe,
-    Tissue,
-    copy_of,
-    fast_folder,
-    locks_and_scopes,
-    new_table,
-    template_of,
-    template_of_labels,
-)
+from sv_pipeline.testing.tables import Backend
+from sv_pipeline.testing.volumes import LabelledVolume, cells
+from sv_pipeline.testing.worlds import World, build
 
 PROCESSES, EDITS, MOMENTS = 4, 50, 8
 PATIENT, IMPATIENT = LockPatience(60.0, 0.01), LockPatience(0.0)
@@ -46,7 +40,7 @@ class Request:
     sink: Voxel | None = None
     operation: int = 0
 
-    def ask(self, tissue: Tissue, operation: int | None = None) -> CommittedEdit:
+    def ask(self, tissue: World, operation: int | None = None) -> CommittedEdit:
         """Make the edit; ``operation`` is what an undo or redo is about, where that has another number."""
         graph, volume = tissue.graph, tissue.volume
         if self.kind in ("undo", "redo"):
@@ -71,9 +65,8 @@ class Answer:
     supervoxels: int
 
 
-def edit_at_random(graph: ChunkedGraph, seed: int) -> tuple[list[Answer], list[str]]:
+def edit_at_random(tissue: World, seed: int) -> tuple[list[Answer], list[str]]:
     """What one process does: edits of what it sees, which others may just be changing."""
-    tissue = Tissue(graph, graph.fork.open())
     rng = np.random.default_rng(seed)
     done: list[Answer] = []
     refused: list[str] = []
@@ -88,7 +81,7 @@ def edit_at_random(graph: ChunkedGraph, seed: int) -> tuple[list[Answer], list[s
     return done, refused
 
 
-def _choose(tissue: Tissue, rng: np.random.Generator, operations: list[int]) -> Request:
+def _choose(tissue: World, rng: np.random.Generator, operations: list[int]) -> Request:
     kind = rng.choice(
         ["supervoxel", "supervoxel", "split", "merge", "undo", "redo"], p=[0.3, 0.2, 0.1, 0.25, 0.1, 0.05]
     )
@@ -111,13 +104,13 @@ def _choose(tissue: Tissue, rng: np.random.Generator, operations: list[int]) -> 
     return Request("merge" if kind == "merge" else "split", source, rng.choice(near).tolist())
 
 
-def edits_roots(tissue: Tissue, supervoxels: np.ndarray) -> dict[int, int]:
+def edits_roots(tissue: World, supervoxels: np.ndarray) -> dict[int, int]:
     """Root of each supervoxel, 0 for one that was split since it was read."""
     found = roots(tissue.graph, supervoxels, missing_ok=True)
     return dict(zip(supervoxels.tolist(), found.tolist(), strict=True))
 
 
-def look_back(tissue: Tissue, time: int) -> None:
+def look_back(tissue: World, time: int) -> None:
     """Chunk by chunk, the leaves of the objects of a moment are the ids that the fork shows pinned to it.
 
     Not of the whole volume at once: edits of other places may have been committed in another order.
@@ -135,17 +128,12 @@ def look_back(tissue: Tissue, time: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["sqlite", "bigtable"])
-def test_edits_of_four_processes_equal_the_same_edits_in_the_order_of_the_log(
-    backend: str, request: pytest.FixtureRequest
-) -> None:
-    if backend == "bigtable":
-        request.getfixturevalue("bigtable_emulator")
-    template = template_of(Recipe((36, 20, 13), 24, 1, labels_per_object=3, voxel_offset=(5, 3, 1)))
-    with fast_folder() as folder, copy_of(template, new_table(backend, folder)) as tissue:
+def test_edits_of_four_processes_equal_the_same_edits_in_the_order_of_the_log(backend: Backend, tmp_path: Path) -> None:
+    world = build(cells((36, 20, 13), 24, 1, labels_per_object=3, voxel_offset=(5, 3, 1)), tmp_path)
+    with world.copied(backend) as tissue:
         start = tissue.generation
         with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
-            futures = [pool.submit(edit_at_random, tissue.graph, seed) for seed in range(PROCESSES)]
+            futures = [pool.submit(edit_at_random, tissue, seed) for seed in range(PROCESSES)]
             results = [future.result() for future in futures]
         refused = Counter(reason for _, some in results for reason in some)
         done = sorted((a for some, _ in results for a in some), key=lambda a: (a.time, a.operation))
@@ -164,7 +152,7 @@ def test_edits_of_four_processes_equal_the_same_edits_in_the_order_of_the_log(
         voxels = tissue.voxels()
         found = canonical(voxels), canonical(tissue.objects(voxels))
 
-        with fast_folder() as other, copy_of(template, new_table("sqlite", other)) as replay:
+        with world.copied() as replay:
             numbers: dict[int, int] = {}
             for answer in done:
                 edit = answer.request.ask(replay, numbers.get(answer.request.operation))
@@ -203,29 +191,26 @@ def paused(edit: Callable[[], CommittedEdit], monkeypatch: pytest.MonkeyPatch) -
         future.result()
 
 
-@pytest.fixture(params=["sqlite", "bigtable"])
-def bars(request: pytest.FixtureRequest) -> Iterator[Tissue]:
+@pytest.fixture
+def bars(backend: Backend, tmp_path: Path) -> Iterator[World]:
     """Three bars along x of 12 chunks; two more objects beside the first: one in its chunks, one far away."""
-    if request.param == "bigtable":
-        request.getfixturevalue("bigtable_emulator")
     labels = np.zeros((96, 8, 8), np.int64)
     for number, start in enumerate(range(0, 96, 8), 1):
         labels[start : start + 8, 0:3] = number
         labels[start : start + 8, 4:7] = 100 + number
     objects = {label: 1 + label // 100 for label in range(1, 113)}
     objects |= {label: 1000 + label for label in (105, 106, 107)}
-    template = template_of_labels(labels, objects)
-    with fast_folder() as folder, copy_of(template, new_table(str(request.param), folder)) as tissue:
+    with build(LabelledVolume(labels, objects), tmp_path).copied(backend) as tissue:
         yield tissue
 
 
-def split(tissue: Tissue, x: int, y: int = 1, patience: LockPatience = IMPATIENT) -> CommittedEdit:
+def split(tissue: World, x: int, y: int = 1, patience: LockPatience = IMPATIENT) -> CommittedEdit:
     """A split of the supervoxel at a place."""
     request = tissue.split_request([x, y, 0], [x + 6, y, 6], offset=(0, 0, 0))
     return edits.split(tissue.graph, request, volume=tissue.volume, patience=patience)
 
 
-def test_edits_in_other_chunks_never_wait(bars: Tissue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edits_in_other_chunks_never_wait(bars: World, monkeypatch: pytest.MonkeyPatch) -> None:
     with paused(lambda: split(bars, 0, patience=PATIENT), monkeypatch) as future:
         assert len(split(bars, 32, 5).supervoxels)  # in the chunk farther, of another object
         merge = bars.merge_request([47, 5, 1], [48, 5, 1])
@@ -236,7 +221,7 @@ def test_edits_in_other_chunks_never_wait(bars: Tissue, monkeypatch: pytest.Monk
 
 
 def test_edits_of_other_objects_in_the_same_chunks_are_refused_with_the_name_of_the_holder(
-    bars: Tissue, monkeypatch: pytest.MonkeyPatch
+    bars: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with paused(lambda: split(bars, 0, patience=PATIENT), monkeypatch):
         for x in (0, 8, 16):  # the same chunk, a neighbour, and one whose neighbour is one
@@ -249,7 +234,7 @@ def test_edits_of_other_objects_in_the_same_chunks_are_refused_with_the_name_of_
     bars.verify()
 
 
-def test_edits_of_one_object_are_refused_however_far_apart(bars: Tissue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edits_of_one_object_are_refused_however_far_apart(bars: World, monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         paused(lambda: split(bars, 0, patience=PATIENT), monkeypatch),
         pytest.raises(edits.EditRefused, match=r"root \d+ is being written by operation 1 of 'tester'"),
@@ -259,7 +244,7 @@ def test_edits_of_one_object_are_refused_however_far_apart(bars: Tissue, monkeyp
 
 
 def test_an_edit_of_the_same_chunks_waits_and_comes_later_in_the_log(
-    bars: Tissue, monkeypatch: pytest.MonkeyPatch
+    bars: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
         with paused(lambda: split(bars, 0, patience=PATIENT), monkeypatch) as first:

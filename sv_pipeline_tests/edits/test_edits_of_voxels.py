@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import networkx
 import numpy as np
 import pytest
@@ -63,7 +61,7 @@ def test_points_on_touching_objects_merge_and_on_one_object_split(
         assert set(edit.old_roots.tolist()) == set(before.tolist())
         assert edit.kind == "split" or after[0] == after[1]
     assert {"merge", "split"} <= set(outcomes)
-    report = verify(SimpleNamespace(table=graph.table), watershed_url=data.watershed_url, graph_id=data.graph_id)
+    report = verify(graph.table, data.fork)
     assert report.ok, report.summary()
     assert not report.findings, report.summary()
 
@@ -81,9 +79,8 @@ def test_a_chain_of_merges_makes_one_object(tissue: tuple[ReferenceDataset, Chun
             edits.merge(graph, request)
         assert len(np.unique(roots(graph, [source, sink]))) == 1
     report = verify(
-        SimpleNamespace(table=graph.table),
-        watershed_url=data.watershed_url,
-        graph_id=data.graph_id,
+        graph.table,
+        data.fork,
         checks=["hierarchy", "skip_connections", "cross_edges", "connectivity", "inf_edges", "operations"],
     )
     assert report.ok, report.summary()

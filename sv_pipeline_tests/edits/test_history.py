@@ -9,6 +9,7 @@ import pytest
 
 from sv_pipeline import edits
 from sv_pipeline.edits import Reason
+from sv_pipeline.graph import queries
 from sv_pipeline.operations.log import read_operations
 from sv_pipeline.reports.edit_numbers import operations_table
 from sv_pipeline_tests.edits.conftest import Edited, merge_request
@@ -88,6 +89,7 @@ def test_objects_of_the_past_can_be_read(edited: Edited) -> None:
     source, sink = edited.pairs(same=False)[0]
     old = [edited.model.component_of(sv) for sv in (source, sink)]
     edit = edited.merge(source, sink)
-    found = edits.leaves_at(edited.graph, np.array([source, sink], np.uint64), edit.logical_time - 1)
+    before = edit.logical_time - 1
+    found = queries.leaves(edited.graph, queries.roots(edited.graph, [source, sink], at=before))
     parts = np.split(found.values, found.offsets[1:-1])
     assert [frozenset(part.tolist()) for part in parts] == old

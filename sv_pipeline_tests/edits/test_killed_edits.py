@@ -12,9 +12,9 @@ from sv_pipeline import edits
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.operations.ownership import open_key
-from sv_pipeline.operations.writing import own_key, read_scope, read_write_set
+from sv_pipeline.operations.writing import Scope, own_key, scope_in, write_set_in
 from sv_pipeline.table import columns, keys, locks
-from sv_pipeline.table.interface import DeleteCells, RowKeyRange, RowMutation, Table
+from sv_pipeline.table.interface import DeleteCells, RowKeyRange, RowMutation, RowView, Table
 from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline_tests.edits.conftest import Edited, merge_request, split_request
 from sv_pipeline_tests.edits.model import stored_components, verify_rows
@@ -77,11 +77,20 @@ def expire_locks(table: Table) -> None:
         table.mutate([RowMutation(key, [DeleteCells(columns.LOCK.key)])])
 
 
+def open_row(table: Table, operation_id: int) -> RowView | None:
+    key = open_key(operation_id)
+    return table.read_rows([key]).get(key)
+
+
+def read_scope(table: Table, operation_id: int) -> Scope | None:
+    return scope_in(open_row(table, operation_id), operation_id)
+
+
 def put_back(graph: ChunkedGraph, operation_id: int) -> None:
     """Take out the cells of an operation, then its locks, then its scope: what recovery's cleanup comes to."""
     table = graph.table
     scope = read_scope(table, operation_id)
-    timestamp, cells = read_write_set(table, operation_id)
+    timestamp, cells = write_set_in(open_row(table, operation_id), operation_id)
     table.mutate(RowMutation(key, [DeleteCells(column, timestamp)]) for column, found in cells.items() for key in found)
     for root in (*scope.roots, *scope.new_roots) if scope else ():
         locks.unlock_indefinitely(table, keys.node_key(root), operation_id)

@@ -53,7 +53,7 @@ def test_what_another_operation_writes_is_refused_and_recovery_is_named(edited: 
     source, sink = edited.pairs(same=False)[0]
     key = keys.node_key(int(roots(edited.graph, [source])[0]))
     assert locks.lock(edited.graph.table, key, 4711, EXPIRY)
-    assert locks.lock_indefinitely(edited.graph.table, key, 4711)
+    assert locks.lock_all_indefinitely(edited.graph.table, [key], 4711)[0]
     with pytest.raises(edits.EditRefused, match=r"being written by operation 4711 .* recover it"):
         edits.merge(edited.graph, merge_request([source], [sink]), patience=IMPATIENT)
 

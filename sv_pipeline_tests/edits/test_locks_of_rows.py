@@ -20,8 +20,6 @@ from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline.table.columns import LOCK, NEW_PARENTS
 from sv_pipeline.table.interface import CellMatch, RowKeyRange, RowMutation, Table
 from sv_pipeline_tests.table.conftest import bigtable as bigtable
-from sv_pipeline_tests.table.conftest import new_table as new_table
-from sv_pipeline_tests.table.conftest import table as table
 
 EXPIRY = timedelta(minutes=3)
 IMPATIENT = LockPatience(0.0)
@@ -76,9 +74,9 @@ def test_of_many_one_gets_the_lock_and_only_it_can_give_it_back(table: Table, ki
     winner = got.index(True) + 1
     other = winner % 8 + 1
     assert not locks.unlock(table, key, other)
-    assert not locks.renew(table, key, other, guard=guard)
-    assert not locks.lock_indefinitely(table, key, other, guard=guard)
-    assert locks.lock_indefinitely(table, key, winner, guard=guard)
+    assert not locks.renew_all(table, [key], other, guard=guard)[0]
+    assert not locks.lock_all_indefinitely(table, [key], other, guard=guard)[0]
+    assert locks.lock_all_indefinitely(table, [key], winner, guard=guard)[0]
     assert locks.unlock(table, key, winner)
     assert not locks.lock(table, key, other, EXPIRY, guard=guard), "indefinite locks outlive temporal ones"
     assert not locks.unlock_indefinitely(table, key, other)
@@ -91,7 +89,7 @@ def test_who_was_taken_over_can_neither_renew_nor_release_nor_go_on(table: Table
     with held(table, 1, kind, [0], IMPATIENT) as old:
         expire(table, key, 1)
         new = held(table, 2, kind, [0], IMPATIENT)
-        assert not locks.renew(table, key, 1, guard=())
+        assert not locks.renew_all(table, [key], 1, guard=())[0]
         with pytest.raises(OwnershipLostError):
             old.verify()
         with pytest.raises(OwnershipLostError):
@@ -109,7 +107,7 @@ def test_a_replaced_root_cannot_be_locked_but_released(table: Table) -> None:
     key = row_of("root")
     assert locks.lock(table, key, 1, EXPIRY)
     table.mutate([RowMutation(key, [NEW_PARENTS.set(np.array([NODES["root"] + 1], np.uint64))])])
-    assert not locks.renew(table, key, 1)
+    assert not locks.renew_all(table, [key], 1)[0]
     assert locks.unlock(table, key, 1)
     assert not locks.lock(table, key, 2, EXPIRY)
 

@@ -18,10 +18,11 @@ from sv_pipeline.graph.lineage import latest_roots
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.table.interface import RowMutation
 from sv_pipeline.table.sqlite.table import SqliteTable
+from sv_pipeline.testing.tables import Backend, all_rows, new_table
+from sv_pipeline.testing.worlds import fast_folder, lasting_folder
 from sv_pipeline_tests.edits.conftest import merge_request, split_request
 from sv_pipeline_tests.edits.machines import IN_CI, run_shard
 from sv_pipeline_tests.edits.model import Model, stored_components, verify_rows
-from sv_pipeline_tests.edits.tissue import all_rows, fast_folder, new_table, template_folder
 from sv_pipeline_tests.graph.worlds import World, ingest, random_world
 
 SPLITS: list[dict[str, object]] = [
@@ -46,7 +47,7 @@ class Template:
 @cache
 def template(shape: tuple[int, int, int], seed: int) -> Template:
     world = random_world(shape, seed, per_chunk=3, objects=0.25, cross=0.08)
-    folder = template_folder()
+    folder = lasting_folder()
     graph, _ = ingest(world, SqliteTable("template", folder), folder)
     return Template(world, all_rows(graph.table), Model.of(world))
 
@@ -54,7 +55,7 @@ def template(shape: tuple[int, int, int], seed: int) -> Template:
 class EditsAgainstModel(RuleBasedStateMachine):
     """Edits of a graph and of the model; rows are proven after each step."""
 
-    backend: str
+    backend: Backend
     shape: tuple[int, int, int]
 
     def __init__(self) -> None:

@@ -7,8 +7,9 @@ from functools import cache
 import pytest
 
 from sv_pipeline.testing.machines import edits_of, run
+from sv_pipeline.testing.tables import Backend
 from sv_pipeline.testing.volumes import LabelledVolume, cells
-from sv_pipeline.testing.worlds import Backend, World, build, lasting_folder
+from sv_pipeline.testing.worlds import World, build, lasting_folder
 from sv_pipeline_tests.edits.machines import AT_LENGTH, IN_CI, SHARDS_APART
 
 VOLUMES: tuple[tuple[LabelledVolume, tuple[int, int, int]], ...] = (

@@ -17,11 +17,12 @@ from sv_pipeline.operations.log import read_operations
 from sv_pipeline.recovery import find_unfinished, recover
 from sv_pipeline.recovery.replay import request_of
 from sv_pipeline.reports.edit_numbers import operations_table, preview_numbers
+from sv_pipeline.testing.tables import but_operations
+from sv_pipeline.testing.worlds import World
 from sv_pipeline_tests.edits.bars import Make
 from sv_pipeline_tests.edits.bars import make as make
 from sv_pipeline_tests.edits.conftest import Edited, split_request
 from sv_pipeline_tests.edits.test_killed_edits import killed_after
-from sv_pipeline_tests.edits.tissue import Tissue, but_operations
 
 LENGTH = 64
 NEAR = {"offset": (1, 1, 1)}
@@ -31,7 +32,7 @@ Y_OF = {"low": 1, "high": 6}
 FLAT = slice(0, 3)
 
 
-def ring(make: Make) -> Tissue:
+def ring(make: Make) -> World:
     """Two bars along x through eight chunks, in a label for each chunk, and joined at both ends."""
     boxes = {1 + i: (slice(8 * i, 8 * i + 8), slice(0, 3), FLAT) for i in range(8)}
     boxes |= {11 + i: (slice(8 * i, 8 * i + 8), slice(5, 8), FLAT) for i in range(8)}
@@ -39,7 +40,7 @@ def ring(make: Make) -> Tissue:
     return make((LENGTH, 8, 8), boxes)
 
 
-def ring_of_one_label(make: Make) -> Tissue:
+def ring_of_one_label(make: Make) -> World:
     """The same, of one watershed supervoxel that chunk faces have cut."""
     boxes = {1: (slice(None), slice(None), FLAT), 2: (slice(2, 62), slice(3, 5), FLAT)}
     return make((LENGTH, 8, 8), boxes, {1: 1, 2: 2})
@@ -49,11 +50,11 @@ def voxel(x: int, bar: str) -> list[int]:
     return [x, Y_OF[bar], 1]
 
 
-def request(tissue: Tissue, source: list[int], sink: list[int], **options: object) -> SplitRequest:
+def request(tissue: World, source: list[int], sink: list[int], **options: object) -> SplitRequest:
     return tissue.split_request([source], [sink], **{**NEAR, **options})
 
 
-def split(tissue: Tissue, source: list[int], sink: list[int], **options: object) -> edits.CommittedEdit:
+def split(tissue: World, source: list[int], sink: list[int], **options: object) -> edits.CommittedEdit:
     """A split that does what its preview says, and says what it has done."""
     asked = request(tissue, source, sink, **options)
     rows = tissue.rows()

@@ -16,15 +16,15 @@ from sv_pipeline.edits.requests import options_of
 from sv_pipeline.graph.queries import roots
 from sv_pipeline.operations.log import read_operations
 from sv_pipeline.recovery.replay import request_of
+from sv_pipeline.testing.worlds import World
 from sv_pipeline_tests.edits.bars import Make
 from sv_pipeline_tests.edits.bars import make as make
-from sv_pipeline_tests.edits.tissue import Tissue
 
 A, B, C = 1, 2, 3
 
 
 @pytest.fixture
-def tissue(make: Make) -> Tissue:
+def tissue(make: Make) -> World:
     """A bar of A and B, one object; beside it, in y, a bar of C; then nothing for long::
 
     z = 4   A A A A B B B B     8 x 8 x 40 nm: the next section is farther than four voxels in the plane
@@ -34,28 +34,28 @@ def tissue(make: Make) -> Tissue:
     return make((70, 30, 12), boxes, objects={A: 1, B: 1, C: 2}, voxel_offset=(5, 3, 1))
 
 
-def at(tissue: Tissue, *place: int) -> list[int]:
+def at(tissue: World, *place: int) -> list[int]:
     return (np.asarray(place) + tissue.offset).tolist()
 
 
-def ids(tissue: Tissue, *places: tuple[int, int, int]) -> list[int]:
+def ids(tissue: World, *places: tuple[int, int, int]) -> list[int]:
     where = np.array([at(tissue, *place) for place in places])
     return [int(tissue.volume[tuple(place)].read().result()) for place in where]
 
 
-def looked_up(tissue: Tissue, sources: Points, sinks: Points, *, merge: bool = False) -> Any:
+def looked_up(tissue: World, sources: Points, sinks: Points, *, merge: bool = False) -> Any:
     kind = edits.MergeRequest if merge else edits.SplitRequest
     return resolved(tissue.graph, kind("me", sources, sinks), tissue.volume)  # type: ignore[type-var]
 
 
-def refused(tissue: Tissue, sources: Points, sinks: Points, reason: Reason) -> str:
+def refused(tissue: World, sources: Points, sinks: Points, reason: Reason) -> str:
     with pytest.raises(EditRefused) as error:
         looked_up(tissue, sources, sinks)
     assert error.value.reason is reason, error.value
     return str(error.value)
 
 
-def test_the_nearest_counts_in_nanometres_and_not_in_voxels(tissue: Tissue) -> None:
+def test_the_nearest_counts_in_nanometres_and_not_in_voxels(tissue: World) -> None:
     """From y = 9, z = 3 the bar of A is 4 voxels in y and 1 in z away (51 nm); C is 11 in y (88 nm)."""
     points = looked_up(tissue, tissue.points((3, 9, 3)), tissue.points((20, 3, 5))).sources
     assert points.ids.tolist() == ids(tissue, (3, 5, 4))
@@ -67,7 +67,7 @@ def test_the_nearest_counts_in_nanometres_and_not_in_voxels(tissue: Tissue) -> N
     assert merge.sinks.ids.tolist() == ids(tissue, (3, 20, 7))
 
 
-def test_a_click_that_misses_means_the_object_that_the_other_clicks_are_on(tissue: Tissue) -> None:
+def test_a_click_that_misses_means_the_object_that_the_other_clicks_are_on(tissue: World) -> None:
     """At y = 15 the other object is nearer, but no split could be of both."""
     alone = looked_up(tissue, tissue.points((3, 15, 5)), tissue.points((3, 21, 5)), merge=True)
     assert alone.sources.ids.tolist() == ids(tissue, (3, 20, 5))
@@ -75,7 +75,7 @@ def test_a_click_that_misses_means_the_object_that_the_other_clicks_are_on(tissu
     assert split.sources.ids.tolist() == ids(tissue, (3, 5, 5))
 
 
-def test_a_root_beside_a_point_names_the_object_that_is_meant(tissue: Tissue) -> None:
+def test_a_root_beside_a_point_names_the_object_that_is_meant(tissue: World) -> None:
     (root,) = roots(tissue.graph, ids(tissue, (3, 3, 5))).tolist()
     for place in ((3, 15, 5), (3, 21, 5), (3, 3, 5)):  # between, on the other object, on it
         sources = given_points([[root, *at(tissue, *place)]], "source")
@@ -87,7 +87,7 @@ def test_a_root_beside_a_point_names_the_object_that_is_meant(tissue: Tissue) ->
     assert f"nothing of {root} is within 300 nm" in said
 
 
-def test_a_root_that_was_replaced_stands_for_those_that_it_became(tissue: Tissue) -> None:
+def test_a_root_that_was_replaced_stands_for_those_that_it_became(tissue: World) -> None:
     (old,) = roots(tissue.graph, ids(tissue, (3, 3, 5))).tolist()
     edits.split(tissue.graph, tissue.split_request([(3, 3, 5)], [(20, 3, 5)]), volume=tissue.volume)
     sources, sinks = (given_points([[old, *at(tissue, x, 9, 5)]], "source") for x in (3, 20))
@@ -95,7 +95,7 @@ def test_a_root_that_was_replaced_stands_for_those_that_it_became(tissue: Tissue
     assert [*found.sources.ids, *found.sinks.ids] == ids(tissue, (3, 5, 5), (20, 5, 5))
 
 
-def test_an_id_that_is_not_at_its_voxel_is_refused_unless_it_was_replaced(tissue: Tissue) -> None:
+def test_an_id_that_is_not_at_its_voxel_is_refused_unless_it_was_replaced(tissue: World) -> None:
     a, b = ids(tissue, (3, 3, 5), (20, 3, 5))
     wrong = Points.of([b], [at(tissue, 3, 3, 5)])
     assert f"lies on supervoxel {a}, not on {b}" in refused(
@@ -113,7 +113,7 @@ def test_an_id_that_is_not_at_its_voxel_is_refused_unless_it_was_replaced(tissue
         assert stale.ids.tolist() == ids(tissue, place) != [a]
 
 
-def test_a_refusal_names_the_point_and_what_is_near(tissue: Tissue) -> None:
+def test_a_refusal_names_the_point_and_what_is_near(tissue: World) -> None:
     said = refused(tissue, tissue.points((66, 3, 5)), tissue.points((3, 3, 5)), Reason.BACKGROUND)
     assert f"the source point {tuple(at(tissue, 66, 3, 5))} lies on background" in said
     assert "within 300 nm" in said
@@ -124,7 +124,7 @@ def test_a_refusal_names_the_point_and_what_is_near(tissue: Tissue) -> None:
 
 
 @pytest.mark.parametrize("merge", [False, True])
-def test_an_edit_of_clicks_that_miss_is_made_and_logged_as_it_was_asked_for(tissue: Tissue, merge: bool) -> None:
+def test_an_edit_of_clicks_that_miss_is_made_and_logged_as_it_was_asked_for(tissue: World, merge: bool) -> None:
     """80 nm off, outside of the chunks of what is meant: the box is chosen after the points were moved."""
     (root,) = roots(tissue.graph, ids(tissue, (3, 3, 5))).tolist()
     if merge:
@@ -187,7 +187,7 @@ def test_points_may_name_an_id_or_none() -> None:
 
 
 @pytest.mark.parametrize("layer", [2, 3])
-def test_ids_that_are_neither_supervoxels_nor_roots_are_refused(tissue: Tissue, layer: int) -> None:
+def test_ids_that_are_neither_supervoxels_nor_roots_are_refused(tissue: World, layer: int) -> None:
     if layer == tissue.graph.n_layers:
         node = int(tissue.graph.layout.chunk_ids(layer, (0, 0, 0))) | 999_999
         said = refused(

@@ -8,22 +8,21 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from sv_pipeline import edits
-from sv_pipeline.config import DatasetConfig
-from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.log import OperationStatus, read_operations
-from sv_pipeline.proofreading import OpenGraph
-from sv_pipeline.registry import Dataset
+from sv_pipeline.testing.tables import Backend
+from sv_pipeline.testing.volumes import cells
+from sv_pipeline.testing.worlds import World, build
 from sv_pipeline_tests.edits.test_concurrent_edits_of_voxels import _choose
-from sv_pipeline_tests.edits.tissue import Recipe, Tissue, copy_of, fast_folder, new_table, template_of
 
 READERS, EDITS, POINTS = 2, 20, 12
-SMALL = Recipe((36, 20, 13), 24, 1, labels_per_object=3, voxel_offset=(5, 3, 1))
+SMALL = cells((36, 20, 13), 24, 1, labels_per_object=3, voxel_offset=(5, 3, 1))
 
 Leaves = tuple[int, ...]
 
@@ -37,16 +36,8 @@ class Look:
     moment: float
 
 
-def opened(graph: ChunkedGraph, config: DatasetConfig) -> OpenGraph:
-    """A graph, as a user opens it."""
-    dataset = Dataset(config.model_copy(update={"graph_id": graph.graph_id}), "")
-    dataset.__dict__.update(graph=graph, table=graph.table)
-    return OpenGraph(dataset)
-
-
-def keep_editing(graph: ChunkedGraph, seed: int, count: int) -> int:
+def keep_editing(tissue: World, seed: int, count: int) -> int:
     """Make so many edits that are not refused; how many were."""
-    tissue = Tissue(graph, graph.fork.open())
     rng, done, refused = np.random.default_rng(seed), [0], 0
     while len(done) <= count and refused < 20 * count:
         try:
@@ -56,9 +47,9 @@ def keep_editing(graph: ChunkedGraph, seed: int, count: int) -> int:
     return refused
 
 
-def keep_looking(graph: ChunkedGraph, config: DatasetConfig, points: list[Any]) -> tuple[list[Look], list[str]]:
+def keep_looking(tissue: World, points: list[Any]) -> tuple[list[Look], list[str]]:
     """Look until told to stop; what was seen, and errors."""
-    reader, looks, errors = opened(graph, config), [], []
+    reader, looks, errors = tissue.open(), [], []
     while not _stop.is_set():
         try:
             leaves = tuple(tuple(some.tolist()) for some in reader.leaves(points))
@@ -79,26 +70,28 @@ _stop: Event
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("backend", "editors"), [("bigtable", 1), ("sqlite", 3)])
-def test_readers_see_whole_edits_only(backend: str, editors: int, request: pytest.FixtureRequest) -> None:
+def test_readers_see_whole_edits_only(
+    backend: Backend, editors: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     if backend == "bigtable":
         request.getfixturevalue("bigtable_emulator")
-    template, spawn = template_of(SMALL), multiprocessing.get_context("spawn")
-    with fast_folder() as folder, copy_of(template, new_table(backend, folder)) as tissue:
-        graph, config, stop = tissue.graph, template.data.config, spawn.Event()
+    spawn = multiprocessing.get_context("spawn")
+    with build(SMALL, tmp_path).copied(backend) as tissue:
+        stop = spawn.Event()
         rng = np.random.default_rng(2)
         points = (rng.permutation(np.argwhere(tissue.voxels() > 0))[:POINTS] + tissue.offset).tolist()
         with (
             ProcessPoolExecutor(READERS, spawn, initializer=_with, initargs=(stop,)) as lookers,
             ProcessPoolExecutor(editors, spawn) as workers,
         ):
-            looking = [lookers.submit(keep_looking, graph, config, points) for _ in range(READERS)]
-            editing = [workers.submit(keep_editing, graph, seed, EDITS // editors) for seed in range(editors)]
+            looking = [lookers.submit(keep_looking, tissue, points) for _ in range(READERS)]
+            editing = [workers.submit(keep_editing, tissue, seed, EDITS // editors) for seed in range(editors)]
             for future in editing:
                 future.result()
             stop.set()
             seen = [future.result() for future in looking]
         assert not Counter(error for _, errors in seen for error in errors)
-        states = states_of(graph, config, points)
+        states = states_of(tissue, points)
         assert len(states) > EDITS // 2
         assert sum(len(looks) for looks, _ in seen) > EDITS
         for looks, _ in seen:
@@ -110,9 +103,9 @@ def test_readers_see_whole_edits_only(backend: str, editors: int, request: pytes
 State = tuple[tuple[int, ...], tuple[Leaves, ...]]
 
 
-def states_of(graph: ChunkedGraph, config: DatasetConfig, points: list[Any]) -> list[State]:
+def states_of(tissue: World, points: list[Any]) -> list[State]:
     """Roots and leaves at the points before the first operation, and after each that was made, by their times."""
-    reader = opened(graph, config)
+    reader, graph = tissue.open(), tissue.graph
     made = [o for o in read_operations(graph) if o.status is OperationStatus.SUCCESS and o.timestamp is not None]
     times = sorted(edits.milliseconds_of(graph, operation.id) for operation in made)
     moments = [times[0] - 1, *times]

@@ -10,9 +10,10 @@ from sv_pipeline.algorithms.edge_routing import LOW_AFFINITY
 from sv_pipeline.algorithms.multicut.cut import Refusal
 from sv_pipeline.edits import Reason
 from sv_pipeline.edits.plan.split_box import BYTES_PER_VOXEL
+from sv_pipeline.testing.invariants import edges_of
+from sv_pipeline.testing.tables import but_operations
 from sv_pipeline_tests.edits.bars import ALL, Make, at, bar, row, split
 from sv_pipeline_tests.edits.bars import make as make
-from sv_pipeline_tests.edits.tissue import but_operations, edges_of
 
 
 def test_an_object_of_one_supervoxel_without_any_edge(make: Make) -> None:
@@ -34,13 +35,13 @@ def test_a_cut_on_a_chunk_face_gives_one_piece_a_new_id(make: Make) -> None:
     tissue = make((16, 5, 5), {1: bar(0, 16)})
     before = tissue.voxels()
     low, high = int(before[tuple(at(0))]), int(before[tuple(at(15))])
-    assert np.isinf(edges_of(tissue)[low, high].affinity)
+    assert np.isinf(edges_of(tissue.graph)[low, high].affinity)
     edit = split(tissue, [at(3)], [at(12)])
     ((old, new),) = edit.supervoxels.tolist()
     assert old in (low, high)
     assert row(tissue.voxels()) == [0] * 8 + [1] * 8
     other = high if old == low else low
-    assert edges_of(tissue)[tuple(sorted((new, other)))].affinity == LOW_AFFINITY
+    assert edges_of(tissue.graph)[tuple(sorted((new, other)))].affinity == LOW_AFFINITY
 
 
 def test_more_than_two_parts_one_after_the_other(make: Make) -> None:
@@ -98,9 +99,12 @@ def test_a_supervoxel_that_was_in_pieces_is_healed(make: Make) -> None:
 def test_a_partner_of_another_root_is_joined_to_every_fragment_in_contact(make: Make) -> None:
     boxes = {1: bar(0, 8), 2: (slice(0, 8), slice(4, 6), slice(1, 4))}
     tissue = make((8, 8, 8), boxes, objects={1: 1, 2: 2})
-    (old, partner), ((_, edge),) = sorted(set(np.unique(tissue.voxels()[4]).tolist()) - {0}), edges_of(tissue).items()
+    (old, partner), ((_, edge),) = (
+        sorted(set(np.unique(tissue.voxels()[4]).tolist()) - {0}),
+        edges_of(tissue.graph).items(),
+    )
     edit = split(tissue, [at(0)], [at(7)])
-    after = edges_of(tissue)
+    after = edges_of(tissue.graph)
     for fragment in edit.supervoxels[:, 1].tolist():
         found = after[tuple(sorted((fragment, partner)))]
         assert found.affinity == edge.affinity

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from sv_pipeline import edits
 from sv_pipeline.edits import CommittedEdit, Reason
+from sv_pipeline.testing.invariants import edges_of
 from sv_pipeline.testing.models import canonical
+from sv_pipeline.testing.volumes import cells
+from sv_pipeline.testing.worlds import World, build
 from sv_pipeline_tests.edits.bars import ALL, Make, at, bar, split
 from sv_pipeline_tests.edits.bars import make as make
-from sv_pipeline_tests.edits.tissue import Recipe, Tissue, copy_of, edges_of, fast_folder, new_table, template_of
 
 State = tuple[np.ndarray, np.ndarray, dict[tuple[int, int], object]]
 
 
-def state(tissue: Tissue) -> State:
+def state(tissue: World) -> State:
     """Voxels, objects and edges, independent of ids: a supervoxel is called by its first voxel."""
     tissue.verify()
     voxels = tissue.voxels()
     ids, first = np.unique(voxels, return_index=True)
     name = dict(zip(ids.tolist(), first.tolist(), strict=True))
-    edges = {tuple(sorted((name[a], name[b]))): edge for (a, b), edge in edges_of(tissue).items()}
+    edges = {tuple(sorted((name[a], name[b]))): edge for (a, b), edge in edges_of(tissue.graph).items()}
     return canonical(voxels), canonical(tissue.objects(voxels)), edges
 
 
@@ -29,11 +33,11 @@ def same(one: State, other: State) -> bool:
     return np.array_equal(one[0], other[0]) and np.array_equal(one[1], other[1]) and one[2] == other[2]
 
 
-def undo(tissue: Tissue, edit: CommittedEdit) -> CommittedEdit:
+def undo(tissue: World, edit: CommittedEdit) -> CommittedEdit:
     return edits.undo(tissue.graph, edit.operation_id, "tester")
 
 
-def redo(tissue: Tissue, edit: CommittedEdit) -> CommittedEdit:
+def redo(tissue: World, edit: CommittedEdit) -> CommittedEdit:
     return edits.redo(tissue.graph, edit.operation_id, "tester")
 
 
@@ -57,11 +61,10 @@ def test_voxels_objects_and_affinities_come_back(make: Make) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_every_split_of_random_tissue_is_undone_with_its_affinities(seed: int) -> None:
+def test_every_split_of_random_tissue_is_undone_with_its_affinities(seed: int, tmp_path: Path) -> None:
     """On chunk faces and across several chunks, with inactive partners around."""
-    recipe = Recipe((20, 17, 9), 7, seed, voxel_offset=(16, 8, 3))
     rng = np.random.default_rng(seed)
-    with fast_folder() as folder, copy_of(template_of(recipe), new_table("sqlite", folder)) as tissue:
+    with build(cells((20, 17, 9), 7, seed, voxel_offset=(16, 8, 3)), tmp_path).copied() as tissue:
         done = 0
         for _ in range(8):
             before, voxels = state(tissue), tissue.voxels()
@@ -177,10 +180,10 @@ def test_edges_inside_a_chunk_that_a_merge_made_active_by_its_nodes_are_inactive
     near = {"offset": (0, 0, 0)}
     edits.merge(tissue.graph, tissue.merge_request([15, 5, 1], [16, 5, 1], **near), volume=tissue.volume)
     voxels, before = tissue.voxels(), state(tissue)
-    assert not edges_of(tissue)[int(voxels[3, 3, 1]), int(voxels[3, 4, 1])].active
+    assert not edges_of(tissue.graph)[int(voxels[3, 3, 1]), int(voxels[3, 4, 1])].active
     merge = edits.merge(tissue.graph, tissue.merge_request([3, 2, 2], [3, 2, 3]), volume=tissue.volume)
     merged = state(tissue)
-    assert edges_of(tissue)[int(voxels[3, 3, 1]), int(voxels[3, 4, 1])].active
+    assert edges_of(tissue.graph)[int(voxels[3, 3, 1]), int(voxels[3, 4, 1])].active
     undo(tissue, merge)
     assert same(state(tissue), before)
     redo(tissue, merge)

@@ -23,7 +23,6 @@ from sv_pipeline_tests.editable import editable_graph, neighbours_of_two_objects
 from sv_pipeline_tests.edits.conftest import Edited, merge_request
 from sv_pipeline_tests.edits.conftest import make_graph as make_graph
 from sv_pipeline_tests.graph.compare import dump
-from sv_pipeline_tests.table.conftest import new_table as new_table
 
 
 @pytest.fixture

@@ -18,8 +18,6 @@ from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline.table.interface import Table
 from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline_tests.feed.logs import DyingTable, Log, ProcessDiedError
-from sv_pipeline_tests.table.conftest import new_table as new_table
-from sv_pipeline_tests.table.conftest import table as table
 
 
 def entries(table: Table) -> list[int]:

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.errors import InputError
 from sv_pipeline.graph import edge_files as formats
-from sv_pipeline.graph.edge_files import ChunkEdges, Edges
+from sv_pipeline.graph.edge_files import ChunkEdges
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.storage import kv
 from sv_pipeline_tests.properties import examples

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
+from sv_pipeline.edits.plan.node_cache import NodeCache
+from sv_pipeline.edits.plan.region import Region, read_region
 from sv_pipeline.errors import CorruptionError
 from sv_pipeline.graph import queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.edges import FAKE_AFFINITY, SubgraphEdges, read_edges_of_edits, subgraph_edges
+from sv_pipeline.graph.edges import FAKE_AFFINITY, read_timed_edges_of_edits
 from sv_pipeline.grid import Box
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import (
@@ -38,15 +41,18 @@ def graph(new_table: Table, tmp_path: Path) -> ChunkedGraph:
     return ingest(WORLD, new_table, tmp_path)[0]
 
 
-def pairs_of(found: SubgraphEdges) -> list[frozenset[int]]:
+def region_of(graph: ChunkedGraph, roots: npt.ArrayLike, box: Box | None = None) -> Region:
+    return read_region(graph, NodeCache(graph), np.asarray(roots, np.uint64), box or graph.grid.bounds)
+
+
+def pairs_of(found: Region) -> list[frozenset[int]]:
     return [
         frozenset(pair) for pair in zip(found.edges.node_ids1.tolist(), found.edges.node_ids2.tolist(), strict=True)
     ]
 
 
 def test_all_roots_together_have_all_edges_once(graph: ChunkedGraph) -> None:
-    roots = np.unique(queries.roots(graph, WORLD.supervoxels))
-    found = subgraph_edges(graph, roots)
+    found = region_of(graph, np.unique(queries.roots(graph, WORLD.supervoxels)))
     assert sorted(map(sorted, pairs_of(found))) == sorted(map(sorted, PAIRS))
     assert found.inside.all()
     assert found.supervoxels.tolist() == WORLD.supervoxels.tolist()
@@ -55,10 +61,10 @@ def test_all_roots_together_have_all_edges_once(graph: ChunkedGraph) -> None:
 
 def test_active_edges_are_those_whose_ends_meet_one_layer_up(graph: ChunkedGraph) -> None:
     """Edges that no component activates are active all the same where other edges join their ends that low."""
-    found = subgraph_edges(graph, np.unique(queries.roots(graph, WORLD.supervoxels)))
+    found = region_of(graph, np.unique(queries.roots(graph, WORLD.supervoxels)))
     one, other = found.edges.node_ids1, found.edges.node_ids2
-    for layer in np.unique(graph.layout.cross_layers(one, other)).tolist():
-        here = graph.layout.cross_layers(one, other) == layer
+    for layer in np.unique(found.layers).tolist():
+        here = found.layers == layer
         above = [queries.roots(graph, ends[here], stop_layer=layer + 1) for ends in (one, other)]
         assert found.active[here].tolist() == (above[0] == above[1]).tolist()
 
@@ -68,34 +74,16 @@ def test_a_root_has_the_edges_of_its_supervoxels(graph: ChunkedGraph) -> None:
     root = np.unique(supervoxel_roots, return_counts=True)
     largest = root[0][np.argmax(root[1])]
     mine = set(WORLD.supervoxels[supervoxel_roots == largest].tolist())
-    found = subgraph_edges(graph, largest)
+    found = region_of(graph, [largest])
     assert set(pairs_of(found)) == {pair for pair in PAIRS if pair & mine}
-    assert set(found.edges.node_ids1.tolist()) <= mine
     assert found.inside.tolist() == [pair <= mine for pair in pairs_of(found)]
-    active = subgraph_edges(graph, largest, active_only=True)
-    assert set(pairs_of(active)) == {p for p, a in zip(pairs_of(found), found.active, strict=True) if a}
-    assert active.inside.all()
-
-
-def test_kinds_follow_layer_2_nodes_and_chunks(graph: ChunkedGraph) -> None:
-    found = subgraph_edges(graph, np.unique(queries.roots(graph, WORLD.supervoxels)))
-    assert len(found.in_) + len(found.out) + len(found.cross) == len(found.edges)
-    for edges, same_node, same_chunk in (
-        (found.in_, True, True),
-        (found.out, False, True),
-        (found.cross, False, False),
-    ):
-        assert len(edges)
-        nodes = [queries.parents(graph, ids) for ids in (edges.node_ids1, edges.node_ids2)]
-        chunks = [graph.layout.chunks(ids) for ids in (edges.node_ids1, edges.node_ids2)]
-        assert ((nodes[0] == nodes[1]) == same_node).all()
-        assert ((chunks[0] == chunks[1]) == same_chunk).all()
+    assert found.inside[found.active].all()
 
 
 def test_a_box_leaves_out_supervoxels_of_other_chunks_not_their_edges(graph: ChunkedGraph) -> None:
     start = np.asarray(graph.grid.bounds.start)
     box = Box.of(start, start + CHUNK_SIZE)
-    found = subgraph_edges(graph, np.unique(queries.roots(graph, WORLD.supervoxels)), box=box)
+    found = region_of(graph, np.unique(queries.roots(graph, WORLD.supervoxels)), box)
     mine = set(WORLD.supervoxels[(graph.layout.coordinates(WORLD.supervoxels) == 0).all(axis=1)].tolist())
     assert set(found.supervoxels.tolist()) == mine
     assert set(pairs_of(found)) == {pair for pair in PAIRS if pair & mine}
@@ -104,7 +92,7 @@ def test_a_box_leaves_out_supervoxels_of_other_chunks_not_their_edges(graph: Chu
 def test_requests_do_not_grow_with_the_graph(graph: ChunkedGraph) -> None:
     roots = np.unique(queries.roots(graph, WORLD.supervoxels))
     before = graph.table.round_trips
-    subgraph_edges(graph, roots)
+    region_of(graph, roots)
     assert graph.table.round_trips - before <= 2 * graph.n_layers
 
 
@@ -138,7 +126,7 @@ def test_a_users_edge_counts_with_the_lowest_affinity(graph: ChunkedGraph) -> No
             RowMutation(edit_row(graph, b), [FAKE_EDGES.set([[b, a]], 10)]),
         ]
     )
-    found = subgraph_edges(graph, queries.roots(graph, [a]))
+    found = region_of(graph, queries.roots(graph, [a]))
     at = pairs_of(found).index(frozenset((a, b)))
     assert found.edges.affinities[at] == FAKE_AFFINITY
     assert pairs_of(found).count(frozenset((a, b))) == 1
@@ -163,11 +151,12 @@ def test_a_replaced_supervoxel_has_no_edges_and_its_pieces_have_theirs(graph: Ch
             RowMutation(row, [*first, *later, *split_cells([(pieces[1], pieces[0])], time + 5)]),
         ]
     )
-    found = subgraph_edges(graph, np.unique(queries.roots(graph, WORLD.supervoxels[WORLD.supervoxels != old])))
+    found = region_of(graph, np.unique(queries.roots(graph, WORLD.supervoxels[WORLD.supervoxels != old])))
     pairs = pairs_of(found)
-    assert not any(old in pair for pair in pairs)
+    inside = [pair for pair, both in zip(pairs, found.inside, strict=True) if both]
+    assert not any(old in pair for pair in inside)
     expected = [(pieces[0], pieces[1]), (pieces[0], partners[0]), (pieces[1], partners[-1])]
-    assert [pairs.count(frozenset(pair)) for pair in expected] == [1, 1, 1]
+    assert [inside.count(frozenset(pair)) for pair in expected] == [1, 1, 1]
     at = pairs.index(frozenset(pieces))
     assert (found.edges.affinities[at], found.edges.areas[at], found.active[at]) == (0.25, 3, True)
 
@@ -176,4 +165,4 @@ def test_edges_without_their_affinities_are_named(graph: ChunkedGraph) -> None:
     sv = int(WORLD.supervoxels[0])
     graph.table.mutate([RowMutation(edit_row(graph, sv), split_cells([(sv, sv + 1)], 7)[:2])])
     with pytest.raises(CorruptionError, match=r"row 'f\d{20}' has split_edges, but not as many"):
-        read_edges_of_edits(graph, graph.grid.coordinates(2))
+        read_timed_edges_of_edits(graph, graph.grid.coordinates(2))

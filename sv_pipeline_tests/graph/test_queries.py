@@ -179,15 +179,6 @@ def test_the_root_at_a_moment_is_that_of_the_newest_cell_until_then(edited: tupl
     assert queries.roots(graph, [supervoxel], at=time - 1).tolist() == [old]
 
 
-def test_a_root_is_latest_until_it_is_replaced(edited: tuple[ChunkedGraph, int, int, int]) -> None:
-    graph, _, old, new = edited
-    time = int(queries.node_timestamps(graph, [new])[0])
-    assert queries.is_latest(graph, [old, new]).tolist() == [False, True]
-    assert queries.is_latest(graph, [old], at=time - 1).tolist() == [True]
-    with pytest.raises(NotFoundError, match=str(new)):
-        queries.is_latest(graph, [old, new], at=time - 1)
-
-
 def test_cells_that_are_not_compressed_are_read(edited: tuple[ChunkedGraph, int, int, int]) -> None:
     graph, _, old, new = edited
     assert queries.leaves(graph, [new]).values.tolist() == queries.leaves(graph, [old]).values.tolist()

@@ -10,9 +10,10 @@ import networkx
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.config import DatasetConfig, parse_config
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, create_chunked_graph
-from sv_pipeline.graph.edge_files import ChunkEdges, Edges, write_components, write_edges
+from sv_pipeline.graph.edge_files import ChunkEdges, write_components, write_edges
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.ingest.atomic import build_atomic_chunks

@@ -27,7 +27,7 @@ from sv_pipeline.ingest import progress, stages
 from sv_pipeline.ingest.run import ingest as ingest
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import markers
-from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.parts import merged_tasks
 from sv_pipeline.segmentation.base.populate import populate_plan
 from sv_pipeline.segmentation.fork.fork import Fork
@@ -165,7 +165,7 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 90) 
 def voxels_of(dataset: Dataset) -> list[np.ndarray]:
     """Voxels of the fork at every mip."""
     url = dataset.watershed_url
-    return [np.asarray(Fork(url, dataset.graph_id).open(mip).read().result()) for mip in range(read_base(url).n_mips)]
+    return [np.asarray(Fork(url, dataset.graph_id).open(mip).read().result()) for mip in range(Base(url).info().n_mips)]
 
 
 def assert_sound(dataset: Dataset, **options: Any) -> None:
@@ -188,10 +188,10 @@ def assert_nothing_leaked(dataset: Dataset) -> None:
     for status in progress.layer_status(graph).values():
         assert (status.done, status.failed) == (status.chunks, 0)
     url, config = dataset.watershed_url, dataset.config.ocdbt_config
-    plan = populate_plan(url, dataset.grid, config)
+    plan = populate_plan(Base(url), dataset.grid, config)
     tasks = {tuple(task) for task in plan.grid.coordinates(plan.layer).tolist()}
-    assert markers.done_tasks(url) == tasks
-    assert merged_tasks(read_base(url)) == {markers.task_name(task) for task in tasks}  # type: ignore[arg-type]
+    assert Base(url).done_tasks() == tasks
+    assert merged_tasks(Base(url).info()) == {markers.task_name(task) for task in tasks}  # type: ignore[arg-type]
     winners = {markers.task_name(t): (markers.read_marker(url, t) or {}).get("attempt") for t in tasks}  # type: ignore[arg-type]
     for key in kv.list_keys(ocdbt.base_folder(url), "parts/"):
         _, task, attempt, rest = key.split("/", 3)

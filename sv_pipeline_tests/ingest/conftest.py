@@ -10,7 +10,6 @@ from sv_pipeline.ingest.run import ingest
 from sv_pipeline.registry import Dataset
 from sv_pipeline_tests.ingest import builds
 from sv_pipeline_tests.ingest.builds import CommandLine
-from sv_pipeline_tests.table.conftest import new_table as new_table
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.errors import ConflictError, InputError
 from sv_pipeline.graph import queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, create_chunked_graph
-from sv_pipeline.graph.edge_files import ChunkEdges, Edges, read_edges, write_edges
+from sv_pipeline.graph.edge_files import ChunkEdges, read_edges, write_edges
 from sv_pipeline.ingest.atomic import active_edges, build_atomic_chunks
 from sv_pipeline.storage.precomputed import open_volume
 from sv_pipeline.table import counters, keys

@@ -70,8 +70,7 @@ def second_graph(known: dict[str, Any], **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("ocdbt_config", "part"),
     [
-        ({"populate_layer": 2}, "populate"),
-        ({"populate_layer": 3, "max_inline_value_bytes": 100}, "max_inline_value_bytes is 4096, not 100"),
+        ({"populate_layer": 3, "max_decoded_node_bytes": 8192}, "max_decoded_node_bytes is 262144, not 8192"),
         ({"populate_layer": 3, "manifest_kind": "numbered"}, "manifest_kind is 'single', not 'numbered'"),
         ({"populate_layer": 3, "mips": 7}, "mips"),
     ],
@@ -83,6 +82,29 @@ def test_a_base_of_another_configuration(
     raw = second_graph(known, ocdbt_config=ocdbt_config)
     assert_refused(cli("ingest", builds.config_file(tmp_path / "second.yaml", raw)), part)
     assert files_of(cli.home, tmp_path / "watershed") == before
+
+
+@pytest.mark.parametrize(
+    ("ocdbt_config", "part"),
+    [
+        ({"populate_layer": 2}, "populate_layer 3 (not 2)"),
+        ({"populate_layer": 3, "max_inline_value_bytes": 100}, "max_inline_value_bytes 4096 (not 100)"),
+        ({"populate_layer": 3, "compression": None}, "compression {'id': 'zstd', 'level': 3} (not None)"),
+    ],
+)
+def test_settings_of_a_base_that_exists_count_and_are_named(
+    cli: CommandLine,
+    tmp_path: Path,
+    known: dict[str, Any],
+    ocdbt_config: dict[str, Any],
+    part: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    raw = second_graph(known, ocdbt_config=ocdbt_config)
+    said = cli("ingest", builds.config_file(tmp_path / "second.yaml", raw))
+    assert said.code == 0, said.err
+    assert [line for line in caplog.messages if part in line]
+    assert cli("verify", "second").code == 0
 
 
 def test_another_source_in_a_watershed_that_is_taken(cli: CommandLine, tmp_path: Path, known: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from sv_pipeline.errors import UnavailableError
 from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.run import ingest
 from sv_pipeline.registry import Dataset, Registry
-from sv_pipeline.segmentation.base import markers
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.storage import kv
 from sv_pipeline.testing.fixtures import need
 from sv_pipeline.testing.servers.gcs_client import GcsControl
@@ -68,7 +68,7 @@ def test_killed_in_the_cloud_an_ingest_is_completed(cloud: Cloud, twin: Dataset)
     for done in (
         lambda: kv.list_keys(url, ".watershed/labels/"),
         lambda: kv.list_keys(url, ".watershed/edges/"),
-        lambda: markers.done_tasks(url),
+        lambda: Base(url).done_tasks(),
     ):
         process = builds.start_cli(cloud.home, "ingest", config, "--workers", 2)
         builds.wait_until(lambda p=process, d=done: len(d()) >= 2 or p.poll() is not None, "two chunks")

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.errors import InputError, NotReadyError
 from sv_pipeline.graph import queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, create_chunked_graph
-from sv_pipeline.graph.edge_files import ChunkEdges, Edges, read_edges, write_edges
+from sv_pipeline.graph.edge_files import ChunkEdges, read_edges, write_edges
 from sv_pipeline.ingest.atomic import build_atomic_chunks
 from sv_pipeline.ingest.parents import build_parent_chunks
 from sv_pipeline.table import keys

@@ -8,7 +8,7 @@ from typing import Any
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.ingest import progress
 from sv_pipeline.registry import Dataset
-from sv_pipeline.segmentation.base import markers
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.storage import kv
 from sv_pipeline_tests.ingest import builds
 
@@ -36,7 +36,7 @@ class Victim:
         if step in ("labels", "edges"):
             return len(kv.list_keys(url, f".watershed/{step}/"))
         if step == "voxels":
-            return len(markers.done_tasks(url))
+            return len(Base(url).done_tasks())
         try:
             return progress.layer_status(self.dataset.graph)[int(step.split()[1])].done
         except NotFoundError:

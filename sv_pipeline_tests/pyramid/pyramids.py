@@ -8,7 +8,7 @@ import numpy as np
 
 from sv_pipeline.algorithms.pyramid import downsample
 from sv_pipeline.grid import Box
-from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.layout import step_factor
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.records import pending_key, pending_value
@@ -23,7 +23,7 @@ def make_fork(url: str, **watershed: object) -> Box:
     made = make_watershed(url, **watershed)  # type: ignore[arg-type]
     made.populate()
     Fork(url, GRAPH).create()
-    return read_base(url).volume.bounds
+    return Base(url).info().volume.bounds
 
 
 def edit(url: str, operation_id: int, boxes: Sequence[Box], seed: int = 0, *, value: int | None = None) -> None:
@@ -44,7 +44,7 @@ def edit(url: str, operation_id: int, boxes: Sequence[Box], seed: int = 0, *, va
 
 def assert_up_to_date(url: str, *, pending: Sequence[int] = ()) -> None:
     """Every mip is the downsampled mip below it, voxel for voxel, and the ledger holds only these operations."""
-    base = read_base(url)
+    base = Base(url).info()
     store = Fork(url, GRAPH).store()
     below = store.array(0).read(order="F").result()
     for mip in range(1, base.n_mips):

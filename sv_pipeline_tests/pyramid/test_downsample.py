@@ -21,7 +21,7 @@ from sv_pipeline.pyramid.downsample import downsample, rebuild
 from sv_pipeline.pyramid.mip_maker import ForkPyramid, open_pyramid
 from sv_pipeline.pyramid.parts import downsample_part, plan_entries
 from sv_pipeline.pyramid.rebuild import rebuild_mip
-from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.records import OperationRecord, operation_key, pending_key, pending_value
 from sv_pipeline.storage.precomputed import create_volume, read_info
@@ -92,7 +92,7 @@ def test_an_edit_is_one_commit_that_writes_only_chunks_that_change(url: str, tab
     changed = [key for key in stored(after) | stored(before) if value(after, key) != value(before, key)]
     touched = [key for key in stored(after) if stamp(after, key) != stamp(before, key)]
     assert sorted(changed) == sorted(touched)
-    assert report.work.chunks_written == len(changed) <= read_base(url).n_mips - 1
+    assert report.work.chunks_written == len(changed) <= Base(url).info().n_mips - 1
     assert_up_to_date(url)
 
 
@@ -123,7 +123,7 @@ def test_an_edit_that_no_coarser_mip_shows_writes_no_chunk(url: str) -> None:
 
 
 def test_background_that_an_edit_makes_removes_chunks(url: str) -> None:
-    bounds = read_base(url).volume.bounds
+    bounds = Base(url).info().volume.bounds
     edit(url, 1, [bounds], value=0)
     downsample(Fork(url, GRAPH))
     assert_up_to_date(url)
@@ -160,7 +160,7 @@ def test_killed_between_two_parts_the_rest_stays_listed(tmp_path: Path) -> None:
 def assert_no_silent_fault(url: str) -> None:
     """What is wrong in coarser mips is listed as pending: the check of the pyramid has nothing to say."""
     outcome = Outcome("pyramid")
-    volume = fork_volume(url, GRAPH)
+    volume = fork_volume(Fork(url, GRAPH))
     assert volume is not None
     check_pyramid(outcome, volume, watershed_volume(url))
     assert not outcome.has_errors, outcome.findings
@@ -216,7 +216,7 @@ def test_a_chunk_that_appears_where_there_was_none_is_noticed(url: str) -> None:
 
 def test_jobs_at_once_share_the_work(url: str, table: SqliteTable) -> None:
     rng = np.random.default_rng(0)
-    bounds = read_base(url).volume.bounds
+    bounds = Base(url).info().volume.bounds
     boxes = {operation_id: random_boxes(bounds, rng, 3) for operation_id in range(1, 13)}
     for operation_id in boxes:
         edit(url, operation_id, boxes[operation_id], seed=operation_id)
@@ -294,7 +294,7 @@ def test_the_lag_says_how_much_and_since_when(url: str) -> None:
 
 
 def test_entries_without_a_voxel_in_the_volume_are_dropped(url: str) -> None:
-    bounds = read_base(url).volume.bounds
+    bounds = Base(url).info().volume.bounds
     write_entry(url, pending_key(1), pending_value([bounds.shifted((10_000, 0, 0))]))
     write_entry(url, pending_key(2), pending_value([]))
     write_entry(url, pending_key(3), pending_value([bounds.grow(10)]))
@@ -344,7 +344,7 @@ def test_mistakes_are_told_as_such(url: str, tmp_path: Path) -> None:
 
 
 def test_a_mip_of_a_foreign_factor_is_refused_by_name(url: str) -> None:
-    base = read_base(url).volume
+    base = Base(url).info().volume
     create_volume(url + "/odd", resolution=(8, 8, 40), voxel_offset=(0, 0, 0), size=(60, 60, 60),
                   chunk_size=(16, 16, 16), n_mips=2, factors=(3, 3, 1))  # fmt: skip
     pyramid = open_pyramid(Fork(url, GRAPH))
@@ -376,7 +376,7 @@ def test_mips_may_be_rebuilt_one_by_one_and_what_that_changes_is_listed(url: str
     assert rebuild_mip(pyramid, 1, memory_budget=1 << 20).chunks_written == 1
     assert [entry.operation_id for entry in Fork(url, GRAPH).pending()] == [0]
     assert_no_silent_fault(url)
-    for mip in range(2, read_base(url).n_mips):
+    for mip in range(2, Base(url).info().n_mips):
         rebuild_mip(pyramid, mip)
     assert_no_silent_fault(url)
     downsample(Fork(url, GRAPH))

@@ -14,7 +14,7 @@ from sv_pipeline.ingest.run import ingest
 from sv_pipeline.pyramid.downsample import downsample
 from sv_pipeline.pyramid.mip_maker import open_pyramid
 from sv_pipeline.pyramid.parts import downsample_part
-from sv_pipeline.segmentation.base.base import create_base, read_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
 from sv_pipeline.segmentation.fork.commit import EditCommit
 from sv_pipeline.segmentation.fork.fork import Fork
@@ -73,11 +73,11 @@ def test_mips_of_other_software_are_made_again_only_around_what_changed(tmp_path
         given = labels[::step, ::step]
         open_volume(url, mip, writable=True)[info.scales[mip].bounds.slices].write(given).result()
     grid = ChunkGrid(info.bounds, (64, 64, 32))
-    create_base(url, OcdbtConfig(populate_layer=2), grid=grid)
-    plan = populate_plan(url, grid, OcdbtConfig(populate_layer=2))
+    Base(url).create(OcdbtConfig(populate_layer=2), grid=grid)
+    plan = populate_plan(Base(url), grid, OcdbtConfig(populate_layer=2))
     for coordinate in plan.missing:
-        populate_task(url, plan, coordinate)
-    finish_populate(url, plan)
+        populate_task(plan, coordinate)
+    finish_populate(plan)
     Fork(url, GRAPH).create()
     edit(url, 1, [Box((30, 20, 10), (36, 26, 12))], value=7)
     assert downsample(Fork(url, GRAPH)).complete
@@ -114,7 +114,7 @@ def test_an_edit_that_is_put_back_is_downsampled_again(tmp_path: Path) -> None:
 def test_a_registered_graph_is_downsampled_by_its_name(tmp_path: Path) -> None:
     dataset = register(raw_config(tmp_path / "data"), tmp_path / "home")
     ingest(dataset, workers=1)
-    url, bounds = dataset.watershed_url, read_base(dataset.watershed_url).volume.bounds
+    url, bounds = dataset.watershed_url, dataset.base.info().volume.bounds
     block = Box.of(bounds.start, np.add(bounds.start, 20)).clip(bounds)
     voxels = Fork(url, dataset.graph_id).open()[block.slices].read(order="F").result()
     change = VoxelBlock(block, np.where(voxels > 0, voxels + np.uint64(1 << 20), voxels))

@@ -20,7 +20,7 @@ from sv_pipeline.grid import Box
 from sv_pipeline.pyramid.downsample import downsample
 from sv_pipeline.pyramid.mip_maker import boxes_within, open_pyramid
 from sv_pipeline.pyramid.rebuild import begin_rebuild, rebuild_mip, unfinished
-from sv_pipeline.segmentation.base.base import read_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline_tests.pyramid.pyramids import GRAPH, assert_up_to_date, edit, make_fork, random_boxes
 
@@ -42,7 +42,7 @@ def spoil(url: str, mip: int) -> None:
 
 def rebuild_all(url: str) -> None:
     """What the partitions of a backfill do, one after the other."""
-    for mip in range(1, read_base(url).n_mips):
+    for mip in range(1, Base(url).info().n_mips):
         pyramid = open_pyramid(Fork(url, GRAPH))
         for box in begin_rebuild(pyramid, mip):
             rebuild_mip(pyramid, mip, box, memory_budget=1 << 20)
@@ -100,7 +100,7 @@ def test_a_mip_waits_for_the_one_below_and_there_are_no_others(url: str) -> None
 def test_edits_beside_a_rebuild_are_kept(url: str) -> None:
     spoil(url, 1)
     stop, number, rng = threading.Event(), 0, np.random.default_rng(2)
-    bounds = read_base(url).volume.bounds
+    bounds = Base(url).info().volume.bounds
 
     def edits() -> None:
         nonlocal number

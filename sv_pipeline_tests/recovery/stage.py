@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,17 +15,17 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.graph.queries import roots
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.ownership import OPEN_ROWS
-from sv_pipeline.registry import Registry
-from sv_pipeline.storage import kv
-from sv_pipeline.table import columns, meta
-from sv_pipeline.table.bigtable.table import BigtableTable
-from sv_pipeline.table.interface import RowKeyRange, RowMutation, SetCell, Table
-from sv_pipeline.table.sqlite.table import SqliteTable
+from sv_pipeline.table import columns
+from sv_pipeline.table.interface import Table
+from sv_pipeline.testing.harness.actors import OFFSET
+from sv_pipeline.testing.harness.forkserver import ForkServer
+from sv_pipeline.testing.harness.recovery import RecoveryHarness
+from sv_pipeline.testing.models import touching
+from sv_pipeline.testing.tables import EVERYTHING, Backend, unique_name
+from sv_pipeline.testing.volumes import cells
+from sv_pipeline.testing.worlds import World, build
 from sv_pipeline.verify.run import verify
-from sv_pipeline_tests.recovery.actors import OFFSET
-from sv_pipeline_tests.reference_data import ReferenceDataset, build_dataset, contacts, random_labels
 
-EVERYTHING = RowKeyRange(b"\x00", b"\xff" * 32)
 SHAPE, CHUNK, ORIGIN = (144, 32, 16), (16, 16, 16), (16, 8, 4)
 KINDS = ("merge", "merge by hand", "split", "supervoxel split", "undo of a merge", "undo of a supervoxel split")
 
@@ -37,9 +34,12 @@ KINDS = ("merge", "merge by hand", "split", "supervoxel split", "undo of a merge
 class Scene:
     """One copy of the graph."""
 
-    table: Table
+    world: World
     folder: Path
-    place: list[str]
+
+    @property
+    def table(self) -> Table:
+        return self.world.table
 
     @property
     def graph(self) -> ChunkedGraph:
@@ -67,7 +67,7 @@ class Scene:
     def prove(self) -> None:
         """Every check of verify, and nothing open or locked."""
         graph = self.graph
-        report = verify(SimpleNamespace(table=graph.table), watershed_url=graph.watershed_url, graph_id=graph.graph_id)
+        report = verify(graph.table, graph.fork)
         # Coarser mips of edited boxes may be behind, and are listed.
         assert report.ok, report.summary()
         assert not self.open_rows()
@@ -91,10 +91,9 @@ def _numbered(values: UInt64Array) -> bytes:
 class Stage:
     """The graph that is copied."""
 
+    world: World
     folder: Path
-    data: ReferenceDataset
-    backend: str
-    rows: list[RowMutation] = field(default_factory=list)
+    backend: Backend
     requests: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Task of each kind of edit; and ``elsewhere``, ``supervoxel split elsewhere``: of other objects."""
     twins: dict[tuple[str, ...], tuple[bytes, bytes]] = field(default_factory=dict)
@@ -105,62 +104,31 @@ class Stage:
         Parameters
         ----------
         home
-            Folder in which it is registered as graph ``stage`` (SQLite only).
+            Folder in which it is registered as graph ``stage``; default: one of its own.
         bucket
             URL of where its volume goes; default: a folder.
         """
-        unique = f"t{uuid.uuid4().hex[:12]}"
-        name = unique if home is None else self.data.config.table_name
-        folder = self.folder / unique
-        url = bucket or kv.as_url(folder / "ws")
-        if bucket is None:
-            shutil.copytree(self.folder / "ws", folder / "ws")
-        else:
-            folder.mkdir()
-            files = [p for p in (self.folder / "ws").rglob("*") if p.is_file() and not p.name.endswith(".__lock")]
-            kv.write_many(bucket, {str(f.relative_to(self.folder / "ws")): f.read_bytes() for f in files})
-        table = _table(self.backend, name, folder if home is None else home / "tables")
-        table.create()
-        table.mutate(self.rows)
-        source = self.data.config.data_source.model_copy(update={"watershed": url})
-        config = self.data.config.model_copy(update={"data_source": source})
-        meta.write_meta(table, meta.from_config(config))
-        place = ["bigtable", name]
-        if isinstance(table, SqliteTable):
-            place = ["sqlite", name, str(table.folder)]
-        if home is not None:
-            Registry(str(home)).register(config)
-        return Scene(table, folder, place)
+        folder = self.folder / unique_name()
+        return Scene(self.world.copied_to(folder, self.backend, home=home, watershed=bucket), folder)
 
-    def twin(self, zygote: Any, *tasks: str) -> tuple[bytes, bytes]:
+    def twin(self, fork_server: ForkServer, *tasks: str) -> tuple[bytes, bytes]:
         """What these edits come to when nobody is killed."""
         if tasks not in self.twins:
             scene = self.copy()
+            harness = RecoveryHarness(scene.world, fork_server, scene.folder)
             for task in tasks:
-                where = {"BIGTABLE_EMULATOR_HOST": os.environ.get("BIGTABLE_EMULATOR_HOST", "")}
-                assert zygote.do(table=scene.place, environment=where, **self.requests[task]) == 0, task
+                assert harness.do(**self.requests[task]) == 0, task
             scene.prove()
             self.twins[tasks] = scene.objects()
             scene.remove()
         return self.twins[tasks]
 
 
-def _table(backend: str, name: str, folder: Path) -> Table:
-    if backend == "sqlite":
-        return SqliteTable(name, folder)
-    return BigtableTable(name, "project", "instance", patience=20.0)
-
-
-def build_stage(folder: Path, backend: str) -> Stage:
+def build_stage(folder: Path) -> Stage:
     """Build the graph, make two edits that can be undone, and find points for every kind of edit."""
-    table = SqliteTable("stage", folder)
-    table.create()
-    labels = random_labels(SHAPE, 70, seed=2)
-    objects = {label: (label + 1) // 3 for label in range(1, 71)}
-    data = build_dataset(folder / "ws", table, labels, objects, chunk_size=CHUNK, voxel_offset=ORIGIN, graph_id="stage")
-    stage = Stage(folder, data, backend)
-    graph = open_chunked_graph(table)
-    finder = _Finder(data, graph)
+    volume = cells(SHAPE, 70, seed=2, labels_per_object=3, voxel_offset=ORIGIN)
+    world = build(volume, folder, "stage", chunk_size=CHUNK)
+    finder = _Finder(world.graph)
     west, east = finder.points_within((0, 4)), finder.points_within((6, 9))
     merged = finder.make("merge", west)
     cut = finder.make("supervoxel split", west)
@@ -174,21 +142,14 @@ def build_stage(folder: Path, backend: str) -> Stage:
         "elsewhere": finder.find("merge", east),
         "supervoxel split elsewhere": finder.find("supervoxel split", east),
     }
-    stage.requests = requests
-    stage.rows = [
-        RowMutation(key, [SetCell(column, c.value, c.timestamp) for column, cells in row.items() for c in cells])
-        for key, row in table.scan([EVERYTHING])
-        if key != b"meta"
-    ]
-    table.close()
-    return stage
+    return Stage(world, folder, "sqlite", requests)
 
 
 class _Finder:
     """Finds pairs of voxels for an edit, by making it on the graph and taking it back; the first that works."""
 
-    def __init__(self, data: ReferenceDataset, graph: ChunkedGraph) -> None:
-        self.data, self.graph = data, graph
+    def __init__(self, graph: ChunkedGraph) -> None:
+        self.graph = graph
         self.used: set[int] = set()
 
     @property
@@ -215,10 +176,10 @@ class _Finder:
                     order = np.argsort(where[:, 1])
                     yield sv, sv, where[order[3]], where[order[-3]]
             return
-        touching = contacts(voxels)
-        pairs = [(a, b) for a, b in touching if a in own and b in own]
+        near = touching(voxels)
+        pairs = sorted((a, b) for a, b in near if a in own and b in own)
         if kind == "merge by hand":
-            pairs = [(a, b) for a in own for b in own if a < b and not _touch(touching, root, root[a], root[b])]
+            pairs = [(a, b) for a in own for b in own if a < b and not _touch(near, root, root[a], root[b])]
         for at in rng.permutation(len(pairs)).tolist():
             a, b = pairs[at]
             if (root[a] == root[b]) is (kind == "split"):

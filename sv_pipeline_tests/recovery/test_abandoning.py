@@ -21,7 +21,7 @@ from sv_pipeline.recovery import (
 from sv_pipeline.recovery.at_once import watch_all
 from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
 from sv_pipeline.table.interface import DeleteCells, RowMutation
-from sv_pipeline_tests.recovery.actors import DONE
+from sv_pipeline.testing.harness.actors import DONE
 from sv_pipeline_tests.recovery.conftest import Theatre
 
 KILLED = -9

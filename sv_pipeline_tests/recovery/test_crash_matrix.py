@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from sv_pipeline.operations.log import OperationStatus, read_operations
-from sv_pipeline_tests.recovery.actors import BROKEN, DONE, LOST, NOTHING
+from sv_pipeline.testing.harness.actors import BROKEN, DONE, LOST, NOTHING
 from sv_pipeline_tests.recovery.conftest import Theatre
 from sv_pipeline_tests.recovery.stage import KINDS
 

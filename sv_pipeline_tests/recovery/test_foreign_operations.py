@@ -10,12 +10,12 @@ import pytest
 
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.operations.ownership import open_key
-from sv_pipeline.operations.writing import own_key, read_scope
+from sv_pipeline.operations.writing import own_key
 from sv_pipeline.recovery import Unfinished, all_unfinished, claiming, find_unfinished, foreign, recover
 from sv_pipeline.segmentation.fork.records import NEWEST, operation_key
 from sv_pipeline.table import columns, counters, keys, locks
 from sv_pipeline.table.interface import DeleteCells, RowMutation, Table
-from sv_pipeline_tests.recovery.actors import DONE
+from sv_pipeline.testing.harness.actors import DONE
 from sv_pipeline_tests.recovery.conftest import Theatre
 
 KILLED = -9
@@ -27,7 +27,7 @@ def made_foreign(play: Theatre, status: OperationStatus) -> int:
     """What our edit left, as PyChunkedGraph leaves it: no row of ours, no record in the fork; its log names a scope."""
     (one,) = find_unfinished(play.scene.graph)
     graph, table, operation = play.scene.graph, play.scene.table, one.operation_id
-    scope = read_scope(table, operation)
+    scope = one.scope
     assert scope is not None
     assert scope.chunks
     for root in scope.new_roots:  # they are not born locked there

@@ -16,7 +16,7 @@ import pytest
 
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.recovery import find_unfinished
-from sv_pipeline_tests.recovery.actors import BROKEN, DONE, LOST
+from sv_pipeline.testing.harness.actors import BROKEN, DONE, LOST
 from sv_pipeline_tests.recovery.conftest import Theatre
 
 WITHOUT_EFFECT = ("lock", "locked", "planned")
@@ -92,11 +92,13 @@ def test_an_owner_that_comes_too_late_says_how_its_operation_was_recovered(
 def test_a_table_that_is_gone_leaves_an_operation_that_is_called_unfinished(theatre: Callable[..., Theatre]) -> None:
     play = theatre("sqlite")
     result = play.folder / "last words"
-    folder = Path(play.scene.place[2]) / play.scene.place[1]
+    file = play.scene.table.file
+    assert file is not None
+    folder = file.parent
     pid = play.start(**play.request("supervoxel split"), failpoint="new rows written:pause:1.5", result=str(result))
     wait_for_locks(play)
     folder.rename(away := folder.with_name("away"))
-    assert play.zygote.wait(pid) == BROKEN
+    assert play.fork_server.wait(pid) == BROKEN
     shutil.rmtree(folder, ignore_errors=True)
     away.rename(folder)
     prove_last_words(play, "supervoxel split", result.read_text())
@@ -144,7 +146,7 @@ def test_a_disk_that_fills_up_at_the_commit_of_voxels_leaves_an_edit_that_recove
     pid = play.start(**play.request("supervoxel split"), failpoint="voxels:pause:2", result=str(result))
     wait_for_locks(play)
     ballast = fill(small_disk, 0)
-    assert play.zygote.wait(pid) == BROKEN
+    assert play.fork_server.wait(pid) == BROKEN
     said = result.read_text()
     assert UNFINISHED in said
     assert "try again" not in said.splitlines()[-1]

@@ -12,7 +12,7 @@ from sv_pipeline.edits import OwnershipLostError
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.operations import ownership
 from sv_pipeline.operations.ownership import FIXED_TIME, OWNER, Owner, open_key
-from sv_pipeline.operations.unfinished import Progress, Unfinished
+from sv_pipeline.operations.unfinished import RecoveryProgress, Unfinished
 from sv_pipeline.operations.writing import OperationRow
 from sv_pipeline.recovery.durations import parse_duration
 from sv_pipeline.recovery.observing import Observations
@@ -21,7 +21,7 @@ from sv_pipeline.table.interface import CellMatch, SetCell, Table
 
 
 def one(operation: int, signature: str) -> Unfinished:
-    return Unfinished(None, operation, None, None, Progress(), signature)
+    return Unfinished(None, operation, None, None, RecoveryProgress(), signature)
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 100)), min_size=1, max_size=20))

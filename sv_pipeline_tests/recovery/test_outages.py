@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from sv_pipeline.recovery import find_unfinished
+from sv_pipeline.testing.harness.actors import BROKEN, DONE
 from sv_pipeline.testing.servers.gcs import RESET
 from sv_pipeline.testing.servers.gcs_client import GcsControl
-from sv_pipeline_tests.recovery.actors import BROKEN, DONE
 from sv_pipeline_tests.recovery.conftest import Theatre
 
 KILLED = -9
@@ -39,11 +39,11 @@ def test_a_table_that_is_away_for_half_a_minute_delays_an_edit_and_its_recovery(
     try:
         healer = play.start(do="recover", operation=dead.operation_id, beat=1.0)
         time.sleep(OUTAGE_SECONDS)
-        assert play.zygote.poll(editor) is None, "it waits"
+        assert play.fork_server.poll(editor) is None, "it waits"
     finally:
         emulator.send_signal(signal.SIGCONT)
-    assert play.zygote.wait(editor, 120) == DONE
-    assert play.zygote.wait(healer, 120) in (DONE, BROKEN)
+    assert play.fork_server.wait(editor, 120) == DONE
+    assert play.fork_server.wait(healer, 120) in (DONE, BROKEN)
     assert play.do(do="heal") == DONE
     play.scene.prove()
     assert play.scene.objects() == play.twin("supervoxel split", "elsewhere")

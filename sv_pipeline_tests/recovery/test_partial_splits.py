@@ -13,10 +13,10 @@ from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.recovery import abandon, find_unfinished
 from sv_pipeline.table import counters
 from sv_pipeline.table.sqlite.table import SqliteTable
+from sv_pipeline.testing.harness.actors import DONE
+from sv_pipeline.testing.harness.forkserver import ForkServer
 from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline_tests.editable import RING_POINTS, ring_graph
-from sv_pipeline_tests.recovery.actors import DONE
-from sv_pipeline_tests.recovery.forkserver import Zygote
 from sv_pipeline_tests.recovery.test_crash_matrix import AFTER, KILLED, OF_VOXELS
 
 
@@ -27,15 +27,15 @@ def ring(tmp_path_factory: pytest.TempPathFactory) -> OpenGraph:
     return ring_graph(folder, folder / "home")
 
 
-def killed(ring: OpenGraph, zygote: Zygote, step: str) -> int:
+def killed(ring: OpenGraph, fork_server: ForkServer, step: str) -> int:
     """The number of a partial split that was killed at a step; 0 if it had none yet."""
     table = ring.dataset.table
     assert isinstance(table, SqliteTable)
     before = counters.last_operation_id(table)
     source, sink = RING_POINTS
     points = {"source": [list(source)], "sink": [list(sink)], "offset": (1, 1, 1), "partial": True}
-    place = ["sqlite", table.name, str(table.folder)]
-    assert zygote.do(do="split", table=place, failpoint=f"{step}:kill", patience=0.1, **points) == KILLED
+    place = [ring.dataset.home, ring.dataset.graph_id]
+    assert fork_server.do(do="split", graph=place, failpoint=f"{step}:kill", patience=0.1, **points) == KILLED
     return counters.last_operation_id(table) if counters.last_operation_id(table) > before else 0
 
 
@@ -44,11 +44,11 @@ def is_sound(ring: OpenGraph) -> bool:
 
 
 @pytest.mark.parametrize("step", [step for step in AFTER if step not in OF_VOXELS])
-def test_it_is_healed_as_a_partial_split(ring: OpenGraph, zygote: Zygote, step: str) -> None:
+def test_it_is_healed_as_a_partial_split(ring: OpenGraph, fork_server: ForkServer, step: str) -> None:
     table, graph = ring.dataset.table, ring.dataset.graph
     assert isinstance(table, SqliteTable)
-    number = killed(ring, zygote, step)
-    assert zygote.do(do="heal", table=["sqlite", table.name, str(table.folder)]) == DONE
+    number = killed(ring, fork_server, step)
+    assert fork_server.do(do="heal", graph=[ring.dataset.home, ring.dataset.graph_id]) == DONE
     assert is_sound(ring)
     assert read_operations(graph, [number])[0].status is OperationStatus.SUCCESS
     assert read_still_one_object(table, [number]) == {number}
@@ -59,10 +59,10 @@ def test_it_is_healed_as_a_partial_split(ring: OpenGraph, zygote: Zygote, step: 
 
 @pytest.mark.parametrize("step", ["write started", "half switched", "retire written"])
 def test_one_that_is_abandoned_is_not_called_one_object(
-    ring: OpenGraph, zygote: Zygote, step: str, monkeypatch: pytest.MonkeyPatch
+    ring: OpenGraph, fork_server: ForkServer, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ownership, "BEAT_SECONDS", 0.05)
-    number = killed(ring, zygote, step)
+    number = killed(ring, fork_server, step)
     assert read_still_one_object(ring.dataset.table, [number]) == {number}
     abandon(ring.dataset.graph, number, user="emma", reason="it is not wanted")
     assert not read_still_one_object(ring.dataset.table, [number])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +31,7 @@ HALF = ("new rows written", "voxels written", "half switched", "switch written",
 def is_sound(play: Theatre) -> bool:
     """Whether all rows and voxels are sound; locks and the log aside."""
     graph = play.scene.graph
-    report = verify(SimpleNamespace(table=graph.table), watershed_url=graph.watershed_url, graph_id=graph.graph_id)
+    report = verify(graph.table, graph.fork)
     return not {*report.failed} - {"operations"}
 
 
@@ -43,7 +42,7 @@ def test_what_is_sound_is_proven_from_any_chunk(theatre: Callable[[str], Theatre
     graph = play.scene.graph
     assert "not proven" not in postcheck.prove_ended(graph, newest(play))
     for coordinate in graph.grid.coordinates(2)[::5]:
-        report = verify_around(graph, [coordinate], watershed_url=graph.watershed_url, graph_id=graph.graph_id)
+        report = verify_around(graph.table, graph.fork, [coordinate])
         assert report.ok, report.summary()
         assert report["edges"].checked
 

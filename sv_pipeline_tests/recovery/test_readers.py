@@ -9,8 +9,8 @@ import pytest
 
 from sv_pipeline.graph.queries import roots
 from sv_pipeline.recovery import find_unfinished
+from sv_pipeline.testing.harness.actors import DONE
 from sv_pipeline.verify import dataset as verification
-from sv_pipeline_tests.recovery.actors import DONE
 from sv_pipeline_tests.recovery.conftest import Theatre
 from sv_pipeline_tests.recovery.seen import opened, seen
 
@@ -29,8 +29,8 @@ SECONDS = 5.0
 
 
 def known_roots(play: Theatre) -> list[int]:
-    graph = play.scene.graph
-    return roots(graph, play.stage.data.voxels[play.stage.data.voxels > 0][:200], missing_ok=True).tolist()[:5]
+    graph, voxels = play.scene.graph, play.scene.world.voxels()
+    return roots(graph, voxels[voxels > 0][:200], missing_ok=True).tolist()[:5]
 
 
 @both
@@ -40,7 +40,7 @@ def test_a_stopped_edit_is_seen_as_a_whole_or_not_at_all(theatre: Make, backend:
     graph, task, ids = opened(play), play.request(kind), known_roots(play)
     before = seen(graph, task, ids)
     pid = play.stop(**task, failpoint=f"{step}:stop")
-    assert play.zygote.poll(pid) is None
+    assert play.fork_server.poll(pid) is None
     began = time.monotonic()
     beside = [seen(graph, task, ids), seen(opened(play), task, ids)]
     assert time.monotonic() - began < 2 * SECONDS
@@ -62,7 +62,7 @@ def test_a_stopped_recovery_is_not_seen_either(theatre: Make, backend: str, step
     assert seen(graph, task, ids) == before
     (one,) = find_unfinished(play.scene.graph)
     pid = play.stop(do="recover", operation=one.operation_id, failpoint=f"{step}:stop")
-    assert play.zygote.poll(pid) is None
+    assert play.fork_server.poll(pid) is None
     assert seen(graph, task, ids) == before
     assert play.wake(pid) == DONE
     assert seen(graph, task, ids) != before

@@ -19,8 +19,8 @@ from sv_pipeline.segmentation.fork.records import OperationRecord, operation_key
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.table.columns import CHILDREN
 from sv_pipeline.table.interface import RowMutation
+from sv_pipeline.testing.harness.actors import BROKEN, DONE
 from sv_pipeline.testing.servers.gcs_client import GcsControl
-from sv_pipeline_tests.recovery.actors import BROKEN, DONE
 from sv_pipeline_tests.recovery.conftest import Theatre
 
 
@@ -64,7 +64,7 @@ def test_a_fork_that_is_gone_when_the_plan_is_made(theatre: Callable[..., Theatr
         time.sleep(0.02)
     time.sleep(1.0)
     folder.rename(away := folder.with_name("away"))
-    assert play.zygote.wait(pid) == BROKEN
+    assert play.fork_server.wait(pid) == BROKEN
     shutil.rmtree(folder, ignore_errors=True)
     away.rename(folder)
     prove_without_effect(play, result.read_text())

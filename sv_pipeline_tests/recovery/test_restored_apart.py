@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -19,12 +18,13 @@ from sv_pipeline.operations.pair import PAIR_ROW
 from sv_pipeline.recovery import find_unfinished
 from sv_pipeline.segmentation.fork.records import NEWEST, operation_key
 from sv_pipeline.table.interface import DeleteCells, RowMutation, SetCell
+from sv_pipeline.testing.harness.actors import BROKEN, DONE, REFUSED, STOPPED
+from sv_pipeline.testing.tables import EVERYTHING
 from sv_pipeline.verify.report import CheckResult
 from sv_pipeline.verify.run import verify
-from sv_pipeline_tests.recovery.actors import BROKEN, DONE, REFUSED, STOPPED
 from sv_pipeline_tests.recovery.conftest import Theatre
 from sv_pipeline_tests.recovery.seen import opened
-from sv_pipeline_tests.recovery.stage import EVERYTHING, Scene
+from sv_pipeline_tests.recovery.stage import Scene
 
 KILLED = -9
 both = pytest.mark.parametrize("backend", ["sqlite", "bigtable"])
@@ -67,9 +67,7 @@ def restore(scene: Scene, *, table: Day | None = None, fork: Day | None = None) 
 
 def pair_check(scene: Scene) -> CheckResult:
     graph = scene.graph
-    report = verify(
-        SimpleNamespace(table=scene.table), watershed_url=graph.watershed_url, graph_id=graph.graph_id, checks=["pair"]
-    )
+    report = verify(scene.table, graph.fork, checks=["pair"])
     return report["pair"]
 
 

@@ -19,7 +19,7 @@ from sv_pipeline.recovery.claiming import claim
 from sv_pipeline.recovery.dry_run import dry_run
 from sv_pipeline.table import columns, keys, locks
 from sv_pipeline.table.interface import DeleteCells, RowMutation
-from sv_pipeline_tests.recovery.actors import DONE, LOST, NOTHING, STOPPED
+from sv_pipeline.testing.harness.actors import DONE, LOST, NOTHING, STOPPED
 from sv_pipeline_tests.recovery.conftest import Theatre
 
 KILLED = -9
@@ -85,12 +85,12 @@ def test_a_slow_owner_is_never_recovered(theatre: Make, backend: str) -> None:
     pid = play.start(**play.request("supervoxel split"), failpoint=f"voxels written:pause:{seconds}", beat=0.2)
     deadline = time.monotonic() + seconds + 20
     tries = 0
-    while play.zygote.poll(pid) is None and time.monotonic() < deadline:
+    while play.fork_server.poll(pid) is None and time.monotonic() < deadline:
         for one in find_unfinished(play.scene.graph):
             assert play.do(do="recover", operation=one.operation_id, beat=0.2) == NOTHING
             tries += 1
     assert tries
-    assert play.zygote.wait(pid) == DONE
+    assert play.fork_server.wait(pid) == DONE
     play.scene.prove()
     assert play.scene.objects() == play.twin("supervoxel split")
 
@@ -101,7 +101,7 @@ def test_of_two_recoveries_one_does_the_work_and_the_other_ends_quietly(theatre:
     assert play.do(**play.request("supervoxel split"), failpoint="half switched:kill") == KILLED
     (one,) = find_unfinished(play.scene.graph)
     both = [play.start(do="recover", operation=one.operation_id, token=f"r{i}") for i in range(2)]
-    assert sorted(play.zygote.wait(pid) for pid in both) == [DONE, NOTHING]
+    assert sorted(play.fork_server.wait(pid) for pid in both) == [DONE, NOTHING]
     play.scene.prove()
     assert play.scene.objects() == play.twin("supervoxel split")
 
@@ -139,7 +139,7 @@ def test_a_live_operation_is_listed_only_when_it_is_old_enough(theatre: Make) ->
         time.sleep(0.02)
     assert len(found) == 1
     assert not list_stuck(play.scene.graph, min_age=600.0)
-    assert play.zygote.wait(pid) == DONE
+    assert play.fork_server.wait(pid) == DONE
 
 
 def test_an_expired_temporal_lock_is_no_alarm(theatre: Make) -> None:
@@ -211,7 +211,7 @@ def test_claiming_needs_that_the_owner_has_not_moved_at_all(theatre: Make, monke
 
     def late(*args: object) -> None:
         os.kill(pid, signal.SIGCONT)
-        play.zygote.wait(pid)
+        play.fork_server.wait(pid)
         exchange(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(claiming, "_exchange", late)

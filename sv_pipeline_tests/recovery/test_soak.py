@@ -25,8 +25,8 @@ from sv_pipeline.operations.writing import read_still_one_object
 from sv_pipeline.recovery import find_unfinished
 from sv_pipeline.recovery.replay import request_of
 from sv_pipeline.table import columns, meta
-from sv_pipeline_tests.recovery.actors import BROKEN, DONE, OFFSET, REFUSED
-from sv_pipeline_tests.recovery.conftest import SERVERS, Theatre
+from sv_pipeline.testing.harness.actors import BROKEN, DONE, OFFSET, REFUSED
+from sv_pipeline_tests.recovery.conftest import Theatre
 
 KILLS = int(os.environ.get("SV_PIPELINE_SOAK_KILLS", "150"))
 """In each backend."""
@@ -79,10 +79,10 @@ class Soak:
         return time.monotonic() + self.rng.uniform(0, of) if self.rng.random() < share else None
 
     def _ended(self, pid: int, moment: float | None, who: str) -> bool:
-        code = self.play.zygote.poll(pid)
+        code = self.play.fork_server.poll(pid)
         if code is None and moment is not None and time.monotonic() >= moment:
             os.kill(pid, signal.SIGKILL)
-            code = self.play.zygote.wait(pid)
+            code = self.play.fork_server.wait(pid)
             self.kills[who] += code == KILLED
         if code is None:
             return False
@@ -112,12 +112,12 @@ def test_nothing_is_lost_by_kills_at_random_moments(theatre: Callable[..., Theat
         soak.step()
         time.sleep(0.005)
     for pid in soak.workers:
-        play.zygote.wait(pid)
+        play.fork_server.wait(pid)
     if soak.healer is not None:
-        play.zygote.wait(soak.healer[0])
+        play.fork_server.wait(soak.healer[0])
     deadline = time.monotonic() + 300
     while find_unfinished(play.scene.graph) and time.monotonic() < deadline:
-        assert play.zygote.wait(play.start(do="heal"), 300) == DONE
+        assert play.fork_server.wait(play.start(do="heal"), 300) == DONE
     play.scene.prove()
     log = [one for one in read_operations(play.scene.graph) if one.operation_id > first]
     ended = Counter(one.status.name for one in log if one.status is not None)
@@ -129,13 +129,12 @@ def test_nothing_is_lost_by_kills_at_random_moments(theatre: Callable[..., Theat
 
     done = sorted((one for one in log if one.status is OperationStatus.SUCCESS), key=_logical_time)
     assert_parted(play.scene.graph, [one for one in done if one.kind == "split"])
-    where = {name: os.environ[name] for name in SERVERS if name in os.environ}
     twin = play.stage.copy()
     try:
         still = read_still_one_object(play.scene.graph.table, [one.operation_id for one in done])
         for one in done:
             task = _task(one, partial=one.operation_id in still)
-            assert play.zygote.do(table=twin.place, environment=where, **task) == 0
+            assert play.do(graph=[twin.world.dataset.home, twin.world.dataset.graph_id], **task) == 0
         twin.prove()
         assert twin.objects() == play.scene.objects()
     finally:

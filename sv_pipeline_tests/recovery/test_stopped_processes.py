@@ -18,7 +18,7 @@ from sv_pipeline.operations.ownership import open_key
 from sv_pipeline.recovery import find_unfinished, list_stuck
 from sv_pipeline.recovery.dry_run import dry_run
 from sv_pipeline.reports.edit_numbers import operations_table
-from sv_pipeline_tests.recovery.actors import BROKEN, DONE
+from sv_pipeline.testing.harness.actors import BROKEN, DONE
 from sv_pipeline_tests.recovery.conftest import Theatre
 from sv_pipeline_tests.recovery.seen import opened
 
@@ -52,7 +52,7 @@ def in_time(play: Theatre, pid: int, **task: object) -> str:
 def test_stopped_with_the_commit_guard(theatre: Make, backend: str, end: signal.Signals) -> None:
     play = theatre(backend)
     pid = play.stop(**play.request("supervoxel split"), failpoint="commit guard:stop")
-    assert play.zygote.poll(pid) is None
+    assert play.fork_server.poll(pid) is None
     said = in_time(play, pid, **play.request("supervoxel split elsewhere"))
     assert "which commits the voxels of operation" in said
     first, second = (one.operation_id for one in find_unfinished(play.scene.graph))
@@ -64,7 +64,7 @@ def test_stopped_with_the_commit_guard(theatre: Make, backend: str, end: signal.
     rows = [play.scene.table.read_rows([key]), time.sleep(0.2), play.scene.table.read_rows([key])]
     assert rows[0] == rows[2]
     os.kill(pid, end)
-    assert play.zygote.wait(pid) == (DONE if end is signal.SIGCONT else -9)
+    assert play.fork_server.wait(pid) == (DONE if end is signal.SIGCONT else -9)
     for one in find_unfinished(play.scene.graph):
         assert play.do(do="recover", operation=one.operation_id) == DONE
     play.scene.prove()
@@ -76,7 +76,7 @@ def test_stopped_in_the_middle_of_a_write_to_sqlite(theatre: Make, tmp_path: Pat
     play = theatre(home=tmp_path / "home")
     assert play.do(**play.request("elsewhere"), failpoint="half switched:kill") == -9
     pid = play.stop(**play.request("merge"), failpoint="table write:stop")
-    assert play.zygote.poll(pid) is None
+    assert play.fork_server.poll(pid) is None
     in_time(play, pid, **play.request("split"))
     (one,) = list_stuck(play.scene.graph)
     in_time(play, pid, do="recover", operation=one.operation_id)
@@ -90,7 +90,7 @@ def test_stopped_in_the_middle_of_a_write_to_sqlite(theatre: Make, tmp_path: Pat
     assert f"{one.operation_id:>8}  " in listed.stdout, listed
     assert listed.returncode == 0
     os.kill(pid, end)
-    assert play.zygote.wait(pid) == (DONE if end is signal.SIGCONT else -9)
+    assert play.fork_server.wait(pid) == (DONE if end is signal.SIGCONT else -9)
     assert play.do(do="recover", operation=one.operation_id) == DONE
     if end is signal.SIGKILL:
         assert play.do(**play.request("merge")) == DONE

@@ -19,7 +19,7 @@ from sv_pipeline.recovery.assessment import State, assess
 from sv_pipeline.recovery.dry_run import dry_run
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import RowMutation
-from sv_pipeline_tests.recovery.actors import DONE
+from sv_pipeline.testing.harness.actors import DONE
 from sv_pipeline_tests.recovery.conftest import Theatre
 
 KILLED = -9
@@ -43,7 +43,8 @@ def old(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def theirs(play: Theatre, kind: str, **how: Any) -> int:
     """An edit by a worker of theirs; its exit code."""
-    code, said = play.said(**play.request(kind), theirs=how)
+    request = play.request(kind)
+    code, said = play.said(**{**request, "do": "their edit", "edit": request["do"]}, theirs=how)
     assert code in (DONE, KILLED) or "TheirError" in said, said
     return code
 
@@ -203,8 +204,8 @@ def test_a_recovery_of_theirs_may_be_killed_anywhere(theatre: Make) -> None:
         play = theatre("sqlite")
         assert theirs(play, kind, die="rows:0.6", seed=len(step)) == KILLED
         (one,) = found_theirs(play)
-        assert play.do(do="recover", operation=one.operation_id, failpoint=f"{step}:kill", quiet=0) == KILLED, step
-        code, said = play.said(do="recover", operation=one.operation_id, quiet=0)
+        assert play.do(do="recover old", operation=one.operation_id, failpoint=f"{step}:kill") == KILLED, step
+        code, said = play.said(do="recover old", operation=one.operation_id)
         assert code == DONE, said
         play.scene.prove()
         assert play.scene.objects() == play.twin(kind), (kind, step)
@@ -219,7 +220,7 @@ def test_whatever_part_of_its_rows_is_there_it_is_one_edit_or_none(theatre: Make
     step = f"{data.draw(st.sampled_from(names))}:{data.draw(st.floats(0, 1)):.3f}"
     assert theirs(play, kind, die=step, seed=data.draw(st.integers(0, 10_000))) == KILLED
     (one,) = found_theirs(play)
-    code, said = play.said(do="recover", operation=one.operation_id, quiet=0)
+    code, said = play.said(do="recover old", operation=one.operation_id)
     assert code == DONE, said
     play.scene.prove()
     assert play.scene.objects() == play.twin(kind)
@@ -234,7 +235,7 @@ def test_an_edit_elsewhere_in_the_same_millisecond_is_left_as_it_is(theatre: Mak
         assert theirs(play, "elsewhere", at=at) == DONE
         assert theirs(play, "merge", at=at, die=f"rows:{share}", seed=int(share * 10)) == KILLED
         (one,) = found_theirs(play)
-        code, said = play.said(do="recover", operation=one.operation_id, quiet=0)
+        code, said = play.said(do="recover old", operation=one.operation_id)
         assert code == DONE, said
         play.scene.prove()
         assert play.scene.objects() == play.twin("elsewhere", "merge")

@@ -22,15 +22,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from sv_pipeline.edits import session
 from sv_pipeline.edits.write import commit as ours
 from sv_pipeline.edits.write.mutations import fake_edge_cells, rows_of
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.operations import other_software
 from sv_pipeline.operations.log import OperationStatus
 from sv_pipeline.operations.ownership import open_key
 from sv_pipeline.operations.writing import own_key
+from sv_pipeline.recovery import claiming
 from sv_pipeline.table import columns, keys, locks
 from sv_pipeline.table.columns import (
     AFFINITIES,
@@ -49,7 +54,22 @@ from sv_pipeline.table.columns import (
     SPLIT_EDGES,
 )
 from sv_pipeline.table.interface import DeleteCells, RowMutation, SetCell, Table
-from sv_pipeline_tests.recovery import actors
+from sv_pipeline.testing.harness import actors
+
+
+def their_edit(graph: ChunkedGraph, task: dict[str, Any]) -> Any:
+    """An edit that is planned by us, and written as a worker of PyChunkedGraph writes it; ``theirs`` says how it dies."""
+    session.commit = commit(task["theirs"])
+    return actors._do(graph, {**task, "do": task["edit"]})
+
+
+def recover_old(graph: ChunkedGraph, task: dict[str, Any]) -> Any:
+    """A recovery that takes all locks of other software for old."""
+    claiming.quiet_seconds = other_software.quiet_seconds = lambda _graph: 0.0
+    return actors._do(graph, {**task, "do": "recover"})
+
+
+actors.ACTIONS |= {"their edit": their_edit, "recover old": recover_old}
 
 LATER_MS = 250
 """Cross edges of neighbours are written so much later than the time of the operation."""
@@ -151,7 +171,7 @@ def commit(task: dict[str, Any]) -> Callable[..., Any]:
         locks.unlock_all(table, chunk_keys, operation, indefinite=chunk_keys)
         table.mutate([RowMutation(worker.key, [DeleteCells(CHUNK_LOCK_SCOPE.key)])])
         worker.reach("released")
-        raise actors.Ended(operation)
+        return SimpleNamespace(operation_id=operation, logical_time=at)
 
     return their_commit
 

@@ -17,7 +17,6 @@ from sv_pipeline.pyramid.catch_up import CatchUp, catch_up
 from sv_pipeline.registry import Dataset
 from sv_pipeline.reports.pictures import MAX_WIDTH_OF_ROWS
 from sv_pipeline.reports.pyramid_views import catch_up_picture
-from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline_tests.defs.edited import edit
 from sv_pipeline_tests.ingest.builds import raw_config, register
 
@@ -57,7 +56,7 @@ def test_each_moment_shows_what_was_stored_then(dataset: Dataset, done: CatchUp)
 
 @pytest.mark.parametrize("corner", [False, True])
 def test_edits_at_the_border_and_of_one_voxel_are_shown(dataset: Dataset, done: CatchUp, corner: bool) -> None:
-    bounds = read_base(dataset.watershed_url).volume.bounds
+    bounds = dataset.base.info().volume.bounds
     last = Box.of(np.subtract(bounds.stop, 1), bounds.stop)
     for box in (last if corner else Box.of(bounds.start, np.add(bounds.start, 1)), bounds.grow(5)):
         assert catch_up_picture(dataset, replace(done, shown=box)).startswith(b"\x89PNG")

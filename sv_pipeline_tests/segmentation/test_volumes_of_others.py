@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.errors import InputError
 from sv_pipeline.grid import Box, ChunkGrid
-from sv_pipeline.segmentation.base.base import create_base, read_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.layout import own_keys, plan_scales
 from sv_pipeline.storage import coverage as coverages
 from sv_pipeline.storage import kv, ocdbt
@@ -221,7 +221,7 @@ def test_given_mips_are_those_of_our_grid_or_made_anew(offset: Triple, size: Tri
             np.testing.assert_array_equal(have, expected)
     if base.source_mips == 1:
         assert base.remade
-        assert read_base(url).remade == base.remade
+        assert Base(url).info().remade == base.remade
 
 
 def give_mip(url: str, kind: str, labels: np.ndarray) -> None:
@@ -313,5 +313,5 @@ def test_a_base_of_a_compressed_watershed_holds_all_its_voxels(tmp_path: Path) -
     labels = blobs(SIZE)
     url = by_cloud_volume(tmp_path, labels, True, "compressed_segmentation")
     watershed = Watershed(url, labels, ChunkGrid(read_info(url).bounds, CHUNK), OcdbtConfig(populate_layer=2))
-    create_base(url, watershed.config, watershed.grid)
+    Base(url).create(watershed.config, watershed.grid)
     assert_base_holds(watershed, watershed.populate())

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sv_pipeline.algorithms.pyramid import downsample
 from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.grid import ChunkGrid
-from sv_pipeline.segmentation.base.base import BaseInfo, create_base
+from sv_pipeline.segmentation.base.base import Base, BaseInfo
 from sv_pipeline.segmentation.base.layout import step_factor
 from sv_pipeline.segmentation.base.populate import PopulatePlan, finish_populate, populate_plan, populate_task
 from sv_pipeline.storage import ocdbt
@@ -43,15 +43,15 @@ class Watershed:
     def plan(self, **changes: Any) -> PopulatePlan:
         """Create the base and plan its populate."""
         config = self.config.model_copy(update=changes)
-        create_base(self.url, config, self.grid)
-        return populate_plan(self.url, self.grid, config)
+        Base(self.url).create(config, self.grid)
+        return populate_plan(Base(self.url), self.grid, config)
 
     def populate(self, **changes: Any) -> PopulatePlan:
         """Populate all of the base, in this process."""
         plan = self.plan(**changes)
         for task in plan.missing:
-            populate_task(self.url, plan, task)
-        finish_populate(self.url, plan)
+            populate_task(plan, task)
+        finish_populate(plan)
         return plan
 
 

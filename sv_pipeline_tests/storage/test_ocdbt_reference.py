@@ -12,7 +12,7 @@ import pytest
 import tensorstore as ts
 
 from sv_pipeline.config import OcdbtConfig
-from sv_pipeline.segmentation.base.base import create_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.context import CONTEXT_OPTIONS
 from sv_pipeline_tests.segmentation.volumes import make_watershed
@@ -152,7 +152,7 @@ def test_defaults_and_values_of_the_context_are_as_named(row: Row) -> None:
 
 
 def test_the_base_that_we_create_holds_the_values_that_are_named(tmp_path: Path) -> None:
-    create_base(tmp_path, OcdbtConfig(), make_watershed(str(tmp_path)).grid)
+    Base(tmp_path).create(OcdbtConfig(), make_watershed(str(tmp_path)).grid)
     found = ts.ocdbt.dump(kv.open_kv(ocdbt.base_folder(tmp_path))).result()["config"]
     named = {row.option: row.fixed for row in by_where["config"] if row.ours != "never"}
     assert named.pop("manifest_kind") == OcdbtConfig().manifest_kind == "single"

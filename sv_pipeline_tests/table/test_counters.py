@@ -55,22 +55,12 @@ def test_root_ids_are_never_given_twice(table: Table) -> None:
     assert len({i % 256 for i in ids}) > 10
 
 
-def test_a_counter_is_raised_over_ids_from_outside(table: Table) -> None:
-    counters.raise_to(table, LAYOUT, CHUNK, 1_000)
-    counters.raise_to(table, LAYOUT, CHUNK, 1_000)
-    counters.raise_to(table, LAYOUT, CHUNK, 10)
-    assert counters.max_segment(table, LAYOUT, CHUNK) == 1_000
-    assert take(table, CHUNK, 1) == [CHUNK | 1_001]
-
-
 def test_a_full_chunk_is_an_error_that_names_it(table: Table) -> None:
     room = LAYOUT.max_segment(2)
-    counters.raise_to(table, LAYOUT, CHUNK, room - 1)
+    table.increment(keys.counter_key(CHUNK), COUNTER.key, room - 1)
     assert take(table, CHUNK, 1) == [CHUNK | room]
     with pytest.raises(InputError, match=r"chunk \(1, 2, 3\) of layer 2 .* CHUNK_SIZE"):
         take(table, CHUNK, 1)
-    with pytest.raises(InputError, match=r"chunk \(1, 2, 3\)"):
-        counters.raise_to(table, LAYOUT, CHUNK, room + 1)
 
 
 def test_nothing_cannot_be_reserved(table: Table) -> None:
@@ -132,7 +122,7 @@ def test_supervoxels_of_the_watershed_are_reserved_for_kvdbclient_too(
     bigtable: BigtableTable, client: BigTableClient
 ) -> None:
     chunk = int(LAYOUT.chunk_ids(1, [1, 2, 3]))
-    counters.raise_to(bigtable, LAYOUT, chunk, 50)
+    bigtable.increment(keys.counter_key(chunk), COUNTER.key, 50)
     assert int(client.create_node_id(np.uint64(chunk))) == chunk | 51
     client.set_max_node_id(np.uint64(chunk), np.uint64(chunk | 100))
     assert take(bigtable, chunk, 1)[0] > chunk | 100

@@ -46,32 +46,32 @@ def test_of_many_threads_one_gets_the_lock(table: Table) -> None:
 
 def test_an_expired_lock_can_be_taken_or_renewed(table: Table) -> None:
     age(table, 1)
-    assert locks.renew(table, ROW, 1)
+    assert locks.renew_all(table, [ROW], 1)[0]
     assert not locks.lock(table, ROW, 2, EXPIRY)
 
 
 def test_whoever_was_overtaken_can_do_nothing_to_the_new_holder(table: Table) -> None:
     age(table, 1)
     assert locks.lock(table, ROW, 2, EXPIRY)
-    assert not locks.renew(table, ROW, 1)
-    assert not locks.lock_indefinitely(table, ROW, 1)
+    assert not locks.renew_all(table, [ROW], 1)[0]
+    assert not locks.lock_all_indefinitely(table, [ROW], 1)[0]
     assert not locks.unlock(table, ROW, 1)
     assert locks.holders(table, ROW) == (2, None)
-    assert locks.lock_indefinitely(table, ROW, 2)
+    assert locks.lock_all_indefinitely(table, [ROW], 2)[0]
 
 
 def test_no_older_lock_comes_up_when_one_is_released(table: Table) -> None:
     age(table, 1, timedelta(minutes=1))
-    assert locks.renew(table, ROW, 1)
+    assert locks.renew_all(table, [ROW], 1)[0]
     assert locks.unlock(table, ROW, 1)
     assert locks.holders(table, ROW) == (None, None)
     assert locks.lock(table, ROW, 2, EXPIRY)
 
 
 def test_an_indefinite_lock_outlives_the_temporal_one(table: Table) -> None:
-    assert not locks.lock_indefinitely(table, ROW, 1)
+    assert not locks.lock_all_indefinitely(table, [ROW], 1)[0]
     locks.lock(table, ROW, 1, EXPIRY)
-    assert locks.lock_indefinitely(table, ROW, 1)
+    assert locks.lock_all_indefinitely(table, [ROW], 1)[0]
     assert locks.unlock(table, ROW, 1)
     assert not locks.lock(table, ROW, 2, EXPIRY)
     assert not locks.unlock_indefinitely(table, ROW, 2)
@@ -83,8 +83,8 @@ def test_an_indefinite_lock_outlives_the_temporal_one(table: Table) -> None:
 def test_a_replaced_root_cannot_be_locked(table: Table) -> None:
     locks.lock(table, ROW, 1, EXPIRY)
     table.mutate([RowMutation(ROW, [NEW_PARENTS.set(np.array([ROOT + 1], np.uint64))])])
-    assert not locks.renew(table, ROW, 1)
-    assert not locks.lock_indefinitely(table, ROW, 1)
+    assert not locks.renew_all(table, [ROW], 1)[0]
+    assert not locks.lock_all_indefinitely(table, [ROW], 1)[0]
     assert locks.unlock(table, ROW, 1)
     assert not locks.lock(table, ROW, 2, EXPIRY)
     assert locks.lock(table, ROW, 2, EXPIRY, guard=())
@@ -106,13 +106,13 @@ def test_we_and_kvdbclient_respect_each_others_locks(bigtable: BigtableTable, cl
     assert locks.lock(bigtable, ROW, 1, EXPIRY)
     assert not client.lock_root(root, np.uint64(2))
     assert client.renew_lock(root, np.uint64(1))
-    assert locks.lock_indefinitely(bigtable, ROW, 1)
+    assert locks.lock_all_indefinitely(bigtable, [ROW], 1)[0]
     assert locks.unlock(bigtable, ROW, 1)
     assert not client.lock_root(root, np.uint64(2))
     assert locks.unlock_indefinitely(bigtable, ROW, 1)
     assert client.lock_root(root, np.uint64(2))
     assert not locks.lock(bigtable, ROW, 3, EXPIRY)
-    assert locks.renew(bigtable, ROW, 2)
+    assert locks.renew_all(bigtable, [ROW], 2)[0]
     assert client.lock_root_indefinitely(root, np.uint64(2))
     assert locks.unlock(bigtable, ROW, 2)
     assert not locks.lock(bigtable, ROW, 3, EXPIRY)

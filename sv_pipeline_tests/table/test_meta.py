@@ -83,7 +83,7 @@ def test_the_meta_says_what_the_configuration_says() -> None:
     assert source.COMPONENTS == "gs://bucket/ws/components"
     assert custom["seg"]["ocdbt"] is True
     assert custom["ocdbt_config"]["populate_layer"] == 4
-    assert EXAMPLE.split_bounding_offset == (240, 240, 24)
+    assert EXAMPLE.custom_data["split_bounding_offset"] == [240, 240, 24]
     assert EXAMPLE.chunk_size == (256, 256, 512)
 
 

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,9 +34,8 @@ class Planted:
 
     def verify(self, checks: Sequence[str] | None = None, **options: object) -> VerifyReport:
         return verify(
-            SimpleNamespace(table=self.table),
-            watershed_url=self.data.watershed_url,
-            graph_id=self.data.graph_id,
+            self.table,
+            self.data.fork,
             checks=checks,
             **options,  # type: ignore[arg-type]
         )

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.graph import edge_files as formats
 from sv_pipeline.storage import kv
 from sv_pipeline.table import columns, keys
@@ -113,7 +114,7 @@ def test_two_pieces_in_one_layer_2_node_are_named(planted: Planted, assert_names
     edges = formats.read_edges(url, coordinate)
     pair = hierarchy.children[node]
     kept = ~(np.isin(edges.in_.node_ids1, pair) & np.isin(edges.in_.node_ids2, pair))
-    formats.write_edges(url, coordinate, replace(edges, in_=formats.Edges(*(a[kept] for a in edges.in_.arrays))))
+    formats.write_edges(url, coordinate, replace(edges, in_=Edges(*(a[kept] for a in edges.in_.arrays))))
     assert_names(planted.verify(), "connectivity", node)
 
 
@@ -123,8 +124,8 @@ def put_edge(planted: Planted, a: int, b: int, affinity: float, area: int = 1, k
     for first, second in ((a, b), (b, a)):
         coordinate = layout.coordinates(np.uint64(first))
         edges = formats.read_edges(url, coordinate)
-        old: formats.Edges = getattr(edges, kind)
-        new = formats.Edges(
+        old: Edges = getattr(edges, kind)
+        new = Edges(
             np.append(old.node_ids1, np.uint64(first)),
             np.append(old.node_ids2, np.uint64(second)),
             np.append(old.affinities, np.float32(affinity)),
@@ -191,21 +192,21 @@ def chunk_with(planted: Planted, kind: str) -> tuple[np.ndarray, formats.ChunkEd
     raise AssertionError(f"no chunk has {kind} edges")
 
 
-def rewrite_edges(planted: Planted, kind: str, change: Callable[[formats.Edges], formats.Edges]) -> tuple[int, int]:
+def rewrite_edges(planted: Planted, kind: str, change: Callable[[Edges], Edges]) -> tuple[int, int]:
     """Change one kind of edges of a chunk; the first edge that it had."""
     coordinate, edges = chunk_with(planted, kind)
-    old: formats.Edges = getattr(edges, kind)
+    old: Edges = getattr(edges, kind)
     formats.write_edges(planted.data.config.edges_url, coordinate, replace(edges, **{kind: change(old)}))
     return int(old.node_ids1[0]), int(old.node_ids2[0])
 
 
 def test_an_edge_that_the_neighbour_file_lacks_is_named(planted: Planted, assert_names: AssertNames) -> None:
-    a, b = rewrite_edges(planted, "between", lambda e: formats.Edges(*(array[1:] for array in e.arrays)))
+    a, b = rewrite_edges(planted, "between", lambda e: Edges(*(array[1:] for array in e.arrays)))
     assert_names(planted.verify(), "edge_files", f"edge {b} - {a}")
 
 
 def test_an_affinity_that_differs_from_the_neighbours_is_named(planted: Planted, assert_names: AssertNames) -> None:
-    def change(edges: formats.Edges) -> formats.Edges:
+    def change(edges: Edges) -> Edges:
         affinities = edges.affinities.copy()
         affinities[0] += 0.25
         return replace(edges, affinities=affinities)
@@ -215,9 +216,9 @@ def test_an_affinity_that_differs_from_the_neighbours_is_named(planted: Planted,
 
 
 def test_an_in_edge_listed_twice_is_named(planted: Planted, assert_names: AssertNames) -> None:
-    def change(edges: formats.Edges) -> formats.Edges:
+    def change(edges: Edges) -> Edges:
         # The second time in the other direction.
-        return formats.Edges(
+        return Edges(
             np.append(edges.node_ids1, edges.node_ids2[:1]),
             np.append(edges.node_ids2, edges.node_ids1[:1]),
             np.append(edges.affinities, edges.affinities[:1]),
@@ -229,7 +230,7 @@ def test_an_in_edge_listed_twice_is_named(planted: Planted, assert_names: Assert
 
 
 def test_an_edge_of_an_unknown_supervoxel_is_named(planted: Planted, assert_names: AssertNames) -> None:
-    def change(edges: formats.Edges) -> formats.Edges:
+    def change(edges: Edges) -> Edges:
         return replace(edges, node_ids2=np.append(edges.node_ids2[:-1], edges.node_ids1[0] | np.uint64(1 << 20)))
 
     rewrite_edges(planted, "in_", change)
@@ -244,8 +245,8 @@ def test_an_edge_in_the_wrong_file_is_named(planted: Planted, assert_names: Asse
         if len((e := formats.read_edges(planted.data.config.edges_url, c)).in_) and (c != coordinate).any()
     )
     moved = edges.in_
-    formats.write_edges(planted.data.config.edges_url, coordinate, replace(edges, in_=formats.Edges()))
-    both = formats.Edges(*(np.concatenate(pair) for pair in zip(foreign.in_.arrays, moved.arrays, strict=True)))
+    formats.write_edges(planted.data.config.edges_url, coordinate, replace(edges, in_=Edges()))
+    both = Edges(*(np.concatenate(pair) for pair in zip(foreign.in_.arrays, moved.arrays, strict=True)))
     formats.write_edges(planted.data.config.edges_url, other, replace(foreign, in_=both))
     # Which edges are active is read per file, so the components of the wrong file do not join them either.
     assert_names(planted.verify(["edge_files"]), "edge_files", int(moved.node_ids1[0]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,14 @@ from sv_pipeline.config import DatasetConfig, parse_config
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, create_chunked_graph
 from sv_pipeline.ingest.atomic import build_atomic_chunks
 from sv_pipeline.ingest.parents import build_parent_chunks
-from sv_pipeline.ingest.watershed.run import make_watershed
-from sv_pipeline.segmentation.base.base import create_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.table.interface import Table
 from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline.testing.fixtures import need
 from sv_pipeline.verify.run import verify
-from sv_pipeline_tests.table.conftest import new_table as new_table
+from sv_pipeline_tests.ingest.watershed.helpers import make_watershed
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -53,17 +51,17 @@ def build(config: DatasetConfig, table: Table) -> ChunkedGraph:
     for layer in range(3, graph.n_layers + 1):
         build_parent_chunks(graph, layer, graph.grid.coordinates(layer))
     url = config.data_source.watershed
-    create_base(url, config.ocdbt_config, grid=graph.grid)
-    plan = populate_plan(url, graph.grid, config.ocdbt_config)
+    Base(url).create(config.ocdbt_config, grid=graph.grid)
+    plan = populate_plan(Base(url), graph.grid, config.ocdbt_config)
     for coordinate in plan.missing:
-        populate_task(url, plan, coordinate)
-    finish_populate(url, plan)
+        populate_task(plan, coordinate)
+    finish_populate(plan)
     Fork(url, config.graph_id).create()
     return graph
 
 
 def assert_sound(graph: ChunkedGraph, config: DatasetConfig, **options: Any) -> None:
-    report = verify(graph, watershed_url=config.data_source.watershed, graph_id=config.graph_id, **options)
+    report = verify(graph.table, Fork(config.data_source.watershed, config.graph_id), **options)
     assert report.ok, report.summary()
     assert not report.findings, report.summary()
     assert all(result.skipped is None for result in report.results), report.summary()
@@ -86,7 +84,7 @@ def test_poor_volumes_are_clean(tmp_path: Path, kind: str, chunk: int) -> None:
     source = {"segmentation": str(tmp_path / "labels.npz"), "resolution": [8, 8, 40]}
     config = dataset(tmp_path / "watershed", source, [chunk] * 3)
     graph = build(config, SqliteTable("poor", tmp_path / "tables"))
-    report = verify(graph, watershed_url=config.data_source.watershed, graph_id=config.graph_id)
+    report = verify(graph.table, Fork(config.data_source.watershed, config.graph_id))
     assert report.ok, report.summary()
     assert not report.findings, report.summary()
 
@@ -109,7 +107,7 @@ def test_a_volume_of_one_chunk_is_clean(new_table: Table, tmp_path: Path) -> Non
     config = dataset(tmp_path / "watershed", source, [32, 32, 32])
     graph = build(config, new_table)
     assert graph.n_layers == 2
-    report = verify(graph, watershed_url=config.data_source.watershed, graph_id=config.graph_id)
+    report = verify(graph.table, Fork(config.data_source.watershed, config.graph_id))
     assert report.ok, report.summary()
     assert not report.findings, report.summary()
 
@@ -126,8 +124,6 @@ def test_verification_needs_nothing_of_a_graph_but_its_table(tmp_path: Path) -> 
     source = {"segmentation": real_data("em_128.npz") + "#segmentation"}
     config = dataset(tmp_path / "watershed", source, [64, 64, 32])
     graph = build(config, SqliteTable("em", tmp_path / "tables"))
-    report = verify(
-        SimpleNamespace(table=graph.table), watershed_url=str(tmp_path / "watershed"), graph_id="real", sample=3
-    )
+    report = verify(graph.table, Fork(tmp_path / "watershed", "real"), sample=3)
     assert report.ok, report.summary()
     assert report["voxels"].checked == 3

@@ -18,7 +18,6 @@ from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.operations.log import read_operations
 from sv_pipeline.pyramid.downsample import downsample
-from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline.segmentation.fork.digests import DIGESTS, chunks_in, digest_writer
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import ocdbt
@@ -57,7 +56,7 @@ class EditedFork:
 
     def volumes(self) -> list[np.ndarray]:
         """All mips."""
-        mips = read_base(self.graph.watershed_url).n_mips
+        mips = self.graph.fork.base.info().n_mips
         found = [self.graph.fork.open(mip) for mip in range(mips)]
         return [np.asarray(volume.read().result()) for volume in found]
 
@@ -72,9 +71,8 @@ class EditedFork:
     def verify(self, checks: list[str] = CHECKS) -> VerifyReport:
         reset_context()
         return verify(
-            SimpleNamespace(table=self.graph.table),
-            watershed_url=self.graph.watershed_url,
-            graph_id=self.graph.graph_id,
+            self.graph.table,
+            self.graph.fork,
             checks=checks,
         )
 
@@ -135,7 +133,7 @@ def test_nothing_is_named_before(edited: EditedFork) -> None:
 
 def test_every_flip_that_changes_a_voxel_is_named(edited: EditedFork) -> None:
     rng = np.random.default_rng(1)
-    values, files = edited.values, sorted((edited.folder / "d").rglob("*"))
+    values, files = edited.values, sorted((edited.folder / "g_d").rglob("*"))
     files = [path for path in files if path.is_file()]
     changed, missed = 0, []
     for number in range(FLIPS):
@@ -165,7 +163,7 @@ def test_a_look_at_what_operations_changed_finds_bits_and_rows(
 ) -> None:
     monkeypatch.setattr(postcheck, "SECONDS_BETWEEN_LOOKS", 0.01)
     graph = edited.graph
-    dataset = SimpleNamespace(graph=graph, watershed_url=graph.watershed_url, graph_id=graph.graph_id)
+    dataset = SimpleNamespace(graph=graph, fork=graph.fork)
     last = counters.last_operation_id(graph.table)
     report = verify_changes(dataset, 0)  # type: ignore[arg-type]
     assert report.ok, report.summary()
@@ -270,7 +268,7 @@ def test_damage_that_was_written_again_with_a_digest_of_its_own_breaks_the_linea
     graph = edited.graph
     kept = tmp_path / "fork"
     shutil.copytree(edited.folder, kept)
-    volume, store = read_base(graph.watershed_url).volume, graph.fork.store()
+    volume, store = graph.fork.base.info().volume, graph.fork.store()
     assert edited.verify(["lineage"]).ok
     chunk = chunks_in(0, volume.scales[0], volume.bounds)[0]
     box = chunk.box(volume.scales[0])

@@ -9,7 +9,7 @@ import pytest
 
 from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.grid import ChunkGrid
-from sv_pipeline.segmentation.base.base import create_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv
@@ -33,13 +33,13 @@ def fork(tmp_path: Path) -> StoredVolume:
     open_volume(url, 1, writable=True)[info.scales[1].bounds.slices].write(labels[::2, ::2]).result()
     config = OcdbtConfig(populate_layer=3)
     grid = ChunkGrid(info.bounds, (16, 16, 16))
-    create_base(url, config, grid=grid)
-    plan = populate_plan(url, grid, config)
+    Base(url).create(config, grid=grid)
+    plan = populate_plan(Base(url), grid, config)
     for coordinate in plan.missing:
-        populate_task(url, plan, coordinate)
-    finish_populate(url, plan)
+        populate_task(plan, coordinate)
+    finish_populate(plan)
     Fork(url, "g").create()
-    found = fork_volume(url, "g")
+    found = fork_volume(Fork(url, "g"))
     assert found is not None
     return found
 
@@ -53,7 +53,7 @@ def stale_voxels(fork: StoredVolume) -> list[str]:
 def test_mips_of_the_source_are_right_as_given(fork: StoredVolume) -> None:
     assert not stale_voxels(fork)
     outcome = Outcome("base")
-    base = base_volume(fork.watershed_url)
+    base = base_volume(Base(fork.watershed_url))
     assert base is not None
     check_base(outcome, base, watershed_volume(fork.watershed_url))
     assert not outcome.findings

@@ -16,7 +16,6 @@ from scipy.spatial import cKDTree
 
 from sv_pipeline.algorithms.components import find
 from sv_pipeline.edits.plan.hierarchy import HierarchyPlan
-from sv_pipeline.edits.plan.level2_change import pairs_of
 from sv_pipeline.edits.plan.node_cache import NodeCache
 from sv_pipeline.edits.plan.region import Region, edges_of_chunks
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
@@ -132,7 +131,7 @@ def _bridge(graph: ChunkedGraph, cache: NodeCache, plan: HierarchyPlan, one: int
     sides = [_children(cache, plan, node) for node in (one, other)]
     coordinates = graph.layout.coordinates(np.array([one, other], np.uint64))
     edges = edges_of_chunks(graph, np.unique(coordinates, axis=0), cache)
-    pairs = pairs_of(edges)
+    pairs = edges.pairs
     forward, backward = (
         np.isin(pairs[:, i], sides[0]) & np.isin(pairs[:, 1 - i], sides[1]) for i in (0, 1)
     )  # pairs hold the smaller id first, whichever side it is on

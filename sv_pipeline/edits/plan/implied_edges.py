@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from sv_pipeline.algorithms.components import find
 from sv_pipeline.edits.plan.hierarchy import HierarchyPlan
-from sv_pipeline.edits.plan.level2_change import pairs_of, same_rows
+from sv_pipeline.edits.plan.level2_change import same_rows
 from sv_pipeline.edits.plan.node_cache import KnownNodes, NodeCache
 from sv_pipeline.edits.plan.region import edges_around
 from sv_pipeline.edits.requests import MAX_CHUNKS_APART
@@ -72,12 +72,12 @@ def _stored_pairs(
     every, beside = (np.unique(graph.layout.coordinates(some), axis=0) for some in (nodes, nodes[near]))
     pairs = []
     if len(beside):
-        pairs.append(pairs_of(edges_around(graph, beside, cache)))
+        pairs.append(edges_around(graph, beside, cache).pairs)
     if len(every) > len(beside):
         farther = every[~np.isin(graph.layout.chunk_ids(2, every), graph.layout.chunk_ids(2, beside))]
         drawn, latest = read_timed_edges_of_edits(graph, farther)
         cache.note(latest)
-        pairs.append(pairs_of(drawn))
+        pairs.append(drawn.pairs)
     return np.concatenate(pairs)
 
 

@@ -8,22 +8,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.components import component_labels, find, unique_rows
+from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.edits.plan.hierarchy import Layer2Change, NewNodes, provisional_ids
 from sv_pipeline.edits.plan.node_cache import KnownNodes
-from sv_pipeline.graph.edge_files import Edges
 from sv_pipeline.graph.hierarchy import take
 from sv_pipeline.graph.layers import LayeredEdges
 from sv_pipeline.ids import IdLayout, UInt64Array
 from sv_pipeline.table.columns import Ragged
 
-__all__ = ["OtherChange", "add_edges", "pairs_of", "remove_edges", "same_rows"]
+__all__ = ["OtherChange", "add_edges", "remove_edges", "same_rows"]
 
 IntArray = npt.NDArray[np.int64]
-
-
-def pairs_of(edges: Edges) -> UInt64Array:
-    """Both ends of each edge, shape (n, 2)."""
-    return np.stack([edges.node_ids1, edges.node_ids2], axis=-1)
 
 
 def add_edges(layout: IdLayout, added: UInt64Array, parents: UInt64Array, known: KnownNodes) -> Layer2Change:
@@ -106,7 +101,7 @@ def remove_edges(
     order = np.argsort(below.values)
     supervoxels, owners = below.values[order], np.repeat(neighbours, below.lengths)[order]
 
-    pairs = pairs_of(edges)
+    pairs = edges.pairs
     pairs = pairs[~same_rows(pairs, removed)]
     at = find(supervoxels, pairs)
     pairs, at = pairs[(at >= 0).all(axis=1)], at[(at >= 0).all(axis=1)]

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.components import find
+from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.edge_files import Edges
 from sv_pipeline.graph.hierarchy import take
 from sv_pipeline.graph.layers import LayeredEdges
 from sv_pipeline.ids import UInt64Array

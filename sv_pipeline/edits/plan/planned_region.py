@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from sv_pipeline.algorithms.components import find
+from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.algorithms.local_edges import LocalEdges
-from sv_pipeline.edits.plan.level2_change import OtherChange, pairs_of, same_rows
-from sv_pipeline.edits.plan.region import Region, distinct_edges
-from sv_pipeline.graph.edge_files import Edges
+from sv_pipeline.edits.plan.level2_change import OtherChange, same_rows
+from sv_pipeline.edits.plan.region import Region
 from sv_pipeline.ids import IdLayout, UInt64Array
 
 __all__ = ["PlannedRegion", "local_edges_of", "replace_supervoxels"]
@@ -27,7 +27,7 @@ class PlannedRegion:
 def local_edges_of(region: Region) -> LocalEdges:
     """All edges of a region; those that lead out of it count as inactive."""
     edges = region.edges
-    return LocalEdges(pairs_of(edges), edges.affinities, edges.areas, region.active)
+    return LocalEdges(edges.pairs, edges.affinities, edges.areas, region.active)
 
 
 def replace_supervoxels(
@@ -53,10 +53,10 @@ def replace_supervoxels(
     order = np.argsort(supervoxels)
     supervoxels, ancestors = supervoxels[order], ancestors[order]
 
-    keep = ~same_rows(pairs_of(region.edges), retired)
-    kept = Edges(*(array[keep] for array in region.edges.arrays))
+    keep = ~same_rows(region.edges.pairs, retired)
+    kept = region.edges.take(keep)
     added = Edges(new.pairs[:, 0], new.pairs[:, 1], new.affinities, new.areas)
-    edges = distinct_edges([kept, added])
+    edges = Edges.join([kept, added]).distinct()
     layers = layout.cross_layers(edges.node_ids1, edges.node_ids2)
     planned = Region(supervoxels, ancestors, edges, layers, region.box, region.whole)
 
@@ -71,5 +71,5 @@ def replace_supervoxels(
 def _unlisted(region: Region, nodes: UInt64Array) -> UInt64Array:
     """Layer 2 nodes of new pairs (n, 2) that no active edge of the region has joined before."""
     across = region.active & (region.layers > 1)
-    before = region.ancestors_of(pairs_of(region.edges)[across], 2)
+    before = region.ancestors_of(region.edges.pairs[across], 2)
     return nodes[~same_rows(np.sort(nodes, axis=1), np.sort(before, axis=1))].ravel()

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.components import find, unique_rows
+from sv_pipeline.algorithms.components import find
+from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.edits.plan.node_cache import NodeCache, ReadEdges
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.edge_files import Edges, read_edges_many, usable
+from sv_pipeline.graph.edge_files import read_edges_many, usable
 from sv_pipeline.graph.edges import read_timed_edges_of_edits
 from sv_pipeline.graph.queries import chunks_touch
 from sv_pipeline.grid import Box
@@ -21,7 +22,6 @@ from sv_pipeline.ids import UInt64Array
 __all__ = [
     "Allowance",
     "Region",
-    "distinct_edges",
     "edges_around",
     "edges_of_chunks",
     "read_region",
@@ -63,7 +63,7 @@ class Region:
 
     @property
     def _index(self) -> npt.NDArray[np.int64]:
-        return find(self.supervoxels, np.stack([self.edges.node_ids1, self.edges.node_ids2], axis=-1))
+        return find(self.supervoxels, self.edges.pairs)
 
     @property
     def active(self) -> BoolArray:
@@ -113,9 +113,9 @@ def reread_edges(graph: ChunkedGraph, cache: NodeCache, region: Region) -> Regio
 
 def _touching(graph: ChunkedGraph, supervoxels: UInt64Array, edges: Edges) -> tuple[Edges, npt.NDArray[np.int64]]:
     """Of the edges those that touch the supervoxels, and their cross layers."""
-    ends = np.stack([edges.node_ids1, edges.node_ids2], axis=-1)
+    ends = edges.pairs
     touching = (find(supervoxels, ends) >= 0).any(axis=1) if len(ends) else np.zeros(0, np.bool_)
-    edges = Edges(*(array[touching] for array in edges.arrays))
+    edges = edges.take(touching)
     return edges, graph.layout.cross_layers(edges.node_ids1, edges.node_ids2)
 
 
@@ -186,17 +186,6 @@ def edges_of_chunks(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64], cac
         of_edits, latest = reading.result()
     parts.append(of_edits)
     cache.note(latest)
-    edges = distinct_edges(parts)
+    edges = Edges.join(parts).distinct()
     cache.read_edges = ReadEdges(set(map(tuple, coordinates.tolist())), edges)
     return edges
-
-
-def distinct_edges(parts: list[Edges]) -> Edges:
-    """Each pair once, smaller id first, no loops; of the same pair the largest affinity counts."""
-    one, other, affinities, areas = (np.concatenate(arrays) for arrays in zip(*(p.arrays for p in parts), strict=True))
-    low, high = np.minimum(one, other), np.maximum(one, other)
-    # Of the same pair the largest affinity counts: inf holds, whatever else is said.
-    at = unique_rows(low, high, -affinities)
-    at = at[unique_rows(low[at], high[at])]
-    at = at[low[at] != high[at]]
-    return Edges(low[at], high[at], affinities[at], areas[at])

@@ -28,7 +28,6 @@ from sv_pipeline.algorithms.split_geometry import SplitGeometry
 from sv_pipeline.algorithms.voxel_blocks import Labels, VoxelBlocks
 from sv_pipeline.algorithms.voxel_cut import cut_mask
 from sv_pipeline.edits.plan.hierarchy import provisional_ids
-from sv_pipeline.edits.plan.level2_change import pairs_of
 from sv_pipeline.edits.plan.node_cache import NodeCache
 from sv_pipeline.edits.plan.planned_region import PlannedRegion, local_edges_of, replace_supervoxels
 from sv_pipeline.edits.plan.region import Region, read_region, reread_edges
@@ -37,13 +36,11 @@ from sv_pipeline.edits.plan.supervoxel_change import SupervoxelChange
 from sv_pipeline.edits.requests import Points, SplitRequest
 from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.edge_files import Edges
 from sv_pipeline.graph.edges import replaced
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.operations.settled import SettledGraph
-from sv_pipeline.segmentation.base.base import read_base
 from sv_pipeline.storage.context import uncached_context
 from sv_pipeline.storage.precomputed import Scale
 
@@ -126,7 +123,7 @@ def plan_supervoxel_split(
     chunks = lock_around(graph, lock_chunks, where.chunks)
     region = _without_replaced(graph, reread_edges(graph, cache, region), pieces)
     generation, segmentation = read_voxels(graph, where.box)
-    scale = read_base(graph.watershed_url).volume.scales[0]
+    scale = graph.fork.base.info().volume.scales[0]
     sides = np.zeros(where.box.shape, np.uint8, order="F")
     for shared in required.shared:
         own = np.intersect1d(_joined_by_inf(region, shared.members), where.members)
@@ -223,18 +220,18 @@ def _envelope(one: Box, other: Box) -> Box:
 def _joined_by_inf(region: Region, supervoxels: UInt64Array) -> UInt64Array:
     """All supervoxels of a region that hang together with some by edges of affinity inf."""
     inf = np.isinf(region.edges.affinities) & region.inside
-    labels = component_labels(region.supervoxels, pairs_of(region.edges)[inf])
+    labels = component_labels(region.supervoxels, region.edges.pairs[inf])
     wanted = labels[find(region.supervoxels, supervoxels)]
     return region.supervoxels[np.isin(labels, wanted)]
 
 
 def _without_replaced(graph: ChunkedGraph, region: Region, pieces: UInt64Array) -> Region:
     """The region without edges of pieces that lead to supervoxels which were replaced: edge files keep them."""
-    pairs = pairs_of(region.edges)
+    pairs = region.edges.pairs
     partners = np.setdiff1d(pairs[np.isin(pairs, pieces).any(axis=1)], region.supervoxels)
     gone = partners[replaced(graph, partners)] if len(partners) else partners
     keep = ~np.isin(pairs, gone).any(axis=1)
-    edges = Edges(*(array[keep] for array in region.edges.arrays))
+    edges = region.edges.take(keep)
     return replace(region, edges=edges, layers=region.layers[keep])
 
 

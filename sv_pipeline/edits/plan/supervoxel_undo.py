@@ -24,7 +24,7 @@ from sv_pipeline.algorithms.voxel_blocks import Labels, VoxelBlock, VoxelBlocks
 from sv_pipeline.edits.plan.edit_plan import EditPlan
 from sv_pipeline.edits.plan.hierarchy import provisional_ids
 from sv_pipeline.edits.plan.implied_edges import implied_edges
-from sv_pipeline.edits.plan.level2_change import add_edges, pairs_of
+from sv_pipeline.edits.plan.level2_change import add_edges
 from sv_pipeline.edits.plan.region import edges_of_chunks
 from sv_pipeline.edits.plan.supervoxel_change import SupervoxelChange, renamed_ids
 from sv_pipeline.edits.plan.supervoxel_split import lock_around
@@ -122,7 +122,7 @@ def _edges_of_successors(
 ) -> LocalEdges:
     """Edges of the new supervoxels to each other and to all that is there."""
     edges = edges_of_chunks(workspace.graph, chunks, workspace.cache)
-    pairs = names.of_ids(pairs_of(edges))
+    pairs = names.of_ids(edges.pairs)
     touching = np.isin(pairs, ids)
     keep = touching.any(axis=1)
     partners = np.unique(pairs[keep][~touching[keep]])

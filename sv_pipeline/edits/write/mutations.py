@@ -12,7 +12,7 @@ from sv_pipeline.graph.rows import child_rows, edge_cells, parent_rows
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import FORMER_PARENTS, INDEFINITE_LOCK, NEW_PARENTS, OPERATION_ID, cross_edges
-from sv_pipeline.table.interface import RowMutation, SetCell
+from sv_pipeline.table.interface import RowMutation
 
 __all__ = ["PlannedRows", "fake_edge_cells", "rows_of"]
 
@@ -72,8 +72,3 @@ def fake_edge_cells(plan: HierarchyPlan, edges: UInt64Array) -> dict[bytes, UInt
     chunks = plan.layout.chunk_ids(2, plan.layout.coordinates(both[:, 0])) if len(both) else np.zeros(0, np.uint64)
     distinct = np.unique(chunks)
     return {key: both[chunks == chunk] for key, chunk in zip(keys.edit_edge_keys(distinct), distinct, strict=True)}
-
-
-def cells_at(mutations: list[RowMutation]) -> list[SetCell]:
-    """All cells of mutations, for tests and pictures."""
-    return [change for mutation in mutations for change in mutation.changes if isinstance(change, SetCell)]

@@ -31,18 +31,18 @@ from __future__ import annotations
 from sv_pipeline.ingest.watershed.companions import source_scales
 from sv_pipeline.ingest.watershed.edges import edges_of_chunk, run_edge_batch
 from sv_pipeline.ingest.watershed.labels import label_chunk, run_label_batch
-from sv_pipeline.ingest.watershed.plan import Stage, WatershedPlan, pending, prepare_watershed
-from sv_pipeline.ingest.watershed.run import WatershedReport, finish_labels, finish_watershed, make_watershed
+from sv_pipeline.ingest.watershed.plan import WatershedPass, WatershedPlan, markers_folder, pending, prepare_watershed
+from sv_pipeline.ingest.watershed.run import WatershedReport, finish_labels, finish_watershed
 
 __all__ = [
-    "Stage",
+    "WatershedPass",
     "WatershedPlan",
     "WatershedReport",
     "edges_of_chunk",
     "finish_labels",
     "finish_watershed",
     "label_chunk",
-    "make_watershed",
+    "markers_folder",
     "pending",
     "prepare_watershed",
     "run_edge_batch",

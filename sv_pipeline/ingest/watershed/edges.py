@@ -14,14 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.contacts import affinity_of_contact, diagonal_pairs, face_contacts
+from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.graph import edge_files as formats
-from sv_pipeline.graph.edge_files import ChunkEdges, Edges
+from sv_pipeline.graph.edge_files import ChunkEdges
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.ingest.watershed.companions import read_affinities
 from sv_pipeline.ingest.watershed.labels import read_tables
 from sv_pipeline.ingest.watershed.objects import objects_of
-from sv_pipeline.ingest.watershed.plan import Stage, WatershedPlan
+from sv_pipeline.ingest.watershed.plan import WatershedPass, WatershedPlan
 from sv_pipeline.storage import kv
 from sv_pipeline.storage.precomputed import open_volume
 from sv_pipeline.storage.retry import retry_transport
@@ -71,7 +72,7 @@ def edges_of_chunk(plan: WatershedPlan, coordinate: npt.ArrayLike) -> ChunkEdges
         "between": len(edges.between),
         "cross": len(edges.cross),
     }
-    kv.write_bytes(plan.target, plan.marker(Stage.EDGES, coordinate), json.dumps(counts).encode())
+    kv.write_bytes(plan.target, plan.marker(WatershedPass.EDGES, coordinate), json.dumps(counts).encode())
     return edges
 
 

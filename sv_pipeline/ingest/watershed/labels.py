@@ -12,7 +12,7 @@ from sv_pipeline.algorithms.supervoxels import label_overlaps, label_pieces
 from sv_pipeline.errors import NotReadyError
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.ingest.watershed.companions import check_labels
-from sv_pipeline.ingest.watershed.plan import Stage, WatershedPlan, check_room
+from sv_pipeline.ingest.watershed.plan import WatershedPass, WatershedPlan, check_room
 from sv_pipeline.storage import kv
 from sv_pipeline.storage.precomputed import open_volume
 from sv_pipeline.storage.retry import retry_transport
@@ -84,7 +84,7 @@ def label_chunk(plan: WatershedPlan, coordinate: npt.ArrayLike) -> SegmentTable:
     target = open_volume(plan.target, writable=True)[box.slices]
     retry_transport(lambda: target.write(ids).result(), what=f"writing {box} of {plan.target}")
     table = SegmentTable(pieces.labels, pieces.voxel_counts, pieces.surfaces, *overlaps)
-    kv.write_bytes(plan.target, plan.marker(Stage.LABELS, coordinate), table.encode())
+    kv.write_bytes(plan.target, plan.marker(WatershedPass.LABELS, coordinate), table.encode())
     return table
 
 
@@ -97,7 +97,7 @@ def read_tables(plan: WatershedPlan, coordinates: npt.ArrayLike) -> list[Segment
         If pass A has not finished one of them.
     """
     coords = np.asarray(coordinates, np.int64).reshape(-1, 3)
-    keys = [plan.marker(Stage.LABELS, c) for c in coords]
+    keys = [plan.marker(WatershedPass.LABELS, c) for c in coords]
     found = kv.read_many(plan.target, keys)
     missing = [tuple(c.tolist()) for c, data in zip(coords, found, strict=True) if data is None]
     if missing:

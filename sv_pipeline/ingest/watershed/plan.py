@@ -40,7 +40,7 @@ from sv_pipeline.storage import kv
 from sv_pipeline.storage.precomputed import VolumeInfo, create_volume, plan_volume
 from sv_pipeline.storage.stored_json import parse_stored
 
-__all__ = ["Stage", "WatershedPlan", "check_room", "pending", "prepare_watershed"]
+__all__ = ["WatershedPass", "WatershedPlan", "check_room", "markers_folder", "pending", "prepare_watershed"]
 
 META_KEY = ".watershed/meta.json"
 OBJECTS_KEY = ".watershed/objects.npz"
@@ -53,7 +53,7 @@ IntArray = npt.NDArray[np.int64]
 Triple = tuple[int, int, int]
 
 
-class Stage(StrEnum):
+class WatershedPass(StrEnum):
     """The two passes over chunks."""
 
     LABELS = "labels"
@@ -112,10 +112,10 @@ class WatershedPlan:
         """URL of the component files."""
         return kv.as_url(self.config.components_url)
 
-    def marker(self, stage: Stage, coordinate: npt.ArrayLike) -> str:
+    def marker(self, stage: WatershedPass, coordinate: npt.ArrayLike) -> str:
         """Key of a chunk's done-marker, below the target."""
         name = "_".join(str(int(c)) for c in np.asarray(coordinate))
-        return f".watershed/{stage}/{name}.{'npz' if stage is Stage.LABELS else 'json'}"
+        return f"{markers_folder(stage)}{name}.{'npz' if stage is WatershedPass.LABELS else 'json'}"
 
 
 def _source_config(config: DatasetConfig) -> SourceConfig:
@@ -181,7 +181,12 @@ def prepare_watershed(config: DatasetConfig, check: Callable[[VolumeInfo], None]
     return plan
 
 
-def pending(plan: WatershedPlan, stage: Stage) -> IntArray:
+def markers_folder(stage: WatershedPass | None = None) -> str:
+    """Prefix, below the target, of the done-markers of a pass; default: of all passes."""
+    return ".watershed/" + (f"{stage}/" if stage else "")
+
+
+def pending(plan: WatershedPlan, stage: WatershedPass) -> IntArray:
     """Coordinates of chunks without a done-marker, shape (n, 3)."""
     done = set(kv.list_keys(plan.target, f".watershed/{stage}/"))
     coordinates = plan.grid.coordinates(2)

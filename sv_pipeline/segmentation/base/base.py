@@ -1,7 +1,8 @@
-"""Owns the base: one OCDBT store per watershed with all mips of its volume, and the record of how it was made.
+"""Owns the noun `Base`: one OCDBT store per watershed with all mips of its volume, and the record of how it was made.
 
-The record ``ocdbt/base/base.json`` is written first and by one creator only; whoever comes later reads it. So the
-format of a base is decided once, and another configuration is refused with the names of the fields that differ.
+The record ``ocdbt/base/base.json`` is written first and by one creator only; every later process reads it. So the
+format of a base is decided once. What a later graph's configuration says of it otherwise does not count, or is refused
+with the names of the fields that differ.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sv_pipeline.errors import ConfigError, ConflictError, DamagedError, NotFoun
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.segmentation.base import markers
 from sv_pipeline.segmentation.base.given_mips import usable_given_mips
-from sv_pipeline.segmentation.base.layout import plan_scales
+from sv_pipeline.segmentation.base.layout import plan_scales, populate_layer
 from sv_pipeline.segmentation.base.markers import POPULATED_FOLDER
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.context import is_of_another_database, reset_context
@@ -25,16 +26,7 @@ from sv_pipeline.storage.file_guard import commit_guard
 from sv_pipeline.storage.precomputed import VolumeInfo, info_json, parse_info, read_info
 from sv_pipeline.storage.retry import retry_transport
 
-__all__ = [
-    "FORKS",
-    "BaseInfo",
-    "create_base",
-    "list_forks",
-    "read_base",
-    "require_complete",
-    "wipe_base",
-    "write_volume_info",
-]
+__all__ = ["FORKS", "Base", "BaseInfo", "write_volume_info"]
 
 FORKS = ".forks/"
 """Below ``ocdbt/``: one record per fork, because folders cannot be listed without listing all that is in them."""
@@ -67,72 +59,154 @@ class BaseInfo:
         return len(self.volume.scales)
 
 
-def create_base(watershed_url: str | Path, config: OcdbtConfig, grid: ChunkGrid | None = None) -> BaseInfo:
-    """Make the base of a watershed, empty, unless it exists.
+@dataclass(frozen=True, init=False)
+class Base:
+    """The base of one watershed: a value that other processes can be sent. It opens what is stored when it is asked."""
 
-    Parameters
-    ----------
-    watershed_url
-        Folder of the source volume.
-    config
-        The format, the number of mips, the storage chunks.
-    grid
-        Chunks of the graph: storage chunks are chosen so that populate tasks do not share any. Without it they stay
-        as they are in the source.
+    watershed_url: str
+    """Folder of the watershed."""
 
-    Raises
-    ------
-    ConfigError
-        If the base exists with another configuration; names the fields.
-    InputError
-        If the source volume cannot be used.
-    """
-    url = kv.as_url(watershed_url)
-    folder = ocdbt.base_folder(url)
-    existing = kv.read_bytes(folder, RECORD)
-    if existing is None:
-        _refuse_a_stranger(folder)
-        source = read_info(url)
-        usable, remade = usable_given_mips(url, config.mips)
-        volume = VolumeInfo("uint64", plan_scales(source, config, grid, usable=usable))
-        info = BaseInfo(
-            watershed_url=url,
-            form=ocdbt.OcdbtFormat.of(config),
-            volume=volume,
-            source_mips=min(usable, len(volume.scales)),
-            storage_chunk_size=config.storage_chunk_size,
-            remade=remade,
+    def __init__(self, watershed_url: str | Path) -> None:
+        object.__setattr__(self, "watershed_url", kv.as_url(watershed_url))
+
+    @property
+    def folder(self) -> str:
+        """Folder of the base's own files."""
+        return ocdbt.base_folder(self.watershed_url)
+
+    def create(self, config: OcdbtConfig, grid: ChunkGrid | None = None) -> BaseInfo:
+        """Make the base, empty, unless it exists.
+
+        Parameters
+        ----------
+        config
+            The format, the number of mips, the storage chunks.
+        grid
+            Chunks of the graph: storage chunks are chosen so that populate tasks do not share any. Without it they stay
+            as they are in the source.
+
+        Raises
+        ------
+        ConfigError
+            If the base exists with other values of our own fields; names them. Values that PyChunkedGraph knows as well
+            are those of the base's info file, whatever the configuration says (`effective`).
+        InputError
+            If the source volume cannot be used.
+        """
+        url, folder = self.watershed_url, self.folder
+        if kv.read_bytes(folder, RECORD) is None:
+            _refuse_a_stranger(folder)
+            source = read_info(url)
+            usable, remade = usable_given_mips(url, config.mips)
+            volume = VolumeInfo("uint64", plan_scales(source, config, grid, usable=usable))
+            info = BaseInfo(
+                watershed_url=url,
+                form=ocdbt.OcdbtFormat.of(config),
+                volume=volume,
+                source_mips=min(usable, len(volume.scales)),
+                storage_chunk_size=config.storage_chunk_size,
+                remade=remade,
+            )
+            if kv.write_if_absent(folder, RECORD, _encode(info)):
+                _logger.info("creating the base of %s with %d mips", url, info.n_mips)
+        info = self.info()
+        _refuse_another_config(info, config)
+        exists = kv.read_bytes(folder, ocdbt.SINGLE_MANIFEST) is not None
+        # The volume's info creates the database; nothing happens if that has been done. Only its creator says what a
+        # database is like: later, its manifest does.
+        write_volume_info(ocdbt.base_spec(url, form=None if exists else info.form), info.volume)
+        layer = config.populate_layer if grid is None else populate_layer(config, grid)
+        markers.claim_settings(url, {**config.settings, **_settings(info.form), "populate_layer": layer})
+        return info
+
+    def effective(self, config: OcdbtConfig) -> OcdbtConfig:
+        """A configuration as it counts for this watershed: values of the base's info file, then those of the graph."""
+        return markers.effective_config(self.watershed_url, config)
+
+    def info(self) -> BaseInfo:
+        """What the base is, read from its record.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no base.
+        """
+        raw = kv.read_bytes(self.folder, RECORD)
+        if raw is None:
+            raise NotFoundError(f"there is no base at {self.folder}.", remedy="Create it first.")
+        try:
+            record = json.loads(raw)
+            if record["record_version"] == 1:
+                raise _first_version(self.watershed_url)
+            return _decode(self.watershed_url, record)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{self.folder}{RECORD} cannot be read: {error!r}.",
+                remedy="It was written by another version; wipe the base and create it again.",
+            ) from error
+
+    def division(self) -> markers.PopulateMeta | None:
+        """How the base is divided into populate tasks; None before the first plan."""
+        return markers.read_meta(self.watershed_url)
+
+    def done_tasks(self) -> set[markers.Triple]:
+        """Coordinates of all populate tasks that are done."""
+        return markers.done_tasks(self.watershed_url)
+
+    def is_complete(self) -> bool:
+        """Whether the populate has been finished."""
+        return markers.read_complete(self.watershed_url) is not None
+
+    def require_complete(self) -> None:
+        """Raise NotReadyError, saying what to run, unless the populate of the base is complete."""
+        if self.is_complete():
+            return
+        self.info()
+        meta, url = self.division(), self.watershed_url
+        if meta is None:
+            raise NotReadyError(f"the base of {url} has not been populated.", remedy="Run the populate first.")
+        n_tasks = meta.grid.count(meta.layer)
+        n_missing = n_tasks - len(self.done_tasks())
+        if n_missing:
+            raise NotReadyError(
+                f"the populate of the base of {url} is not complete: {n_missing} of {n_tasks} tasks "
+                f"(layer {meta.layer}) are missing.",
+                remedy="Run the missing populate tasks, then finish the populate (finish_populate).",
+            )
+        raise NotReadyError(
+            f"all {n_tasks} populate tasks of the base of {url} are done, but the populate is not finished.",
+            remedy="Finish the populate (finish_populate).",
         )
-        if kv.write_if_absent(folder, RECORD, _encode(info)):
-            _logger.info("creating the base of %s with %d mips", url, info.n_mips)
-    info = read_base(url)
-    _refuse_another_config(info, config)
-    _create_store(info)
-    return info
 
+    def forks(self) -> list[str]:
+        """Ids of the graphs that have a fork."""
+        folder = ocdbt.ocdbt_folder(self.watershed_url)
+        ids = [key.removeprefix(FORKS) for key in kv.list_keys(folder, FORKS)]
+        manifests = kv.read_many(folder, [f"{graph_id}/{ocdbt.SINGLE_MANIFEST}" for graph_id in ids])
+        return [graph_id for graph_id, manifest in zip(ids, manifests, strict=True) if manifest is not None]
 
-def read_base(watershed_url: str | Path) -> BaseInfo:
-    """The record of an existing base.
+    def wipe(self, *, force: bool = False) -> None:
+        """Remove the base and the done-markers of its populate, through the underlying file or bucket driver.
 
-    Raises
-    ------
-    NotFoundError
-        If there is no base.
-    """
-    url = kv.as_url(watershed_url)
-    raw = kv.read_bytes(ocdbt.base_folder(url), RECORD)
-    if raw is None:
-        raise NotFoundError(f"there is no base at {ocdbt.base_folder(url)}.", remedy="Create it first.")
-    try:
-        record = json.loads(raw)
-        if record["record_version"] == 1:
-            raise _first_version(url)
-        return _decode(url, record)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{ocdbt.base_folder(url)}{RECORD} cannot be read: {error!r}.",
-            remedy="It was written by another version; wipe the base and create it again.",
-        ) from error
+        (Deleting through the OCDBT driver would leave every file, and the old configuration, in place.)
+
+        Danger: all forks read from the base. With ``force`` it is removed although there are forks; they are lost.
+
+        Raises
+        ------
+        ConflictError
+            If there are forks and ``force`` is not set.
+        """
+        url, forks = self.watershed_url, self.forks()
+        if forks and not force:
+            raise ConflictError(
+                f"the base of {url} is in use by the forks {', '.join(forks)}, which would be lost.",
+                remedy="Remove the forks first, or use force.",
+            )
+        # Markers first: a crash in between must not leave markers of voxels that are gone.
+        kv.delete_prefix(ocdbt.ocdbt_folder(url), POPULATED_FOLDER + "/")
+        kv.delete_prefix(self.folder)
+        reset_context()
 
 
 def _encode(info: BaseInfo) -> bytes:
@@ -174,13 +248,20 @@ def _refuse_a_stranger(folder: str) -> None:
         raise ConfigError(
             f"{folder} holds an OCDBT database without our record {RECORD}, so its configuration is not ours.",
             remedy="PyChunkedGraph keeps split supervoxels there: if they are to stay, use a copy of the watershed. "
-            "If nothing in it is needed, wipe the base (wipe_base removes the files themselves) and create it again.",
+            "If nothing in it is needed, wipe the base (Base.wipe removes the files themselves) and create it again.",
         )
 
 
+def _settings(form: ocdbt.OcdbtFormat) -> dict[str, Any]:
+    config = form.config_json()
+    return {name: config[name] for name in ("compression", "max_inline_value_bytes")}
+
+
 def _refuse_another_config(info: BaseInfo, config: OcdbtConfig) -> None:
-    wanted = ocdbt.OcdbtFormat.of(config).to_json()
-    pairs = {name: (wanted[name], value) for name, value in info.form.to_json().items()}
+    # Compression and inline values are not compared: those of the base count (`Base.effective`).
+    wanted, found = ocdbt.OcdbtFormat.of(config).to_json(), info.form.to_json()
+    own = ("max_decoded_node_bytes", "version_tree_arity_log2", "manifest_kind")
+    pairs = {name: (wanted[name], found[name]) for name in own}
     if config.mips is not None:
         pairs["mips"] = (config.mips, info.n_mips)
     pairs["storage_chunk_size"] = (config.storage_chunk_size, info.storage_chunk_size)
@@ -191,11 +272,6 @@ def _refuse_another_config(info: BaseInfo, config: OcdbtConfig) -> None:
             f"{'; '.join(differing)}.",
             remedy="Use the values that it has, or wipe the base and populate it again.",
         )
-
-
-def _create_store(info: BaseInfo) -> None:
-    """Write the volume's info into the database, which creates it; nothing if that has been done."""
-    write_volume_info(ocdbt.base_spec(info.watershed_url, form=info.form), info.volume)
 
 
 def write_volume_info(spec: dict[str, Any], volume: VolumeInfo) -> None:
@@ -219,59 +295,3 @@ def write_volume_info(spec: dict[str, Any], volume: VolumeInfo) -> None:
             f"the database at {spec['base']} does not have the configuration in its record: {error}.",
             remedy="Wipe the base and create it again.",
         ) from error
-
-
-def require_complete(watershed_url: str | Path) -> None:
-    """Raise NotReadyError, saying what to run, unless the populate of the base is complete."""
-    if markers.read_complete(watershed_url) is not None:
-        return
-    read_base(watershed_url)
-    meta = markers.read_meta(watershed_url)
-    url = kv.as_url(watershed_url)
-    if meta is None:
-        raise NotReadyError(f"the base of {url} has not been populated.", remedy="Run the populate first.")
-    n_tasks = meta.grid.count(meta.layer)
-    n_missing = n_tasks - len(markers.done_tasks(url))
-    if n_missing:
-        raise NotReadyError(
-            f"the populate of the base of {url} is not complete: {n_missing} of {n_tasks} tasks (layer {meta.layer}) "
-            "are missing.",
-            remedy="Run the missing populate tasks, then finish the populate (finish_populate).",
-        )
-    raise NotReadyError(
-        f"all {n_tasks} populate tasks of the base of {url} are done, but the populate is not finished.",
-        remedy="Finish the populate (finish_populate).",
-    )
-
-
-def list_forks(watershed_url: str | Path) -> list[str]:
-    """Ids of the graphs that have a fork."""
-    folder = ocdbt.ocdbt_folder(watershed_url)
-    ids = [key.removeprefix(FORKS) for key in kv.list_keys(folder, FORKS)]
-    manifests = kv.read_many(folder, [f"{graph_id}/{ocdbt.SINGLE_MANIFEST}" for graph_id in ids])
-    return [graph_id for graph_id, manifest in zip(ids, manifests, strict=True) if manifest is not None]
-
-
-def wipe_base(watershed_url: str | Path, *, force: bool = False) -> None:
-    """Remove the base and the done-markers of its populate, through the underlying file or bucket driver.
-
-    (Deleting through the OCDBT driver would leave every file, and the old configuration, in place.)
-
-    Danger: all forks read from the base. With ``force`` it is removed although there are forks; they are lost.
-
-    Raises
-    ------
-    ConflictError
-        If there are forks and ``force`` is not set.
-    """
-    url = kv.as_url(watershed_url)
-    forks = list_forks(url)
-    if forks and not force:
-        raise ConflictError(
-            f"the base of {url} is in use by the forks {', '.join(forks)}, which would be lost.",
-            remedy="Remove the forks first, or use force.",
-        )
-    # Markers first: a crash in between must not leave markers of voxels that are gone.
-    kv.delete_prefix(ocdbt.ocdbt_folder(url), POPULATED_FOLDER + "/")
-    kv.delete_prefix(ocdbt.base_folder(url))
-    reset_context()

@@ -100,8 +100,8 @@ def plan_scales(
 ) -> tuple[Scale, ...]:
     """The mips of the base.
 
-    Those of the source that are usable come first, and the others are replaced by our own. Where ``config.mips`` asks
-    for more, or the source has one only and nothing is asked for, coarser ones are added (`halving_step`) until the
+    Those of the source that are usable come first, and the others are replaced by our own. Where ``config`` asks for
+    more mips, or the source has one only and nothing is asked for, coarser ones are added (`halving_step`) until the
     volume fits one storage chunk, or a task would not hold whole voxels any more. Storage chunks keep the source's
     shape where the task boxes of ``grid`` are multiples of it, else get the largest divisor of the task box that is not
     larger. Keys are those of the source where they are plain names, each its own.

@@ -1,4 +1,9 @@
-"""Owns the record of a populate's progress: ``ocdbt/.populated/`` with meta.json, a marker per task, complete.json."""
+"""Owns ``ocdbt/.populated/``: the settings of a base, and the record of its populate's progress.
+
+``meta.json`` holds the base's settings under PyChunkedGraph's names, which takes them rather than those of a graph's
+meta. The other files are ours: ``division.json``, how the volume is divided into tasks; ``tasks/``, a marker per task;
+``complete.json``.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.errors import ConfigError, DamagedError
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.storage import kv, ocdbt
@@ -17,12 +23,15 @@ __all__ = [
     "POPULATED_FOLDER",
     "PopulateMeta",
     "claim_meta",
+    "claim_settings",
     "done_tasks",
+    "effective_config",
     "parse_task_name",
     "read_complete",
     "read_marker",
     "read_markers",
     "read_meta",
+    "read_settings",
     "task_name",
     "write_complete",
     "write_marker",
@@ -30,7 +39,8 @@ __all__ = [
 
 POPULATED_FOLDER = ".populated"
 TASKS = "tasks/"
-META = "meta.json"
+SETTINGS = "meta.json"
+DIVISION = "division.json"
 COMPLETE = "complete.json"
 
 _TASK = re.compile(r"\d+_\d+_\d+")
@@ -74,12 +84,29 @@ def parse_task_name(name: str) -> Triple:
     return (x, y, z)
 
 
+def read_settings(watershed_url: str | Path) -> Json | None:
+    """The settings of a base as its info file has them; None if there is no such file."""
+    raw = kv.read_bytes(_folder(watershed_url), SETTINGS)
+    return None if raw is None else parse_stored(raw, Json, _folder(watershed_url) + SETTINGS)
+
+
+def effective_config(watershed_url: str | Path, config: OcdbtConfig) -> OcdbtConfig:
+    """A configuration as it counts for a watershed: values of the info file of its base, then those of the graph."""
+    settings = read_settings(watershed_url)
+    return config if settings is None else config.under(settings, _folder(watershed_url) + SETTINGS)
+
+
+def claim_settings(watershed_url: str | Path, settings: Json) -> None:
+    """Write the settings of a base; those that are there already stay."""
+    kv.write_if_absent(_folder(watershed_url), SETTINGS, json.dumps(settings, indent=1).encode())
+
+
 def read_meta(watershed_url: str | Path) -> PopulateMeta | None:
     """The division into tasks; None before the first plan."""
-    raw = kv.read_bytes(_folder(watershed_url), META)
+    raw = kv.read_bytes(_folder(watershed_url), DIVISION)
     if raw is None:
         return None
-    return parse_stored(raw, PopulateMeta, _folder(watershed_url) + META)
+    return parse_stored(raw, PopulateMeta, _folder(watershed_url) + DIVISION)
 
 
 def claim_meta(watershed_url: str | Path, meta: PopulateMeta) -> None:
@@ -90,20 +117,15 @@ def claim_meta(watershed_url: str | Path, meta: PopulateMeta) -> None:
     ConfigError
         If it has been fixed otherwise: a base is populated at one layer of one grid only.
     """
-    if kv.write_if_absent(_folder(watershed_url), META, json.dumps(asdict(meta)).encode()):
+    if kv.write_if_absent(_folder(watershed_url), DIVISION, json.dumps(asdict(meta)).encode()):
         return
     found = read_meta(watershed_url)
     if found is None or found == meta:
         return
-    if found.layer != meta.layer:
-        raise ConfigError(
-            f"the base of {kv.as_url(watershed_url)} is being, or has been, populated in tasks of layer {found.layer}; "
-            f"this configuration asks for layer {meta.layer}.",
-            remedy=f"Set ocdbt_config.populate_layer to {found.layer}, or wipe the base (wipe_base) and start again.",
-        )
     raise ConfigError(
-        f"the base of {kv.as_url(watershed_url)} is being populated for chunks of {found.chunk_size} voxels in "
-        f"{Box(found.start, found.stop)}; this graph has chunks of {meta.chunk_size} in {Box(meta.start, meta.stop)}.",
+        f"the base of {kv.as_url(watershed_url)} is being populated at layer {found.layer} of chunks of "
+        f"{found.chunk_size} voxels in {Box(found.start, found.stop)}; this graph has chunks of {meta.chunk_size} in "
+        f"{Box(meta.start, meta.stop)}, and asks for layer {meta.layer}.",
         remedy="Finish that populate first (any graph can be forked from a complete base), or wipe the base.",
     )
 

@@ -70,7 +70,7 @@ def _merge_once(base: BaseInfo, attempts: dict[Triple, str]) -> int:
     if not todo:
         return 0
     _require_parts(base, todo)
-    store = ocdbt.OcdbtStore(ocdbt.base_spec(base.watershed_url, form=base.form))
+    store = ocdbt.OcdbtStore(ocdbt.base_spec(base.watershed_url))
     with store.transaction() as transaction:
         target = store.kv.with_transaction(transaction)
         copies: list[ts.Future[Any]] = []

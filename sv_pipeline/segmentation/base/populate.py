@@ -13,7 +13,6 @@ import socket
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -25,11 +24,11 @@ from sv_pipeline.config import OcdbtConfig, PopulateMethod
 from sv_pipeline.errors import ConfigError, InputError, NotReadyError
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.segmentation.base import markers, parts
-from sv_pipeline.segmentation.base.base import BaseInfo, read_base, write_volume_info
+from sv_pipeline.segmentation.base.base import Base, BaseInfo, write_volume_info
 from sv_pipeline.segmentation.base.layout import check_alignment, populate_layer, task_box
 from sv_pipeline.segmentation.base.markers import PopulateMeta, task_name
 from sv_pipeline.segmentation.base.transfer import write_task
-from sv_pipeline.storage import kv, ocdbt
+from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE
 from sv_pipeline.storage.error_dump import dump_errors
 from sv_pipeline.storage.generations import current_version
@@ -83,7 +82,7 @@ class PopulateReport:
 
 
 def populate_plan(
-    watershed_url: str | Path, grid: ChunkGrid, config: OcdbtConfig, *, only: npt.ArrayLike | None = None
+    base: Base, grid: ChunkGrid, config: OcdbtConfig, *, only: npt.ArrayLike | None = None
 ) -> PopulatePlan:
     """Divide the populate into tasks and list those to be done. The first plan fixes the division.
 
@@ -97,34 +96,34 @@ def populate_plan(
     Raises
     ------
     ConfigError
-        If the base is populated at another layer or for another grid, or its storage chunks do not fit the tasks.
+        If the base is being populated for another grid, or its storage chunks do not fit the tasks.
     InputError
         If the grid is not that of the volume.
     NotFoundError
         If there is no base.
     """
-    base = read_base(watershed_url)
-    if grid.bounds != base.volume.bounds:
+    info, url = base.info(), base.watershed_url
+    if grid.bounds != info.volume.bounds:
         raise InputError(
-            f"the chunk grid covers {grid.bounds}, but the volume at {base.watershed_url} is {base.volume.bounds}.",
+            f"the chunk grid covers {grid.bounds}, but the volume at {url} is {info.volume.bounds}.",
             remedy="Make the grid of the volume's own bounds.",
         )
-    layer = populate_layer(config, grid)
-    recorded = markers.read_meta(base.watershed_url)
-    complete = recorded is not None and markers.read_complete(base.watershed_url) is not None
-    if recorded is not None and complete and recorded.layer == layer:
+    recorded = base.division()
+    layer = populate_layer(base.effective(config), grid) if recorded is None else recorded.layer
+    complete = recorded is not None and base.is_complete()
+    if recorded is not None and complete:
         grid = recorded.grid
     else:
-        check_alignment(base.volume, grid, layer)
-        markers.claim_meta(base.watershed_url, PopulateMeta.of(layer, grid))
+        check_alignment(info.volume, grid, layer)
+        markers.claim_meta(url, PopulateMeta.of(layer, grid))
     tasks = [_triple(coordinate) for coordinate in (grid.coordinates(layer) if only is None else np.asarray(only))]
     if only is None:
-        done = markers.done_tasks(base.watershed_url)
+        done = base.done_tasks()
     else:
-        found = markers.read_markers(base.watershed_url, tasks)
+        found = markers.read_markers(url, tasks)
         done = {task for task, marker in zip(tasks, found, strict=True) if marker is not None}
     return PopulatePlan(
-        base=base,
+        base=info,
         layer=layer,
         grid=grid,
         method=config.populate_method,
@@ -134,19 +133,12 @@ def populate_plan(
 
 
 def populate_task(
-    watershed_url: str | Path,
-    plan: PopulatePlan,
-    coordinate: Triple,
-    *,
-    coordinator_address: str | None = None,
-    attempts: int = 5,
+    plan: PopulatePlan, coordinate: Triple, *, coordinator_address: str | None = None, attempts: int = 5
 ) -> TaskReport:
     """Copy one task's voxels at all mips into the base, then mark it done. Safe to repeat, and to run twice at once.
 
     Parameters
     ----------
-    watershed_url
-        Folder of the source volume.
     plan
         From `populate_plan`.
     coordinate
@@ -164,7 +156,6 @@ def populate_task(
         If the storage or the coordinator does not answer after all attempts.
     """
     coordinate = _triple(coordinate)
-    _require_plan_of(plan, watershed_url)
     name = task_name(coordinate)
     address = _coordinator_address(plan, coordinator_address) if plan.method is PopulateMethod.COORDINATOR else None
     started = time.monotonic()
@@ -207,7 +198,7 @@ def _populate_part(plan: PopulatePlan, coordinate: Triple, attempts: int) -> tup
 
 def _populate_base(plan: PopulatePlan, coordinate: Triple, address: str | None, attempts: int) -> tuple[Triple, ...]:
     url, name = plan.base.watershed_url, task_name(coordinate)
-    spec = ocdbt.base_spec(url, form=plan.base.form, coordinator=address)
+    spec = ocdbt.base_spec(url, coordinator=address)
     shapes = retry_transport(
         lambda: _commit(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=address is None, evidence=name),
         attempts=attempts,
@@ -236,9 +227,7 @@ def _commit(
     return shapes
 
 
-def finish_populate(
-    watershed_url: str | Path, plan: PopulatePlan, *, parts_per_commit: int | None = None
-) -> PopulateReport:
+def finish_populate(plan: PopulatePlan, *, parts_per_commit: int | None = None) -> PopulateReport:
     """Merge the parts, clean up, and declare the base complete. Safe to repeat.
 
     Parameters
@@ -251,7 +240,6 @@ def finish_populate(
     NotReadyError
         If tasks are missing; names them.
     """
-    _require_plan_of(plan, watershed_url)
     base = plan.base
     complete = markers.read_complete(base.watershed_url)
     if complete is not None:
@@ -285,11 +273,6 @@ def require_tasks_done(plan: PopulatePlan) -> None:
         )
 
 
-def _require_plan_of(plan: PopulatePlan, watershed_url: str | Path) -> None:
-    if kv.as_url(watershed_url) != plan.base.watershed_url:
-        raise ConfigError(f"the plan is one of {plan.base.watershed_url}, not of {watershed_url}.")
-
-
 def _coordinator_address(plan: PopulatePlan, address: str | None) -> str:
     found = address or plan.coordinator_address or os.environ.get(ADDRESS_VARIABLE)
     if not found:
@@ -315,7 +298,7 @@ def _marker(plan: PopulatePlan, shapes: tuple[Triple, ...], *, attempt: str | No
 def _details(plan: PopulatePlan, coordinate: Triple, address: str | None) -> dict[str, Any]:
     base = plan.base
     boxes = [task_box(base.volume, mip, plan.grid, plan.layer, coordinate) for mip in range(base.n_mips)]
-    spec = ocdbt.base_spec(base.watershed_url, form=base.form, coordinator=address)
+    spec = ocdbt.base_spec(base.watershed_url, coordinator=address)
     return {
         "watershed": base.watershed_url,
         "layer": plan.layer,

@@ -18,7 +18,7 @@ import tensorstore as ts
 from sv_pipeline.config import validate_graph_id
 from sv_pipeline.errors import ConfigError, ConflictError, DamagedError, NotFoundError
 from sv_pipeline.grid import Box
-from sv_pipeline.segmentation.base.base import FORKS, BaseInfo, read_base, require_complete
+from sv_pipeline.segmentation.base.base import FORKS, Base, BaseInfo
 from sv_pipeline.segmentation.fork import commit, records
 from sv_pipeline.segmentation.fork.contract import neuroglancer_url, reader_contract
 from sv_pipeline.segmentation.fork.making import copy_manifests
@@ -54,6 +54,11 @@ class Fork:
         object.__setattr__(self, "graph_id", graph_id)
 
     @property
+    def base(self) -> Base:
+        """The base that all forks of this watershed share."""
+        return Base(self.watershed_url)
+
+    @property
     def folder(self) -> str:
         """Folder of the fork's own files."""
         return ocdbt.fork_folder(self.watershed_url, self.graph_id)
@@ -78,8 +83,8 @@ class Fork:
             If the fork exists (without ``recreate``), or has commits (without ``force``).
         """
         validate_graph_id(self.graph_id)
-        require_complete(self.watershed_url)
-        base = read_base(self.watershed_url)
+        self.base.require_complete()
+        base = self.base.info()
         if self.exists():
             if not recreate:
                 raise ConflictError(
@@ -131,7 +136,7 @@ class Fork:
     def base_info(self, *, mip: int = 0) -> BaseInfo:
         """What the base is that this fork was made of; NotFoundError if there is no such fork or mip."""
         self.require()
-        base = read_base(self.watershed_url)
+        base = self.base.info()
         if not 0 <= mip < base.n_mips:
             raise NotFoundError(
                 f"the fork of graph {self.graph_id!r} has no mip {mip}.", remedy=f"It has {base.n_mips} mips."

@@ -1,4 +1,4 @@
-"""Real servers that tests run against, each in its own process: the Bigtable emulator and a GCS-compatible store."""
+"""Real servers that tests run against: emulators of Bigtable and Pub/Sub, a GCS-compatible store, a webhook."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from sv_pipeline.errors import UnavailableError
 from sv_pipeline.processes import interrupts_held
 from sv_pipeline.testing.servers import variable_set
 
-__all__ = ["find_emulator", "running_emulator"]
+__all__ = ["die_with_parent", "find_emulator", "running_emulator"]
 
 BINARY = "cbtemulator"
 SDK = Path("/usr/lib/google-cloud-sdk/platform/bigtable-emulator")
@@ -41,7 +41,7 @@ def running_emulator(binary: str) -> Iterator[str]:
                 [binary, "-host", "127.0.0.1", "-port", "0"],  # port 0: the system chooses a free one
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         try:
             address = _wait_for_address(process, output.fileno())
@@ -63,7 +63,7 @@ def _wait_for_address(process: subprocess.Popen[bytes], output: int) -> str:
     raise UnavailableError(f"the Bigtable emulator did not start: {said or 'it said nothing'}")
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """A test run that is killed leaves no emulator behind (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -12,7 +12,9 @@ import tensorstore as ts
 
 from sv_pipeline.config import parse_config
 from sv_pipeline.graph import edge_files as formats
-from sv_pipeline.ingest.watershed import make_watershed, prepare_watershed
+from sv_pipeline.ingest import watershed
+from sv_pipeline.ingest.watershed import WatershedPass, prepare_watershed
+from sv_pipeline.processes import Workers
 from sv_pipeline.storage import kv
 from sv_pipeline.storage.precomputed import open_volume
 
@@ -32,6 +34,26 @@ def dataset(source, chunk_size=(4, 4, 4), target=None, graph_config=None, **sour
     )
 
 
+def make_watershed(config, workers=0):
+    """Make the watershed volume and its files, or what is left of it to make; in this process, or in some workers."""
+    plan = prepare_watershed(config)
+    passes = (
+        (WatershedPass.LABELS, watershed.run_label_batch, watershed.finish_labels),
+        (WatershedPass.EDGES, watershed.run_edge_batch, watershed.finish_watershed),
+    )
+    for stage, run, finish in passes:
+        left = watershed.pending(plan, stage)
+        if workers and len(left):
+            with Workers(workers) as pool:
+                futures = [pool.submit(run, plan, batch) for batch in np.array_split(left, min(workers, len(left)))]
+                for future in futures:
+                    future.result()
+        else:
+            run(plan, left)
+        report = finish(plan)
+    return report
+
+
 def written(config):
     """All keys of the target of a configuration."""
     return kv.list_keys(config.data_source.watershed)
@@ -40,7 +62,7 @@ def written(config):
 class Made:
     """A finished watershed, read back."""
 
-    def __init__(self, config, workers=1):
+    def __init__(self, config, workers=0):
         self.report = make_watershed(config, workers=workers)
         self.plan = plan = prepare_watershed(config)
         self.volume = open_volume(plan.target).read().result()

@@ -10,11 +10,11 @@ import pytest
 
 from sv_pipeline.config import parse_config
 from sv_pipeline.errors import ConfigError, ConflictError, InputError
-from sv_pipeline.ingest.watershed import make_watershed, prepare_watershed
+from sv_pipeline.ingest.watershed import prepare_watershed
 from sv_pipeline.ingest.watershed.source import open_source
 from sv_pipeline.storage import kv
 from sv_pipeline.storage.precomputed import create_volume, open_volume, read_info
-from sv_pipeline_tests.ingest.watershed.helpers import Made, dataset, float_precomputed, written
+from sv_pipeline_tests.ingest.watershed.helpers import Made, dataset, float_precomputed, make_watershed, written
 
 LABELS = np.random.default_rng(0).integers(0, 5, (9, 7, 5)).astype(np.uint16)
 

@@ -8,19 +8,18 @@ import pytest
 from sv_pipeline.demo.synthetic import synthetic_neuropil
 from sv_pipeline.errors import InputError, NotReadyError
 from sv_pipeline.ingest.watershed import (
-    Stage,
+    WatershedPass,
     edges_of_chunk,
     finish_labels,
     finish_watershed,
     label_chunk,
-    make_watershed,
     pending,
     prepare_watershed,
     run_edge_batch,
     run_label_batch,
 )
 from sv_pipeline.storage import kv
-from sv_pipeline_tests.ingest.watershed.helpers import Made, check, dataset, float_precomputed, written
+from sv_pipeline_tests.ingest.watershed.helpers import Made, check, dataset, float_precomputed, make_watershed, written
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def test_stages_can_be_run_in_pieces_and_any_chunk_again(neuropil):
     with pytest.raises(NotReadyError, match="supervoxels of chunk"):
         edges_of_chunk(plan, (0, 0, 0))
     run_label_batch(plan, coordinates[:5])
-    assert len(pending(plan, Stage.LABELS)) == len(coordinates) - 5
+    assert len(pending(plan, WatershedPass.LABELS)) == len(coordinates) - 5
     with pytest.raises(NotReadyError, match="labels pass are not done"):
         finish_labels(plan)
     run_label_batch(prepare_watershed(plan.config), coordinates[4:])
@@ -75,13 +74,14 @@ def test_a_second_run_does_nothing_and_a_lost_chunk_is_made_again(neuropil):
     config = config_of(neuropil)
     report = make_watershed(config)
     before = content(config)
-    told = []
-    assert make_watershed(config, progress=lambda *state: told.append(state)) == report
-    assert told == []
+    plan = prepare_watershed(config)
+    assert not len(pending(plan, WatershedPass.LABELS))
+    assert not len(pending(plan, WatershedPass.EDGES))
+    assert make_watershed(config) == report
     kv.delete_prefix(config.data_source.watershed, ".watershed/edges/1_1_1")
     kv.delete_prefix(config.data_source.watershed, "edges/edges_1_1_1")
-    make_watershed(config, progress=lambda *state: told.append(state))
-    assert told == [(Stage.EDGES, 18, 18)]
+    assert pending(plan, WatershedPass.EDGES).tolist() == [[1, 1, 1]]
+    assert make_watershed(config) == report
     assert content(config) == before
 
 

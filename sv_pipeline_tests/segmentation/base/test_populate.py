@@ -16,15 +16,14 @@ from sv_pipeline.algorithms.pyramid import downsample
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
 from sv_pipeline.errors import ConfigError, CorruptionError, InputError, NotReadyError, UnavailableError
 from sv_pipeline.grid import Box, ChunkGrid
-from sv_pipeline.segmentation.base import markers
-from sv_pipeline.segmentation.base.base import create_base
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.layout import step_factor
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
-from sv_pipeline.segmentation.base.workers import populate_missing
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE
 from sv_pipeline.storage.generations import current_version, read_manifest
 from sv_pipeline.storage.precomputed import create_volume, open_volume, read_info
+from sv_pipeline.testing.populating import populate_missing
 from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline_tests.properties import examples
 from sv_pipeline_tests.segmentation.volumes import Watershed, assert_base_holds, blobs, make_watershed
@@ -39,10 +38,8 @@ def test_the_base_becomes_the_source_at_every_mip(storage_url: str, method: Popu
     watershed = make_watershed(storage_url, manifest_kind=kind)
     plan = watershed.plan(populate_method=method)
     assert len(plan.missing) == plan.n_tasks == 18
-    seen: list[tuple[int, int]] = []
-    populate_missing(storage_url, plan, progress=lambda done, total: seen.append((done, total)))
-    finish_populate(storage_url, plan)
-    assert seen == [(n + 1, 18) for n in range(18)]
+    assert len(populate_missing(plan)) == 18
+    finish_populate(plan)
     assert plan.base.n_mips >= 4
     assert_base_holds(watershed, plan)
 
@@ -143,18 +140,18 @@ def test_an_atomic_task_is_one_generation_with_all_its_mips(storage_url: str) ->
     folder = ocdbt.base_folder(storage_url)
     for task in plan.missing[:4]:
         before = current_version(folder).generation
-        populate_task(storage_url, plan, task)
+        populate_task(plan, task)
         assert current_version(folder).generation == before + 1
 
 
 def test_parts_are_merged_in_one_generation_by_reference(storage_url: str) -> None:
     watershed = make_watershed(storage_url, max_inline_value_bytes=0)
     plan = watershed.plan()
-    populate_missing(storage_url, plan)
+    populate_missing(plan)
     folder = ocdbt.base_folder(storage_url)
     before = current_version(folder).generation
     in_parts = {key for key in kv.list_keys(folder, "parts/") if "/d/" in key}
-    report = finish_populate(storage_url, plan)
+    report = finish_populate(plan)
     assert (report.merged_parts, report.generation) == (18, before + 1)
     assert set(kv.list_keys(folder, "parts/")) == in_parts, "manifests of parts are gone, data stays"
     assert_base_holds(watershed, plan)
@@ -163,11 +160,11 @@ def test_parts_are_merged_in_one_generation_by_reference(storage_url: str) -> No
 def test_parts_may_be_merged_in_increments_and_a_finish_repeated(storage_url: str) -> None:
     watershed = make_watershed(storage_url)
     plan = watershed.plan()
-    populate_missing(storage_url, plan)
+    populate_missing(plan)
     before = current_version(ocdbt.base_folder(storage_url)).generation
-    report = finish_populate(storage_url, plan, parts_per_commit=7)
+    report = finish_populate(plan, parts_per_commit=7)
     assert (report.merged_parts, report.generation) == (18, before + 3)
-    again = finish_populate(storage_url, plan)
+    again = finish_populate(plan)
     assert (again.merged_parts, again.generation) == (0, report.generation)
     assert_base_holds(watershed, plan)
 
@@ -175,12 +172,12 @@ def test_parts_may_be_merged_in_increments_and_a_finish_repeated(storage_url: st
 def test_a_part_that_has_vanished_is_not_taken_for_empty_space(storage_url: str) -> None:
     watershed = make_watershed(storage_url)
     plan = watershed.plan()
-    populate_missing(storage_url, plan)
+    populate_missing(plan)
     folder = ocdbt.base_folder(storage_url)
     lost = next(key for key in kv.list_keys(folder, "parts/1_0_1/") if key.endswith(ocdbt.SINGLE_MANIFEST))
     kv.delete_key(folder, lost)
     with pytest.raises(CorruptionError, match=r"1_0_1 .* gone"):
-        finish_populate(storage_url, plan)
+        finish_populate(plan)
     kv.delete_prefix(kv.join_url(storage_url, "ocdbt", ".populated", "tasks"), "1_0_1")
     watershed.populate()
     assert_base_holds(watershed, plan)
@@ -189,9 +186,9 @@ def test_a_part_that_has_vanished_is_not_taken_for_empty_space(storage_url: str)
 def test_finishers_at_once_leave_one_right_base(storage_url: str) -> None:
     watershed = make_watershed(storage_url)
     plan = watershed.plan()
-    populate_missing(storage_url, plan)
+    populate_missing(plan)
     with ThreadPoolExecutor(4) as pool:
-        reports = list(pool.map(lambda _: finish_populate(storage_url, plan), range(4)))
+        reports = list(pool.map(lambda _: finish_populate(plan), range(4)))
     assert {report.n_tasks for report in reports} == {18}
     assert_base_holds(watershed, plan)
 
@@ -199,8 +196,8 @@ def test_finishers_at_once_leave_one_right_base(storage_url: str) -> None:
 def test_a_worker_can_look_at_its_own_tasks_alone(storage_url: str) -> None:
     watershed = make_watershed(storage_url)
     plan = watershed.plan()
-    populate_task(storage_url, plan, plan.missing[0])
-    mine = populate_plan(storage_url, watershed.grid, watershed.config, only=plan.missing[:3])
+    populate_task(plan, plan.missing[0])
+    mine = populate_plan(Base(storage_url), watershed.grid, watershed.config, only=plan.missing[:3])
     assert mine.missing == plan.missing[1:3]
     assert mine.n_tasks == plan.n_tasks
 
@@ -208,9 +205,9 @@ def test_a_worker_can_look_at_its_own_tasks_alone(storage_url: str) -> None:
 def test_a_task_that_is_done_is_not_done_again(storage_url: str) -> None:
     watershed = make_watershed(storage_url)
     plan = watershed.plan()
-    first = populate_task(storage_url, plan, plan.missing[0])
+    first = populate_task(plan, plan.missing[0])
     before = kv.list_keys(storage_url)
-    second = populate_task(storage_url, plan, plan.missing[0])
+    second = populate_task(plan, plan.missing[0])
     assert (first.already_done, second.already_done) == (False, True)
     assert first.shapes == second.shapes
     assert kv.list_keys(storage_url) == before
@@ -222,8 +219,8 @@ def test_workers_that_do_the_same_task_at_once_end_in_the_right_state(storage_ur
     watershed = make_watershed(storage_url, populate_method=method)
     plan = watershed.plan()
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda task: populate_task(storage_url, plan, task), sorted(plan.missing * 3)))
-    finish_populate(storage_url, plan)
+        list(pool.map(lambda task: populate_task(plan, task), sorted(plan.missing * 3)))
+    finish_populate(plan)
     attempts = {key.rsplit("/d/")[0] for key in kv.list_keys(ocdbt.base_folder(storage_url), "parts/")}
     assert len(attempts) == (18 if method is PopulateMethod.PARTS else 0)
     assert_base_holds(watershed, plan)
@@ -233,8 +230,8 @@ def test_workers_that_do_the_same_task_at_once_end_in_the_right_state(storage_ur
 def test_several_processes_populate_together(tmp_path: Path, method: PopulateMethod) -> None:
     watershed = make_watershed(str(tmp_path), populate_method=method)
     plan = watershed.plan()
-    populate_missing(watershed.url, plan, workers=3)
-    finish_populate(watershed.url, plan)
+    populate_missing(plan, workers=3)
+    finish_populate(plan)
     assert_base_holds(watershed, plan)
 
 
@@ -242,19 +239,20 @@ def test_a_finish_names_the_tasks_that_are_missing(tmp_path: Path) -> None:
     watershed = make_watershed(str(tmp_path))
     plan = watershed.plan()
     for task in plan.missing[1:]:
-        populate_task(watershed.url, plan, task)
+        populate_task(plan, task)
     with pytest.raises(NotReadyError, match=r"1 of 18 populate tasks .*0_0_0"):
-        finish_populate(watershed.url, plan)
+        finish_populate(plan)
 
 
-def test_a_second_populate_layer_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_the_populate_layer_of_the_first_plan_counts(tmp_path: Path) -> None:
     watershed = make_watershed(str(tmp_path))
-    watershed.plan()
-    with pytest.raises(ConfigError, match=r"layer 3.*asks for layer 4.*populate_layer to 3.*wipe"):
-        watershed.plan(populate_layer=4)
+    first = watershed.plan()
+    second = watershed.plan(populate_layer=4)
+    assert (second.layer, second.missing) == (3, first.missing)
+    kv.delete_key(f"{tmp_path}/ocdbt/.populated", "meta.json")  # the division into tasks says it as well
+    assert watershed.plan(populate_layer=4).layer == 3
     watershed.populate()
-    with pytest.raises(ConfigError, match=r"layer 3.*layer 4"):
-        watershed.plan(populate_layer=4)
+    assert watershed.plan(populate_layer=4).missing == ()
 
 
 def test_another_grid_may_use_a_complete_base_but_not_help_to_populate_it(tmp_path: Path) -> None:
@@ -262,16 +260,16 @@ def test_another_grid_may_use_a_complete_base_but_not_help_to_populate_it(tmp_pa
     watershed.plan()
     other = ChunkGrid(watershed.grid.bounds, (32, 32, 16))
     with pytest.raises(ConfigError, match=r"\(16, 16, 8\).*\(32, 32, 16\)"):
-        populate_plan(watershed.url, other, watershed.config)
+        populate_plan(Base(watershed.url), other, watershed.config)
     watershed.populate()
-    assert populate_plan(watershed.url, other, watershed.config).missing == ()
+    assert populate_plan(Base(watershed.url), other, watershed.config).missing == ()
 
 
 def test_a_grid_that_is_not_the_volumes_is_refused(tmp_path: Path) -> None:
     watershed = make_watershed(str(tmp_path))
-    create_base(watershed.url, watershed.config, watershed.grid)
+    Base(watershed.url).create(watershed.config, watershed.grid)
     with pytest.raises(InputError, match="chunk grid covers"):
-        populate_plan(watershed.url, ChunkGrid(Box((0, 0, 0), (70, 45, 37)), (16, 16, 8)), watershed.config)
+        populate_plan(Base(watershed.url), ChunkGrid(Box((0, 0, 0), (70, 45, 37)), (16, 16, 8)), watershed.config)
 
 
 def test_without_a_coordinator_address_a_task_that_needs_one_refuses(
@@ -281,16 +279,16 @@ def test_without_a_coordinator_address_a_task_that_needs_one_refuses(
     watershed = make_watershed(str(tmp_path), populate_method=PopulateMethod.COORDINATOR)
     plan = watershed.plan()
     with pytest.raises(ConfigError, match=ADDRESS_VARIABLE):
-        populate_task(watershed.url, plan, plan.missing[0])
-    assert markers.done_tasks(watershed.url) == set()
+        populate_task(plan, plan.missing[0])
+    assert Base(watershed.url).done_tasks() == set()
 
 
 def test_a_dead_coordinator_is_reported_after_retries_and_leaves_no_marker(tmp_path: Path) -> None:
     watershed = make_watershed(str(tmp_path), populate_method=PopulateMethod.COORDINATOR)
     plan = watershed.plan()
     with pytest.raises(UnavailableError, match="coordinator"):
-        populate_task(watershed.url, plan, plan.missing[0], coordinator_address="127.0.0.1:1", attempts=2)
-    assert markers.done_tasks(watershed.url) == set()
+        populate_task(plan, plan.missing[0], coordinator_address="127.0.0.1:1", attempts=2)
+    assert Base(watershed.url).done_tasks() == set()
 
 
 @pytest.mark.parametrize("method", LOCAL_METHODS)
@@ -306,8 +304,8 @@ def test_a_bucket_that_fails_at_times_does_not_spoil_the_base(
     plan = watershed.plan()
     gcs_server.add_fault(method="POST", match="ocdbt", phase=phase, status=503, probability=0.15)
     for task in plan.missing:
-        populate_task(watershed.url, plan, task, attempts=10)
-    finish_populate(watershed.url, plan)
+        populate_task(plan, task, attempts=10)
+    finish_populate(plan)
     gcs_server.clear()
     assert_base_holds(watershed, plan)
 
@@ -321,7 +319,7 @@ def test_a_failed_task_leaves_a_report_where_error_dump_says(
     monkeypatch.setenv("ERROR_DUMP", folder)
     kv.write_bytes(storage_url, "info", b"broken")
     with pytest.raises(InputError):
-        populate_task(storage_url, plan, plan.missing[0])
+        populate_task(plan, plan.missing[0])
     (key,) = kv.list_keys(folder)
     assert key.startswith("populate_0_0_0_")
     dump = json.loads(kv.read_bytes(folder, key) or b"")
@@ -332,7 +330,7 @@ def test_a_failed_task_leaves_a_report_where_error_dump_says(
     assert any("populate_task" in line for line in dump["traceback"])
     assert [tuple(mip["shape"]) for mip in dump["mips"]][:2] == [(32, 32, 16), (16, 16, 16)]
     assert dump["mips"][1]["spec"]["scale_index"] == 1
-    assert markers.done_tasks(storage_url) == set()
+    assert Base(storage_url).done_tasks() == set()
 
 
 def test_an_error_dump_that_cannot_be_written_does_not_hide_the_error(
@@ -343,7 +341,7 @@ def test_an_error_dump_that_cannot_be_written_does_not_hide_the_error(
     monkeypatch.setenv("ERROR_DUMP", "nonsense://x")
     (tmp_path / "info").write_bytes(b"broken")
     with pytest.raises(InputError):
-        populate_task(watershed.url, plan, plan.missing[0])
+        populate_task(plan, plan.missing[0])
 
 
 def test_voxels_that_are_background_are_not_stored(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ import pytest
 from sv_pipeline.config import PopulateMethod
 from sv_pipeline.errors import UnavailableError
 from sv_pipeline.segmentation.base import markers
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.populate import PopulatePlan, finish_populate, populate_task
-from sv_pipeline.segmentation.base.workers import populate_missing
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE, running_coordinator
 from sv_pipeline.storage.generations import current_version
+from sv_pipeline.testing.populating import populate_missing
 from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline_tests.segmentation.volumes import Watershed, assert_base_holds, make_watershed
 
@@ -34,9 +35,9 @@ def work(url: str, plan: PopulatePlan, started: object, *, finish: bool = True) 
     random.shuffle(tasks)
     started.set()  # type: ignore[attr-defined]
     for task in tasks:
-        populate_task(url, plan, task)
+        populate_task(plan, task)
     if finish:
-        finish_populate(url, plan)
+        finish_populate(plan)
 
 
 def kill_after(url: str, plan: PopulatePlan, seconds: float) -> bool:
@@ -57,7 +58,7 @@ def assert_clean(watershed: Watershed, plan: PopulatePlan) -> None:
     """Right voxels; nothing stored for populate that does not count."""
     assert_base_holds(watershed, plan)
     tasks = {tuple(int(c) for c in task) for task in plan.grid.coordinates(plan.layer)}
-    assert markers.done_tasks(watershed.url) == tasks
+    assert Base(watershed.url).done_tasks() == tasks
     files = kv.list_keys(ocdbt.base_folder(watershed.url), "parts/")
     winners = {markers.task_name(t): (markers.read_marker(watershed.url, t) or {}).get("attempt") for t in tasks}
     for file in files:
@@ -81,8 +82,8 @@ def test_killed_at_random_moments_a_populate_is_completed_by_running_it_again(
         # each next worker starting from whatever this one has left.
         plan = watershed.plan()
     for task in plan.missing:
-        populate_task(storage_url, plan, task)
-    finish_populate(storage_url, plan)
+        populate_task(plan, task)
+    finish_populate(plan)
     assert_clean(watershed, plan)
 
 
@@ -108,8 +109,8 @@ def test_killed_in_a_write_of_each_kind_a_task_is_completed_by_running_it_again(
     time.sleep(1.0)  # the held write arrives when its sender is dead already
     gcs_server.clear()
     plan = watershed.plan()
-    populate_missing(watershed.url, plan)
-    finish_populate(watershed.url, plan)
+    populate_missing(plan)
+    finish_populate(plan)
     assert_clean(watershed, plan)
 
 
@@ -118,7 +119,7 @@ def test_killed_between_merge_and_marker_of_completion_a_finish_is_repeated(
 ) -> None:
     watershed = make_watershed(gcs_server.new_bucket())
     plan = watershed.plan()
-    populate_missing(watershed.url, plan)
+    populate_missing(plan)
 
     class KilledError(BaseException):
         """Stands for the end of the process."""
@@ -129,9 +130,9 @@ def test_killed_between_merge_and_marker_of_completion_a_finish_is_repeated(
     with monkeypatch.context() as patch:
         patch.setattr("sv_pipeline.segmentation.base.parts.remove_stale_parts", die)
         with pytest.raises(KilledError):
-            finish_populate(watershed.url, plan)
+            finish_populate(plan)
     merged = current_version(ocdbt.base_folder(watershed.url)).generation
-    report = finish_populate(watershed.url, plan)
+    report = finish_populate(plan)
     assert (report.merged_parts, report.generation) == (0, merged)
     assert_clean(watershed, plan)
 
@@ -147,8 +148,8 @@ def test_a_worker_killed_while_it_may_hold_a_lease_of_the_coordinator_does_not_s
         for seconds in (0.05, 0.15):
             kill_after(watershed.url, plan, seconds)
             plan = watershed.plan()
-        populate_missing(watershed.url, plan, workers=2)
-    finish_populate(watershed.url, plan)
+        populate_missing(plan, workers=2, coordinator_address=address)
+    finish_populate(plan)
     assert_clean(watershed, plan)
 
 
@@ -160,22 +161,22 @@ def test_a_coordinator_killed_in_the_middle_fails_its_tasks_and_a_new_one_finish
     assert child.stdout is not None
     address = child.stdout.readline().split('"address": "')[1].split('"')[0]
     for task in plan.missing[:6]:
-        populate_task(watershed.url, plan, task, coordinator_address=address)
+        populate_task(plan, task, coordinator_address=address)
     child.kill()
     child.wait()
     child.stdout.close()
 
     def go_on() -> None:
         for task in plan.missing[6:12]:
-            populate_task(watershed.url, plan, task, coordinator_address=address, attempts=2)
+            populate_task(plan, task, coordinator_address=address, attempts=2)
         time.sleep(11)  # a lease that the dead one gave may have let writes through, rightly; by now it is over
-        populate_task(watershed.url, plan, plan.missing[12], coordinator_address=address, attempts=2)
+        populate_task(plan, plan.missing[12], coordinator_address=address, attempts=2)
 
     with pytest.raises(UnavailableError, match="coordinator"):
         go_on()
     plan = watershed.plan()
     assert 0 < len(plan.missing) <= 12
     with running_coordinator() as again:
-        populate_missing(watershed.url, plan, workers=2, coordinator_address=again)
-    finish_populate(watershed.url, plan)
+        populate_missing(plan, workers=2, coordinator_address=again)
+    finish_populate(plan)
     assert_base_holds(watershed, plan)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError, NotReadyError
-from sv_pipeline.segmentation.base.base import list_forks
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.populate import populate_task
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv, ocdbt
@@ -75,15 +75,15 @@ def test_a_fork_is_refused_before_the_populate_is_complete(storage_url: str) -> 
         Fork(storage_url, "g").create()
     plan = watershed.plan()
     for task in plan.missing[:5]:
-        populate_task(storage_url, plan, task)
+        populate_task(plan, task)
     with pytest.raises(NotReadyError, match=r"13 of 18 tasks .* missing"):
         Fork(storage_url, "g").create()
     for task in plan.missing[5:]:
-        populate_task(storage_url, plan, task)
+        populate_task(plan, task)
     with pytest.raises(NotReadyError, match="finish_populate"):
         Fork(storage_url, "g").create()
     assert not Fork(storage_url, "g").exists()
-    assert list_forks(storage_url) == []
+    assert Base(storage_url).forks() == []
 
 
 @pytest.mark.parametrize("graph_id", ["d", "base", "parts", "manifest.ocdbt", "a/b", ".populated", ""])
@@ -124,7 +124,7 @@ def test_a_creation_that_was_killed_half_way_can_be_repeated(watershed: Watershe
     url = watershed.url
     Fork(url, "g").create()
     kv.delete_key(ocdbt.fork_folder(url, "g"), ocdbt.SINGLE_MANIFEST)
-    assert list_forks(url) == []
+    assert Base(url).forks() == []
     Fork(url, "g").create()
     assert at_point(url, "g") == at_point_of_labels(watershed)
 

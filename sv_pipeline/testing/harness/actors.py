@@ -1,13 +1,14 @@
-"""What a forked process does: one edit, or one recovery, of a graph that it opens itself; told as JSON.
+"""The work of a forked process: one edit, or one recovery, of a graph that the process opens itself; told as JSON.
 
 A task::
 
-    {"table": ["sqlite", name, folder] | ["bigtable", name],
-     "do": "merge" | "split" | "undo" | "redo" | "recover" | "abandon" | "heal" | "random" | "job",
+    {"graph": [home folder, graph id],
+     "do": "merge" | "split" | "undo" | "redo" | "recover" | "abandon" | "heal" | "random",
      "source": [...], "sink": [...], "offset": [...], "partial": bool, "operation": ..., "user": ...,
-     "theirs": {"die" or "fail": step of `their_worker`, "scope": bool, "seed": ...}: as PyChunkedGraph does it,
-     "quiet": seconds for which a worker of theirs may show no sign of life,
      "failpoint": "step:action", "beat": seconds, "clock": seconds ahead, "result": file}
+
+``failpoint`` names the step at which the process is killed, stopped or paused, see :mod:`sv_pipeline.failpoints`.
+``random`` is a merge or a split that ``seed`` chooses; ``heal`` recovers all that is unfinished. `ACTIONS` takes more.
 
 Exit codes: 0 done, 3 refused, 4 ownership lost, 5 nothing to recover, 6 stopped, 7 anything else.
 """
@@ -22,43 +23,34 @@ import signal
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 # All that children need, so that they need not load it: none of it starts a thread.
-import grpc  # noqa: F401
+import grpc  # type: ignore[import-untyped]  # noqa: F401
 import numpy as np
 import tensorstore  # noqa: F401
 
 from sv_pipeline import edits, failpoints
 from sv_pipeline.edits import LockPatience, Points
-from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.queries import roots
-from sv_pipeline.operations import other_software, ownership
-from sv_pipeline.recovery import NotStuckError, RecoveryStoppedError, abandon, claiming, find_unfinished, recover
-from sv_pipeline.table.bigtable.table import BigtableTable
-from sv_pipeline.table.interface import Table
-from sv_pipeline.table.sqlite.table import SqliteTable
+from sv_pipeline.operations import ownership
+from sv_pipeline.recovery import NotStuckError, RecoveryStoppedError, abandon, find_unfinished, recover
+from sv_pipeline.registry import open_dataset
 
 DONE, REFUSED, LOST, NOTHING, STOPPED, BROKEN = 0, 3, 4, 5, 6, 7
 OFFSET = (64, 64, 64)
+"""Margin around the points of a request, in voxels, unless the task gives another."""
 NEAR = (2, 2, 2)
-"""A region that has to grow where an object goes around it."""
-
-
-def open_named(place: list[str]) -> Table:
-    """The table of a task."""
-    if place[0] == "sqlite":
-        return SqliteTable(place[1], Path(place[2]))
-    return BigtableTable(place[1], "project", "instance", patience=60.0)
-
-
-class Ended(BaseException):
-    """An edit that a worker of other software has brought to its end."""
+"""A margin so small that the region has to grow where an object goes around it."""
+ACTIONS: dict[str, Callable[[ChunkedGraph, dict[str, Any]], Any]] = {}
+"""More things to do, by name: a module that a fork server imports can add some."""
 
 
 def act(task: dict[str, Any]) -> int:
-    """Do it; the exit code."""
+    """Do a task; the exit code of the process."""
     logging.basicConfig(level=logging.CRITICAL)
     os.environ.pop(failpoints.VARIABLE, None)
     if task.get("failpoint"):
@@ -68,16 +60,10 @@ def act(task: dict[str, Any]) -> int:
     if task.get("clock"):
         set_clock(task["clock"])
     stop_between_writes()
-    if "quiet" in task:
-        claiming.quiet_seconds = other_software.quiet_seconds = lambda _graph: task["quiet"]
-    if task.get("theirs"):
-        write_as_they_do(task["theirs"])
     code, said = BROKEN, ""
     try:
-        said = json.dumps(_do(open_chunked_graph(open_named(task["table"])), task))
+        said = json.dumps(_do(open_dataset(task["graph"][1], task["graph"][0]).graph, task))
         code = DONE
-    except Ended as end:
-        code, said = DONE, json.dumps({"operation": end.args[0]})
     except edits.EditRefused as error:
         code, said = REFUSED, str(error)
     except edits.OwnershipLostError as error:
@@ -86,23 +72,15 @@ def act(task: dict[str, Any]) -> int:
         code, said = NOTHING, str(error)
     except RecoveryStoppedError as error:
         code, said = STOPPED, str(error)
-    except BaseException:  # noqa: BLE001 - told to whoever asked
+    except BaseException:  # noqa: BLE001 - told to the process that asked
         said = traceback.format_exc()
     if task.get("result"):
         Path(task["result"]).write_text(said)
     return code
 
 
-def write_as_they_do(task: dict[str, Any]) -> None:
-    """From now on edits of this process are planned by us, and written as a worker of PyChunkedGraph writes them."""
-    from sv_pipeline.edits import session
-    from sv_pipeline_tests.recovery import their_worker
-
-    session.commit = their_worker.commit(task)  # type: ignore[assignment]
-
-
 def stop_between_writes() -> None:
-    """A process that stops while it holds the lock of the SQLite file keeps everybody out: no beat while it stops."""
+    """Let no beat be under way when the process stops: with the lock of an SQLite file it would keep everybody out."""
     guard, beat, real = threading.Lock(), ownership.Ownership._beat, os.kill
 
     def guarded(own: ownership.Ownership) -> None:
@@ -113,12 +91,12 @@ def stop_between_writes() -> None:
         with guard if number == signal.SIGSTOP else contextlib.nullcontext():
             real(pid, number)
 
-    ownership.Ownership._beat = guarded  # type: ignore[method-assign]
+    ownership.Ownership._beat = guarded  # type: ignore[method-assign,assignment]
     os.kill = kill
 
 
 def set_clock(seconds: float) -> None:
-    """From now on all that this process writes is of a clock that is ahead; gRPC's deadlines are of the other one."""
+    """Let the clock of what this process writes be ahead; deadlines of gRPC follow another clock."""
     real = time.time_ns
     time.time_ns = lambda: real() + int(seconds * 1e9)
 
@@ -126,8 +104,8 @@ def set_clock(seconds: float) -> None:
 def _do(graph: ChunkedGraph, task: dict[str, Any]) -> Any:
     what, patience = task["do"], LockPatience(task.get("patience", 20.0), 0.01)
     user = task.get("user", "tester")
-    if what == "job":
-        return run_job(task)
+    if what in ACTIONS:
+        return ACTIONS[what](graph, task)
     if what == "recover":
         return recover(graph, task["operation"], token=task.get("token")).to_dict()
     if what == "abandon":
@@ -149,22 +127,6 @@ def _do(graph: ChunkedGraph, task: dict[str, Any]) -> Any:
         request = edits.SplitRequest(user, *sides, offset, disallow_isolating_cut=False, allow_partial=partial)
         edit = edits.split(graph, request, volume=volume, patience=patience)
     return {"operation": edit.operation_id, "time": edit.logical_time}
-
-
-def run_job(task: dict[str, Any]) -> str:
-    """Run recover_operation_job in this process, as the worker of a run does; the status of the run."""
-    import dagster as dg
-
-    from sv_pipeline.defs.recovery import recover_operation_job
-    from sv_pipeline.defs.resources import PipelineResource
-
-    config = {"graph_id": task["graph"], "operation_id": task["operation"]}
-    resources = {"pipeline": PipelineResource(home=task["home"])}
-    with dg.DagsterInstance.ephemeral() as instance:
-        run = recover_operation_job.execute_in_process(
-            run_config=config, instance=instance, resources=resources, raise_on_error=False
-        )
-        return str(run.dagster_run.status.value)
 
 
 def at_random(graph: ChunkedGraph, volume: Any, task: dict[str, Any]) -> tuple[str, dict[str, Any]]:

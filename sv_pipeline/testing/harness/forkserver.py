@@ -1,6 +1,6 @@
-"""A process that has everything imported, and forks one that edits, recovers, or both, for each line that it is sent.
+"""A process that has everything imported, and forks a process for each task that it is sent.
 
-It has opened no table and no volume, so no thread of a library is lost by a fork; children open their own.
+The fork server has opened no table and no volume, so no fork loses a thread of a library; its children open their own.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[3]
+from sv_pipeline.processes import interrupts_held
 
 
 @dataclass
-class Zygote:
-    """Its parent's side."""
+class ForkServer:
+    """A running fork server, as its parent sees it."""
 
     process: subprocess.Popen[str]
 
     def start(self, **task: Any) -> int:
-        """Fork a process that does a task; its id."""
+        """Fork a process that does a task; its process id."""
         return int(self._ask({"run": task})["pid"])
 
     def poll(self, pid: int) -> int | None:
@@ -39,7 +38,7 @@ class Zygote:
         """Wait for the end of a process."""
         deadline = time.monotonic() + seconds
         while (code := self.poll(pid)) is None:
-            assert time.monotonic() < deadline, f"process {pid} goes on and on"
+            assert time.monotonic() < deadline, f"process {pid} has not ended after {seconds} s"
             time.sleep(0.005)
         return code
 
@@ -57,31 +56,33 @@ class Zygote:
 
 
 @contextlib.contextmanager
-def zygote(*modules: str) -> Iterator[Zygote]:
-    """A zygote for the time of the block, which has some modules imported that not all of them need."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        [sys.executable, "-m", __name__, *modules],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        text=True,
-    ) as process:
+def running_fork_server(*modules: str) -> Iterator[ForkServer]:
+    """A fork server for the time of the block, with some more modules imported."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with interrupts_held():
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, *modules],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+    with process:
         try:
-            yield Zygote(process)
+            yield ForkServer(process)
         finally:
             process.kill()
 
 
 def main() -> None:
-    """The zygote's side."""
-    from sv_pipeline_tests.recovery.actors import act
+    """Serve tasks, one line of JSON each, until the standard input ends."""
+    from sv_pipeline.testing.harness.actors import act
 
     for module in sys.argv[1:]:
         importlib.import_module(module)
     ended: dict[int, int] = {}
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what children say is no answer
+    os.dup2(2, 1)  # what children print is no answer
     for line in sys.stdin:
         asked = json.loads(line)
         answer: dict[str, Any]
@@ -92,7 +93,7 @@ def main() -> None:
                 with contextlib.suppress(OSError):
                     os.close(0)
                 os._exit(act(asked["run"]))
-            ended.pop(pid, None)  # numbers come again
+            ended.pop(pid, None)  # process ids are used again
             answer = {"pid": pid}
         else:
             pid = asked["poll"]

@@ -1,0 +1,80 @@
+"""Kinds of values in a configuration: numbers, places, names and addresses, each with its check. Opens nothing."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from sv_pipeline.errors import ConfigError
+from sv_pipeline.places import is_spec, local_folder, parse_folder, parse_source
+
+__all__ = [
+    "MAX_TABLE_NAME",
+    "Address",
+    "ChunkAxis",
+    "CloudName",
+    "Folder",
+    "Int",
+    "LocalFolder",
+    "NamePart",
+    "Nanometres",
+    "Source",
+    "Voxel",
+    "no_bool",
+]
+
+MAX_TABLE_NAME = 50
+"""Characters; Bigtable's limit."""
+MAX_CHUNK_AXIS = 1 << 16
+"""Voxels. Larger chunks fit into no memory, and lay out grids that fit into no number."""
+FARTHEST_VOXEL = 1 << 40
+
+
+def no_bool(value: Any) -> Any:
+    """The value, unless it is a truth value, which Python would take for a number."""
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not true or false")  # noqa: TRY004 - pydantic takes ValueErrors
+    return value
+
+
+def _understood(parse: Any) -> Any:
+    """A check of a text by a parser of places; the text itself is kept."""
+
+    def check(text: str) -> str:
+        try:
+            parse(text)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return text
+
+    return check
+
+
+def _source(text: str) -> None:
+    if not is_spec(text):
+        parse_source(text)
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or any(c.isspace() or c == "/" for c in text) or not re.fullmatch(r"[0-9]{1,5}", port):
+        raise ValueError("an address is host:port")
+    if not 0 < int(port) < 1 << 16:
+        raise ValueError("a port is a number from 1 to 65535")
+    return text
+
+
+Int = Annotated[int, BeforeValidator(no_bool)]
+ChunkAxis = Annotated[int, BeforeValidator(no_bool), Field(gt=0, le=MAX_CHUNK_AXIS)]
+Nanometres = Annotated[float, BeforeValidator(no_bool), Field(ge=1e-3, le=1e9, allow_inf_nan=False)]
+"""A size of a voxel. What is smaller was given in metres, or in millimetres."""
+Voxel = Annotated[int, BeforeValidator(no_bool), Field(ge=-FARTHEST_VOXEL, le=FARTHEST_VOXEL)]
+Folder = Annotated[str, AfterValidator(_understood(parse_folder))]
+LocalFolder = Annotated[str, AfterValidator(_understood(local_folder))]
+Source = Annotated[str, AfterValidator(_understood(_source))]
+Address = Annotated[str, AfterValidator(_address)]
+CloudName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9:._-]*$", max_length=100)]
+"""Of a project or an instance of Google Cloud."""
+NamePart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]*$", max_length=MAX_TABLE_NAME)]

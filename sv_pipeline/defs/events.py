@@ -1,0 +1,88 @@
+"""Telling others of finished edits: a sensor delivers the edit feed to the receivers of each graph."""
+
+import json
+import time
+from typing import Any
+
+import dagster as dg
+
+from sv_pipeline.defs.metadata import numbers
+from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.event_receivers import receivers_of
+from sv_pipeline.feed.delivery import next_events
+from sv_pipeline.feed.event import EditEvent
+from sv_pipeline.feed.receivers import deliver_to_all
+from sv_pipeline.registry import Registry, ask_every_graph
+
+__all__ = ["edit_events_sensor"]
+
+SECONDS = 20.0
+"""For one tick, which may take 60."""
+
+
+@dg.sensor(minimum_interval_seconds=5, default_status=dg.DefaultSensorStatus.RUNNING)
+def edit_events_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
+    """Deliver finished edits to the receivers that the YAML of a graph, or the environment, names.
+
+    A webhook and a topic of Pub/Sub have their place in the graph's table; observations of the asset ``fork`` have
+    theirs in this sensor's cursor, which Dagster stores together with them.
+    """
+    known: dict[str, Any] = json.loads(context.cursor) if context.cursor else {}
+    said, observed, cursor = [], [], {}
+    began = time.monotonic()
+
+    def ask(registry: Registry, graph_id: str) -> tuple[list[str], list[EditEvent], dict[str, Any] | None]:
+        return _deliver(registry, graph_id, known.get(graph_id), began + SECONDS)
+
+    for graph_id, answer in ask_every_graph(pipeline.registry, ask).items():
+        if isinstance(answer, str):
+            said.append(f"{graph_id}: {answer}")
+            place = known.get(graph_id)
+        else:
+            outcomes, events, place = answer
+            said += outcomes
+            observed += [_observation(event) for event in events]
+        if place is not None:
+            cursor[graph_id] = place
+    context.log.info("%s", "; ".join(said) or "no graph has receivers of edit events")
+    reason = None if observed else "; ".join(said) or "no graph has receivers of edit events"
+    return dg.SensorResult(skip_reason=reason, asset_events=observed, cursor=json.dumps(cursor))
+
+
+def _deliver(
+    registry: Registry, graph_id: str, place: dict[str, Any] | None, deadline: float
+) -> tuple[list[str], list[EditEvent], dict[str, Any] | None]:
+    """What is to be said of the deliveries of a graph, events to observe, and the place after these."""
+    dataset = registry.get(graph_id)
+    receivers = receivers_of(dataset.config.events)
+    if not receivers or not dataset.table.exists():
+        return [], [], place
+    outcomes = deliver_to_all(dataset, seconds=max(0.0, deadline - time.monotonic()))
+    said = [f"{graph_id}: {outcome}" for outcome in outcomes]
+    events: list[EditEvent] = []
+    for receiver in receivers:
+        if receiver.to == "dagster":
+            events, place = next_events(dataset.graph, place, receiver.start)
+            said.append(f"{graph_id}: {receiver.name}: {len(events)} observed")
+    return said, events, place
+
+
+def _observation(event: EditEvent) -> dg.AssetObservation:
+    """An event as an observation of the graph's fork."""
+    told = event.to_dict()
+    names = ["id", "operation_id", "kind", "about", "user", "time", "coarser_mips_behind"]
+    names += ["old_root_ids", "new_root_ids", "old_lvl2_ids", "new_lvl2_ids"]
+    shown = {name: told[name] for name in names}
+    shown["replaced_supervoxels"] = len(told["replaced_supervoxels"])
+    metadata = numbers({name: value for name, value in shown.items() if value is not None})
+    metadata["event"] = dg.MetadataValue.json(_for_browsers(told))
+    return dg.AssetObservation("fork", str(event), metadata, event.graph_id)
+
+
+def _for_browsers(value: Any) -> Any:
+    """JSON whose large numbers are text, since JavaScript would round them."""
+    if isinstance(value, dict):
+        return {name: _for_browsers(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_for_browsers(item) for item in value]
+    return str(value) if isinstance(value, int) and abs(value) >= 1 << 53 else value

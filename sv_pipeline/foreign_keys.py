@@ -1,0 +1,48 @@
+"""Keys of PyChunkedGraph's dataset files that have no meaning here. Knows their names only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["WITHOUT_MEANING", "without_foreign_keys"]
+
+WITHOUT_MEANING: dict[tuple[str, ...], frozenset[str]] = {
+    ("graph_config",): frozenset({"ID", "OVERWRITE", "ROOT_COUNTERS"}),
+    ("backend_client", "CONFIG"): frozenset({"CREDENTIALS", "MAX_ROW_KEY_COUNT"}),
+    ("ocdbt_config",): frozenset({"populate_base", "sv_split_threshold"}),
+    (): frozenset({"ingest_config"}),
+}
+"""By section: keys that are accepted, and change nothing of what is done here."""
+KEPT = frozenset({"ocdbt_config.populate_base", "ocdbt_config.sv_split_threshold", "ingest_config"})
+"""Those that stay in the configuration: the graph's meta, or its registration, passes them on to other software."""
+
+
+def without_foreign_keys(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A configuration without the keys that have no meaning here, and their dotted names.
+
+    ``graph_config.ID`` stands in for a ``graph_id`` that is missing.
+    """
+    found: list[str] = []
+    cleaned = _cleaned(raw, (), found)
+    graph_config = raw.get("graph_config")
+    named = graph_config.get("ID") if isinstance(graph_config, Mapping) else None
+    if named and "graph_id" not in raw:
+        cleaned["graph_id"] = named
+        found.remove("graph_config.ID")
+    return cleaned, found
+
+
+def _cleaned(section: Mapping[str, Any], path: tuple[str, ...], found: list[str]) -> dict[str, Any]:
+    meaningless = WITHOUT_MEANING.get(path, frozenset())
+    cleaned: dict[str, Any] = {}
+    for key, value in section.items():
+        dotted = ".".join((*path, str(key)))
+        if key in meaningless:
+            found.append(dotted)
+            if dotted not in KEPT:
+                continue
+        inner = (*path, key)
+        is_section = isinstance(value, Mapping) and any(known[: len(inner)] == inner for known in WITHOUT_MEANING)
+        cleaned[key] = _cleaned(value, inner, found) if is_section else value
+    return cleaned

@@ -1,0 +1,55 @@
+"""Tables in every backend, under names of their own; and their rows as values."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any, Literal
+
+from sv_pipeline.table.bigtable.table import BigtableTable
+from sv_pipeline.table.interface import RowKeyRange, RowMutation, SetCell, Table
+from sv_pipeline.table.sqlite.table import SqliteTable
+
+__all__ = ["BACKENDS", "EVERYTHING", "PLACE", "Backend", "all_rows", "but_operations", "new_table", "unique_name"]
+
+Backend = Literal["sqlite", "bigtable"]
+BACKENDS: tuple[Backend, ...] = ("sqlite", "bigtable")
+PLACE = ("project", "instance")
+"""Project and instance of tables in the emulator, which takes any."""
+EVERYTHING = RowKeyRange(b"\x00", b"\xff" * 32)
+"""Every row of a table."""
+
+
+def unique_name() -> str:
+    """A name that no other table or graph has."""
+    return f"t{uuid.uuid4().hex[:12]}"
+
+
+def new_table(backend: Backend, folder: str | Path, *, patience: float = 5.0) -> Table:
+    """A table that does not exist yet, under a name of its own.
+
+    Parameters
+    ----------
+    folder
+        Where the file of an SQLite table goes.
+    patience
+        Seconds that Bigtable may take to answer.
+    """
+    if backend == "sqlite":
+        return SqliteTable(unique_name(), Path(folder))
+    return BigtableTable(unique_name(), *PLACE, patience=patience)
+
+
+def all_rows(table: Table) -> list[RowMutation]:
+    """Mutations that give an empty table the content of this one."""
+    return [
+        RowMutation(key, [SetCell(column, cell.value, cell.timestamp) for column in row for cell in row[column]])
+        for key, row in table.scan([EVERYTHING])
+    ]
+
+
+def but_operations(rows: dict[bytes, dict[Any, Any]]) -> dict[bytes, dict[Any, Any]]:
+    """Rows without the operation log and its counter: what a refused edit must leave as it is."""
+    return {
+        key: row for key, row in rows.items() if key != b"ioperations" and not (key.isdigit() and int(key) < 1 << 56)
+    }
