@@ -58,7 +58,7 @@ from sv_pipeline.testing.harness import actors
 
 
 def their_edit(graph: ChunkedGraph, task: dict[str, Any]) -> Any:
-    """An edit that is planned by us, and written as a worker of PyChunkedGraph writes it; ``theirs`` says how it dies."""
+    """An edit that we plan, and that is written as a worker of PyChunkedGraph does it; ``theirs`` says how it dies."""
     session.commit = commit(task["theirs"])
     return actors._do(graph, {**task, "do": task["edit"]})
 
@@ -144,7 +144,7 @@ def commit(task: dict[str, Any]) -> Callable[..., Any]:
             locks.lock_all_indefinitely(table, [keys.chunk_lock_key(c) for c in chunks.tolist()], operation, guard=())
             worker.reach("chunks locked")
         for key in root_keys:
-            assert locks.lock_indefinitely(table, key, operation)
+            assert locks.lock_all_indefinitely(table, [key], operation) == [True]
             worker.reach("half locked")
         worker.reach("locked")
         locks.renew_all(table, root_keys, operation)
@@ -164,7 +164,7 @@ def commit(task: dict[str, Any]) -> Callable[..., Any]:
         table.mutate([worker.log(OperationStatus.SUCCESS, success, now())])
         worker.reach("succeeded")
         for key in root_keys:
-            locks.unlock_indefinitely(table, key, operation)
+            locks.unlock_all(table, [], operation, indefinite=[key])
             worker.reach("half released")
         locks.unlock_all(table, root_keys, operation)
         chunk_keys = [keys.chunk_lock_key(c) for c in held.chunks.tolist()]
