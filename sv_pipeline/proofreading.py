@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from sv_pipeline import edits
-from sv_pipeline.arguments import is_whole, parse_count, parse_flag, parse_ids
+from sv_pipeline.arguments import parse_count, parse_flag, parse_ids
 from sv_pipeline.edits import (
     CommittedEdit,
     MergeRequest,
@@ -29,11 +29,10 @@ from sv_pipeline.edits.pointing import resolved, supervoxels_or_nearest, what_is
 from sv_pipeline.edits.requests import DEFAULT_REGION_MEMORY, user_or_default
 from sv_pipeline.edits.tokens import asks_for, edit_once, operation_of
 from sv_pipeline.errors import InputError, NotFoundError
-from sv_pipeline.feed.event import EditEvent
-from sv_pipeline.feed.reading import events_after, number_after
 from sv_pipeline.graph import queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import Lineage, any_lineage
+from sv_pipeline.graph_history import GraphHistory
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.moments import Moment, parse_moment, parse_operation
@@ -44,7 +43,7 @@ from sv_pipeline.redaction import redacted
 from sv_pipeline.registry import Dataset, open_dataset
 from sv_pipeline.reports.previews import PreviewedMerge, PreviewedSplit
 from sv_pipeline.segmentation.fork.fork import is_current
-from sv_pipeline.storage.wall import behind_the_wall, methods_behind_the_wall, steps_behind_the_wall
+from sv_pipeline.storage.wall import behind_the_wall, methods_behind_the_wall
 
 __all__ = ["OpenGraph", "Voxels", "open_graph"]
 
@@ -76,7 +75,7 @@ def open_graph(graph_id: str, home: str | os.PathLike[str] | None = None) -> Ope
 
 @methods_behind_the_wall
 @dataclass(frozen=True, repr=False)
-class OpenGraph:
+class OpenGraph(GraphHistory):
     """A graph with its segmentation. Points are voxels of the base mip, (x, y, z).
 
     Where an edit takes points, (id, x, y, z) names the root or the supervoxel that is meant; a point beside it is moved
@@ -264,35 +263,6 @@ class OpenGraph:
         from sv_pipeline.reports.cut_scenes import scene_of_operation
 
         return render_cut(scene_of_operation(self.dataset, _operation_number(operation_id)))
-
-    def operations(self, last: int | None = None) -> pd.DataFrame:
-        """The operation log, newest last: what was asked for, by whom, and what came of it; all, or the newest ones."""
-        from sv_pipeline.reports.edit_numbers import operations_table
-
-        with bad_request():
-            newest = None if last is None else parse_count(last, "number of operations")
-        return operations_table(self.graph, newest)
-
-    def events(self, since: int = 0, *, follow: bool = False) -> Iterator[EditEvent]:
-        """The edit feed: finished operations, of whatever software, each after those that it builds on.
-
-        Parameters
-        ----------
-        since
-            Number of an operation: only events after its own. 0 = from the beginning.
-        follow
-            Wait for more, for ever.
-
-        Raises
-        ------
-        NotFoundError
-            If the feed does not have the operation.
-        """
-        with bad_request():
-            operation = 0 if is_whole(since) and int(since) == 0 else parse_operation(since)
-            waits = parse_flag(follow, "follow")
-        graph = self.graph
-        return steps_behind_the_wall(events_after(graph, number_after(graph, operation), follow=waits))
 
     # -- editing ------------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,7 @@ FLOORS = """
     edits.write
     edits verify
     recovery reports
+    graph_history
     proofreading graphs
     defs
     definitions
@@ -153,6 +155,15 @@ def test_algorithms_do_no_input_and_output() -> None:
     assert not violations(rule)
 
 
+def test_only_the_room_of_the_table_knows_its_backends() -> None:
+    def rule(module: str, tree: ast.Module) -> Imports:
+        if room_of(module) not in ("table", "testing"):
+            backends = ("sv_pipeline.table.bigtable", "sv_pipeline.table.sqlite")
+            yield from (i for i in imports_of(tree) if i[1].startswith(backends))
+
+    assert not violations(rule)
+
+
 def test_nothing_runs_code_out_of_storage() -> None:
     forbidden = {"pickle.loads", "pickle.load", "eval", "exec", "yaml.load", "yaml.full_load", "yaml.unsafe_load"}
 
@@ -203,6 +214,15 @@ def test_only_the_command_line_prints() -> None:
                 yield node.lineno, ast.unparse(node)
 
     assert not violations(rule)
+
+
+def test_no_two_classes_share_a_name() -> None:
+    places = defaultdict(list)
+    for path in SOURCES:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not {name: found for name, found in places.items() if len(found) > 1}
 
 
 def test_every_module_says_what_it_owns() -> None:

@@ -1,10 +1,9 @@
-"""Names: one class for each, and every module, definition or file that a text names is there."""
+"""Names in texts: every module, definition or file that a page or a docstring names is there."""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,15 +15,6 @@ WRITTEN_BY_THE_PROGRAM = {"demo/pictures/"}
 ROOTS = (ROOT, PACKAGE, ROOT / "sv_pipeline_tests")
 TOP = {path.stem for path in PACKAGE.iterdir()} | {"sv_pipeline", "sv_pipeline_tests", "benchmarks", "docs", ".ci"}
 """First parts of names that this repository has to know."""
-
-
-def test_no_two_classes_share_a_name() -> None:
-    places = defaultdict(list)
-    for path in SOURCES:
-        for node in ast.walk(tree_of(path)):
-            if isinstance(node, ast.ClassDef):
-                places[node.name].append(f"{path.relative_to(ROOT)}:{node.lineno}")
-    assert not {name: found for name, found in places.items() if len(found) > 1}
 
 
 def test_what_texts_name_is_there() -> None:

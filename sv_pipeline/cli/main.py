@@ -37,6 +37,8 @@ COMMANDS = {
     "redo": ("sv_pipeline.cli.edits:redo", "Make an undone operation again."),
     "picture": ("sv_pipeline.cli.edits:picture", "Draw an operation, before and after it."),
     "ops": ("sv_pipeline.cli.edits:operations", "Show the operation log."),
+    "change-log": ("sv_pipeline.cli.history:change_log", "Show the edits of objects or of a user, with roots."),
+    "rollback": ("sv_pipeline.cli.history:rollback", "Take back what a user has edited; a dry run at first."),
     "events": ("sv_pipeline.cli.events:events", "Show finished edits as they come; deliver them to receivers."),
     "stuck": ("sv_pipeline.cli.stuck:stuck", "Find and recover edits whose process died."),
     "lag": ("sv_pipeline.cli.pyramid:lag", "Show how far coarser mips are behind."),

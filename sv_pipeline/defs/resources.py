@@ -1,6 +1,5 @@
 """What steps need from the deployment: the home folder and the coordinator's address."""
 
-import os
 from typing import Any
 
 import dagster as dg
@@ -9,7 +8,7 @@ from pydantic import Field
 from sv_pipeline.environment import number_in
 from sv_pipeline.proofreading import OpenGraph, open_graph
 from sv_pipeline.registry import Dataset, Registry, default_home, open_dataset
-from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE
+from sv_pipeline.storage.coordinator import known_address
 
 __all__ = ["LAG_VARIABLE", "PipelineResource", "resources_from_environment"]
 
@@ -56,7 +55,7 @@ def resources_from_environment() -> dict[str, Any]:
     return {
         "pipeline": PipelineResource(
             home=default_home(),
-            coordinator=os.environ.get(ADDRESS_VARIABLE, ""),
+            coordinator=known_address() or "",
             max_lag_seconds=number_in(LAG_VARIABLE, MAX_LAG_SECONDS, meaning="seconds"),
         ),
     }

@@ -30,7 +30,7 @@ from sv_pipeline.table import codecs, counters, keys, locks
 from sv_pipeline.table.columns import Column
 from sv_pipeline.table.interface import CellMatch, ColumnKey, RowView, SetCell, Table
 
-__all__ = ["Delivery", "Place", "deliver", "move_to", "next_events", "places"]
+__all__ = ["Delivery", "FeedPosition", "deliver", "move_to", "next_events", "places"]
 
 SINK: Column[Any] = Column(ColumnKey("1", b"sink"), codecs.JsonCodec())
 PREFIX = b"sv_pipeline:feed:sink:"
@@ -38,7 +38,7 @@ LOCK_EXPIRY = timedelta(seconds=60)
 
 
 @dataclass(frozen=True)
-class Place:
+class FeedPosition:
     """How far a receiver is."""
 
     feed: str
@@ -156,13 +156,13 @@ def next_events(
 # -- places -----------------------------------------------------------------------------------------------------------
 
 
-def places(table: Table) -> dict[str, Place]:
+def places(table: Table) -> dict[str, FeedPosition]:
     """How far each receiver is that events were delivered to, by name."""
     rows = table.scan([keys.prefix_range(PREFIX)], [SINK.key], newest_only=True)
     return {key.removeprefix(PREFIX).decode(): _decoded(key, row) for key, row in rows}
 
 
-def move_to(table: Table, receiver: Receiver, number: int) -> Place:
+def move_to(table: Table, receiver: Receiver, number: int) -> FeedPosition:
     """Let a receiver go on after the event with a number: back, to have events again; or on, past one it refuses.
 
     Raises
@@ -177,12 +177,12 @@ def move_to(table: Table, receiver: Receiver, number: int) -> Place:
         )
     while True:
         row = table.read_rows([key], [SINK.key], newest_only=True).get(key)
-        place = Place(head.feed, number)
+        place = FeedPosition(head.feed, number)
         if _replace(table, key, row[SINK.key][0].value if row else None, place):
             return place
 
 
-def _registered(table: Table, receiver: Receiver, head: Head) -> tuple[Place | None, bytes]:
+def _registered(table: Table, receiver: Receiver, head: Head) -> tuple[FeedPosition | None, bytes]:
     """How far a receiver is, and the cell that says so; it is registered if it is not known yet."""
     key = _key(receiver.name)
     while True:
@@ -195,7 +195,7 @@ def _registered(table: Table, receiver: Receiver, head: Head) -> tuple[Place | N
         number = _first_number(table, receiver.start, head)
         if number is None:
             return None, b""
-        _replace(table, key, stored, Place(head.feed, number))
+        _replace(table, key, stored, FeedPosition(head.feed, number))
 
 
 def _first_number(table: Table, start: Start, head: Head) -> int | None:
@@ -205,9 +205,9 @@ def _first_number(table: Table, start: Start, head: Head) -> int | None:
     return head.length if head.next > counters.last_operation_id(table) else None
 
 
-def _after(place: Place, number: int, error: str) -> Place:
+def _after(place: FeedPosition, number: int, error: str) -> FeedPosition:
     failing = (place.failing_since or time.time()) if error else None
-    return Place(place.feed, number, error, failing)
+    return FeedPosition(place.feed, number, error, failing)
 
 
 def _error_of(sender: Sender, messages: list[Message]) -> str:
@@ -223,7 +223,7 @@ def _in_requests(events: list[EditEvent], at_once: int) -> Iterator[list[EditEve
     return (events[i : i + at_once] for i in range(0, len(events), at_once))
 
 
-def _replace(table: Table, key: bytes, stored: bytes | None, place: Place) -> bool:
+def _replace(table: Table, key: bytes, stored: bytes | None, place: FeedPosition) -> bool:
     """Note how far a receiver is, unless another process has noted something; whether it is noted."""
     cell = SetCell(SINK.key, _encoded(place), FIXED_TIME)
     if stored is None:
@@ -234,13 +234,13 @@ def _replace(table: Table, key: bytes, stored: bytes | None, place: Place) -> bo
     return row is not None and row[SINK.key][0].value == cell.value
 
 
-def _encoded(place: Place) -> bytes:
+def _encoded(place: FeedPosition) -> bytes:
     return SINK.encode(asdict(place))
 
 
-def _decoded(key: bytes, row: RowView) -> Place:
+def _decoded(key: bytes, row: RowView) -> FeedPosition:
     try:
-        return Place(**SINK.newest(row))  # type: ignore[arg-type]
+        return FeedPosition(**SINK.newest(row))  # type: ignore[arg-type]
     except (CorruptionError, TypeError) as error:
         raise CorruptionError(
             f"the row {key.decode()!r} does not say how far a receiver of edit events is: {error}.",

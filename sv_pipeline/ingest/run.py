@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from sv_pipeline.ingest.missing_chunks import missing_chunks
 from sv_pipeline.ingest.pool import BrokenProcessPool, WorkerPool
 from sv_pipeline.progress import Progress
 from sv_pipeline.registry import Dataset
-from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE, running_coordinator
+from sv_pipeline.storage.coordinator import known_address, running_coordinator
 
 __all__ = ["IngestReport", "Progress", "ingest"]
 
@@ -113,7 +112,7 @@ class _IngestRun:
         config = self.dataset.config.ocdbt_config
         if self.coordinator is not None or config.populate_method is not PopulateMethod.COORDINATOR:
             return
-        self.coordinator = config.coordinator_address or os.environ.get(ADDRESS_VARIABLE)
+        self.coordinator = known_address(config.coordinator_address)
         if self.coordinator is None:
             self.coordinator = self.until_the_end.enter_context(running_coordinator())
             self.coordinator_is_ours = True

@@ -25,7 +25,7 @@ import tensorstore as ts
 from sv_pipeline.errors import ConfigError, ConflictError, SvPipelineError, UnavailableError
 from sv_pipeline.processes import interrupts_held
 
-__all__ = ["ADDRESS_VARIABLE", "main", "running_coordinator", "serve"]
+__all__ = ["ADDRESS_VARIABLE", "known_address", "main", "running_coordinator", "serve"]
 
 ADDRESS_VARIABLE = "SV_PIPELINE_COORDINATOR"
 """Environment variable: host:port of the coordinator."""
@@ -33,6 +33,11 @@ START_TIMEOUT = 60.0
 WILDCARDS = ("", "*", "0.0.0.0", "[::]")  # noqa: S104 - compared with, not bound to
 
 _logger = logging.getLogger(__name__)
+
+
+def known_address(configured: str | None = None) -> str | None:
+    """``host:port`` of a coordinator: as configured, else as the environment says; None if neither names one."""
+    return configured or os.environ.get(ADDRESS_VARIABLE) or None
 
 
 def serve(bind: str) -> tuple[ts.ocdbt.DistributedCoordinatorServer, str]:

@@ -1,0 +1,114 @@
+"""Commands about what was edited: the change log of objects and users, and rolling a user's edits back."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sv_pipeline.cli.inspect import point
+from sv_pipeline.cli.output import json_option
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["change_log", "rollback"]
+
+
+def _moment(_context: click.Context, _option: click.Parameter, text: str | None) -> datetime | int | None:
+    from sv_pipeline.errors import InputError
+    from sv_pipeline.moments import parse_operation, parse_time
+
+    try:
+        if text is None:
+            return None
+        return parse_operation(int(text)) if text.strip().isdecimal() else parse_time(text)
+    except InputError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+_since = click.option(
+    "--since",
+    metavar="MOMENT",
+    callback=_moment,
+    help="Edits of this time or later, such as 2026-01-31T12:00:00+01:00; or from this number of an operation on.",
+)
+
+
+@click.command("change-log")
+@click.argument("graph")
+@click.option("--root", "roots", type=click.IntRange(1, 2**64 - 1), multiple=True, help="A root; repeatable.")
+@click.option("--at", "points", multiple=True, metavar="X,Y,Z", help="The object at a voxel; repeatable.")
+@click.option("--user", help="Only the edits of this user.")
+@_since
+@json_option
+@click.pass_obj
+def change_log(
+    home: str,
+    graph: str,
+    roots: tuple[int, ...],
+    points: tuple[str, ...],
+    user: str | None,
+    since: Any,
+    *,
+    as_json: bool,
+) -> None:
+    """The edits that objects of GRAPH came from, or that a user made, oldest first: points, roots before and after."""
+    from sv_pipeline.proofreading import open_graph
+
+    opened = open_graph(graph, home)
+    wanted = [*roots, *(opened.roots([point(text) for text in points]).tolist() if points else [])]
+    _print(opened.change_log(roots=wanted or None, user=user, since=since), "no edits", as_json=as_json)
+
+
+@click.command()
+@click.argument("graph")
+@click.option("--user", required=True, help="Whose edits.")
+@_since
+@click.option("--apply", is_flag=True, help="Make the undos. Without it, nothing is written.")
+@click.option(
+    "--over-others", is_flag=True, help="Take back also what later edits of others stand on; what those changed stays."
+)
+@click.option("--by", help="The user of the undos. Default: you.")
+@json_option
+@click.pass_obj
+def rollback(
+    home: str, graph: str, user: str, since: Any, by: str | None, *, apply: bool, over_others: bool, as_json: bool
+) -> None:
+    """Take back what a user has edited in GRAPH since a moment, newest first: each edit by an undo of its own.
+
+    Without --apply it shows what would be done. It can be run again after it has died, and goes on.
+    """
+    if since is None:
+        raise click.UsageError("name the moment from which on edits are taken back, with --since.")
+    from sv_pipeline.proofreading import open_graph
+
+    steps = open_graph(graph, home).rollback(user, since, apply=apply, over_others=over_others, by=by)
+    _print(steps, f"{user} has made no edits since then", as_json=as_json)
+    if not apply and not as_json and (steps["verdict"] == "undo").any():
+        count = int((steps["verdict"] == "undo").sum())
+        click.echo(f"{count} edit(s) would be taken back: nothing was written. Run it with --apply to do it.")
+
+
+def _print(table: pd.DataFrame, nothing: str, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(table.reset_index().to_json(orient="records", date_format="iso", indent=1))
+    elif len(table):
+        click.echo(_for_people(table))
+    else:
+        click.echo(nothing)
+
+
+def _for_people(table: pd.DataFrame) -> str:
+    shown = table.reset_index().rename(columns={"operation_id": "id", "stands_on_it": "stands on it"})
+    shown["time"] = shown["time"].map(lambda t: "" if t is None else f"{t:%Y-%m-%d %H:%M:%S}")
+    for name in ("about", "undone_by"):
+        if name in shown:
+            shown[name] = shown[name].map(lambda i: str(i) if i else "")
+    for name in ("before", "after", "stands on it"):
+        if name in shown:
+            shown[name] = shown[name].map(lambda ids: ", ".join(map(str, ids)))
+    for name in ("source", "sink"):
+        shown[name] = shown[name].map(lambda side: " ".join(f"({','.join(map(str, voxel))})" for voxel in side))
+    return str(shown.rename(columns={"undone_by": "undone by"}).to_string(index=False, justify="left"))

@@ -1,0 +1,256 @@
+"""Taking back what one user has edited since some moment: worked out first, then made by undos, newest first.
+
+Operations that are about the same merge or split (its undos, and their undos) are one *chain*, and only what became of
+the chain counts. Where the user has made its last operations, an odd number of them is taken back by the undo of the
+last one; an even number has taken itself back. Where somebody else has made the last one, that person has decided.
+
+A later edit *stands on* an operation if it replaced roots that the operation made, or roots made of these. An operation
+is left as it is, if an edit of somebody else stands on it that is in force, unless the caller wants otherwise.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+
+from sv_pipeline.arguments import parse_flag, parse_user
+from sv_pipeline.edits.history import undo
+from sv_pipeline.edits.tokens import edit_once
+from sv_pipeline.errors import ConflictError
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.hierarchy import milliseconds
+from sv_pipeline.graph.lineage import lineage
+from sv_pipeline.moments import Moment, epoch_milliseconds, parse_moment
+from sv_pipeline.operations.log import Operation, OperationStatus, about, asked_for, read_operations
+from sv_pipeline.operations.refusal import EditRefused, bad_request
+from sv_pipeline.table import columns, keys
+
+__all__ = ["RollbackStep", "Verdict", "plan_rollback", "roll_back"]
+
+
+class Verdict(StrEnum):
+    """What happens to one chain of operations."""
+
+    UNDO = "undo"
+    """It would be taken back."""
+    UNDONE = "undone"
+    """It was taken back just now."""
+    NOTHING = "nothing to do"
+    """The user has taken it back, or somebody else has."""
+    SKIPPED = "skipped"
+    """Edits of others stand on it."""
+    REFUSED = "refused"
+    """It cannot be taken back."""
+
+
+@dataclass(frozen=True)
+class RollbackStep:
+    """One operation of the user, the last one of its chain that is."""
+
+    operation_id: int
+    kind: str
+    time: int
+    """Logical time, milliseconds since the epoch."""
+    verdict: Verdict
+    why: str = ""
+    stands_on_it: tuple[int, ...] = ()
+    """Later operations of others that stand on it and are in force."""
+    undone_by: int | None = None
+    """The operation that has taken it back."""
+    source: tuple[tuple[int, ...], ...] = ()
+    """Points of the request, voxels of mip 0."""
+    sink: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Logged:
+    """What the plan needs of one operation that succeeded."""
+
+    operation_id: int
+    user: str
+    time: int
+    about: int
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """By which operations of a chain follow each other."""
+        return self.time, self.operation_id
+
+
+def plan_rollback(graph: ChunkedGraph, user: str, since: Moment, *, over_others: bool = False) -> list[RollbackStep]:
+    """What would be taken back of what a user has edited, newest first. Writes nothing.
+
+    Parameters
+    ----------
+    since
+        A time, or the number of an operation: edits of that time or later, or with that number or a higher one.
+    over_others
+        Take back also what edits of others stand on. What those changed stays as it is.
+
+    Raises
+    ------
+    EditRefused
+        If user or moment is none.
+    """
+    with bad_request():
+        user, moment, over_others = parse_user(user), parse_moment(since), parse_flag(over_others, "over_others")
+    logged = _read_log(graph)
+    chains = _chains(logged)
+    chosen: list[tuple[_Logged, list[_Logged]]] = []
+    for chain in chains.values():
+        recent = [one for one in chain if one.user == user and _is_since(one, moment)]
+        if recent:
+            chosen.append((max(recent, key=lambda one: one.order), chain))
+    chosen.sort(key=lambda item: item[0].order, reverse=True)
+    log = {o.operation_id: o for o in read_operations(graph, [one.operation_id for one, _ in chosen])} if chosen else {}
+    followers = _followers(graph, list(log.values()))
+    steps = []
+    for last, chain in chosen:
+        others = _others(followers.get(last.operation_id, set()), chains.values(), chain, user)
+        verdict, why = _verdict(last, chain, moment, others, over_others=over_others)
+        steps.append(_step(log[last.operation_id], last.time, verdict, why, others))
+    return steps
+
+
+def roll_back(
+    graph: ChunkedGraph, steps: Iterable[RollbackStep], by: str, *, tell: Callable[[RollbackStep], None] | None = None
+) -> list[RollbackStep]:
+    """Make the undos of a plan, in its order. A repeated call, with a new plan or the same, makes none twice.
+
+    Parameters
+    ----------
+    by
+        Who does it: the user of the undos.
+    tell
+        Called after each step with what became of it.
+
+    Raises
+    ------
+    ConflictError
+        If an earlier call died while it wrote an undo: that operation has to be recovered first.
+    """
+    with bad_request():
+        by = parse_user(by)
+    done = []
+    for step in steps:
+        outcome = _undone(graph, step, by) if step.verdict is Verdict.UNDO else step
+        done.append(outcome)
+        if tell is not None:
+            tell(outcome)
+    return done
+
+
+def _undone(graph: ChunkedGraph, step: RollbackStep, by: str) -> RollbackStep:
+    number = step.operation_id
+    origin = asked_for(graph, number).operation_id
+
+    def is_it(operation: Operation) -> bool:
+        return operation.user == by and about(operation) in (number, origin)
+
+    try:
+        edit = edit_once(graph, f"rollback.{number}", is_it, lambda: undo(graph, number, by))
+    except EditRefused as refused:
+        return replace(step, verdict=Verdict.REFUSED, why=f"{refused.reason}: {refused}")
+    except ConflictError as conflict:
+        conflict.advise(conflict.repair, repeat="Then run the rollback again: it goes on where it was.")
+        raise
+    return replace(step, verdict=Verdict.UNDONE, undone_by=edit.operation_id)
+
+
+# -- reading the log --------------------------------------------------------------------------------------------------
+
+_COLUMNS = [
+    column.key
+    for column in (
+        columns.USER,
+        columns.OPERATION_STATUS,
+        columns.OPERATION_TIMESTAMP,
+        columns.UNDO_OPERATION_ID,
+        columns.REDO_OPERATION_ID,
+    )
+]
+
+
+def _read_log(graph: ChunkedGraph) -> dict[int, _Logged]:
+    """All operations that succeeded, by id."""
+    found = {}
+    for key, row in graph.table.scan([keys.operation_range()], _COLUMNS, newest_only=True):
+        if columns.OPERATION_STATUS.newest(row) != OperationStatus.SUCCESS:
+            continue
+        target = columns.UNDO_OPERATION_ID.newest(row) or columns.REDO_OPERATION_ID.newest(row) or 0
+        time = milliseconds(columns.OPERATION_TIMESTAMP.newest(row)) or 0
+        found[int(key)] = _Logged(int(key), columns.USER.newest(row) or "", time, target)
+    return found
+
+
+def _chains(logged: Mapping[int, _Logged]) -> dict[int, list[_Logged]]:
+    """Operations by the merge or split that they are about in the end, each chain in the order of its times."""
+    origins: dict[int, int] = {}
+    chains: dict[int, list[_Logged]] = defaultdict(list)
+    for one in sorted(logged.values(), key=lambda one: one.order):
+        origins[one.operation_id] = origins.get(one.about, one.about) or one.operation_id
+        chains[origins[one.operation_id]].append(one)
+    return chains
+
+
+def _is_since(one: _Logged, moment: object) -> bool:
+    return one.operation_id >= moment if isinstance(moment, int) else one.time >= epoch_milliseconds(moment)  # type: ignore[arg-type]
+
+
+def _others(after: set[int], chains: Iterable[list[_Logged]], own: list[_Logged], user: str) -> tuple[int, ...]:
+    """The last operations of chains that stand on one: those of others that have not taken themselves back since."""
+    found = []
+    for chain in chains:
+        standing = [one for one in chain if one.operation_id in after]
+        if chain is not own and len(standing) % 2 and standing[-1].user != user:
+            found.append(standing[-1].operation_id)
+    return tuple(sorted(found))
+
+
+def _verdict(
+    last: _Logged, chain: list[_Logged], moment: object, others: tuple[int, ...], *, over_others: bool
+) -> tuple[Verdict, str]:
+    if chain[-1] != last:
+        return Verdict.NOTHING, f"operation {chain[-1].operation_id} by {chain[-1].user} has changed it since"
+    own = 0
+    for one in reversed(chain):
+        if one.user != last.user or not _is_since(one, moment):
+            break
+        own += 1
+    if own % 2 == 0:
+        return Verdict.NOTHING, f"{last.user} has taken it back"
+    if others and not over_others:
+        return Verdict.SKIPPED, f"operation(s) {', '.join(map(str, others))} of others stand on it"
+    return Verdict.UNDO, ""
+
+
+def _followers(graph: ChunkedGraph, operations: list[Operation]) -> dict[int, set[int]]:
+    """The operations that stand on each of some operations."""
+    if not operations:
+        return {}
+    roots = np.unique(np.concatenate([operation.roots for operation in operations]))
+    found = lineage(graph, roots, past=False)
+    following: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for (old, new), operation in zip(found.edges.tolist(), found.operations.tolist(), strict=True):
+        following[old].append((new, operation))
+    return {o.operation_id: set(_reached(o.roots.tolist(), following)) - {o.operation_id} for o in operations}
+
+
+def _reached(roots: list[int], following: Mapping[int, list[tuple[int, int]]]) -> Iterator[int]:
+    seen, left = set(roots), list(roots)
+    while left:
+        for new, operation in following.get(left.pop(), ()):
+            yield operation
+            if new not in seen:
+                seen.add(new)
+                left.append(new)
+
+
+def _step(operation: Operation, time: int, verdict: Verdict, why: str, others: tuple[int, ...]) -> RollbackStep:
+    sides = [column.newest(operation.row) for column in (columns.SOURCE_COORDINATES, columns.SINK_COORDINATES)]
+    source, sink = (() if side is None else tuple(map(tuple, side.tolist())) for side in sides)
+    return RollbackStep(operation.operation_id, operation.kind, time, verdict, why, others, None, source, sink)
