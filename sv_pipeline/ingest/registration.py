@@ -18,9 +18,11 @@ from sv_pipeline.ingest import watershed
 from sv_pipeline.ingest.missing_chunks import report_missing_chunks
 from sv_pipeline.places import parse_folder
 from sv_pipeline.registry import Dataset, Registry, absolute
-from sv_pipeline.segmentation.base import layout, populate
+from sv_pipeline.segmentation.base import layout, populate, referring
 from sv_pipeline.storage import kv, ocdbt
-from sv_pipeline.storage.volume_info import VolumeInfo, check_label_encoding
+from sv_pipeline.storage.precomputed import stored_scale
+from sv_pipeline.storage.stored_scale import StoredScale
+from sv_pipeline.storage.volume_info import VolumeInfo, check_label_encoding, info_json
 
 __all__ = ["attach", "register", "source_is_needed"]
 
@@ -140,7 +142,7 @@ def _check_places(dataset: Dataset) -> None:
         "the home folder": [kv.join_url(dataset.home, "graphs"), kv.join_url(dataset.home, "tables")],
         "data_source.WATERSHED": [
             ocdbt.base_folder(dataset.watershed_url),
-            ocdbt.fork_folder(dataset.watershed_url, config.graph_id),
+            dataset.fork.folder,
             kv.join_url(dataset.watershed_url, watershed.markers_folder()),
         ],
     }
@@ -222,3 +224,8 @@ def _check_mips(config: DatasetConfig, volume: VolumeInfo) -> None:
     if config.ingest.mode is not IngestMode.GRAPH:
         grid = ChunkGrid(volume.bounds, config.graph_config.chunk_size)
         layout.plan_scales(volume, config.ocdbt_config, grid)
+        usable = min(layout.usable_mips(volume)[0], config.ocdbt_config.mips or len(volume.scales))
+        url, made = kv.as_url(config.data_source.watershed), config.source is not None
+        raw = info_json(volume) if made else None
+        mips = [StoredScale(url, raw, volume, mip) if raw else stored_scale(url, mip) for mip in range(usable)]
+        referring.mips_to_refer_to(mips, config.ocdbt_config, grid, look=not made)

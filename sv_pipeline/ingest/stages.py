@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.backoff import Backoff
-from sv_pipeline.config import IngestMode
+from sv_pipeline.config import DatasetConfig, IngestMode, PopulateMethod
 from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError, NotReadyError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import create_chunked_graph, open_chunked_graph
 from sv_pipeline.graph.edges import has_split_edges
@@ -101,6 +101,19 @@ def _has_table(dataset: Dataset) -> bool:
     return True
 
 
+def _with_base(dataset: Dataset) -> DatasetConfig:
+    """The configuration; where the watershed has a base that refers to it, one that tells other software so."""
+    config = dataset.config
+    try:
+        refers = dataset.base.info().refers
+    except NotFoundError:
+        return config
+    if not refers or config.ocdbt_config.populate_method.refers:
+        return config
+    by_reference = config.ocdbt_config.model_copy(update={"populate_method": PopulateMethod.AUTO})
+    return config.model_copy(update={"ocdbt_config": by_reference})
+
+
 def _refuse_foreign_pieces(dataset: Dataset) -> None:
     """A fork starts as the watershed, which lacks what other software has cut: better none than a stale one."""
     if dataset.fork.exists():
@@ -120,7 +133,7 @@ def _refuse_foreign_pieces(dataset: Dataset) -> None:
 def _create_table(dataset: Dataset) -> str:
     for attempt in range(SETUP_ATTEMPTS):
         try:
-            create_chunked_graph(dataset.table, dataset.config)
+            create_chunked_graph(dataset.table, _with_base(dataset))
         except ConflictError:
             # Somebody else is setting up the same registered graph at this moment.
             if _has_table(dataset):

@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ from sv_pipeline.storage.kv import as_url, join_url
 __all__ = [
     "OWN_KEYS",
     "SINGLE_MANIFEST",
+    "SOURCE_PREFIX",
     "OcdbtFormat",
     "OcdbtStore",
     "Version",
@@ -42,6 +43,7 @@ __all__ = [
     "base_folder",
     "base_spec",
     "data_prefix",
+    "folder_of",
     "fork_folder",
     "fork_spec",
     "ocdbt_folder",
@@ -52,6 +54,8 @@ __all__ = [
 
 OWN_KEYS = "_sv_pipeline/"
 """Where our own keys are inside an OCDBT key space; the volume is at its root."""
+SOURCE_PREFIX = "watershed/"
+"""Where a base that refers to the watershed's own files finds them among its own."""
 SINGLE_MANIFEST = "manifest.ocdbt"
 """The manifest; where manifests are numbered, the object that holds the configuration alone."""
 
@@ -116,17 +120,56 @@ def data_prefix(graph_id: str) -> str:
     return validate_graph_id(graph_id) + "_d/"
 
 
-def base_spec(watershed_url: str | Path, *, form: OcdbtFormat | None = None, coordinator: str | None = None) -> Json:
-    """Key-value spec of the base; ``form`` for its creator and writers, ``coordinator`` as host:port."""
-    return _plain_spec(base_folder(watershed_url), form, coordinator)
+def base_spec(
+    watershed_url: str | Path,
+    *,
+    form: OcdbtFormat | None = None,
+    coordinator: str | None = None,
+    refers: bool = False,
+) -> Json:
+    """Key-value spec of the base.
+
+    Parameters
+    ----------
+    form
+        For its creator and writers.
+    coordinator
+        host:port.
+    refers
+        Whether it refers to files of the watershed.
+    """
+    return _plain_spec(_base_of_base(watershed_url, refers), form, coordinator)
 
 
-def part_spec(watershed_url: str | Path, task: str, attempt: str, *, form: OcdbtFormat | None = None) -> Json:
-    """Key-value spec of a part."""
-    return _plain_spec(part_folder(watershed_url, task, attempt), form, None)
+def part_spec(
+    watershed_url: str | Path, task: str, attempt: str, *, form: OcdbtFormat | None = None, refers: bool = False
+) -> Json:
+    """Key-value spec of a part; one of a base that refers to the watershed shares the key space of that base."""
+    folder = part_folder(watershed_url, task, attempt)
+    if not refers:
+        return _plain_spec(folder, form, None)
+    if form is not None:
+        form = replace(form, manifest_kind="single")
+    own = folder.removeprefix(base_folder(watershed_url)) + "d/"
+    return {**_plain_spec(_base_of_base(watershed_url, refers), form, None), "manifest": folder, **_data_in(own)}
 
 
-def _plain_spec(folder: str, form: OcdbtFormat | None, coordinator: str | None) -> Json:
+def _base_of_base(watershed_url: str | Path, refers: bool) -> str | Json:
+    folder = base_folder(watershed_url)
+    return {"driver": "kvstack", "layers": [{"base": folder}, _source_layer(watershed_url)]} if refers else folder
+
+
+def _source_layer(watershed_url: str | Path) -> Json:
+    return {"prefix": SOURCE_PREFIX, "base": as_url(watershed_url)}
+
+
+def _data_in(prefix: str) -> Json:
+    # One left out would default to "d/": the base's own data.
+    names = ("value_data_prefix", "btree_node_data_prefix", "version_tree_node_data_prefix")
+    return dict.fromkeys(names, prefix)
+
+
+def _plain_spec(folder: str | Json, form: OcdbtFormat | None, coordinator: str | None) -> Json:
     spec: Json = {"driver": "ocdbt", "base": folder}
     if form is not None:
         spec["config"] = form.config_json()
@@ -141,6 +184,7 @@ def fork_spec(
     *,
     manifest_kind: Literal["single", "numbered"] = "single",
     version: Version | None = None,
+    refers: bool = False,
 ) -> Json:
     """Key-value spec of a fork; readable by any TensorStore, and free of ``config``, which could only mismatch."""
     fork = fork_folder(watershed_url, graph_id)
@@ -154,16 +198,29 @@ def fork_spec(
         "driver": "ocdbt",
         "base": {
             "driver": "kvstack",
-            "layers": [{"base": base_folder(watershed_url)}, manifest, {"prefix": own, "base": fork + own}],
+            "layers": [
+                {"base": base_folder(watershed_url)},
+                *([_source_layer(watershed_url)] if refers else []),
+                manifest,
+                {"prefix": own, "base": fork + own},
+            ],
         },
-        # One left out would default to "d/": the base's own data.
-        "value_data_prefix": own,
-        "btree_node_data_prefix": own,
-        "version_tree_node_data_prefix": own,
+        **_data_in(own),
     }
     if version is not None:
         spec["version"] = version
     return spec
+
+
+def folder_of(spec: Json) -> str:
+    """Folder of the manifest of a database, given by its key-value spec."""
+    if "manifest" in spec:
+        return str(spec["manifest"])
+    base = spec["base"]
+    if isinstance(base, str):
+        return base
+    first, last = base["layers"][0], base["layers"][-1]
+    return str(first["base"] if last["prefix"] == SOURCE_PREFIX else last["base"].removesuffix(last["prefix"]))
 
 
 def array_spec(kvstore: Json, mip: int) -> Json:
@@ -206,11 +263,7 @@ class OcdbtStore:
     @property
     def folder(self) -> str:
         """Folder of the manifest, and of what is written."""
-        base = self._spec["base"]
-        if isinstance(base, str):
-            return base
-        data = base["layers"][-1]
-        return str(data["base"].removesuffix(data["prefix"]))
+        return folder_of(self._spec)
 
     @property
     def base(self) -> ts.KvStore:

@@ -14,7 +14,7 @@ import tensorstore as ts
 from sv_pipeline.algorithms.pyramid import downsample, holds_labels_of_blocks
 from sv_pipeline.errors import ConfigError, CorruptionError
 from sv_pipeline.grid import Box
-from sv_pipeline.segmentation.base import markers
+from sv_pipeline.segmentation.base import markers, parts
 from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.layout import misfit, step_factor, unclear_grid
 from sv_pipeline.segmentation.fork.fork import Fork
@@ -192,7 +192,7 @@ def _check_parts(outcome: Outcome, base: Base, tasks: list[Triple]) -> None:
     for key in kv.list_keys(folder):
         task, _, rest = key.partition("/")
         attempt, _, file = rest.partition("/")
-        if f"{task}/{attempt}" not in merged or not file.startswith("d/"):
+        if f"{task}/{attempt}" not in merged or not parts.is_kept(file):
             leaked.append(key)
     if leaked:
         outcome.warning(

@@ -51,7 +51,7 @@ def base_volume(base: Base) -> StoredVolume | None:
         found = base.info()
     except NotFoundError:
         return None
-    store = ocdbt.OcdbtStore(ocdbt.base_spec(base.watershed_url))
+    store = ocdbt.OcdbtStore(found.spec())
     return StoredVolume("base", base.watershed_url, found.volume, found.source_mips, store)
 
 

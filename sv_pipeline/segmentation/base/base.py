@@ -20,10 +20,11 @@ from sv_pipeline.segmentation.base import markers
 from sv_pipeline.segmentation.base.given_mips import usable_given_mips
 from sv_pipeline.segmentation.base.layout import plan_scales, populate_layer
 from sv_pipeline.segmentation.base.markers import POPULATED_FOLDER
+from sv_pipeline.segmentation.base.referring import mips_to_refer_to
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.context import is_of_another_database, reset_context
 from sv_pipeline.storage.file_guard import commit_guard
-from sv_pipeline.storage.precomputed import VolumeInfo, info_json, parse_info, read_info
+from sv_pipeline.storage.precomputed import VolumeInfo, info_json, parse_info, read_info, stored_scale
 from sv_pipeline.storage.retry import retry_transport
 
 __all__ = ["FORKS", "Base", "BaseInfo", "write_volume_info"]
@@ -52,11 +53,33 @@ class BaseInfo:
     """What the configuration asked for."""
     remade: str | None = None
     """Why mips that the source has were made anew; None if they were not."""
+    referred: tuple[int, ...] = ()
+    """Mips whose chunks are referred to where they lie in the watershed, and not copied."""
 
     @property
     def n_mips(self) -> int:
         """Number of mips."""
         return len(self.volume.scales)
+
+    @property
+    def refers(self) -> bool:
+        """Whether the base refers to files of the watershed, which must not change then."""
+        return bool(self.referred)
+
+    def spec(self, *, creating: bool = False, coordinator: str | None = None) -> dict[str, Any]:
+        """Key-value spec of the base; for its creator with its format, ``coordinator`` as host:port."""
+        form = self.form if creating else None
+        return ocdbt.base_spec(self.watershed_url, form=form, coordinator=coordinator, refers=self.refers)
+
+    def part_spec(self, task: str, attempt: str, *, creating: bool = False) -> dict[str, Any]:
+        """Key-value spec of the part that an attempt at a populate task makes; for its creator with its format."""
+        form = self.form if creating else None
+        return ocdbt.part_spec(self.watershed_url, task, attempt, form=form, refers=self.refers)
+
+    def fork_spec(self, graph_id: str, version: ocdbt.Version | None = None) -> dict[str, Any]:
+        """Key-value spec of a fork of the base."""
+        kind = self.form.manifest_kind
+        return ocdbt.fork_spec(self.watershed_url, graph_id, manifest_kind=kind, version=version, refers=self.refers)
 
 
 @dataclass(frozen=True, init=False)
@@ -98,7 +121,8 @@ class Base:
             _refuse_a_stranger(folder)
             source = read_info(url)
             usable, remade = usable_given_mips(url, config.mips)
-            volume = VolumeInfo("uint64", plan_scales(source, config, grid, usable=usable))
+            referred = mips_to_refer_to([stored_scale(url, mip) for mip in range(usable)], config, grid)
+            volume = VolumeInfo("uint64", plan_scales(source, config, grid, usable=usable, referred=referred))
             info = BaseInfo(
                 watershed_url=url,
                 form=ocdbt.OcdbtFormat.of(config),
@@ -106,6 +130,7 @@ class Base:
                 source_mips=min(usable, len(volume.scales)),
                 storage_chunk_size=config.storage_chunk_size,
                 remade=remade,
+                referred=referred,
             )
             if kv.write_if_absent(folder, RECORD, _encode(info)):
                 _logger.info("creating the base of %s with %d mips", url, info.n_mips)
@@ -114,7 +139,7 @@ class Base:
         exists = kv.read_bytes(folder, ocdbt.SINGLE_MANIFEST) is not None
         # The volume's info creates the database; nothing happens if that has been done. Only its creator says what a
         # database is like: later, its manifest does.
-        write_volume_info(ocdbt.base_spec(url, form=None if exists else info.form), info.volume)
+        write_volume_info(info.spec(creating=not exists), info.volume)
         layer = config.populate_layer if grid is None else populate_layer(config, grid)
         markers.claim_settings(url, {**config.settings, **_settings(info.form), "populate_layer": layer})
         return info
@@ -156,6 +181,11 @@ class Base:
     def is_complete(self) -> bool:
         """Whether the populate has been finished."""
         return markers.read_complete(self.watershed_url) is not None
+
+    def counts(self) -> dict[str, int]:
+        """Storage chunks that are referred to, and those copied in the same mips; empty before the populate ends."""
+        complete = markers.read_complete(self.watershed_url) or {}
+        return {name: int(complete[name]) for name in ("referred", "copied") if name in complete}
 
     def require_complete(self) -> None:
         """Raise NotReadyError, saying what to run, unless the populate of the base is complete."""
@@ -217,6 +247,7 @@ def _encode(info: BaseInfo) -> bytes:
         "storage_chunk_size": info.storage_chunk_size,
         "info": info_json(info.volume),
         **({} if info.remade is None else {"remade": info.remade}),
+        **({"referred": info.referred} if info.referred else {}),
     }
     return json.dumps(record, indent=1).encode()
 
@@ -240,6 +271,7 @@ def _decode(url: str, record: dict[str, Any]) -> BaseInfo:
         source_mips=int(record["source_mips"]),
         storage_chunk_size=None if chunk_size is None else (chunk_size[0], chunk_size[1], chunk_size[2]),
         remade=record.get("remade"),
+        referred=tuple(int(mip) for mip in record.get("referred", ())),
     )
 
 
@@ -285,13 +317,14 @@ def write_volume_info(spec: dict[str, Any], volume: VolumeInfo) -> None:
             with commit_guard(store.folder):
                 store.kv.write(INFO, content, if_equal=found.stamp.generation).result()
 
-    what = f"creating the database at {spec['base']}"
+    place = ocdbt.folder_of(spec)
+    what = f"creating the database at {place}"
     try:
         retry_transport(write, what=what)
     except DamagedError as error:
         if not is_of_another_database(error):
             raise
         raise ConfigError(
-            f"the database at {spec['base']} does not have the configuration in its record: {error}.",
+            f"the database at {place} does not have the configuration in its record: {error}.",
             remedy="Wipe the base and create it again.",
         ) from error

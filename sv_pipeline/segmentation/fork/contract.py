@@ -50,6 +50,6 @@ def neuroglancer_url(base: BaseInfo, graph_id: str) -> str | None:
     """Source URL of a fork for neuroglancer; None where neuroglancer could not read it."""
     if not base.watershed_url.startswith("gs://") or base.form.manifest_kind == "numbered":
         return None
-    layers = ocdbt.fork_spec(base.watershed_url, graph_id)["base"]["layers"]
+    layers = base.fork_spec(graph_id)["base"]["layers"]
     stack = quote(json.dumps({"layers": layers}, separators=(",", ":")), safe="")
     return f"kvstack:{stack}/|ocdbt:|neuroglancer-precomputed:"

@@ -162,8 +162,7 @@ class Fork:
             If the version is written wrongly.
         """
         _check_version(version)
-        kind = self.base_info(mip=mip or 0).form.manifest_kind
-        keys = ocdbt.fork_spec(self.watershed_url, self.graph_id, manifest_kind=kind, version=version)
+        keys = self.base_info(mip=mip or 0).fork_spec(self.graph_id, version)
         return keys if mip is None else ocdbt.array_spec(keys, mip)
 
     def open(
