@@ -29,6 +29,7 @@ from sv_pipeline.config_fields import (
     LocalFolder,
     NamePart,
     Nanometres,
+    PopulateMethod,
     Source,
     Voxel,
     no_bool,
@@ -177,17 +178,6 @@ class BackendClient(_Model):
         return self
 
 
-class PopulateMethod(StrEnum):
-    """How parallel workers write the base without contention for its manifest."""
-
-    PARTS = "parts"
-    """Each task writes a private store; one process merges the stores by reference."""
-    COORDINATOR = "coordinator"
-    """All tasks write through one DistributedCoordinatorServer."""
-    DIRECT = "direct"
-    """One worker commits atomically to the base itself."""
-
-
 class OcdbtConfig(_Model):
     """Format of the base. It is stored with the base and the graph, and is fixed once the base exists."""
 
@@ -202,6 +192,7 @@ class OcdbtConfig(_Model):
     populate_layer: Int = Field(default=4, ge=2, le=64)
     """Graph layer whose chunks are the populate tasks; limited to the top layer of the graph."""
     populate_method: PopulateMethod = PopulateMethod.PARTS
+    """The default of a dataset with a ``source`` is ``auto``: its watershed is made here, and can be referred to."""
     coordinator_address: Address | None = None
     """host:port of the coordinator; default: environment variable SV_PIPELINE_COORDINATOR."""
     mips: Int | None = Field(default=None, ge=1, le=64)
@@ -246,9 +237,10 @@ class OcdbtConfig(_Model):
     def stored(self) -> dict[str, Any]:
         """Return what the graph's meta stores: PyChunkedGraph's keys under its names, and ours, which it ignores."""
         own = self.model_dump(mode="json", exclude={"compression_level", "coordinator_address"})
-        # A fork with numbered manifests needs another spec than the one that PyChunkedGraph builds, with which it would
-        # write into the base.
-        return {**own, "enabled": self.enabled and self.manifest_kind == "single", "compression": self.compression}
+        # A fork with numbered manifests, or of a base that refers to the watershed, needs another layer in its spec
+        # than those that PyChunkedGraph builds: it would write into the base, or find no voxels.
+        readable = self.manifest_kind == "single" and not self.populate_method.refers
+        return {**own, "enabled": self.enabled and readable, "compression": self.compression}
 
     @model_validator(mode="before")
     @classmethod
@@ -321,6 +313,14 @@ class DatasetConfig(_Model):
     """PyChunkedGraph's section about its own workers; accepted, but not used."""
     events: tuple[Receiver, ...] = ()
     """Receivers of events about finished edits."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refer_to_a_watershed_of_our_own(cls, data: Any) -> Any:
+        given = data.get("ocdbt_config", {}) if isinstance(data, dict) and data.get("source") is not None else None
+        if isinstance(given, dict) and "populate_method" not in given:
+            return {**data, "ocdbt_config": {**given, "populate_method": PopulateMethod.AUTO}}
+        return data
 
     @field_validator("graph_id")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -20,6 +21,7 @@ __all__ = [
     "LocalFolder",
     "NamePart",
     "Nanometres",
+    "PopulateMethod",
     "Source",
     "Voxel",
     "no_bool",
@@ -78,3 +80,23 @@ Address = Annotated[str, AfterValidator(_address)]
 CloudName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9:._-]*$", max_length=100)]
 """Name of a project or an instance of Google Cloud."""
 NamePart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]*$", max_length=MAX_TABLE_NAME)]
+
+
+class PopulateMethod(StrEnum):
+    """How workers write the base without contention on its manifest."""
+
+    PARTS = "parts"
+    """Each task into a private store; one process merges them by reference."""
+    COORDINATOR = "coordinator"
+    """All tasks through one DistributedCoordinatorServer."""
+    DIRECT = "direct"
+    """Atomic commits straight to the base; for one worker."""
+    REFERENCE = "reference"
+    """As parts, which refer to the watershed's own chunks instead of copies; refused where that is not possible."""
+    AUTO = "auto"
+    """By reference where that is possible, as parts elsewhere; per mip, and per chunk."""
+
+    @property
+    def refers(self) -> bool:
+        """Whether a base may refer to chunks of the watershed instead of copying them."""
+        return self in (PopulateMethod.REFERENCE, PopulateMethod.AUTO)

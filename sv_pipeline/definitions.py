@@ -36,7 +36,7 @@ def defs() -> dg.Definitions:
             assets.reader_contract,
             pyramid.pyramid,
         ],
-        asset_checks=[checks.invariants, checks.layer_complete, pyramid.pyramid_keeps_up],
+        asset_checks=[checks.invariants, checks.layer_complete, checks.watershed_unchanged, pyramid.pyramid_keeps_up],
         jobs=[
             jobs.register_graph_job,
             jobs.purge_layer_job,

@@ -54,6 +54,7 @@ _FREE_FIELDS = {
     ("ingest_config",),
     ("events",),
     ("ocdbt_config", "coordinator_address"),
+    ("ocdbt_config", "populate_method"),
     ("data_source", "fill_missing"),
     ("source", "fill_missing"),
 }

@@ -118,8 +118,11 @@ def status_table(status: GraphStatus) -> Table:
     if status.fork_wanted or status.forked:
         table.add_row("fork", "[green]done[/]" if status.forked else "[dim]waiting[/]", "", "", "", "", "")
     errors = [row.error for row in status.stages if row.error]
+    lines = [f"{row.name}: {row.note}" for row in status.stages if row.note]
     if errors:
-        table.caption = "first failure: " + errors[0]
+        lines.insert(0, "first failure: " + errors[0])
+    if lines:
+        table.caption = "\n".join(lines)
         table.caption_justify = "left"
     return table
 

@@ -6,18 +6,19 @@ from collections.abc import Collection, Iterator
 
 import dagster as dg
 
-from sv_pipeline.defs.assets import layer, reader_contract
+from sv_pipeline.defs.assets import base_ocdbt, layer, reader_contract
 from sv_pipeline.defs.metadata import explained_failures
 from sv_pipeline.defs.partitions import graph_layers, graphs
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.errors import NotFoundError, SvPipelineError
 from sv_pipeline.ingest import progress
+from sv_pipeline.segmentation.base.source_record import changes_of_source
 from sv_pipeline.storage.wall import wall
 from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline.verify.report import CheckResult, VerifyReport
 from sv_pipeline.verify.run import CHECKS
 
-__all__ = ["evaluations", "graph_of", "invariants", "layer_complete", "red_checks"]
+__all__ = ["evaluations", "graph_of", "invariants", "layer_complete", "red_checks", "watershed_unchanged"]
 
 
 def graph_of(context: dg.OpExecutionContext) -> str | None:
@@ -141,7 +142,38 @@ def _layer_complete(context: dg.AssetCheckExecutionContext, pipeline: PipelineRe
     )
 
 
+TASKS_LOOKED_AT = 16
+
+
+def _watershed_unchanged(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+    """Some objects of the watershed are those that the base refers to; the check 'source' looks at all of them."""
+    mine = graph_of(context.op_execution_context)
+    changes: dict[str, str] = {}
+    looked_at = 0
+    with explained_failures():
+        for graph_id in pipeline.registry.graph_ids() if mine is None else [mine]:
+            try:
+                base = pipeline.dataset(graph_id).base.info()
+            except NotFoundError:
+                continue  # it has no voxels of its own
+            found = changes_of_source(base, at_most=TASKS_LOOKED_AT)
+            looked_at += found.looked_at
+            if found:
+                changes[graph_id] = found.text
+    return dg.AssetCheckResult(
+        passed=not changes,
+        metadata={"objects": looked_at},
+        description="; ".join(f"{graph_id}: {text}" for graph_id, text in changes.items()) or None,
+    )
+
+
 with _partitioned():
+    watershed_unchanged = dg.asset_check(
+        asset=base_ocdbt,
+        name="watershed_unchanged",
+        description=_watershed_unchanged.__doc__,
+        partitions_def=graphs,
+    )(_watershed_unchanged)
     layer_complete = dg.asset_check(
         asset=layer,
         name="layer_complete",

@@ -52,7 +52,7 @@ __all__ = ["redo", "undo"]
 
 @dataclass(frozen=True, eq=False)
 class RevertRequest:
-    """Change edges back, or again."""
+    """Change edges back, or again: the undo or redo of an operation that took edges alone."""
 
     user: str
     operation_id: int
@@ -70,6 +70,26 @@ class RevertRequest:
     def supervoxels(self) -> UInt64Array:
         """Ends of the edges."""
         return np.unique(self.edges)
+
+    @property
+    def request(self) -> Self:
+        """It names all that there is to know."""
+        return self
+
+    def prepare(self, graph: ChunkedGraph) -> Self:
+        """Without edges of supervoxels that were split since."""
+        edges = _edges_of_today(graph, self.edges)
+        if not len(edges):
+            raise _nothing(self)
+        return replace(self, edges=edges)
+
+    def plan(self, workspace: Workspace) -> EditPlan:
+        """See :func:`_plan`."""
+        return _plan(workspace, self)
+
+    def log(self, _graph: ChunkedGraph) -> list[SetCell]:
+        """What is reverted, and by whom."""
+        return _log_cells(self.kind, self.user, self.operation_id)
 
 
 def undo(
@@ -149,7 +169,7 @@ def _revert(graph: ChunkedGraph, operation_id: int, user: str, run: _Run, *, und
     if len(record):
         revert = _undo_split if undo_it else _redo_split
         return revert(graph, found, user, run)
-    return run.edit(graph, _RevertOfEdges(request))
+    return run.edit(graph, request)
 
 
 def _followed(graph: ChunkedGraph, operation_id: int, *, undo_it: bool) -> tuple[Operation, bool]:
@@ -309,26 +329,6 @@ def _check_success(operation: Operation) -> None:
             f"operation {operation.operation_id} is {status}; only what succeeded can be undone or redone.",
             remedy="The log lists what was made.",
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _RevertOfEdges:
-    """The undo or redo of an operation that took edges alone."""
-
-    request: RevertRequest
-
-    def prepare(self, graph: ChunkedGraph) -> Self:
-        """Without edges of supervoxels that were split since."""
-        edges = _edges_of_today(graph, self.request.edges)
-        if not len(edges):
-            raise _nothing(self.request)
-        return replace(self, request=replace(self.request, edges=edges))
-
-    def plan(self, workspace: Workspace) -> EditPlan:
-        return _plan(workspace, self.request)
-
-    def log(self, _graph: ChunkedGraph) -> list[SetCell]:
-        return _log_cells(self.request.kind, self.request.user, self.request.operation_id)
 
 
 def _edges_of_today(graph: ChunkedGraph, edges: UInt64Array) -> UInt64Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -13,14 +13,13 @@ from sv_pipeline.edits.plan.implied_edges import implied_edges
 from sv_pipeline.edits.plan.level2_change import add_edges
 from sv_pipeline.edits.plan.region import Region, read_region
 from sv_pipeline.edits.plan.workspace import Workspace, plan_above, workspace_of_preview
-from sv_pipeline.edits.requests import MergeRequest, check_distance, log_cells, region_of
-from sv_pipeline.edits.session import Resumption, checked, run_edit
+from sv_pipeline.edits.requests import MergeRequest, check_distance, region_of
+from sv_pipeline.edits.session import EditOfPoints, Resumption, run_edit
 from sv_pipeline.edits.write.commit import CommittedEdit
 from sv_pipeline.edits.write.locking import LockPatience
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
-from sv_pipeline.table.interface import SetCell
 
 __all__ = ["MergePreview", "merge", "plan_addition", "plan_merge", "preview_merge"]
 
@@ -67,26 +66,18 @@ def merge(
     return run_edit(graph, Merge(request, volume), patience=patience, resumption=resumption)
 
 
-@dataclass(frozen=True, eq=False)
-class Merge:
+class Merge(EditOfPoints[MergeRequest]):
     """One merge, as an :class:`~sv_pipeline.edits.session.Edit`."""
 
-    request: MergeRequest
-    volume: Any = None
-    """The graph's segmentation at mip 0, where points are to be looked up."""
-
     def prepare(self, graph: ChunkedGraph) -> Self:
-        """With the supervoxels at the points."""
-        request = checked(graph, self.request, self.volume, lambda resolved: check_distance(graph, resolved))
-        return replace(self, request=request)
+        """With the supervoxels at the points; refused if the two sides are too far apart."""
+        edit = super().prepare(graph)
+        check_distance(graph, edit.request)
+        return edit
 
     def plan(self, workspace: Workspace) -> EditPlan:
         """See :func:`plan_merge`."""
         return plan_merge(workspace, self.request)
-
-    def log(self, graph: ChunkedGraph) -> list[SetCell]:
-        """Points and user."""
-        return log_cells(graph, self.request)
 
 
 def preview_merge(graph: ChunkedGraph, request: MergeRequest, *, volume: Any = None) -> MergePreview:

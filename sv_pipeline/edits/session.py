@@ -10,15 +10,23 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from sv_pipeline.edits.plan.edit_plan import EditPlan
 from sv_pipeline.edits.plan.roots import RequestOfPoints, RequestRoots
 from sv_pipeline.edits.plan.workspace import Workspace
 from sv_pipeline.edits.pointing import resolved
-from sv_pipeline.edits.requests import MergeRequest, SplitRequest, check_options, check_points, offset_of, options_of
+from sv_pipeline.edits.requests import (
+    MergeRequest,
+    SplitRequest,
+    check_options,
+    check_points,
+    log_cells,
+    offset_of,
+    options_of,
+)
 from sv_pipeline.edits.write.commit import CommittedEdit, commit, logical_time
 from sv_pipeline.edits.write.locking import EditLocks, LockPatience, lock_roots
 from sv_pipeline.failpoints import reach
@@ -30,7 +38,7 @@ from sv_pipeline.operations.writing import OperationRow, Scope
 from sv_pipeline.table.interface import SetCell
 from sv_pipeline.waiting import doing
 
-__all__ = ["Edit", "Resumption", "announced", "run_edit"]
+__all__ = ["Edit", "EditOfPoints", "Resumption", "announced", "run_edit"]
 
 log = logging.getLogger(__name__)
 Checked = TypeVar("Checked", MergeRequest, SplitRequest)
@@ -224,13 +232,21 @@ def refuse_if_read_only(graph: ChunkedGraph) -> None:
         )
 
 
-def checked(
-    graph: ChunkedGraph, request: Checked, volume: Any, check: Callable[[Checked], None] | None = None
-) -> Checked:
-    """A request with its supervoxels, refused if it makes no sense by itself."""
-    request = resolved(graph, request, volume)
-    check_points(graph, request)
-    offset_of(graph, request)
-    if check is not None:
-        check(request)
-    return request
+@dataclass(frozen=True, eq=False)
+class EditOfPoints(Generic[Checked]):
+    """What merges and splits have in common: points, which are looked up and logged."""
+
+    request: Checked
+    volume: Any = None
+    """The graph's segmentation at mip 0, where points are to be looked up."""
+
+    def prepare(self, graph: ChunkedGraph) -> Self:
+        """With the supervoxels at the points; refused if the request makes no sense by itself."""
+        request = resolved(graph, self.request, self.volume)
+        check_points(graph, request)
+        offset_of(graph, request)
+        return replace(self, request=request)
+
+    def log(self, graph: ChunkedGraph) -> list[SetCell]:
+        """Points and user."""
+        return log_cells(graph, self.request)

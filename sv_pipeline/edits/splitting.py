@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -28,14 +28,13 @@ from sv_pipeline.edits.plan.region import Region
 from sv_pipeline.edits.plan.removal import plan_removal
 from sv_pipeline.edits.plan.supervoxel_split import SupervoxelSplit, plan_supervoxel_split, without_voxels
 from sv_pipeline.edits.plan.workspace import Workspace, workspace_of_preview
-from sv_pipeline.edits.requests import SplitRequest, log_cells
-from sv_pipeline.edits.session import Resumption, checked, run_edit
+from sv_pipeline.edits.requests import SplitRequest
+from sv_pipeline.edits.session import EditOfPoints, Resumption, run_edit
 from sv_pipeline.edits.write.commit import CommittedEdit
 from sv_pipeline.edits.write.locking import LockPatience
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
-from sv_pipeline.table.interface import SetCell
 
 __all__ = ["SplitPreview", "plan_split", "preview_split", "split"]
 
@@ -73,25 +72,12 @@ def split(
     return run_edit(graph, Split(request, volume), patience=patience, resumption=resumption)
 
 
-@dataclass(frozen=True, eq=False)
-class Split:
+class Split(EditOfPoints[SplitRequest]):
     """One split, as an :class:`~sv_pipeline.edits.session.Edit`."""
-
-    request: SplitRequest
-    volume: Any = None
-    """The graph's segmentation at mip 0, where points are to be looked up."""
-
-    def prepare(self, graph: ChunkedGraph) -> Self:
-        """With the supervoxels at the points."""
-        return replace(self, request=checked(graph, self.request, self.volume))
 
     def plan(self, workspace: Workspace) -> EditPlan:
         """See :func:`plan_split`."""
         return plan_split(workspace, self.request)
-
-    def log(self, graph: ChunkedGraph) -> list[SetCell]:
-        """Points and user."""
-        return log_cells(graph, self.request)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,14 +120,21 @@ def preview_split(graph: ChunkedGraph, request: SplitRequest, *, volume: Any = N
     )
 
 
-def _options(request: SplitRequest) -> dict[str, bool]:
+class _CutOptions(TypedDict):
+    """Options of a minimum cut."""
+
+    path_augmentation: bool
+    disallow_isolating_cut: bool | None
+
+
+def _options(request: SplitRequest) -> _CutOptions:
     return {
         "path_augmentation": request.path_augmentation,
         "disallow_isolating_cut": request.disallow_isolating_cut,
     }
 
 
-def _after_split(request: SplitRequest) -> dict[str, bool]:
+def _after_split(request: SplitRequest) -> _CutOptions:
     """A split through a supervoxel may leave one side with nothing but its piece."""
     return {**_options(request), "disallow_isolating_cut": False}
 

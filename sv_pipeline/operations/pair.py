@@ -99,11 +99,6 @@ class HasBoth(Protocol):
         """Fork of the graph."""
         ...
 
-    @property
-    def graph_id(self) -> str:
-        """Name of the graph and its fork."""
-        ...
-
 
 class Committed(NamedTuple):
     """An operation whose voxels are committed."""
@@ -241,9 +236,9 @@ def _fork_lacks(graph: HasBoth, committed: Committed, store: ocdbt.OcdbtStore | 
 
 def _misfit(graph: HasBoth, older: Older, why: str) -> Misfit:
     verdict = (
-        f"the {older} of graph {graph.graph_id!r} is older than its {'fork' if older is Older.TABLE else 'table'}"
+        f"the {older} of graph {graph.fork.graph_id!r} is older than its {'fork' if older is Older.TABLE else 'table'}"
         if older is not Older.NEITHER
-        else f"table and fork of graph {graph.graph_id!r} do not belong together"
+        else f"table and fork of graph {graph.fork.graph_id!r} do not belong together"
     )
     return Misfit(older, f"{verdict}: {why}.", restore_advice(graph, older))
 
@@ -277,7 +272,7 @@ def _readable(graph: HasBoth) -> Iterator[None]:
     except ValueError as error:
         reason = str(error).split(" [tensorstore_spec=", 1)[0]
         raise CorruptionError(
-            f"the fork of graph {graph.graph_id!r} cannot be read: {reason}.",
+            f"the fork of graph {graph.fork.graph_id!r} cannot be read: {reason}.",
             remedy="Restore the file that the text names; `sv-pipeline verify` lists what is damaged.",
         ) from error
 

@@ -18,9 +18,10 @@ written into the base. This is the layout of PyChunkedGraph, which builds the sa
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,13 +36,16 @@ from sv_pipeline.storage.kv import as_url, join_url
 __all__ = [
     "OWN_KEYS",
     "SINGLE_MANIFEST",
+    "SOURCE_PREFIX",
     "OcdbtFormat",
     "OcdbtStore",
     "Version",
     "array_spec",
     "base_folder",
     "base_spec",
+    "check_version",
     "data_prefix",
+    "folder_of",
     "fork_folder",
     "fork_spec",
     "ocdbt_folder",
@@ -52,12 +56,15 @@ __all__ = [
 
 OWN_KEYS = "_sv_pipeline/"
 """Prefix of our own keys inside an OCDBT key space; the volume is at its root."""
+SOURCE_PREFIX = "watershed/"
+"""Where a base that refers to the watershed's own files finds them among its own."""
 SINGLE_MANIFEST = "manifest.ocdbt"
 """Name of the manifest. If manifests are numbered, this object contains only the configuration."""
 
 Version = int | str
 """A generation number, or a time ``YYYY-MM-DDTHH:MM:SS[.frac]Z``."""
 Json = dict[str, Any]
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
 
 @dataclass(frozen=True)
@@ -116,17 +123,60 @@ def data_prefix(graph_id: str) -> str:
     return validate_graph_id(graph_id) + "_d/"
 
 
-def base_spec(watershed_url: str | Path, *, form: OcdbtFormat | None = None, coordinator: str | None = None) -> Json:
-    """Return the key-value spec of the base; ``form`` for creating and writing it, ``coordinator`` as host:port."""
-    return _plain_spec(base_folder(watershed_url), form, coordinator)
+def base_spec(
+    watershed_url: str | Path,
+    *,
+    form: OcdbtFormat | None = None,
+    coordinator: str | None = None,
+    refers: bool = False,
+    version: Version | None = None,
+) -> Json:
+    """Key-value spec of the base.
+
+    Parameters
+    ----------
+    form
+        For its creator.
+    coordinator
+        host:port.
+    refers
+        Whether it refers to files of the watershed.
+    version
+        For a pin.
+    """
+    spec = _plain_spec(_base_of_base(watershed_url, refers), form, coordinator)
+    return spec if version is None else {**spec, "version": version}
 
 
-def part_spec(watershed_url: str | Path, task: str, attempt: str, *, form: OcdbtFormat | None = None) -> Json:
-    """Return the key-value spec of a part."""
-    return _plain_spec(part_folder(watershed_url, task, attempt), form, None)
+def part_spec(
+    watershed_url: str | Path, task: str, attempt: str, *, form: OcdbtFormat | None = None, refers: bool = False
+) -> Json:
+    """Key-value spec of a part; one of a base that refers to the watershed shares the key space of that base."""
+    folder = part_folder(watershed_url, task, attempt)
+    if not refers:
+        return _plain_spec(folder, form, None)
+    if form is not None:
+        form = replace(form, manifest_kind="single")
+    own = folder.removeprefix(base_folder(watershed_url)) + "d/"
+    return {**_plain_spec(_base_of_base(watershed_url, refers), form, None), "manifest": folder, **_data_in(own)}
 
 
-def _plain_spec(folder: str, form: OcdbtFormat | None, coordinator: str | None) -> Json:
+def _base_of_base(watershed_url: str | Path, refers: bool) -> str | Json:
+    folder = base_folder(watershed_url)
+    return {"driver": "kvstack", "layers": [{"base": folder}, _source_layer(watershed_url)]} if refers else folder
+
+
+def _source_layer(watershed_url: str | Path) -> Json:
+    return {"prefix": SOURCE_PREFIX, "base": as_url(watershed_url)}
+
+
+def _data_in(prefix: str) -> Json:
+    # One left out would default to "d/": the base's own data.
+    names = ("value_data_prefix", "btree_node_data_prefix", "version_tree_node_data_prefix")
+    return dict.fromkeys(names, prefix)
+
+
+def _plain_spec(folder: str | Json, form: OcdbtFormat | None, coordinator: str | None) -> Json:
     spec: Json = {"driver": "ocdbt", "base": folder}
     if form is not None:
         spec["config"] = form.config_json()
@@ -141,6 +191,7 @@ def fork_spec(
     *,
     manifest_kind: Literal["single", "numbered"] = "single",
     version: Version | None = None,
+    refers: bool = False,
 ) -> Json:
     """Return the key-value spec of a fork; any TensorStore can read it. A ``config`` in it could only mismatch."""
     fork = fork_folder(watershed_url, graph_id)
@@ -154,16 +205,37 @@ def fork_spec(
         "driver": "ocdbt",
         "base": {
             "driver": "kvstack",
-            "layers": [{"base": base_folder(watershed_url)}, manifest, {"prefix": own, "base": fork + own}],
+            "layers": [
+                {"base": base_folder(watershed_url)},
+                *([_source_layer(watershed_url)] if refers else []),
+                manifest,
+                {"prefix": own, "base": fork + own},
+            ],
         },
-        # An omitted prefix would default to "d/", where the data of the base are.
-        "value_data_prefix": own,
-        "btree_node_data_prefix": own,
-        "version_tree_node_data_prefix": own,
+        **_data_in(own),
     }
     if version is not None:
         spec["version"] = version
     return spec
+
+
+def folder_of(spec: Json) -> str:
+    """Folder of the manifest of a database, given by its key-value spec."""
+    if "manifest" in spec:
+        return str(spec["manifest"])
+    base = spec["base"]
+    if isinstance(base, str):
+        return base
+    first, last = base["layers"][0], base["layers"][-1]
+    return str(first["base"] if last["prefix"] == SOURCE_PREFIX else last["base"].removesuffix(last["prefix"]))
+
+
+def check_version(version: Version | None) -> None:
+    """ConfigError unless a version is a generation, or a time as it is written."""
+    if isinstance(version, bool) or (isinstance(version, int) and version < 1):
+        raise ConfigError(f"generation {version!r} cannot be read.", remedy="Generations are numbered from 1.")
+    if isinstance(version, str) and not _TIME.fullmatch(version):
+        raise ConfigError(f"{version!r} is not a time.", remedy="Write it as 2026-01-31T12:00:00Z, with the Z.")
 
 
 def array_spec(kvstore: Json, mip: int) -> Json:
@@ -206,11 +278,7 @@ class OcdbtStore:
     @property
     def folder(self) -> str:
         """Folder of the manifest and of new data files."""
-        base = self._spec["base"]
-        if isinstance(base, str):
-            return base
-        data = base["layers"][-1]
-        return str(data["base"].removesuffix(data["prefix"]))
+        return folder_of(self._spec)
 
     @property
     def base(self) -> ts.KvStore:

@@ -8,6 +8,7 @@ from typing import Any
 import tensorstore as ts
 
 from sv_pipeline.storage.generations import read_manifest
+from sv_pipeline.storage.ocdbt import SOURCE_PREFIX
 
 __all__ = ["Extent", "Reachable", "reachable"]
 
@@ -38,7 +39,17 @@ class Reachable:
 
     @property
     def files(self) -> set[str]:
-        """Files that contain any of them."""
+        """Files of the database that hold any of it: what may not be deleted, and what a copy must have."""
+        return {file for file in self._every_file if not file.startswith(SOURCE_PREFIX)}
+
+    @property
+    def files_of_watershed(self) -> set[str]:
+        """Files of the watershed that are only referred to, relative to its folder: they must stay where they are."""
+        found = self._every_file
+        return {file.removeprefix(SOURCE_PREFIX) for file in found if file.startswith(SOURCE_PREFIX)}
+
+    @property
+    def _every_file(self) -> set[str]:
         return {extent.file for extent in self.nodes | self.values}
 
     @property

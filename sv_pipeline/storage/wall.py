@@ -50,6 +50,10 @@ __all__ = [
 TRANSPORT_CODES = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "INTERNAL"})
 DENIED_CODES = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED"})
 RESTORE = "Restore it from a copy, or build it again; 'sv-pipeline verify' says whether anything else is damaged."
+RESTORE_SOURCE = (
+    "Restore the version of that file that was there when the base was made; 'sv-pipeline verify' says what else has "
+    "changed in the watershed."
+)
 
 _STATUS = re.compile(r"([A-Z][A-Z_]+): ")
 _TENSORSTORE = re.compile(
@@ -123,6 +127,14 @@ def storage_error(error: BaseException, what: str = "") -> SvPipelineError | Non
     damage = damage_of(text)
     if damage.place is None:
         return DamagedError(f"{lead}stored data cannot be read ({damage.reason}).", remedy=RESTORE, code=code)
+    if damage.of_watershed:
+        return DamagedError(
+            f"{lead}{damage.place} has changed or is missing ({damage.reason}). The base refers to this file of the "
+            "watershed.",
+            remedy=RESTORE_SOURCE,
+            code=code,
+            place=damage.place,
+        )
     return DamagedError(
         f"{lead}{damage.place} is damaged or missing ({damage.reason}).", remedy=RESTORE, code=code, place=damage.place
     )

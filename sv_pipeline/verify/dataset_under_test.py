@@ -58,16 +58,6 @@ class Subject:
     _failures: dict[str, str] = field(default_factory=dict)
 
     @property
-    def graph_id(self) -> str:
-        """Name of the graph."""
-        return self.fork.graph_id
-
-    @property
-    def watershed_url(self) -> str:
-        """Folder of the watershed."""
-        return self.fork.watershed_url
-
-    @property
     def options(self) -> VoxelOptions:
         """How checks go through voxels."""
         return {"sample": self.sample, "seed": self.seed, "workers": self.workers, "advance": self.advance}
@@ -90,7 +80,7 @@ class Subject:
     @cached_property
     def volume(self) -> VolumeInfo:
         """Shape of the watershed."""
-        return self._once("the watershed's info", lambda: read_info(self.watershed_url))
+        return self._once("the watershed's info", lambda: read_info(self.fork.watershed_url))
 
     @cached_property
     def grid(self) -> ChunkGrid:
@@ -168,4 +158,4 @@ class Subject:
     @cached_property
     def watershed(self) -> volumes.StoredVolume:
         """The source volume."""
-        return self._once("the watershed volume", lambda: volumes.watershed_volume(self.watershed_url))
+        return self._once("the watershed volume", lambda: volumes.watershed_volume(self.fork.watershed_url))

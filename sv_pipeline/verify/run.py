@@ -20,6 +20,7 @@ from sv_pipeline.verify import (
     ingest_checks,
     pair_checks,
     pyramid_checks,
+    source_checks,
     table_checks,
     volumes,
     voxel_checks,
@@ -45,7 +46,7 @@ class _Check:
 
 
 def _meta(subject: Subject, outcome: Outcome) -> None:
-    ingest_checks.check_meta(outcome, subject.table, subject.meta, subject.volume, subject.watershed_url)
+    ingest_checks.check_meta(outcome, subject.table, subject.meta, subject.volume, subject.fork.watershed_url)
 
 
 def _ids(subject: Subject, outcome: Outcome) -> None:
@@ -92,6 +93,10 @@ def _base(subject: Subject, outcome: Outcome) -> None:
     pyramid_checks.check_base(outcome, base, subject.watershed, **subject.options)
 
 
+def _source(subject: Subject, outcome: Outcome) -> None:
+    source_checks.check_source(outcome, subject.fork.watershed_url, sample=subject.sample)
+
+
 def _fork(subject: Subject, outcome: Outcome) -> None:
     fork = volumes.fork_volume(subject.fork)
     base = volumes.base_volume(subject.fork.base)
@@ -127,7 +132,7 @@ def _pair(subject: Subject, outcome: Outcome) -> None:
 
 def _progress(subject: Subject, outcome: Outcome) -> None:
     ingest_checks.check_progress(outcome, subject.table, subject.layout, subject.grid)
-    watershed_checks.check_watershed_files(outcome, subject.watershed_url)
+    watershed_checks.check_watershed_files(outcome, subject.fork.watershed_url)
 
 
 def _operations(subject: Subject, outcome: Outcome) -> None:
@@ -150,6 +155,7 @@ _CHECKS: dict[str, _Check] = {
     "inf_edges": _Check("no edge of affinity inf joins two roots", "edges", _inf_edges),
     "voxels": _Check("ids in the voxels are the live leaves, each in one piece inside its chunk", "chunks", _voxels),
     "base": _Check("the base equals the watershed and was populated to the end", "blocks", _base),
+    "source": _Check("the watershed is as it was when the base was made to refer to it", "objects", _source),
     "fork": _Check("the fork can be read and, before edits, shows the base", "blocks", _fork),
     "pair": _Check("table and fork know the same operations", "operations", _pair),
     "digests": _Check("what edits and downsampling wrote to the fork is as it was written", "storage chunks", _digests),
@@ -235,10 +241,12 @@ def _run(name: str, subject: Subject) -> CheckResult:
     except UnavailableError:
         raise
     except SvPipelineError as error:
-        outcome.error(str(error), f"graph {subject.graph_id}")
+        outcome.error(str(error), f"graph {subject.fork.graph_id}")
     seconds = time.monotonic() - started
     passed = not outcome.has_errors and not blocked
-    logger.info("check %s of graph %s: %s in %.2f s", name, subject.graph_id, "passed" if passed else "FAILED", seconds)
+    logger.info(
+        "check %s of graph %s: %s in %.2f s", name, subject.fork.graph_id, "passed" if passed else "FAILED", seconds
+    )
     return CheckResult(
         name, check.description, passed, outcome.checked, check.unit, tuple(outcome.findings), seconds, outcome.skipped
     )
