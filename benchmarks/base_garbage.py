@@ -39,7 +39,7 @@ def measure(folder: Path, config: OcdbtConfig, chunk: int, workers: int) -> str:
     files = [path for path in (folder / "ocdbt/base").rglob("*") if path.is_file()]
     stored = sum(path.stat().st_size for path in files)
     manifest = (folder / "ocdbt/base/manifest.ocdbt").stat().st_size
-    used = reachable(ocdbt.OcdbtStore(ocdbt.base_spec(folder)).base).n_bytes + manifest
+    used = reachable(ocdbt.OcdbtStore(Base(folder).info().spec()).base).n_bytes + manifest
     generation = current_version(ocdbt.base_folder(folder)).generation
     return (
         f"{used / stored:6.3f} in use of {stored / 1e6:7.1f} MB in {len(files):5} files, "

@@ -43,7 +43,7 @@ def bare_copy(folder: Path, mips: int) -> float:
     info = read_info(folder)
     Base(folder).create(config_of("direct", mips), grid_of(info, (128, 128, 128)))
     base = Base(folder).info()
-    store = ocdbt.OcdbtStore(ocdbt.base_spec(folder, form=base.form))
+    store = ocdbt.OcdbtStore(base.spec())
     targets = [store.array(mip) for mip in range(mips)]
     sources = [open_volume(folder, mip) for mip in range(mips)]
     started = time.perf_counter()

@@ -9,7 +9,7 @@ __all__ = ["defs"]
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    """All assets, checks, jobs, sensors and resources; built when a Dagster process asks for them."""
+    """Return all assets, checks, jobs, sensors and resources; they are built when a Dagster process asks for them."""
     from sv_pipeline.defs import (
         assets,
         checks,
@@ -36,7 +36,7 @@ def defs() -> dg.Definitions:
             assets.reader_contract,
             pyramid.pyramid,
         ],
-        asset_checks=[checks.invariants, checks.layer_complete, pyramid.pyramid_keeps_up],
+        asset_checks=[checks.invariants, checks.layer_complete, checks.watershed_unchanged, pyramid.pyramid_keeps_up],
         jobs=[
             jobs.register_graph_job,
             jobs.purge_layer_job,

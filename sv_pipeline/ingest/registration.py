@@ -11,16 +11,18 @@ import numpy as np
 from sv_pipeline.config import BackendType, DatasetConfig, IngestMode
 from sv_pipeline.errors import ConfigError, ConflictError, InputError, NotFoundError
 from sv_pipeline.graph import edge_files
-from sv_pipeline.graph.chunked_graph import open_chunked_graph
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.ingest import watershed
 from sv_pipeline.ingest.missing_chunks import report_missing_chunks
 from sv_pipeline.places import parse_folder
 from sv_pipeline.registry import Dataset, Registry, absolute
-from sv_pipeline.segmentation.base import layout, populate
+from sv_pipeline.segmentation.base import layout, populate, referring
 from sv_pipeline.storage import kv, ocdbt
-from sv_pipeline.storage.volume_info import VolumeInfo, check_label_encoding
+from sv_pipeline.storage.precomputed import stored_scale
+from sv_pipeline.storage.stored_scale import StoredScale
+from sv_pipeline.storage.volume_info import VolumeInfo, check_label_encoding, info_json
+from sv_pipeline.table.meta import OCDBT_CONFIG
 
 __all__ = ["attach", "register", "source_is_needed"]
 
@@ -83,7 +85,7 @@ def attach(config: DatasetConfig, home: str) -> Dataset:
     _check_places(dataset)
     if not dataset.table.exists():
         raise NotFoundError(f"there is no table {dataset.table.name!r}.", remedy="Run 'sv-pipeline ingest' to make it.")
-    graph = open_chunked_graph(dataset.table)
+    graph = dataset.graph
     pairs = {
         "data_source.WATERSHED": (dataset.watershed_url, graph.watershed_url),
         "graph_config.CHUNK_SIZE": (config.graph_config.chunk_size, graph.meta.chunk_size),
@@ -96,7 +98,25 @@ def attach(config: DatasetConfig, home: str) -> Dataset:
             f"{'; '.join(differing)}.",
             remedy="Correct the configuration.",
         )
+    _adopt_voxels(dataset)
     return registry.register(config)
+
+
+def _adopt_voxels(dataset: Dataset) -> None:
+    """Take over the voxels of a graph, as its meta names them: its fork, or one store that is edited in place."""
+    fork = dataset.fork
+    if fork.exists():
+        fork.adopt()
+        return
+    known = dataset.graph.meta.custom_data
+    if OCDBT_CONFIG in known or not (known.get("seg") or {}).get("ocdbt"):
+        return
+    try:
+        stored = dataset.base.info()
+    except NotFoundError:
+        return
+    if stored.edited_in_place:
+        fork.adopt(in_place=True)
 
 
 def source_is_needed(dataset: Dataset) -> bool:
@@ -178,7 +198,8 @@ def _check_base(dataset: Dataset) -> None:
         base.info()
     except NotFoundError:
         return
-    base.create(config.ocdbt_config, grid=dataset.grid)
+    if not dataset.fork.exists():
+        base.create(config.ocdbt_config, grid=dataset.grid)
     _name_other_settings(dataset)
     if base.division() is not None:
         populate.populate_plan(base, dataset.grid, config.ocdbt_config)
@@ -223,3 +244,8 @@ def _check_mips(config: DatasetConfig, volume: VolumeInfo) -> None:
     if config.ingest.mode is not IngestMode.GRAPH:
         grid = ChunkGrid(volume.bounds, config.graph_config.chunk_size)
         layout.plan_scales(volume, config.ocdbt_config, grid)
+        usable = min(layout.usable_mips(volume)[0], config.ocdbt_config.mips or len(volume.scales))
+        url, made = kv.as_url(config.data_source.watershed), config.source is not None
+        raw = info_json(volume) if made else None
+        mips = [StoredScale(url, raw, volume, mip) if raw else stored_scale(url, mip) for mip in range(usable)]
+        referring.mips_to_refer_to(mips, config.ocdbt_config, grid, look=not made)

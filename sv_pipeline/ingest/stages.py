@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.backoff import Backoff
-from sv_pipeline.config import IngestMode
+from sv_pipeline.config import DatasetConfig, IngestMode, PopulateMethod
 from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError, NotReadyError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import create_chunked_graph, open_chunked_graph
 from sv_pipeline.graph.edges import has_split_edges
 from sv_pipeline.ingest import progress, watershed
+from sv_pipeline.ingest.announcing import announce_fork, publish_documents
 from sv_pipeline.ingest.atomic import build_atomic_chunks
 from sv_pipeline.ingest.batches import Batch, Stage, plan_batches
 from sv_pipeline.ingest.parents import build_parent_chunks
@@ -40,6 +41,7 @@ __all__ = [
     "needs_watershed",
     "plan_layer",
     "plan_watershed",
+    "publish_documents",
     "register",
     "run_batch",
     "setup",
@@ -87,7 +89,10 @@ def setup(dataset: Dataset, mode: IngestMode | None = None) -> dict[str, Any]:
         progress.require_own_graph(dataset.graph)
     if mode is not IngestMode.GRAPH:
         _refuse_foreign_pieces(dataset)
-        info = dataset.base.create(dataset.config.ocdbt_config, grid=dataset.grid)
+        if dataset.fork.exists():
+            info = dataset.base.info()
+        else:
+            info = dataset.base.create(dataset.config.ocdbt_config, grid=dataset.grid)
         done["base"] = asdict(info)
     return done
 
@@ -99,6 +104,19 @@ def _has_table(dataset: Dataset) -> bool:
     except NotFoundError:
         return False
     return True
+
+
+def _with_base(dataset: Dataset) -> DatasetConfig:
+    """The configuration for the meta row, which tells other software if the base refers to the watershed's voxels."""
+    config = dataset.config
+    try:
+        refers = dataset.base.info().refers
+    except NotFoundError:
+        return config
+    if not refers or config.ocdbt_config.populate_method.refers:
+        return config
+    by_reference = config.ocdbt_config.model_copy(update={"populate_method": PopulateMethod.AUTO})
+    return config.model_copy(update={"ocdbt_config": by_reference})
 
 
 def _refuse_foreign_pieces(dataset: Dataset) -> None:
@@ -120,7 +138,7 @@ def _refuse_foreign_pieces(dataset: Dataset) -> None:
 def _create_table(dataset: Dataset) -> str:
     for attempt in range(SETUP_ATTEMPTS):
         try:
-            create_chunked_graph(dataset.table, dataset.config)
+            create_chunked_graph(dataset.table, _with_base(dataset))
         except ConflictError:
             # Another process is setting up the same registered graph at this moment.
             if _has_table(dataset):
@@ -294,7 +312,8 @@ def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -
 
 
 def make_fork(dataset: Dataset, *, recreate: bool = False) -> None:
-    """Create the graph's fork of the base. Nothing happens if the fork exists, unless ``recreate`` is true."""
-    if not recreate and dataset.fork.exists():
-        return
-    dataset.fork.create(recreate=recreate)
+    """Create the graph's fork, unless it exists and ``recreate`` is false, and announce it to other software."""
+    if recreate or not dataset.fork.exists():
+        dataset.fork.create(recreate=recreate)
+    announce_fork(dataset)
+    publish_documents(dataset)

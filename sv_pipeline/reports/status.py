@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.ingest import progress, watershed
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import layout
+from sv_pipeline.segmentation.base.referring import method_cost
 from sv_pipeline.storage import kv
 
 __all__ = ["GraphStatus", "StageStatus", "graph_status"]
@@ -33,6 +35,8 @@ class StageStatus:
     """Message of the first failure, if there is one."""
     built_elsewhere: bool = False
     """Whether other software made it, so that there are no done-markers to count."""
+    note: str | None = None
+    """One line about how the stage is made, if there is something to know."""
 
     @property
     def state(self) -> str:
@@ -120,9 +124,27 @@ def _watershed_rows(dataset: Dataset) -> list[StageStatus]:
 
 def _voxels_row(dataset: Dataset) -> StageStatus:
     base = dataset.base
+    with suppress(NotFoundError):
+        if base.info().made_elsewhere:
+            return StageStatus("voxels", 0, 0, built_elsewhere=True)
     meta = base.division()
     config = base.effective(dataset.config.ocdbt_config)
     layer = layout.populate_layer(config, dataset.grid) if meta is None else meta.layer
     tasks = (dataset.grid if meta is None else meta.grid).count(layer)
     done = tasks if base.is_complete() else len(base.done_tasks())
-    return StageStatus(f"voxels (layer {layer})", tasks, done)
+    return StageStatus(f"voxels (layer {layer})", tasks, done, note=_cost(dataset))
+
+
+def _cost(dataset: Dataset) -> str:
+    """What the populate costs."""
+    try:
+        base = dataset.base.info()
+    except NotFoundError:
+        return method_cost(dataset.config.ocdbt_config.populate_method)
+    if not base.refers:
+        return "all voxels are copied"
+    counts = dataset.base.counts()
+    chunks = f" ({counts['referred']:,} storage chunks, {counts['copied']:,} copied)" if counts else ""
+    mips = ", ".join(map(str, base.referred))
+    rest = "" if len(base.referred) == base.n_mips else "; the other mips are stored"
+    return f"mips {mips} are referred to where they lie in the watershed, which must not change{chunks}{rest}"

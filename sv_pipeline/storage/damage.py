@@ -1,7 +1,7 @@
-"""Owns the search for the file that an error of the storage really means. Reads only; raises nothing.
+"""Finds the file that an error of TensorStore refers to. Reads only; raises nothing.
 
-TensorStore names the file where it reads a manifest or a node of a B+tree. Where it reads a value it names the key and
-the folder of the base, also if the value lies in a fork or in a part: then the trees are looked through for that key.
+TensorStore names the file if it reads a manifest or a node of a B+tree. If it reads a value, it names the key and the
+folder of the base, even if the value is stored in a fork or in a part. Then the trees are searched for that key.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Damage", "damage_of"]
 
-_VALUE = re.compile(r"\"(?P<key>[^\"]+)\" in OCDBT database at (?:local file )?\"(?P<base>[^\"]+)\"")
+_VALUE = re.compile(
+    r"\"(?P<key>[^\"]+)\" in OCDBT database at (?:(?:local file )?\"(?P<base>[^\"]+)\"|(?P<url>[a-z0-9]+://\S+/)(?=:|\s|$))"
+)
 _FILE = re.compile(
     r"(?:local file |of |decoding |reading |at )\"(?P<file>[^\"]*/[^\"]*[^\"/])\"(?:: (?P<reason>.*))?", re.S
 )
@@ -34,16 +36,18 @@ class Damage:
     """What is wrong with a file."""
 
     place: str | None
-    """The file, or files; None where the error does not tell."""
+    """The file, or files; None if the error does not tell."""
     reason: str
+    of_watershed: bool = False
+    """Whether the file is one of the watershed that a base refers to."""
 
 
 def damage_of(text: str) -> Damage:
-    """The file that an error message of TensorStore means, and what is wrong with it."""
+    """Return the file that an error message of TensorStore refers to, and what is wrong with it."""
     text = _CODE.sub("", _DETAILS.sub("", text)).strip()
     value = _VALUE.search(text)
     after = text[value.end() :].removeprefix(": ") if value else text
-    if _NO_VERSION.search(after):  # a version that never was, or was pruned, is no damage
+    if _NO_VERSION.search(after):  # a version that never existed, or was pruned, is not damage
         return Damage(None, text.strip(". "))
     for pattern in (_FILE, _URL):
         if found := list(pattern.finditer(after)):
@@ -51,37 +55,47 @@ def damage_of(text: str) -> Damage:
             return Damage(last["file"], (last["reason"] or _NO_REASON).strip(". "))
     if value is None:
         return Damage(None, text.strip(". "))
-    files = _files_of(value["key"], value["base"])
+    base = value["base"] or value["url"]
+    files = _files_of(value["key"], base)
     reason = after.strip(". ") or _NO_REASON
     if files:
-        return Damage(" or ".join(files), f"the value of {value['key']}: {reason}")
-    return Damage(None, f"the value of {value['key']} in the database at {value['base']}: {reason}")
+        inside = base.rstrip("/").rpartition("/")[0]
+        of_watershed = not any(file.startswith(inside + "/") for file in files)
+        return Damage(" or ".join(files), f"the value of {value['key']}: {reason}", of_watershed)
+    return Damage(None, f"the value of {value['key']} in the database at {base}: {reason}")
 
 
 def _files_of(key: str, base: str) -> list[str]:
-    """Files that hold the value of a key in the base or its forks: those that cannot be read, else all of them."""
-    import tensorstore as ts  # the wall between errors and people is loaded with the package, this is not
+    """Return the unreadable files that hold the value of a key in the base or its forks; all of them if none is."""
+    import tensorstore as ts  # deferred: this module is imported with the package, and TensorStore loads slowly
 
     parent, _, name = (base if "://" in base else f"file://{base}").rstrip("/").rpartition("/")
+    watershed, _, folder_name = parent.rpartition("/")
     found: dict[str, bool] = {}
     try:
-        # A context without a cache: what is stored now is what is asked for.
-        folder = ts.KvStore.open(parent + "/", context=ts.Context()).result()
-        graphs = [graph.decode() for graph in (folder / _FORKS).list().result()]
+        # The context has no cache, because the current state of the storage is needed.
+        folder = ts.KvStore.open(watershed + "/", context=ts.Context()).result()
+        graphs = [graph.decode() for graph in (folder / f"{folder_name}/{_FORKS}").list().result()]
         for graph in (None, *graphs):
             for file, start, length in _extents(parent, name, graph, key):
                 found[file] = found.get(file, False) or not _is_there(folder, file, start, length)
     except ValueError:
         pass
     chosen = [file for file, missing in found.items() if missing] or list(found)
-    return [f"{base.rstrip('/').rpartition('/')[0]}/{file}" for file in chosen]
+    return [f"{base.rstrip('/').rsplit('/', 2)[0]}/{file}" for file in chosen]
 
 
 def _extents(parent: str, name: str, graph: str | None, key: str) -> Iterator[tuple[str, int, int]]:
-    """Where the latest generation of a base or fork keeps the value of a key: file below ``parent``, start, length."""
+    """Where the latest generation of a base or fork keeps the value of a key: file of the watershed, start, length."""
     import tensorstore as ts
 
-    layers: list[dict[str, Any]] = [{"base": f"{parent}/{name}/"}]
+    from sv_pipeline.storage.ocdbt import SOURCE_PREFIX
+
+    watershed, _, ocdbt_folder = parent.rpartition("/")
+    layers: list[dict[str, Any]] = [
+        {"base": f"{parent}/{name}/"},
+        {"prefix": SOURCE_PREFIX, "base": f"{watershed}/"},
+    ]
     if graph is not None:
         fork, own = f"{parent}/{graph}/", f"{graph}_d/"
         layers += [{"base": fork, "prefix": "manifest.", "strip_prefix": 0}, {"base": fork + own, "prefix": own}]
@@ -101,7 +115,9 @@ def _extents(parent: str, name: str, graph: str | None, key: str) -> Iterator[tu
                 _, prefix, relative = head.split(":", 2)
                 file = prefix + relative
                 folder = graph if graph is not None and file.startswith(f"{graph}_d/") else name
-                yield f"{folder}/{file}", int(start), int(length)
+                if not file.startswith(SOURCE_PREFIX):
+                    file = f"{ocdbt_folder}/{folder}/{file}"
+                yield file.removeprefix(SOURCE_PREFIX), int(start), int(length)
     except (ValueError, KeyError, IndexError, TypeError):
         return
 

@@ -20,6 +20,7 @@ from sv_pipeline.verify import (
     ingest_checks,
     pair_checks,
     pyramid_checks,
+    source_checks,
     table_checks,
     volumes,
     voxel_checks,
@@ -92,6 +93,10 @@ def _base(subject: Subject, outcome: Outcome) -> None:
     pyramid_checks.check_base(outcome, base, subject.watershed, **subject.options)
 
 
+def _source(subject: Subject, outcome: Outcome) -> None:
+    source_checks.check_source(outcome, subject.fork.watershed_url, sample=subject.sample)
+
+
 def _fork(subject: Subject, outcome: Outcome) -> None:
     fork = volumes.fork_volume(subject.fork)
     base = volumes.base_volume(subject.fork.base)
@@ -150,6 +155,7 @@ _CHECKS: dict[str, _Check] = {
     "inf_edges": _Check("no edge of affinity inf joins two roots", "edges", _inf_edges),
     "voxels": _Check("ids in the voxels are the live leaves, each in one piece inside its chunk", "chunks", _voxels),
     "base": _Check("the base equals the watershed and was populated to the end", "blocks", _base),
+    "source": _Check("the watershed is as it was when the base was made to refer to it", "objects", _source),
     "fork": _Check("the fork can be read and, before edits, shows the base", "blocks", _fork),
     "pair": _Check("table and fork know the same operations", "operations", _pair),
     "digests": _Check("what edits and downsampling wrote to the fork is as it was written", "storage chunks", _digests),

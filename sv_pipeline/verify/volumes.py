@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import tensorstore as ts
 
 from sv_pipeline.errors import NotFoundError
-from sv_pipeline.segmentation.base.base import Base
+from sv_pipeline.segmentation.base.base import Base, BaseInfo
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import ocdbt, precomputed
 from sv_pipeline.storage.precomputed import VolumeInfo
@@ -29,6 +29,10 @@ class StoredVolume:
     """Number of mips that were copied from the watershed; the coarser ones were computed."""
     store: ocdbt.OcdbtStore | None
     """The OCDBT store; None for the watershed itself."""
+    made_elsewhere: bool = False
+    """Whether other software made the base, so that it has no done-markers of ours."""
+    edited_in_place: bool = False
+    """Whether other software edits the base in place, so that it need not be equal to the watershed."""
 
     def open(self, mip: int) -> ts.TensorStore:
         """Open one mip: axes (x, y, z), absolute coordinates in voxels of that mip."""
@@ -51,16 +55,26 @@ def base_volume(base: Base) -> StoredVolume | None:
         found = base.info()
     except NotFoundError:
         return None
-    store = ocdbt.OcdbtStore(ocdbt.base_spec(base.watershed_url))
-    return StoredVolume("base", base.watershed_url, found.volume, found.source_mips, store)
+    return _stored("base", found, ocdbt.OcdbtStore(found.spec()))
 
 
 def fork_volume(fork: Fork) -> StoredVolume | None:
     """The graph's fork; None if there is none."""
     if not fork.exists():
         return None
-    found = fork.base.info()
-    return StoredVolume("fork", fork.watershed_url, found.volume, found.source_mips, fork.store())
+    return _stored("fork", fork.base.info(), fork.store())
+
+
+def _stored(name: str, base: BaseInfo, store: ocdbt.OcdbtStore) -> StoredVolume:
+    return StoredVolume(
+        name,
+        base.watershed_url,
+        base.volume,
+        base.source_mips,
+        store,
+        made_elsewhere=base.made_elsewhere,
+        edited_in_place=base.edited_in_place,
+    )
 
 
 def graph_volume(fork: Fork) -> StoredVolume:

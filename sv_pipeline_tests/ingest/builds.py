@@ -28,7 +28,7 @@ from sv_pipeline.ingest.run import ingest as ingest
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import markers
 from sv_pipeline.segmentation.base.base import Base
-from sv_pipeline.segmentation.base.parts import merged_tasks
+from sv_pipeline.segmentation.base.parts import is_kept, merged_tasks
 from sv_pipeline.segmentation.base.populate import populate_plan
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv, ocdbt
@@ -196,7 +196,7 @@ def assert_nothing_leaked(dataset: Dataset) -> None:
     for key in kv.list_keys(ocdbt.base_folder(url), "parts/"):
         _, task, attempt, rest = key.split("/", 3)
         assert winners[task] == attempt, f"{key} is left of a part that does not count"
-        assert rest.startswith("d/"), f"{key} is left of a part that was merged"
+        assert is_kept(rest), f"{key} is left of a part that was merged"
 
 
 def assert_nothing_written(*folders: Path) -> None:

@@ -25,7 +25,7 @@ def _needs_linux() -> None:
     need(sys.platform == "linux", "/proc, to find the processes that are to be killed")
 
 
-@pytest.mark.parametrize("method", ["parts", "coordinator"])
+@pytest.mark.parametrize("method", ["parts", "coordinator", "reference"])
 def test_killed_with_all_its_workers_in_every_stage_an_ingest_is_completed(
     tmp_path: Path, twin: Dataset, method: str
 ) -> None:

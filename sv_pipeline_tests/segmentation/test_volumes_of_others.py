@@ -182,7 +182,7 @@ def test_mip_0_is_unharmed_whatever_the_keys_are(wanted: list[str], mips: int | 
         store[..., 0].write(labels[:: 2**mip, :: 2**mip]).result()
     watershed = Watershed(url, labels, ChunkGrid(volume.bounds, chunk), OcdbtConfig(populate_layer=2, mips=mips))
     watershed.populate()
-    np.testing.assert_array_equal(ocdbt.OcdbtStore(ocdbt.base_spec(url)).array(0).read().result(), labels)
+    np.testing.assert_array_equal(ocdbt.OcdbtStore(Base(url).info().spec()).array(0).read().result(), labels)
     assert coverage(stored_scale(url)).missing == 0
 
 
@@ -210,7 +210,7 @@ def test_given_mips_are_those_of_our_grid_or_made_anew(offset: Triple, size: Tri
         url, labels, ChunkGrid(read_info(url).bounds, (16, 16, 16)), OcdbtConfig(populate_layer=3, mips=3)
     )
     base = watershed.populate().base
-    store = ocdbt.OcdbtStore(ocdbt.base_spec(url))
+    store = ocdbt.OcdbtStore(Base(url).info().spec())
     for mip, expected in enumerate(expected_pyramid(base, labels)):
         have = store.array(mip).read().result()
         if mip < base.source_mips:

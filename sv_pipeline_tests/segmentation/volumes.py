@@ -84,6 +84,6 @@ def expected_pyramid(base: BaseInfo, labels: Labels) -> list[Labels]:
 
 def assert_base_holds(watershed: Watershed, plan: PopulatePlan) -> None:
     """The base is the watershed's labels, at every mip, voxel for voxel."""
-    store = ocdbt.OcdbtStore(ocdbt.base_spec(watershed.url))
+    store = ocdbt.OcdbtStore(Base(watershed.url).info().spec())
     for mip, expected in enumerate(expected_pyramid(plan.base, watershed.labels)):
         np.testing.assert_array_equal(store.array(mip).read().result(), expected, err_msg=f"mip {mip}")

@@ -165,7 +165,7 @@ def test_our_specs_have_no_member_that_the_page_does_not_name_and_none_that_it_r
     form = ocdbt.OcdbtFormat.of(OcdbtConfig())
     ours = [
         ocdbt.base_spec("/ws", form=form, coordinator="host:1"),
-        ocdbt.part_spec("/ws", "0_0_0", "a", form=form),
+        ocdbt.part_spec("/ws", "0_0_0", "a", form=form, refers=True),
         ocdbt.fork_spec("/ws", "g", version=3),
         ocdbt.array_spec(ocdbt.fork_spec("/ws", "g"), 0)["kvstore"],
     ]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sv_pipeline.config import PopulateMethod
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.context import reset_context
@@ -31,7 +32,7 @@ def test_all_that_is_unreachable_can_go_and_all_that_is_reachable_must_stay(
     plan = watershed.populate()
     folder = ocdbt.base_folder(watershed.url)
     (tmp_path / "ocdbt/base/d/orphan").write_bytes(b"of a killed writer")
-    live = reachable(ocdbt.OcdbtStore(ocdbt.base_spec(watershed.url)).base)
+    live = reachable(ocdbt.OcdbtStore(Base(watershed.url).info().spec()).base)
     files = {key for key in kv.list_keys(folder) if "d/" in key}
     assert live.files < files
     kv.delete_keys(folder, files - live.files)

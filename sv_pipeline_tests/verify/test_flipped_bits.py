@@ -18,6 +18,7 @@ from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.operations.log import read_operations
 from sv_pipeline.pyramid.downsample import downsample
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.fork.digests import DIGESTS, chunks_in, digest_writer
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import ocdbt
@@ -216,13 +217,13 @@ def test_a_flip_of_the_base_is_named_by_the_check_of_the_base(edited: EditedFork
     def read() -> np.ndarray | None:
         reset_context()
         try:
-            return np.asarray(ocdbt.OcdbtStore(ocdbt.base_spec(url)).array(0).read().result())
+            return np.asarray(ocdbt.OcdbtStore(Base(url).info().spec()).array(0).read().result())
         except ValueError:
             return None
 
     sound = read()
     values = sorted(
-        (folder / e.file, e.start, e.length) for e in reachable(ocdbt.OcdbtStore(ocdbt.base_spec(url)).base).values
+        (folder / e.file, e.start, e.length) for e in reachable(ocdbt.OcdbtStore(Base(url).info().spec()).base).values
     )
     changed = 0
     for _ in range(10):

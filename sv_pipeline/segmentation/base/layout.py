@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +31,7 @@ from sv_pipeline.storage.volume_info import DEFAULT_BLOCK_SIZE, LABEL_ENCODINGS,
 __all__ = [
     "aligned_chunk_size",
     "check_alignment",
+    "fits_tasks",
     "misfit",
     "own_keys",
     "plan_scales",
@@ -96,7 +97,12 @@ def usable_mips(volume: VolumeInfo) -> tuple[int, str | None]:
 
 
 def plan_scales(
-    source: VolumeInfo, config: OcdbtConfig, grid: ChunkGrid | None, *, usable: int | None = None
+    source: VolumeInfo,
+    config: OcdbtConfig,
+    grid: ChunkGrid | None,
+    *,
+    usable: int | None = None,
+    referred: Collection[int] = (),
 ) -> tuple[Scale, ...]:
     """The mips of the base.
 
@@ -110,6 +116,8 @@ def plan_scales(
     ----------
     usable
         Mips of the source that may be copied; default: `usable_mips`.
+    referred
+        Mips of the source that are referred to: their storage chunks and their encoding stay as they are.
 
     Raises
     ------
@@ -118,7 +126,10 @@ def plan_scales(
     """
     wanted = config.mips or (len(source.scales) if len(source.scales) > 1 else None)
     n_copied = min(usable_mips(source)[0] if usable is None else usable, wanted or 1)
-    scales = [_base_scale(scale, config) for scale in source.scales[:n_copied]]
+    scales = [
+        replace(scale, sharded=False) if mip in referred else _base_scale(scale, config)
+        for mip, scale in enumerate(source.scales[:n_copied])
+    ]
     factors = [source.factors(mip) for mip in range(n_copied)]
     while wanted is None or len(scales) < wanted:
         may_end = config.mips is None
@@ -128,7 +139,8 @@ def plan_scales(
         if may_end and grid is not None and not _divides(factor, grid, populate_layer(config, grid)):
             break
         factors.append(factor)
-        scales.append(coarser_scale(scales[0], factor, scales[-1].chunk_size))
+        coarser = coarser_scale(scales[0], factor, scales[-1].chunk_size)
+        scales.append(replace(coarser, encoding="compressed_segmentation"))
     scales = [replace(scale, key=key) for scale, key in zip(scales, own_keys([s.key for s in scales]), strict=True)]
     if grid is None:
         return tuple(scales)
@@ -191,6 +203,13 @@ def check_alignment(volume: VolumeInfo, grid: ChunkGrid, layer: int) -> None:
         for axis in range(3):
             if grid.shape(layer)[axis] > 1 and grid.size(layer)[axis] % (factor[axis] * scale.chunk_size[axis]):
                 raise _misaligned(scale, factor, grid, layer)
+
+
+def fits_tasks(scale: Scale, factor: Triple, config: OcdbtConfig, grid: ChunkGrid) -> bool:
+    """Whether populate tasks are whole storage chunks of a mip, as its chunks are."""
+    axes = zip(factor, scale.chunk_size, grid.size(populate_layer(config, grid)), strict=True)
+    n_tasks = grid.shape(populate_layer(config, grid))
+    return all(n == 1 or size % (f * chunk) == 0 for n, (f, chunk, size) in zip(n_tasks, axes, strict=True))
 
 
 def _divides(factor: Triple, grid: ChunkGrid, layer: int) -> bool:

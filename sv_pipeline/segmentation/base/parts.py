@@ -3,32 +3,56 @@
 Each attempt at a task writes a store of its own, ``base/parts/<task>/<attempt>/``; nobody else ever touches it while
 the task may still be running. The done-marker names the attempt that won, so two workers on one task cannot mix, and a
 killed one leaves nothing that counts. The merge copies the keys of winning parts into the base: their values stay
-where they are, the base refers to them. In the same commit goes a key per merged task, so that a merge can be repeated,
-resumed, and done in increments.
+where they are, the base refers to them. A key per merged task is written in the commit that completes it, so a merge
+can be repeated and done in increments; a merge of very many keys also notes how far it is, and is resumed there.
+
+Where the base refers to the watershed's own chunks, so do the parts: such a part begins as a tree of references that is
+encoded here (`storage.ocdbt_tree`), and shares the base's key space, with a manifest of its own.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import tensorstore as ts
 
 from sv_pipeline.errors import CorruptionError
+from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.segmentation.base.base import BaseInfo
+from sv_pipeline.segmentation.base.key_ranges import KeyRange, key_ranges, tasks_of_range
 from sv_pipeline.segmentation.base.markers import task_name
+from sv_pipeline.segmentation.base.source_record import SOURCE_RECORD
 from sv_pipeline.storage import kv, ocdbt
+from sv_pipeline.storage.chunk_names import ChunkNames
+from sv_pipeline.storage.ocdbt_tree import References, encode_tree, tree_manifest
 from sv_pipeline.storage.retry import retry_transport
+from sv_pipeline.storage.stored_json import parse_stored
 
-__all__ = ["MERGED_KEYS", "clean_task", "delete_attempt", "merge_parts", "merged_tasks", "remove_stale_parts"]
+__all__ = [
+    "KEYS_PER_COMMIT",
+    "MERGED_KEYS",
+    "begin_referring",
+    "clean_task",
+    "delete_attempt",
+    "is_kept",
+    "merge_in_ranges",
+    "merge_parts",
+    "merged_tasks",
+    "remove_stale_parts",
+]
 
 Triple = tuple[int, int, int]
 
 MERGED_KEYS = ocdbt.OWN_KEYS + "populate/"
 """One key per task whose voxels are in the base, written in the commit that brings them."""
+MERGED_RANGES = ocdbt.OWN_KEYS + "populate_ranges"
+"""How many ranges of keys are merged, and of how many; while a merge of several commits goes on."""
+KEYS_PER_COMMIT = 100_000
+"""A commit holds about 0.65 kB of memory for each key."""
+TREE = "tree"
 _INFO = "info"
 
 _logger = logging.getLogger(__name__)
@@ -36,7 +60,7 @@ _logger = logging.getLogger(__name__)
 
 def merged_tasks(base: BaseInfo) -> set[str]:
     """Names of the tasks whose voxels are in the base, as the base itself says."""
-    store = ocdbt.OcdbtStore(ocdbt.base_spec(base.watershed_url))
+    store = ocdbt.OcdbtStore(base.spec())
 
     def read() -> set[str]:
         return {key.decode() for key in (store.kv / MERGED_KEYS).list().result()}
@@ -58,30 +82,98 @@ def merge_parts(base: BaseInfo, attempts: dict[Triple, str]) -> int:
     -------
     Number of parts that this call merged.
     """
-    if not attempts:
-        return 0
-    what = f"merging {len(attempts)} parts into the base of {base.watershed_url}"
-    return retry_transport(lambda: _merge_once(base, attempts), what=what)
+    merge = _Merge(base, attempts)
+    if merge.todo:
+        retry_transport(merge.at_once, what=merge.what)
+    return len(merge.todo)
 
 
-def _merge_once(base: BaseInfo, attempts: dict[Triple, str]) -> int:
-    merged = merged_tasks(base)
-    todo = {c: attempt for c, attempt in sorted(attempts.items()) if task_name(c) not in merged}
-    if not todo:
-        return 0
-    _require_parts(base, todo)
-    store = ocdbt.OcdbtStore(ocdbt.base_spec(base.watershed_url))
-    with store.transaction() as transaction:
-        target = store.kv.with_transaction(transaction)
-        copies: list[ts.Future[Any]] = []
-        for coordinate, attempt in todo.items():
-            name = task_name(coordinate)
-            part = ocdbt.OcdbtStore(ocdbt.part_spec(base.watershed_url, name, attempt))
-            copies += _copies(part.kv, target)
-            copies.append(target.write(MERGED_KEYS + name, json.dumps({"attempt": attempt}).encode()))
-        for copy in copies:
-            copy.result()
-    return len(todo)
+def merge_in_ranges(
+    base: BaseInfo, attempts: dict[Triple, str], grid: ChunkGrid, layer: int, keys_per_commit: int = KEYS_PER_COMMIT
+) -> int:
+    """Merge the parts of all tasks into the base, in atomic commits of a bounded number of neighbouring keys.
+
+    Parameters
+    ----------
+    base
+        The base.
+    attempts
+        The winning attempt of each task.
+    grid, layer
+        The division into tasks.
+    keys_per_commit
+        Bound of the keys of one commit, about.
+
+    Returns
+    -------
+    Number of parts that this call merged.
+    """
+    n_keys = sum(len(ChunkNames(scale)) for scale in base.volume.scales)
+    if n_keys <= keys_per_commit:
+        return merge_parts(base, attempts)
+    merge = _Merge(base, attempts)
+    ranges = list(key_ranges(base.volume, keys_per_commit))
+    while merge.todo and (number := merge.ranges_done(len(ranges))) < len(ranges):
+        keys, (xs, ys) = ranges[number], tasks_of_range(ranges[number], base.volume, grid, layer)
+        tasks = [task for task in merge.todo if task[0] in xs and task[1] in ys]
+        what = f"{merge.what} (keys {number + 1} of {len(ranges)})"
+        retry_transport(lambda n=number, k=keys, t=tasks: merge.one_range(n, len(ranges), k, t), what=what)  # type: ignore[misc]
+    return len(merge.todo)
+
+
+class _Merge:
+    """One merge: the parts that the base does not have yet, and its handles."""
+
+    def __init__(self, base: BaseInfo, attempts: dict[Triple, str]) -> None:
+        merged = merged_tasks(base) if attempts else set()
+        self.todo = {c: attempt for c, attempt in sorted(attempts.items()) if task_name(c) not in merged}
+        self.what = f"merging {len(self.todo)} parts into the base of {base.watershed_url}"
+        self._base = base
+        self._parts: dict[Triple, ts.KvStore] = {}
+        if self.todo:
+            _require_parts(base, self.todo)
+        self._store = ocdbt.OcdbtStore(base.spec())
+
+    def at_once(self) -> None:
+        """Merge all of them in one commit."""
+        with self._store.transaction() as transaction:
+            target = self._store.kv.with_transaction(transaction)
+            # Everything but the volume's info, which the base has.
+            ranges = [ts.KvStore.KeyRange("", _INFO), ts.KvStore.KeyRange(_INFO + "\0", "")]
+            copies = [self._copy(task, target, keys) for task in self.todo for keys in ranges]
+            for future in [*copies, *self._marks(target)]:
+                future.result()
+
+    def ranges_done(self, n_ranges: int) -> int:
+        """How many of the ranges of keys the base has, of a division into ``n_ranges``."""
+        found = retry_transport(lambda: self._store.kv.read(MERGED_RANGES).result(), what=self.what)
+        done = parse_stored(bytes(found.value), dict[str, int], MERGED_RANGES) if found.state == "value" else {}
+        return done["done"] if done.get("of") == n_ranges else 0
+
+    def one_range(self, number: int, n_ranges: int, keys: KeyRange, tasks: list[Triple]) -> None:
+        """Merge the keys of a range, which parts of these tasks have; with the last range, all parts are merged."""
+        self._parts = {task: part for task, part in self._parts.items() if task in tasks}
+        with self._store.transaction() as transaction:
+            target = self._store.kv.with_transaction(transaction)
+            copied = ts.KvStore.KeyRange(keys.first_key, keys.end)
+            futures = [self._copy(task, target, copied) for task in tasks]
+            futures.append(target.write(MERGED_RANGES, json.dumps({"done": number + 1, "of": n_ranges}).encode()))
+            if number + 1 == n_ranges:
+                futures += self._marks(target)
+            for future in futures:
+                future.result()
+
+    def _copy(self, task: Triple, target: ts.KvStore, keys: ts.KvStore.KeyRange) -> ts.Future[Any]:
+        if task not in self._parts:
+            spec = self._base.part_spec(task_name(task), self.todo[task])
+            self._parts[task] = ocdbt.OcdbtStore(spec, context=self._store.context).kv
+        return self._parts[task].experimental_copy_range_to(target, source_range=keys)
+
+    def _marks(self, target: ts.KvStore) -> list[ts.Future[Any]]:
+        return [
+            target.write(MERGED_KEYS + task_name(task), json.dumps({"attempt": attempt}).encode())
+            for task, attempt in self.todo.items()
+        ]
 
 
 def _require_parts(base: BaseInfo, attempts: dict[Triple, str]) -> None:
@@ -97,10 +189,17 @@ def _require_parts(base: BaseInfo, attempts: dict[Triple, str]) -> None:
         )
 
 
-def _copies(source: ts.KvStore, target: ts.KvStore) -> Iterable[ts.Future[None]]:
-    # Everything but the volume's info, which the base has.
-    ranges = [ts.KvStore.KeyRange("", _INFO), ts.KvStore.KeyRange(_INFO + "\0", "")]
-    return [source.experimental_copy_range_to(target, source_range=keys) for keys in ranges]
+def begin_referring(base: BaseInfo, coordinate: Triple, attempt: str, references: References) -> None:
+    """Make a part that holds just these references; more may be written to it."""
+    name = task_name(coordinate)
+    folder = ocdbt.part_folder(base.watershed_url, name, attempt)
+    file = f"parts/{name}/{attempt}/{TREE}"
+    form = base.form
+    tree = encode_tree(
+        references, file, max_node_bytes=form.max_decoded_node_bytes, compression_level=form.compression_level
+    )
+    kv.write_bytes(folder, TREE, tree.data)
+    kv.write_bytes(folder, ocdbt.SINGLE_MANIFEST, tree_manifest(tree, file, form.config_json()))
 
 
 def delete_attempt(watershed_url: str | Path, coordinate: Triple, attempt: str) -> None:
@@ -115,8 +214,13 @@ def clean_task(watershed_url: str | Path, coordinate: Triple, winner: str) -> No
     kv.delete_keys(folder, [key for key in keys if key.split("/", 1)[0] != winner])
 
 
+def is_kept(file: str) -> bool:
+    """Whether a file of a part belongs to the base once the part is merged: data, and the record of the watershed."""
+    return file.startswith("d/") or file == SOURCE_RECORD
+
+
 def remove_stale_parts(base: BaseInfo, winners: dict[Triple, str]) -> int:
-    """Remove what the merged base does not refer to: other attempts, and the manifests of merged parts.
+    """Remove what the merged base does not need: other attempts, and manifests and trees of merged parts.
 
     Only after all parts are merged. Returns the number of files removed.
     """
@@ -125,7 +229,7 @@ def remove_stale_parts(base: BaseInfo, winners: dict[Triple, str]) -> int:
     stale = []
     for key in kv.list_keys(folder):
         task, attempt, file = key.split("/", 2)
-        if f"{task}/{attempt}" not in live or not file.startswith("d/"):
+        if f"{task}/{attempt}" not in live or not is_kept(file):
             stale.append(key)
     kv.delete_keys(folder, stale)
     if stale:

@@ -1,8 +1,9 @@
 """Owns the populate of a base: the plan, one task, and the end of it. How voxels get there is in `transfer`.
 
-Three methods, by `config.PopulateMethod`. *Parts*: each task writes a private store, one process merges all of them by
+The methods, by `config.PopulateMethod`. *Parts*: each task writes a private store, one process merges all of them by
 reference. *Direct*: each task is one atomic commit to the base. *Coordinator*: tasks commit through one
 DistributedCoordinatorServer, which cannot do atomic commits; so only the marker, written after, says that a task is in.
+*Reference* and *auto*: as parts, but chunks of the watershed are referred to where they lie (`referring`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -27,6 +29,8 @@ from sv_pipeline.segmentation.base import markers, parts
 from sv_pipeline.segmentation.base.base import Base, BaseInfo, write_volume_info
 from sv_pipeline.segmentation.base.layout import check_alignment, populate_layer, task_box
 from sv_pipeline.segmentation.base.markers import PopulateMeta, task_name
+from sv_pipeline.segmentation.base.referring import joined
+from sv_pipeline.segmentation.base.source_record import find_references, write_source_record
 from sv_pipeline.segmentation.base.transfer import write_task
 from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE, known_address
@@ -37,6 +41,9 @@ from sv_pipeline.storage.retry import retry_transport
 __all__ = ["PopulatePlan", "PopulateReport", "TaskReport", "finish_populate", "populate_plan", "populate_task"]
 
 Triple = tuple[int, int, int]
+
+COUNTS = ("referred", "copied")
+"""Numbers of storage chunks that a task counts."""
 
 _logger = logging.getLogger(__name__)
 
@@ -68,6 +75,10 @@ class TaskReport:
     shapes: tuple[Triple, ...]
     """Voxels written, per mip."""
     seconds: float
+    referred: int = 0
+    """Storage chunks that are referred to where they lie in the watershed."""
+    copied: int = 0
+    """Storage chunks of the same mips that could not be referred to."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,10 @@ class PopulateReport:
     """Parts that this call merged."""
     generation: int
     """Of the base."""
+    referred: int = 0
+    """Storage chunks that are referred to where they lie in the watershed."""
+    copied: int = 0
+    """Storage chunks of the same mips that could not be referred to."""
 
 
 def populate_plan(
@@ -86,7 +101,8 @@ def populate_plan(
 ) -> PopulatePlan:
     """Divide the populate into tasks and list those to be done. The first plan fixes the division.
 
-    A base that is complete has nothing missing, for a graph with whatever chunks.
+    A base that is complete has nothing missing, for a graph with whatever chunks; nor has one that other software
+    populates.
 
     Parameters
     ----------
@@ -108,6 +124,9 @@ def populate_plan(
             f"the chunk grid covers {grid.bounds}, but the volume at {url} is {info.volume.bounds}.",
             remedy="Make the grid of the volume's own bounds.",
         )
+    if info.made_elsewhere:
+        layer = populate_layer(base.effective(config), grid)
+        return PopulatePlan(info, layer, grid, config.populate_method, config.coordinator_address, missing=())
     recorded = base.division()
     layer = populate_layer(base.effective(config), grid) if recorded is None else recorded.layer
     complete = recorded is not None and base.is_complete()
@@ -160,54 +179,78 @@ def populate_task(
     address = _coordinator_address(plan, coordinator_address) if plan.method is PopulateMethod.COORDINATOR else None
     started = time.monotonic()
     with dump_errors(f"populate_{name}", lambda: _details(plan, coordinate, address)):
-        marker = markers.read_marker(plan.base.watershed_url, coordinate)
-        if marker is not None:
-            return TaskReport(coordinate, True, _shapes(plan, coordinate), time.monotonic() - started)
-        if plan.method is PopulateMethod.PARTS:
-            shapes = _populate_part(plan, coordinate, attempts)
+        already = markers.read_marker(plan.base.watershed_url, coordinate) is not None
+        if already:
+            counts: dict[str, int] = {}
+        elif plan.method in (PopulateMethod.DIRECT, PopulateMethod.COORDINATOR):
+            counts = _populate_base(plan, coordinate, address, attempts)
         else:
-            shapes = _populate_base(plan, coordinate, address, attempts)
-        return TaskReport(coordinate, False, shapes, time.monotonic() - started)
+            counts = _populate_part(plan, coordinate, attempts)
+        return TaskReport(coordinate, already, _shapes(plan, coordinate), time.monotonic() - started, **counts)
 
 
-def _populate_part(plan: PopulatePlan, coordinate: Triple, attempts: int) -> tuple[Triple, ...]:
-    url, name = plan.base.watershed_url, task_name(coordinate)
+def _populate_part(plan: PopulatePlan, coordinate: Triple, attempts: int) -> dict[str, int]:
+    """Make a part, and say what was referred to; nothing if another worker was faster."""
+    base, url, name = plan.base, plan.base.watershed_url, task_name(coordinate)
 
-    def write() -> tuple[str, tuple[Triple, ...]] | None:
+    def write() -> tuple[str, dict[str, int]] | None:
         # A new store for each try: what a failed one has left behind is nobody's.
         attempt = uuid4().hex[:12]
-        spec = ocdbt.part_spec(url, name, attempt, form=plan.base.form)
+        spec = base.part_spec(name, attempt, creating=True)
         try:
-            write_volume_info(spec, plan.base.volume)
-            return attempt, _commit(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=True)
+            if base.refers and plan.method is not PopulateMethod.PARTS:
+                counts = _refer(plan, coordinate, attempt, spec)
+            else:
+                counts = {}
+                write_volume_info(spec, base.volume)
+                _commit(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=True)
         except Exception:
             parts.delete_attempt(url, coordinate, attempt)
             if markers.read_marker(url, coordinate) is None:
                 raise
             return None  # another worker was faster, and has cleaned up under our feet
+        else:
+            return attempt, counts
 
     written = retry_transport(write, attempts=attempts, what=f"populate task {name}")
-    if written is not None and markers.write_marker(url, coordinate, _marker(plan, written[1], attempt=written[0])):
-        parts.clean_task(url, coordinate, winner=written[0])
-        return written[1]
-    _logger.info("task %s was done by another worker meanwhile", name)
     if written is not None:
-        parts.delete_attempt(url, coordinate, written[0])
-    return _shapes(plan, coordinate)
+        attempt, counts = written
+        if markers.write_marker(url, coordinate, {**_marker(plan, coordinate), "attempt": attempt, **counts}):
+            parts.clean_task(url, coordinate, winner=attempt)
+            return counts
+        parts.delete_attempt(url, coordinate, attempt)
+    _logger.info("task %s was done by another worker meanwhile", name)
+    return {}
 
 
-def _populate_base(plan: PopulatePlan, coordinate: Triple, address: str | None, attempts: int) -> tuple[Triple, ...]:
+def _refer(plan: PopulatePlan, coordinate: Triple, attempt: str, spec: dict[str, Any]) -> dict[str, int]:
+    """Make a part of references to the watershed; write what must be copied or made."""
+    base = plan.base
+    found = find_references(base, plan.grid, plan.layer, coordinate)
+    references = joined(list(found.values()))
+    if references is not None:
+        parts.begin_referring(base, coordinate, attempt, references)
+    others = {mip: part.others for mip, part in found.items()}
+    n_others = sum(map(len, others.values()))
+    if references is None or n_others or len(base.referred) < base.n_mips:
+        write_volume_info(spec, base.volume)
+        _commit(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=True, chunks=others)
+    write_source_record(base, coordinate, attempt, list(found.values()))
+    return {"referred": sum(map(len, found.values())), "copied": n_others}
+
+
+def _populate_base(plan: PopulatePlan, coordinate: Triple, address: str | None, attempts: int) -> dict[str, int]:
     url, name = plan.base.watershed_url, task_name(coordinate)
-    spec = ocdbt.base_spec(url, coordinator=address)
-    shapes = retry_transport(
+    spec = plan.base.spec(coordinator=address)
+    retry_transport(
         lambda: _commit(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=address is None, evidence=name),
         attempts=attempts,
         # A lease that the coordinator gave to a worker that has died holds the others up for ten seconds.
         base_delay=0.2 if address is None else 1.0,
         what=f"populate task {name}",
     )
-    markers.write_marker(url, coordinate, _marker(plan, shapes))
-    return shapes
+    markers.write_marker(url, coordinate, _marker(plan, coordinate))
+    return {}
 
 
 def _shapes(plan: PopulatePlan, coordinate: Triple) -> tuple[Triple, ...]:
@@ -216,24 +259,33 @@ def _shapes(plan: PopulatePlan, coordinate: Triple) -> tuple[Triple, ...]:
 
 
 def _commit(
-    plan: PopulatePlan, coordinate: Triple, store: ocdbt.OcdbtStore, *, atomic: bool, evidence: str | None = None
-) -> tuple[Triple, ...]:
+    plan: PopulatePlan,
+    coordinate: Triple,
+    store: ocdbt.OcdbtStore,
+    *,
+    atomic: bool,
+    evidence: str | None = None,
+    chunks: Mapping[int, npt.NDArray[np.int64]] | None = None,
+) -> None:
     # A coordinator refuses atomic transactions over several keys; whole storage chunks make that harmless. Its workers
     # write the manifest for each other, so they cannot take turns either.
     with store.transaction() if atomic else ts.Transaction() as transaction:
-        shapes = write_task(plan.base, plan.grid, plan.layer, coordinate, store, transaction)
+        write_task(plan.base, plan.grid, plan.layer, coordinate, store, transaction, chunks=chunks)
         if evidence is not None:
             store.kv.with_transaction(transaction).write(parts.MERGED_KEYS + evidence, b"{}").result()
-    return shapes
 
 
-def finish_populate(plan: PopulatePlan, *, parts_per_commit: int | None = None) -> PopulateReport:
+def finish_populate(
+    plan: PopulatePlan, *, parts_per_commit: int | None = None, keys_per_commit: int = parts.KEYS_PER_COMMIT
+) -> PopulateReport:
     """Merge the parts, clean up, and declare the base complete. Safe to repeat.
 
     Parameters
     ----------
     parts_per_commit
-        Merge in increments of so many parts; default: all in one commit.
+        Merge in increments of so many parts; default: of neighbouring keys, all in one commit if they are few.
+    keys_per_commit
+        Bound of the keys of such an increment, about.
 
     Raises
     ------
@@ -241,22 +293,28 @@ def finish_populate(plan: PopulatePlan, *, parts_per_commit: int | None = None) 
         If tasks are missing; names them.
     """
     base = plan.base
+    if base.made_elsewhere:
+        return PopulateReport(plan.n_tasks, 0, current_version(ocdbt.base_folder(base.watershed_url)).generation)
     complete = markers.read_complete(base.watershed_url)
     if complete is not None:
-        return PopulateReport(plan.n_tasks, 0, int(complete["generation"]))
+        counts = {name: int(complete.get(name, 0)) for name in COUNTS}
+        return PopulateReport(plan.n_tasks, 0, int(complete["generation"]), **counts)
     require_tasks_done(plan)
     tasks = [_triple(coordinate) for coordinate in plan.grid.coordinates(plan.layer)]
-    found = zip(tasks, markers.read_markers(base.watershed_url, tasks), strict=True)
-    winners = {task: marker["attempt"] for task, marker in found if marker is not None and "attempt" in marker}
-    waiting = list(winners.items())
-    step = parts_per_commit or max(1, len(waiting))
-    merged = sum(parts.merge_parts(base, dict(waiting[i : i + step])) for i in range(0, len(waiting), step))
+    found = dict(zip(tasks, markers.read_markers(base.watershed_url, tasks), strict=True))
+    winners = {task: marker["attempt"] for task, marker in found.items() if marker is not None and "attempt" in marker}
+    counts = {name: sum(marker.get(name, 0) for marker in found.values() if marker is not None) for name in COUNTS}
+    if parts_per_commit is None:
+        merged = parts.merge_in_ranges(base, winners, plan.grid, plan.layer, keys_per_commit)
+    else:
+        waiting = list(winners.items())
+        groups = [dict(waiting[i : i + parts_per_commit]) for i in range(0, len(waiting), parts_per_commit)]
+        merged = sum(parts.merge_parts(base, group) for group in groups)
     parts.remove_stale_parts(base, winners)
     generation = current_version(ocdbt.base_folder(base.watershed_url)).generation
-    markers.write_complete(
-        base.watershed_url, {"n_tasks": len(tasks), "generation": generation, "time": datetime.now(UTC).isoformat()}
-    )
-    return PopulateReport(len(tasks), merged, generation)
+    numbers = {"n_tasks": len(tasks), "generation": generation, **counts}
+    markers.write_complete(base.watershed_url, {**numbers, "time": datetime.now(UTC).isoformat()})
+    return PopulateReport(len(tasks), merged, generation, **counts)
 
 
 def require_tasks_done(plan: PopulatePlan) -> None:
@@ -285,20 +343,19 @@ def _coordinator_address(plan: PopulatePlan, address: str | None) -> str:
     return found
 
 
-def _marker(plan: PopulatePlan, shapes: tuple[Triple, ...], *, attempt: str | None = None) -> dict[str, Any]:
-    content: dict[str, Any] = {
+def _marker(plan: PopulatePlan, coordinate: Triple) -> dict[str, Any]:
+    return {
         "method": plan.method.value,
-        "shapes": shapes,
+        "shapes": _shapes(plan, coordinate),
         "worker": f"{socket.gethostname()}:{os.getpid()}",
         "time": datetime.now(UTC).isoformat(),
     }
-    return content if attempt is None else {**content, "attempt": attempt}
 
 
 def _details(plan: PopulatePlan, coordinate: Triple, address: str | None) -> dict[str, Any]:
     base = plan.base
     boxes = [task_box(base.volume, mip, plan.grid, plan.layer, coordinate) for mip in range(base.n_mips)]
-    spec = ocdbt.base_spec(base.watershed_url, coordinator=address)
+    spec = base.spec(coordinator=address)
     return {
         "watershed": base.watershed_url,
         "layer": plan.layer,

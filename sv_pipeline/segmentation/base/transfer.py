@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,11 @@ from sv_pipeline.segmentation.base.base import BaseInfo
 from sv_pipeline.segmentation.base.layout import step_factor, task_box
 from sv_pipeline.storage.ocdbt import OcdbtStore
 from sv_pipeline.storage.precomputed import open_volume
+from sv_pipeline.storage.volume_info import Scale
 
 __all__ = ["SLAB_VOXELS", "write_task"]
 
+IntArray = npt.NDArray[np.int64]
 Triple = tuple[int, int, int]
 
 SLAB_VOXELS = 1 << 25
@@ -31,34 +33,52 @@ def write_task(
     coordinate: Triple,
     store: OcdbtStore,
     transaction: ts.Transaction,
+    *,
+    chunks: Mapping[int, IntArray] | None = None,
 ) -> tuple[Triple, ...]:
     """Write one task's voxels at every mip; the commit is the caller's.
 
     Mips of the source are copied from TensorStore to TensorStore. Where coarser ones are to be made, the last mip of
     the source passes through memory in slabs, and so is read once only.
 
+    Parameters
+    ----------
+    chunks
+        Storage chunks to write, of mips of which others are referred to: by mip, positions in the chunk grid, (n, 3).
+
     Returns
     -------
     Shape written, per mip.
     """
+    chunks = chunks or {}
     boxes = [task_box(base.volume, mip, grid, layer, coordinate) for mip in range(base.n_mips)]
     targets = [store.array(mip).with_transaction(transaction) for mip in range(base.n_mips)]
     n_made = base.n_mips - base.source_mips
     n_copied = base.source_mips - (1 if n_made else 0)
     pending: list[ts.WriteFutures] = []
-    for mip in range(n_copied):
-        if boxes[mip].volume:
+    for mip in range(base.source_mips):
+        if mip in chunks:
+            places = _chunk_boxes(base.volume.scales[mip], chunks[mip])
+        else:
+            places = [boxes[mip]] if boxes[mip].volume and mip < n_copied else []
+        if places:
             source = ts.cast(open_volume(base.watershed_url, mip), ts.uint64)
-            pending.append(targets[mip][boxes[mip].slices].write(source[boxes[mip].slices]))
+            pending += [targets[mip][box.slices].write(source[box.slices]) for box in places]
     if n_made:
-        _make_pyramid(base, boxes, targets, n_copied)
+        _make_pyramid(base, boxes, targets, n_copied, keep=n_copied not in chunks)
     for write in pending:
         write.result()
     return tuple(box.shape for box in boxes)
 
 
-def _make_pyramid(base: BaseInfo, boxes: list[Box], targets: list[ts.TensorStore], seed: int) -> None:
-    """Copy mip ``seed`` and make all coarser ones of it."""
+def _chunk_boxes(scale: Scale, cells: IntArray) -> list[Box]:
+    """Voxels of storage chunks."""
+    starts = cells * np.asarray(scale.chunk_size) + scale.voxel_offset
+    return [Box.of(start, start + scale.chunk_size).clip(scale.bounds) for start in starts]
+
+
+def _make_pyramid(base: BaseInfo, boxes: list[Box], targets: list[ts.TensorStore], seed: int, *, keep: bool) -> None:
+    """Make all mips that are coarser than ``seed``, of it, and copy itself if it is to be kept."""
     source = ts.cast(open_volume(base.watershed_url, seed), ts.uint64)
     steps = {mip: step_factor(base.volume, mip) for mip in range(seed + 1, base.n_mips)}
     total = np.prod(list(steps.values()), axis=0)
@@ -67,13 +87,14 @@ def _make_pyramid(base: BaseInfo, boxes: list[Box], targets: list[ts.TensorStore
     coarse = {mip: np.zeros(boxes[mip].shape, np.uint64, order="F") for mip in steps}
     for slab in _slabs(boxes[seed], np.lcm(total, base.volume.scales[seed].chunk_size)):
         labels: npt.NDArray[np.uint64] = source[slab.slices].read(order="F").result()
-        write = targets[seed][slab.slices].write(labels)
+        write = targets[seed][slab.slices].write(labels) if keep else None
         start = np.subtract(slab.start, boxes[seed].start)
         for mip, step in steps.items():
             labels = downsample(labels, step)
             start = start // step
             coarse[mip][Box.of(start, start + labels.shape).slices] = labels
-        write.result()
+        if write is not None:
+            write.result()
     for mip, labels in coarse.items():
         targets[mip][boxes[mip].slices].write(labels).result()
 

@@ -13,6 +13,7 @@ import argparse
 import base64
 import email.parser
 import email.policy
+import gzip
 import json
 import random
 import re
@@ -160,6 +161,10 @@ class _Handler(BaseHTTPRequestHandler):
         if query.get("alt") != "media":
             return self.answer_json(resource(bucket, name, found))
         generation = str(found.generation)
+        if found.encoding == "gzip":
+            if "gzip" in (self.headers.get("accept-encoding") or ""):
+                return self.answer(200, found.read(), x_goog_generation=generation, content_encoding="gzip")
+            return self.answer(200, gzip.decompress(found.read()), x_goog_generation=generation)
         wanted = _RANGE.match(self.headers.get("range") or "")
         if wanted is None:
             return self.answer(200, found.read(), x_goog_generation=generation)
@@ -204,14 +209,15 @@ class _Handler(BaseHTTPRequestHandler):
         if match is None or not match[1]:
             return self.answer(404)
         if query.get("uploadType") == "multipart":
-            query["name"], body = parse_multipart(self.headers["content-type"], body, query.get("name"))
+            metadata, body = parse_multipart(self.headers["content-type"], body)
+            query = {"contentEncoding": metadata.get("contentEncoding", ""), "name": metadata.get("name", ""), **query}
         elif query.get("uploadType") != "media":
             return self.answer(501)
         name = query["name"]
         fault = self.state.fault_for("POST", name)
         if fault is not None and fault.phase == "before":
             return self.answer(fault.status or 503)
-        stored = self.state.store.put(match[2], name, body, query)
+        stored = self.state.store.put(match[2], name, body, query, query.get("contentEncoding", ""))
         if isinstance(stored, int):
             return self.answer(stored)
         if fault is not None:
@@ -236,14 +242,14 @@ class _Handler(BaseHTTPRequestHandler):
         return self.answer(status if fault is None else fault.status or 503)
 
 
-def parse_multipart(content_type: str, body: bytes, name: str | None) -> tuple[str, bytes]:
-    """Name and content of a multipart upload."""
+def parse_multipart(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
+    """Metadata and content of a multipart upload."""
     head = f"content-type: {content_type}\r\n\r\n".encode()
     message = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + body)
     metadata, content = message.iter_parts()
     data = content.get_payload(decode=True)
     assert isinstance(data, bytes)
-    return name or json.loads(metadata.get_content())["name"], data
+    return json.loads(metadata.get_content()), data
 
 
 def resource(bucket: str, name: str, stored: StoredObject) -> dict[str, Any]:
@@ -260,6 +266,7 @@ def resource(bucket: str, name: str, stored: StoredObject) -> dict[str, Any]:
         "contentType": "application/octet-stream",
         "timeCreated": when,
         "updated": when,
+        **({"contentEncoding": stored.encoding} if stored.encoding else {}),
     }
 
 

@@ -7,7 +7,7 @@ import itertools
 import json
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 __all__ = ["ObjectStore", "StoredObject", "failed_precondition"]
@@ -20,6 +20,8 @@ class StoredObject:
     generation: int
     size: int
     data: bytes | Path
+    encoding: str = ""
+    """Content encoding; ``gzip`` is undone for readers that do not accept it, as Google does."""
 
     def read(self, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes of a range."""
@@ -66,12 +68,14 @@ class ObjectStore:
         """The object, if it exists."""
         return self._objects.get((bucket, name))
 
-    def put(self, bucket: str, name: str, data: bytes, conditions: dict[str, str]) -> StoredObject | int:
+    def put(
+        self, bucket: str, name: str, data: bytes, conditions: dict[str, str], encoding: str = ""
+    ) -> StoredObject | int:
         """Write; an HTTP status where a precondition fails."""
         with self._lock:
             if status := failed_precondition(conditions, self.get(bucket, name)):
                 return status
-            stored = self._store(next(self._generations), data)
+            stored = replace(self._store(next(self._generations), data), encoding=encoding)
             self._forget(bucket, name)
             self._remember(bucket, name, stored)
             self._record(bucket, name, stored.generation)

@@ -121,7 +121,7 @@ def test_a_creation_that_was_killed_after_its_record_is_completed(tmp_path: Path
     Base(tmp_path).create(watershed.config, watershed.grid)
     (tmp_path / "ocdbt/base/manifest.ocdbt").unlink()
     Base(tmp_path).create(watershed.config, watershed.grid)
-    assert ocdbt.OcdbtStore(ocdbt.base_spec(tmp_path)).array(0).shape == watershed.labels.shape
+    assert ocdbt.OcdbtStore(Base(tmp_path).info().spec()).array(0).shape == watershed.labels.shape
 
 
 def test_a_database_of_somebody_else_is_not_taken_for_a_base(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from sv_pipeline_tests.properties import examples
 from sv_pipeline_tests.segmentation.volumes import Watershed, assert_base_holds, blobs, make_watershed
 
 Triple = tuple[int, int, int]
-LOCAL_METHODS = [PopulateMethod.PARTS, PopulateMethod.DIRECT]
+LOCAL_METHODS = [PopulateMethod.PARTS, PopulateMethod.DIRECT, PopulateMethod.REFERENCE]
 
 
 @pytest.mark.parametrize("method", list(PopulateMethod))
@@ -100,7 +100,7 @@ def test_mips_of_the_source_are_copied_as_they_are(tmp_path: Path, encoding: str
     base = watershed.populate().base
     for mip in (3, 4):
         mips.append(downsample(mips[-1], step_factor(base.volume, mip)))
-    store = ocdbt.OcdbtStore(ocdbt.base_spec(url))
+    store = ocdbt.OcdbtStore(Base(url).info().spec())
     for mip, labels in enumerate(mips):
         assert store.array(mip).dtype == ts.uint64
         np.testing.assert_array_equal(store.array(mip).read().result(), labels)
@@ -221,8 +221,8 @@ def test_workers_that_do_the_same_task_at_once_end_in_the_right_state(storage_ur
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda task: populate_task(plan, task), sorted(plan.missing * 3)))
     finish_populate(plan)
-    attempts = {key.rsplit("/d/")[0] for key in kv.list_keys(ocdbt.base_folder(storage_url), "parts/")}
-    assert len(attempts) == (18 if method is PopulateMethod.PARTS else 0)
+    attempts = {tuple(key.split("/")[:3]) for key in kv.list_keys(ocdbt.base_folder(storage_url), "parts/")}
+    assert len(attempts) == (0 if method is PopulateMethod.DIRECT else 18)
     assert_base_holds(watershed, plan)
 
 
@@ -350,6 +350,6 @@ def test_voxels_that_are_background_are_not_stored(tmp_path: Path) -> None:
     watershed.labels[:] = 0
     plan = watershed.populate()
     assert_base_holds(watershed, plan)
-    store = ocdbt.OcdbtStore(ocdbt.base_spec(watershed.url))
+    store = ocdbt.OcdbtStore(Base(watershed.url).info().spec())
     assert [key for key in store.kv.list().result() if not key.startswith(b"_sv_pipeline/")] == [b"info"]
     assert read_manifest(store.base)["versions"]

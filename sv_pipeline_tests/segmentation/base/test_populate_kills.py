@@ -17,6 +17,7 @@ from sv_pipeline.config import PopulateMethod
 from sv_pipeline.errors import UnavailableError
 from sv_pipeline.segmentation.base import markers
 from sv_pipeline.segmentation.base.base import Base
+from sv_pipeline.segmentation.base.key_ranges import key_ranges
 from sv_pipeline.segmentation.base.populate import PopulatePlan, finish_populate, populate_task
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE, running_coordinator
@@ -26,7 +27,9 @@ from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline_tests.segmentation.volumes import Watershed, assert_base_holds, make_watershed
 
 SPAWN = multiprocessing.get_context("spawn")
-METHODS = [PopulateMethod.PARTS, PopulateMethod.DIRECT]
+METHODS = [PopulateMethod.PARTS, PopulateMethod.DIRECT, PopulateMethod.REFERENCE]
+STEPS = {method: ["/d/", "manifest", ".populated/tasks"] for method in METHODS}
+STEPS[PopulateMethod.REFERENCE] += ["/tree", "/source.npz"]
 
 
 def work(url: str, plan: PopulatePlan, started: object, *, finish: bool = True) -> None:
@@ -37,7 +40,7 @@ def work(url: str, plan: PopulatePlan, started: object, *, finish: bool = True) 
     for task in tasks:
         populate_task(plan, task)
     if finish:
-        finish_populate(plan)
+        finish_populate(plan, keys_per_commit=40)
 
 
 def kill_after(url: str, plan: PopulatePlan, seconds: float) -> bool:
@@ -64,7 +67,7 @@ def assert_clean(watershed: Watershed, plan: PopulatePlan) -> None:
     for file in files:
         _, task, attempt, rest = file.split("/", 3)
         assert winners[task] == attempt, "a part is left that is not merged"
-        assert rest.startswith("d/")
+        assert rest.startswith("d/") or (rest == "source.npz" and plan.method is PopulateMethod.REFERENCE)
 
 
 @pytest.mark.slow
@@ -87,8 +90,7 @@ def test_killed_at_random_moments_a_populate_is_completed_by_running_it_again(
     assert_clean(watershed, plan)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("step", ["/d/", "manifest", ".populated/tasks"])
+@pytest.mark.parametrize(("method", "step"), [(method, step) for method in METHODS for step in STEPS[method]])
 def test_killed_in_a_write_of_each_kind_a_task_is_completed_by_running_it_again(
     gcs_server: GcsControl, method: PopulateMethod, step: str
 ) -> None:
@@ -111,6 +113,35 @@ def test_killed_in_a_write_of_each_kind_a_task_is_completed_by_running_it_again(
     plan = watershed.plan()
     populate_missing(plan)
     finish_populate(plan)
+    assert_clean(watershed, plan)
+
+
+@pytest.mark.parametrize("method", [PopulateMethod.PARTS, PopulateMethod.REFERENCE])
+def test_killed_between_the_commits_of_a_merge_a_finish_goes_on_where_it_was(
+    gcs_server: GcsControl, method: PopulateMethod
+) -> None:
+    watershed = make_watershed(gcs_server.new_bucket(), populate_method=method)
+    populate_missing(watershed.plan())
+    plan = watershed.plan()
+    assert not plan.missing
+    folder = ocdbt.base_folder(watershed.url)
+    before = current_version(folder).generation
+    gcs_server.add_fault(method="POST", match="base/manifest", delay=0.2)
+    started = SPAWN.Event()
+    worker = SPAWN.Process(target=work, args=(watershed.url, plan, started))
+    worker.start()
+    while current_version(folder).generation < before + 3:
+        assert worker.is_alive()
+        time.sleep(0.02)
+    worker.kill()
+    worker.join()
+    gcs_server.clear()
+    time.sleep(0.3)
+    done = current_version(folder).generation - before
+    finish_populate(plan, keys_per_commit=40)
+    commits = len(list(key_ranges(plan.base.volume, 40)))
+    assert done + 1 < commits
+    assert current_version(folder).generation - before == commits
     assert_clean(watershed, plan)
 
 

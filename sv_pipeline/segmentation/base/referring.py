@@ -1,0 +1,239 @@
+"""Owns which chunks of a watershed a base may refer to instead of copying them: by mip, and then chunk by chunk.
+
+A base refers to a range of bytes of a file of the watershed. So the stored bytes must be what the codec of the base
+reads, and the chunk grids must be equal. What a mip must be is found out once, when the base is made; each chunk is
+looked at again by its populate task, and copied if it does not qualify.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.config import OcdbtConfig, PopulateMethod
+from sv_pipeline.errors import ConfigError
+from sv_pipeline.grid import Box, ChunkGrid
+from sv_pipeline.segmentation.base.layout import fits_tasks
+from sv_pipeline.storage import ocdbt
+from sv_pipeline.storage.byte_strings import ByteStrings
+from sv_pipeline.storage.chunk_names import ChunkNames
+from sv_pipeline.storage.object_listing import StoredObjects, can_look_up, first_objects, look_up
+from sv_pipeline.storage.ocdbt_tree import References
+from sv_pipeline.storage.shards import find_in_shards
+from sv_pipeline.storage.stored_scale import StoredScale
+from sv_pipeline.storage.volume_info import Scale
+
+__all__ = [
+    "ENCODINGS",
+    "MipReferences",
+    "SourceObjects",
+    "joined",
+    "method_cost",
+    "mips_to_refer_to",
+    "references_of_box",
+]
+
+IntArray: TypeAlias = npt.NDArray[np.int64]
+Names: TypeAlias = npt.NDArray[np.bytes_]
+
+_logger = logging.getLogger(__name__)
+
+ENCODINGS = ("compressed_segmentation", "raw")
+"""Encodings of labels that TensorStore reads and that keep each of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class SourceObjects:
+    """Objects that a base refers to, as they were when it was made to."""
+
+    names: Names
+    """Relative to the folder of the watershed, ascending, shape (n,)."""
+    sizes: IntArray
+    """Bytes, shape (n,)."""
+    versions: IntArray
+    """Generation in a bucket, time of modification on disk in ns, shape (n,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class MipReferences:
+    """What was found of the chunks of one mip in a box."""
+
+    keys: Names
+    """Of the base, ascending, shape (n,)."""
+    files: Names
+    """Of each chunk, relative to the base's key space, shape (n,)."""
+    offsets: IntArray
+    lengths: IntArray
+    others: IntArray
+    """Chunks that are there but cannot be referred to, as positions in the chunk grid, shape (m, 3)."""
+    objects: SourceObjects
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def mips_to_refer_to(
+    mips: Sequence[StoredScale], config: OcdbtConfig, grid: ChunkGrid | None, *, look: bool = True
+) -> tuple[int, ...]:
+    """Which mips of a watershed a base refers to, and says so in a line of the log for each.
+
+    Parameters
+    ----------
+    mips
+        Those that would be copied otherwise.
+    config
+        The populate method, the storage chunks and the populate layer.
+    grid
+        Chunks of the graph; None if populate tasks need not be aligned.
+    look
+        Whether to look at the objects; a watershed that is still to be made has none.
+
+    Raises
+    ------
+    ConfigError
+        If the method is ``reference`` and a mip does not qualify; names it, the reason and the next best method.
+    """
+    if not config.populate_method.refers:
+        return ()
+    chosen: list[int] = []
+    for stored in mips:
+        name = f"mip {stored.mip} ({stored.scale.key}) of {stored.url}"
+        reason = _misfit_of_info(stored, config, grid) or (_misfit_of_objects(stored) if look else None)
+        if reason is None:
+            _logger.info("%s is referred to", name)
+            chosen.append(stored.mip)
+        elif config.populate_method is PopulateMethod.AUTO:
+            _logger.info("%s is copied: %s", name, reason)
+        else:
+            raise ConfigError(
+                f"{name} cannot be referred to: {reason}.",
+                remedy="Set ocdbt_config.populate_method to auto, which copies what cannot be referred to, or to "
+                "parts, which copies everything.",
+            )
+    return tuple(chosen)
+
+
+def _misfit_of_info(stored: StoredScale, config: OcdbtConfig, grid: ChunkGrid | None) -> str | None:
+    scale = stored.scale
+    if not can_look_up(stored.url):
+        return f"{stored.url} is neither a folder nor a gs:// bucket, so it tells no versions of its objects"
+    if not stored.folder.startswith(stored.url):
+        return f"its chunks are in {stored.folder}, outside of the watershed"
+    if stored.volume.data_type != "uint64":
+        return f"its labels are {stored.volume.data_type}, those of a base uint64"
+    if scale.encoding not in ENCODINGS:
+        return f"TensorStore does not read its encoding {scale.encoding}"
+    if stored.sharding is not None and stored.sharding.get("data_encoding", "raw") != "raw":
+        return f"its shards hold {stored.sharding['data_encoding']}-coded data"
+    if config.storage_chunk_size not in (None, scale.chunk_size):
+        return f"storage_chunk_size is {config.storage_chunk_size}, its storage chunks are {scale.chunk_size}"
+    if grid is not None and not fits_tasks(scale, stored.volume.factors(stored.mip), config, grid):
+        return f"populate tasks are no multiples of its storage chunks of {scale.chunk_size} voxels"
+    return None
+
+
+def _misfit_of_objects(stored: StoredScale) -> str | None:
+    """The first objects as they come: if all of them are compressed as a whole, so is the mip."""
+    rows = first_objects(stored.folder, suffixes=stored.suffixes)
+    if rows and all(compressed for *_, compressed in rows):
+        how = f"{', '.join(stored.suffixes)} files" if stored.suffixes else "a content encoding"
+        return f"its chunks are compressed as a whole ({how})"
+    return None
+
+
+def references_of_box(stored: StoredScale, scale: Scale, box: Box) -> MipReferences:
+    """Look up the chunks of a mip in a box of whole chunks; absent ones are background, and stay absent.
+
+    Parameters
+    ----------
+    stored
+        The mip of the watershed.
+    scale
+        The mip of the base; it has the same chunk grid.
+    box
+        Voxels of the mip.
+    """
+    first = np.subtract(box.start, scale.voxel_offset) // scale.chunk_size
+    stop = -(-np.subtract(box.stop, scale.voxel_offset) // scale.chunk_size)
+    shape = np.maximum(stop - first, 0)
+    cells = np.stack(np.unravel_index(np.arange(int(shape.prod())), tuple(shape)), axis=-1) + first
+    chunks = ChunkNames(scale)
+    ranks = chunks.ranks(cells)
+    order = np.argsort(ranks)
+    cells, ranks = cells[order].astype(np.int64), ranks[order]
+    names = chunks.names(cells)
+    keys = np.strings.add(scale.key.encode() + b"/", names)
+    if stored.sharding is not None:
+        return _in_shards(stored, keys, cells)
+    found = look_up(stored.folder, names, ranks, stored.suffixes)
+    there = found.there
+    files = np.strings.add(_relative(stored), names)[there]
+    objects = SourceObjects(files, found.sizes[there], found.versions[there])
+    return MipReferences(
+        keys=keys[there],
+        files=np.strings.add(ocdbt.SOURCE_PREFIX.encode(), files),
+        offsets=np.zeros(int(there.sum()), np.int64),
+        lengths=found.sizes[there],
+        others=cells[found.compressed],
+        objects=objects,
+    )
+
+
+def _in_shards(stored: StoredScale, keys: Names, cells: IntArray) -> MipReferences:
+    found = find_in_shards(stored, cells)
+    there = found.lengths >= 0
+    shards, first = np.unique(found.shards[there], return_index=True)
+    names = found.files[there][first]
+    shard_files = look_up(stored.folder, names, shards)
+    # A shard that is compressed as a whole cannot be read in pieces.
+    usable = there & np.isin(found.shards, shards[shard_files.there])
+    relative = _relative(stored)
+    return MipReferences(
+        keys=keys[usable],
+        files=np.strings.add(ocdbt.SOURCE_PREFIX.encode() + relative, found.files[usable]),
+        offsets=found.offsets[usable],
+        lengths=found.lengths[usable],
+        others=cells[there & ~usable],
+        objects=_those_there(np.strings.add(relative, names), shard_files),
+    )
+
+
+def _those_there(names: Names, found: StoredObjects) -> SourceObjects:
+    there = found.there
+    return SourceObjects(names[there], found.sizes[there], found.versions[there])
+
+
+def _relative(stored: StoredScale) -> bytes:
+    """Folder of the chunks within the watershed."""
+    return stored.scale.key.encode() + b"/"
+
+
+def joined(found: Sequence[MipReferences]) -> References | None:
+    """The references of several mips, in the order of their keys; None if there is none."""
+    parts = sorted((part for part in found if len(part)), key=lambda part: bytes(part.keys[0]))
+    if not parts:
+        return None
+    return References(
+        keys=ByteStrings.of(np.concatenate([part.keys for part in parts])),
+        files=ByteStrings.of(np.concatenate([part.files for part in parts])),
+        offsets=np.concatenate([part.offsets for part in parts]),
+        lengths=np.concatenate([part.lengths for part in parts]),
+    )
+
+
+def method_cost(method: PopulateMethod) -> str:
+    """What a populate method costs, in one line."""
+    copies = "reads and stores all voxels once more"
+    return {
+        PopulateMethod.PARTS: f"parts: {copies}; PyChunkedGraph's own servers can read the base",
+        PopulateMethod.DIRECT: f"direct: {copies}, in one process",
+        PopulateMethod.COORDINATOR: f"coordinator: {copies}, through one server",
+        PopulateMethod.REFERENCE: "reference: lists the watershed's chunks and stores some bytes for each; makes mips "
+        "that are missing. The watershed must not change; PyChunkedGraph's own servers cannot read the base",
+        PopulateMethod.AUTO: "auto: as reference where the watershed qualifies, as parts elsewhere",
+    }[method]

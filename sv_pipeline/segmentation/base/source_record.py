@@ -1,0 +1,128 @@
+"""Owns the record of what a base refers to: the watershed's objects, as they were when the base was made.
+
+Each part of a populate that refers to the watershed has one, ``source.npz`` beside its data: names, sizes and versions
+of objects (generations in a bucket, times of modification on disk). It stays as long as the base does. What is in the
+watershed now is found by listings, as for the populate.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.grid import ChunkGrid
+from sv_pipeline.segmentation.base import markers
+from sv_pipeline.segmentation.base.base import BaseInfo
+from sv_pipeline.segmentation.base.layout import task_box
+from sv_pipeline.segmentation.base.markers import task_name
+from sv_pipeline.segmentation.base.referring import MipReferences, SourceObjects, references_of_box
+from sv_pipeline.storage import kv, ocdbt
+from sv_pipeline.storage.precomputed import stored_scale
+from sv_pipeline.storage.stored_json import readable_file
+
+__all__ = ["SOURCE_RECORD", "Changes", "changes_of_source", "find_references", "write_source_record"]
+
+Triple: TypeAlias = tuple[int, int, int]
+Names: TypeAlias = npt.NDArray[np.bytes_]
+
+SOURCE_RECORD = "source.npz"
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What has happened to a watershed since a base was made to refer to it. Names are relative to its folder."""
+
+    looked_at: int
+    """Objects that were compared."""
+    changed: tuple[str, ...] = ()
+    """Replaced by another version, or modified."""
+    gone: tuple[str, ...] = ()
+    appeared: tuple[str, ...] = ()
+    """There now, where the base shows background."""
+
+    def __bool__(self) -> bool:
+        return bool(self.changed or self.gone or self.appeared)
+
+    @property
+    def text(self) -> str:
+        """The changes in one line, with the first names of each kind."""
+        kinds = {"changed": self.changed, "gone": self.gone, "appeared": self.appeared}
+        parts = [
+            f"{len(names)} {kind} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
+            for kind, names in kinds.items()
+            if names
+        ]
+        return "; ".join(parts) or "none"
+
+
+def find_references(base: BaseInfo, grid: ChunkGrid, layer: int, coordinate: Triple) -> dict[int, MipReferences]:
+    """What one populate task of a base can refer to, by mip."""
+    return {
+        mip: references_of_box(
+            stored_scale(base.watershed_url, mip),
+            base.volume.scales[mip],
+            task_box(base.volume, mip, grid, layer, coordinate),
+        )
+        for mip in base.referred
+    }
+
+
+def write_source_record(base: BaseInfo, coordinate: Triple, attempt: str, found: Sequence[MipReferences]) -> None:
+    """Remember what a part refers to, beside its data."""
+    names = np.concatenate([part.objects.names for part in found])
+    sizes = np.concatenate([part.objects.sizes for part in found])
+    versions = np.concatenate([part.objects.versions for part in found])
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, names=names, sizes=sizes, versions=versions)
+    folder = ocdbt.part_folder(base.watershed_url, task_name(coordinate), attempt)
+    kv.write_bytes(folder, SOURCE_RECORD, buffer.getvalue())
+
+
+def changes_of_source(base: BaseInfo, *, at_most: int | None = None) -> Changes:
+    """Compare the watershed with what the base refers to.
+
+    Parameters
+    ----------
+    at_most
+        Look at so many populate tasks only, evenly spread; default: all.
+    """
+    meta = markers.read_meta(base.watershed_url)
+    if not base.refers or meta is None:
+        return Changes(0)
+    tasks = [tuple(coordinate) for coordinate in meta.grid.coordinates(meta.layer).tolist()]
+    if at_most is not None and len(tasks) > at_most:
+        tasks = [tasks[i] for i in np.unique(np.linspace(0, len(tasks) - 1, at_most).astype(int)).tolist()]
+    looked_at, changed, gone, appeared = 0, set[str](), set[str](), set[str]()
+    for coordinate, then in _records(base, tasks):
+        now = find_references(base, meta.grid, meta.layer, coordinate)
+        objects = [part.objects for part in now.values()]
+        there = {
+            name: (size, version)
+            for found in objects
+            for name, size, version in zip(
+                found.names.tolist(), found.sizes.tolist(), found.versions.tolist(), strict=True
+            )
+        }
+        before = zip(then.names.tolist(), then.sizes.tolist(), then.versions.tolist(), strict=True)
+        known = {name: (size, version) for name, size, version in before}
+        looked_at += len(known)
+        gone |= {name.decode() for name in known.keys() - there.keys()}
+        appeared |= {name.decode() for name in there.keys() - known.keys()}
+        changed |= {name.decode() for name in known.keys() & there.keys() if known[name] != there[name]}
+    return Changes(looked_at, tuple(sorted(changed)), tuple(sorted(gone)), tuple(sorted(appeared)))
+
+
+def _records(base: BaseInfo, tasks: list[Triple]) -> Iterator[tuple[Triple, SourceObjects]]:
+    for coordinate, marker in zip(tasks, markers.read_markers(base.watershed_url, tasks), strict=True):
+        if marker is None or "referred" not in marker:
+            continue
+        folder = ocdbt.part_folder(base.watershed_url, task_name(coordinate), marker["attempt"])
+        raw = kv.read_bytes(folder, SOURCE_RECORD)
+        with readable_file(folder + SOURCE_RECORD), np.load(io.BytesIO(raw or b"")) as arrays:
+            yield coordinate, SourceObjects(arrays["names"], arrays["sizes"], arrays["versions"])

@@ -1,0 +1,227 @@
+"""Owns looking up sizes and versions of many objects of a folder: by listings in a bucket, by its entries on disk.
+
+A bucket answers a listing with up to a thousand objects, in the order of their names. So what is between two objects
+that are wanted is listed along with them, unless it is more than such a page.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeAlias
+from urllib.parse import unquote
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.errors import ConfigError, InputError, UnavailableError
+from sv_pipeline.patience import patience
+from sv_pipeline.storage.file_guard import local_path
+
+__all__ = ["PAGE", "StoredObjects", "can_look_up", "first_objects", "look_up"]
+
+PAGE = 1000
+"""Objects that one answer of a bucket lists."""
+REQUESTS_AT_ONCE = 16
+ENDPOINT_VARIABLE = "TENSORSTORE_GCS_HTTP_URL"
+"""Where the buckets are, if not at Google; the same variable as for voxels."""
+_FIELDS = "items(name,size,generation,contentEncoding),nextPageToken"
+_PLAIN = (None, "", "identity")
+
+IntArray: TypeAlias = npt.NDArray[np.int64]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+Names: TypeAlias = npt.NDArray[np.bytes_]
+Row: TypeAlias = tuple[bytes, int, int, bool]
+"""Name, size, version, whether the object is compressed as a whole."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredObjects:
+    """What was found of some objects, in the order in which they were asked for."""
+
+    sizes: IntArray
+    """Bytes, shape (n,); -1 for each that is not there."""
+    versions: IntArray
+    """Generation in the bucket, or time of the last modification on disk in ns, shape (n,)."""
+    compressed: BoolArray
+    """Whether the object is compressed as a whole (``.gz``, or a content encoding): not what a codec reads. (n,)."""
+
+    @property
+    def there(self) -> BoolArray:
+        """Which of them are there as they are read."""
+        return (self.sizes >= 0) & ~self.compressed
+
+
+def can_look_up(url: str) -> bool:
+    """Whether the place of a volume tells sizes and versions of its objects."""
+    return url.startswith(("file://", "gs://"))
+
+
+def look_up(folder_url: str, names: Names, ranks: IntArray, suffixes: Sequence[str] = ()) -> StoredObjects:
+    """Find objects of a folder.
+
+    Parameters
+    ----------
+    folder_url
+        ``file://`` or ``gs://``, ending with ``/``.
+    names
+        Names in that folder, ascending, shape (n,).
+    ranks
+        Their places among all objects of the folder in the order of names, at most, shape (n,): how many objects lie
+        between them, and so whether these are listed along.
+    suffixes
+        Of compressed files that the folder has.
+
+    Raises
+    ------
+    UnavailableError
+        If the bucket does not answer.
+    ConfigError
+        If access is denied.
+    """
+    folder = local_path(folder_url)
+    if folder is not None:
+        return _on_disk(os.fspath(folder), names, suffixes)
+    runs = np.split(np.arange(len(names)), np.flatnonzero(np.diff(ranks) > PAGE) + 1) if len(names) else []
+    bounds = [(names[run[0]], names[run[-1]] + b"\0") for run in runs]
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        found = [row for rows in pool.map(lambda ends: list(_listed(folder_url, *ends)), bounds) for row in rows]
+    return _aligned(names, found)
+
+
+def first_objects(folder_url: str, limit: int = PAGE, suffixes: Sequence[str] = ()) -> list[Row]:
+    """Some objects of a folder, as they come: name, size, version, whether it is compressed as a whole."""
+    folder = local_path(folder_url)
+    if folder is None:
+        return list(_listed(folder_url, limit=limit))
+    rows: list[Row] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_file() and not entry.name.startswith(".") and not entry.name.endswith(".__lock"):
+                    stat = entry.stat()
+                    packed = entry.name.endswith(tuple(suffixes))
+                    rows.append((os.fsencode(entry.name), stat.st_size, stat.st_mtime_ns, packed))
+                if len(rows) == limit:
+                    break
+    except FileNotFoundError:
+        return []
+    return rows
+
+
+def _on_disk(folder: str, names: Names, suffixes: Sequence[str]) -> StoredObjects:
+    sizes, versions = np.full(len(names), -1, np.int64), np.zeros(len(names), np.int64)
+    compressed = np.zeros(len(names), bool)
+    endings = [os.fsencode(suffix) for suffix in suffixes]
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return StoredObjects(sizes, versions, compressed)
+    try:
+        for i, name in enumerate(names.tolist()):
+            stat = _stat(name, descriptor)
+            if stat is not None:
+                sizes[i], versions[i] = stat.st_size, stat.st_mtime_ns
+            compressed[i] = any(_stat(name + ending, descriptor) is not None for ending in endings)
+    finally:
+        os.close(descriptor)
+    return StoredObjects(sizes, versions, compressed)
+
+
+def _stat(name: bytes, folder: int) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=folder)
+    except FileNotFoundError:
+        return None
+
+
+def _aligned(names: Names, rows: list[Row]) -> StoredObjects:
+    sizes, versions = np.full(len(names), -1, np.int64), np.zeros(len(names), np.int64)
+    compressed = np.zeros(len(names), bool)
+    if rows:
+        found, found_sizes, found_versions, found_compressed = zip(*rows, strict=True)
+        listed = np.array(found, np.bytes_)
+        at = np.minimum(np.searchsorted(names, listed), len(names) - 1)
+        wanted = names[at] == listed
+        at = at[wanted]
+        sizes[at] = np.array(found_sizes, np.int64)[wanted]
+        versions[at] = np.array(found_versions, np.int64)[wanted]
+        compressed[at] = np.array(found_compressed, bool)[wanted]
+    return StoredObjects(sizes, versions, compressed)
+
+
+# -- buckets --------------------------------------------------------------------------------------------------------
+
+
+def _listed(folder_url: str, first: bytes = b"", stop: bytes = b"", limit: int | None = None) -> Iterator[Row]:
+    """Objects of a folder in a bucket with names in [first, stop)."""
+    bucket, _, path = folder_url.removeprefix("gs://").partition("/")
+    prefix = unquote(path)
+    with _errors(folder_url):
+        listing = _client().list_blobs(
+            bucket,
+            prefix=prefix,
+            start_offset=prefix + first.decode() if first else None,
+            end_offset=prefix + stop.decode() if stop else None,
+            max_results=limit,
+            fields=_FIELDS,
+            retry=_retry(),
+        )
+        for blob in listing:
+            packed = blob.content_encoding not in _PLAIN
+            yield blob.name.removeprefix(prefix).encode(), int(blob.size), int(blob.generation), packed
+
+
+def _client() -> Any:
+    return _client_of(os.environ.get(ENDPOINT_VARIABLE), os.getpid())
+
+
+@lru_cache(maxsize=4)
+def _client_of(endpoint: str | None, _process: int) -> Any:
+    """The client that dagster-gcp's ``GCSResource`` hands out; without credentials it reads what is public."""
+    from google.auth.credentials import AnonymousCredentials
+    from google.auth.exceptions import DefaultCredentialsError
+    from google.cloud import storage
+
+    if endpoint:
+        options = {"api_endpoint": endpoint.rstrip("/")}
+        return storage.Client(project="none", credentials=AnonymousCredentials(), client_options=options)  # type: ignore[no-untyped-call]
+    try:
+        return storage.Client()
+    except (DefaultCredentialsError, OSError):  # OSError: credentials, but no project
+        return storage.Client.create_anonymous_client()
+
+
+def _retry() -> Any:
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    return DEFAULT_RETRY.with_timeout(patience())
+
+
+@contextmanager
+def _errors(place: str) -> Iterator[None]:
+    """Errors of the client as ours."""
+    from google.api_core.exceptions import Forbidden, GoogleAPICallError, NotFound, RetryError, Unauthorized
+    from google.auth.exceptions import GoogleAuthError
+    from requests.exceptions import RequestException
+
+    try:
+        yield
+    except (Forbidden, Unauthorized, GoogleAuthError) as error:
+        raise ConfigError(
+            f"the objects of {place} cannot be listed: access denied ({error}).",
+            remedy="Check GOOGLE_APPLICATION_CREDENTIALS or 'gcloud auth application-default login'; listing needs "
+            "the permission storage.objects.list.",
+        ) from error
+    except NotFound as error:
+        raise InputError(f"the bucket of {place} does not exist.", remedy="Check the URL.") from error
+    except (GoogleAPICallError, RetryError, RequestException, ConnectionError) as error:
+        raise UnavailableError(
+            f"listing {place}: the bucket did not answer ({error}).",
+            remedy="Check that it can be reached.",
+            repeat="Then try again.",
+        ) from error

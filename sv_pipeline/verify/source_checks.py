@@ -1,0 +1,38 @@
+"""Whether the watershed is still what its base refers to. Reads listings, no voxels."""
+
+from __future__ import annotations
+
+from sv_pipeline.errors import NotFoundError
+from sv_pipeline.segmentation.base.base import Base
+from sv_pipeline.segmentation.base.source_record import changes_of_source
+from sv_pipeline.verify.report import Outcome
+
+__all__ = ["check_source"]
+
+RESTORE = "restore the version that was there when the base was made, or wipe the base and build it again"
+
+
+def check_source(outcome: Outcome, watershed_url: str, *, sample: int | None = None) -> None:
+    """Compare sizes and versions of the watershed's objects with those that the base refers to.
+
+    Parameters
+    ----------
+    sample
+        Look at the objects of so many populate tasks only.
+    """
+    try:
+        base = Base(watershed_url).info()
+    except NotFoundError:
+        outcome.skipped = "there is no base: the graph was built without voxels"
+        return
+    if not base.refers:
+        return  # it holds copies, whatever becomes of the watershed
+    found = changes_of_source(base, at_most=sample)
+    outcome.checked = found.looked_at
+    for names, what in (
+        (found.changed, "an object of the watershed is not the version that the base refers to"),
+        (found.gone, "an object of the watershed that the base refers to is gone"),
+        (found.appeared, "an object has appeared in the watershed where the base shows background"),
+    ):
+        if names:
+            outcome.error(f"{what}: {RESTORE}.", names[0], len(names))
