@@ -138,7 +138,7 @@ def test_a_tick_while_a_run_is_at_it_starts_no_second_one(built: Dataset, instan
         tags={**request.tags, "dagster/partition": str(request.partition_key)},
         status=dg.DagsterRunStatus.STARTED,
     )
-    assert f"run {queued.run_id[:8]} is at it" in reason(tick(instance))
+    assert f"run {queued.run_id[:8]} is working on it" in reason(tick(instance))
 
 
 def test_after_runs_that_failed_the_sensor_waits_and_then_tries_again(
