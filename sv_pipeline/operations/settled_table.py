@@ -70,12 +70,12 @@ class SettledTable(Table):
         wanted = self._bounded(wanted)
 
         def read() -> dict[bytes, RowView]:
-            found = self.inner.scan(ranges, wanted.columns, until=wanted.until, newest_only=wanted.newest_only)
-            return dict(found)
+            columns, until, newest_only, since = wanted
+            return dict(self.inner.scan(ranges, columns, since=since, until=until, newest_only=newest_only))
 
         rows = read()
         self._reads.append(_Read(rows, read, list(rows)))
-        yield from sorted(self._shown(rows, wanted).items())
+        yield from sorted(_since(self._shown(rows, wanted), wanted.since).items())
 
     def _bounded(self, wanted: CellFilter) -> CellFilter:
         times = [time for time in (wanted.until, self.until) if time is not None]
@@ -107,3 +107,14 @@ class SettledTable(Table):
         raise AssertionError(f"a question about graph {self.name!r} does not write")
 
     create = drop = mutate = increment_many = check_and_mutate_many = _refuse
+
+
+def _since(rows: dict[bytes, RowView], since: int | None) -> dict[bytes, RowView]:
+    """Rows without cells that are older than a time: where the newest cell is hidden, the one below it may be."""
+    if since is None:
+        return rows
+    kept = {
+        key: {column: left for column, cells in row.items() if (left := [c for c in cells if c.timestamp >= since])}
+        for key, row in rows.items()
+    }
+    return {key: row for key, row in kept.items() if row}

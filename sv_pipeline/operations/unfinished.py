@@ -8,21 +8,18 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from sv_pipeline.errors import CorruptionError, NotFoundError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.lineage import lineage
-from sv_pipeline.graph.queries import roots
 from sv_pipeline.operations.errors import FinishedError
 from sv_pipeline.operations.log import Operation, OperationStatus, find_operation, read_operations
+from sv_pipeline.operations.other_software import Standing, read_standings
 from sv_pipeline.operations.ownership import OPEN_PREFIX, OPEN_ROWS, Owner, open_key, owner_of
-from sv_pipeline.operations.writing import RECOVERY, REQUEST, Scope, scope_in, write_set_in
-from sv_pipeline.table import columns, keys
-from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
+from sv_pipeline.operations.writing import RECOVERY, REQUEST, WRITES, Scope, scope_in, write_set_in
 from sv_pipeline.table.interface import ColumnKey, RowView
 
 __all__ = ["Phase", "RecoveryProgress", "Unfinished", "find_unfinished", "read_unfinished", "why_not_unfinished"]
@@ -80,6 +77,12 @@ class Unfinished:
     """Made by other software: no owner, no write set, no generation."""
     row: RowView = field(default_factory=dict, repr=False)
     """The open row."""
+    objects: tuple[int, ...] = ()
+    """Of other software's: roots of the objects that it edits, as of the moment before it."""
+    moved_at: int = 0
+    """Of other software's: time of the newest of its cells and locks, milliseconds."""
+    unlocked: bool = False
+    """Of other software's: whether it gave its locks back, although cells of it are there."""
     damage: str = ""
     """Why its rows cannot be read. Then nobody knows what it holds or whether it is complete; it is left alone."""
 
@@ -136,7 +139,9 @@ class Unfinished:
             return "prove"
         if self.progress.phase == Phase.OVER or self.succeeded:
             return "release"
-        return "sweep" if self.scope is None else "recover"
+        if self.scope is None:
+            return "sweep"
+        return "roll back" if self.unlocked else "recover"
 
 
 def find_unfinished(graph: ChunkedGraph, foreign_ids: Iterable[int] = ()) -> list[Unfinished]:
@@ -149,7 +154,8 @@ def read_unfinished(graph: ChunkedGraph, operation_id: int) -> Unfinished | None
     """One unfinished operation; None if it is finished, or there is none."""
     key = open_key(operation_id)
     row = graph.table.read_rows([key], newest_only=True).get(key)
-    found = _described(graph, {} if row is None else {operation_id: row}, () if row else [operation_id])
+    opened, others = ({}, [operation_id]) if row is None else ({operation_id: row}, [])
+    found = _described(graph, opened, others, thorough=True)
     return found[0] if found else None
 
 
@@ -169,12 +175,20 @@ def why_not_unfinished(graph: ChunkedGraph, operation_id: int) -> SvPipelineErro
     )
 
 
-def _described(graph: ChunkedGraph, opened: dict[int, RowView], foreign_ids: Sequence[int]) -> list[Unfinished]:
+def _described(
+    graph: ChunkedGraph, opened: dict[int, RowView], foreign_ids: Sequence[int], *, thorough: bool = False
+) -> list[Unfinished]:
     wanted = sorted([*opened, *foreign_ids])
     log = _log_of(graph, wanted)
     found = [_of_open_row(graph, operation_id, row, log.get(operation_id)) for operation_id, row in opened.items()]
     foreign = [log[i] for i in foreign_ids if i in log]
-    found += [one for op in foreign if isinstance(op, Operation) and (one := _foreign(graph, op)) is not None]
+    of_others = [op for op in foreign if isinstance(op, Operation)]
+    standings = read_standings(graph, of_others, thorough=thorough)
+    found += [
+        one
+        for op in of_others
+        if op.operation_id in standings and (one := _foreign(op, standings[op.operation_id])) is not None
+    ]
     return sorted(found, key=lambda one: one.operation_id)
 
 
@@ -207,46 +221,44 @@ def _read_open_row(graph: ChunkedGraph, operation_id: int, row: RowView, operati
     owner, scope = owner_of(row), scope_in(row, operation_id)
     write_set_in(row, operation_id)
     foreign = REQUEST.key not in row
-    if scope is None and operation is not None and foreign:
-        scope = _scope_of_log(operation)  # one of other software that somebody has begun to recover
-        if scope is not None:
-            scope = replace(scope, roots=_locked_roots(graph, operation))
-    signature = "" if owner is None else owner.encode().decode()
-    return Unfinished(operation, operation_id, scope, owner, RecoveryProgress.of(row), signature, foreign, row)
+    signature, unlocked = "" if owner is None else owner.encode().decode(), False
+    objects: tuple[int, ...] = ()
+    if operation is not None and foreign and WRITES not in row:
+        # One of other software that somebody has begun to recover.
+        standing = read_standings(graph, [operation], thorough=True).get(operation_id)
+        if standing is not None:
+            scope, objects, unlocked = scope or standing.scope, standing.objects, standing.unlocked
+    return Unfinished(
+        operation,
+        operation_id,
+        scope,
+        owner,
+        RecoveryProgress.of(row),
+        signature,
+        foreign,
+        row,
+        objects=objects,
+        unlocked=unlocked,
+    )
 
 
-def _foreign(graph: ChunkedGraph, operation: Operation) -> Unfinished | None:
-    scope = _scope_of_log(operation)
-    if scope is None and operation.status not in (OperationStatus.CREATED, OperationStatus.WRITE_STARTED):
+def _foreign(operation: Operation, standing: Standing) -> Unfinished | None:
+    finished = (OperationStatus.SUCCESS, OperationStatus.EXCEPTION)
+    if standing.scope is None and operation.status in finished:
         return None
-    if scope is not None:
-        scope = replace(scope, roots=_locked_roots(graph, operation))
-    lock_rows = graph.table.read_rows(scope.lock_keys if scope else (), [LOCK.key, INDEFINITE_LOCK.key])
-    signature = _hash([*row.items()] for row in (operation.row, *(lock_rows[key] for key in sorted(lock_rows))))
-    return Unfinished(operation, operation.operation_id, scope, None, RecoveryProgress(), signature, foreign=True)
+    return Unfinished(
+        operation,
+        operation.operation_id,
+        standing.scope,
+        None,
+        RecoveryProgress(),
+        standing.signature,
+        foreign=True,
+        objects=standing.objects,
+        moved_at=standing.moved_at,
+        unlocked=standing.unlocked,
+    )
 
 
 def _hash(cells: Iterable[Any]) -> str:
     return hashlib.sha256(repr([*cells]).encode()).hexdigest()[:16]
-
-
-def _locked_roots(graph: ChunkedGraph, operation: Operation) -> tuple[int, ...]:
-    """Roots around the points of an operation that it holds indefinitely: other software's log names none."""
-    points = [column.newest(operation.row) for column in (columns.SOURCE_IDS, columns.SINK_IDS)]
-    supervoxels = np.unique(np.concatenate([np.zeros(0, np.uint64), *(p for p in points if p is not None)]))
-    found = roots(graph, supervoxels, missing_ok=True)
-    found = np.unique(found[found > 0])
-    related = lineage(graph, found).edges
-    every = np.unique(np.concatenate([found, related.ravel()]))
-    rows = graph.table.read_rows(keys.node_keys(every), [INDEFINITE_LOCK.key], newest_only=True)
-    mine = operation.operation_id
-    return tuple(r for r in every.tolist() if INDEFINITE_LOCK.newest(rows.get(keys.node_key(r))) == mine)
-
-
-def _scope_of_log(operation: Operation) -> Scope | None:
-    """The scope that the log names: all that other software says."""
-    chunks = columns.CHUNK_LOCK_SCOPE.newest(operation.row)
-    if chunks is None or not len(chunks):
-        return None
-    at = columns.OPERATION_TIMESTAMP.newest(operation.row)
-    return Scope(0 if at is None else int(at.timestamp() * 1000 + 0.5), (), (), tuple(chunks.tolist()))

@@ -9,6 +9,7 @@
 | all roots and chunks are locked by it | HELD | what it wrote is taken back, and it is made again |
 | some are not, and nothing is written yet | UNWRITTEN | its locks are given back, and it is made again |
 | some are not, but something is written | – | nothing is touched: RecoveryStoppedError |
+| somebody has edited what other software left half written | – | likewise |
 | the fork's voxels of this number are of another operation, or the fork is of another day | – | likewise |
 """
 
@@ -22,6 +23,7 @@ from sv_pipeline.operations.errors import RecoveryStoppedError
 from sv_pipeline.operations.pair import Older, find_misfit, restore_advice
 from sv_pipeline.operations.unfinished import Phase, Unfinished
 from sv_pipeline.operations.writing import Scope, read_identity
+from sv_pipeline.recovery.foreign_cleanup import Remains, edited_since, read_remains
 from sv_pipeline.segmentation.fork.records import OperationRecord
 from sv_pipeline.table.columns import INDEFINITE_LOCK
 
@@ -49,7 +51,7 @@ class Assessment:
     n_wanted: int
     """Those that it holds once it writes."""
     n_new_rows: int
-    """Rows that it made and that are there."""
+    """Rows that it made and that are there; of other software's, all cells that it left."""
     record: OperationRecord | None
     """Of its voxels, if they are in."""
 
@@ -81,12 +83,17 @@ def assess(graph: ChunkedGraph, found: Unfinished) -> Assessment:
     record = _record(graph, found, scope)
     if wrong := find_misfit(graph):
         raise RecoveryStoppedError(f"{wrong.message} Nothing was changed.", remedy=wrong.remedy)
+    remains = Remains()
+    if found.foreign and found.operation is not None and not found.write_set[1]:
+        remains = read_remains(graph, found)
+        if remains.footprint.edited_since:
+            raise edited_since(found, remains.footprint)
     locked, foreign = _locks(graph, found, scope)
-    n_new = _new_rows(graph, found)
+    n_new = _new_rows(graph, found) + remains.cells
     wanted = len(scope.lock_keys)
     if locked == wanted and wanted:
         return Assessment(State.HELD, locked, wanted, n_new, record)
-    if n_new or record is not None or found.foreign:
+    if n_new or record is not None or remains.boxes:
         what = "; ".join(foreign) or "the lock cells are missing"
         raise RecoveryStoppedError(
             f"operation {found.operation_id} holds {locked} of the {wanted} roots and chunks of its scope, although it "

@@ -18,17 +18,24 @@ from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.moments import parse_operation
 from sv_pipeline.operations.errors import NotStuckError, RecoveryStoppedError
+from sv_pipeline.operations.other_software import quiet_seconds
 from sv_pipeline.operations.ownership import FIXED_TIME, OBSERVED_BEATS, OWNER, Owner, Ownership, beat_seconds, open_key
 from sv_pipeline.operations.refusal import OwnershipLostError
 from sv_pipeline.operations.unfinished import Phase, RecoveryProgress, Unfinished, read_unfinished, why_not_unfinished
-from sv_pipeline.operations.writing import RECOVERY, OperationRow, new_identity, read_identity
+from sv_pipeline.operations.writing import RECOVERY, SCOPE, OperationRow, new_identity, read_identity
 from sv_pipeline.recovery.assessment import Assessment, State, assess
 from sv_pipeline.recovery.missing_locks import put_locks_back
 from sv_pipeline.table.interface import CellMatch, SetCell
 
-__all__ = ["Claim", "Watched", "claim", "observation_seconds", "take_up", "watch"]
+__all__ = ["ROLLED_BACK", "Claim", "Watched", "claim", "observation_seconds", "take_up", "watch"]
 
 log = logging.getLogger(__name__)
+
+ROLLED_BACK = (
+    "failed:rolled_back: other software failed while it wrote this edit, and gave its locks back; what it had written "
+    "is taken out again."
+)
+"""What the log says of an edit whose user has been told that it failed: it is not made again."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +167,13 @@ def claim(
         raise InputError(f"{shown(watched)} is no observation of an owner.", remedy="Give a Watched, or leave it out.")
     found = _require(graph, operation_id)
     if found.owner is None or found.owner.token != token:
+        watch_seconds = _require_quiet(graph, found, watched, watch_seconds)
         if not _seen_long_enough(found, watched, watch_seconds):
             found = watch(graph, found, watch_seconds, progress)
         try:
             assess(graph, found)
         except RecoveryStoppedError:
-            if not take_locks:
+            if not take_locks and not found.unlocked:
                 raise
             put_locks_back(graph, found)
             assess(graph, found)
@@ -173,6 +181,30 @@ def claim(
         _exchange(graph, found, token)
         reach("claimed")
     return take_up(graph, operation_id, token)
+
+
+def _require_quiet(
+    graph: ChunkedGraph, found: Unfinished, watched: Watched | None, seconds: float | None
+) -> float | None:
+    """How long the owner has to be watched: one of other software shows no heartbeat, so its locks have to be old.
+
+    Raises
+    ------
+    NotStuckError
+        If they are not.
+    """
+    quiet = quiet_seconds(graph)
+    if not found.foreign or found.owner is not None or _seen_long_enough(found, watched, quiet):
+        return seconds
+    age = time.time() - found.moved_at / 1000
+    if age < 0:  # by a clock that is ahead of ours: then only what is seen counts
+        return max(seconds or 0.0, quiet)
+    if age < quiet:
+        raise NotStuckError(
+            f"operation {found.operation_id} is of other software, which shows no heartbeat, and its newest lock is "
+            f"{age:.0f} s old: its worker may be at work. It is left alone until that is {quiet:.0f} s old."
+        )
+    return seconds
 
 
 def _seen_long_enough(found: Unfinished, watched: Watched | None, seconds: float | None) -> bool:
@@ -252,10 +284,15 @@ def _exchange(graph: ChunkedGraph, found: Unfinished, token: str) -> None:
     progress = replace(found.progress, attempts=found.progress.attempts + 1, error="")
     if progress.phase not in (Phase.OVER, Phase.UNPROVEN):
         progress = replace(progress, phase=Phase.CLAIMED)  # whatever an earlier recovery did, this one begins anew
+    if found.unlocked:
+        progress = replace(progress, outcome=ROLLED_BACK)
     changes = [
         SetCell(OWNER, Owner(token, 0).encode(), FIXED_TIME),
         RECOVERY.set(asdict(progress), FIXED_TIME),
     ]
+    if found.foreign and found.scope is not None and SCOPE.key not in found.row:
+        # What it holds follows from its locks, which recovery gives back: from here on its open row says it.
+        changes.append(SCOPE.set(asdict(found.scope), FIXED_TIME))
     key = open_key(found.operation_id)
     if found.owner is None:
         graph.table.check_and_mutate(key, [CellMatch(OWNER)], if_unmatched=changes)

@@ -101,7 +101,10 @@ def _foreign_voxels(claim: Claim) -> Cleanup:
     scope = claim.found.scope
     if scope is None or not claim.graph.fork.exists():
         return Cleanup()
+    claim.own.check()
+    reach("restore")
     boxes = restore_voxels(claim.graph, claim.operation_id, scope, claim.own.token)
+    reach("restored")
     return Cleanup(len(boxes), sum(box.volume for box in boxes))
 
 
@@ -110,7 +113,7 @@ def _rows(claim: Claim, scope: Scope, done: Cleanup) -> Cleanup:
     timestamp, cells = claim.found.write_set
     if not cells:
         if claim.found.foreign:
-            removed = restore_rows(claim.graph, claim.operation_id, scope)
+            removed = restore_rows(claim.graph, claim.found)
             return Cleanup(done.boxes, done.voxels, done.generation, removed)
         return done
     made = {key for column, found in cells.items() if column.qualifier in (b"children", b"former_ids") for key in found}

@@ -6,32 +6,46 @@ whoever took one may be about to write it. So nothing unfinished is passed, and 
 and on what is stuck, not on the length of the log::
 
     sv_pipeline:scan             1:cursor     {"next": id, "gaps": {id: seconds when it was missed first}}
-    sv_pipeline:watch:%020d      1:since      seconds when it was found
+
+The list is in `operations.watch_list`. An operation that its worker ended with an error is on it as well, since its
+rows may be half written; and one that has succeeded a short time ago, if it has left locks.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from sv_pipeline.errors import CorruptionError, UnavailableError
-from sv_pipeline.operations.log import OperationStatus
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.operations.log import Operation, OperationStatus, read_operations
+from sv_pipeline.operations.other_software import (
+    OUR_ENDS,
+    edited_roots,
+    ended_by_us,
+    footprint_of,
+    logical_time,
+    quiet_seconds,
+    read_standings,
+)
 from sv_pipeline.operations.ownership import FIXED_TIME
+from sv_pipeline.operations.watch_list import Notes, added, noted, removed
+from sv_pipeline.operations.watch_list import watched as watch_list
 from sv_pipeline.table import codecs, columns, counters, keys
 from sv_pipeline.table.columns import Column
-from sv_pipeline.table.interface import ColumnKey, DeleteCells, RowMutation, RowView, Table
+from sv_pipeline.table.interface import ColumnKey, RowMutation, RowView, Table
 from sv_pipeline.waiting import at_most
 
-__all__ = ["Advance", "advance", "forget", "watched"]
+__all__ = ["Advance", "advance", "forget", "look", "watched"]
 
 SCAN_ROW = b"sv_pipeline:scan"
 CURSOR: Column[Any] = Column(ColumnKey("1", b"cursor"), codecs.JsonCodec())
-SINCE: Column[Any] = Column(ColumnKey("1", b"since"), codecs.JsonCodec())
-WATCH_PREFIX = b"sv_pipeline:watch:"
-WATCH_ROWS = keys.prefix_range(WATCH_PREFIX)
-FINISHED = (OperationStatus.SUCCESS, OperationStatus.EXCEPTION, OperationStatus.WRITE_FAILED)
+RECENT_SECONDS = 86_400.0
+"""Of operations that have succeeded, those that ended within so many seconds are looked at for locks."""
 
 ROWS_PER_STEP = 1_000
 GAP_SECONDS = 86_400.0
@@ -65,16 +79,16 @@ def advance(table: Table, *, seconds: float = 0.3) -> Advance:
     last = counters.last_operation_id(table)
     watch: list[int] = []
     late = _read(table, keys.node_keys(sorted(gaps)) if gaps else [])
-    watch += [i for i, row in late.items() if not _is_finished(row)]
+    watch += _unfinished(table, late, now)
     gaps = {i: since for i, since in gaps.items() if i not in late and now - since < GAP_SECONDS}
     while first <= last and (first == start or time.monotonic() - began < seconds):
         stop = min(first + ROWS_PER_STEP - 1, last)
         found = {int(key): row for key, row in _scan(table, first, stop)}
-        watch += [i for i, row in found.items() if not _is_finished(row)]
+        watch += _unfinished(table, found, now)
         if stop > last - MAX_GAPS:
             gaps |= {i: now for i in range(max(first, last - MAX_GAPS), stop + 1) if i not in found}
         first = stop + 1
-    listed = [RowMutation(_watch_key(i), [SINCE.set(now, FIXED_TIME)]) for i in watch]
+    listed = [added(i, now) for i in watch]
     # The cursor passes an operation only once it is on the list.
     if _note(table, listed) and (first != start or gaps or late):
         _note(table, [RowMutation(SCAN_ROW, [CURSOR.set({"next": first, "gaps": gaps}, FIXED_TIME)])])
@@ -83,15 +97,62 @@ def advance(table: Table, *, seconds: float = 0.3) -> Advance:
 
 def watched(table: Table) -> dict[int, float]:
     """Operations on the list, and since when."""
-    return {
-        int(key.removeprefix(WATCH_PREFIX)): float(SINCE.newest(row) or 0.0)
-        for key, row in table.scan([WATCH_ROWS], newest_only=True)
-    }
+    return {i: since for i, (since, _) in watch_list(table).items()}
 
 
 def forget(table: Table, operation_ids: Iterable[int]) -> None:
     """Take operations off the list."""
-    _note(table, [RowMutation(_watch_key(i), [DeleteCells()]) for i in operation_ids])
+    _note(table, [removed(i) for i in operation_ids])
+
+
+class Looked(NamedTuple):
+    """What is known of the operations on the list."""
+
+    known: set[int]
+    """Those of which it is known which objects they edit."""
+    undecided: set[int]
+    """Those that may still write, or may have left cells that nobody has looked for."""
+
+
+def look(graph: ChunkedGraph, operation_ids: Iterable[int], *, seconds: float) -> Looked:
+    """Find out, for so many seconds at most, what operations on the list edit, and what they have left.
+
+    Each is found out once, so that a later look costs a few reads, however many there are.
+    """
+    began, known = time.monotonic(), watch_list(graph.table)
+    notes = {i: known[i][1] if i in known else None for i in sorted(operation_ids)}
+    open_ones = [i for i, of in notes.items() if of is None or of.written is None]
+    log = {one.operation_id: one for one in read_operations(graph, np.array(open_ones, np.uint64))} if open_ones else {}
+    for i in (i for i in open_ones if notes[i] is None and i in log):
+        if time.monotonic() - began > seconds:
+            break
+        notes[i] = Notes(edited_roots(graph, log[i]))
+        _note(graph.table, [noted(i, notes[i] or Notes(()))])
+    quiet = _quiet(graph, {i: log[i] for i in open_ones if i in log and notes[i] is not None})
+    for i in quiet:
+        if time.monotonic() - began > seconds:
+            break
+        found = footprint_of(graph, log[i], (notes[i] or Notes(())).roots)
+        written = 0 if found.edited_since else found.cells
+        notes[i] = Notes((notes[i] or Notes(())).roots, written)
+        _note(graph.table, [noted(i, notes[i] or Notes(()))])
+    undecided = {i for i, of in notes.items() if (of is None or of.written is None) and not _is_over(log.get(i))}
+    return Looked({i for i, of in notes.items() if of is not None}, undecided)
+
+
+def _quiet(graph: ChunkedGraph, log: Mapping[int, Operation]) -> list[int]:
+    """Operations that hold nothing and can write no more: no lock that their worker could have is valid."""
+    standings = read_standings(graph, [*log.values()]) if log else {}
+    old = (time.time() - quiet_seconds(graph)) * 1000
+    return [
+        i
+        for i, one in standings.items()
+        if one.scope is None and one.moved_at < old and logical_time(log[i]) and not _is_over(log[i])
+    ]
+
+
+def _is_over(operation: Operation | None) -> bool:
+    return operation is not None and (operation.status is OperationStatus.SUCCESS or ended_by_us(operation))
 
 
 def _note(table: Table, mutations: list[RowMutation]) -> bool:
@@ -105,11 +166,7 @@ def _note(table: Table, mutations: list[RowMutation]) -> bool:
     return True
 
 
-def _watch_key(operation_id: int) -> bytes:
-    return WATCH_PREFIX + b"%020d" % operation_id
-
-
-_COLUMNS = [columns.OPERATION_STATUS.key, columns.CHUNK_LOCK_SCOPE.key]
+_COLUMNS = [c.key for c in (columns.OPERATION_STATUS, columns.CHUNK_LOCK_SCOPE, columns.OPERATION_EXCEPTION)]
 
 
 def _scan(table: Table, first: int, last: int) -> Iterable[tuple[bytes, RowView]]:
@@ -120,8 +177,37 @@ def _read(table: Table, row_keys: list[bytes]) -> dict[int, RowView]:
     return {int(key): row for key, row in table.read_rows(row_keys, _COLUMNS, newest_only=True).items()}
 
 
-def _is_finished(row: RowView) -> bool:
-    try:
-        return columns.OPERATION_STATUS.newest(row) in FINISHED and columns.CHUNK_LOCK_SCOPE.key not in row
-    except CorruptionError:  # it must not hide those behind it in the log; one of ours has an open row, too
-        return True
+def _unfinished(table: Table, log: Mapping[int, RowView], now: float) -> list[int]:
+    """Operations of a part of the log that have not ended, or have ended and hold roots."""
+    found, recent = [], []
+    for i, row in log.items():
+        try:
+            status, scope = columns.OPERATION_STATUS.newest(row), columns.CHUNK_LOCK_SCOPE.key in row
+            ours = (columns.OPERATION_EXCEPTION.newest(row) or "").startswith(OUR_ENDS)
+        except CorruptionError:  # it must not hide those behind it in the log; one of ours has an open row, too
+            continue
+        if scope or (status != OperationStatus.SUCCESS and not (status == OperationStatus.EXCEPTION and ours)):
+            found.append(i)
+        elif status == OperationStatus.SUCCESS:
+            ended = columns.OPERATION_STATUS.cells(row)[0].timestamp / 1000
+            recent += [i] if now - ended < RECENT_SECONDS else []
+    return found + _holders(table, recent)
+
+
+def _holders(table: Table, operation_ids: list[int]) -> list[int]:
+    """Operations that have succeeded, and hold the roots that they replaced; in three requests."""
+    if not operation_ids:
+        return []
+    made = {int(key): columns.ROOTS.newest(row) for key, row in _read_roots(table, operation_ids)}
+    new = np.unique(np.concatenate([np.zeros(0, np.uint64), *(ids for ids in made.values() if ids is not None)]))
+    rows = table.read_rows(keys.node_keys(new), [columns.FORMER_PARENTS.key], newest_only=True)
+    old = [columns.FORMER_PARENTS.newest(row) for row in rows.values()]
+    held = np.unique(np.concatenate([np.zeros(0, np.uint64), *(ids for ids in old if ids is not None)]))
+    locks = table.read_rows(keys.node_keys(held), [columns.INDEFINITE_LOCK.key], newest_only=True)
+    return sorted({columns.INDEFINITE_LOCK.newest(row) or 0 for row in locks.values()} & {*operation_ids})
+
+
+def _read_roots(table: Table, operation_ids: list[int]) -> Iterable[tuple[bytes, RowView]]:
+    return table.read_rows(
+        keys.node_keys(np.array(operation_ids, np.uint64)), [columns.ROOTS.key], newest_only=True
+    ).items()

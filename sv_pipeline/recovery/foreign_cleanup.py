@@ -1,27 +1,73 @@
-"""Taking back what an operation of other software left half done, which says only when it was and in which chunks.
+"""What an operation of other software left half done, and taking it back.
 
-All its cells carry the time of the operation, so cells of that time are looked for in its chunks and above them. Two
-things do not: new supervoxels, whose rows name the operation, have copies of older `parents`; and lists of `children`
-were overwritten in place, with fragments for what was split. Voxels come from a read pinned to that time.
+Its rows are found by `operations.footprint`, and those of supervoxels that it replaced by `foreign_supervoxels`, in the
+chunks that its log names as locked. Voxels come from a read pinned to the moment before it.
+
+| # | step | a crash right after it leaves |
+| --- | --- | --- |
+| 1 | new roots are locked, and it is looked whether anybody has edited them | locks more |
+| 2 | cells in rows that were there before | new rows that nothing points to |
+| 3 | rows of new nodes | new supervoxels |
+| 4 | rows of new supervoxels, and what names them | nothing |
+
+After each of them, the next recovery finds what is left in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 
+from sv_pipeline.errors import ConflictError
+from sv_pipeline.failpoints import pieces, reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
+from sv_pipeline.operations.errors import RecoveryStoppedError
+from sv_pipeline.operations.footprint import Footprint
+from sv_pipeline.operations.other_software import footprint_of
+from sv_pipeline.operations.unfinished import Unfinished
 from sv_pipeline.operations.writing import Scope
-from sv_pipeline.table import columns, keys
-from sv_pipeline.table.interface import Change, DeleteCells, RowKeyRange, RowMutation, RowView
+from sv_pipeline.recovery.foreign_supervoxels import supervoxel_changes
+from sv_pipeline.recovery.missing_locks import lock_free_rows
+from sv_pipeline.table import columns
+from sv_pipeline.table.interface import RowMutation
 
-__all__ = ["changed_boxes", "pin_of", "restore_rows", "restore_voxels"]
+__all__ = ["Remains", "changed_boxes", "pin_of", "read_remains", "restore_rows", "restore_voxels"]
 
-_LEFT_ALONE = {columns.LOCK.key, columns.INDEFINITE_LOCK.key}
+
+@dataclass(frozen=True)
+class Remains:
+    """What an operation has left."""
+
+    boxes: list[Box] = field(default_factory=list)
+    """Storage chunks whose voxels are not those of the moment before it."""
+    supervoxels: list[RowMutation] = field(default_factory=list)
+    """What takes new supervoxels out."""
+    footprint: Footprint = field(default_factory=Footprint)
+
+    @property
+    def cells(self) -> int:
+        """Number of cells that are to be changed or removed, a row that goes counted as one."""
+        return self.footprint.cells + sum(len(mutation.changes) for mutation in self.supervoxels)
+
+
+def read_remains(graph: ChunkedGraph, found: Unfinished) -> Remains:
+    """Look for all that an operation has left."""
+    assert found.scope is not None
+    assert found.operation is not None
+    boxes, supervoxels = [], []
+    if found.scope.chunks and graph.fork.exists():
+        boxes = changed_boxes(graph, found.scope)
+        before = partial(_supervoxels_before, graph, found.scope)
+        supervoxels = supervoxel_changes(graph, found.operation_id, found.scope, before)
+    return Remains(boxes, supervoxels, footprint_of(graph, found.operation, found.objects))
+
+
+# -- voxels -----------------------------------------------------------------------------------------------------------
 
 
 def pin_of(scope: Scope) -> str:
@@ -47,6 +93,16 @@ def changed_boxes(graph: ChunkedGraph, scope: Scope) -> list[Box]:
     return sorted(set(boxes), key=lambda box: box.start)
 
 
+def _supervoxels_before(graph: ChunkedGraph, scope: Scope, supervoxels: UInt64Array) -> UInt64Array:
+    """Supervoxels that had voxels before the operation, in the chunks of some supervoxels."""
+    then, bounds = graph.fork.open(version=pin_of(scope)), graph.fork.base.info().volume.bounds
+    found = [np.zeros(0, np.uint64)]
+    for coordinate in np.unique(graph.layout.coordinates(supervoxels), axis=0):
+        box = graph.grid.box(2, coordinate).clip(bounds)
+        found.append(np.unique(np.asarray(then[box.slices].read().result(), np.uint64)))
+    return np.unique(np.concatenate(found))
+
+
 def restore_voxels(graph: ChunkedGraph, operation_id: int, scope: Scope, owner: str) -> list[Box]:
     """Put the voxels of the scope back as they were before the operation; the boxes that differed."""
     boxes = changed_boxes(graph, scope)
@@ -55,55 +111,55 @@ def restore_voxels(graph: ChunkedGraph, operation_id: int, scope: Scope, owner: 
     return boxes
 
 
-def restore_rows(graph: ChunkedGraph, operation_id: int, scope: Scope) -> int:
-    """Take the operation's cells out of its chunks and what is above them; how many."""
-    rows = dict(graph.table.scan(_ranges(graph, scope)))
-    made = np.array(
-        [
-            int(key)
-            for key, row in rows.items()
-            if key.isdigit()
-            and columns.FORMER_IDS.key in row
-            and operation_id in [i for _, i in columns.OPERATION_ID.history(row)]
-        ],
-        np.uint64,
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+def restore_rows(graph: ChunkedGraph, found: Unfinished) -> int:
+    """Take the operation's cells out; how many.
+
+    Raises
+    ------
+    ConflictError
+        If somebody is editing a root that it has made; nothing was changed.
+    RecoveryStoppedError
+        If somebody has edited one; nothing was changed.
+    """
+    assert found.scope is not None
+    assert found.operation is not None
+    table, remains = graph.table, read_remains(graph, found)
+    if made := [m.key for m in remains.footprint.made if graph.layout.layers(int(m.key)) == graph.n_layers]:
+        _lock_new_roots(graph, found, made)
+        remains = read_remains(graph, found)
+    if remains.footprint.edited_since:
+        raise edited_since(found, remains.footprint)
+    reach("switch back")
+    for piece in pieces("half switched back", list(remains.footprint.switched)):
+        table.mutate(piece)
+    reach("switched back")
+    table.mutate(remains.footprint.made)
+    reach("nodes removed")
+    table.mutate(remains.supervoxels)
+    reach("rows removed")
+    return remains.cells
+
+
+def edited_since(found: Unfinished, footprint: Footprint) -> RecoveryStoppedError:
+    """The error about an operation on whose half-written nodes somebody has built."""
+    return RecoveryStoppedError(
+        f"operation {found.operation_id} cannot be rolled back: {footprint.edited_since}. Nothing was changed.",
+        remedy="Undo the later edit first. If it cannot be undone, restore table and fork from backups of one day.",
     )
-    old_of = {int(new): columns.FORMER_IDS.newest(rows[keys.node_key(int(new))]) for new in made}
-    changes = {key: [*_changes(key, row, scope.timestamp, made, old_of)] for key, row in rows.items()}
-    graph.table.mutate(RowMutation(key, some) for key, some in changes.items() if some)
-    return sum(map(len, changes.values()))
 
 
-def _ranges(graph: ChunkedGraph, scope: Scope) -> list[RowKeyRange]:
-    layout, chunks = graph.layout, np.array(scope.chunks, np.uint64)
-    coordinates = layout.coordinates(chunks)
-    ranges = keys.chunk_ranges(layout, layout.chunk_ids(1, coordinates))
-    for layer in range(2, graph.n_layers + 1):
-        above = np.unique(coordinates // 2 ** (layer - 2), axis=0)
-        ranges += keys.chunk_ranges(layout, layout.chunk_ids(layer, above))
-    ranges += [RowKeyRange(key, key + b"\x00") for key in keys.edit_edge_keys(chunks)]
-    return ranges
-
-
-def _changes(
-    key: bytes, row: RowView, timestamp: int, made: UInt64Array, old_of: dict[int, UInt64Array | None]
-) -> Iterator[Change]:
-    if key.isdigit() and int(key) in old_of:
-        yield DeleteCells()
-        return
-    for column, cells in row.items():
-        for cell in cells:
-            if cell.timestamp == timestamp and column not in _LEFT_ALONE:
-                yield DeleteCells(column, cell.timestamp)
-            elif column == columns.CHILDREN.key and len(made):
-                children = columns.CHILDREN.decode(cell.value)
-                if np.isin(children, made).any():
-                    yield columns.CHILDREN.set(_with_old(children, made, old_of), cell.timestamp)
-            elif column == columns.NEW_IDS.key and np.isin(columns.NEW_IDS.decode(cell.value), made).all():
-                yield DeleteCells(column, cell.timestamp)
-
-
-def _with_old(children: UInt64Array, made: UInt64Array, old_of: dict[int, UInt64Array | None]) -> UInt64Array:
-    kept = children[~np.isin(children, made)]
-    old = [old_of[int(new)] for new in children[np.isin(children, made)]]
-    return np.unique(np.concatenate([kept, *(one for one in old if one is not None)]))
+def _lock_new_roots(graph: ChunkedGraph, found: Unfinished, row_keys: list[bytes]) -> None:
+    """Other software does not lock the roots that it makes: anybody may be about to edit one."""
+    rows = graph.table.read_rows(row_keys, [columns.INDEFINITE_LOCK.key], newest_only=True)
+    free = [key for key in row_keys if columns.INDEFINITE_LOCK.newest(rows.get(key)) != found.operation_id]
+    got = lock_free_rows(graph, found.operation_id, free)
+    if not all(got):
+        root = int(next(key for key, ok in zip(free, got, strict=True) if not ok))
+        raise ConflictError(
+            f"operation {found.operation_id} cannot be rolled back now: root {root}, which it has made, is being "
+            "edited. Nothing was changed.",
+            repeat="Try again in a minute.",
+        )

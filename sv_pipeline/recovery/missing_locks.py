@@ -14,12 +14,13 @@ from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.errors import RecoveryStoppedError
 from sv_pipeline.operations.log import OperationStatus, find_operation
+from sv_pipeline.operations.other_software import footprint_of
 from sv_pipeline.operations.unfinished import Unfinished
 from sv_pipeline.table import columns, keys, locks
 from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
 from sv_pipeline.table.interface import CellMatch, ConditionalMutation
 
-__all__ = ["put_locks_back"]
+__all__ = ["lock_free_rows", "put_locks_back"]
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def put_locks_back(graph: ChunkedGraph, found: Unfinished) -> list[str]:
     if not missing:
         return []
     _refuse_if_edited(graph, found, missing, names)
-    got = _lock(graph, found.operation_id, missing)
+    got = lock_free_rows(graph, found.operation_id, missing)
     reach("locks put back")
     try:
         if not all(got):
@@ -68,8 +69,14 @@ def put_locks_back(graph: ChunkedGraph, found: Unfinished) -> list[str]:
     return [names[key] for key in missing]
 
 
-def _lock(graph: ChunkedGraph, mine: int, row_keys: list[bytes]) -> list[bool]:
-    """Lock rows indefinitely that nobody else has locked: on top of one's own temporal lock, or where there is none."""
+def lock_free_rows(graph: ChunkedGraph, mine: int, row_keys: list[bytes]) -> list[bool]:
+    """Lock rows indefinitely that nobody else has locked: on top of one's own temporal lock, or where there is none.
+
+    Returns
+    -------
+    list[bool]
+        Which of the rows the operation has locked now.
+    """
     got = locks.lock_all_indefinitely(graph.table, row_keys, mine, guard=())
     expiry = int(graph.meta.graph_config.ROOT_LOCK_EXPIRY.total_seconds() * 1000)
     anybody = [CellMatch(LOCK.key, since=time.time_ns() // 1_000_000 - expiry), CellMatch(INDEFINITE_LOCK.key)]
@@ -91,7 +98,13 @@ def _refuse_if_edited(graph: ChunkedGraph, found: Unfinished, missing: list[byte
     """Refuse if a root was replaced, or voxels of a chunk were changed, by another operation than this one."""
     scope = found.scope
     assert scope is not None
-    roots = {keys.node_key(root): f"root {root}" for root in (*scope.roots, *scope.new_roots)}
+    if found.foreign and found.operation is not None and found.objects:
+        # A repair by that software writes at a later time than the operation: the footprint knows both.
+        since = footprint_of(graph, found.operation, found.objects).edited_since
+        if since:
+            raise _stopped(found, since, _BUILT_ON)
+    names_of = (*scope.roots, *scope.new_roots) if not found.foreign else ()
+    roots = {keys.node_key(root): f"root {root}" for root in names_of}
     rows = graph.table.read_rows(roots, [columns.NEW_PARENTS.key])
     for key, row in rows.items():
         if any(cell.timestamp != scope.timestamp for cell in columns.NEW_PARENTS.cells(row)):

@@ -27,7 +27,7 @@ from sv_pipeline.operations.refusal import OwnershipLostError
 from sv_pipeline.operations.unfinished import Phase
 from sv_pipeline.operations.writing import RECOVERY, REQUEST
 from sv_pipeline.recovery.assessment import State
-from sv_pipeline.recovery.claiming import Claim, Watched, claim
+from sv_pipeline.recovery.claiming import ROLLED_BACK, Claim, Watched, claim
 from sv_pipeline.recovery.cleanup import Cleanup, clean_up
 from sv_pipeline.recovery.replay import give_up, let_go, make_again
 from sv_pipeline.recovery.report import RecoveryReport
@@ -124,7 +124,7 @@ def recover(
         clock.lap("roll back")
         tell("roll back", cleanup.summary)
         if over and state not in (State.FINISHED, State.UNPROVEN):
-            replay = give_up(claimed, over, "abandoned" if over.startswith(ABANDONED) else "refused")
+            replay = give_up(claimed, over, _outcome(over))
         else:
             replay = make_again(claimed) if again else let_go(claimed)
         clock.lap("make again")
@@ -245,6 +245,12 @@ def _noted(claimed: Claim) -> Iterator[None]:
         except SvPipelineError:
             log.warning("operation %d: the reason could not be noted", claimed.operation_id, exc_info=True)
         raise
+
+
+def _outcome(text: str) -> str:
+    if text == ROLLED_BACK:
+        return "rolled back"
+    return "abandoned" if text.startswith(ABANDONED) else "refused"
 
 
 def _say_nothing(_stage: str, _what: dict[str, Any]) -> None: ...

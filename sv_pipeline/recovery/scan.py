@@ -7,7 +7,7 @@ import time
 from sv_pipeline.arguments import parse_flag, parse_seconds
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.unfinished import Unfinished, find_unfinished
-from sv_pipeline.recovery.foreign import UNLOCKED_SECONDS, advance, forget, watched
+from sv_pipeline.recovery.foreign import UNLOCKED_SECONDS, Looked, advance, forget, look, watched
 from sv_pipeline.recovery.orphans import orphaned_locks
 
 __all__ = ["all_unfinished", "list_stuck"]
@@ -24,7 +24,10 @@ def all_unfinished(graph: ChunkedGraph, *, seconds: float = 0.3) -> list[Unfinis
     seconds = parse_seconds(seconds, "time to look through the log")
     found_now = {} if graph.table.read_only else advance(graph.table, seconds=seconds).found
     others = found_now | watched(graph.table)
-    found = find_unfinished(graph, others)
+    looked = Looked({*others}, set())
+    if others and not graph.table.read_only:
+        looked = look(graph, others, seconds=seconds)
+    found = find_unfinished(graph, looked.known)
     if others and not graph.table.read_only:
         now = time.time()
         stay = {
@@ -32,7 +35,8 @@ def all_unfinished(graph: ChunkedGraph, *, seconds: float = 0.3) -> list[Unfinis
             for one in found
             if one.foreign and (one.scope is not None or now - others.get(one.operation_id, now) < UNLOCKED_SECONDS)
         }
-        forget(graph.table, others.keys() - stay)
+        young = {i for i, since in others.items() if now - since < UNLOCKED_SECONDS}
+        forget(graph.table, looked.known - (looked.undecided & young) - stay)
     # Other software leaves refused requests at CREATED, just as those that are being planned: nothing tells them apart.
     return [one for one in found if not one.foreign or one.scope is not None]
 

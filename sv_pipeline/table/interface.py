@@ -123,6 +123,7 @@ class CellFilter(NamedTuple):
     columns: Sequence[ColumnKey] | None
     until: int | None
     newest_only: bool
+    since: int | None = None
 
 
 @dataclass(frozen=True)
@@ -210,13 +211,23 @@ class Table(abc.ABC):
         ranges: Sequence[RowKeyRange],
         columns: Sequence[ColumnKey] | None = None,
         *,
+        since: int | None = None,
         until: int | None = None,
         newest_only: bool = False,
     ) -> Iterator[tuple[bytes, RowView]]:
-        """Rows whose keys lie in any of the ranges, in the order of keys; streamed, one round trip where possible."""
+        """Rows whose keys lie in any of the ranges, in the order of keys; streamed, one round trip where possible.
+
+        Parameters
+        ----------
+        since
+            Cells not older than this (inclusive, milliseconds); None = all. The backend looks through all rows of the
+            ranges, but sends only rows with such cells.
+        columns, until, newest_only
+            As for :meth:`read_rows`.
+        """
         if columns is not None and not columns:
             return iter(())
-        return self._scan(ranges, CellFilter(columns, until, newest_only))
+        return self._scan(ranges, CellFilter(columns, until, newest_only, since))
 
     @abc.abstractmethod
     def _read_rows(self, keys: Sequence[bytes], wanted: CellFilter) -> dict[bytes, RowView]:

@@ -35,7 +35,7 @@ def stages(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def fork_server() -> Iterator[ForkServer]:
     """The process that forks editors and recoverers."""
-    with running_fork_server() as process:
+    with running_fork_server("sv_pipeline_tests.recovery.their_worker") as process:
         yield process
 
 

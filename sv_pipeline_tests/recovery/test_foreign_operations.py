@@ -61,6 +61,7 @@ def test_an_operation_of_other_software_is_found_and_recovered(
     assert one.owner is None
     assert one.outlook == "recover"
     monkeypatch.setattr(claiming, "observation_seconds", lambda: 0.1)
+    monkeypatch.setattr(claiming, "quiet_seconds", lambda _graph: 0.0)
     report = recover(play.scene.graph, operation)
     assert report.replay.outcome == "replayed", report
     play.scene.prove()

@@ -170,6 +170,21 @@ def test_qualifiers_and_keys_are_any_bytes(table: Table, qualifier: bytes) -> No
     assert row(table, key) == {A: [Cell(1, b"other")]}
 
 
+@pytest.mark.parametrize(("since", "until"), [(20, None), (20, 20), (0, 25), (21, None), (11, 19)])
+def test_a_scan_gives_cells_of_a_span_of_time_and_rows_that_have_some(
+    table: Table, since: int, until: int | None
+) -> None:
+    times = {b"r1": (10, 20, 30), b"r2": (10,), b"r3": (30,)}
+    table.mutate([RowMutation(key, [SetCell(A, b"%d" % t, t) for t in some]) for key, some in times.items()])
+    expected = {
+        key: [t for t in reversed(some) if t >= since and (until is None or t <= until)] for key, some in times.items()
+    }
+    found = dict(table.scan([RowKeyRange(b"r", b"s")], [A], since=since, until=until))
+    assert {key: [cell.timestamp for cell in row[A]] for key, row in found.items()} == {
+        key: some for key, some in expected.items() if some
+    }
+
+
 def test_until_is_inclusive(table: Table) -> None:
     put(table, b"r", *(SetCell(A, b"%d" % t, t) for t in (10, 20, 30)), SetCell(B, b"b", 25))
     assert table.read_rows([b"r"], until=20) == {b"r": {A: [Cell(20, b"20"), Cell(10, b"10")]}}

@@ -53,12 +53,15 @@ BYTES_PER_REQUEST = 16_000_000
 
 def read_filter(wanted: CellFilter) -> Any:
     """Filter of a read; None if everything is wanted. The limit comes last: newest of the cells that match."""
-    columns, until, newest_only = wanted
+    columns, until, newest_only, since = wanted
     steps = []
     if columns is not None:
         steps.append(_any([_column(column) for column in dict.fromkeys(columns)]))
-    if until is not None:
-        steps.append(RowFilter(timestamp_range_filter={"end_timestamp_micros": (until + 1) * 1000}))
+    if since is not None or until is not None:
+        # A bound of 0 microseconds means that there is none.
+        start, stop = 0 if since is None else since * 1000, 0 if until is None else (until + 1) * 1000
+        times = {"start_timestamp_micros": start, "end_timestamp_micros": stop}
+        steps.append(RowFilter(timestamp_range_filter=times))
     if newest_only:
         steps.append(RowFilter(cells_per_column_limit_filter=1))
     return _all(steps)

@@ -51,7 +51,7 @@ DELETE FROM cells WHERE row = ?1 AND column = ?2
 
 def select_cells(rows: Sequence[bytes] | RowKeyRange, wanted: CellFilter) -> tuple[str, list[Any]]:
     """Statement and parameters of a read, of some keys or a range."""
-    columns, until, newest_only = wanted
+    columns, until, newest_only, since = wanted
     by_range = isinstance(rows, RowKeyRange)
     conditions = ["row >= ? AND row < ?" if by_range else f"row IN ({_marks(rows)})"]
     parameters: list[Any] = list(rows)
@@ -60,6 +60,9 @@ def select_cells(rows: Sequence[bytes] | RowKeyRange, wanted: CellFilter) -> tup
         lookup = "+column" if by_range or len(columns) > NARROW else "column"
         conditions.append(f"{lookup} IN ({_marks(columns)})")
         parameters += [column_name(c) for c in columns]
+    if since is not None:
+        conditions.append("timestamp >= ?")
+        parameters.append(since)
     if until is not None:
         conditions.append("timestamp <= ?")
         parameters.append(until)

@@ -1,0 +1,209 @@
+"""How operations of other software stand: it keeps no open row, shows no heartbeat, and names no root that it locks.
+
+| its log says | it holds | what it is |
+| --- | --- | --- |
+| CREATED, WRITE_STARTED | roots, or chunks of its scope, indefinitely | unfinished: its worker writes, or has died |
+| EXCEPTION, in its own words | the same | unfinished |
+| SUCCESS | the same | complete; its locks are left |
+| anything but SUCCESS | nothing, but cells of it are there | unfinished: a write failed, and it gave its locks back |
+| anything but SUCCESS | nothing, and no cell of it is there | a request that was refused, or that is being planned |
+
+Its worker may live, silently, as long as its newest lock is younger than locks can be: see `quiet_seconds`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sv_pipeline.errors import NotFoundError
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.lineage import lineage
+from sv_pipeline.graph.queries import roots
+from sv_pipeline.ids import UInt64Array
+from sv_pipeline.operations.footprint import Footprint, box_around, read_footprint
+from sv_pipeline.operations.log import Operation, OperationStatus, chain
+from sv_pipeline.operations.watch_list import Notes, read_notes
+from sv_pipeline.operations.writing import Scope
+from sv_pipeline.table import columns, keys
+from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
+from sv_pipeline.table.interface import RowView
+
+__all__ = ["Standing", "edited_roots", "ended_by_us", "footprint_of", "quiet_seconds", "read_standings"]
+
+OUR_ENDS = ("refused:", "failed:")
+"""What our log says of an operation that ended without effect begins with one of these."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one operation of other software stands."""
+
+    scope: Scope | None
+    """What it holds, or has to hold to be rolled back; None if it holds nothing and has left nothing."""
+    objects: tuple[int, ...]
+    """Roots of the objects that it edits, as of the moment before it."""
+    signature: str
+    """Changes whenever its row or one of its locks does."""
+    moved_at: int
+    """Time of the newest of its cells and locks, milliseconds."""
+    unlocked: bool = False
+    """Whether it has given its locks back, although cells of it are there."""
+
+
+def quiet_seconds(graph: ChunkedGraph) -> float:
+    """Seconds for which a worker of other software may show no sign of life: as long as its locks are valid."""
+    return float(graph.meta.graph_config.ROOT_LOCK_EXPIRY.total_seconds())
+
+
+def ended_by_us(operation: Operation) -> bool:
+    """Whether our software has written that an operation ended without effect."""
+    return operation.status is OperationStatus.EXCEPTION and (operation.exception or "").startswith(OUR_ENDS)
+
+
+def read_standings(
+    graph: ChunkedGraph, operations: Sequence[Operation], *, thorough: bool = False
+) -> dict[int, Standing]:
+    """How operations stand that have no open row, by id.
+
+    Parameters
+    ----------
+    thorough
+        Look for what an operation has written where its locks alone do not say; else what the watch list knows counts.
+    """
+    wanted = [one for one in operations if not ended_by_us(one) or columns.CHUNK_LOCK_SCOPE.key in one.row]
+    notes = read_notes(graph.table, [one.operation_id for one in wanted]) if wanted else {}
+    edited = {
+        one.operation_id: notes[one.operation_id].roots if one.operation_id in notes else edited_roots(graph, one)
+        for one in wanted
+    }
+    lock_keys = {one.operation_id: _lock_keys(one, edited[one.operation_id]) for one in wanted}
+    every = {key for some in lock_keys.values() for key in some}
+    locks = graph.table.read_rows(every, [LOCK.key, INDEFINITE_LOCK.key])
+    return {
+        one.operation_id: _standing(
+            graph,
+            one,
+            edited[one.operation_id],
+            {key: locks.get(key, {}) for key in lock_keys[one.operation_id]},
+            notes.get(one.operation_id),
+            thorough=thorough,
+        )
+        for one in wanted
+    }
+
+
+def _lock_keys(operation: Operation, edited: Iterable[int]) -> list[bytes]:
+    return [*keys.node_keys(np.array([*edited], np.uint64)), *map(keys.chunk_lock_key, _chunks(operation))]
+
+
+def _chunks(operation: Operation) -> list[int]:
+    chunks = columns.CHUNK_LOCK_SCOPE.newest(operation.row)
+    return [] if chunks is None else chunks.tolist()
+
+
+def _standing(
+    graph: ChunkedGraph,
+    operation: Operation,
+    edited: tuple[int, ...],
+    locks: dict[bytes, RowView],
+    notes: Notes | None,
+    *,
+    thorough: bool,
+) -> Standing:
+    mine = operation.operation_id
+    held = tuple(r for r in edited if INDEFINITE_LOCK.newest(locks[keys.node_key(r)]) == mine)
+    its_cells = [cell for cells in operation.row.values() for cell in cells]
+    for row in locks.values():
+        for column in (LOCK, INDEFINITE_LOCK):
+            its_cells += [cell for cell in column.cells(row) if cell.value == column.encode(mine)]
+    moved_at = max((cell.timestamp for cell in its_cells), default=0)
+    signature = _hash([*row.items()] for row in (operation.row, *(locks[key] for key in sorted(locks))))
+    chunks, at = tuple(_chunks(operation)), logical_time(operation) or 0
+    done = operation.status is OperationStatus.SUCCESS
+    known = Standing(None, edited, signature, moved_at)
+    if held and not chunks and len(held) < len(edited) and thorough and not done:
+        # Its worker may have died between two locks; or somebody has removed one since, and all have to be locked.
+        held = edited if footprint_of(graph, operation, edited).cells else held
+    if held or chunks:
+        return Standing(Scope(at, held, (), chunks), edited, signature, moved_at)
+    if done or not at:
+        return known
+    settled = time.time() - moved_at / 1000 > quiet_seconds(graph)
+    written = notes.written if notes is not None else None
+    if written is None and thorough and settled:
+        found = footprint_of(graph, operation, edited)
+        written = 0 if found.edited_since else found.cells
+    if not written:
+        return known
+    return Standing(Scope(at, edited, (), ()), edited, signature, moved_at, unlocked=True)
+
+
+def _hash(cells: Iterable[Any]) -> str:
+    return hashlib.sha256(repr([*cells]).encode()).hexdigest()[:16]
+
+
+def logical_time(operation: Operation) -> int | None:
+    """Milliseconds: the time of all cells of an operation, as its log says; None if it does not."""
+    at = operation.timestamp
+    return None if at is None else int(at.timestamp() * 1000 + 0.5)
+
+
+# -- which objects it edits -------------------------------------------------------------------------------------------
+
+
+def edited_roots(graph: ChunkedGraph, operation: Operation) -> tuple[int, ...]:
+    """Roots of the objects that an operation edits, as of the moment before it, and those that it has locked since.
+
+    Its log names supervoxels only. Between two of its locks, another edit may have replaced the root of the second.
+    """
+    if operation.status is OperationStatus.SUCCESS and len(operation.roots):
+        rows = graph.table.read_rows(keys.node_keys(operation.roots), [columns.FORMER_PARENTS.key], newest_only=True)
+        found = (columns.FORMER_PARENTS.newest(row) for row in rows.values())
+        return tuple(np.unique(np.concatenate([np.zeros(0, np.uint64), *(f for f in found if f is not None)])).tolist())
+    supervoxels = _points(_chain(graph, operation))
+    at = logical_time(operation)
+    before = roots(graph, supervoxels, at=None if at is None else at - 1, missing_ok=True)
+    before = np.unique(before[before > 0])
+    related = lineage(graph, before, past=at is None).edges
+    every = np.unique(np.concatenate([before, related.ravel()]))
+    rows = graph.table.read_rows(keys.node_keys(every), [LOCK.key, INDEFINITE_LOCK.key], newest_only=True)
+    mine = operation.operation_id
+    locked = {int(key) for key, row in rows.items() if mine in (LOCK.newest(row), INDEFINITE_LOCK.newest(row))}
+    return tuple(sorted(locked if at is None else {*before.tolist(), *locked}))
+
+
+def _chain(graph: ChunkedGraph, operation: Operation) -> list[Operation]:
+    """An operation, and those that it takes back or makes again, as far as the log has them: what it is about."""
+    found = [operation]
+    with suppress(NotFoundError):
+        found += [one for one in chain(graph, operation) if one.operation_id != operation.operation_id]
+    return found
+
+
+def _points(operations: Iterable[Operation]) -> UInt64Array:
+    named = (columns.SOURCE_IDS, columns.SINK_IDS, columns.ADDED_EDGES, columns.REMOVED_EDGES)
+    found = [value.ravel() for one in operations for column in named if (value := column.newest(one.row)) is not None]
+    every = np.unique(np.concatenate([np.zeros(0, np.uint64), *found]))
+    return np.asarray(every[every >> np.uint64(56) == 1], np.uint64)
+
+
+def footprint_of(graph: ChunkedGraph, operation: Operation, edited: Iterable[int]) -> Footprint:
+    """The cells that an operation has left."""
+    at, edited = logical_time(operation), [*edited]
+    if at is None or not edited:
+        return Footprint()
+    return read_footprint(
+        graph,
+        operation.operation_id,
+        at,
+        edited,
+        box=box_around(graph, _chain(graph, operation)),
+        users_edges=columns.ADDED_EDGES.newest(operation.row),
+    )
