@@ -38,7 +38,7 @@ def _cleaned(section: Mapping[str, Any], path: tuple[str, ...], found: list[str]
     cleaned: dict[str, Any] = {}
     for key, value in section.items():
         dotted = ".".join((*path, str(key)))
-        if key in meaningless:
+        if key in meaningless and value is not None:
             found.append(dotted)
             if dotted not in KEPT:
                 continue

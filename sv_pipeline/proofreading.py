@@ -227,9 +227,10 @@ class OpenGraph(GraphHistory):
         *,
         allow_partial: bool = False,
         region_memory: int = DEFAULT_REGION_MEMORY,
+        allow_isolating_cut: bool | None = None,
     ) -> PreviewedSplit:
         """What :meth:`split` would do now; nothing is locked or written."""
-        request = _split_request("preview", source, sink, allow_partial, region_memory)
+        request = _split_request("preview", source, sink, allow_partial, region_memory, allow_isolating_cut)
 
         def question(graph: SettledGraph) -> tuple[SplitRequest, SplitPreview]:
             moved = resolved(graph, request, self.segmentation)
@@ -286,14 +287,17 @@ class OpenGraph(GraphHistory):
         token: str | None = None,
         allow_partial: bool = False,
         region_memory: int = DEFAULT_REGION_MEMORY,
+        allow_isolating_cut: bool | None = None,
     ) -> CommittedEdit:
         """Cut ``source`` from ``sink`` where it is cheapest; through supervoxels where both are on one.
 
         The edges around the points are cut. Where both sides stay one object by a way around, more of the object is
         looked at, in at most ``region_memory`` bytes, until they are parted. ``allow_partial`` cuts around the points
-        only; the edit says ``still_one_object`` if both sides stay one object.
+        only; the edit says ``still_one_object`` if both sides stay one object. A cut that cuts off nothing but the
+        points of one side is refused if that side has several; ``allow_isolating_cut`` allows it, or, if it is False,
+        refuses it in any case.
         """
-        request = _split_request(user_or_default(user), source, sink, allow_partial, region_memory)
+        request = _split_request(user_or_default(user), source, sink, allow_partial, region_memory, allow_isolating_cut)
         return self._make(
             token,
             lambda operation: asks_for(operation, "split", request),
@@ -367,12 +371,15 @@ class OpenGraph(GraphHistory):
         return render_cut(scene_of_preview(self.dataset, preview, sources, sinks))
 
 
-def _split_request(user: str, source: Any, sink: Any, allow_partial: bool, region_memory: Any) -> SplitRequest:
+def _split_request(
+    user: str, source: Any, sink: Any, allow_partial: bool, region_memory: Any, allow_isolating_cut: bool | None
+) -> SplitRequest:
     sides = given_points(source, "source"), given_points(sink, "sink")
     with bad_request():
         partial = parse_flag(allow_partial, "allow_partial")
         memory = parse_count(region_memory, "number of bytes for the region")
-    return SplitRequest(user, *sides, allow_partial=partial, region_memory=memory)
+        disallow = None if allow_isolating_cut is None else not parse_flag(allow_isolating_cut, "allow_isolating_cut")
+    return SplitRequest(user, *sides, allow_partial=partial, region_memory=memory, disallow_isolating_cut=disallow)
 
 
 def _voxels_of(points: Points) -> IntArray:

@@ -18,6 +18,7 @@ written into the base. This is the layout of PyChunkedGraph, which builds the sa
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -42,6 +43,7 @@ __all__ = [
     "array_spec",
     "base_folder",
     "base_spec",
+    "check_version",
     "data_prefix",
     "folder_of",
     "fork_folder",
@@ -62,6 +64,7 @@ SINGLE_MANIFEST = "manifest.ocdbt"
 Version = int | str
 """Generation number, or a time ``YYYY-MM-DDTHH:MM:SS[.frac]Z``."""
 Json = dict[str, Any]
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
 
 @dataclass(frozen=True)
@@ -126,19 +129,23 @@ def base_spec(
     form: OcdbtFormat | None = None,
     coordinator: str | None = None,
     refers: bool = False,
+    version: Version | None = None,
 ) -> Json:
     """Key-value spec of the base.
 
     Parameters
     ----------
     form
-        For its creator and writers.
+        For its creator.
     coordinator
         host:port.
     refers
         Whether it refers to files of the watershed.
+    version
+        For a pin.
     """
-    return _plain_spec(_base_of_base(watershed_url, refers), form, coordinator)
+    spec = _plain_spec(_base_of_base(watershed_url, refers), form, coordinator)
+    return spec if version is None else {**spec, "version": version}
 
 
 def part_spec(
@@ -221,6 +228,14 @@ def folder_of(spec: Json) -> str:
         return base
     first, last = base["layers"][0], base["layers"][-1]
     return str(first["base"] if last["prefix"] == SOURCE_PREFIX else last["base"].removesuffix(last["prefix"]))
+
+
+def check_version(version: Version | None) -> None:
+    """ConfigError unless a version is a generation, or a time as it is written."""
+    if isinstance(version, bool) or (isinstance(version, int) and version < 1):
+        raise ConfigError(f"generation {version!r} cannot be read.", remedy="Generations are numbered from 1.")
+    if isinstance(version, str) and not _TIME.fullmatch(version):
+        raise ConfigError(f"{version!r} is not a time.", remedy="Write it as 2026-01-31T12:00:00Z, with the Z.")
 
 
 def array_spec(kvstore: Json, mip: int) -> Json:

@@ -53,6 +53,11 @@ def read_info(url: str | Path) -> VolumeInfo:
     return _read(url)[1]
 
 
+def read_info_file(url: str | Path) -> dict[str, Any]:
+    """The ``info`` file of a volume as it is; raises as `read_info` does."""
+    return _read(url)[0]
+
+
 def _read(url: str | Path) -> tuple[dict[str, Any], VolumeInfo]:
     """The info file as it is, and what it says."""
     content = read_bytes(url, "info")

@@ -22,6 +22,7 @@ from sv_pipeline.table.columns import META_KEY, VERSION
 from sv_pipeline.table.interface import CellMatch, RowMutation, SetCell, Table
 
 __all__ = [
+    "OCDBT_CONFIG",
     "SPLIT_BOUNDING_OFFSET",
     "TABLE_VERSION",
     "StoredDataSource",
@@ -38,6 +39,8 @@ __all__ = [
 TABLE_VERSION = "3.1.7"
 """PyChunkedGraph refuses tables of another major version."""
 
+OCDBT_CONFIG = "ocdbt_config"
+"""Key of the custom data: where the graph's voxels are, in PyChunkedGraph's words."""
 SPLIT_BOUNDING_OFFSET = (240, 240, 24)
 MODULE = "pychunkedgraph.graph.meta"
 
@@ -108,7 +111,7 @@ def from_config(config: DatasetConfig) -> TableMeta:
                 "sv_split_threshold": 10,
                 "ocdbt_path": parse_folder(config.data_source.watershed).folder_url + f"ocdbt/{config.graph_id}/",
             },
-            "ocdbt_config": ocdbt_settings(config),
+            OCDBT_CONFIG: ocdbt_settings(config),
             "split_bounding_offset": list(SPLIT_BOUNDING_OFFSET),
         },
     )

@@ -59,7 +59,7 @@ def multicut(
     sinks: npt.ArrayLike,
     *,
     path_augmentation: bool = True,
-    disallow_isolating_cut: bool = True,
+    disallow_isolating_cut: bool | None = True,
     supervoxel_split_allowed: bool = True,
 ) -> Cut | SupervoxelSplitRequired | Refused:
     """Cut ``sources`` from ``sinks`` where the sum of affinities is lowest.
@@ -75,6 +75,7 @@ def multicut(
         side from each other is possible, and refused.
     disallow_isolating_cut
         Refuse a cut that cuts off nothing but the points (and paths) of one side, although more could go with them.
+        None refuses it only for a side of several supervoxels, as PyChunkedGraph does: one has no path.
     supervoxel_split_allowed
         Whether a supervoxel with points of both sides may be split; otherwise it is a reason to refuse.
 
@@ -102,7 +103,7 @@ def preview(
     sinks: npt.ArrayLike,
     *,
     path_augmentation: bool = True,
-    disallow_isolating_cut: bool = True,
+    disallow_isolating_cut: bool | None = True,
     supervoxel_split_allowed: bool = True,
 ) -> Preview | SupervoxelSplitRequired | Refused:
     """The cut that :func:`multicut` would make, with the components it leaves, also where it would refuse that cut.
@@ -249,7 +250,7 @@ def _join(graph: ContractedGraph, sources: IndexArray, sinks: IndexArray, augmen
 # -- the cut ----------------------------------------------------------------------------------------------------------
 
 
-def _cut(graph: LocalGraph, contracted: ContractedGraph, sides: _Sides, disallow_isolating_cut: bool) -> Preview:
+def _cut(graph: LocalGraph, contracted: ContractedGraph, sides: _Sides, disallow_isolating_cut: bool | None) -> Preview:
     crossing = _crossing(contracted, sides)
     component = components(contracted.n_vertices, contracted.ends[~crossing])
     # An edge of affinity 0 costs nothing to cut, but what hangs on it alone need not fall off.
@@ -258,8 +259,9 @@ def _cut(graph: LocalGraph, contracted: ContractedGraph, sides: _Sides, disallow
     component = components(contracted.n_vertices, contracted.ends[~removed])
 
     refused = _check_sides(contracted, component, sides)
-    if refused is None and disallow_isolating_cut:
-        refused = _check_isolation(contracted, component, removed, sides)
+    if refused is None and disallow_isolating_cut is not False:
+        smallest = 1 if disallow_isolating_cut else 2
+        refused = _check_isolation(contracted, component, removed, sides, smallest)
     rows = contracted.rows[removed]
     on_source_side = np.isin(component, component[sides.sources])
     on_sink_side = np.isin(component, component[sides.sinks])
@@ -317,8 +319,9 @@ def _check_sides(graph: ContractedGraph, component: IndexArray, sides: _Sides) -
 
 
 def _check_isolation(
-    graph: ContractedGraph, component: IndexArray, removed: BoolArray, sides: _Sides
+    graph: ContractedGraph, component: IndexArray, removed: BoolArray, sides: _Sides, smallest: int
 ) -> Refused | None:
+    """Refuse a cut around the points of a side; sides of fewer than ``smallest`` vertices are not looked at."""
     labelled = np.zeros(graph.n_vertices, bool)
     labelled[sides.source_labelled] = labelled[sides.sink_labelled] = True
     for name, vertices, own in (
@@ -329,12 +332,13 @@ def _check_isolation(
         only_labelled = not np.setdiff1d(np.flatnonzero(side), own).size
         # Both ends of a removed edge are with points; the end off this side is the neighbour.
         neighbours = graph.ends[removed][~side[graph.ends[removed]]]
-        if only_labelled and not labelled[neighbours].all():
+        if len(own) >= smallest and only_labelled and not labelled[neighbours].all():
             return _refused(
                 Refusal.ISOLATING_CUT,
                 f"the cheapest cut would cut off nothing but the supervoxels of the {name} points: "
                 f"{_names(graph.representatives[vertices])}.",
-                f"Place {name} points further into their part, or allow isolating cuts.",
+                f"Place {name} points further into their part, or allow isolating cuts "
+                "(--allow-isolating-cut; allow_isolating_cut).",
                 graph.representatives[side],
             )
     return None
