@@ -40,8 +40,8 @@ _isolating = click.option(
     "--allow-isolating-cut/--refuse-isolating-cut",
     "isolating",
     default=None,
-    help="Make, or refuse, a cut around nothing but the supervoxels of the points of one side. Default: refused for "
-    "several, made for one.",
+    help="Allow or refuse a cut that separates only the supervoxels at the points of one side. Default: allowed for "
+    "one supervoxel, refused for several.",
 )
 _picture = click.option("--picture", type=PNG, metavar="FILE", help="Also write a picture of the edit, as PNG.")
 

@@ -113,7 +113,7 @@ def roots(
 
 @click.command()
 @click.argument("graph")
-@click.option("--graphene", is_flag=True, help="Print the info document of a graphene data source, as JSON.")
+@click.option("--graphene", is_flag=True, help="Print the info document for a graphene data source, as JSON.")
 @json_option
 @click.pass_obj
 def info(home: str, graph: str, *, graphene: bool, as_json: bool) -> None:

@@ -221,7 +221,7 @@ def fork(context: dg.AssetExecutionContext, pipeline: PipelineResource, config: 
 
 @dg.asset(partitions_def=graphs, deps=[fork], group_name="ingest", kinds={"json"}, owners=OWNERS)
 def reader_contract(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
-    """All that readers and viewers need to open the segmentation, at every mip; published beside the fork."""
+    """The specs with which readers and viewers open the segmentation at every mip; published beside the fork."""
     from sv_pipeline.reports import views
     from sv_pipeline.reports.info import graph_info
 

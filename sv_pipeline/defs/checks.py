@@ -146,7 +146,10 @@ TASKS_LOOKED_AT = 16
 
 
 def _watershed_unchanged(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
-    """Some objects of the watershed are those that the base refers to; the check 'source' looks at all of them."""
+    """Check that a sample of the watershed's objects has not changed since the base refers to it.
+
+    The check 'source' of a verification covers all objects.
+    """
     mine = graph_of(context.op_execution_context)
     changes: dict[str, str] = {}
     looked_at = 0
@@ -155,7 +158,7 @@ def _watershed_unchanged(context: dg.AssetCheckExecutionContext, pipeline: Pipel
             try:
                 base = pipeline.dataset(graph_id).base.info()
             except NotFoundError:
-                continue  # it has no voxels of its own
+                continue  # the graph has no base
             found = changes_of_source(base, at_most=TASKS_LOOKED_AT)
             looked_at += found.looked_at
             if found:

@@ -67,8 +67,8 @@ class SplitPreviewConfig(PointsConfig):
 
     allow_isolating_cut: bool | None = Field(
         default=None,
-        description="Whether a cut is made that cuts off nothing but the supervoxels of the points of one side. By "
-        "default it is made if that side has a single one, and refused if it has several.",
+        description="Whether a cut may separate only the supervoxels at the points of one side. By default it may if "
+        "there is one such supervoxel, and is refused if there are several.",
     )
 
     @property

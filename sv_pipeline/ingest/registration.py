@@ -103,7 +103,7 @@ def attach(config: DatasetConfig, home: str) -> Dataset:
 
 
 def _adopt_voxels(dataset: Dataset) -> None:
-    """Take over the voxels of a graph, as its meta names them: its fork, or one store that is edited in place."""
+    """Adopt the existing voxels of a graph that its meta names: a fork, or a base that is edited in place."""
     fork = dataset.fork
     if fork.exists():
         fork.adopt()

@@ -59,7 +59,10 @@ def lags(registry: Registry, graph_ids: Sequence[str] | None = None, *, patience
 
 
 def lag_of_graph(dataset: Dataset) -> Lag:
-    """The lag of one graph; other software's edits are entered in its ledger first. NotFoundError without a fork."""
+    """Return the lag of one graph, after entering edits by other software in its ledger.
+
+    Raises NotFoundError if the graph has no fork.
+    """
     note_foreign_edits(dataset)
     return dataset.fork.lag()
 

@@ -136,7 +136,7 @@ def _voxels_row(dataset: Dataset) -> StageStatus:
 
 
 def _cost(dataset: Dataset) -> str:
-    """What the populate costs."""
+    """Describe in one line which voxels the base stores and which it refers to."""
     try:
         base = dataset.base.info()
     except NotFoundError:

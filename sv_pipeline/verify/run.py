@@ -155,7 +155,7 @@ _CHECKS: dict[str, _Check] = {
     "inf_edges": _Check("no edge of affinity inf joins two roots", "edges", _inf_edges),
     "voxels": _Check("ids in the voxels are the live leaves, each in one piece inside its chunk", "chunks", _voxels),
     "base": _Check("the base equals the watershed and was populated to the end", "blocks", _base),
-    "source": _Check("the watershed is as it was when the base was made to refer to it", "objects", _source),
+    "source": _Check("the watershed has not changed since the base was made to refer to it", "objects", _source),
     "fork": _Check("the fork can be read and, before edits, shows the base", "blocks", _fork),
     "pair": _Check("table and fork know the same operations", "operations", _pair),
     "digests": _Check("what edits and downsampling wrote to the fork is as it was written", "storage chunks", _digests),
