@@ -100,8 +100,9 @@ class SplitRequest:
     offset: tuple[int, int, int] | None = None
     """Voxels around the points within which edges may be cut; None = the graph's own setting."""
     path_augmentation: bool = True
-    disallow_isolating_cut: bool = True
-    """Refuse a cut that cuts off nothing but the points of one side; not where supervoxels are split for it."""
+    disallow_isolating_cut: bool | None = None
+    """Refuse a cut that cuts off nothing but the points of one side; not where supervoxels are split for it. None
+    refuses it only where the side has several points on different supervoxels, which is PyChunkedGraph's default."""
     memory: int = DEFAULT_MEMORY
     """Bytes that the voxels of a supervoxel split may take."""
     region_memory: int = DEFAULT_REGION_MEMORY
@@ -153,7 +154,8 @@ def check_options(request: Any) -> None:
         parse_flag(getattr(request, "allow_partial", False), "allow_partial")
         if isinstance(request, SplitRequest):
             parse_flag(request.path_augmentation, "path_augmentation")
-            parse_flag(request.disallow_isolating_cut, "disallow_isolating_cut")
+            if request.disallow_isolating_cut is not None:
+                parse_flag(request.disallow_isolating_cut, "disallow_isolating_cut")
             parse_count(request.memory, "number of bytes for voxels")
             parse_count(request.region_memory, "number of bytes for the region")
     if isinstance(request, MergeRequest | SplitRequest) and request.offset is not None:
