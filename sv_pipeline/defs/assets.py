@@ -106,7 +106,7 @@ def base_ocdbt(context: dg.AssetExecutionContext, pipeline: PipelineResource) ->
         done = stages.setup(dataset)
     return dg.MaterializeResult(
         metadata={
-            "table": str(done.get("table", "not asked for")),
+            "table": str(done.get("table", "not part of this mode")),
             "config": dg.MetadataValue.json(redacted_value(dataset.config.ocdbt_config.model_dump(mode="json"))),
             "base": dg.MetadataValue.json(redacted_value(_plain(done.get("base", {})))),
         }

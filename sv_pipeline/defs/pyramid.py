@@ -18,7 +18,7 @@ __all__ = ["downsample_job", "pyramid", "pyramid_keeps_up", "verdict_numbers", "
 
 
 class PyramidConfig(dg.Config):
-    """What to downsample, and with how much memory."""
+    """The operations to downsample, and the memory for it."""
 
     operations: list[int] = Field(
         default_factory=list, description="Only downsample what these operations changed; empty = all."

@@ -47,7 +47,7 @@ def supervoxels_in_voxels(graph: ChunkedGraph, coordinates: npt.ArrayLike) -> li
         if len(strange):
             raise InputError(
                 f"the watershed volume {graph.watershed_url} holds id {strange[0]} in {box}, where chunk "
-                f"{tuple(coordinate.tolist())} is, but the id belongs to another chunk or is no supervoxel.",
+                f"{tuple(coordinate.tolist())} is, but the id belongs to another chunk or is not a supervoxel.",
                 remedy="Check that CHUNK_SIZE and SPATIAL_BITS belong to this volume, or make the watershed again.",
             )
         result.append(ids)

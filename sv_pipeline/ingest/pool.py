@@ -100,7 +100,7 @@ def _run_all(
     running: dict[Future[stages.BatchReport], Batch] = {}
     first: BaseException | None = None
     while running or (waiting and first is None):
-        # Not all are submitted at once: batches that an executor has queued cannot be taken back after an error.
+        # Not all are submitted at once, since batches that an executor has queued cannot be canceled after an error.
         while waiting and first is None and len(running) < at_once:
             batch = waiting.popleft()
             running[start(batch)] = batch

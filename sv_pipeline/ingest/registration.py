@@ -233,7 +233,7 @@ def _check_edge_files(dataset: Dataset) -> None:
     url = dataset.config.edges_url
     if not any(kv.list_keys(url, edge_files.edges_key(coordinate)) for coordinate in chosen):
         raise InputError(
-            f"there is no edge file in {url} ({len(chosen)} of {len(coordinates)} chunks were looked for, "
+            f"there is no edge file in {url} (files of {len(chosen)} of {len(coordinates)} chunks were looked for, "
             f"first {edge_files.edges_key(chosen[0])}).",
             remedy="Check data_source.EDGES and graph_config.CHUNK_SIZE.",
         )

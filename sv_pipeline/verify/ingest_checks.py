@@ -107,10 +107,10 @@ def check_progress(outcome: Outcome, table: Table, layout: IdLayout, grid: Chunk
             _report_chunks(outcome, layout, layer, np.intersect1d(some, expected), message)
 
 
-_OUTSIDE = "an ingest row of a chunk outside the grid: delete it."
-_NOT_BEGUN = "a chunk without a done-marker: ingest its layer."
-_FAILED = "a chunk whose ingest failed: see its error with `sv-pipeline status`, then ingest again."
-_INTERRUPTED = "a chunk with reserved ids, but without a done-marker: its ingest was interrupted; repeat it."
+_OUTSIDE = "there is an ingest row of a chunk outside the grid: delete it."
+_NOT_BEGUN = "a chunk has no done-marker: ingest its layer."
+_FAILED = "the ingest of a chunk failed: see its error with `sv-pipeline status`, then ingest again."
+_INTERRUPTED = "a chunk has reserved ids, but no done-marker: its ingest was interrupted; repeat it."
 
 
 def _state(row: RowView) -> str:

@@ -20,11 +20,11 @@ class Finding:
     severity: Severity
     """Errors make a check fail; warnings do not."""
     message: str
-    """What is wrong, and what to do about it."""
+    """The fault, and how to repair it."""
     place: str
     """First place: a node id, a chunk coordinate, a voxel ``mip m x,y,z``, a row key, a file."""
     count: int
-    """How many places have this fault."""
+    """Number of places that have this fault."""
 
     def __str__(self) -> str:
         more = f" (and {self.count - 1} more)" if self.count > 1 else ""
@@ -33,7 +33,7 @@ class Finding:
 
 @dataclass
 class Outcome:
-    """What one check collects while it runs."""
+    """Mutable collector for the findings of one check while it runs."""
 
     check: str
     checked: int = 0
@@ -65,7 +65,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check: what it looked at and what it found."""
+    """The result of one check."""
 
     name: str
     description: str
@@ -73,7 +73,7 @@ class CheckResult:
     """True if the check found no error and was not blocked. A check with nothing to look at (``skipped``) passes."""
     checked: int
     unit: str
-    """What ``checked`` counts."""
+    """Unit of ``checked``, such as nodes or blocks."""
     findings: tuple[Finding, ...]
     seconds: float
     skipped: str | None = None

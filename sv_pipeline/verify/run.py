@@ -41,7 +41,7 @@ STEPS_PER_CHECK = 100
 class _Check:
     description: str
     unit: str
-    """What ``checked`` counts."""
+    """Unit of ``checked``, such as nodes or blocks."""
     run: Callable[[Subject, Outcome], None]
 
 

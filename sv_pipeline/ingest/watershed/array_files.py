@@ -140,7 +140,7 @@ def read_array(file: str, name: str) -> npt.NDArray[Any]:
     """
     header = read_headers(file).get(name)
     if header is None or header.fault:
-        raise _broken(f"{file}: {name}", header.fault if header else "there is none")
+        raise _broken(f"{file}: {name}", header.fault if header else "the file has no such array")
     n_bytes, memory = (
         prod(header.shape) * header.dtype.itemsize,
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

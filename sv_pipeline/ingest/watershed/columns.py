@@ -50,7 +50,7 @@ def read_columns(path: str, types: Mapping[str, str]) -> dict[str, npt.NDArray[A
     remedy = f"Give the columns {', '.join(types)}."
     file = Path(split_key(path)[0])
     if not file.is_file():
-        fault = "is no file" if file.exists() else "does not exist"
+        fault = "is not a file" if file.exists() else "does not exist"
         raise InputError(f"{path} {fault}.", remedy="Check the paths in source.")
     try:
         columns = _npz(file, types) if file.suffix == ".npz" else _csv(file, types)

@@ -114,7 +114,7 @@ def _open(path: str, resolution: FloatTriple | None, offset: Triple | None, n_di
     if not file.endswith((".npz", ".npy")):
         return _from_tensorstore(path, resolution, offset, n_dimensions)
     if not Path(file).is_file():
-        fault = "is no file" if Path(file).exists() else "does not exist"
+        fault = "is not a file" if Path(file).exists() else "does not exist"
         raise InputError(f"{file} {fault}.", remedy="Check the paths in source.")
     stat = Path(file).stat()
     return _open_file(file, key, resolution, offset, n_dimensions, f"{stat.st_size} {stat.st_mtime_ns}")

@@ -252,7 +252,7 @@ BAD_AGGLOMERATIONS = {
     "hexadecimal": (lambda f: text(f, "t.csv", "label,object\n1,1\n0x2,1\n"), "row 2: label is '0x2'"),
     "too large": (lambda f: text(f, "t.csv", f"label,object\n1,{2**64}\n"), f"row 1: object is '{2**64}'.*at most"),
     "tabs": (lambda f: text(f, "t.tsv", "label\tobject\n1\t1\n"), "file of another kind.*must be a .csv"),
-    "a folder": (lambda f: (f / "t.csv").mkdir() or f / "t.csv", "t.csv is no file"),
+    "a folder": (lambda f: (f / "t.csv").mkdir() or f / "t.csv", "t.csv is not a file"),
 }
 
 
