@@ -131,7 +131,10 @@ def recover_(
     only_say: bool,
     as_json: bool,
 ) -> None:
-    """Recover OPERATION of GRAPH, or --all: wait until its owner is surely dead, then roll back and make it again."""
+    """Recover OPERATION of GRAPH, or --all.
+
+    A recovery makes sure that the owner is dead, rolls back what it wrote, makes the edit again and releases its locks.
+    """
     if (operation is None) is not every:
         raise click.UsageError("name one operation, or give --all.")
     opened = open_dataset(graph, home).graph

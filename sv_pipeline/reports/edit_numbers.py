@@ -105,7 +105,7 @@ def operations_table(graph: ChunkedGraph, last: int | None = None) -> pd.DataFra
     """Return the operation log as a table, newest last: the requests, their users and their results.
 
     ``about`` is the operation that an undo or redo refers to, 0 for others; ``source`` and ``sink`` are voxels of
-    mip 0; ``still_one_object`` is true for splits that left one object, which their request allowed.
+    mip 0; ``still_one_object`` is true for edits that separated nothing, which their request allowed.
 
     Parameters
     ----------
