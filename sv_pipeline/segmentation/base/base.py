@@ -61,6 +61,8 @@ class BaseInfo:
     """Whether other software edits it in place, so that no fork can start from it."""
     referred: tuple[int, ...] = ()
     """Mips whose chunks are referred to where they lie in the watershed, and not copied."""
+    made_at: str | None = None
+    """Folder of the watershed when the base was made; another one after the folder was copied or moved."""
 
     @property
     def n_mips(self) -> int:
@@ -144,6 +146,7 @@ class Base:
                 storage_chunk_size=config.storage_chunk_size,
                 remade=remade,
                 referred=referred,
+                made_at=url,
             )
             if kv.write_if_absent(folder, RECORD, _encode(info)):
                 _logger.info("creating the base of %s with %d mips", url, info.n_mips)
@@ -280,7 +283,7 @@ def _encode(info: BaseInfo) -> bytes:
         "storage_chunk_size": info.storage_chunk_size,
         "info": info_json(info.volume),
         **({} if info.remade is None else {"remade": info.remade}),
-        **({"referred": info.referred} if info.referred else {}),
+        **({"referred": info.referred, "made_at": info.made_at} if info.referred else {}),
     }
     return json.dumps(record, indent=1).encode()
 
@@ -305,6 +308,7 @@ def _decode(url: str, record: dict[str, Any]) -> BaseInfo:
         storage_chunk_size=None if chunk_size is None else (chunk_size[0], chunk_size[1], chunk_size[2]),
         remade=record.get("remade"),
         referred=tuple(int(mip) for mip in record.get("referred", ())),
+        made_at=record.get("made_at"),
     )
 
 
