@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 from sv_pipeline.graph import queries
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.operations.unfinished import Unfinished
+from sv_pipeline.operations.writing import own_key
 from sv_pipeline.recovery import NotStuckError, RecoveryStoppedError, all_unfinished, claiming, foreign, recover
 from sv_pipeline.recovery.assessment import State, assess
 from sv_pipeline.recovery.dry_run import dry_run
 from sv_pipeline.table import columns, keys
-from sv_pipeline.table.interface import RowMutation
+from sv_pipeline.table.interface import DeleteCells, RowMutation
 from sv_pipeline.testing.harness.actors import DONE
 from sv_pipeline_tests.recovery.conftest import Theatre
 
@@ -141,6 +143,24 @@ def test_locks_that_a_finished_operation_left_are_given_back(theatre: Make, back
         play.scene.prove()
         assert play.scene.objects() == play.twin("merge")
         assert not found_theirs(play)
+
+
+@both
+def test_an_undo_of_their_merge_gives_what_an_undo_of_ours_gives(theatre: Make, backend: str) -> None:
+    """Their log names the user's edge only, although the merge made all edges between both objects active."""
+    play = theatre(backend)
+    before = play.scene.objects()
+    code, said = play.said(**{**play.request("merge"), "do": "their edit", "edit": "merge"}, theirs={})
+    assert code == DONE, said
+    merge = json.loads(said)["operation"]
+    assert play.do(do="undo", operation=merge) == DONE
+    play.scene.prove()
+    assert play.scene.objects() == before
+    merged_by_us = play.stage.requests["undo of a merge"]["operation"]
+    play.scene.table.mutate([RowMutation(own_key(merged_by_us), [DeleteCells()])])
+    assert play.do(do="undo", operation=merged_by_us) == DONE
+    play.scene.prove()
+    assert play.scene.objects() == play.twin("undo of a merge")
 
 
 def test_a_worker_that_has_only_begun_leaves_nothing(theatre: Make) -> None:
