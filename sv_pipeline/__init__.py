@@ -1,14 +1,14 @@
-"""sv_pipeline: from a segmentation in a bucket to a proofreadable, editable, self-healing chunked graph.
+"""sv_pipeline turns a segmentation in a bucket into a chunked graph that can be proofread and recovers from crashes.
 
-What is listed in ``__all__`` is the public API; all else may change from one version to the next.
+The names in ``__all__`` are the public API. Everything else may change from one version to the next.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-# Two packages share their names with functions. They are imported first: an import later on would put the package in
-# the place of the function.
+# Two packages have the same names as functions. They are imported first, because a later import would replace the
+# function with the package.
 import sv_pipeline.ingest
 import sv_pipeline.verify  # noqa: F401
 from sv_pipeline.errors import SvPipelineError
@@ -41,7 +41,7 @@ find_moved_modules()
 
 
 def __getattr__(name: str) -> Any:
-    # Every worker and every `--help` imports this package: what takes long to load is loaded when it is asked for.
+    # Every worker and every `--help` imports this package, so what takes long to load is loaded on first access.
     if name == "open_graph":
         from sv_pipeline.proofreading import open_graph
 

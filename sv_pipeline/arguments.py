@@ -1,16 +1,16 @@
-"""What callers hand in: ids, voxels, users, tokens, numbers, switches. One parser each; looks nothing up.
+"""Parsers for the arguments of callers: ids, voxels, users, tokens, numbers, switches. Accesses no storage.
 
-| argument | taken | refused |
+| argument | accepted | refused |
 | --- | --- | --- |
-| ids | whole numbers below 2^64: one, a list, or an array | floats, text, truth values, masked entries, tables |
-| voxels | rows of three numbers without a fraction | text, truth values, complex numbers, nan, masked entries |
-| user | 1 to 200 characters in one line | what is blank, control characters, what UTF-8 cannot encode |
+| ids | integers below 2^64: one, a list, or an array | floats, strings, booleans, masked entries, tables |
+| voxels | rows of three numbers without a fraction | strings, booleans, complex numbers, nan, masked entries |
+| user | 1 to 200 characters in one line | blank strings, control characters, strings that UTF-8 cannot encode |
 | token | 1 to 200 letters, digits, ``_``, ``.`` and ``-`` | anything else |
-| switch | ``True`` and ``False``, those of NumPy as well | everything else that Python takes for true or false |
+| switch | ``True`` and ``False``, those of NumPy as well | everything else that Python treats as true or false |
 
-What is refused is an InputError that shows the value in one line. Floating point cannot hold ids; an array whose mask
-hides nothing is taken, and so is one of objects if all of them are whole numbers. Moments and numbers of operations
-have a parser of their own, see :mod:`sv_pipeline.moments`.
+A refused value raises an InputError that shows the value in one line. Floats are refused as ids because they cannot
+represent large ids exactly. A masked array is accepted if its mask hides nothing, and an object array if all its
+elements are integers. Times and operation numbers have their own parser, see :mod:`sv_pipeline.moments`.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ __all__ = [
 LARGEST_ID = (1 << 64) - 1
 LARGEST_COUNT = (1 << 63) - 1
 MOST_AT_ONCE = 1 << 26
-"""Ids or voxels of one call: what they take in memory is still below that of one chunk's voxels."""
+"""Largest number of ids or voxels in one call; they take less memory than the voxels of one chunk."""
 LONGEST_NAME = 200
-"""Characters of a user's name, and of a token."""
+"""Largest number of characters of a user's name, and of a token."""
 LONGEST_TEXT = 2000
 LONGEST_SHOWN = 110
 MOST_GIGABYTES = 1e6
@@ -61,22 +61,22 @@ _TOKEN = re.compile(rf"[A-Za-z0-9_.-]{{1,{LONGEST_NAME}}}")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 _WHOLE_IDS = "An id is a whole number from 0 to 2^64 - 1: an int, or an array of integers of shape (n,)."
-_WHOLE_VOXELS = "A point is three whole numbers x, y, z, in voxels of mip 0."
+_WHOLE_VOXELS = "A point consists of three whole numbers x, y, z, in voxels of mip 0."
 _Called = TypeVar("_Called", bound=Callable[..., Any])
 
 
 def shown(value: Any) -> str:
-    """A value for a message: short, in one line, whatever it is."""
+    """Format any value for a message: short, and in one line."""
     try:
         text = reprlib.repr(value)
-    except (ValueError, RecursionError):  # int has more digits than Python converts
-        text = f"a value of type {type(value).__name__} that is too large to be shown"
+    except (ValueError, RecursionError):  # an int can have more digits than Python converts
+        text = f"a value of type {type(value).__name__} that is too large to show"
     text = _ADDRESS.sub("", " ".join(text.split()))
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 4]} ..."
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is an integer of Python or NumPy: no truth value, and no duration."""
+    """Whether a value is an integer of Python or NumPy, but not a boolean or a duration."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
 
 
@@ -84,19 +84,19 @@ def is_whole(value: Any) -> bool:
 
 
 def parse_ids(value: Any, name: str = "ids") -> UInt64Array:
-    """Ids of nodes, shape (n,); one id alone is an array of one.
+    """Parse ids of nodes into an array of shape (n,); a single id becomes an array of one.
 
     Parameters
     ----------
     value
-        What the caller gave.
+        The caller's argument.
     name
-        What the ids are, for the message.
+        Name of the argument, for the message.
 
     Raises
     ------
     InputError
-        If it is anything else.
+        If the value does not consist of ids.
     """
     array = plain_array(value)
     if array is not None and array.ndim <= 1:
@@ -107,25 +107,25 @@ def parse_ids(value: Any, name: str = "ids") -> UInt64Array:
             return flat.astype(np.uint64, copy=False)
         if flat.dtype.kind == "O" and all(is_whole(one) and 0 <= one <= LARGEST_ID for one in flat):
             return np.array([int(one) for one in flat], np.uint64)
-    raise InputError(f"the {name} are no ids: {shown(value)}.", remedy=_WHOLE_IDS)
+    raise InputError(f"cannot use {shown(value)} as {name}.", remedy=_WHOLE_IDS)
 
 
 def parse_voxels(value: Any, name: str = "points", *, floor: bool = False) -> npt.NDArray[np.int64]:
-    """Voxels, shape (n, 3); one voxel alone is an array of one.
+    """Parse voxel coordinates into an array of shape (n, 3), axes (x, y, z); a single voxel becomes an array of one.
 
     Parameters
     ----------
     value
-        What the caller gave.
+        The caller's argument.
     name
-        What the voxels are, for the message.
+        Name of the argument, for the message.
     floor
-        Whether a fraction is taken for the voxel that it lies in; otherwise it is refused.
+        Whether a coordinate with a fraction is rounded down to the voxel that contains it. Otherwise it is refused.
 
     Raises
     ------
     InputError
-        If it is anything else.
+        If the value does not consist of voxel coordinates.
     """
     array = plain_array(value)
     if array is not None and not array.size and array.ndim:
@@ -136,13 +136,13 @@ def parse_voxels(value: Any, name: str = "points", *, floor: bool = False) -> np
         whole = _whole(array, floor=floor)
         if whole is not None:
             return whole
-    raise InputError(f"the {name} are not voxels: {shown(value)}.", remedy=_WHOLE_VOXELS)
+    raise InputError(f"cannot use {shown(value)} as {name}.", remedy=_WHOLE_VOXELS)
 
 
 def plain_array(value: Any) -> npt.NDArray[Any] | None:
-    """A value as an array that still has all that the value has; None for what is masked, or not an array at all.
+    """Convert a value to an array without losing information; None if it is masked or not array-like.
 
-    Lists become arrays of objects: NumPy would make numbers out of truth values, and floating point out of large ids.
+    Lists become object arrays, because NumPy would convert booleans to numbers and large ids to floats.
     """
     try:
         if isinstance(value, np.ma.MaskedArray):
@@ -163,7 +163,7 @@ def _has_masked(rows: list[Any] | tuple[Any, ...] | range) -> bool:
 
 
 def _whole(array: npt.NDArray[Any], *, floor: bool) -> npt.NDArray[np.int64] | None:
-    """Numbers as int64; None if they are none, or too large for it."""
+    """Convert an array to int64; None if an entry is not a number, or does not fit."""
     kind = array.dtype.kind
     if kind == "O":
         flat = array.reshape(-1).tolist()
@@ -189,27 +189,32 @@ def _whole(array: npt.NDArray[Any], *, floor: bool) -> npt.NDArray[np.int64] | N
 
 
 def parse_user(value: Any) -> str:
-    """The name of the author of an edit, as the log keeps it; InputError if it is none."""
-    return parse_line(value, "name of a user", longest=LONGEST_NAME)
+    """Parse the name of an edit's author; InputError if it cannot be used."""
+    return parse_line(value, "user name", longest=LONGEST_NAME)
 
 
 def parse_text(value: Any, name: str, *, longest: int = LONGEST_TEXT) -> str:
-    """A text for the log, its white space made single blanks; InputError if it is blank, too long, or no text.
+    """Parse a text for the operation log; runs of white space become single blanks.
 
     Parameters
     ----------
     value
-        What the caller gave.
+        The caller's argument.
     name
-        What the text is, for the message.
+        Name of the argument, for the message.
     longest
-        Characters that it may have.
+        Largest number of characters.
+
+    Raises
+    ------
+    InputError
+        If the text is blank or too long, or the value is not a string.
     """
     return parse_line(" ".join(value.split()) if isinstance(value, str) else value, name, longest=longest)
 
 
 def parse_line(value: Any, name: str, *, longest: int = LONGEST_TEXT) -> str:
-    """A text of one line; InputError if it is blank, longer than ``longest`` characters, or no text."""
+    """Parse a text of one line; InputError if it is blank, longer than ``longest`` characters, or not a string."""
     if (
         isinstance(value, str)
         and value.strip()
@@ -218,59 +223,62 @@ def parse_line(value: Any, name: str, *, longest: int = LONGEST_TEXT) -> str:
     ):
         return str(value)
     raise InputError(
-        f"{shown(value)} is no {name}.", remedy=f"Give 1 to {longest:,} characters, none of them a control character."
+        f"cannot use {shown(value)} as {name}.",
+        remedy=f"Give 1 to {longest:,} characters, none of them a control character.",
     )
 
 
 def parse_token(value: Any) -> str:
-    """The token of a request; InputError if it is none."""
+    """Parse the idempotency token of a request; InputError if it cannot be used."""
     if isinstance(value, str) and _TOKEN.fullmatch(value):
         return str(value)
     raise InputError(
-        f"{shown(value)} is no token of a request.",
-        remedy=f"A token has 1 to {LONGEST_NAME} letters, digits, _ . and -.",
+        f"cannot use {shown(value)} as token of a request.",
+        remedy=f"A token consists of 1 to {LONGEST_NAME} letters, digits, _ . and -.",
     )
 
 
 def parse_count(value: Any, name: str, *, least: int = 0) -> int:
-    """A number of something; InputError if it is no whole number, or less than ``least``."""
+    """Parse a whole number; InputError if the value is not one, or is less than ``least``."""
     if is_whole(value) and least <= int(value) <= LARGEST_COUNT:
         return int(value)
-    raise InputError(f"{shown(value)} is no {name}.", remedy=f"Give a whole number, {least} or more.")
+    raise InputError(f"cannot use {shown(value)} as {name}.", remedy=f"Give a whole number, {least} or more.")
 
 
 def parse_seconds(value: Any, name: str) -> float:
-    """A duration in seconds; InputError if it is no number, negative, or without end."""
+    """Parse a duration in seconds; InputError if the value is not a number, negative, or infinite."""
     is_number = is_whole(value) or isinstance(value, float | np.floating)
     if is_number and 0 <= value <= LARGEST_COUNT:
         return float(value)
-    raise InputError(f"{shown(value)} is no {name}.", remedy="Give a number of seconds, 0 or more.")
+    raise InputError(f"cannot use {shown(value)} as {name}.", remedy="Give a number of seconds, 0 or more.")
 
 
 def parse_gigabytes(value: Any, name: str) -> int:
-    """An amount of memory, given in GB, in bytes; InputError if it is no number from 0 to a million."""
+    """Convert an amount of memory from GB to bytes; InputError if the value is not a number from 0 to a million."""
     is_number = is_whole(value) or isinstance(value, float | np.floating)
     if is_number and 0 <= value <= MOST_GIGABYTES:
         return int(float(value) * 1e9)
-    raise InputError(f"{shown(value)} is no {name}.", remedy=f"Give a number of GB, from 0 to {MOST_GIGABYTES:,.0f}.")
+    raise InputError(
+        f"cannot use {shown(value)} as {name}.", remedy=f"Give a number of GB, from 0 to {MOST_GIGABYTES:,.0f}."
+    )
 
 
 def parse_flag(value: Any, name: str) -> bool:
-    """A switch; InputError if it is neither True nor False: any text would count as True."""
+    """Parse a switch; InputError unless it is True or False, because any non-empty string would count as True."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
-    raise InputError(f"{name} is True or False, not {shown(value)}.", remedy="Give one of the two.")
+    raise InputError(f"{name} must be True or False, not {shown(value)}.", remedy="Give one of the two.")
 
 
 def parse_names(value: Any, name: str) -> list[str]:
-    """Names in a list; InputError if it is anything else, one name alone as well."""
+    """Parse a list of names; InputError if it is anything else, including a single name."""
     if isinstance(value, list | tuple | set | frozenset) and all(isinstance(one, str) for one in value):
         return list(value)
-    raise InputError(f"{shown(value)} are no {name}.", remedy="Give a list of names.")
+    raise InputError(f"cannot use {shown(value)} as {name}.", remedy="Give a list of names.")
 
 
 def parse_callback(value: _Called | None, name: str) -> _Called | None:
-    """A function to call, or None; InputError if it cannot be called."""
+    """Parse a function to call, or None; InputError if the value is not callable."""
     if value is None or callable(value):
         return value
-    raise InputError(f"{name} is a function, not {shown(value)}.", remedy="Give a function, or leave it out.")
+    raise InputError(f"{name} must be a function, not {shown(value)}.", remedy="Give a function, or leave it out.")

@@ -1,7 +1,7 @@
-"""The dataset configuration: one YAML per graph, validated before anything is written. Does no storage I/O.
+"""The dataset configuration: one YAML file per graph, validated before anything is written. Does no storage I/O.
 
-Accepts the keys of PyChunkedGraph's operators (``data_source``, ``graph_config``, ``backend_client``,
-``ocdbt_config``) beside our own (``graph_id``, ``source``, ``ingest``).
+It accepts the keys of PyChunkedGraph's dataset files (``data_source``, ``graph_config``, ``backend_client``,
+``ocdbt_config``) and our own (``graph_id``, ``source``, ``ingest``).
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ _logger = logging.getLogger(__name__)
 GRAPH_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,49}")
 RESERVED_GRAPH_IDS = frozenset({"base", "d", "parts", "manifest.ocdbt"})
 SHORTEST_LOCK, LONGEST_LOCK = timedelta(seconds=1), timedelta(days=1)
-"""A lock that expires sooner is lost before it can be renewed; one that expires later blocks others for nothing."""
+"""A lock with a shorter expiry would expire before it can be renewed; a longer one blocks others needlessly."""
 
 
 def validate_graph_id(graph_id: str) -> str:
-    """The graph id itself, if it can name a table, a fork and a partition; ConfigError otherwise."""
+    """Return the graph id if it can name a table, a fork and a partition; raise ConfigError otherwise."""
     usable = isinstance(graph_id, str) and GRAPH_ID.fullmatch(graph_id) and not graph_id.endswith(LOCK_SUFFIX)
     if not usable or graph_id in RESERVED_GRAPH_IDS:
         raise ConfigError(
@@ -85,12 +85,12 @@ class _Model(BaseModel):
         if isinstance(data, dict):
             for name, field in cls.model_fields.items():
                 if field.alias and field.alias != name and name in data and field.alias in data:
-                    raise ValueError(f"{field.alias} and {name} are one field: give it once")
+                    raise ValueError(f"{field.alias} and {name} are the same field: give it once")
         return data
 
 
 class DataSource(_Model):
-    """Where the watershed volume and its edge and component files are (kvstore URLs)."""
+    """Locations of the watershed volume and of its edge and component files (kvstore URLs)."""
 
     watershed: Folder = Field(alias="WATERSHED")
     """Neuroglancer precomputed volume of supervoxel ids."""
@@ -100,15 +100,15 @@ class DataSource(_Model):
     """Folder of ``components_x_y_z.proto``; default: ``<watershed>/components``."""
     data_version: Int = Field(default=4, alias="DATA_VERSION", ge=0, le=1 << 31)
     cv_mip: Int = Field(default=0, alias="CV_MIP")
-    """Mip of the watershed volume that the graph is built of; only 0 can be used."""
+    """Mip of the watershed volume from which the graph is built; only 0 is supported."""
     fill_missing: bool = Field(default=False, alias="FILL_MISSING")
-    """Take storage chunks of the watershed volume that are not there for background, however many they are."""
+    """Treat missing storage chunks of the watershed volume as background, however many are missing."""
 
     @field_validator("cv_mip")
     @classmethod
     def _the_finest_mip(cls, value: int) -> int:
         if value != 0:
-            raise ValueError(f"graphs are built of mip 0, not {value}; make a volume of its own of that mip")
+            raise ValueError(f"graphs are built from mip 0, not {value}; make a separate volume of that mip")
         return value
 
 
@@ -130,43 +130,43 @@ class GraphConfig(_Model):
             if unknown := {str(k).upper() for k in value} - known:
                 raise ValueError(f"unknown keys {sorted(unknown)}; use {sorted(known)}")
             if len({str(k).upper() for k in value}) < len(value):
-                raise ValueError("a unit of time stands twice")
+                raise ValueError("a unit of time appears twice")
             if any(isinstance(v, bool) or not isinstance(v, int | float) for v in value.values()):
-                raise ValueError("units of time are numbers, such as {MINUTES: 3}")
+                raise ValueError("units of time take numbers, such as {MINUTES: 3}")
             try:
                 return timedelta(**{str(k).lower(): v for k, v in value.items()})
             except (OverflowError, ValueError) as error:
-                raise ValueError(f"this is no time: {error}") from error
+                raise ValueError(f"this is not a duration: {error}") from error
         return no_bool(value)
 
     @field_validator("root_lock_expiry")
     @classmethod
     def _neither_too_short_nor_for_ever(cls, value: timedelta) -> timedelta:
         if not SHORTEST_LOCK <= value <= LONGEST_LOCK:
-            raise ValueError("a lock expires after 1 second to 1 day, such as {MINUTES: 3}")
+            raise ValueError("the expiry of a lock must be 1 second to 1 day, such as {MINUTES: 3}")
         return value
 
 
 class BackendType(StrEnum):
-    """Where the table is."""
+    """Kind of database that holds the table."""
 
     SQLITE = "sqlite"
     BIGTABLE = "bigtable"
 
 
 class BackendOptions(_Model):
-    """Options of a backend; which ones count depends on its type."""
+    """Options of a table backend; which ones apply depends on its type."""
 
     project: CloudName | None = Field(default=None, alias="PROJECT")
     instance: CloudName | None = Field(default=None, alias="INSTANCE")
     admin: bool = Field(default=True, alias="ADMIN")
     read_only: bool = Field(default=False, alias="READ_ONLY")
     path: LocalFolder | None = Field(default=None, alias="PATH")
-    """Folder of SQLite tables; default: ``tables`` in the home folder."""
+    """Folder of the SQLite tables; default: ``tables`` in the home folder."""
 
 
 class BackendClient(_Model):
-    """The table's backend."""
+    """The backend of the table."""
 
     type: BackendType = Field(default=BackendType.SQLITE, alias="TYPE")
     config: BackendOptions = Field(default_factory=BackendOptions, alias="CONFIG")
@@ -179,7 +179,7 @@ class BackendClient(_Model):
 
 
 class OcdbtConfig(_Model):
-    """Format of the base; persisted with the base and the graph, fixed once the base exists."""
+    """Format of the base. It is stored with the base and the graph, and is fixed once the base exists."""
 
     enabled: bool = True
     """Whether the graph's meta tells PyChunkedGraph to use the fork."""
@@ -187,44 +187,44 @@ class OcdbtConfig(_Model):
     max_decoded_node_bytes: Int = Field(default=262144, ge=4096, le=1 << 30)
     version_tree_arity_log2: Int = Field(default=4, ge=1, le=16)
     compression_level: Int | None = Field(default=3, ge=-7, le=22)
-    """zstd level of B+tree nodes and manifests; None = no compression."""
+    """zstd level of B+tree nodes and manifests; None disables compression."""
     manifest_kind: Literal["single", "numbered"] = "single"
     populate_layer: Int = Field(default=4, ge=2, le=64)
-    """Graph layer one chunk of which is one populate task; the top layer where the graph has fewer."""
+    """Graph layer whose chunks are the populate tasks; limited to the top layer of the graph."""
     populate_method: PopulateMethod = PopulateMethod.PARTS
     """The default of a dataset with a ``source`` is ``auto``: its watershed is made here, and can be referred to."""
     coordinator_address: Address | None = None
-    """host:port; default: environment variable SV_PIPELINE_COORDINATOR."""
+    """host:port of the coordinator; default: environment variable SV_PIPELINE_COORDINATOR."""
     mips: Int | None = Field(default=None, ge=1, le=64)
-    """Number of mips of the base; default: those of the source, or until the volume fits one storage chunk."""
+    """Number of mips of the base; default: as many as the source has, or until the volume fits one storage chunk."""
     max_dst_chunk_shape: tuple[ChunkAxis, ChunkAxis, ChunkAxis] = (128, 128, 64)
-    """Storage chunks of the base are those of the source, but no larger than this along each axis, in voxels."""
+    """Upper limit of a storage chunk of the base in voxels per axis; below it, the source's chunks are kept."""
     storage_chunk_size: tuple[ChunkAxis, ChunkAxis, ChunkAxis] | None = None
-    """Voxels of a storage chunk; default: the source's, limited by ``max_dst_chunk_shape``."""
+    """Storage chunk of the base in voxels per axis; default: the source's, limited by ``max_dst_chunk_shape``."""
     populate_base: bool = True
-    """PyChunkedGraph's switch of its own populate; accepted, not used."""
+    """PyChunkedGraph's switch for its own populate step; accepted, but not used."""
     sv_split_threshold: Int = Field(default=10, ge=0, le=1 << 20)
-    """Voxels. PyChunkedGraph gives a piece of a split supervoxel the edges to neighbours that are nearer than this. Not
-    used here: a piece gets the edges to the neighbours that it touches."""
+    """Distance in voxels. PyChunkedGraph connects a piece of a split supervoxel to neighbours nearer than this. It is
+    not used here: a piece is connected to the neighbours that it touches."""
 
     @property
     def compression(self) -> dict[str, Any] | None:
-        """The compression as TensorStore writes it."""
+        """The compression as a TensorStore spec writes it."""
         return None if self.compression_level is None else {"id": "zstd", "level": self.compression_level}
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the info file of a base holds: the values of the base itself, under PyChunkedGraph's names."""
+        """Settings that the info file of a base contains, under PyChunkedGraph's names."""
         names = ("populate_layer", "sv_split_threshold", "max_inline_value_bytes", "max_dst_chunk_shape")
         return {"compression": self.compression, **self.model_dump(mode="json", include=set(names))}
 
     def under(self, settings: Mapping[str, Any], where: str) -> OcdbtConfig:
-        """These values, except where an info file has others: those count. Its other keys are ignored.
+        """Return these settings, but with the values of an info file where it has any; its other keys are ignored.
 
         Raises
         ------
         ConfigError
-            If a value of the info file cannot be used; names it, and the file (``where``).
+            If a value of the info file cannot be used; the message names it and the file (``where``).
         """
         known = {name: settings[name] for name in self.settings if name in settings}
         own = self.model_dump(exclude={"compression_level", *known} if "compression" in known else known)
@@ -235,7 +235,7 @@ class OcdbtConfig(_Model):
             raise ConfigError(f"{where} cannot be used: {lines}.", remedy="Correct that file.") from error
 
     def stored(self) -> dict[str, Any]:
-        """What the graph's meta holds: PyChunkedGraph's keys under its own names, and ours, which it ignores."""
+        """Return what the graph's meta stores: PyChunkedGraph's keys under its names, and ours, which it ignores."""
         own = self.model_dump(mode="json", exclude={"compression_level", "coordinator_address"})
         # A fork with numbered manifests, or of a base that refers to the watershed, needs another layer in its spec
         # than those that PyChunkedGraph builds: it would write into the base, or find no voxels.
@@ -263,23 +263,23 @@ class OcdbtConfig(_Model):
 
 
 class SourceConfig(_Model):
-    """Any segmentation, to make a watershed volume of. Left out when the watershed exists already."""
+    """Any segmentation from which to make a watershed volume. Omit it if the watershed volume exists already."""
 
     segmentation: Source
     """``.npz`` (with ``#key``), ``.npy`` or a precomputed volume (URL or folder)."""
     agglomeration: Source | None = None
-    """Second volume of the same shape, or a ``.csv`` / ``.npz`` table ``label, object``."""
+    """Second volume of the same shape, or a ``.csv`` or ``.npz`` table with columns ``label, object``."""
     affinities: Source | None = None
-    """Affinity volume (x, y, z, 3), or a ``.csv`` table ``label_a, label_b, affinity[, area]``."""
+    """Affinity volume of shape (x, y, z, 3), or a ``.csv`` table ``label_a, label_b, affinity[, area]``."""
     resolution: tuple[Nanometres, Nanometres, Nanometres] | None = None
-    """Nanometres per voxel; default: the source's own, else an error."""
+    """Nanometres per voxel (x, y, z); default: that of the source. It is required if the source states none."""
     voxel_offset: tuple[Voxel, Voxel, Voxel] | None = None
     fill_missing: bool = False
-    """Take storage chunks of these volumes that are not there for background, however many they are."""
+    """Treat missing storage chunks of these volumes as background, however many are missing."""
 
 
 class IngestMode(StrEnum):
-    """What an ingest does."""
+    """What an ingest builds."""
 
     BOTH = "both"
     GRAPH = "graph"
@@ -288,19 +288,19 @@ class IngestMode(StrEnum):
 
 
 class IngestOptions(_Model):
-    """How an ingest runs."""
+    """Options of an ingest run."""
 
     mode: IngestMode = IngestMode.BOTH
     workers: Int = Field(default=2, ge=1, le=1024)
-    """Processes that one machine uses."""
+    """Number of worker processes on one machine."""
     chunks_per_batch: Int = Field(default=64, ge=1, le=1 << 20)
-    """Chunks that one batch (one Dagster step) handles."""
+    """Number of chunks that one batch (one Dagster step) handles."""
     read_isolated_supervoxels: bool = True
-    """Look into the voxels for supervoxels that no edge or component file names."""
+    """Search the voxels for supervoxels that no edge or component file names."""
 
 
 class DatasetConfig(_Model):
-    """All that is needed to build one graph."""
+    """Everything that is needed to build one graph."""
 
     graph_id: str
     data_source: DataSource
@@ -310,9 +310,9 @@ class DatasetConfig(_Model):
     ocdbt_config: OcdbtConfig = Field(default_factory=OcdbtConfig)
     ingest: IngestOptions = Field(default_factory=IngestOptions)
     ingest_config: dict[str, Any] | None = None
-    """PyChunkedGraph's section on its own workers; accepted, not used."""
+    """PyChunkedGraph's section about its own workers; accepted, but not used."""
     events: tuple[Receiver, ...] = ()
-    """Who is told of finished edits."""
+    """Receivers of events about finished edits."""
 
     @model_validator(mode="before")
     @classmethod
@@ -347,12 +347,12 @@ class DatasetConfig(_Model):
 
     @property
     def edges_url(self) -> str:
-        """Folder of edge files."""
+        """Folder of the edge files."""
         return self.data_source.edges or self._in_watershed("edges")
 
     @property
     def components_url(self) -> str:
-        """Folder of component files."""
+        """Folder of the component files."""
         return self.data_source.components or self._in_watershed("components")
 
     def _in_watershed(self, name: str) -> str:
@@ -360,24 +360,24 @@ class DatasetConfig(_Model):
 
     @property
     def table_name(self) -> str:
-        """Name of the table: ID_PREFIX + graph id."""
+        """Name of the table: ID_PREFIX followed by the graph id."""
         return self.graph_config.id_prefix + self.graph_id
 
 
 def load_config(path: str | Path, **overrides: Any) -> DatasetConfig:
-    """Read a dataset YAML.
+    """Read and validate a dataset YAML file.
 
     Parameters
     ----------
     path
-        The YAML file.
+        Path of the YAML file.
     overrides
         Top-level keys that replace those of the file.
 
     Raises
     ------
     ConfigError
-        If the file cannot be read, or a field is missing, unknown or wrong: the message names each such field.
+        If the file cannot be read, or a field is missing, unknown or invalid; the message names each such field.
     """
     raw = read_yaml(path)
     if not isinstance(raw, dict):
@@ -386,10 +386,10 @@ def load_config(path: str | Path, **overrides: Any) -> DatasetConfig:
 
 
 def parse_config(raw: dict[str, Any], *, where: str = "configuration", stored: bool = False) -> DatasetConfig:
-    """Validate a mapping; ConfigError names every field that is wrong. Secrets in it are masked from then on.
+    """Validate a mapping; ConfigError names every invalid field. Secrets in it are masked from then on.
 
-    Keys of PyChunkedGraph's dataset files that have no meaning here are named in one line of the log, unless the
-    configuration is ``stored``: then they were named when it was given.
+    Keys of PyChunkedGraph's dataset files that have no meaning here are named in one line of the log. This is skipped
+    for a ``stored`` configuration, because they were named when it was first read.
     """
     remember(raw)
     try:

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in words: each field by its dotted name, and what may be meant."""
+"""Error messages for a configuration: each names a field by its dotted path, and fields that may be meant."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _IN_OUR_WORDS = {
     "model_type": "this section needs fields, as 'name: value'; leave it out for the defaults",
     "tuple_type": "a list is needed, such as [8, 8, 40]",
 }
-"""Where the words of pydantic name a class of ours, or no remedy."""
+"""Replacements for pydantic's messages that name one of our classes, or offer no remedy."""
 
 
 def describe_errors(model: type[pydantic.BaseModel], error: pydantic.ValidationError) -> list[str]:
-    """One line for each field that cannot be used."""
+    """Return one line for each field that cannot be used."""
     known = [".".join(names) for names in _fields(model)]
     lines = []
     for found in error.errors(include_url=False):
@@ -34,7 +34,7 @@ def describe_errors(model: type[pydantic.BaseModel], error: pydantic.ValidationE
             lines.append(f"{place}: this field is missing")
         elif found["type"] in _IN_OUR_WORDS:
             lines.append(f"{place}: {_IN_OUR_WORDS[found['type']]} (it is {_shown(found['input'])})")
-        elif found["type"] == "value_error":  # ours, which say what is wrong by themselves
+        elif found["type"] == "value_error":  # raised by our own validators, whose messages are complete
             lines.append(f"{place}: {found['msg'].removeprefix('Value error, ')}")
         else:
             lines.append(f"{place}: {found['msg']} (it is {_shown(found['input'])})")
@@ -46,12 +46,12 @@ def _shown(value: object) -> str:
 
 
 def _meant(name: str, place: str, known: list[str]) -> str:
-    """Fields that are called nearly so, wherever they are."""
+    """Suggest fields with a similar name, from any section."""
     by_name: dict[str, list[str]] = {}
     for dotted in known:
         by_name.setdefault(dotted.rpartition(".")[2].lower(), []).append(dotted)
     close = [dotted for n in difflib.get_close_matches(name.lower(), by_name, 3, 0.7) for dotted in by_name[n]]
-    # One in the same section is the likeliest.
+    # A field in the same section is the most likely one.
     close.sort(key=lambda dotted: dotted.rpartition(".")[0] != place.rpartition(".")[0])
     return f"; did you mean {' or '.join(close[:2])}?" if close else ""
 

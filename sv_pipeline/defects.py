@@ -1,4 +1,4 @@
-"""Errors that nobody has foreseen: one sentence for the user, and a file with the details."""
+"""Unexpected errors: one sentence for the user, and a file with the details."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from sv_pipeline.redaction import redacted, scrub
 __all__ = ["DefectError", "traceback_of"]
 
 FOLDER_VARIABLE = "SV_PIPELINE_LOGS"
-"""Folder of the files with details; default: ``sv_pipeline-<user id>`` in the folder for temporary files."""
+"""Variable that names the folder of the detail files; default: ``sv_pipeline-<user id>`` in the temporary folder."""
 
 
 class DefectError(SvPipelineError):
-    """A defect of sv_pipeline: report it, with the file that the message names.
+    """An error that is a defect of sv_pipeline; the user should report it with the file that the message names.
 
     Parameters
     ----------
     error
-        What was raised. Its traceback, without secrets, goes to a file that only its owner can read.
+        The exception. Its traceback, with secrets masked, goes to a file that only its owner can read.
     """
 
     kind = "defect"
@@ -36,15 +36,16 @@ class DefectError(SvPipelineError):
         said = " ".join(str(error).split())
         super().__init__(
             f"sv_pipeline met an error that it does not know, {type(error).__name__}"
+            f"sv_pipeline met an unexpected error, {type(error).__name__}"
             f"{': ' + said[:200] if said else ''}. This is a defect of sv_pipeline.",
-            remedy=f"Details are in {self.file}; please report it with them."
+            remedy=f"Please report it with the details in {self.file}."
             if self.file
-            else "Run it again with --debug for the details, and please report it with them.",
+            else "Please run the command with --debug, and report the error with the details that it prints.",
         )
 
 
 def traceback_of(error: BaseException) -> str:
-    """Where an error was raised, without secrets."""
+    """Format the traceback of an error, with secrets masked."""
     scrub(error)
     return redacted("".join(traceback.format_exception(error)))
 
@@ -66,5 +67,5 @@ def _write_down(error: BaseException) -> Path | None:
         with os.fdopen(descriptor, "w") as file:
             file.write("\n".join(lines))
     except OSError:
-        return None  # a full disk must not take the place of what happened
+        return None  # a full disk must not hide the original error
     return path

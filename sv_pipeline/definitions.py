@@ -9,7 +9,7 @@ __all__ = ["defs"]
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    """All assets, checks, jobs, sensors and resources; built when a Dagster process asks for them."""
+    """Return all assets, checks, jobs, sensors and resources; they are built when a Dagster process asks for them."""
     from sv_pipeline.defs import (
         assets,
         checks,

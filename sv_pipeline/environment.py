@@ -1,4 +1,4 @@
-"""Values that environment variables hold: numbers and switches, read in one way and refused with one message."""
+"""Values of environment variables: numbers and switches, parsed in one way and refused with one message."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ _OFF = frozenset({"off", "false", "no", "0"})
 
 
 def number_in(variable: str, default: float, *, meaning: str, may_be_zero: bool = False) -> float:
-    """A finite number above 0, or of at least 0 where that ``may_be_zero``.
+    """Read a finite positive number from an environment variable.
 
     Parameters
     ----------
     variable
-        Name of the environment variable; where it is not set or blank, the default counts.
+        Name of the environment variable.
+    default
+        The value if the variable is unset or blank.
     meaning
-        What it is, in the plural, for the message: ``seconds``.
+        What the number counts, in the plural, for the message: ``seconds``.
+    may_be_zero
+        Whether 0 is accepted as well.
 
     Raises
     ------
@@ -41,7 +45,7 @@ def number_in(variable: str, default: float, *, meaning: str, may_be_zero: bool 
 
 
 def whole_number_in(variable: str, default: int, *, meaning: str) -> int:
-    """As `number_in`, for whole numbers."""
+    """Read a whole number from an environment variable; see `number_in`."""
     value = number_in(variable, default, meaning=meaning)
     if value != int(value):
         raise ConfigError(
@@ -52,7 +56,7 @@ def whole_number_in(variable: str, default: int, *, meaning: str) -> int:
 
 
 def is_switched_on(variable: str) -> bool:
-    """Whether a switch is on, as it is by default; ConfigError if the variable holds neither ``on`` nor ``off``."""
+    """Whether a switch is on, which is the default; ConfigError if the variable holds neither ``on`` nor ``off``."""
     text = os.environ.get(variable, "").strip().lower()
     if text not in _ON | _OFF | {""}:
         raise ConfigError(f"{variable} is {text!r}.", remedy="Set it to on or off.")

@@ -1,6 +1,6 @@
 """The errors that a user can meet: one class per kind of remedy, each with a stable ``kind`` code.
 
-A message names the thing that is wrong and the remedy. Anything that is not an ``SvPipelineError`` is a defect of ours.
+A message names what is wrong and the remedy. Any exception that is not an ``SvPipelineError`` is a defect of ours.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class SvPipelineError(Exception):
     Parameters
     ----------
     message
-        What is wrong, naming the thing (a path, a field, a chunk, an id). Secrets in it are masked.
+        What is wrong; it names the thing (a path, a field, a chunk, an id). Secrets in it are masked.
     remedy
-        How the reader can repair the cause; appended to the message.
+        How the reader can repair the cause; it is appended to the message.
     repeat
-        The advice to ask for the same once more, after the repair: "Then run again." Apart from the remedy, since an
-        operation that is unfinished must not be asked for again, although its cause has to be repaired.
+        The advice to make the same request again after the repair: "Then run again." It is separate from the remedy,
+        because an unfinished operation must not be requested again, although its cause has to be repaired.
     """
 
     kind = "error"
@@ -43,22 +43,22 @@ class SvPipelineError(Exception):
         super().__init__()
         self.message = redacted(message)
         self.operation_id: int | None = None
-        """The operation that met the error, once there is one."""
+        """The operation that met the error, if one had begun."""
         self.advise(remedy, repeat=repeat)
 
     @property
     def remedy(self) -> str | None:
-        """All that the reader can do about it."""
+        """The remedy followed by the advice to repeat; None if there is neither."""
         return " ".join(part for part in (self.repair, self.repeat) if part) or None
 
     def advise(self, remedy: str | None, *, repeat: str | None = None) -> None:
-        """Replace the remedy: the caller knows better what the reader can do."""
+        """Replace the remedy, when the caller knows better what the reader can do."""
         self.repair = None if remedy is None else redacted(remedy)
         self.repeat = None if repeat is None else redacted(repeat)
         self.args = (" ".join(part for part in (self.message, self.remedy) if part),)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An error of a worker process arrives as it was raised, whatever arguments its class takes.
+        # An error that crosses process boundaries keeps its class and its fields, whatever arguments its class takes.
         return _raised_elsewhere, (type(self), self.args), self.__dict__
 
 
@@ -67,57 +67,57 @@ def _raised_elsewhere(kind: type[SvPipelineError], args: tuple[str, ...]) -> SvP
 
 
 def notes_of(error: BaseException | None) -> list[str]:
-    """What those who know more have added to an error (PEP 678): how the operation stands that it ended."""
+    """Return the notes that callers have added to an error (PEP 678), such as the state of the failed operation."""
     return list(getattr(error, "__notes__", ()))
 
 
 class ConfigError(SvPipelineError):
-    """A configuration that cannot work: fix the named field."""
+    """A configuration cannot work: fix the named field."""
 
     kind = "config"
 
 
 class InputError(SvPipelineError):
-    """Input data (a volume, an edge file, a table of labels) that cannot be used: fix or replace it."""
+    """Input data (a volume, an edge file, a table of labels) cannot be used: fix or replace it."""
 
     kind = "input"
 
 
 class NotFoundError(SvPipelineError):
-    """Something that was named does not exist: check the name, or make it first."""
+    """A named thing does not exist: check the name, or create it first."""
 
     kind = "not_found"
 
 
 class NotReadyError(SvPipelineError):
-    """A step was asked for before what it builds on is complete: run that first, then retry."""
+    """A step was requested before the steps that it builds on are complete: run those first, then retry."""
 
     kind = "not_ready"
 
 
 class ConflictError(SvPipelineError):
-    """Something exists already, or belongs to somebody else: choose another name, or remove it deliberately."""
+    """A thing exists already, or belongs to somebody else: choose another name, or remove it deliberately."""
 
     kind = "conflict"
 
 
 class CorruptionError(SvPipelineError):
-    """Stored data breaks an invariant: run ``sv-pipeline verify`` and repair what it names."""
+    """Stored data breaks an invariant: run ``sv-pipeline verify`` and repair what it reports."""
 
     kind = "corruption"
 
 
 class DamagedError(CorruptionError):
-    """A stored file, or a value in one, is missing or cannot be read back: restore it, or build it again.
+    """A stored file, or a value in it, is missing or unreadable: restore it, or build it again.
 
     Parameters
     ----------
     message, remedy
-        As for every error.
+        See `SvPipelineError`.
     code
-        The storage's own status, such as ``NOT_FOUND``; None where it gave none.
+        Status code of the storage, such as ``NOT_FOUND``; None if it gave none.
     place
-        The file that is meant; None where it is not known.
+        The damaged file; None if it is not known.
     """
 
     def __init__(
@@ -129,6 +129,6 @@ class DamagedError(CorruptionError):
 
 
 class UnavailableError(SvPipelineError):
-    """Storage or table did not answer after all retries: try again later."""
+    """A storage or a table did not answer after all retries: try again later."""
 
     kind = "unavailable"

@@ -1,4 +1,4 @@
-"""Receivers of the edit feed, as people configure them: where events go, and in which form. Sends nothing.
+"""Receivers of the edit feed, as users configure them: where events are sent, and in which format. Sends nothing.
 
 In the dataset YAML of a graph::
 
@@ -7,8 +7,8 @@ In the dataset YAML of a graph::
       - {to: webhook, url_variable: EDITS_WEBHOOK}
       - {to: dagster}
 
-For all graphs of an installation, in the environment: ``SV_PIPELINE_EVENTS_TOPIC``, ``SV_PIPELINE_EVENTS_WEBHOOK``,
-``SV_PIPELINE_EVENTS_DAGSTER=on``, ``SV_PIPELINE_EVENTS_FORMAT``.
+Receivers for all graphs of an installation are configured by environment variables: ``SV_PIPELINE_EVENTS_TOPIC``,
+``SV_PIPELINE_EVENTS_WEBHOOK``, ``SV_PIPELINE_EVENTS_DAGSTER=on``, ``SV_PIPELINE_EVENTS_FORMAT``.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ TOPIC = re.compile(r"projects/[A-Za-z0-9:._-]+/topics/[A-Za-z][A-Za-z0-9._~+%-]{
 
 
 class EventFormat(StrEnum):
-    """How an event is written."""
+    """Format of an event."""
 
     SV_PIPELINE = "sv_pipeline"
-    """All that is known of it."""
+    """Our own format, with everything that is known about the event."""
     PYCHUNKEDGRAPH = "pychunkedgraph"
     """The attributes and fields of the message that PyChunkedGraph publishes after an edit, as JSON."""
 
@@ -47,9 +47,9 @@ class Start(StrEnum):
     """The first event that a new receiver gets."""
 
     NOW = "now"
-    """The first one after it was registered, which the first delivery does."""
+    """The first event after the receiver was registered, which its first delivery does."""
     BEGINNING = "beginning"
-    """The first one of the feed."""
+    """The first event of the feed."""
 
 
 class Receiver(BaseModel):
@@ -58,15 +58,15 @@ class Receiver(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     to: Literal["pubsub", "webhook", "dagster"]
-    """A topic of Google Pub/Sub, an HTTP endpoint, or observations of the asset ``fork`` in Dagster."""
+    """Kind: a topic of Google Pub/Sub, an HTTP endpoint, or observations of the asset ``fork`` in Dagster."""
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)] = ""
-    """Under which the table keeps how far it is; default: the value of ``to``."""
+    """Name under which the table stores the receiver's position in the feed; default: the value of ``to``."""
     topic: str | None = None
-    """Of pubsub: ``projects/PROJECT/topics/TOPIC``."""
+    """Topic of a pubsub receiver: ``projects/PROJECT/topics/TOPIC``."""
     url: str | None = None
-    """Of webhook. Whoever has it can send, so better name a variable that holds it."""
+    """URL of a webhook. Everybody who knows it can send events, so ``url_variable`` is safer."""
     url_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    """Of webhook: the environment variable that holds the URL."""
+    """Environment variable that holds the URL of a webhook."""
     format: EventFormat = EventFormat.SV_PIPELINE
     start: Start = Start.NOW
 
@@ -102,13 +102,13 @@ class Receiver(BaseModel):
         if given not in wanted:
             needed = " or ".join(name for one in wanted for name in one) or "nothing else"
             raise ValueError(
-                f"a receiver of kind {self.to} needs {needed}, and has {', '.join(sorted(given)) or 'none'}"
+                f"a receiver of kind {self.to} needs {needed}, but has {', '.join(sorted(given)) or 'none'}"
             )
         return self
 
     @property
     def address(self) -> str:
-        """URL of a webhook; ConfigError if the variable that should hold it does not."""
+        """URL of a webhook; raises ConfigError if the variable that should hold it does not."""
         url = self.url if self.url_variable is None else os.environ.get(self.url_variable, "")
         remember({"webhook_secret": url})
         if not url or not url.startswith(("http://", "https://")):
@@ -121,12 +121,12 @@ class Receiver(BaseModel):
 
 
 def receivers_of(configured: Iterable[Receiver]) -> tuple[Receiver, ...]:
-    """The receivers of a graph: those of its configuration, and those that the environment names for all graphs.
+    """Return the receivers of a graph: those of its configuration, and those in the environment for all graphs.
 
     Raises
     ------
     ConfigError
-        If the environment names one that cannot be used, or two receivers have one name.
+        If a receiver in the environment cannot be used, or two receivers have the same name.
     """
     found = [*configured, *_from_environment()]
     try:
@@ -137,7 +137,7 @@ def receivers_of(configured: Iterable[Receiver]) -> tuple[Receiver, ...]:
 
 
 def require_own_names(receivers: Iterable[Receiver]) -> None:
-    """ValueError if two receivers have one name."""
+    """Raise ValueError if two receivers have the same name."""
     names = [receiver.name for receiver in receivers]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two receivers of edit events have the name {twice[0]!r}: give each a 'name' of its own")

@@ -1,13 +1,13 @@
-"""Named steps at which a test can end, stop or disturb a process. Nothing happens unless the environment asks for it.
+"""Named steps at which a test can kill, stop or delay a process. They do nothing unless the environment arms one.
 
-``SV_PIPELINE_FAILPOINT=<step>:<action>`` arms one step, once:
+``SV_PIPELINE_FAILPOINT=<step>:<action>`` arms one step for one time:
 
-| action | what happens there |
+| action | effect |
 | --- | --- |
-| ``kill`` or ``kill:<seconds>`` | SIGKILL, at once or so much later |
-| ``raise`` | `FailpointError`, which no handler of ours expects |
-| ``pause:<seconds>`` | the thread sleeps; heartbeats go on |
-| ``stop`` | SIGSTOP: all of the process waits for SIGCONT |
+| ``kill`` or ``kill:<seconds>`` | The process receives SIGKILL at once, or after so many seconds. |
+| ``raise`` | `FailpointError` is raised, which no handler of the package expects. |
+| ``pause:<seconds>`` | The thread sleeps; heartbeats go on. |
+| ``stop`` | The process receives SIGSTOP: all threads wait for SIGCONT. |
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ VARIABLE = "SV_PIPELINE_FAILPOINT"
 
 
 class FailpointError(Exception):
-    """An error that a test has asked for."""
+    """An error that a test has requested."""
 
 
 def reach(step: str) -> None:
-    """Say that a step is reached."""
+    """Mark a step as reached, and do what the environment requests for it."""
     wanted = os.environ.get(VARIABLE)
     if not wanted or not wanted.startswith(f"{step}:"):
         return
@@ -43,17 +43,17 @@ def reach(step: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif action == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
-        time.sleep(0.05)  # other threads stop first; this one must not get ahead
+        time.sleep(0.05)  # SIGSTOP reaches other threads first; this one must not get ahead
     elif action == "pause":
         time.sleep(float(seconds or 1))
     elif action == "raise":
         raise FailpointError(f"at {step}")
     else:
-        raise ValueError(f"{VARIABLE}={wanted}: there is no action {action!r}")
+        raise ValueError(f"{VARIABLE}={wanted}: there is no action {action!r}; use kill, raise, pause or stop")
 
 
 def pieces(step: str, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    """What is written at once, in one piece; in two, with the step between them, if a test asks for it."""
+    """Yield items that are written together: all at once, or in two halves around the step if the step is armed."""
     if not os.environ.get(VARIABLE, "").startswith(f"{step}:"):
         yield items
         return

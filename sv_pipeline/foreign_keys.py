@@ -1,4 +1,4 @@
-"""Keys of PyChunkedGraph's dataset files that have no meaning here. Knows their names only."""
+"""Keys of PyChunkedGraph's dataset files that have no meaning here. Knows only their names."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ WITHOUT_MEANING: dict[tuple[str, ...], frozenset[str]] = {
     ("ocdbt_config",): frozenset({"populate_base", "sv_split_threshold"}),
     (): frozenset({"ingest_config"}),
 }
-"""By section: keys that are accepted, and change nothing of what is done here."""
+"""Keys that are accepted but have no effect, by section."""
 KEPT = frozenset({"ocdbt_config.populate_base", "ocdbt_config.sv_split_threshold", "ingest_config"})
-"""Those that stay in the configuration: the graph's meta, or its registration, passes them on to other software."""
+"""Keys of these that stay in the configuration, because the graph's meta or registration passes them on."""
 
 
 def without_foreign_keys(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A configuration without the keys that have no meaning here, and their dotted names.
+    """Return a configuration without the keys that have no meaning here, and the dotted names of these keys.
 
-    ``graph_config.ID`` stands in for a ``graph_id`` that is missing.
+    ``graph_config.ID`` replaces a missing ``graph_id``.
     """
     found: list[str] = []
     cleaned = _cleaned(raw, (), found)
@@ -38,7 +38,7 @@ def _cleaned(section: Mapping[str, Any], path: tuple[str, ...], found: list[str]
     cleaned: dict[str, Any] = {}
     for key, value in section.items():
         dotted = ".".join((*path, str(key)))
-        if key in meaningless:
+        if key in meaningless and value is not None:
             found.append(dotted)
             if dotted not in KEPT:
                 continue

@@ -1,4 +1,4 @@
-"""The graphs of an installation, by name: registered, built, looked at, proven sound, repaired. Decides nothing."""
+"""The graphs of an installation, by name: functions to register, build, inspect, verify and recover them."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ if TYPE_CHECKING:
 
 __all__ = ["ingest", "list_stuck", "recover", "register", "status", "verify"]
 
-# What the functions need is imported when they are called: every worker and every `--help` imports this module.
+# Imports that the functions need are deferred to the call, because every worker and every `--help` imports this module.
 
 Home: TypeAlias = "str | os.PathLike[str] | None"
 
 
 @behind_the_wall
 def register(config: str | Path | Mapping[str, Any] | DatasetConfig, home: Home = None) -> Dataset:
-    """Make a graph known to this installation. Nothing is built yet.
+    """Register a graph in this installation. Nothing is built yet.
 
     Parameters
     ----------
     config
-        Path of a dataset YAML; or its content, as a mapping or as a parsed configuration.
+        Path of a dataset YAML file, or its content as a mapping or as a parsed configuration.
     home
-        Home folder. Default: ``$SV_PIPELINE_HOME``, else ``.sv_pipeline`` of the working directory if that is there,
-        else ``~/.sv_pipeline``.
+        Home folder. Default: ``$SV_PIPELINE_HOME``, or an existing ``.sv_pipeline`` of the working directory, or
+        ``~/.sv_pipeline``.
 
     Returns
     -------
     Dataset
-        The registered graph; registering the same configuration again gives the same.
+        The registered graph. Registering the same configuration again returns the same graph.
 
     Raises
     ------
     ConfigError
-        If a field is missing, unknown or wrong: the message names each such field.
+        If a field is missing, unknown or invalid; the message names each such field.
     ConflictError
-        If a graph of this name was registered with another configuration.
+        If a graph of this name is registered with another configuration.
     """
     from sv_pipeline.arguments import shown
     from sv_pipeline.config import DatasetConfig, load_config, parse_config
@@ -62,7 +62,7 @@ def register(config: str | Path | Mapping[str, Any] | DatasetConfig, home: Home 
         parsed = load_config(config)
     else:
         raise ConfigError(
-            f"the configuration is {shown(config)}.",
+            f"cannot use {shown(config)} as configuration.",
             remedy="Give the path of a dataset YAML, or its content as a mapping.",
         )
     return register_dataset(parsed, home_or_default(home))
@@ -76,28 +76,28 @@ def ingest(
     layers: Sequence[int] | None = None,
     workers: int | None = None,
 ) -> GraphStatus:
-    """Build a registered graph, as far as it is not built yet. May be called again after any failure.
+    """Build what is missing of a registered graph. It may be called again after any failure.
 
     Parameters
     ----------
     graph_id
         Name of the graph.
     layers
-        Only these layers of the graph, and no fork then. Default: all that is missing.
+        Build only these layers of the graph, and no fork. Default: everything that is missing.
     workers
-        Number of processes; 1 = this one. Default: what the configuration says.
+        Number of processes; 1 uses only this process. Default: the number in the configuration.
 
     Returns
     -------
     GraphStatus
-        What is done then.
+        The status after the build.
 
     Raises
     ------
     NotFoundError
         If no such graph is registered.
     SvPipelineError
-        The first failure; what was finished stays finished.
+        The first failure; what was completed stays complete.
     """
     from sv_pipeline.arguments import parse_count, parse_ids
     from sv_pipeline.ingest import run
@@ -112,7 +112,7 @@ def ingest(
 
 @behind_the_wall
 def status(graph_id: str, home: Home = None) -> GraphStatus:
-    """How far the ingest of a graph is: per stage and layer the chunks, what is done, what failed.
+    """Return how far the ingest of a graph is: the chunks of each stage and layer, completed and failed.
 
     Raises
     ------
@@ -134,7 +134,7 @@ def verify(
     sample: int | None = None,
     workers: int = 1,
 ) -> VerifyReport:
-    """Prove that a graph and its segmentation are sound. Changes nothing.
+    """Check that a graph and its segmentation are sound. Nothing is changed.
 
     Parameters
     ----------
@@ -143,21 +143,21 @@ def verify(
     checks
         Names of the checks to run. Default: all.
     sample
-        Number of chunks that the checks of voxels look at, chosen by a fixed seed. Default: all chunks.
+        Number of chunks whose voxels are checked, chosen with a fixed seed. Default: all chunks.
     workers
         Number of threads for the checks of voxels.
 
     Returns
     -------
     VerifyReport
-        Its ``ok`` says whether all checks passed, its ``summary()`` names the first place of every fault.
+        ``ok`` tells whether all checks passed; ``summary()`` names the first place of every fault.
 
     Raises
     ------
     NotFoundError
         If no such graph is registered.
     ConfigError
-        If there is no such check.
+        If there is no check of a given name.
     """
     from sv_pipeline.registry import open_dataset
     from sv_pipeline.verify.dataset import verify_dataset
@@ -167,16 +167,16 @@ def verify(
 
 @behind_the_wall
 def list_stuck(graph_id: str, home: Home = None, *, min_age: float = 600.0, deep: bool = False) -> list[Unfinished]:
-    """Operations of a graph that have begun and have not ended.
+    """Return the operations of a graph that have begun and have not ended.
 
     Parameters
     ----------
     graph_id
         Name of the graph.
     min_age
-        Age in seconds from which on an operation is listed; younger ones may just be at work.
+        Age in seconds above which an operation is listed; younger ones may be running normally.
     deep
-        Whether all rows are looked through for locks of operations that are finished.
+        Whether all rows are searched for locks of operations that have ended.
     """
     from sv_pipeline.recovery import list_stuck as find
     from sv_pipeline.registry import open_dataset
@@ -186,7 +186,7 @@ def list_stuck(graph_id: str, home: Home = None, *, min_age: float = 600.0, deep
 
 @behind_the_wall
 def recover(graph_id: str, operation_id: int, home: Home = None, *, take_locks: bool = False) -> RecoveryReport:
-    """Take back what an unfinished operation wrote, make its edit again, and free its locks.
+    """Roll back what an unfinished operation wrote, make its edit again, and release its locks.
 
     Parameters
     ----------
@@ -195,7 +195,7 @@ def recover(graph_id: str, operation_id: int, home: Home = None, *, take_locks: 
     operation_id
         Number of the operation.
     take_locks
-        Whether locks that somebody has removed are put back first, where nobody has edited since.
+        Whether locks that somebody has removed are restored first, if nobody has edited since.
 
     Raises
     ------
@@ -204,9 +204,9 @@ def recover(graph_id: str, operation_id: int, home: Home = None, *, take_locks: 
     NotStuckError
         If there is nothing to recover.
     RecoveryStoppedError
-        If the locks are not as they should be; nothing was changed.
+        If the locks are in an unexpected state; nothing was changed.
     SvPipelineError
-        If the recovery failed on the way; the operation stays listed, and can be recovered again.
+        If the recovery failed; the operation stays listed, and can be recovered again.
     """
     from sv_pipeline.recovery import recover as recover_operation
     from sv_pipeline.registry import open_dataset

@@ -1,7 +1,7 @@
-"""Chunks in space: boxes of voxels and chunk coordinates, per layer. Knows ids only through their coordinates.
+"""The chunk grid: boxes of voxels and chunk coordinates, per layer. Knows ids only through their coordinates.
 
-Layers 1 and 2 share one grid of ``chunk_size`` voxels that starts at the volume's voxel offset; each layer above
-groups 2 x 2 x 2 chunks. Coordinates are (x, y, z) in voxels of the base mip.
+Layers 1 and 2 share one grid of chunks of ``chunk_size`` voxels that starts at the volume's voxel offset. A chunk of a
+higher layer groups 2 x 2 x 2 chunks of the layer below. Coordinates are (x, y, z) in voxels of the base mip.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Box:
-    """A half-open box of voxels: ``start`` inside, ``stop`` outside; absolute (x, y, z)."""
+    """A half-open box of voxels, ``start`` inclusive and ``stop`` exclusive, in absolute coordinates (x, y, z)."""
 
     start: Triple
     stop: Triple
 
     @classmethod
     def of(cls, start: npt.ArrayLike, stop: npt.ArrayLike) -> Box:
-        """Box from anything that reads as two triples of integers."""
+        """Create a box from anything that NumPy reads as two triples of integers."""
         a, b = (tuple(int(v) for v in np.asarray(e).ravel()) for e in (start, stop))
         return cls(a, b)  # type: ignore[arg-type]
 
     @property
     def shape(self) -> Triple:
-        """Voxels per axis; 0 where the box is empty."""
+        """Voxels per axis; 0 along axes where the box is empty."""
         return tuple(max(0, b - a) for a, b in zip(self.start, self.stop, strict=True))  # type: ignore[return-value]
 
     @property
@@ -46,20 +46,20 @@ class Box:
 
     @property
     def slices(self) -> tuple[slice, slice, slice]:
-        """Index for an array or store in absolute coordinates."""
+        """Slices that index an array or store in absolute coordinates."""
         return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))  # type: ignore[return-value]
 
     def clip(self, other: Box) -> Box:
-        """The part inside ``other``; may be empty."""
+        """Return the part of the box inside ``other``, which may be empty."""
         start = np.maximum(self.start, other.start)
         return Box.of(start, np.maximum(start, np.minimum(self.stop, other.stop)))
 
     def grow(self, margin: int) -> Box:
-        """Larger by ``margin`` voxels on every side."""
+        """Return the box enlarged by ``margin`` voxels on every side."""
         return Box.of(np.asarray(self.start) - margin, np.asarray(self.stop) + margin)
 
     def shifted(self, by: npt.ArrayLike) -> Box:
-        """Moved by a vector."""
+        """Return the box moved by a vector (x, y, z) in voxels."""
         return Box.of(np.asarray(self.start) + by, np.asarray(self.stop) + by)
 
     def __str__(self) -> str:
@@ -68,14 +68,14 @@ class Box:
 
 @dataclass(frozen=True)
 class ChunkGrid:
-    """The chunks of a volume.
+    """The chunks of a volume at all layers.
 
     Parameters
     ----------
     bounds
         Box of the volume at the base mip.
     chunk_size
-        Voxels of a layer 1 and 2 chunk.
+        Size in voxels (x, y, z) of a chunk of layer 1 or 2.
     """
 
     bounds: Box
@@ -89,45 +89,45 @@ class ChunkGrid:
 
     @cached_property
     def n_layers(self) -> int:
-        """Number of layers of the graph: ceil(log2(largest axis in chunks)) + 2, the root layer included."""
+        """Number of layers including the root layer: ceil(log2(chunks along the longest axis)) + 2."""
         return (max(self.shape(2)) - 1).bit_length() + 2
 
     def shape(self, layer: int) -> Triple:
-        """Chunks per axis at ``layer``."""
+        """Return the number of chunks per axis at ``layer``."""
         n = -(-np.asarray(self.bounds.shape) // np.asarray(self.chunk_size))
         for _ in range(max(0, layer - 2)):
             n = -(-n // 2)
         return tuple(int(v) for v in n)  # type: ignore[return-value]
 
     def count(self, layer: int) -> int:
-        """Number of chunks at ``layer``."""
+        """Return the number of chunks at ``layer``."""
         x, y, z = self.shape(layer)
         return x * y * z
 
     def coordinates(self, layer: int) -> IntArray:
-        """All chunk coordinates of ``layer``, shape (n, 3), in the order of their index (z fastest)."""
+        """Return all chunk coordinates of ``layer``, shape (n, 3), in the order of their index (z fastest)."""
         return np.stack(np.unravel_index(np.arange(self.count(layer)), self.shape(layer)), axis=-1).astype(np.int64)
 
     def index(self, layer: int, coordinates: npt.ArrayLike) -> IntArray:
-        """Running index of chunk coordinates, shape (n, 3) to (n,)."""
+        """Convert chunk coordinates of shape (n, 3) to running indices of shape (n,)."""
         coords = np.asarray(coordinates)
         return np.asarray(np.ravel_multi_index(tuple(np.moveaxis(coords, -1, 0)), self.shape(layer)), np.int64)
 
     def size(self, layer: int) -> Triple:
-        """Voxels per axis of a chunk of ``layer``."""
+        """Return the voxels per axis of a chunk of ``layer``."""
         return tuple(int(s) << max(0, layer - 2) for s in self.chunk_size)  # type: ignore[return-value]
 
     def box(self, layer: int, coordinate: npt.ArrayLike) -> Box:
-        """Voxels of one chunk, clipped to the volume."""
+        """Return the voxels of one chunk, clipped to the volume."""
         start = np.asarray(self.bounds.start) + np.asarray(coordinate) * np.asarray(self.size(layer))
         return Box.of(start, start + self.size(layer)).clip(self.bounds)
 
     def chunk_of(self, voxels: npt.ArrayLike) -> IntArray:
-        """Layer 2 chunk coordinates of voxels, shape (n, 3)."""
+        """Return the layer 2 chunk coordinates of voxels; both have shape (n, 3)."""
         return np.asarray((np.asarray(voxels, np.int64) - self.bounds.start) // np.asarray(self.chunk_size), np.int64)
 
     def children(self, layer: int, coordinate: npt.ArrayLike) -> IntArray:
-        """Coordinates at ``layer - 1`` of the chunks inside one chunk of ``layer`` >= 3, shape (n, 3)."""
+        """Return the coordinates of the chunks of ``layer - 1`` inside one chunk of ``layer`` >= 3, shape (n, 3)."""
         corners = np.stack(np.unravel_index(np.arange(8), (2, 2, 2)), axis=-1)
         coords = 2 * np.asarray(coordinate, np.int64) + corners
         return coords[(coords < self.shape(layer - 1)).all(axis=-1)]

@@ -27,14 +27,14 @@ DEFAULT_SPATIAL_BITS = 10
 
 @dataclass(frozen=True)
 class IdLayout:
-    """How ids of a chunked graph with ``n_layers`` layers are packed.
+    """The bit layout of ids in a chunked graph with ``n_layers`` layers.
 
     Parameters
     ----------
     n_layers
-        Number of layers, the root layer included; at least 2.
+        Number of layers including the root layer; at least 2.
     spatial_bits
-        Bits per dimension that layers 1 and 2 have at least.
+        Smallest number of bits per dimension at layers 1 and 2.
 
     Raises
     ------
@@ -63,7 +63,7 @@ class IdLayout:
     # -- widths ---------------------------------------------------------------------------------------------------
 
     def bits_per_dimension(self, layer: int) -> int:
-        """Bits that one chunk coordinate takes in the ids of ``layer``."""
+        """Return the number of bits of one chunk coordinate in the ids of ``layer``."""
         self._check_layer(layer)
         if layer <= 2:
             return max(self.spatial_bits, self.n_layers - 2)
@@ -72,11 +72,11 @@ class IdLayout:
         return self.n_layers - layer
 
     def segment_bits(self, layer: int) -> int:
-        """Bits that number the nodes of one chunk of ``layer``."""
+        """Return the number of bits that number the nodes of one chunk of ``layer``."""
         return 64 - LAYER_BITS - 3 * self.bits_per_dimension(layer)
 
     def max_segment(self, layer: int) -> int:
-        """Highest segment number in a chunk of ``layer``."""
+        """Return the highest segment number in a chunk of ``layer``."""
         return (1 << self.segment_bits(layer)) - 1
 
     @cached_property
@@ -87,7 +87,7 @@ class IdLayout:
     # -- packing --------------------------------------------------------------------------------------------------
 
     def chunk_ids(self, layer: int, coordinates: npt.ArrayLike) -> UInt64Array:
-        """Chunk ids of ``layer`` for chunk coordinates of shape (n, 3) or (3,); result shape (n,) or ()."""
+        """Return chunk ids of ``layer`` for chunk coordinates of shape (n, 3) or (3,); result shape (n,) or ()."""
         coords = np.asarray(coordinates, dtype=np.uint64)
         bits = self.bits_per_dimension(layer)
         if coords.size and int(coords.max()) >= 1 << bits:
@@ -99,17 +99,17 @@ class IdLayout:
         return np.asarray(packed | np.uint64(layer << (64 - LAYER_BITS)), dtype=np.uint64)
 
     def node_ids(self, chunk_ids: npt.ArrayLike, segments: npt.ArrayLike) -> UInt64Array:
-        """Node ids out of chunk ids and segment numbers (broadcast)."""
+        """Combine chunk ids and segment numbers (broadcast) to node ids."""
         return np.bitwise_or(np.asarray(chunk_ids, np.uint64), np.asarray(segments, np.uint64))
 
     # -- unpacking ------------------------------------------------------------------------------------------------
 
     def layers(self, ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Layer of each id; same shape."""
+        """Return the layer of each id; same shape."""
         return np.asarray(np.asarray(ids, np.uint64) >> np.uint64(64 - LAYER_BITS), dtype=np.int64)
 
     def coordinates(self, ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Chunk coordinates of ids, each in the grid of its own layer; shape (n,) gives (n, 3)."""
+        """Return the chunk coordinates of ids, each in the grid of its own layer; shape (n,) gives (n, 3)."""
         ids = np.asarray(ids, np.uint64)
         bits = self._bits[self.layers(ids)]
         shift = np.uint64(64 - LAYER_BITS) - np.uint64(3) * bits
@@ -120,12 +120,12 @@ class IdLayout:
         return np.stack([x, y, z], axis=-1).astype(np.int64)
 
     def segments(self, ids: npt.ArrayLike) -> UInt64Array:
-        """Segment number of each id; same shape."""
+        """Return the segment number of each id; same shape."""
         ids = np.asarray(ids, np.uint64)
         return ids & self._segment_mask(ids)
 
     def chunks(self, ids: npt.ArrayLike) -> UInt64Array:
-        """Chunk id of each id (its segment bits cleared); same shape."""
+        """Return the chunk id of each id, that is the id with its segment bits cleared; same shape."""
         ids = np.asarray(ids, np.uint64)
         return ids & ~self._segment_mask(ids)
 
@@ -136,13 +136,13 @@ class IdLayout:
     # -- geometry of ids ------------------------------------------------------------------------------------------
 
     def cross_layers(self, ids1: npt.ArrayLike, ids2: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Cross layer of atomic edges between layer 1 ids, shape (n,); 1 = both ends in one chunk.
+        """Return the cross layer of atomic edges between layer 1 ids, shape (n,).
 
         An edge of cross layer ``l`` joins two nodes that lie in different chunks at layer ``l`` and in the same
-        chunk at layer ``l + 1``; at most ``n_layers - 1``.
+        chunk at layer ``l + 1``. The cross layer is 1 if both ends lie in one chunk, and at most ``n_layers - 1``.
         """
         differing = (self.coordinates(ids1) ^ self.coordinates(ids2)).max(axis=-1)
-        # XOR of two coordinates: its bit length is the number of layers at which they still differ.
+        # The bit length of the XOR of two coordinates is the number of layers at which they still differ.
         _, length = np.frexp(differing.astype(np.float64))
         return np.asarray(np.minimum(1 + length.astype(np.int64), self.n_layers - 1), np.int64)
 

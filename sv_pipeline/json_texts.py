@@ -1,4 +1,4 @@
-"""JSON that other people and programs write, read with care: UTF-8, no name twice in one object. Knows no file."""
+"""JSON written by other people and programs, parsed strictly: UTF-8, no duplicate keys. Knows no file."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ["read_json"]
 
 
 def read_json(content: bytes | str) -> Any:
-    """Plain values of a JSON text.
+    """Parse a JSON text into plain values.
 
     Raises
     ------
     ValueError
-        If it is no JSON, not UTF-8, too deep, or a name stands twice in one object: readers differ in which of the
-        two values they take.
+        If the text is not JSON, not UTF-8, or nested too deeply, or if a key appears twice in one object: parsers
+        differ in which of the two values they use.
     """
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
@@ -32,5 +32,5 @@ def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} stands twice in one object")
+        raise ValueError(f"{twice!r} appears twice in one object")
     return found

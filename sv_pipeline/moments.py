@@ -1,4 +1,4 @@
-"""Moments as users name them: times in any notation, or the number of an operation. Looks nothing up."""
+"""Moments as users name them: times in any notation, or the number of an operation. Accesses no storage."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = [
 ]
 
 Time = datetime | date | np.datetime64 | str
-"""A time: UTC where it names no zone; a date is its first instant; text is ISO 8601 (``2026-01-31T12:00:00+01:00``)."""
+"""A time, in UTC unless it names a zone; a date means its first instant; a text is ISO 8601, with or without a zone."""
 Moment = Time | int
-"""A time; or the number of an operation, just after which it is."""
+"""A time, or the number of an operation, which means the moment just after that operation."""
 
 MEANINGS = (
     "A moment is a time (datetime, date, numpy.datetime64 or pandas.Timestamp; or ISO text such as "
@@ -34,17 +34,17 @@ MEANINGS = (
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _ISO = re.compile(r"\d{4}-\d\d.*")
-"""What keeps ``20260131`` from being taken for a time where an operation may be meant, or the other way about."""
+"""The dashes distinguish a date from the number of an operation: ``20260131`` is never read as a time."""
 _MAX_OPERATION = 1 << 63
 
 
 def parse_moment(value: Any) -> datetime | int:
-    """A time with its zone, or the number of an operation.
+    """Parse a moment into a time with its zone, or the number of an operation.
 
     Raises
     ------
     InputError
-        If the value is neither; says what a moment is.
+        If the value is neither; the message explains what a moment is.
     """
     if is_whole(value):
         return parse_operation(value)
@@ -52,40 +52,41 @@ def parse_moment(value: Any) -> datetime | int:
 
 
 def parse_operation(value: Any) -> int:
-    """The number of an operation; InputError if the value is none."""
+    """Parse the number of an operation; InputError if the value is not one."""
     if not is_whole(value) or not 0 < int(value) < _MAX_OPERATION:
         raise InputError(
-            f"{shown(value)} is no operation.", remedy="Operations are numbered from 1; the log lists them."
+            f"{shown(value)} is not the number of an operation.",
+            remedy="Operations are numbered from 1; the log lists them.",
         )
     return int(value)
 
 
 def parse_time(value: Any) -> datetime:
-    """A time with its zone.
+    """Parse a time; the result is in UTC.
 
     Raises
     ------
     InputError
-        If the value is no time, or lies outside the years 1 to 9999; says what a moment is.
+        If the value is not a time, or lies outside the years 1 to 9999; the message explains what a moment is.
     """
     try:
         found = _time(value)
-        if found is not None and found == found:  # pandas.NaT is a datetime that equals nothing
+        if found is not None and found == found:  # pandas.NaT is a datetime that does not equal itself
             aware = found if found.utcoffset() is not None else found.replace(tzinfo=UTC)
             return aware.astimezone(UTC)
     except (ValueError, OverflowError, TypeError):
         pass
-    raise InputError(f"{shown(value)} is no moment.", remedy=MEANINGS)
+    raise InputError(f"{shown(value)} is not a moment.", remedy=MEANINGS)
 
 
 def epoch_milliseconds(time: datetime) -> int:
-    """Milliseconds since the epoch, rounded up; 0 for what was before it."""
+    """Convert a time to milliseconds since the epoch, rounded up; times before the epoch become 0."""
     aware = time if time.utcoffset() is not None else time.replace(tzinfo=UTC)
     return max(0, -((_EPOCH - aware) // _MILLISECOND))
 
 
 def as_date(milliseconds: int) -> str:
-    """A time of cells as people read it, to the millisecond, UTC."""
+    """Format the timestamp of a cell (milliseconds since the epoch) as a date and time in UTC."""
     try:
         return (_EPOCH + milliseconds * _MILLISECOND).isoformat(sep=" ", timespec="milliseconds")
     except OverflowError:
@@ -99,7 +100,7 @@ def _time(value: Any) -> datetime | None:
         return datetime(value.year, value.month, value.day, tzinfo=UTC)
     if isinstance(value, np.datetime64):
         year = int(value.astype("datetime64[Y]").astype(np.int64)) + 1970
-        # Outside, a conversion wraps and comes back as another time; NaT is far outside.
+        # For years outside this range the conversion overflows to another time. NaT is far outside.
         found: datetime = value.astype("datetime64[us]").item()
         return found if 1 <= year <= 9999 else None
     if isinstance(value, str) and _ISO.fullmatch(value.strip()):

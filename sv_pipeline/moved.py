@@ -1,6 +1,6 @@
-"""Modules that have moved: their former names go on being importable, with a warning, for notebooks and scripts.
+"""Former names of modules that have moved: notebooks and scripts can still import them, with a warning.
 
-``edits.settled`` is the one exception: the package offers a function of this name, which the module would hide.
+``edits.settled`` is the one exception: the package has a function of this name, which the module would hide.
 """
 
 from __future__ import annotations
@@ -135,11 +135,11 @@ _TABLE = """
     verify.subject verify.dataset_under_test
 """
 MOVED = {f"sv_pipeline.{old}": f"sv_pipeline.{new}" for old, new in map(str.split, _TABLE.strip().splitlines())}
-"""New name of each module by its former name."""
+"""Maps the former name of each module to its new name."""
 
 
 class _Alias(Loader):
-    """Gives the module of the new name."""
+    """A loader that returns the module of the new name."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         new = MOVED[spec.name]
@@ -149,39 +149,40 @@ class _Alias(Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self._spec  # the import has put that of the former name in its place
+        module.__spec__ = self._spec  # the import system has replaced it by the spec of the former name
 
 
 class _Finder(MetaPathFinder):
     def find_spec(
         self, name: str, _path: Sequence[str] | None = None, _target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The module under its former name; None for all others."""
+        """Return a spec for a former name; None for all other names."""
         return ModuleSpec(name, _Alias()) if name in MOVED else None
 
 
 def find_moved_modules() -> None:
-    """Let imports find moved modules.
+    """Install the finder of moved modules.
 
-    Their finder comes first: a former package leads to its new folder, where the same file would be loaded twice.
+    It is the first finder: the submodules of a package that has moved would otherwise be found in its new folder, and
+    the same file would be loaded twice.
     """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
 def contents_of_former_module(package: str, module: str) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package that has the name of a former module: gives what that module offered.
+    """Return a ``__getattr__`` for a package that has the name of a former module; it offers that module's names.
 
     Parameters
     ----------
     package
         Full name of the package.
     module
-        Name of the module in it that has the contents now.
+        Name of the module in the package that now has the contents.
     """
 
     def offered(name: str) -> Any:
-        # Asked for every submodule before it is imported as well: these must not load anything.
+        # Python also asks for each submodule before it imports it. Those requests must not load anything.
         if not name.startswith("_") and find_spec(f"{package}.{name}") is None:
             contents = importlib.import_module(f"{package}.{module}")
             if name in contents.__all__:

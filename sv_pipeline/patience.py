@@ -1,7 +1,7 @@
-"""Bounded waits for stores that do not answer: how long, and what is said meanwhile. Knows no store.
+"""Bounded waits for stores that do not answer: how long to wait, and what to log meanwhile. Knows no store.
 
-``SV_PIPELINE_PATIENCE`` (seconds, default 30) bounds the time that one request to a storage or a table is tried for.
-A request that takes longer than `SAY_AFTER` seconds is named in the log, then again after twice the time, and so on.
+``SV_PIPELINE_PATIENCE`` (seconds, default 30) limits how long one request to a storage or a table is retried. A request
+that takes longer than `SAY_AFTER` seconds is named in the log, then again after twice the time, and so on.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ __all__ = ["PATIENCE_VARIABLE", "UnansweredRequest", "patience", "waiting_for"]
 PATIENCE_VARIABLE = "SV_PIPELINE_PATIENCE"
 DEFAULT_SECONDS = 30.0
 SAY_AFTER = 3.0
-"""Seconds."""
+"""Seconds until a request is first named in the log."""
 
 _logger = logging.getLogger(__name__)
 
 
 def patience() -> float:
-    """Seconds for which one request is tried before it is given up.
+    """Return the seconds for which one request is retried before it fails.
 
     Raises
     ------
@@ -39,23 +39,23 @@ def patience() -> float:
 
 @dataclass
 class UnansweredRequest:
-    """One request that has not been answered."""
+    """A request that has not been answered yet."""
 
     what: str
     said_at: float = SAY_AFTER
-    """Seconds after its start at which the log names it next."""
+    """Seconds after its start at which the log names the request next."""
     began: float = field(default_factory=time.monotonic)
     reason: str = ""
-    """Why the latest attempt failed; empty while the first one is under way."""
+    """Why the latest attempt failed; empty during the first attempt."""
 
     @property
     def seconds(self) -> float:
-        """Time since it began."""
+        """Seconds since the request began."""
         return time.monotonic() - self.began
 
 
 class _Watch:
-    """A thread that looks once a second at the requests of this process, and names those that take long."""
+    """A thread that checks the requests of this process once a second, and logs those that take long."""
 
     def __init__(self) -> None:
         self.waits: dict[int, UnansweredRequest] = {}
@@ -86,7 +86,7 @@ _watch = _Watch()
 
 
 def _start_afresh() -> None:
-    global _watch  # a child has neither the thread nor the requests of its parent
+    global _watch  # a forked child has neither the thread nor the requests of its parent
     _watch = _Watch()
 
 

@@ -2,13 +2,13 @@
 
 ::
 
-    /data/ws  ws  ~/ws             a path: every character stands for itself; ``#``, ``|``, ``?`` and ``%20`` as well
-    file:///data/a%20b             a URL: percent-encoded; so is gs://, memory://, s3://, http://, https://
+    /data/ws  ws  ~/ws             a path: every character is literal, including ``#``, ``|``, ``?`` and ``%20``
+    file:///data/a%20b             a URL, percent-encoded; likewise gs://, memory://, s3://, http://, https://
     precomputed://gs://bucket/ws   the same places, as Neuroglancer writes them
     gs://bucket/ws/|neuroglancer-precomputed:
-    run#3/a.npz#seg                one array of an ``.npz``
+    run#3/a.npz#seg                one array of an ``.npz`` file
 
-Whatever is none of these is refused. A text never stands for another place than the one it names.
+Any other text is refused. A text is never taken for another place than the one that it names.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from sv_pipeline.errors import ConfigError
 __all__ = ["LOCK_SUFFIX", "READABLE", "WRITABLE", "Place", "is_spec", "local_folder", "parse_folder", "parse_source"]
 
 WRITABLE = ("file", "gs", "memory")
-"""Schemes of folders that we write to."""
+"""Schemes of folders that the pipeline can write to."""
 READABLE = (*WRITABLE, "s3", "http", "https")
-"""Schemes of volumes that we read."""
+"""Schemes of volumes that the pipeline can read."""
 
 MAX_PATH, MAX_NAME = 4096, 255
-"""Bytes that the file systems of Linux take."""
+"""Largest lengths in bytes that Linux file systems accept."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)
 _FORMAT = "precomputed://"
@@ -41,42 +41,42 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _VARIABLE = re.compile(r"(?:^|/)\$\{?[A-Za-z_]")
 _BUCKET = re.compile(r"[a-z0-9_-][a-z0-9._-]{1,220}[a-z0-9]")
 _SAFE = "/:@!$&'()*+,;=~"
-"""What may stand in a URL's path as it is."""
+"""Characters that need no encoding in the path of a URL."""
 LOCK_SUFFIX = ".__lock"
-"""Ends the names of the lock files of TensorStore's driver, which refuses such names itself."""
+"""Suffix of lock files of TensorStore's file driver, which refuses such names itself."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A place that was understood."""
+    """A parsed place."""
 
     scheme: str
     """One of READABLE."""
     path: str
-    """Of a file: its absolute path. Else what follows ``://``, percent-encoded."""
+    """For a file, its absolute path; otherwise the part after ``://``, percent-encoded."""
     member: str | None = None
     """Name of an array inside an ``.npz``."""
 
     @property
     def file(self) -> Path | None:
-        """The local file or folder; None for other places."""
+        """The local file or folder; None for other schemes."""
         return Path(self.path) if self.scheme == "file" else None
 
     @property
     def folder_url(self) -> str:
-        """As URL of a folder, which ends with ``/``."""
+        """The URL of the place as a folder, ending with ``/``."""
         if self.scheme == "file":
             return f"file://{quote(self.path.rstrip('/'))}/"
-        path, mark, query = self.path.partition("?")  # only of http: elsewhere it is encoded
+        path, mark, query = self.path.partition("?")  # only http has a query; elsewhere the mark is encoded
         return f"{self.scheme}://{path.rstrip('/')}/{mark}{query}" if path.strip("/") else f"{self.scheme}://"
 
     def inside(self, name: str) -> Place:
-        """A folder in this one; its name needs no encoding."""
+        """Return a folder in this one, whose name needs no encoding."""
         return Place(self.scheme, f"{self.path.rstrip('/')}/{name}" if self.path.strip("/") else f"{self.path}{name}")
 
     @property
     def text(self) -> str:
-        """A text that names this place, whatever the current folder is: a path, or a URL."""
+        """A path or URL that names this place independently of the current folder."""
         member = "" if self.member is None else f"#{self.member}"
         if self.scheme != "file":
             return f"{self.scheme}://{self.path}{member}"
@@ -86,27 +86,27 @@ class Place:
 
 
 def parse_folder(text: str | os.PathLike[str]) -> Place:
-    """A folder to write to: a path, or a URL of ``file``, ``gs`` or ``memory``.
+    """Parse a folder to write to: a path, or a URL with scheme ``file``, ``gs`` or ``memory``.
 
     Raises
     ------
     ConfigError
-        If the text is not understood; says how to write what may be meant.
+        If the text is not understood; the message suggests how to write it.
     """
     text = _text(text)
     if is_spec(text):
         raise ConfigError(
-            f"{_shown(text)} looks like a spec of TensorStore, which names no folder here.",
+            f"{_shown(text)} looks like a spec of TensorStore, which cannot name a folder here.",
             remedy="Give a path, or a URL such as gs://bucket/folder/; for a folder of this name write ./{….",
         )
     place = _parse(text, WRITABLE)
     if place.path == "/":
-        raise ConfigError(f"{_shown(text)} is the root of all files.", remedy="Give a folder of its own in it.")
+        raise ConfigError(f"{_shown(text)} is the root of all files.", remedy="Name a folder below it.")
     return place
 
 
 def local_folder(text: str | os.PathLike[str], *, what: str = "the folder") -> Path:
-    """A folder on this machine: a path, or a ``file`` URL; ConfigError for anything else."""
+    """Parse a folder on this machine, given as a path or ``file`` URL; ConfigError for anything else."""
     place = parse_folder(text)
     if place.file is None:
         raise ConfigError(f"{what} must be on a local disk, not {_shown(_text(text))}.", remedy="Give a path.")
@@ -114,14 +114,15 @@ def local_folder(text: str | os.PathLike[str], *, what: str = "the folder") -> P
 
 
 def parse_source(text: str) -> Place:
-    """A file or a volume to read, perhaps with the name of an array: ``run#3/a.npz#seg``.
+    """Parse a file or volume to read, optionally with the name of an array: ``run#3/a.npz#seg``.
 
-    The last ``.npz#`` counts whose file exists. A path that exists as a whole has no array's name in it.
+    If several ``.npz#`` occur, the last one whose file exists separates the file from the array. If the whole text is
+    an existing path, it contains no array name.
 
     Raises
     ------
     ConfigError
-        If the text is not understood; says how to write what may be meant.
+        If the text is not understood; the message suggests how to write it.
     """
     text = _text(text)
     if _has_scheme(text):
@@ -139,7 +140,7 @@ def parse_source(text: str) -> Place:
 
 
 def is_spec(text: str) -> bool:
-    """Whether a text is a TensorStore spec (JSON), rather than a place."""
+    """Whether a text is a TensorStore spec (JSON) rather than a place."""
     return text.lstrip().startswith("{")
 
 
@@ -150,10 +151,11 @@ def _text(given: object) -> str:
             text.encode()
         except UnicodeEncodeError as error:
             raise ConfigError(
-                f"{shown(text)} is no place: it holds what is no character.", remedy="Rename it: names are UTF-8."
+                f"{shown(text)} is not a place: it contains invalid characters.",
+                remedy="Rename it: names must be UTF-8.",
             ) from error
         return text
-    raise ConfigError(f"{shown(given)} is no place.", remedy="Give a path or a URL, as text.")
+    raise ConfigError(f"{shown(given)} is not a place.", remedy="Give a path or a URL, as text.")
 
 
 def _named(place: Place, member: str, text: str) -> Place:
@@ -175,7 +177,7 @@ def _parse(text: str, schemes: tuple[str, ...]) -> Place:
         raise ConfigError(f"{_shown(text)} holds a control character.", remedy="Remove it.")
     place = text.removeprefix(_FORMAT).removesuffix(_PIPELINE)
     if not place:
-        raise ConfigError(f"{_shown(text)} names a format, but no place.", remedy="Write precomputed://gs://b/p/.")
+        raise ConfigError(f"{_shown(text)} names a format, but not a place.", remedy="Write precomputed://gs://b/p/.")
     if _LOOKS_LIKE_PIPELINE.search(place):
         raise ConfigError(
             f"{_shown(text)} is a pipeline that cannot be used here.",
@@ -187,7 +189,7 @@ def _parse(text: str, schemes: tuple[str, ...]) -> Place:
     scheme, rest = found[1].lower(), found[2]
     if len(scheme) == 1:
         raise ConfigError(
-            f"{_shown(text)} looks like a path of Windows.", remedy=f"For a folder of this name write ./{place}."
+            f"{_shown(text)} looks like a Windows path.", remedy=f"For a folder of this name write ./{place}."
         )
     if scheme not in schemes:
         also = f"For a folder of this name write ./{place}." if not rest.startswith("//") else ""
@@ -196,25 +198,25 @@ def _parse(text: str, schemes: tuple[str, ...]) -> Place:
     if scheme == "file":
         return Place("file", _file_of_url(rest, text))
     if not rest.startswith("//"):
-        raise ConfigError(f"{_shown(text)} is no URL.", remedy=f"Write {scheme}://{rest.lstrip('/')}.")
+        raise ConfigError(f"{_shown(text)} is not a URL.", remedy=f"Write {scheme}://{rest.lstrip('/')}.")
     return Place(scheme, _remote(scheme, rest[2:], text))
 
 
 def _absolute(path: str, text: str) -> str:
-    """A path from the root; refused where it is not sure which one is meant."""
+    """Make a path absolute; refuse it where its meaning is ambiguous."""
     if "\\" in path:
-        # The file driver takes it for a slash.
+        # TensorStore's file driver treats a backslash as a slash.
         raise ConfigError(f"{_shown(text)} holds a backslash.", remedy="Separate folders by '/'.")
     if _VARIABLE.search(path):
         raise ConfigError(
-            f"{_shown(text)} names a variable, which is not replaced by its value.", remedy="Write the path out."
+            f"{_shown(text)} names a variable, but variables are not expanded here.", remedy="Write the path out."
         )
-    expanded = os.path.expanduser(path)  # noqa: PTH111 - says by its result that there is no such user
+    expanded = os.path.expanduser(path)  # noqa: PTH111 - leaves the path unchanged if there is no such user
     if expanded.startswith("~"):
         raise ConfigError(
             f"{_shown(text)}: there is no such user.", remedy=f"For a folder of this name write ./{path}."
         )
-    absolute = os.path.abspath(expanded)  # noqa: PTH100 - not resolved: links stay links
+    absolute = os.path.abspath(expanded)  # noqa: PTH100 - does not resolve symbolic links
     absolute = "/" + absolute.lstrip("/")
     if ".." in expanded.split("/") and os.path.realpath(expanded) != os.path.realpath(absolute):
         raise ConfigError(
@@ -233,7 +235,7 @@ def _absolute(path: str, text: str) -> str:
 
 
 def _file_of_url(rest: str, text: str) -> str:
-    """Path of a ``file:`` URL: ``/path``, ``///path`` or ``//localhost/path``."""
+    """Return the path of a ``file:`` URL: ``/path``, ``///path`` or ``//localhost/path``."""
     _check_url(rest, text)
     host, path = "", rest
     if rest.startswith("//"):
@@ -241,14 +243,14 @@ def _file_of_url(rest: str, text: str) -> str:
         path = separator + path
     if host not in ("", "localhost") or not path.startswith("/"):
         raise ConfigError(
-            f"{_shown(text)} names no file of this machine: what stands after file:// is a host.",
+            f"{_shown(text)} names no file on this machine: the part after file:// is a host.",
             remedy="Write file:///path from the root, or the path alone.",
         )
     return _absolute(_decoded(path, text), text)
 
 
 def _remote(scheme: str, rest: str, text: str) -> str:
-    """Host or bucket and path, in normal form."""
+    """Return host or bucket and path in normal form."""
     if scheme in ("http", "https"):
         if "#" in rest:
             raise ConfigError(f"{_shown(text)} holds '#'.", remedy="Write %23 for a '#' in a name.")
@@ -269,7 +271,7 @@ def _remote(scheme: str, rest: str, text: str) -> str:
             raise ConfigError(f"{_shown(text)}: {bucket!r} cannot be the name of a bucket.")
         path = f"{bucket}/{folder}" if folder else bucket
     if {".", ".."} & set(path.split("/")):
-        raise ConfigError(f"{_shown(text)}: '.' and '..' mean nothing in a bucket.", remedy="Write the path out.")
+        raise ConfigError(f"{_shown(text)}: '.' and '..' have no meaning in a bucket.", remedy="Write the path out.")
     return quote(path, safe=_SAFE)
 
 
@@ -294,7 +296,7 @@ def _decoded(path: str, text: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """A text for messages: nothing that a URL may keep secret, and not at any length."""
+    """Shorten a text for messages, and leave out the parts of a URL that may be secret."""
     text = re.sub(r"//[^/@?#]*@", "//…@", text)
     text = re.sub(r"\?.*", "?…", text, flags=re.DOTALL) if "://" in text else text
     return repr(text if len(text) <= 200 else f"{text[:200]}…")

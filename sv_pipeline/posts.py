@@ -1,4 +1,4 @@
-"""HTTP POSTs to other services: bounded in time, without redirects, and nothing of an address is shown but its host."""
+"""HTTP POSTs to other services: with a time limit, without redirects, and with messages that name only the host."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from sv_pipeline.redaction import redacted
 __all__ = ["PostError", "host_of", "post"]
 
 SHOWN_OF_AN_ANSWER, LARGEST_ANSWER = 300, 1 << 20
-"""Bytes."""
+"""Sizes in bytes."""
 
 
 class PostError(Exception):
-    """A POST that was not taken; its text shows nothing of the address but the host.
+    """A POST failed; of the address, the message contains only the host.
 
     Parameters
     ----------
     message
-        Why it was not taken.
+        Why it failed.
     status
-        Of the answer; None if there was none.
+        HTTP status of the answer; None if there was none.
     """
 
     def __init__(self, message: str, status: int | None = None) -> None:
@@ -35,25 +35,27 @@ class PostError(Exception):
 
 
 def host_of(url: str) -> str:
-    """The host of an address, and its port."""
+    """Return the host of an address, with its port."""
     return redacted(url.partition("://")[2].partition("/")[0].partition("?")[0]).rpartition("@")[2]
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str], *, timeout: float) -> bytes:
-    """The answer to a POST.
+    """Send a POST and return the answer.
 
     Parameters
     ----------
     url
         An http(s) URL.
+    body, headers
+        Content of the request.
     timeout
-        Seconds for all of the request, however slowly the answer comes. It is sent in a thread of its own, since the
-        timeout of a socket bounds each piece of an answer and not all of it.
+        Seconds for the whole request, however slowly the answer arrives. The request is sent in a thread of its own,
+        because the timeout of a socket limits each piece of an answer and not the whole.
 
     Raises
     ------
     PostError
-        If the server did not take it: no answer in time, a status other than 2xx, or a redirect.
+        If the server did not accept it: no answer in time, a status other than 2xx, or a redirect.
     """
     answer: Future[bytes] = Future()
 
@@ -65,7 +67,7 @@ def post(url: str, body: bytes, headers: Mapping[str, str], *, timeout: float) -
         except urllib.error.HTTPError as error:
             with error:  # it holds the connection
                 answer.set_exception(_refused(url, error))
-        # URLError and timeouts are OSErrors; an answer that is no HTTP is an HTTPException.
+        # URLError and timeouts are OSErrors; an answer that is not HTTP raises HTTPException.
         except (OSError, ValueError, http.client.HTTPException) as error:
             answer.set_exception(PostError(_without(url, str(error) or type(error).__name__)))
 
@@ -86,16 +88,16 @@ def _refused(url: str, error: urllib.error.HTTPError) -> PostError:
 
 
 def _without(url: str, said: str) -> str:
-    """A text that quotes the address, without it: whoever has it can send."""
+    """Remove the address from a text that quotes it, since everybody who knows the address can send."""
     return redacted(said.replace(url, "the URL"))
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirected POST would go on as a GET without its body, whose answer looks as if it had arrived."""
+    """A handler that refuses redirects: a redirected POST becomes a GET without body, which seems to succeed."""
 
     def redirect_request(self, _request: Any, body: Any, code: int, *_: Any) -> None:
         body.close()
-        raise OSError(f"it answers {code}, a redirect: give the address that takes the request itself")
+        raise OSError(f"the server answers {code}, a redirect: use the address that accepts the request itself")
 
 
 _OPENER = urllib.request.build_opener(_NoRedirects)

@@ -1,10 +1,10 @@
-"""Worker processes of this machine: started so that their parent alone ends them. Knows nothing of what they work on.
+"""Worker processes of this machine, which only their parent ends. Knows nothing of what they work on.
 
-| what happens | what becomes of the workers |
+| event | effect on the workers |
 | --- | --- |
-| Ctrl-C, which reaches the whole process group | they never see it; the parent does, and ends them |
-| the parent is killed, even with SIGKILL | they end by themselves |
-| an error of one task | the others end what they are at |
+| Ctrl-C, which reaches the whole process group | They never see it; the parent sees it and ends them. |
+| the parent is killed, even with SIGKILL | They end by themselves. |
+| an error of one task | The others finish the tasks that they have begun. |
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ Result = TypeVar("Result")
 
 
 class Workers(ProcessPoolExecutor):
-    """An executor whose processes only this process ends; at the end of its block at the latest.
+    """An executor whose processes only this process ends, at the end of the executor's block at the latest.
 
     Parameters
     ----------
     count
-        How many processes there are at most; each is started when it is first needed.
+        Largest number of processes; each is started when it is first needed.
     """
 
     def __init__(self, count: int) -> None:
         level = logging.getLogger().getEffectiveLevel()
         with interrupts_held():
-            # spawn: TensorStore and gRPC run threads that do not survive a fork.
+            # Workers are spawned, because the threads of TensorStore and gRPC do not survive a fork.
             super().__init__(count, multiprocessing.get_context("spawn"), _begin_worker, (level,))
 
     def submit(
         self, function: Callable[Parameters, Result], /, *arguments: Parameters.args, **options: Parameters.kwargs
     ) -> Future[Result]:
-        """Have a function called in a worker, which is started if none is idle."""
+        """Call a function in a worker; a worker is started if none is idle."""
         with interrupts_held():
             return super().submit(function, *arguments, **options)
 
     def terminate(self) -> None:
-        """End the workers at once, whatever they are at."""
+        """End the workers at once, without waiting for their tasks."""
         for process in list((self._processes or {}).values()):
             process.terminate()
         self.shutdown(wait=True, cancel_futures=True)
@@ -60,21 +60,21 @@ class Workers(ProcessPoolExecutor):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and not isinstance(error, Exception):
-            self.terminate()  # an interrupt: nobody waits for what the workers are at
+            self.terminate()  # an interrupt: the results of running tasks are no longer needed
         self.shutdown(wait=True, cancel_futures=error is not None)
 
 
 @contextlib.contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Processes that are started in the block never see Ctrl-C; this process sees it after the block."""
-    # The first queue or process of a program starts multiprocessing's resource tracker, which lets interrupts through
-    # again. So it is started before they are held.
+    """Shield processes that start in the block from Ctrl-C; this process sees the Ctrl-C after the block."""
+    # The first queue or process of a program starts multiprocessing's resource tracker, which unblocks interrupts.
+    # Therefore it is started before they are blocked.
     resource_tracker.ensure_running()
     seen: list[int] = []
     before: Any = None
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread:
-        # The mask alone is not enough: another thread may take the signal, and Python still interrupts this one.
+        # The mask alone is not enough: another thread may receive the signal, and Python still interrupts this one.
         before = signal.signal(signal.SIGINT, lambda number, _frame: seen.append(number))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -96,7 +96,7 @@ def _begin_worker(log_level: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+    """End this worker when its parent ends; otherwise it would wait for work for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

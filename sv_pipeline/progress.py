@@ -1,4 +1,4 @@
-"""Progress of long work, as an interface that a terminal or Dagster implements. Shows nothing itself."""
+"""Progress of long work: an interface that a terminal or Dagster implements. Shows nothing itself."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """Receives what happens; the base class ignores it."""
+    """Receives the progress of a piece of work; this base class ignores it."""
 
     def begin(self, name: str, total: int) -> None:
-        """A step of ``total`` chunks begins."""
+        """Begin a step of ``total`` chunks."""
 
     def advance(self, chunks: int) -> None:
-        """So many chunks of the step are done."""
+        """Report that so many further chunks of the step are done."""
 
     def end(self) -> None:
-        """The step is complete."""
+        """Report that the step is complete."""

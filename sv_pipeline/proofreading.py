@@ -1,4 +1,4 @@
-"""An open graph as a proofreader uses it: merge, split, undo, look. The work is done in ``edits``."""
+"""An open graph as a proofreader uses it: merge, split, undo, and queries. The work is done in ``edits``."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def open_graph(graph_id: str, home: str | os.PathLike[str] | None = None) -> Ope
     Parameters
     ----------
     graph_id
-        Its name.
+        Name of the graph.
     home
         Home folder; default: ``$SV_PIPELINE_HOME``, see :func:`sv_pipeline.registry.default_home`.
 
@@ -78,11 +78,11 @@ def open_graph(graph_id: str, home: str | os.PathLike[str] | None = None) -> Ope
 class OpenGraph(GraphHistory):
     """A graph with its segmentation. Points are voxels of the base mip, (x, y, z).
 
-    Where an edit takes points, (id, x, y, z) names the root or the supervoxel that is meant; a point beside it is moved
-    to the nearest of its voxels, see :mod:`sv_pipeline.edits.pointing`.
+    Where an edit takes points, a point may also be (id, x, y, z), which names the root or supervoxel that is meant. If
+    it lies beside that object, it is moved to the nearest of its voxels, see :mod:`sv_pipeline.edits.pointing`.
 
-    Edits raise EditRefused, with a reason, where they cannot be made; then nothing is changed. ``user`` is who edits:
-    by default the user of this machine. An edit with a ``token`` is made once, however often it is asked for with it.
+    An edit that cannot be made raises EditRefused with a reason, and nothing is changed. ``user`` is the author of the
+    edit; default: the user of this machine. An edit with a ``token`` is made once, however often it is requested.
     """
 
     dataset: Dataset
@@ -97,7 +97,7 @@ class OpenGraph(GraphHistory):
         return f"<OpenGraph {self.dataset.graph_id!r} in {redacted(self.dataset.home)!r}>"
 
     def close(self) -> None:
-        """Release connections. A graph that is used after that opens them anew."""
+        """Close connections. They are reopened if the graph is used again."""
         self.__dict__.pop("_volume", None)
         self.dataset.close()
 
@@ -105,7 +105,7 @@ class OpenGraph(GraphHistory):
     def segmentation(self) -> Any:
         """The fork's base mip, a TensorStore of supervoxel ids that shows every later edit.
 
-        One that was opened earlier is opened anew if the base was made again since, as is all else of the graph.
+        If the base has been created again since it was opened, it is reopened, as is everything else of the graph.
         """
         volume = self.__dict__.get("_volume")
         if volume is None or not is_current(volume):
@@ -118,24 +118,24 @@ class OpenGraph(GraphHistory):
     def graph(self) -> ChunkedGraph:
         """The chunked graph."""
         if "_volume" in self.__dict__:
-            _ = self.segmentation  # notices whether all was made again
+            _ = self.segmentation  # detects whether everything was created again
         return self.dataset.graph
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def roots(self, points: Voxels, *, at: Moment | None = None) -> UInt64Array:
-        """The roots at voxels, shape (n,); now, as of a time, or just after an operation."""
+        """Return the roots at voxels, shape (n,); as of now, of a time, or just after an operation."""
         return self.supervoxels_and_roots(points, at=at)[1]
 
     def supervoxels(self, points: Voxels, *, at: Moment | None = None) -> UInt64Array:
-        """The supervoxels at voxels, shape (n,), 0 for background; now, as of a time, or just after an operation."""
+        """Return the supervoxels at voxels, shape (n,), 0 for background; as of now, a time, or after an operation."""
         where, at = given_voxels(points, "points"), _moment(at)
         return self._ask(lambda graph: self._supervoxels(graph, where, at))
 
     def supervoxels_and_roots(
         self, points: Voxels = (), supervoxels: Sequence[int] = (), *, at: Moment | None = None
     ) -> tuple[UInt64Array, UInt64Array]:
-        """Some supervoxels and those at voxels, and the root of each, shape (n,); all as of one moment."""
+        """Return the given supervoxels followed by those at voxels, and their roots, shape (n,), as of one moment."""
         where, at = given_voxels(points, "points"), _moment(at)
         with bad_request():
             named = parse_ids(supervoxels, "supervoxels")
@@ -148,13 +148,13 @@ class OpenGraph(GraphHistory):
         return self._ask(question)
 
     def _ask(self, question: Callable[[SettledGraph], Answer]) -> Answer:
-        """The answer to a question, as of one moment; a table and a fork that do not belong together have none."""
+        """Answer a query as of one moment; raise an error if table and fork do not belong together."""
         graph = self.graph
         with misfit_first(graph):
             return settled(graph, question)
 
     def _preview(self, question: Callable[[SettledGraph], Answer]) -> Answer:
-        """What `_ask` gives; refused, as the edit itself would be, where table and fork do not belong together."""
+        """Answer a query as `_ask`; it is refused, like the edit itself, if table and fork do not belong together."""
         with ThreadPoolExecutor(1) as pool:
             fits = pool.submit(fitting, self.graph)
             answer = self._ask(question)
@@ -169,23 +169,23 @@ class OpenGraph(GraphHistory):
         return graph.supervoxels_at(then, where, until=edits.milliseconds_of(graph, at))
 
     def _on_objects(self, graph: SettledGraph, where: IntArray, at: Moment | None) -> UInt64Array:
-        """The supervoxels at voxels; NotFoundError for background, which is of no object."""
+        """Return the supervoxels at voxels; NotFoundError for background, which belongs to no object."""
         found = self._supervoxels(graph, where, at)
         if (found == 0).any():
             point = where[found == 0][0]
             near = "" if at is not None else f" (near it: {what_is_near(graph, self.segmentation, point)})"
             raise NotFoundError(
-                f"point {tuple(point.tolist())} lies on background, which is of no object{near}.",
+                f"point {tuple(point.tolist())} lies on background, which belongs to no object{near}.",
                 remedy="Place it on the object; points are x, y, z in voxels of mip 0.",
             )
         return found
 
     def segmentation_at(self, at: Moment) -> Any:
-        """The fork's base mip as of a time, or just after an operation; a TensorStore, read-only."""
+        """Return the fork's base mip as of a time, or just after an operation; a read-only TensorStore."""
         return edits.segmentation_at(self.graph, at)
 
     def leaves(self, points: Voxels, *, at: Moment | None = None) -> list[UInt64Array]:
-        """The supervoxels of the object at each voxel; now, as of a time, or just after an operation."""
+        """Return the supervoxels of the object at each voxel; as of now, of a time, or just after an operation."""
         where, at = given_voxels(points, "points"), _moment(at)
 
         def question(graph: SettledGraph) -> list[UInt64Array]:
@@ -196,15 +196,15 @@ class OpenGraph(GraphHistory):
         return self._ask(question)
 
     def lineage(self, ids: Sequence[int]) -> Lineage:
-        """What roots, or supervoxels, came from and what became of them, with the operations that did it."""
+        """Return the predecessors and successors of roots or supervoxels, with the operations that replaced them."""
         with bad_request():
             asked = parse_ids(ids, "ids")
             return self._ask(lambda graph: any_lineage(graph, asked))
 
     def look_up(self, source: Voxels, sink: Voxels) -> pd.DataFrame:
-        """What the points of a request mean: side, x, y, z, supervoxel and root of each, and how far off it is (nm).
+        """Return what points of a request mean: side, x, y, z, supervoxel, root, distance in nm by which each is moved.
 
-        Supervoxel and root are 0 where nothing is near.
+        Supervoxel and root are 0 if there is no object near the point.
         """
         sides = {"source": given_points(source, "source"), "sink": given_points(sink, "sink")}
 
@@ -227,9 +227,10 @@ class OpenGraph(GraphHistory):
         *,
         allow_partial: bool = False,
         region_memory: int = DEFAULT_REGION_MEMORY,
+        allow_isolating_cut: bool | None = None,
     ) -> PreviewedSplit:
-        """What :meth:`split` would do now; nothing is locked or written."""
-        request = _split_request("preview", source, sink, allow_partial, region_memory)
+        """Return what :meth:`split` would do now; nothing is locked or written."""
+        request = _split_request("preview", source, sink, allow_partial, region_memory, allow_isolating_cut)
 
         def question(graph: SettledGraph) -> tuple[SplitRequest, SplitPreview]:
             moved = resolved(graph, request, self.segmentation)
@@ -240,13 +241,13 @@ class OpenGraph(GraphHistory):
         return PreviewedSplit.of(found, lambda: self._drawn(found, sources, sinks))
 
     def preview_merge(self, source: Voxels, sink: Voxels) -> PreviewedMerge:
-        """What :meth:`merge` would do now; nothing is locked or written."""
+        """Return what :meth:`merge` would do now; nothing is locked or written."""
         request = MergeRequest("preview", given_points(source, "source"), given_points(sink, "sink"))
         found = self._preview(lambda graph: edits.preview_merge(graph, request, volume=self.segmentation))
         return PreviewedMerge.of(found, lambda: self.picture_of_points(source, sink))
 
     def picture_of_points(self, source: Voxels, sink: Voxels) -> bytes:
-        """Three slices through the objects at some points, now and as one object, as PNG; nothing is written."""
+        """Draw three slices through the objects at points, as they are and as one object; return a PNG."""
         from sv_pipeline.reports.cut_pictures import render_cut
         from sv_pipeline.reports.cut_scenes import scene_of_points
 
@@ -258,7 +259,7 @@ class OpenGraph(GraphHistory):
         return render_cut(scene_of_points(self.dataset, *self._ask(question)))
 
     def picture(self, operation_id: int) -> bytes:
-        """Three slices through an operation, before and after it, as PNG; also long after it was made."""
+        """Draw three slices through an operation of any age, before and after it; return a PNG."""
         from sv_pipeline.reports.cut_pictures import render_cut
         from sv_pipeline.reports.cut_scenes import scene_of_operation
 
@@ -269,7 +270,7 @@ class OpenGraph(GraphHistory):
     def merge(
         self, source: Voxels, sink: Voxels, *, user: str | None = None, token: str | None = None
     ) -> CommittedEdit:
-        """Make one object of the two at ``source`` and at ``sink``."""
+        """Merge the objects at ``source`` and at ``sink`` into one."""
         request = MergeRequest(user_or_default(user), given_points(source, "source"), given_points(sink, "sink"))
         return self._make(
             token,
@@ -286,14 +287,17 @@ class OpenGraph(GraphHistory):
         token: str | None = None,
         allow_partial: bool = False,
         region_memory: int = DEFAULT_REGION_MEMORY,
+        allow_isolating_cut: bool | None = None,
     ) -> CommittedEdit:
-        """Cut ``source`` from ``sink`` where it is cheapest; through supervoxels where both are on one.
+        """Cut ``source`` from ``sink`` where it is cheapest, and through supervoxels that have points of both sides.
 
         The edges around the points are cut. Where both sides stay one object by a way around, more of the object is
         looked at, in at most ``region_memory`` bytes, until they are parted. ``allow_partial`` cuts around the points
-        only; the edit says ``still_one_object`` if both sides stay one object.
+        only; the edit says ``still_one_object`` if both sides stay one object. A cut that cuts off nothing but the
+        points of one side is refused if that side has several; ``allow_isolating_cut`` allows it, or, if it is False,
+        refuses it in any case.
         """
-        request = _split_request(user_or_default(user), source, sink, allow_partial, region_memory)
+        request = _split_request(user_or_default(user), source, sink, allow_partial, region_memory, allow_isolating_cut)
         return self._make(
             token,
             lambda operation: asks_for(operation, "split", request),
@@ -303,22 +307,22 @@ class OpenGraph(GraphHistory):
     def undo(
         self, operation_id: int, *, user: str | None = None, token: str | None = None, allow_partial: bool = False
     ) -> CommittedEdit:
-        """Take an operation back; with ``allow_partial`` even where that parts nothing, since later edits join it."""
+        """Undo an operation; with ``allow_partial`` even if that separates nothing because of later edits."""
         return self._revert(edits.undo, operation_id, user, token, allow_partial=allow_partial)
 
     def redo(
         self, operation_id: int, *, user: str | None = None, token: str | None = None, allow_partial: bool = False
     ) -> CommittedEdit:
-        """Make an operation again that was undone; with ``allow_partial`` even where that parts nothing."""
+        """Make an undone operation again; with ``allow_partial`` even if that separates nothing."""
         return self._revert(edits.redo, operation_id, user, token, allow_partial=allow_partial)
 
     def find_edit(self, *, token: str | None = None, operation: int | None = None) -> CommittedEdit | None:
-        """An edit that was made: for a token, or with a number.
+        """Return an edit that was made, by its token or by its number.
 
         Parameters
         ----------
         token
-            Of the request. None is returned if no edit was made for it.
+            Token of the request. None is returned if no edit was made with it.
         operation
             Number of the operation, read back from the log.
 
@@ -327,11 +331,11 @@ class OpenGraph(GraphHistory):
         NotFoundError
             If there is no such operation.
         InputError
-            If the operation was refused or has not ended; or if not exactly one of the two is given.
+            If the operation was refused or has not ended, or if not exactly one of the two is given.
         """
         if (token is None) == (operation is None):
             raise InputError(
-                "an edit is found by its token or by its operation.", remedy="Give exactly one of the two."
+                "an edit is found by its token or by its operation number.", remedy="Give exactly one of the two."
             )
         if token is not None:
             return operation_of(self.graph, token)
@@ -367,12 +371,15 @@ class OpenGraph(GraphHistory):
         return render_cut(scene_of_preview(self.dataset, preview, sources, sinks))
 
 
-def _split_request(user: str, source: Any, sink: Any, allow_partial: bool, region_memory: Any) -> SplitRequest:
+def _split_request(
+    user: str, source: Any, sink: Any, allow_partial: bool, region_memory: Any, allow_isolating_cut: bool | None
+) -> SplitRequest:
     sides = given_points(source, "source"), given_points(sink, "sink")
     with bad_request():
         partial = parse_flag(allow_partial, "allow_partial")
         memory = parse_count(region_memory, "number of bytes for the region")
-    return SplitRequest(user, *sides, allow_partial=partial, region_memory=memory)
+        disallow = None if allow_isolating_cut is None else not parse_flag(allow_isolating_cut, "allow_isolating_cut")
+    return SplitRequest(user, *sides, allow_partial=partial, region_memory=memory, disallow_isolating_cut=disallow)
 
 
 def _voxels_of(points: Points) -> IntArray:

@@ -1,10 +1,10 @@
-"""Secrets in texts: what one looks like, and how it is masked. Knows no place where texts go.
+"""Secrets in texts: how they are recognised and masked. Knows no place where texts go.
 
 Passwords and tokens reach the pipeline inside of places: ``https://user:password@host/``, ``?token=...``, parameters of
-signed URLs, and ``Authorization`` or ``Cookie`` headers of a TensorStore spec. The pipeline uses them, and shows them
-to nobody: every text of an error, a log record, a dump, a metadata entry or a published description goes through
-`redacted` first. Values that a configuration has named as secrets (`remember`) are taken out wherever they appear, so
-that a message that quotes a part of a URL does not show them either.
+signed URLs, and ``Authorization`` or ``Cookie`` headers of a TensorStore spec. The pipeline uses them but never shows
+them: the text of every error, log record, dump, metadata entry and published description goes through `redacted`
+first. Secret values of a configuration (see `remember`) are masked wherever they appear, so that a message that quotes
+a part of a URL does not show them either.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["guard_logging", "redacted", "redacted_value", "remember", "scrub"]
 
 MASK = "***"
 MIN_LENGTH = 6
-"""Characters; a shorter value is masked in its place only, since it may be a part of any other word."""
+"""Characters. A shorter value is masked only where it is marked as a secret, since it may occur in other words."""
 
 _NAME = (
     r"[\w.\-]*(?:token|secret|passw(?:or)?d|signature|credential|api[_\-]?key|access[_\-]?key|private[_\-]?key"
@@ -53,7 +53,7 @@ _known: set[str] = set()
 
 
 def redacted(text: str) -> str:
-    """The text with every secret in it replaced by ``***``."""
+    """Replace every secret in the text by ``***``."""
     for value in sorted(_known, key=len, reverse=True):
         if value in text:
             text = text.replace(value, MASK)
@@ -63,7 +63,7 @@ def redacted(text: str) -> str:
 
 
 def redacted_value(value: Any) -> Any:
-    """JSON-like data with every secret in its texts, and in fields named like one, replaced by ``***``."""
+    """Replace every secret in the texts of JSON-like data, and the values of fields that are named like one."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, Mapping):
@@ -79,7 +79,7 @@ def redacted_value(value: Any) -> Any:
 
 
 def remember(value: Any) -> None:
-    """Note the secrets of a configuration, to mask them wherever they appear from now on, in this process."""
+    """Collect the secrets of a configuration, so that this process masks them wherever they appear from now on."""
     for text in _texts(value):
         for pattern in _PATTERNS:
             for found in pattern.finditer(text):
@@ -90,7 +90,7 @@ def remember(value: Any) -> None:
 
 
 def _texts(value: Any, field: str = "") -> Iterator[str]:
-    """All texts of JSON-like data; JSON inside of a text is looked into as well."""
+    """Yield all texts of JSON-like data; JSON inside of a text is parsed as well."""
     if isinstance(value, str):
         yield value
         if field and _FIELD.fullmatch(field):
@@ -117,7 +117,7 @@ def _note(secret: str) -> None:
 
 
 def scrub(error: BaseException) -> None:
-    """Mask secrets in the texts of an error, its causes and its context, in place: a traceback of it can be shown."""
+    """Mask secrets in the texts of an error, its causes and its context, in place, so that it can be shown."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:
@@ -132,7 +132,7 @@ def scrub(error: BaseException) -> None:
 
 
 def guard_logging() -> None:
-    """Mask secrets in every log record of this package, from now on."""
+    """Mask secrets in all log records of this package from now on."""
     make = logging.getLogRecordFactory()
     if getattr(make, "masks_secrets", False):
         return

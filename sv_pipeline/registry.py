@@ -1,7 +1,7 @@
 """The home folder: which graphs this installation knows, and what each was built from. Builds nothing itself.
 
 ``$SV_PIPELINE_HOME`` holds ``graphs/<graph_id>.json`` (the dataset configuration of each graph) and, for the embedded
-backend, ``tables/<table>.sqlite``. Every process that works on a graph finds its configuration here, by graph id alone.
+backend, ``tables/<table>.sqlite``. Every process that works on a graph finds its configuration here by graph id.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ __all__ = [
 HOME_VARIABLE = "SV_PIPELINE_HOME"
 AT_ONCE = 8
 PATIENCE = 40.0
-"""Seconds for all graphs; a tick of a Dagster sensor may take 60."""
-# What may differ between two runs of one graph: how it is built, never what is built.
+"""Seconds to wait for the answers of all graphs; a tick of a Dagster sensor may take 60."""
+# Fields that may differ between two runs of one graph: they affect how it is built, never what is built.
 _FREE_FIELDS = {
     ("ingest", "mode"),
     ("ingest", "workers"),
@@ -63,7 +63,7 @@ Answer = TypeVar("Answer")
 
 
 def default_home() -> str:
-    """``$SV_PIPELINE_HOME``, else ``.sv_pipeline`` of the working directory if it is there, else ``~/.sv_pipeline``."""
+    """Return ``$SV_PIPELINE_HOME``, or an existing ``.sv_pipeline`` of the working directory, or ``~/.sv_pipeline``."""
     if home := os.environ.get(HOME_VARIABLE):
         return parse_folder(home).text
     here = Path.cwd() / ".sv_pipeline"
@@ -72,7 +72,7 @@ def default_home() -> str:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One graph's configuration and the home it belongs to; opens what is stored, on demand."""
+    """The configuration of one graph and its home folder; opens what is stored on demand."""
 
     config: DatasetConfig
     home: str
@@ -94,27 +94,27 @@ class Dataset:
 
     @property
     def fork(self) -> Fork:
-        """The graph's own version of the voxels (it may not exist yet)."""
+        """The graph's version of the voxels (it may not exist yet)."""
         return Fork(self.watershed_url, self.graph_id)
 
     def close(self) -> None:
-        """Release the table's connections, where any were opened; they are opened anew when they are needed."""
+        """Close the table's connections if any are open; they are reopened when they are needed."""
         if "table" in self.__dict__:
             self.table.close()
 
     def forget(self) -> None:
-        """Open everything anew when it is asked for next: what is stored was made again."""
+        """Discard what is cached, after the stored data has been created anew."""
         for name in ("volume", "grid", "table", "graph"):
             self.__dict__.pop(name, None)
 
     @cached_property
     def volume(self) -> VolumeInfo:
-        """Shape of the watershed volume; InputError while it does not exist."""
+        """Shape of the watershed volume; raises InputError while it does not exist."""
         return read_info(self.watershed_url)
 
     @cached_property
     def grid(self) -> ChunkGrid:
-        """Chunks of the graph."""
+        """Chunk grid of the graph."""
         return ChunkGrid(self.volume.bounds, self.config.graph_config.chunk_size)
 
     @cached_property
@@ -124,12 +124,12 @@ class Dataset:
 
     @property
     def existing_table(self) -> Table | None:
-        """The graph's table; None while it does not exist, as for a graph of voxels alone."""
+        """The graph's table; None while it does not exist, as for a graph that has only voxels."""
         return self.table if self.table.exists() else None
 
     @cached_property
     def graph(self) -> ChunkedGraph:
-        """The chunked graph; NotFoundError before it was set up."""
+        """The chunked graph; raises NotFoundError before it is set up."""
         return open_chunked_graph(self.table)
 
 
@@ -144,12 +144,12 @@ class Registry:
         return kv.as_url(self.home) + "graphs/"
 
     def graph_ids(self) -> list[str]:
-        """Ids of all registered graphs, sorted."""
+        """Return the ids of all registered graphs, sorted."""
         keys = kv.list_keys(self._graphs_url)
         return sorted(key.removesuffix(".json") for key in keys if key.endswith(".json"))
 
     def get(self, graph_id: str) -> Dataset:
-        """A registered graph; NotFoundError names the ones that exist."""
+        """Return a registered graph; NotFoundError lists the graphs that exist."""
         raw = kv.read_bytes(self._graphs_url, f"{validate_graph_id(graph_id)}.json")
         if raw is None:
             known = ", ".join(self.graph_ids()) or "none"
@@ -160,11 +160,11 @@ class Registry:
         return Dataset(self._parse(graph_id, raw), self.home)
 
     def _parse(self, graph_id: str, raw: bytes) -> DatasetConfig:
-        """A stored configuration, of this version or an earlier one."""
+        """Parse a stored configuration, written by this version or an earlier one."""
         where = f"{self._graphs_url}{graph_id}.json"
         try:
             stored = json.loads(raw)
-            # How to build it may have had other options once; what was built cannot change.
+            # Earlier versions had other ingest options. They do not affect what was built.
             stored["ingest"] = {k: v for k, v in stored["ingest"].items() if k in IngestOptions.model_fields}
             return parse_config(stored, where=where, stored=True)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -174,7 +174,7 @@ class Registry:
             ) from error
 
     def check(self, config: DatasetConfig) -> None:
-        """ConflictError if another dataset is registered under the same graph id, naming the fields that differ."""
+        """Raise ConflictError if the graph id is registered for another dataset; it names the fields that differ."""
         raw = kv.read_bytes(self._graphs_url, f"{config.graph_id}.json")
         if raw is None:
             return
@@ -187,29 +187,29 @@ class Registry:
             )
 
     def register(self, config: DatasetConfig) -> Dataset:
-        """Remember a configuration under its graph id (paths made absolute); idempotent for an equal one."""
+        """Store a configuration under its graph id, with absolute paths; storing an equal one again is harmless."""
         config = absolute(config)
         self.check(config)
         dump = config.model_dump(mode="json", by_alias=True)
-        # It may hold passwords and tokens of the places that it names.
+        # The configuration may hold passwords and tokens of the places that it names.
         write_private(self._graphs_url, f"{config.graph_id}.json", json.dumps(dump, indent=1).encode())
         return Dataset(config, self.home)
 
 
 def home_or_default(home: str | os.PathLike[str] | None) -> str:
-    """The home folder that a caller names, or :func:`default_home`; ConfigError if it is none."""
+    """Return the home folder that a caller names, or :func:`default_home`; ConfigError if it cannot be one."""
     if home is None or (isinstance(home, str) and not home):
         return default_home()
     return parse_folder(home).text
 
 
 def open_dataset(graph_id: str, home: str | os.PathLike[str] | None = None) -> Dataset:
-    """The registered graph of this id in ``home`` (default: :func:`default_home`)."""
+    """Open the graph that is registered under this id in ``home`` (default: :func:`default_home`)."""
     return Registry(home_or_default(home)).get(graph_id)
 
 
 def absolute(config: DatasetConfig) -> DatasetConfig:
-    """The same configuration with every local path made absolute, so that any process can use it."""
+    """Return the configuration with every local path made absolute, so that any process can use it."""
 
     def url(value: str | None) -> str | None:
         return None if value is None else kv.as_url(value)
@@ -239,7 +239,7 @@ def absolute(config: DatasetConfig) -> DatasetConfig:
 
 
 def _differences(a: DatasetConfig, b: DatasetConfig) -> list[str]:
-    """Dotted names of fields that differ and matter."""
+    """Return the dotted names of the fields in which two configurations differ, without ``_FREE_FIELDS``."""
 
     def flatten(value: Any, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
         if prefix in _FREE_FIELDS:
@@ -248,7 +248,7 @@ def _differences(a: DatasetConfig, b: DatasetConfig) -> list[str]:
             return {prefix: value}
         return {k: v for name, sub in value.items() for k, v in flatten(sub, (*prefix, name)).items()}
 
-    # A place with another password or token is the same place.
+    # Secrets are masked before the comparison: a place with another password or token is the same place.
     left, right = (flatten(redacted_value(absolute(one).model_dump(mode="json"))) for one in (a, b))
     return sorted(".".join(k) for k in left.keys() | right.keys() if left.get(k) != right.get(k))
 
@@ -260,14 +260,24 @@ def ask_every_graph(
     *,
     patience: float = PATIENCE,
 ) -> dict[str, Answer | str]:
-    """The answer of each graph (default: of all), by graph id; or what is wrong, as text.
+    """Ask several graphs a question in parallel; return the answers by graph id.
 
     Parameters
     ----------
+    registry
+        The home folder of the graphs.
     ask
-        Called in a thread for each graph, which it may outlive.
+        Function that is called in a thread for each graph. A call that takes too long goes on after this function
+        returns.
+    graph_ids
+        Graphs to ask; default: all.
     patience
-        Seconds; a graph that has not answered by then counts as one that cannot be read.
+        Seconds to wait for all graphs.
+
+    Returns
+    -------
+    dict
+        The answer of each graph, or a text that says why there is none.
     """
     wanted = registry.graph_ids() if graph_ids is None else sorted(graph_ids)
     deadline = time.monotonic() + patience

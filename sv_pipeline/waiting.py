@@ -1,8 +1,8 @@
-"""Bounded waits for locks of the operating system: how long, what is said meanwhile, which process holds it.
+"""Bounded waits for locks of the operating system: how long to wait, what to log, which process holds the lock.
 
-The system drops such a lock when its holder dies. A holder that is stopped (Ctrl-Z, a frozen virtual machine) keeps it,
-and nobody may take it away: the holder could go on at any moment. So the others wait for a bounded time, and then say
-which process on which host has to go on or to be ended. For that, each holder leaves a note where the lock is.
+The system drops such a lock when its holder dies. A holder that is stopped (Ctrl-Z, a frozen virtual machine) keeps it.
+Nobody may take the lock away from it, since it could go on at any moment. So other processes wait for a bounded time,
+and then name the process and host that must go on or be ended. For that, each holder leaves a note beside the lock.
 """
 
 from __future__ import annotations
@@ -27,30 +27,31 @@ from sv_pipeline.errors import UnavailableError
 __all__ = ["NOTE_BYTES", "VARIABLE", "Holder", "Wait", "at_most", "doing", "lock_wait", "locked_by"]
 
 VARIABLE = "SV_PIPELINE_LOCK_WAIT"
-"""Environment variable, in seconds."""
+"""Environment variable for the longest wait, in seconds."""
 DEFAULT_SECONDS = 60.0
 SAY_AFTER = 3.0
-"""Seconds of waiting after which the log says for whom; then each time after twice as long."""
+"""Seconds of waiting after which the log first names the holder; each further message comes after twice the time."""
 BACKOFF = Backoff(0.0005, 0.05, factor=1.5)
 NOTE_BYTES = 1024
-"""Length of a note with blanks behind it: a shorter one leaves nothing of a longer one."""
+"""Length of a note, padded with blanks so that a short note overwrites a longer one completely."""
 MAX_TEXT = 120
 _PROC = Path("/proc")
 
 _logger = logging.getLogger(__name__)
 _bound: ContextVar[float | None] = ContextVar("bound", default=None)
 _doing: ContextVar[str | None] = ContextVar("doing", default=None)
-# Threads of a pool do not know what the one that has started them does: what was begun last is the best guess.
+# Threads of a pool do not inherit what the thread that submitted their task is doing. The activity that began last is
+# the best guess.
 _begun: list[str] = []
 
 
 def lock_wait() -> float:
-    """Seconds that this process waits for a lock.
+    """Return the seconds that this process waits for a lock.
 
     Raises
     ------
     ConfigError
-        If the environment does not name a number of seconds.
+        If the environment variable does not hold a number of seconds.
     """
     seconds = number_in(VARIABLE, DEFAULT_SECONDS, meaning="seconds", may_be_zero=True)
     bound = _bound.get()
@@ -59,7 +60,7 @@ def lock_wait() -> float:
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Wait no longer than this for locks during the block: for what can as well be done another time."""
+    """Limit waits for locks during the block, for work that can as well be done another time."""
     token = _bound.set(seconds)
     try:
         yield
@@ -69,7 +70,7 @@ def at_most(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def doing(what: str) -> Iterator[None]:
-    """Say what this process does during the block, as it reads after "which": "commits operation 12 of graph g"."""
+    """Describe what this process does in the block, as it reads after "which": "commits operation 12 of graph g"."""
     token = _doing.set(what)
     _begun.append(what)
     try:
@@ -81,27 +82,27 @@ def doing(what: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that has a lock."""
+    """The process that holds a lock."""
 
     host: str
     pid: int
     doing: str
     since: float | None = None
-    """When it got the lock, seconds since the epoch by its own clock."""
+    """Time at which it got the lock, in seconds since the epoch by its own clock."""
 
     @classmethod
     def this_process(cls) -> Holder:
-        """This one, now."""
+        """Describe this process at this moment."""
         what = _doing.get() or (_begun[-1:] or [f"runs {_command(sys.argv)}"])[0]
         return cls(socket.gethostname(), os.getpid(), what[:MAX_TEXT], time.time())
 
     def encode(self) -> bytes:
-        """As a note."""
+        """Encode the holder as a note."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def decode(cls, note: bytes) -> Holder | None:
-        """Out of a note; None if it is empty, or was being written."""
+        """Decode a note; None if it is empty or incomplete."""
         try:
             value: dict[str, Any] = json.loads(note)
             return cls(str(value["host"]), int(value["pid"]), str(value["doing"]), float(value["since"]))
@@ -110,7 +111,7 @@ class Holder:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether it stands still, as far as can be seen from this host."""
+        """Whether the process is stopped; False if it runs on another host, since that cannot be seen from here."""
         return self.host == socket.gethostname() and _state(self.pid) in ("T", "t")
 
     def __str__(self) -> str:
@@ -120,16 +121,16 @@ class Holder:
 
     @property
     def remedy(self) -> str:
-        """What a person can do."""
+        """What a person can do about the lock."""
         return (
             f"If that process is stopped, let it go on ('kill -CONT {self.pid}' on {self.host}) or end it "
-            f"('kill -9 {self.pid}'; nothing is lost, recovery brings its operation to an end). "
-            f"Nothing else has to be removed. {VARIABLE} says for how many seconds to wait."
+            f"('kill -9 {self.pid}'; nothing is lost, because recovery finishes its operation). "
+            f"Nothing else has to be removed. {VARIABLE} sets the longest wait in seconds."
         )
 
 
 class Wait:
-    """One wait for a lock: call :meth:`pause` after each try that failed."""
+    """One wait for a lock; the caller calls :meth:`pause` after each failed attempt."""
 
     def __init__(self, name: str, holder: Callable[[], Holder | None]) -> None:
         """Begin to wait.
@@ -137,16 +138,16 @@ class Wait:
         Parameters
         ----------
         name
-            What is waited for: "the commit guard of file:///x/".
+            Name of the lock, as in "the commit guard of file:///x/".
         holder
-            Finds out who has it; asked only when something is said.
+            Finds the process that holds the lock; called only for messages.
         """
         self._name, self._holder = name, holder
         self._began = time.monotonic()
         self._tries, self._say_at = 0, SAY_AFTER
 
     def pause(self) -> None:
-        """Wait a little; UnavailableError if that was long enough."""
+        """Wait a little; raise UnavailableError when the longest wait is over."""
         waited, bound = time.monotonic() - self._began, lock_wait()
         if waited >= bound:
             holder = self._holder()
@@ -168,16 +169,19 @@ class Wait:
 
 
 def locked_by(file: Path, kind: str, byte: int | None = None) -> Holder | None:
-    """Who has a lock on a file, as the kernel of this host sees it; None if nobody, or the system does not tell.
+    """Return the process that holds a lock on a file, as the kernel of this host reports it.
 
-    The file is not opened: closing it would drop the locks that this process itself has on it.
+    The result is None if no process holds one, or if the system does not tell. The file is not opened, because closing
+    it would drop the locks that this process itself has on it.
 
     Parameters
     ----------
+    file
+        The locked file.
     kind
         ``FLOCK`` or ``POSIX``.
     byte
-        Position of the lock, of POSIX ones; None = anywhere.
+        Position of a POSIX lock in the file; None for any position.
     """
     try:
         stat = file.stat()

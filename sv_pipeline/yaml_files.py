@@ -1,4 +1,4 @@
-"""YAML files that people write, read with care: no key twice, no depth or size that a person would not write.
+"""YAML files written by people, parsed strictly: no duplicate keys, and limits on depth and size.
 
 Knows no field of any file.
 """
@@ -20,16 +20,16 @@ EXAMPLE = "Name the YAML file of a dataset; docs/ingest.md has an example."
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_VALUES = 20_000
-"""Values of a file once its aliases are replaced by what they stand for."""
+"""Largest number of values in a file after its aliases are expanded."""
 
 _LEADING_ZEROS = re.compile(r"[-+]?0[0-9_]*[1-9][0-9_]*")
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a key that stands twice in one mapping."""
+    """A safe loader that refuses a key that appears twice in one mapping."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping; what ``<<`` merges into it may be overruled."""
+        """Construct the mapping; keys that ``<<`` merges into it may be overridden."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
@@ -37,18 +37,18 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is not a text", key_node.start_mark
+                    None, None, f"the key {key!r} is not a string", key_node.start_mark
                 )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice in one mapping", key_node.start_mark
+                    None, None, f"the key {key!r} appears twice in one mapping", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
 
 def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
-    """A whole number; YAML would read ``010`` as 8, which nobody means."""
+    """Construct a whole number; refuse ``010``, which YAML reads as 8 against the writer's intention."""
     text = str(loader.construct_scalar(node))
     if _LEADING_ZEROS.fullmatch(text):
         raise yaml.constructor.ConstructorError(
@@ -61,12 +61,12 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
-    """What a YAML file holds, as plain values.
+    """Read a YAML file as plain values.
 
     Raises
     ------
     ConfigError
-        If it cannot be read, is not YAML, or is nothing that a person would write; names the line where there is one.
+        If the file cannot be read, is not YAML, or exceeds the limits; the message names the line if there is one.
     """
     text = _read_text(path)
     try:
@@ -79,7 +79,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {_where(error)}.", remedy=_remedy(text, error)) from error
     except (ValueError, OverflowError, RecursionError) as error:
-        # Dates that do not exist, numbers of more digits than Python reads, and the like.
+        # Dates that do not exist, numbers with more digits than Python converts, and the like.
         raise ConfigError(f"{path} holds a value that cannot be read: {error}.", remedy="Correct it.") from error
 
 
@@ -93,7 +93,7 @@ def _read_text(path: str | os.PathLike[str]) -> str:
         raise ConfigError(f"cannot read the configuration {str(path)!r}: {error}.", remedy=EXAMPLE) from error
     if len(raw) > MAX_BYTES:
         raise ConfigError(
-            f"{path} is larger than {MAX_BYTES >> 20} MB: this is no configuration.", remedy="Check the path."
+            f"{path} is larger than {MAX_BYTES >> 20} MB, so it is not a configuration.", remedy="Check the path."
         )
     try:
         return raw.decode("utf-8-sig")
@@ -102,7 +102,7 @@ def _read_text(path: str | os.PathLike[str]) -> str:
 
 
 def _check_size(text: str, path: str | os.PathLike[str]) -> None:
-    """Refuse what would take for ever, or all memory, once aliases are replaced; looks at one event after another."""
+    """Refuse a text that would take unbounded time or memory once its aliases are expanded; parses events only."""
     sizes: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = []
     total = 0
@@ -113,7 +113,7 @@ def _check_size(text: str, path: str | os.PathLike[str]) -> None:
             if isinstance(event, yaml.AliasEvent):
                 if event.anchor not in sizes and event.anchor in [anchor for anchor, _ in open_nodes]:
                     raise ConfigError(
-                        f"{path}{_line(event)}: *{event.anchor} stands inside itself.", remedy="Write it out."
+                        f"{path}{_line(event)}: *{event.anchor} refers to itself.", remedy="Write the value out."
                     )
                 total += sizes.get(str(event.anchor), 1)
             elif isinstance(event, yaml.CollectionStartEvent):
@@ -128,7 +128,7 @@ def _check_size(text: str, path: str | os.PathLike[str]) -> None:
             if len(open_nodes) > MAX_DEPTH or total > MAX_VALUES:
                 limit = f"{MAX_DEPTH} levels" if len(open_nodes) > MAX_DEPTH else f"{MAX_VALUES:,} values"
                 raise ConfigError(
-                    f"{path}{_line(event)}: this is more than {limit}, and no configuration.",
+                    f"{path}{_line(event)}: this is more than {limit}, too much for a configuration.",
                     remedy="See docs/ingest.md.",
                 )
     finally:

@@ -26,7 +26,8 @@ FLOORS = """
     segmentation.fork
     graph
     operations registry
-    ingest.watershed pyramid feed
+    feed
+    ingest.watershed pyramid
     ingest edits.requests
     edits.plan
     edits.write

@@ -1,6 +1,7 @@
-"""Owns sets of boxes as arrays: cut at a grid, joined, subtracted, grouped. Knows no volume and no mip.
+"""Sets of boxes as arrays: cut at a grid, joined, subtracted, grouped. Knows no volume and no mip.
 
-Boxes are int64 arrays of shape (n, 2, 3): ``[:, 0]`` the starts (inside), ``[:, 1]`` the stops (outside), (x, y, z).
+Boxes are int64 arrays of shape (n, 2, 3), axes (x, y, z): ``[:, 0]`` holds the inclusive starts, ``[:, 1]`` the
+exclusive stops.
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ Triple = tuple[int, int, int]
 
 
 def as_array(boxes: Iterable[Box]) -> IntArray:
-    """Array of boxes."""
+    """Convert boxes to an array of shape (n, 2, 3)."""
     return np.array([(box.start, box.stop) for box in boxes], np.int64).reshape(-1, 2, 3)
 
 
 def as_boxes(array: IntArray) -> list[Box]:
-    """Boxes of an array."""
+    """Convert an array of shape (n, 2, 3) to boxes."""
     return [Box.of(start, stop) for start, stop in array]
 
 
 def volumes(array: IntArray) -> IntArray:
-    """Voxels of each box, shape (n,)."""
+    """Return the number of voxels of each box, shape (n,)."""
     return np.asarray(np.maximum(array[:, 1] - array[:, 0], 0).prod(axis=1), np.int64)
 
 
 def clip(array: IntArray, box: Box) -> IntArray:
-    """The parts inside ``box``; boxes of which nothing is left are dropped."""
+    """Return the parts of the boxes inside ``box``; boxes entirely outside are dropped."""
     clipped = np.stack([np.maximum(array[:, 0], box.start), np.minimum(array[:, 1], box.stop)], axis=1)
     return np.asarray(clipped[(clipped[:, 0] < clipped[:, 1]).all(axis=1)])
 
@@ -45,16 +46,16 @@ def parts_by_chunk(array: IntArray, chunk: Triple, *, hull: bool) -> tuple[IntAr
     Parameters
     ----------
     array
-        Boxes that are not empty; they may overlap.
+        Non-empty boxes; they may overlap.
     chunk
-        Voxels of a chunk.
+        Size of a chunk in voxels.
     hull
-        Replace what lies in one chunk by its bounding box.
+        Replace the parts in one chunk by their bounding box.
 
     Returns
     -------
     (chunks, parts)
-        Chunk coordinates, shape (m, 3), and parts, shape (m, 2, 3), sorted by chunk. With ``hull`` each chunk is there
+        Chunk coordinates, shape (m, 3), and parts, shape (m, 2, 3), sorted by chunk. With ``hull`` each chunk occurs
         once.
     """
     size = np.asarray(chunk, np.int64)
@@ -81,9 +82,9 @@ def parts_by_chunk(array: IntArray, chunk: Triple, *, hull: bool) -> tuple[IntAr
 
 
 def joined(array: IntArray) -> IntArray:
-    """The same voxels in fewer boxes: those that share a whole face are joined, along x, then y, then z.
+    """Cover the same voxels with fewer boxes: boxes that share a whole face are joined, along x, then y, then z.
 
-    Boxes that do not overlap stay so; of overlapping ones, equal ones become one.
+    The result has no overlaps if the boxes have none. Equal boxes become one.
     """
     for axis in range(3):
         if len(array) < 2:
@@ -103,7 +104,7 @@ def joined(array: IntArray) -> IntArray:
 
 
 def subtract(array: IntArray, box: Box) -> IntArray:
-    """What of each box lies outside ``box``: up to six boxes each, without overlap among them."""
+    """Return the parts of the boxes outside ``box``: up to six boxes for each, which do not overlap."""
     lower, upper = np.asarray(box.start), np.asarray(box.stop)
     meets = ((array[:, 0] < upper) & (lower < array[:, 1])).all(axis=1)
     pieces, rest = [array[~meets]], array[meets]

@@ -1,4 +1,4 @@
-"""Connected components of edge lists on ids, and look-up in sorted ids. Knows no layer and no chunk."""
+"""Connected components of edge lists, and look-up in sorted ids. Knows no layer and no chunk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 def find(sorted_ids: npt.NDArray[np.uint64], wanted: npt.ArrayLike) -> IntArray:
-    """Index of each wanted id in a sorted array without duplicates; -1 where it is not there. Shape of ``wanted``."""
+    """Return the index of each wanted id in a sorted array without duplicates, or -1; same shape as ``wanted``."""
     ids = np.asarray(wanted, np.uint64)
     if not len(sorted_ids):
         return np.full(ids.shape, -1, np.int64)
@@ -23,14 +23,14 @@ def find(sorted_ids: npt.NDArray[np.uint64], wanted: npt.ArrayLike) -> IntArray:
 
 
 def component_labels(ids: UInt64Array, edges: npt.ArrayLike) -> IntArray:
-    """Connected components of a graph.
+    """Find the connected components of a graph.
 
     Parameters
     ----------
     ids
-        Vertices, sorted, without duplicates, shape (n,).
+        Vertices, sorted and without duplicates, shape (n,).
     edges
-        Pairs of vertices, shape (m, 2), in any direction; duplicates and loops do not matter.
+        Pairs of vertices, shape (m, 2), in any direction; duplicates and loops have no effect.
 
     Returns
     -------
@@ -40,7 +40,7 @@ def component_labels(ids: UInt64Array, edges: npt.ArrayLike) -> IntArray:
     Raises
     ------
     ValueError
-        If an edge names something that is not a vertex.
+        If an end of an edge is not a vertex.
     """
     ends = find(ids, np.asarray(edges, np.uint64).reshape(-1, 2))
     if (ends < 0).any():
@@ -56,9 +56,9 @@ def component_labels(ids: UInt64Array, edges: npt.ArrayLike) -> IntArray:
 
 
 def unique_rows(*columns: npt.NDArray[np.generic]) -> IntArray:
-    """Indices of the distinct rows of a table given as columns of shape (n,), in the order of the rows.
+    """Return the indices of the distinct rows of a table given as columns of shape (n,), sorted by row.
 
-    Rows are sorted by the first column, then the second, and so on; of equal rows the first one is taken.
+    Rows are sorted by the first column, then the second, and so on. Of equal rows the first one is returned.
     """
     order = np.lexsort(columns[::-1])
     if len(order) < 2:

@@ -1,4 +1,4 @@
-"""Which labels of an array touch, over how many voxel faces, with what mean affinity. Knows no ids, no chunks.
+"""Contacts of labels in an array: which labels touch, their voxel faces, their mean affinity. Knows no ids, no chunks.
 
 A *face contact* is a voxel face between two different labels. Two labels touch *diagonally* where two of their voxels
 share an edge or a corner only. Label 0 is background and touches nothing.
@@ -31,7 +31,7 @@ DIAGONALS: tuple[tuple[int, int, int], ...] = tuple(
     for z in (-1, 0, 1)
     if (x, y, z) > (0, 0, 0) and abs(x) + abs(y) + abs(z) > 1
 )
-"""One of each two opposite shifts to the 20 neighbours that share no face: 10 vectors."""
+"""One vector of each pair of opposite shifts to the 20 neighbours that share no face: 10 vectors."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,21 @@ class Contacts:
 
     pairs: LabelPairs
     areas: npt.NDArray[np.int64]
-    """Voxel faces of each pair, shape (n,)."""
+    """Number of voxel faces of each pair, shape (n,)."""
     affinities: npt.NDArray[np.float32] | None
     """Mean affinity over the faces of each pair, shape (n,); None without an affinity volume."""
 
 
 def face_contacts(labels: npt.NDArray[np.integer[Any]], affinities: npt.NDArray[Any] | None = None) -> Contacts:
-    """Pairs of labels that share voxel faces.
+    """Find the pairs of labels that share voxel faces.
 
     Parameters
     ----------
     labels
         Small integers (0 .. n), shape (x, y, z).
     affinities
-        Shape (x, y, z, 3); channel ``a`` at voxel ``v`` belongs to the face between ``v`` and ``v - e_a``.
+        Affinities of shape (x, y, z, 3); channel ``a`` at voxel ``v`` belongs to the face between ``v`` and ``v -
+        e_a``.
     """
     n = int(labels.max(initial=0)) + 1
     packed, values = [], []
@@ -67,21 +68,21 @@ def face_contacts(labels: npt.NDArray[np.integer[Any]], affinities: npt.NDArray[
     unique, inverse, areas = np.unique(np.concatenate(packed), return_inverse=True, return_counts=True)
     means = None
     if affinities is not None:
-        # float64 sums in the order of voxels: two neighbour chunks that look at one face get the very same mean.
+        # float64 sums in voxel order: two neighbouring chunks that measure the same contact get exactly the same mean.
         sums = np.bincount(inverse, weights=np.concatenate(values), minlength=len(unique))
         means = (sums / np.maximum(areas, 1)).astype(np.float32)
     return Contacts(_unpack(unique, n), areas.astype(np.int64), means)
 
 
 def diagonal_pairs(labels: npt.NDArray[np.integer[Any]], groups: npt.NDArray[np.integer[Any]]) -> LabelPairs:
-    """Pairs of different labels of one group with voxels that share an edge or a corner (they may share faces too).
+    """Find pairs of different labels of one group that have voxels sharing an edge or a corner (and maybe faces too).
 
     Parameters
     ----------
     labels
         Small integers (0 .. n), shape (x, y, z).
     groups
-        Group of each label, shape (n + 1,); group 0 never pairs.
+        Group of each label, shape (n + 1,); labels of group 0 are never paired.
     """
     n = len(groups)
     group_of = groups[labels]
@@ -97,18 +98,17 @@ def diagonal_pairs(labels: npt.NDArray[np.integer[Any]], groups: npt.NDArray[np.
 def affinity_of_contact(
     areas: npt.ArrayLike, surfaces1: npt.ArrayLike, surfaces2: npt.ArrayLike
 ) -> npt.NDArray[np.float32]:
-    """Affinity that stands in for a measured one: ``area / (1 + smaller surface)``, in (0, 1).
+    """Return a substitute for a measured affinity: ``area / (1 + smaller surface)``, in (0, 1).
 
-    The part of the smaller supervoxel's surface that the contact takes up: high inside a neurite, where a piece is cut
-    across, and low where two neurites pass each other. It grows with the area, and knows the two supervoxels alone,
-    never the agglomeration: a false merger must stay as weak as it looks.
-
+    It is the fraction of the smaller supervoxel's surface that the contact takes up. It is high inside a neurite, where
+    a process is cut across, and low where two neurites pass each other. It depends on the two supervoxels alone and not
+    on the agglomeration, so that a false merger stays as weak as its contact.
     Parameters
     ----------
     areas
-        Voxel faces of each contact, shape (n,).
+        Number of voxel faces of each contact, shape (n,).
     surfaces1, surfaces2
-        All voxel faces of the surface of either side, shape (n,).
+        Number of voxel faces of the whole surface of either side, shape (n,).
     """
     smaller = np.minimum(np.asarray(surfaces1, np.float64), np.asarray(surfaces2, np.float64))
     fraction = (np.asarray(areas, np.float64) / (1 + smaller)).astype(np.float32)
@@ -116,7 +116,7 @@ def affinity_of_contact(
 
 
 def _shifted(array: npt.NDArray[Any], shift: tuple[int, ...]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Two views of one shape: voxels v, and voxels v + shift."""
+    """Return two views of the same shape: voxels v, and voxels v + shift."""
     here = tuple(slice(max(0, -s), -s if s > 0 else None) for s in shift)
     there = tuple(slice(max(0, s), s if s < 0 else None) for s in shift)
     return array[here], array[there]

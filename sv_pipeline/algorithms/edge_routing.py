@@ -1,27 +1,30 @@
-"""Which edges the fragments of a supervoxel split get, in place of those of the supervoxels that they replace.
+"""Which edges the fragments of a supervoxel split get in place of the edges of the supervoxels that they replace.
+
+The terms member, kept, fragment, node and side are explained in :mod:`sv_pipeline.algorithms.fragments`.
 
 =====================================  ================================================================================
 old edge                               new edges
 =====================================  ================================================================================
-finite, whoever the partner is         from every fragment that touches the partner; if none does, from the nearest
-inf, ends of one side that touch       inf
-inf, ends of two sides that touch      `LOW_AFFINITY`: what is on two sides can always be cut
-inf, no ends of one side touch         besides, the nearest two of one side get inf; if no two are of one side, and none
-                                       touch, the nearest two `LOW_AFFINITY`
-inf, between kept members of two       `LOW_AFFINITY`: the pair stays and its affinity is *overridden*
+finite, any partner                    from every fragment that touches the partner; if none does, from the nearest
+inf, ends on one side that touch       inf
+inf, ends on two sides that touch      `LOW_AFFINITY`, since nodes on two sides must always be separable
+inf, no ends on one side touch         in addition, the nearest two nodes on one side get inf; if no two are on one side
+                                       and none touch, the nearest two get `LOW_AFFINITY`
+inf, between kept members on two       `LOW_AFFINITY`: the pair stays and its affinity is *overridden*
 sides
---- (fragments of one supervoxel)      `LOW_AFFINITY` where they touch, which only those of two sides do; one that
-                                       touches no other (the supervoxel was broken) gets an edge to the nearest
---- (members of one side that touch,   inf, where the side would not hold together otherwise
+none (fragments of one supervoxel)     `LOW_AFFINITY` where they touch, which only fragments on two sides do; a fragment
+                                       that touches no other (the supervoxel was disconnected) is joined to the nearest
+none (members on one side that touch,  inf, where the side would not be connected otherwise
 in two chunks)
 =====================================  ================================================================================
 
-Supervoxels that are not cut, but joined by inf to members (pieces of them outside of the region), have no side of their
-own. All that hang together by inf go to the side that they have more contact with, since inf may not join two sides.
+Supervoxels outside the cut that are joined by inf to members (pieces of the same label outside of the region) have no
+side yet. A group of them that is connected by inf goes to the side with which it has more contact, since inf may not
+join two sides.
 
-An affinity is kept, except where the table says otherwise. The area of a new edge is the number of voxel faces, at
-least 1, where its ends touch; else that of the old edge. Several edges of one pair become one: it has the highest
-affinity, the largest area, and is active if one of them is.
+An affinity is kept unless the table says otherwise. The area of a new edge is the number of voxel faces (at least 1)
+where its ends touch; if they do not touch, it is the area of the old edge. Several edges of one pair become one with
+the highest affinity and the largest area; it is active if one of them is.
 """
 
 from __future__ import annotations
@@ -42,35 +45,35 @@ from sv_pipeline.ids import UInt64Array
 __all__ = ["LOW_AFFINITY", "RoutedEdges", "planned_edges", "route_edges"]
 
 LOW_AFFINITY = np.float32(0.001)
-"""Of edges across the cut."""
+"""Affinity of edges across the cut."""
 _NEAREST_VOTE = 1e-6
-"""What an edge without contact counts for, where contacts count by their faces."""
+"""Weight of an edge without contact in the vote for a side, where contacts count by their voxel faces."""
 
 
 @dataclass(frozen=True, eq=False)
 class RoutedEdges:
-    """What a supervoxel split does to atomic edges. Fragments go by their placeholders."""
+    """The changes of a supervoxel split to atomic edges. Fragments are named by their placeholders."""
 
     edges: LocalEdges
-    """New edges, and new values of overridden ones."""
+    """New edges, and new values of overridden edges."""
     retired: UInt64Array
-    """Pairs that are no edges any more, because one of their ends is split; sorted, shape (r, 2)."""
+    """Pairs whose edges are removed because one of their ends is split; sorted, shape (r, 2)."""
     overridden: UInt64Array
-    """Pairs of unsplit supervoxels whose affinity changes, sorted, shape (o, 2)."""
+    """Pairs of unsplit supervoxels whose affinity changes; sorted, shape (o, 2)."""
     outside: UInt64Array
-    """Supervoxels that are not cut, but joined by inf to members, sorted, shape (p,)."""
+    """Supervoxels outside the cut that are joined by inf to members; sorted, shape (p,)."""
     outside_sides: Sides
-    """Side that each of them goes to."""
+    """Side to which each of ``outside`` goes, shape (p,)."""
 
     def to_renew(self, plan: FragmentPlan) -> UInt64Array:
-        """Kept members that would need new ids, so that no pair has to be overridden: of each pair, the smaller."""
+        """Return the kept members that need new ids to avoid overridden pairs: the smaller member of each pair."""
         size = np.concatenate([plan.kept_voxel_counts, [np.iinfo(np.int64).max]])
         sizes = size[find(plan.kept, self.overridden)]
         return np.unique(self.overridden[np.arange(len(sizes)), np.argmin(sizes, axis=1)])
 
 
 def planned_edges(edges: LocalEdges, routed: RoutedEdges) -> LocalEdges:
-    """The graph as it will be: active edges only; what to try a cut on before anything is written."""
+    """Return the active edges of the graph after the split; a cut can be tried on them before anything is written."""
     old = combined(edges)
     gone = np.concatenate([routed.retired, routed.overridden])
     stays = LocalEdges.of(gone).rows(old.pairs) < 0
@@ -84,25 +87,25 @@ def route_edges(geometry: SplitGeometry, edges: LocalEdges) -> RoutedEdges:
     Parameters
     ----------
     geometry
-        The plan, and where its nodes lie.
+        The plan, and the positions of its nodes.
     edges
-        All atomic edges that touch a member; and those of affinity inf between supervoxels that are joined by inf to
-        members. More do not matter.
+        All atomic edges that touch a member, and the edges of affinity inf between supervoxels that are joined by inf
+        to members. Further edges have no effect.
     """
     return _Routing(geometry, combined(edges)).result()
 
 
 @dataclass(frozen=True, eq=False)
 class _Candidates:
-    """All ways to replace old edges: each fragment (or partner) of one end with each of the other."""
+    """All ways to replace old edges: each fragment (or unsplit end) of one end with each of the other."""
 
     edge: IntArray
     """Row of the old edge, ascending."""
     one: UInt64Array
-    """A fragment."""
+    """A fragment, or a kept end; shape (n,)."""
     other: UInt64Array
     faces: IntArray
-    """Voxel faces where they touch; -1 where they do not."""
+    """Number of voxel faces where the two touch; -1 where they do not touch."""
 
     def __len__(self) -> int:
         return len(self.edge)
@@ -116,7 +119,7 @@ class _Routing:
         split = np.isin(edges.pairs, self.plan.split_ids)
         self.retired = split.any(axis=1)
         self.inf = np.isinf(edges.affinities)
-        # The split end first, so that the first node of each candidate is a fragment.
+        # The split end comes first, so that the first node of each candidate is a fragment.
         self.ends = np.where(split[:, :1], edges.pairs, edges.pairs[:, ::-1])
         self.candidates = self._candidates()
         self.distance = np.full(len(self.candidates), np.inf)
@@ -158,13 +161,13 @@ class _Routing:
         return _Candidates(rows[edge], both[:, 0], both[:, 1], faces)
 
     def _any(self, mask: BoolArray) -> BoolArray:
-        """For each candidate: whether ``mask`` holds for any candidate of its edge."""
+        """Return for each candidate whether ``mask`` holds for any candidate of its edge."""
         hits = np.zeros(len(self.edges), np.bool_)
         hits[self.candidates.edge[mask]] = True
         return np.asarray(hits[self.candidates.edge])
 
     def _nearest(self, mask: BoolArray) -> BoolArray:
-        """Of the candidates in ``mask``, the nearest of each edge (of equals: the larger, then the first)."""
+        """Select the nearest candidate of each edge among those in ``mask`` (of equals: the larger, then the first)."""
         c = self.candidates
         rows = np.flatnonzero(mask)
         missing = rows[np.isinf(self.distance[rows])]
@@ -178,7 +181,7 @@ class _Routing:
         return chosen
 
     def _new(self, mask: BoolArray, affinity: npt.NDArray[np.float32] | np.float32) -> LocalEdges:
-        """Candidates as edges."""
+        """Convert candidates to edges."""
         c = self.candidates
         pairs = np.stack([c.one[mask], c.other[mask]], axis=1)
         old = c.edge[mask]
@@ -189,14 +192,14 @@ class _Routing:
     # -- sides --------------------------------------------------------------------------------------------------------
 
     def sides(self, nodes: UInt64Array) -> Sides:
-        """Side of fragments, kept members and what is joined to them by inf; 0 for others. Any shape."""
+        """Return the side of fragments, kept members and supervoxels joined to them by inf; 0 for others. Any shape."""
         flat = nodes.ravel()
         own = np.append(self.plan.node_sides, 0)[self.plan.rows(flat)]
         outside = np.append(self.outside_sides, 0)[find(self.outside, flat)]
         return np.where(own > 0, own, outside).astype(np.uint8).reshape(nodes.shape)
 
     def _outside(self) -> tuple[UInt64Array, Sides]:
-        """What is joined to members by inf without being one, and the side of each."""
+        """Find the supervoxels that are joined to members by inf without being members, and the side of each."""
         pairs = self.edges.pairs[self.inf]
         ids = np.unique(pairs)
         if not len(ids):
@@ -214,7 +217,7 @@ class _Routing:
         return outside, np.argmax(votes, axis=1)[group].astype(np.uint8)
 
     def _votes(self, outside: UInt64Array) -> list[tuple[IntArray, Sides, FloatArray]]:
-        """Row in ``outside``, a side that it is joined to, and by how much."""
+        """Return votes: row in ``outside``, a side that it is joined to, and the weight of the connection."""
         c = self.candidates
         voter = find(outside, c.other)
         concerned = self.inf[c.edge] & (voter >= 0)
@@ -248,14 +251,14 @@ class _Routing:
         same = inf & (self.sides(c.one) == self.sides(c.other))
         touching = inf & (c.faces >= 0)
         joined = touching & same
-        # No contact of one side: the side keeps the edge nevertheless.
+        # Without a contact on one side, the side keeps the edge nevertheless.
         joined |= self._nearest(same & ~self._any(joined))
         across = touching & ~same
         apart = inf & ~self._any(joined | across)
         return [self._new(joined, np.float32(np.inf)), self._new(across | self._nearest(apart), LOW_AFFINITY)]
 
     def _between_fragments(self) -> LocalEdges:
-        """Edges among the fragments of each supervoxel."""
+        """Return the edges among the fragments of each supervoxel."""
         contacts = self.geometry.contacts
         own = is_placeholder(contacts.pairs).all(axis=1)
         rows = self.plan.rows(contacts.pairs[own].ravel()).reshape(-1, 2)
@@ -269,7 +272,7 @@ class _Routing:
         )
 
     def _links(self, touching: IntArray) -> UInt64Array:
-        """Pairs of fragments that join what is left of supervoxels that were in pieces before; nearest first."""
+        """Return pairs of fragments that join the parts of supervoxels that were disconnected before; nearest first."""
         n = len(self.plan)
         if not n:
             return np.zeros((0, 2), np.uint64)
@@ -287,7 +290,7 @@ class _Routing:
         nodes = self.plan.nodes
         distance = self.geometry.distances(nodes[one], nodes[other])
         order = np.lexsort((other, one, distance))
-        # Whole numbers instead of distances: no two are equal, and none is 0, which would be no edge.
+        # Ranks instead of distances: no two are equal, and none is 0, which would mean that there is no edge.
         rank = np.empty(len(order))
         rank[order] = np.arange(1, len(order) + 1)
         _, first = np.unique(np.stack([group[one[order]], group[other[order]]]), axis=1, return_index=True)
@@ -307,7 +310,7 @@ class _Routing:
         return LocalEdges(old.pairs, np.full(len(old), LOW_AFFINITY), old.areas, old.active)
 
     def _bridges(self, routed: LocalEdges) -> LocalEdges:
-        """Edges of affinity inf between touching members of one side of one object, where there is no other way."""
+        """Return inf edges between touching members on one side of one object that are not connected otherwise."""
         plan, contacts = self.plan, self.geometry.contacts
         pairs = contacts.pairs[np.isin(contacts.pairs, plan.nodes).all(axis=1)]
         if not len(pairs):
@@ -324,9 +327,9 @@ class _Routing:
         one, other = rows.T
         wanted = (plan.node_sides[one] == plan.node_sides[other]) & (before[one] == before[other])
         wanted &= (owners[one] != owners[other]) & (after[one] != after[other])
-        # Not between two kept members that have an edge: it would stay in the edge files, beside the new one.
+        # Two kept members that have an edge get no bridge: the old edge would stay in the edge files beside it.
         wanted &= is_placeholder(pairs).any(axis=1) | (self.edges.rows(pairs) < 0)
-        # Inside a chunk, pieces of one side that touch are of different origin: what is between them stays as it is.
+        # Within a chunk, touching pieces on one side come from different supervoxels, whose edges stay as they are.
         chunk = self.geometry.chunk_of(owners)
         wanted &= chunk[one] != chunk[other]
         faces = contacts.faces[contacts.find(*pairs[wanted].T)] if wanted.any() else np.zeros(0, np.int64)
@@ -334,5 +337,5 @@ class _Routing:
 
 
 def _weights(faces: IntArray) -> FloatArray:
-    """What contacts count for."""
+    """Return the weights of contacts in the vote for a side."""
     return np.where(faces >= 0, np.maximum(faces, 1), _NEAREST_VOTE).astype(np.float64)

@@ -1,13 +1,13 @@
-"""What an atomic edge may be: one rule for tables, ingest, verify and cuts, applied to values in their stored type.
+"""Rules for atomic edges, shared by tables, ingest, verify and cuts, and applied to values in their stored type.
 
 ==================  =========================================================================
-affinity            a finite float32 of at least 0; of pieces of one label (``cross``): inf
-area                below 2^63: more is a negative number that was cast
+affinity            a finite float32 of at least 0; inf for pieces of one label (``cross``)
+area                below 2^63: a larger value is a negative number that was cast
 ends                two different supervoxels
-pair                once in a file, in either direction
+pair                occurs once in a file, in either direction
 ==================  =========================================================================
 
-Names what is wrong; files and messages are of those who ask.
+The module describes what is wrong with edges; callers add the file and raise the error.
 """
 
 from __future__ import annotations
@@ -25,43 +25,44 @@ BoolArray = npt.NDArray[np.bool_]
 
 AREA_LIMIT = np.uint64(1 << 63)
 STRONGEST = np.finfo(np.float32).max
-"""Affinity of an edge that says inf but is none of those that may."""
+"""Affinity that replaces inf where inf is not allowed."""
 
 
 class BrokenRule(NamedTuple):
     """Edges that break one rule."""
 
     text: str
-    """What is wrong, as a statement about an edge."""
+    """What is wrong, as a statement about one edge."""
     edges: BoolArray
-    """Shape (n,); at least one is True."""
+    """Which edges break the rule, shape (n,); at least one is True."""
 
 
 def as_stored(affinities: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Affinities in the type they are stored in; those that do not fit become inf, which the rule then names."""
+    """Convert affinities to their stored type; values that do not fit become inf, which the rule then reports."""
     with np.errstate(over="ignore", invalid="ignore"):
         return affinities.astype(np.float32, copy=False)
 
 
 def unusable_affinities(affinities: npt.NDArray[np.float32], cross: BoolArray | bool = False) -> BoolArray:
-    """Which affinities break the rule, shape of ``affinities``; ``cross`` says which edges must have inf."""
+    """Return which affinities break the rule; ``cross`` tells which edges must have inf. Both have the same shape."""
     return np.asarray(np.where(cross, affinities != np.inf, ~(np.isfinite(affinities) & (affinities >= 0))))
 
 
 def usable_affinities(
     affinities: npt.NDArray[np.float32], may_be_inf: BoolArray | bool = False
 ) -> npt.NDArray[np.float32]:
-    """Affinities that a cut can work with, whatever was stored before the rule was held.
+    """Convert stored affinities, which may be older than the rule, to values that a cut can work with.
 
-    What is no number, or negative, holds nothing together: 0. An edge that says inf without being one of those that
-    may is the strongest of all, but can be cut: else a supervoxel would be cut in its stead.
+    A negative value or nan becomes 0, since it is no evidence of a connection. An inf where it is not allowed becomes
+    the largest finite value: the edge stays the strongest, but it can be cut; otherwise a supervoxel would be cut
+    instead.
     """
     usable = np.where(affinities > 0, affinities, np.float32(0))
     return np.where(np.isinf(usable) & ~np.asarray(may_be_inf), STRONGEST, usable)
 
 
 def repeated(pairs: UInt64Array, files: UInt64Array | None = None) -> BoolArray:
-    """Which pairs, shape (n, 2), stand in their file a second time, in either direction."""
+    """Return which pairs, shape (n, 2), repeat an earlier pair of their file, in either direction; shape (n,)."""
     ordered = np.sort(pairs, axis=1)
     columns = [ordered[:, 1], ordered[:, 0], np.zeros(len(pairs), np.uint64) if files is None else files]
     order = np.lexsort(columns)
@@ -76,7 +77,7 @@ def repeated(pairs: UInt64Array, files: UInt64Array | None = None) -> BoolArray:
 def edge_faults(
     pairs: UInt64Array, affinities: npt.NDArray[np.float32], areas: UInt64Array, cross: BoolArray
 ) -> list[BrokenRule]:
-    """The rules that edges break by themselves, repeats aside; arrays of shape (n, 2), (n,), (n,), (n,)."""
+    """Return the broken rules, except for repeats; the arrays have shapes (n, 2), (n,), (n,), (n,)."""
     unusable = unusable_affinities(affinities, cross)
     found = [
         BrokenRule("its affinity is not a finite number of at least 0", unusable & ~cross & ~(affinities == np.inf)),

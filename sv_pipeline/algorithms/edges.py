@@ -25,7 +25,7 @@ def _no_affinities() -> npt.NDArray[np.float32]:
 
 @dataclass(frozen=True, eq=False)
 class Edges:
-    """Atomic edges; all arrays have shape (n,)."""
+    """Atomic edges as parallel arrays of shape (n,)."""
 
     node_ids1: UInt64Array = field(default_factory=_no_ids)
     node_ids2: UInt64Array = field(default_factory=_no_ids)
@@ -44,29 +44,29 @@ class Edges:
 
     @classmethod
     def join(cls, parts: Iterable[Edges]) -> Edges:
-        """The edges of all parts, one part after the other."""
+        """Concatenate the edges of all parts."""
         arrays = [part.arrays for part in parts]
         return cls(*map(np.concatenate, zip(*arrays, strict=True))) if arrays else cls()
 
     @property
     def arrays(self) -> tuple[npt.NDArray[Any], ...]:
-        """node_ids1, node_ids2, affinities, areas."""
+        """The arrays node_ids1, node_ids2, affinities and areas."""
         return self.node_ids1, self.node_ids2, self.affinities, self.areas
 
     @property
     def pairs(self) -> UInt64Array:
-        """Both ends of each edge, shape (n, 2)."""
+        """Ids of both ends of each edge, shape (n, 2)."""
         return np.stack([self.node_ids1, self.node_ids2], axis=-1)
 
     def take(self, rows: npt.ArrayLike) -> Edges:
-        """The edges at some places, or those for which a mask is true."""
+        """Select edges by index or mask."""
         at = np.asarray(rows)
         return Edges(*(array[at] for array in self.arrays))
 
     def distinct(self) -> Edges:
-        """Each pair once, smaller id first, no loops; of the same pair the largest affinity counts."""
+        """Return each pair once, smaller id first, without loops, with the largest affinity of the pair."""
         low, high = np.minimum(self.node_ids1, self.node_ids2), np.maximum(self.node_ids1, self.node_ids2)
-        # Of the same pair the largest affinity counts: inf holds, whatever else is said.
+        # The edge with the largest affinity is kept, so that inf wins over any finite value.
         at = unique_rows(low, high, -self.affinities)
         at = at[unique_rows(low[at], high[at])]
         at = at[low[at] != high[at]]

@@ -1,6 +1,7 @@
-"""Fragments: what supervoxels fall into when their voxels get sides; the voxels that change. Knows no edges, no I/O.
+"""Fragments: the pieces of supervoxels whose voxels get sides, and the voxels that change. Knows no edges, no I/O.
 
-A *member* is a supervoxel that is cut. In its chunk it may meet both sides, and each side in several pieces::
+A *member* is a supervoxel that takes part in the cut, and a *side* is the number of the part that a voxel goes to. In
+its chunk a member may have voxels on both sides, and on each side several pieces::
 
     chunk 1 | chunk 2     side       nodes
     A A A A | B B B B    1 1 1 1 1 1 1 1    a a a a | c c c c
@@ -10,9 +11,9 @@ A *member* is a supervoxel that is cut. In its chunk it may meet both sides, and
 
 Every 26-connected piece of (member, side) is a *fragment* and gets a new id. A member that lies on one side in one
 piece is *kept*: it keeps its id. Kept members and fragments together are the *nodes* of the plan. Until new ids are
-reserved, fragment ``i`` goes by the placeholder ``placeholders(i)``, which no supervoxel can have as its id.
+reserved, fragment ``i`` is represented by ``placeholders(i)``, a value that no supervoxel can have as its id.
 
-A supervoxel lies inside one chunk, so cutting at chunk borders is not done here, but checked.
+A supervoxel lies inside one chunk. This module checks that, and does not cut at chunk borders itself.
 """
 
 from __future__ import annotations
@@ -47,67 +48,67 @@ BoolArray = npt.NDArray[np.bool_]
 Sides = npt.NDArray[np.uint8]
 
 _PLACEHOLDER = np.uint64(0xFF << 56)
-"""Layer 255: no id has it."""
+"""Bits of layer 255, which no supervoxel id has."""
 SLAB = 16
-"""Sections that are looked at together."""
+"""Number of z sections that are processed together."""
 
 
 def placeholders(index: npt.ArrayLike) -> UInt64Array:
-    """Names of fragments until they have ids, by their index."""
+    """Return the placeholders of fragments, by their index."""
     return np.asarray(np.asarray(index, np.uint64) | _PLACEHOLDER, np.uint64)
 
 
 def is_placeholder(nodes: npt.ArrayLike) -> BoolArray:
-    """Which of some ids stand for fragments; same shape."""
+    """Return which nodes are placeholders of fragments; same shape."""
     return np.asarray(np.asarray(nodes, np.uint64) >= _PLACEHOLDER)
 
 
 def placeholder_index(nodes: npt.ArrayLike) -> IntArray:
-    """Index of the fragment that each placeholder stands for; meaningless for other ids."""
+    """Return the index of the fragment of each placeholder; the result for other ids is meaningless."""
     return np.asarray(np.asarray(nodes, np.uint64) & ~_PLACEHOLDER, np.uint64).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class FragmentPlan:
-    """What the members of a supervoxel split fall into.
+    """The fragments of the members of a supervoxel split.
 
     Fragments are ordered by chunk (index of the grid), old id, side, first voxel (x fastest, then y, then z).
     """
 
     box: Box
-    """Of the array that was looked at."""
+    """Box of the segmentation that was read."""
     kept: UInt64Array
     """Members that keep their id, sorted, shape (k,)."""
     kept_sides: Sides
     kept_voxel_counts: IntArray
     old_ids: UInt64Array
-    """Member that each fragment comes from, shape (f,)."""
+    """Member from which each fragment comes, shape (f,)."""
     sides: Sides
     chunks: IntArray
     """Layer 2 chunk coordinates of each fragment, shape (f, 3)."""
     voxel_counts: IntArray
     first_voxels: IntArray
-    """Absolute, shape (f, 3)."""
+    """Absolute coordinates of the first voxel of each fragment, shape (f, 3)."""
     voxels: IntArray
     """All member voxels, as sorted running indices into ``box`` (x fastest), shape (n,)."""
     node_of_voxel: npt.NDArray[np.uint32]
-    """Row of ``nodes`` that each of ``voxels`` belongs to, shape (n,)."""
+    """Row in ``nodes`` of each of ``voxels``, shape (n,)."""
 
     def __len__(self) -> int:
         return len(self.old_ids)
 
     @cached_property
     def nodes(self) -> UInt64Array:
-        """Placeholders of the fragments, in their order, then the kept ids; shape (f + k,)."""
+        """Placeholders of the fragments in their order, then the kept ids; shape (f + k,)."""
         return np.concatenate([placeholders(np.arange(len(self))), self.kept])
 
     @cached_property
     def node_sides(self) -> Sides:
-        """Side of each of ``nodes``."""
+        """Side of each of ``nodes``, shape (f + k,)."""
         return np.concatenate([self.sides, self.kept_sides])
 
     def rows(self, nodes: UInt64Array) -> IntArray:
-        """Row of each id or placeholder in ``nodes``, shape (n,); -1 for others."""
+        """Return the row in ``nodes`` of each id or placeholder, shape (n,); -1 for others."""
         order = np.argsort(self.nodes)
         found = find(self.nodes[order], nodes)
         return np.where(found >= 0, np.append(order, -1)[found], -1).astype(np.int64)
@@ -123,12 +124,12 @@ class FragmentPlan:
         return np.union1d(self.kept, self.split_ids)
 
     def coordinates(self, voxels: IntArray) -> IntArray:
-        """Absolute (x, y, z) of running indices, shape (n, 3)."""
+        """Return absolute (x, y, z) coordinates of running indices, shape (n, 3)."""
         places = np.unravel_index(voxels, self.box.shape, order="F")
         return np.asarray(np.stack(places, axis=-1) + np.asarray(self.box.start), np.int64)
 
     def nodes_at(self, coordinates: npt.ArrayLike) -> UInt64Array:
-        """Node at each absolute voxel, shape (n, 3) to (n,); 0 where there is no member."""
+        """Return the node at each absolute voxel, shape (n, 3) to (n,); 0 where there is no member."""
         local = np.asarray(coordinates, np.int64).reshape(-1, 3) - self.box.start
         inside = np.asarray(((local >= 0) & (local < np.asarray(self.box.shape))).all(axis=1))
         strides = np.cumprod((1, *self.box.shape[:2]))
@@ -137,7 +138,7 @@ class FragmentPlan:
         return np.where(found, self.nodes[self.node_of_voxel[row]], np.uint64(0)).astype(np.uint64)
 
     def resolve(self, nodes: npt.ArrayLike, new_ids: npt.ArrayLike) -> UInt64Array:
-        """Replace placeholders by the new ids of the fragments, shape (f,); any shape of nodes."""
+        """Replace placeholders in ``nodes`` (any shape) by the new ids of the fragments, shape (f,)."""
         ids = self._checked_new_ids(new_ids)
         nodes = np.asarray(nodes, np.uint64)
         if not len(ids):
@@ -146,7 +147,7 @@ class FragmentPlan:
         return np.where(is_placeholder(nodes), ids[index], nodes).astype(np.uint64)
 
     def renewing(self, ids: npt.ArrayLike, grid: ChunkGrid) -> FragmentPlan:
-        """The same plan, but with new ids for some members that could keep theirs (which become one fragment each)."""
+        """Return a plan that gives new ids to some kept members too; each of them becomes one fragment."""
         chosen = np.isin(self.kept, np.asarray(ids, np.uint64))
         if not chosen.any():
             return self
@@ -158,12 +159,12 @@ class FragmentPlan:
         return _assemble(self.box, grid, owners, self.node_sides, is_fragment, self.voxels, self.node_of_voxel)
 
     def changed_chunks(self, segmentation: Labels, new_ids: npt.ArrayLike, storage: ChunkGrid) -> ChangedChunks:
-        """The storage chunks in which voxels change, with their voxels after the change.
+        """Return the storage chunks in which voxels change, with their voxels after the change.
 
         Parameters
         ----------
         segmentation
-            Voxels of ``box`` as they were read; not altered.
+            Voxels of ``box`` as they were read; they are not altered.
         new_ids
             Id of each fragment, shape (f,).
         storage
@@ -175,8 +176,8 @@ class FragmentPlan:
         ids = np.asarray(new_ids, np.uint64)
         if ids.shape != (len(self),) or len(np.unique(ids)) != len(ids) or (ids == 0).any():
             raise InputError(
-                f"{len(self)} fragments need as many different new ids, not {ids.shape} of which "
-                f"{len(np.unique(ids))} differ.",
+                f"{len(self)} fragments need {len(self)} different new ids; the ids have shape {ids.shape}, and "
+                f"{len(np.unique(ids))} of them differ.",
                 remedy="Reserve one id for each fragment, in its chunk.",
             )
         return ids
@@ -185,26 +186,27 @@ class FragmentPlan:
 def plan_fragments(
     segmentation: Labels, box: Box, members: npt.ArrayLike, labels: npt.NDArray[np.integer[Any]], grid: ChunkGrid
 ) -> FragmentPlan:
-    """Find out what members of a cut fall into.
+    """Find the fragments and the kept members of a cut.
 
     Parameters
     ----------
     segmentation
-        Supervoxel ids of ``box``, uint64, shape (x, y, z). The box holds the chunks of all members whole, or clipped to
-        the volume; it may be larger, by a voxel on each side for instance, so that contacts beyond it can be seen.
+        Supervoxel ids of ``box``, uint64, shape (x, y, z). The box must contain the chunks of all members completely
+        (as far as they are inside the volume). It may be larger, for instance by a voxel on each side, so that contacts
+        beyond the chunks can be seen.
     box
-        Where ``segmentation`` lies, absolute.
+        Absolute position of ``segmentation``.
     members
-        Supervoxels to be cut, of one object or several.
+        Supervoxels to cut, of one object or several.
     labels
-        Side of each voxel: above 0 in all voxels of members, 0 everywhere else; shape (x, y, z).
+        Side of each voxel, shape (x, y, z): above 0 in all voxels of members, 0 everywhere else.
     grid
-        Chunks of the graph.
+        Chunk grid of the graph.
 
     Raises
     ------
     InputError
-        If shapes do not fit, a member has no voxel in the box, or voxels of members and sides are not the same.
+        If shapes do not fit, a member has no voxel in the box, or the voxels with a side are not those of the members.
     CorruptionError
         If a member has voxels in two chunks.
     """
@@ -212,7 +214,7 @@ def plan_fragments(
     if segmentation.shape != box.shape or labels.shape != box.shape:
         raise InputError(f"voxels of shape {segmentation.shape} and sides of shape {labels.shape} do not fill {box}.")
     if not len(ids):
-        raise InputError("no supervoxel to cut was named.")
+        raise InputError("the request names no supervoxel to cut.")
     voxels = np.flatnonzero(labels.ravel(order="F"))
     places = np.unravel_index(voxels, box.shape, order="F")
     sides = labels[places].astype(np.uint8)
@@ -220,7 +222,7 @@ def plan_fragments(
     _check_members(ids, member, segmentation, places)
     _check_chunks(ids, member, places, box, grid)
     pieces, first = _pieces(member, sides, places)
-    # One side and one piece: nothing changes.
+    # A member with one side and one piece does not change.
     owners = ids[member[first]]
     _, owner_index, per_owner = np.unique(owners, return_inverse=True, return_counts=True)
     return _assemble(box, grid, owners, sides[first], per_owner[owner_index] > 1, voxels, pieces)
@@ -248,18 +250,18 @@ def _check_members(ids: UInt64Array, member: IntArray, segmentation: Labels, pla
 
 
 def member_mask(segmentation: Labels, members: npt.ArrayLike) -> BoolArray:
-    """Which voxels belong to some supervoxels: bool, Fortran order; shape of ``segmentation``."""
+    """Return a boolean mask of the voxels of the given supervoxels, in Fortran order, shape of ``segmentation``."""
     wanted = np.unique(np.asarray(members, np.uint64)).tolist()
     mask = np.empty(segmentation.shape, np.bool_, order="F")
     for start in range(0, segmentation.shape[2], SLAB):
-        # In slabs: a copy of the whole is as large as the voxels themselves.
+        # The mask is computed in slabs, because a copy of the whole would be as large as the voxels themselves.
         slab = np.array(segmentation[:, :, start : start + SLAB], order="F")
         mask[:, :, start : start + SLAB] = fastremap.mask_except(slab, wanted, in_place=True) != 0
     return mask
 
 
 def _check_chunks(ids: UInt64Array, member: IntArray, places: tuple[IntArray, ...], box: Box, grid: ChunkGrid) -> None:
-    """Each member lies in one chunk, which is in the box as far as it is in the volume."""
+    """Check that each member lies in one chunk, and that the box contains this chunk as far as the volume does."""
     lowest, highest = (np.empty((len(ids), 3), np.int64) for _ in range(2))
     for axis, values in enumerate(places):
         low, high = np.full(len(ids), np.iinfo(np.int64).max), np.full(len(ids), -1)
@@ -280,7 +282,13 @@ def _check_chunks(ids: UInt64Array, member: IntArray, places: tuple[IntArray, ..
 
 
 def _pieces(member: IntArray, sides: Sides, places: tuple[IntArray, ...]) -> tuple[npt.NDArray[np.uint32], IntArray]:
-    """26-connected pieces of (member, side): piece of each voxel, numbered by their first voxel; and that voxel."""
+    """Find the 26-connected pieces of (member, side).
+
+    Returns
+    -------
+    (pieces, first)
+        Piece of each voxel, numbered in the order of first voxels, and the index of the first voxel of each piece.
+    """
     lows = [int(p.min()) for p in places]
     shape = tuple(int(p.max()) - low + 1 for p, low in zip(places, lows, strict=True))
     inside = np.ravel_multi_index(tuple(p - low for p, low in zip(places, lows, strict=True)), shape, order="F")
@@ -307,10 +315,10 @@ def _assemble(
     voxels: IntArray,
     pieces: npt.NDArray[np.uint32],
 ) -> FragmentPlan:
-    """Put pieces in order: fragments by chunk, old id, side, first voxel; then kept members by id."""
+    """Order the pieces: fragments by chunk, old id, side, first voxel; then kept members by id."""
     counts = np.bincount(pieces, minlength=len(owners))
     first = np.empty(len(owners), np.int64)
-    first[pieces[::-1]] = voxels[::-1]  # of several values for one place, the last one stays
+    first[pieces[::-1]] = voxels[::-1]  # if several values are assigned to one element, the last one stays
     places = np.stack(np.unravel_index(first, box.shape, order="F"), axis=-1).astype(np.int64) + box.start
     chunks = grid.chunk_of(places)
     order = np.lexsort((first, sides, owners, np.where(is_fragment, grid.index(2, chunks), 0), ~is_fragment))
@@ -333,7 +341,7 @@ def _assemble(
 
 
 class ChangedChunks(VoxelBlocks):
-    """The storage chunks that a plan changes, whole (as far as they lie in its box); each is made when asked for."""
+    """The storage chunks that a plan changes, as far as they lie in its box; each is computed on access."""
 
     def __init__(self, plan: FragmentPlan, segmentation: Labels, new_ids: UInt64Array, storage: ChunkGrid) -> None:
         if segmentation.shape != plan.box.shape:
@@ -350,11 +358,11 @@ class ChangedChunks(VoxelBlocks):
 
     @cached_property
     def boxes(self) -> tuple[Box, ...]:
-        """Box of each, absolute."""
+        """Absolute box of each storage chunk."""
         return tuple(self._storage.box(2, c).clip(self._plan.box) for c in self._coordinates)
 
     def block(self, index: int) -> VoxelBlock:
-        """The voxels of a storage chunk after the change."""
+        """Return the voxels of a storage chunk after the change."""
         box = self.boxes[index]
         voxels = self._segmentation[box.shifted(np.negative(self._plan.box.start)).slices].copy(order="F")
         voxels[tuple((self._places[index] - box.start).T)] = self._values[index]

@@ -1,4 +1,4 @@
-"""Atomic edges of a region as arrays, and the form in which edits keep theirs. Decides nothing about edges."""
+"""Atomic edges of a region as arrays, and the form in which an edit stores its edges. Decides nothing about edges."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def _pairs() -> UInt64Array:
 
 @dataclass(frozen=True, eq=False)
 class LocalEdges:
-    """Atomic edges.
+    """Atomic edges as parallel arrays.
 
     Raises
     ------
     InputError
-        If the arrays do not fit together.
+        If the lengths of the arrays differ.
     """
 
     pairs: UInt64Array = field(default_factory=_pairs)
-    """Shape (n, 2)."""
+    """Ids of the two ends, shape (n, 2)."""
     affinities: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    """inf = never to be cut."""
+    """Affinities, shape (n,); inf marks an edge that must never be cut."""
     areas: UInt64Array = field(default_factory=lambda: np.zeros(0, np.uint64))
     active: BoolArray = field(default_factory=lambda: np.zeros(0, np.bool_))
-    """Whether each joins its ends; the others are between two objects, or two parts of one."""
+    """Whether each edge connects its ends, shape (n,). Inactive edges lie between two objects, or two parts of one."""
 
     def __post_init__(self) -> None:
         n = len(self.pairs)
@@ -59,7 +59,7 @@ class LocalEdges:
         areas: npt.ArrayLike = 0,
         active: npt.ArrayLike = True,
     ) -> LocalEdges:
-        """Edges out of anything that broadcasts to their number."""
+        """Create edges from arrays that broadcast to the number of pairs."""
         ends = np.asarray(pairs, np.uint64).reshape(-1, 2)
         n = len(ends)
         return cls(
@@ -71,16 +71,16 @@ class LocalEdges:
 
     @classmethod
     def join(cls, parts: Sequence[LocalEdges]) -> LocalEdges:
-        """One after the other."""
+        """Concatenate edges."""
         names = ("pairs", "affinities", "areas", "active")
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names)) if parts else cls()
 
     def take(self, rows: IntArray | BoolArray) -> LocalEdges:
-        """Some of them."""
+        """Select edges by index or mask."""
         return LocalEdges(self.pairs[rows], self.affinities[rows], self.areas[rows], self.active[rows])
 
     def rows(self, pairs: UInt64Array) -> IntArray:
-        """A row of each pair, in either direction, shape (n,); -1 where there is no such edge."""
+        """Return a row of each pair, in either direction, shape (n,); -1 where there is no such edge."""
         names, codes = np.unique(np.sort(self.pairs, axis=1), return_inverse=True)
         codes = codes.reshape(-1, 2).astype(np.uint64)
         packed, first = np.unique(codes[:, 0] * np.uint64(len(names)) + codes[:, 1], return_index=True)
@@ -91,9 +91,10 @@ class LocalEdges:
 
 
 def combined(edges: LocalEdges) -> LocalEdges:
-    """Each pair once, lower end first, sorted, without loops.
+    """Combine edges of the same pair: the result is sorted, without loops, and has the lower end first.
 
-    Of several edges of one pair the result has the highest affinity and the largest area; it is active if one is.
+    Of several edges of one pair the result has the highest affinity and the largest area; it is active if one of them
+    is.
     """
     pairs = np.sort(edges.pairs, axis=1)
     keep = pairs[:, 0] != pairs[:, 1]
@@ -113,18 +114,18 @@ def combined(edges: LocalEdges) -> LocalEdges:
 
 @dataclass(frozen=True, eq=False)
 class EditEdges:
-    """Edges that an edit adds to the row of one layer 2 chunk."""
+    """Edges that an edit adds to the table row of one layer 2 chunk."""
 
     chunk_id: int
-    """Of layer 2."""
+    """Id of the layer 2 chunk."""
     pairs: UInt64Array
-    """The first end is in the chunk; shape (n, 2)."""
+    """Ids of the two ends, shape (n, 2); the first end lies in the chunk."""
     affinities: npt.NDArray[np.float32]
     areas: UInt64Array
 
 
 def edit_edge_rows(edges: LocalEdges, layout: IdLayout) -> list[EditEdges]:
-    """Edges as the rows of edits keep them: each in the chunk of either end, pointing out from there.
+    """Arrange edges as edits store them: each edge is in the chunks of both ends, directed outwards from there.
 
     An edge inside one chunk is in its row in both directions. Rows are sorted by chunk, edges by their ends.
     """

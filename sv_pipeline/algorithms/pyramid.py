@@ -1,8 +1,8 @@
-"""Owns the downsampling kernel: a block of labels to the next coarser mips. Does no I/O and knows no volume.
+"""The downsampling kernel: from a block of labels to the next coarser mips. Does no I/O and knows no volume.
 
-The blocks start at the first voxel of the array; a block that sticks out of the array uses what is inside. A result
-voxel depends on its own block only, so that a volume may be downsampled in pieces, bit for bit as in one, as long as
-the pieces start at multiples of the factor.
+Blocks of ``factor`` voxels start at the first voxel of the array; a block that extends beyond the array uses the voxels
+inside. A result voxel depends on its own block only. Therefore a volume may be downsampled in pieces with bit for bit
+the same result, as long as the pieces start at multiples of the factor.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ Labels = npt.NDArray[np.uint64]
 
 
 def downsample(labels: Labels, factor: Triple) -> Labels:
-    """Labels at 1/factor of the resolution: the most frequent label of each block.
+    """Downsample labels by ``factor``: each result voxel is the most frequent label of its block.
 
     Parameters
     ----------
     labels
-        Array (x, y, z); fast where it is in Fortran order.
+        Array (x, y, z); Fortran order is fastest.
     factor
-        Voxels of a block per axis, powers of two.
+        Voxels of a block per axis; powers of two.
 
     Returns
     -------
-    Array of shape ``ceil(shape / factor)`` in Fortran order. Ties, and factors above 2, follow tinybrain (COUNTLESS):
-    a block of 2 x 2 x 1 without a pair takes its last voxel, one of 2 x 2 x 2 its first most frequent one; a factor of
-    4 is two halvings. An axis that is halved alone takes the first voxel of each pair.
+    Array of shape ``ceil(shape / factor)`` in Fortran order. Ties, and factors above 2, follow tinybrain (COUNTLESS): a
+    block of 2 x 2 x 1 without a pair takes its last voxel, a block of 2 x 2 x 2 its first most frequent label. A factor
+    of 4 is two halvings. An axis that is halved alone takes the first voxel of each pair.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def downsample(labels: Labels, factor: Triple) -> Labels:
 
 
 def pyramid(labels: Labels, factors: Sequence[Triple]) -> list[Labels]:
-    """One array for each of the successive ``factors``, each made from the one before; the input is not among them."""
+    """Return one array for each of the successive ``factors``, each made from the one before, without the input."""
     result: list[Labels] = []
     for factor in factors:
         labels = downsample(labels, factor)
@@ -57,20 +57,20 @@ def pyramid(labels: Labels, factors: Sequence[Triple]) -> list[Labels]:
 
 
 def holds_labels_of_blocks(coarse: Labels, fine: Labels, factor: Triple) -> npt.NDArray[np.bool_]:
-    """Whether each voxel of a coarser mip has the label of one of the voxels that it covers.
+    """Check whether each voxel of a coarser mip has the label of one of the voxels that it covers.
 
     Parameters
     ----------
     coarse
-        Array (x, y, z).
+        Labels of the coarser mip, axes (x, y, z).
     fine
-        What it covers, counted from the same first voxel; the last blocks may stick out.
+        Labels that ``coarse`` covers, from the same first voxel; the last blocks may extend beyond the array.
     factor
         Voxels of a block per axis.
 
     Returns
     -------
-    Flags of the shape of ``coarse``.
+    Boolean array of the shape of ``coarse``.
     """
     missing = [n * f - have for n, f, have in zip(coarse.shape, factor, fine.shape, strict=True)]
     whole = np.pad(fine, [(0, n) for n in missing], mode="edge")
@@ -80,7 +80,7 @@ def holds_labels_of_blocks(coarse: Labels, fine: Labels, factor: Triple) -> npt.
 
 
 def halvings(factor: Triple) -> list[Triple]:
-    """The factor as a product of steps of 1 or 2 per axis; (4, 2, 1) gives [(2, 2, 1), (2, 1, 1)]."""
+    """Split the factor into steps of 1 or 2 per axis; (4, 2, 1) gives [(2, 2, 1), (2, 1, 1)]."""
     if any(f < 1 or f & (f - 1) for f in factor):
         raise ConfigError(
             f"cannot downsample by {tuple(factor)}.", remedy="Downsampling factors must be powers of two per axis."
@@ -96,7 +96,7 @@ def halvings(factor: Triple) -> list[Triple]:
 def _halve(labels: Labels, step: Triple) -> Labels:
     halved_axes = [axis for axis in range(3) if step[axis] == 2]
     if len(halved_axes) == 3:
-        # tinybrain's 2 x 2 x 2 kernel ignores strides: anything but Fortran order would give nonsense.
+        # tinybrain's 2 x 2 x 2 kernel ignores strides: the result is wrong for anything but Fortran order.
         return _tinybrain(np.asfortranarray(labels), (2, 2, 2))
     if len(halved_axes) == 2:
         kept = next(axis for axis in range(3) if step[axis] == 1)

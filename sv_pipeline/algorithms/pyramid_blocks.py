@@ -1,18 +1,19 @@
-"""Owns what of a pyramid a change of its base mip touches, and how that is divided. Pure; reads and writes no voxel.
+"""Which voxels of a pyramid a change of its base mip affects, and how the work is divided. Reads and writes no voxel.
 
-Everything is counted from the start of the volume, where the storage chunks of every mip start too; so the voxel offset
-does not matter::
+All positions are counted from the start of the volume, where the storage chunks of every mip start too, so the voxel
+offset does not matter::
 
     mip 0   |.....:.....:.....:.....|.....:.....:.....:.....|.....:..       2 cells and a bit, 4 storage chunks each
     mip 1   |.....      :.....      |.....      :.....      |....
     mip 2   |.....                  |.....                  |..
 
-A *cell* is the smallest box of which every mip has whole storage chunks: cells never share one. It is what is locked. A
-*block* is a box of cells, as large as the memory budget allows. A *part* of a block is what is committed at once: the
-whole block, unless what is affected in it does not fit into the budget.
+A *cell* is the smallest box that consists of whole storage chunks at every mip, so cells never share one. Cells are the
+unit of locking. A *block* is a box of cells, as large as the memory budget allows. A *part* of a block is committed in
+one transaction. It is the whole block, unless what is affected in the block does not fit into the budget.
 
-Parts of one block may share storage chunks of coarser mips, and even voxels: then the later one finds what the earlier
-one has written. Each makes right whatever its own base voxels contribute to, so after the last one all of it is.
+Parts of one block may share storage chunks of coarser mips, and even voxels. A later part then reads what an earlier
+one has written. Each part corrects everything to which its own base voxels contribute, so the result of the last one is
+complete.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ __all__ = ["PIECES", "MipLevel", "PyramidBlock", "PyramidGeometry", "plan_blocks
 
 BYTES_PER_VOXEL = 8
 COPIES_WHOLE = 3.5
-"""Arrays of the size of all coarser mips while they are made at once: new, stored, in the transaction, masks."""
+"""Arrays of the size of all coarser mips while they are computed together: new, stored, in the transaction, masks."""
 COPIES_BY_MIP = 2.0
-"""The same where they are made piece by piece: in the transaction, as they were and as they will be."""
+"""Arrays of that size while the mips are computed in pieces: in the transaction, before and after."""
 PIECES = 0.25
 """Share of the budget that the pieces may take."""
 
@@ -47,27 +48,27 @@ class MipLevel:
     """One mip of a pyramid."""
 
     size: Triple
-    """Voxels."""
+    """Size of the mip in voxels."""
     chunk_size: Triple
-    """Voxels of a storage chunk; the grid starts at the first voxel."""
+    """Size of a storage chunk in voxels; the storage grid starts at the first voxel."""
     step: Triple
-    """Voxels of the mip below, per axis, that make one of this; (1, 1, 1) for the base mip."""
+    """Voxels per axis of the next finer mip that form one voxel of this mip; (1, 1, 1) for the base mip."""
 
 
 @dataclass(frozen=True)
 class PyramidGeometry:
-    """A volume and its mips, finest first. All boxes of all methods are counted from the start of the mip."""
+    """A volume and its mips, finest first. The boxes of all methods are relative to the start of their mip."""
 
     levels: tuple[MipLevel, ...]
 
     @cached_property
     def factors(self) -> IntArray:
-        """Voxels of the base mip, per axis, that make one of each mip; shape (mips, 3)."""
+        """Base-mip voxels per axis that form one voxel of each mip; shape (mips, 3)."""
         return np.cumprod(np.array([level.step for level in self.levels], np.int64), axis=0)
 
     @cached_property
     def cell(self) -> Triple:
-        """Base-mip voxels of a cell; the whole axis where no smaller one would do."""
+        """Size of a cell in base-mip voxels; the whole axis where no smaller size is possible."""
         chunks = np.array([level.chunk_size for level in self.levels], np.int64)
         edges = [1, 1, 1]
         for size in (chunks * self.factors).tolist():
@@ -77,7 +78,7 @@ class PyramidGeometry:
         return (x, y, z)
 
     def shadow(self, mip: int, array: IntArray) -> IntArray:
-        """Voxels of ``mip`` that voxels of boxes of the mip below have a part in; none outside either mip."""
+        """Return the boxes of ``mip`` to which boxes of the next finer mip contribute, clipped to both mips."""
         level, below = self.levels[mip], self.levels[mip - 1]
         step = np.asarray(level.step)
         limit = np.minimum(level.size, -(-np.asarray(below.size) // step))
@@ -85,18 +86,19 @@ class PyramidGeometry:
         return clip(up, Box.of((0, 0, 0), limit))
 
     def footprint(self, mip: int, box: Box) -> Box:
-        """Voxels of the mip below that a box of ``mip`` is made of."""
+        """Return the voxels of the next finer mip from which a box of ``mip`` is computed."""
         step = np.asarray(self.levels[mip].step)
         below = Box.of((0, 0, 0), self.levels[mip - 1].size)
         return Box.of(box.start * step, box.stop * step).clip(below)
 
     def affected(self, array: IntArray) -> list[IntArray]:
-        """Per mip above the base, what is to be made again when base voxels in these boxes have changed.
+        """Return what must be recomputed at each coarser mip when base voxels in these boxes have changed.
 
         Returns
         -------
-        One array per mip from 1 on: boxes that do not overlap. Of each storage chunk they hold the bounding box of what
-        is affected (which makes the boxes few); boxes of neighbouring chunks are joined where they can be.
+        One array of boxes without overlaps for each mip from 1 on. For each storage chunk they cover the bounding box
+        of what is affected, which keeps the number of boxes low. Boxes of neighbouring chunks are joined where
+        possible.
         """
         result: list[IntArray] = []
         for mip in range(len(self.levels)):
@@ -108,17 +110,17 @@ class PyramidGeometry:
         return result
 
     def bytes_whole(self, array: IntArray) -> int:
-        """Memory that these boxes of the base mip need, with all their coarser mips, if everything is held at once."""
+        """Return the memory in bytes for these base-mip boxes and their coarser mips if everything is held at once."""
         affected = self.affected(array)
         fine = sum(self.footprint(1, Box.of(*box)).volume for box in affected[0]) if affected else 0
         return int(BYTES_PER_VOXEL * (fine + COPIES_WHOLE * self._stored_voxels(affected)))
 
     def bytes_by_mip(self, array: IntArray) -> int:
-        """The same if each mip is made piece by piece of the one below, and only what is to be committed is held."""
+        """Return the memory in bytes if each mip is computed in pieces and only what is to be committed is held."""
         return int(BYTES_PER_VOXEL * COPIES_BY_MIP * self._stored_voxels(self.affected(array)) / (1 - PIECES))
 
     def bytes_of_block(self, size: Triple) -> int:
-        """What `bytes_whole` says of all of a block at the start of the volume; without a list of its chunks."""
+        """Return `bytes_whole` of a complete block at the start of the volume, without listing its chunks."""
         shape, fine, stored = np.minimum(size, self.levels[0].size), 0, 0
         for mip, level in enumerate(self.levels):
             if mip:
@@ -130,15 +132,15 @@ class PyramidGeometry:
         return int(BYTES_PER_VOXEL * (fine + COPIES_WHOLE * stored)) if len(self.levels) > 1 else 0
 
     def exceeds_by_mip(self, array: IntArray, memory_budget: int) -> bool:
-        """Whether `bytes_by_mip` is more than a budget; quick for boxes of any size."""
+        """Whether `bytes_by_mip` exceeds a budget in bytes; quick for boxes of any size."""
         if len(self.levels) < 2 or not len(array):
             return False
-        # The largest box alone; so the chunks of a box are listed only if it is not far beyond the budget.
+        # The largest box is checked first, so that chunks are listed only for boxes not far beyond the budget.
         least = int(volumes(array).max()) // int(np.prod(self.levels[1].step))
         return least * BYTES_PER_VOXEL * COPIES_BY_MIP > memory_budget or self.bytes_by_mip(array) > memory_budget
 
     def _stored_voxels(self, affected: list[IntArray]) -> int:
-        # A transaction holds whole chunks, whatever of them is written.
+        # A transaction holds whole chunks, however little of them is written.
         total = 0
         for mip, boxes in enumerate(affected, start=1):
             chunks, _ = parts_by_chunk(boxes, self.levels[mip].chunk_size, hull=True)
@@ -150,27 +152,27 @@ class PyramidGeometry:
 
 @dataclass(frozen=True, eq=False)
 class PyramidBlock:
-    """A box of cells with something affected in it."""
+    """A box of cells that contains something affected."""
 
     box: Box
-    """Base-mip voxels, from the start of the volume."""
+    """Base-mip voxels, relative to the start of the volume."""
     cells: tuple[Triple, ...]
-    """Coordinates of the cells in it that hold something affected, sorted."""
+    """Coordinates of the cells in the box that contain something affected, sorted."""
     affected: IntArray
-    """What is affected in it: boxes of base-mip voxels, shape (n, 2, 3); they may overlap."""
+    """Affected base-mip boxes, shape (n, 2, 3); they may overlap."""
 
 
 def plan_blocks(geometry: PyramidGeometry, boxes: IntArray, memory_budget: int) -> list[PyramidBlock]:
-    """Divide what is affected into blocks of which no two share a storage chunk at any mip.
+    """Divide what is affected into blocks, no two of which share a storage chunk at any mip.
 
     Parameters
     ----------
     geometry
         The volume.
     boxes
-        Base-mip voxels that have changed, from the start of the volume; they may overlap, or lie outside.
+        Base-mip boxes that have changed, relative to the start of the volume; they may overlap, or lie outside.
     memory_budget
-        Bytes. Blocks are made of as many cells as fit; a single cell may be more.
+        Memory of one block in bytes. A block has as many cells as fit, but at least one.
     """
     volume = Box.of((0, 0, 0), geometry.levels[0].size)
     boxes = clip(boxes, volume)
@@ -189,7 +191,7 @@ def plan_blocks(geometry: PyramidGeometry, boxes: IntArray, memory_budget: int) 
 
 
 def _block_size(geometry: PyramidGeometry, memory_budget: int) -> Triple:
-    """Cells doubled along their smallest axes while they fit."""
+    """Double the cells of a block along their smallest axis while they fit into the budget."""
     size, volume = list(geometry.cell), geometry.levels[0].size
     while True:
         axes = [axis for axis in range(3) if size[axis] < volume[axis]]
@@ -204,9 +206,9 @@ def _block_size(geometry: PyramidGeometry, memory_budget: int) -> Triple:
 
 
 def split_to_budget(geometry: PyramidGeometry, block: PyramidBlock, memory_budget: int) -> Iterator[Box]:
-    """The parts of a block, in order: boxes of the base mip that cover what is affected, each within the budget.
+    """Yield the parts of a block in order: base-mip boxes that cover what is affected, each within the budget.
 
-    A part is never smaller than a storage chunk, even if that is more than the budget.
+    A part is never smaller than a storage chunk, even if that exceeds the budget.
     """
     waiting = [(block.box, block.affected)]
     while waiting:
@@ -225,7 +227,7 @@ def split_to_budget(geometry: PyramidGeometry, block: PyramidBlock, memory_budge
 
 
 def _middle(geometry: PyramidGeometry, affected: IntArray) -> tuple[int, int] | None:
-    """Where to cut: near the middle of the longest axis, between chunks of as coarse a mip as possible."""
+    """Choose where to cut: near the middle of the longest axis, between chunks of as coarse a mip as possible."""
     start, stop = affected[:, 0].min(axis=0), affected[:, 1].max(axis=0)
     for axis in np.argsort(start - stop, kind="stable"):
         for mip in reversed(range(len(geometry.levels))):

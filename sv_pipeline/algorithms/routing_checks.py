@@ -1,4 +1,4 @@
-"""Checks of a planned supervoxel split, before anything is written. Mends nothing."""
+"""Checks of a planned supervoxel split before anything is written. Repairs nothing."""
 
 from __future__ import annotations
 
@@ -16,22 +16,26 @@ __all__ = ["require_sound_routing", "routing_findings"]
 
 
 def require_sound_routing(plan: FragmentPlan, edges: LocalEdges, routed: RoutedEdges) -> None:
-    """Raise CorruptionError, naming what is wrong, unless the new edges can take the place of the old."""
+    """Raise CorruptionError, naming the defects, unless the new edges can replace the old ones."""
     findings = routing_findings(plan, edges, routed)
     if findings:
         raise CorruptionError(
-            f"the edges of the split supervoxels do not come out right: {'; '.join(findings)}.",
+            f"the edges of the split supervoxels would be wrong: {'; '.join(findings)}.",
             remedy="Nothing was written. Run sv-pipeline verify on the chunks around; report it if they are sound.",
         )
 
 
 def routing_findings(plan: FragmentPlan, edges: LocalEdges, routed: RoutedEdges) -> list[str]:
-    """What is wrong with new edges; empty if nothing is.
+    """Return the defects of the new edges; an empty list if there are none.
 
     Parameters
     ----------
+    plan
+        The fragments of the split.
     edges
-        The old edges that were routed.
+        The old edges from which the new ones were made.
+    routed
+        The new edges.
     """
     old, new = combined(edges), routed.edges
     findings = _shape(plan, new)
@@ -44,7 +48,7 @@ def routing_findings(plan: FragmentPlan, edges: LocalEdges, routed: RoutedEdges)
 
 
 def _shape(plan: FragmentPlan, new: LocalEdges) -> list[str]:
-    """Edges are unique, have two ends, and both exist."""
+    """Check that edges are unique and join two different nodes that exist."""
     findings = []
     if (new.pairs[:, 0] == new.pairs[:, 1]).any():
         findings.append(_name("an edge from a node to itself", new.pairs, new.pairs[:, 0] == new.pairs[:, 1]))
@@ -60,7 +64,7 @@ def _shape(plan: FragmentPlan, new: LocalEdges) -> list[str]:
 
 
 def _owners(plan: FragmentPlan, pairs: UInt64Array) -> UInt64Array:
-    """Ends with fragments replaced by the supervoxel that they come from."""
+    """Replace fragments by the supervoxels that they come from."""
     if not len(plan):
         return pairs
     fragments = is_placeholder(pairs)
@@ -68,7 +72,7 @@ def _owners(plan: FragmentPlan, pairs: UInt64Array) -> UInt64Array:
 
 
 def _missing(plan: FragmentPlan, old: LocalEdges, routed: RoutedEdges, owners: UInt64Array) -> list[str]:
-    """Every old edge of a split supervoxel has a replacement, and only those are retired."""
+    """Check that every old edge of a split supervoxel has a replacement, and that only those are retired."""
     findings = []
     touched = np.isin(old.pairs, plan.split_ids).any(axis=1)
     if not np.array_equal(old.pairs[touched], routed.retired):
@@ -80,7 +84,7 @@ def _missing(plan: FragmentPlan, old: LocalEdges, routed: RoutedEdges, owners: U
 
 
 def _joined_sides(plan: FragmentPlan, old: LocalEdges, routed: RoutedEdges) -> list[str]:
-    """No two sides hang together by edges of affinity inf, old ones that stay included."""
+    """Check that no two sides are connected by edges of affinity inf, including old ones that stay."""
     gone = LocalEdges.of(np.concatenate([routed.retired, routed.overridden])).rows(old.pairs) >= 0
     pairs = np.concatenate(
         [old.pairs[np.isinf(old.affinities) & ~gone], routed.edges.pairs[np.isinf(routed.edges.affinities)]]
@@ -96,7 +100,7 @@ def _joined_sides(plan: FragmentPlan, old: LocalEdges, routed: RoutedEdges) -> l
 
 
 def _lost(plan: FragmentPlan, new: LocalEdges, owners: UInt64Array) -> list[str]:
-    """The fragments of each supervoxel hang together as they did when they were one."""
+    """Check that the fragments of each supervoxel are still connected to each other."""
     brothers = owners[:, 0] == owners[:, 1]
     nodes = plan.nodes[: len(plan)]
     group = component_labels(np.sort(nodes), new.pairs[brothers & is_placeholder(new.pairs).all(axis=1)])

@@ -1,6 +1,6 @@
-"""Where the fragments of a supervoxel split lie: what they touch, and how far away others are. Knows no edges.
+"""Geometry of the fragments of a supervoxel split: what they touch, and distances to others. Knows no edges.
 
-Two nodes *touch* where two of their voxels share a face, an edge or a corner. All places are absolute voxels in one
+Two nodes *touch* if two of their voxels share a face, an edge or a corner. All positions are absolute voxels in one
 frame; distances are in nm, between centres of voxels.
 """
 
@@ -34,15 +34,15 @@ _ROWS_AT_ONCE = 1 << 21
 
 @dataclass(frozen=True, eq=False)
 class NodeContacts:
-    """Which nodes of a plan touch what: each other, any other supervoxel."""
+    """Contacts of the nodes of a plan with each other and with other supervoxels."""
 
     pairs: UInt64Array
-    """Ids or placeholders, lower first, unique, sorted; shape (c, 2)."""
+    """Ids or placeholders, lower one first, unique, sorted; shape (c, 2)."""
     faces: IntArray
-    """Voxel faces that they share; 0 where they share edges or corners only. Shape (c,)."""
+    """Number of shared voxel faces, shape (c,); 0 for pairs that share edges or corners only."""
 
     def find(self, one: npt.ArrayLike, other: npt.ArrayLike) -> IntArray:
-        """Row of the pairs (one, other), in either order, shape (n,); -1 where they do not touch."""
+        """Return the rows of the pairs (one, other), in either order, shape (n,); -1 for pairs that do not touch."""
         first, second = np.asarray(one, np.uint64), np.asarray(other, np.uint64)
         names = np.unique(self.pairs)
         known = find(names, self.pairs).reshape(-1, 2)
@@ -53,7 +53,7 @@ class NodeContacts:
 
 
 class SplitGeometry:
-    """The surroundings of a plan's fragments, measured when asked for.
+    """The surroundings of a plan's fragments, measured on first access.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class SplitGeometry:
     resolution
         Size of a voxel in nm, (x, y, z).
     grid, layout
-        Chunks and ids of the graph: they tell where a supervoxel is that has no voxel in the box.
+        Chunks and ids of the graph; they locate supervoxels that have no voxel in the box.
     """
 
     def __init__(
@@ -83,13 +83,13 @@ class SplitGeometry:
         self._resolution = np.asarray(resolution, np.float64)
 
     def chunk_of(self, ids: UInt64Array) -> UInt64Array:
-        """Chunk id of each supervoxel."""
+        """Return the chunk id of each supervoxel."""
         return self._layout.chunks(ids)
 
     def nodes_near(self, coordinates: npt.ArrayLike, side: int) -> UInt64Array:
-        """Node of one side at each absolute voxel, or else the nearest one of that side; (n, 3) to (n,).
+        """Return the node on ``side`` at each absolute voxel, or else the nearest node on that side; (n, 3) to (n,).
 
-        For the points of a request: they were moved to the object, if they were not on it, before it was cut.
+        This serves the points of a request, which may have been moved to the object before it was cut.
         """
         places = np.asarray(coordinates, np.int64).reshape(-1, 3)
         nodes = self.plan.nodes_at(places)
@@ -114,7 +114,7 @@ class SplitGeometry:
 
     @cached_property
     def _measured(self) -> tuple[NodeContacts, BoolArray]:
-        """Contacts, and which of the plan's voxels lie at the surface of their node."""
+        """Contacts, and a mask of the plan's voxels that lie at the surface of their node."""
         plan, shape = self.plan, self.plan.box.shape
         order: Literal["F", "C"] = "F" if self._segmentation.flags.f_contiguous else "C"
         values = self._segmentation.ravel(order=order)
@@ -148,10 +148,10 @@ class SplitGeometry:
     # -- distances ----------------------------------------------------------------------------------------------------
 
     def distances(self, fragments: UInt64Array, others: UInt64Array) -> FloatArray:
-        """Distance between each fragment and the other of its row, nm, shape (n,).
+        """Return the distance in nm between each fragment and the other of its row, shape (n,).
 
-        The other may be a fragment, a kept member, or any supervoxel. One without voxels in the box is as far away as
-        the nearest voxel of its chunk.
+        The other may be a fragment, a kept member, or any supervoxel. The distance to one without voxels in the box is
+        the distance to the nearest voxel of its chunk.
         """
         result = np.full(len(fragments), np.inf)
         if not len(fragments):
@@ -177,7 +177,7 @@ class SplitGeometry:
         return result
 
     def _points_of(self, nodes: UInt64Array) -> _Points:
-        """Places (nm) of surface voxels of nodes of the plan, and of all voxels of other supervoxels."""
+        """Return the positions (nm) of surface voxels of nodes of the plan, and of all voxels of other supervoxels."""
         ids = np.unique(nodes)
         known = np.flatnonzero(np.isin(self.plan.nodes, ids))
         rows = np.flatnonzero(np.isin(self.plan.node_of_voxel, known) & self._measured[1])
@@ -189,7 +189,7 @@ class SplitGeometry:
         return _Points.of(np.concatenate(names), np.concatenate(places) * self._resolution)
 
     def _foreign_voxels(self, ids: UInt64Array) -> Iterator[tuple[UInt64Array, IntArray]]:
-        """Voxels in the box of supervoxels that are not members: their ids and absolute places, chunk by chunk."""
+        """Yield the ids and absolute positions of the voxels in the box of non-members, chunk by chunk."""
         coordinates, chunk = np.unique(self._layout.coordinates(ids), axis=0, return_inverse=True)
         for index, coordinate in enumerate(coordinates):
             box: Box = self._grid.box(2, coordinate).clip(self.plan.box)
@@ -203,14 +203,14 @@ class SplitGeometry:
 
 @dataclass(frozen=True, eq=False)
 class _Points:
-    """Points of nodes, grouped."""
+    """Points of several nodes, grouped by node."""
 
     names: UInt64Array
-    """Sorted, unique, shape (k,)."""
+    """Ids or placeholders of the nodes, sorted, unique, shape (k,)."""
     starts: IntArray
-    """Shape (k + 1,)."""
+    """Row in ``places`` of the first point of each node, and the end; shape (k + 1,)."""
     places: FloatArray
-    """Shape (n, 3), nm."""
+    """Positions in nm, shape (n, 3)."""
 
     @classmethod
     def of(cls, owners: UInt64Array, places: FloatArray) -> _Points:
@@ -219,13 +219,13 @@ class _Points:
         return cls(names, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), places[order])
 
     def counts(self, nodes: UInt64Array) -> IntArray:
-        """Number of points of each node, shape (n,)."""
+        """Return the number of points of each node, shape (n,)."""
         index = find(self.names, nodes)
         counts = np.append(np.diff(self.starts), 0)
         return np.asarray(counts[index], np.int64)
 
     def expand(self, nodes: UInt64Array) -> Iterator[tuple[IntArray, IntArray, FloatArray]]:
-        """All points of each of some nodes, in portions: rows of the portion, row within it of each point, places."""
+        """Yield the points of nodes in portions: rows of the portion, row in the portion of each point, positions."""
         counts = self.counts(nodes)
         portions = np.cumsum(counts) // _ROWS_AT_ONCE
         for rows in np.split(np.arange(len(nodes)), np.flatnonzero(np.diff(portions)) + 1):
@@ -238,11 +238,11 @@ class _Points:
 
 
 def _between(points: _Points, nodes: UInt64Array, other_points: _Points, others: UInt64Array) -> FloatArray:
-    """Smallest distance between the points of two nodes, row by row."""
+    """Return the smallest distance between the points of two nodes, row by row."""
     result = np.full(len(nodes), np.inf)
     if not len(nodes):
         return result
-    # One tree for all: a fourth axis keeps the nodes farther apart than any two points are.
+    # One tree holds the points of all nodes: a fourth axis keeps the nodes farther apart than any two points are.
     both = np.concatenate([points.places, other_points.places])
     gap = 1 + 2 * float(np.ptp(both, axis=0).sum())
     owner_of_point = np.repeat(np.arange(len(points.names)), np.diff(points.starts))
@@ -255,12 +255,12 @@ def _between(points: _Points, nodes: UInt64Array, other_points: _Points, others:
 
 
 def _minimum(values: FloatArray, owner: IntArray, n: int) -> FloatArray:
-    """Smallest value of each owner 0 .. n - 1; owners ascend and each has values."""
+    """Return the smallest value of each owner 0 .. n - 1; owners ascend and each has values."""
     return np.asarray(np.minimum.reduceat(values, np.searchsorted(owner, np.arange(n))), np.float64)
 
 
 def _not_leaving(borders: list[tuple[BoolArray, BoolArray]], direction: tuple[int, ...]) -> BoolArray | None:
-    """Which voxels have a neighbour in a direction; None if all have."""
+    """Return which voxels have a neighbour in a direction; None if all have."""
     leaving = [at[0] if step < 0 else at[1] for at, step in zip(borders, direction, strict=True) if step]
     leaving = [mask for mask in leaving if mask.any()]
     return ~np.logical_or.reduce(leaving) if leaving else None
@@ -269,7 +269,7 @@ def _not_leaving(borders: list[tuple[BoolArray, BoolArray]], direction: tuple[in
 def _runs(
     own: npt.NDArray[np.uint32], ids: UInt64Array, count: bool
 ) -> tuple[npt.NDArray[np.uint32], Labels, IntArray]:
-    """Contacts of neighbouring voxels with the same pair taken together: node, id, number of faces."""
+    """Combine consecutive contacts of the same pair; return nodes, ids and numbers of faces."""
     keep = ids != 0
     own, ids = own[keep], ids[keep]
     starts = np.flatnonzero(np.concatenate([[True], (own[1:] != own[:-1]) | (ids[1:] != ids[:-1])])[: len(own)])
@@ -278,7 +278,7 @@ def _runs(
 
 
 def _summed(one: UInt64Array, other: UInt64Array, faces: IntArray, nodes: UInt64Array) -> NodeContacts:
-    """One row for each pair. Contacts of two nodes were seen from both."""
+    """Sum the faces of each pair. Contacts of two nodes of the plan were counted from both sides."""
     pairs = np.stack([np.minimum(one, other), np.maximum(one, other)], axis=1)
     names, codes = np.unique(pairs, return_inverse=True)
     codes = codes.reshape(pairs.shape).astype(np.int64)

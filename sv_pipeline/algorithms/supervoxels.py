@@ -22,9 +22,9 @@ class ChunkPieces:
     labels: npt.NDArray[np.uint64]
     """Source label of segment i + 1, shape (n,)."""
     voxel_counts: npt.NDArray[np.uint64]
-    """Voxels of segment i + 1, shape (n,)."""
+    """Number of voxels of segment i + 1, shape (n,)."""
     surfaces: npt.NDArray[np.uint64]
-    """Voxel faces of segment i + 1 that do not lie inside it, those at the border of the chunk included; shape (n,)."""
+    """Surface of segment i + 1 in voxel faces, including those at the border of the chunk; shape (n,)."""
 
 
 def label_pieces(labels: npt.NDArray[Any]) -> ChunkPieces:
@@ -37,10 +37,10 @@ def label_pieces(labels: npt.NDArray[Any]) -> ChunkPieces:
     labels
         Source labels of one chunk, integers, shape (x, y, z).
     """
-    # uint64 has twice the bits that the component labeller needs to look at.
+    # The component labeller is faster on small integers than on uint64.
     compact, _ = fastremap.renumber(np.asfortranarray(labels), preserve_zero=True, in_place=False)
     found = cc3d.connected_components(compact, connectivity=26, out_dtype=np.uint32)
-    # cc3d numbers components in raster order of Fortran arrays today; renumbering makes that a promise of ours.
+    # cc3d numbers components in raster order of Fortran arrays, but does not guarantee it. Renumbering does.
     segments = np.asfortranarray(fastremap.renumber(found, preserve_zero=True)[0].astype(np.uint32, copy=False))
     n = int(segments.max(initial=0))
     flat = segments.ravel(order="F")
@@ -51,7 +51,7 @@ def label_pieces(labels: npt.NDArray[Any]) -> ChunkPieces:
 
 
 def _inner_faces(segments: npt.NDArray[np.uint32], n: int) -> npt.NDArray[np.uint64]:
-    """Voxel faces inside each segment 0 .. n, counted from both sides."""
+    """Return the number of voxel faces inside each segment 0 .. n, counted from both sides."""
     inner = np.zeros(n + 1, np.uint64)
     for axis in range(3):
         lower = np.moveaxis(segments, axis, 0)[:-1]
@@ -63,12 +63,12 @@ def _inner_faces(segments: npt.NDArray[np.uint32], n: int) -> npt.NDArray[np.uin
 def label_overlaps(
     labels: npt.NDArray[Any], objects: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """How many voxels each label shares with each object: label, object, count, each of shape (n,).
+    """Count the voxels that each label shares with each object; return labels, objects and counts, each of shape (n,).
 
     Parameters
     ----------
     labels, objects
-        Integers of one shape (x, y, z). Voxels of label 0 do not count; object 0 does.
+        Integer arrays of the same shape (x, y, z). Voxels of label 0 are not counted; those of object 0 are.
     """
     inside = labels != 0
     label_names, label_index = fastremap.unique(labels[inside], return_inverse=True)

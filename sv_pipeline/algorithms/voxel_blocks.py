@@ -1,4 +1,4 @@
-"""Voxels of boxes, as values: one block, and blocks that are made when asked for. Computes nothing."""
+"""Voxels of boxes as values: one block, and a sequence of blocks that are computed on access. Computes nothing."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ Labels = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True, eq=False)
 class VoxelBlock:
-    """Voxels of a box: uint64, (x, y, z)."""
+    """The voxels of a box: uint64, axes (x, y, z)."""
 
     box: Box
     voxels: Labels
 
 
 class VoxelBlocks(Sequence[VoxelBlock]):
-    """Blocks that are made when asked for; where they are is known before."""
+    """A sequence of blocks that are computed on access; their boxes are known in advance."""
 
     @property
     @abc.abstractmethod
     def boxes(self) -> tuple[Box, ...]:
-        """Box of each, absolute."""
+        """Absolute box of each block."""
 
     @abc.abstractmethod
     def block(self, index: int) -> VoxelBlock:
-        """One of them, made now."""
+        """Compute one block."""
 
     def __len__(self) -> int:
         return len(self.boxes)

@@ -36,6 +36,13 @@ _region_memory = click.option(
     metavar="GB",
     help="How much of the object may be looked at for a cut that parts the points. Default: 1.07.",
 )
+_isolating = click.option(
+    "--allow-isolating-cut/--refuse-isolating-cut",
+    "isolating",
+    default=None,
+    help="Make, or refuse, a cut around nothing but the supervoxels of the points of one side. Default: refused for "
+    "several, made for one.",
+)
 _picture = click.option("--picture", type=PNG, metavar="FILE", help="Also write a picture of it, as PNG.")
 
 
@@ -119,6 +126,7 @@ def merge(
 @_points
 @_partial
 @_region_memory
+@_isolating
 @_user
 @_picture
 @json_option
@@ -133,16 +141,18 @@ def split(
     *,
     partial: bool,
     region_memory: float | None,
+    isolating: bool | None,
     as_json: bool,
 ) -> None:
     """Cut an object of GRAPH between --source and --sink, where that is cheapest."""
-    opened, options = _opened(graph, home), _split_options(partial=partial, region_memory=region_memory)
+    options = _split_options(partial=partial, region_memory=region_memory, isolating=isolating)
+    opened = _opened(graph, home)
     _say(opened, opened.split(source, sink, user=user, **options), picture, as_json=as_json)
 
 
-def _split_options(*, partial: bool, region_memory: float | None) -> dict[str, Any]:
+def _split_options(*, partial: bool, region_memory: float | None, isolating: bool | None) -> dict[str, Any]:
     memory = {} if region_memory is None else {"region_memory": parse_gigabytes(region_memory, "amount of memory")}
-    return {"allow_partial": partial, **memory}
+    return {"allow_partial": partial, "allow_isolating_cut": isolating, **memory}
 
 
 @click.command()
@@ -150,6 +160,7 @@ def _split_options(*, partial: bool, region_memory: float | None) -> dict[str, A
 @_points
 @_partial
 @_region_memory
+@_isolating
 @_picture
 @json_option
 @click.pass_obj
@@ -162,10 +173,11 @@ def preview(
     *,
     partial: bool,
     region_memory: float | None,
+    isolating: bool | None,
     as_json: bool,
 ) -> None:
     """Show what a split of GRAPH would do. Locks and writes nothing. Exit code 1 if it would be refused."""
-    options = _split_options(partial=partial, region_memory=region_memory)
+    options = _split_options(partial=partial, region_memory=region_memory, isolating=isolating)
     found = _opened(graph, home).preview_split(source, sink, **options)
     if picture is not None:
         _write(picture, found.picture())

@@ -113,13 +113,19 @@ def roots(
 
 @click.command()
 @click.argument("graph")
+@click.option("--graphene", is_flag=True, help="Print the info document of a graphene data source, as JSON.")
 @json_option
 @click.pass_obj
-def info(home: str, graph: str, *, as_json: bool) -> None:
+def info(home: str, graph: str, *, graphene: bool, as_json: bool) -> None:
     """What GRAPH is and how to read it: TensorStore specs for every mip, latest and pinned."""
     from sv_pipeline.registry import open_dataset
     from sv_pipeline.reports.info import graph_info
 
+    if graphene:
+        from sv_pipeline.graph.graphene_info import graphene_info
+
+        print_json(graphene_info(open_dataset(graph, home).graph))
+        return
     published = graph_info(open_dataset(graph, home))
     if as_json:
         print_json(published.to_dict())

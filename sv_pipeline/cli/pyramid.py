@@ -11,6 +11,8 @@ import click
 from sv_pipeline.cli.output import ProgressBars, json_option, print_json
 from sv_pipeline.progress import Progress
 from sv_pipeline.pyramid import downsample as pyramid
+from sv_pipeline.pyramid.foreign import note_foreign_edits
+from sv_pipeline.pyramid.lag import lag_of_graph
 from sv_pipeline.registry import open_dataset
 
 __all__ = ["downsample", "lag"]
@@ -23,7 +25,7 @@ __all__ = ["downsample", "lag"]
 def lag(home: str, graph: str, *, as_json: bool) -> None:
     """How far the coarser mips of GRAPH are behind its base mip."""
     dataset = open_dataset(graph, home)
-    found = dataset.fork.lag()
+    found = lag_of_graph(dataset)
     if as_json:
         print_json(asdict(found))
     else:
@@ -48,6 +50,8 @@ def downsample(
         raise click.UsageError("give either --all or --op.")
     dataset = open_dataset(graph, home)
     fork, table, budget = dataset.fork, dataset.existing_table, megabytes << 20
+    if not operations:
+        note_foreign_edits(dataset)
     with nullcontext(Progress()) if as_json else ProgressBars("blocks") as bars:
         if everything:
             report = pyramid.rebuild(fork, table=table, memory_budget=budget, progress=bars)

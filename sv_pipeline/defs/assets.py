@@ -221,13 +221,14 @@ def fork(context: dg.AssetExecutionContext, pipeline: PipelineResource, config: 
 
 @dg.asset(partitions_def=graphs, deps=[fork], group_name="ingest", kinds={"json"}, owners=OWNERS)
 def reader_contract(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
-    """The published spec: all that a reader needs to open the segmentation, at every mip."""
+    """All that readers and viewers need to open the segmentation, at every mip; published beside the fork."""
     from sv_pipeline.reports import views
     from sv_pipeline.reports.info import graph_info
 
     with explained_failures():
         dataset = pipeline.dataset(context.partition_key)
         info = graph_info(dataset)
+        stages.publish_documents(dataset)
     return dg.MaterializeResult(
         metadata={
             "specs": dg.MetadataValue.json(info.to_dict()),

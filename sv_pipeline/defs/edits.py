@@ -65,11 +65,21 @@ class SplitPreviewConfig(PointsConfig):
         description="How much of the object may be looked at for a cut that parts the points, in GB of memory.",
     )
 
+    allow_isolating_cut: bool | None = Field(
+        default=None,
+        description="Whether a cut is made that cuts off nothing but the supervoxels of the points of one side. By "
+        "default it is made if that side has a single one, and refused if it has several.",
+    )
+
     @property
     def options(self) -> dict[str, Any]:
         """As keyword arguments of a split."""
         memory = parse_gigabytes(self.region_memory_gb, "amount of memory")
-        return {"allow_partial": self.allow_partial, "region_memory": memory}
+        return {
+            "allow_partial": self.allow_partial,
+            "region_memory": memory,
+            "allow_isolating_cut": self.allow_isolating_cut,
+        }
 
 
 class SplitConfig(SplitPreviewConfig):

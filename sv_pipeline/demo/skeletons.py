@@ -1,7 +1,7 @@
-"""Skeletons of neuropil by random walk: dendrites, axons and glia with their calibre. Knows no voxels.
+"""Skeletons of neuropil from random walks: dendrites, axons and glia with their calibre. Knows no voxels.
 
-Dendrites are thick and spiny, axons thin with varicosities, glia tortuous and much branched. Each walk keeps clear of
-the processes before it, so that they wind around each other as neurites do.
+Dendrites are thick and spiny, axons thin with varicosities, glia tortuous and highly branched. Each walk avoids the
+processes grown before it, so that they wind around each other as neurites do.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ __all__ = ["grow_skeletons"]
 Float = npt.NDArray[np.float64]
 
 MARGIN = 400.0
-"""Nanometres around the volume in which skeletons live on, so that its border looks like its inside."""
+"""Margin around the volume in nm where skeletons grow too, so that its border looks like its inside."""
 
 
 @dataclass(frozen=True)
 class _Habit:
-    """How one kind of process grows; lengths in nanometres."""
+    """Growth parameters of one kind of process; lengths in nm."""
 
     per_cubic_micron: float
     step: float
@@ -31,9 +31,9 @@ class _Habit:
     swelling: float
     """Relative amplitude of the calibre along the process."""
     period: float
-    """Length over which the calibre varies."""
+    """Wavelength of the calibre along the process."""
     wander: float
-    """How much a step may turn; 0 = straight."""
+    """How much a step may turn; 0 keeps the direction."""
     branches_per_micron: float
     spines_per_micron: float = 0.0
 
@@ -46,6 +46,8 @@ MOST_BRANCHES = {DENDRITE: 3, GLIA: 40, AXON: 3}
 
 class _Forest:
     """Skeleton points of all processes so far."""
+
+    """Skeleton points of all processes grown so far."""
 
     def __init__(self) -> None:
         self.points: list[Float] = []
@@ -60,12 +62,12 @@ class _Forest:
         self.process.append(np.full(len(points), process, np.int32))
 
     def index(self) -> None:
-        """Make what was added visible to ``clearance``."""
+        """Make the added points visible to ``clearance``."""
         self._tree = spatial.cKDTree(np.concatenate(self.points))
         self._tree_radii = np.concatenate(self.radii)
 
     def clearance(self, places: Float) -> Float:
-        """Distance from places to the surface of the process with the nearest skeleton point."""
+        """Return the distance from places to the surface of the process with the nearest skeleton point."""
         if self._tree is None:
             return np.full(len(places), np.inf)
         distance, index = self._tree.query(places)
@@ -78,14 +80,14 @@ def grow_skeletons(random: np.random.Generator, extent: Float) -> tuple[Float, F
     Parameters
     ----------
     random
-        Source of chance.
+        Random number generator.
     extent
-        Size of the volume, nanometres, (x, y, z).
+        Size of the volume in nm, (x, y, z).
 
     Returns
     -------
     points, radii, process
-        Skeleton points (n, 3) and radii (n,), nanometres, and the process, 0 .. m, that each belongs to.
+        Skeleton points (n, 3) and radii (n,) in nm, and the process of each point, 0 .. m, shape (n,).
     """
     forest = _Forest()
     volume = float(np.prod((extent + MARGIN) / 1000))
@@ -103,7 +105,7 @@ def _grow(random: np.random.Generator, extent: Float, habit: _Habit, process: in
     starts = random.uniform(-MARGIN, extent + MARGIN, (32, 3))
     start = starts[int(np.argmax(np.minimum(forest.clearance(starts), 2 * radius) + random.uniform(0, radius, 32)))]
     direction = _unit(random.normal(size=3))
-    # Both ways from a point inside: processes pass through, few end.
+    # A process grows in both directions from a point inside: most processes pass through the volume, few end.
     shoots = [(start, direction, radius), (start, -direction, radius)]
     for n_shoot in range(2 + MOST_BRANCHES[habit]):
         if n_shoot >= len(shoots):
@@ -132,7 +134,7 @@ def _walk(
     radius: float,
     forest: _Forest,
 ) -> Float:
-    """Points from ``start`` until the walk leaves the volume; each step takes the way with most room."""
+    """Return points from ``start`` until the walk leaves the volume; each step goes where there is most room."""
     path = [start]
     longest = int(1.6 * np.linalg.norm(extent) / habit.step) if habit is not GLIA else int(1600 / habit.step)
     for _ in range(longest):
@@ -149,7 +151,7 @@ def _walk(
 def _grow_spine(
     random: np.random.Generator, base: Float, direction: Float, trunk: float, process: int, forest: _Forest
 ) -> None:
-    """A thin neck that ends in a head."""
+    """Grow a thin neck that ends in a head."""
     length = trunk + random.uniform(350, 800)
     along = np.arange(0.6 * trunk, length, 40.0)
     bend = _unit(random.normal(size=3))
@@ -159,12 +161,12 @@ def _grow_spine(
 
 
 def _chosen(random: np.random.Generator, n: int, per_mille: float) -> list[int]:
-    """Some of 0 .. n - 1, each with a chance of so many in a thousand."""
+    """Choose some of 0 .. n - 1, each with the given probability in thousandths."""
     return [int(k) for k in np.flatnonzero(random.random(n) < per_mille / 1000)]
 
 
 def _sideways(random: np.random.Generator, path: Float, k: int) -> Float:
-    """A direction across the path at its k-th point, leaning forward a little."""
+    """Return a direction across the path at its k-th point, tilted slightly forward."""
     ahead = _unit(path[min(k + 1, len(path) - 1)] - path[max(k - 1, 0)] + 1e-9)
     across = random.normal(size=3)
     return _unit(_unit(across - ahead * (across @ ahead)) + 0.4 * ahead)

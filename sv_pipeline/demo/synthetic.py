@@ -1,9 +1,9 @@
 """Synthetic neuropil with a known truth: branching processes that fill space, over-segmented, with planted errors.
 
-For demonstrations, benchmarks and tests. Owns how it is grown; writes no files.
+It serves demonstrations, benchmarks and tests. The module owns how the volume is grown, and writes no files.
 
-How it is made: space is divided among skeletons (see ``skeletons``) by a power diagram of their points (Aurenhammer
-1987; weight = squared radius), computed on a coarse grid by nearest neighbours with one dimension added, and refined
+Space is divided among skeletons (see ``skeletons``) by a power diagram of their points (Aurenhammer 1987; weight =
+squared radius). The diagram is computed on a coarse grid by nearest neighbours with one dimension added, and refined
 voxel by voxel, in coordinates warped by smooth noise so that membranes undulate. Supervoxels are Voronoi cells of
 random seeds inside each body.
 """
@@ -25,31 +25,31 @@ from sv_pipeline.demo.skeletons import grow_skeletons
 __all__ = ["SyntheticVolume", "synthetic_neuropil"]
 
 SLAB = 8
-"""Planes refined at a time, so that what is compared stays in the processor's cache."""
+"""Number of planes refined at a time; few, so that the data stay in the processor's cache."""
 FACE_SHIFTS = ((0, 0, 0), (1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))
 
 Float = npt.NDArray[np.float64]
 Triple = tuple[int, int, int]
 
 COARSE = 48.0
-"""Nanometres of the coarse grid, about."""
+"""Approximate spacing of the coarse grid, in nm."""
 RADIUS_CLASSES = (110.0, 180.0, 300.0)
-"""Nanometres."""
+"""Limits between classes of radii, in nm."""
 SUPERVOXEL_SPACING = 320.0
-"""Mean distance of supervoxel seeds, nanometres."""
+"""Mean distance of supervoxel seeds, in nm."""
 SMALLEST_BODY = 200
-"""Voxels; what is smaller joins a neighbour."""
+"""Voxels of the smallest body; smaller pieces join a neighbour."""
 SMALLEST_SUPERVOXEL = 30
-"""Voxels."""
+"""Voxels of the smallest supervoxel; smaller pieces join a neighbour."""
 STRADDLING = 0.02
-"""Fraction of supervoxels that are falsely merged with one of another body."""
+"""Fraction of supervoxels that are falsely merged with a supervoxel of another body."""
 WRONG_MERGES, WRONG_SPLITS = 0.02, 0.03
-"""Fractions of bodies that the agglomeration merges with another, or cuts in two."""
+"""Fractions of bodies that the agglomeration merges with another, or splits in two."""
 
 
 @dataclass(frozen=True, eq=False)
 class SyntheticVolume:
-    """A segmentation and what it should have been. Volumes are uint64, (x, y, z), without background."""
+    """A segmentation and its truth. Volumes are uint64, axes (x, y, z), without background."""
 
     segmentation: npt.NDArray[np.uint64]
     """Watershed-like supervoxels 1 .. n, each one 26-connected piece."""
@@ -58,26 +58,26 @@ class SyntheticVolume:
     labels: npt.NDArray[np.uint64]
     """All supervoxels, shape (n,), sorted."""
     objects: npt.NDArray[np.uint64]
-    """What an imperfect agglomeration says: the object of each supervoxel, shape (n,)."""
+    """Object of each supervoxel in an imperfect agglomeration, shape (n,)."""
     straddling: npt.NDArray[np.uint64]
-    """Supervoxels that lie in two bodies: only cutting their voxels can part those."""
+    """Supervoxels that lie in two bodies; only a cut through their voxels can separate these."""
     resolution: tuple[float, float, float]
-    """Nanometres per voxel."""
+    """Nanometres per voxel, (x, y, z)."""
 
 
 def synthetic_neuropil(
     shape: Triple = (256, 256, 128), resolution: tuple[float, float, float] = (16, 16, 40), seed: int = 0
 ) -> SyntheticVolume:
-    """Grow a piece of neuropil; the same arguments give the same volume.
+    """Grow a volume of neuropil; the same arguments give the same volume.
 
     Parameters
     ----------
     shape
-        Voxels, (x, y, z).
+        Size in voxels, (x, y, z).
     resolution
-        Nanometres per voxel.
+        Nanometres per voxel, (x, y, z).
     seed
-        Seed of all that is random.
+        Seed of the random number generator.
     """
     random = np.random.default_rng(seed)
     extent = np.asarray(shape) * np.asarray(resolution, np.float64)
@@ -103,14 +103,14 @@ def _nearest(
     radii: Float | None = None,
     lift: npt.NDArray[np.float32] | None = None,
 ) -> npt.NDArray[np.int32]:
-    """Index of the site with the smallest ``|voxel - site|^2 - radius^2`` for each voxel, in warped coordinates.
+    """Return the site with the smallest ``|voxel - site|^2 - radius^2`` for each voxel, in warped coordinates.
 
     Parameters
     ----------
     sites
-        Shape (n, 4): nanometres, and a fourth coordinate that adds to the distance.
+        Sites, shape (n, 4): three coordinates in nm, and a fourth coordinate that adds to the distance.
     warp
-        Displacement of each voxel, nanometres, shape (3, x, y, z).
+        Displacement of each voxel in nm, shape (3, x, y, z).
     radii
         Radius of each site, shape (n,); default 0.
     lift
@@ -126,8 +126,8 @@ def _nearest(
 
     best = np.full(stacked.shape[:-1], np.inf)
     found = np.zeros(best.shape, np.int32)
-    # |x - p|^2 - r^2 is, up to a constant, the squared distance to (p, sqrt(R^2 - r^2)), R the largest radius. Sites
-    # of similar radius share a tree: a small one far up in the added dimension would make searches wide.
+    # |x - p|^2 - r^2 is, up to a constant, the squared distance to (p, sqrt(R^2 - r^2)), where R is the largest radius.
+    # Only sites of similar radius share a tree: small ones far up in the added dimension would widen searches.
     group = np.digitize(radii, RADIUS_CLASSES)
     for members in (np.flatnonzero(group == g) for g in np.unique(group)):
         largest = radii[members].max()
@@ -150,7 +150,7 @@ def _refine(
     coarse: npt.NDArray[np.int32],
     step: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.int32]:
-    """Each voxel takes the best of the sites that its coarse cell and the cells around it found.
+    """Assign to each voxel the best of the sites that were found for its coarse cell and the cells around it.
 
     Sites have shape (n, 5): four coordinates and the squared radius.
     """
@@ -178,14 +178,14 @@ def _refine(
 
 
 def _along(axis: int) -> Triple:
-    """Shape that lays a vector along one axis of a volume."""
+    """Return the shape that lays a vector along one axis of a volume."""
     return (-1, 1, 1) if axis == 0 else (1, -1, 1) if axis == 1 else (1, 1, -1)
 
 
 def _smooth_noise(
     random: np.random.Generator, shape: Triple, resolution: Any, scale: float, amplitude: float
 ) -> npt.NDArray[np.float32]:
-    """Three smooth random fields with the given wavelength and standard deviation, nm, shape (3, x, y, z)."""
+    """Return three smooth random fields, shape (3, x, y, z), with a wavelength and standard deviation in nm."""
     spacing = scale / 2
     kernels = []
     for n, r in zip(shape, resolution, strict=True):
@@ -206,7 +206,7 @@ def _divide_space(
     radii: Float,
     process: npt.NDArray[np.int32],
 ) -> npt.NDArray[np.uint32]:
-    """Process of each voxel: power diagram of the skeleton points."""
+    """Return the process of each voxel: the power diagram of the skeleton points."""
     warp = _smooth_noise(random, shape, resolution, 350, 40)
     warp += _smooth_noise(random, shape, resolution, 120, 7)
     sites = np.column_stack([points, np.zeros(len(points))])
@@ -214,7 +214,7 @@ def _divide_space(
 
 
 def _connected_bodies(bodies: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    """Each piece of a process is a body of its own; crumbs go to the nearest larger piece."""
+    """Make each piece of a process a separate body; small pieces go to the nearest larger piece."""
     pieces = cc3d.connected_components(bodies, connectivity=6, out_dtype=np.uint32)
     small = np.bincount(pieces.ravel())[pieces] < SMALLEST_BODY
     nearest = ndimage.distance_transform_edt(small, return_distances=False, return_indices=True)
@@ -225,13 +225,13 @@ def _connected_bodies(bodies: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
 def _cut_into_supervoxels(
     random: np.random.Generator, bodies: npt.NDArray[np.uint32], resolution: Any
 ) -> npt.NDArray[np.uint32]:
-    """Voronoi cells, within each body, of random seeds; at least one seed in every body."""
+    """Divide each body into Voronoi cells of random seeds, with at least one seed in every body."""
     shape: Triple = bodies.shape
     n_seeds = int(bodies.size * np.prod(resolution) / SUPERVOXEL_SPACING**3)
     _, first = np.unique(bodies, return_index=True)
     flat = np.concatenate([random.choice(bodies.size, n_seeds, replace=False), first])
     places = np.stack(np.unravel_index(flat, bodies.shape), axis=-1) * np.asarray(resolution)
-    far = 1e5  # nanometres: two bodies are never nearest to each other's seeds
+    far = 1e5  # nm; large enough that a voxel is never nearest to a seed of another body
     sites = np.column_stack([places, bodies.ravel()[flat] * far])
     warp = _smooth_noise(random, shape, resolution, 200, 30)
     lift = bodies.astype(np.float32) * np.float32(far)
@@ -265,7 +265,7 @@ def _absorb_crumbs(pieces: npt.NDArray[np.uint32], bodies: npt.NDArray[np.uint32
 def _merge_falsely(
     random: np.random.Generator, pieces: npt.NDArray[np.uint32], bodies: npt.NDArray[np.uint32]
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
-    """Join some supervoxels with one of another body that they touch over a small area."""
+    """Join some supervoxels with a supervoxel of another body that they touch over a small area."""
     n = int(pieces.max()) + 1
     body_of = np.zeros(n, np.uint32)
     body_of[pieces.ravel()] = bodies.ravel()
@@ -275,7 +275,7 @@ def _merge_falsely(
     fit = (body_of[a] != body_of[b]) & (contacts.areas > 20) & (contacts.areas < 200)
     fit &= np.minimum(sizes[a], sizes[b]) > 500
     candidates = random.permutation(contacts.pairs[fit])
-    # Each supervoxel in one pair at most: the first in which it occurs.
+    # Each supervoxel is in at most one pair: the first in which it occurs.
     flat = candidates.ravel()
     _, first = np.unique(flat, return_index=True)
     is_first = np.zeros(len(flat), bool)
@@ -291,7 +291,7 @@ def _merge_falsely(
 def _agglomerate(
     random: np.random.Generator, segmentation: npt.NDArray[np.uint32], bodies: npt.NDArray[np.uint32]
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """Body of most voxels of each supervoxel, then some bodies merged and some split."""
+    """Assign each supervoxel to the body of most of its voxels, then merge some bodies and split others."""
     n_bodies = int(bodies.max()) + 1
     packed, counts = np.unique(segmentation.astype(np.int64) * n_bodies + bodies, return_counts=True)
     order = np.lexsort((counts, packed // n_bodies))

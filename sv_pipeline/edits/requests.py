@@ -113,8 +113,9 @@ class SplitRequest:
     setting."""
     path_augmentation: bool = True
     """Whether the points of each side are joined by their best paths before the cut."""
-    disallow_isolating_cut: bool = True
-    """Refuse a cut that cuts off nothing but the points (and paths) of one side. A split of supervoxels is exempt."""
+    disallow_isolating_cut: bool | None = None
+    """Refuse a cut that cuts off nothing but the points (and paths) of one side. A split of supervoxels is exempt. None
+    refuses it only if that side has several points on different supervoxels, which is PyChunkedGraph's default."""
     memory: int = DEFAULT_MEMORY
     """Memory available to the voxels of a supervoxel split, in bytes."""
     region_memory: int = DEFAULT_REGION_MEMORY
@@ -177,7 +178,8 @@ def check_options(request: Any) -> None:
         parse_flag(getattr(request, "allow_partial", False), "allow_partial")
         if isinstance(request, SplitRequest):
             parse_flag(request.path_augmentation, "path_augmentation")
-            parse_flag(request.disallow_isolating_cut, "disallow_isolating_cut")
+            if request.disallow_isolating_cut is not None:
+                parse_flag(request.disallow_isolating_cut, "disallow_isolating_cut")
             parse_count(request.memory, "number of bytes for voxels")
             parse_count(request.region_memory, "number of bytes for the region")
     if isinstance(request, MergeRequest | SplitRequest) and request.offset is not None:

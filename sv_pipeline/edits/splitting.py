@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -120,14 +120,21 @@ def preview_split(graph: ChunkedGraph, request: SplitRequest, *, volume: Any = N
     )
 
 
-def _options(request: SplitRequest) -> dict[str, bool]:
+class _CutOptions(TypedDict):
+    """Options of a minimum cut."""
+
+    path_augmentation: bool
+    disallow_isolating_cut: bool | None
+
+
+def _options(request: SplitRequest) -> _CutOptions:
     return {
         "path_augmentation": request.path_augmentation,
         "disallow_isolating_cut": request.disallow_isolating_cut,
     }
 
 
-def _after_split(request: SplitRequest) -> dict[str, bool]:
+def _after_split(request: SplitRequest) -> _CutOptions:
     """Return the options of the second cut: a split through a supervoxel may leave one side with its piece alone."""
     return {**_options(request), "disallow_isolating_cut": False}
 

@@ -39,7 +39,7 @@ __all__ = ["advance", "current_head"]
 OPERATIONS_AT_ONCE = 1_000
 LATE_SECONDS = 600.0
 """An operation that has waited for so long is looked at in turn only."""
-LATE_AT_ONCE = 500
+LATE_AT_ONCE = 200
 GAP_SECONDS = 86_400.0
 """A number without a row is given up when a later operation is so old: it was given to nobody."""
 

@@ -1,1 +1,1 @@
-"""The chunked graph at rest: hierarchy, edges, lineage. Reads in batches; gives writes as values."""
+"""The chunked graph at rest: hierarchy, edges, lineage. Reads in batches; returns writes as values."""

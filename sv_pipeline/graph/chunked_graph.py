@@ -25,7 +25,7 @@ MAJOR_VERSION = table_meta.TABLE_VERSION.split(".")[0]
 
 @dataclass(frozen=True)
 class ChunkedGraph:
-    """A chunked graph that is open for reading and writing; a value that other processes can be sent."""
+    """An open chunked graph. It is a value that can be sent to other processes."""
 
     table: Table
     meta: TableMeta
@@ -34,12 +34,12 @@ class ChunkedGraph:
 
     @property
     def n_layers(self) -> int:
-        """Number of layers, the root layer included."""
+        """Number of layers including the root layer."""
         return self.layout.n_layers
 
     @property
     def graph_id(self) -> str:
-        """Name of the graph; the table's where the meta has none."""
+        """Name of the graph; the name of the table if the meta has none."""
         return self.meta.graph_config.ID or self.table.name
 
     @cached_property
@@ -49,7 +49,7 @@ class ChunkedGraph:
 
     @cached_property
     def fork(self) -> Fork:
-        """The graph's own version of the voxels; it may not exist."""
+        """The graph's version of the voxels; it may not exist."""
         return Fork(self.watershed_url, self.graph_id)
 
     @cached_property
@@ -65,27 +65,27 @@ class ChunkedGraph:
     def _source(self, name: str) -> str:
         value = getattr(self.meta.data_source, name)
         if not value:
-            raise ConfigError(f"the meta of table {self.table.name!r} does not say where its {name} are.")
+            raise ConfigError(f"the meta of table {self.table.name!r} does not name the folder of its {name}.")
         return str(value)
 
 
 def open_chunked_graph(table: Table) -> ChunkedGraph:
-    """Open the graph in a table, whoever made it.
+    """Open the graph in a table that sv_pipeline or PyChunkedGraph has created.
 
     Raises
     ------
     NotFoundError
-        If the table, or its meta, does not exist.
+        If the table or its meta does not exist.
     ConfigError
-        If the table has another format than the one that is read here.
+        If the table has a format that this version cannot read.
     InputError
-        If the watershed volume, which says how large the graph is, cannot be read.
+        If the watershed volume, from which the size of the graph follows, cannot be read.
     """
     meta = table_meta.read_meta(table)
     version = table_meta.read_version(table)
     if version is not None and version.split(".")[0] != MAJOR_VERSION:
         raise ConfigError(
-            f"table {table.name!r} has version {version}; {MAJOR_VERSION}.x is read here.",
+            f"table {table.name!r} has version {version}; this version of sv_pipeline reads {MAJOR_VERSION}.x.",
             remedy="Migrate it with PyChunkedGraph's own tools first.",
         )
     stored = meta.graph_config
@@ -98,12 +98,12 @@ def open_chunked_graph(table: Table) -> ChunkedGraph:
 
 
 def create_chunked_graph(table: Table, config: DatasetConfig) -> ChunkedGraph:
-    """Make an empty graph: the table, its version and its meta. Nothing is written if anything is wrong.
+    """Create an empty graph: the table, its version and its meta. Nothing is written if anything is wrong.
 
     Raises
     ------
     ConflictError
-        If the graph exists.
+        If the graph exists already.
     InputError, ConfigError
         If the watershed volume cannot be read, or is too large for the ids.
     """
@@ -116,7 +116,7 @@ def create_chunked_graph(table: Table, config: DatasetConfig) -> ChunkedGraph:
     )
     meta = table_meta.from_config(config.model_copy(update={"data_source": source}))
     graph = _assemble(table, meta)
-    # A table without a meta is what a crash between the two steps leaves: it is completed here.
+    # A crash between the two steps leaves a table without a meta, which is completed here.
     if not table.exists():
         table.create()
     elif table.read_rows([META], [META_KEY]):
@@ -130,7 +130,7 @@ def create_chunked_graph(table: Table, config: DatasetConfig) -> ChunkedGraph:
 
 
 def _without_slash(place: str) -> str:
-    # Other readers of the meta put "/" and a name behind it; in a bucket "a//b" is not "a/b".
+    # Other readers of the meta append "/" and a name to the place, and in a bucket "a//b" is not "a/b".
     url = as_url(place)
     return url if url.endswith("://") else url.removesuffix("/")
 
@@ -142,7 +142,7 @@ def _assemble(table: Table, meta: TableMeta) -> ChunkedGraph:
     grid = ChunkGrid(read_info(url).bounds, meta.chunk_size)
     if grid.n_layers > MAX_LAYERS:
         raise ConfigError(
-            f"the graph of this volume would need {grid.n_layers} layers; {MAX_LAYERS} can be stored.",
+            f"the graph of this volume would need {grid.n_layers} layers; at most {MAX_LAYERS} can be stored.",
             remedy="Raise CHUNK_SIZE.",
         )
     return ChunkedGraph(table, meta, grid, IdLayout(grid.n_layers, int(meta.graph_config.SPATIAL_BITS)))

@@ -1,6 +1,6 @@
 """Edge and component files of layer 2 chunks: PyChunkedGraph's protobuf formats, read and written in bulk.
 
-Owns the file names and the wire format; does not know how edges come about.
+The module owns the file names and the wire format. It does not know how edges are made.
 
 ``edges_x_y_z.proto.zst`` is one zstd frame of ``ChunkEdgesMsg {in_chunk = 1; cross_chunk = 2; between_chunk = 3}``,
 each an ``EdgesMsg {node_ids1 = 1; node_ids2 = 2; affinities = 3; areas = 4}`` of raw little-endian bytes (uint64,
@@ -48,19 +48,19 @@ COMPRESSION_LEVEL = 9
 REMEDY = "Restore the file from its source, or make the watershed again."
 
 Components = list[UInt64Array]
-"""Groups of supervoxel ids that belong together."""
+"""Groups of supervoxels; each group is connected."""
 
 
 @dataclass(frozen=True)
 class ChunkEdges:
-    """Atomic edges of one chunk: what its edge file holds."""
+    """Atomic edges of one chunk: the contents of its edge file."""
 
     in_: Edges = field(default_factory=Edges)
-    """Both ends in the chunk; each edge once."""
+    """Edges with both ends in the chunk; each edge occurs once."""
     between: Edges = field(default_factory=Edges)
-    """First end in the chunk, second in a neighbour chunk, whose file holds the reverse; finite affinity."""
+    """Edges from the chunk to a neighbouring chunk, whose file has the reverse edge; their affinity is finite."""
     cross: Edges = field(default_factory=Edges)
-    """Pieces of one watershed label cut by the chunk's border; as ``between``, affinity inf."""
+    """Edges between pieces of one watershed label that the chunk border cuts; like ``between``, but affinity inf."""
 
 
 class _Kind(NamedTuple):
@@ -74,7 +74,7 @@ _COLUMNS = (("node_ids1", "<u8"), ("node_ids2", "<u8"), ("affinities", "<f4"), (
 
 @cache
 def _messages() -> tuple[type[Any], type[Any]]:
-    """Message classes ChunkEdgesMsg and ComponentsMsg, from a descriptor made here (no generated code)."""
+    """Return the message classes ChunkEdgesMsg and ComponentsMsg, from a descriptor built here (no generated code)."""
     kinds = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="sv_pipeline_formats.proto", package="sv_pipeline", syntax="proto3")
     edges = file.message_type.add(name="EdgesMsg")
@@ -104,12 +104,12 @@ def _messages() -> tuple[type[Any], type[Any]]:
 
 
 def edges_key(coordinate: npt.ArrayLike) -> str:
-    """File name of a chunk's edges."""
+    """Return the file name of a chunk's edges."""
     return "edges_{}_{}_{}.proto.zst".format(*np.asarray(coordinate).tolist())
 
 
 def components_key(coordinate: npt.ArrayLike) -> str:
-    """File name of a chunk's components."""
+    """Return the file name of a chunk's components."""
     return "components_{}_{}_{}.proto".format(*np.asarray(coordinate).tolist())
 
 
@@ -117,7 +117,7 @@ def components_key(coordinate: npt.ArrayLike) -> str:
 
 
 def encode_edges(edges: ChunkEdges) -> bytes:
-    """Bytes of an edge file."""
+    """Encode an edge file."""
     chunk = _messages()[0]()
     for kind in _KINDS:
         values: Edges = getattr(edges, kind.name)
@@ -130,22 +130,22 @@ def encode_edges(edges: ChunkEdges) -> bytes:
 def decode_edges(
     data: bytes, *, where: str, layout: IdLayout | None = None, coordinate: npt.ArrayLike | None = None
 ) -> ChunkEdges:
-    """Edges out of the bytes of a file.
+    """Decode an edge file.
 
     Parameters
     ----------
     data
-        The file.
+        Contents of the file.
     where
         Name of the file, for messages.
     layout, coordinate
-        If both are given the edges are held against the rules of :mod:`sv_pipeline.algorithms.edge_rules`, and their
-        ids are checked to be supervoxels, of this chunk where the format says so.
+        If both are given, the edges are checked against the rules of :mod:`sv_pipeline.algorithms.edge_rules`, and
+        their ids are checked: they must be supervoxels, and lie in this chunk where the format requires it.
 
     Raises
     ------
     InputError
-        If the file is broken, or an edge breaks a rule.
+        If the file is damaged, or an edge breaks a rule.
     """
     chunk = _messages()[0]()
     frame = zstandard.ZstdDecompressor().decompressobj()
@@ -169,7 +169,9 @@ def _decode_part(part: Any, where: str) -> Edges:
     for name, dtype in _COLUMNS:
         raw = getattr(part, name)
         if len(raw) % np.dtype(dtype).itemsize:
-            raise InputError(f"edge file {where}: {name} has {len(raw)} bytes, a broken number.", remedy=REMEDY)
+            raise InputError(
+                f"edge file {where}: {name} has {len(raw)} bytes, not a whole number of values.", remedy=REMEDY
+            )
         columns[name] = np.frombuffer(raw, dtype).astype(np.dtype(dtype).newbyteorder("="), copy=False)
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
@@ -196,7 +198,7 @@ def _check_rules(parts: dict[str, Edges], where: str) -> None:
 
 
 def usable(edges: ChunkEdges) -> ChunkEdges:
-    """The same edges with affinities that a cut can work with; files that were not held against the rule exist."""
+    """Return the edges with affinities that a cut can use; there are older files that were not checked by the rules."""
 
     def part(edges: Edges, may_be_inf: bool) -> Edges:
         return replace(edges, affinities=edge_rules.usable_affinities(edges.affinities, may_be_inf))
@@ -219,16 +221,16 @@ def _check_ids(edges: Edges, layout: IdLayout, coordinate: npt.ArrayLike, *, ins
 
 
 def read_edges_many(url: str, coordinates: npt.ArrayLike, *, layout: IdLayout | None = None) -> list[ChunkEdges]:
-    """Edges of many chunks, read concurrently; a missing file is a chunk without edges.
+    """Read the edges of many chunks concurrently; a missing file means a chunk without edges.
 
     Parameters
     ----------
     url
-        Folder of edge files.
+        Folder of the edge files.
     coordinates
         Chunk coordinates, shape (n, 3).
     layout
-        If given, ids are checked to belong to their chunk.
+        If given, edges and their ids are checked as by :func:`decode_edges`.
     """
     coords = np.asarray(coordinates, np.int64).reshape(-1, 3)
     keys = [edges_key(c) for c in coords]
@@ -239,7 +241,7 @@ def read_edges_many(url: str, coordinates: npt.ArrayLike, *, layout: IdLayout | 
 
 
 def read_edges(url: str, coordinate: npt.ArrayLike, *, layout: IdLayout | None = None) -> ChunkEdges:
-    """Edges of one chunk, coordinate of shape (3,); see :func:`read_edges_many`."""
+    """Read the edges of one chunk, coordinate of shape (3,); see :func:`read_edges_many`."""
     return read_edges_many(url, np.asarray(coordinate)[None], layout=layout)[0]
 
 
@@ -252,7 +254,7 @@ def write_edges(url: str, coordinate: npt.ArrayLike, edges: ChunkEdges) -> None:
 
 
 def encode_components(components: Sequence[npt.ArrayLike]) -> bytes:
-    """Bytes of a component file."""
+    """Encode a component file."""
     parts = [np.asarray(ids, np.uint64) for ids in components]
     flat = [v for ids in parts for v in (np.array([len(ids)], np.uint64), ids)]
     values = np.concatenate(flat) if flat else np.empty(0, np.uint64)
@@ -260,7 +262,7 @@ def encode_components(components: Sequence[npt.ArrayLike]) -> bytes:
 
 
 def decode_components(data: bytes, *, where: str) -> Components:
-    """Components out of the bytes of a file; InputError if it is broken."""
+    """Decode a component file; InputError if it is damaged."""
     parsed = _messages()[1]()
     try:
         parsed.ParseFromString(data)
@@ -278,14 +280,14 @@ def decode_components(data: bytes, *, where: str) -> Components:
 
 
 def read_components_many(url: str, coordinates: npt.ArrayLike) -> list[Components]:
-    """Components of many chunks, coordinates of shape (n, 3); a missing file has none."""
+    """Read the components of many chunks, coordinates of shape (n, 3); a missing file means no components."""
     keys = [components_key(c) for c in np.asarray(coordinates, np.int64).reshape(-1, 3)]
     found = read_files(kv.as_url(url), keys)
     return [[] if d is None else decode_components(d, where=f"{url}{key}") for d, key in zip(found, keys, strict=True)]
 
 
 def read_components(url: str, coordinate: npt.ArrayLike) -> Components:
-    """Components of one chunk, coordinate of shape (3,)."""
+    """Read the components of one chunk, coordinate of shape (3,)."""
     return read_components_many(url, np.asarray(coordinate)[None])[0]
 
 

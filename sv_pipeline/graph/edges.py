@@ -1,7 +1,7 @@
-"""Atomic edges of parts of a graph: those of the edge files, and those that edits made. Reads; decides nothing.
+"""Atomic edges of parts of a graph, from the edge files and from edits. Reads; decides nothing.
 
-Edge files never change; edits keep theirs in rows by layer 2 chunk. An edge counts while neither of its supervoxels was
-replaced. It is active if its ends have the same ancestor one layer above its cross layer.
+Edge files never change. Edges that edits add are stored in one row per layer 2 chunk. An edge is valid until one of its
+supervoxels is replaced. A valid edge is active if its ends have the same ancestor one layer above its cross layer.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 BoolArray = npt.NDArray[np.bool_]
 
 FAKE_AFFINITY = np.finfo(np.float32).tiny
-"""Affinity of an edge that a user's merge made where the watershed has none."""
+"""Affinity of an edge that a user's merge added where the watershed has no edge."""
 
 _SPLIT_COLUMNS = (
     (SPLIT_EDGES, AFFINITIES, AREAS),
@@ -49,7 +49,7 @@ _SPLIT_COLUMNS = (
 
 
 def replaced(graph: ChunkedGraph, supervoxels: UInt64Array) -> BoolArray:
-    """Which supervoxels were split into others, shape (n,)."""
+    """Return which supervoxels were split into others, shape (n,)."""
     row_keys = keys.node_keys(supervoxels)
     rows = graph.table.read_rows(row_keys, [NEW_IDS.key], newest_only=True)
     return np.array([key in rows for key in row_keys], np.bool_)
@@ -59,15 +59,17 @@ def replaced(graph: ChunkedGraph, supervoxels: UInt64Array) -> BoolArray:
 
 
 def read_timed_edges_of_edits(graph: ChunkedGraph, coordinates: npt.ArrayLike) -> tuple[Edges, int]:
-    """Edges that edits made in layer 2 chunks, and the time of the newest of their cells.
+    """Return the edges that edits added in layer 2 chunks, and the time of the newest of their cells.
 
-    Edges of replaced supervoxels are included. All cells count: tables exist whose newest compacted cell lacks edges
-    that are still valid.
+    Edges of replaced supervoxels are included. All cells are read, because there are tables whose newest compacted cell
+    lacks edges that are still valid.
 
     Parameters
     ----------
+    graph
+        The graph to read.
     coordinates
-        Of the chunks, shape (n, 3).
+        Coordinates of the chunks, shape (n, 3).
 
     Returns
     -------
@@ -88,7 +90,7 @@ def read_timed_edges_of_edits(graph: ChunkedGraph, coordinates: npt.ArrayLike) -
 
 
 def has_split_edges(graph: ChunkedGraph) -> bool:
-    """Whether any supervoxel was ever split: each split leaves edges between its pieces."""
+    """Whether any supervoxel was ever split, since each split adds edges between its pieces."""
     columns = [SPLIT_EDGES.key, COMPACTED_SPLIT_EDGES.key]
     return next(iter(graph.table.scan([keys.prefix_range(b"f")], columns, newest_only=True)), None) is not None
 

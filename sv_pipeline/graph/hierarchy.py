@@ -1,7 +1,7 @@
 """Batched reads of the hierarchy: parents, children, ancestors, cross edges.
 
-One request per layer, whatever the number of ids. Takes and returns arrays; raises no error about ids that are not
-there. The questions users ask are in ``queries``.
+Each function sends one request per layer, whatever the number of ids. Functions take and return arrays, and raise no
+error about ids that do not exist. The queries of users are in ``queries``.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ BoolArray = npt.NDArray[np.bool_]
 EdgeColumn = Callable[[int], ArrayColumn[np.uint64]]
 
 Time = int | moments.Time
-"""Milliseconds since the epoch, or a time as :mod:`sv_pipeline.moments` understands it."""
+"""Milliseconds since the epoch, or a time that :mod:`sv_pipeline.moments` can parse."""
 
 
 def milliseconds(at: Time | None) -> int | None:
-    """A time as the last table timestamp that counts at it (inclusive, rounded up); None stays None.
+    """Convert a time to the last table timestamp that is visible at it (inclusive, rounded up); None stays None.
 
     Raises
     ------
     InputError
-        If it is no time.
+        If the value is not a time.
     """
     if at is None:
         return None
@@ -69,7 +69,7 @@ def milliseconds(at: Time | None) -> int | None:
 
 
 def take(ragged: Ragged, rows: npt.ArrayLike) -> Ragged:
-    """Some rows of a ragged array, in the order asked for."""
+    """Select rows of a ragged array, in the given order."""
     index = np.asarray(rows, np.int64)
     lengths = ragged.lengths[index]
     offsets = np.zeros(len(index) + 1, np.int64)
@@ -82,13 +82,13 @@ def take(ragged: Ragged, rows: npt.ArrayLike) -> Ragged:
 
 
 def read_parents(graph: ChunkedGraph, ids: npt.ArrayLike, *, until: int | None = None) -> UInt64Array:
-    """Parent of each node, shape (n,); 0 for a root, and for a node that is not there."""
+    """Read the parent of each node, shape (n,); 0 for a root and for a node that does not exist."""
     row_keys = keys.node_keys(ids)
     return newest_ids(PARENT, graph.table.read_rows(row_keys, [PARENT.key], until=until, newest_only=True), row_keys)
 
 
 def read_children(graph: ChunkedGraph, ids: npt.ArrayLike, *, until: int | None = None) -> Ragged:
-    """Children of each node; none for a supervoxel, and for a node that is not there."""
+    """Read the children of each node; a supervoxel, or a node that does not exist, has none."""
     row_keys = keys.node_keys(ids)
     rows = graph.table.read_rows(row_keys, [CHILDREN.key], until=until, newest_only=True)
     return newest_arrays(CHILDREN, rows, row_keys)
@@ -97,7 +97,7 @@ def read_children(graph: ChunkedGraph, ids: npt.ArrayLike, *, until: int | None 
 def read_layered_edges(
     graph: ChunkedGraph, ids: npt.ArrayLike, column: EdgeColumn, layers: Sequence[int]
 ) -> LayeredEdges:
-    """Newest edge cells of nodes, in the columns of several cross layers."""
+    """Read the newest edge cells of nodes, in the columns of several cross layers."""
     row_keys = keys.node_keys(ids)
     rows = graph.table.read_rows(row_keys, [column(layer).key for layer in layers], newest_only=True)
     return _layered_edges(rows, row_keys, column, layers)
@@ -118,27 +118,27 @@ def _layered_edges(
 
 @dataclass(frozen=True)
 class StoredNodes:
-    """All nodes of some chunks of one layer, ascending."""
+    """All nodes of some chunks of one layer, sorted by id."""
 
     ids: UInt64Array
     children: Ragged
     created: IntArray
-    """Time of each node, milliseconds."""
+    """Creation time of each node in milliseconds, shape (n,)."""
     edges: LayeredEdges
-    """Of the columns that were asked for."""
+    """Edges in the requested columns."""
 
 
 def scan_nodes(
     graph: ChunkedGraph, chunk_ids: UInt64Array, column: EdgeColumn | None = None, layers: Sequence[int] = ()
 ) -> StoredNodes:
-    """Nodes of chunks of one layer >= 2, in one scan; what earlier tries of other software left behind is dropped.
+    """Read the nodes of chunks of one layer >= 2 in one scan, without leftovers of repeated builds by other software.
 
     Parameters
     ----------
     chunk_ids
-        The chunks.
+        Ids of the chunks.
     column, layers
-        Edge columns to read with them.
+        Edge columns to read as well.
     """
     wanted = [CHILDREN.key, *(column(layer).key for layer in layers if column)]
     rows = dict(graph.table.scan(keys.chunk_ranges(graph.layout, chunk_ids), wanted, newest_only=True))
@@ -156,7 +156,7 @@ def scan_nodes(
 
 
 class KnownParents:
-    """Parents that need not be read: those of the children of known nodes."""
+    """Parents that need not be read, because they are known from the children of other nodes."""
 
     def __init__(self, nodes: UInt64Array, children: Ragged) -> None:
         order = np.argsort(children.values)
@@ -164,7 +164,7 @@ class KnownParents:
         self._parents = np.repeat(nodes, children.lengths)[order]
 
     def look_up(self, ids: UInt64Array) -> UInt64Array:
-        """Parent of each id, shape (n,); 0 where it is not known."""
+        """Return the parent of each id, shape (n,); 0 where it is not known."""
         parents = np.zeros(len(ids), np.uint64)
         index = find(self._children, ids)
         parents[index >= 0] = self._parents[index[index >= 0]]
@@ -176,9 +176,9 @@ class Ancestors:
     """Highest ancestors up to a layer."""
 
     ids: UInt64Array
-    """Shape (n,); the node itself where it has no such ancestor."""
+    """Ancestor of each node, or the node itself if it has none, shape (n,)."""
     ends: BoolArray
-    """Where the chain ends below the layer because a node has no parent, shape (n,)."""
+    """Whether the chain ends below the layer because a node has no parent, shape (n,)."""
 
 
 def find_ancestors(
@@ -189,7 +189,7 @@ def find_ancestors(
     until: int | None = None,
     known: KnownParents | None = None,
 ) -> Ancestors:
-    """The highest ancestor of each node whose layer is at most ``layer``; reads only while something can climb."""
+    """Find the highest ancestor of each node whose layer is at most ``layer``; reads no more layers than needed."""
     nodes, inverse = np.unique(np.asarray(ids, np.uint64), return_inverse=True)
     tops, ends = nodes.copy(), np.zeros(len(nodes), np.bool_)
     climbing = np.flatnonzero(graph.layout.layers(nodes) < layer)
@@ -209,9 +209,9 @@ def find_ancestors(
 
 
 def read_ancestor_matrix(graph: ChunkedGraph, ids: npt.ArrayLike, *, until: int | None = None) -> UInt64Array:
-    """For each node the highest ancestor at or below every layer, shape (n, layers + 1).
+    """Read, for each node, the highest ancestor at or below every layer, shape (n, layers + 1).
 
-    Column ``l`` is what :func:`find_ancestors` gives for layer ``l``; columns below a node's own layer hold 0.
+    Column ``l`` is the result of :func:`find_ancestors` for layer ``l``; columns below a node's own layer hold 0.
     """
     nodes, inverse = np.unique(np.asarray(ids, np.uint64), return_inverse=True)
     matrix = np.zeros((len(nodes), graph.n_layers + 1), np.uint64)

@@ -2,11 +2,11 @@
 
 Rules (the invariants of the data model):
 
-- Supervoxels that active edges join inside a chunk become one node of layer 2.
-- Nodes of layer ``p - 1`` that edges of cross layer ``p - 1`` join become one node of layer ``p``.
-- A node that nothing joins skips layers: its parent is at the lowest layer at which it has an edge, or is the root.
+- Supervoxels that are connected by active edges inside a chunk form one node of layer 2.
+- Nodes of layer ``p - 1`` that are connected by edges of cross layer ``p - 1`` form one node of layer ``p``.
+- A node without such edges skips layers: its parent is at the lowest layer at which it has an edge, or is the root.
 
-Many chunks are computed at once: components of different chunks never touch.
+Many chunks are computed at once, because components of different chunks never touch.
 """
 
 from __future__ import annotations
@@ -33,61 +33,63 @@ class LayeredEdges:
     layers: IntArray
     """Cross layer of each edge, shape (n,)."""
     edges: UInt64Array
-    """Shape (n, 2)."""
+    """Ids of the two ends, shape (n, 2)."""
 
     def __len__(self) -> int:
         return len(self.layers)
 
     @classmethod
     def empty(cls) -> LayeredEdges:
-        """No edges."""
+        """Return no edges."""
         return cls(np.zeros(0, np.int64), np.zeros((0, 2), np.uint64))
 
     def distinct(self) -> LayeredEdges:
-        """Each edge once, sorted by owner, cross layer and partner."""
+        """Return each edge once, sorted by owner, cross layer and partner."""
         keep = unique_rows(self.edges[:, 0], self.layers, self.edges[:, 1])
         return LayeredEdges(self.layers[keep], self.edges[keep])
 
 
 @dataclass(frozen=True)
 class NewParents:
-    """Parents that a layer's tasks make, before they have ids.
+    """Parents that the tasks of a layer create, before they have ids.
 
-    In the order of their tasks, then of the chunks their ids are in, then of their smallest children: the order in
-    which ids are given.
+    A task builds one chunk. Parents are sorted by task, then by the chunk of their id, then by their smallest child.
+    Ids are assigned in this order.
     """
 
     tasks: IntArray
-    """Index of the task that makes each parent, shape (n,)."""
+    """Index of the task that creates each parent, shape (n,)."""
     chunks: UInt64Array
-    """Chunk id, in the parent's own layer, shape (n,)."""
+    """Chunk id of each parent, in the parent's own layer, shape (n,)."""
     children: Ragged
-    """Children of each parent, ascending."""
+    """Children of each parent, sorted."""
 
     def __len__(self) -> int:
         return len(self.tasks)
 
     @cached_property
     def child_tasks(self) -> IntArray:
-        """Task of each child."""
+        """Task of each child, in the order of ``children.values``."""
         return np.repeat(self.tasks, self.children.lengths)
 
     def of_children(self, parent_ids: UInt64Array) -> UInt64Array:
-        """Parent of each child, in the order of ``children.values``."""
+        """Return the parent of each child, in the order of ``children.values``."""
         return np.repeat(parent_ids, self.children.lengths)
 
 
 def atomic_parents(
     layout: IdLayout, task_chunks: UInt64Array, supervoxels: UInt64Array, edges: npt.ArrayLike
 ) -> NewParents:
-    """Layer 2 nodes of many chunks.
+    """Compute the layer 2 nodes of many chunks.
 
     Parameters
     ----------
+    layout
+        The id layout of the graph.
     task_chunks
-        Ids of the layer 2 chunks, ascending.
+        Ids of the layer 2 chunks, sorted.
     supervoxels
-        All supervoxels of these chunks, ascending.
+        All supervoxels of these chunks, sorted.
     edges
         Active edges inside chunks, shape (n, 2).
     """
@@ -100,21 +102,25 @@ def atomic_parents(
 def layer_parents(
     layout: IdLayout, layer: int, task_chunks: UInt64Array, nodes: UInt64Array, cross_edges: LayeredEdges
 ) -> NewParents:
-    """Parents of all nodes of ``layer - 1`` in many chunks of ``layer``.
+    """Compute the parents of all nodes of ``layer - 1`` in many chunks of ``layer``.
 
     Parameters
     ----------
+    layout
+        The id layout of the graph.
+    layer
+        Layer of the chunks.
     task_chunks
-        Ids of the chunks of ``layer``, ascending.
+        Ids of the chunks of ``layer``, sorted.
     nodes
-        All nodes of ``layer - 1`` in these chunks, ascending.
+        All nodes of ``layer - 1`` in these chunks, sorted.
     cross_edges
-        Their cross edges at ``layer - 1`` and above (invariant 1).
+        Cross edges of the nodes at ``layer - 1`` and above.
 
     Raises
     ------
     ValueError
-        If an edge of cross layer ``layer - 1`` leads to something that is not among the nodes.
+        If an edge of cross layer ``layer - 1`` leads to a node that is not in ``nodes``.
     """
     labels = component_labels(nodes, cross_edges.edges[cross_edges.layers == layer - 1])
     sizes = np.bincount(labels)
@@ -129,12 +135,12 @@ def layer_parents(
 
 
 def parent_chunks(layout: IdLayout, coordinates: IntArray, layer: int, parent_layer: int) -> UInt64Array:
-    """Ids of the chunks of ``parent_layer`` around chunks of ``layer`` >= 2, shape (n, 3) to (n,)."""
+    """Return the ids of the chunks of ``parent_layer`` around chunks of ``layer`` >= 2, shape (n, 3) to (n,)."""
     return layout.chunk_ids(parent_layer, coordinates >> (parent_layer - layer))
 
 
 def _lowest_cross_layer(layout: IdLayout, layer: int, nodes: UInt64Array, cross_edges: LayeredEdges) -> IntArray:
-    """Lowest cross layer >= ``layer`` of each node's edges; the root layer for nodes without any."""
+    """Return the lowest cross layer >= ``layer`` of each node's edges; the root layer for nodes without such edges."""
     lowest = np.full(len(nodes), layout.n_layers, np.int64)
     above = cross_edges.layers >= layer
     np.minimum.at(lowest, find(nodes, cross_edges.edges[above, 0]), cross_edges.layers[above])
@@ -142,7 +148,7 @@ def _lowest_cross_layer(layout: IdLayout, layer: int, nodes: UInt64Array, cross_
 
 
 def _ordered(tasks: IntArray, chunks: UInt64Array, members: UInt64Array, labels: IntArray) -> NewParents:
-    """Components, numbered by their smallest members, in the order of ``NewParents``."""
+    """Arrange components, numbered by their smallest members, in the order of ``NewParents``."""
     order = np.lexsort((np.arange(len(tasks)), chunks, tasks))
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
@@ -154,10 +160,10 @@ def _ordered(tasks: IntArray, chunks: UInt64Array, members: UInt64Array, labels:
 
 
 def newest_of_reruns(nodes: UInt64Array, children: Ragged) -> npt.NDArray[np.bool_]:
-    """Which nodes count where other software built a chunk again and left the nodes of earlier tries behind.
+    """Return which nodes are valid if other software built a chunk again and left the nodes of earlier attempts behind.
 
-    Of nodes with the same largest child the one with the highest id counts. ``nodes`` are ascending, and each has
-    children; shape (n,).
+    Of nodes with the same largest child, the one with the highest id is valid. ``nodes`` are sorted, and each has
+    children; the result has shape (n,).
     """
     if not len(nodes):
         return np.zeros(0, np.bool_)

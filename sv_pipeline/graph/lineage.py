@@ -1,4 +1,4 @@
-"""How roots and supervoxels came about, and what became of them. Reads."""
+"""Lineage of roots and supervoxels: which were replaced by which, and by which operation. Reads."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = ["Lineage", "any_lineage", "latest_roots", "lineage", "supervoxel_line
 
 @dataclass(frozen=True)
 class Lineage:
-    """Which roots, or supervoxels, replaced which."""
+    """Pairs of roots, or of supervoxels, where one replaced the other."""
 
     edges: UInt64Array
-    """(old, new), shape (n, 2); distinct, ascending."""
+    """Pairs (old, new), shape (n, 2); distinct and sorted."""
     operations: UInt64Array
-    """The operation that made each new one, shape (n,); 0 where the table does not say."""
+    """Operation that created the new node of each pair, shape (n,); 0 if the table does not say."""
     timestamps: npt.NDArray[np.int64]
-    """When, milliseconds, shape (n,); -1 where the table does not say."""
+    """Time at which it was created, in milliseconds, shape (n,); -1 if the table does not say."""
 
 
 def lineage(
@@ -43,14 +43,14 @@ def lineage(
     future: bool = True,
     at: Time | None = None,
 ) -> Lineage:
-    """The ancestors in time of some roots, and their descendants; one request per generation.
+    """Return the predecessors and successors of roots, with one request per generation.
 
     Parameters
     ----------
     past, future
-        Follow them in this direction.
+        Whether to follow the lineage in this direction.
     at
-        As of this moment; default: now.
+        Time for which the lineage is read; default: now.
     """
     return _lineage(graph, root_ids, (FORMER_PARENTS, NEW_PARENTS), past=past, future=future, at=at)
 
@@ -63,19 +63,19 @@ def supervoxel_lineage(
     future: bool = True,
     at: Time | None = None,
 ) -> Lineage:
-    """What supervoxels were split from, or made of by an undo, and what became of them; as :func:`lineage`."""
+    """Return what supervoxels were split or restored from, and their successors; see :func:`lineage`."""
     return _lineage(graph, supervoxels, (FORMER_IDS, NEW_IDS), past=past, future=future, at=at)
 
 
 def any_lineage(graph: ChunkedGraph, ids: npt.ArrayLike) -> Lineage:
-    """The lineage of roots, or of supervoxels: of whichever the ids are.
+    """Return the lineage of roots or supervoxels, depending on the ids.
 
     Raises
     ------
     NotFoundError
         If ids are not in the graph.
     InputError
-        If they are of both kinds, or of neither.
+        If the ids are mixed, or of other layers.
     """
     wanted = parse_ids(ids)
     check_exist(graph, wanted)
@@ -84,7 +84,7 @@ def any_lineage(graph: ChunkedGraph, ids: npt.ArrayLike) -> Lineage:
         return supervoxel_lineage(graph, wanted)
     if layers not in ([], [graph.n_layers]):
         raise InputError(
-            f"ids of layers {', '.join(map(str, layers))} have no lineage together.",
+            f"ids of layers {', '.join(map(str, layers))} have no common lineage.",
             remedy=f"Ask for supervoxels (layer 1), or for roots (layer {graph.n_layers}).",
         )
     return lineage(graph, wanted)
@@ -117,7 +117,7 @@ def _lineage(
 
 
 def latest_roots(graph: ChunkedGraph, root_ids: npt.ArrayLike, *, at: Time | None = None) -> UInt64Array:
-    """The roots in use that hold what some roots held, ascending; a root that is in use is its own."""
+    """Return the current successors of roots, sorted; a root that is current is its own."""
     starts = set(parse_ids(root_ids).tolist())
     edges = _walk(graph, np.array(sorted(starts), np.uint64), NEW_PARENTS, milliseconds(at), {})
     replaced = {old for old, _ in edges}
@@ -131,7 +131,7 @@ def _walk(
     until: int | None,
     rows: dict[int, RowView],
 ) -> set[tuple[int, int]]:
-    """Pairs (node, other) that a column leads to, again and again; adds the rows that were read to ``rows``."""
+    """Follow a column repeatedly and return pairs (node, other); add the rows that were read to ``rows``."""
     wanted = [c.key for c in (FORMER_PARENTS, NEW_PARENTS, FORMER_IDS, NEW_IDS, OPERATION_ID)]
     edges: set[tuple[int, int]] = set()
     seen: set[int] = set()
@@ -152,10 +152,7 @@ def _ids(found: UInt64Array | None) -> list[int]:
 
 
 def _made_by(row: RowView | None, before: columns.ArrayColumn[np.uint64]) -> tuple[int, int]:
-    """Operation that made a node, and when. A root that was replaced later names two: the older one made it."""
+    """Return the operation that created a node, and when. Two operations mean that the newer one replaced the node."""
     operations = OPERATION_ID.history(row)
     former = before.cells(row)
     return (operations[-1][1] if operations else 0), (former[0].timestamp if former else -1)
-
-
-# -- operations -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""What users ask about nodes: roots, parents, children, leaves, times, supervoxels at points. Reads; never writes.
+"""Queries of users about nodes: roots, parents, children, leaves, times, supervoxels at points. Reads; never writes.
 
-Every question takes many ids at once and costs one request per layer.
+Every query takes many ids at once and sends one request per layer.
 """
 
 from __future__ import annotations
@@ -55,29 +55,29 @@ def roots(
     stop_layer: int | None = None,
     missing_ok: bool = False,
 ) -> UInt64Array:
-    """The root of each node.
+    """Return the root of each node, shape (n,).
 
     Parameters
     ----------
     ids
         Supervoxels or other nodes, shape (n,); duplicates cost nothing.
     at
-        As of this moment; default: now.
+        Time for which the roots are read; default: now.
     stop_layer
-        Stop at the highest ancestor whose layer is at most this.
+        Return the highest ancestor whose layer is at most this, instead of the root.
     missing_ok
-        Give 0 for ids that are not in the graph (at that moment).
+        Return 0 for ids that are not in the graph (at that time) instead of raising an error.
 
     Raises
     ------
     NotFoundError
-        If ids are not in the graph and ``missing_ok`` is not given; names some of them.
+        If ids are not in the graph and ``missing_ok`` is False; the message names some of them.
     """
     wanted = _flat(ids)
     top = graph.n_layers if stop_layer is None else min(stop_layer, graph.n_layers)
     until = milliseconds(at)
     found = find_ancestors(graph, wanted, top, until=until)
-    # A chain may end below ``stop_layer`` while the layers above are still being built; it never begins at its end.
+    # While higher layers are still being built, a chain may end below ``stop_layer``, but not at the node itself.
     missing = found.ends & (np.full(len(wanted), top == graph.n_layers) | (found.ids == wanted))
     unread = np.flatnonzero(graph.layout.layers(wanted) >= top)
     if len(unread):
@@ -88,12 +88,12 @@ def roots(
 
 
 def check_exist(graph: ChunkedGraph, ids: npt.ArrayLike) -> None:
-    """Make sure that ids are of nodes that are, or once were, in a graph.
+    """Check that ids are nodes that are, or once were, in a graph.
 
     Raises
     ------
     NotFoundError
-        If some are not; names some of them.
+        If some are not; the message names some of them.
     """
     wanted = _flat(ids)
     missing = ~_exist(graph, wanted, None)
@@ -108,7 +108,7 @@ def _exist(graph: ChunkedGraph, ids: UInt64Array, until: int | None) -> BoolArra
 
 
 def parents(graph: ChunkedGraph, ids: npt.ArrayLike, *, at: Time | None = None) -> UInt64Array:
-    """The parent of each node, shape (n,); 0 for roots, and for ids that are not in the graph."""
+    """Return the parent of each node, shape (n,); 0 for roots, and for ids that are not in the graph."""
     return read_parents(graph, _flat(ids), until=milliseconds(at))
 
 
@@ -116,26 +116,26 @@ def parents(graph: ChunkedGraph, ids: npt.ArrayLike, *, at: Time | None = None) 
 
 
 def children(graph: ChunkedGraph, ids: npt.ArrayLike) -> Ragged:
-    """The children of each node; none for supervoxels, and for ids that are not in the graph."""
+    """Return the children of each node; supervoxels, and ids that are not in the graph, have none."""
     return read_children(graph, _flat(ids))
 
 
 def leaves(graph: ChunkedGraph, ids: npt.ArrayLike, *, box: Box | None = None, stop_layer: int = 1) -> Ragged:
-    """The supervoxels below each node.
+    """Return the supervoxels below each node.
 
     Parameters
     ----------
     ids
         Nodes, shape (n,).
     box
-        Only those in chunks that touch this box of voxels.
+        Return only supervoxels in chunks that touch this box of voxels.
     stop_layer
-        Stop at the descendants of this layer; 2 gives layer 2 nodes.
+        Layer of the descendants to return; 2 gives layer 2 nodes.
 
     Returns
     -------
     Ragged
-        Leaves of each node, ascending; a supervoxel is its own leaf.
+        Leaves of each node, sorted; a supervoxel is its own leaf.
     """
     nodes = _flat(ids)
     owners, current = np.arange(len(nodes)), nodes
@@ -159,7 +159,7 @@ def leaves(graph: ChunkedGraph, ids: npt.ArrayLike, *, box: Box | None = None, s
 
 
 def chunks_touch(graph: ChunkedGraph, ids: UInt64Array, box: Box) -> BoolArray:
-    """Whether the chunk of each node, in its own layer, and a box of voxels have a voxel in common; shape (n,)."""
+    """Whether the chunk of each node, in its own layer, and a box of voxels overlap; shape (n,)."""
     scale = np.maximum(graph.layout.layers(ids) - 2, 0)[:, None]
     size = np.asarray(graph.grid.chunk_size, np.int64) << scale
     start = np.asarray(graph.grid.bounds.start) + graph.layout.coordinates(ids) * size
@@ -172,12 +172,12 @@ def chunks_touch(graph: ChunkedGraph, ids: UInt64Array, box: Box) -> BoolArray:
 def node_timestamps(
     graph: ChunkedGraph, ids: npt.ArrayLike, *, at: Time | None = None, missing_ok: bool = False
 ) -> IntArray:
-    """When each node of layer 2 or above was made, milliseconds, shape (n,).
+    """Return when each node of layer 2 or above was created, in milliseconds, shape (n,).
 
     Raises
     ------
     NotFoundError
-        If ids are not in the graph and ``missing_ok`` is not given; else these get -1.
+        If ids are not in the graph and ``missing_ok`` is False; otherwise these ids get -1.
     """
     wanted = _flat(ids)
     row_keys = keys.node_keys(wanted)
@@ -192,12 +192,12 @@ def node_timestamps(
 
 
 def supervoxels_at(graph: ChunkedGraph, volume: Any, coordinates: npt.ArrayLike) -> UInt64Array:
-    """The supervoxel at each voxel; 0 for background.
+    """Return the supervoxel at each voxel, shape (n,); 0 for background.
 
     Parameters
     ----------
     volume
-        The segmentation, a TensorStore of absolute (x, y, z).
+        The segmentation, a TensorStore with absolute coordinates (x, y, z).
     coordinates
         Voxels, shape (n, 3).
 
@@ -233,31 +233,31 @@ def _not_found(graph: ChunkedGraph, ids: UInt64Array, at: Time | None) -> NotFou
         return _not_found_then(graph, distinct, moment, f"{named}{more}")
     return NotFoundError(
         f"{len(distinct)} id(s) are not in graph {graph.graph_id!r}: {named}{more}.",
-        remedy="Check that the ids are of this graph, and that its ingest is complete.",
+        remedy="Check that the ids belong to this graph, and that its ingest is complete.",
     )
 
 
 def _not_found_then(graph: ChunkedGraph, ids: UInt64Array, moment: int, named: str) -> NotFoundError:
-    """The error about ids that are not in a graph at a moment: it tells what is there since when."""
+    """Return the error about ids that are not in a graph at a given time; it tells since when they are."""
     row_keys = keys.node_keys(ids)
     rows = graph.table.read_rows([*row_keys, keys.META], [CHILDREN.key, PARENT.key, META_KEY])
     since = {key: min(cell.timestamp for cells in row.values() for cell in cells) for key, row in rows.items()}
     first = min(since.values(), default=moment)
     if first > moment:
         return NotFoundError(
-            f"graph {graph.graph_id!r} is not as old as {as_date(moment)}: it was made on {as_date(first)}.",
-            remedy="Ask for a later moment, or for none: then the answer is of now.",
+            f"graph {graph.graph_id!r} is not as old as {as_date(moment)}: it was created on {as_date(first)}.",
+            remedy="Ask for a later moment, or leave it out to ask about now.",
         )
     later = max((since[key] for key in row_keys if key in since), default=moment)
     if later > moment:
         return NotFoundError(
             f"{len(ids)} id(s) were not in graph {graph.graph_id!r} on {as_date(moment)}: {named}. "
-            f"They are there since {as_date(later)}.",
-            remedy="Ask for a moment from then on, or look up the ids of the moment that is meant.",
+            f"They exist since {as_date(later)}.",
+            remedy="Ask for a moment from then on, or look up the ids that existed at the moment you mean.",
         )
     return NotFoundError(
         f"{len(ids)} id(s) are not in graph {graph.graph_id!r} on {as_date(moment)}: {named}.",
-        remedy="Check that the ids are of this graph, and that its ingest was complete by then.",
+        remedy="Check that the ids belong to this graph, and that its ingest was complete by then.",
     )
 
 

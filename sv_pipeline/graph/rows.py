@@ -1,4 +1,4 @@
-"""Nodes as changes of rows: what is written for new parents and for the nodes below them. Writes nothing itself."""
+"""Nodes as mutations of rows: what is written for new parents and for their children. Writes nothing itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EdgeColumn = Callable[[int], ArrayColumn[np.uint64]]
 def parent_rows(
     parents: UInt64Array, children: Ragged, timestamps: IntArray, edges: list[list[SetCell]] | None = None
 ) -> Iterator[RowMutation]:
-    """Rows of new nodes: their children, and edge cells (:func:`edge_cells`) where given; arrays of shape (n,)."""
+    """Yield the rows of new nodes with their children and optional edge cells (:func:`edge_cells`); arrays (n,)."""
     bounds = children.offsets.tolist()
     for i, (key, timestamp) in enumerate(zip(keys.node_keys(parents), timestamps.tolist(), strict=True)):
         cell = CHILDREN.set(children.values[bounds[i] : bounds[i + 1]], timestamp)
@@ -33,7 +33,7 @@ def parent_rows(
 def child_rows(
     children: UInt64Array, parents: UInt64Array, timestamps: IntArray, edges: list[list[SetCell]] | None = None
 ) -> Iterator[RowMutation]:
-    """What is added to the rows of nodes that get a parent: it, and their edge cells; arrays of shape (n,)."""
+    """Yield the additions to the rows of nodes that get a parent, with optional edge cells; arrays of shape (n,)."""
     values = np.ascontiguousarray(parents, "<u8").tobytes()
     for i, (key, timestamp) in enumerate(zip(keys.node_keys(children), timestamps.tolist(), strict=True)):
         cell = SetCell(PARENT.key, values[8 * i : 8 * i + 8], timestamp)
@@ -43,16 +43,16 @@ def child_rows(
 def edge_cells(
     column: EdgeColumn, owners: UInt64Array, timestamps: IntArray, edges: LayeredEdges, edge_owners: UInt64Array
 ) -> list[list[SetCell]]:
-    """Cells of edges, for each owner.
+    """Return the cells of edges, for each owner.
 
     Parameters
     ----------
     column
-        Column of a cross layer.
+        Returns the column of a cross layer.
     owners, timestamps
         Nodes and the times of their cells, shape (n,), in any order.
     edges, edge_owners
-        Edges, and the node whose row each belongs to, shape (m,). In a cell they keep their order.
+        Edges, and the node whose row stores each of them, shape (m,). Edges keep their order in a cell.
     """
     cells: list[list[SetCell]] = [[] for _ in range(len(owners))]
     if not len(edges):

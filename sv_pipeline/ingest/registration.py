@@ -11,7 +11,6 @@ import numpy as np
 from sv_pipeline.config import BackendType, DatasetConfig, IngestMode
 from sv_pipeline.errors import ConfigError, ConflictError, InputError, NotFoundError
 from sv_pipeline.graph import edge_files
-from sv_pipeline.graph.chunked_graph import open_chunked_graph
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.ingest import watershed
@@ -23,6 +22,7 @@ from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.precomputed import stored_scale
 from sv_pipeline.storage.stored_scale import StoredScale
 from sv_pipeline.storage.volume_info import VolumeInfo, check_label_encoding, info_json
+from sv_pipeline.table.meta import OCDBT_CONFIG
 
 __all__ = ["attach", "register", "source_is_needed"]
 
@@ -84,7 +84,7 @@ def attach(config: DatasetConfig, home: str) -> Dataset:
     _check_places(dataset)
     if not dataset.table.exists():
         raise NotFoundError(f"there is no table {dataset.table.name!r}.", remedy="Run 'sv-pipeline ingest' to make it.")
-    graph = open_chunked_graph(dataset.table)
+    graph = dataset.graph
     pairs = {
         "data_source.WATERSHED": (dataset.watershed_url, graph.watershed_url),
         "graph_config.CHUNK_SIZE": (config.graph_config.chunk_size, graph.meta.chunk_size),
@@ -97,7 +97,25 @@ def attach(config: DatasetConfig, home: str) -> Dataset:
             f"{'; '.join(differing)}.",
             remedy="Correct the configuration.",
         )
+    _adopt_voxels(dataset)
     return registry.register(config)
+
+
+def _adopt_voxels(dataset: Dataset) -> None:
+    """Take over the voxels of a graph, as its meta names them: its fork, or one store that is edited in place."""
+    fork = dataset.fork
+    if fork.exists():
+        fork.adopt()
+        return
+    known = dataset.graph.meta.custom_data
+    if OCDBT_CONFIG in known or not (known.get("seg") or {}).get("ocdbt"):
+        return
+    try:
+        stored = dataset.base.info()
+    except NotFoundError:
+        return
+    if stored.edited_in_place:
+        fork.adopt(in_place=True)
 
 
 def source_is_needed(dataset: Dataset) -> bool:
@@ -179,7 +197,8 @@ def _check_base(dataset: Dataset) -> None:
         base.info()
     except NotFoundError:
         return
-    base.create(config.ocdbt_config, grid=dataset.grid)
+    if not dataset.fork.exists():
+        base.create(config.ocdbt_config, grid=dataset.grid)
     _name_other_settings(dataset)
     if base.division() is not None:
         populate.populate_plan(base, dataset.grid, config.ocdbt_config)

@@ -21,6 +21,7 @@ from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError, NotRea
 from sv_pipeline.graph.chunked_graph import create_chunked_graph, open_chunked_graph
 from sv_pipeline.graph.edges import has_split_edges
 from sv_pipeline.ingest import progress, watershed
+from sv_pipeline.ingest.announcing import announce_fork, publish_documents
 from sv_pipeline.ingest.atomic import build_atomic_chunks
 from sv_pipeline.ingest.batches import Batch, Stage, plan_batches
 from sv_pipeline.ingest.parents import build_parent_chunks
@@ -40,6 +41,7 @@ __all__ = [
     "needs_watershed",
     "plan_layer",
     "plan_watershed",
+    "publish_documents",
     "register",
     "run_batch",
     "setup",
@@ -87,7 +89,10 @@ def setup(dataset: Dataset, mode: IngestMode | None = None) -> dict[str, Any]:
         progress.require_own_graph(dataset.graph)
     if mode is not IngestMode.GRAPH:
         _refuse_foreign_pieces(dataset)
-        info = dataset.base.create(dataset.config.ocdbt_config, grid=dataset.grid)
+        if dataset.fork.exists():
+            info = dataset.base.info()
+        else:
+            info = dataset.base.create(dataset.config.ocdbt_config, grid=dataset.grid)
         done["base"] = asdict(info)
     return done
 
@@ -307,7 +312,8 @@ def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -
 
 
 def make_fork(dataset: Dataset, *, recreate: bool = False) -> None:
-    """The graph's fork of the base; nothing happens if it is there and ``recreate`` is not asked for."""
-    if not recreate and dataset.fork.exists():
-        return
-    dataset.fork.create(recreate=recreate)
+    """The fork of a graph, unless it is there and ``recreate`` is not asked for; other software is told of it."""
+    if recreate or not dataset.fork.exists():
+        dataset.fork.create(recreate=recreate)
+    announce_fork(dataset)
+    publish_documents(dataset)

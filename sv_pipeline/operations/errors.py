@@ -1,4 +1,4 @@
-"""Why an operation is not recovered. Decides nothing."""
+"""Errors that tell why an operation is not recovered. Decides nothing."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ __all__ = ["FinishedError", "NotStuckError", "RecoveryStoppedError"]
 
 
 class NotStuckError(SvPipelineError):
-    """There is nothing to recover: it is finished, its owner lives, or somebody else recovers it. Not a failure."""
+    """There is nothing to recover: the operation is finished, its owner lives, or another process recovers it.
+
+    This is not a failure.
+    """
 
     kind = "not_stuck"
 
 
 class FinishedError(NotStuckError):
-    """The operation has come to its end already.
+    """The operation is finished already.
 
     Parameters
     ----------
     message
-        What is wrong, as for every error.
+        See `SvPipelineError`.
     complete
-        Whether its edit is made; if not, it has ended without effect.
+        Whether its edit was made; if not, it ended without effect.
     """
 
     def __init__(self, message: str, *, complete: bool = False) -> None:
@@ -30,6 +33,6 @@ class FinishedError(NotStuckError):
 
 
 class RecoveryStoppedError(SvPipelineError):
-    """What is stored does not fit the operation, so nothing is touched: a person has to look at it."""
+    """The stored data does not fit the operation, so nothing is changed: a person has to look at it."""
 
     kind = "recovery_stopped"

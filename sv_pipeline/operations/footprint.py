@@ -103,7 +103,7 @@ def read_footprint(
     users_edges
         Edges that its log names as added, shape (n, 2): they may stand in rows of edits.
     """
-    search = _Search(graph, operation_id, timestamp, [*roots])
+    search = _FootprintSearch(graph, operation_id, timestamp, [*roots])
     search.descend(box)
     search.find_unreferenced()
     search.follow()
@@ -111,7 +111,7 @@ def read_footprint(
 
 
 @dataclass(eq=False)
-class _Search:
+class _FootprintSearch:
     graph: ChunkedGraph
     operation_id: int
     timestamp: int

@@ -1,7 +1,8 @@
-"""What operations that are being written have put into the table so far, or may have. Reads.
+"""Cells of operations that are being written now: which are in the table already, or may be. Reads.
 
-An operation says in its open row, before its first cell, which cells it will write and at what time; the row goes when
-nothing of it is left to do. So the cells of all half-written operations are known exactly, at any moment.
+Before its first cell, an operation stores in its open row which cells it will write and with which timestamp. The row
+is removed when nothing of the operation is left to do. So the cells of all half-written operations are known exactly at
+any time. The term open row is explained in `ownership`.
 """
 
 from __future__ import annotations
@@ -26,29 +27,32 @@ _KEPT_WRITE_SETS = 32
 
 @dataclass(frozen=True, eq=False)
 class OpenWrite:
-    """One operation that has begun to write and is not known to have ended."""
+    """An operation that has begun to write and is not known to have ended."""
 
     operation_id: int
     timestamp: int
-    """Of all its cells, milliseconds."""
+    """Timestamp of all its cells, in milliseconds."""
     generation: int | None
-    """Of the fork before its voxels; None if it changes none. It alone may change the chunks of its supervoxels."""
+    """Generation of the fork before its voxels were committed; None if it changes no voxels.
+
+    Until it has ended, no other operation may change the chunks of its supervoxels.
+    """
     cells: Mapping[bytes, frozenset[ColumnKey]]
-    """Columns by row of all that it writes."""
+    """Columns of the cells that it writes, by row key."""
     supervoxels: UInt64Array
-    """Those that it makes, ascending."""
+    """Supervoxels that it creates, sorted."""
 
 
 @dataclass(frozen=True)
 class HalfWritten:
-    """The cells that nobody is to see yet."""
+    """The cells that readers must not see yet."""
 
     operations: tuple[OpenWrite, ...] = ()
     _seen: Mapping[int, int] = field(default_factory=dict)
-    """Time by operation: what tells two moments apart."""
+    """Timestamps of the operations by id, for comparing two moments."""
 
     def same_for(self, other: HalfWritten, row_keys: Iterable[bytes]) -> bool:
-        """Whether both moments hide the same cells of some rows, and the same supervoxels."""
+        """Whether both moments hide the same cells of some rows."""
         if self._seen == other._seen:
             return True
         differing = [o for o in self.operations if other._seen.get(o.operation_id) != o.timestamp]
@@ -56,13 +60,13 @@ class HalfWritten:
         return not any(key in operation.cells for key in row_keys for operation in differing)
 
     def hides_any(self, row_keys: Iterable[bytes]) -> list[bytes]:
-        """Rows of which something is hidden, maybe."""
+        """Return the rows of which cells may be hidden."""
         if not self.operations:
             return []
         return [key for key in row_keys if any(key in operation.cells for operation in self.operations)]
 
     def without(self, key: bytes, row: RowView) -> RowView:
-        """A row less what is hidden of it."""
+        """Return a row without its hidden cells."""
         hidden = [(o.timestamp, o.cells[key]) for o in self.operations if key in o.cells]
         shown: RowView = {}
         for column, cells in row.items():
@@ -73,7 +77,7 @@ class HalfWritten:
 
 
 def read_half_written(table: Table) -> HalfWritten:
-    """All operations that are being written now; a few milliseconds, however large the graph and its log are."""
+    """Read all operations that are being written now; this takes a few milliseconds for graphs and logs of any size."""
     rows = dict(table.scan([OPEN_ROWS], [SCOPE.key, WRITES], newest_only=True))
     writing = {
         int(key.removeprefix(OPEN_PREFIX)): row for key, row in rows.items() if WRITES in row and SCOPE.key in row
@@ -82,7 +86,7 @@ def read_half_written(table: Table) -> HalfWritten:
         return HalfWritten()
     log_keys = {operation_id: keys.node_key(operation_id) for operation_id in writing}
     log = table.read_rows(log_keys.values(), [columns.OPERATION_STATUS.key], newest_only=True)
-    # What has succeeded is complete, although its locks are still there.
+    # An operation that has succeeded is complete, although its locks may still exist.
     found = tuple(
         _operation(operation_id, row[WRITES][0], row[SCOPE.key][0])
         for operation_id, row in sorted(writing.items())

@@ -1,4 +1,4 @@
-"""The entries of PyChunkedGraph's operation log, read as values. Writing them is in `writing`."""
+"""The entries of PyChunkedGraph's operation log, read as values. The module `writing` writes them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class OperationStatus(IntEnum):
-    """How far an operation came."""
+    """How far an operation has come."""
 
     SUCCESS = 0
     CREATED = 1
@@ -48,16 +48,16 @@ class Operation:
 
     operation_id: int
     kind: str
-    """merge, split, undo, redo, or unknown."""
+    """One of merge, split, undo, redo, and unknown."""
     status: OperationStatus | None
     timestamp: datetime | None
     """Logical time of the edit."""
     user: str | None
     roots: UInt64Array
-    """The roots it made; none while it is not finished."""
+    """Roots that the operation created; empty until it is finished."""
     exception: str | None
     row: RowView
-    """All cells."""
+    """All cells of the row."""
 
     def __repr__(self) -> str:
         status = "no status" if self.status is None else self.status.name
@@ -65,12 +65,12 @@ class Operation:
 
     @property
     def id(self) -> int:
-        """Its number."""
+        """Number of the operation."""
         return self.operation_id
 
 
 def read_operations(graph: ChunkedGraph, operation_ids: npt.ArrayLike | None = None) -> list[Operation]:
-    """Operations by id, ascending; all of the log by default. Ids without a row are left out."""
+    """Read operations, sorted by id; by default the whole log. Ids without a row are left out."""
     if operation_ids is None:
         rows = dict(graph.table.scan([keys.operation_range()]))
     else:
@@ -79,12 +79,12 @@ def read_operations(graph: ChunkedGraph, operation_ids: npt.ArrayLike | None = N
 
 
 def find_operation(graph: ChunkedGraph, operation_id: int) -> Operation | None:
-    """One operation; None if the log has none of this number."""
+    """Read one operation; None if the log has none of this number."""
     return next(iter(read_operations(graph, [operation_id])), None)
 
 
 def read_operation(graph: ChunkedGraph, operation_id: int) -> Operation:
-    """One operation; NotFoundError if the log has none of this number."""
+    """Read one operation; NotFoundError if the log has none of this number."""
     found = find_operation(graph, operation_id)
     if found is None:
         raise NotFoundError(
@@ -95,18 +95,18 @@ def read_operation(graph: ChunkedGraph, operation_id: int) -> Operation:
 
 
 def about(operation: Operation) -> int | None:
-    """The operation that an undo or redo is about; None for others."""
+    """Return the operation to which an undo or redo refers; None for other kinds."""
     found = [column.newest(operation.row) for column in (columns.UNDO_OPERATION_ID, columns.REDO_OPERATION_ID)]
     return next((number for number in found if number), None)
 
 
 def chain(graph: ChunkedGraph, operation: Operation) -> Iterator[Operation]:
-    """An operation, the one that it is about, and so on to the merge or split that all of them are about.
+    """Yield an operation, the operation to which it refers, and so on to the merge or split at the beginning.
 
     Raises
     ------
     NotFoundError
-        If the log lacks one of them.
+        If one of them is missing in the log.
     """
     yield operation
     while (other := about(operation)) is not None:
@@ -115,7 +115,7 @@ def chain(graph: ChunkedGraph, operation: Operation) -> Iterator[Operation]:
 
 
 def asked_for(graph: ChunkedGraph, operation_id: int) -> Operation:
-    """The merge or split that an operation is, takes back, or makes again."""
+    """Return the merge or split that an operation is, undoes, or redoes."""
     *_, last = chain(graph, read_operation(graph, operation_id))
     return last
 
@@ -123,7 +123,7 @@ def asked_for(graph: ChunkedGraph, operation_id: int) -> Operation:
 def _operation(operation_id: int, row: RowView) -> Operation:
     status, made = columns.OPERATION_STATUS.newest(row), columns.ROOTS.newest(row)
     if status is not None and status not in _STATUSES:
-        raise CorruptionError(f"the log of operation {operation_id} has a status that does not exist, {status}.")
+        raise CorruptionError(f"the log of operation {operation_id} has an unknown status, {status}.")
     return Operation(
         operation_id=operation_id,
         kind=_kind(row),

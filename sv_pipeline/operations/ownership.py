@@ -1,20 +1,21 @@
-"""Who works on an unfinished operation, and that it lives: one cell, changed by compare-and-set only.
+"""The owner of an unfinished operation, and the proof that it lives: one cell, changed by compare-and-set only.
 
-Locks hold the id of the operation, which whoever recovers it has in common with whoever began it. So each attempt has a
-token of its own. It stands, with a counter that a living owner increases every few seconds, in the *open row* of the
-operation, which is there from its first moment until nothing of it is left to do::
+A lock holds the id of its operation, which does not distinguish the process that began the operation from one that
+recovers it. Therefore each attempt has its own token. The token is stored in the *open row* of the operation, with a
+counter that a living owner increases every few seconds (its *beats*). The open row exists from the first moment of the
+operation until nothing of it is left to do::
 
     sv_pipeline:open:%020d    1:owner      "<token> <beats>"
                               1:request    options of the request that the log has no column for
-                              1:identity   random, made with the operation, the same for all its owners
-                              1:scope      what is locked and made: roots, new roots, chunks, generation, time
+                              1:identity   random, created with the operation, the same for all its owners
+                              1:scope      what is locked and created: roots, new roots, chunks, generation, time
                               1:writes     every cell that the edit writes
                               1:recovery   how far a recovery has come, and why the last one failed
 
-So the open rows are the list of what is unfinished, however long the log is. Clocks play no part: cells are of one
-fixed time and replace each other, and an owner is dead if its cell did not change for `OBSERVED_BEATS` beats *as seen
-by the observer*. Whoever takes over does so on the condition that the cell is still what it saw: then either the beat
-of the owner or the take-over comes first, and the other one knows.
+So the open rows are the list of unfinished operations, however long the log is. Clocks play no part: all cells have one
+fixed timestamp and replace each other, and an owner is considered dead if its cell did not change for `OBSERVED_BEATS`
+beats *as measured by the observer*. A take-over succeeds only if the cell is still the one that was observed. So either
+the owner's next beat or the take-over comes first, and the other one fails and learns about it.
 """
 
 from __future__ import annotations
@@ -49,39 +50,39 @@ log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 5.0
 OBSERVED_BEATS = 3
-"""So many beats must fail to come before somebody else takes over."""
+"""Number of beats that must be missing before another process takes over."""
 DOUBTED_BEATS = 2
-"""So many of its own beats an owner goes on without asking whether it still is one; less than the above."""
+"""Number of its own beats for which an owner goes on without asking the table; less than `OBSERVED_BEATS`."""
 FIXED_TIME = 1
-"""Milliseconds: time of all cells of open rows."""
+"""Timestamp in milliseconds of all cells of open rows."""
 OWNER = ColumnKey("1", b"owner")
 OPEN_PREFIX = b"sv_pipeline:open:"
 OPEN_ROWS = keys.prefix_range(OPEN_PREFIX)
 
 
 def open_key(operation_id: int) -> bytes:
-    """Key of the open row of an operation."""
+    """Return the key of the open row of an operation."""
     return OPEN_PREFIX + b"%020d" % operation_id
 
 
 def beat_seconds() -> float:
-    """Seconds between two beats."""
+    """Return the seconds between two beats."""
     return BEAT_SECONDS
 
 
 class Owner(NamedTuple):
-    """The owner cell."""
+    """Content of the owner cell."""
 
     token: str
     beats: int
 
     def encode(self) -> bytes:
-        """Value of the cell."""
+        """Encode the value of the cell."""
         return f"{self.token} {self.beats}".encode()
 
 
 def owner_of(row: RowView | None) -> Owner | None:
-    """The owner that an open row names."""
+    """Return the owner that an open row names, if any."""
     cells = (row or {}).get(OWNER)
     if not cells:
         return None
@@ -93,20 +94,20 @@ def owner_of(row: RowView | None) -> Owner | None:
 
 
 def _now() -> float:
-    """Seconds that go on while the machine sleeps."""
+    """Return seconds of a clock that goes on while the machine sleeps."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @dataclass(eq=False)
 class Ownership:
-    """One attempt at an operation, from the owner's side. May be used by several threads."""
+    """One attempt at an operation, as its owner sees it. It may be used by several threads."""
 
     table: Table
     operation_id: int
     token: str = field(default_factory=lambda: secrets.token_hex(8))
     beats: int = 0
     successor: Owner | None = None
-    """Who has it now, once it is lost; None if nobody has: then it is finished."""
+    """The owner after this one, once ownership is lost; None if there is none because the operation is finished."""
     _confirmed: float = field(default_factory=_now)
     _lost: bool = False
     _beating: bool = False
@@ -114,7 +115,7 @@ class Ownership:
 
     @property
     def key(self) -> bytes:
-        """The open row."""
+        """Key of the open row."""
         return open_key(self.operation_id)
 
     @property
@@ -123,12 +124,12 @@ class Ownership:
         return SetCell(OWNER, Owner(self.token, self.beats).encode(), FIXED_TIME)
 
     def check(self) -> None:
-        """Raise OwnershipLostError if somebody has taken over; asks the table only if that can be."""
+        """Raise OwnershipLostError if another process has taken over; asks the table only if that is possible."""
         if self._lost or _now() - self._confirmed > DOUBTED_BEATS * beat_seconds():
             self.verify()
 
     def verify(self) -> None:
-        """Ask the table whether this is still the owner; OwnershipLostError if not."""
+        """Ask the table whether this is still the owner; raise OwnershipLostError if not."""
         began = _now()
         row = self.table.read_rows([self.key], [OWNER], newest_only=True).get(self.key)
         found = owner_of(row)
@@ -138,7 +139,7 @@ class Ownership:
 
     @property
     def is_mine(self) -> bool:
-        """Whether the table says so."""
+        """Whether this is still the owner according to the table."""
         try:
             self.verify()
         except OwnershipLostError:
@@ -146,12 +147,12 @@ class Ownership:
         return True
 
     def change(self, changes: Sequence[Change]) -> None:
-        """Change the open row, if it is still its own; OwnershipLostError if not."""
+        """Change the open row if it still belongs to this owner; raise OwnershipLostError if not."""
         with self._lock:
             self._change(changes)
 
     def end(self) -> None:
-        """Nothing is left to do: remove the open row, if it is still its own."""
+        """Remove the open row if it still belongs to this owner, because nothing is left to do."""
         with self._lock, suppress(OwnershipLostError):
             self._change([DeleteCells()])
             self._lost = True
@@ -165,12 +166,12 @@ class Ownership:
             found = owner_of(self.table.read_rows([self.key], [OWNER], newest_only=True).get(self.key))
             if found is None or found.token != self.token:
                 raise self.lost_to(found)
-            self.beats = found.beats  # the answer to a beat was lost
+            self.beats = found.beats  # a beat was stored, but its confirmation was lost
         raise self.lost_to(self.successor)
 
     @contextmanager
     def beating(self) -> Iterator[Ownership]:
-        """Show that the owner lives while the block runs."""
+        """Increase the counter regularly while the block runs, to show that the owner lives."""
         if self._beating:
             yield self
             return
@@ -191,9 +192,9 @@ class Ownership:
             try:
                 self._beat()
             except OwnershipLostError as error:
-                log.error("%s", error)  # noqa: TRY400 - whoever works learns it at the next step
+                log.error("%s", error)  # noqa: TRY400 - the worker learns it at its next step
             except SvPipelineError:
-                log.warning("operation %d could not show that it lives", self.operation_id, exc_info=True)
+                log.warning("the beat of operation %d could not be stored", self.operation_id, exc_info=True)
 
     def _beat(self) -> None:
         with self._lock:
@@ -204,11 +205,11 @@ class Ownership:
             self.beats = max(self.beats, before + 1)
 
     def lost_to(self, found: Owner | None) -> OwnershipLostError:
-        """The error of who is not the owner any more."""
+        """Return the error for an owner that has lost the operation."""
         self._lost, self.successor = True, found
         who = "it was recovered" if found is None else f"{found.token!r} has taken it over"
         return OwnershipLostError(
-            f"operation {self.operation_id} does not belong to {self.token!r} any more: {who} while this process did "
-            "not show that it lives.",
-            remedy="Nothing more is written here; see the operation's log for how it ended.",
+            f"operation {self.operation_id} no longer belongs to {self.token!r}: {who}, because this process did not "
+            "show in time that it lives.",
+            remedy="This process writes nothing more; see the operation's log for how it ended.",
         )

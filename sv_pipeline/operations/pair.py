@@ -1,7 +1,7 @@
-"""Whether table and fork are of one history: what each says about itself, and what is wrong where the two do not fit.
+"""Whether a table and a fork have the same history: what each states about itself, and how they disagree.
 
-Both are restored from backups, and nothing keeps a person from restoring them from different days. So each names the
-graph, and the operation whose voxels were committed last:
+Both are restored from backups, and nothing prevents a person from restoring them from different days. Therefore each of
+them names the graph and the operation whose voxels were committed last:
 
 | where | what | written |
 | --- | --- | --- |
@@ -12,8 +12,8 @@ graph, and the operation whose voxels were committed last:
 | fork, ``_sv_pipeline/newest`` | identity of the graph, operation and its identity | in the commit of the voxels |
 | fork, ``_sv_pipeline/ops/<op>`` | what the operation changed, and its identity | likewise |
 
-The table never names what is not in the fork yet, and the fork never names what has no row yet. Where nothing is
-named (graphs of older versions, edits of other software), nothing is known, and nothing is refused.
+The table never names an operation whose voxels are not in the fork yet, and the fork never names an operation that has
+no row yet. If nothing is named (graphs of older versions, edits by other software), nothing is known or refused.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ class Older(StrEnum):
     TABLE = "table"
     FORK = "fork"
     NEITHER = "neither"
-    """Both have edits that the other one lacks, or they are of two graphs."""
+    """Both have edits that the other lacks, or they belong to two graphs."""
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """Why a table and a fork do not belong together."""
+    """The reason for which a table and a fork do not belong together."""
 
     older: Older
     message: str
@@ -79,57 +79,57 @@ class Misfit:
 
 @dataclass(frozen=True)
 class Compared:
-    """What a comparison found."""
+    """Result of a comparison."""
 
     identity: str | None
-    """Identity of the graph, as its table says; None if it has none yet."""
+    """Identity of the graph according to its table; None if it has none yet."""
     misfit: Misfit | None
 
 
 class HasBoth(Protocol):
-    """A graph, as far as the two are compared."""
+    """A graph, as far as the comparison needs it."""
 
     @property
     def table(self) -> Table:
-        """Its table."""
+        """Table of the graph."""
         ...
 
     @property
     def fork(self) -> Fork:
-        """Its voxels."""
+        """Fork of the graph."""
         ...
 
 
 class Committed(NamedTuple):
-    """An operation whose voxels are in."""
+    """An operation whose voxels are committed."""
 
     operation_id: int
     identity: str
 
 
 def ensure_identity(table: Table) -> str:
-    """Identity of the graph; made now if it has none."""
+    """Return the identity of the graph; it is created if there is none."""
     found = GRAPH.newest(_pair_row(table))
     if found is None:
         table.check_and_mutate(PAIR_ROW, [CellMatch(GRAPH.key)], if_unmatched=[GRAPH.set(new_identity(), FIXED_TIME)])
         found = GRAPH.newest(_pair_row(table))
-        assert found is not None, "it was written just now"
+        assert found is not None, "it has just been written"
     return found
 
 
 def note_commit(table: Table, operation_id: int, identity: str, generation: int) -> None:
-    """Let the table name the operation of a generation; of several, the latest generation stays."""
+    """Store in the table which operation made a generation; of several, the latest generation is kept."""
     committed = {"operation_id": operation_id, "identity": identity}
     table.mutate([RowMutation(PAIR_ROW, [COMMITTED.set(committed, generation)])])
 
 
 def find_misfit(graph: HasBoth) -> Misfit | None:
-    """What is wrong with a table and a fork; None if they fit, as far as they say."""
+    """Return how a table and a fork disagree; None if they agree as far as is known."""
     return compare(graph).misfit
 
 
 def fitting(graph: HasBoth) -> str | None:
-    """Identity of the graph, if it has one; EditRefused where table and fork do not belong together."""
+    """Return the identity of the graph, if it has one; raise EditRefused if table and fork do not belong together."""
     found = compare(graph)
     if found.misfit is not None:
         raise EditRefused(Reason.RESTORED_APART, found.misfit.message, remedy=found.misfit.remedy)
@@ -138,7 +138,7 @@ def fitting(graph: HasBoth) -> str | None:
 
 @contextmanager
 def misfit_first(graph: HasBoth) -> Iterator[None]:
-    """Where something is not found or is refused, say first that table and fork do not belong together, if so."""
+    """If the block raises NotFoundError or EditRefused, report first if table and fork do not belong together."""
     try:
         yield
     except (EditRefused, NotFoundError) as error:
@@ -148,7 +148,7 @@ def misfit_first(graph: HasBoth) -> Iterator[None]:
 
 
 def compare(graph: HasBoth) -> Compared:
-    """Compare what table and fork say about themselves."""
+    """Compare what the table and the fork state about themselves."""
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(_fork_of, graph)
         row = _pair_row(graph.table)
@@ -165,17 +165,17 @@ def compare(graph: HasBoth) -> Compared:
 
 
 def restore_advice(graph: HasBoth, older: Older) -> str:
-    """What to do about a pair that does not fit."""
+    """Return the remedy for a table and a fork that do not belong together."""
     folder = graph.fork.folder
     if older is Older.NEITHER:
-        return f"Restore both from backups of one day: the table, and the folder {folder}."
+        return f"Restore both from backups of the same day: the table, and the folder {folder}."
     other = "the table" if older is Older.TABLE else f"the folder {folder}"
     newer = f"the folder {folder}" if older is Older.TABLE else "the table"
     return f"Restore {other} from a backup of the day of the other one, or {newer} from the earlier day."
 
 
 def wrote(status: int | None) -> bool:
-    """Whether an operation of this status can have changed voxels; one that was refused, or is not there, cannot."""
+    """Whether an operation of this status can have changed voxels; refused and missing ones cannot."""
     return status in (int(OperationStatus.SUCCESS), int(OperationStatus.WRITE_STARTED))
 
 
@@ -195,12 +195,12 @@ def _of_two_graphs(graph: HasBoth, row: RowView, newest: Newest) -> Misfit | Non
     return _misfit(
         graph,
         Older.NEITHER,
-        f"the table is of the graph with the identity {identity}, the fork of the one with {newest.graph}",
+        f"the table belongs to the graph with identity {identity}, the fork to the one with identity {newest.graph}",
     )
 
 
 def _table_lacks(graph: HasBoth, newest: Newest, store: ocdbt.OcdbtStore) -> Misfit | None:
-    """The operation that the fork names, unless the table knows it."""
+    """Return a misfit unless the table knows the operation that the fork names."""
     number = newest.operation_id
     row_keys = [*identity_keys(number), keys.node_key(number)]
     rows = graph.table.read_rows(row_keys, [IDENTITY.key, columns.OPERATION_STATUS.key], newest_only=True)
@@ -210,7 +210,7 @@ def _table_lacks(graph: HasBoth, newest: Newest, store: ocdbt.OcdbtStore) -> Mis
     status = columns.OPERATION_STATUS.newest(rows.get(row_keys[-1]))
     record = record_in(store.kv, number)
     if status is not None and (record is None or record.identity in (None, known)):
-        return None  # it was taken back, or made again by an older version
+        return None  # it was rolled back, or replayed by an older version
     if not wrote(status):
         return _misfit(
             graph, Older.TABLE, f"the fork holds voxels of operation {number}, which the table does not know"
@@ -219,13 +219,13 @@ def _table_lacks(graph: HasBoth, newest: Newest, store: ocdbt.OcdbtStore) -> Mis
 
 
 def _fork_lacks(graph: HasBoth, committed: Committed, store: ocdbt.OcdbtStore | None) -> Misfit | None:
-    """The operation that the table names, unless its voxels are in, or it was taken back, or just is."""
+    """Return a misfit unless the voxels of the operation that the table names are in the fork, or were rolled back."""
     number = committed.operation_id
     record = _record(store, number)
     if record is None and _is_done(graph.table, number):
         record = _record(store, number)
         if record is None:
-            said = "has no voxels of it" if store is not None else "is not there"
+            said = "has no voxels of it" if store is not None else "does not exist"
             return _misfit(
                 graph, Older.FORK, f"the table says that operation {number} changed voxels, but the fork {said}"
             )
@@ -266,14 +266,14 @@ def _fork_of(graph: HasBoth) -> tuple[ocdbt.OcdbtStore | None, Newest | None]:
 
 @contextmanager
 def _readable(graph: HasBoth) -> Iterator[None]:
-    """Name the fork where TensorStore cannot read it."""
+    """Name the fork in the error if TensorStore cannot read it."""
     try:
         yield
     except ValueError as error:
         reason = str(error).split(" [tensorstore_spec=", 1)[0]
         raise CorruptionError(
             f"the fork of graph {graph.fork.graph_id!r} cannot be read: {reason}.",
-            remedy="Restore the file that the text names; `sv-pipeline verify` tells what is damaged.",
+            remedy="Restore the file that the text names; `sv-pipeline verify` lists what is damaged.",
         ) from error
 
 
@@ -282,7 +282,7 @@ def _record(store: ocdbt.OcdbtStore | None, operation_id: int) -> OperationRecor
 
 
 def _is_done(table: Table, operation_id: int) -> bool:
-    """Whether an operation succeeded and nobody is at work on it."""
+    """Whether an operation succeeded and no process is working on it."""
     row_keys = [open_key(operation_id), keys.node_key(operation_id)]
     rows = table.read_rows(row_keys, newest_only=True)
     status = columns.OPERATION_STATUS.newest(rows.get(row_keys[1]))

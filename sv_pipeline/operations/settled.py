@@ -1,22 +1,23 @@
-"""Reading a graph beside edits: an answer is of one moment, and of whole edits only. Knows no question.
+"""Reads of a graph during edits: an answer is as of one moment, and contains whole edits only. Knows no query.
 
-An edit switches rows over one by one, so a question that reads several rows may meet some before and some after it. Two
-things make its answer one of a moment, without a lock and without waiting for anybody:
+An edit changes rows one by one, so a query that reads several rows may read some of them before and some after it. Two
+mechanisms make the answer consistent, without locks and without waiting for anybody:
 
-- *Hidden cells.* Cells of operations that are being written are not shown (`half_written`). Every cell that an edit
-  replaces is still below its own, so what is left is the state before. This holds as well for an operation whose
-  process was stopped or has died half way: readers see the state before it until it is recovered.
-- *The same again.* Afterwards it is looked once more at what is being written, and then at the rows. If the rows that
-  were read have not changed, and nothing of them is to be hidden that was not, then all of it was so at the moment
-  between the two: operations that had ended by then are in the answer as a whole, the others not at all. If not, the
-  question is asked again.
+- *Hidden cells.* Cells of operations that are being written are hidden (`half_written`). A cell that an edit replaces
+  still exists below the new cell, so what remains visible is the state before the edit. The same is true of an
+  operation whose process was stopped or has died: until it is recovered, readers see the state before it.
+- *A second read.* Afterwards, first the list of operations that are being written and then the rows are read again. If
+  the rows have not changed, and no further cells of them must be hidden, then the answer is the state at the moment
+  between the two reads: it contains all of each operation that had ended by then, and nothing of the others. Otherwise
+  the query is repeated.
 
-Voxels and rows fit together because every supervoxel that is read must be a live leaf at that moment; a voxel's id
-changes only when its supervoxel is replaced. One that an operation which is being written has made is read from the
-generation before it; one that is gone or has been replaced is read again.
+Voxels and rows are consistent because every supervoxel that is read must be a leaf of the graph at that moment, and the
+id of a voxel changes only when its supervoxel is replaced. A supervoxel that was created by an operation that is being
+written is read from the generation before it. If a supervoxel is missing or has been replaced, the voxels are read
+again.
 
-A question that is disturbed again and again, since it is long and its objects are edited all the time, is asked as of
-a moment: later edits do not touch that.
+A long query about objects that are edited all the time may be disturbed repeatedly. It is then answered as of a time in
+the past, which later edits do not affect.
 """
 
 from __future__ import annotations
@@ -49,32 +50,36 @@ log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 PATIENCE = 60.0
+"""Seconds for which a query is repeated."""
 BACKOFF = Backoff(0.005, 0.05)
-"""Seconds for which a question is asked again at most; the fourth time it is as of a moment already."""
 UNDISTURBED_ATTEMPTS = 3
+"""Number of attempts as of now; later attempts are as of a fixed time."""
 
 
 class _Disturbed(Exception):  # noqa: N818 - never leaves this module
-    """Something has changed while it was read."""
+    """The graph has changed while it was read."""
 
 
 def settled(graph: ChunkedGraph, question: Callable[[SettledGraph], Answer], *, patience: float = PATIENCE) -> Answer:
-    """The answer to a question, as of one moment during the call and of whole edits only.
+    """Answer a query as of one moment during the call, with whole edits only.
 
     Parameters
     ----------
+    graph
+        The graph to read.
     question
-        Reads the graph that it is given, which has the same methods as any other. It may be asked several times.
+        The query. It reads the graph that it is given, which has the same methods as any other, and may be called
+        several times.
     patience
-        Seconds after which it is given up.
+        Seconds after which the call fails.
 
     Raises
     ------
     UnavailableError
-        If the objects change all the time.
+        If the objects are changed all the time.
     """
     if isinstance(graph, SettledGraph):
-        return question(graph)  # part of a question
+        return question(graph)  # it is a part of another query
     deadline = time.monotonic() + patience
     half_written, until, attempt = read_half_written(graph.table), None, 0
     while True:
@@ -87,7 +92,7 @@ def settled(graph: ChunkedGraph, question: Callable[[SettledGraph], Answer], *, 
             raise
         except _Disturbed:
             error = None
-        # What mixed rows lead to may be any of these; if the rows were not mixed, it is the answer.
+        # Rows from different moments may lead to any of these errors; if the rows were consistent, the error is valid.
         except (SvPipelineError, ValueError, LookupError, AssertionError) as raised:
             error = raised
             if view.is_still_so():
@@ -99,41 +104,45 @@ def settled(graph: ChunkedGraph, question: Callable[[SettledGraph], Answer], *, 
         if time.monotonic() > deadline:
             raise UnavailableError(
                 f"objects of graph {graph.graph_id!r} changed {attempt} times while they were read.",
-                remedy="Ask as of a time a few seconds ago, or for fewer objects at once.",
+                remedy="Ask for a time a few seconds ago, or for fewer objects at once.",
             ) from error
-        log.debug("graph %s has changed while it was read, attempt %d", graph.graph_id, attempt + 1)
+        log.debug("graph %s has changed while it was read; attempt %d follows", graph.graph_id, attempt + 1)
         time.sleep(BACKOFF.jittered(attempt))
         half_written = read_half_written(graph.table)
         if attempt >= UNDISTURBED_ATTEMPTS:
-            # Not before what has been seen: clocks of editors may be ahead of this one.
+            # The time is not before cells that were seen, since clocks of editors may be ahead of this one.
             until = max(time.time_ns() // 1_000_000, rows.newest())
 
 
 @dataclass(frozen=True)
 class SettledGraph(ChunkedGraph):
-    """A graph for the time of one question; see the module."""
+    """A graph for the duration of one query; see the module's docstring."""
 
     @property
     def rows(self) -> SettledTable:
-        """The table, as what it is."""
+        """The table, as a `SettledTable`."""
         assert isinstance(self.table, SettledTable)
         return self.table
 
     def is_still_so(self) -> bool:
-        """Whether all that was read was so at one moment."""
+        """Whether everything that was read is the state of one moment."""
         rows = self.rows
         now = read_half_written(rows.inner)
         return rows.half_written.same_for(now, rows.read_keys()) and rows.reads_the_same()
 
     def supervoxels_at(self, volume: Any, coordinates: npt.ArrayLike, *, until: int | None = None) -> UInt64Array:
-        """What :func:`~sv_pipeline.graph.queries.supervoxels_at` gives, fitting the rows of this moment.
+        """Return the supervoxels at voxels, consistent with the rows that this query reads.
+
+        See :func:`~sv_pipeline.graph.queries.supervoxels_at`.
 
         Parameters
         ----------
         volume
-            The segmentation; or that of a moment, if ``until`` is one.
+            The segmentation; if ``until`` is given, the segmentation at that time.
+        coordinates
+            Voxels, shape (n, 3).
         until
-            Milliseconds; None = now.
+            Time in milliseconds; None means now.
         """
         points = np.asarray(coordinates, np.int64).reshape(-1, 3)
 
@@ -146,14 +155,16 @@ class SettledGraph(ChunkedGraph):
     def read_voxels(
         self, box: Box, *, version: Version | None = None, until: int | None = None
     ) -> tuple[int, UInt64Array]:
-        """A generation of the fork, and the supervoxels of a box in it, fitting the rows of this moment.
+        """Read a generation of the fork, and the supervoxels of a box in it, consistent with the rows of this query.
 
         Parameters
         ----------
+        box
+            The voxels to read.
         version
             Generation; default: the latest.
         until
-            Milliseconds that the generation belongs to; None = now.
+            Time in milliseconds to which the generation belongs; None means now.
         """
         generation: list[int] = []
 
@@ -167,16 +178,18 @@ class SettledGraph(ChunkedGraph):
         return generation[0], voxels
 
     def _fork(self, version: Version) -> Any:
-        # Each chunk is read once: a cache would hold all of them a second time.
+        # Each chunk is read once, so a cache would only hold a second copy of all chunks.
         return self.fork.open(version=version, context=uncached_context())
 
     def _live(self, read: Callable[[Version | None], UInt64Array], until: int | None) -> UInt64Array:
-        """Supervoxels at some places, all of them leaves of this moment.
+        """Return supervoxels at some places, all of which are leaves of the graph at this moment.
 
         Parameters
         ----------
         read
-            Reads them at a generation, or (None) as they are asked for.
+            Function that reads them at a generation, or (for None) at the requested version.
+        until
+            Time in milliseconds; None means now.
         """
         found = read(None)
         shown = found
@@ -190,7 +203,7 @@ class SettledGraph(ChunkedGraph):
         row_keys = keys.node_keys(distinct)
         rows = self.table.read_rows(row_keys, [PARENT.key, NEW_IDS.key], until=until, newest_only=True)
         stale = [PARENT.key not in (row := rows.get(key, {})) or NEW_IDS.key in row for key in row_keys]
-        # Voxels are committed before rows switch over, and put back before rows are: then they are others by now.
+        # Voxels are committed before rows change, and restored before rows are. In both cases the voxels differ now.
         if any(stale) and not np.array_equal(read(None), found):
             raise _Disturbed
         return shown

@@ -1,4 +1,4 @@
-"""A table as one question sees it: less what is half written, and with a memory of what was read. Decides nothing."""
+"""A table as one query sees it: without half-written cells, and with a record of what was read. Decides nothing."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ from sv_pipeline.table.interface import CellFilter, RowKeyRange, RowView, Table
 __all__ = ["SettledTable"]
 
 FIXED_COLUMNS = frozenset({CHILDREN.key})
-"""A row of these alone never changes once somebody can know of it."""
+"""Cells of these columns never change once the row can be known to a reader."""
 
 
 @dataclass
 class _Read:
-    """A request that was made, and what it gave."""
+    """A read request and its result."""
 
     rows: dict[bytes, RowView] | None
-    """None for what never changes."""
+    """Rows that were read; None if they can never change."""
     again: Callable[[], dict[bytes, RowView]]
     keys: Sequence[bytes]
 
 
 @dataclass(eq=False)
 class SettledTable(Table):
-    """The rows of another table less what is half written, for the time of one question; read-only."""
+    """The rows of another table without half-written cells, for the duration of one query; read-only."""
 
     inner: Table
     half_written: HalfWritten
     until: int | None
-    """Cells that are newer are not shown, milliseconds; None = all are."""
+    """Cells newer than this time in milliseconds are hidden; None hides none."""
     _reads: list[_Read] = field(default_factory=list, init=False, repr=False)
 
     # -- what was read ----------------------------------------------------------------------------------------------
 
     def read_keys(self) -> Iterator[bytes]:
-        """Keys of all rows that were asked for."""
+        """Yield the keys of all rows that were requested."""
         for read in self._reads:
             yield from read.keys
 
     def reads_the_same(self) -> bool:
-        """Whether every row that was read still is what it was."""
+        """Whether every row that was read is still the same."""
         return all(read.rows is None or read.again() == read.rows for read in self._reads)
 
     def newest(self) -> int:
-        """Time of the newest cell that was read, milliseconds."""
+        """Return the timestamp of the newest cell that was read, in milliseconds."""
         rows = (row for read in self._reads if read.rows for row in read.rows.values())
         return max((cells[0].timestamp for row in rows for cells in row.values()), default=0)
 
@@ -66,7 +66,7 @@ class SettledTable(Table):
         return self._shown(rows, wanted)
 
     def _scan(self, ranges: Sequence[RowKeyRange], wanted: CellFilter) -> Iterator[tuple[bytes, RowView]]:
-        """The rows are held until the question is answered."""
+        """Scan rows; they are kept in memory until the query is answered."""
         wanted = self._bounded(wanted)
 
         def read() -> dict[bytes, RowView]:
@@ -85,7 +85,7 @@ class SettledTable(Table):
         touched = set(self.half_written.hides_any(rows))
         if not touched:
             return rows
-        # The newest cell may be a hidden one: then the one below it is wanted.
+        # If the newest cell is hidden, the one below it is needed.
         full = self.inner.read_rows(touched, wanted.columns, until=wanted.until) if wanted.newest_only else rows
         shown = {key: row for key, row in rows.items() if key not in touched}
         for key in touched:
@@ -97,14 +97,14 @@ class SettledTable(Table):
     # -- the rest of a table ------------------------------------------------------------------------------------------
 
     def exists(self) -> bool:
-        """True if the table is there."""
+        """Whether the table exists."""
         return self.inner.exists()
 
     def close(self) -> None:
-        """Nothing: the other table stays open."""
+        """Do nothing: the other table stays open."""
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise AssertionError(f"a question about graph {self.name!r} does not write")
+        raise AssertionError(f"a query of graph {self.name!r} must not write")
 
     create = drop = mutate = increment_many = check_and_mutate_many = _refuse
 

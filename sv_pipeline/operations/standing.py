@@ -1,12 +1,14 @@
-"""How an operation stands when an error ends its edit: what is written, and what becomes of it. Says so on the error.
+"""The state of an operation after an error has ended its edit: what is written, and what will happen to it.
+
+The state becomes part of the error:
 
 | what is known | what the error says |
 | --- | --- |
-| nothing was written, and the log says that it failed | it has ended without effect |
-| nothing was written, and the table does not answer | it wrote nothing; recovery will log that it failed |
-| it was writing | it is unfinished; recovery will make it; do not repeat the request |
-| all is written, and its locks are left | it is complete; do not repeat the request |
-| a recovery has taken it over | how that has ended, or that it is at work; do not repeat the request |
+| nothing was written, and the log says that the operation failed | It has ended without effect. |
+| nothing was written, and the table does not answer | It wrote nothing; recovery will log that it failed. |
+| it was writing | It is unfinished; recovery will complete it; do not repeat the request. |
+| everything is written, but locks are left | It is complete; do not repeat the request. |
+| a recovery has taken it over | How that has ended, or that it is running; do not repeat the request. |
 """
 
 from __future__ import annotations
@@ -27,26 +29,34 @@ log = logging.getLogger(__name__)
 
 
 def end_early(graph: ChunkedGraph, row: OperationRow, error: BaseException, *, writing: bool) -> BaseException:
-    """Bring an operation to its end that has written nothing, and say on the error how the operation stands.
+    """End an operation that has failed, and add its state to the error.
 
-    An error of storage becomes one of ours. One of ours gets that as its remedy; any other one as a note (PEP 678).
+    An operation that has written nothing gets its final status in the log; others are left for recovery. An error of a
+    storage becomes an `SvPipelineError`. For these the state becomes the remedy; other errors get it as a note (PEP
+    678).
 
     Parameters
     ----------
+    graph
+        Graph of the operation.
+    row
+        Rows of the operation.
+    error
+        The error that ended the edit.
     writing
-        Whether its locks stay, since rows or voxels of it may be there.
+        Whether the operation has begun to write, so that its locks must stay.
 
     Returns
     -------
     BaseException
-        What to raise.
+        The error to raise.
     """
     if (ours := our_error(error)) is not None and ours is not error:
         error = ours
     try:
         advice = _advice(graph, row, error, writing=writing)
     except SvPipelineError:
-        log.info("operation %d: the table does not say how it stands", row.operation_id, exc_info=True)
+        log.info("operation %d: its state cannot be read from the table", row.operation_id, exc_info=True)
         advice = unfinished(graph, row.operation_id) if writing else _not_begun(row.operation_id)
     log.info("%s", advice)
     if isinstance(error, SvPipelineError):
@@ -72,16 +82,16 @@ def _advice(graph: ChunkedGraph, row: OperationRow, error: BaseException, *, wri
 
 
 def unfinished(graph: ChunkedGraph, operation_id: int) -> str:
-    """What to know about an operation that died, or stopped, while it was writing."""
+    """Return the advice about an operation that died or stopped while it was writing."""
     return (
-        f"Operation {operation_id} is unfinished and keeps its objects locked: recovery will make it, once the cause "
-        f"is repaired (the sensor does so by itself; or run 'sv-pipeline stuck recover {graph.graph_id} "
+        f"Operation {operation_id} is unfinished and keeps its objects locked. Recovery will complete it once the "
+        f"cause is repaired (the sensor does so by itself; or run 'sv-pipeline stuck recover {graph.graph_id} "
         f"{operation_id}'). Do not repeat the request."
     )
 
 
 def read_standing(graph: ChunkedGraph, operation_id: int) -> str:
-    """How an operation stands that another process has taken over, or that its own process left."""
+    """Return the state of an operation that another process has taken over, or that its own process has left."""
     see = f"Do not repeat the request before you have looked: sv-pipeline ops {graph.graph_id}."
     key = open_key(operation_id)
     opened = key in graph.table.read_rows([key], [OWNER], newest_only=True)
@@ -94,8 +104,8 @@ def read_standing(graph: ChunkedGraph, operation_id: int) -> str:
         return f"Operation {operation_id} has ended without effect{why}."
     if opened:
         return f"Operation {operation_id} is unfinished, and recovery will bring it to its end. {see}"
-    return f"Operation {operation_id} is not in the list of unfinished operations any more. {see}"
+    return f"Operation {operation_id} is no longer in the list of unfinished operations. {see}"
 
 
 def _not_begun(operation_id: int) -> str:
-    return f"Operation {operation_id} wrote nothing; recovery will note in the log that it failed."
+    return f"Operation {operation_id} wrote nothing; recovery will record in the log that it failed."

@@ -1,6 +1,6 @@
-"""What became of supervoxels that were replaced: still there (maybe under another id), joined by an undo, or split.
+"""Successors of supervoxels: a supervoxel may still exist (perhaps with another id), be joined by an undo, or be split.
 
-An id is never used again, so what was split, and put together again by an undo, has come back under another name::
+Ids are never reused, so a supervoxel that was split and then restored by an undo has another id::
 
     A --split--> A1, A2 --undo--> A'           A is here, as A'; A1 and A2 are joined, as A'
     A --split--> A1, A2 --A1 split, undone-->  A1', A2         A is split; A1 is here, as A1'
@@ -23,14 +23,14 @@ __all__ = ["Successor", "Successors", "Whereabouts", "names_of_today"]
 
 
 class Whereabouts(Enum):
-    """Where the voxels of a supervoxel are."""
+    """What happened to the voxels of a supervoxel."""
 
     HERE = auto()
-    """In one supervoxel that is made of them alone."""
+    """They form one supervoxel, which contains no others."""
     JOINED = auto()
-    """With others: the split that made it was undone."""
+    """They are in one supervoxel with others, because the split that made this supervoxel was undone."""
     SPLIT = auto()
-    """In several, or in one that is treated as another."""
+    """They are in several supervoxels, or in one that is not a restored form of the old one."""
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,23 @@ class Successor:
 
     state: Whereabouts
     supervoxel: int
-    """Its id of today, what it was joined to, or its last id before it was split."""
+    """Its current id, the supervoxel to which it was joined, or its last id before it was split."""
     operation: int | None
-    """The undo that has brought it back (None if it was never gone) or joined it; or what has split it."""
+    """The undo that restored it (None if it was never replaced) or joined it, or the operation that split it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Successors:
-    """Everything that supervoxels have become, in memory."""
+    """All successors of some supervoxels, in memory."""
 
     successors: dict[int, list[int]]
     made_by: dict[int, int]
-    """Operation that made a successor."""
+    """Operation that created each successor."""
     operations: dict[int, Operation] = field(repr=False)
 
     @classmethod
     def read(cls, graph: ChunkedGraph, supervoxels: npt.ArrayLike) -> Successors:
-        """Follow supervoxels up to today: one request for each time that one was replaced, and one for the log."""
+        """Read all successors, with one request per generation and one for the log."""
         successors: dict[int, list[int]] = {}
         made_by: dict[int, int] = {}
         wanted = np.unique(np.asarray(supervoxels, np.uint64))
@@ -77,7 +77,7 @@ class Successors:
         return cls(successors, made_by, {operation.operation_id: operation for operation in operations})
 
     def of(self, supervoxel: int) -> Successor:
-        """What became of one of them."""
+        """Return what became of one of the supervoxels."""
         back: int | None = None
         while True:
             new = self.successors.get(supervoxel)
@@ -95,7 +95,7 @@ class Successors:
 
 
 def names_of_today(graph: ChunkedGraph, supervoxels: UInt64Array) -> UInt64Array:
-    """Ids that supervoxels have today, any shape; 0 for those that are split, or joined to others."""
+    """Return the current ids of supervoxels, any shape; 0 for those that are split, or joined to others."""
     distinct, index = np.unique(supervoxels, return_inverse=True)
     successors = Successors.read(graph, distinct)
     found = [successors.of(supervoxel) for supervoxel in distinct.tolist()]

@@ -1,11 +1,11 @@
-"""Which operation a supervoxel split lives on in, after it was undone and made again, and again. Reads the log.
+"""The form of a supervoxel split that is in effect after undo and redo, possibly repeated. Reads the log.
 
-A split S gives fragments; its undo U gives their successors; its redo R splits these, with fragments of its own::
+A split S creates fragments; its undo U creates their successors; its redo R splits these again, into new fragments::
 
-    S --undone by--> U --made again by--> R --undone by--> ...
-    in force         undone               in force
+    S --undone by--> U --redone by--> R --undone by--> ...
+    in effect        undone           in effect
 
-Later splits of the fragments that were undone themselves leave other ids, and nothing else.
+Later splits of the fragments that were undone themselves have changed ids, but nothing else.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ class EffectiveSplit:
 
     operation: Operation
     record: UInt64Array
-    """(old, new, side), shape (n, 3); of what is in force, new ones under their ids of today."""
+    """(old, new, side) of each fragment, shape (n, 3); if the split is in effect, new ids are current ones."""
     undone_by: int | None
-    """The operation that took it back."""
+    """The operation that undid it; None if it is in effect."""
     overlapped_by: tuple[int, ...]
-    """Operations that split its fragments further; none if it is undone, or in force as it was."""
+    """Operations that split its fragments further; empty if it is undone, or in effect unchanged."""
 
 
 def _origin(graph: ChunkedGraph, operation: Operation) -> int:
-    """The operation that a chain of undos and redos began with, as far as the log has it."""
+    """Return the operation at the beginning of a chain of undos and redos, as far as the log contains it."""
     last = operation
     with suppress(NotFoundError):
-        for last in chain(graph, operation):  # noqa: B007 - the last one that was found is the answer
+        for last in chain(graph, operation):  # noqa: B007 - the last one found is the answer
             pass
     return last.operation_id
 
 
 def effective_split(graph: ChunkedGraph, operation: Operation, record: UInt64Array) -> EffectiveSplit:
-    """Follow undo and redo of an operation that split supervoxels; ``record`` is what it replaced."""
+    """Follow the undos and redos of an operation that split supervoxels; ``record`` is what it replaced."""
     successors = Successors.read(graph, record[:, 1])
     while True:
         found = [successors.of(fragment) for fragment in record[:, 1].tolist()]
@@ -72,7 +72,7 @@ def effective_split(graph: ChunkedGraph, operation: Operation, record: UInt64Arr
 def _redo(
     graph: ChunkedGraph, successors: Successors, after: list[Successor], operation: Operation
 ) -> Operation | None:
-    """The redo of an operation that has split all that its undo had joined; None if there is none."""
+    """Return the redo of an operation that has split everything that its undo had joined; None if there is none."""
     by = {successor.operation if successor.state is Whereabouts.SPLIT else None for successor in after}
     again = successors.operations.get(next(iter(by)) or 0) if len(by) == 1 else None
     if again is None or again.kind != "redo" or _origin(graph, again) != _origin(graph, operation):

@@ -1,6 +1,6 @@
-"""Which operations are unfinished, and what their rows say. Reads; judges nobody dead.
+"""Unfinished operations, and what their rows contain. Reads; does not decide whether an owner is dead.
 
-The open rows are the list. Operations of other software have none: see `foreign`.
+Open rows (see `ownership`) are the list. Operations of other software have none: see `recovery.foreign`.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ __all__ = ["Phase", "RecoveryProgress", "Unfinished", "find_unfinished", "read_u
 
 
 class Phase:
-    """How far a recovery has come, as its open row says. A recovery that begins goes back to the first one."""
+    """How far a recovery has come, as stored in the open row. A new recovery starts with the first phase again."""
 
     CLAIMED = "claimed"
     CLEANED = "cleaned"
     """Nothing is left of what the earlier attempt wrote, and nothing was written since."""
     REPLAYING = "replaying"
-    """It is being made again: rows and voxels of this attempt may be there."""
+    """The operation is being replayed: rows and voxels of this attempt may exist."""
     OVER = "over"
-    """It cannot be made again; locks are being given back."""
+    """The operation cannot be replayed; its locks are being released."""
     UNPROVEN = "unproven"
-    """It has ended and holds nothing, but rows or voxels around it are not as they should be."""
+    """The operation has ended and holds no locks, but a check has found wrong rows or voxels around it."""
 
 
 @dataclass(frozen=True)
 class RecoveryProgress:
-    """What recoveries of an operation left in its open row."""
+    """What recoveries of an operation have stored in its open row."""
 
     phase: str = ""
     attempts: int = 0
     error: str = ""
-    """Of the last one that failed."""
+    """Error of the last recovery that failed."""
     outcome: str = ""
-    """What the log will say, once it is over."""
+    """Text for the log once the operation is over."""
 
     @classmethod
     def of(cls, row: RowView | None) -> RecoveryProgress:
-        """Out of an open row."""
+        """Decode the progress in an open row."""
         value = RECOVERY.newest(row) or {}
         if not isinstance(value, dict):
             raise CorruptionError(f"the notes of a recovery cannot be read: {value!r}.")
@@ -61,22 +61,22 @@ class RecoveryProgress:
 
 @dataclass(frozen=True, eq=False)
 class Unfinished:
-    """One operation that has not come to its end."""
+    """An operation that is not finished."""
 
     operation: Operation | None
-    """Its row in the log; None if it has none."""
+    """Row of the operation in the log; None if it has none."""
     operation_id: int
     scope: Scope | None
-    """What it holds while it writes; None before."""
+    """What it holds while it writes; None before it writes."""
     owner: Owner | None
-    """Who works on it; None for other software's."""
+    """Current owner; None for operations of other software."""
     progress: RecoveryProgress
     signature: str
-    """Changes whenever its owner shows that it lives."""
+    """A value that changes whenever the owner shows that it lives."""
     foreign: bool = False
-    """Made by other software: no owner, no write set, no generation."""
+    """Whether other software made it; it then has no owner, no write set and no generation."""
     row: RowView = field(default_factory=dict, repr=False)
-    """The open row."""
+    """Cells of the open row."""
     objects: tuple[int, ...] = ()
     """Of other software's: roots of the objects that it edits, as of the moment before it."""
     moved_at: int = 0
@@ -84,55 +84,55 @@ class Unfinished:
     unlocked: bool = False
     """Of other software's: whether it gave its locks back, although cells of it are there."""
     damage: str = ""
-    """Why its rows cannot be read. Then nobody knows what it holds or whether it is complete; it is left alone."""
+    """Why its rows cannot be read, if so. Its locks and its state are then unknown, and it is left alone."""
 
     @property
     def id(self) -> int:
-        """Its number."""
+        """Number of the operation."""
         return self.operation_id
 
     @property
     def kind(self) -> str:
-        """merge, split, undo, redo, or unknown."""
+        """One of merge, split, undo, redo, and unknown."""
         return "unknown" if self.operation is None else self.operation.kind
 
     @property
     def user(self) -> str:
-        """Who asked for it."""
+        """User who requested it."""
         return (self.operation.user or "") if self.operation is not None else ""
 
     @property
     def status(self) -> str:
-        """As the log has it."""
+        """Status in the log; empty if there is none."""
         status = None if self.operation is None else self.operation.status
         return "" if status is None else status.name
 
     @property
     def succeeded(self) -> bool:
-        """Whether all is written: the log says so, and nobody has taken anything back."""
+        """Whether everything is written: the log says so, and nothing was rolled back."""
         done = self.operation is not None and self.operation.status is OperationStatus.SUCCESS
         return done and (self.foreign or bool(self.write_set[1]))
 
     @property
     def write_set(self) -> tuple[int, dict[ColumnKey, list[bytes]]]:
-        """Time and row keys by column of what it writes."""
+        """Timestamp of its cells, and their row keys by column."""
         return write_set_in(self.row, self.operation_id)
 
     @property
     def began(self) -> int | None:
-        """When its row was made, milliseconds by the clock of who made it."""
+        """Time at which its row was created, in milliseconds by the clock of its first owner."""
         if self.operation is None:
             return None
         return min((cell.timestamp for cells in self.operation.row.values() for cell in cells), default=None)
 
     def age(self, now: float | None = None) -> float | None:
-        """Seconds since it began; None if its clock is ahead of ours, or it does not say."""
+        """Return the seconds since it began; None if its clock is ahead of ours, or the time is not known."""
         seconds = None if self.began is None else (time.time() if now is None else now) - self.began / 1000
         return None if seconds is None or seconds < 0 else seconds
 
     @property
     def outlook(self) -> str:
-        """What recovery would do, in a word."""
+        """What recovery would do, as one word."""
         if self.damage:
             return "nothing"
         if self.progress.phase == Phase.UNPROVEN:
@@ -145,13 +145,13 @@ class Unfinished:
 
 
 def find_unfinished(graph: ChunkedGraph, foreign_ids: Iterable[int] = ()) -> list[Unfinished]:
-    """All unfinished operations, by id; those of other software only if they are named."""
+    """Find all unfinished operations, sorted by id; those of other software only if they are named."""
     opened = {int(key.removeprefix(OPEN_PREFIX)): row for key, row in graph.table.scan([OPEN_ROWS], newest_only=True)}
     return _described(graph, opened, sorted(set(foreign_ids) - opened.keys()))
 
 
 def read_unfinished(graph: ChunkedGraph, operation_id: int) -> Unfinished | None:
-    """One unfinished operation; None if it is finished, or there is none."""
+    """Read one unfinished operation; None if it is finished or does not exist."""
     key = open_key(operation_id)
     row = graph.table.read_rows([key], newest_only=True).get(key)
     opened, others = ({}, [operation_id]) if row is None else ({operation_id: row}, [])
@@ -160,7 +160,7 @@ def read_unfinished(graph: ChunkedGraph, operation_id: int) -> Unfinished | None
 
 
 def why_not_unfinished(graph: ChunkedGraph, operation_id: int) -> SvPipelineError:
-    """The error that says why an operation is not unfinished: it has ended, or there is none of this number."""
+    """Return the error that says why an operation is not unfinished: it has ended, or does not exist."""
     found = find_operation(graph, operation_id)
     if found is None:
         return NotFoundError(
@@ -170,7 +170,7 @@ def why_not_unfinished(graph: ChunkedGraph, operation_id: int) -> SvPipelineErro
         )
     status = "without a status" if found.status is None else found.status.name
     return FinishedError(
-        f"operation {operation_id} is finished already ({status}): there is nothing to recover.",
+        f"operation {operation_id} is finished already ({status}), so there is nothing to recover.",
         complete=found.status is OperationStatus.SUCCESS,
     )
 
@@ -193,7 +193,7 @@ def _described(
 
 
 def _log_of(graph: ChunkedGraph, wanted: Sequence[int]) -> dict[int, Operation | CorruptionError]:
-    """Rows of the log by operation, or why one cannot be read."""
+    """Read rows of the log by operation; an unreadable row is replaced by its error."""
     if not wanted:
         return {}
     try:
@@ -212,7 +212,7 @@ def _of_open_row(
         if isinstance(logged, CorruptionError):
             raise logged
         return _read_open_row(graph, operation_id, row, operation)
-    except CorruptionError as error:  # the others must not be hidden by it
+    except CorruptionError as error:  # one damaged operation must not hide the others
         known, signature = (operation, operation_id, None, None, RecoveryProgress()), _hash(row.items())
         return Unfinished(*known, signature, row=row, damage=str(error))
 

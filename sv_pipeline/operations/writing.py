@@ -1,20 +1,20 @@
 """The rows of one operation: its entry in PyChunkedGraph's log, and our own row with what recovery needs. Writes them.
 
-Own data never goes into the log's row, which PyChunkedGraph reads whole::
+Our own data is never put into the log's row, because PyChunkedGraph reads that row completely::
 
     %020d                    the log: request, status, roots, time
     sv_pipeline:open:%020d   what recovery needs while the operation is not finished, see `ownership`
     sv_pipeline:op:%020d     1:identity     as in the open row, once it writes; its record in the fork has the same
-                             1:activated    all edges that a merge made active; stays, so that it can be undone
-                             1:supervoxels  (old, new, side) of supervoxels that it replaced; stays, likewise
-                             1:outcome      {"still_one_object": true} where it parted nothing, which was allowed
+                             1:activated    all edges that a merge made active; kept for an undo
+                             1:supervoxels  (old, new, side) of supervoxels that it replaced; kept for an undo
+                             1:outcome      {"still_one_object": true} if a split separated nothing, which was allowed
 
-| status | means |
+| status | meaning |
 | --- | --- |
 | CREATED | begun; nothing is written yet |
 | EXCEPTION | ended, nothing written; ``operation_exception`` begins with ``refused:<reason>:`` or ``failed:<kind>:`` |
 | WRITE_STARTED | scope, locks and rows are being written, or were when the process died |
-| SUCCESS | done |
+| SUCCESS | complete |
 """
 
 from __future__ import annotations
@@ -76,43 +76,43 @@ MAX_WRITE_SET_BYTES = 1 << 30
 
 
 def own_key(operation_id: int) -> bytes:
-    """Key of our own row of an operation."""
+    """Return the key of our own row of an operation."""
     return OWN_PREFIX + b"%020d" % operation_id
 
 
 def new_identity() -> str:
-    """A random identity."""
+    """Return a random identity for an operation or a graph."""
     return secrets.token_hex(8)
 
 
 def without_plan(operation_id: int) -> RowMutation:
-    """Take out of our own row what an attempt noted for its undo and of its outcome; the identity stays."""
+    """Delete what an attempt has stored in our own row about its undo and its outcome; the identity stays."""
     noted = (ACTIVATED.key, SUPERVOXELS.key, OUTCOME.key)
     return RowMutation(own_key(operation_id), [DeleteCells(column) for column in noted])
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What an operation holds while it writes."""
+    """What an operation locks and creates while it writes."""
 
     timestamp: int
-    """Logical time, milliseconds: of all its cells."""
+    """Logical time of the edit in milliseconds; the timestamp of all its cells."""
     roots: tuple[int, ...]
-    """Locked indefinitely."""
+    """Roots that are locked indefinitely."""
     new_roots: tuple[int, ...]
-    """Made, and locked indefinitely as well."""
+    """Roots that are created, and locked indefinitely as well."""
     chunks: tuple[int, ...] = ()
     """Layer 2 chunks whose voxels are rewritten."""
     generation: int | None = None
-    """Of the fork, before the voxels were written."""
+    """Generation of the fork before the voxels were written; None if no voxels change."""
 
     @property
     def lock_keys(self) -> tuple[bytes, ...]:
-        """Rows that are locked before anything is written: of roots and of chunks."""
+        """Keys of the rows that are locked before anything is written: roots and chunks."""
         return (*keys.node_keys(self.roots), *(keys.chunk_lock_key(chunk) for chunk in self.chunks))
 
     def joined(self, earlier: Scope | None) -> Scope:
-        """With what an earlier attempt holds."""
+        """Combine this scope with that of an earlier attempt."""
         if earlier is None:
             return self
         return replace(
@@ -123,7 +123,7 @@ class Scope:
 
 
 def write_set(mutations: Iterable[RowMutation], timestamp: int) -> bytes:
-    """Row keys by column of all cells that mutations put at a time, compressed."""
+    """Encode, compressed, the row keys by column of all cells that mutations set at ``timestamp``."""
     cells: dict[str, list[str]] = defaultdict(list)
     for mutation in mutations:
         for change in mutation.changes:
@@ -134,9 +134,9 @@ def write_set(mutations: Iterable[RowMutation], timestamp: int) -> bytes:
 
 
 def write_set_in(row: RowView | None, operation_id: int) -> tuple[int, dict[ColumnKey, list[bytes]]]:
-    """Time and row keys by column of the cells of an unfinished operation, out of its open row.
+    """Decode the write set in an open row: the timestamp and the row keys by column of the operation's cells.
 
-    (0, {}) if it has not begun to write.
+    The result is (0, {}) if the operation has not begun to write.
     """
     if not row or WRITES not in row:
         return 0, {}
@@ -153,7 +153,7 @@ def write_set_in(row: RowView | None, operation_id: int) -> tuple[int, dict[Colu
 
 
 def scope_in(row: RowView | None, operation_id: int) -> Scope | None:
-    """What an unfinished operation holds, out of its open row; None if nothing."""
+    """Decode what an unfinished operation holds from its open row; None if it holds nothing."""
     try:
         value = SCOPE.newest(row)
         if value is None:
@@ -170,37 +170,37 @@ def scope_in(row: RowView | None, operation_id: int) -> Scope | None:
 
 
 def read_activated(table: Table, operation_id: int) -> UInt64Array | None:
-    """All edges that a merge made active, shape (n, 2); None if other software made it."""
+    """Read all edges that a merge made active, shape (n, 2); None if other software made it."""
     row = table.read_rows([own_key(operation_id)], [ACTIVATED.key], newest_only=True).get(own_key(operation_id))
     return ACTIVATED.newest(row)
 
 
 def read_identity(table: Table, operation_id: int) -> str | None:
-    """Identity of an operation; None if it wrote nothing, or other software or an older version made it."""
+    """Read the identity of an operation; None if it wrote nothing, or has none (other software, older versions)."""
     row_keys = identity_keys(operation_id)
     return identity_in(table.read_rows(row_keys, [IDENTITY.key], newest_only=True), operation_id)
 
 
 def identity_keys(operation_id: int) -> list[bytes]:
-    """Rows that may name the identity of an operation."""
+    """Return the keys of the rows that may contain the identity of an operation."""
     return [own_key(operation_id), open_key(operation_id)]
 
 
 def identity_in(rows: dict[bytes, RowView], operation_id: int) -> str | None:
-    """What `read_identity` gives, out of the rows of `identity_keys`."""
+    """Decode the result of `read_identity` from the rows of `identity_keys`."""
     found = (IDENTITY.newest(rows.get(key)) for key in identity_keys(operation_id))
     return next((identity for identity in found if identity is not None), None)
 
 
 def read_supervoxels(table: Table, operation_id: int) -> UInt64Array:
-    """Supervoxels that an operation replaced: (old, new, side), shape (n, 3); none if it replaced none."""
+    """Read the supervoxels that an operation replaced: (old, new, side), shape (n, 3); empty if it replaced none."""
     key = own_key(operation_id)
     found = SUPERVOXELS.newest(table.read_rows([key], [SUPERVOXELS.key], newest_only=True).get(key))
     return np.zeros((0, 3), np.uint64) if found is None else found
 
 
 def read_still_one_object(table: Table, operation_ids: Iterable[int]) -> set[int]:
-    """Which operations have left as one object what they were to part."""
+    """Return which operations left in one object what they should have separated."""
     ids = {own_key(operation_id): operation_id for operation_id in operation_ids}
     rows = table.read_rows(list(ids), [OUTCOME.key], newest_only=True) if ids else {}
     outcomes = {key: OUTCOME.newest(row) for key, row in rows.items()}
@@ -215,15 +215,15 @@ class OperationRow:
     operation_id: int
     own: Ownership
     not_before: int = 0
-    """Milliseconds: the log's cells of this attempt are not older than this, whatever the clock says."""
+    """Lower limit in milliseconds of the timestamps of this attempt's cells in the log, whatever the clock says."""
     identity: str = field(default_factory=new_identity)
-    """The same for all attempts; see `read_identity`."""
+    """Identity of the operation, the same for all attempts; see `read_identity`."""
     seen: list[bytes] = field(default_factory=list, repr=False)
-    """The log's cell of the time as this attempt has seen or written it last: the log is written while it is that."""
+    """Value of the log's timestamp cell that this attempt read or wrote last; writes to the log depend on it."""
 
     @classmethod
     def create(cls, table: Table, cells: Iterable[SetCell], options: dict[str, Any]) -> OperationRow:
-        """A new operation id, and its rows with the cells of the request, and its options that have no cells."""
+        """Create an operation with a new id, and write its rows: cells of the request, and options without cells."""
         operation_id = counters.new_operation_id(table)
         row = cls(table, operation_id, Ownership(table, operation_id))
         reach("create")
@@ -238,15 +238,15 @@ class OperationRow:
 
     @property
     def owner(self) -> str:
-        """Token of this attempt at the operation: whoever takes it over has another."""
+        """Token of this attempt at the operation; a process that takes it over has another."""
         return self.own.token
 
     def refuse(self, refusal: EditRefused) -> None:
-        """The request cannot be met; nothing was written."""
+        """End the operation because the request cannot be fulfilled; nothing was written."""
         self._end(f"refused:{refusal.reason}: {refusal}")
 
     def fail(self, error: BaseException) -> None:
-        """Something broke before anything was written."""
+        """End the operation because of an error before anything was written."""
         self._end(f"failed:{getattr(error, 'kind', type(error).__name__)}: {error}")
 
     def _end(self, text: str) -> None:
@@ -254,12 +254,12 @@ class OperationRow:
             self.own.check()
             self.say_how_it_ended(text)
         except OwnershipLostError as lost:
-            log.warning("%s", lost)  # whoever has it brings it to its end
+            log.warning("%s", lost)  # the new owner ends the operation
         else:
             self.own.end()
 
     def say_how_it_ended(self, text: str) -> None:
-        """Status EXCEPTION in the log, with a reason."""
+        """Write status EXCEPTION to the log, with a reason."""
         reach("refuse")
         self._write_log(OperationStatus.EXCEPTION, [columns.OPERATION_EXCEPTION.set(text)], self._now())
         reach("refused")
@@ -274,7 +274,7 @@ class OperationRow:
         *,
         still_one_object: bool = False,
     ) -> None:
-        """Durable intent: scope and write set, then the log says so. Before the first indefinite lock."""
+        """Store scope and write set, then WRITE_STARTED in the log; called before the first indefinite lock."""
         own_cells = []
         if len(activated):
             own_cells.append(ACTIVATED.set(activated, FIXED_TIME))
@@ -294,16 +294,16 @@ class OperationRow:
         reach("write started")
 
     def succeed(self, roots: UInt64Array, timestamp: int) -> None:
-        """All rows are there; OwnershipLostError if the operation belongs to somebody else."""
+        """Write status SUCCESS, since all rows are written; raise OwnershipLostError if ownership was lost."""
         self._write_log(OperationStatus.SUCCESS, [columns.ROOTS.set(roots)], timestamp)
 
     def clear_scope(self, *, chunks: bool) -> None:
-        """The operation is done, and no lock is held any more.
+        """Remove the open row, since the operation is complete and holds no lock any more.
 
         Parameters
         ----------
         chunks
-            Whether chunks were locked, which the log says, too.
+            Whether chunks were locked; the log contains them and is cleaned too.
         """
         if chunks:
             self.table.mutate([self._without_chunks()])
@@ -312,14 +312,14 @@ class OperationRow:
         reach("cleared")
 
     def forget_plan(self) -> None:
-        """Nothing of the plan was written, and no lock is held; how the operation ended is still to be said."""
+        """Delete the plan, of which nothing was written; no lock is held. The final status is still to be written."""
         self.table.mutate([self._without_chunks(), without_plan(self.operation_id)])
 
     def _without_chunks(self) -> RowMutation:
         return RowMutation(keys.node_key(self.operation_id), [DeleteCells(columns.CHUNK_LOCK_SCOPE.key)])
 
     def _write_log(self, status: OperationStatus, changes: list[SetCell], timestamp: int) -> None:
-        """Write to the log unless somebody else has done so meanwhile, who has the operation then."""
+        """Write to the log unless another process, which owns the operation then, has written to it meanwhile."""
         row, column = self._log(status, changes, timestamp), columns.OPERATION_TIMESTAMP
         wanted = column.encode(_datetime(timestamp))
         while True:
@@ -336,7 +336,7 @@ class OperationRow:
         self.seen[:] = [wanted]
 
     def _log(self, status: OperationStatus, changes: list[SetCell], timestamp: int) -> RowMutation:
-        """Cells of the log, written now; ``timestamp`` is the logical time of the edit."""
+        """Return cells of the log with the current time as timestamp; ``timestamp`` is the logical time of the edit."""
         cells = [
             *changes,
             columns.OPERATION_STATUS.set(int(status)),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sv_pipeline.grid import Box
 from sv_pipeline.progress import Progress
 from sv_pipeline.pyramid.downsample import MEMORY_BUDGET, DownsampleReport, downsample
+from sv_pipeline.pyramid.foreign import note_foreign_edits
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.fork.pending import Lag, PendingEntry, lag_of
 
@@ -57,8 +58,13 @@ def catch_up(
     memory_budget: int = MEMORY_BUDGET,
     progress: Progress | None = None,
 ) -> CatchUp:
-    """`downsample`, with the lag before and after it, and what there is to see of it."""
+    """`downsample`, with the lag before and after it, and what there is to see of it.
+
+    Edits of other software are entered in the ledger first.
+    """
     fork = dataset.fork
+    if operations is None:
+        note_foreign_edits(dataset)
     generation_before, entries = fork.generation(), fork.pending()
     report = downsample(fork, operations, table=dataset.existing_table, memory_budget=memory_budget, progress=progress)
     shown = _newest([entry for entry in entries if operations is None or entry.operation_id in operations])

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sv_pipeline.registry import PATIENCE, Registry, ask_every_graph
+from sv_pipeline.pyramid.foreign import note_foreign_edits
+from sv_pipeline.registry import PATIENCE, Dataset, Registry, ask_every_graph
 from sv_pipeline.segmentation.fork.pending import Lag, lag_of
 
-__all__ = ["GraphLag", "LagVerdict", "lag_verdict", "lags"]
+__all__ = ["GraphLag", "LagVerdict", "lag_of_graph", "lag_verdict", "lags"]
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,17 @@ def lags(registry: Registry, graph_ids: Sequence[str] | None = None, *, patience
     return [GraphLag(graph_id, error=a) if isinstance(a, str) else a for graph_id, a in answers.items()]
 
 
+def lag_of_graph(dataset: Dataset) -> Lag:
+    """The lag of one graph; other software's edits are entered in its ledger first. NotFoundError without a fork."""
+    note_foreign_edits(dataset)
+    return dataset.fork.lag()
+
+
 def _read(registry: Registry, graph_id: str) -> GraphLag:
     dataset = registry.get(graph_id)
     if not dataset.fork.exists():
         return GraphLag(graph_id)
+    note_foreign_edits(dataset)
     entries = dataset.fork.pending()
     listed = repr([(entry.operation_id, entry.boxes) for entry in entries]).encode()
     return GraphLag(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -123,6 +124,9 @@ def _watershed_rows(dataset: Dataset) -> list[StageStatus]:
 
 def _voxels_row(dataset: Dataset) -> StageStatus:
     base = dataset.base
+    with suppress(NotFoundError):
+        if base.info().made_elsewhere:
+            return StageStatus("voxels", 0, 0, built_elsewhere=True)
     meta = base.division()
     config = base.effective(dataset.config.ocdbt_config)
     layer = layout.populate_layer(config, dataset.grid) if meta is None else meta.layer

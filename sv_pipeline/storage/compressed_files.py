@@ -1,6 +1,6 @@
-"""Owns files that are compressed as a whole: ``NAME.gz`` and its like, which cloud-volume writes on local disks.
+"""Files that are compressed as a whole, such as ``NAME.gz``, which cloud-volume writes on local disks.
 
-(In buckets the compression is noted with the object, and the name stays as it is; the drivers deal with that.)
+In buckets the compression is stored with the object and the name is unchanged; TensorStore's drivers handle that.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ _METHODS: dict[str, Callable[[bytes], bytes]] = {
     ".xz": lzma.decompress,
 }
 SUFFIXES = tuple(_METHODS)
-"""What such names end with."""
+"""Suffixes of the names of compressed files."""
 
 
 def decompress(data: bytes, suffix: str, where: str) -> bytes:
-    """Content of a compressed file; InputError if it is broken."""
+    """Decompress a file; InputError if it is damaged."""
     try:
         return _METHODS[suffix](data)
     except (ValueError, EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
@@ -62,7 +62,7 @@ def decompress(data: bytes, suffix: str, where: str) -> bytes:
 
 
 def suffixes_in(folder_url: str) -> tuple[str, ...]:
-    """Which kinds of compressed files a folder has, where such names are used at all: on local disks and in memory."""
+    """Return the suffixes of compressed files in a folder; they occur only on local disks and in memory."""
     folder = local_path(folder_url)
     if folder is None:
         return _suffixes_of(kv.list_keys(folder_url)) if folder_url.startswith("memory://") else ()
@@ -83,27 +83,29 @@ def _suffixes_of(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def only_form(name: str, contents: Sequence[bytes | None], suffixes: Sequence[str], where: str) -> bytes | None:
-    """The one content of a file that may be there under several names; decompressed.
+    """Return the content of a file that may be stored under several names, decompressed; None if it is missing.
 
     Parameters
     ----------
     name
-        The name without a suffix.
+        Name without a suffix.
     contents
-        What is stored under that name, and under it with each of ``suffixes``; None for what is missing.
+        Content stored under that name, and under the name with each of ``suffixes``; None if missing.
+    suffixes
+        Suffixes of compressed files in the folder.
     where
         Folder, for messages.
 
     Raises
     ------
     InputError
-        If there are two, of which one must be stale, or the one is broken.
+        If there are two contents, of which one must be out of date, or the content is damaged.
     """
     found = [(suffix, data) for suffix, data in zip(("", *suffixes), contents, strict=True) if data is not None]
     if len(found) > 1:
         raise InputError(
             f"{where} holds both {' and '.join(name + suffix for suffix, _ in found)}; one of them is out of date.",
-            remedy="Remove the one that is.",
+            remedy="Remove the outdated one.",
         )
     if not found:
         return None
@@ -112,14 +114,14 @@ def only_form(name: str, contents: Sequence[bytes | None], suffixes: Sequence[st
 
 
 def read_files(url: str, names: Sequence[str]) -> list[bytes | None]:
-    """Contents of files, decompressed where they are compressed as a whole; None for each missing one.
+    """Read files, and decompress those that are compressed as a whole; None for each missing file.
 
-    The name is the file's own, with any suffix that belongs to it (``edges_0_0_0.proto.zst``).
+    A name includes suffixes that are part of the file's own name (``edges_0_0_0.proto.zst``).
 
     Raises
     ------
     InputError
-        If a file is there in two forms, or cannot be decompressed.
+        If a file exists in two forms, or cannot be decompressed.
     """
     suffixes = suffixes_in(kv.as_url(url))
     if not suffixes:

@@ -1,8 +1,8 @@
-"""Owns the OCDBT coordinator: a server process through which several workers commit to one base. Writes no voxels.
+"""The OCDBT coordinator: a server process through which several workers commit to one base. Writes no voxels.
 
 ``python -m sv_pipeline.storage.coordinator --bind 127.0.0.1:9900`` serves until it is stopped. Its first line of
-output is JSON with the ``address`` to give to workers. There is no encryption and no authentication, neither here nor
-between workers (each of which listens on a port of its own): run it in a trusted network only.
+output is JSON with the ``address`` for the workers. There is no encryption and no authentication, neither here nor
+between workers (each of which listens on a port of its own), so it must only be used in a trusted network.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sv_pipeline.processes import interrupts_held
 __all__ = ["ADDRESS_VARIABLE", "known_address", "main", "running_coordinator", "serve"]
 
 ADDRESS_VARIABLE = "SV_PIPELINE_COORDINATOR"
-"""Environment variable: host:port of the coordinator."""
+"""Environment variable with the coordinator's address, host:port."""
 START_TIMEOUT = 60.0
 WILDCARDS = ("", "*", "0.0.0.0", "[::]")  # noqa: S104 - compared with, not bound to
 
@@ -41,12 +41,12 @@ def known_address(configured: str | None = None) -> str | None:
 
 
 def serve(bind: str) -> tuple[ts.ocdbt.DistributedCoordinatorServer, str]:
-    """Start a coordinator in this process; it stops when the returned server is dropped.
+    """Start a coordinator in this process; it stops when the returned server is deleted.
 
     Parameters
     ----------
     bind
-        host:port; port 0 takes a free one.
+        Address host:port to listen on; port 0 chooses a free port.
 
     Returns
     -------
@@ -55,9 +55,9 @@ def serve(bind: str) -> tuple[ts.ocdbt.DistributedCoordinatorServer, str]:
     Raises
     ------
     ConfigError
-        If ``bind`` is not host:port.
+        If ``bind`` does not have the form host:port.
     ConflictError
-        If the port is taken.
+        If the port is in use.
     """
     host, separator, port_text = bind.rpartition(":")
     if not separator or not port_text.isdigit() or int(port_text) > 65535:
@@ -71,10 +71,11 @@ def serve(bind: str) -> tuple[ts.ocdbt.DistributedCoordinatorServer, str]:
 
 
 def _require_free(host: str, port: int) -> None:
-    """TensorStore would share a taken port (SO_REUSEPORT) without a word, and half the workers would miss it."""
+    """Refuse a port in use: TensorStore would silently share it (SO_REUSEPORT), and half the workers would miss it."""
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # Ports in TIME_WAIT, of a coordinator that has just been stopped, are free; ports listened to are not.
+        # A port in TIME_WAIT, left by a coordinator that has just been stopped, counts as free; one listened to does
+        # not.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("" if host in WILDCARDS else host.strip("[]"), port))
@@ -88,14 +89,14 @@ def _require_free(host: str, port: int) -> None:
 
 @contextmanager
 def running_coordinator(host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
-    """Run a coordinator as a child process for the length of the block; gives its address.
+    """Run a coordinator as a child process during the block, and yield its address.
 
-    The child ends with this process, even if that is killed.
+    The child ends with this process, even if this process is killed.
 
     Raises
     ------
     UnavailableError
-        If it does not start; the message holds what it said.
+        If it does not start; the message contains its output.
     """
     command = [sys.executable, "-m", "sv_pipeline.storage.coordinator", "--bind", f"{host}:{port}"]
     with interrupts_held():
@@ -130,18 +131,18 @@ def _address_of(child: subprocess.Popen[str]) -> str:
     except (queue.Empty, ValueError, KeyError) as error:
         child.kill()
         said = child.communicate()[1]
-        raise UnavailableError(f"the coordinator did not start: {said.strip() or 'it said nothing'}") from error
+        raise UnavailableError(f"the coordinator did not start: {said.strip() or 'it printed nothing'}") from error
 
 
 def _stop_without_parent(stop: threading.Event) -> None:
-    sys.stdin.read()  # until the other end is closed, which a killed parent does too
+    sys.stdin.read()  # returns when the other end is closed, also because the parent was killed
     stop.set()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line of the coordinator."""
+    """Run the command line of the coordinator; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m sv_pipeline.storage.coordinator", description=__doc__)
-    parser.add_argument("--bind", default="127.0.0.1:0", help="host:port to listen on; port 0 takes a free one")
+    parser.add_argument("--bind", default="127.0.0.1:0", help="host:port to listen on; port 0 chooses a free port")
     parser.add_argument("--until-stdin-closes", action="store_true", help="stop when the parent process is gone")
     options = parser.parse_args(arguments)
     stop = threading.Event()

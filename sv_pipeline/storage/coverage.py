@@ -1,4 +1,4 @@
-"""Owns counting the storage chunks of a volume that are not there: readers take them for background, without a word."""
+"""Counts the storage chunks of a volume that are missing, since readers silently treat them as background."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from sv_pipeline.storage.stored_scale import StoredScale
 __all__ = ["Coverage", "check_coverage", "coverage"]
 
 MOST_LISTED = 1 << 21
-"""Volumes of more chunks are not listed; some of their chunks are looked for."""
+"""Volumes with more chunks are not listed; a sample of their chunks is checked."""
 SAMPLED = 512
 FEW = 3
-"""Missing chunks that are reported only, in a volume that has eight times as many."""
+"""Number of missing chunks that is reported only, in a volume with at least eight times as many chunks."""
 _WITH_ENDING = re.compile(r"-?\d+--?\d+_-?\d+--?\d+_-?\d+--?\d+\.[\w.]+")
 NOT_LISTABLE = ("http://", "https://")
 _REFUSED = frozenset({"UNIMPLEMENTED", "NOT_FOUND"})
@@ -32,26 +32,26 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Coverage:
-    """How many storage chunks of one mip are there."""
+    """How many storage chunks of one mip are missing."""
 
     place: str
     """Folder of the chunks."""
     expected: int
-    """Chunks that the info file asks for, in the part of the volume that is of interest."""
+    """Number of chunks according to the info file, in the part of the volume that is of interest."""
     looked_for: int
-    """Chunks that were looked for: all of them, or some of very many."""
+    """Number of chunks that were checked: all of them, or a sample of very many."""
     missing: int
-    """Chunks that were looked for and are not there."""
+    """Number of checked chunks that are missing."""
     example: str | None = None
-    """One of those."""
+    """Name of a missing chunk."""
     unread: str | None = None
-    """A file that is there under the name of a chunk, with an ending that is not known."""
+    """A file with the name of a chunk and an unknown extension."""
 
     @property
     def text(self) -> str:
-        """The numbers, for people."""
+        """The numbers as a text."""
         of = f"{self.expected}" if self.looked_for == self.expected else f"{self.looked_for} (of {self.expected})"
-        return f"{self.missing} of {of} storage chunks of {self.place} are not there"
+        return f"{self.missing} of {of} storage chunks of {self.place} are missing"
 
 
 def check_coverage(found: Coverage, field: str) -> None:
@@ -60,9 +60,9 @@ def check_coverage(found: Coverage, field: str) -> None:
     Parameters
     ----------
     found
-        What was counted.
+        Result of `coverage`.
     field
-        Of the configuration, that allows for it.
+        Field of the configuration that allows missing chunks.
 
     Raises
     ------
@@ -70,26 +70,26 @@ def check_coverage(found: Coverage, field: str) -> None:
         If more than three chunks are missing, or more than an eighth of all.
     """
     if found.missing > min(FEW, found.looked_for // 8):
-        unread = f" {found.unread} is there, but files with such an ending are not read." if found.unread else ""
+        unread = f" {found.unread} exists, but files with such an extension are not read." if found.unread else ""
         raise InputError(
-            f"{found.text}, first {found.example}; they would be taken for background.{unread}",
-            remedy="Check the place, and that the copy is complete. If the volume is sparse (chunks of background only "
-            f"were never stored), set {field}: true.",
+            f"{found.text}, first {found.example}; they would be treated as background.{unread}",
+            remedy="Check the place, and that the copy is complete. If the volume is sparse (chunks that contain only "
+            f"background were never stored), set {field}: true.",
         )
 
 
 def coverage(stored: StoredScale, within: Box | None = None) -> Coverage:
-    """Count the chunks of a mip that are not there.
+    """Count the missing storage chunks of a mip.
 
-    One listing does for a folder of up to two million chunks. Of larger ones, and where nothing can be listed, some
-    hundred chunks are looked for, evenly spread.
+    A folder of up to two million chunks is listed once. For larger folders, and where listing is not possible, some
+    hundred chunks are checked, evenly spread.
 
     Parameters
     ----------
     stored
         The mip.
     within
-        Only chunks that this box touches, in coordinates of the mip; default: all.
+        Box in coordinates of the mip; only chunks that it touches are counted. Default: all chunks.
     """
     first, last = _cells(stored, within)
     shape = last - first
@@ -109,13 +109,13 @@ def coverage(stored: StoredScale, within: Box | None = None) -> Coverage:
 
 
 def _unread(listed: set[bytes]) -> str | None:
-    """The first file with the name of a chunk and an ending of its own."""
+    """Return the first file with the name of a chunk and an extension; None if there is none."""
     names = sorted(key.decode(errors="replace") for key in listed)
     return next((name for name in names if _WITH_ENDING.fullmatch(name)), None)
 
 
 def _cells(stored: StoredScale, within: Box | None) -> tuple[IntArray, IntArray]:
-    """First and last (exclusive) position in the chunk grid, per axis."""
+    """Return the first and last (exclusive) position in the chunk grid, per axis."""
     scale = stored.scale
     box = scale.bounds if within is None else scale.bounds.clip(within)
     start = np.subtract(box.start, scale.voxel_offset) // scale.chunk_size
@@ -124,7 +124,7 @@ def _cells(stored: StoredScale, within: Box | None) -> tuple[IntArray, IntArray]
 
 
 def _keys(stored: StoredScale, cells: IntArray) -> list[bytes]:
-    """Keys of chunks in the store of `_store`."""
+    """Return the keys of chunks in the store of `_store`."""
     if stored.sharding is None:
         return [name.encode() for name in stored.names(cells)]
     from cloudvolume.datasource.precomputed.common import compressed_morton_code
@@ -140,11 +140,11 @@ def _store(stored: StoredScale) -> ts.KvStore:
     try:
         return ts.KvStore.open(spec, context=process_context()).result()
     except ValueError as error:
-        raise InputError(f"the sharding of {stored.folder} in the info file is of no use: {error}.") from error
+        raise InputError(f"the sharding of {stored.folder} in the info file cannot be used: {error}.") from error
 
 
 def _listed(stored: StoredScale) -> set[bytes] | None:
-    """Keys of all chunks that there are; None where that cannot be told."""
+    """Return the keys of all existing chunks; None if they cannot be listed."""
     try:
         keys = retry_transport(lambda: _store(stored).list().result(), what=f"listing {stored.folder}")
     except (DamagedError, NotImplementedError) as error:
@@ -167,10 +167,10 @@ def _without_suffixes(stored: StoredScale, keys: Iterable[bytes]) -> Iterable[by
     if len(names) != len(set(names)):
         values, counts = np.unique(np.array(names), return_counts=True)
         raise InputError(
-            f"{int((counts > 1).sum())} storage chunks of {stored.folder} are there in two forms, first "
-            f"{values[counts > 1][0].decode()}: as they are and compressed, or compressed in two ways. One of the two "
+            f"{int((counts > 1).sum())} storage chunks of {stored.folder} exist in two forms, first "
+            f"{values[counts > 1][0].decode()}: uncompressed and compressed, or compressed in two ways. One of the two "
             "is out of date.",
-            remedy="Remove the one that is.",
+            remedy="Remove the outdated one.",
         )
     return names
 

@@ -1,7 +1,7 @@
-"""Owns the search for the file that an error of the storage really means. Reads only; raises nothing.
+"""Finds the file that an error of TensorStore refers to. Reads only; raises nothing.
 
-TensorStore names the file where it reads a manifest or a node of a B+tree. Where it reads a value it names the key and
-the folder of the base, also if the value lies in a fork or in a part: then the trees are looked through for that key.
+TensorStore names the file if it reads a manifest or a node of a B+tree. If it reads a value, it names the key and the
+folder of the base, even if the value is stored in a fork or in a part. Then the trees are searched for that key.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ class Damage:
     """What is wrong with a file."""
 
     place: str | None
-    """The file, or files; None where the error does not tell."""
+    """The file, or files; None if the error does not tell."""
     reason: str
     of_watershed: bool = False
     """Whether the file is one of the watershed that a base refers to."""
 
 
 def damage_of(text: str) -> Damage:
-    """The file that an error message of TensorStore means, and what is wrong with it."""
+    """Return the file that an error message of TensorStore refers to, and what is wrong with it."""
     text = _CODE.sub("", _DETAILS.sub("", text)).strip()
     value = _VALUE.search(text)
     after = text[value.end() :].removeprefix(": ") if value else text
-    if _NO_VERSION.search(after):  # a version that never was, or was pruned, is no damage
+    if _NO_VERSION.search(after):  # a version that never existed, or was pruned, is not damage
         return Damage(None, text.strip(". "))
     for pattern in (_FILE, _URL):
         if found := list(pattern.finditer(after)):
@@ -66,14 +66,14 @@ def damage_of(text: str) -> Damage:
 
 
 def _files_of(key: str, base: str) -> list[str]:
-    """Files that hold the value of a key in the base or its forks: those that cannot be read, else all of them."""
-    import tensorstore as ts  # the wall between errors and people is loaded with the package, this is not
+    """Return the unreadable files that hold the value of a key in the base or its forks; all of them if none is."""
+    import tensorstore as ts  # deferred: this module is imported with the package, and TensorStore loads slowly
 
     parent, _, name = (base if "://" in base else f"file://{base}").rstrip("/").rpartition("/")
     watershed, _, folder_name = parent.rpartition("/")
     found: dict[str, bool] = {}
     try:
-        # A context without a cache: what is stored now is what is asked for.
+        # The context has no cache, because the current state of the storage is needed.
         folder = ts.KvStore.open(watershed + "/", context=ts.Context()).result()
         graphs = [graph.decode() for graph in (folder / f"{folder_name}/{_FORKS}").list().result()]
         for graph in (None, *graphs):

@@ -1,4 +1,4 @@
-"""Owns the dump of a failed task: a JSON in the folder or bucket that the environment variable ERROR_DUMP names."""
+"""The dump of a failed task: a JSON file in the folder or bucket that the environment variable ERROR_DUMP names."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _logger = logging.getLogger(__name__)
 
 @contextmanager
 def dump_errors(name: str, details: Callable[[], dict[str, Any]]) -> Iterator[None]:
-    """Write a JSON about any error that leaves the block, then let it pass.
+    """Write a JSON file about any error that leaves the block, and raise the error again.
 
     Parameters
     ----------
     name
-        What failed, e.g. ``populate_0_1_0``; starts the file's name.
+        Name of what failed, e.g. ``populate_0_1_0``; the file's name begins with it.
     details
-        Makes the dump's own part (places, shapes, specs); called after a failure only.
+        Returns task-specific details (places, shapes, specs); called only after a failure.
     """
     try:
         yield
@@ -59,7 +59,7 @@ def _dump(folder: str, name: str, details: Callable[[], dict[str, Any]], error: 
                 "host": socket.gethostname(),
                 "process": os.getpid(),
                 "command": sys.argv,
-                "folder": os.getcwd(),  # noqa: PTH109 - a text is what we want
+                "folder": os.getcwd(),  # noqa: PTH109 - a string is needed
             },
             "versions": {"python": platform.python_version(), "platform": platform.platform(), **_versions()},
             "error": {"type": type(error).__name__, "message": str(error), "kind": getattr(error, "kind", None)},
@@ -67,13 +67,13 @@ def _dump(folder: str, name: str, details: Callable[[], dict[str, Any]], error: 
         }
         try:
             content.update(details())
-        except Exception as failure:  # noqa: BLE001 - what is known is dumped nevertheless
+        except Exception as failure:  # noqa: BLE001 - the rest of the dump is written nevertheless
             content["details"] = f"not available: {failure!r}"
         shown = json.dumps(redacted_value(content), indent=1, default=lambda value: redacted(str(value)))
         kv.write_bytes(folder, key, shown.encode())
         _logger.error("%s failed; details are in %s%s", name, kv.as_url(folder), key)
     except Exception:
-        # The error of the task is what matters; one of its dump must not take its place.
+        # An error while writing the dump must not replace the error of the task.
         _logger.exception("could not dump the failure of %s to %s", name, folder)
 
 

@@ -1,4 +1,4 @@
-"""Owns the history of a base or fork: which generations there are. Read-only."""
+"""The generations of a base or fork. Reads only."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class CommittedVersion:
 
     generation: int
     commit_time: datetime
-    """Of the writer's clock, but never before that of the generation before: pin by generation, not by time."""
+    """Time by the writer's clock, not before that of the preceding generation. Pin by generation, not by time."""
     n_keys: int
-    """Keys that it holds."""
+    """Number of keys in the generation."""
 
 
 def read_manifest(folder_or_kv: str | Path | ts.KvStore) -> dict[str, Any]:
-    """TensorStore's own dump of a manifest: ``config``, ``versions`` and ``version_tree_nodes``.
+    """Return TensorStore's dump of a manifest: ``config``, ``versions`` and ``version_tree_nodes``.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def read_manifest(folder_or_kv: str | Path | ts.KvStore) -> dict[str, Any]:
         If there is no database.
     """
     store = folder_or_kv if isinstance(folder_or_kv, ts.KvStore) else kv.open_kv(folder_or_kv)
-    # A context without a cache: the manifest must be read as it is now.
+    # The context has no cache, because the current manifest is needed.
     try:
         manifest: dict[str, Any] = retry_transport(
             lambda: ts.ocdbt.dump(store, context=ts.Context()).result(), what="reading a manifest"
@@ -49,7 +49,7 @@ def read_manifest(folder_or_kv: str | Path | ts.KvStore) -> dict[str, Any]:
 
 
 def current_version(folder_or_kv: str | Path | ts.KvStore) -> CommittedVersion:
-    """The latest generation of the database in a folder (or in a kvstack)."""
+    """Return the latest generation of the database in a folder (or in a kvstack)."""
     latest = read_manifest(folder_or_kv)["versions"][-1]
     return CommittedVersion(
         generation=int(latest["generation_number"]),

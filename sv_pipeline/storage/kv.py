@@ -1,4 +1,4 @@
-"""Owns raw key-value access to a folder (file, gs, memory). Knows neither volumes nor OCDBT."""
+"""Raw key-value access to a folder (file, gs, memory). Knows neither volumes nor OCDBT."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ _DELETE_ATTEMPTS = 20
 
 
 def as_url(path_or_url: str | Path) -> str:
-    """Normal form of a folder: a kvstore URL that ends with ``/``; see :mod:`sv_pipeline.places`.
+    """Return the normal form of a folder: a kvstore URL that ends with ``/``; see :mod:`sv_pipeline.places`.
 
     Raises
     ------
     ConfigError
-        If the text names no folder that can be used.
+        If the text does not name a usable folder.
     """
     return parse_folder(path_or_url).folder_url
 
 
 def join_url(url: str, *parts: str) -> str:
-    """URL of a folder inside a folder."""
+    """Return the URL of a folder inside a folder."""
     return as_url(url) + "".join(quote(part.strip("/")) + "/" for part in parts)
 
 
 def open_kv(url: str | Path) -> ts.KvStore:
-    """Handle of a folder, in the context of this process."""
+    """Open a folder, in the context of this process."""
     return ts.KvStore.open(as_url(url), context=process_context()).result()
 
 
 def read_bytes(url: str | Path, key: str) -> bytes | None:
-    """Value of a key; None if it is missing."""
+    """Return the value of a key; None if it is missing."""
     return read_many(url, [key])[0]
 
 
 def read_many(url: str | Path, keys: Iterable[str]) -> list[bytes | None]:
-    """Values of keys, in their order, read concurrently; None for each missing one."""
+    """Return the values of keys in their order, read concurrently; None for each missing key."""
     keys = list(keys)
 
     def read() -> list[bytes | None]:
@@ -76,7 +76,7 @@ def write_bytes(url: str | Path, key: str, data: bytes) -> None:
 
 
 def write_many(url: str | Path, values: Mapping[str, bytes]) -> None:
-    """Set keys, concurrently; not atomic."""
+    """Set keys concurrently; not atomic."""
 
     def write() -> None:
         clear_stale_locks(as_url(url), values)
@@ -88,10 +88,10 @@ def write_many(url: str | Path, values: Mapping[str, bytes]) -> None:
 
 
 def write_if_absent(url: str | Path, key: str, data: bytes) -> bool:
-    """Set a key unless it exists; True if it holds ``data`` now.
+    """Set a key unless it exists; return whether it now holds ``data``.
 
-    Of several writers one wins, provided that each brings other data. (A storage service may lose the answer to a
-    write that it did apply; so whoever finds its own data there has won.)
+    If several writers write different data, exactly one of them succeeds. A storage service may lose the answer to a
+    write that it applied; therefore a writer that finds its own data has succeeded.
     """
 
     def write() -> bool:
@@ -108,7 +108,7 @@ def write_if_absent(url: str | Path, key: str, data: bytes) -> bool:
 
 
 def list_keys(url: str | Path, prefix: str = "") -> list[str]:
-    """Keys that start with ``prefix``, whole, sorted."""
+    """Return the complete keys that start with ``prefix``, sorted."""
 
     def read() -> list[str]:
         store = open_kv(url)
@@ -118,12 +118,12 @@ def list_keys(url: str | Path, prefix: str = "") -> list[str]:
 
 
 def delete_key(url: str | Path, key: str) -> None:
-    """Remove a key; no error if it is missing."""
+    """Remove a key; a missing key is not an error."""
     delete_keys(url, [key])
 
 
 def delete_keys(url: str | Path, keys: Iterable[str]) -> None:
-    """Remove keys, concurrently; no error for missing ones."""
+    """Remove keys concurrently; missing keys are not an error."""
     keys = list(keys)
 
     def delete() -> None:
@@ -135,7 +135,7 @@ def delete_keys(url: str | Path, keys: Iterable[str]) -> None:
 
 
 def delete_prefix(url: str | Path, prefix: str = "") -> None:
-    """Remove all keys that start with ``prefix``; with "" the folder's whole content."""
+    """Remove all keys that start with ``prefix``; "" removes the whole content of the folder."""
 
     def delete() -> None:
         (open_kv(url) / prefix).delete_range(ts.KvStore.KeyRange()).result()
@@ -148,7 +148,7 @@ def _delete(delete: Callable[[], None], what: str) -> None:
         try:
             return retry_transport(delete, what=what)
         except DamagedError as error:
-            # The file driver stops where somebody else has just removed the same file, or its lock.
+            # The file driver fails if another process has just removed the same file, or its lock.
             if error.code != "NOT_FOUND" or attempt == _DELETE_ATTEMPTS - 1:
                 raise
     return None

@@ -1,4 +1,4 @@
-"""Owns every OCDBT spec (base, part, fork) and the handles made from one; the only place that builds them.
+"""OCDBT specs (base, part, fork) and the handles opened from them. No other module builds such specs.
 
 Layout below a watershed folder::
 
@@ -7,10 +7,10 @@ Layout below a watershed folder::
                                                          the base
     ocdbt/<graph id>/manifest.ocdbt, <graph id>_d/...    a fork: its own manifest and data over those of the base
 
-The volume (neuroglancer precomputed) lies at the root of each of these key spaces: ``info``, ``<scale key>/...``. Our
-own keys lie beside it, below ``_sv_pipeline/``, which is no scale of any volume.
+The volume (neuroglancer precomputed) is at the root of each of these key spaces: ``info``, ``<scale key>/...``. Our
+own keys are beside it, below ``_sv_pipeline/``, which is not a scale of any volume.
 
-A fork is a ``kvstack``: the base below, the fork's manifest instead of the base's, and everything under
+A fork is a ``kvstack`` of three layers: the base, the fork's manifest in place of the base's, and everything under
 ``<graph id>_d/`` in the fork's own folder. All three data prefixes are ``<graph id>_d/``, so that nothing is ever
 written into the base. This is the layout of PyChunkedGraph, which builds the same spec from the graph's meta.
 """
@@ -18,6 +18,7 @@ written into the base. This is the layout of PyChunkedGraph, which builds the sa
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -42,6 +43,7 @@ __all__ = [
     "array_spec",
     "base_folder",
     "base_spec",
+    "check_version",
     "data_prefix",
     "folder_of",
     "fork_folder",
@@ -53,20 +55,21 @@ __all__ = [
 ]
 
 OWN_KEYS = "_sv_pipeline/"
-"""Where our own keys are inside an OCDBT key space; the volume is at its root."""
+"""Prefix of our own keys inside an OCDBT key space; the volume is at its root."""
 SOURCE_PREFIX = "watershed/"
 """Where a base that refers to the watershed's own files finds them among its own."""
 SINGLE_MANIFEST = "manifest.ocdbt"
-"""The manifest; where manifests are numbered, the object that holds the configuration alone."""
+"""Name of the manifest. If manifests are numbered, this object contains only the configuration."""
 
 Version = int | str
-"""Generation number, or a time ``YYYY-MM-DDTHH:MM:SS[.frac]Z``."""
+"""A generation number, or a time ``YYYY-MM-DDTHH:MM:SS[.frac]Z``."""
 Json = dict[str, Any]
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
 
 @dataclass(frozen=True)
 class OcdbtFormat:
-    """The format of an OCDBT database; fixed when it is created."""
+    """The format of an OCDBT database, which is fixed when it is created."""
 
     max_inline_value_bytes: int
     max_decoded_node_bytes: int
@@ -76,15 +79,15 @@ class OcdbtFormat:
 
     @classmethod
     def of(cls, config: OcdbtConfig) -> OcdbtFormat:
-        """The format that a configuration asks for."""
+        """Return the format that a configuration describes."""
         return cls(**{f.name: getattr(config, f.name) for f in fields(cls)})
 
     def to_json(self) -> Json:
-        """Plain values, for our own files."""
+        """Return the format as plain values, for our own files."""
         return asdict(self)
 
     def config_json(self) -> Json:
-        """TensorStore's ``config`` member."""
+        """Return the ``config`` member of a TensorStore spec."""
         level = self.compression_level
         return {
             "max_inline_value_bytes": self.max_inline_value_bytes,
@@ -96,27 +99,27 @@ class OcdbtFormat:
 
 
 def ocdbt_folder(watershed_url: str | Path) -> str:
-    """Folder of everything OCDBT of a watershed."""
+    """Return the folder of all OCDBT databases of a watershed."""
     return join_url(as_url(watershed_url), "ocdbt")
 
 
 def base_folder(watershed_url: str | Path) -> str:
-    """Folder of the base."""
+    """Return the folder of the base."""
     return join_url(ocdbt_folder(watershed_url), "base")
 
 
 def part_folder(watershed_url: str | Path, task: str, attempt: str) -> str:
-    """Folder of the private store of one attempt at a populate task."""
+    """Return the folder of the private store of one attempt at a populate task."""
     return join_url(base_folder(watershed_url), "parts", task, attempt)
 
 
 def fork_folder(watershed_url: str | Path, graph_id: str) -> str:
-    """Folder of a fork."""
+    """Return the folder of a fork."""
     return join_url(ocdbt_folder(watershed_url), validate_graph_id(graph_id))
 
 
 def data_prefix(graph_id: str) -> str:
-    """Prefix of the names of a fork's data files, within its folder and within the kvstack that it is read through."""
+    """Return the prefix of a fork's data files, both in its folder and in the kvstack through which it is read."""
     return validate_graph_id(graph_id) + "_d/"
 
 
@@ -126,19 +129,23 @@ def base_spec(
     form: OcdbtFormat | None = None,
     coordinator: str | None = None,
     refers: bool = False,
+    version: Version | None = None,
 ) -> Json:
     """Key-value spec of the base.
 
     Parameters
     ----------
     form
-        For its creator and writers.
+        For its creator.
     coordinator
         host:port.
     refers
         Whether it refers to files of the watershed.
+    version
+        For a pin.
     """
-    return _plain_spec(_base_of_base(watershed_url, refers), form, coordinator)
+    spec = _plain_spec(_base_of_base(watershed_url, refers), form, coordinator)
+    return spec if version is None else {**spec, "version": version}
 
 
 def part_spec(
@@ -186,12 +193,12 @@ def fork_spec(
     version: Version | None = None,
     refers: bool = False,
 ) -> Json:
-    """Key-value spec of a fork; readable by any TensorStore, and free of ``config``, which could only mismatch."""
+    """Return the key-value spec of a fork; any TensorStore can read it. A ``config`` in it could only mismatch."""
     fork = fork_folder(watershed_url, graph_id)
     if manifest_kind == "single":
         manifest: Json = {"exact": SINGLE_MANIFEST, "base": fork + SINGLE_MANIFEST}
     else:
-        # Not a base of "<fork>/manifest.": the file driver would list a folder of that name.
+        # The base is not "<fork>/manifest.", because the file driver would list a folder of that name.
         manifest = {"base": fork, "prefix": "manifest.", "strip_prefix": 0}
     own = data_prefix(graph_id)
     spec: Json = {
@@ -223,23 +230,31 @@ def folder_of(spec: Json) -> str:
     return str(first["base"] if last["prefix"] == SOURCE_PREFIX else last["base"].removesuffix(last["prefix"]))
 
 
+def check_version(version: Version | None) -> None:
+    """ConfigError unless a version is a generation, or a time as it is written."""
+    if isinstance(version, bool) or (isinstance(version, int) and version < 1):
+        raise ConfigError(f"generation {version!r} cannot be read.", remedy="Generations are numbered from 1.")
+    if isinstance(version, str) and not _TIME.fullmatch(version):
+        raise ConfigError(f"{version!r} is not a time.", remedy="Write it as 2026-01-31T12:00:00Z, with the Z.")
+
+
 def array_spec(kvstore: Json, mip: int) -> Json:
-    """Spec of one mip of the volume inside a key space."""
+    """Return the spec of one mip of the volume inside a key space."""
     return {"driver": "neuroglancer_precomputed", "kvstore": copy.deepcopy(kvstore), "scale_index": mip}
 
 
 class OcdbtStore:
     """All handles of one OCDBT key space: its keys and the mips of its volume.
 
-    Every handle comes from one spec and the context of this process, so that whatever is written through them in one
-    atomic transaction becomes one generation.
+    All handles share one spec and one context, so that everything that is written through them in one atomic
+    transaction becomes one generation.
 
     Parameters
     ----------
     spec
         Key-value spec, from this module.
     context
-        That of a store that was opened before; default: the one of this process, which begins anew if it remembers
+        Context of a store that was opened before. Default: the context of this process, which is reset if it remembers
         another database at this place.
     """
 
@@ -247,7 +262,7 @@ class OcdbtStore:
         self._spec = copy.deepcopy(spec)
         self._arrays: dict[int, ts.TensorStore] = {}
         heal(self.folder)
-        # Kept: handles of two contexts cannot take part in one commit.
+        # The context is kept, because handles of two contexts cannot take part in one commit.
         self.context = context or process_context()
         self.kv: ts.KvStore = ts.KvStore.open(self.spec, context=self.context).result()
         if context is None and remembers_another(self.kv):
@@ -262,18 +277,18 @@ class OcdbtStore:
 
     @property
     def folder(self) -> str:
-        """Folder of the manifest, and of what is written."""
+        """Folder of the manifest and of new data files."""
         return folder_of(self._spec)
 
     @property
     def base(self) -> ts.KvStore:
-        """The key space below: manifest and data files."""
+        """The underlying key space: manifest and data files."""
         base = self.kv.base
         assert base is not None, "an OCDBT store has a base"
         return base
 
     def array(self, mip: int) -> ts.TensorStore:
-        """One mip: (x, y, z), absolute coordinates of that mip."""
+        """Open one mip, axes (x, y, z), in absolute coordinates of that mip."""
         if mip not in self._arrays:
             spec = array_spec(self._spec, mip)
             self._arrays[mip] = ts.open(spec, context=self.context, open=True).result()[..., 0]
@@ -281,9 +296,10 @@ class OcdbtStore:
 
     @contextmanager
     def transaction(self, *, repeatable_read: bool = False) -> Iterator[ts.Transaction]:
-        """An atomic transaction: committed at the end of the block, aborted by an error in it.
+        """Open an atomic transaction; it is committed at the end of the block, or aborted by an error in it.
 
-        On disk, commits to one store take turns and clean up after killed writers first; so commit in no other way.
+        On disk, commits to one store are serialised, and each cleans up after killed writers first. Therefore nothing
+        may be committed in another way.
         """
         transaction = ts.Transaction(atomic=True, repeatable_read=repeatable_read)
         try:
@@ -301,7 +317,7 @@ def require_one_store(*handles: ts.KvStore | ts.TensorStore) -> None:
     Raises
     ------
     ConfigError
-        If the handles were opened from differing specs.
+        If the handles were opened from different specs.
     """
     seen: list[Json] = []
     for handle in handles:

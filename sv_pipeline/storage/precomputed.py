@@ -1,4 +1,4 @@
-"""Owns neuroglancer precomputed volumes of labels: their info files, planning and opening them. Knows no OCDBT."""
+"""Neuroglancer precomputed volumes of labels: their info files, planning and opening them. Knows no OCDBT."""
 
 from __future__ import annotations
 
@@ -43,18 +43,23 @@ Resolution = tuple[float, float, float]
 
 
 def read_info(url: str | Path) -> VolumeInfo:
-    """Read and check the ``info`` file of a volume.
+    """Read and validate the ``info`` file of a volume.
 
     Raises
     ------
     InputError
-        If it is missing, broken, or not a segmentation that we can use.
+        If it is missing or damaged, or the volume is not a segmentation that can be used.
     """
     return _read(url)[1]
 
 
+def read_info_file(url: str | Path) -> dict[str, Any]:
+    """The ``info`` file of a volume as it is; raises as `read_info` does."""
+    return _read(url)[0]
+
+
 def _read(url: str | Path) -> tuple[dict[str, Any], VolumeInfo]:
-    """The info file as it is, and what it says."""
+    """Return the content of the info file, raw and parsed."""
     content = read_bytes(url, "info")
     if content is None:
         raise InputError(
@@ -67,7 +72,7 @@ def _read(url: str | Path) -> tuple[dict[str, Any], VolumeInfo]:
 def parse_info_file(
     content: bytes, where: str, parse: Callable[[Any], VolumeInfo]
 ) -> tuple[dict[str, Any], VolumeInfo]:
-    """The content of an info file, as it is and parsed; InputError, which begins with the file, if it is of no use."""
+    """Parse an info file; return its raw and parsed content. An InputError begins with the name of the file."""
     try:
         raw = read_json(content)
     except ValueError as error:
@@ -86,7 +91,7 @@ def _triple(values: Any, kind: type) -> Any:
 
 
 def coarser_scale(base: Scale, factor: Triple, chunk_size: Triple) -> Scale:
-    """The mip at 1/factor of ``base``: offset rounded down and size rounded up, as neuroglancer and cloud-volume do.
+    """Return the mip at 1/factor of ``base``; offsets are rounded down, sizes up, as in neuroglancer and cloud-volume.
 
     Its first voxel covers the first ``factor`` voxels of the volume, wherever the volume starts.
     """
@@ -103,19 +108,19 @@ def coarser_scale(base: Scale, factor: Triple, chunk_size: Triple) -> Scale:
 
 
 def halving_step(resolution: Resolution) -> Triple:
-    """Factor to the next mip: x and y only while voxels are at least twice as long in z, else all three axes."""
+    """Return the factor to the next mip: x and y only, while voxels are at least twice as long in z; else all axes."""
     return (2, 2, 1) if resolution[2] >= 2 * min(resolution[:2]) else (2, 2, 2)
 
 
 def create_volume(url: str | Path, **measures: Any) -> VolumeInfo:
-    """Make an empty volume: write its ``info`` file (replacing one that is there; chunks are not touched).
+    """Create an empty volume: write its ``info`` file, replacing an existing one; chunks are not changed.
 
     Parameters
     ----------
     url
         Folder of the volume.
     measures
-        As for `plan_volume`, which raises what is wrong with them.
+        Arguments of `plan_volume`, which validates them.
     """
     volume = plan_volume(**measures)
     write_bytes(url, "info", json.dumps(info_json(volume)).encode())
@@ -134,12 +139,12 @@ def plan_volume(
     n_mips: int = 1,
     factors: Triple | None = None,
 ) -> VolumeInfo:
-    """What a volume of these measures is; writes nothing (see `create_volume`).
+    """Return the description of a volume with these measures; writes nothing (see `create_volume`).
 
     Parameters
     ----------
     resolution, voxel_offset, size, chunk_size
-        Of the base mip: nanometres per voxel, and voxels, (x, y, z).
+        Measures of the base mip: nanometres per voxel, and voxels, (x, y, z).
     data_type
         uint8, uint16, uint32 or uint64.
     encoding
@@ -147,12 +152,12 @@ def plan_volume(
     n_mips
         Number of mips.
     factors
-        Between successive mips, per axis; default: `halving_step` for each.
+        Factors between successive mips, per axis; default: `halving_step` for each.
 
     Raises
     ------
     ConfigError
-        If the arguments do not make a volume.
+        If the arguments do not describe a volume.
     """
     if data_type not in DATA_TYPES or (encoding == "compressed_segmentation" and data_type not in ("uint32", "uint64")):
         raise ConfigError(f"a volume of {data_type} cannot have the encoding {encoding}.")
@@ -184,20 +189,20 @@ def open_volume(url: str | Path, mip: int = 0, *, writable: bool = False) -> ts.
     NotFoundError
         If the volume has no such mip.
     InputError
-        If there is no usable volume.
+        If the volume cannot be used.
     """
     return stored_scale(url, mip).open(writable=writable)[..., 0]
 
 
 def stored_scale(url: str | Path, mip: int = 0) -> StoredScale:
-    """One mip of a volume of labels, as it lies on storage.
+    """Return one mip of a volume of labels as it is stored.
 
     Raises
     ------
     NotFoundError
         If the volume has no such mip.
     InputError
-        If there is no usable volume.
+        If the volume cannot be used.
     """
     raw, info = _read(url)
     if not 0 <= mip < len(info.scales):

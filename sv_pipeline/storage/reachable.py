@@ -1,4 +1,4 @@
-"""Owns what a generation of an OCDBT database refers to: which bytes of which files. Read-only; deletes nothing."""
+"""What a generation of an OCDBT database refers to: which bytes of which files. Reads only; deletes nothing."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Extent:
     """A range of bytes of a file."""
 
     file: str
-    """Relative to the database's own base."""
+    """Path relative to the base of the database."""
     start: int
     length: int
 
     @classmethod
     def parse(cls, location: str) -> tuple[str, Extent]:
-        """Kind (btreenode, value, versionnode) and range of a location in TensorStore's dump."""
+        """Parse a location in TensorStore's dump into its kind (btreenode, value, versionnode) and its range."""
         head, start, length = location.rsplit(":", 2)
         kind, base, relative = head.split(":", 2)
         return kind, cls(base + relative, int(start), int(length))
@@ -32,7 +32,7 @@ class Extent:
 
 @dataclass
 class Reachable:
-    """What is referred to."""
+    """The nodes and values that a database refers to."""
 
     nodes: set[Extent] = field(default_factory=set)
     values: set[Extent] = field(default_factory=set)
@@ -54,19 +54,19 @@ class Reachable:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes in all."""
+        """Total number of bytes."""
         return sum(extent.length for extent in self.nodes | self.values)
 
 
 def reachable(base: ts.KvStore, *, all_versions: bool = False) -> Reachable:
-    """Walk the B+trees of a database.
+    """Walk the B+trees of a database and collect what they refer to.
 
     Parameters
     ----------
     base
-        Its base key space, e.g. ``OcdbtStore.base``.
+        Underlying key space of the database, e.g. ``OcdbtStore.base``.
     all_versions
-        Every generation of the history, rather than the latest alone.
+        Walk every generation of the history, not only the latest.
     """
     context = ts.Context({"cache_pool": {"total_bytes_limit": 1 << 26}})
     manifest = read_manifest(base)
@@ -91,7 +91,7 @@ def reachable(base: ts.KvStore, *, all_versions: bool = False) -> Reachable:
 
 
 def _dump(base: ts.KvStore, locations: list[str], seen: set[Extent], context: ts.Context) -> list[dict[str, Any]]:
-    """Read nodes, concurrently, and note them as seen."""
+    """Read nodes concurrently, and add them to ``seen``."""
     seen |= {Extent.parse(location)[1] for location in locations}
     futures = [ts.ocdbt.dump(base, location, context=context) for location in locations]
     return [future.result() for future in futures]

@@ -1,4 +1,4 @@
-"""Owns trying again what the storage did not answer, within a time, and saying so. Knows no store."""
+"""Retries of storage requests that got no answer, within a time limit, with log messages. Knows no store."""
 
 from __future__ import annotations
 
@@ -27,30 +27,31 @@ def retry_transport(
     base_delay: float = 0.4,
     what: str = "storage request",
 ) -> _Result:
-    """Call ``function`` until it does not fail with a transport error, or the time is up (`patience`).
+    """Call ``function`` until it does not fail with a transport error, or the time limit (`patience`) is reached.
 
     Parameters
     ----------
     function
-        What to do; must be safe to repeat.
+        The request; it must be safe to repeat.
     attempts
-        Calls at most; default: as many as the time allows.
+        Largest number of calls; default: as many as the time limit allows.
     base_delay
-        Seconds before the second call, at most; doubled each time up to 10 s. Chance cuts each to half at most.
+        Upper limit of the pause before the second call, in seconds; it doubles each time up to 10 s. The actual pause
+        is random, between half of the limit and all of it.
     what
-        Names the request in messages.
+        Description of the request, for messages.
 
     Raises
     ------
     UnavailableError
         If the last attempt fails with a transport error (UNAVAILABLE, DEADLINE_EXCEEDED, ABORTED, INTERNAL), or there
-        is no room left (RESOURCE_EXHAUSTED).
+        is no space left (RESOURCE_EXHAUSTED).
     ConfigError
         If access is denied (PERMISSION_DENIED, UNAUTHENTICATED), or the operating system refuses a path.
     DamagedError
-        If something is missing or cannot be decoded; names the file.
+        If something is missing or cannot be decoded; the message names the file.
 
-    Any error that the storage did not raise passes through, at once.
+    Errors that the storage did not raise are passed on at once.
     """
     if attempts is not None and attempts < 1:
         raise ValueError(f"attempts must be positive, not {attempts}")
@@ -74,7 +75,7 @@ def retry_transport(
                         f"{what}: no success after {attempt} attempts in {wait.seconds:.0f} s, "
                         f"last error: {wait.reason}.",
                         remedy="Check that the storage (and the coordinator, if one is used) can be reached; "
-                        f"{PATIENCE_VARIABLE} sets how many seconds are waited.",
+                        f"{PATIENCE_VARIABLE} sets the time limit in seconds.",
                         repeat="Then run it again.",
                     ) from error
                 _logger.log(

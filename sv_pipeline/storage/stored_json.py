@@ -1,4 +1,4 @@
-"""Owns reading back small files of ours: JSON of a known form, and archives of arrays. Names what is broken."""
+"""Reads small files that the package has written: JSON of a known form, and archives of arrays. Names damaged ones."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def _adapter(form: Hashable) -> pydantic.TypeAdapter[Any]:
 
 
 def parse_stored(raw: bytes, form: type[_Form], where: str, *, remedy: str = RESTORE) -> _Form:
-    """The content of a JSON file of ours.
+    """Parse a JSON file that the package has written.
 
     Parameters
     ----------
     raw
-        The file.
+        Content of the file.
     form
-        What it must hold: a dataclass, or a type such as ``dict[str, int]``.
+        Expected form: a dataclass, or a type such as ``dict[str, int]``.
     where
-        The file's URL, for the error.
+        URL of the file, for the error.
 
     Raises
     ------
     DamagedError
-        If it holds anything else; names the file and the field.
+        If it does not have this form; the message names the file and the field.
     """
     try:
         content: _Form = _adapter(cast("Hashable", form)).validate_json(raw)
@@ -53,7 +53,7 @@ def parse_stored(raw: bytes, form: type[_Form], where: str, *, remedy: str = RES
 
 @contextmanager
 def readable_file(where: str, *, remedy: str = RESTORE) -> Iterator[None]:
-    """Turn what NumPy and zipfile raise for a broken archive into a DamagedError that names the file."""
+    """Convert errors of NumPy and zipfile about a damaged archive to a DamagedError that names the file."""
     try:
         yield
     except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:

@@ -1,8 +1,8 @@
-"""Owns one mip of a neuroglancer volume as it lies on storage: its files, and opening it, however they were written.
+"""One mip of a neuroglancer volume as it is stored: its files, and opening it, whichever software wrote it.
 
-TensorStore reads what follows the specification to the letter. What else is in use is made to fit here: an ``info``
-file whose values differ in case or form is replaced by its normal form, in memory only; chunk files that are compressed
-as a whole (`compressed_files`), and encodings that only cloud-volume knows, are decoded by the latter.
+TensorStore reads only what follows the specification exactly. Other forms that are in use are adapted here. An ``info``
+file whose values differ in case or form is replaced by its normal form, in memory only. Chunk files that are compressed
+as a whole (`compressed_files`), or have encodings that only cloud-volume knows, are decoded by cloud-volume.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class StoredScale:
-    """One mip on storage.
+    """One mip of a volume on storage.
 
     Parameters
     ----------
     url
         Folder of the volume, as a kvstore URL that ends with ``/``.
     raw
-        Content of its ``info`` file as it is.
+        Raw content of its ``info`` file.
     volume
-        The same, parsed.
+        Parsed content of its ``info`` file.
     mip
         Number of the mip.
     """
@@ -56,12 +56,12 @@ class StoredScale:
 
     @property
     def scale(self) -> Scale:
-        """What the info file says of it."""
+        """Description of the mip in the info file."""
         return self.volume.scales[self.mip]
 
     @property
     def sharding(self) -> dict[str, Any] | None:
-        """The specification of its shards; None if every chunk has a file."""
+        """Specification of its shards; None if every chunk has its own file."""
         found: dict[str, Any] | None = self.raw["scales"][self.mip].get("sharding")
         return found
 
@@ -79,23 +79,23 @@ class StoredScale:
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """Kinds of compressed chunk files that there are."""
+        """Suffixes of compressed chunk files in the folder."""
         return () if self.sharding is not None else suffixes_in(self.folder)
 
     def names(self, cells: IntArray) -> list[str]:
-        """File names of storage chunks, given by their position in the grid, shape (n, 3)."""
+        """Return the file names of storage chunks at positions in the chunk grid, shape (n, 3)."""
         starts = cells * np.asarray(self.scale.chunk_size, np.int64) + self.scale.voxel_offset
         stops = np.minimum(starts + self.scale.chunk_size, self.scale.bounds.stop)
         rows = np.concatenate([starts, stops], axis=1).tolist()
         return [f"{a}-{d}_{b}-{e}_{c}-{f}" for a, b, c, d, e, f in rows]
 
     def open(self, *, writable: bool = False) -> ts.TensorStore:
-        """The mip as a store (x, y, z, channel), in absolute coordinates.
+        """Open the mip as a store (x, y, z, channel) in absolute coordinates.
 
         Raises
         ------
         InputError
-            If its chunks are compressed, or encoded, in a way that cannot be read.
+            If its chunks are compressed or encoded in a way that cannot be read.
         """
         suffixes = () if writable else self.suffixes
         if suffixes or self.scale.encoding not in TENSORSTORE_ENCODINGS:
@@ -110,7 +110,7 @@ class StoredScale:
             ) from error
 
     def check_readable(self) -> None:
-        """Decode a chunk at the beginning and one in the middle; InputError if that fails."""
+        """Decode a chunk at the beginning and one in the middle; raise InputError if that fails."""
         store = self.open()[..., 0]
         for voxel in (self.scale.bounds.start, np.add(self.scale.voxel_offset, np.asarray(self.scale.size) // 2)):
             try:
@@ -125,7 +125,7 @@ class StoredScale:
     def _open(self, *, writable: bool) -> ts.TensorStore:
         spec: dict[str, Any] = {"driver": SPEC, "kvstore": self.url, "scale_index": self.mip}
         if writable:
-            # So that a chunk that is not there is one that was lost, and not one of background only.
+            # All chunks are stored, so that a missing chunk is always a lost one and never one of background only.
             spec["store_data_equal_to_fill_value"] = True
         normal = self._normal_form()
         if not writable and not _says(self.raw, normal, self.mip):
@@ -141,7 +141,8 @@ class StoredScale:
     def _decoded(self, suffixes: tuple[str, ...]) -> ts.TensorStore:
         if self.sharding is not None:
             raise InputError(
-                f"mip {self.mip} of {self.url} is sharded, and has the encoding {self.scale.encoding}.",
+                f"mip {self.mip} of {self.url} is sharded, and has the encoding {self.scale.encoding}, which is not "
+                "supported together.",
                 remedy="Export it unsharded, or as compressed_segmentation.",
             )
         folder = retry_transport(
@@ -197,7 +198,7 @@ def _decode(
 
 
 def _says(raw: Mapping[str, Any], normal: Mapping[str, Any], mip: int) -> bool:
-    """Whether an info file says the same in the same words, so that TensorStore understands it."""
+    """Whether an info file is in the normal form, so that TensorStore understands it."""
     mine, theirs = normal["scales"][0], raw["scales"][mip]
     same = all(raw.get(field) == normal[field] for field in ("@type", "data_type", "num_channels"))
     same &= isinstance(raw.get("type"), str)
@@ -206,7 +207,7 @@ def _says(raw: Mapping[str, Any], normal: Mapping[str, Any], mip: int) -> bool:
 
 
 def _with_info(url: str, mip: int, info: Mapping[str, Any]) -> dict[str, Any]:
-    """Key-value spec of a volume with another info file, which is kept in memory."""
+    """Return the key-value spec of a volume with another info file, which is kept in memory."""
     path = f"sv_pipeline/info/{mip}/{url}info"
     memory = {"driver": "memory", "path": path}
     store = ts.KvStore.open({**memory, "path": path.removesuffix("info")}, context=process_context()).result()

@@ -1,8 +1,8 @@
-"""Owns the content of a neuroglancer ``info`` file: its values, reading them with every field judged, writing them.
+"""The content of a neuroglancer ``info`` file: its values, parsing with validation of every field, writing.
 
-Pure: reads no file. What a volume is used for decides what it may hold, so there are two readers: `parse_info` for a
-volume of supervoxels with all its mips (a watershed, a base), and `parse_source_info` for mip 0 of any volume that is
-only read.
+Reads no file. The purpose of a volume decides what it may contain, so there are two parsers: `parse_info` for a volume
+of supervoxels with all its mips (a watershed, a base), and `parse_source_info` for mip 0 of any volume that is only
+read.
 """
 
 from __future__ import annotations
@@ -37,43 +37,43 @@ Triple = tuple[int, int, int]
 Resolution = tuple[float, float, float]
 
 DEFAULT_BLOCK_SIZE: Triple = (8, 8, 8)
-"""Compressed segmentation blocks; the smallest result on real labels, of 4 to 64."""
+"""Block size of compressed segmentation; of 4 to 64, this gave the smallest files with real labels."""
 DATA_TYPES = ("uint8", "uint16", "uint32", "uint64")
 SOURCE_TYPES = (*DATA_TYPES, "int8", "int16", "int32", "int64", "float32")
 LABEL_ENCODINGS = ("raw", "compressed_segmentation", "png", "compresso", "crackle")
-"""Encodings that give back every label; all others may change some, or are not known."""
+"""Encodings that preserve every label; others may change labels, or are unknown."""
 LARGEST_COORDINATE = 1 << 48
 MOST_VOXELS = 1 << 62
-"""Of one mip: more cannot be counted in 64 bits."""
+"""Largest number of voxels of one mip; more cannot be counted in 64 bits."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """One mip of a volume, as its ``info`` file says."""
+    """One mip of a volume, as its ``info`` file describes it."""
 
     key: str
-    """Folder of its chunks."""
+    """Folder of the chunks."""
     resolution: Resolution
-    """Nanometres per voxel."""
+    """Nanometres per voxel, (x, y, z)."""
     voxel_offset: Triple
     size: Triple
-    """Voxels."""
+    """Size in voxels, (x, y, z)."""
     chunk_size: Triple
-    """Voxels of a storage chunk; the chunk grid starts at ``voxel_offset``."""
+    """Size of a storage chunk in voxels; the chunk grid starts at ``voxel_offset``."""
     encoding: str = "compressed_segmentation"
     block_size: Triple = DEFAULT_BLOCK_SIZE
-    """Block of compressed segmentation; without meaning for other encodings."""
+    """Block size of compressed segmentation; other encodings ignore it."""
     sharded: bool = False
 
     @property
     def bounds(self) -> Box:
-        """The voxels of this mip, in its own coordinates."""
+        """Voxels of this mip, in its own coordinates."""
         return Box.of(self.voxel_offset, np.add(self.voxel_offset, self.size))
 
 
 @dataclass(frozen=True)
 class VolumeInfo:
-    """A volume with its mips, finest first."""
+    """A volume and its mips, finest first."""
 
     data_type: str
     scales: tuple[Scale, ...] = field(default_factory=tuple)
@@ -81,11 +81,11 @@ class VolumeInfo:
 
     @property
     def bounds(self) -> Box:
-        """The voxels of the base mip."""
+        """Voxels of the base mip."""
         return self.scales[0].bounds
 
     def factors(self, mip: int) -> Triple:
-        """Voxels of the base mip, per axis, that one voxel of ``mip`` covers."""
+        """Return how many voxels of the base mip, per axis, one voxel of ``mip`` covers."""
         ratio = np.divide(self.scales[mip].resolution, self.scales[0].resolution)
         factors = np.rint(ratio).astype(np.int64)
         if not np.allclose(ratio, factors, rtol=0.01) or (factors < 1).any():
@@ -100,7 +100,7 @@ class VolumeInfo:
 
 
 def _lower(value: Any) -> Any:
-    """Data types and encodings are case-insensitive in neuroglancer."""
+    """Convert to lower case, because neuroglancer ignores the case of data types and encodings."""
     return value.strip().lower() if isinstance(value, str) else value
 
 
@@ -111,12 +111,12 @@ def _not_a_boolean(value: Any) -> Any:
 
 
 def _folder(key: str) -> str:
-    """A key in its normal form: neuroglancer allows ``..``, so one folder has many names."""
+    """Return the normal form of a key; neuroglancer allows ``..``, so one folder has many names."""
     if key.startswith("/") or not key.strip("/") or not key.isprintable():
         raise ValueError("the folder of the chunks must be named by a relative path")
     folder = posixpath.normpath(key)
     if folder in (".", "..") or folder.endswith("/.."):
-        raise ValueError("the folder of the chunks must be one of their own")
+        raise ValueError("the chunks must have a folder of their own")
     return folder
 
 
@@ -142,7 +142,7 @@ class _ScaleFile(BaseModel):
         if self.encoding == "compressed_segmentation" and self.compressed_segmentation_block_size is None:
             raise ValueError("compressed_segmentation_block_size is missing")
         if prod(self.size) > MOST_VOXELS:
-            raise ValueError(f"no volume has {' x '.join(map(str, self.size))} voxels (size)")
+            raise ValueError(f"a volume cannot have {' x '.join(map(str, self.size))} voxels (size)")
         return self
 
 
@@ -153,13 +153,13 @@ class _InfoFile(BaseModel):
 
 
 def parse_info(info: Any) -> VolumeInfo:
-    """A volume of supervoxels, with all mips, out of the content of an ``info`` file.
+    """Parse the content of an ``info`` file as a volume of supervoxels with all mips.
 
     Raises
     ------
     InputError
-        If a field is missing or wrong (each is named), if the volume cannot hold ids, if mips share a folder or are no
-        multiples of the base mip.
+        If a field is missing or invalid (each is named), if the volume cannot hold ids, or if mips share a folder or
+        are not multiples of the base mip.
     """
     volume = _parse(info, DATA_TYPES, "cannot hold segment ids", largest_channels=1)
     for mip in range(len(volume.scales)):
@@ -168,12 +168,12 @@ def parse_info(info: Any) -> VolumeInfo:
 
 
 def parse_source_info(info: Any) -> VolumeInfo:
-    """Mip 0 of a volume that is only read, of any type that neuroglancer has; other mips need not be of use.
+    """Parse mip 0 of a volume that is only read, of any type that neuroglancer has; other mips need not be usable.
 
     Raises
     ------
     InputError
-        If a field is missing or wrong (each is named), or another mip has the folder of mip 0.
+        If a field is missing or invalid (each is named), or another mip has the folder of mip 0.
     """
     volume = _parse(info, SOURCE_TYPES, "is not known", largest_channels=4096)
     return VolumeInfo(volume.data_type, volume.scales[:1], volume.num_channels)
@@ -194,15 +194,15 @@ def _parse(info: Any, data_types: Sequence[str], fault: str, largest_channels: i
     for (first, a), (second, b) in combinations(enumerate(file.scales), 2):
         if a.key == b.key:
             raise InputError(
-                f"scales {first} and {second} have one folder, {a.key!r} (key): what was written last of the two has "
-                "replaced chunks of the other.",
+                f"scales {first} and {second} have the same folder, {a.key!r} (key), so chunks of one have been "
+                "replaced by chunks of the other.",
                 remedy="Correct the info file, or make the mips again.",
             )
     return VolumeInfo(file.data_type, tuple(_scale(scale) for scale in file.scales), file.num_channels)
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    """``scales[1].key`` for a place in the file."""
+    """Format a place in the file as ``scales[1].key``."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
     return text.removeprefix(".") or "the content"
 
@@ -221,10 +221,10 @@ def _scale(scale: _ScaleFile) -> Scale:
 
 
 def check_label_encoding(scale: Scale, where: str = "") -> None:
-    """InputError, beginning with ``where``, if the chunks of a mip of labels have an encoding that may change them."""
+    """Raise InputError, beginning with ``where``, if the encoding of a mip of labels may change them."""
     if scale.encoding not in LABEL_ENCODINGS:
         raise InputError(
-            f"{where}encoding is {scale.encoding!r}, which does not give back labels as they were.",
+            f"{where}encoding is {scale.encoding!r}, which does not preserve labels.",
             remedy=f"Export the labels again, as {' or '.join(LABEL_ENCODINGS[:2])}.",
         )
 
@@ -233,7 +233,7 @@ def check_label_encoding(scale: Scale, where: str = "") -> None:
 
 
 def info_json(volume: VolumeInfo) -> dict[str, Any]:
-    """Content of the ``info`` file of an unsharded volume."""
+    """Return the content of the ``info`` file of an unsharded volume."""
     return {
         "@type": "neuroglancer_multiscale_volume",
         "type": "segmentation",

@@ -1,17 +1,17 @@
-"""Owns the wall between the errors of storages and people: what others raise becomes an error of ours, with a remedy.
+"""Translates errors of storages into errors of this package, which have a remedy that a person understands.
 
-`wall` stands around everything that a person calls: commands, Dagster's ops, methods of an open graph, checks. Inside,
-`retry_transport` translates where the storage is asked, so that code in between meets errors of ours as well.
+`wall` surrounds everything that a person calls: commands, Dagster's ops, methods of an open graph, checks. Inside,
+`retry_transport` translates errors of storage requests, so that the code in between handles errors of this package too.
 
 ::
 
     UnavailableError  TensorStore: UNAVAILABLE, DEADLINE_EXCEEDED, ABORTED, INTERNAL, RESOURCE_EXHAUSTED; gRPC;
-                      SQLite locked or without room; a full disk; no answer in time
+                      SQLite locked or without space; a full disk; no answer in time
     ConfigError       TensorStore: PERMISSION_DENIED, UNAUTHENTICATED; a path that the operating system refuses
     DamagedError      TensorStore: NOT_FOUND, DATA_LOSS, OUT_OF_RANGE, FAILED_PRECONDITION, or no code;
                       SQLite malformed; JSON, zlib, zip, zstd or pickles that cannot be read. Names the file.
 
-Everything else is a defect, and passes; the entry points report it as one (`sv_pipeline.cli.main`, `defs.metadata`).
+Any other error is a defect and passes; the entry points report it as one (`sv_pipeline.cli.main`, `defs.metadata`).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ _Class = TypeVar("_Class")
 
 
 def status_code(error: BaseException) -> str | None:
-    """TensorStore's status code, e.g. ``NOT_FOUND``, of an error that it raised; None for any other error."""
+    """Return the status code of an error that TensorStore raised, e.g. ``NOT_FOUND``; None for any other error."""
     if isinstance(error, DamagedError):
         return error.code
     match = _STATUS.match(str(error))
@@ -86,19 +86,19 @@ def status_code(error: BaseException) -> str | None:
 
 
 def in_one_line(error: BaseException) -> str:
-    """What an error of the storage says, without the specs that TensorStore adds, and without secrets."""
+    """Return the message of a storage error, without the specs that TensorStore adds, and without secrets."""
     return redacted(" ".join(_NOISE.sub("", str(error)).split())).rstrip(".")
 
 
 def storage_error(error: BaseException, what: str = "") -> SvPipelineError | None:
-    """The error of ours that an error of TensorStore means; None if TensorStore has not raised it.
+    """Translate an error of TensorStore; None if TensorStore has not raised it.
 
     Parameters
     ----------
     error
-        What was raised.
+        The exception.
     what
-        Names the request; empty where the error must do.
+        Description of the request, for the message; may be empty.
     """
     if isinstance(error, SvPipelineError) or not isinstance(error, ValueError):
         return None
@@ -114,7 +114,7 @@ def storage_error(error: BaseException, what: str = "") -> SvPipelineError | Non
         )
     if code == "RESOURCE_EXHAUSTED":
         return UnavailableError(
-            f"{lead}no room left ({in_one_line(error)}).", remedy="Free some space or quota.", repeat="Then run again."
+            f"{lead}no space left ({in_one_line(error)}).", remedy="Free some space or quota.", repeat="Then run again."
         )
     if code in TRANSPORT_CODES:
         return UnavailableError(
@@ -123,10 +123,10 @@ def storage_error(error: BaseException, what: str = "") -> SvPipelineError | Non
             repeat="Then try again.",
         )
     if "[os_error_code=" in text and (code == "FAILED_PRECONDITION" or "Failed to create directory" in text):
-        return ConfigError(f"{lead}not possible ({in_one_line(error)}).", remedy="Check the place and what is there.")
+        return ConfigError(f"{lead}not possible ({in_one_line(error)}).", remedy="Check the place and its content.")
     damage = damage_of(text)
     if damage.place is None:
-        return DamagedError(f"{lead}what is stored cannot be read ({damage.reason}).", remedy=RESTORE, code=code)
+        return DamagedError(f"{lead}stored data cannot be read ({damage.reason}).", remedy=RESTORE, code=code)
     if damage.of_watershed:
         return DamagedError(
             f"{lead}{damage.place} has changed or is missing ({damage.reason}). The base refers to this file of the "
@@ -141,7 +141,7 @@ def storage_error(error: BaseException, what: str = "") -> SvPipelineError | Non
 
 
 def our_error(error: BaseException, what: str = "") -> SvPipelineError | None:
-    """The error of ours that any error of a storage, a table or a stored value means; None if it is none of these."""
+    """Translate an error of a storage, a table or a stored value; None if it is none of these."""
     if isinstance(error, SvPipelineError):
         return error
     if (ours := storage_error(error, what)) is not None:
@@ -155,7 +155,7 @@ def our_error(error: BaseException, what: str = "") -> SvPipelineError | None:
     if isinstance(error, sqlite3.Error):
         return DamagedError(f"{lead}the table cannot be read ({said}).", remedy=RESTORE)
     if isinstance(error, _UNREADABLE):
-        return DamagedError(f"{lead}what is stored cannot be read ({said}).", remedy=RESTORE)
+        return DamagedError(f"{lead}stored data cannot be read ({said}).", remedy=RESTORE)
     if type(error).__module__.partition(".")[0] == "grpc" or "RpcError" in {c.__name__ for c in type(error).__mro__}:
         return UnavailableError(
             f"{lead}the server did not answer ({said}).",
@@ -175,12 +175,12 @@ def our_error(error: BaseException, what: str = "") -> SvPipelineError | None:
 
 @contextmanager
 def wall(what: str = "") -> Iterator[None]:
-    """Turn errors of storages, tables and stored values into errors of ours; a defect passes as it is.
+    """Translate errors of storages, tables and stored values in the block; a defect passes unchanged.
 
     Parameters
     ----------
     what
-        Names what is being done, at the beginning of the message; default: the error must do.
+        Description of what is being done, for the beginning of the message; may be empty.
     """
     try:
         yield
@@ -194,7 +194,7 @@ def wall(what: str = "") -> Iterator[None]:
 
 
 def behind_the_wall(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """`wall` around every call of a function."""
+    """Apply `wall` to every call of a function."""
 
     @functools.wraps(function)
     def guarded(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
@@ -205,7 +205,7 @@ def behind_the_wall(function: Callable[_Arguments, _Result]) -> Callable[_Argume
 
 
 def steps_behind_the_wall(items: Iterator[_Result]) -> Iterator[_Result]:
-    """`wall` around every step of an iterator, which does its work while it is gone through."""
+    """Apply `wall` to every step of an iterator, which does its work while it is consumed."""
     while True:
         with wall():
             try:
@@ -216,7 +216,7 @@ def steps_behind_the_wall(items: Iterator[_Result]) -> Iterator[_Result]:
 
 
 def methods_behind_the_wall(of: type[_Class]) -> type[_Class]:
-    """`wall` around every call of a public method of a class."""
+    """Apply `wall` to every call of a public method of a class."""
     for name, value in list(vars(of).items()):
         if isinstance(value, FunctionType) and not name.startswith("_"):
             setattr(of, name, behind_the_wall(value))

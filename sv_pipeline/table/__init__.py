@@ -1,4 +1,4 @@
-"""Rows at rest: one interface over Bigtable and SQLite; columns, keys, counters, locks."""
+"""Tables: one interface over Bigtable and SQLite; columns, keys, counters, locks. Knows no graph."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ __all__ = ["Table", "open_table"]
 
 
 def open_table(config: DatasetConfig, home: str | Path) -> Table:
-    """The table of a dataset; it need not exist yet.
+    """Return the table of a dataset; it need not exist yet.
 
     Parameters
     ----------
     config
-        Names the backend and the graph.
+        Configuration of the dataset; it names the backend and the graph.
     home
-        Folder of this installation; SQLite tables are in ``tables`` there, unless the configuration says where.
+        Home folder of this installation. SQLite tables are in ``tables`` there, unless the configuration names a
+        folder.
     """
     options = config.backend_client.config
     if config.backend_client.type is BackendType.SQLITE:
@@ -29,7 +30,7 @@ def open_table(config: DatasetConfig, home: str | Path) -> Table:
         else:
             folder = local_folder(home, what="the home folder of SQLite tables") / "tables"
         return SqliteTable(config.table_name, folder, read_only=options.read_only)
-    # Imported here: gRPC takes a while to load, and local graphs do without.
+    # This import is deferred: gRPC takes a while to load, and local graphs do not need it.
     from sv_pipeline.table.bigtable.table import BigtableTable
 
     return BigtableTable(config.table_name, str(options.project), str(options.instance), read_only=options.read_only)

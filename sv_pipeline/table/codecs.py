@@ -1,4 +1,4 @@
-"""Codecs: values of one type to the bytes of a cell and back, as PyChunkedGraph's tables hold them. Knows no column."""
+"""Codecs between values of one type and the bytes of a cell, as in PyChunkedGraph's tables. Knows no column."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ V = TypeVar("V")
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-ZSTD_LEVEL = 3  # a hundred times faster than PyChunkedGraph's 22, for 30 % more bytes
+ZSTD_LEVEL = 3  # it is a hundred times faster than PyChunkedGraph's level 22, for 30 % more bytes
 
-_zstd = threading.local()  # (de)compressors may not be shared by threads
+_zstd = threading.local()  # threads must not share compressors and decompressors
 
 
 def _compress(data: bytes) -> bytes:
@@ -57,22 +57,22 @@ def _decompress(data: bytes) -> bytes:
 
 
 class Codec(Protocol[V]):
-    """How a value becomes bytes. ``decode`` raises CorruptionError when the bytes cannot be such a value."""
+    """Encoding of a value as bytes. ``decode`` raises CorruptionError if the bytes cannot be such a value."""
 
     def encode(self, value: V) -> bytes:
-        """Bytes of a value."""
+        """Encode a value."""
         ...
 
     def decode(self, data: bytes) -> V:
-        """Value of bytes; arrays are read-only views where possible."""
+        """Decode bytes; arrays are read-only views where possible."""
         ...
 
 
 @dataclass(frozen=True)
 class ArrayCodec(Generic[Scalar]):
-    """Little-endian array of one dtype, shape (n,) or (n, ``columns``), raw or zstd.
+    """Little-endian array of one dtype, shape (n,) or (n, ``columns``), raw or compressed with zstd.
 
-    A compressed column reads cells without the zstd magic as raw ones, which old tables have.
+    Old tables have uncompressed cells in compressed columns: cells without the magic bytes of zstd are read as raw.
     """
 
     dtype: npt.DTypeLike
@@ -80,7 +80,7 @@ class ArrayCodec(Generic[Scalar]):
     compressed: bool = False
 
     def encode(self, value: npt.ArrayLike) -> bytes:
-        """Bytes of an array, or of a list; ValueError for negative ids, TypeError for numbers of another kind."""
+        """Encode an array or a list; ValueError for negative ids, TypeError for numbers of another kind."""
         array = value if isinstance(value, np.ndarray) and value.size else np.asarray(value, self.dtype)
         if array.dtype.kind == "i" and np.dtype(self.dtype).kind == "u":
             if array.min() < 0:
@@ -90,17 +90,17 @@ class ArrayCodec(Generic[Scalar]):
         return _compress(data) if self.compressed else data
 
     def decode(self, data: bytes) -> npt.NDArray[Scalar]:
-        """Array of bytes."""
+        """Decode an array."""
         if self.compressed and data[:4] == ZSTD_MAGIC:
             data = _decompress(data)
         return self.from_raw(data)
 
     def raw(self, data: bytes) -> bytes:
-        """Cell without its compression."""
+        """Return a cell's bytes without compression."""
         return _decompress(data) if self.compressed and data[:4] == ZSTD_MAGIC else data
 
     def from_raw(self, data: bytes) -> npt.NDArray[Scalar]:
-        """Array of uncompressed bytes."""
+        """Decode an array from uncompressed bytes."""
         try:
             array: npt.NDArray[Scalar] = np.frombuffer(data, dtype=self.dtype)
             return array if self.columns is None else array.reshape(-1, self.columns)
@@ -115,24 +115,24 @@ class UInt64Codec:
     """One uint64, little endian."""
 
     def encode(self, value: int | np.integer[Any]) -> bytes:
-        """Eight bytes."""
+        """Encode as eight bytes."""
         return int(value).to_bytes(8, "little")
 
     def decode(self, data: bytes) -> int:
-        """The number."""
+        """Decode the number."""
         return int.from_bytes(_exactly(data, 8), "little")
 
 
 @dataclass(frozen=True)
 class CounterCodec:
-    """One int64, **big** endian, as the table's increment wants it."""
+    """One int64, **big** endian, as the increment of tables requires it."""
 
     def encode(self, value: int | np.integer[Any]) -> bytes:
-        """Eight bytes."""
+        """Encode as eight bytes."""
         return int(value).to_bytes(8, "big", signed=True)
 
     def decode(self, data: bytes) -> int:
-        """The number."""
+        """Decode the number."""
         return int.from_bytes(_exactly(data, 8), "big", signed=True)
 
 
@@ -141,13 +141,13 @@ class AsciiIdCodec:
     """An id as 20 decimal digits."""
 
     def encode(self, value: int | np.integer[Any]) -> bytes:
-        """Twenty bytes."""
+        """Encode as twenty bytes."""
         return b"%020d" % int(value)
 
     def decode(self, data: bytes) -> int:
-        """The number."""
+        """Decode the number."""
         if not data.isdigit():
-            raise CorruptionError(f"a cell holds {data[:40]!r} where an id in digits belongs.")
+            raise CorruptionError(f"a cell holds {data[:40]!r} instead of an id in digits.")
         return int(data)
 
 
@@ -156,24 +156,24 @@ class TextCodec:
     """UTF-8 text."""
 
     def encode(self, value: str) -> bytes:
-        """UTF-8."""
+        """Encode as UTF-8."""
         return value.encode()
 
     def decode(self, data: bytes) -> str:
-        """The text; bytes that are not UTF-8 are shown as replacement characters."""
+        """Decode the text; bytes that are not UTF-8 become replacement characters."""
         return data.decode(errors="replace")
 
 
 @dataclass(frozen=True)
 class JsonCodec:
-    """A JSON value; of our own rows only."""
+    """A JSON value; used only in our own rows."""
 
     def encode(self, value: Any) -> bytes:
-        """Compact JSON with sorted keys: equal values give equal bytes."""
+        """Encode as compact JSON with sorted keys, so that equal values give equal bytes."""
         return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
 
     def decode(self, data: bytes) -> Any:
-        """The value."""
+        """Decode the value."""
         try:
             return json.loads(data)
         except ValueError as error:
@@ -185,14 +185,14 @@ class IntPickleCodec:
     """A pickled int."""
 
     def encode(self, value: int) -> bytes:
-        """The pickle."""
+        """Encode as a pickle."""
         return pickle.dumps(int(value), pickles.PROTOCOL)
 
     def decode(self, data: bytes) -> int:
-        """The number."""
+        """Decode the number."""
         value = pickles.load(data, {}, "a cell")
         if not isinstance(value, int):
-            raise CorruptionError(f"a cell holds {value!r} where a number belongs.")
+            raise CorruptionError(f"a cell holds {value!r} instead of a number.")
         return value
 
 
@@ -201,22 +201,22 @@ class TimePickleCodec:
     """A pickled datetime."""
 
     def encode(self, value: datetime) -> bytes:
-        """The pickle."""
+        """Encode as a pickle."""
         return pickle.dumps(value, pickles.PROTOCOL)
 
     def decode(self, data: bytes) -> datetime:
-        """The time."""
+        """Decode the time."""
         value = pickles.load(data, pickles.TIMES, "a cell")
         if not isinstance(value, datetime):
-            raise CorruptionError(f"a cell holds {value!r} where a time belongs.")
+            raise CorruptionError(f"a cell holds {value!r} instead of a time.")
         return value
 
 
 def uint64_values(cells: Sequence[bytes]) -> UInt64Array:
-    """Many cells of one uint64 each as one array."""
+    """Decode many cells of one uint64 each to one array, shape (n,)."""
     data = b"".join(cells)
     if len(data) != 8 * len(cells):
-        raise CorruptionError("a cell is not one uint64.")
+        raise CorruptionError("a cell does not consist of one uint64.")
     return np.frombuffer(data, "<u8").astype(np.uint64, copy=False)
 
 

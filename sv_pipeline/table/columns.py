@@ -1,6 +1,6 @@
-"""Columns of the PyChunkedGraph v3 layout, typed, and our own of the ingest rows; and bulk decoding of them.
+"""Typed columns of the PyChunkedGraph v3 layout and of our own ingest rows; bulk decoding of columns.
 
-Our own columns are only in our own rows: PyChunkedGraph stops at a column that it does not know.
+Our own columns occur only in our own rows, because PyChunkedGraph fails at a column that it does not know.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ V = TypeVar("V")
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 MAX_LAYERS = 20
-"""Cross edge columns exist for layers 0 to 19."""
+"""Number of layers for which columns of cross edges exist: 0 to 19."""
 
 
 @dataclass(frozen=True)
@@ -86,28 +86,28 @@ class Column(Generic[V]):
     codec: Codec[V]
 
     def encode(self, value: V) -> bytes:
-        """Bytes of a value."""
+        """Encode a value."""
         return self.codec.encode(value)
 
     def decode(self, data: bytes) -> V:
-        """Value of bytes; CorruptionError if they cannot be one."""
+        """Decode bytes; CorruptionError if they are not a valid value."""
         return self.codec.decode(data)
 
     def set(self, value: V, timestamp: int | None = None) -> SetCell:
-        """The change that puts ``value``."""
+        """Return the change that sets a cell to ``value``."""
         return SetCell(self.key, self.codec.encode(value), timestamp)
 
     def newest(self, row: RowView | None) -> V | None:
-        """Newest value in a row that was read; None if there is none."""
+        """Return the newest value in a row that was read; None if there is none."""
         cells = row.get(self.key) if row else None
         return self.codec.decode(cells[0].value) if cells else None
 
     def history(self, row: RowView | None) -> list[tuple[int, V]]:
-        """All (timestamp, value) in a row that was read, newest first."""
+        """Return all (timestamp, value) pairs in a row that was read, newest first."""
         return [(cell.timestamp, self.codec.decode(cell.value)) for cell in self.cells(row)]
 
     def cells(self, row: RowView | None) -> list[Cell]:
-        """Undecoded cells, newest first."""
+        """Return the undecoded cells, newest first."""
         return row.get(self.key, []) if row else []
 
 
@@ -145,28 +145,31 @@ def _operation(family: str, qualifier: str) -> Column[int]:
 # -- hierarchy and lineage --------------------------------------------------------------------------------------------
 
 PARENT: Column[int] = Column(_key("0", "parents"), codecs.UInt64Codec())
-"""One cell per parent over time."""
+"""Parent of a node; each parent over time has a cell."""
 CHILDREN = _ids("0", "children", compressed=True)
-"""The cell's timestamp is the creation time of the node."""
+"""Children of a node; the cell's timestamp is the creation time of the node."""
 FORMER_PARENTS = _ids("0", "former_parents")
-"""Of a root: the roots it was made from."""
+"""Roots from which a root was made."""
 NEW_PARENTS = _ids("0", "new_parents")
-"""Of a root: the roots that replaced it."""
+"""Roots that replaced a root."""
 FORMER_IDS = _ids("0", "former_ids")
-"""Of a supervoxel: the one it was split from."""
+"""Supervoxel from which a supervoxel was split."""
 NEW_IDS = _ids("0", "new_ids")
-"""Of a supervoxel: those it was split into."""
+"""Supervoxels into which a supervoxel was split."""
 
 
 @cache
 def cross_edges(layer: int) -> ArrayColumn[np.uint64]:
-    """Edges (n, 2) of a node that cross at ``layer``, to nodes of its own layer or below; column 0 is the node."""
+    """Return the column of a node's edges (n, 2) that cross at ``layer``; their first end is the node.
+
+    The second ends are nodes of its own layer or below.
+    """
     return _edges("4", f"cross_edges_{_layer(layer)}", compressed=True)
 
 
 @cache
 def atomic_cross_edges(layer: int) -> ArrayColumn[np.uint64]:
-    """Edges (n, 2) of supervoxels, of a layer 2 node, that cross at ``layer``; kept for a year only."""
+    """Return the column of supervoxel edges (n, 2) of a layer 2 node that cross at ``layer``; kept for a year only."""
     return _edges("3", f"atomic_cross_edges_{_layer(layer)}", compressed=True)
 
 
@@ -179,9 +182,9 @@ def _layer(layer: int) -> int:
 # -- edges made by edits (rows ``f...``) ------------------------------------------------------------------------------
 
 FAKE_EDGES = _edges("4", "fake_edges")
-"""One cell per edge and edit."""
+"""Edges that merges added; one cell per edge and edit."""
 OLD_FAKE_EDGES = _edges("3", "fake_edges")
-"""Where older tables have them."""
+"""Column of the same edges in older tables."""
 SPLIT_EDGES = _edges("4", "split_edges")
 AFFINITIES = _floats("0", "affinities")
 AREAS = _ids("0", "areas")
@@ -201,7 +204,7 @@ VERSION: Column[str] = Column(_key("0", "version"), codecs.TextCodec())
 # -- operation log ----------------------------------------------------------------------------------------------------
 
 OPERATION_ID = _operation("0", "operation_id")
-"""On roots and supervoxels: the operation that made or replaced them."""
+"""Operation that created or replaced a root or supervoxel."""
 UNDO_OPERATION_ID = _operation("2", "undo_operation_id")
 REDO_OPERATION_ID = _operation("2", "redo_operation_id")
 USER: Column[str] = Column(_key("2", "user"), codecs.TextCodec())
@@ -222,21 +225,21 @@ CHUNK_LOCK_SCOPE = _ids("0", "l2_chunk_lock_scope")
 # -- ingest rows (our own) --------------------------------------------------------------------------------------------
 
 INGEST_RESERVATION: Column[Any] = Column(_key("1", "reservation"), codecs.JsonCodec())
-"""Timestamp and id ranges of a chunk's task; put if absent."""
+"""Timestamp and id ranges of a chunk's task; written with a put-if-absent."""
 INGEST_DONE: Column[Any] = Column(_key("1", "done"), codecs.JsonCodec())
-"""Written last: counts, seconds, worker."""
+"""Counts, seconds and worker of a chunk's task; written last."""
 INGEST_FAILED: Column[Any] = Column(_key("1", "failed"), codecs.JsonCodec())
-"""The last error."""
+"""Last error of a chunk's task."""
 
 
 # -- cells that belong together ---------------------------------------------------------------------------------------
 
 
 def side_by_side(row: RowView | None, *columns: ArrayColumn[Any]) -> list[tuple[npt.NDArray[Any], ...]] | None:
-    """Arrays that were written together to columns of one row, newest first; None if they do not fit together.
+    """Group arrays that were written together to columns of one row, newest first; None if they do not fit together.
 
-    They count as written together in the order of their times: kvdbclient reads its clock for each cell, so that those
-    of one write may be milliseconds apart.
+    Cells are matched by their order in time, not by equal timestamps: kvdbclient reads its clock for each cell, so
+    cells of one write may be milliseconds apart.
     """
     histories = [column.history(row) for column in columns]
     if len({len(history) for history in histories}) > 1:
@@ -249,7 +252,7 @@ def side_by_side(row: RowView | None, *columns: ArrayColumn[Any]) -> list[tuple[
 
 
 class Ragged(NamedTuple):
-    """Arrays of many rows in one: those of row ``i`` are ``values[offsets[i]:offsets[i + 1]]``."""
+    """Arrays of many rows in one array; the values of row ``i`` are ``values[offsets[i]:offsets[i + 1]]``."""
 
     values: npt.NDArray[Any]
     offsets: npt.NDArray[np.int64]
@@ -263,9 +266,9 @@ class Ragged(NamedTuple):
 def newest_ids(
     column: Column[int], rows: Mapping[bytes, RowView], keys: Sequence[bytes], *, missing: int = 0
 ) -> UInt64Array:
-    """Newest uint64 of a column for each key, shape (n,); ``missing`` where a row has none.
+    """Return the newest uint64 of a column for each key, shape (n,); ``missing`` where a row has none.
 
-    For ``parents``: the parents of many nodes in one go.
+    With the column ``PARENT`` this returns the parents of many nodes at once.
     """
     absent = column.encode(missing)
     name = column.key
@@ -274,9 +277,9 @@ def newest_ids(
 
 
 def newest_arrays(column: ArrayColumn[Scalar], rows: Mapping[bytes, RowView], keys: Sequence[bytes]) -> Ragged:
-    """Newest arrays of a column for each key, joined; a row without the column counts as empty.
+    """Return the newest arrays of a column for each key, concatenated; a row without the column counts as empty.
 
-    Values have shape (sum,) or (sum, columns).
+    The values have shape (sum,) or (sum, columns).
     """
     name, codec = column.key, column.codec
     raw = [codec.raw(row[name][0].value) if (row := rows.get(key)) and name in row else b"" for key in keys]
@@ -289,7 +292,7 @@ def newest_arrays(column: ArrayColumn[Scalar], rows: Mapping[bytes, RowView], ke
 def newest_timestamps(
     column: Column[Any], rows: Mapping[bytes, RowView], keys: Sequence[bytes]
 ) -> npt.NDArray[np.int64]:
-    """Timestamp (ms) of the newest cell of a column for each key, shape (n,); -1 where a row has none."""
+    """Return the timestamp (ms) of the newest cell of a column for each key, shape (n,); -1 where a row has none."""
     name = column.key
     return np.fromiter(
         (row[name][0].timestamp if (row := rows.get(key)) and name in row else -1 for key in keys), np.int64, len(keys)

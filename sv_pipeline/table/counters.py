@@ -1,7 +1,7 @@
-"""Id counters in the table: fresh segments of chunks, fresh root ids, operation ids. Shared with PyChunkedGraph.
+"""Id counters in the table: new segments of chunks, new root ids, operation ids. Shared with PyChunkedGraph.
 
-A counter cell holds the highest number given out. The root chunk has 256 counters (shards), so that new roots spread
-over the key space; number ``k`` of shard ``s`` is the segment ``256 k + s``. Numbers are given out once, ever.
+A counter cell holds the highest number handed out. The root chunk has 256 counters (shards), so that new roots spread
+over the key space; number ``k`` of shard ``s`` is segment ``256 k + s``. No number is ever handed out twice.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ ROOT_SHARDS = 256
 
 
 def segment_step(layout: IdLayout, chunk_id: int) -> int:
-    """Distance between the segments of one reservation: 1, or 256 in the root chunk."""
+    """Return the distance between the segments of one reservation: 1, or 256 in the root chunk."""
     return ROOT_SHARDS if _is_root(layout, chunk_id) else 1
 
 
 def reserve(table: Table, layout: IdLayout, chunk_id: int, count: int, *, shard: int | None = None) -> int:
-    """Take ``count`` fresh segments of a chunk, one atomic increment.
+    """Reserve ``count`` new segments of a chunk with one atomic increment.
 
     Parameters
     ----------
     shard
-        Which of the 256 counters, in the root chunk; None = a random one.
+        Which of the 256 counters to use in the root chunk; None chooses a random one.
 
     Returns
     -------
     int
-        The first; the others follow in steps of :func:`segment_step` (see :func:`node_ids`).
+        The first segment. The others follow in steps of :func:`segment_step` (see :func:`node_ids`).
 
     Raises
     ------
     InputError
-        If the chunk has no room for so many nodes.
+        If the chunk does not have room for so many nodes.
     """
     return reserve_many(table, layout, [(chunk_id, count)], shard=shard)[0]
 
@@ -61,7 +61,7 @@ def reserve(table: Table, layout: IdLayout, chunk_id: int, count: int, *, shard:
 def reserve_many(
     table: Table, layout: IdLayout, wanted: Sequence[tuple[int, int]], *, shard: int | None = None
 ) -> list[int]:
-    """:func:`reserve` for several (chunk, count), each by itself, in the time of one; the first of each."""
+    """Apply :func:`reserve` to several (chunk, count) in about the time of one; return the first segment of each."""
     for _, count in wanted:
         if count < 1:
             raise ValueError(f"cannot reserve {count} ids")
@@ -72,8 +72,8 @@ def reserve_many(
         for chunk_id, _ in wanted
     ]
     with ThreadPoolExecutor(1) as pool:
-        # PyChunkedGraph's single-threaded ingest takes ids from the counter without shards; the shards know nothing of
-        # it. It is over before there are edits, so it does not matter which of the two is first.
+        # PyChunkedGraph's single-threaded ingest takes ids from the counter without shards, which does not affect the
+        # shards. That ingest is over before there are edits, so the order of the two requests does not matter.
         reading = pool.submit(table.read_rows, plain, [COUNTER.key], newest_only=True) if plain else None
         tops = table.increment_many(
             [(key, COUNTER.key, count) for key, (_, count) in zip(row_keys, wanted, strict=True)]
@@ -93,13 +93,13 @@ def reserve_many(
 
 
 def node_ids(layout: IdLayout, chunk_id: int, first: int, count: int) -> UInt64Array:
-    """The node ids of a reservation, shape (count,), ascending."""
+    """Return the node ids of a reservation, shape (count,), sorted."""
     step = segment_step(layout, chunk_id)
     return layout.node_ids(chunk_id, np.arange(first, first + step * count, step, dtype=np.uint64))
 
 
 def max_segment(table: Table, layout: IdLayout, chunk_id: int) -> int:
-    """Highest segment given out in a chunk; 0 if none."""
+    """Return the highest segment handed out in a chunk; 0 if none."""
     plain = keys.counter_key(chunk_id)
     if not _is_root(layout, chunk_id):
         return COUNTER.newest(table.read_rows([plain], [COUNTER.key]).get(plain)) or 0
@@ -114,12 +114,12 @@ def max_segment(table: Table, layout: IdLayout, chunk_id: int) -> int:
 
 
 def new_operation_id(table: Table) -> int:
-    """A fresh operation id; the first is 1."""
+    """Return a new operation id; the first is 1."""
     return table.increment(keys.OPERATION_COUNTER, COUNTER.key, 1)
 
 
 def last_operation_id(table: Table) -> int:
-    """The operation id given out last; 0 if none."""
+    """Return the operation id that was handed out last; 0 if none."""
     rows = table.read_rows([keys.OPERATION_COUNTER], [COUNTER.key])
     return COUNTER.newest(rows.get(keys.OPERATION_COUNTER)) or 0
 
@@ -134,6 +134,6 @@ def _check_room(layout: IdLayout, chunk_id: int, segment: int) -> None:
         coordinate = tuple(layout.coordinates(np.uint64(chunk_id)).tolist())
         raise InputError(
             f"chunk {coordinate} of layer {layer} (id {chunk_id}) has room for {layout.max_segment(layer):,} nodes, "
-            f"but number {segment:,} was asked for.",
+            f"but number {segment:,} was requested.",
             remedy="Ingest with a smaller CHUNK_SIZE, or fewer SPATIAL_BITS.",
         )

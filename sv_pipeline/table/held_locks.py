@@ -1,4 +1,4 @@
-"""Temporal locks on several rows that one owner holds: kept alive by a thread inside a context. Takes none itself."""
+"""Temporal locks on several rows with one owner, which a thread renews inside a context. Takes no lock itself."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ RENEWALS_PER_EXPIRY = 4
 
 @dataclass(eq=False)
 class HeldLocks(abc.ABC):
-    """Locks that an owner holds: renewed in a thread inside the context, released at its end."""
+    """Locks of one owner: a thread renews them inside the context, and they are released at its end."""
 
     table: Table
     owner: int
-    """Operation id, or another number that nobody else has."""
+    """Operation id, or another number that identifies the owner alone."""
     expiry: timedelta
     _lost: bool = field(default=False, init=False)
-    """A renewal has found a lock in other hands."""
+    """Whether a renewal has found that another owner has one of the locks."""
     _renewed: float = field(default_factory=time.monotonic, init=False)
-    """When the locks were last renewed, by the monotonic clock, seconds."""
+    """Time of the last renewal, in seconds of the monotonic clock."""
     _stop: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
     _thread: threading.Thread | None = field(default=None, init=False, repr=False)
 
     @property
     @abc.abstractmethod
     def keys(self) -> list[bytes]:
-        """Rows that are locked."""
+        """Keys of the locked rows."""
 
     @abc.abstractmethod
     def release(self) -> None:
-        """Give back what is its own; what is another's by now stays."""
+        """Release the locks that this owner still holds."""
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._renew_on, name=f"locks of {self.owner}", daemon=True)
@@ -64,7 +64,7 @@ class HeldLocks(abc.ABC):
         while not self._stop.wait(self.expiry.total_seconds() / RENEWALS_PER_EXPIRY):
             began = time.monotonic()
             try:
-                # The roots of an edit are superseded near its end; their locks go on until they are released.
+                # The roots of an edit are superseded near its end, but their locks stay until they are released.
                 alive = locks.renew_all(self.table, self.keys, self.owner, guard=())
             except SvPipelineError:
                 log.warning("locks of %d could not be renewed", self.owner, exc_info=True)

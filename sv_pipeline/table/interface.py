@@ -1,7 +1,7 @@
 """The table interface that every backend implements: rows of timestamped cells. Knows no graph and no encoding.
 
 A table is a sorted map ``row key -> (family, qualifier) -> cells, newest first``. Timestamps are integers, in
-milliseconds since the epoch (what Bigtable keeps). One row changes atomically; several rows never do.
+milliseconds since the epoch (the resolution of Bigtable). Changes of one row are atomic; changes of several are not.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ Result = TypeVar("Result")
 
 REQUESTS_AT_ONCE = 16
 NEWEST_FAMILY = "1"
-"""The family, of ``0`` to ``4``, that keeps only the newest cell of a column."""
+"""The family (one of ``0`` to ``4``) that keeps only the newest cell of a column."""
 AGING_FAMILY = "3"
 MAX_AGE_MS = 365 * 24 * 3600 * 1000
-"""Age, in milliseconds, at which cells of family 3 are gone; no backend returns them."""
+"""Age in milliseconds above which no backend returns cells of family 3."""
 MAX_CELL_BYTES = 100 << 20
-"""Of one value: the limit of Bigtable, kept by all backends."""
+"""Largest size of one value; Bigtable's limit, which all backends keep."""
 
 
 class ColumnKey(NamedTuple):
-    """Name of a column."""
+    """The name of a column."""
 
     family: str
     qualifier: bytes
 
 
 class Cell(NamedTuple):
-    """One stored value."""
+    """A stored value."""
 
     timestamp: int
     """Milliseconds since the epoch."""
@@ -66,7 +66,7 @@ RowView = dict[ColumnKey, list[Cell]]
 
 
 class RowKeyRange(NamedTuple):
-    """Row keys from ``start`` (inside) to ``stop`` (outside); empty if ``start`` is not before ``stop``."""
+    """Row keys from ``start`` (inclusive) to ``stop`` (exclusive); empty if ``start`` is not before ``stop``."""
 
     start: bytes
     stop: bytes
@@ -74,12 +74,12 @@ class RowKeyRange(NamedTuple):
 
 @dataclass(frozen=True)
 class SetCell:
-    """Put a cell; replaces a cell of the same column and timestamp."""
+    """Set a cell; this replaces a cell of the same column and timestamp."""
 
     column: ColumnKey
     value: bytes
     timestamp: int | None = None
-    """Milliseconds since the epoch; None = the time at which the write is sent."""
+    """Milliseconds since the epoch; None means the time at which the write is sent."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ class DeleteCells:
     """Remove cells of one column, or of the whole row."""
 
     column: ColumnKey | None = None
-    """None = the whole row."""
+    """The column; None means the whole row."""
     timestamp: int | None = None
-    """Only the cell of this very time; None = all versions. Needs ``column``."""
+    """Time of the only cell to remove; None means all versions. It requires ``column``."""
 
 
 Change = SetCell | DeleteCells
@@ -97,7 +97,7 @@ Change = SetCell | DeleteCells
 
 @dataclass(frozen=True)
 class RowMutation:
-    """Changes of one row, applied in their order, atomically."""
+    """Changes of one row, applied atomically and in their order."""
 
     key: bytes
     changes: Sequence[Change]
@@ -105,20 +105,20 @@ class RowMutation:
 
 @dataclass(frozen=True)
 class CellMatch:
-    """A condition on one row: some cell of ``column`` has ``value`` and is not older than ``since``.
+    """A condition on one row: the newest cell of ``column`` has ``value`` and is not older than ``since``.
 
-    Only the **newest** cell of the column is looked at, so that an old version of a lock cell never counts.
+    Only the **newest** cell of the column is compared, so that an old version of a lock cell never matches.
     """
 
     column: ColumnKey
     value: bytes | None = None
-    """None = any value."""
+    """Value to compare; None matches any value."""
     since: int | None = None
-    """Milliseconds since the epoch (inclusive); None = any age."""
+    """Milliseconds since the epoch (inclusive); None matches any age."""
 
 
 class CellFilter(NamedTuple):
-    """The cells that a read returns of each row; see `Table.read_rows`."""
+    """Which cells of each row a read returns; see `Table.read_rows`."""
 
     columns: Sequence[ColumnKey] | None
     until: int | None
@@ -128,7 +128,7 @@ class CellFilter(NamedTuple):
 
 @dataclass(frozen=True)
 class ConditionalMutation:
-    """One row, a condition on it, and what is done where it is met, and where it is not; see `check_and_mutate`."""
+    """A condition on one row, and the changes to make if it holds and if not; see `Table.check_and_mutate`."""
 
     key: bytes
     any_of: Sequence[CellMatch]
@@ -139,43 +139,43 @@ class ConditionalMutation:
 
 @dataclass(eq=False)
 class Table(abc.ABC):
-    """One graph's table. Instances may be shared by threads; a forked process opens its own.
+    """The table of one graph. Threads may share an instance; a forked process opens its own connections.
 
-    All methods raise :class:`~sv_pipeline.errors.UnavailableError` when the backend does not answer after retries,
-    and :class:`~sv_pipeline.errors.NotFoundError` when the table does not exist (except ``exists`` and ``create``).
+    All methods raise :class:`~sv_pipeline.errors.UnavailableError` if the backend does not answer after retries,
+    and :class:`~sv_pipeline.errors.NotFoundError` if the table does not exist (except ``exists`` and ``create``).
     """
 
     name: str
     round_trips: int = field(default=0, init=False)
-    """Requests sent so far by this instance (for benchmarks and tests)."""
+    """Number of requests that this instance has sent so far (for benchmarks and tests)."""
     read_only: bool = field(default=False, kw_only=True)
-    """Refuse to change anything, with a ConfigError."""
+    """Whether changes are refused with a ConfigError."""
 
     @property
     def file(self) -> Path | None:
-        """The file in which the table is, where it is one."""
+        """The file that holds the table; None for backends without one."""
         return None
 
     # -- life cycle -----------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def exists(self) -> bool:
-        """True if the table is there."""
+        """Return whether the table exists."""
 
     @abc.abstractmethod
     def create(self) -> None:
-        """Make the table with its families; ConflictError if it exists."""
+        """Create the table with its families; ConflictError if it exists."""
 
     @abc.abstractmethod
     def drop(self) -> None:
-        """Remove the table and everything in it; nothing happens if it is not there."""
+        """Remove the table and everything in it; does nothing if it does not exist."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Release connections."""
+        """Close connections."""
 
     def damage(self) -> list[str]:
-        """What the backend itself finds wrong in what it has stored, each with its place; empty if it cannot tell."""
+        """Return the damage that the backend finds in its stored data, with places; empty if it cannot tell."""
         return []
 
     # -- reads ----------------------------------------------------------------------------------------------------
@@ -188,18 +188,18 @@ class Table(abc.ABC):
         until: int | None = None,
         newest_only: bool = False,
     ) -> dict[bytes, RowView]:
-        """Rows by key, in as few round trips as the backend allows; rows without matching cells are absent.
+        """Read rows by key, in as few round trips as the backend allows; rows without matching cells are absent.
 
         Parameters
         ----------
         keys
             Row keys; duplicates are allowed.
         columns
-            Columns wanted; None = all.
+            Columns to read; None reads all.
         until
-            Cells not newer than this (inclusive, milliseconds); None = all.
+            Time in milliseconds (inclusive) after which cells are ignored; None reads all.
         newest_only
-            Only the newest (matching) cell of each column.
+            Return only the newest (matching) cell of each column.
         """
         wanted = sorted(set(keys))
         if not wanted or (columns is not None and not columns):
@@ -231,25 +231,26 @@ class Table(abc.ABC):
 
     @abc.abstractmethod
     def _read_rows(self, keys: Sequence[bytes], wanted: CellFilter) -> dict[bytes, RowView]:
-        """`read_rows` for keys that are distinct and ascending; there is one at least, and one column."""
+        """Implement `read_rows`; the keys are distinct and sorted, and there is at least one key and one column."""
 
     @abc.abstractmethod
     def _scan(self, ranges: Sequence[RowKeyRange], wanted: CellFilter) -> Iterator[tuple[bytes, RowView]]:
-        """`scan` for one column at least."""
+        """Implement `scan`; there is at least one column."""
 
     # -- writes ---------------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def mutate(self, mutations: Iterable[RowMutation]) -> None:
-        """Apply mutations; each row atomically, rows in no order. Returns when all of them are durable.
+        """Apply mutations, each row atomically, rows in any order. It returns when all of them are durable.
 
-        Of two mutations of one row in one call, either may come first: put changes whose order counts into one.
+        Two mutations of the same row in one call may be applied in either order, so changes whose order matters must be
+        in one mutation.
         """
 
     def increment(self, key: bytes, column: ColumnKey, by: int) -> int:
-        """Add to an int64 big-endian counter cell, atomically; the value after. A missing cell counts as 0.
+        """Add to an int64 big-endian counter cell atomically; return the new value. A missing cell counts as 0.
 
-        When an answer is lost, a backend may add twice: numbers are never given twice, but some may be given to nobody.
+        If an answer is lost, a backend may add twice. So a number is never handed out twice, but some may be unused.
         """
         return self.increment_many([(key, column, by)])[0]
 
@@ -262,15 +263,19 @@ class Table(abc.ABC):
         if_matched: Sequence[Change] = (),
         if_unmatched: Sequence[Change] = (),
     ) -> bool:
-        """If the row meets the condition apply ``if_matched``, else ``if_unmatched``; atomically.
+        """Apply ``if_matched`` if the row meets the condition, otherwise ``if_unmatched``; atomically.
 
-        When an answer is lost, a backend asks again: then the answer is that of the second time, which may already see
-        what the first one did. So read what is there when the answer is not the hoped-for one and that matters.
+        If an answer is lost, a backend repeats the request and returns its second answer, which may already see the
+        effect of the first request. A caller to whom this matters must read the row after an unwelcome answer.
 
         Parameters
         ----------
+        key
+            Key of the row.
         any_of, none_of
-            The condition: at least one of ``any_of`` holds (so an empty one is never met), and no one of ``none_of``.
+            The condition: at least one of ``any_of`` matches (so an empty one never holds), and none of ``none_of``.
+        if_matched, if_unmatched
+            Changes to make in either case.
 
         Returns
         -------
@@ -281,19 +286,19 @@ class Table(abc.ABC):
 
     @abc.abstractmethod
     def increment_many(self, increments: Sequence[tuple[bytes, ColumnKey, int]]) -> list[int]:
-        """Several `increment` (key, column, by), each atomic by itself, in the time of one; in their order."""
+        """Apply several `increment` (key, column, by), each atomically, in about the time of one; results in order."""
 
     @abc.abstractmethod
     def check_and_mutate_many(self, conditional: Sequence[ConditionalMutation]) -> list[bool]:
-        """Several `check_and_mutate`, each atomic by itself, in the time of one; answers in their order.
+        """Apply several `check_and_mutate`, each atomically, in about the time of one; results in their order.
 
-        If one raises, the others may or may not have been applied.
+        If one raises an error, the others may or may not have been applied.
         """
 
     def side_by_side(self, action: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """Call an action that sends requests to this table with each item; results in the order of the items.
+        """Call an action that sends requests to this table for each item; return results in the order of the items.
 
-        The calls overlap where the backend gains by it. The first error is raised after all calls have ended.
+        The calls overlap if the backend profits from it. The first error is raised after all calls have ended.
         """
         todo = list(items)
         if len(todo) < 2:

@@ -1,4 +1,4 @@
-"""Row keys: which row holds what, and uint64 ids to keys and back in bulk. Reads and writes nothing.
+"""Row keys: the key of each kind of row, and bulk conversion between uint64 ids and keys. Reads and writes nothing.
 
 | row | key |
 | --- | --- |
@@ -61,17 +61,17 @@ _INGEST = b"sv_pipeline:ingest:"
 
 
 def node_key(node_id: int) -> bytes:
-    """Key of a node's, or an operation's, row."""
+    """Return the key of the row of a node or an operation."""
     return b"%020d" % int(node_id)
 
 
 def node_keys(ids: npt.ArrayLike) -> list[bytes]:
-    """Keys of the rows of many nodes, in the order of ``ids`` (shape (n,))."""
+    """Return the keys of the rows of many nodes, in the order of ``ids`` (shape (n,))."""
     return _padded(ids, b"")
 
 
 def node_ids(keys: Sequence[bytes] | Iterable[bytes]) -> UInt64Array:
-    """Ids out of keys that end with 20 digits after at most one letter (nodes, ``f`` and ``i`` rows).
+    """Return the ids in keys that end with 20 digits after at most one letter (nodes, ``f`` and ``i`` rows).
 
     Raises
     ------
@@ -92,20 +92,20 @@ def node_ids(keys: Sequence[bytes] | Iterable[bytes]) -> UInt64Array:
 
 
 def chunk_range(layout: IdLayout, chunk_id: int) -> RowKeyRange:
-    """Range of the rows of all nodes of one chunk."""
+    """Return the range of the rows of all nodes of one chunk."""
     layer = int(layout.layers(np.uint64(chunk_id)))
     return RowKeyRange(node_key(chunk_id), node_key(int(chunk_id) + layout.max_segment(layer) + 1))
 
 
 def chunk_ranges(layout: IdLayout, chunk_ids: npt.ArrayLike) -> list[RowKeyRange]:
-    """Ranges of several chunks, sorted; neighbours in key space are joined into one range."""
+    """Return the ranges of several chunks, sorted; neighbours in key space are joined into one range."""
     return join_ranges(
         chunk_range(layout, chunk_id) for chunk_id in np.unique(np.asarray(chunk_ids, np.uint64)).tolist()
     )
 
 
 def join_ranges(ranges: Iterable[RowKeyRange]) -> list[RowKeyRange]:
-    """The same keys in disjoint ranges, in order; empty ones are left out."""
+    """Return disjoint sorted ranges that cover the same keys; empty ranges are left out."""
     result: list[RowKeyRange] = []
     for start, stop in sorted(r for r in ranges if r.start < r.stop):
         if result and start <= result[-1].stop:
@@ -116,13 +116,13 @@ def join_ranges(ranges: Iterable[RowKeyRange]) -> list[RowKeyRange]:
 
 
 def layer_range(layer: int) -> RowKeyRange:
-    """Range of the rows of all nodes of a layer."""
+    """Return the range of the rows of all nodes of a layer."""
     shift = 64 - LAYER_BITS
     return RowKeyRange(node_key(layer << shift), node_key((layer + 1) << shift))
 
 
 def operation_range(first: int = 1, last: int | None = None) -> RowKeyRange:
-    """Range of operation rows ``first`` to ``last`` (both inside; None = the newest)."""
+    """Return the range of operation rows ``first`` to ``last`` (both inclusive; None means the newest)."""
     return RowKeyRange(node_key(first), layer_range(0).stop if last is None else node_key(last + 1))
 
 
@@ -130,32 +130,32 @@ def operation_range(first: int = 1, last: int | None = None) -> RowKeyRange:
 
 
 def counter_key(chunk_id: int) -> bytes:
-    """Key of the id counter of a chunk."""
+    """Return the key of the id counter of a chunk."""
     return b"i%020d" % int(chunk_id)
 
 
 def counter_keys(chunk_ids: npt.ArrayLike) -> list[bytes]:
-    """Keys of the id counters of many chunks."""
+    """Return the keys of the id counters of many chunks."""
     return _padded(chunk_ids, b"i")
 
 
 def root_counter_key(root_chunk_id: int, shard: int) -> bytes:
-    """Key of one of the 256 id counters of the root chunk."""
+    """Return the key of one of the 256 id counters of the root chunk."""
     return b"i%020d_%d" % (int(root_chunk_id), shard)
 
 
 def edit_edge_key(chunk_id: int) -> bytes:
-    """Key of the row of edges that edits made; by layer 2 chunk."""
+    """Return the key of the row with the edges that edits added in a layer 2 chunk."""
     return b"f%020d" % int(chunk_id)
 
 
 def edit_edge_keys(chunk_ids: npt.ArrayLike) -> list[bytes]:
-    """Keys of the rows of edges that edits made, for many layer 2 chunks."""
+    """Return the keys of the rows with the edges that edits added, for many layer 2 chunks."""
     return _padded(chunk_ids, b"f")
 
 
 def chunk_lock_key(chunk_id: int) -> bytes:
-    """Key of the row that holds the locks of a layer 2 chunk and nothing else; the hash spreads neighbours."""
+    """Return the key of the lock row of a layer 2 chunk. It begins with a hash, which spreads neighbouring chunks."""
     place = struct.pack(">Q", int(chunk_id))
     return hashlib.blake2b(place, digest_size=2).digest() + place
 
@@ -164,28 +164,28 @@ def chunk_lock_key(chunk_id: int) -> bytes:
 
 
 def ingest_key(layer: int, chunk_id: int) -> bytes:
-    """Key of the ingest row of a chunk."""
+    """Return the key of the ingest row of a chunk."""
     return b"%b%02d:%020d" % (_INGEST, layer, int(chunk_id))
 
 
 def ingest_keys(layer: int, chunk_ids: npt.ArrayLike) -> list[bytes]:
-    """Keys of the ingest rows of many chunks of a layer."""
+    """Return the keys of the ingest rows of many chunks of a layer."""
     return _padded(chunk_ids, b"%b%02d:" % (_INGEST, layer))
 
 
 def ingest_range(layer: int | None = None) -> RowKeyRange:
-    """Range of the ingest rows of a layer; None = of all layers."""
+    """Return the range of the ingest rows of a layer; None means all layers."""
     return prefix_range(_INGEST if layer is None else b"%b%02d:" % (_INGEST, layer))
 
 
 def split_ingest_key(key: bytes) -> tuple[int, int]:
-    """Layer and chunk id of an ingest row."""
+    """Return layer and chunk id of the key of an ingest row."""
     layer, chunk_id = key.removeprefix(_INGEST).split(b":")
     return int(layer), int(chunk_id)
 
 
 def prefix_range(prefix: bytes) -> RowKeyRange:
-    """Range of all keys that begin with a prefix whose last byte is below 255."""
+    """Return the range of all keys that begin with a prefix, whose last byte must be below 255."""
     return RowKeyRange(prefix, prefix[:-1] + bytes([prefix[-1] + 1]))
 
 

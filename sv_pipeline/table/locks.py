@@ -1,9 +1,9 @@
-"""Locks on single rows: temporal and indefinite, held by an operation id. Knows no set of roots, no order, no renewal.
+"""Locks on single rows, temporal and indefinite, held by an operation id. Knows no set of roots, no order, no renewal.
 
-A temporal lock is the newest cell of ``0:lock``: it holds until it is older than the expiry. An indefinite lock is the
-cell of ``0:indefinite_lock``: it holds until it is deleted. Columns are those of PyChunkedGraph, whose workers respect
-our locks; but unlike it we look at the newest cell only. So a holder whose lock expired and was taken over can neither
-renew it, nor make it indefinite, nor release what is now another's.
+A temporal lock is the newest cell of ``0:lock``: it is valid until it is older than the expiry. An indefinite lock is
+the cell of ``0:indefinite_lock``: it is valid until it is deleted. The columns are those of PyChunkedGraph, whose
+workers respect our locks. Unlike PyChunkedGraph, only the newest cell is checked. So a holder whose lock has expired
+and was taken over can neither renew it, nor make it indefinite, nor release the lock of the new holder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 SUPERSEDED = (CellMatch(NEW_PARENTS.key),)
-"""Guard for root rows: a root that was replaced cannot be locked."""
+"""Guard for rows of roots: a root that was replaced cannot be locked."""
 
 _INDEFINITE = CellMatch(INDEFINITE_LOCK.key)
 
@@ -37,9 +37,9 @@ _INDEFINITE = CellMatch(INDEFINITE_LOCK.key)
 def lock(
     table: Table, key: bytes, operation_id: int, expiry: timedelta, *, guard: Sequence[CellMatch] = SUPERSEDED
 ) -> bool:
-    """Take the temporal lock of a row; False if an unexpired or indefinite lock is on it, or the guard holds.
+    """Take the temporal lock of a row; False if it has an unexpired or indefinite lock, or the guard matches.
 
-    An operation that holds the lock is refused too: it should renew it.
+    An operation that already holds the lock is refused too; it should renew it with :func:`renew_all`.
     """
     return lock_all(table, [key], operation_id, expiry, guard=guard)[0]
 
@@ -52,7 +52,7 @@ def lock_all(
     *,
     guard: Sequence[CellMatch] = SUPERSEDED,
 ) -> list[bool]:
-    """:func:`lock` of several rows, each by itself, in the time of one."""
+    """Apply :func:`lock` to several rows, independently, in about the time of one request."""
     now = time.time_ns() // 1_000_000
     unexpired = CellMatch(LOCK.key, since=now - int(expiry.total_seconds() * 1000))
     requests = [
@@ -65,7 +65,7 @@ def lock_all(
 def renew_all(
     table: Table, keys: Sequence[bytes], operation_id: int, *, guard: Sequence[CellMatch] = SUPERSEDED
 ) -> list[bool]:
-    """Let temporal locks run anew, each by itself; False for each that is not held, or where the guard holds."""
+    """Restart temporal locks, each independently; False for each that is not held, or where the guard matches."""
     mine = CellMatch(LOCK.key, LOCK.encode(operation_id))
     return table.check_and_mutate_many(
         [ConditionalMutation(key, [mine], guard, if_matched=[LOCK.set(operation_id)]) for key in keys]
@@ -73,9 +73,9 @@ def renew_all(
 
 
 def relock(table: Table, key: bytes, operation_id: int) -> bool:
-    """Take the temporal lock below one's own indefinite one, anew; False if that is not there.
+    """Take the temporal lock of a row whose indefinite lock the operation holds; False if it does not hold that.
 
-    For whoever takes up an operation again, and for nobody else: the locks tell operations apart, not processes.
+    Only a process that continues an operation may call this: locks distinguish operations, not processes.
     """
     mine = CellMatch(INDEFINITE_LOCK.key, INDEFINITE_LOCK.encode(operation_id))
     return table.check_and_mutate(key, [mine], if_matched=[DeleteCells(LOCK.key), LOCK.set(operation_id)])
@@ -84,9 +84,9 @@ def relock(table: Table, key: bytes, operation_id: int) -> bool:
 def lock_all_indefinitely(
     table: Table, keys: Sequence[bytes], operation_id: int, *, guard: Sequence[CellMatch] = SUPERSEDED
 ) -> list[bool]:
-    """Add indefinite locks, each by itself, in the time of one.
+    """Add indefinite locks, each independently, in about the time of one request.
 
-    False for each row without the temporal lock, with an indefinite one, or where the guard holds.
+    The result is False for each row without the temporal lock, with an indefinite one, or where the guard matches.
     """
     mine, change = CellMatch(LOCK.key, LOCK.encode(operation_id)), [INDEFINITE_LOCK.set(operation_id)]
     return table.check_and_mutate_many(
@@ -95,7 +95,7 @@ def lock_all_indefinitely(
 
 
 def unlock(table: Table, key: bytes, operation_id: int) -> bool:
-    """Release the temporal lock; False if the operation does not hold it. Older cells go with it."""
+    """Release the temporal lock, including older cells of it; False if the operation does not hold it."""
     return table.check_and_mutate_many([_unlock(key, operation_id)])[0]
 
 
@@ -105,7 +105,7 @@ def unlock_indefinitely(table: Table, key: bytes, operation_id: int) -> bool:
 
 
 def unlock_all(table: Table, keys: Sequence[bytes], operation_id: int, *, indefinite: Sequence[bytes] = ()) -> None:
-    """Release temporal locks, and indefinite ones, as far as the operation holds them; in the time of one."""
+    """Release the temporal and indefinite locks that the operation holds, in about the time of one request."""
     requests = [_unlock(key, operation_id) for key in keys]
     table.check_and_mutate_many([*requests, *(_unlock_indefinitely(key, operation_id) for key in indefinite)])
 
@@ -121,6 +121,6 @@ def _unlock_indefinitely(key: bytes, operation_id: int) -> ConditionalMutation:
 
 
 def holders(table: Table, key: bytes) -> tuple[int | None, int | None]:
-    """Operation ids of the newest temporal lock (which may have expired) and of the indefinite one."""
+    """Return the operation ids of the newest temporal lock (which may have expired) and of the indefinite lock."""
     row = table.read_rows([key], [LOCK.key, INDEFINITE_LOCK.key], newest_only=True).get(key)
     return LOCK.newest(row), INDEFINITE_LOCK.newest(row)

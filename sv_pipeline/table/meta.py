@@ -1,7 +1,7 @@
-"""The meta and version rows of a table: what a graph is and where its voxels are, in PyChunkedGraph's own format.
+"""The meta and version rows of a table: what a graph is and where its voxels are, in PyChunkedGraph's format.
 
-The meta is a pickle of PyChunkedGraph's classes. It is written through stand-ins under their names, byte for byte what
-PyChunkedGraph writes, and read through an allow-list: no class of PyChunkedGraph is needed, no foreign code runs.
+The meta is a pickle of PyChunkedGraph's classes. It is written through stand-in classes under their names, byte for
+byte like PyChunkedGraph, and read through an allow-list. So PyChunkedGraph is not needed, and no foreign code runs.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sv_pipeline.table.columns import META_KEY, VERSION
 from sv_pipeline.table.interface import CellMatch, RowMutation, SetCell, Table
 
 __all__ = [
+    "OCDBT_CONFIG",
     "SPLIT_BOUNDING_OFFSET",
     "TABLE_VERSION",
     "StoredDataSource",
@@ -36,8 +37,10 @@ __all__ = [
 ]
 
 TABLE_VERSION = "3.1.7"
-"""PyChunkedGraph refuses tables of another major version."""
+"""Version of the table layout. PyChunkedGraph refuses tables of another major version."""
 
+OCDBT_CONFIG = "ocdbt_config"
+"""Key of the custom data: where the graph's voxels are, in PyChunkedGraph's words."""
 SPLIT_BOUNDING_OFFSET = (240, 240, 24)
 MODULE = "pychunkedgraph.graph.meta"
 
@@ -48,14 +51,14 @@ class StoredGraphConfig(NamedTuple):
     ID: str | None = None
     ID_PREFIX: str = ""
     CHUNK_SIZE: Any = None
-    """Voxels of a chunk (x, y, z), a list of ints."""
+    """Size of a chunk in voxels (x, y, z), a list of ints."""
     FANOUT: int = 2
     LAYER_ID_BITS: int = 8
     SPATIAL_BITS: int = 10
     OVERWRITE: bool = False
     ROOT_LOCK_EXPIRY: timedelta = timedelta(minutes=3)
     ROOT_COUNTERS: int = 8
-    """Means nothing: there are always 256."""
+    """This field has no effect: there are always 256 counters."""
 
 
 class StoredDataSource(NamedTuple):
@@ -75,17 +78,17 @@ class TableMeta:
     graph_config: StoredGraphConfig
     data_source: StoredDataSource
     custom_data: Mapping[str, Any] = field(default_factory=dict)
-    """What else belongs to the graph: ``seg``, ``ocdbt_config``, ``split_bounding_offset``, ..."""
+    """Further data of the graph: ``seg``, ``ocdbt_config``, ``split_bounding_offset``, ..."""
 
     @property
     def chunk_size(self) -> tuple[int, int, int]:
-        """Voxels of a chunk of layers 1 and 2, (x, y, z)."""
+        """Size of a chunk of layers 1 and 2 in voxels, (x, y, z)."""
         x, y, z = (int(v) for v in self.graph_config.CHUNK_SIZE)
         return x, y, z
 
 
 def from_config(config: DatasetConfig) -> TableMeta:
-    """The meta of the graph that a configuration describes."""
+    """Return the meta of the graph that a configuration describes."""
     graph = config.graph_config
     return TableMeta(
         graph_config=StoredGraphConfig(
@@ -108,16 +111,16 @@ def from_config(config: DatasetConfig) -> TableMeta:
                 "sv_split_threshold": 10,
                 "ocdbt_path": parse_folder(config.data_source.watershed).folder_url + f"ocdbt/{config.graph_id}/",
             },
-            "ocdbt_config": ocdbt_settings(config),
+            OCDBT_CONFIG: ocdbt_settings(config),
             "split_bounding_offset": list(SPLIT_BOUNDING_OFFSET),
         },
     )
 
 
 def ocdbt_settings(config: DatasetConfig) -> dict[str, Any]:
-    """The part of the meta by which other software finds the graph's fork and builds its spec.
+    """Return the part of the meta with which other software finds the graph's fork and builds its spec.
 
-    A graph that is built without voxels is not ``enabled``: it has no fork.
+    A graph without voxels has no fork, so it is not ``enabled``.
     """
     stored = config.ocdbt_config.stored()
     return {**stored, "enabled": stored["enabled"] and config.ingest.mode is not IngestMode.GRAPH}
@@ -127,14 +130,14 @@ def ocdbt_settings(config: DatasetConfig) -> dict[str, Any]:
 
 
 def read_meta(table: Table) -> TableMeta:
-    """The meta of a table.
+    """Read the meta of a table.
 
     Raises
     ------
     NotFoundError
-        If the table, or its meta, is not there.
+        If the table or its meta does not exist.
     CorruptionError
-        If the meta cannot be read, or asks for code that is not allowed.
+        If the meta cannot be read, or requests code that is not allowed.
     """
     row = table.read_rows([keys.META], [META_KEY], newest_only=True).get(keys.META)
     if not row:
@@ -143,12 +146,12 @@ def read_meta(table: Table) -> TableMeta:
 
 
 def write_meta(table: Table, meta: TableMeta, *, overwrite: bool = False) -> None:
-    """Write the meta; the old one is readable until the new one is.
+    """Write the meta; an old one stays readable until the new one is written.
 
     Raises
     ------
     ConflictError
-        If there is a meta already and ``overwrite`` is not given.
+        If there is a meta already and ``overwrite`` is False.
     """
     cell = SetCell(META_KEY, encode_meta(meta))
     if overwrite:
@@ -160,7 +163,7 @@ def write_meta(table: Table, meta: TableMeta, *, overwrite: bool = False) -> Non
 
 
 def read_version(table: Table) -> str | None:
-    """Version of PyChunkedGraph that the table's layout follows; None if it does not say."""
+    """Read the version of PyChunkedGraph that the table's layout follows; None if it is not stored."""
     return VERSION.newest(table.read_rows([keys.VERSION], [VERSION.key], newest_only=True).get(keys.VERSION))
 
 
@@ -173,7 +176,7 @@ def write_version(table: Table, version: str = TABLE_VERSION) -> None:
 
 
 class _StoredMeta:
-    """Stand-in for ``ChunkedGraphMeta``: built from two arguments, then a state."""
+    """Stand-in for ``ChunkedGraphMeta``, which is created from two arguments and then gets a state."""
 
     def __new__(cls, *arguments: Any) -> _StoredMeta:
         self = object.__new__(cls)
@@ -193,12 +196,12 @@ _STAND_INS: dict[Any, str] = {
 }
 
 
-# The implementation in Python, since only there a class can be written under another name.
+# The Python implementation is used, because only it can write a class under another name.
 _PythonPickler: Any = pickle._Pickler
 
 
 class _Pickler(_PythonPickler):  # type: ignore[misc]
-    # A table of its own: dill, which many libraries load, puts its functions into the one of the base class.
+    # This table is separate, because dill, which many libraries load, adds its functions to that of the base class.
     dispatch: ClassVar[dict[type, Any]] = {
         type(None): _PythonPickler.save_none,
         bool: _PythonPickler.save_bool,
@@ -228,7 +231,7 @@ class _Pickler(_PythonPickler):  # type: ignore[misc]
 
 
 def encode_meta(meta: TableMeta) -> bytes:
-    """The meta as PyChunkedGraph pickles it."""
+    """Pickle the meta as PyChunkedGraph does."""
     stored = _StoredMeta()
     stored.__dict__.update(
         graph_config=meta.graph_config, data_source=meta.data_source, custom_data=dict(meta.custom_data)
@@ -248,7 +251,7 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 def decode_meta(data: bytes, what: str = "the meta") -> TableMeta:
-    """The meta out of its pickle; ``what`` names it in errors."""
+    """Decode the pickled meta; ``what`` names it in errors."""
     stored = pickles.load(data, _ALLOWED, what)
     values = stored.__dict__ if isinstance(stored, _StoredMeta) else {}
     graph_config, data_source = values.get("graph_config"), values.get("data_source")
@@ -256,5 +259,5 @@ def decode_meta(data: bytes, what: str = "the meta") -> TableMeta:
         raise CorruptionError(f"{what} is not the meta of a chunked graph.")
     custom_data = values.get("custom_data") or {}
     if not isinstance(custom_data, dict):
-        raise CorruptionError(f"{what} holds custom data that is no mapping.")
+        raise CorruptionError(f"{what} holds custom data that are not a mapping.")
     return TableMeta(graph_config, data_source, custom_data)

@@ -1,6 +1,6 @@
-"""Pickles in cells: read through an allow-list, so that table content can never run code. Knows no meta, no operation.
+"""Pickles in cells, read through an allow-list, so that the content of a table can never run code.
 
-PyChunkedGraph stores its meta, operation states and times as pickles; these are the ones we read and write.
+PyChunkedGraph stores its meta, operation states and times as pickles. Knows no meta and no operation.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ TIMES: Globals = {
 
 
 # -- numbers of NumPy -------------------------------------------------------------------------------------------------
-# Rebuilt by functions of our own, since NumPy's would also take dtypes of objects.
+# These are rebuilt by our own functions, since NumPy's would also accept dtypes of objects.
 
 
 def _scalar(dtype: Any, data: Any = None) -> Any:
-    """A NumPy scalar out of a pickle; plain numbers only."""
+    """Rebuild a NumPy scalar from a pickle; only plain numbers are allowed."""
     return np.frombuffer(data, _plain(dtype))[0].item()
 
 
@@ -59,7 +59,7 @@ def _frombuffer(data: Any, dtype: Any, shape: Any, order: str = "C") -> Any:
 
 
 class _Array(list[Any]):
-    """An array of plain numbers out of a pickle, as nested lists; its content comes as a state."""
+    """An array of plain numbers from a pickle, as nested lists; its content arrives as a state."""
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, is_fortran, data = state
@@ -67,7 +67,7 @@ class _Array(list[Any]):
 
 
 class _Dtype:
-    """A NumPy dtype out of a pickle: its name and byte order."""
+    """A NumPy dtype from a pickle: its name and byte order."""
 
     def __init__(self, name: Any, *_: Any) -> None:
         self.name = name
@@ -80,12 +80,12 @@ class _Dtype:
 def _plain(dtype: Any) -> np.dtype[Any]:
     plain = np.dtype(str(dtype.name)) if isinstance(dtype, _Dtype) else None
     if plain is None or plain.kind not in "iufb":
-        raise CorruptionError("a pickle holds a NumPy value that is not of numbers.")
+        raise CorruptionError("a pickle holds a NumPy value that is not numeric.")
     return plain.newbyteorder(dtype.order if dtype.order in "<>" else "=")
 
 
 def _reconstructed_class(*_: Any) -> None:
-    raise CorruptionError("a pickle makes a NumPy array in an unexpected way.")
+    raise CorruptionError("a pickle creates a NumPy array in an unexpected way.")
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -95,7 +95,7 @@ def _latin1(text: str, encoding: str) -> bytes:
 
 
 NUMBERS: Globals = {
-    ("_codecs", "encode"): _latin1,  # how pickles of protocol 2 hold bytes
+    ("_codecs", "encode"): _latin1,  # pickles of protocol 2 store bytes in this way
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): _reconstructed_class,
     **{
@@ -108,7 +108,7 @@ NUMBERS: Globals = {
         )
     },
 }
-"""Globals that stored NumPy numbers, and arrays of them, may use; they become plain numbers and lists."""
+"""Globals that stored NumPy numbers and arrays may use; they become plain numbers and lists."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -122,25 +122,25 @@ class _Unpickler(pickle.Unpickler):
             return self._allowed[module, name]
         except KeyError:
             raise CorruptionError(
-                f"{self._what} holds a pickle that asks for {module}.{name}, which is not allowed.",
+                f"{self._what} holds a pickle that requests {module}.{name}, which is not allowed.",
                 remedy="Do not trust this table before you know who wrote it.",
             ) from None
 
     def persistent_load(self, pid: Any) -> Any:
-        raise CorruptionError(f"{self._what} holds a pickle with a reference to something outside of it ({pid!r}).")
+        raise CorruptionError(f"{self._what} holds a pickle with a reference to an external object ({pid!r}).")
 
 
 def load(data: bytes, allowed: Globals, what: str) -> Any:
-    """Unpickle ``data``, calling nothing but the ``allowed`` globals.
+    """Unpickle ``data`` without calling anything but the ``allowed`` globals.
 
     Raises
     ------
     CorruptionError
-        Naming ``what`` and the global that is not allowed, or saying why the pickle cannot be read.
+        If a global is not allowed, or the pickle cannot be read; the message contains ``what``.
     """
     try:
         return _Unpickler(data, allowed, what).load()
     except CorruptionError:
         raise
-    except Exception as error:  # a broken pickle can raise anything; all of it means the same
+    except Exception as error:  # a damaged pickle can raise any error
         raise CorruptionError(f"{what} holds a pickle that cannot be read: {error!r}.") from error

@@ -94,7 +94,7 @@ def _base(subject: Subject, outcome: Outcome) -> None:
 
 
 def _source(subject: Subject, outcome: Outcome) -> None:
-    source_checks.check_source(outcome, subject.watershed_url, sample=subject.sample)
+    source_checks.check_source(outcome, subject.fork.base, sample=subject.sample)
 
 
 def _fork(subject: Subject, outcome: Outcome) -> None:

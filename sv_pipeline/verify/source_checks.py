@@ -12,7 +12,7 @@ __all__ = ["check_source"]
 RESTORE = "restore the version that was there when the base was made, or wipe the base and build it again"
 
 
-def check_source(outcome: Outcome, watershed_url: str, *, sample: int | None = None) -> None:
+def check_source(outcome: Outcome, base: Base, *, sample: int | None = None) -> None:
     """Compare sizes and versions of the watershed's objects with those that the base refers to.
 
     Parameters
@@ -21,14 +21,19 @@ def check_source(outcome: Outcome, watershed_url: str, *, sample: int | None = N
         Look at the objects of so many populate tasks only.
     """
     try:
-        base = Base(watershed_url).info()
+        info = base.info()
     except NotFoundError:
         outcome.skipped = "there is no base: the graph was built without voxels"
         return
-    if not base.refers:
+    if not info.refers:
         return  # it holds copies, whatever becomes of the watershed
-    found = changes_of_source(base, at_most=sample)
+    found = changes_of_source(info, at_most=sample)
     outcome.checked = found.looked_at
+    if found.copied_from is not None:
+        outcome.warning(
+            "the base was made when its watershed was elsewhere: only the sizes of objects can be compared.",
+            found.copied_from,
+        )
     for names, what in (
         (found.changed, "an object of the watershed is not the version that the base refers to"),
         (found.gone, "an object of the watershed that the base refers to is gone"),

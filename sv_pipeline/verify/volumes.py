@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import tensorstore as ts
 
 from sv_pipeline.errors import NotFoundError
-from sv_pipeline.segmentation.base.base import Base
+from sv_pipeline.segmentation.base.base import Base, BaseInfo
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import ocdbt, precomputed
 from sv_pipeline.storage.precomputed import VolumeInfo
@@ -29,6 +29,10 @@ class StoredVolume:
     """Mips that are copies of the watershed's; the coarser ones were computed."""
     store: ocdbt.OcdbtStore | None
     """None for the watershed itself."""
+    made_elsewhere: bool = False
+    """Whether other software made the base: it has no done-markers of ours."""
+    edited_in_place: bool = False
+    """Whether other software edits the base in place, so that it need not be equal to the watershed."""
 
     def open(self, mip: int) -> ts.TensorStore:
         """One mip: (x, y, z), absolute coordinates of that mip."""
@@ -51,16 +55,26 @@ def base_volume(base: Base) -> StoredVolume | None:
         found = base.info()
     except NotFoundError:
         return None
-    store = ocdbt.OcdbtStore(found.spec())
-    return StoredVolume("base", base.watershed_url, found.volume, found.source_mips, store)
+    return _stored("base", found, ocdbt.OcdbtStore(found.spec()))
 
 
 def fork_volume(fork: Fork) -> StoredVolume | None:
     """The graph's fork; None if there is none."""
     if not fork.exists():
         return None
-    found = fork.base.info()
-    return StoredVolume("fork", fork.watershed_url, found.volume, found.source_mips, fork.store())
+    return _stored("fork", fork.base.info(), fork.store())
+
+
+def _stored(name: str, base: BaseInfo, store: ocdbt.OcdbtStore) -> StoredVolume:
+    return StoredVolume(
+        name,
+        base.watershed_url,
+        base.volume,
+        base.source_mips,
+        store,
+        made_elsewhere=base.made_elsewhere,
+        edited_in_place=base.edited_in_place,
+    )
 
 
 def graph_volume(fork: Fork) -> StoredVolume:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from sv_pipeline.proofreading import OpenGraph
+from sv_pipeline.testing.servers.webhook import Webhook
 from sv_pipeline_tests.editable import editable_graph, neighbours_of_two_objects, two_parts_of_an_object
 from sv_pipeline_tests.ingest.builds import CommandLine
 
@@ -37,6 +39,44 @@ def test_finished_edits_are_shown_in_order_as_lines_or_json(cli: CommandLine, gr
     said = cli("events", "small").out
     assert "merge by ada" in said
     assert f"undo of {merge.id} by bob" in said
+
+
+def test_receivers_are_named_in_the_yaml_changed_later_and_watched(
+    cli: CommandLine, graph: OpenGraph, tmp_path: Path
+) -> None:
+    raw = graph.dataset.config.model_dump(mode="json", by_alias=True)
+    path = tmp_path / "graph.yaml"
+
+    def configured(*events: dict[str, str]) -> None:
+        path.write_text(yaml.safe_dump({**raw, "events": list(events)}))
+        answer = cli("attach", path)
+        assert answer.code == 0, answer.err
+
+    assert "has no receivers" in cli("events", "small", "--receivers").out
+    with Webhook() as webhook:
+        configured({"to": "webhook", "url": webhook.url}, {"to": "dagster"})
+        assert "not registered yet" in cli("events", "small", "--receivers").out
+        assert cli("events", "small", "--deliver").code == 0
+        one, other = neighbours_of_two_objects(graph)
+        merge = graph.merge([one], [other])
+        assert "1 delivered, 0 to go" in cli("events", "small", "--deliver").out
+        assert [event["operation_id"] for event in webhook.taken] == [merge.id]
+    graph.undo(merge.id)
+    down = cli("events", "small", "--deliver")
+    assert down.code == 1
+    assert "not all events were delivered" in down.err
+    said = cli("events", "small", "--receivers")
+    assert "has 1 of 2 events, failing since" in said.out
+    assert webhook.url not in down.out + down.err + said.out + said.err
+    assert "a-secret-path" not in down.out + down.err + said.out + said.err
+    [status, _] = json.loads(cli("events", "small", "--receivers", "--json").out)
+    assert (status["number"], status["of"]) == (1, 2)
+    assert cli("events", "small", "--move", "webhook", 2).code == 0
+    assert cli("events", "small", "--deliver").code == 0
+    assert "has no event 9" in cli("events", "small", "--move", "webhook", 9).err
+    assert "has no receiver 'mail'" in cli("events", "small", "--move", "mail", 1).err
+    configured()
+    assert "has no receivers" in cli("events", "small", "--receivers").out
 
 
 def test_an_operation_that_the_feed_does_not_have_is_named(cli: CommandLine, graph: OpenGraph) -> None:

@@ -104,11 +104,21 @@ class Theirs:
         voxels: Labels = np.asarray(volume[box].read().result())
         volume[box].write(np.where(voxels == old, np.uint64(new), voxels)).result()
 
-    def make_base(self) -> None:
-        """Copy every mip of the watershed, at the root of the key space; then the info file."""
+    def write(self, voxels: Labels, *, spec: Json | None = None) -> None:
+        """Write what has changed of mip 0, as the box that its splits write."""
+        volume = self.open(spec=spec)
+        changed = np.argwhere(np.asarray(volume.read().result()) != voxels)
+        start, stop = changed.min(axis=0), changed.max(axis=0) + 1
+        inside = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        origin = np.array(volume.domain.inclusive_min)
+        box = tuple(slice(a, b) for a, b in zip((start + origin).tolist(), (stop + origin).tolist(), strict=True))
+        volume[box].write(voxels[inside]).result()
+
+    def make_base(self, *, mips: int | None = None, info_file: bool = True) -> None:
+        """Copy mips of the watershed, at the root of the key space; then the info file."""
         info = json.loads(ts.KvStore.open(f"{self.watershed}/").result()["info"])
         spec = self.base_spec(with_config=True)
-        for mip, scale in enumerate(info["scales"]):
+        for mip, scale in enumerate(info["scales"][:mips]):
             source = ts.open(
                 {"driver": "neuroglancer_precomputed", "kvstore": f"{self.watershed}/", "scale_index": mip}, open=True
             ).result()
@@ -132,6 +142,8 @@ class Theirs:
                 open=True,
             ).result()
             target.write(ts.cast(source, ts.uint64)).result()
+        if not info_file:
+            return
         settings = {k: v for k, v in self.settings.items() if k not in ("enabled", "populate_base")}
         populated = ts.KvStore.open(f"{self.folder}.populated/").result()
         populated["meta.json"] = json.dumps(settings).encode()

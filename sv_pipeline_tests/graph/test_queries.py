@@ -92,7 +92,7 @@ def test_before_the_graph_was_made_the_error_says_when_that_was(graph: ChunkedGr
     for at in (0, 1, "1999-12-31", made[-1].timestamp - 1):
         with pytest.raises(NotFoundError) as error:
             queries.roots(graph, wanted, at=at)
-        assert f"is not as old as {as_date(milliseconds(at) or 0)}: it was made on" in error.value.message
+        assert f"is not as old as {as_date(milliseconds(at) or 0)}: it was created on" in error.value.message
         assert not re.search(r"\d{11}", error.value.message)
         assert "later moment" in (error.value.remedy or "")
 

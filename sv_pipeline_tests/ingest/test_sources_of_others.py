@@ -143,7 +143,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, tuple[str, ...]]] = {
     "uncountable": (
         {},
         lambda info: info["scales"][0].update(size=[10**9] * 3),
-        ("no volume has",),
+        ("a volume cannot have",),
     ),
     "wrong type": ({}, lambda info: info.update(data_type="float32"), ("float32",)),
     "wrong size": ({}, lambda info: info["scales"][0].update(chunk_sizes=[[9, 9, 9]]), ("storage chunks",)),
@@ -174,4 +174,4 @@ def test_an_info_file_with_a_name_twice_is_refused(cli: CommandLine, tmp_path: P
     if role == "WATERSHED":
         del raw["source"]
         raw["data_source"] = {"WATERSHED": str(folder)}
-    assert_refused_without_a_trace(cli, tmp_path, raw, "info", f"{name!r} stands twice")
+    assert_refused_without_a_trace(cli, tmp_path, raw, "info", f"{name!r} appears twice")

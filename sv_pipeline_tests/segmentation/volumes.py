@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.pyramid import downsample
-from sv_pipeline.config import OcdbtConfig
+from sv_pipeline.config import OcdbtConfig, PopulateMethod
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.segmentation.base.base import Base, BaseInfo
 from sv_pipeline.segmentation.base.layout import step_factor
@@ -29,6 +29,14 @@ def blobs(shape: Triple, seed: int = 0, n_labels: int = 40) -> Labels:
     noisy = rng.random(shape) < 0.05
     labels[noisy] = rng.integers(0, n_labels, int(noisy.sum()))
     return np.asfortranarray(np.where(labels > 0, labels + np.uint64(1 << 56), labels).astype(np.uint64))
+
+
+BASES: dict[str, dict[str, Any]] = {
+    "single": {"manifest_kind": "single"},
+    "numbered": {"manifest_kind": "numbered"},
+    "by reference": {"populate_method": PopulateMethod.REFERENCE},
+}
+"""Kinds of bases: by their manifests, and one that refers to the watershed."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from sv_pipeline_tests.segmentation.fork.test_fork import paint
 from sv_pipeline_tests.segmentation.volumes import assert_base_holds, make_watershed
 
 
-@pytest.mark.parametrize("method", [PopulateMethod.PARTS, PopulateMethod.DIRECT])
+@pytest.mark.parametrize("method", [PopulateMethod.PARTS, PopulateMethod.DIRECT, PopulateMethod.REFERENCE])
 def test_all_that_is_unreachable_can_go_and_all_that_is_reachable_must_stay(
     tmp_path: Path, method: PopulateMethod
 ) -> None:

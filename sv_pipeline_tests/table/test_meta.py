@@ -171,7 +171,7 @@ def test_older_tables_with_numpy_sizes_are_read(pychunkedgraph: ModuleType, chun
 
 def test_an_array_of_objects_is_refused(pychunkedgraph: ModuleType) -> None:
     stored = TableMeta(EXAMPLE.graph_config, EXAMPLE.data_source, {"objects": np.array([1, "a"], object)})
-    with pytest.raises(CorruptionError, match="not of numbers"):
+    with pytest.raises(CorruptionError, match="not numeric"):
         meta.decode_meta(original(pychunkedgraph, stored))
 
 

@@ -62,7 +62,7 @@ def test_names_and_folders_may_hold_any_other_sign(tmp_path: Path) -> None:
 
 def test_a_failed_creation_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "t").write_text("a file is in the way")
-    with pytest.raises(UnavailableError, match="cannot make"):
+    with pytest.raises(UnavailableError, match="cannot create"):
         SqliteTable("t", tmp_path).create()
     assert [p.name for p in tmp_path.iterdir()] == ["t"]
 

@@ -1,4 +1,4 @@
-"""The cheapest cut between the points of a split request, on the local graph of supervoxels. Knows no table."""
+"""The minimum cut between the points of a split request, on the local graph of supervoxels. Knows no table."""
 
 from sv_pipeline.moved import contents_of_former_module
 

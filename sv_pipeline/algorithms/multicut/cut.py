@@ -1,16 +1,16 @@
-"""The cheapest cut between the points of a split request, on the local graph of supervoxels. Knows no table, no voxels.
+"""The minimum cut between the points of a split request, on the local graph of supervoxels. Knows no table, no voxels.
 
 ::
 
-    local graph --(join edges of affinity inf)--> representatives
-      both sides on one representative?          -> SupervoxelSplitRequired
-      no points, not in the region, not joined?  -> Refused
-      path augmentation, minimum cut, checks     -> Cut, or Refused
+    local graph --(contract edges of affinity inf)--> representatives
+      both sides on one representative?              -> SupervoxelSplitRequired
+      no points, not in the region, not connected?   -> Refused
+      path augmentation, minimum cut, checks         -> Cut, or Refused
 
-Outcome and order of the checks follow PyChunkedGraph (data model, section 12), except that the shared representative
-is looked for first, so that an object made of a single supervoxel can be split; and that
-:class:`SupervoxelSplitRequired` always names representatives with points of both sides, so that there is something to
-split. Of several cheapest cuts, the one with the fewest supervoxels on the source side is taken.
+Outcomes and the order of the checks follow PyChunkedGraph, with two exceptions. The shared representative is checked
+first, so that an object made of a single supervoxel can be split. And :class:`SupervoxelSplitRequired` always names
+representatives with points of both sides, so that there is something to split. Of several minimum cuts, the one with
+the fewest supervoxels on the source side is used.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def multicut(
     sinks: npt.ArrayLike,
     *,
     path_augmentation: bool = True,
-    disallow_isolating_cut: bool = True,
+    disallow_isolating_cut: bool | None = True,
     supervoxel_split_allowed: bool = True,
 ) -> Cut | SupervoxelSplitRequired | Refused:
-    """Cut ``sources`` from ``sinks`` where the sum of affinities is lowest.
+    """Cut ``sources`` from ``sinks`` at the lowest sum of affinities.
 
     Parameters
     ----------
@@ -71,17 +71,18 @@ def multicut(
     sources, sinks
         Supervoxel ids, in any order, possibly repeated.
     path_augmentation
-        Join the points of each side by their best paths before cutting. Without it, a cut that separates points of one
-        side from each other is possible, and refused.
+        Join the points of each side by their shortest paths before cutting. Without it, the minimum cut may separate
+        points of one side from each other; such a cut is refused.
     disallow_isolating_cut
-        Refuse a cut that cuts off nothing but the points (and paths) of one side, although more could go with them.
+        Refuse a cut that separates only the points (and paths) of one side, although more could go with them.
+        None refuses it only for a side of several supervoxels, as PyChunkedGraph does: one has no path.
     supervoxel_split_allowed
-        Whether a supervoxel with points of both sides may be split; otherwise it is a reason to refuse.
+        Whether a supervoxel with points of both sides may be split; otherwise the request is refused.
 
     Raises
     ------
     InputError
-        Never for what a user chose; see :class:`LocalGraph`.
+        If the graph is malformed (see :class:`LocalGraph`); the points never cause it.
     """
     solution = preview(
         graph,
@@ -102,12 +103,12 @@ def preview(
     sinks: npt.ArrayLike,
     *,
     path_augmentation: bool = True,
-    disallow_isolating_cut: bool = True,
+    disallow_isolating_cut: bool | None = True,
     supervoxel_split_allowed: bool = True,
 ) -> Preview | SupervoxelSplitRequired | Refused:
-    """The cut that :func:`multicut` would make, with the components it leaves, also where it would refuse that cut.
+    """Return the cut that :func:`multicut` would make, and the components that it leaves, even if it is refused.
 
-    Parameters are those of :func:`multicut`. A :class:`Refused` comes back only where there is no cut to look at.
+    The parameters are those of :func:`multicut`. The result is :class:`Refused` only if there is no cut to show.
     """
     source_ids, sink_ids = _ids(sources), _ids(sinks)
     if refused := _check_points(source_ids, sink_ids):
@@ -128,7 +129,7 @@ def preview(
 
 @dataclass(frozen=True, eq=False)
 class _Sides:
-    """What must not be parted: helper edges, and the vertices that they and the points stand for."""
+    """What the cut must not separate: helper edges, and the vertices that they and the points cover."""
 
     sources: IndexArray
     sinks: IndexArray
@@ -175,7 +176,7 @@ def _refuse_shared(required: SupervoxelSplitRequired) -> Refused:
     ids = np.array([shared.representative for shared in required.shared], np.uint64)
     return _refused(
         Refusal.SHARED_SUPERVOXEL,
-        f"source and sink points are on the same supervoxels: {_names(ids)}; this graph splits no supervoxels.",
+        f"source and sink points are on the same supervoxels: {_names(ids)}; this graph cannot split supervoxels.",
         "Move the points of one side to other supervoxels.",
         ids,
     )
@@ -213,7 +214,7 @@ def _check_connections(graph: ContractedGraph, sources: IndexArray, sinks: Index
 
 
 def _join(graph: ContractedGraph, sources: IndexArray, sinks: IndexArray, augment: bool) -> _Sides | Refused:
-    """Hold each side together: by its best paths, or just so."""
+    """Connect each side by its shortest paths, or directly if paths are not wanted."""
     if not augment:
         stars = [np.stack([np.full_like(side, side[0]), side], axis=1) for side in (sources, sinks)]
         return _Sides(sources, sinks, np.concatenate(stars), sources, sinks)
@@ -249,17 +250,18 @@ def _join(graph: ContractedGraph, sources: IndexArray, sinks: IndexArray, augmen
 # -- the cut ----------------------------------------------------------------------------------------------------------
 
 
-def _cut(graph: LocalGraph, contracted: ContractedGraph, sides: _Sides, disallow_isolating_cut: bool) -> Preview:
+def _cut(graph: LocalGraph, contracted: ContractedGraph, sides: _Sides, disallow_isolating_cut: bool | None) -> Preview:
     crossing = _crossing(contracted, sides)
     component = components(contracted.n_vertices, contracted.ends[~crossing])
-    # An edge of affinity 0 costs nothing to cut, but what hangs on it alone need not fall off.
+    # A cut through an edge of affinity 0 costs nothing, but a part without points should stay attached.
     with_points = np.isin(component, component[np.concatenate([sides.sources, sides.sinks])])
     removed = crossing & with_points[contracted.ends].all(axis=1)
     component = components(contracted.n_vertices, contracted.ends[~removed])
 
     refused = _check_sides(contracted, component, sides)
-    if refused is None and disallow_isolating_cut:
-        refused = _check_isolation(contracted, component, removed, sides)
+    if refused is None and disallow_isolating_cut is not False:
+        smallest = 1 if disallow_isolating_cut else 2
+        refused = _check_isolation(contracted, component, removed, sides, smallest)
     rows = contracted.rows[removed]
     on_source_side = np.isin(component, component[sides.sources])
     on_sink_side = np.isin(component, component[sides.sinks])
@@ -274,7 +276,7 @@ def _cut(graph: LocalGraph, contracted: ContractedGraph, sides: _Sides, disallow
 
 
 def _crossing(graph: ContractedGraph, sides: _Sides) -> BoolArray:
-    """Edges of the minimum cut, shape (number of edges,)."""
+    """Return which edges belong to the minimum cut, shape (number of edges,)."""
     group = components(graph.n_vertices, sides.helper_edges)
     component = graph.component_of_vertex
     inside = component[graph.ends[:, 0]] == component[sides.sources[0]]
@@ -317,8 +319,9 @@ def _check_sides(graph: ContractedGraph, component: IndexArray, sides: _Sides) -
 
 
 def _check_isolation(
-    graph: ContractedGraph, component: IndexArray, removed: BoolArray, sides: _Sides
+    graph: ContractedGraph, component: IndexArray, removed: BoolArray, sides: _Sides, smallest: int
 ) -> Refused | None:
+    """Refuse a cut around the points of a side; sides of fewer than ``smallest`` vertices are not looked at."""
     labelled = np.zeros(graph.n_vertices, bool)
     labelled[sides.source_labelled] = labelled[sides.sink_labelled] = True
     for name, vertices, own in (
@@ -327,14 +330,15 @@ def _check_isolation(
     ):
         side = component == component[vertices[0]]
         only_labelled = not np.setdiff1d(np.flatnonzero(side), own).size
-        # Both ends of a removed edge are with points; the end off this side is the neighbour.
+        # Both ends of a removed edge belong to components with points; the end off this side is the neighbour.
         neighbours = graph.ends[removed][~side[graph.ends[removed]]]
-        if only_labelled and not labelled[neighbours].all():
+        if len(own) >= smallest and only_labelled and not labelled[neighbours].all():
             return _refused(
                 Refusal.ISOLATING_CUT,
-                f"the cheapest cut would cut off nothing but the supervoxels of the {name} points: "
+                f"the cheapest cut would separate only the supervoxels of the {name} points: "
                 f"{_names(graph.representatives[vertices])}.",
-                f"Place {name} points further into their part, or allow isolating cuts.",
+                f"Place {name} points further into their part, or allow isolating cuts "
+                "(--allow-isolating-cut; allow_isolating_cut).",
                 graph.representatives[side],
             )
     return None

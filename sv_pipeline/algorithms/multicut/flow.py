@@ -1,17 +1,17 @@
 """Exact minimum cut between two vertices of an undirected graph with real capacities. Knows no supervoxels.
 
-The solver for integers is Dinic's in :func:`scipy.sparse.csgraph.maximum_flow`, whose capacities have 32 bits. It is
-driven by *capacity scaling* (Gabow 1985; Ahuja, Magnanti, Orlin, "Network Flows", section 7.3)::
+The solver is Dinic's algorithm in :func:`scipy.sparse.csgraph.maximum_flow`, whose integer capacities have 32 bits. It
+is driven by *capacity scaling* (Gabow 1985; Ahuja, Magnanti, Orlin, "Network Flows", section 7.3)::
 
     capacities           fixed point, 64 bits, unit = 2^-59 of an upper bound of the flow
-    a phase              29 leading bits of what is left -> scipy -> flow is taken off all 64 bits
-    after a phase        what can still flow <= residual capacity of the cut that the phase found
-    the next phase       29 bits of that bound; the last phase is the one whose cut has nothing left: it is exact
+    one phase            29 leading bits of the remaining capacity -> scipy -> flow is subtracted from all 64 bits
+    after a phase        remaining flow <= residual capacity of the cut that the phase found
+    next phase           29 bits of that bound; the phase whose cut has no residual capacity is the last: it is exact
 
-So two cuts are told apart down to 2^-59 of their weight, which is finer than sums of doubles. float32 affinities that
-lie within 35 binary orders of magnitude of the weight of the cut are represented without any rounding.
+So two cuts are distinguished if they differ by 2^-59 of their weight, which is finer than sums of doubles. float32
+affinities within 35 binary orders of magnitude of the weight of the cut are represented without rounding.
 
-Before all that, edges heavier than some cut are contracted: no minimum cut holds them.
+Before that, edges heavier than some cut are contracted, because no minimum cut contains them.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 
 FIXED_POINT_BITS = 59
-"""Residual capacities reach twice a capacity, and capacities twice the bound: 61 bits and a sign."""
+"""Residual capacities reach twice a capacity, and capacities twice the bound: this takes 61 bits and a sign."""
 
 LARGEST_FIXED = 1 << (FIXED_POINT_BITS + 1)
-"""Twice the bound, at most: an edge of this capacity is in no cut of minimum weight."""
+"""At most twice the bound: no cut of minimum weight contains an edge of this capacity."""
 
 ROUNDING = 1e-9
-"""Sums of doubles are taken to be right up to this relative error; only where more is no harm."""
+"""Relative error that sums of doubles are assumed to have at most; used only where a larger error does no harm."""
 
 WORTHWHILE = 0.02
-"""Contraction goes on while it takes away more than this part of the edges."""
+"""Contraction is repeated while it removes more than this fraction of the edges."""
 
 PHASE_BITS = 29
 """Flows and capacities of a phase are at most 2^29, residual capacities at most 2^30: inside int32."""
 
 LARGEST_CAPACITY = 1e290
-"""Sums of up to 10^18 capacities stay finite."""
+"""Limit of a capacity, so that sums of up to 10^18 capacities stay finite."""
 
 
 @dataclass(frozen=True, eq=False)
 class MinimumCut:
-    """A cut of minimum weight; of several, the one with the fewest vertices on the source's side."""
+    """A cut of minimum weight; of several, the one with the fewest vertices on the side of the source."""
 
     on_source_side: BoolArray
-    """Shape (number of vertices,): reachable from the source in the residual graph."""
+    """Whether each vertex is reachable from the source in the residual graph; shape (number of vertices,)."""
     weight: float
     """Sum of the capacities that cross the cut."""
 
@@ -68,21 +68,21 @@ def minimum_cut(n_vertices: int, ends: IndexArray, capacities: FloatArray, sourc
     Parameters
     ----------
     n_vertices
-        Vertices are 0 .. n_vertices - 1.
+        Number of vertices; they are 0 .. n_vertices - 1.
     ends
         Undirected edges, shape (n, 2). The capacities of parallel edges add up; self loops are ignored.
     capacities
-        Shape (n,), finite, >= 0.
+        Capacities of the edges, shape (n,), finite, >= 0.
     source, sink
         Two different vertices.
 
     Raises
     ------
     ValueError
-        If ``source`` and ``sink`` are one vertex.
+        If ``source`` and ``sink`` are the same vertex.
     """
     if source == sink:
-        raise ValueError(f"source and sink are one vertex, {source}")
+        raise ValueError(f"source and sink are the same vertex, {source}")
     proper = (ends[:, 0] != ends[:, 1]) & (capacities > 0)
     ends, capacities = ends[proper], np.minimum(capacities[proper], LARGEST_CAPACITY)
     group, bound = _contract_heavy_edges(n_vertices, ends, capacities, source, sink)
@@ -92,7 +92,7 @@ def minimum_cut(n_vertices: int, ends: IndexArray, capacities: FloatArray, sourc
         on_source_side = _source_side(int(group.max()) + 1, ends, fixed, int(group[source]), int(group[sink]))
         crossing = on_source_side[ends[:, 0]] != on_source_side[ends[:, 1]]
         weight = math.fsum(capacities[crossing])
-        # The weight of any cut bounds the flow: a much tighter bound pays off in finer units, where there was rounding.
+        # The weight of any cut bounds the flow. If rounding occurred, a much tighter bound allows finer units.
         if exact or weight > bound / 2:
             return MinimumCut(on_source_side[group], weight)
         bound = weight
@@ -101,10 +101,10 @@ def minimum_cut(n_vertices: int, ends: IndexArray, capacities: FloatArray, sourc
 def _contract_heavy_edges(
     n_vertices: int, ends: IndexArray, capacities: FloatArray, source: int, sink: int
 ) -> tuple[IndexArray, float]:
-    """Group of each vertex after joining what no minimum cut separates, and an upper bound of the cut's weight.
+    """Contract edges that are in no minimum cut; return the group of each vertex and an upper bound of the weight.
 
     An edge that is heavier than some cut is in no minimum cut. On a long thin graph, where the solver would need a
-    round per vertex of length, some cut across it is so light that little remains.
+    round per vertex of length, some cut across it is so light that only little remains after the contraction.
     """
     group = np.arange(n_vertices)
     while True:
@@ -117,13 +117,13 @@ def _contract_heavy_edges(
 
 
 def _upper_bound(n_vertices: int, pairs: IndexArray, weights: FloatArray, source: int, sink: int) -> float:
-    """Weight of the lightest cut among: all vertices up to a number of steps from the source; all but the sink."""
+    """Return the lightest of these cuts: all vertices up to a number of steps from the source, and all but the sink."""
     tails, heads = pairs.T
     adjacency = coo_array((np.ones(len(pairs)), (tails, heads)), shape=(n_vertices, n_vertices)).tocsr()
     steps = dijkstra(adjacency, directed=False, indices=source, unweighted=True)
     if np.isinf(steps[sink]):
         return 0.0
-    # Edges join vertices of the same or of successive numbers of steps.
+    # Each edge joins vertices whose numbers of steps are equal or differ by one.
     crossing = (steps[tails] != steps[heads]) & np.isfinite(steps[tails])
     nearer = np.minimum(steps[tails], steps[heads])[crossing].astype(np.int64)
     layers = np.bincount(nearer, weights=weights[crossing])[: int(steps[sink])]
@@ -131,7 +131,7 @@ def _upper_bound(n_vertices: int, pairs: IndexArray, weights: FloatArray, source
 
 
 def _sum_parallel(ends: IndexArray, capacities: FloatArray) -> tuple[IndexArray, FloatArray]:
-    """Unique pairs of different vertices, lower first, and the sums of their capacities."""
+    """Return unique pairs of different vertices, lower first, and the sums of their capacities."""
     proper = ends[:, 0] != ends[:, 1]
     pairs, starts, order = _sorted_pairs(ends[proper])
     if len(starts) == 0:
@@ -140,7 +140,7 @@ def _sum_parallel(ends: IndexArray, capacities: FloatArray) -> tuple[IndexArray,
 
 
 def _sorted_pairs(ends: IndexArray) -> tuple[IndexArray, IndexArray, IndexArray]:
-    """Pairs, lower vertex first, sorted; where each distinct one starts; and the order that sorts them."""
+    """Return the sorted pairs, lower vertex first, the start of each distinct pair, and the sorting order."""
     pairs = np.sort(ends, axis=1)
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
     pairs = pairs[order]
@@ -150,10 +150,10 @@ def _sorted_pairs(ends: IndexArray) -> tuple[IndexArray, IndexArray, IndexArray]
 
 
 def _fixed_point(capacities: FloatArray, bound: float) -> tuple[IndexArray, bool]:
-    """Capacities as integers of a common unit, and whether those that can matter were not rounded.
+    """Convert capacities to integers of a common unit; also return whether no relevant capacity was rounded.
 
-    Capacities above the bound are lowered to twice the bound: no cut of minimum weight holds such an edge.
-    Rounding goes up: an edge of however small a capacity still is an edge.
+    Capacities above the bound are lowered to twice the bound, because no cut of minimum weight contains such an edge.
+    Values are rounded up, so that an edge of any small capacity remains an edge.
     """
     if bound <= 0:
         return np.ones(len(capacities), np.int64), True
@@ -164,7 +164,7 @@ def _fixed_point(capacities: FloatArray, bound: float) -> tuple[IndexArray, bool
 
 
 def _source_side(n_vertices: int, ends: IndexArray, capacities: IndexArray, source: int, sink: int) -> BoolArray:
-    """Vertices reachable from the source in the residual graph of a maximum flow of integers."""
+    """Return the vertices reachable from the source in the residual graph of a maximum integer flow."""
     residual = _residual_graph(n_vertices, ends, capacities)
     remaining = min(_sum(residual[[source]].data), _sum(residual[:, [sink]].data))
     tails = np.repeat(np.arange(n_vertices), np.diff(residual.indptr))
@@ -181,13 +181,13 @@ def _source_side(n_vertices: int, ends: IndexArray, capacities: IndexArray, sour
 
 
 def _residual_graph(n_vertices: int, ends: IndexArray, capacities: IndexArray) -> csr_array:
-    """Both arcs of every edge, sorted by tail and head; parallel edges summed (in integers, so in any order)."""
+    """Return both arcs of every edge, sorted by tail and head. Parallel edges are summed as integers, in any order."""
     shape = (n_vertices, n_vertices)
     proper = ends[:, 0] != ends[:, 1]
     pairs, starts, order = _sorted_pairs(ends[proper])
     capacities = capacities[proper][order]
     if len(starts):
-        # Many parallel edges above the bound would overflow; the limit of a single edge serves for their sum as well.
+        # Sums of many parallel edges above the bound would overflow; they are limited like a single edge.
         overflow = np.add.reduceat(capacities.astype(np.float64), starts) > LARGEST_FIXED
         pairs, capacities = pairs[starts], np.where(overflow, LARGEST_FIXED, np.add.reduceat(capacities, starts))
     tails, heads = np.concatenate([pairs, pairs[:, ::-1]]).T.astype(np.int32)
@@ -201,7 +201,7 @@ def _with_data(pattern: csr_array, data: npt.NDArray[Any]) -> csr_array:
 
 
 def _reachable(residual: csr_array, source: int) -> BoolArray:
-    """Vertices that arcs of positive residual capacity lead to."""
+    """Return the vertices that are reachable along arcs of positive residual capacity."""
     is_open = residual.data > 0
     starts = np.concatenate([[0], np.cumsum(is_open)])[residual.indptr]
     open_arcs = csr_array((is_open[is_open], residual.indices[is_open], starts), shape=residual.shape)
@@ -211,5 +211,5 @@ def _reachable(residual: csr_array, source: int) -> BoolArray:
 
 
 def _sum(capacities: IndexArray) -> float:
-    """Sum as a double, slightly above the true one: 64 bits would overflow at a vertex with many edges."""
+    """Return the sum as a double slightly above the exact value; 64-bit integers could overflow at large vertices."""
     return float(capacities.astype(np.float64).sum()) * (1 + ROUNDING)

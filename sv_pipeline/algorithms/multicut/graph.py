@@ -1,4 +1,4 @@
-"""The graph that a cut is made in: supervoxels, and what remains when uncuttable edges are contracted. Cuts nothing."""
+"""The graph that is cut: supervoxels, and its contraction by uncuttable edges. Cuts nothing."""
 
 from __future__ import annotations
 
@@ -25,21 +25,20 @@ FloatArray = npt.NDArray[np.float64]
 class LocalGraph:
     """Active edges between the supervoxels of one object, inside the region around the points of a request.
 
-    An edge may be listed in one or in both directions, or several times: the affinities of all rows of a pair add up
-    to what it costs to cut it. Self loops mean nothing.
-
+    An edge may be listed in one or both directions, or several times. The cost of cutting a pair is the sum of the
+    affinities of all its rows. Self loops have no effect.
     Raises
     ------
     InputError
-        If the arrays do not fit together, or an affinity is NaN or negative.
+        If the lengths of the arrays differ, or an affinity is NaN or negative.
     """
 
     edges: UInt64Array
     """Pairs of supervoxel ids, shape (n, 2)."""
     affinities: npt.NDArray[np.floating[Any]]
-    """Shape (n,), >= 0; inf = never to be cut (pieces of one supervoxel on two sides of a chunk face)."""
+    """Affinities, shape (n,), >= 0; inf marks an edge that must never be cut (pieces of one label in two chunks)."""
     areas: npt.NDArray[Any] | None = None
-    """Shape (n,); carried along, of no influence on the cut."""
+    """Contact areas, shape (n,); they do not influence the cut."""
 
     def __post_init__(self) -> None:
         edges, affinities = np.asarray(self.edges), np.asarray(self.affinities)
@@ -57,7 +56,7 @@ class LocalGraph:
             raise InputError(
                 f"{len(wrong)} of {len(edges)} edges have no usable affinity; the first joins the supervoxels {a} and "
                 f"{b} and has {affinities[wrong[0]]}.",
-                remedy="Affinities are numbers >= 0, or inf; repair the edge file of the chunk of these supervoxels.",
+                remedy="Affinities must be >= 0, or inf; repair the edge file of the chunk of these supervoxels.",
             )
         object.__setattr__(self, "edges", edges.astype(np.uint64, copy=False))
         object.__setattr__(self, "affinities", affinities)
@@ -68,19 +67,19 @@ class ContractedGraph:
     """A local graph in which supervoxels joined by edges of affinity inf are one vertex, a *representative*.
 
     Supervoxels and vertices are numbered in the order of their ids, so the numbering does not depend on the order of
-    the edges. Given points that no edge mentions are vertices of their own.
+    the edges. Given points without edges are vertices too.
     """
 
     supervoxels: UInt64Array
-    """All ids, sorted, shape (s,)."""
+    """All supervoxel ids, sorted, shape (s,)."""
     vertex_of_supervoxel: IndexArray
-    """Shape (s,)."""
+    """Vertex of each supervoxel, shape (s,)."""
     representatives: UInt64Array
-    """Smallest supervoxel of each vertex, shape (v,), sorted."""
+    """Smallest supervoxel id of each vertex, shape (v,), sorted."""
     ends: IndexArray
     """Edges of finite affinity between two different vertices, shape (e, 2)."""
     capacities: FloatArray
-    """Shape (e,)."""
+    """Affinity of each edge, shape (e,)."""
     rows: IndexArray
     """Row of each edge in the local graph, shape (e,)."""
 
@@ -91,25 +90,25 @@ class ContractedGraph:
 
     @cached_property
     def component_of_vertex(self) -> IndexArray:
-        """Shape (v,): connected components."""
+        """Connected component of each vertex, shape (v,)."""
         return components(self.n_vertices, self.ends)
 
     def vertices(self, ids: UInt64Array) -> IndexArray:
-        """Vertex of each supervoxel; all ids must be in the graph."""
+        """Return the vertex of each supervoxel; all ids must be in the graph."""
         return self.vertex_of_supervoxel[np.searchsorted(self.supervoxels, ids)]
 
     def members(self, vertex: int) -> UInt64Array:
-        """Supervoxels of a vertex, sorted."""
+        """Return the supervoxels of a vertex, sorted."""
         return np.asarray(self.supervoxels[self.vertex_of_supervoxel == vertex], np.uint64)
 
 
 def contract(graph: LocalGraph, points: UInt64Array) -> ContractedGraph:
-    """Join the ends of all uncuttable edges; ``points`` are supervoxels that become vertices with or without edges."""
+    """Contract all uncuttable edges; the supervoxels ``points`` become vertices even without edges."""
     supervoxels, inverse = np.unique(np.concatenate([graph.edges.ravel(), points]), return_inverse=True)
     pairs = inverse[: graph.edges.size].reshape(-1, 2).astype(np.int64)
     uncuttable = np.isinf(graph.affinities)
     label = components(len(supervoxels), pairs[uncuttable])
-    # Components are numbered by their first member, and members are sorted: the first one is the smallest id.
+    # Components are numbered by their first member, and members are sorted, so the first member is the smallest id.
     _, first = np.unique(label, return_index=True)
     ends = label[pairs]
     rows = np.flatnonzero(~uncuttable & (ends[:, 0] != ends[:, 1]))
@@ -119,7 +118,7 @@ def contract(graph: LocalGraph, points: UInt64Array) -> ContractedGraph:
 
 
 def components(n_vertices: int, ends: IndexArray) -> IndexArray:
-    """Connected component of each vertex, numbered in the order of their first vertices; shape (n_vertices,)."""
+    """Return the connected component of each vertex, numbered by first vertices; shape (n_vertices,)."""
     adjacency = coo_array((np.ones(len(ends), bool), (ends[:, 0], ends[:, 1])), shape=(n_vertices, n_vertices))
     _, label = connected_components(adjacency, directed=False)
     _, first, inverse = np.unique(label, return_index=True, return_inverse=True)

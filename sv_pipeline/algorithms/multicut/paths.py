@@ -1,11 +1,12 @@
-"""Path augmentation: joins the points of each side by their best paths, so that a cut cannot part them. Cuts nothing.
+"""Path augmentation: joins the points of each side by shortest paths, so that a cut keeps them together. Cuts nothing.
 
-A few points on a thin neurite would otherwise be cut out of it one by one: the cheapest cut of a graph often lies right
-around a point. The paths widen the points to what they obviously mean. When paths of the two sides share vertices::
+Without it, a few points on a thin neurite would be cut out of it one by one, because the minimum cut of a graph often
+lies right around a point. The paths extend the points to the process that they evidently mark. When paths of the two
+sides share vertices::
 
     no path without a supervoxel of the other side   ->  SeparatedSide
-    each side holds together without shared vertices ->  their edges are dropped from both
-    otherwise the side with the shorter paths (geometric mean) keeps them, the other one goes around them
+    each side is connected without shared vertices   ->  their edges are dropped from both sides
+    otherwise the side with the shorter paths (geometric mean) keeps them, the other side goes around them
     no way around                                    ->  the other side keeps its paths, the first goes around
     no way around again                              ->  CrossingPaths
 """
@@ -29,12 +30,12 @@ __all__ = ["CrossingPaths", "JoinedSides", "SeparatedSide", "Side", "join_sides"
 Side = Literal["source", "sink"]
 
 EPSILON = float(np.finfo(np.float64).eps)
-"""Length of an edge is 1 / (affinity + EPSILON): an edge of affinity 0 is long, not infinitely long."""
+"""The length of an edge is 1 / (affinity + EPSILON), so that an edge of affinity 0 is long, but not infinitely long."""
 
 
 @dataclass(frozen=True, eq=False)
 class JoinedSides:
-    """Edges between vertices, shape (n, 2), that hold each side together; those of the sides share no vertex."""
+    """Edges between vertices, shape (n, 2), that connect each side; the two sides share no vertex."""
 
     source_edges: IndexArray
     sink_edges: IndexArray
@@ -42,7 +43,7 @@ class JoinedSides:
 
 @dataclass(frozen=True, eq=False)
 class SeparatedSide:
-    """The points of a side are not connected without a vertex of the other side."""
+    """The points of a side are not connected without vertices of the other side."""
 
     side: Side
     vertices: IndexArray
@@ -51,40 +52,40 @@ class SeparatedSide:
 
 @dataclass(frozen=True, eq=False)
 class CrossingPaths:
-    """Each side needs vertices that the other side needs as well."""
+    """Each side needs vertices that the other side needs too."""
 
     vertices: IndexArray
-    """Vertices that are on the best paths of both sides."""
+    """Vertices on the shortest paths of both sides."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Paths:
-    """Shortest paths between all pairs of vertices of one side."""
+    """The shortest paths between all pairs of vertices of one side."""
 
     ends_of_paths: IndexArray
-    """The vertices of the side."""
+    """Vertices of the side."""
     edges: IndexArray
-    """Shape (n, 2), unique."""
+    """Edges of all paths, shape (n, 2), unique."""
     mean_length: float
-    """Geometric mean over the pairs; 0 without a pair."""
+    """Geometric mean of the path lengths over the pairs; 0 without a pair."""
 
     def vertices(self) -> IndexArray:
         return np.union1d(self.ends_of_paths, self.edges)
 
     def without(self, shared: IndexArray) -> IndexArray:
-        """Edges that touch none of the vertices ``shared``."""
+        """Return the edges that touch none of the vertices ``shared``."""
         return self.edges[~np.isin(self.edges, shared).any(axis=1)]
 
 
 def join_sides(
     graph: ContractedGraph, sources: IndexArray, sinks: IndexArray
 ) -> JoinedSides | SeparatedSide | CrossingPaths:
-    """Best paths inside each side, kept apart from those of the other.
+    """Find the shortest paths inside each side, and keep them apart from those of the other side.
 
     Parameters
     ----------
     graph
-        The length of an edge is 1 / affinity.
+        Contracted graph; the length of an edge is 1 / affinity.
     sources, sinks
         Vertices of each side, unique; no vertex is in both.
     """
@@ -122,7 +123,7 @@ class _NoPath:
 
 
 def _shortest_paths(graph: ContractedGraph, side: IndexArray, avoid: IndexArray) -> _Paths | _NoPath:
-    """Shortest paths between all pairs of ``side`` that use no vertex of ``avoid``."""
+    """Find the shortest paths between all pairs of ``side`` that use no vertex of ``avoid``."""
     allowed = np.ones(graph.n_vertices, bool)
     allowed[avoid] = False
     lengths = _lengths(graph, allowed)
@@ -141,7 +142,7 @@ def _shortest_paths(graph: ContractedGraph, side: IndexArray, avoid: IndexArray)
 
 
 def _steps_back(predecessors: npt.NDArray[np.int32], ends: IndexArray, start: int) -> Iterator[IndexArray]:
-    """Edges of all paths from ``ends`` back to ``start``: one array per step, all paths at once."""
+    """Yield the edges of all paths from ``ends`` back to ``start``: one array per step, for all paths at once."""
     while len(ends):
         previous = predecessors[ends].astype(np.int64)
         yield np.stack([previous, ends], axis=1)
@@ -149,7 +150,7 @@ def _steps_back(predecessors: npt.NDArray[np.int32], ends: IndexArray, start: in
 
 
 def _lengths(graph: ContractedGraph, allowed: BoolArray) -> csr_array:
-    """Lengths of the edges between allowed vertices, both directions; of parallel edges the shortest."""
+    """Return the lengths of the edges between allowed vertices in both directions; the shortest of parallel edges."""
     inside = allowed[graph.ends].all(axis=1)
     ends = np.sort(graph.ends[inside], axis=1)
     length = 1.0 / (graph.capacities[inside] + EPSILON)

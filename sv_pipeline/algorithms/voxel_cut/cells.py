@@ -1,7 +1,7 @@
 """A mask as a graph of cells: pieces of neurite about as long as they are thick. Knows no seeds, does not cut.
 
 A cell is a basin of the smoothed distance to the background: all voxels from which steepest ascent ends at the same
-maximum. Basins part where the object narrows, so that two objects that touch rarely share one.
+maximum. Borders of basins lie where the object narrows, so two objects that touch rarely share a cell.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Cells = npt.NDArray[np.int32]
 """Cell of each voxel of a mask, shape (number of voxels,)."""
 
 SMOOTHING_VOXELS = 1.0
-"""Standard deviation of the smoothing, in voxels of the finest axis: as much as the voxel grid roughens a surface."""
+"""Standard deviation of the smoothing, in voxels of the finest axis; about the roughness that the grid adds."""
 
 LONGEST_CALIBRES = 2.0
-"""Longer basins (a tube of constant width is a single one) are cut into cells of about this many diameters."""
+"""Longer basins (a tube of constant width is a single basin) are cut into cells of about this many diameters."""
 
 SHORTEST_VOXELS = 3.0
-"""... but not shorter than this many voxels of the coarsest axis."""
+"""Cells are not made shorter than this many voxels of the coarsest axis."""
 
 AXES: tuple[Shift, ...] = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
 
@@ -43,32 +43,34 @@ class CellGraph:
     """Greatest depth in each cell, nm, shape (n,)."""
     lower: npt.NDArray[np.int64]
     upper: npt.NDArray[np.int64]
-    """The two cells of each contact, shape (m,)."""
+    """The other cell of each contact, above ``lower``; both have shape (m,)."""
     necks: npt.NDArray[np.float64]
-    """Depth of the deepest passage through each contact, nm, shape (m,)."""
+    """Depth of the deepest passage through each contact, in nm, shape (m,)."""
     normals: npt.NDArray[np.float64]
-    """Unit vector across each contact, from lower to upper: the way on. Shape (m, 3)."""
+    """Unit vector across each contact, from lower to upper, shape (m, 3)."""
 
     def __len__(self) -> int:
         return len(self.radii)
 
 
 def find_cells(voxels: Voxels, depth: Floats, coarseness: float = 1.0) -> Cells:
-    """Cell of each voxel, 0 .. n-1.
+    """Return the cell of each voxel, 0 .. n-1.
 
     Parameters
     ----------
+    voxels
+        Voxels of the mask.
     depth
         Distance (nm) of each voxel to the background.
     coarseness
-        Factor on the smoothing and on the shortest cell.
+        Factor for the smoothing and for the shortest cell.
     """
     basins = _basins(voxels, _smoothed(voxels, depth, coarseness * SMOOTHING_VOXELS))
     return _shortened(voxels, depth, basins, coarseness)
 
 
 def cell_graph(voxels: Voxels, depth: Floats, cells: Cells) -> CellGraph:
-    """Measure cells and contacts; ``depth`` as in :func:`find_cells`."""
+    """Measure cells and their contacts; ``depth`` is that of :func:`find_cells`."""
     n = int(cells.max()) + 1
     weights = depth.astype(np.float64) ** 2
     sums = np.bincount(cells, weights=weights, minlength=n)
@@ -96,13 +98,13 @@ def cell_graph(voxels: Voxels, depth: Floats, cells: Cells) -> CellGraph:
 
 
 def _normals(areas: npt.NDArray[np.float64], ways: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Directions of the vectors ``areas``; of ``ways`` where a contact has no faces, or faces on all its sides."""
+    """Normalise the vectors ``areas``; where a contact has no faces, or they cancel out, ``ways`` are used instead."""
     vectors = np.where((areas == 0).all(axis=1)[:, None], ways, areas)
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1), 1e-9)[:, None])
 
 
 def _smoothed(voxels: Voxels, depth: Floats, deviation_voxels: float) -> Floats:
-    """Gaussian smoothing by repeated three-point averages; the background counts as depth 0."""
+    """Smooth by repeated three-point averages (approximately Gaussian); the background has depth 0."""
     deviations = deviation_voxels * voxels.spacing.min() / voxels.spacing
     smooth = depth
     for axis, shift in enumerate(AXES):
@@ -117,7 +119,7 @@ def _smoothed(voxels: Voxels, depth: Floats, deviation_voxels: float) -> Floats:
 
 
 def _basins(voxels: Voxels, height: Floats) -> Cells:
-    """Steepest ascent to a maximum; on level ground towards the voxel with the highest number."""
+    """Group voxels by steepest ascent to a maximum; on level ground, towards the neighbour with the highest number."""
     bordered = np.append(height, np.float32(-1))
     steepest = np.zeros(voxels.number, np.float32)
     uphill = np.arange(voxels.number, dtype=np.int32)
@@ -136,7 +138,7 @@ def _basins(voxels: Voxels, height: Floats) -> Cells:
 
 
 def _shortened(voxels: Voxels, depth: Floats, basins: Cells, coarseness: float) -> Cells:
-    """Cut long basins across their principal axes into equal parts of the longest length allowed, or less."""
+    """Cut basins that are too long, across their principal axes, into equal parts of the allowed length."""
     n = int(basins.max()) + 1
     sizes = np.bincount(basins, minlength=n)
     places = voxels.coordinates * voxels.spacing
@@ -148,7 +150,7 @@ def _shortened(voxels: Voxels, depth: Floats, basins: Cells, coarseness: float) 
             mean = np.bincount(basins, weights=product, minlength=n) / sizes
             moments[:, a, b] = moments[:, b, a] = mean - centres[:, a] * centres[:, b]
     variances, axes = np.linalg.eigh(moments)
-    lengths = np.sqrt(12 * np.maximum(variances, 0))  # as if the voxels were spread evenly
+    lengths = np.sqrt(12 * np.maximum(variances, 0))  # exact for voxels spread evenly along the axis
     longest = np.maximum(
         2 * LONGEST_CALIBRES * _largest(basins, depth, n), SHORTEST_VOXELS * coarseness * voxels.spacing.max()
     )
@@ -169,14 +171,14 @@ def _shortened(voxels: Voxels, depth: Floats, basins: Cells, coarseness: float) 
 
 
 def _largest(groups: npt.NDArray[np.integer[Any]], values: Floats, n: int) -> npt.NDArray[np.float64]:
-    """Largest of the positive ``values`` in each of ``n`` groups."""
+    """Return the largest of the positive ``values`` in each of ``n`` groups."""
     largest = np.zeros(n)
     np.maximum.at(largest, groups, values)
     return largest
 
 
 def renumbered(labels: npt.NDArray[np.integer[Any]]) -> Cells:
-    """The same partition with labels 0 .. n-1, in the same order; the labels must not be negative."""
+    """Relabel a partition with 0 .. n-1 in the order of the labels, which must not be negative."""
     largest = int(labels.max())
     if largest > 8 * len(labels):  # a table would be larger than what sorting needs
         return np.asarray(np.unique(labels, return_inverse=True)[1], np.int32)

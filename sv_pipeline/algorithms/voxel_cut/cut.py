@@ -1,4 +1,4 @@
-"""The voxel cut: input checks, the tight crop, components, and the order of the steps. Holds no method of its own."""
+"""The voxel cut: input checks, the tight crop, components, and the order of the steps. Delegates each step."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def cut_mask(
     """Cut a mask in two between source and sink seeds.
 
     Every mask voxel gets a side, each seed lies on its own side, and each side is one 26-connected piece if the mask
-    is. Of a mask in several components, those with seeds of both sides are cut, those with seeds of one side go to
-    it, the others go to the nearer side. The answer is deterministic; swapping source and sink swaps the labels,
+    is one. If the mask has several components, those with seeds of both sides are cut, those with seeds of one side go
+    to it, and the others go to the nearer side. The result is deterministic. Swapping source and sink swaps the labels,
     since ties go to the side that has the first seed in x, y, z order, whatever it is called.
 
     Parameters
@@ -35,8 +35,8 @@ def cut_mask(
     mask
         The object, bool, shape (x, y, z).
     source, sink
-        Seeds of each side: integer voxel coordinates inside the array, shape (n, 3). One outside the mask is moved to
-        the nearest mask voxel, up to :func:`~sv_pipeline.algorithms.voxel_cut.snap_distance` nm away.
+        Seeds of each side: integer voxel coordinates inside the array, shape (n, 3). A seed outside the mask is moved
+        to the nearest mask voxel, up to :func:`~sv_pipeline.algorithms.voxel_cut.snap_distance` nm away.
     resolution
         Size of a voxel in nm, (x, y, z).
 
@@ -48,8 +48,8 @@ def cut_mask(
     Raises
     ------
     InputError
-        Arguments of a wrong shape or type, an empty mask, a seed too far from the mask, the same voxel on both
-        sides, or seeds that interleave so that the sides cannot be one piece each.
+        If an argument has a wrong shape or type, the mask is empty, a seed is too far from the mask, both sides have
+        the same voxel, or the seeds interleave so that the sides cannot be one piece each.
     """
     spacing = _checked_resolution(resolution)
     box = _tight_box(_checked_mask(mask))
@@ -65,7 +65,7 @@ def cut_mask(
             f"Voxel {tuple((shared[0] + low).tolist())} is a seed of both sides (after snapping to the mask).",
             remedy="Move or remove one of the two seeds.",
         )
-    # The smaller seed of all comes first: the answer cannot depend on which side is called source.
+    # The side with the smallest seed comes first, so that the result cannot depend on which side is called source.
     source_first = tuple(snapped[0][0]) < tuple(snapped[1][0])
     seeds = SeedPair(*(snapped if source_first else snapped[::-1]))
     first = _first_side(inside, seeds, spacing)
@@ -75,10 +75,10 @@ def cut_mask(
 
 
 def _first_side(mask: Mask, seeds: SeedPair, spacing: tuple[float, float, float]) -> Mask:
-    """The first side of a mask of any number of components."""
+    """Return the first side of a mask with any number of components."""
     pieces, n_pieces = cc3d.connected_components(mask, connectivity=26, return_N=True)
     if n_pieces == 1:
-        del pieces  # as large as the box
+        del pieces  # it is as large as the box
         return cut_connected(mask, seeds, spacing)
     piece_of_first, piece_of_second = (pieces[tuple(side.T)] for side in (seeds.first, seeds.second))
     first = np.isin(pieces, np.setdiff1d(piece_of_first, piece_of_second))

@@ -1,4 +1,4 @@
-"""Keeping each side of a cut in one piece, and giving islands to the nearer side. Does not decide where to cut."""
+"""Keeps each side of a cut in one piece, and gives islands to the nearer side. Does not decide where to cut."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sv_pipeline.algorithms.voxel_cut.seeds import Coordinates, Mask, SeedPair
 __all__ = ["in_one_piece", "keep_seeded_pieces", "nearest_side", "with_arms"]
 
 ARM = 0.04
-"""Least share of its side that a piece without a seed must have to be joined to it, not given to the other side."""
+"""Smallest fraction of its side at which a piece without a seed is joined to the side instead of given to the other."""
 
 
 def in_one_piece(side: Mask, seeds: Coordinates) -> bool:
@@ -24,7 +24,7 @@ def in_one_piece(side: Mask, seeds: Coordinates) -> bool:
 
 
 def with_arms(side: Mask, seeds: Coordinates, depth: npt.NDArray[np.float32]) -> Coordinates:
-    """Seeds of a side, and the deepest voxel of each large piece of it that holds none of them."""
+    """Return the seeds of a side, and the deepest voxel of each large piece of it that contains no seed."""
     pieces, n_pieces = cc3d.connected_components(side, connectivity=26, return_N=True)
     if n_pieces == 1:
         return seeds
@@ -37,16 +37,16 @@ def with_arms(side: Mask, seeds: Coordinates, depth: npt.NDArray[np.float32]) ->
 def keep_seeded_pieces(mask: Mask, first: Mask, seeds: SeedPair) -> Mask:
     """Make both sides of a connected ``mask`` one 26-connected piece; the seeds of each side must be connected.
 
-    Two steps are enough. What is not connected to the first seeds goes to the second side. Then what is not connected
-    to the second seeds goes to the first side: each such piece touches the first side, since the mask is connected
-    and the piece touches nothing else, so the first side stays one piece.
+    Two steps are enough. First, what is not connected to the first seeds goes to the second side. Then, what is not
+    connected to the second seeds goes to the first side. Each such piece touches the first side, since the mask is
+    connected and the piece touches nothing else, so the first side stays one piece.
 
     Parameters
     ----------
     mask, first
         The object and its first side, shape (x, y, z).
     seeds
-        Seeds of both sides, those of each side in one piece of it.
+        Seeds of both sides; those of each side must lie in one piece of it.
     """
     kept = _piece_with(first, seeds.first)
     return np.asarray(mask & ~_piece_with(mask & ~kept, seeds.second))
@@ -55,7 +55,7 @@ def keep_seeded_pieces(mask: Mask, first: Mask, seeds: SeedPair) -> Mask:
 def nearest_side(
     islands: Mask, first: Mask, second: Mask, resolution: tuple[float, float, float]
 ) -> npt.NDArray[np.bool_]:
-    """Of the 26-connected pieces of ``islands``, those that are nearer (nm) to the first side, or equally near."""
+    """Return the 26-connected pieces of ``islands`` that are nearer to the first side (in nm), or equally near."""
     pieces, n_pieces = cc3d.connected_components(islands, connectivity=26, return_N=True)
     at = pieces[islands]
     nearest = []

@@ -1,18 +1,18 @@
-"""Where to cut a connected mask: a race between the sides through its cells. Knows nothing of input checks.
+"""Where to cut a connected mask: a race between the sides through its cells. Does not check input.
 
-Both sides spread from their seeds through the graph of cells, and each cell goes to the side that is there first. What
-a step costs is what tells one neurite from two that touch:
+Both sides spread from their seeds through the graph of cells, and each cell goes to the side that reaches it first. The
+cost of a step distinguishes one neurite from two that touch:
 
 * its length, divided by how open the passage is (cross-section of the neck over that of the two cells);
-* for each turn by an angle t in a cell of radius r, ``TURN * r * (1 - cos t)**2``; the way runs along the normals of
-  the contacts it crosses. A neurite goes on straight; whoever comes from the other one has to turn into it. Where two
-  neurites cross, this gives the far arms to their owners, which distance cannot.
+* for each turn by an angle t in a cell of radius r, ``TURN * r * (1 - cos t)**2``, where the path follows the normals
+  of the contacts that it crosses. A neurite continues straight; a path from another neurite has to turn into it. Where
+  two neurites cross, this assigns the far arms to their owners, which distance alone cannot do.
 
-A cell with seeds of both sides is parted by distance inside it; so is a lump of few cells without a neck. Seeds that
-stand for the surface of an object take that, and nothing is raced for.
+A cell with seeds of both sides is divided by distance inside it, and so is a lump of few cells without a neck. If the
+seeds of a side mark the surface of an object, that side gets the surface, and there is no race.
 
-Method: shortest paths on the graph of directed contacts (a path remembers where it came from), Dijkstra. Measured
-against other methods in docs/design/002-voxel-cut.md.
+The method is Dijkstra's algorithm on the graph of directed contacts, so that a path remembers where it came from. It is
+measured against other methods in docs/design/002-voxel-cut.md.
 """
 
 from __future__ import annotations
@@ -36,33 +36,36 @@ from sv_pipeline.errors import InputError
 __all__ = ["cut_connected"]
 
 TURN = 50.0
-"""Cost of a right-angled turn in cell radii: a turn must outweigh the few micrometres that clicks differ by."""
+"""Cost of a right-angled turn, in cell radii; it must outweigh differences in click positions of a few micrometres."""
 
 SHALLOW = 4
-"""Where both sides have seeds in one cell: the power with which a side pays for going deeper than its deepest seed."""
+"""Exponent of the extra cost for voxels deeper than a side's deepest seed, in a cell with seeds of both sides."""
 
 FEWEST_CELLS = 30
-"""A mask of fewer cells with close seeds is a lump, too small to show which way its neurites run: taken as one cell."""
+"""A mask of fewer cells with close seeds is too small to show the direction of its neurites; it is used as one cell."""
 
 CLOSE = 2
-"""Seeds at most this many passages apart, none of them a neck, are close."""
+"""Seeds are close if at most this many passages separate them, none of them a neck."""
 
 NARROWEST = 0.4
-"""Passages cost no more for being narrower than this share of the mean calibre: the neck of a spine is no wall to its
-own neuron. Without it, the lowest tenth of the cuts gets worse."""
+"""Narrower passages than this fraction of the mean calibre cost no more, so that the neck of a spine does not separate
+it from its own neuron. Without this limit, the worst tenth of the cuts gets worse."""
 
 NECK = 0.5
-"""A passage of less than half the mean calibre of the two cells is a neck."""
+"""A passage is a neck if it is narrower than this fraction of the mean calibre of its two cells."""
 
 MOST_TURNS = 4_000_000
-"""Porous masks have many small cells; above this many pairs of consecutive steps, cells are made coarser."""
+"""Largest number of pairs of consecutive steps. Porous masks have many small cells; cells are then made coarser."""
 
 COARSEST = 64.0
 
 
 @dataclass(frozen=True)
 class _Steps:
-    """Directed contacts, and which may follow which; ``entered``, ``left`` are cells, ``before``, ``after`` steps."""
+    """Directed contacts, and which may follow which.
+
+    ``left`` and ``entered`` are the cells of each step; ``before`` and ``after`` are pairs of consecutive steps.
+    """
 
     left: npt.NDArray[np.int64]
     entered: npt.NDArray[np.int64]
@@ -71,35 +74,35 @@ class _Steps:
 
 
 def cut_connected(mask: Mask, seeds: SeedPair, spacing: tuple[float, float, float]) -> Mask:
-    """The first side of a 26-connected mask; both sides are one 26-connected piece.
+    """Return the first side of a 26-connected mask; both sides are 26-connected.
 
     Raises
     ------
     InputError
-        The seeds interleave so that no way was found to keep both sides in one piece.
+        If the seeds interleave so that no way was found to keep both sides in one piece.
     """
     deep = edt.edt(mask, anisotropy=spacing, black_border=True)
     first = _race(mask, deep[mask], seeds, spacing)
     arms = SeedPair(with_arms(first, seeds.first, deep), with_arms(mask & ~first, seeds.second, deep))
     try:
         return _joined(mask, deep, first, arms)
-    except InputError:  # not every arm need be kept, but every seed must
+    except InputError:  # every seed must be kept, but not every arm
         return _joined(mask, deep, first, seeds)
 
 
 def _race(mask: Mask, depth: npt.NDArray[np.float32], seeds: SeedPair, spacing: tuple[float, float, float]) -> Mask:
-    """The first side as the race gives it; what it takes of memory is free again afterwards."""
+    """Return the first side according to the race, and release the memory that the race needs."""
     voxels = Voxels(mask, spacing)
     cells, graph = _cells(voxels, depth)
     return _raced(voxels, depth, cells, graph, seeds)
 
 
 def _joined(mask: Mask, deep: npt.NDArray[np.float32], first: Mask, seeds: SeedPair) -> Mask:
-    """Both sides made one piece each, with all their ``seeds``."""
+    """Make each side one piece that contains all its ``seeds``."""
     if in_one_piece(first, seeds.first) and in_one_piece(mask & ~first, seeds.second):
         return keep_seeded_pieces(mask, first, seeds)
-    # Threads join the pieces of a side that hold seeds. To race again from whole threads would be worse by far: it
-    # gives away what lies along them.
+    # Paths join the pieces of a side that contain seeds. Another race that starts from whole paths would give much
+    # worse results, because it gives away what lies along them.
     joined = join_seeds(mask, deep, first, seeds)
     sides = first.copy()
     sides[tuple(joined.first.T)] = True
@@ -121,7 +124,7 @@ def _cells(voxels: Voxels, depth: npt.NDArray[np.float32]) -> tuple[npt.NDArray[
 def _raced(
     voxels: Voxels, depth: npt.NDArray[np.float32], cells: npt.NDArray[np.int32], graph: CellGraph, seeds: SeedPair
 ) -> Mask:
-    """The first side, with the seeds of both sides on their own sides; it may be in pieces."""
+    """Return the first side, which may be in pieces; the seeds of each side are on their own side."""
     numbers = [voxels.numbers_of(side) for side in (seeds.first, seeds.second)]
     for side, other in (numbers, numbers[::-1]):
         if stands_for_surface(depth, cells, graph, side, other):
@@ -147,10 +150,10 @@ def _parted(
     seeds: SeedPair,
     shared: npt.NDArray[np.int32],
 ) -> npt.NDArray[np.int32]:
-    """Part cells that hold seeds of both sides, by distance inside them.
+    """Divide cells that contain seeds of both sides, by distance inside them.
 
-    Distances count more where the object is deeper than the seeds of the side are: a seed near the surface of a bulge
-    whose middle the other side holds can only stand for something at the surface.
+    Distances are weighted more where the object is deeper than the seeds of the side: if the other side has the middle
+    of a bulge, a seed near its surface can only mark something at the surface.
     """
     members = np.isin(cells, shared)
     inside = voxels.image(members)
@@ -170,12 +173,12 @@ def _parted(
 
 
 def _openness(graph: CellGraph) -> npt.NDArray[np.float64]:
-    """Neck depth of each contact over the mean calibre (radius) of its two cells, at most 1."""
+    """Return the neck depth of each contact over the mean calibre (radius) of its two cells, at most 1."""
     return np.asarray(np.minimum(graph.necks / np.sqrt(graph.radii[graph.lower] * graph.radii[graph.upper]), 1))
 
 
 def _close_together(graph: CellGraph, first: npt.NDArray[np.int32], second: npt.NDArray[np.int32]) -> bool:
-    """Whether ``CLOSE`` passages at most, none of them a neck, lead from a cell of ``first`` to one of ``second``."""
+    """Whether at most ``CLOSE`` passages, none of them a neck, lead from a cell of ``first`` to one of ``second``."""
     wide = _openness(graph) >= NECK
     near = np.zeros(len(graph), np.bool_)
     near[first] = True
@@ -198,7 +201,7 @@ def _steps(graph: CellGraph) -> _Steps:
 
 
 def _arrivals(graph: CellGraph, steps: _Steps, starts: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
-    """Cost of the cheapest way from the cells ``starts`` to each cell."""
+    """Return the cost of the cheapest path from the cells ``starts`` to each cell."""
     lengths = np.linalg.norm(graph.centres[steps.entered] - graph.centres[steps.left], axis=1)
     directions = np.concatenate([graph.normals, -graph.normals])
     costs = lengths / np.tile(np.maximum(_openness(graph), NARROWEST), 2) ** 2
@@ -206,7 +209,7 @@ def _arrivals(graph: CellGraph, steps: _Steps, starts: npt.NDArray[np.int32]) ->
     turns = TURN * graph.radii[steps.entered[steps.before]] * (1 - cosines) ** 2
     n_steps = len(costs)
     outset = np.flatnonzero(np.isin(steps.left, starts))
-    # One more node, number n_steps, from which all first steps start. A cost of 0 would be no edge at all.
+    # All first steps start from an extra node, number n_steps. Costs are positive, since 0 would mean no edge.
     weights = np.concatenate([costs[steps.after] + turns, costs[outset]]) + 1e-6
     tails = np.concatenate([steps.before, np.full(len(outset), n_steps)])
     heads = np.concatenate([steps.after, outset])

@@ -1,4 +1,4 @@
-"""Seeds of a cut: checking, snapping to the mask, joining the seeds of one side. Does not decide where to cut."""
+"""Seeds of a cut: they are checked, moved to the mask, and joined per side. Does not decide where to cut."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ Coordinates = npt.NDArray[np.int64]
 Cost = npt.NDArray[np.float32]
 
 SNAP_NM = 300.0
-"""A click may miss the object by this much: about the calibre of a neurite."""
+"""Distance in nm by which a click may miss the object: about the calibre of a neurite."""
 
 SNAP_VOXELS = 3
-"""... or by this many voxels of the coarsest axis, where that is more."""
+"""The distance is at least this many voxels of the coarsest axis."""
 
 TRESPASS = 10.0
-"""Cost factor on the other side's ground: a path may cut a corner of it, but hardly cross it."""
+"""Cost factor inside the other side: a path may cut a corner of it, but hardly cross it."""
 
 DETOUR = 1e3
-"""Cost factor that makes a joining path go round the way the other side wants, where there is any other way."""
+"""Cost factor on the path that the other side wants, so that a path avoids it if there is any other way."""
 
 
 @dataclass(frozen=True)
 class SeedPair:
-    """The seeds of both sides of a cut; ``first`` and ``second`` are told apart by their place alone."""
+    """The seeds of both sides of a cut; ``first`` and ``second`` have no meaning beyond their order."""
 
     first: Coordinates
     second: Coordinates
 
     @property
     def swapped(self) -> SeedPair:
-        """The same seeds, in the other order."""
+        """The same seeds in the other order."""
         return SeedPair(self.second, self.first)
 
 
 def snap_distance(resolution: tuple[float, float, float]) -> float:
-    """How far (nm) a seed may lie from the mask: 300 nm, or three voxels of the coarsest axis if that is more."""
+    """Return how far in nm a seed may be from the mask: 300 nm, or three voxels of the coarsest axis if more."""
     return max(SNAP_NM, SNAP_VOXELS * max(resolution))
 
 
 def checked_seeds(seeds: npt.ArrayLike, shape: tuple[int, ...], side: str) -> Coordinates:
-    """``seeds`` as unique, ordered coordinates inside ``shape``; InputError names the ``side`` otherwise."""
+    """Return ``seeds`` as unique, ordered coordinates inside ``shape``; an InputError names the ``side``."""
     array = np.asarray(seeds)
     if array.ndim != 2 or array.shape[1:] != (3,) or len(array) == 0:
         raise InputError(
@@ -72,12 +72,12 @@ def checked_seeds(seeds: npt.ArrayLike, shape: tuple[int, ...], side: str) -> Co
 
 
 def snap_seeds(mask: Mask, seeds: Coordinates, resolution: tuple[float, float, float], side: str) -> Coordinates:
-    """Move each seed outside the mask to the nearest mask voxel in nm (of equals the first in x, y, z order).
+    """Move each seed outside the mask to the nearest mask voxel in nm (the first in x, y, z order if several are).
 
     Raises
     ------
     InputError
-        A seed is further from the mask than :func:`snap_distance`.
+        If a seed is further from the mask than :func:`snap_distance`.
     """
     limit = snap_distance(resolution)
     snapped = seeds.copy()
@@ -90,7 +90,7 @@ def snap_seeds(mask: Mask, seeds: Coordinates, resolution: tuple[float, float, f
         if len(squares) == 0 or squares.min() > limit**2:
             raise InputError(
                 f"The {side} seed {tuple(seeds[index].tolist())} is more than {limit:.0f} nm from the mask.",
-                remedy="Place it on the object that is to be cut.",
+                remedy="Place it on the object to be cut.",
             )
         snapped[index] = candidates[squares.argmin()]
     return np.unique(snapped, axis=0)
@@ -99,15 +99,15 @@ def snap_seeds(mask: Mask, seeds: Coordinates, resolution: tuple[float, float, f
 def join_seeds(mask: Mask, depth: npt.NDArray[np.float32], first: Mask, seeds: SeedPair) -> SeedPair:
     """Grow the seeds of each side to one 26-connected set inside a connected ``mask``; the two sets are disjoint.
 
-    Paths run where the object is thick: their cost is their length in units of the local ``depth`` (nm to the
-    background), many times that on the ground of the other side (``first`` is that of the first side). The sides are
-    joined one after the other, the second round the first; where that fails, in the other order, then with the first
-    keeping off the way that the second would take.
+    Paths prefer thick parts of the object: the cost of a voxel is its length divided by the local ``depth`` (distance
+    to the background in nm), and many times that inside the other side (``first`` is the first side). The sides are
+    joined one after the other, the second one around the first. If that fails, the order is reversed; if that fails
+    too, the first one avoids the path that the second one would take.
 
     Raises
     ------
     InputError
-        The seeds interleave so that no way was found to keep both sides in one piece.
+        If the seeds interleave so that no way was found to keep both sides in one piece.
     """
     if len(seeds.first) == 1 and len(seeds.second) == 1:
         return seeds
@@ -125,14 +125,14 @@ def join_seeds(mask: Mask, depth: npt.NDArray[np.float32], first: Mask, seeds: S
 
 @dataclass(frozen=True)
 class _OpenWays:
-    """What a step costs each side: made anew when asked for, since a search alters it, and it fills the whole box."""
+    """Costs of a step for each side; they are computed for each search, which alters them, and fill the whole box."""
 
     mask: Mask
     depth: Cost
     first: Mask
 
     def costs(self, of_first: bool) -> Cost:
-        """For the first side or the second: 1 / depth, more on the other's ground; inf outside the mask."""
+        """Return the costs for the first or second side: 1 / depth, more inside the other side, inf off the mask."""
         cost = np.full(self.mask.shape, np.inf, np.float32)
         inside = 1.0 / np.maximum(self.depth[self.mask], 1e-3)
         inside[self.first[self.mask] != of_first] *= TRESPASS
@@ -141,7 +141,7 @@ class _OpenWays:
 
 
 def _join_in_order(ways: _OpenWays, seeds: SeedPair, swapped: bool, keep_off: bool) -> SeedPair | None:
-    """Join the first seeds, then the others round them; ``swapped``: the first seeds are of the second side."""
+    """Join the first seeds, then the others around them; ``swapped`` tells that the first seeds are the second side."""
     cost = ways.costs(not swapped)
     if keep_off:
         wanted = _joined(ways.costs(swapped), seeds.second, seeds.first)
@@ -156,14 +156,14 @@ def _join_in_order(ways: _OpenWays, seeds: SeedPair, swapped: bool, keep_off: bo
 
 
 def _joined(cost: Cost, seeds: Coordinates, forbidden: Coordinates) -> Coordinates | None:
-    """Seeds and the cheapest paths from the first of them to the others, or None if no way is left; alters ``cost``."""
+    """Return the seeds and the cheapest paths from the first to the others; None without a path. Alters ``cost``."""
     if len(seeds) == 1:
         return seeds
     cost[tuple(forbidden.T)] = np.inf
     pieces = cc3d.connected_components(np.isfinite(cost), connectivity=26)[tuple(seeds.T)]
     if (pieces != pieces[0]).any():
         return None
-    # One search for all seeds: one for each would take a minute for a hundred seeds.
+    # One search serves all seeds; with one search for each, a hundred seeds would take a minute.
     parents = dijkstra3d.parental_field(cost, tuple(seeds[0].tolist()), connectivity=26)
     paths = [dijkstra3d.path_from_parents(parents, tuple(seed.tolist())) for seed in seeds[1:]]
     return np.unique(np.concatenate([seeds, *(path.astype(np.int64) for path in paths)]), axis=0)

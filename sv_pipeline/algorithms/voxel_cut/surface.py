@@ -1,14 +1,15 @@
-"""Seeds that stand for the surface of an object: when they do, and what they claim. Does not race.
+"""Seeds that mark the surface layer of an object: when they do, and which voxels they claim. Finds no other cut.
 
-Where a segmentation and the truth disagree by a voxel or two, a supervoxel is one body with a rim of another. The only
-seeds there are for a rim lie just below the surface. Nothing else tells such a seed from a careless click, so every
-condition must hold:
+Where a segmentation and the truth disagree by a voxel or two, a supervoxel consists of one body and a thin rim of
+another. Seeds for a rim can only lie just below the surface. Only all of the following conditions together distinguish
+such a seed from a careless click:
 
-* the other side holds the middle: a seed at the deepest place of the whole mask (within a twentieth);
-* every seed of this side is off the middle of its own neurite: at less than a third of its radius;
-* that neurite is of the same kind as the one whose middle is held: at least half its radius, and no neck on the way.
+* the other side has the middle: a seed at the deepest place of the whole mask (within a twentieth);
+* every seed of this side is off the middle of its own neurite: at a depth of less than a third of its radius;
+* that neurite is the one whose middle the other side has: at least half its radius, and no neck on the way.
 
-A neurite of its own, clicked at its surface, is thinner, or behind a neck, or the other seed is not that deep.
+If a user clicks a separate neurite at its surface, that neurite is thinner or behind a neck, or the other seed is not
+at the deepest place.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ Depths = npt.NDArray[np.float32]
 Numbers = npt.NDArray[np.int32]
 
 MIDDLE = 0.95
-"""Share of the greatest depth of the mask from which on a seed holds its middle."""
+"""A seed at this fraction of the greatest depth of the mask, or deeper, marks its middle."""
 
 OFF_MIDDLE = 1 / 3
-"""Share of the radius of its cell up to which a seed is just below the surface."""
+"""A seed at up to this fraction of the radius of its cell is just below the surface."""
 
 SAME_KIND = 0.5
-"""Least radius of the shallow seeds' neurite, as a share of the depth of the other side's deepest seed."""
+"""Smallest radius of the shallow seeds' neurite, as a fraction of the depth of the other side's deepest seed."""
 
 NECK = 0.4
-"""... and least depth of the passages on the way, as a share of the radius of the shallow seeds' neurite."""
+"""Smallest depth of the passages on the way, as a fraction of the radius of the shallow seeds' neurite."""
 
 
 def stands_for_surface(depth: Depths, cells: Numbers, graph: CellGraph, side: Numbers, other: Numbers) -> bool:
-    """Whether the seeds of ``side`` stand for the surface of an object whose middle the seeds of ``other`` hold."""
+    """Whether the seeds of ``side`` mark the surface of an object whose middle the seeds of ``other`` mark."""
     middle = other[depth[other].argmax()]
     radius = np.median(graph.radii[cells[side]])
     if depth[middle] < MIDDLE * depth.max() or depth[side].max() > OFF_MIDDLE * radius:
@@ -54,7 +55,7 @@ def stands_for_surface(depth: Depths, cells: Numbers, graph: CellGraph, side: Nu
 
 
 def near_surface(voxels: Voxels, depth: Depths, side: Numbers) -> npt.NDArray[np.bool_]:
-    """The outermost voxels, and what joins the seeds of ``side`` to them: the balls that fit around the seeds."""
+    """Return the outermost voxels, and the balls around the seeds of ``side`` that connect the seeds to them."""
     outermost = np.zeros(voxels.number, np.bool_)
     for shift in FACES:
         outermost |= voxels.neighbours(shift) == voxels.number

@@ -1,4 +1,4 @@
-"""The voxels of a mask as a flat list with neighbours: work and memory follow the mask, not its box."""
+"""The voxels of a mask as a flat list with neighbours, so that work and memory grow with the mask, not with its box."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ NEIGHBOURS: tuple[Shift, ...] = tuple(
     (x, y, z) for x, y, z in itertools.product((-1, 0, 1), repeat=3) if (x, y, z) != (0, 0, 0)
 )
 HALF_NEIGHBOURS = tuple(shift for shift in NEIGHBOURS if shift > (0, 0, 0))
-"""One of each two opposite shifts."""
+"""One of each pair of opposite shifts."""
 
 FACES = tuple(shift for shift in NEIGHBOURS if sum(map(abs, shift)) == 1)
-"""The six neighbours that share a face."""
+"""Shifts to the six neighbours that share a face."""
 
 
 class Voxels:
@@ -29,9 +29,9 @@ class Voxels:
     Parameters
     ----------
     mask
-        bool, shape (x, y, z).
+        Boolean array of shape (x, y, z).
     spacing
-        Size of a voxel in nm.
+        Size of a voxel in nm (x, y, z).
     """
 
     def __init__(self, mask: Mask, spacing: tuple[float, float, float]) -> None:
@@ -41,7 +41,7 @@ class Voxels:
         padded = np.pad(self.mask, 1)
         self._places = np.flatnonzero(padded)
         self.number = len(self._places)
-        # Voxels outside the mask are number ``number``: arrays with one more value serve as their own border.
+        # Voxels outside the mask have the number ``number``, so an array with one more value includes its own border.
         self._numbers = np.full(padded.size, self.number, np.int32)
         self._numbers[self._places] = np.arange(self.number, dtype=np.int32)
         self.coordinates = (
@@ -49,16 +49,16 @@ class Voxels:
         )
 
     def neighbours(self, shift: Shift) -> npt.NDArray[np.int32]:
-        """Number of each voxel's neighbour at ``shift``; ``self.number`` where that is outside the mask."""
+        """Return the number of each voxel's neighbour at ``shift``; ``self.number`` where it is outside the mask."""
         step = (shift[0] * self._shape[1] + shift[1]) * self._shape[2] + shift[2]
         return np.asarray(self._numbers[self._places + step])
 
     def numbers_of(self, coordinates: Coordinates) -> npt.NDArray[np.int32]:
-        """Numbers of mask voxels given by coordinates, shape (n,)."""
+        """Return the numbers of mask voxels given by coordinates, shape (n,)."""
         return np.asarray(self._numbers[np.ravel_multi_index(tuple((coordinates + 1).T), self._shape)])
 
     def image(self, chosen: npt.NDArray[np.bool_]) -> Mask:
-        """Some voxels, given as one bool for each voxel, as a mask of the same box."""
+        """Convert a selection (one bool for each voxel) to a mask of the original box."""
         image = np.zeros(self.mask.shape, np.bool_)
         image[self.mask] = chosen
         return image

@@ -16,7 +16,7 @@ from typing import Any
 from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.errors import ConfigError, ConflictError, DamagedError, NotFoundError, NotReadyError
 from sv_pipeline.grid import ChunkGrid
-from sv_pipeline.segmentation.base import markers
+from sv_pipeline.segmentation.base import elsewhere, markers
 from sv_pipeline.segmentation.base.given_mips import usable_given_mips
 from sv_pipeline.segmentation.base.layout import plan_scales, populate_layer
 from sv_pipeline.segmentation.base.markers import POPULATED_FOLDER
@@ -27,10 +27,12 @@ from sv_pipeline.storage.file_guard import commit_guard
 from sv_pipeline.storage.precomputed import VolumeInfo, info_json, parse_info, read_info, stored_scale
 from sv_pipeline.storage.retry import retry_transport
 
-__all__ = ["FORKS", "Base", "BaseInfo", "write_volume_info"]
+__all__ = ["FORKS", "IN_PLACE", "Base", "BaseInfo", "write_volume_info"]
 
 FORKS = ".forks/"
 """Below ``ocdbt/``: one record per fork, because folders cannot be listed without listing all that is in them."""
+IN_PLACE = b'"place": "base"'
+"""In the record of a fork: the graph has none of its own, its voxels are those of the base."""
 RECORD = "base.json"
 INFO = "info"
 RECORD_VERSION = 2
@@ -53,8 +55,14 @@ class BaseInfo:
     """What the configuration asked for."""
     remade: str | None = None
     """Why mips that the source has were made anew; None if they were not."""
+    made_elsewhere: bool = False
+    """Whether other software made and populated it: it has no record of ours."""
+    edited_in_place: bool = False
+    """Whether other software edits it in place, so that no fork can start from it."""
     referred: tuple[int, ...] = ()
     """Mips whose chunks are referred to where they lie in the watershed, and not copied."""
+    made_at: str | None = None
+    """Folder of the watershed when the base was made; another one after the folder was copied or moved."""
 
     @property
     def n_mips(self) -> int:
@@ -66,10 +74,12 @@ class BaseInfo:
         """Whether the base refers to files of the watershed, which must not change then."""
         return bool(self.referred)
 
-    def spec(self, *, creating: bool = False, coordinator: str | None = None) -> dict[str, Any]:
+    def spec(
+        self, *, creating: bool = False, coordinator: str | None = None, version: ocdbt.Version | None = None
+    ) -> dict[str, Any]:
         """Key-value spec of the base; for its creator with its format, ``coordinator`` as host:port."""
-        form = self.form if creating else None
-        return ocdbt.base_spec(self.watershed_url, form=form, coordinator=coordinator, refers=self.refers)
+        form, url = self.form if creating else None, self.watershed_url
+        return ocdbt.base_spec(url, form=form, coordinator=coordinator, version=version, refers=self.refers)
 
     def part_spec(self, task: str, attempt: str, *, creating: bool = False) -> dict[str, Any]:
         """Key-value spec of the part that an attempt at a populate task makes; for its creator with its format."""
@@ -118,7 +128,12 @@ class Base:
         """
         url, folder = self.watershed_url, self.folder
         if kv.read_bytes(folder, RECORD) is None:
-            _refuse_a_stranger(folder)
+            if (found := elsewhere.read_store(url)) is not None:
+                if found.edited_in_place:
+                    raise _edited_in_place(folder)
+                info = _made_elsewhere(url, found)
+                _refuse_another_config(info, config)
+                return info
             source = read_info(url)
             usable, remade = usable_given_mips(url, config.mips)
             referred = mips_to_refer_to([stored_scale(url, mip) for mip in range(usable)], config, grid)
@@ -131,6 +146,7 @@ class Base:
                 storage_chunk_size=config.storage_chunk_size,
                 remade=remade,
                 referred=referred,
+                made_at=url,
             )
             if kv.write_if_absent(folder, RECORD, _encode(info)):
                 _logger.info("creating the base of %s with %d mips", url, info.n_mips)
@@ -149,16 +165,21 @@ class Base:
         return markers.effective_config(self.watershed_url, config)
 
     def info(self) -> BaseInfo:
-        """What the base is, read from its record.
+        """What the base is: read from its record, or from the store itself if other software made it.
 
         Raises
         ------
         NotFoundError
             If there is no base.
+        ConfigError
+            If what is there is no base, or one of the first version.
         """
         raw = kv.read_bytes(self.folder, RECORD)
         if raw is None:
-            raise NotFoundError(f"there is no base at {self.folder}.", remedy="Create it first.")
+            found = elsewhere.read_store(self.watershed_url)
+            if found is None:
+                raise NotFoundError(f"there is no base at {self.folder}.", remedy="Create it first.")
+            return _made_elsewhere(self.watershed_url, found)
         try:
             record = json.loads(raw)
             if record["record_version"] == 1:
@@ -169,6 +190,10 @@ class Base:
                 f"{self.folder}{RECORD} cannot be read: {error!r}.",
                 remedy="It was written by another version; wipe the base and create it again.",
             ) from error
+
+    def settings(self) -> dict[str, Any]:
+        """The values that the base's info file has, under PyChunkedGraph's names; empty if there is none."""
+        return self.effective(OcdbtConfig()).settings if markers.read_settings(self.watershed_url) else {}
 
     def division(self) -> markers.PopulateMeta | None:
         """How the base is divided into populate tasks; None before the first plan."""
@@ -188,10 +213,19 @@ class Base:
         return {name: int(complete[name]) for name in ("referred", "copied") if name in complete}
 
     def require_complete(self) -> None:
-        """Raise NotReadyError, saying what to run, unless the populate of the base is complete."""
+        """Raise NotReadyError, saying what to run, unless the populate of the base is complete.
+
+        Raises
+        ------
+        ConfigError
+            If other software edits the base in place.
+        """
         if self.is_complete():
             return
-        self.info()
+        info = self.info()
+        if info.made_elsewhere:
+            _require_complete_elsewhere(info)
+            return
         meta, url = self.division(), self.watershed_url
         if meta is None:
             raise NotReadyError(f"the base of {url} has not been populated.", remedy="Run the populate first.")
@@ -209,11 +243,13 @@ class Base:
         )
 
     def forks(self) -> list[str]:
-        """Ids of the graphs that have a fork."""
+        """Ids of the graphs that have a fork, and of the one whose voxels are the base itself, if there is one."""
         folder = ocdbt.ocdbt_folder(self.watershed_url)
-        ids = [key.removeprefix(FORKS) for key in kv.list_keys(folder, FORKS)]
-        manifests = kv.read_many(folder, [f"{graph_id}/{ocdbt.SINGLE_MANIFEST}" for graph_id in ids])
-        return [graph_id for graph_id, manifest in zip(ids, manifests, strict=True) if manifest is not None]
+        keys = kv.list_keys(folder, FORKS)
+        manifests = kv.read_many(folder, [f"{key.removeprefix(FORKS)}/{ocdbt.SINGLE_MANIFEST}" for key in keys])
+        there = [key for key, manifest in zip(keys, manifests, strict=True) if manifest is not None]
+        there += [key for key in keys if key not in there and IN_PLACE in (kv.read_bytes(folder, key) or b"")]
+        return sorted(key.removeprefix(FORKS) for key in there)
 
     def wipe(self, *, force: bool = False) -> None:
         """Remove the base and the done-markers of its populate, through the underlying file or bucket driver.
@@ -247,7 +283,7 @@ def _encode(info: BaseInfo) -> bytes:
         "storage_chunk_size": info.storage_chunk_size,
         "info": info_json(info.volume),
         **({} if info.remade is None else {"remade": info.remade}),
-        **({"referred": info.referred} if info.referred else {}),
+        **({"referred": info.referred, "made_at": info.made_at} if info.referred else {}),
     }
     return json.dumps(record, indent=1).encode()
 
@@ -272,15 +308,36 @@ def _decode(url: str, record: dict[str, Any]) -> BaseInfo:
         storage_chunk_size=None if chunk_size is None else (chunk_size[0], chunk_size[1], chunk_size[2]),
         remade=record.get("remade"),
         referred=tuple(int(mip) for mip in record.get("referred", ())),
+        made_at=record.get("made_at"),
     )
 
 
-def _refuse_a_stranger(folder: str) -> None:
-    if kv.read_bytes(folder, ocdbt.SINGLE_MANIFEST) is not None:
-        raise ConfigError(
-            f"{folder} holds an OCDBT database without our record {RECORD}, so its configuration is not ours.",
-            remedy="PyChunkedGraph keeps split supervoxels there: if they are to stay, use a copy of the watershed. "
-            "If nothing in it is needed, wipe the base (Base.wipe removes the files themselves) and create it again.",
+def _made_elsewhere(url: str, found: elsewhere.StoreOfOthers) -> BaseInfo:
+    return BaseInfo(
+        watershed_url=url,
+        form=found.form,
+        volume=found.volume,
+        source_mips=found.source_mips,
+        storage_chunk_size=found.volume.scales[0].chunk_size,
+        made_elsewhere=True,
+        edited_in_place=found.edited_in_place,
+    )
+
+
+def _edited_in_place(folder: str) -> ConfigError:
+    return elsewhere.stranger(folder, "it has no info file (.populated/meta.json), so other software edits it in place")
+
+
+def _require_complete_elsewhere(info: BaseInfo) -> None:
+    folder = ocdbt.base_folder(info.watershed_url)
+    if info.edited_in_place:
+        raise _edited_in_place(folder)
+    missing = elsewhere.first_missing(info.watershed_url, info.volume)
+    if missing is not None:
+        raise NotReadyError(
+            f"the base at {folder}, which other software made, lacks voxels of the watershed: the first storage "
+            f"chunk that is missing is {missing}.",
+            remedy="Let that software finish its populate.",
         )
 
 
@@ -297,6 +354,8 @@ def _refuse_another_config(info: BaseInfo, config: OcdbtConfig) -> None:
     if config.mips is not None:
         pairs["mips"] = (config.mips, info.n_mips)
     pairs["storage_chunk_size"] = (config.storage_chunk_size, info.storage_chunk_size)
+    if info.made_elsewhere:  # it follows defaults of other software: only what was asked for must be so
+        pairs = {name: pair for name, pair in pairs.items() if name in config.model_fields_set}
     differing = [f"{name} is {have!r}, not {want!r}" for name, (want, have) in pairs.items() if want != have]
     if differing:
         raise ConfigError(

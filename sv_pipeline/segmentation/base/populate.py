@@ -101,7 +101,8 @@ def populate_plan(
 ) -> PopulatePlan:
     """Divide the populate into tasks and list those to be done. The first plan fixes the division.
 
-    A base that is complete has nothing missing, for a graph with whatever chunks.
+    A base that is complete has nothing missing, for a graph with whatever chunks; nor has one that other software
+    populates.
 
     Parameters
     ----------
@@ -123,6 +124,9 @@ def populate_plan(
             f"the chunk grid covers {grid.bounds}, but the volume at {url} is {info.volume.bounds}.",
             remedy="Make the grid of the volume's own bounds.",
         )
+    if info.made_elsewhere:
+        layer = populate_layer(base.effective(config), grid)
+        return PopulatePlan(info, layer, grid, config.populate_method, config.coordinator_address, missing=())
     recorded = base.division()
     layer = populate_layer(base.effective(config), grid) if recorded is None else recorded.layer
     complete = recorded is not None and base.is_complete()
@@ -289,6 +293,8 @@ def finish_populate(
         If tasks are missing; names them.
     """
     base = plan.base
+    if base.made_elsewhere:
+        return PopulateReport(plan.n_tasks, 0, current_version(ocdbt.base_folder(base.watershed_url)).generation)
     complete = markers.read_complete(base.watershed_url)
     if complete is not None:
         counts = {name: int(complete.get(name, 0)) for name in COUNTS}

@@ -45,6 +45,8 @@ class Changes:
     gone: tuple[str, ...] = ()
     appeared: tuple[str, ...] = ()
     """There now, where the base shows background."""
+    copied_from: str | None = None
+    """Where the watershed was when the base was made, if that was elsewhere: then only sizes can be compared."""
 
     def __bool__(self) -> bool:
         return bool(self.changed or self.gone or self.appeared)
@@ -99,6 +101,8 @@ def changes_of_source(base: BaseInfo, *, at_most: int | None = None) -> Changes:
     if at_most is not None and len(tasks) > at_most:
         tasks = [tasks[i] for i in np.unique(np.linspace(0, len(tasks) - 1, at_most).astype(int)).tolist()]
     looked_at, changed, gone, appeared = 0, set[str](), set[str](), set[str]()
+    moved = base.made_at is not None and base.made_at != base.watershed_url
+    compared = 1 if moved else 2  # sizes, and versions, which are those of one place
     for coordinate, then in _records(base, tasks):
         now = find_references(base, meta.grid, meta.layer, coordinate)
         objects = [part.objects for part in now.values()]
@@ -114,8 +118,11 @@ def changes_of_source(base: BaseInfo, *, at_most: int | None = None) -> Changes:
         looked_at += len(known)
         gone |= {name.decode() for name in known.keys() - there.keys()}
         appeared |= {name.decode() for name in there.keys() - known.keys()}
-        changed |= {name.decode() for name in known.keys() & there.keys() if known[name] != there[name]}
-    return Changes(looked_at, tuple(sorted(changed)), tuple(sorted(gone)), tuple(sorted(appeared)))
+        changed |= {
+            name.decode() for name in known.keys() & there.keys() if known[name][:compared] != there[name][:compared]
+        }
+    found_changes = (tuple(sorted(changed)), tuple(sorted(gone)), tuple(sorted(appeared)))
+    return Changes(looked_at, *found_changes, copied_from=base.made_at if moved else None)
 
 
 def _records(base: BaseInfo, tasks: list[Triple]) -> Iterator[tuple[Triple, SourceObjects]]:

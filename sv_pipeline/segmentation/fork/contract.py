@@ -8,9 +8,23 @@ from urllib.parse import quote
 
 from sv_pipeline.redaction import redacted_value
 from sv_pipeline.segmentation.base.base import BaseInfo
-from sv_pipeline.storage import ocdbt
+from sv_pipeline.storage import kv, ocdbt
 
-__all__ = ["neuroglancer_url", "reader_contract"]
+__all__ = ["neuroglancer_url", "publish", "published_folder", "reader_contract"]
+
+READERS = ".readers/"
+"""Below ``ocdbt/``: a folder for each graph, with the documents that are published of it."""
+
+
+def published_folder(watershed_url: str, graph_id: str) -> str:
+    """Folder of the published documents of a graph: ``contract.json``, and ``info`` for graphene data sources."""
+    return kv.join_url(ocdbt.ocdbt_folder(watershed_url), READERS + graph_id)
+
+
+def publish(watershed_url: str, graph_id: str, documents: dict[str, dict[str, Any]]) -> None:
+    """Write documents, by the names of their files, in place of those that are there."""
+    content = {name: json.dumps(document, indent=1).encode() for name, document in documents.items()}
+    kv.write_many(published_folder(watershed_url, graph_id), content)
 
 
 def reader_contract(base: BaseInfo, graph_id: str, keys: dict[str, Any], generation: int) -> dict[str, Any]:
@@ -40,16 +54,18 @@ def reader_contract(base: BaseInfo, graph_id: str, keys: dict[str, Any], generat
             }
             for mip, scale in enumerate(base.volume.scales)
         ],
-        "neuroglancer": neuroglancer_url(base, graph_id),
+        "neuroglancer": neuroglancer_url(base, keys),
     }
     # It is published: a reader brings credentials of its own.
     return dict(redacted_value(contract))
 
 
-def neuroglancer_url(base: BaseInfo, graph_id: str) -> str | None:
-    """Source URL of a fork for neuroglancer; None where neuroglancer could not read it."""
+def neuroglancer_url(base: BaseInfo, keys: dict[str, Any]) -> str | None:
+    """Source URL of a fork, of the spec of its keys, for neuroglancer; None where neuroglancer could not read it."""
     if not base.watershed_url.startswith("gs://") or base.form.manifest_kind == "numbered":
         return None
-    layers = base.fork_spec(graph_id)["base"]["layers"]
+    if isinstance(keys["base"], str):
+        return f"{keys['base']}|ocdbt:|neuroglancer-precomputed:"
+    layers = keys["base"]["layers"]
     stack = quote(json.dumps({"layers": layers}, separators=(",", ":")), safe="")
     return f"kvstack:{stack}/|ocdbt:|neuroglancer-precomputed:"

@@ -7,7 +7,6 @@ How one is made is in `making`, its own keys are in `records`, commits in `commi
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,12 @@ from typing import Any
 import tensorstore as ts
 
 from sv_pipeline.config import validate_graph_id
-from sv_pipeline.errors import ConfigError, ConflictError, DamagedError, NotFoundError
+from sv_pipeline.errors import ConflictError, DamagedError, NotFoundError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.base.base import FORKS, Base, BaseInfo
 from sv_pipeline.segmentation.fork import commit, records
-from sv_pipeline.segmentation.fork.contract import neuroglancer_url, reader_contract
-from sv_pipeline.segmentation.fork.making import copy_manifests
+from sv_pipeline.segmentation.fork.contract import neuroglancer_url, published_folder, reader_contract
+from sv_pipeline.segmentation.fork.making import copy_manifests, is_in_place, note_fork
 from sv_pipeline.segmentation.fork.pending import Lag, PendingEntry, add_pending, lag_of, read_entries
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.context import is_of_another_database, process_context, remembers_another, reset_context
@@ -32,7 +31,6 @@ from sv_pipeline.waiting import doing
 
 __all__ = ["Fork", "is_current"]
 
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 _logger = logging.getLogger(__name__)
 
 
@@ -61,6 +59,10 @@ class Fork:
     @property
     def folder(self) -> str:
         """Folder of the fork's own files."""
+        return self.base.folder if self.is_in_place() else self._folder
+
+    @property
+    def _folder(self) -> str:
         return ocdbt.fork_folder(self.watershed_url, self.graph_id)
 
     # -- being there ---------------------------------------------------------------------------------------------------
@@ -94,9 +96,40 @@ class Fork:
             self.remove(force=force)
         copy_manifests(base, self.graph_id)
 
+    def adopt(self, *, in_place: bool = False) -> None:
+        """Enter the fork in the list that protects the base, if other software made it. Its files stay as they are.
+
+        Parameters
+        ----------
+        in_place
+            The graph has no fork: its voxels are the base itself, which other software edits in place. So do edits from
+            now on. Operations of two graphs cannot share the keys of one store, so only one graph can have this.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no such fork or base.
+        ConflictError
+            If the voxels of another graph are the base itself.
+        """
+        info = self.base.info()
+        if in_place and (others := [name for name in self.base.forks() if name != self.graph_id]):
+            raise ConflictError(
+                f"the store {self.base.folder} cannot be edited for graph {self.graph_id!r}: it belongs to "
+                f"{', '.join(others)}.",
+                remedy="Use a copy of the watershed folder for one of them.",
+            )
+        if not in_place:
+            self.require()
+        note_fork(info, self.graph_id, in_place=in_place)
+
     def exists(self) -> bool:
-        """Whether the graph has a fork."""
-        return kv.read_bytes(self.folder, ocdbt.SINGLE_MANIFEST) is not None
+        """Whether the graph has a fork, or the base itself for its voxels."""
+        return kv.read_bytes(self._folder, ocdbt.SINGLE_MANIFEST) is not None or self.is_in_place()
+
+    def is_in_place(self) -> bool:
+        """Whether the graph's voxels are the base itself; see `adopt`."""
+        return is_in_place(self.watershed_url, self.graph_id)
 
     def require(self) -> None:
         """Raise NotFoundError unless the graph has a fork."""
@@ -109,7 +142,7 @@ class Fork:
     def has_commits(self) -> bool:
         """Whether anything has been written to the fork since it was made."""
         # Every commit writes at least one node of the B+tree below the fork's own data prefix.
-        return bool(kv.list_keys(self.folder, ocdbt.data_prefix(self.graph_id)))
+        return bool(kv.list_keys(self._folder, ocdbt.data_prefix(self.graph_id))) or self.is_in_place()
 
     def remove(self, *, force: bool = False) -> None:
         """Remove the fork through the driver of its folder.
@@ -121,14 +154,20 @@ class Fork:
         ConflictError
             If the fork has commits of its own and ``force`` is not set.
         """
+        if self.is_in_place():
+            raise ConflictError(
+                f"the voxels of graph {self.graph_id!r} are the base itself, which other software made.",
+                remedy="They are not removed from here.",
+            )
         if not force and self.has_commits():
             raise ConflictError(
                 f"the fork of graph {self.graph_id!r} holds edits, which would be lost.",
                 remedy="Use force if that is what you want.",
             )
         # Manifests first: from then on there is no fork, rather than one that has lost data.
-        kv.delete_key(self.folder, ocdbt.SINGLE_MANIFEST)
-        kv.delete_prefix(self.folder)
+        kv.delete_key(self._folder, ocdbt.SINGLE_MANIFEST)
+        kv.delete_prefix(self._folder)
+        kv.delete_prefix(published_folder(self.watershed_url, self.graph_id))
         kv.delete_key(ocdbt.ocdbt_folder(self.watershed_url), FORKS + self.graph_id)
 
     # -- reading -------------------------------------------------------------------------------------------------------
@@ -136,6 +175,9 @@ class Fork:
     def base_info(self, *, mip: int = 0) -> BaseInfo:
         """What the base is that this fork was made of; NotFoundError if there is no such fork or mip."""
         self.require()
+        return self._base_with(mip)
+
+    def _base_with(self, mip: int) -> BaseInfo:
         base = self.base.info()
         if not 0 <= mip < base.n_mips:
             raise NotFoundError(
@@ -161,8 +203,12 @@ class Fork:
         ConfigError
             If the version is written wrongly.
         """
-        _check_version(version)
-        keys = self.base_info(mip=mip or 0).fork_spec(self.graph_id, version)
+        ocdbt.check_version(version)
+        own = kv.read_bytes(self._folder, ocdbt.SINGLE_MANIFEST) is not None
+        if not own:
+            self.require()
+        base = self._base_with(mip or 0)
+        keys = base.fork_spec(self.graph_id, version) if own else base.spec(version=version)
         return keys if mip is None else ocdbt.array_spec(keys, mip)
 
     def open(
@@ -183,7 +229,7 @@ class Fork:
             If there is no such fork, mip or version.
         """
         spec = self.spec(mip, version=version)
-        heal(self.folder)
+        heal(ocdbt.folder_of(spec["kvstore"]))
 
         def open_it() -> ts.TensorStore:
             return ts.open(spec, context=context or process_context(), open=True).result()
@@ -240,7 +286,7 @@ class Fork:
         None where it cannot be had: places that a browser cannot read (``file``, ``memory``), and numbered manifests,
         whose layer needs ``strip_prefix``, which neuroglancer does not know.
         """
-        return neuroglancer_url(self.base_info(), self.graph_id)
+        return neuroglancer_url(self.base_info(), self.spec())
 
     # -- operations ----------------------------------------------------------------------------------------------------
 
@@ -367,10 +413,3 @@ def is_current(volume: ts.TensorStore) -> bool:
     """Whether a volume that was opened earlier shows the database that is at its place now; one small read."""
     kvstore = volume.kvstore
     return kvstore is None or not remembers_another(kvstore)
-
-
-def _check_version(version: ocdbt.Version | None) -> None:
-    if isinstance(version, bool) or (isinstance(version, int) and version < 1):
-        raise ConfigError(f"generation {version!r} cannot be read.", remedy="Generations are numbered from 1.")
-    if isinstance(version, str) and not _TIME.fullmatch(version):
-        raise ConfigError(f"{version!r} is not a time.", remedy="Write it as 2026-01-31T12:00:00Z, with the Z.")

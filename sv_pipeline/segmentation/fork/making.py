@@ -12,11 +12,11 @@ import logging
 from datetime import UTC, datetime
 
 from sv_pipeline.errors import ConflictError, CorruptionError, DamagedError
-from sv_pipeline.segmentation.base.base import FORKS, BaseInfo
+from sv_pipeline.segmentation.base.base import FORKS, IN_PLACE, BaseInfo
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.stored_json import parse_stored
 
-__all__ = ["check_record", "copy_manifests"]
+__all__ = ["check_record", "copy_manifests", "is_in_place", "note_fork"]
 
 _logger = logging.getLogger(__name__)
 
@@ -29,8 +29,7 @@ def copy_manifests(base: BaseInfo, graph_id: str) -> None:
     manifest = kv.read_bytes(folder, ocdbt.SINGLE_MANIFEST)
     if manifest is None:
         raise CorruptionError(f"the base at {folder} has lost its manifest.", remedy="Wipe it and populate it again.")
-    record = {"graph_id": graph_id, "time": datetime.now(UTC).isoformat(), "manifest_kind": base.form.manifest_kind}
-    kv.write_bytes(ocdbt.ocdbt_folder(url), FORKS + graph_id, json.dumps(record).encode())
+    kv.write_bytes(ocdbt.ocdbt_folder(url), FORKS + graph_id, _record(base, graph_id))
     _remove_leftovers(target, keep=latest)
     if latest is not None:
         numbered = kv.read_bytes(folder, latest)
@@ -40,6 +39,23 @@ def copy_manifests(base: BaseInfo, graph_id: str) -> None:
     if not kv.write_if_absent(target, ocdbt.SINGLE_MANIFEST, manifest):
         raise ConflictError(f"somebody else has just forked {url} for graph {graph_id!r}.", remedy="Use that fork.")
     _logger.info("forked the base of %s for graph %s", url, graph_id)
+
+
+def _record(base: BaseInfo, graph_id: str, **more: str) -> bytes:
+    now = datetime.now(UTC).isoformat()
+    content = {"graph_id": graph_id, "time": now, "manifest_kind": base.form.manifest_kind, **more}
+    return json.dumps(content).encode()
+
+
+def note_fork(base: BaseInfo, graph_id: str, *, in_place: bool) -> None:
+    """Enter a fork that other software made in the list of forks; what is in it stays."""
+    more = {"place": "base"} if in_place else {}
+    kv.write_if_absent(ocdbt.ocdbt_folder(base.watershed_url), FORKS + graph_id, _record(base, graph_id, **more))
+
+
+def is_in_place(watershed_url: str, graph_id: str) -> bool:
+    """Whether a graph is listed as one whose voxels are the base itself."""
+    return IN_PLACE in (kv.read_bytes(ocdbt.ocdbt_folder(watershed_url), FORKS + graph_id) or b"")
 
 
 def _remove_leftovers(target: str, *, keep: str | None) -> None:

@@ -43,7 +43,9 @@ class OwnChunks:
 
 
 def own_chunks(store: ocdbt.OcdbtStore, volume: VolumeInfo) -> OwnChunks:
-    """Walk the nodes that belong to a fork."""
+    """Walk the nodes that belong to a fork. Of a store that is no fork, only chunks with a digest are known."""
+    if "value_data_prefix" not in store.spec:
+        return _noted_chunks(store)
     prefixes = tuple(
         store.spec[name] for name in ("value_data_prefix", "btree_node_data_prefix", "version_tree_node_data_prefix")
     )
@@ -69,6 +71,17 @@ def own_chunks(store: ocdbt.OcdbtStore, volume: VolumeInfo) -> OwnChunks:
     reads = [store.kv.read(chunk.digest_key) for chunk in elsewhere]
     found.digests.update({c: bytes(r.result().value) for c, r in zip(elsewhere, reads, strict=True)})
     return found
+
+
+def _noted_chunks(store: ocdbt.OcdbtStore) -> OwnChunks:
+    folder = store.kv / DIGESTS
+
+    def read() -> dict[StorageChunk, bytes]:
+        keys = [DIGESTS + key.decode() for key in folder.list().result()]
+        results = [future.result() for future in [store.kv.read(key) for key in keys]]
+        return {StorageChunk.of_digest_key(key): bytes(r.value) for key, r in zip(keys, results, strict=True)}
+
+    return OwnChunks(digests=retry_transport(read, what="reading the digests of a store"))
 
 
 def _note(found: OwnChunks, places: dict[str, Any], key: str, entry: dict[str, Any]) -> None:

@@ -183,12 +183,18 @@ def add_pending(kv: ts.KvStore, boxes: Iterable[Box]) -> None:
     kv.write(key, _encode({**content, "boxes": joined(wanted).tolist(), "since": since})).result()
 
 
-def add_to_entry(kv: ts.KvStore, operation_id: int, boxes: Iterable[Box]) -> None:
-    """List what an operation has changed, beside what it left there before; in a transaction of repeatable reads."""
+def add_to_entry(kv: ts.KvStore, operation_id: int, boxes: Iterable[Box], *, since: int | None = None) -> None:
+    """List what an operation has changed, beside what it left there before; in a transaction of repeatable reads.
+
+    Parameters
+    ----------
+    since
+        Logical time of the operation, milliseconds; needed where the fork has no record of it.
+    """
     key = pending_key(operation_id)
     found = kv.read(key).result()
     if found.state != "value":
-        kv.write(key, pending_value(boxes)).result()
+        kv.write(key, pending_value(boxes, since)).result()
         return
     content, there = _decode(key, bytes(found.value))
     every = np.unique(np.concatenate([there, as_array(boxes)]), axis=0)

@@ -68,9 +68,10 @@ def pending_key(operation_id: int) -> str:
     return f"{PENDING}{operation_id:020d}"
 
 
-def pending_value(boxes: Iterable[Box]) -> bytes:
+def pending_value(boxes: Iterable[Box], since: int | None = None) -> bytes:
     """Value of a pending key."""
-    return json.dumps({"boxes": [[box.start, box.stop] for box in boxes]}).encode()
+    content: dict[str, Any] = {"boxes": [[box.start, box.stop] for box in boxes]}
+    return json.dumps(content if since is None else {**content, "since": since}).encode()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from sv_pipeline.errors import ConfigError, ConflictError, SvPipelineError, UnavailableError
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.records import fence_in, fenced_off, record_in
-from sv_pipeline.storage import kv, ocdbt
+from sv_pipeline.storage import kv
 from sv_pipeline.storage.file_guard import local_path
 
 __all__ = ["MIN_FREE_BYTES", "require_committable", "require_room"]
@@ -32,9 +32,10 @@ def require_committable(fork: Fork, operation_id: int, owner: str) -> None:
     ConflictError
         If the fork has voxels of an operation with this number already, or another owner has taken it over.
     """
-    store, folder, graph_id = fork.store(), fork.folder, fork.graph_id
+    store, graph_id = fork.store(), fork.graph_id
+    folder = store.folder
     if (path := local_path(folder)) is not None:
-        for place in (path, path / ocdbt.data_prefix(graph_id)):
+        for place in (path, path / store.spec.get("value_data_prefix", "d/")):
             if place.exists() and not os.access(place, os.W_OK | os.X_OK):
                 raise ConfigError(
                     f"the folder {place} of graph {graph_id!r} cannot be written to.", remedy=_REMEDY, repeat=_REPEAT

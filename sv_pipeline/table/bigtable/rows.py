@@ -1,4 +1,4 @@
-"""Bigtable's messages: requests out of keys, filters and mutations; rows out of the chunks of a reply. No calls."""
+"""Bigtable's messages: builds requests from keys, filters and mutations, and rows from replies. Sends nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
     "rows_of",
 ]
 
-# Messages of Google's protobuf itself, without the wrapper of its Python client.
+# Messages of Google's protobuf itself, without the wrappers of its Python client, which are slow.
 ReadRowsRequest: Any = bigtable.ReadRowsRequest.pb()
 Entry: Any = bigtable.MutateRowsRequest.Entry.pb()
 RowFilter: Any = data.RowFilter.pb()
@@ -41,7 +41,7 @@ RowRange: Any = data.RowRange.pb()
 Mutation: Any = data.Mutation.pb()
 
 KEYS_PER_REQUEST = 10_000
-KEY_BYTES_PER_REQUEST = 400_000  # Bigtable refuses requests for reads above half a megabyte
+KEY_BYTES_PER_REQUEST = 400_000  # Bigtable refuses read requests above half a megabyte
 RANGES_PER_REQUEST = 2_000
 ROWS_PER_REQUEST = 1_000
 MUTATIONS_PER_REQUEST = 50_000  # the limit is 100,000
@@ -52,7 +52,7 @@ BYTES_PER_REQUEST = 16_000_000
 
 
 def read_filter(wanted: CellFilter) -> Any:
-    """Filter of a read; None if everything is wanted. The limit comes last: newest of the cells that match."""
+    """Return the filter of a read; None if everything is read. The limit comes last: the newest cell that matches."""
     columns, until, newest_only, since = wanted
     steps = []
     if columns is not None:
@@ -68,7 +68,7 @@ def read_filter(wanted: CellFilter) -> Any:
 
 
 def match_filter(any_of: Sequence[CellMatch], none_of: Sequence[CellMatch] = ()) -> Any:
-    """Filter that lets a cell through if one of ``any_of`` holds and none of ``none_of``."""
+    """Return a filter that passes a cell if one of ``any_of`` matches and none of ``none_of``."""
     allowed = _any([_match(match) for match in any_of])
     if not none_of:
         return allowed
@@ -78,7 +78,7 @@ def match_filter(any_of: Sequence[CellMatch], none_of: Sequence[CellMatch] = ())
 
 
 def _match(match: CellMatch) -> Any:
-    # The limit comes before time and value: only the newest cell may count, or an outdated lock would still match.
+    # The limit precedes time and value, because only the newest cell may match; otherwise an outdated lock would match.
     steps = [_column(match.column), RowFilter(cells_per_column_limit_filter=1)]
     if match.since is not None:
         steps.append(RowFilter(timestamp_range_filter={"start_timestamp_micros": match.since * 1000}))
@@ -89,7 +89,7 @@ def _match(match: CellMatch) -> Any:
 
 
 def _column(column: ColumnKey) -> Any:
-    # A range of one, since the alternative is a regular expression, in which qualifiers would have to be escaped.
+    # The range contains one column. The alternative is a regular expression, in which qualifiers must be escaped.
     return RowFilter(
         column_range_filter={
             "family_name": column.family,
@@ -115,7 +115,7 @@ def _any(choices: list[Any]) -> Any:
 def read_requests(
     table_path: str, keys: Sequence[bytes], ranges: Sequence[RowKeyRange], row_filter: Any
 ) -> Iterator[Any]:
-    """Requests for sorted keys and disjoint sorted ranges, each of a size that Bigtable takes."""
+    """Yield requests for sorted keys and disjoint sorted ranges, each of a size that Bigtable accepts."""
     for batch in _key_batches(keys):
         yield ReadRowsRequest(table_name=table_path, rows={"row_keys": batch}, filter=row_filter)
     for first in range(0, len(ranges), RANGES_PER_REQUEST):
@@ -140,7 +140,7 @@ def _key_batches(keys: Sequence[bytes]) -> Iterator[list[bytes]]:
 
 
 def remaining(request: Any, last: bytes) -> Any:
-    """What a broken read has still to get after row ``last``; None if nothing."""
+    """Return the request for what a broken read has not returned after row ``last``; None if that is nothing."""
     keys = [key for key in request.rows.row_keys if key > last]
     ranges = []
     for one in request.rows.row_ranges:
@@ -160,10 +160,11 @@ def remaining(request: Any, last: bytes) -> Any:
 
 
 def rows_of(responses: Iterable[Any]) -> Iterator[tuple[bytes, RowView]]:
-    """Rows out of a ReadRows reply; an empty row tells how far a filtered scan has come.
+    """Yield rows from a ReadRows reply; an empty row tells how far a filtered scan has come.
 
-    A reply is a stream of cell chunks: a new key starts a row, family and qualifier hold until the next are named, a
-    value may come in several pieces (all but the last say the full size), the last chunk of a row commits it.
+    A reply is a stream of cell chunks. A new key begins a row. Family and qualifier are valid until the next ones are
+    named. A value may arrive in several pieces, of which all but the last state the full size. The last chunk of a row
+    commits it.
     """
     names: dict[tuple[str, bytes], ColumnKey] = {}
     oldest = now_ms() - MAX_AGE_MS
@@ -197,12 +198,12 @@ def rows_of(responses: Iterable[Any]) -> Iterator[tuple[bytes, RowView]]:
 
 
 def _joined(pieces: list[Any]) -> Cell:
-    """A cell whose value came in pieces; only the first has its time."""
+    """Join the pieces of a cell's value; only the first piece has the timestamp."""
     return Cell(pieces[0].timestamp_micros // 1000, b"".join(piece.value for piece in pieces))
 
 
 def _without_garbage(row: RowView, oldest: int) -> RowView:
-    """Take cells out of the row that Bigtable has not collected yet; the same row."""
+    """Remove cells from the row that Bigtable has not collected yet; return the same row."""
     for column in [c for c in row if c.family in (NEWEST_FAMILY, AGING_FAMILY)]:
         if column.family == NEWEST_FAMILY:
             del row[column][1:]
@@ -217,7 +218,7 @@ def _without_garbage(row: RowView, oldest: int) -> RowView:
 
 
 def mutation(change: Change, now: int) -> Any:
-    """Message of one change; ``now`` (ms) is the time of cells that have none."""
+    """Return the message of one change; ``now`` (ms) is the timestamp of cells that have none."""
     if isinstance(change, SetCell):
         return Mutation(
             set_cell={
@@ -237,7 +238,7 @@ def mutation(change: Change, now: int) -> Any:
 
 
 def entry_batches(mutations: Iterable[RowMutation]) -> Iterator[list[Any]]:
-    """Entries of MutateRows requests, each of a size that Bigtable takes; rows without changes are left out."""
+    """Yield entries of MutateRows requests, each of a size that Bigtable accepts; rows without changes are left out."""
     batch: list[Any] = []
     changes = size = 0
     for row in mutations:
@@ -261,5 +262,5 @@ def entry_batches(mutations: Iterable[RowMutation]) -> Iterator[list[Any]]:
 
 
 def now_ms() -> int:
-    """Milliseconds since the epoch."""
+    """Return the current time in milliseconds since the epoch."""
     return time.time_ns() // 1_000_000

@@ -1,6 +1,6 @@
-"""Calls to Bigtable: channel, credentials, retries, and which error a status means. Knows no rows.
+"""Calls to Bigtable: channels, credentials, retries, and the error of each status. Knows no rows.
 
-Goes to gRPC with plain protobuf messages: Google's Python clients spend most of a read's time in wrapping cells.
+Calls use gRPC with plain protobuf messages, because Google's Python clients spend most of a read wrapping cells.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # The reading thread itself takes messages off the wire: a quarter of the time per message.
+    # The reading thread itself receives the messages, which saves a quarter of the time per message.
     (experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
 ]
 RETRYABLE = frozenset(
@@ -77,24 +77,24 @@ _UNARY: dict[str, tuple[Any, Any]] = {
     _ADMIN + "DeleteTable": (bigtable_table_admin.DeleteTableRequest, None),
 }
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
-_abandoned: list[Any] = []  # channels of a parent process: a child may neither use nor close them
+_abandoned: list[Any] = []  # channels of a parent process, which a child must neither use nor close
 
 
 @dataclass
 class Patience:
-    """How long one call is tried again: with growing pauses, until ``seconds`` went by without any progress."""
+    """How long one call is retried: with growing pauses, until ``seconds`` have passed without any progress."""
 
     seconds: float
     _failures: int = 0
     _since: float = field(default_factory=time.monotonic)
 
     def progress(self) -> None:
-        """Something arrived: start over."""
+        """Start over, because something has arrived."""
         self._failures = 0
         self._since = time.monotonic()
 
     def wait(self) -> bool:
-        """Pause before the next attempt; False if there should be none."""
+        """Pause before the next attempt; return False if there should be none."""
         self._failures += 1
         if time.monotonic() - self._since + BACKOFF.after(self._failures) > self.seconds:
             return False
@@ -104,16 +104,16 @@ class Patience:
 
 @dataclass(eq=False)
 class Connection:
-    """Channels to one table, made when first used, anew in each process.
+    """Channels to one table, opened on first use, and opened again in each forked process.
 
     Parameters
     ----------
     table_path
         ``projects/<project>/instances/<instance>/tables/<table>``.
     patience
-        Seconds after which a call without any answer is given up.
+        Seconds after which a call without any answer fails.
     count
-        Called for every request that is sent.
+        Function that is called for every request.
     """
 
     table_path: str
@@ -127,10 +127,10 @@ class Connection:
         _connections.add(self)
 
     def unary(self, method: str, request: Any, what: str) -> Any:
-        """Answer of a call, tried again while the server is away.
+        """Send a call and return its answer; it is retried while the server is not available.
 
-        A call that was lost after it took effect takes effect twice. Increments only waste a number by that; a
-        conditional change finds its own earlier effect, so its answer may be "refused" although it went in.
+        If an answer is lost after the call took effect, the call takes effect twice. An increment then only wastes a
+        number. A conditional change finds its own earlier effect, so its answer may be "refused" although it was made.
         """
         patience = Patience(self.patience)
         with waiting_for(f"{what} of {self.table_path}") as wait:
@@ -142,15 +142,15 @@ class Connection:
                     self.retry_or_raise(error, patience, what)
 
     def stream(self, method: str, request: Any) -> Any:
-        """Start a streaming call; errors come while it is read."""
+        """Start a streaming call; errors are raised while it is read."""
         return self._call(method, request, STREAM_SECONDS)
 
     def retry_or_raise(self, error: grpc.RpcError, patience: Patience, what: str) -> None:
-        """Pause if the call should be made again, else raise the error that the status means."""
+        """Pause if the call should be repeated; otherwise raise the error of the status."""
         code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
         detail = str(error.details() if isinstance(error, grpc.Call) else error)
         if code in RETRYABLE and patience.wait():
-            log.info("%s of %s is tried again: %s %s", what, self.table_path, code.name, detail)
+            log.info("%s of %s is repeated: %s %s", what, self.table_path, code.name, detail)
             return
         raise error_of(code, detail, self.table_path, what) from error
 
@@ -212,7 +212,7 @@ def _open_channel(host: str) -> grpc.Channel:
 
 
 def error_of(code: grpc.StatusCode, detail: str, table_path: str, what: str) -> SvPipelineError:
-    """The error that a status means for a reader."""
+    """Return the error that a status means to the user."""
     where = f"{what} of {table_path}"
     if code is grpc.StatusCode.NOT_FOUND:
         return NotFoundError(
@@ -226,27 +226,27 @@ def error_of(code: grpc.StatusCode, detail: str, table_path: str, what: str) -> 
     if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
         return ConfigError(f"{where} was not allowed: {detail}.", remedy="Check the credentials and their roles.")
     if code is grpc.StatusCode.FAILED_PRECONDITION:
-        return CorruptionError(f"{where} did not find what it needs: {detail}.")
+        return CorruptionError(f"{where} failed because of a missing precondition: {detail}.")
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return InputError(f"{where} was refused: {detail}.")
     emulator = os.environ.get(EMULATOR)
     place = f"the emulator at {emulator} ({EMULATOR})" if emulator else "Bigtable"
     return UnavailableError(
         f"{where} failed: {code.name} {detail}.",
-        remedy=f"See whether {place} can be reached.",
+        remedy=f"Check whether {place} can be reached.",
         repeat="Then try again.",
     )
 
 
 def read_stream(call: Any, what: str) -> Iterator[Any]:
-    """Messages of a streaming call, which ends with the reader: nothing keeps running on the server.
+    """Yield the messages of a streaming call; the call ends with the reader, so nothing keeps running on the server.
 
     Parameters
     ----------
     call
-        The call, already started.
+        The call, which has been started.
     what
-        The request in words: the log names it while the server is silent for long.
+        Description of the request; the log names it while the server is silent for long.
     """
     messages = iter(call)
     try:

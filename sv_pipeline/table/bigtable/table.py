@@ -1,6 +1,6 @@
-"""Bigtable backend: a table in Google Bigtable, or its emulator; laid out as kvdbclient does. Knows no graph.
+"""Bigtable backend: a table in Google Bigtable or its emulator, with the layout of kvdbclient. Knows no graph.
 
-Reads of several requests overlap: the next ones are on their way while one is being taken apart.
+Several read requests overlap: the next ones are sent while the rows of one are being decoded.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class BigtableTable(Table):
     Parameters
     ----------
     name, project, instance
-        Where the table is. ``BIGTABLE_EMULATOR_HOST`` says whether it is in an emulator.
+        Location of the table. ``BIGTABLE_EMULATOR_HOST`` is the address of an emulator, if one is used.
     patience
-        Seconds after which a request that gets no answer is given up; default: `sv_pipeline.patience`.
+        Seconds after which a request without an answer fails; default: `sv_pipeline.patience`.
     """
 
     project: str
@@ -73,7 +73,7 @@ class BigtableTable(Table):
     # -- life cycle -----------------------------------------------------------------------------------------------
 
     def exists(self) -> bool:
-        """True if the table is there; asks the table itself, which needs no administrator's role."""
+        """Return whether the table exists. It reads the table, which requires no administrator's role."""
         try:
             self.read_rows([b"meta"], newest_only=True)
         except NotFoundError:
@@ -81,7 +81,7 @@ class BigtableTable(Table):
         return True
 
     def create(self) -> None:
-        """Make the table with its families in one request; ConflictError if it exists."""
+        """Create the table with its families in one request; ConflictError if it exists."""
         self._refuse_if_read_only()
         request = bigtable_table_admin.CreateTableRequest.pb()(parent=self._parent, table_id=self.name)
         for family, rule in _garbage_rules().items():
@@ -89,7 +89,7 @@ class BigtableTable(Table):
         self._connection.unary("CreateTable", request, "creation")
 
     def drop(self) -> None:
-        """Remove the table and everything in it; nothing happens if it is not there."""
+        """Remove the table and everything in it; does nothing if it does not exist."""
         self._refuse_if_read_only()
         try:
             self._connection.unary(
@@ -99,7 +99,7 @@ class BigtableTable(Table):
             return
 
     def close(self) -> None:
-        """Close the channel; the next request opens another."""
+        """Close the channels; the next request opens others."""
         self._connection.close()
 
     # -- reads ----------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ class BigtableTable(Table):
                 call.cancel()
 
     def _finish_read(self, request: Any, call: Any) -> Iterator[tuple[bytes, RowView]]:
-        """Rows of a call; one that breaks is made again for the rows that are still missing."""
+        """Yield the rows of a call; a broken call is repeated for the rows that are still missing."""
         patience = Patience(self.patience)
         while True:
             last = None
@@ -147,7 +147,7 @@ class BigtableTable(Table):
     # -- writes ---------------------------------------------------------------------------------------------------
 
     def mutate(self, mutations: Iterable[RowMutation]) -> None:
-        """Apply mutations; of a request that fails in part only the failed rows are sent again."""
+        """Apply mutations; if a request fails partly, only the failed rows are sent again."""
         self._refuse_if_read_only()
         started: deque[tuple[list[Any], Any]] = deque()
         try:
@@ -200,7 +200,7 @@ class BigtableTable(Table):
             call = self._start_mutate(entries)
 
     def increment_many(self, increments: Sequence[tuple[bytes, ColumnKey, int]]) -> list[int]:
-        """Requests side by side; see the interface. A lost answer can make one add twice."""
+        """Send the increments concurrently; see the interface. A lost answer can make one add twice."""
         self._refuse_if_read_only()
         return self.side_by_side(lambda one: self._increment(*one), increments)
 
@@ -211,7 +211,7 @@ class BigtableTable(Table):
         return int.from_bytes(row.families[0].columns[0].cells[0].value, "big", signed=True)
 
     def check_and_mutate_many(self, conditional: Sequence[ConditionalMutation]) -> list[bool]:
-        """Requests side by side; see the interface."""
+        """Send the requests concurrently; see the interface."""
         self._refuse_if_read_only()
         return self.side_by_side(self._check_and_mutate, conditional)
 
@@ -237,7 +237,7 @@ class BigtableTable(Table):
 
 
 def _garbage_rules() -> dict[str, Any]:
-    """Garbage collection of each family, from kvdbclient's own definition."""
+    """Return the garbage collection rule of each family, from kvdbclient's own definition."""
     from kvdbclient.base import DEFAULT_COLUMN_FAMILIES  # takes a second to load, and only creation needs it
 
     rules = {}

@@ -1,4 +1,4 @@
-"""SQLite's statements: schema, selects out of a read's options, rows out of cells, changes. Opens no connection."""
+"""SQL statements: the schema, selects from the options of a read, rows from cells, changes. Opens no connection."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sv_pipeline.table.interface import (
 __all__ = ["SCHEMA", "add", "apply_changes", "column_name", "decide", "now_ms", "rows_of", "select_cells"]
 
 CELLS_PER_FETCH = 2_000
-NARROW = 4  # up to so many columns are looked up one by one; more are cheaper to filter out of the whole row
+NARROW = 4  # up to so many columns are looked up one by one; more are cheaper to filter from the whole row
 NEWEST_PREFIX = f"{NEWEST_FAMILY}:".encode()
 AGING_PREFIX = f"{AGING_FAMILY}:".encode()
 
@@ -50,13 +50,13 @@ DELETE FROM cells WHERE row = ?1 AND column = ?2
 
 
 def select_cells(rows: Sequence[bytes] | RowKeyRange, wanted: CellFilter) -> tuple[str, list[Any]]:
-    """Statement and parameters of a read, of some keys or a range."""
+    """Return the statement and the parameters of a read, by keys or by range."""
     columns, until, newest_only, since = wanted
     by_range = isinstance(rows, RowKeyRange)
     conditions = ["row >= ? AND row < ?" if by_range else f"row IN ({_marks(rows)})"]
     parameters: list[Any] = list(rows)
     if columns is not None:
-        # "+": do not use the index for the column, so that cells come in its order as they are
+        # "+" prevents the use of the index for the column, so that cells arrive in the order of the index.
         lookup = "+column" if by_range or len(columns) > NARROW else "column"
         conditions.append(f"{lookup} IN ({_marks(columns)})")
         parameters += [column_name(c) for c in columns]
@@ -69,7 +69,7 @@ def select_cells(rows: Sequence[bytes] | RowKeyRange, wanted: CellFilter) -> tup
     if columns is None or any(c.family == AGING_FAMILY for c in columns):
         conditions.append("NOT (column >= ? AND column < ? AND timestamp < ?)")
         parameters += [AGING_PREFIX, f"{AGING_FAMILY};".encode(), now_ms() - MAX_AGE_MS]  # ';' follows ':'
-    # With a lone max() SQLite takes the other columns from the row that has the maximum.
+    # With a single max(), SQLite takes the other columns from the row that has the maximum.
     value = "max(timestamp), value" if newest_only else "timestamp, value"
     group = " GROUP BY row, column" if newest_only else ""
     order = " ORDER BY row, column" + ("" if newest_only else ", timestamp DESC")
@@ -81,7 +81,7 @@ def _marks(parameters: Sequence[Any]) -> str:
 
 
 def rows_of(cursor: sqlite3.Cursor) -> Iterator[tuple[bytes, RowView]]:
-    """Rows out of the cells that a select gives, in its order."""
+    """Yield rows from the cells of a select, in its order."""
     names: dict[bytes, ColumnKey] = {}
     last: bytes | None = None
     row: RowView = {}
@@ -105,7 +105,7 @@ def rows_of(cursor: sqlite3.Cursor) -> Iterator[tuple[bytes, RowView]]:
 
 
 def apply_changes(connection: sqlite3.Connection, changes: Iterable[tuple[bytes, Change]], now: int) -> None:
-    """Apply changes in their order; runs of new cells go in as one statement."""
+    """Apply changes in their order; consecutive new cells are written by one statement."""
     cells: list[tuple[bytes, bytes, int, bytes]] = []
     for key, change in changes:
         if isinstance(change, SetCell):
@@ -139,17 +139,17 @@ def _put(connection: sqlite3.Connection, cells: list[tuple[bytes, bytes, int, by
 
 
 def column_name(column: ColumnKey) -> bytes:
-    """Name of a column in the file."""
+    """Return the name of a column in the file."""
     return column.family.encode() + b":" + column.qualifier
 
 
 def now_ms() -> int:
-    """Milliseconds since the epoch."""
+    """Return the current time in milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
 
 
 def add(connection: sqlite3.Connection, key: bytes, column: ColumnKey, by: int) -> int:
-    """Add to a counter cell; the number after it."""
+    """Add to a counter cell; return the new number."""
     newest = connection.execute(NEWEST, (key, column_name(column))).fetchone()
     timestamp, value = newest or (0, bytes(8))
     if len(value) != 8:
@@ -160,7 +160,7 @@ def add(connection: sqlite3.Connection, key: bytes, column: ColumnKey, by: int) 
 
 
 def decide(connection: sqlite3.Connection, item: ConditionalMutation) -> bool:
-    """Apply one side of a conditional mutation; whether the condition was met."""
+    """Apply one side of a conditional mutation; return whether the condition held."""
 
     def holds(match: CellMatch) -> bool:
         newest = connection.execute(NEWEST, (item.key, column_name(match.column))).fetchone()

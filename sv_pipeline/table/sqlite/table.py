@@ -1,11 +1,11 @@
 """SQLite backend: a table in one file of a local folder, for one machine. Knows rows and cells, no graph.
 
-Any number of threads and processes may share a table. Each operation borrows a connection of its own from a pool;
-the pool is emptied before a fork, since SQLite's locks must not be carried into a child.
+Any number of threads and processes may share a table. Each request borrows a connection from a pool. The pool is
+emptied before a fork, because a child must not inherit SQLite's locks.
 
 ::
 
-    <folder>/<name>/cells.sqlite        made under another name and renamed into place: complete or absent
+    <folder>/<name>/cells.sqlite        created under another name and renamed into place: complete or absent
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ Result = TypeVar("Result")
 
 FILE = "cells.sqlite"
 KEYS_PER_STATEMENT = 16_384  # SQLite allows 32,766 parameters
-ROWS_PER_TRANSACTION = 2_000  # other writers get their turn in between
-BUSY_SECONDS = 0.25  # of one try; how long it is tried again is the matter of `waiting`
-NOTE = "writer.json"  # beside the file: the process that began to write last
-WRITE_LOCK_BYTE = 120  # of the lock of the writer in the index of the write-ahead log, as SQLite's format says
+ROWS_PER_TRANSACTION = 2_000  # other writers can write between transactions
+BUSY_SECONDS = 0.25  # timeout of one attempt; `waiting` decides how long it is repeated
+NOTE = "writer.json"  # a file beside the table that names the process that began to write last
+WRITE_LOCK_BYTE = 120  # position of the writer's lock in the index of the write-ahead log, defined by SQLite's format
 
-# FULL, although NORMAL survives kill -9 too (the write-ahead log is in the page cache by then): voxels of an edit are
-# durable before its rows are written, so rows that were acknowledged must not be lost with the power either.
+# FULL, although NORMAL survives kill -9 too (the write-ahead log is then in the page cache): the voxels of an edit are
+# durable before its rows are written, so acknowledged rows must not be lost in a power failure either.
 PRAGMAS = (
     "PRAGMA synchronous=FULL",
     "PRAGMA cache_size=-65536",  # KiB
-    "PRAGMA wal_autocheckpoint=4000",  # pages; a bulk write is copied into the file less often
-    "PRAGMA journal_size_limit=134217728",  # the log shrinks again after a bulk write
+    "PRAGMA wal_autocheckpoint=4000",  # pages; a bulk write is then copied into the file less often
+    "PRAGMA journal_size_limit=134217728",  # bytes to which the log shrinks after a bulk write
     "PRAGMA temp_store=MEMORY",
 )
 
 _open_tables: weakref.WeakSet[SqliteTable] = weakref.WeakSet()
-_abandoned: list[_Connection] = []  # of a parent process: a child may neither use nor close them
+_abandoned: list[_Connection] = []  # connections of a parent process, which a child must neither use nor close
 
 
 @dataclass(eq=False)
@@ -79,7 +79,7 @@ class SqliteTable(Table):
     name
         Name of the table.
     folder
-        Where tables are; made with the first table.
+        Folder of the tables; it is created with the first table.
     """
 
     folder: Path
@@ -97,22 +97,22 @@ class SqliteTable(Table):
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """File of the table."""
         return self.folder / self.name / FILE
 
     @property
     def file(self) -> Path:
-        """The file."""
+        """File of the table."""
         return self.path
 
     # -- life cycle -----------------------------------------------------------------------------------------------
 
     def exists(self) -> bool:
-        """True if the table is there."""
+        """Return whether the table exists."""
         return self.path.is_file()
 
     def create(self) -> None:
-        """Make the table; ConflictError if it exists."""
+        """Create the table; ConflictError if it exists."""
         self._refuse_if_read_only()
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = self.folder / f".{self.name}.{uuid.uuid4().hex}.new"
@@ -125,19 +125,19 @@ class SqliteTable(Table):
                 connection.execute(SCHEMA)
             finally:
                 connection.close()
-            draft.rename(self.path.parent)  # fails if the folder is there and not empty
+            draft.rename(self.path.parent)  # fails if the folder exists and is not empty
         except OSError as error:
             if self.exists():
                 raise ConflictError(
                     f"table {self.name!r} exists already in {self.folder}.",
                     remedy="Choose another graph id, or remove the table deliberately.",
                 ) from error
-            raise UnavailableError(f"cannot make table {self.name!r} in {self.folder}: {error}.") from error
+            raise UnavailableError(f"cannot create table {self.name!r} in {self.folder}: {error}.") from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
     def drop(self) -> None:
-        """Remove the table and everything in it; nothing happens if it is not there."""
+        """Remove the table and everything in it; does nothing if it does not exist."""
         self._refuse_if_read_only()
         self.close()
         grave = self.folder / f".{self.name}.{uuid.uuid4().hex}.dropped"
@@ -148,14 +148,14 @@ class SqliteTable(Table):
         shutil.rmtree(grave, ignore_errors=True)
 
     def close(self) -> None:
-        """Close connections that nobody uses at the moment."""
+        """Close the connections that are not in use."""
         with self._lock:
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
 
     def damage(self) -> list[str]:
-        """What SQLite finds wrong in its file."""
+        """Return the damage that SQLite finds in its file."""
         found: list[str] = []
 
         def look(current: _Connection) -> None:
@@ -180,7 +180,7 @@ class SqliteTable(Table):
         return rows
 
     def _scan(self, ranges: Sequence[RowKeyRange], wanted: CellFilter) -> Iterator[tuple[bytes, RowView]]:
-        """All rows are of one moment."""
+        """Scan rows as of one moment."""
         with self._errors(), self._borrow() as current:
             connection = current.connection
             connection.execute("BEGIN")
@@ -195,7 +195,7 @@ class SqliteTable(Table):
     # -- writes ---------------------------------------------------------------------------------------------------
 
     def mutate(self, mutations: Iterable[RowMutation]) -> None:
-        """Apply mutations; each row atomically; see the interface."""
+        """Apply mutations, each row atomically; see the interface."""
         rest = iter(mutations)
         while batch := list(islice(rest, ROWS_PER_TRANSACTION)):
             now = now_ms()
@@ -206,19 +206,19 @@ class SqliteTable(Table):
             self._write(write)
 
     def increment_many(self, increments: Sequence[tuple[bytes, ColumnKey, int]]) -> list[int]:
-        """Several increments in one transaction; see the interface."""
+        """Apply several increments in one transaction; see the interface."""
         if not increments:
             return []
         return self._write(lambda connection: [add(connection, *item) for item in increments])
 
     def check_and_mutate_many(self, conditional: Sequence[ConditionalMutation]) -> list[bool]:
-        """Several conditional mutations in one transaction; see the interface."""
+        """Apply several conditional mutations in one transaction; see the interface."""
         if not conditional:
             return []
         return self._write(lambda connection: [decide(connection, item) for item in conditional])
 
     def side_by_side(self, action: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """One call after the other: SQLite has one writer at a time, so threads would only wait for each other."""
+        """Make one call after the other. SQLite has one writer at a time, so threads would wait for each other."""
         return [action(item) for item in items]
 
     # -- connections ----------------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ class SqliteTable(Table):
         return self._run(transaction)
 
     def _run(self, action: Callable[[_Connection], Result]) -> Result:
-        """Run an action that may be run again; wait for locks, then name the table in the error."""
+        """Run an action that can be repeated: wait for locks, and raise errors that name the table."""
         wait = Wait(f"table {self.path}", self._writer)
         with self._errors():
             while True:
@@ -255,7 +255,7 @@ class SqliteTable(Table):
                 wait.pause()
 
     def _writer(self) -> Holder | None:
-        """The process that is writing."""
+        """Return the process that is writing."""
         seen = locked_by(self.path.parent / f"{FILE}-shm", "POSIX", WRITE_LOCK_BYTE)
         try:
             noted = Holder.decode((self.path.parent / NOTE).read_bytes())
@@ -289,14 +289,14 @@ class SqliteTable(Table):
 
     @contextmanager
     def _borrow(self) -> Iterator[_Connection]:
-        """A connection to the file that is there now; goes back to the pool unless it broke."""
+        """Borrow a connection to the current file; it returns to the pool unless it broke."""
         try:
             inode = self.path.stat().st_ino
         except OSError as error:
             raise self._missing() from error
         with self._lock:
             current = self._idle.pop() if self._idle else None
-        if current is not None and current.inode != inode:  # dropped, and made again, by somebody else
+        if current is not None and current.inode != inode:  # another process has dropped and created the table again
             current.close()
             current = None
         if current is None:
@@ -319,7 +319,7 @@ class SqliteTable(Table):
 
 
 class _Connection:
-    """An open file: the connection and the inode that it belongs to."""
+    """A connection to an open file, and the inode of the file."""
 
     def __init__(self, path: Path, inode: int) -> None:
         self.inode = inode
@@ -332,7 +332,7 @@ class _Connection:
         self._note_path, self._note = path.parent / NOTE, -1
 
     def leave_note(self) -> None:
-        """Say who writes, if that is possible; it is read only while the file is locked, so it is never wiped."""
+        """Store which process writes, if possible. The note is read only while the file is locked, so it can stay."""
         with suppress(OSError):
             if self._note < 0:
                 self._note = os.open(self._note_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -351,7 +351,7 @@ def _close_all() -> None:
 
 
 def _start_afresh() -> None:
-    """In a child: another thread of the parent may have held the lock, or given a connection back just then."""
+    """Reset locks and pools in a child: a thread of the parent may have held the lock or returned a connection."""
     for table in list(_open_tables):
         _abandoned.extend(table._idle)
         table._idle, table._lock = [], threading.Lock()
@@ -361,7 +361,7 @@ os.register_at_fork(before=_close_all, after_in_child=_start_afresh)
 
 
 _DENIED = frozenset({"SQLITE_READONLY", "SQLITE_READONLY_DIRECTORY", "SQLITE_PERM", "SQLITE_AUTH", "SQLITE_CANTOPEN"})
-"""Answers that do not change by asking again."""
+"""Errors that stay the same if a request is repeated."""
 
 
 def _is_lock(error: sqlite3.OperationalError) -> bool:

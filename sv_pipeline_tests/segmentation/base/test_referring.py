@@ -280,3 +280,20 @@ def test_a_watershed_outside_of_folders_and_buckets_does_not_qualify() -> None:
     with pytest.raises(ConfigError, match="tells no versions"):
         watershed.plan(populate_method=REFERENCE)
     assert stored_scale(url).url == url
+
+
+def test_a_folder_that_was_copied_as_a_whole_is_compared_by_sizes(tmp_path: Path, gcs_server: GcsControl) -> None:
+    watershed = with_mips(kv.as_url(tmp_path / "here"))
+    watershed.populate()
+    there = gcs_server.new_bucket()
+    names = kv.list_keys(watershed.url)
+    contents = zip(names, kv.read_many(watershed.url, names), strict=True)
+    kv.write_many(there, {name: data for name, data in contents if data is not None})
+    copy = Base(there).info()
+    found = changes_of_source(copy)
+    assert not found
+    assert found.copied_from == watershed.url
+    np.testing.assert_array_equal(ocdbt.OcdbtStore(copy.spec()).array(0).read().result(), watershed.labels)
+    name = next(name for name in names if name.startswith("8_8_40/"))
+    kv.write_bytes(there, name, b"shorter")
+    assert changes_of_source(copy).changed == (name,)

@@ -25,14 +25,14 @@ from sv_pipeline.segmentation.fork.records import (
 )
 from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline_tests.segmentation.commits import edit, expected, forked, storage_boxes, voxels
-from sv_pipeline_tests.segmentation.volumes import Labels, Watershed
+from sv_pipeline_tests.segmentation.volumes import BASES, Labels, Watershed
 
 SPAWN = multiprocessing.get_context("spawn")
 
 
-@pytest.fixture
-def watershed(storage_url: str) -> Watershed:
-    return forked(storage_url)
+@pytest.fixture(params=["single", "by reference"])
+def watershed(request: pytest.FixtureRequest, storage_url: str) -> Watershed:
+    return forked(storage_url, **BASES[request.param])
 
 
 # -- one commit -------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from sv_pipeline.segmentation.base.populate import populate_task
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.testing.servers.gcs_client import GcsControl
-from sv_pipeline_tests.segmentation.volumes import Watershed, make_watershed
+from sv_pipeline_tests.segmentation.volumes import BASES, Watershed, make_watershed
 
 POINT = (10, 0, 5)
 
@@ -32,9 +32,9 @@ def at_point(url: str, graph_id: str, version: int | None = None) -> int:
     return int(Fork(url, graph_id).open(version=version)[POINT].read().result())
 
 
-@pytest.fixture(params=["single", "numbered"])
+@pytest.fixture(params=["single", "numbered", "by reference"])
 def watershed(request: pytest.FixtureRequest, storage_url: str) -> Watershed:
-    made = make_watershed(storage_url, manifest_kind=request.param)
+    made = make_watershed(storage_url, **BASES[request.param])
     made.populate()
     return made
 

@@ -19,7 +19,7 @@ from sv_pipeline.storage import kv
 from sv_pipeline.storage import ocdbt as ocdbt_specs
 from sv_pipeline.storage.generations import current_version
 from sv_pipeline_tests.segmentation.fork.test_fork import at_point, paint
-from sv_pipeline_tests.segmentation.volumes import Watershed, expected_pyramid, make_watershed
+from sv_pipeline_tests.segmentation.volumes import BASES, Watershed, expected_pyramid, make_watershed
 
 READ = """
 import json, sys, tensorstore as ts
@@ -29,9 +29,9 @@ for line in sys.stdin:
 """
 
 
-@pytest.fixture(params=["single", "numbered"])
+@pytest.fixture(params=["single", "numbered", "by reference"])
 def watershed(request: pytest.FixtureRequest, storage_url: str) -> Watershed:
-    made = make_watershed(storage_url, manifest_kind=request.param)
+    made = make_watershed(storage_url, **BASES[request.param])
     made.populate()
     Fork(storage_url, "g").create()
     return made
