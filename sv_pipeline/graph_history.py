@@ -1,4 +1,4 @@
-"""What has happened to an open graph: its log, its change log, its edit feed, and rolling back what a user did."""
+"""The history of an open graph: operation log, change log, edit feed, and the rollback of a user's edits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["GraphHistory"]
 
 @methods_behind_the_wall
 class GraphHistory(abc.ABC):
-    """The part of an open graph that looks back."""
+    """The methods of an open graph about its history."""
 
     @property
     @abc.abstractmethod
@@ -30,7 +30,7 @@ class GraphHistory(abc.ABC):
         """The chunked graph."""
 
     def operations(self, last: int | None = None) -> pd.DataFrame:
-        """The operation log, newest last: what was asked for, by whom, and what came of it; all, or the newest ones."""
+        """Return the operation log, newest last: requests, users and outcomes; the whole log, or the last entries."""
         from sv_pipeline.reports.edit_numbers import operations_table
 
         with bad_request():
@@ -40,16 +40,16 @@ class GraphHistory(abc.ABC):
     def change_log(
         self, *, roots: Sequence[int] | None = None, user: str | None = None, since: Moment | None = None
     ) -> pd.DataFrame:
-        """The edits that were made, oldest first: operation, kind, time, user, points, and roots before and after.
+        """Return the edits that were made, oldest first: operation, kind, time, user, points, roots before and after.
 
         Parameters
         ----------
         roots
-            Only the edits that these roots came from. Default: those of all roots.
+            Return only the edits from which these roots came. Default: the edits of all roots.
         user
-            Only the edits of this user.
+            Return only the edits of this user.
         since
-            Only edits of this time or later; or with this number of an operation, or a higher one.
+            Return only edits from this time on, or from the operation with this number on.
         """
         from sv_pipeline.reports.change_log import change_log
 
@@ -65,27 +65,27 @@ class GraphHistory(abc.ABC):
         over_others: bool = False,
         by: str | None = None,
     ) -> pd.DataFrame:
-        """What is taken back of a user's edits, newest first; nothing is written unless ``apply`` is true.
+        """Undo a user's edits, newest first, and return what is undone; nothing is written unless ``apply`` is true.
 
-        It may be called again after it has died: what it has undone stays undone, and it goes on.
+        If the process dies, the call may be repeated: it continues after the undos that were made.
 
         Parameters
         ----------
         user
-            Whose edits.
+            User whose edits are undone.
         since
-            Edits of this time or later; or with this number of an operation, or a higher one.
+            Undo edits from this time on, or from the operation with this number on.
         apply
-            Make the undos.
+            Whether to make the undos.
         over_others
-            Take back also what later edits of others stand on; what those changed stays.
+            Undo also edits on which later edits of others build; what those changed stays.
         by
-            The user of the undos. Default: the user of this machine.
+            Author of the undos. Default: the user of this machine.
 
         Raises
         ------
         ConflictError
-            If an earlier call died while it wrote an undo: that operation has to be recovered first.
+            If an earlier call died while it wrote an undo; that operation must be recovered first.
         """
         from sv_pipeline.reports.change_log import rollback_table
 
@@ -96,19 +96,19 @@ class GraphHistory(abc.ABC):
         return rollback_table(roll_back(self.graph, steps, who) if wanted else steps)
 
     def events(self, since: int = 0, *, follow: bool = False) -> Iterator[EditEvent]:
-        """The edit feed: finished operations, of whatever software, each after those that it builds on.
+        """Return the edit feed: finished operations of any software, each after those that it builds on.
 
         Parameters
         ----------
         since
-            Number of an operation: only events after its own. 0 = from the beginning.
+            Number of an operation; only events after its own are returned. 0 starts at the beginning.
         follow
-            Wait for more, for ever.
+            Wait for further events without end.
 
         Raises
         ------
         NotFoundError
-            If the feed does not have the operation.
+            If the feed does not contain the operation.
         """
         with bad_request():
             operation = 0 if is_whole(since) and int(since) == 0 else parse_operation(since)

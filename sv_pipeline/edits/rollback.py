@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
 
 from sv_pipeline.arguments import parse_flag, parse_user
 from sv_pipeline.edits.history import undo
-from sv_pipeline.edits.tokens import edit_once
+from sv_pipeline.edits.tokens import edit_once, operation_of
 from sv_pipeline.errors import ConflictError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import milliseconds
@@ -68,6 +68,8 @@ class RollbackStep:
     """Source points of its request, in voxels (x, y, z) of mip 0."""
     sink: tuple[tuple[int, ...], ...] = ()
     """Sink points of its request, likewise."""
+    followers: frozenset[int] = field(default=frozenset(), repr=False)
+    """Ids of all operations that stood on it when the plan was made."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ def plan_rollback(graph: ChunkedGraph, user: str, since: Moment, *, over_others:
     for last, chain in chosen:
         others = _others(followers.get(last.operation_id, set()), chains.values(), chain, user)
         verdict, why = _verdict(last, chain, moment, others, over_others=over_others)
-        steps.append(_step(log[last.operation_id], last.time, verdict, why, others))
+        step = _step(log[last.operation_id], last.time, verdict, why, others)
+        steps.append(replace(step, followers=frozenset(followers.get(last.operation_id, ()))))
     return steps
 
 
@@ -129,6 +132,8 @@ def roll_back(
     graph: ChunkedGraph, steps: Iterable[RollbackStep], by: str, *, tell: Callable[[RollbackStep], None] | None = None
 ) -> list[RollbackStep]:
     """Make the undos of a plan, in its order. Repeated calls, with the same plan or a new one, make no undo twice.
+
+    An operation is skipped if new edits stand on it since the plan was made.
 
     Parameters
     ----------
@@ -151,7 +156,7 @@ def roll_back(
     """
     with bad_request():
         by = parse_user(by)
-    done = []
+    done: list[RollbackStep] = []
     for step in steps:
         outcome = _undone(graph, step, by) if step.verdict is Verdict.UNDO else step
         done.append(outcome)
@@ -161,20 +166,35 @@ def roll_back(
 
 
 def _undone(graph: ChunkedGraph, step: RollbackStep, by: str) -> RollbackStep:
+    """What becomes of a step."""
     number = step.operation_id
+    if operation_of(graph, _token(number)) is None and (fresh := _built_since(graph, step, by)):
+        why = f"operation(s) {', '.join(map(str, sorted(fresh)))} were made on it while it was to be taken back"
+        return replace(step, verdict=Verdict.SKIPPED, why=why, stands_on_it=tuple(sorted(fresh)))
     origin = asked_for(graph, number).operation_id
 
     def is_it(operation: Operation) -> bool:
         return operation.user == by and about(operation) in (number, origin)
 
     try:
-        edit = edit_once(graph, f"rollback.{number}", is_it, lambda: undo(graph, number, by))
+        edit = edit_once(graph, _token(number), is_it, lambda: undo(graph, number, by))
     except EditRefused as refused:
         return replace(step, verdict=Verdict.REFUSED, why=f"{refused.reason}: {refused}")
     except ConflictError as conflict:
         conflict.advise(conflict.repair, repeat="Then run the rollback again; it continues where it stopped.")
         raise
     return replace(step, verdict=Verdict.UNDONE, undone_by=edit.operation_id)
+
+
+def _token(number: int) -> str:
+    return f"rollback.{number}"
+
+
+def _built_since(graph: ChunkedGraph, step: RollbackStep, by: str) -> set[int]:
+    """Operations that stand on the one of a step, and did not when it was worked out; but for those of ``by``."""
+    found = _followers(graph, read_operations(graph, [step.operation_id])).get(step.operation_id, set())
+    fresh = sorted(found - step.followers)
+    return {o.operation_id for o in read_operations(graph, fresh) if o.user != by} if fresh else set()
 
 
 # -- reading the log --------------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ those. The feed gives numbers of its own. A look at the log
 4. puts on the list of those that wait what has not ended, before the cursor passes it.
 
 What a look costs depends on what is new and on what is unfinished. Other software leaves requests that it refused as if
-they had just begun, for ever: so an operation that has waited for `LATE_SECONDS` is looked at in turn, `LATE_AT_ONCE`
-each time, or when another one builds on it.
+they had just begun, for ever: so an operation that has waited for `LATE_SECONDS` is looked at in turn, about
+`LATE_AT_ONCE` each time, or when another one builds on it.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _look(table: Table, head: Head) -> _Look:
     fresh: dict[int, RowView] = {}
     if look.changed:
         fresh = _by_id(table.scan([keys.operation_range(head.next, following - 1)], _COLUMNS, newest_only=True))
-    waiting, late = rows.waiting_ones(table), rows.late_ones(table, LATE_AT_ONCE)
+    waiting, late = rows.waiting_ones(table), rows.late_ones(table, LATE_AT_ONCE, last)
     listed = waiting | late
     found = {**_read(table, listed), **fresh}
     succeeded = {i: row for i, row in found.items() if _status(row) is OperationStatus.SUCCESS}

@@ -3,7 +3,7 @@
 ::
 
     sv_pipeline:feed               1:head       {"feed", "next", "length", "tail"}, see `Head`
-                                   1:turn       the late operation at which the next look begins
+                                   1:turn       {"at", "span"}: numbers of late operations that the next look reads
     sv_pipeline:feed:entry:%020d   1:operation  the operation that has this number in the feed
     sv_pipeline:feed:place:%020d   1:number     the number in the feed that an operation has
     sv_pipeline:feed:wait:%020d    1:since      seconds when an operation was passed that had not ended
@@ -20,7 +20,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 from sv_pipeline.errors import CorruptionError
@@ -55,6 +54,9 @@ __all__ = [
 HEAD_ROW = b"sv_pipeline:feed"
 ENTRY, PLACE = b"sv_pipeline:feed:entry:", b"sv_pipeline:feed:place:"
 WAIT, LATE = b"sv_pipeline:feed:wait:", b"sv_pipeline:feed:late:"
+
+FIRST_SPAN = 1_000
+"""Numbers of operations that the first turn spans."""
 
 HEAD: Column[Any] = Column(ColumnKey("1", b"head"), codecs.JsonCodec())
 TURN: Column[Any] = Column(ColumnKey("1", b"turn"), codecs.JsonCodec())
@@ -182,19 +184,21 @@ def waiting_ones(table: Table) -> dict[int, float]:
     return _listed(table.scan([keys.prefix_range(WAIT)], newest_only=True), WAIT)
 
 
-def late_ones(table: Table, limit: int) -> dict[int, float]:
-    """The operations of the late list whose turn it is, at most ``limit``, and since when they wait, in seconds."""
-    whole = keys.prefix_range(LATE)
+def late_ones(table: Table, limit: int, last: int) -> dict[int, float]:
+    """The operations of the late list whose turn it is, about ``limit``, and since when they wait, in seconds.
+
+    The turn is a range of numbers that goes round below ``last``. It grows where few operations are late, and shrinks
+    where more are than are wanted, so what is read does not grow with the list.
+    """
     row = table.read_rows([HEAD_ROW], [TURN.key], newest_only=True).get(HEAD_ROW)
-    turn = int(TURN.newest(row) or 0)
-    found = _listed(islice(table.scan([RowKeyRange(_key(LATE, turn), whole.stop)], newest_only=True), limit), LATE)
-    following = max(found) + 1 if len(found) == limit else 0
-    if len(found) < limit and turn:
-        begun = table.scan([RowKeyRange(whole.start, _key(LATE, turn))], newest_only=True)
-        rest = _listed(islice(begun, limit - len(found)), LATE)
-        # All of the list, or its beginning up to where the next turn begins.
-        following = max(rest) + 1 if len(found) + len(rest) == limit else 0
-        found |= rest
+    turn: dict[str, int] = TURN.newest(row) or {"at": 0, "span": FIRST_SPAN}
+    at, span = int(turn["at"]), int(turn["span"])
+    found = _listed(table.scan([RowKeyRange(_key(LATE, at), _key(LATE, at + span))], newest_only=True), LATE)
+    following = {"at": at + span if at + span <= last else 0, "span": span}
+    if len(found) > limit:
+        following["span"] = max(1, span // 2)
+    elif len(found) < max(1, limit // 4) and span <= last:
+        following["span"] = 2 * span
     if following != turn:
         _write(table, [RowMutation(HEAD_ROW, [TURN.set(following, FIXED_TIME)])])
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from typing import Any
 
@@ -9,6 +10,7 @@ import tensorstore as ts
 
 __all__ = [
     "CONTEXT_OPTIONS",
+    "give_back_memory",
     "is_of_another_database",
     "process_context",
     "remembers_another",
@@ -54,6 +56,13 @@ def process_context() -> ts.Context:
 def uncached_context() -> ts.Context:
     """Return a separate context for large reads that are made once; it caches nodes of the tree, hardly any voxels."""
     return ts.Context({**CONTEXT_OPTIONS, "cache_pool": {"total_bytes_limit": UNCACHED_BYTES}})
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the operating system, where the C library can: large commits free theirs in pieces."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def reset_context() -> None:

@@ -210,4 +210,5 @@ def dev_server(home: str, dagster_home: Path) -> Iterator[DevServer]:
             process.wait(15)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         log.close()

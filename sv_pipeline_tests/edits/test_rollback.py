@@ -20,7 +20,8 @@ from sv_pipeline.errors import ConflictError
 from sv_pipeline.failpoints import VARIABLE
 from sv_pipeline.recovery import all_unfinished, recover
 from sv_pipeline.reports.change_log import change_log
-from sv_pipeline_tests.editable import editable_graph, neighbours_of_two_objects
+from sv_pipeline.verify.dataset import verify_dataset
+from sv_pipeline_tests.editable import editable_graph, neighbours_of_two_objects, two_parts_of_an_object
 from sv_pipeline_tests.edits.conftest import EVERYWHERE, Edited
 from sv_pipeline_tests.edits.model import stored_components, verify_rows
 
@@ -107,6 +108,26 @@ def test_what_edits_of_others_stand_on_is_named_and_left_until_they_are_gone(edi
     edits.undo(edited.graph, standing, "bob")
     assert told(roll_back(edited.graph, plan_rollback(edited.graph, "eve", 1), "lead")) == [(mine, "undone")]
     assert state(edited) == before
+
+
+def test_what_somebody_builds_on_while_it_is_taken_back_is_left(edited: Edited) -> None:
+    (one, other), (third, _) = apart(edited, 2)
+    mine = merge(edited, "eve", one, other)
+    plan = plan_rollback(edited.graph, "eve", 1)
+    standing = merge(edited, "bob", one, third)
+    [step] = roll_back(edited.graph, plan, "lead")
+    assert (step.operation_id, str(step.verdict), step.stands_on_it) == (mine, "skipped", (standing,))
+
+
+def test_a_split_of_supervoxels_is_taken_back_and_the_graph_is_sound(tmp_path: Path) -> None:
+    graph = editable_graph(tmp_path / "graph", tmp_path / "home")
+    one, other = two_parts_of_an_object(graph, of_a_supervoxel=True)
+    split = graph.split([one], [other], user="eve")
+    graph.merge([one], [other], user="eve")
+    done = graph.rollback("eve", split.id, apply=True, by="lead")
+    assert done["verdict"].tolist() == ["undone", "undone"]
+    assert len(set(graph.supervoxels([one, other]).tolist())) == 1
+    assert verify_dataset(graph.dataset).ok
 
 
 def test_over_others_keeps_what_they_changed(edited: Edited) -> None:

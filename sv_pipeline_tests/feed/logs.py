@@ -11,7 +11,16 @@ import numpy as np
 
 from sv_pipeline.operations.log import OperationStatus
 from sv_pipeline.table import columns, counters, keys
-from sv_pipeline.table.interface import ColumnKey, RowKeyRange, RowMutation, RowView, SetCell, Table
+from sv_pipeline.table.interface import (
+    CellFilter,
+    ColumnKey,
+    ConditionalMutation,
+    RowKeyRange,
+    RowMutation,
+    RowView,
+    SetCell,
+    Table,
+)
 
 __all__ = ["DyingTable", "Log", "ProcessDiedError"]
 
@@ -124,13 +133,11 @@ class DyingTable(Table):
         meanwhile, self.meanwhile, self.left = self.meanwhile, None, None
         meanwhile()
 
-    def read_rows(self, keys: Iterable[bytes], columns: Any = None, **options: Any) -> dict[bytes, RowView]:
-        return self.inner.read_rows(keys, columns, **options)
+    def _read_rows(self, keys: Sequence[bytes], wanted: CellFilter) -> dict[bytes, RowView]:
+        return self.inner._read_rows(keys, wanted)
 
-    def scan(
-        self, ranges: Sequence[RowKeyRange], columns: Any = None, **options: Any
-    ) -> Iterator[tuple[bytes, RowView]]:
-        return self.inner.scan(ranges, columns, **options)
+    def _scan(self, ranges: Sequence[RowKeyRange], wanted: CellFilter) -> Iterator[tuple[bytes, RowView]]:
+        return self.inner._scan(ranges, wanted)
 
     def mutate(self, mutations: Iterable[RowMutation]) -> None:
         """Row by row: the rows of one call may be written in part."""
@@ -138,13 +145,19 @@ class DyingTable(Table):
             self._before_a_write()
             self.inner.mutate([mutation])
 
-    def check_and_mutate(self, key: bytes, any_of: Any, **options: Any) -> bool:
-        self._before_a_write()
-        return self.inner.check_and_mutate(key, any_of, **options)
-
     def increment(self, key: bytes, column: ColumnKey, by: int) -> int:
         self._before_a_write()
         return self.inner.increment(key, column, by)
+
+    def increment_many(self, increments: Sequence[tuple[bytes, ColumnKey, int]]) -> list[int]:
+        return [self.increment(*one) for one in increments]
+
+    def check_and_mutate_many(self, conditional: Sequence[ConditionalMutation]) -> list[bool]:
+        answers = []
+        for one in conditional:
+            self._before_a_write()
+            answers += self.inner.check_and_mutate_many([one])
+        return answers
 
     def exists(self) -> bool:
         return self.inner.exists()

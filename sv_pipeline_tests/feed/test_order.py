@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from sv_pipeline.errors import ConfigError
-from sv_pipeline.feed import journal
+from sv_pipeline.feed import journal, rows
 from sv_pipeline.feed.journal import advance, current_head
 from sv_pipeline.feed.rows import numbers_of, operations_after, read_head
 from sv_pipeline.table.bigtable.table import BigtableTable
@@ -50,6 +50,7 @@ class Feed(RuleBasedStateMachine):
         self.patch.setattr(journal, "LATE_SECONDS", late)
         self.patch.setattr(journal, "LATE_AT_ONCE", at_once)
         self.patch.setattr(journal, "OPERATIONS_AT_ONCE", step)
+        self.patch.setattr(rows, "FIRST_SPAN", at_once)
         self.log = Log(self.make_table())
         self.seen: list[int] = []
 
@@ -107,7 +108,7 @@ class Feed(RuleBasedStateMachine):
         if not hasattr(self, "log"):
             return
         # A late operation is met after as many looks as its list is long.
-        for _ in range(len(self.log.begun) + len(self.log.finished) + 2):
+        for _ in range(2 * (len(self.log.begun) + len(self.log.finished)) + 4):
             advance(self.log.table)
         self.what_was_seen_stays()
         check(self.log)
@@ -171,6 +172,7 @@ def test_what_other_software_left_unfinished_for_years_costs_no_look_and_is_foun
 ) -> None:
     """PyChunkedGraph leaves a request that it refused as if it had just begun."""
     monkeypatch.setattr(journal, "LATE_AT_ONCE", 3)
+    monkeypatch.setattr(rows, "FIRST_SPAN", 3)
     log = Log(table)
     old = [log.begin() for _ in range(10)]
     for operation in old:
@@ -184,6 +186,7 @@ def test_what_other_software_left_unfinished_for_years_costs_no_look_and_is_foun
 
 def test_a_late_operation_comes_before_the_one_that_builds_on_it(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "LATE_AT_ONCE", 1)
+    monkeypatch.setattr(rows, "FIRST_SPAN", 1)
     log = Log(table)
     old = [log.begin() for _ in range(20)]
     for operation in old:

@@ -63,6 +63,16 @@ def test_a_table_that_is_not_registered(cli: CommandLine, tmp_path: Path, known:
     assert cli("ingest", tmp_path / "known.yaml").code == 0
 
 
+def test_a_configuration_without_a_name_is_given_one(cli: CommandLine, tmp_path: Path, known: dict[str, Any]) -> None:
+    raw = {key: value for key, value in known.items() if key != "graph_id"}
+    config = builds.config_file(tmp_path / "theirs.yaml", raw)
+    assert_refused(cli("ingest", config), "graph_id")
+    assert cli("attach", config, "--graph-id", "tissue").code == 0
+    said = cli("ingest", config, "--graph-id", "named", "--mode", "graph")
+    assert said.code == 0, said.err
+    assert json.loads(cli("list", "--json").out) == ["named", "tissue"]
+
+
 def second_graph(known: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {**{k: v for k, v in known.items() if k != "source"}, "graph_id": "second", **changes}
 

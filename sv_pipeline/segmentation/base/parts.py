@@ -27,6 +27,7 @@ from sv_pipeline.segmentation.base.markers import task_name
 from sv_pipeline.segmentation.base.source_record import SOURCE_RECORD
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.chunk_names import ChunkNames
+from sv_pipeline.storage.context import give_back_memory, uncached_context
 from sv_pipeline.storage.ocdbt_tree import References, encode_tree, tree_manifest
 from sv_pipeline.storage.retry import retry_transport
 from sv_pipeline.storage.stored_json import parse_stored
@@ -152,7 +153,8 @@ class _Merge:
 
     def one_range(self, number: int, n_ranges: int, keys: KeyRange, tasks: list[Triple]) -> None:
         """Merge the keys of a range, which parts of these tasks have; with the last range, all parts are merged."""
-        self._parts = {task: part for task, part in self._parts.items() if task in tasks}
+        # A context of its own for each commit, so that memory does not grow with the number of commits.
+        self._parts, self._store = {}, ocdbt.OcdbtStore(self._base.spec(), context=uncached_context())
         with self._store.transaction() as transaction:
             target = self._store.kv.with_transaction(transaction)
             copied = ts.KvStore.KeyRange(keys.first_key, keys.end)
@@ -162,6 +164,7 @@ class _Merge:
                 futures += self._marks(target)
             for future in futures:
                 future.result()
+        give_back_memory()
 
     def _copy(self, task: Triple, target: ts.KvStore, keys: ts.KvStore.KeyRange) -> ts.Future[Any]:
         if task not in self._parts:
