@@ -1,9 +1,9 @@
 """What a look of the edit feed costs beside a short log and a long one, beside reading the log once.
 
-    python -m benchmarks.edit_feed [--operations 1000 100000] [--backend sqlite] [--late 0.01]
+    python -m benchmarks.edit_feed [--operations 1000 100000] [--backend sqlite] [--late 100]
 
-A share of the operations of each log is unfinished for ever, as other software leaves what it has refused. The ratio in
-the last column is the one that counts: it must not grow with the log.
+Each log has as many operations that are unfinished for ever, as other software leaves what it has refused. The last
+column must not grow with the log.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def rows_of(first: int, last: int, late_every: int) -> Iterator[RowMutation]:
             yield RowMutation(keys.node_key(FIRST_ROOT + operation), made)
 
 
-def fill(table: Table, count: int, late: float) -> None:
+def fill(table: Table, count: int, late: int) -> None:
     """A log of so many operations."""
-    every = round(1 / late) if late else 0
+    every = count // late if late else 0
     for first in range(1, count + 1, 5_000):
         table.mutate(list(rows_of(first, min(first + 4_999, count), every)))
     table.increment(keys.OPERATION_COUNTER, COUNTER.key, count)
@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--operations", type=int, nargs="+", default=[1_000, 100_000])
     parser.add_argument("--backend", choices=["sqlite", "bigtable"], nargs="+", default=["sqlite", "bigtable"])
-    parser.add_argument("--late", type=float, default=0.01, help="share of operations that never finish")
+    parser.add_argument("--late", type=int, default=100, help="number of operations that never finish")
     options = parser.parse_args()
     print("backend   operations  begun in s   op/s  idle look ms  requests  look at 1 new ms  log read ms  look : log")
     for backend in options.backend:

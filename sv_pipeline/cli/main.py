@@ -43,6 +43,7 @@ COMMANDS = {
     "stuck": ("sv_pipeline.cli.stuck:stuck", "Find and recover edits whose process died."),
     "lag": ("sv_pipeline.cli.pyramid:lag", "Show how far coarser mips are behind."),
     "downsample": ("sv_pipeline.cli.pyramid:downsample", "Let coarser mips catch up with edits."),
+    "mend": ("sv_pipeline.cli.mend:mend", "Bring what other software wrote into our form; a dry run at first."),
     "verify": ("sv_pipeline.cli.inspect:verify", "Prove that a graph and its segmentation are sound."),
 }
 """Where each command is, and its line in the list of commands; loaded when it is called, so that help is instant."""
@@ -110,10 +111,12 @@ def cli(context: click.Context, home: str | None, *, verbose: bool, debug: bool)
     remember([value for name, value in os.environ.items() if name.lower().endswith(("_webhook", "_proxy"))])
     # Worker processes, and Dagster's resources, find the same home.
     os.environ[HOME_VARIABLE] = context.obj
+    # A program that reads the output gets one line for each message; a terminal gets it folded.
+    on_screen = sys.stderr.isatty()
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
+        format="%(message)s" if on_screen else "%(levelname)s: %(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False)] if on_screen else None,
     )
 
 

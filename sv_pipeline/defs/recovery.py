@@ -25,7 +25,13 @@ from sv_pipeline.reports.split_pictures import split_picture
 from sv_pipeline.storage.wall import wall
 from sv_pipeline.verify.postcheck import prove_ended
 
-__all__ = ["abandon_operation_job", "dead_recoveries_sensor", "recover_operation_job", "stuck_operations_sensor"]
+__all__ = [
+    "abandon_operation_job",
+    "dead_recoveries_sensor",
+    "mend_job",
+    "recover_operation_job",
+    "stuck_operations_sensor",
+]
 
 GRAPH_TAG, OPERATION_TAG, ATTEMPT_TAG = "sv/graph_id", "sv/op_id", "sv/attempt"
 ONE_AT_A_TIME_TAG = "sv/recovery_of"
@@ -208,6 +214,34 @@ def abandoned_in_one_process(config: AbandonConfig) -> dict[str, Any]:
 def abandon_operation_job() -> None:
     """Give one edit up that cannot be made again: take back what it wrote, free its locks, log why."""
     abandon_operation()
+
+
+class MendConfig(dg.Config):
+    """Which graph to mend."""
+
+    graph_id: str = Field(description="A registered graph.")
+    apply: bool = Field(default=False, description="Change it. By default, it is only said what would be changed.")
+
+
+@dg.op
+def mend_graph(context: dg.OpExecutionContext, pipeline: PipelineResource, config: MendConfig) -> None:
+    """Bring what other software has written into our form; or say what is in another form."""
+    with explained_failures():
+        report = recovery.mend(pipeline.dataset(config.graph_id).graph, apply=config.apply)
+    context.log.info("%s", report)
+    context.add_output_metadata(numbers(report.to_dict()))
+
+
+@dg.config_mapping
+def mended_in_one_process(config: MendConfig) -> dict[str, Any]:
+    """The graph for its step."""
+    return {"ops": {"mend_graph": {"config": config.model_dump()}}}
+
+
+@dg.job(config=mended_in_one_process, executor_def=dg.in_process_executor)
+def mend_job() -> None:
+    """Bring what other software has written in a graph into the form that sv_pipeline writes; a dry run by default."""
+    mend_graph()
 
 
 @dg.sensor(

@@ -78,6 +78,11 @@ class Subject:
         return self._once("the meta row", lambda: read_meta(self.table))
 
     @cached_property
+    def is_built_elsewhere(self) -> bool:
+        """Whether other software has built the graph: it leaves no ingest rows."""
+        return next(iter(self.table.scan([keys.ingest_range()], newest_only=True)), None) is None
+
+    @cached_property
     def volume(self) -> VolumeInfo:
         """Shape of the watershed."""
         return self._once("the watershed's info", lambda: read_info(self.fork.watershed_url))

@@ -22,6 +22,9 @@ __all__ = [
     "check_inf_edges",
     "check_pieces_in_chunks",
     "check_skip_connections",
+    "lifted",
+    "raised",
+    "stored_cross_edges",
 ]
 
 IntArray = npt.NDArray[np.int64]
@@ -44,15 +47,25 @@ def check_cross_edges(
     """
     count = len(nodes.ids)
     for layer in range(2, nodes.layout.n_layers):
-        must = _lifted(nodes, active, active.sure, layer)
-        may = _lifted(nodes, active, active.joined, layer)
-        stored = _stored_cross_edges(outcome, nodes, layer)
+        must = lifted(nodes, active, active.sure, layer)
+        may = lifted(nodes, active, active.joined, layer)
+        stored = stored_cross_edges(outcome, nodes, layer)
         outcome.checked += len(stored)
         judged = stored if complete is None else stored[complete[stored // max(count, 1)]]
+        missing, extra = np.setdiff1d(must, stored), np.setdiff1d(judged, may)
+        high, meant = raised(nodes, np.setdiff1d(stored, may), may)
+        foreign = np.intersect1d(extra, high)
+        if len(foreign):
+            outcome.foreign(
+                f"`cross_edges_{layer}` lead to an ancestor of the partner: readable; 'sv-pipeline mend' writes them "
+                "as they should be.",
+                int(nodes.ids[foreign[0] // count]),
+                len(foreign),
+            )
         for keys, message in (
-            (np.setdiff1d(must, stored), f"`cross_edges_{layer}` lack the edge to {{}}: write the row again."),
+            (np.setdiff1d(missing, meant), f"`cross_edges_{layer}` lack the edge to {{}}: write the row again."),
             (
-                np.setdiff1d(judged, may),
+                np.setdiff1d(extra, high),
                 f"`cross_edges_{layer}` hold an edge to {{}}, though no active edge leads there: write the row again.",
             ),
         ):
@@ -66,7 +79,7 @@ def check_cross_edges(
     report_where(outcome, roots, nodes.ids, "a root has cross edges: delete them.")
 
 
-def _lifted(nodes: Snapshot, active: ActiveEdges, which: BoolArray, layer: int) -> IntArray:
+def lifted(nodes: Snapshot, active: ActiveEdges, which: BoolArray, layer: int) -> IntArray:
     """Keys (node, partner) of all ``cross_edges_<layer>`` that the chosen atomic edges make."""
     at = which & (active.layers == layer)
     first, second = active.first[at], active.second[at]
@@ -79,7 +92,25 @@ def _lifted(nodes: Snapshot, active: ActiveEdges, which: BoolArray, layer: int) 
     return np.unique(np.concatenate(keys))
 
 
-def _stored_cross_edges(outcome: Outcome, nodes: Snapshot, layer: int) -> IntArray:
+def raised(nodes: Snapshot, wrong: IntArray, right: IntArray) -> tuple[IntArray, IntArray]:
+    """Pairs of keys (node, ancestor of partner) among ``wrong`` and (node, partner) among ``right``.
+
+    Keys are ``node * number of nodes + partner``, of indices of the snapshot.
+    """
+    count = max(len(nodes.ids), 1)
+    node, partner = right // count, right % count
+    found, of = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for layer in range(3, nodes.layout.n_layers + 1):
+        above = nodes.ancestors[layer][partner]
+        keys = node * count + above
+        at = (above != NONE) & (above != partner) & np.isin(keys, wrong)
+        found.append(keys[at])
+        of.append(right[at])
+    pairs = np.unique(np.stack([np.concatenate(found), np.concatenate(of)], axis=-1), axis=0)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def stored_cross_edges(outcome: Outcome, nodes: Snapshot, layer: int) -> IntArray:
     """Keys (node, partner) of the rows of nodes in use; odd ones are noted and left out."""
     cells = nodes.cross_edges.get(layer)
     if cells is None:

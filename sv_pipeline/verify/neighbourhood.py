@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from sv_pipeline.ids import IdLayout, UInt64Array
 from sv_pipeline.segmentation.fork.fork import Fork
+from sv_pipeline.storage.precomputed import open_volume
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import RowView, Table
 from sv_pipeline.verify import atomic_edges, edge_checks, snapshot, voxel_checks
@@ -223,7 +224,9 @@ def _voxels(around: _Surroundings) -> CheckResult:
         boxes.append(coordinate)
     if subject.fork.exists():
         groups = [coordinate[None] for coordinate in boxes]
-        voxel_checks.check_groups(outcome, lambda _: around.core, subject.grid, subject.voxels.open(0), groups)
+        source = open_volume(subject.fork.watershed_url) if subject.is_built_elsewhere else None
+        voxels = subject.voxels.open(0)
+        voxel_checks.check_groups(outcome, lambda _: around.core, subject.grid, voxels, groups, source=source)
     else:
         outcome.skipped = "the graph has no fork"
     return _result("voxels", "ids in the voxels are the live leaves, each in one piece", "chunks", outcome)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 __all__ = ["CheckResult", "Finding", "Outcome", "Severity", "VerifyReport"]
 
-Severity = Literal["error", "warning"]
+Severity = Literal["error", "foreign", "warning"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Finding:
     check: str
     """Name of the check."""
     severity: Severity
-    """Errors make a check fail; warnings do not."""
+    """Errors make a check fail. What is ``foreign`` does not: other software wrote it in a form that can be read and
+    brought into ours (`sv-pipeline mend`). Warnings do not either."""
     message: str
     """What is wrong, and what to do about it."""
     place: str
@@ -49,6 +50,10 @@ class Outcome:
     def warning(self, message: str, place: object, count: int = 1) -> None:
         """Note something odd that breaks no promise."""
         self._add("warning", message, place, count)
+
+    def foreign(self, message: str, place: object, count: int = 1) -> None:
+        """Note what other software wrote in a form of its own, which can be read."""
+        self._add("foreign", message, place, count)
 
     def _add(self, severity: Severity, message: str, place: object, count: int) -> None:
         for i, known in enumerate(self.findings):
@@ -85,8 +90,13 @@ class CheckResult:
         return tuple(finding for finding in self.findings if finding.severity == "error")
 
     @property
+    def foreign(self) -> tuple[Finding, ...]:
+        """Findings about another form of other software, which can be read."""
+        return tuple(finding for finding in self.findings if finding.severity == "foreign")
+
+    @property
     def warnings(self) -> tuple[Finding, ...]:
-        """Findings that do not."""
+        """Findings about something odd that breaks no promise."""
         return tuple(finding for finding in self.findings if finding.severity == "warning")
 
 
@@ -149,7 +159,10 @@ class VerifyReport:
         broken = [result.name for result in self.results if not result.passed]
         warnings = sum(len(result.warnings) for result in self.results)
         passed = f"{len(self.results) - len(broken)} of {len(self.results)} checks passed"
+        foreign = sum(finding.count for result in self.results for finding in result.foreign)
         tail = f", {warnings} warning(s)" if warnings else ""
+        if foreign:
+            tail += f", {foreign} written by other software: readable, can be normalised ('sv-pipeline mend')"
         scope = f", voxels of {self.sample} chunks only" if self.sample is not None else ""
         verdict = "is sound" if self.ok else "is NOT sound"
         return f"graph {self.graph_id} {verdict}: {passed}{tail} in {self.seconds:.1f} s{scope}"
@@ -160,6 +173,8 @@ def _mark(result: CheckResult) -> str:
         return "skipped" if result.passed else "blocked"
     if not result.passed:
         return "FAILED"
+    if result.foreign:
+        return "foreign"
     return "warning" if result.warnings else "ok"
 
 

@@ -11,6 +11,7 @@ from sv_pipeline.arguments import parse_callback, parse_count, parse_names
 from sv_pipeline.errors import ConfigError, SvPipelineError, UnavailableError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.fork.fork import Fork
+from sv_pipeline.storage.precomputed import open_volume
 from sv_pipeline.storage.wall import wall
 from sv_pipeline.table.interface import Table
 from sv_pipeline.verify import (
@@ -82,7 +83,9 @@ def _edge_files(subject: Subject, outcome: Outcome) -> None:
 
 
 def _voxels(subject: Subject, outcome: Outcome) -> None:
-    voxel_checks.check_voxels(outcome, subject.nodes_of, subject.grid, subject.voxels.open(0), **subject.options)
+    source = open_volume(subject.fork.watershed_url) if subject.is_built_elsewhere else None
+    voxels = subject.voxels.open(0)
+    voxel_checks.check_voxels(outcome, subject.nodes_of, subject.grid, voxels, source=source, **subject.options)
 
 
 def _base(subject: Subject, outcome: Outcome) -> None:

@@ -23,6 +23,12 @@ __all__ = ["check_groups", "check_voxels"]
 IntArray = npt.NDArray[np.int64]
 
 
+WITHOUT_NODE = (
+    "a supervoxel of the watershed has no node: other software gives none to those without an edge; 'sv-pipeline mend' "
+    "gives them one."
+)
+
+
 @dataclass
 class _Faults:
     """What one group of chunks has: message -> (first place, count)."""
@@ -45,6 +51,7 @@ def check_voxels(
     seed: int = 0,
     workers: int = 1,
     advance: Callable[[int, int], None] | None = None,
+    source: ts.TensorStore | None = None,
 ) -> None:
     """Ids in the voxels are the live leaves, each one 26-connected piece inside its own chunk.
 
@@ -64,10 +71,13 @@ def check_voxels(
         Threads.
     advance
         Called with (chunks done, all chunks).
+    source
+        The watershed's voxels, for a graph that other software has built: it gives no node to supervoxels without an
+        edge, and these are in the watershed.
     """
     total = min(grid.count(2), sample or grid.count(2))
     groups = chunk_groups(grid, sample, seed)
-    check_groups(outcome, nodes_of, grid, volume, groups, workers=workers, total=total, advance=advance)
+    check_groups(outcome, nodes_of, grid, volume, groups, workers=workers, total=total, advance=advance, source=source)
 
 
 def check_groups(
@@ -80,17 +90,20 @@ def check_groups(
     workers: int = 1,
     total: int = 0,
     advance: Callable[[int, int], None] | None = None,
+    source: ts.TensorStore | None = None,
 ) -> None:
     """What `check_voxels` does, for given groups of neighbouring chunks, each of coordinates of shape (n, 3)."""
-    for faults in in_order(lambda group: _check_group(nodes_of(group), grid, volume, group), groups, workers):
+    for faults in in_order(lambda group: _check_group(nodes_of(group), grid, volume, group, source), groups, workers):
         outcome.checked += faults.chunks
         for message, (place, count) in faults.found.items():
-            outcome.error(message, place, count)
+            (outcome.foreign if message == WITHOUT_NODE else outcome.error)(message, place, count)
         if advance is not None:
             advance(outcome.checked, total)
 
 
-def _check_group(nodes: Snapshot, grid: ChunkGrid, volume: ts.TensorStore, group: IntArray) -> _Faults:
+def _check_group(
+    nodes: Snapshot, grid: ChunkGrid, volume: ts.TensorStore, group: IntArray, source: ts.TensorStore | None
+) -> _Faults:
     boxes = [grid.box(2, coordinate) for coordinate in group]
     around = Box.of(
         np.min([box.start for box in boxes], axis=0),
@@ -105,13 +118,19 @@ def _check_group(nodes: Snapshot, grid: ChunkGrid, volume: ts.TensorStore, group
         chunk = int(nodes.layout.chunk_ids(1, coordinate))
         first = np.searchsorted(leaves, np.uint64(chunk), "left")
         stop = np.searchsorted(leaves, np.uint64(chunk | nodes.layout.max_segment(1)), "right")
-        _check_chunk(faults, nodes, leaves[first:stop], np.asfortranarray(labels), box, coordinate)
+        _check_chunk(faults, nodes, leaves[first:stop], np.asfortranarray(labels), box, coordinate, source)
         faults.chunks += 1
     return faults
 
 
 def _check_chunk(
-    faults: _Faults, nodes: Snapshot, leaves: UInt64Array, labels: UInt64Array, box: Box, coordinate: IntArray
+    faults: _Faults,
+    nodes: Snapshot,
+    leaves: UInt64Array,
+    labels: UInt64Array,
+    box: Box,
+    coordinate: IntArray,
+    source: ts.TensorStore | None,
 ) -> None:
     present = fastremap.unique(labels)
     present = present[present != 0]
@@ -121,10 +140,33 @@ def _check_chunk(
         faults.add("a leaf of the graph without any voxel in its chunk.", where, len(missing))
     strange = np.setdiff1d(present, leaves, assume_unique=True)
     if len(strange):
+        strange = _without_given(faults, nodes, strange, labels, box, source)
         _name_strange(faults, nodes, strange, labels, box, coordinate)
     pieces, n_pieces = cc3d.connected_components(labels, connectivity=26, return_N=True)
     if n_pieces != len(present):
         _name_pieces(faults, labels, pieces, box)
+
+
+def _without_given(
+    faults: _Faults,
+    nodes: Snapshot,
+    strange: UInt64Array,
+    labels: UInt64Array,
+    box: Box,
+    source: ts.TensorStore | None,
+) -> UInt64Array:
+    """Those ids that are not supervoxels of the watershed to which other software has given no node."""
+    unknown = strange[nodes.find(strange) == NONE]
+    if source is None or not len(unknown):
+        return strange
+    distinct, first = np.unique(labels, return_index=True)
+    places = np.stack(np.unravel_index(first[np.searchsorted(distinct, unknown)], labels.shape), axis=-1) + box.start
+    x, y, z = places.T
+    given = unknown[np.asarray(source.vindex[x, y, z].read().result(), np.uint64) == unknown]
+    if len(given):
+        at = places[unknown == given[0]][0]
+        faults.add(WITHOUT_NODE, f"voxel {_text(at)} (id {int(given[0])})", len(given))
+    return np.setdiff1d(strange, given, assume_unique=True)
 
 
 def _name_strange(
