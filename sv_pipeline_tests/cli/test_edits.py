@@ -76,7 +76,7 @@ def test_a_split_that_would_leave_one_object(cli: CommandLine, tmp_path: Path) -
     for command in ("preview", "split"):
         refused = cli(command, "ring", *sides, "--region-memory", 0)
         assert refused.code == 1
-        assert "still_connected" in refused.out + refused.err or "one object all the same" in refused.err
+        assert "still_connected" in refused.out + refused.err or "still one object" in refused.err
     assert "still one object" in cli("preview", "ring", *sides, "--partial").out
     assert "still one object" in cli("split", "ring", *sides, "--partial").out
     assert "still one object" in cli("ops", "ring").out
