@@ -112,7 +112,7 @@ def raised(nodes: Snapshot, wrong: IntArray, right: IntArray) -> tuple[IntArray,
     Returns
     -------
     tuple[IntArray, IntArray]
-        Pairs of a key in ``wrong``, (node, ancestor of partner), and a key in ``right``, (node, partner), shape (n,) each.
+        Keys in ``wrong``, of (node, ancestor of partner), and their counterparts in ``right``, of (node, partner).
     """
     count = max(len(nodes.ids), 1)
     node, partner = right // count, right % count
