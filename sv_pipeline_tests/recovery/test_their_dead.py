@@ -248,7 +248,7 @@ def test_a_dry_run_says_how_much_is_written_and_changes_nothing(theatre: Make, o
     (one,) = found_theirs(play)
     said = dry_run(play.scene.graph, one.operation_id).to_dict()
     assert said["new_rows_written"] > 0
-    assert "take back" in said["would"]
+    assert "roll it back" in said["would"]
     assert play.scene.rows() == before
 
 
