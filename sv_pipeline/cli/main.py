@@ -43,7 +43,7 @@ COMMANDS = {
     "stuck": ("sv_pipeline.cli.stuck:stuck", "Find and recover edits whose process died."),
     "lag": ("sv_pipeline.cli.pyramid:lag", "Show how far coarser mips are behind."),
     "downsample": ("sv_pipeline.cli.pyramid:downsample", "Let coarser mips catch up with edits."),
-    "mend": ("sv_pipeline.cli.mend:mend", "Bring what other software wrote into our form; a dry run at first."),
+    "mend": ("sv_pipeline.cli.mend:mend", "Bring what other software wrote into our form."),
     "verify": ("sv_pipeline.cli.inspect:verify", "Prove that a graph and its segmentation are sound."),
 }
 """Where each command is, and its line in the list of commands; loaded when it is called, so that help is instant."""
