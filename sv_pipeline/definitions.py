@@ -50,6 +50,7 @@ def defs() -> dg.Definitions:
             rebuild.rebuild_mip_job,
             recovery.recover_operation_job,
             recovery.abandon_operation_job,
+            recovery.mend_job,
         ],
         sensors=[
             sensors.registered_graphs_sensor,

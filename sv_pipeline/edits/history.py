@@ -24,6 +24,7 @@ from typing import Self
 import numpy as np
 
 from sv_pipeline.arguments import parse_user
+from sv_pipeline.edits.activated_edges import edges_activated_by
 from sv_pipeline.edits.merging import plan_addition
 from sv_pipeline.edits.plan.edit_plan import EditPlan
 from sv_pipeline.edits.plan.region import read_region
@@ -210,7 +211,7 @@ def _request(
     if operation.kind == "merge":
         edges = read_activated(graph.table, operation.operation_id)
         if edges is None:
-            edges = columns.ADDED_EDGES.newest(operation.row)
+            edges = edges_activated_by(graph, operation)
     else:
         edges = columns.REMOVED_EDGES.newest(operation.row)
     if edges is None or not len(edges):

@@ -4,6 +4,7 @@ from sv_pipeline.operations.errors import FinishedError, NotStuckError, Recovery
 from sv_pipeline.operations.unfinished import Unfinished, find_unfinished
 from sv_pipeline.recovery.at_once import recover_all
 from sv_pipeline.recovery.claiming import Claim, Watched, claim, take_up
+from sv_pipeline.recovery.mend import MendReport, mend
 from sv_pipeline.recovery.orphans import release_orphans
 from sv_pipeline.recovery.report import RecoveryReport
 from sv_pipeline.recovery.run import abandon, process_token, recover
@@ -12,6 +13,7 @@ from sv_pipeline.recovery.scan import all_unfinished, list_stuck
 __all__ = [
     "Claim",
     "FinishedError",
+    "MendReport",
     "NotStuckError",
     "RecoveryReport",
     "RecoveryStoppedError",
@@ -22,6 +24,7 @@ __all__ = [
     "claim",
     "find_unfinished",
     "list_stuck",
+    "mend",
     "process_token",
     "recover",
     "recover_all",

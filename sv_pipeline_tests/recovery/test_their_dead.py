@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,16 +12,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sv_pipeline import edits
+from sv_pipeline.edits import Points
 from sv_pipeline.graph import queries
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.operations.unfinished import Unfinished
+from sv_pipeline.operations.writing import own_key
 from sv_pipeline.recovery import NotStuckError, RecoveryStoppedError, all_unfinished, claiming, foreign, recover
 from sv_pipeline.recovery.assessment import State, assess
 from sv_pipeline.recovery.dry_run import dry_run
 from sv_pipeline.table import columns, keys
-from sv_pipeline.table.interface import RowMutation
-from sv_pipeline.testing.harness.actors import DONE
+from sv_pipeline.table.interface import DeleteCells, RowMutation
+from sv_pipeline.testing.harness.actors import DONE, OFFSET
 from sv_pipeline_tests.recovery.conftest import Theatre
+from sv_pipeline_tests.recovery.stage import Stage
+from sv_pipeline_tests.reference_data import contacts
 
 KILLED = -9
 both = pytest.mark.parametrize("backend", ["sqlite", "bigtable"])
@@ -29,7 +35,42 @@ Make = Callable[..., Theatre]
 LOCKING = ["half locked", "locked"]
 SHARES = [f"rows:{share}" for share in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)]
 ENDING = ["succeeded"]
-KINDS = ["merge", "merge by hand", "split", "undo of a merge"]
+KINDS = ["merge", "merge by hand", "plain split", "undo of a merge"]
+
+
+@pytest.fixture(autouse=True)
+def plain_split(stages: Callable[[str], Stage]) -> None:
+    """A split that takes no supervoxel, as one more request of the stage."""
+    requests = stages("sqlite").requests
+    if "plain split" not in requests:
+        requests["plain split"] = find_plain_split(stages("sqlite"))
+
+
+def find_plain_split(stage: Stage) -> dict[str, Any]:
+    """Two supervoxels of one object between which a cut of edges alone can be made; found by making it on a copy."""
+    scene = stage.copy()
+    try:
+        graph = scene.graph
+        voxels = np.asarray(graph.fork.open().read().result(), np.uint64)
+        origin = np.asarray(graph.grid.bounds.start)
+        pairs = [pair for pair in contacts(voxels) if len(set(queries.roots(graph, pair).tolist())) == 1]
+        for a, b in pairs:
+            sides = [(np.argwhere(voxels == sv)[0] + origin).tolist() for sv in (a, b)]
+            points = [Points.of(coordinates=[side]) for side in sides]
+            try:
+                request = edits.SplitRequest("tester", *points, OFFSET, disallow_isolating_cut=False)
+                edit = edits.split(graph, request, volume=graph.fork.open())
+            except edits.EditRefused:
+                continue
+            elsewhere = [np.asarray(stage.requests["elsewhere"][side][0]) for side in ("source", "sink")]
+            at = queries.supervoxels_at(graph, graph.fork.open(), elsewhere)
+            free = not np.isin(queries.roots(graph, at), edit.roots).any()
+            if not len(edit.supervoxels) and free:
+                return {"do": "split", "source": [sides[0]], "sink": [sides[1]]}
+            edits.undo(graph, edit.operation_id, "tester")
+    finally:
+        scene.remove()
+    raise AssertionError("no split without supervoxels can be made on the stage")
 
 
 @pytest.fixture
@@ -143,6 +184,24 @@ def test_locks_that_a_finished_operation_left_are_given_back(theatre: Make, back
         assert not found_theirs(play)
 
 
+@both
+def test_an_undo_of_their_merge_gives_what_an_undo_of_ours_gives(theatre: Make, backend: str) -> None:
+    """Their log names the user's edge only, although the merge made all edges between both objects active."""
+    play = theatre(backend)
+    before = play.scene.objects()
+    code, said = play.said(**{**play.request("merge"), "do": "their edit", "edit": "merge"}, theirs={})
+    assert code == DONE, said
+    merge = json.loads(said)["operation"]
+    assert play.do(do="undo", operation=merge) == DONE
+    play.scene.prove()
+    assert play.scene.objects() == before
+    merged_by_us = play.stage.requests["undo of a merge"]["operation"]
+    play.scene.table.mutate([RowMutation(own_key(merged_by_us), [DeleteCells()])])
+    assert play.do(do="undo", operation=merged_by_us) == DONE
+    play.scene.prove()
+    assert play.scene.objects() == play.twin("undo of a merge")
+
+
 def test_a_worker_that_has_only_begun_leaves_nothing(theatre: Make) -> None:
     play = theatre()
     before = play.scene.objects()
@@ -197,7 +256,8 @@ def test_a_recovery_of_theirs_may_be_killed_anywhere(theatre: Make) -> None:
     """Each step of a roll-back leaves what the next recovery finds and ends."""
     for kind, step in [
         *(("merge", s) for s in ("claimed", "switch back", "half switched back", "switched back", "nodes removed")),
-        *(("split", s) for s in ("half switched back", "rows removed", "clean", "cleaned", "replay", "half switched")),
+        *(("plain split", s) for s in ("half switched back", "rows removed", "clean", "cleaned", "replay")),
+        ("plain split", "half switched"),
         *(("supervoxel split", s) for s in ("claimed", "restored", "switched back", "nodes removed", "rows removed")),
         ("supervoxel split", "voxels written"),
     ]:

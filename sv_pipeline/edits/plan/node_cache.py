@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from sv_pipeline.algorithms.components import find
 from sv_pipeline.algorithms.edges import Edges
+from sv_pipeline.edits.plan.lowered_edges import lowered
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import take
 from sv_pipeline.graph.layers import LayeredEdges
@@ -185,7 +186,7 @@ class NodeCache:
             keys.node_ids(row_keys),
             newest_ids(PARENT, self._rows, row_keys),
             _substituted(newest_arrays(CHILDREN, self._rows, row_keys), self._links),
-            LayeredEdges(np.concatenate(layers), np.concatenate(parts)),
+            lowered(self._graph, LayeredEdges(np.concatenate(layers), np.concatenate(parts))),
         )
 
 
