@@ -1,1 +1,1 @@
-"""The command line. It wires; it holds no logic."""
+"""The command line. It calls the library and prints results, but holds no logic."""

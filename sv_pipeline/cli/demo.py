@@ -1,4 +1,4 @@
-"""The command ``demo``: one volume through the whole pipeline, verified and pictured."""
+"""The command ``demo``: it takes one volume through the whole pipeline, verifies the result and draws pictures."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _OBJECT_ARRAYS = ("agglomeration", "objects", "bodies", "groundtruth")
 
 @click.command()
 @click.argument("source", required=False)
-@click.option("--folder", default="demo", show_default=True, help="Where the demo puts its data and pictures.")
-@click.option("--chunk-size", metavar="X,Y,Z", default="64,64,64", show_default=True, help="Voxels of a chunk.")
-@click.option("--resolution", metavar="X,Y,Z", help="Nanometres per voxel, where the source does not tell.")
+@click.option("--folder", default="demo", show_default=True, help="Folder for data and pictures of the demo.")
+@click.option("--chunk-size", metavar="X,Y,Z", default="64,64,64", show_default=True, help="Size of a chunk in voxels.")
+@click.option("--resolution", metavar="X,Y,Z", help="Nanometres per voxel, if the source does not give them.")
 @click.pass_obj
 def demo(home: str, source: str | None, folder: str, chunk_size: str, resolution: str | None) -> None:
-    """Take SOURCE (.npz, .npy, or a precomputed volume) through the whole pipeline, embedded, no server needed.
+    """Take SOURCE (.npz, .npy, or a precomputed volume) through the whole pipeline, without any server.
 
-    Without SOURCE a synthetic neuropil is made. Ends with a proof of the result, pictures and a summary.
+    Without SOURCE, a synthetic neuropil is made. The demo ends with a verification, pictures and a summary.
     """
-    # Imported here: Dagster, pandas and matplotlib take seconds to load, and --help does without.
+    # Imported here, since Dagster, pandas and matplotlib take seconds to load, and --help does not need them.
     import yaml
 
     from sv_pipeline.config import parse_config
@@ -51,7 +51,7 @@ def demo(home: str, source: str | None, folder: str, chunk_size: str, resolution
     _materialize(dataset)
     pictures = place / "pictures" / dataset.graph_id
     written = _pictures(dataset, pictures)
-    click.echo("proving the result ...", err=True)
+    click.echo("verifying the result ...", err=True)
     report = verify_dataset(dataset)
     _summary(dataset, home, path, written, report.summary(), time.monotonic() - started)
     if not report.ok:
@@ -91,7 +91,7 @@ def _configuration(
 
 
 def _object_array(source: str) -> str | None:
-    """Array of a .npz that says which labels belong together, if it has one of the usual names."""
+    """Name of the array of an .npz that groups labels into objects, if one has a usual name."""
     import numpy as np
 
     try:

@@ -1,4 +1,4 @@
-"""Commands that edit: merge, split, preview, undo, redo, and the log of operations."""
+"""Commands that edit (merge, split, preview, undo, redo), draw an operation, or show the operation log."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ __all__ = ["merge", "operations", "picture", "preview", "redo", "split", "undo"]
 
 Command = Callable[..., Any]
 PNG = click.Path(dir_okay=False, writable=True, path_type=Path)
-_user = click.option("--user", help="Who edits. Default: the user of this machine.")
+_user = click.option("--user", help="User of the edit, for the log. Default: the user of this machine.")
 _partial = click.option(
     "--partial",
     is_flag=True,
-    help="Cut around the points only, even where both sides stay one object by a way around: one bridge at a time.",
+    help="Cut only around the points, even if both sides stay connected elsewhere: one bridge at a time.",
 )
 _partial_revert = click.option(
-    "--partial", is_flag=True, help="Make edges inactive even where that parts nothing, since other edits join them."
+    "--partial", is_flag=True, help="Make edges inactive even if that separates nothing, since other edits join them."
 )
 _region_memory = click.option(
     "--region-memory",
     type=Finite(0, 1e6),
     metavar="GB",
-    help="How much of the object may be looked at for a cut that parts the points. Default: 1.07.",
+    help="Memory for the part of the object that is searched for a cut between the points. Default: 1.07.",
 )
 _isolating = click.option(
     "--allow-isolating-cut/--refuse-isolating-cut",
     "isolating",
     default=None,
-    help="Make, or refuse, a cut around nothing but the supervoxels of the points of one side. Default: refused for "
-    "several, made for one.",
+    help="Allow or refuse a cut that separates only the supervoxels at the points of one side. Default: allowed for "
+    "one supervoxel, refused for several.",
 )
-_picture = click.option("--picture", type=PNG, metavar="FILE", help="Also write a picture of it, as PNG.")
+_picture = click.option("--picture", type=PNG, metavar="FILE", help="Also write a picture of the edit, as PNG.")
 
 
 def _opened(graph: str, home: str) -> OpenGraph:
-    # Imported here: what an open graph needs takes a second to load, and --help does without.
+    # Imported here, since the modules of an open graph take a second to load, and --help does not need them.
     from sv_pipeline.proofreading import open_graph
 
     return open_graph(graph, home)
 
 
 def _points(command: Command) -> Command:
-    """The two sides of a request."""
+    """Add the options for the two sides of a request."""
     for name, text in (
-        ("sink", "A voxel of the other side; repeatable. ID,X,Y,Z names the root or the supervoxel that is meant."),
-        ("source", "A voxel of one side; repeatable. ID,X,Y,Z names the root or the supervoxel that is meant."),
+        ("sink", "A voxel on the other side; repeatable. ID,X,Y,Z also names the root or supervoxel there."),
+        ("source", "A voxel on one side; repeatable. ID,X,Y,Z also names the root or supervoxel there."),
     ):
         command = click.option(f"--{name}", multiple=True, required=True, metavar="X,Y,Z", help=text, callback=_voxels)(
             command
@@ -70,7 +70,7 @@ def _voxels(_context: click.Context, option: click.Parameter, points: tuple[str,
 
 
 def _point(text: str, option: str) -> tuple[int, ...]:
-    """``x,y,z``, or ``id,x,y,z``."""
+    """Parse ``x,y,z`` or ``id,x,y,z``."""
     named, _, rest = text.partition(",")
     if text.count(",") == 3 and len(named) < 100 and named.strip().isdecimal():
         return int(named), *point(rest, option)
@@ -78,7 +78,7 @@ def _point(text: str, option: str) -> tuple[int, ...]:
 
 
 def _say(graph: OpenGraph, edit: CommittedEdit, picture: Path | None, *, as_json: bool) -> None:
-    """What was done; a picture that cannot be drawn does not make an edit that was made look like one that failed."""
+    """Print what an edit did. A picture that cannot be drawn does not let the command fail, since the edit was made."""
     from sv_pipeline.errors import SvPipelineError
     from sv_pipeline.reports.edit_numbers import edit_numbers
 
@@ -89,7 +89,7 @@ def _say(graph: OpenGraph, edit: CommittedEdit, picture: Path | None, *, as_json
         old, new = (", ".join(map(str, numbers[key])) for key in ("old_roots", "new_roots"))
         click.echo(f"operation {edit.id} ({edit.kind}, {numbers['edges']} edges): {old} -> {new}")
         if numbers["still_one_object"]:
-            click.echo("still one object: what was to be parted hangs together by a way around the cut")
+            click.echo("still one object: both sides of the cut are connected elsewhere")
         if numbers["replaced_supervoxels"]:
             replaced, fresh = numbers["replaced_supervoxels"], numbers["new_supervoxels"]
             click.echo(f"{replaced} supervoxels were replaced by {fresh}")
@@ -116,7 +116,7 @@ def _write(path: Path, png: bytes) -> None:
 def merge(
     home: str, graph: str, source: Any, sink: Any, user: str | None, picture: Path | None, *, as_json: bool
 ) -> None:
-    """Make one object of the two of GRAPH at --source and at --sink."""
+    """Merge the two objects of GRAPH at --source and at --sink into one."""
     opened = _opened(graph, home)
     _say(opened, opened.merge(source, sink, user=user), picture, as_json=as_json)
 
@@ -144,7 +144,7 @@ def split(
     isolating: bool | None,
     as_json: bool,
 ) -> None:
-    """Cut an object of GRAPH between --source and --sink, where that is cheapest."""
+    """Split an object of GRAPH between --source and --sink, by the cheapest cut."""
     options = _split_options(partial=partial, region_memory=region_memory, isolating=isolating)
     opened = _opened(graph, home)
     _say(opened, opened.split(source, sink, user=user, **options), picture, as_json=as_json)
@@ -176,7 +176,7 @@ def preview(
     isolating: bool | None,
     as_json: bool,
 ) -> None:
-    """Show what a split of GRAPH would do. Locks and writes nothing. Exit code 1 if it would be refused."""
+    """Show what a split of GRAPH would do. Nothing is locked or written. Exit code 1 if it would be refused."""
     options = _split_options(partial=partial, region_memory=region_memory, isolating=isolating)
     found = _opened(graph, home).preview_split(source, sink, **options)
     if picture is not None:
@@ -199,9 +199,7 @@ def _say_preview(numbers: dict[str, Any]) -> None:
         sides = f"{numbers['cut_voxels_source']:,} voxels to the source, {numbers['cut_voxels_sink']:,} to the sink"
         click.echo(f"{replaced} supervoxels would be split into {fresh}: {sides}")
     if numbers["region_enlarged"]:
-        click.echo(
-            f"more of the object was looked at than what is around the points: {numbers['region_enlarged']} times"
-        )
+        click.echo(f"the search was extended beyond the surroundings of the points: {numbers['region_enlarged']} times")
     if numbers["legal"]:
         still = ": still one object" if numbers["still_one_object"] else ""
         click.echo(f"objects afterwards: {numbers['objects']}{still}")
@@ -220,7 +218,7 @@ def _say_preview(numbers: dict[str, Any]) -> None:
 def undo(
     home: str, graph: str, operation: int, user: str | None, picture: Path | None, *, partial: bool, as_json: bool
 ) -> None:
-    """Take OPERATION of GRAPH back."""
+    """Undo OPERATION of GRAPH."""
     opened = _opened(graph, home)
     _say(opened, opened.undo(operation, user=user, allow_partial=partial), picture, as_json=as_json)
 
@@ -236,7 +234,7 @@ def undo(
 def redo(
     home: str, graph: str, operation: int, user: str | None, picture: Path | None, *, partial: bool, as_json: bool
 ) -> None:
-    """Make OPERATION of GRAPH, which was undone, again."""
+    """Redo OPERATION of GRAPH, which was undone."""
     opened = _opened(graph, home)
     _say(opened, opened.redo(operation, user=user, allow_partial=partial), picture, as_json=as_json)
 
@@ -247,7 +245,7 @@ def redo(
 @click.argument("file", type=PNG)
 @click.pass_obj
 def picture(home: str, graph: str, operation: int, file: Path) -> None:
-    """Draw OPERATION of GRAPH, before and after it, to FILE (PNG); also long after it was made."""
+    """Draw GRAPH before and after OPERATION, to FILE (PNG). This also works for old operations."""
     _write(file, _opened(graph, home).picture(operation))
 
 
@@ -257,7 +255,7 @@ def picture(home: str, graph: str, operation: int, file: Path) -> None:
 @json_option
 @click.pass_obj
 def operations(home: str, graph: str, last: int | None, *, as_json: bool) -> None:
-    """The operation log of GRAPH, newest last: what was asked for, by whom, and what came of it."""
+    """Show the operation log of GRAPH, newest last: the requests, their users and their results."""
     from sv_pipeline.cli.output import operations_table
 
     table = _opened(graph, home).operations(last)

@@ -1,4 +1,4 @@
-"""The command that shows the edit feed of a graph, and delivers it."""
+"""The command that shows or delivers the edit feed of a graph."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ __all__ = ["events"]
 
 @click.command()
 @click.argument("graph")
-@click.option("--since", type=click.IntRange(0), metavar="OPERATION", help="Only what follows the event of OPERATION.")
-@click.option("--follow", is_flag=True, help="Stay, and go on as edits finish. Without --since: new ones only.")
+@click.option("--since", type=click.IntRange(0), metavar="OPERATION", help="Only events after that of OPERATION.")
+@click.option(
+    "--follow", is_flag=True, help="Keep running, and show edits as they finish. Without --since: only new ones."
+)
 @click.option(
     "--interval",
     type=Finite(0.05, 3600),
     default=1.0,
     show_default=True,
-    help="Seconds between two looks with --follow.",
+    help="Seconds between two reads with --follow.",
 )
 @click.option(
     "--format",
@@ -35,19 +37,19 @@ __all__ = ["events"]
     type=click.Choice(["sv_pipeline", "pychunkedgraph"]),
     default="sv_pipeline",
     show_default=True,
-    help="With --json: all that is known; or the attributes and the payload of PyChunkedGraph's message.",
+    help="With --json: the complete event, or attributes and payload of PyChunkedGraph's message.",
 )
-@click.option("--deliver", is_flag=True, help="Deliver events to the graph's receivers, instead of showing them.")
-@click.option("--receivers", is_flag=True, help="Show how far each receiver is; nothing is delivered.")
+@click.option("--deliver", is_flag=True, help="Deliver events to the graph's receivers instead of showing them.")
+@click.option("--receivers", is_flag=True, help="Show the progress of each receiver; nothing is delivered.")
 @click.option(
     "--move",
     "moved",
     nargs=2,
     type=(str, click.IntRange(0)),
     metavar="RECEIVER NUMBER",
-    help="Let a receiver go on after the event with this number: back, or past one that it refuses.",
+    help="Let a receiver continue after the event NUMBER: an earlier one, or one that it refuses.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts; one object a line for events.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts; for events, one object per line.")
 @click.pass_obj
 def events(
     home: str,
@@ -62,9 +64,9 @@ def events(
     receivers: bool,
     as_json: bool,
 ) -> None:
-    """Show the finished edits of GRAPH, each after those that it builds on, whatever software made them."""
+    """Show the finished edits of GRAPH by any software, each after the edits that it builds on."""
     if sum((deliver, receivers, moved is not None, since is not None)) > 1:
-        raise click.UsageError("--since, --deliver, --receivers and --move exclude each other.")
+        raise click.UsageError("give only one of --since, --deliver, --receivers and --move.")
     from sv_pipeline.registry import open_dataset
 
     dataset = open_dataset(graph, home)
@@ -112,7 +114,7 @@ def _deliver(dataset: Dataset, interval: float, *, follow: bool) -> None:
         if not follow:
             failed = [outcome.receiver for outcome in outcomes if outcome.error]
             if failed:
-                raise UnavailableError(f"not all events were delivered: {', '.join(failed)} did not take them.")
+                raise UnavailableError(f"not all events were delivered: {', '.join(failed)} did not accept them.")
             if not any(outcome.behind for outcome in outcomes):
                 return
         time.sleep(interval)
@@ -141,4 +143,4 @@ def _move(dataset: Dataset, name: str, number: int) -> None:
     from sv_pipeline.feed.receivers import receiver_named
 
     move_to(dataset.graph.table, receiver_named(dataset, name), number)
-    click.echo(f"{name}: goes on after event {number}")
+    click.echo(f"{name}: continues after event {number}")

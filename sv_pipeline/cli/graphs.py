@@ -1,4 +1,4 @@
-"""Commands about which graphs are known: attach, list."""
+"""Commands about registered graphs: attach, list."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["attach", "list_graphs"]
 @graph_id_option
 @click.pass_obj
 def attach(home: str, config: str, graph_id: str | None) -> None:
-    """Make the graph of CONFIG known, whose table exists already (built elsewhere, or by PyChunkedGraph)."""
+    """Register the graph of CONFIG, whose table exists already (made from another home, or by PyChunkedGraph)."""
     from sv_pipeline.config import load_config
     from sv_pipeline.ingest import stages
 
@@ -26,7 +26,7 @@ def attach(home: str, config: str, graph_id: str | None) -> None:
 @json_option
 @click.pass_obj
 def list_graphs(home: str, *, as_json: bool) -> None:
-    """The graphs that are known here."""
+    """List the graphs that are registered in this home."""
     from sv_pipeline.registry import Registry
 
     graph_ids = Registry(home).graph_ids()

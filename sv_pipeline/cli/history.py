@@ -1,4 +1,4 @@
-"""Commands about what was edited: the change log of objects and users, and rolling a user's edits back."""
+"""Commands about past edits: the change log of objects and users, and the rollback of a user's edits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _since = click.option(
     "--since",
     metavar="MOMENT",
     callback=_moment,
-    help="Edits of this time or later, such as 2026-01-31T12:00:00+01:00; or from this number of an operation on.",
+    help="Only edits at or after this time, such as 2026-01-31T12:00:00+01:00, or from this operation number on.",
 )
 
 
@@ -54,7 +54,7 @@ def change_log(
     *,
     as_json: bool,
 ) -> None:
-    """The edits that objects of GRAPH came from, or that a user made, oldest first: points, roots before and after."""
+    """Show the edits that led to objects of GRAPH, or those of a user, oldest first, with points and roots."""
     from sv_pipeline.proofreading import open_graph
 
     opened = open_graph(graph, home)
@@ -64,31 +64,31 @@ def change_log(
 
 @click.command()
 @click.argument("graph")
-@click.option("--user", required=True, help="Whose edits.")
+@click.option("--user", required=True, help="User whose edits are undone.")
 @_since
-@click.option("--apply", is_flag=True, help="Make the undos. Without it, nothing is written.")
+@click.option("--apply", is_flag=True, help="Make the undos. Without this option nothing is written.")
 @click.option(
-    "--over-others", is_flag=True, help="Take back also what later edits of others stand on; what those changed stays."
+    "--over-others", is_flag=True, help="Also undo edits on which later edits of others depend; those edits are kept."
 )
-@click.option("--by", help="The user of the undos. Default: you.")
+@click.option("--by", help="User of the undos, for the log. Default: the user of this machine.")
 @json_option
 @click.pass_obj
 def rollback(
     home: str, graph: str, user: str, since: Any, by: str | None, *, apply: bool, over_others: bool, as_json: bool
 ) -> None:
-    """Take back what a user has edited in GRAPH since a moment, newest first: each edit by an undo of its own.
+    """Undo what a user has edited in GRAPH since a time or an operation, newest first, each edit by its own undo.
 
-    Without --apply it shows what would be done. It can be run again after it has died, and goes on.
+    Without --apply the command only shows what would be done. If it is interrupted, run it again: it continues.
     """
     if since is None:
-        raise click.UsageError("name the moment from which on edits are taken back, with --since.")
+        raise click.UsageError("give --since, the time or operation from which on edits are undone.")
     from sv_pipeline.proofreading import open_graph
 
     steps = open_graph(graph, home).rollback(user, since, apply=apply, over_others=over_others, by=by)
     _print(steps, f"{user} has made no edits since then", as_json=as_json)
     if not apply and not as_json and (steps["verdict"] == "undo").any():
         count = int((steps["verdict"] == "undo").sum())
-        click.echo(f"{count} edit(s) would be taken back: nothing was written. Run it with --apply to do it.")
+        click.echo(f"{count} edit(s) would be undone; nothing was written. Run the command with --apply to undo them.")
 
 
 def _print(table: pd.DataFrame, nothing: str, *, as_json: bool) -> None:

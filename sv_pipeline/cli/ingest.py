@@ -14,7 +14,7 @@ __all__ = ["ingest", "purge_layer"]
 
 
 def _layers(text: str | None) -> list[int] | None:
-    """``"3"``, ``"2-4"`` or ``"2,5"`` as layers."""
+    """Parse ``"3"``, ``"2-4"`` or ``"2,5"`` as layers."""
     if text is None:
         return None
     layers: list[int] = []
@@ -31,11 +31,13 @@ def _layers(text: str | None) -> list[int] | None:
 @click.option(
     "--mode",
     type=click.Choice([mode.value for mode in IngestMode]),
-    help="graph: rows only; voxels: base and fork only; both; setup: only create table and base. "
-    "Default: what the configuration says (both).",
+    help="graph: only rows; voxels: only base and fork; both; setup: only create table and base. "
+    "Default: the mode in the configuration, or both.",
 )
-@click.option("--layers", metavar="2-4", help="Only these layers (no fork then). Default: all.")
-@click.option("--workers", type=click.IntRange(1), help="Processes to use. Default: what the configuration says.")
+@click.option("--layers", metavar="2-4", help="Build only these layers, and no fork. Default: all.")
+@click.option(
+    "--workers", type=click.IntRange(1), help="Number of processes. Default: the number in the configuration."
+)
 @graph_id_option
 @json_option
 @click.pass_obj
@@ -49,9 +51,9 @@ def ingest(
     *,
     as_json: bool,
 ) -> None:
-    """Build the graph that CONFIG (a dataset YAML) describes, as far as it is not built yet.
+    """Build everything that is missing of the graph that CONFIG (a dataset YAML) describes.
 
-    Interrupted or failed? Run the same command again: only unfinished chunks are done.
+    If the command fails or is interrupted, run it again: only unfinished chunks are built.
     """
     from sv_pipeline.ingest import run, stages
     from sv_pipeline.reports.status import graph_status
@@ -76,9 +78,9 @@ def ingest(
 @json_option
 @click.pass_obj
 def purge_layer(home: str, graph: str, layer: int, *, yes: bool, as_json: bool) -> None:
-    """Forget LAYER of GRAPH and all layers above it, so that they are built again.
+    """Remove LAYER of GRAPH and all layers above it, so that they can be built again.
 
-    Removes done-markers and the rows these layers made. Voxels stay. Refused once the graph has edits.
+    This removes the done-markers and rows of these layers, but no voxels. It is refused if the graph has edits.
     """
     from sv_pipeline.ingest import progress, stages
     from sv_pipeline.registry import open_dataset
@@ -92,4 +94,4 @@ def purge_layer(home: str, graph: str, layer: int, *, yes: bool, as_json: bool) 
     if as_json:
         print_json(graph_status(dataset).to_dict())
     else:
-        click.echo(f"layers {layer} to {dataset.grid.n_layers} of {graph} are to be built again: sv-pipeline ingest")
+        click.echo(f"layers {layer} to {dataset.grid.n_layers} of {graph} can be built again with 'sv-pipeline ingest'")

@@ -1,4 +1,4 @@
-"""Commands that look: status, roots, info, verify. None of them writes."""
+"""Commands that only read: status, roots, info, verify."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["info", "point", "roots", "status", "verify"]
 
 @click.command()
 @click.argument("graph")
-@click.option("--watch", is_flag=True, help="Stay, and refresh until everything is done.")
+@click.option("--watch", is_flag=True, help="Keep running, and refresh until everything is done.")
 @click.option(
     "--interval",
     type=Finite(0.1, 86400),
     default=2.0,
     show_default=True,
-    help="Seconds between two looks with --watch.",
+    help="Seconds between two reads with --watch.",
 )
 @json_option
 @click.pass_obj
 def status(home: str, graph: str, interval: float, *, watch: bool, as_json: bool) -> None:
-    """How far the ingest of GRAPH is: per layer the chunks, done, failed, and chunks per second."""
+    """Show the progress of the ingest of GRAPH: for each layer the chunks, done and failed ones, and their rate."""
     from sv_pipeline.registry import open_dataset
     from sv_pipeline.reports.status import graph_status
 
@@ -50,7 +50,7 @@ def status(home: str, graph: str, interval: float, *, watch: bool, as_json: bool
 
 
 def point(text: str, option: str = "--at") -> tuple[int, int, int]:
-    """``x,y,z`` as a voxel."""
+    """Parse ``x,y,z`` as a voxel."""
     try:
         x, y, z = (int(part) for part in text.split(","))
     except ValueError as error:
@@ -77,9 +77,9 @@ def _time(_context: click.Context, _option: click.Parameter, text: str | None) -
     "when",
     metavar="TIME",
     callback=_time,
-    help="As of this time, such as 2026-01-31T12:00:00+01:00; UTC where it names no zone. Default: now.",
+    help="Roots at this time, such as 2026-01-31T12:00:00+01:00; UTC if it has no zone. Default: now.",
 )
-@click.option("--op", "operation", type=click.IntRange(1), help="As of just after this operation.")
+@click.option("--op", "operation", type=click.IntRange(1), help="Roots just after this operation.")
 @json_option
 @click.pass_obj
 def roots(
@@ -92,12 +92,12 @@ def roots(
     *,
     as_json: bool,
 ) -> None:
-    """The roots (neurons) of SUPERVOXELS of GRAPH, or of what lies at the points given with --at."""
+    """Look up the roots (neurons) of SUPERVOXELS of GRAPH, or of the supervoxels at the points given with --at."""
 
     from sv_pipeline.proofreading import open_graph
 
     if when is not None and operation is not None:
-        raise click.UsageError("give --time or --op: each is a moment.")
+        raise click.UsageError("give either --time or --op, not both.")
     opened = open_graph(graph, home)
     at = operation if when is None else when
     if not points and not supervoxels:
@@ -113,11 +113,11 @@ def roots(
 
 @click.command()
 @click.argument("graph")
-@click.option("--graphene", is_flag=True, help="Print the info document of a graphene data source, as JSON.")
+@click.option("--graphene", is_flag=True, help="Print the info document for a graphene data source, as JSON.")
 @json_option
 @click.pass_obj
 def info(home: str, graph: str, *, graphene: bool, as_json: bool) -> None:
-    """What GRAPH is and how to read it: TensorStore specs for every mip, latest and pinned."""
+    """Show how to read GRAPH: its size, and TensorStore specs for every mip, latest and pinned."""
     from sv_pipeline.registry import open_dataset
     from sv_pipeline.reports.info import graph_info
 
@@ -147,12 +147,16 @@ def info(home: str, graph: str, *, graphene: bool, as_json: bool) -> None:
 @click.command()
 @click.argument("graph")
 @click.option("--check", "checks", multiple=True, help="Only this check; repeatable. Default: all.")
-@click.option("--sample", type=click.IntRange(1), help="Voxel checks on so many chunks only (seeded). Default: all.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Threads for voxel checks.")
+@click.option(
+    "--sample", type=click.IntRange(1), help="Check the voxels of only so many chunks, chosen at random. Default: all."
+)
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Number of threads for voxel checks."
+)
 @json_option
 @click.pass_obj
 def verify(home: str, graph: str, checks: tuple[str, ...], sample: int | None, workers: int, *, as_json: bool) -> None:
-    """Prove that GRAPH and its segmentation are sound; names the first place of every fault. Exit code 1 on faults."""
+    """Prove that GRAPH and its segmentation are sound. Every fault is shown with its first place (exit code 1)."""
     from sv_pipeline.registry import open_dataset
     from sv_pipeline.verify.dataset import verify_dataset
 

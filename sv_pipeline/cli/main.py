@@ -1,4 +1,4 @@
-"""The command ``sv-pipeline``: it parses, calls the rooms below, and prints. Each error is one message."""
+"""The command ``sv-pipeline``: it parses arguments, calls the library and prints. Each error is one message."""
 
 from __future__ import annotations
 
@@ -19,45 +19,45 @@ __all__ = ["COMMANDS", "DEFECT_EXIT_CODE", "cli", "main"]
 
 DEBUG_VARIABLE = "SV_PIPELINE_DEBUG"
 DEFECT_EXIT_CODE = 70
-"""Of a command that met an error which nobody has foreseen."""
+"""Exit code of a command that ended with an unexpected error."""
 
 COMMANDS = {
     "demo": ("sv_pipeline.cli.demo:demo", "Take a volume through the whole pipeline, and show the result."),
-    "ingest": ("sv_pipeline.cli.ingest:ingest", "Build a graph, as far as it is not built yet."),
-    "purge-layer": ("sv_pipeline.cli.ingest:purge_layer", "Undo a layer and those above, to build them again."),
-    "attach": ("sv_pipeline.cli.graphs:attach", "Make a graph known whose table exists already."),
-    "list": ("sv_pipeline.cli.graphs:list_graphs", "Show which graphs are known."),
-    "status": ("sv_pipeline.cli.inspect:status", "Show how far an ingest is."),
+    "ingest": ("sv_pipeline.cli.ingest:ingest", "Build everything that is missing of a graph."),
+    "purge-layer": ("sv_pipeline.cli.ingest:purge_layer", "Remove a layer and those above, to build them again."),
+    "attach": ("sv_pipeline.cli.graphs:attach", "Register a graph whose table exists already."),
+    "list": ("sv_pipeline.cli.graphs:list_graphs", "List the registered graphs."),
+    "status": ("sv_pipeline.cli.inspect:status", "Show the progress of an ingest."),
     "roots": ("sv_pipeline.cli.inspect:roots", "Look up the neurons of supervoxels or points."),
-    "info": ("sv_pipeline.cli.inspect:info", "Show what a graph is and how to read it."),
-    "merge": ("sv_pipeline.cli.edits:merge", "Make one object of two."),
-    "split": ("sv_pipeline.cli.edits:split", "Cut an object between two sets of points."),
+    "info": ("sv_pipeline.cli.inspect:info", "Show how to read a graph."),
+    "merge": ("sv_pipeline.cli.edits:merge", "Merge two objects into one."),
+    "split": ("sv_pipeline.cli.edits:split", "Split an object between two sets of points."),
     "preview": ("sv_pipeline.cli.edits:preview", "Show what a split would do; nothing is written."),
-    "undo": ("sv_pipeline.cli.edits:undo", "Take an operation back."),
-    "redo": ("sv_pipeline.cli.edits:redo", "Make an undone operation again."),
-    "picture": ("sv_pipeline.cli.edits:picture", "Draw an operation, before and after it."),
+    "undo": ("sv_pipeline.cli.edits:undo", "Undo an operation."),
+    "redo": ("sv_pipeline.cli.edits:redo", "Redo an operation that was undone."),
+    "picture": ("sv_pipeline.cli.edits:picture", "Draw a picture before and after an operation."),
     "ops": ("sv_pipeline.cli.edits:operations", "Show the operation log."),
     "change-log": ("sv_pipeline.cli.history:change_log", "Show the edits of objects or of a user, with roots."),
-    "rollback": ("sv_pipeline.cli.history:rollback", "Take back what a user has edited; a dry run at first."),
-    "events": ("sv_pipeline.cli.events:events", "Show finished edits as they come; deliver them to receivers."),
+    "rollback": ("sv_pipeline.cli.history:rollback", "Undo the edits of a user; a dry run by default."),
+    "events": ("sv_pipeline.cli.events:events", "Show finished edits, or deliver them to receivers."),
     "stuck": ("sv_pipeline.cli.stuck:stuck", "Find and recover edits whose process died."),
     "lag": ("sv_pipeline.cli.pyramid:lag", "Show how far coarser mips are behind."),
-    "downsample": ("sv_pipeline.cli.pyramid:downsample", "Let coarser mips catch up with edits."),
-    "mend": ("sv_pipeline.cli.mend:mend", "Bring what other software wrote into our form."),
+    "downsample": ("sv_pipeline.cli.pyramid:downsample", "Bring coarser mips up to date with edits."),
+    "mend": ("sv_pipeline.cli.mend:mend", "Convert what other software wrote to our form."),
     "verify": ("sv_pipeline.cli.inspect:verify", "Prove that a graph and its segmentation are sound."),
 }
-"""Where each command is, and its line in the list of commands; loaded when it is called, so that help is instant."""
+"""Place and summary of each command; a command is loaded when it is called, so that help is instant."""
 
 
 class _Commands(click.Group):
-    """Knows the commands by name, loads one when it is called."""
+    """A group that knows its commands by name, and loads a command when it is called."""
 
     def list_commands(self, _context: click.Context) -> list[str]:
-        """Names, in the order in which an operator meets them."""
+        """Return the names of the commands, in the order in which an operator needs them."""
         return list(COMMANDS)
 
     def get_command(self, _context: click.Context, name: str) -> click.Command | None:
-        """The command, loaded; None if there is none of this name."""
+        """Load a command; returns None if there is none of this name."""
         if name not in COMMANDS:
             return None
         module, attribute = COMMANDS[name][0].split(":")
@@ -65,14 +65,14 @@ class _Commands(click.Group):
         return command
 
     def resolve_command(self, context: click.Context, arguments: list[str]) -> Any:
-        """As click does, but naming the commands that there are."""
+        """Do the same as click, but list the existing commands if there is none of this name."""
         name = arguments[0]
         if not name.startswith("-") and name not in COMMANDS:
-            context.fail(f"there is no command {name!r}; there are {', '.join(COMMANDS)}.")
+            context.fail(f"there is no command {name!r}; the commands are {', '.join(COMMANDS)}.")
         return super().resolve_command(context, arguments)
 
     def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands, without loading any."""
+        """Write the list of commands, without loading any."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
@@ -81,11 +81,11 @@ class _Commands(click.Group):
 @click.option(
     "--home",
     metavar="FOLDER",
-    help="Where registered graphs live (a folder or a kvstore URL). "
-    "Default: $SV_PIPELINE_HOME, else ./.sv_pipeline if it is there, else ~/.sv_pipeline.",
+    help="Home with the registered graphs (a folder or a kvstore URL). "
+    "Default: $SV_PIPELINE_HOME, else ./.sv_pipeline if it exists, else ~/.sv_pipeline.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Also log what happens inside.")
-@click.option("--debug", is_flag=True, help="Also show where an error was raised.")
+@click.option("-v", "--verbose", is_flag=True, help="Also print log messages of level INFO.")
+@click.option("--debug", is_flag=True, help="Also print the traceback of an error.")
 @click.version_option(package_name="sv_pipeline")
 @click.pass_context
 def cli(context: click.Context, home: str | None, *, verbose: bool, debug: bool) -> None:
@@ -94,11 +94,11 @@ def cli(context: click.Context, home: str | None, *, verbose: bool, debug: bool)
     \b
     A graph is described by one YAML file and known by its graph id:
       sv-pipeline ingest my_graph.yaml     build everything that is missing
-      sv-pipeline status my_graph          how far each layer is
+      sv-pipeline status my_graph          show the progress of each layer
       sv-pipeline verify my_graph          prove that the result is sound
-      sv-pipeline info my_graph            what a reader needs to open it
+      sv-pipeline info my_graph            show what a reader needs to open it
     """
-    # Imported here: what these load takes a second, and --help does without.
+    # Imported here, since these modules take a second to load, and --help does not need them.
     from rich.console import Console
     from rich.logging import RichHandler
 
@@ -109,7 +109,7 @@ def cli(context: click.Context, home: str | None, *, verbose: bool, debug: bool)
     if debug:
         os.environ[DEBUG_VARIABLE] = "1"
     remember([value for name, value in os.environ.items() if name.lower().endswith(("_webhook", "_proxy"))])
-    # Worker processes, and Dagster's resources, find the same home.
+    # With this variable, worker processes and Dagster's resources find the same home.
     os.environ[HOME_VARIABLE] = context.obj
     # A program that reads the output gets one line for each message; a terminal gets it folded.
     on_screen = sys.stderr.isatty()
@@ -121,8 +121,8 @@ def cli(context: click.Context, home: str | None, *, verbose: bool, debug: bool)
 
 
 def main() -> None:
-    """Entry point."""
-    # Asked to end, as by Ctrl-C: so that the last line says what was left.
+    """Run the command line and exit with its exit code."""
+    # SIGTERM ends the command in the same way as Ctrl-C, so that the last line says what was left.
     signal.signal(signal.SIGTERM, lambda *_: _stop())
     try:
         cli(standalone_mode=False)
@@ -134,22 +134,22 @@ def main() -> None:
             click.echo(f"Error: {redacted(said)}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        # The process that reads our output has seen enough; Python would complain about it once more at the end.
+        # The reader of our output has closed it. Without this, Python would report the error again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (click.Abort, KeyboardInterrupt) as stop:
         notes = notes_of(stop) or notes_of(stop.__context__)
-        left = notes or ["What was finished stays finished, run the same command to go on."]
+        left = notes or ["Finished work is kept. Run the same command again to continue."]
         click.echo("\n".join(["stopped.", *left]), err=True)
         sys.exit(130)
-    except Exception as error:  # noqa: BLE001 - the last wall: whatever it is, a person gets one message
+    except Exception as error:  # noqa: BLE001 - at the last wall, every error becomes one message for the user
         sys.exit(_explain(error))
 
 
 def _explain(error: Exception) -> int:
-    """One message about an error that has ended a command, and the exit code."""
+    """Print one message about the error that has ended a command, and return the exit code."""
     if not isinstance(error, SvPipelineError):
-        # Imported here: what these load takes a second, and --help does without.
+        # Imported here, since it takes a second to load, and --help does not need it.
         from sv_pipeline.storage.wall import our_error
 
         ours = our_error(error)

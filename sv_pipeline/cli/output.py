@@ -1,4 +1,4 @@
-"""How the terminal shows values: JSON for scripts, tables and progress bars for people."""
+"""Output of values in a terminal: JSON for scripts, tables and progress bars for people."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ __all__ = ["Finite", "ProgressBars", "graph_id_option", "json_option", "operatio
 
 
 class Finite(click.FloatRange):
-    """A number in a range; ``nan`` is in none, though it compares as if it were in all."""
+    """A finite number in a range. ``nan`` is rejected here, since its comparisons would let it pass."""
 
     name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number; click's own error for what is none."""
+        """Convert a value to a number; anything else gets click's own error."""
         number = super().convert(value, param, ctx)
         if number is not None and not math.isfinite(number):
-            self.fail(f"{value!r} is no number.", param, ctx)
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
 
 
 graph_id_option = click.option(
     "--graph-id",
     metavar="NAME",
-    help="Name of the graph, for a CONFIG without one, such as those of PyChunkedGraph.",
+    help="Id of the graph, for a CONFIG without one, such as a configuration of PyChunkedGraph.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document on standard output."""
     click.echo(json.dumps(value, indent=1, default=str))
 
 
 class ProgressBars(progress.Progress):
-    """A bar per step, on standard error."""
+    """Shows a progress bar for each step, on standard error."""
 
     def __init__(self, unit: str = "chunks") -> None:
         self._bars = Progress(
@@ -78,7 +78,7 @@ class ProgressBars(progress.Progress):
         self._bars.stop()
 
     def begin(self, name: str, total: int) -> None:
-        """A bar for a step; an empty step shows as complete."""
+        """Add a bar for a step; an empty step shows as complete."""
         self._current = self._bars.add_task(name, total=max(total, 1), completed=0 if total else 1)
 
     def advance(self, chunks: int) -> None:
@@ -97,7 +97,7 @@ _STATE_STYLE = {"done": "green", "failed": "red", "partly": "yellow", "waiting":
 
 
 def status_table(status: GraphStatus) -> Table:
-    """The status as a table for people."""
+    """Return the status as a table for people."""
     table = Table(title=f"graph {status.graph_id}", title_justify="left")
     for name in ("stage", "state"):
         table.add_column(name)
@@ -128,7 +128,7 @@ def status_table(status: GraphStatus) -> Table:
 
 
 def operations_table(log: pd.DataFrame) -> str:
-    """The operation log as text: a line for each, as long as it needs to be."""
+    """Return the operation log as text, with one line of any length for each operation."""
     shown = log.reset_index()
     shown["time"] = shown["time"].map(lambda t: "" if t is None else f"{t:%Y-%m-%d %H:%M:%S}")
     shown["about"] = shown["about"].map(lambda i: f"of {i}" if i else "")
@@ -142,7 +142,7 @@ def operations_table(log: pd.DataFrame) -> str:
 
 
 def _first(ids: list[int], points: list[list[int]]) -> str:
-    """The first point of a side, and how many more there are."""
+    """Text with the first point of a side, and how many more there are."""
     if not ids and not points:
         return ""
     where = ",".join(map(str, points[0])) if points else ""

@@ -23,7 +23,7 @@ __all__ = ["downsample", "lag"]
 @json_option
 @click.pass_obj
 def lag(home: str, graph: str, *, as_json: bool) -> None:
-    """How far the coarser mips of GRAPH are behind its base mip."""
+    """Show how far the coarser mips of GRAPH are behind its mip 0."""
     dataset = open_dataset(graph, home)
     found = lag_of_graph(dataset)
     if as_json:
@@ -34,20 +34,22 @@ def lag(home: str, graph: str, *, as_json: bool) -> None:
 
 @click.command()
 @click.argument("graph")
-@click.option("--op", "operations", multiple=True, type=click.IntRange(1), help="Only this operation; repeatable.")
+@click.option("--op", "operations", multiple=True, type=click.IntRange(1), help="Only for this operation; repeatable.")
 @click.option("--all", "everything", is_flag=True, help="Make all coarser mips again, whether behind or not.")
-@click.option("--memory", "megabytes", default=1024, show_default=True, type=click.IntRange(32), help="Budget in MB.")
+@click.option(
+    "--memory", "megabytes", default=1024, show_default=True, type=click.IntRange(32), help="Memory budget in MB."
+)
 @json_option
 @click.pass_obj
 def downsample(
     home: str, graph: str, operations: tuple[int, ...], megabytes: int, *, everything: bool, as_json: bool
 ) -> None:
-    """Make the coarser mips of GRAPH where edits have changed the base mip. Exit code 1 if something is left.
+    """Bring the coarser mips of GRAPH up to date where edits have changed mip 0. Exit code 1 if something is left.
 
-    Safe to run at any time, several times at once, and again after it was killed.
+    The command may be run at any time, several times at once, and again after it was killed.
     """
     if everything and operations:
-        raise click.UsageError("give either --all or --op.")
+        raise click.UsageError("give either --all or --op, not both.")
     dataset = open_dataset(graph, home)
     fork, table, budget = dataset.fork, dataset.existing_table, megabytes << 20
     if not operations:
@@ -63,7 +65,7 @@ def downsample(
         what = "the whole volume" if everything else f"{len(report.operations)} operations"
         done = f"{report.blocks} blocks of {what} in {report.seconds:.1f} s: "
         written = f"{report.work.chunks_written} of {report.work.chunks_made} storage chunks were different"
-        left = "" if report.complete else "; some blocks are left, run again (another job may be at them)"
+        left = "" if report.complete else "; some blocks are left, run again (another job may be working on them)"
         click.echo(done + written + left)
     if not report.complete:
         sys.exit(1)

@@ -39,14 +39,18 @@ class _Duration(click.ParamType):  # type: ignore[type-arg]
 
 
 _min_age = click.option(
-    "--min-age", type=_Duration(), default="10m", show_default=True, help="Leave younger operations out: 90s, 10m, 1h."
+    "--min-age",
+    type=_Duration(),
+    default="10m",
+    show_default=True,
+    help="Leave out operations younger than this: 90s, 10m, 1h.",
 )
 
 
 _take_locks = click.option(
     "--take-locks",
     is_flag=True,
-    help="Put locks back that somebody has removed, where nobody has edited since; refused where somebody has.",
+    help="Restore locks that were removed, where no edit was made since then; refused where one was.",
 )
 
 
@@ -55,22 +59,22 @@ def stuck() -> None:
     """Find and recover edits whose process died.
 
     \b
-      sv-pipeline stuck list GRAPH               what is unfinished
-      sv-pipeline stuck show GRAPH OP            all that is known of one operation
-      sv-pipeline stuck recover GRAPH OP         take back what it wrote, make the edit again, free its locks
-      sv-pipeline stuck recover GRAPH --all      all that are older than --min-age
-      sv-pipeline stuck abandon GRAPH OP         take back what it wrote, free its locks, do not make the edit again
+      sv-pipeline stuck list GRAPH               list unfinished operations
+      sv-pipeline stuck show GRAPH OP            show all that is known of one operation
+      sv-pipeline stuck recover GRAPH OP         roll it back, make the edit again, release its locks
+      sv-pipeline stuck recover GRAPH --all      recover all operations that are older than --min-age
+      sv-pipeline stuck abandon GRAPH OP         roll it back, release its locks, do not make the edit again
     """
 
 
 @stuck.command("list")
 @click.argument("graph")
 @_min_age
-@click.option("--deep", is_flag=True, help="Also look through all rows for locks of operations that are finished.")
+@click.option("--deep", is_flag=True, help="Also search all rows for locks of finished operations.")
 @json_option
 @click.pass_obj
 def list_(home: str, graph: str, min_age: float, *, deep: bool, as_json: bool) -> None:
-    """List unfinished operations of GRAPH: user, age, status, what they hold, what recovery would do."""
+    """List unfinished operations of GRAPH: user, age, status, locks, and what a recovery would do."""
     found = list_stuck(open_dataset(graph, home).graph, min_age=min_age, deep=deep)
     if as_json:
         print_json([_as_dict(one) for one in found])
@@ -89,7 +93,7 @@ def list_(home: str, graph: str, min_age: float, *, deep: bool, as_json: bool) -
             f"{'' if owner is None else owner.beats:>5}  {one.outlook}"
         )
         if one.damage:
-            click.echo(f"          it is left alone: {one.damage}")
+            click.echo(f"          it cannot be recovered: {one.damage}")
         if one.progress.error:
             click.echo(f"          {one.progress.attempts} recoveries failed, the last one with: {one.progress.error}")
 
@@ -100,7 +104,7 @@ def list_(home: str, graph: str, min_age: float, *, deep: bool, as_json: bool) -
 @json_option
 @click.pass_obj
 def show(home: str, graph: str, operation: int, *, as_json: bool) -> None:
-    """Show what OPERATION of GRAPH holds, and what recovery would do now. Changes nothing."""
+    """Show what OPERATION of GRAPH holds, and what a recovery would do now. Nothing is changed."""
     plan = dry_run(open_dataset(graph, home).graph, operation)
     _say_plan(plan, as_json=as_json)
 
@@ -108,11 +112,11 @@ def show(home: str, graph: str, operation: int, *, as_json: bool) -> None:
 @stuck.command("recover")
 @click.argument("graph")
 @click.argument("operation", type=click.IntRange(1), required=False)
-@click.option("--all", "every", is_flag=True, help="All operations that are older than --min-age.")
+@click.option("--all", "every", is_flag=True, help="Recover all operations that are older than --min-age.")
 @_min_age
-@click.option("--deep", is_flag=True, help="Also give back locks of operations that are finished: reads all rows.")
+@click.option("--deep", is_flag=True, help="Also release locks of finished operations; this reads all rows.")
 @_take_locks
-@click.option("--dry-run", "only_say", is_flag=True, help="Only say what would be done.")
+@click.option("--dry-run", "only_say", is_flag=True, help="Only show what would be done.")
 @json_option
 @click.pass_obj
 def recover_(
@@ -127,7 +131,10 @@ def recover_(
     only_say: bool,
     as_json: bool,
 ) -> None:
-    """Recover OPERATION of GRAPH, or --all: watch that its owner is dead, take back, make again, free its locks."""
+    """Recover OPERATION of GRAPH, or --all.
+
+    A recovery makes sure that the owner is dead, rolls back what it wrote, makes the edit again and releases its locks.
+    """
     if (operation is None) is not every:
         raise click.UsageError("name one operation, or give --all.")
     opened = open_dataset(graph, home).graph
@@ -143,7 +150,7 @@ def recover_(
             _say(done, as_json=as_json)
         elif isinstance(done, NotStuckError):
             released = release_orphans(opened, one) if deep else 0
-            click.echo(f"operation {one}: {released} locks given back" if released else str(done), err=True)
+            click.echo(f"operation {one}: {released} locks released" if released else str(done), err=True)
         elif not every:
             raise done
         else:
@@ -153,17 +160,17 @@ def recover_(
         click.echo("nothing is stuck", err=True)
     if failed:
         raise SvPipelineError(
-            f"{len(failed)} of {len(wanted)} operations are not recovered: {', '.join(map(str, failed))}."
+            f"{len(failed)} of {len(wanted)} operations were not recovered: {', '.join(map(str, failed))}."
         )
 
 
 @stuck.command("abandon")
 @click.argument("graph")
 @click.argument("operation", type=click.IntRange(1))
-@click.option("--reason", required=True, help="Why the edit is given up; the log says it to its user.")
-@click.option("--user", help="Who decides this. Default: the user of this machine.")
+@click.option("--reason", required=True, help="Reason why the edit is given up, for its user; it is stored in the log.")
+@click.option("--user", help="User who decides this, for the log. Default: the user of this machine.")
 @_take_locks
-@click.option("--dry-run", "only_say", is_flag=True, help="Only say what is there now.")
+@click.option("--dry-run", "only_say", is_flag=True, help="Only show the present state.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @click.pass_obj
@@ -179,9 +186,9 @@ def abandon_(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Give OPERATION of GRAPH up: take back what it wrote, free its locks, and log the reason.
+    """Give up OPERATION of GRAPH: roll back what it wrote, release its locks, and log the reason.
 
-    For an operation whose recovery fails again and again. The edit is lost: its user has to ask for it again.
+    This is for an operation whose recovery always fails. The edit is lost: its user has to make it again.
     """
     opened = open_dataset(graph, home).graph
     try:
@@ -196,7 +203,7 @@ def abandon_(
         return
     if not yes:
         _say_plan(plan, as_json=False)
-        click.confirm("Take this back, and not make it again?", abort=True, err=True)
+        click.confirm("Roll this operation back, without making it again?", abort=True, err=True)
     try:
         report = abandon(
             opened,
@@ -212,7 +219,7 @@ def abandon_(
 
 
 def _waiting(left: float) -> None:
-    click.echo(f"\rwatching whether an owner lives, {left:3.0f} s left ", nl=False, err=True)
+    click.echo(f"\rwatching whether the owner is alive, {left:3.0f} s left ", nl=False, err=True)
     if left <= beat_seconds() / 2:
         click.echo(err=True)
 

@@ -1,1 +1,1 @@
-"""The Dagster definitions. They wire; they hold no logic."""
+"""The Dagster definitions. They call the library and report results, but hold no logic."""

@@ -1,7 +1,7 @@
-"""The assets, from a segmentation to what readers open. Chunks fan out in batches inside one partition.
+"""The assets of the ingest, from the segmentation to the published specs. Chunks are done in batches (mapped steps).
 
-Completeness is never taken from Dagster's step accounting (a re-execution from failure can drop mapped steps): the
-collecting op checks the done-markers, and planning lists only what has none.
+Dagster's record of steps does not decide whether an asset is complete, since a re-execution from failure can drop
+mapped steps: the collecting op checks the done-markers, and planning lists only chunks without one.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from sv_pipeline.redaction import redacted, redacted_value
 __all__ = ["base_ocdbt", "fork", "layer", "reader_contract", "watershed"]
 
 OWNERS = ["team:segmentation"]
-# A killed step process and storage that did not answer are worth another try; a user's mistake is not (allow_retries).
+# A step is retried if its process was killed or storage did not answer, but not after a user's mistake (allow_retries).
 RETRIES = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
 
@@ -39,13 +39,13 @@ def _plan_watershed(context: dg.OpExecutionContext, pipeline: PipelineResource, 
 
 @dg.op(out=dg.DynamicOut(dg.Nothing))
 def plan_labels(context: dg.OpExecutionContext, pipeline: PipelineResource) -> Iterator[Any]:
-    """Chunks that have no supervoxels yet, in batches."""
+    """List the chunks that have no supervoxels yet, in batches."""
     yield from _plan_watershed(context, pipeline, Stage.LABELS)
 
 
 @dg.op(ins={"labelled": dg.In(dg.Nothing)}, out=dg.DynamicOut(dg.Nothing))
 def plan_edges(context: dg.OpExecutionContext, pipeline: PipelineResource) -> Iterator[Any]:
-    """Check that all chunks are labelled; chunks that have no edge file yet, in batches."""
+    """Check that all chunks are labelled, and list the chunks that have no edge file yet, in batches."""
     with explained_failures():
         dataset = pipeline.dataset(context.partition_key)
         if stages.needs_watershed(dataset):
@@ -64,7 +64,7 @@ def run_watershed_batch(context: dg.OpExecutionContext, pipeline: PipelineResour
 
 @dg.op(ins={"edges": dg.In(dg.Nothing)})
 def finish_watershed(context: dg.OpExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
-    """Check by the markers that every chunk is there."""
+    """Check by the done-markers that every chunk is complete."""
     from sv_pipeline.reports import views
 
     with explained_failures():
@@ -89,7 +89,7 @@ def finish_watershed(context: dg.OpExecutionContext, pipeline: PipelineResource)
 
 @dg.graph_asset(partitions_def=graphs, group_name="ingest", kinds={"tensorstore"}, owners=OWNERS)
 def watershed() -> Any:
-    """Supervoxels with node ids, their edges and components: given, or made from any segmentation."""
+    """Supervoxels with node ids, their edges and components: either given, or made from any segmentation."""
     labelled = plan_labels().map(run_watershed_batch.alias("label_batch")).collect()
     edges = plan_edges(labelled).map(run_watershed_batch.alias("edge_batch")).collect()
     return finish_watershed(edges)
@@ -100,13 +100,13 @@ def watershed() -> Any:
 
 @dg.asset(partitions_def=graphs, deps=[watershed], group_name="ingest", kinds={"tensorstore"}, owners=OWNERS)
 def base_ocdbt(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
-    """The graph's table and the base that all graphs of a watershed share: created empty, with explicit config."""
+    """The graph's table, and the base that all graphs of a watershed share, both created empty."""
     with explained_failures():
         dataset = pipeline.dataset(context.partition_key)
         done = stages.setup(dataset)
     return dg.MaterializeResult(
         metadata={
-            "table": str(done.get("table", "not asked for")),
+            "table": str(done.get("table", "not part of this mode")),
             "config": dg.MetadataValue.json(redacted_value(dataset.config.ocdbt_config.model_dump(mode="json"))),
             "base": dg.MetadataValue.json(redacted_value(_plain(done.get("base", {})))),
         }
@@ -124,7 +124,7 @@ _MODE = dg.Field(
 
 @dg.op(ins={"base_ocdbt": dg.In(dg.Nothing)}, out=dg.DynamicOut(dg.Nothing), config_schema={"mode": _MODE})
 def plan_batches(context: dg.OpExecutionContext, pipeline: PipelineResource) -> Iterator[Any]:
-    """Chunks of the layer without a done-marker, in batches. Refuses before the layer below is complete."""
+    """List the layer's chunks without a done-marker, in batches. Fails unless the layer below is complete."""
     graph_id, number = partition_of(context)
     with explained_failures():
         dataset = pipeline.dataset(graph_id)
@@ -139,7 +139,7 @@ def plan_batches(context: dg.OpExecutionContext, pipeline: PipelineResource) -> 
 
 @dg.op(ins={"start": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), retry_policy=RETRIES)
 def run_batch(context: dg.OpExecutionContext, pipeline: PipelineResource) -> None:
-    """Do the unfinished chunks of a batch."""
+    """Build the unfinished chunks of a batch."""
     graph_id, _ = partition_of(context)
     with explained_failures():
         dataset = pipeline.dataset(graph_id)
@@ -151,7 +151,7 @@ def run_batch(context: dg.OpExecutionContext, pipeline: PipelineResource) -> Non
 
 @dg.op(ins={"batches": dg.In(dg.Nothing)}, config_schema={"mode": _MODE})
 def finish_layer(context: dg.OpExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
-    """Check by the done-markers that no chunk is missing; merge what was populated in parts."""
+    """Check by the done-markers that no chunk is missing, and merge the populated parts."""
     from sv_pipeline.reports import views
 
     graph_id, number = partition_of(context)
@@ -162,7 +162,7 @@ def finish_layer(context: dg.OpExecutionContext, pipeline: PipelineResource) -> 
         mode = context.op_config.get("mode") or dataset.config.ingest.mode
         report = stages.finish_layer(dataset, number, mode)
     if number == dataset.grid.n_layers:
-        # Layers that this graph does not have are complete with its top: the partition grid shows it as whole.
+        # Layers that the graph lacks are marked as complete with its top layer, so that the UI shows no gap.
         for absent in range(number + 1, MAX_LAYER + 1):
             partition = dg.MultiPartitionKey({"graph": graph_id, "layer": layer_key(absent)})
             note = {"note": f"{graph_id} has no layer {absent}"}
@@ -179,7 +179,7 @@ def finish_layer(context: dg.OpExecutionContext, pipeline: PipelineResource) -> 
 
 @dg.config_mapping(config_schema={"mode": _MODE})
 def one_mode(value: dict[str, Any]) -> dict[str, Any]:
-    """One mode for the planning and the collecting op."""
+    """Pass one mode to the planning and the collecting op."""
     config = {} if value.get("mode") is None else {"mode": value["mode"].name}
     return {"plan_batches": {"config": config}, "finish_layer": {"config": config}}
 
@@ -193,7 +193,7 @@ def one_mode(value: dict[str, Any]) -> dict[str, Any]:
     config=one_mode,
 )
 def layer(base_ocdbt: Any) -> Any:
-    """One layer of the chunked graph; at the populate layer also the base's voxels, all mips."""
+    """One layer of the chunked graph; the populate layer also includes the base's voxels at all mips."""
     return finish_layer(plan_batches(base_ocdbt).map(run_batch).collect())
 
 
@@ -201,14 +201,14 @@ def layer(base_ocdbt: Any) -> Any:
 
 
 class ForkConfig(dg.Config):
-    """How to fork."""
+    """Configuration of the fork: whether an existing fork is made anew."""
 
     recreate: bool = False
 
 
 @dg.asset(partitions_def=graphs, deps=[layer], group_name="ingest", kinds={"tensorstore"}, owners=OWNERS)
 def fork(context: dg.AssetExecutionContext, pipeline: PipelineResource, config: ForkConfig) -> dg.MaterializeResult:
-    """The graph's own copy-on-write view of the base: one small object, no voxel copied."""
+    """The graph's own copy-on-write view of the base. It is one small object; no voxels are copied."""
     from sv_pipeline.reports import views
 
     with explained_failures():
@@ -221,7 +221,7 @@ def fork(context: dg.AssetExecutionContext, pipeline: PipelineResource, config: 
 
 @dg.asset(partitions_def=graphs, deps=[fork], group_name="ingest", kinds={"json"}, owners=OWNERS)
 def reader_contract(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
-    """All that readers and viewers need to open the segmentation, at every mip; published beside the fork."""
+    """The specs with which readers and viewers open the segmentation at every mip; published beside the fork."""
     from sv_pipeline.reports import views
     from sv_pipeline.reports.info import graph_info
 
@@ -238,7 +238,7 @@ def reader_contract(context: dg.AssetExecutionContext, pipeline: PipelineResourc
 
 
 def _plain(value: Any) -> Any:
-    """JSON-able copy of nested dataclass dicts."""
+    """Copy nested dictionaries of dataclasses into values that can be written as JSON."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Asset checks: the invariants of architecture and data model, each one row in the UI."""
+"""Asset checks: each invariant of the architecture and the data model is one check in the UI."""
 
 import contextlib
 import warnings
@@ -22,7 +22,7 @@ __all__ = ["evaluations", "graph_of", "invariants", "layer_complete", "red_check
 
 
 def graph_of(context: dg.OpExecutionContext) -> str | None:
-    """The graph of the run's partition; None for a run without one."""
+    """Return the graph of the run's partition; None for a run without a partition."""
     if not context.has_partition_key:
         return None
     key = context.partition_key
@@ -31,7 +31,7 @@ def graph_of(context: dg.OpExecutionContext) -> str | None:
 
 @contextlib.contextmanager
 def _partitioned() -> Iterator[None]:
-    """Partitions of checks are a preview; without them, the result of one graph would replace that of another."""
+    """Allow partitions of checks, a preview feature, so that one graph's results do not replace those of another."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.PreviewWarning)
         yield
@@ -49,7 +49,7 @@ def _specs() -> list[dg.AssetCheckSpec]:
 def invariants(
     context: dg.AssetCheckExecutionContext, pipeline: PipelineResource
 ) -> Iterator[dg.AssetCheckResult | dg.AssetCheckEvaluation]:
-    """Prove the invariants on the stored rows and voxels: of the graph of the run's partition, else of all graphs."""
+    """Prove the invariants on stored rows and voxels, for the graph of the run's partition or else for all graphs."""
     wanted = [key.name for key in context.op_execution_context.selected_asset_check_keys]
     mine = graph_of(context.op_execution_context)
     by_check: dict[str, dict[str, CheckResult]] = {name: {} for name in wanted}
@@ -62,7 +62,7 @@ def invariants(
             except SvPipelineError as error:
                 if mine is not None:
                     raise
-                unreadable[graph_id] = str(error)  # the others are verified all the same
+                unreadable[graph_id] = str(error)  # the other graphs are still verified
                 continue
             if mine is None:
                 yield from evaluations(report)
@@ -79,7 +79,7 @@ def invariants(
 
 
 def evaluations(report: VerifyReport, *, names: Collection[str] | None = None) -> Iterator[dg.AssetCheckEvaluation]:
-    """Results of a verification as those of the asset checks, in the partition of its graph; of all checks or some."""
+    """Convert the results of a verification, all or those in ``names``, to results of asset checks in its partition."""
     for result in report.results:
         if names is None or result.name in names:
             results = {report.graph_id: result}
@@ -94,7 +94,7 @@ def evaluations(report: VerifyReport, *, names: Collection[str] | None = None) -
 
 
 def red_checks(instance: dg.DagsterInstance, graph_id: str) -> set[str]:
-    """Checks whose last result for a graph is a failure."""
+    """Return the names of the checks whose last result for a graph is a failure."""
     keys = [dg.AssetCheckKey(reader_contract.key, name) for name in CHECKS]
     found = instance.event_log_storage.get_asset_check_partition_info(keys, partition_keys=[graph_id])
     return {info.check_key.name for info in found if info.latest_execution_status.value == "FAILED"}
@@ -110,7 +110,7 @@ def _metadata(results: dict[str, CheckResult]) -> dict[str, str | int | float]:
 
 
 def _explanation(results: dict[str, CheckResult]) -> str | None:
-    """The first findings, or why a check could not be made; None where there is nothing to say."""
+    """The first findings, or the reason why a check did not run; None if there are neither."""
     lines = []
     for graph_id, result in results.items():
         lines += [f"{graph_id}: {f.message} First: {f.place}" for f in result.findings[:3]]
@@ -120,7 +120,7 @@ def _explanation(results: dict[str, CheckResult]) -> str | None:
 
 
 def _layer_complete(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
-    """Every chunk of every layer that was begun has its done-marker."""
+    """Check that every chunk of every layer that was begun has its done-marker."""
     missing: dict[str, int] = {}
     key = context.op_execution_context.partition_key if context.op_execution_context.has_partition_key else None
     mine = graph_of(context.op_execution_context)
@@ -130,7 +130,7 @@ def _layer_complete(context: dg.AssetCheckExecutionContext, pipeline: PipelineRe
             if dataset.config.ingest.mode.value in ("voxels", "setup"):
                 continue
             if mine is None and not dataset.table.exists():
-                continue  # no layer of it was begun
+                continue  # no layer of this graph was begun
             for number, status in progress.layer_status(dataset.graph).items():
                 wanted = key is None or str(key).endswith(f"L{number:02d}")
                 if wanted and 0 < status.done < status.chunks:
@@ -146,7 +146,10 @@ TASKS_LOOKED_AT = 16
 
 
 def _watershed_unchanged(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
-    """Some objects of the watershed are those that the base refers to; the check 'source' looks at all of them."""
+    """Check that a sample of the watershed's objects has not changed since the base refers to it.
+
+    The check 'source' of a verification covers all objects.
+    """
     mine = graph_of(context.op_execution_context)
     changes: dict[str, str] = {}
     looked_at = 0
@@ -155,7 +158,7 @@ def _watershed_unchanged(context: dg.AssetCheckExecutionContext, pipeline: Pipel
             try:
                 base = pipeline.dataset(graph_id).base.info()
             except NotFoundError:
-                continue  # it has no voxels of its own
+                continue  # the graph has no base
             found = changes_of_source(base, at_most=TASKS_LOOKED_AT)
             looked_at += found.looked_at
             if found:

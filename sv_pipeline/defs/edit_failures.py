@@ -1,4 +1,4 @@
-"""Runs of edits that failed: what became of their operations is said on the run's page, where its user looks."""
+"""Sensors for failed runs of edits: they report the state of the operation on the page of the run, for its user."""
 
 import dagster as dg
 
@@ -16,7 +16,7 @@ JOBS = [split_job, merge_job, undo_job, redo_job]
 
 
 def _sensor_of(name: str, status: dg.DagsterRunStatus, ended: str) -> dg.SensorDefinition:
-    """A sensor that says on the page of each edit that ended so what became of its operation."""
+    """Make a sensor that reports the state of the operation on the page of each run that ended with ``status``."""
 
     @dg.run_status_sensor(
         name=name,
@@ -24,8 +24,8 @@ def _sensor_of(name: str, status: dg.DagsterRunStatus, ended: str) -> dg.SensorD
         monitored_jobs=JOBS,
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description=f"Says on the page of an edit that {ended} whether its operation is unfinished, so that recovery "
-        "takes it from there, or has ended.",
+        description=f"Reports on the page of an edit that {ended} whether its operation has ended, or is unfinished "
+        "and will be recovered.",
     )
     def sensor(context: dg.RunStatusSensorContext, pipeline: PipelineResource) -> dg.SkipReason | None:
         return _say_how_it_stands(context, pipeline, ended)
@@ -43,9 +43,9 @@ def _say_how_it_stands(
     try:
         said = standing_after_failure(pipeline, graph_id, int(operation_id))
     except SvPipelineError as error:
-        said = f"How operation {operation_id} of graph {graph_id} stands could not be found out: {error}"
+        said = f"The state of operation {operation_id} of graph {graph_id} could not be read: {error}"
     if not said:
-        return dg.SkipReason(f"run {run.run_id} was refused, and says why")
+        return dg.SkipReason(f"run {run.run_id} was refused, and its page says why")
     context.instance.report_engine_event(said, run)
     alerts_from_environment().send(
         f"run {run.run_id} of {run.job_name} {ended}. {said}", graph=graph_id, operation=int(operation_id)
@@ -54,7 +54,7 @@ def _say_how_it_stands(
 
 
 def standing_after_failure(pipeline: PipelineResource, graph_id: str, operation_id: int) -> str:
-    """What became of an operation whose run failed; empty if the run itself has said so."""
+    """Describe the state of an operation whose run failed; empty if the run itself has reported it."""
     graph = pipeline.dataset(graph_id).graph
     if read_unfinished(graph, operation_id) is not None:
         return read_standing(graph, operation_id)

@@ -1,4 +1,4 @@
-"""Jobs that edit a graph: merge, split, preview, undo, redo. Their stages are ops; each reads anew what it needs.
+"""Jobs that edit a graph: merge, split, preview, undo, redo. Their stages are ops, and each op reads what it needs.
 
 ::
 
@@ -6,9 +6,9 @@
     merge_job    look_up ────────────► commit ─► report
     undo_job                           commit ─► report
 
-Only ``commit`` writes. It makes one edit for each run, and the runs that re-execute it: their token is the id of the
-first of them. No value goes from op to op: ``report`` finds the operation by that token. Pictures come first in the
-metadata: the UI shows the first few lines of it at once.
+Only ``commit`` writes. A run and all runs that re-execute it make one edit together: their token is the id of the first
+run. No value is passed from op to op: ``report`` finds the operation by that token. Pictures come first in the
+metadata, since the UI shows only its first few lines without a click.
 """
 
 import time
@@ -31,12 +31,12 @@ from sv_pipeline.reports.edit_numbers import edit_numbers
 __all__ = ["merge_job", "preview_split_job", "redo_job", "split_job", "undo_job"]
 
 GRAPH_TAG, OPERATION_TAG = "sv/graph_id", "sv/op_id"
-# A person who is refused wants to know at once; and whoever runs an edit again should have looked at the log first.
+# Runs are not retried: a user should learn of a refusal at once, and look at the log before running an edit again.
 TAGS = {"dagster/max_retries": "0"}
 
 
 class GraphChoice(dg.Config):
-    """Which graph."""
+    """The graph to edit."""
 
     graph_id: str = Field(description="A registered graph.")
 
@@ -46,34 +46,34 @@ class PointsConfig(GraphChoice):
 
     source: list[list[int]] = Field(
         description="Voxels [x, y, z] of mip 0 on one side, e.g. [[1200, 3400, 56]]; one or a few. "
-        "[id, x, y, z] names the root or the supervoxel that is meant."
+        "[id, x, y, z] also names the root or the supervoxel there."
     )
     sink: list[list[int]] = Field(description="Voxels [x, y, z] of mip 0 on the other side.")
 
 
 class SplitPreviewConfig(PointsConfig):
-    """A split between points, not made."""
+    """The preview of a split between points."""
 
     allow_partial: bool = Field(
         default=False,
-        description="Cut around the points only, even where both sides stay one object by a way around it: one bridge "
-        "at a time. By default more of the object is looked at, until the points are parted.",
+        description="Cut only around the points, even if both sides stay connected elsewhere: one bridge at a time. "
+        "By default more and more of the object is searched, until the cut separates the points.",
     )
     region_memory_gb: float = Field(
         default=DEFAULT_REGION_MEMORY / 1e9,
         ge=0,
-        description="How much of the object may be looked at for a cut that parts the points, in GB of memory.",
+        description="Memory in GB for the part of the object that is searched for a cut between the points.",
     )
 
     allow_isolating_cut: bool | None = Field(
         default=None,
-        description="Whether a cut is made that cuts off nothing but the supervoxels of the points of one side. By "
-        "default it is made if that side has a single one, and refused if it has several.",
+        description="Whether a cut may separate only the supervoxels at the points of one side. By default it may if "
+        "there is one such supervoxel, and is refused if there are several.",
     )
 
     @property
     def options(self) -> dict[str, Any]:
-        """As keyword arguments of a split."""
+        """The options as keyword arguments of a split."""
         memory = parse_gigabytes(self.region_memory_gb, "amount of memory")
         return {
             "allow_partial": self.allow_partial,
@@ -85,24 +85,24 @@ class SplitPreviewConfig(PointsConfig):
 class SplitConfig(SplitPreviewConfig):
     """A split between points."""
 
-    user: str = Field(default="", description="Who edits, for the log. Default: the user that the worker runs as.")
+    user: str = Field(default="", description="User of the edit, for the log. Default: the user of the worker.")
 
 
 class EditConfig(PointsConfig):
     """An edit between points."""
 
-    user: str = Field(default="", description="Who edits, for the log. Default: the user that the worker runs as.")
+    user: str = Field(default="", description="User of the edit, for the log. Default: the user of the worker.")
 
 
 class RevertConfig(GraphChoice):
-    """An operation to take back, or to make again."""
+    """An operation to undo or redo."""
 
     operation: int = Field(description="Id of the operation, as the log and the run's tags show it.")
     allow_partial: bool = Field(
         default=False,
-        description="Make edges inactive even where that parts nothing, since other edits join what they joined.",
+        description="Make edges inactive even if that separates nothing, since other edits join the same objects.",
     )
-    user: str = Field(default="", description="Who edits, for the log. Default: the user that the worker runs as.")
+    user: str = Field(default="", description="User of the edit, for the log. Default: the user of the worker.")
 
 
 # -- stages -----------------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ class RevertConfig(GraphChoice):
 
 @dg.op(out=dg.Out(dg.Nothing))
 def look_up(context: dg.OpExecutionContext, pipeline: PipelineResource, config: PointsConfig) -> None:
-    """The supervoxels and roots at the points, and a picture of them."""
+    """Look up the supervoxels and roots at the points, and draw them."""
     context.instance.add_run_tags(context.run_id, {GRAPH_TAG: config.graph_id})
     with explained_failures():
         graph = pipeline.open(config.graph_id)
@@ -127,11 +127,11 @@ def look_up(context: dg.OpExecutionContext, pipeline: PipelineResource, config: 
 
 @dg.op(ins={"looked_up": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing))
 def preview(context: dg.OpExecutionContext, pipeline: PipelineResource, config: SplitPreviewConfig) -> None:
-    """The cut as it would be made now: numbers and a picture. Fails, with the reason, where it would be refused."""
+    """Show the cut as it would be made now, in numbers and a picture. Fails with the reason if it would be refused."""
     with explained_failures():
         graph = pipeline.open(config.graph_id)
         if is_begun(graph.graph, _token(context)):
-            context.log.info("an earlier run of this request has come to its commit: nothing to preview")
+            context.log.info("an earlier run of this request has begun its commit, so there is nothing to preview")
             return
         found = graph.preview_split(config.source, config.sink, **config.options)
         metadata = {**pictures(cut=found.picture), **numbers(found.numbers)}
@@ -146,7 +146,7 @@ def preview(context: dg.OpExecutionContext, pipeline: PipelineResource, config: 
 
 @dg.op(ins={"previewed": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing))
 def commit_split(context: dg.OpExecutionContext, pipeline: PipelineResource, config: SplitConfig) -> None:
-    """Make the split, once."""
+    """Make the split exactly once."""
     _commit(
         context,
         pipeline,
@@ -159,7 +159,7 @@ def commit_split(context: dg.OpExecutionContext, pipeline: PipelineResource, con
 
 @dg.op(ins={"looked_up": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing))
 def commit_merge(context: dg.OpExecutionContext, pipeline: PipelineResource, config: EditConfig) -> None:
-    """Make the merge, once."""
+    """Make the merge exactly once."""
     _commit(
         context,
         pipeline,
@@ -170,7 +170,7 @@ def commit_merge(context: dg.OpExecutionContext, pipeline: PipelineResource, con
 
 @dg.op(out=dg.Out(dg.Nothing))
 def commit_undo(context: dg.OpExecutionContext, pipeline: PipelineResource, config: RevertConfig) -> None:
-    """Take an operation back, once."""
+    """Undo an operation exactly once."""
     _commit(
         context,
         pipeline,
@@ -183,7 +183,7 @@ def commit_undo(context: dg.OpExecutionContext, pipeline: PipelineResource, conf
 
 @dg.op(out=dg.Out(dg.Nothing))
 def commit_redo(context: dg.OpExecutionContext, pipeline: PipelineResource, config: RevertConfig) -> None:
-    """Make an operation again that was undone, once."""
+    """Redo an operation that was undone, exactly once."""
     _commit(
         context,
         pipeline,
@@ -196,7 +196,7 @@ def commit_redo(context: dg.OpExecutionContext, pipeline: PipelineResource, conf
 
 @dg.op(ins={"committed": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing))
 def report(context: dg.OpExecutionContext, pipeline: PipelineResource, config: GraphChoice) -> None:
-    """What the edit did: numbers, and pictures before and after it."""
+    """Report what the edit did, with numbers and pictures before and after it."""
     with explained_failures():
         graph = pipeline.open(config.graph_id)
         edit = graph.find_edit(token=_token(context))
@@ -216,7 +216,7 @@ def _commit(
     context.instance.add_run_tags(context.run_id, {GRAPH_TAG: graph_id})
 
     def began(operation_id: int) -> None:
-        """Durable at once: the process may be killed at the next moment, and then nothing that it holds is seen."""
+        """Record the operation in the instance at once, since the process may be killed at any moment."""
         context.instance.add_run_tags(context.run_id, {OPERATION_TAG: str(operation_id)})
         context.instance.report_engine_event(f"operation {operation_id} of graph {graph_id} has begun", context.run)
 
@@ -227,11 +227,11 @@ def _commit(
     context.add_output_metadata({**numbers(edit_numbers(edit)), "seconds": seconds})
     context.log.info("operation %d of %s: %s", edit.id, graph_id, edit.kind)
     if edit.still_one_object:
-        context.log.warning("still one object: what was to be parted hangs together by a way around the cut")
+        context.log.warning("still one object: both sides of the cut are connected elsewhere")
 
 
 def _token(context: dg.OpExecutionContext) -> str:
-    """The same for a run and for all that re-execute it."""
+    """Token of the edit, which is the same for a run and for all runs that re-execute it."""
     return context.run.root_run_id or context.run_id
 
 
@@ -239,14 +239,14 @@ def _token(context: dg.OpExecutionContext) -> str:
 
 
 def _each(config: dg.Config, **ops: type[dg.Config]) -> dict[str, Any]:
-    """Run config in which each op gets its part of the job's configuration."""
+    """Make a run config in which each op gets its part of the job's configuration."""
     values = config.model_dump()
     return {"ops": {op: {"config": {k: values[k] for k in schema.model_fields}} for op, schema in ops.items()}}
 
 
 @dg.config_mapping
 def split_config(request: SplitConfig) -> dict[str, Any]:
-    """One configuration for all stages of a split."""
+    """Pass one configuration to all stages of a split."""
     return _each(
         request, look_up=PointsConfig, preview=SplitPreviewConfig, commit_split=SplitConfig, report=GraphChoice
     )
@@ -254,56 +254,56 @@ def split_config(request: SplitConfig) -> dict[str, Any]:
 
 @dg.config_mapping
 def preview_config(request: SplitPreviewConfig) -> dict[str, Any]:
-    """One configuration for both stages of a preview."""
+    """Pass one configuration to both stages of a preview."""
     return _each(request, look_up=PointsConfig, preview=SplitPreviewConfig)
 
 
 @dg.config_mapping
 def merge_config(request: EditConfig) -> dict[str, Any]:
-    """One configuration for all stages of a merge."""
+    """Pass one configuration to all stages of a merge."""
     return _each(request, look_up=PointsConfig, commit_merge=EditConfig, report=GraphChoice)
 
 
 @dg.config_mapping
 def undo_config(request: RevertConfig) -> dict[str, Any]:
-    """One configuration for both stages of an undo."""
+    """Pass one configuration to both stages of an undo."""
     return _each(request, commit_undo=RevertConfig, report=GraphChoice)
 
 
 @dg.config_mapping
 def redo_config(request: RevertConfig) -> dict[str, Any]:
-    """One configuration for both stages of a redo."""
+    """Pass one configuration to both stages of a redo."""
     return _each(request, commit_redo=RevertConfig, report=GraphChoice)
 
 
-# The stages follow one another, so one process does them all: a person waits for the result.
+# One process runs all stages, which follow one another, since a person waits for the result.
 
 
 @dg.job(config=split_config, tags=TAGS, executor_def=dg.in_process_executor)
 def split_job() -> None:
-    """Cut an object between two sets of points, where that is cheapest; through supervoxels where it must be."""
+    """Split an object between two sets of points by the cheapest cut, through supervoxels if necessary."""
     report(commit_split(preview(look_up())))
 
 
 @dg.job(config=preview_config, tags=TAGS, executor_def=dg.in_process_executor)
 def preview_split_job() -> None:
-    """Show what a split would do; nothing is written."""
+    """Show what a split would do. Nothing is written."""
     preview(look_up())
 
 
 @dg.job(config=merge_config, tags=TAGS, executor_def=dg.in_process_executor)
 def merge_job() -> None:
-    """Make one object of two."""
+    """Merge two objects into one."""
     report(commit_merge(look_up()))
 
 
 @dg.job(config=undo_config, tags=TAGS, executor_def=dg.in_process_executor)
 def undo_job() -> None:
-    """Take an operation back."""
+    """Undo an operation."""
     report(commit_undo())
 
 
 @dg.job(config=redo_config, tags=TAGS, executor_def=dg.in_process_executor)
 def redo_job() -> None:
-    """Make an operation again that was undone."""
+    """Redo an operation that was undone."""
     report(commit_redo())

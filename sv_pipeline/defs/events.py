@@ -1,4 +1,4 @@
-"""Telling others of finished edits: a sensor delivers the edit feed to the receivers of each graph."""
+"""A sensor that delivers the edit feed of each graph to its receivers."""
 
 import json
 import time
@@ -17,15 +17,15 @@ from sv_pipeline.registry import Registry, ask_every_graph
 __all__ = ["edit_events_sensor"]
 
 SECONDS = 20.0
-"""For one tick, which may take 60."""
+"""Time for the deliveries of one tick; Dagster allows 60 seconds for the whole tick."""
 
 
 @dg.sensor(minimum_interval_seconds=5, default_status=dg.DefaultSensorStatus.RUNNING)
 def edit_events_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
-    """Deliver finished edits to the receivers that the YAML of a graph, or the environment, names.
+    """Deliver finished edits to the receivers that the YAML of a graph or the environment names.
 
-    A webhook and a topic of Pub/Sub have their place in the graph's table; observations of the asset ``fork`` have
-    theirs in this sensor's cursor, which Dagster stores together with them.
+    The graph's table stores the progress of webhooks and Pub/Sub topics. The progress of observations of the asset
+    ``fork`` is in this sensor's cursor, which Dagster stores together with them.
     """
     known: dict[str, Any] = json.loads(context.cursor) if context.cursor else {}
     said, observed, cursor = [], [], {}
@@ -52,7 +52,7 @@ def edit_events_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineRe
 def _deliver(
     registry: Registry, graph_id: str, place: dict[str, Any] | None, deadline: float
 ) -> tuple[list[str], list[EditEvent], dict[str, Any] | None]:
-    """What is to be said of the deliveries of a graph, events to observe, and the place after these."""
+    """Deliver events of a graph; returns messages about that, events to observe, and the place after these events."""
     dataset = registry.get(graph_id)
     receivers = receivers_of(dataset.config.events)
     if not receivers or not dataset.table.exists():
@@ -68,7 +68,7 @@ def _deliver(
 
 
 def _observation(event: EditEvent) -> dg.AssetObservation:
-    """An event as an observation of the graph's fork."""
+    """Convert an event to an observation of the graph's fork."""
     told = event.to_dict()
     names = ["id", "operation_id", "kind", "about", "user", "time", "coarser_mips_behind"]
     names += ["old_root_ids", "new_root_ids", "old_lvl2_ids", "new_lvl2_ids"]
@@ -80,7 +80,7 @@ def _observation(event: EditEvent) -> dg.AssetObservation:
 
 
 def _for_browsers(value: Any) -> Any:
-    """JSON whose large numbers are text, since JavaScript would round them."""
+    """Convert large numbers to text, since JavaScript would round them."""
     if isinstance(value, dict):
         return {name: _for_browsers(item) for name, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Which executor runs steps, by the environment variable SV_PIPELINE_EXECUTOR. Heavy ones are imported on demand."""
+"""The executor of steps, chosen by the environment variable SV_PIPELINE_EXECUTOR, and imported on demand."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ __all__ = ["EXECUTOR_VARIABLE", "PRELOAD", "executor_from_environment"]
 
 EXECUTOR_VARIABLE = "SV_PIPELINE_EXECUTOR"
 CONCURRENCY_VARIABLE = "SV_PIPELINE_MAX_CONCURRENT"
-# Dagster's own lazy imports cost a step process over a second; the fork server has them ready. TensorStore and gRPC
-# must not be among them: their threads do not survive a fork.
+# Dagster's own lazy imports would cost each step process over a second, so the fork server imports them in advance.
+# TensorStore and gRPC must not be among them, since their threads do not survive a fork.
 PRELOAD = [
     "dagster",
     "sv_pipeline.defs.partitions",
@@ -30,9 +30,10 @@ PRELOAD = [
 
 
 def executor_from_environment() -> dg.ExecutorDefinition:
-    """``local`` (default: processes on this machine, or in-process by run config), ``celery`` or ``k8s``.
+    """Return the executor named by SV_PIPELINE_EXECUTOR: ``local``, ``celery`` or ``k8s``.
 
-    Dask is not offered: its executor reports success without running mapped steps.
+    ``local``, the default, runs steps in processes on this machine, or in the process of the run if its config says so.
+    Dask is not offered, because its executor reports success without running mapped steps.
     """
     name = os.environ.get(EXECUTOR_VARIABLE, "local")
     if name == "local":

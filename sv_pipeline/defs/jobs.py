@@ -1,4 +1,4 @@
-"""Jobs an operator launches by hand: register a graph, purge a layer."""
+"""Jobs that an operator launches by hand: register a graph, purge a layer."""
 
 from typing import Any
 
@@ -16,22 +16,22 @@ __all__ = ["purge_layer_job", "register_graph_job"]
 
 
 class RegisterConfig(dg.Config):
-    """Which dataset to register: a YAML file, or its content."""
+    """The dataset to register: either a YAML file or its content."""
 
-    path: str = Field(default="", description="Dataset YAML on a disk that the worker sees.")
-    dataset: dict[str, Any] = Field(default_factory=dict, description="The same content, written here.")
+    path: str = Field(default="", description="Path of a dataset YAML that the worker can read.")
+    dataset: dict[str, Any] = Field(default_factory=dict, description="Content of a dataset YAML, instead of a path.")
 
 
 class PurgeConfig(dg.Config):
-    """Which layer to build again."""
+    """The layer to purge."""
 
     graph_id: str
-    layer: int = Field(ge=2, description="This layer and all above it are purged; refused once there are edits.")
+    layer: int = Field(ge=2, description="This layer and all above it are purged; refused if the graph has edits.")
 
 
 @dg.op
 def register_graph(context: dg.OpExecutionContext, pipeline: PipelineResource, config: RegisterConfig) -> None:
-    """Validate a dataset configuration against its source, and add the graph as a partition."""
+    """Check a dataset configuration against its source, and add the graph as a partition."""
     with explained_failures():
         if bool(config.path) == bool(config.dataset):
             raise ConfigError("give either 'path' or 'dataset'.")
@@ -51,11 +51,11 @@ def purge_layer(context: dg.OpExecutionContext, pipeline: PipelineResource, conf
 
 @dg.job
 def register_graph_job() -> None:
-    """Make a graph known: its configuration is checked against the source before anything is written."""
+    """Register a graph. Its configuration is checked against its source before anything is written."""
     register_graph()
 
 
 @dg.job
 def purge_layer_job() -> None:
-    """Forget a layer and all above it, so that they are built again."""
+    """Remove a layer and all above it, so that they can be built again."""
     purge_layer()

@@ -1,4 +1,4 @@
-"""Run the assets of one graph in this process, recorded in the Dagster instance, so that the UI shows them later."""
+"""Runs the assets of one graph in this process, recorded in the Dagster instance so that the UI shows them later."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["materialize_graph", "project_instance"]
 
 
 def project_instance() -> dg.DagsterInstance:
-    """The instance of $DAGSTER_HOME, or one that forgets everything at the end where that is not set."""
+    """Return the Dagster instance of $DAGSTER_HOME, or a temporary instance if the variable is not set."""
     if home := os.environ.get("DAGSTER_HOME"):
         Path(home).mkdir(parents=True, exist_ok=True)
         return dg.DagsterInstance.get()
@@ -38,7 +38,7 @@ def materialize_graph(
     Raises
     ------
     SvPipelineError
-        With the message of the step that failed.
+        If a step fails; the error has the step's message.
     """
     instance.add_dynamic_partitions(str(graphs.name), [dataset.graph_id])
     for asset, partition in _steps(dataset):

@@ -1,4 +1,4 @@
-"""Results as Dagster metadata: numbers that plot, tables, pictures; and its errors as failures."""
+"""Conversion of results to Dagster metadata (numbers that can be plotted, pictures), and of errors to failures."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 
 
 def picture(png: bytes, name: str = "picture") -> dg.MarkdownMetadataValue:
-    """A PNG as markdown that the UI shows without any other server."""
+    """Return a PNG as markdown, which the UI shows without another server."""
     return dg.MetadataValue.md(f"![{name}](data:image/png;base64,{base64.b64encode(png).decode()})")
 
 
 def pictures(**makers: Callable[[], bytes]) -> dict[str, Any]:
-    """Pictures by name. One that cannot be drawn is named in the log and left out: a picture never fails a run."""
+    """Draw pictures by name. One that cannot be drawn is logged and left out, so that it does not fail the run."""
     drawn: dict[str, Any] = {}
     for name, make in makers.items():
         try:
@@ -37,7 +37,7 @@ def pictures(**makers: Callable[[], bytes]) -> dict[str, Any]:
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values as metadata: numbers that plot; lists, and ids that no JavaScript number can hold, as text."""
+    """Return plain values as metadata; lists, and integers too large for JavaScript numbers, become text."""
 
     def shown(value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -49,9 +49,9 @@ def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def explained_failures() -> Iterator[None]:
-    """Turn an error of ours into a Dagster failure with its message alone; where it came from only if that may help.
+    """Turn an error into a Dagster failure with its message, and with its traceback only if that may help.
 
-    Only what may pass by itself (storage that did not answer) is retried by the step's retry policy.
+    The step's retry policy applies only to errors that may pass by themselves: storage that did not answer.
     """
     try:
         with wall():
@@ -73,7 +73,7 @@ def explained_failures() -> Iterator[None]:
 
 
 def _explanation(error: SvPipelineError) -> dict[str, str]:
-    """What a failure says beside its message: kind, reason and operation of a refused edit, remedy."""
+    """Metadata of a failure: kind and remedy of the error, and reason and operation of a refused edit."""
     said = {"kind": error.kind, "reason": getattr(error, "reason", None), "remedy": error.remedy}
     operation = getattr(error, "operation_id", None)
     return {name: str(value) for name, value in (said | {"operation": operation}).items() if value}

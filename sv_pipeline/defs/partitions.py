@@ -20,19 +20,20 @@ __all__ = [
 ]
 
 MAX_LAYER = 13
-"""Highest layer offered: 2^11 chunks of 256 voxels exceed any volume known. Layers that a graph lacks do nothing."""
+"""Highest layer with a partition: no known volume exceeds 2^11 chunks of 256 voxels. Layers that a graph lacks do
+nothing."""
 
 MAX_MIP = 15
-"""Coarsest mip offered: a factor of 32768. Mips that a graph lacks do nothing."""
+"""Coarsest mip with a partition, of factor 32768. Mips that a graph lacks do nothing."""
 
 
 def layer_key(layer: int) -> str:
-    """Partition key of a layer; sorts in the order of layers."""
+    """Return the partition key of a layer; keys sort in the order of layers."""
     return f"L{layer:02d}"
 
 
 def layer_number(key: str) -> int:
-    """Layer of a partition key."""
+    """Return the layer of a partition key."""
     match = re.fullmatch(r"L(\d{2})", key)
     if match is None:
         raise ValueError(f"{key!r} is not a layer")
@@ -40,7 +41,7 @@ def layer_number(key: str) -> int:
 
 
 def mip_key(mip: int) -> str:
-    """Partition key of a mip; sorts in the order of mips."""
+    """Return the partition key of a mip; keys sort in the order of mips."""
     return f"M{mip:02d}"
 
 
@@ -57,13 +58,13 @@ graph_mips = dg.MultiPartitionsDefinition(
 
 
 def partition_of(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> tuple[str, int]:
-    """Graph id and layer of the partition that a step runs for."""
+    """Return graph id and layer of the partition that a step runs for."""
     graph_id, layer = _both(context)
     return graph_id, layer_number(layer)
 
 
 def mip_partition_of(context: dg.OpExecutionContext) -> tuple[str, int]:
-    """Graph id and mip of the partition that a step runs for."""
+    """Return graph id and mip of the partition that a step runs for."""
     graph_id, mip = _both(context)
     return graph_id, int(mip.removeprefix("M"))
 

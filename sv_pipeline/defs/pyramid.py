@@ -1,4 +1,4 @@
-"""The coarser mips of a graph as an asset: a job that lets them catch up with edits, and a check that alerts."""
+"""The coarser mips of a graph as an asset, with a job that brings them up to date and a check of their lag."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,10 +18,14 @@ __all__ = ["downsample_job", "pyramid", "pyramid_keeps_up", "verdict_numbers", "
 
 
 class PyramidConfig(dg.Config):
-    """What to downsample, and with how much memory."""
+    """The operations to downsample, and the memory for it."""
 
-    operations: list[int] = Field(default_factory=list, description="Only what these have left behind; empty = all.")
-    memory_megabytes: int = Field(default=1024, ge=1, description="Budget for voxels; larger work is done in parts.")
+    operations: list[int] = Field(
+        default_factory=list, description="Only downsample what these operations changed; empty = all."
+    )
+    memory_megabytes: int = Field(
+        default=1024, ge=1, description="Memory for voxels, in MB; larger work is divided into parts."
+    )
 
 
 @dg.asset(
@@ -35,9 +39,9 @@ class PyramidConfig(dg.Config):
 def pyramid(
     context: dg.AssetExecutionContext, pipeline: PipelineResource, config: PyramidConfig
 ) -> dg.MaterializeResult:
-    """The coarser mips of a fork, up to date with its base mip: all that edits left behind is made again.
+    """The coarser mips of a fork, up to date with its mip 0: whatever edits changed is downsampled again.
 
-    Several runs at once share the work: each block of the volume is locked while it is worked on.
+    Several runs at once share the work, since each block of the volume is locked while it is worked on.
     """
     from sv_pipeline.reports import pyramid_views
 
@@ -48,7 +52,7 @@ def pyramid(
         done = catch_up(dataset, config.operations or None, memory_budget=config.memory_megabytes << 20)
     context.log.info("before: %s; after: %s", done.before, done.after)
     if not done.report.complete:
-        context.log.warning("some blocks are left: another run is at them, or edits keep changing them")
+        context.log.warning("some blocks are left: another run is working on them, or edits keep changing them")
     shown: dict[str, Callable[[], bytes]] = {}
     if done.shown is not None:
         shown["mips_around_the_edit"] = lambda: pyramid_views.catch_up_picture(dataset, done)
@@ -65,15 +69,16 @@ def pyramid(
 downsample_job = dg.define_asset_job(
     "downsample_job",
     selection=dg.AssetSelection.assets(pyramid),
-    description="Let the coarser mips of a graph catch up with edits. Started by downsample_sensor; safe at any time.",
-    # Readers see what is behind as pending: an edit that waits in the queue comes first.
+    description="Bring the coarser mips of a graph up to date with edits. downsample_sensor starts it; it may also be "
+    "run by hand at any time.",
+    # Edits in the queue come first, since readers can see which mips are pending.
     tags={"dagster/priority": "-1"},
 )
 
 
 @dg.asset_check(asset=pyramid, name="pyramid_keeps_up")
 def pyramid_keeps_up(pipeline: PipelineResource) -> dg.AssetCheckResult:
-    """No graph has an edit that coarser mips do not show after max_lag_seconds, and all ledgers can be read."""
+    """Check that coarser mips show all edits after max_lag_seconds, in all graphs, and that all ledgers can be read."""
     with explained_failures():
         verdict = lag_verdict(lags(pipeline.registry), pipeline.max_lag_seconds)
     return dg.AssetCheckResult(
@@ -85,12 +90,12 @@ def pyramid_keeps_up(pipeline: PipelineResource) -> dg.AssetCheckResult:
 
 
 def verdict_severity(verdict: LagVerdict) -> dg.AssetCheckSeverity:
-    """A lag is visible to readers and passes; a ledger that cannot be read does not."""
+    """Return WARN for a lag, which readers can see and which passes by itself, and ERROR for an unreadable ledger."""
     return dg.AssetCheckSeverity.ERROR if verdict.unknown else dg.AssetCheckSeverity.WARN
 
 
 def verdict_numbers(verdict: LagVerdict, max_seconds: float) -> dict[str, Any]:
-    """What the check plots."""
+    """Return the numbers that the check plots."""
     return {
         "operations_behind": verdict.operations,
         "boxes_behind": verdict.boxes,

@@ -1,4 +1,4 @@
-"""The sensor that starts `downsample_job`. Level-triggered: each tick looks at the ledgers of all graphs."""
+"""The sensor that starts `downsample_job`. It is level-triggered: each tick reads the ledgers of all graphs."""
 
 import json
 import time
@@ -17,7 +17,7 @@ from sv_pipeline.pyramid.lag import GraphLag, lag_verdict, lags
 __all__ = ["downsample_sensor"]
 
 GRAPH_TAG = "dagster/partition/graph"
-"""By which dagster.yaml lets one run of a graph go at a time."""
+"""Tag by which dagster.yaml limits each graph to one run at a time."""
 LEDGER_TAG = "sv/ledger"
 MOST_RUNS = 50
 RUNS_LOOKED_AT = 12
@@ -25,9 +25,9 @@ RUNS_LOOKED_AT = 12
 
 @dg.sensor(job_name=downsample_job.name, minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING)
 def downsample_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
-    """One run for each graph whose coarser mips are behind: all its operations at once, never two runs of one graph.
+    """Start one run for each graph whose coarser mips are behind, for all its operations, and never two for one graph.
 
-    After a run that failed it waits, ever longer. It also reports the lag over time, and the check that alerts.
+    After failed runs the sensor waits, longer each time. It also reports the lag, and the result of the lag check.
     """
     found = lags(pipeline.registry)
     requests: list[dg.RunRequest] = []
@@ -52,7 +52,7 @@ def downsample_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineRes
 
 
 def _request(instance: dg.DagsterInstance, found: GraphLag) -> dg.RunRequest | str | None:
-    """A run for a graph; or why there is none, though something is behind or wrong."""
+    """Return a run for a graph, or the reason why there is none although it is behind; None if it is up to date."""
     if found.error:
         return str(found)
     if not found.behind:
@@ -62,7 +62,7 @@ def _request(instance: dg.DagsterInstance, found: GraphLag) -> dg.RunRequest | s
     records = instance.get_run_records(mine, limit=RUNS_LOOKED_AT)
     running = [r.dagster_run.run_id for r in records if r.dagster_run.status in UNFINISHED_RUNS]
     if running:
-        return f"{found}: run {running[0][:8]} is at it"
+        return f"{found}: run {running[0][:8]} is working on it"
     failures = 0
     for record in records:  # newest first
         if record.dagster_run.status is DagsterRunStatus.SUCCESS:
@@ -73,7 +73,7 @@ def _request(instance: dg.DagsterInstance, found: GraphLag) -> dg.RunRequest | s
         wait = ended + PYRAMID_BACKOFF.after(failures) - time.time()
         if wait > 0:
             return f"{found}: {failures} runs failed in a row; next attempt in {wait:.0f} s"
-    # A run key is remembered for ever: the same ledger again, after a run that failed or left something, needs another.
+    # Dagster starts only one run per run key, so an unchanged ledger needs a new key after a run that did not finish.
     attempt = instance.get_runs_count(dg.RunsFilter(job_name=downsample_job.name, tags=_ledger(found)))
     return dg.RunRequest(
         run_key=f"{found.graph_id}:{found.fingerprint}:{attempt}",
@@ -100,7 +100,7 @@ def _skip_reason(found: Sequence[GraphLag], reasons: Sequence[str]) -> str:
 def _events(
     found: Sequence[GraphLag], max_seconds: float, cursor: dict[str, Any]
 ) -> list[dg.AssetObservation | dg.AssetMaterialization | dg.AssetCheckEvaluation]:
-    """The lag of graphs that are behind, or no more; the check's result while it fails, or no more does."""
+    """Report the lag of graphs that are or were just behind, and the result of the check if it fails or just failed."""
     events: list[dg.AssetObservation | dg.AssetMaterialization | dg.AssetCheckEvaluation] = []
     for each in found:
         if each.lag and (each.behind or each.graph_id in cursor.get("behind", [])):

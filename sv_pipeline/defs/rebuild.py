@@ -1,4 +1,4 @@
-"""A full rebuild of mips as a backfill: one partition per (graph, mip), bottom-up, each in batches."""
+"""A full rebuild of mips as a backfill: one partition per (graph, mip), from mip 1 upwards, each in batches."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +21,7 @@ def _rebuild(context: dg.OpExecutionContext, pipeline: PipelineResource) -> MipR
 
 @dg.op(out=dg.DynamicOut(dg.Nothing))
 def plan_rebuild(context: dg.OpExecutionContext, pipeline: PipelineResource) -> Iterator[Any]:
-    """What is left of the mip, in batches. Refuses while the mip below is being rebuilt."""
+    """List what is left of the mip, in batches. Fails while the mip below is being rebuilt."""
     with explained_failures():
         rebuild = _rebuild(context, pipeline)
         batches = rebuild.plan() if rebuild.exists else []
@@ -32,7 +32,7 @@ def plan_rebuild(context: dg.OpExecutionContext, pipeline: PipelineResource) -> 
 
 @dg.op(ins={"start": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), retry_policy=RETRIES)
 def rebuild_batch(context: dg.OpExecutionContext, pipeline: PipelineResource) -> None:
-    """Make a box of the mip again; storage chunks that were right are not written."""
+    """Rebuild a box of the mip. Storage chunks that do not change are not written."""
     with explained_failures():
         report = _rebuild(context, pipeline).run(str(context.get_mapping_key()))
     context.log.info("%d of %d storage chunks were different", report.chunks_written, report.chunks_made)
@@ -40,7 +40,7 @@ def rebuild_batch(context: dg.OpExecutionContext, pipeline: PipelineResource) ->
 
 @dg.op(ins={"batches": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing))
 def finish_rebuild(context: dg.OpExecutionContext, pipeline: PipelineResource) -> None:
-    """Check by what the fork says that no box is left; what that changes in coarser mips is listed as pending."""
+    """Check in the fork that no box is left; changes that still coarser mips need are listed there as pending."""
     from sv_pipeline.reports import views
 
     with explained_failures():
@@ -60,9 +60,10 @@ def finish_rebuild(context: dg.OpExecutionContext, pipeline: PipelineResource) -
 
 @dg.job(
     partitions_def=graph_mips,
-    # A re-execution from failure can drop mapped steps; what is left is in the fork, so all steps again is cheap.
+    # A re-execution from failure can drop mapped steps. All steps are repeated instead, which is cheap, because the
+    # fork lists what is left.
     tags={"dagster/priority": "-1", "dagster/retry_strategy": "ALL_STEPS", "dagster/max_retries": "2"},
 )
 def rebuild_mip_job() -> None:
-    """Make a whole mip again from the one below. Backfill all mips of a graph: they are made bottom-up."""
+    """Rebuild a whole mip from the one below. To rebuild all mips of a graph, launch a backfill, from mip 1 upwards."""
     finish_rebuild(plan_rebuild().map(rebuild_batch).collect())

@@ -1,4 +1,4 @@
-"""Healing: a sensor finds edits whose process died, and a job takes them back and makes them again."""
+"""Recovery of edits whose process died: a sensor finds them, and a job rolls them back and makes them again."""
 
 import json
 import os
@@ -35,32 +35,34 @@ __all__ = [
 
 GRAPH_TAG, OPERATION_TAG, ATTEMPT_TAG = "sv/graph_id", "sv/op_id", "sv/attempt"
 ONE_AT_A_TIME_TAG = "sv/recovery_of"
-"""Graph, once more: dagster.yaml lets one recovery of a graph run at a time, but any number of edits."""
+"""Tag that also holds the graph; by it dagster.yaml limits each graph to one recovery at a time, but not its edits."""
 AGE_VARIABLE, SWITCH_VARIABLE = "SV_PIPELINE_RECOVERY_MIN_AGE", "SV_PIPELINE_RECOVERY"
 RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 FOR_PEOPLE = (recovery.RecoveryStoppedError, CorruptionError, NotFoundError)
-"""Errors that a second try meets again."""
+"""Errors that a retry cannot solve, so that a person has to look."""
 FAILED_RUNS = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
 
 class OperationConfig(dg.Config):
-    """Which operation to recover."""
+    """The operation to recover."""
 
     graph_id: str
     operation_id: int = Field(ge=1, description="Its number in the operation log; see 'sv-pipeline stuck list'.")
-    seen: str = Field(default="", description="The owner's cell as the sensor has seen it at all of its looks.")
-    seen_for: float = Field(default=0.0, ge=0, description="Seconds for which the sensor has watched that cell.")
+    seen: str = Field(default="", description="The owner's cell, which did not change while the sensor watched it.")
+    seen_for: float = Field(
+        default=0.0, ge=0, description="Time in seconds for which the sensor has watched that cell."
+    )
     own_process: bool = Field(
         default=False,
-        description="Work in a process below that of the run, which starts it again if it dies. Costs its start.",
+        description="Work in a child process, which the run starts again if it dies. Starting it takes time.",
     )
 
 
 @dg.op(out=dg.Out(dg.Nothing), retry_policy=RETRIES)
 def recover_operation(context: dg.OpExecutionContext, pipeline: PipelineResource, config: OperationConfig) -> None:
-    """Claim an operation whose process died, take back what it wrote, make it again, and prove the result.
+    """Claim an operation whose process died, roll back what it wrote, make it again, and prove the result.
 
-    All stages are one step: whatever is run again, by a retry, a re-execution or a new run, begins with the roll-back.
+    All stages are one step, so that every repetition (a retry, a re-execution or a new run) begins with the rollback.
     """
     with explained_failures():
         _recover(context, pipeline, config)
@@ -86,7 +88,7 @@ def _recover(context: dg.OpExecutionContext, pipeline: PipelineResource, config:
         else:
             said, metadata = str(report), {"outcome": report.replay.outcome, **report.proof}
     except recovery.NotStuckError as error:
-        if context.retry_number:  # an earlier process of this run is not dead, so the operation is not at its end
+        if context.retry_number:  # an earlier process of this run is still alive, so the operation has not ended
             raise dg.Failure(description=str(error), metadata={"kind": error.kind}) from error
         context.log.info("%s", error)
         context.add_output_metadata({"nothing to do": str(error)})
@@ -109,7 +111,7 @@ def _recover(context: dg.OpExecutionContext, pipeline: PipelineResource, config:
 
 
 def _show(context: dg.OpExecutionContext, graph_id: str, stage: str, what: dict[str, Any]) -> None:
-    """One stage that has ended, as an event of the run and of the graph's fork, and as a line of the run's log."""
+    """Report the end of a stage as an observation of the graph's fork, and as a line of the run's log."""
     observed = {"stage": stage, **numbers(what)}
     context.log_event(dg.AssetObservation("fork", f"recovery: {stage}", observed, graph_id))
     context.log.info("%s: %s", stage, ", ".join(f"{name}: {value}" for name, value in what.items()))
@@ -118,20 +120,20 @@ def _show(context: dg.OpExecutionContext, graph_id: str, stage: str, what: dict[
 def _picture(graph: ChunkedGraph, operation_id: int) -> bytes:
     png = split_picture(graph, operation_id)
     if png is None:
-        raise ValueError("it changed no voxels")
+        raise ValueError("the operation changed no voxels")
     return png
 
 
 @dg.failure_hook
 def alert_people(context: dg.HookContext) -> None:
-    """Tell people that a recovery has failed: to the log, and to SV_PIPELINE_ALERT_WEBHOOK."""
+    """Send an alert that a recovery has failed, to the log and to SV_PIPELINE_ALERT_WEBHOOK."""
     run = context.instance.get_run_by_id(context.run_id)
     if run is not None:
         alert_of_failure(run, str(context.op_exception))
 
 
 def alert_of_failure(run: dg.DagsterRun, why: str) -> None:
-    """Tell people that a run that should have recovered an operation has failed."""
+    """Send an alert that a run which should have recovered or abandoned an operation has failed."""
     attempt = int(run.tags.get(ATTEMPT_TAG, 1))
     graph_id, operation_id = run.run_config.get("graph_id"), run.run_config.get("operation_id")
     if ATTEMPT_TAG not in run.tags:
@@ -139,7 +141,7 @@ def alert_of_failure(run: dg.DagsterRun, why: str) -> None:
     else:
         more = attempt < MOST_RECOVERIES
         again = f"attempt {attempt}; " + (
-            "it will be tried again" if more else "nobody will try again: see 'stuck show'"
+            "it will be tried again" if more else "it will not be tried again: see 'sv-pipeline stuck show'"
         )
     alerts_from_environment().send(
         f"{run.job_name}: operation {operation_id} of graph {graph_id} failed: {why} ({again})",
@@ -153,32 +155,34 @@ def alert_of_failure(run: dg.DagsterRun, why: str) -> None:
 
 @dg.config_mapping
 def in_one_process(config: OperationConfig) -> dict[str, Any]:
-    """The operation for its step, which runs in the process of the run unless another is asked for."""
+    """Pass the operation to its step, which runs in the process of the run unless ``own_process`` is set."""
     executor: dict[str, Any] = {"multiprocess": {"max_concurrent": 1}} if config.own_process else {"in_process": {}}
     return {"ops": {"recover_operation": {"config": config.model_dump()}}, "execution": {"config": executor}}
 
 
 @dg.job(config=in_one_process, executor_def=dg.multi_or_in_process_executor, hooks={alert_people})
 def recover_operation_job() -> None:
-    """Recover one edit whose process died: claim it, take back what it wrote, make it again, prove the result."""
+    """Recover one edit whose process died: claim it, roll back what it wrote, make it again, prove the result."""
     recover_operation()
 
 
 class AbandonConfig(dg.Config):
-    """Which operation to give up, and why."""
+    """The operation to give up, and the reason."""
 
     graph_id: str = Field(description="A registered graph.")
     operation_id: int = Field(ge=1, description="Its number in the operation log; see 'sv-pipeline stuck list'.")
-    reason: str = Field(min_length=1, description="Why the edit is given up; the log says it to its user.")
-    user: str = Field(default="", description="Who decides it, for the log. Default: the user the worker runs as.")
+    reason: str = Field(
+        min_length=1, description="Reason why the edit is given up, for its user; it is stored in the log."
+    )
+    user: str = Field(default="", description="User who decides this, for the log. Default: the user of the worker.")
     take_locks: bool = Field(
-        default=False, description="Put locks back that somebody has removed, where nobody has edited since."
+        default=False, description="Restore locks that were removed, where no edit was made since then."
     )
 
 
 @dg.op(out=dg.Out(dg.Nothing), retry_policy=RETRIES)
 def abandon_operation(context: dg.OpExecutionContext, pipeline: PipelineResource, config: AbandonConfig) -> None:
-    """Take back what an operation wrote, free its locks, log the reason, and prove the result."""
+    """Roll back what an operation wrote, release its locks, log the reason, and prove the result."""
     with explained_failures():
         graph = pipeline.dataset(config.graph_id).graph
         try:
@@ -206,26 +210,26 @@ def abandon_operation(context: dg.OpExecutionContext, pipeline: PipelineResource
 
 @dg.config_mapping
 def abandoned_in_one_process(config: AbandonConfig) -> dict[str, Any]:
-    """The operation for its step."""
+    """Pass the operation to its step."""
     return {"ops": {"abandon_operation": {"config": config.model_dump()}}}
 
 
 @dg.job(config=abandoned_in_one_process, executor_def=dg.in_process_executor, hooks={alert_people})
 def abandon_operation_job() -> None:
-    """Give one edit up that cannot be made again: take back what it wrote, free its locks, log why."""
+    """Give up one edit that cannot be made again: roll back what it wrote, release its locks, log the reason."""
     abandon_operation()
 
 
 class MendConfig(dg.Config):
-    """Which graph to mend."""
+    """The graph to mend."""
 
     graph_id: str = Field(description="A registered graph.")
-    apply: bool = Field(default=False, description="Change it. By default, it is only said what would be changed.")
+    apply: bool = Field(default=False, description="Make the changes. By default they are only shown.")
 
 
 @dg.op
 def mend_graph(context: dg.OpExecutionContext, pipeline: PipelineResource, config: MendConfig) -> None:
-    """Bring what other software has written into our form; or say what is in another form."""
+    """Convert what other software has written to our form, or only report it."""
     with explained_failures():
         report = recovery.mend(pipeline.dataset(config.graph_id).graph, apply=config.apply)
     context.log.info("%s", report)
@@ -234,13 +238,13 @@ def mend_graph(context: dg.OpExecutionContext, pipeline: PipelineResource, confi
 
 @dg.config_mapping
 def mended_in_one_process(config: MendConfig) -> dict[str, Any]:
-    """The graph for its step."""
+    """Pass the graph to its step."""
     return {"ops": {"mend_graph": {"config": config.model_dump()}}}
 
 
 @dg.job(config=mended_in_one_process, executor_def=dg.in_process_executor)
 def mend_job() -> None:
-    """Bring what other software has written in a graph into the form that sv_pipeline writes; a dry run by default."""
+    """Convert what other software has written in a graph to the form that sv_pipeline writes; a dry run by default."""
     mend_graph()
 
 
@@ -254,7 +258,7 @@ def mend_job() -> None:
 def stuck_operations_sensor(
     context: dg.SensorEvaluationContext, pipeline: PipelineResource
 ) -> dg.SensorResult | dg.SkipReason:
-    """Find edits whose owner has not moved for SV_PIPELINE_RECOVERY_MIN_AGE (10m), and have them recovered."""
+    """Find edits whose owner has not renewed its cell for SV_PIPELINE_RECOVERY_MIN_AGE (10m), and start recoveries."""
     min_age, now = parse_duration(os.environ.get(AGE_VARIABLE, "10m")), time.time()
     notes: dict[str, Any] = json.loads(context.cursor) if context.cursor else {}
     fresh, requests, said = {}, [], []
@@ -264,7 +268,7 @@ def stuck_operations_sensor(
             fresh[graph_id] = notes.get(graph_id, {})
             continue
         if found is None:
-            continue  # it is only being made: nothing can be stuck
+            continue  # the graph is not set up yet, so nothing can be stuck
         seen = Observations.of(notes.get(graph_id)).look(found, now)
         fresh[graph_id] = seen.to_dict()
         for one in found:
@@ -290,14 +294,14 @@ def stuck_operations_sensor(
     default_status=dg.DefaultSensorStatus.RUNNING,
 )
 def dead_recoveries_sensor(context: dg.RunFailureSensorContext) -> None:
-    """Tell people of a recovery, or an abandonment, whose process died, and so could not tell them itself."""
+    """Send an alert for a recovery or abandonment whose process died before it could send one itself."""
     run = context.dagster_run
     if not context.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.HOOK_COMPLETED):
         alert_of_failure(run, context.failure_event.message or "its process died")
 
 
 def _unfinished(registry: Registry, graph_id: str) -> list[recovery.Unfinished] | None:
-    """Unfinished operations of a graph; None before it is set up."""
+    """Read the unfinished operations of a graph; None if it is not set up yet."""
     try:
         graph = registry.get(graph_id).graph
     except NotFoundError:
@@ -308,9 +312,9 @@ def _unfinished(registry: Registry, graph_id: str) -> list[recovery.Unfinished] 
 def _request(
     instance: dg.DagsterInstance, graph_id: str, one: recovery.Unfinished, seen: Observation, now: float
 ) -> dg.RunRequest | str:
-    """A run that recovers an operation, or why there is none now."""
+    """Return a run that recovers an operation, or the reason why there is none now."""
     tags = {GRAPH_TAG: graph_id, OPERATION_TAG: str(one.operation_id)}
-    job = recover_operation_job.name  # runs that edit have these tags, too
+    job = recover_operation_job.name  # needed in the filter, since runs of edits have the same tags
     if instance.get_runs_count(dg.RunsFilter(job_name=job, tags=tags, statuses=UNFINISHED_RUNS)):
         return "is being recovered"
     failed = instance.get_run_records(dg.RunsFilter(job_name=job, tags=tags, statuses=FAILED_RUNS))

@@ -1,4 +1,4 @@
-"""What steps need from the deployment: the home folder and the coordinator's address."""
+"""The deployment's settings for steps: the home folder, the coordinator's address and the limit of the lag."""
 
 from typing import Any
 
@@ -17,40 +17,40 @@ MAX_LAG_SECONDS = 900.0
 
 
 class PipelineResource(dg.ConfigurableResource):
-    """Finds graphs by id."""
+    """Gives access to registered graphs by id, and holds settings of the deployment."""
 
     home: str = Field(description="Home folder (path or kvstore URL) with the registered graphs.")
     coordinator: str = Field(
         default="",
-        description="host:port of the OCDBT coordinator for populate_method: coordinator. Not needed for the default.",
+        description="host:port of the OCDBT coordinator, for graphs with populate_method: coordinator only.",
     )
     max_lag_seconds: float = Field(
         default=MAX_LAG_SECONDS,
-        description="Age of the oldest edit that coarser mips do not show yet, above which a check alerts.",
+        description="The check pyramid_keeps_up fails if coarser mips do not show an edit after this many seconds.",
     )
 
     def dataset(self, graph_id: str) -> Dataset:
-        """A registered graph."""
+        """Return the dataset of a registered graph."""
         return open_dataset(graph_id, self.home)
 
     def open(self, graph_id: str) -> OpenGraph:
-        """A registered graph, to look at and to edit."""
+        """Open a registered graph for reading and editing."""
         return open_graph(graph_id, self.home)
 
     @property
     def registry(self) -> Registry:
-        """All registered graphs."""
+        """The registry of all graphs."""
         return Registry(self.home)
 
     def coordinator_address(self, dataset: Dataset) -> str | None:
-        """The graph's own address, else the deployment's; None where neither is set."""
+        """Return the coordinator's address of the graph, or else of the deployment; None if neither is set."""
         return dataset.config.ocdbt_config.coordinator_address or self.coordinator or None
 
 
 def resources_from_environment() -> dict[str, Any]:
-    """Resources out of SV_PIPELINE_HOME, SV_PIPELINE_COORDINATOR and SV_PIPELINE_MAX_LAG_SECONDS.
+    """Make resources from SV_PIPELINE_HOME, SV_PIPELINE_COORDINATOR and SV_PIPELINE_MAX_LAG_SECONDS.
 
-    Workers read the same variables.
+    Worker processes read the same variables.
     """
     return {
         "pipeline": PipelineResource(

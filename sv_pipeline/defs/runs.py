@@ -1,4 +1,4 @@
-"""Runs in the Dagster instance: which count as unfinished, and when a run that failed is tried again."""
+"""Runs in the Dagster instance: which of them count as unfinished, and when a failed run is tried again."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ UNFINISHED_RUNS = [
     dg.DagsterRunStatus.CANCELING,
 ]
 PYRAMID_BACKOFF = Backoff(30.0, 3600.0)
-"""Between runs that make coarser mips; they are tried for ever."""
+"""Time between failed runs that make coarser mips; these are tried for ever."""
 RECOVERY_BACKOFF = Backoff(60.0)
-"""Between recoveries of one operation."""
+"""Time between failed recoveries of one operation."""
 MOST_RECOVERIES = 4
-"""Recoveries of one operation that may fail; then a person has to look."""
+"""Number of failed recoveries of one operation, after which a person has to look."""

@@ -1,4 +1,4 @@
-"""Sensors: level-triggered; each tick looks at what is there and asks for what is missing."""
+"""The sensor that adds registered graphs as partitions. It is level-triggered: each tick adds all that are missing."""
 
 import dagster as dg
 
@@ -12,7 +12,7 @@ __all__ = ["registered_graphs_sensor"]
 def registered_graphs_sensor(
     context: dg.SensorEvaluationContext, pipeline: PipelineResource
 ) -> dg.SensorResult | dg.SkipReason:
-    """Graphs that were registered from a terminal appear as partitions."""
+    """Add graphs that were registered from a terminal as partitions."""
     known = set(context.instance.get_dynamic_partitions(str(graphs.name)))
     registered = pipeline.registry.graph_ids()
     fresh = [graph_id for graph_id in registered if graph_id not in known]

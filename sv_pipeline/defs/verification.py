@@ -1,7 +1,7 @@
-"""Proving graphs again and again: a job for one graph, a sample of every graph each night, and what edits have changed.
+"""Regular verification: a job for one graph, a nightly sample of every graph, and checks of what edits have changed.
 
-A look at a part of a graph may find a fault; that it finds none proves nothing about the rest. So such a look turns no
-check from red to green: only one at all of it does.
+A verification of a part of a graph may find a fault, but a clean result proves nothing about the rest. It therefore
+never turns a check from failed to passed; only a verification of the whole graph does.
 """
 
 import time
@@ -30,29 +30,33 @@ SAMPLE = 64
 NIGHTLY, CHANGES = "30 2 * * *", "*/10 * * * *"
 GRAPH_TAG, UNTIL_TAG = "sv/graph_id", "sv/verified_until"
 MOST_OPERATIONS = 1000
-"""Operations before the first look that are looked at as well."""
+"""Maximum number of operations that the first verification of changes covers."""
 SAMPLED = ("voxels", "base", "pyramid", "digests", "lineage")
-"""Checks that a sample limits; all others look at everything in any case."""
+"""Checks that a sample limits; all other checks always cover the whole graph."""
 
 
 def default_status() -> dg.DefaultScheduleStatus:
-    """Whether the schedules run: unless SV_PIPELINE_VERIFY is off."""
+    """Return whether the schedules run: they do unless SV_PIPELINE_VERIFY is off."""
     on = is_switched_on(SWITCH_VARIABLE)
     return dg.DefaultScheduleStatus.RUNNING if on else dg.DefaultScheduleStatus.STOPPED
 
 
 class VerifyConfig(dg.Config):
-    """What to verify."""
+    """The graph to verify, and to which extent."""
 
     graph_id: str
     checks: list[str] = Field(default_factory=list, description="Names of checks; empty = all.")
-    sample: int = Field(default=0, ge=0, description="Voxels of so many chunks only, chosen anew each time; 0 = all.")
-    after: int = Field(default=-1, ge=-1, description="Only what operations after this one changed; -1 = everything.")
+    sample: int = Field(
+        default=0, ge=0, description="Check the voxels of only so many chunks, chosen anew each time; 0 = all."
+    )
+    after: int = Field(
+        default=-1, ge=-1, description="Check only what operations after this one changed; -1 = everything."
+    )
 
 
 @dg.op
 def verify_graph(context: dg.OpExecutionContext, pipeline: PipelineResource, config: VerifyConfig) -> None:
-    """Prove the invariants; the run fails with the findings if one does not hold. Results count as asset checks."""
+    """Prove the invariants. The run fails with the findings if one is violated; results count as asset checks."""
     with explained_failures():
         dataset = pipeline.dataset(config.graph_id)
         if config.after >= 0:
@@ -61,7 +65,7 @@ def verify_graph(context: dg.OpExecutionContext, pipeline: PipelineResource, con
             seed = time.time_ns() % (1 << 32)
             report = verify_dataset(dataset, checks=config.checks or None, sample=config.sample or None, seed=seed)
     for evaluation in evaluations(report, names=_to_be_recorded(context.instance, config, report)):
-        # It takes them, though its signature does not say so: an op may yield them.
+        # log_event accepts evaluations, although its signature does not say so.
         context.log_event(evaluation)  # type: ignore[arg-type]
     context.log.info(report.summary())
     if not report.ok:
@@ -73,7 +77,7 @@ def verify_graph(context: dg.OpExecutionContext, pipeline: PipelineResource, con
 
 
 def _to_be_recorded(instance: dg.DagsterInstance, config: VerifyConfig, report: VerifyReport) -> set[str]:
-    """Names of checks whose result replaces the last one: a look at a part turns nothing green."""
+    """Names of checks whose result is recorded: a pass of a partial check does not replace a recorded failure."""
     limited = set(CHECKS) if config.after >= 0 else set(SAMPLED) if config.sample else set()
     red = red_checks(instance, config.graph_id) & limited if limited else set()
     return {result.name for result in report.results if not result.passed or result.name not in red}
@@ -81,7 +85,7 @@ def _to_be_recorded(instance: dg.DagsterInstance, config: VerifyConfig, report: 
 
 @dg.failure_hook
 def alert_people(context: dg.HookContext) -> None:
-    """Tell people that a graph is not sound, or could not be verified."""
+    """Send an alert that a graph is not sound, or could not be verified."""
     config = context.op_config
     graph_id = config.get("graph_id") if isinstance(config, dict) else None
     error = context.op_exception
@@ -100,7 +104,7 @@ def verify_job() -> None:
 def _run(graph_id: str, run_key: str, tags: dict[str, str], **config: int) -> dg.RunRequest:
     values = VerifyConfig(graph_id=graph_id, **config)  # type: ignore[arg-type]
     run_config = dg.RunConfig(ops={"verify_graph": values})
-    # Edits come first.
+    # Edits have priority over verification.
     tags = {GRAPH_TAG: graph_id, "dagster/priority": "-2", **tags}
     return dg.RunRequest(run_key=run_key, run_config=run_config, tags=tags)
 
@@ -109,11 +113,11 @@ def _run(graph_id: str, run_key: str, tags: dict[str, str], **config: int) -> dg
 def verify_nightly_schedule(
     context: dg.ScheduleEvaluationContext, pipeline: PipelineResource
 ) -> Iterator[dg.RunRequest]:
-    """All invariants of every graph, with the voxels of SV_PIPELINE_VERIFY_SAMPLE (64) chunks each."""
+    """Verify all invariants of every graph, with the voxels of SV_PIPELINE_VERIFY_SAMPLE (64) chunks each."""
     sample = whole_number_in(SAMPLE_VARIABLE, SAMPLE, meaning="chunks")
     night = context.scheduled_execution_time.date().isoformat()
     for graph_id, made in ask_every_graph(pipeline.registry, _is_set_up).items():
-        if made:  # as text: why it cannot be read, which the run will say
+        if made:  # True, or a text that says why the graph cannot be read, which the run will report
             yield _run(graph_id, f"nightly:{graph_id}:{night}", {}, sample=sample)
 
 
@@ -121,7 +125,7 @@ def verify_nightly_schedule(
 def verify_changes_schedule(
     context: dg.ScheduleEvaluationContext, pipeline: PipelineResource
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """What operations have changed since the last verification of changes that found nothing, graph by graph."""
+    """Verify what operations have changed since the last verification of changes that succeeded, for each graph."""
     said, requests = [], []
     for graph_id, last in ask_every_graph(pipeline.registry, _last_operation).items():
         if isinstance(last, str):
@@ -138,7 +142,7 @@ def verify_changes_schedule(
 
 
 def _is_set_up(registry: Registry, graph_id: str) -> bool:
-    """Whether a graph can be verified: not while it is only being made, nor once its table is removed."""
+    """Whether a graph can be verified: it has been set up, and its table exists."""
     try:
         registry.get(graph_id).graph  # noqa: B018 - opens it
     except NotFoundError:
@@ -152,7 +156,7 @@ def _last_operation(registry: Registry, graph_id: str) -> int:
 
 
 def _changes(instance: dg.DagsterInstance, graph_id: str, last: int) -> dg.RunRequest | str:
-    """A run for what is new in a graph; or why there is none."""
+    """Return a run that verifies the new operations of a graph, or the reason why there is none."""
     mine = {GRAPH_TAG: graph_id}
     if instance.get_runs_count(dg.RunsFilter(job_name=verify_job.name, tags=mine, statuses=UNFINISHED_RUNS)):
         return f"{graph_id}: a verification is under way"
@@ -160,7 +164,7 @@ def _changes(instance: dg.DagsterInstance, graph_id: str, last: int) -> dg.RunRe
     first = max(0, last - MOST_OPERATIONS)
     known = next((int(run.tags[UNTIL_TAG]) for run in done if UNTIL_TAG in run.tags), first)  # the latest run is first
     if known > last:
-        known = first  # the graph was made anew, or its table restored: its operations are others
+        known = first  # the graph was made anew or its table was restored, so its operations are different ones
     if last <= known:
         return f"{graph_id}: nothing is new"
     return _run(graph_id, f"changes:{graph_id}:{known}:{last}", {UNTIL_TAG: str(last)}, after=known)

@@ -1,4 +1,4 @@
-"""Edits of a graph, from the request to the commit: merges, splits, undo, redo. Knows no Dagster."""
+"""Edits of a graph, from the request to the commit: merge, split, undo and redo. Does not depend on Dagster."""
 
 from sv_pipeline.edits.as_of import milliseconds_of, segmentation_at
 from sv_pipeline.edits.history import redo, undo

@@ -1,7 +1,7 @@
-"""What a graph was at a moment: its segmentation, its objects. Reads.
+"""The segmentation of a graph as it was at an earlier moment. Reads only.
 
-Layer 2 rows that an edit retired stay as they are, so the leaves of a root at a time are the supervoxels that the
-segmentation of that time shows for it.
+An edit leaves the layer 2 rows that it retires unchanged. So the leaves of a root at some time are the supervoxels that
+the segmentation of that time shows for it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ __all__ = ["Moment", "milliseconds_of", "segmentation_at"]
 
 
 def milliseconds_of(graph: ChunkedGraph, moment: Moment) -> int:
-    """A moment as time of cells.
+    """Convert a moment to milliseconds since the epoch, the unit of cell timestamps.
 
     Raises
     ------
     EditRefused
-        If it is neither a time nor the number of an operation.
+        If the moment is neither a time nor the number of an operation.
     NotFoundError
-        If it names an operation that was never made.
+        If it is the number of an operation that does not exist or did not succeed.
     """
     with bad_request():
         known = parse_moment(moment)
@@ -36,17 +36,18 @@ def milliseconds_of(graph: ChunkedGraph, moment: Moment) -> int:
     found = find_operation(graph, known)
     if found is None or found.status is not OperationStatus.SUCCESS or found.timestamp is None:
         raise NotFoundError(
-            f"operation {known} of graph {graph.graph_id!r} was never made: it is no moment to look back to.",
-            remedy="List the operations; those with status SUCCESS count.",
+            f"operation {known} of graph {graph.graph_id!r} does not exist or did not succeed, so it marks no moment.",
+            remedy="List the operations, and name one with status SUCCESS.",
         )
     return milliseconds(found.timestamp) or 0
 
 
 def segmentation_at(graph: ChunkedGraph, moment: Moment, *, within: Box | None = None) -> ts.TensorStore:
-    """The supervoxels as they were, base mip, read-only; exact for the chunks that ``within`` touches.
+    """Open the supervoxels of the base mip as they were at a moment, read-only.
 
-    Edits elsewhere that were made at nearly the same time may have reached the voxels in another order than their
-    times say; without ``within`` the volume is that of a generation, which may lack one of them.
+    The result is exact in the chunks that ``within`` touches. Elsewhere, edits made at nearly the same time may have
+    reached the fork in another order than their timestamps tell. Without ``within``, the volume is one generation of
+    the fork, which may lack such an edit.
     """
     time = milliseconds_of(graph, moment)
     generation = graph.fork.generation_at(time, within=within)

@@ -1,4 +1,4 @@
-"""Points as callers write them: voxels ``x, y, z``, or ``id, x, y, z`` where an object is named. Looks nothing up."""
+"""Parses points as callers write them: ``x, y, z``, or ``id, x, y, z`` to name an object. Reads no data."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ __all__ = ["given_points", "given_voxels"]
 
 @bad_request()
 def given_voxels(points: Any, name: str) -> npt.NDArray[np.int64]:
-    """Voxels, shape (n, 3); EditRefused if they are anything else."""
+    """Parse voxels to an array of shape (n, 3); raise EditRefused if they are anything else."""
     return parse_voxels(points, name)
 
 
 def given_points(points: Any, side: str) -> Points:
-    """Points of one side of a request.
+    """Parse the points of one side of a request.
 
     Parameters
     ----------
     points
-        Rows of x, y, z; or of id, x, y, z, where the id is a root or a supervoxel, or 0 for none. Both may be mixed.
+        Rows of x, y, z, or of id, x, y, z, where the id is a root, a supervoxel, or 0 for none. Rows of both kinds
+        may be mixed.
     side
-        ``source`` or ``sink``, for messages.
+        ``source`` or ``sink``; used in messages.
 
     Raises
     ------
     EditRefused
-        If they are anything else, or too many.
+        If the points have another form, or are too many.
     """
     name = f"{side} points"
     rows = _rows(points)
@@ -52,12 +53,12 @@ def given_points(points: Any, side: str) -> Points:
         raise EditRefused(
             Reason.BAD_REQUEST,
             f"the {name} are not voxels: {shown(points)}.",
-            remedy="A point is x, y, z, or id, x, y, z: whole numbers; the id is a root or a supervoxel.",
+            remedy="Write a point as x, y, z, or as id, x, y, z, in whole numbers; the id is a root or a supervoxel.",
         ) from error
 
 
 def _rows(points: Any) -> list[Any] | None:
-    """The rows of what looks like rows, or like one row; None for anything else."""
+    """Return the rows of a value that looks like rows or like one row of four numbers; None for anything else."""
     if not isinstance(points, list | tuple):
         points = plain_array(points)
     if points is None or getattr(points, "ndim", 1) not in (1, 2) or not len(points):

@@ -1,15 +1,19 @@
-"""Taking edits back and making them again. The log itself is of ``graph.lineage``.
+"""Undo and redo of operations.
 
 | operation | undo | redo |
 | --- | --- | --- |
 | merge | the edges that it activated become inactive | they become active again |
 | split | the edges that it removed become active | they become inactive again |
-| split of supervoxels | fragments become one supervoxel again, and the edges as above | the same points, split again |
+| split of supervoxels | fragments become one supervoxel again; edges as above | the split is repeated with its points |
 
-An undo of an undo is a redo, and so on: chains are followed to the operation that they are about. What later edits did
-stays: only edges that are still as the operation left them change. Where later edits split the fragments of a split
-again, its undo is refused, with their numbers. Where edges become inactive and nothing is parted by it, because later
-edits joined the ends elsewhere, that is refused, too; but for the redo of a split that has parted nothing itself.
+An undo of an undo is a redo, and so on: a chain of undos and redos is followed to its merge or split. The effects of
+later edits remain, because only edges that are still as the operation left them are changed.
+
+An undo or redo is refused in two cases:
+
+- Later edits have changed the fragments of a split of supervoxels. The refusal names these operations.
+- Edges would become inactive without separating anything, because later edits have connected their ends elsewhere.
+  ``allow_partial`` permits this. The redo of a split that separated nothing in the first place needs no permission.
 """
 
 from __future__ import annotations
@@ -53,32 +57,32 @@ __all__ = ["redo", "undo"]
 
 @dataclass(frozen=True, eq=False)
 class RevertRequest:
-    """Change edges back, or again: the undo or redo of an operation that took edges alone."""
+    """The undo or redo of an operation that changed edges only, as an :class:`~sv_pipeline.edits.session.Edit`."""
 
     user: str
     operation_id: int
-    """The merge or split that this is about."""
+    """The merge or split that is undone or redone."""
     kind: str
-    """undo or redo."""
+    """``undo`` or ``redo``."""
     activate: bool
-    """Whether the edges become active."""
+    """Whether the edges become active, rather than inactive."""
     edges: UInt64Array
-    """Shape (n, 2)."""
+    """Pairs of supervoxels, shape (n, 2)."""
     allow_partial: bool = False
-    """Make edges inactive even if that parts nothing."""
+    """Make edges inactive even if that separates nothing."""
 
     @property
     def supervoxels(self) -> UInt64Array:
-        """Ends of the edges."""
+        """Ends of the edges, ascending."""
         return np.unique(self.edges)
 
     @property
     def request(self) -> Self:
-        """It names all that there is to know."""
+        """The edit itself, which holds its whole request."""
         return self
 
     def prepare(self, graph: ChunkedGraph) -> Self:
-        """Without edges of supervoxels that were split since."""
+        """Leave out edges of supervoxels that were split since; raise EditRefused if none is left."""
         edges = _edges_of_today(graph, self.edges)
         if not len(edges):
             raise _nothing(self)
@@ -89,7 +93,7 @@ class RevertRequest:
         return _plan(workspace, self)
 
     def log(self, _graph: ChunkedGraph) -> list[SetCell]:
-        """What is reverted, and by whom."""
+        """Return the user and the operation that is undone or redone, as cells of the operation's row."""
         return _log_cells(self.kind, self.user, self.operation_id)
 
 
@@ -102,18 +106,25 @@ def undo(
     patience: LockPatience | None = None,
     resumption: Resumption | None = None,
 ) -> CommittedEdit:
-    """Take an operation back.
+    """Undo an operation.
 
     Parameters
     ----------
+    operation_id
+        Id of the operation; an operation that is itself an undo or a redo is followed to its merge or split.
     allow_partial
-        Make edges of a merge inactive even where later edits have joined their ends elsewhere, so that nothing is
-        parted.
+        Make edges of a merge inactive even if that separates nothing, because later edits have connected their ends
+        elsewhere.
+    patience
+        How long to wait for objects that other operations are editing.
+    resumption
+        The unfinished undo that is repeated; recovery passes it.
 
     Raises
     ------
     EditRefused
-        If it is none that succeeded, nothing of it is left to be undone, or nothing would be parted by it.
+        If the operation does not exist or did not succeed, nothing of it is left to be undone, or its undo would
+        separate nothing.
     """
     return _revert(graph, operation_id, user, _Run(patience, resumption, allow_partial), undo_it=True)
 
@@ -127,31 +138,37 @@ def redo(
     patience: LockPatience | None = None,
     resumption: Resumption | None = None,
 ) -> CommittedEdit:
-    """Make an operation again that was undone.
+    """Redo an operation that was undone.
 
     Parameters
     ----------
+    operation_id
+        Id of the operation; an operation that is itself an undo or a redo is followed to its merge or split.
     allow_partial
-        Make a split again even where it parts nothing; that of a split that has parted nothing itself is allowed.
+        Repeat a split even if that separates nothing; see the description of this module.
+    patience
+        How long to wait for objects that other operations are editing.
+    resumption
+        The unfinished redo that is repeated; recovery passes it.
 
     Raises
     ------
     EditRefused
-        If it is none that succeeded, it is in force as it is, or nothing would be parted by it.
+        If the operation does not exist or did not succeed, is in force already, or its redo would separate nothing.
     """
     return _revert(graph, operation_id, user, _Run(patience, resumption, allow_partial), undo_it=False)
 
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """How an edit is run."""
+    """Options with which an undo or redo is run."""
 
     patience: LockPatience | None
     resumption: Resumption | None
     allow_partial: bool
 
     def edit(self, graph: ChunkedGraph, edit: Edit) -> CommittedEdit:
-        """Run an edit so."""
+        """Run an edit with these options."""
         return run_edit(graph, edit, patience=self.patience, resumption=self.resumption)
 
 
@@ -174,17 +191,17 @@ def _revert(graph: ChunkedGraph, operation_id: int, user: str, run: _Run, *, und
 
 
 def _followed(graph: ChunkedGraph, operation_id: int, *, undo_it: bool) -> tuple[Operation, bool]:
-    """What an undo or redo is about in the end, and whether that is undone or made again."""
+    """Return the merge or split at the end of a chain of undos and redos, and whether it is to be undone or redone."""
     try:
         for operation in chain(graph, read_operation(graph, operation_id)):
             _check_success(operation)
-            # Points that were split again are a split of its own, whether it took supervoxels or edges.
+            # A redo with points is a split of its own, whether it split supervoxels or only removed edges.
             again = operation.kind == "redo" and columns.SOURCE_COORDINATES.newest(operation.row) is not None
             if again or operation.kind not in ("undo", "redo"):
                 break
             undo_it = undo_it if operation.kind == "redo" else not undo_it
     except NotFoundError as error:
-        raise EditRefused(Reason.NOTHING_TO_UNDO, error.message, remedy="The log lists all of them.") from error
+        raise EditRefused(Reason.NOTHING_TO_UNDO, error.message, remedy="The log lists all operations.") from error
     return operation, undo_it
 
 
@@ -201,7 +218,7 @@ def _request(
         raise EditRefused(
             Reason.NOTHING_TO_UNDO,
             f"operation {operation.operation_id} names no edges.",
-            remedy="It has changed none: there is nothing to take back or to make again.",
+            remedy="It has changed none, so there is nothing to undo or redo.",
         )
     pairs = np.unique(np.sort(edges.astype(np.uint64), axis=1), axis=0)
     kind = "undo" if undo_it else "redo"
@@ -211,7 +228,7 @@ def _request(
 
 
 def _parted_nothing(graph: ChunkedGraph, operation: Operation) -> bool:
-    """Whether a split has left one object: by what it noted, or, if other or older software made it, by its roots."""
+    """Return whether a split has separated nothing: by its own record or, without one, by its number of new roots."""
     noted = read_still_one_object(graph.table, [operation.operation_id])
     return bool(noted) or len(operation.roots) == 1
 
@@ -226,7 +243,7 @@ def _undo_split(graph: ChunkedGraph, found: EffectiveSplit, user: str, run: _Run
         raise EditRefused(
             Reason.NOTHING_TO_UNDO,
             f"operation {target} was undone already, by operation {found.undone_by}.",
-            remedy="Redo it to have it again.",
+            remedy="Redo it to put it in force again.",
         )
     removed = columns.REMOVED_EDGES.newest(found.operation.row)
     edges = np.zeros((0, 2), np.uint64) if removed is None else removed.astype(np.uint64)
@@ -235,7 +252,7 @@ def _undo_split(graph: ChunkedGraph, found: EffectiveSplit, user: str, run: _Run
 
 @dataclass(frozen=True, eq=False)
 class _FragmentsJoined:
-    """The undo of a split that took supervoxels."""
+    """The undo of a split of supervoxels, as an :class:`~sv_pipeline.edits.session.Edit`."""
 
     request: UndoOfSplit
 
@@ -259,7 +276,7 @@ def _redo_split(graph: ChunkedGraph, found: EffectiveSplit, user: str, run: _Run
         raise EditRefused(
             Reason.NOTHING_TO_UNDO,
             f"operation {target} is in force: there is nothing to redo.",
-            remedy="Undo it to take it back.",
+            remedy="Undo it first if the split should be repeated.",
         )
     volume = graph.fork.open()
     allow_partial = run.allow_partial or _parted_nothing(graph, found.operation)
@@ -269,10 +286,10 @@ def _redo_split(graph: ChunkedGraph, found: EffectiveSplit, user: str, run: _Run
 
 @dataclass(frozen=True, eq=False)
 class _SplitAgain(Split):
-    """The redo of a split that took supervoxels."""
+    """The redo of a split of supervoxels, as an :class:`~sv_pipeline.edits.session.Edit`."""
 
     target: int = 0
-    """The operation that is made again."""
+    """Id of the operation that is redone."""
 
     def plan(self, workspace: Workspace) -> EditPlan:
         return replace(super().plan(workspace), kind="redo")
@@ -288,20 +305,20 @@ def _refuse_overlapped(found: EffectiveSplit) -> None:
             Reason.OVERLAPPED,
             f"operation {found.operation.operation_id} cannot be undone or redone by itself: operation(s) {names} have "
             "changed its supervoxels since.",
-            remedy="Undo those first.",
+            remedy="Undo these operations first.",
         )
 
 
 def _same_points(operation: Operation, user: str, *, allow_partial: bool) -> SplitRequest:
-    """The request of an operation that split supervoxels; its points are looked up anew."""
+    """Return the request of an operation that split supervoxels; its points have to be looked up again."""
     row = operation.row
     source, sink = columns.SOURCE_COORDINATES.newest(row), columns.SINK_COORDINATES.newest(row)
     offset = columns.BOUNDING_BOX_OFFSET.newest(row)
     if source is None or sink is None or offset is None:
         raise EditRefused(
             Reason.NOTHING_TO_UNDO,
-            f"operation {operation.operation_id} does not tell its points, so that it could be made again.",
-            remedy="Split again, with points of your own.",
+            f"the log does not hold the points of operation {operation.operation_id}, so it cannot be redone.",
+            remedy="Make a new split with points of your own.",
         )
     x, y, z = offset.ravel().tolist()
     sides = Points.of(coordinates=source), Points.of(coordinates=sink)
@@ -328,12 +345,12 @@ def _check_success(operation: Operation) -> None:
         raise EditRefused(
             Reason.NOTHING_TO_UNDO,
             f"operation {operation.operation_id} is {status}; only what succeeded can be undone or redone.",
-            remedy="The log lists what was made.",
+            remedy="The log lists all operations with their status.",
         )
 
 
 def _edges_of_today(graph: ChunkedGraph, edges: UInt64Array) -> UInt64Array:
-    """Edges between supervoxels that are there, or are there again under another id; smaller id first."""
+    """Return edges with the current ids of their ends, smaller id first, without edges of supervoxels that are gone."""
     names = np.sort(names_of_today(graph, edges), axis=1)
     return np.unique(names[names[:, 0] > 0], axis=0)
 
@@ -360,8 +377,8 @@ def _plan(workspace: Workspace, request: RevertRequest) -> EditPlan:
     cut = removal.feasible() if joined.any() else removal
     if joined.all() and not (request.allow_partial and len(cut.edges)):
         remedy = (
-            "Undo what has joined them there first, or split the object; or make these edges inactive by themselves "
-            "(--partial, allow_partial)."
+            "First undo the edit that has connected them there, or split the object. To make these edges inactive "
+            "regardless, allow a partial undo (--partial, allow_partial)."
         )
         raise removal.still_connected(removal.edges[:1, 0], removal.edges[:1, 1], remedy)
     return EditPlan(request.kind, cut.plan, removed_edges=cut.edges, still_one_object=bool(joined.any()))
@@ -373,7 +390,7 @@ def _nothing(request: RevertRequest) -> EditRefused:
         Reason.NOTHING_TO_UNDO,
         f"there is nothing to {request.kind}: all edges of operation {request.operation_id} that still exist are "
         f"{state} already.",
-        remedy="The log lists what later operations did.",
+        remedy="The log lists the later operations.",
     )
 
 

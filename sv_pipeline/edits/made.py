@@ -1,4 +1,4 @@
-"""Edits that were made, read back from the operation log. Reads; pictures and numbers are of others."""
+"""Reads an edit that was made back from the operation log, as the value that the edit itself returned."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["read_edit"]
 
 
 def read_edit(graph: ChunkedGraph, operation_id: int) -> CommittedEdit:
-    """An edit that was made.
+    """Read an edit that was made.
 
     Raises
     ------
     NotFoundError
         If there is no such operation.
     InputError
-        If it was refused, or has not ended.
+        If the operation was refused, or has not ended.
     """
     operation = read_operation(graph, operation_id)
     if operation.status is not OperationStatus.SUCCESS or operation.timestamp is None:
@@ -45,7 +45,7 @@ def read_edit(graph: ChunkedGraph, operation_id: int) -> CommittedEdit:
 
 
 def _replaced_by(graph: ChunkedGraph, roots: UInt64Array) -> UInt64Array:
-    """The roots that some roots replaced, ascending."""
+    """Return the roots that the given roots replaced, ascending."""
     rows = graph.table.read_rows(keys.node_keys(roots), [columns.FORMER_PARENTS.key])
     former = [columns.FORMER_PARENTS.newest(row) for row in rows.values()]
     return np.unique(np.concatenate([np.zeros(0, np.uint64), *(f for f in former if f is not None)]))

@@ -1,4 +1,4 @@
-"""Merges: which edges become active, and the plan that follows. Reads; leaves writing to the session."""
+"""Merges: chooses the edges that become active, and plans the new hierarchy. Reads only; the session writes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = ["MergePreview", "merge", "plan_addition", "plan_merge", "preview_merg
 
 @dataclass(frozen=True, eq=False)
 class MergePreview:
-    """What a merge would do now."""
+    """The result that a merge would have now."""
 
     roots: UInt64Array
-    """The objects at the points, ascending."""
+    """Roots of the objects at the points, ascending."""
     plan: EditPlan | None = None
-    """With provisional ids; None if the merge would be refused."""
+    """The planned edit, with provisional ids; None if the merge would be refused."""
     refusal: EditRefused | None = None
     """Why the merge would be refused."""
 
@@ -44,33 +44,33 @@ def merge(
     patience: LockPatience | None = None,
     resumption: Resumption | None = None,
 ) -> CommittedEdit:
-    """Make one object of two.
+    """Merge two objects into one.
 
-    All inactive edges become active that join, inside the region around the points, the part with the source points and
-    the part with the sink points; where there is none, an edge is made between the first source and the first sink.
+    Inside the region around the points, all inactive edges between the part with the source points and the part with
+    the sink points become active. If there are none, a new edge between the first source and the first sink is added.
 
     Parameters
     ----------
     volume
-        The graph's segmentation at mip 0, where points are to be looked up.
+        The graph's segmentation at mip 0, a TensorStore; needed where the supervoxels of points have to be looked up.
     patience
-        How long to wait for objects that others are editing.
+        How long to wait for objects that other operations are editing.
     resumption
-        For who recovers the operation.
+        The unfinished operation that is repeated; recovery passes it.
 
     Raises
     ------
     EditRefused
-        If this cannot be done, with a reason; nothing is changed.
+        If the merge cannot be made; the error carries the reason, and nothing is changed.
     """
     return run_edit(graph, Merge(request, volume), patience=patience, resumption=resumption)
 
 
 class Merge(EditOfPoints[MergeRequest]):
-    """One merge, as an :class:`~sv_pipeline.edits.session.Edit`."""
+    """A merge, as an :class:`~sv_pipeline.edits.session.Edit`."""
 
     def prepare(self, graph: ChunkedGraph) -> Self:
-        """With the supervoxels at the points; refused if the two sides are too far apart."""
+        """Look up the supervoxels of the points; raise EditRefused if the two sides are too far apart."""
         edit = super().prepare(graph)
         check_distance(graph, edit.request)
         return edit
@@ -81,12 +81,12 @@ class Merge(EditOfPoints[MergeRequest]):
 
 
 def preview_merge(graph: ChunkedGraph, request: MergeRequest, *, volume: Any = None) -> MergePreview:
-    """What :func:`merge` would do now, found in the same way; nothing is locked or written.
+    """Plan what :func:`merge` would do now, by the same code, without locking or writing anything.
 
     Raises
     ------
     EditRefused
-        If the request makes no sense, wherever the objects are.
+        If the request itself is invalid, whichever objects the points are on.
     """
     request = Merge(request, volume).prepare(graph).request
     workspace = workspace_of_preview(graph, np.concatenate([request.sources.ids, request.sinks.ids]))
@@ -97,7 +97,7 @@ def preview_merge(graph: ChunkedGraph, request: MergeRequest, *, volume: Any = N
 
 
 def plan_merge(workspace: Workspace, request: MergeRequest) -> EditPlan:
-    """Plan a merge under the locks of both roots."""
+    """Plan a merge; the caller holds the locks of both roots, or only wants a preview."""
     _check_roots(workspace, request)
     region = read_region(workspace.graph, workspace.cache, workspace.roots, region_of(workspace.graph, request))
     pairs = _edges_to_activate(region, request)
@@ -116,16 +116,18 @@ def plan_addition(
     logged: UInt64Array,
     fake: UInt64Array,
 ) -> EditPlan:
-    """Plan that edges become active, and with them those that follow from the new ancestors.
+    """Plan an edit that makes edges active, including the edges that become active through new common ancestors.
 
     Parameters
     ----------
+    kind
+        Kind of the edit, as :attr:`EditPlan.kind` has it.
     added, parents
-        Pairs of supervoxels, smaller first, and their layer 2 nodes; shape (n, 2).
+        Pairs of supervoxels, smaller id first, and the layer 2 nodes of their ends; shape (n, 2) each.
     logged
-        Edges that the operation's row names.
+        Edges that the operation's row in the log names, shape (m, 2).
     fake
-        Those that no file has.
+        New edges that are in no edge file, shape (k, 2).
     """
     graph, cache = workspace.graph, workspace.cache
     plan = plan_above(workspace, lambda known: add_edges(graph.layout, added, parents, known), parents)
@@ -143,18 +145,18 @@ def _check_roots(workspace: Workspace, request: MergeRequest) -> None:
             raise EditRefused(
                 Reason.SEVERAL_ROOTS,
                 f"the {name} points are on {len(roots)} objects: {', '.join(map(str, roots[:5].tolist()))}.",
-                remedy="Merge two objects at a time.",
+                remedy="Place all points of one side on one object; a merge joins two objects.",
             )
     if sources[0] == sinks[0]:
         raise EditRefused(
             Reason.SAME_ROOT,
             f"all points are on one object already, root {int(sources[0])}.",
-            remedy="There is nothing to merge; or place the points of one side on another object.",
+            remedy="If this is not the object that you mean, place the points of one side on another object.",
         )
 
 
 def _edges_to_activate(region: Region, request: MergeRequest) -> UInt64Array:
-    """Inactive edges between the part with the sources and the part with the sinks, shape (n, 2)."""
+    """Return the inactive edges between the part with the sources and the part with the sinks, shape (n, 2)."""
     pairs, inside, active = region.edges.pairs, region.inside, region.active
     labels = component_labels(region.supervoxels, pairs[active])
     sides = []
@@ -164,14 +166,14 @@ def _edges_to_activate(region: Region, request: MergeRequest) -> UInt64Array:
             raise EditRefused(
                 Reason.BAD_REQUEST,
                 f"{name} {int(points.ids[at < 0][0])} is not near the voxel that the request names for it.",
-                remedy="Name the voxel at which the supervoxel is, or only one of the two.",
+                remedy="Give a voxel of the supervoxel, or name only one of the two.",
             )
         parts = np.unique(labels[at])
         if len(parts) > 1:
             raise EditRefused(
                 Reason.NOT_CONNECTED,
                 f"the {name} points are not connected with each other near the merge.",
-                remedy="Place them closer together, or name one only.",
+                remedy="Place them closer together, or use only one of them.",
             )
         sides.append(parts[0])
     if sides[0] == sides[1]:

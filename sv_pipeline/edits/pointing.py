@@ -1,19 +1,19 @@
-"""What a person points at: the supervoxel at a voxel or, where there is none, the nearest of the object meant. Reads.
+"""Finds the supervoxel that a point means: the one at its voxel, or else the nearest one of its object. Reads only.
 
 =====================  ================================================================================================
-named with the point   what counts
+named with the point   supervoxel that is used
 =====================  ================================================================================================
-nothing                the supervoxel at the voxel; on background the nearest one, of the object that the other points
-                       are on, if they are on one
-a root                 the supervoxel at the voxel, if it is of that object; else the nearest one of it; of a root that
-                       was replaced, those that it became
-a supervoxel           that one, if it is at the voxel, or near it and the voxel is background; another one there is an
-                       error
-a replaced supervoxel  as if nothing were named
+nothing                The supervoxel at the voxel. If the voxel is background, the nearest supervoxel is used; if the
+                       other points are all on one object, only supervoxels of that object are considered.
+a root                 The supervoxel at the voxel if it belongs to that root, else the nearest one that does. If the
+                       root was replaced, its latest successors take its place.
+a supervoxel           That supervoxel, if it is at the voxel, or if the voxel is background and the supervoxel is
+                       near. If another supervoxel is at the voxel, the request is refused.
+a replaced supervoxel  As if nothing were named.
 =====================  ================================================================================================
 
-The nearest is meant in nm. Nothing is near beyond :func:`~sv_pipeline.algorithms.voxel_cut.snap_distance`, or 96 voxels
-of the finest axis where that is less.
+Distances are in nm. The search ends at :func:`~sv_pipeline.algorithms.voxel_cut.snap_distance`, or at 96 voxels of the
+finest axis if that is less.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ IsMeant = Callable[[UInt64Array], BoolArray]
 Request = TypeVar("Request", MergeRequest, SplitRequest)
 
 MAX_REACH = 96
-"""Voxels of the finest axis: what is read around a point takes 60 MB at most."""
+"""Largest search distance, in voxels of the finest axis. It limits the voxels read around a point to 60 MB."""
 FRACTIONS = (0.125, 0.5, 1.0)
-"""Of the limit: most points miss by little, and little is read for these."""
+"""Search distances that are tried in turn, as fractions of the limit. Most points miss their object by little, so the
+first one usually suffices and little is read."""
 ON_THE_OBJECT = "Place it on the object; points are x, y, z in voxels of mip 0."
 
 
@@ -61,23 +62,24 @@ class Near:
 
     supervoxel: int
     voxel: tuple[int, int, int]
-    """Its voxel that is nearest."""
+    """The voxel (x, y, z) of the supervoxel that is nearest to the point."""
     distance: float
-    """Nanometres."""
+    """Distance from the point, in nm."""
 
 
 def resolved(graph: ChunkedGraph, request: Request, volume: Any) -> Request:
-    """A request whose points are voxels on supervoxels, which it names.
+    """Return a request with a supervoxel for each point, and with each voxel on its supervoxel.
 
     Parameters
     ----------
     volume
-        The segmentation, a TensorStore; None where points name supervoxels only.
+        The segmentation at mip 0, a TensorStore; None if the points name only supervoxels.
 
     Raises
     ------
     EditRefused
-        If a point is on nothing, or on something else than it names; says what is near.
+        If no supervoxel is near a point, or the point lies on another object than it names. The message lists what
+        is near.
     """
     if isinstance(request, SplitRequest):
         joined = _resolve(graph, {"source": request.sources, "sink": request.sinks}, volume)
@@ -88,7 +90,7 @@ def resolved(graph: ChunkedGraph, request: Request, volume: Any) -> Request:
 
 
 def supervoxels_or_nearest(graph: ChunkedGraph, points: Points, volume: Any) -> Points:
-    """Points as a request would take them; those that it would refuse stay where they are, with the id 0."""
+    """Resolve points as :func:`resolved` does; points that it would refuse keep their voxel and get the id 0."""
     try:
         return _resolve(graph, {"": points}, volume)[""]
     except EditRefused as refusal:
@@ -102,7 +104,7 @@ def supervoxels_or_nearest(graph: ChunkedGraph, points: Points, volume: Any) -> 
 
 
 def _resolve(graph: ChunkedGraph, sides: dict[str, Points], volume: Any) -> dict[str, Points]:
-    """Sides of a request whose points are meant to be on one object."""
+    """Resolve sides of a request whose points should all be on one object."""
     open_sides = {name: points for name, points in sides.items() if _is_open(name, points, volume)}
     if not open_sides:
         return sides
@@ -124,7 +126,7 @@ def _resolve(graph: ChunkedGraph, sides: dict[str, Points], volume: Any) -> dict
 
 
 def _is_open(name: str, points: Points, volume: Any) -> bool:
-    """Whether points are still to be looked up."""
+    """Return whether points have to be looked up; raise EditRefused if their ids and voxels do not correspond."""
     if points.coordinates is None or not len(points.coordinates) or points.asked is not None:
         return False
     check_count(name, max(len(points.ids), len(points.coordinates)))
@@ -132,13 +134,13 @@ def _is_open(name: str, points: Points, volume: Any) -> bool:
         raise EditRefused(
             Reason.BAD_REQUEST,
             f"there are {len(points.ids)} {name} supervoxels, but {len(points.coordinates)} voxels for them.",
-            remedy="Name one for each voxel, or none.",
+            remedy="Name one supervoxel for each voxel, or none at all.",
         )
     if volume is None and not len(points.ids):
         raise EditRefused(
             Reason.BAD_REQUEST,
             "the request names voxels, but there is no volume to look up their supervoxels in.",
-            remedy="Pass the graph's segmentation, or name supervoxels.",
+            remedy="Pass the graph's segmentation as the volume, or name supervoxels.",
         )
     return volume is not None
 
@@ -156,7 +158,7 @@ def _look(graph: ChunkedGraph, volume: Any, where: IntArray) -> UInt64Array:
 
 
 def _check_named(graph: ChunkedGraph, names: Sequence[str], named: UInt64Array) -> None:
-    """Refuse ids that are neither supervoxels nor roots in use."""
+    """Refuse ids that are neither supervoxels nor roots of this graph."""
     layers = graph.layout.layers(named)
     wrong = np.flatnonzero((named != 0) & (layers != 1) & (layers != graph.n_layers))
     if len(wrong):
@@ -164,33 +166,34 @@ def _check_named(graph: ChunkedGraph, names: Sequence[str], named: UInt64Array) 
         raise EditRefused(
             Reason.NOT_A_SUPERVOXEL,
             f"{names[i]} {int(named[i])} is neither a supervoxel nor a root, but an id of layer {int(layers[i])}.",
-            remedy="Name supervoxels or roots with voxels, or voxels alone.",
+            remedy="Name a supervoxel or a root with each voxel, or give voxels alone.",
         )
     objects = np.unique(named[layers == graph.n_layers])
     if len(objects) and (unknown := node_timestamps(graph, objects, missing_ok=True) < 0).any():
         raise EditRefused(
             Reason.NOT_FOUND,
             f"root {int(objects[unknown][0])} is not in the graph.",
-            remedy="Look the object up as it is now.",
+            remedy="Look up the current root of the object.",
         )
 
 
 @dataclass(frozen=True, eq=False)
 class _Search:
-    """Points of one object, what is at their voxels, and what they name."""
+    """A search for the supervoxels of points that should be on one object."""
 
     graph: ChunkedGraph
     volume: Any
     names: Sequence[str]
-    """Side of each point."""
+    """Side of each point, ``source`` or ``sink``."""
     where: IntArray
+    """Voxel (x, y, z) of each point, shape (n, 3)."""
     here: UInt64Array
-    """Supervoxels at the voxels; 0 = background."""
+    """Supervoxel at each voxel, shape (n,); 0 is background."""
     meant: UInt64Array
-    """Supervoxel or root that a point names; 0 = none."""
+    """Supervoxel or root that each point names, shape (n,); 0 means none."""
 
     def found(self) -> tuple[UInt64Array, IntArray]:
-        """Supervoxel of each point, and a voxel of it."""
+        """Return the supervoxel of each point, shape (n,), and one of its voxels, shape (n, 3)."""
         ids, places = self.here.copy(), self.where.copy()
         layers = self.graph.layout.layers(self.meant)
         of_root = (self.meant != 0) & (layers == self.graph.n_layers)
@@ -238,7 +241,7 @@ class _Search:
                 Reason.BAD_REQUEST,
                 f"the {self.names[i]} point {tuple(self.where[i].tolist())} lies on supervoxel {int(self.here[i])}, "
                 f"not on {int(self.meant[i])}, which the request names for it.",
-                remedy="Name the voxel alone, or the supervoxel that is there.",
+                remedy="Give the voxel alone, or name the supervoxel that is there.",
             )
 
     def _refusal(self, i: int, wanted: int | None) -> EditRefused:
@@ -258,13 +261,16 @@ class _Search:
 
 
 def search_limit(graph: ChunkedGraph) -> float:
-    """How far from a point, in nm, is looked for what it means."""
+    """Return the largest distance from a point, in nm, at which its supervoxel is searched for."""
     resolution = _resolution(graph)
     return min(snap_distance(resolution), MAX_REACH * min(resolution))
 
 
 def nearest(graph: ChunkedGraph, volume: Any, point: IntArray, is_meant: IsMeant) -> Near | None:
-    """The nearest voxel of a supervoxel that is meant (of equals the first in x, y, z order); None beyond the limit."""
+    """Return the nearest voxel of a supervoxel that `is_meant` accepts; None if there is none within the limit.
+
+    Among voxels at the same distance, the first in x, y, z order is returned.
+    """
     limit = search_limit(graph)
     for fraction in FRACTIONS:
         found = _around(graph, volume, point, fraction * limit)
@@ -277,7 +283,7 @@ def nearest(graph: ChunkedGraph, volume: Any, point: IntArray, is_meant: IsMeant
 
 
 def what_is_near(graph: ChunkedGraph, volume: Any, point: IntArray, count: int = 3) -> str:
-    """The supervoxels nearest to a point, their roots and distances, in words."""
+    """Describe the supervoxels nearest to a point, with their roots and distances, for a message."""
     found = _around(graph, volume, point, search_limit(graph))
     if not len(found.ids):
         return "nothing"
@@ -293,12 +299,14 @@ def what_is_near(graph: ChunkedGraph, volume: Any, point: IntArray, count: int =
 
 @dataclass(frozen=True, eq=False)
 class _Around:
-    """Voxels of supervoxels around a point."""
+    """The voxels around a point that are not background."""
 
     ids: UInt64Array
+    """Supervoxel at each voxel, shape (n,)."""
     voxels: IntArray
+    """Coordinates (x, y, z), shape (n, 3)."""
     distances: npt.NDArray[np.float64]
-    """Nanometres."""
+    """Distance of each voxel from the point, in nm, shape (n,)."""
 
     def at(self, i: int) -> Near:
         x, y, z = self.voxels[i].tolist()

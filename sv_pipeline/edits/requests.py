@@ -1,4 +1,4 @@
-"""What a user asks for, and whether it makes sense by itself. Reads points in the volume; knows no root."""
+"""Requests to merge or split, and the checks that need no root: types, counts, layers and distances of the points."""
 
 from __future__ import annotations
 
@@ -37,38 +37,48 @@ __all__ = [
 ]
 
 MAX_POINTS = 1000
-"""Of one side."""
+"""Largest number of points on one side of a request."""
 MAX_CHUNKS_APART = 3
-"""How far, per axis, the layer 2 chunks of the two ends of a merge may be from each other."""
+"""Largest distance, in layer 2 chunks along each axis, between the two ends of a merge."""
 DEFAULT_MEMORY = 4 << 30
+"""Default of :attr:`SplitRequest.memory`, in bytes."""
 DEFAULT_REGION_MEMORY = 1 << 30
+"""Default of :attr:`SplitRequest.region_memory`, in bytes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Points:
-    """One side of a request: supervoxels, or voxels to look them up at, or both (then they correspond)."""
+    """The points of one side of a request: supervoxels, voxels, or both. If both are given, row i is one point."""
 
     ids: UInt64Array
-    """Shape (n,); empty = look them up. Beside voxels also roots, or 0: see :mod:`sv_pipeline.edits.pointing`."""
+    """Supervoxel ids, shape (n,). If empty, they are looked up at ``coordinates``. Where coordinates are given, an id
+    may also be a root, or 0 for none; see :mod:`sv_pipeline.edits.pointing`."""
     coordinates: npt.NDArray[np.int64] | None = None
-    """Absolute voxels of the base mip (x, y, z), shape (n, 3)."""
+    """Voxel coordinates (x, y, z) in the base mip, not relative to any chunk; shape (n, 3)."""
     asked: npt.NDArray[np.int64] | None = None
-    """Where the user pointed, if points were moved to the nearest supervoxel; such points are taken as they are."""
+    """The voxels where the user pointed, shape (n, 3), if points were moved to the nearest supervoxel. Points with
+    this field set are not looked up again."""
 
     @property
     def pointed(self) -> npt.NDArray[np.int64]:
-        """Where the user pointed, shape (n, 3); no voxel at all if only ids are named."""
+        """The voxels where the user pointed, shape (n, 3); n is 0 if the request names only ids."""
         where = self.coordinates if self.asked is None else self.asked
         return np.zeros((0, 3), np.int64) if where is None else where
 
     def at(self, index: int) -> Points:
-        """One of the points."""
+        """Return the point at an index as a side of its own."""
         part = slice(index, index + 1)
         return Points(self.ids[part], None if self.coordinates is None else self.coordinates[part])
 
     @classmethod
     def of(cls, ids: npt.ArrayLike = (), coordinates: npt.ArrayLike | None = None) -> Points:
-        """From anything array-like; EditRefused if it cannot be ids and voxels. A fraction lies in its voxel."""
+        """Make points from anything array-like; fractional coordinates are rounded down to their voxel.
+
+        Raises
+        ------
+        EditRefused
+            If the values are not ids and voxels.
+        """
         with bad_request():
             where = None if coordinates is None else parse_voxels(coordinates, floor=True)
             return cls(parse_ids(ids, "points"), where)
@@ -76,48 +86,56 @@ class Points:
 
 @dataclass(frozen=True, eq=False)
 class MergeRequest:
-    """Make one object of two: the one at ``sources`` and the one at ``sinks``."""
+    """Merge two objects: the one at ``sources`` and the one at ``sinks``."""
 
     user: str
     sources: Points
     sinks: Points
     offset: tuple[int, int, int] | None = None
-    """Voxels around the points within which inactive edges are activated; None = the graph's own setting."""
+    """Margin around the points, in voxels (x, y, z), within which inactive edges become active. None means the
+    graph's own setting."""
 
     @property
     def supervoxels(self) -> UInt64Array:
-        """Of both sides."""
+        """Supervoxels of both sides."""
         return np.concatenate([self.sources.ids, self.sinks.ids])
 
 
 @dataclass(frozen=True, eq=False)
 class SplitRequest:
-    """Cut the object at ``sources`` from what is at ``sinks``, where that is cheapest."""
+    """Split one object between ``sources`` and ``sinks``, along the minimum cut."""
 
     user: str
     sources: Points
     sinks: Points
     offset: tuple[int, int, int] | None = None
-    """Voxels around the points within which edges may be cut; None = the graph's own setting."""
+    """Margin around the points, in voxels (x, y, z), within which edges may be cut. None means the graph's own
+    setting."""
     path_augmentation: bool = True
+    """Whether the points of each side are joined by their best paths before the cut."""
     disallow_isolating_cut: bool | None = None
-    """Refuse a cut that cuts off nothing but the points of one side; not where supervoxels are split for it. None
-    refuses it only where the side has several points on different supervoxels, which is PyChunkedGraph's default."""
+    """Refuse a cut that cuts off nothing but the points (and paths) of one side. A split of supervoxels is exempt. None
+    refuses it only if that side has several points on different supervoxels, which is PyChunkedGraph's default."""
     memory: int = DEFAULT_MEMORY
-    """Bytes that the voxels of a supervoxel split may take."""
+    """Memory available to the voxels of a supervoxel split, in bytes."""
     region_memory: int = DEFAULT_REGION_MEMORY
-    """Bytes that a region may take that is enlarged because the cut in a smaller one does not part the points."""
+    """Memory available to a region, in bytes, when it is enlarged because the cut in a smaller one does not separate
+    the points."""
     allow_partial: bool = False
-    """Cut in the first region, even where both sides stay one object by a way around it: one bridge at a time."""
+    """Cut in the first region even if a path outside of it still connects the two sides. So an object that several
+    bridges hold together can be split one bridge at a time."""
 
     @property
     def supervoxels(self) -> UInt64Array:
-        """Of both sides."""
+        """Supervoxels of both sides."""
         return np.concatenate([self.sources.ids, self.sinks.ids])
 
 
 def options_of(request: Any) -> dict[str, Any]:
-    """What the log has no columns for, as JSON: with it and the log, a request can be made again."""
+    """Return the options of a request that the operation log has no columns for, as a value for JSON.
+
+    The log and these options together are enough to repeat the request.
+    """
     if not isinstance(request, MergeRequest | SplitRequest):
         return {"allow_partial": bool(getattr(request, "allow_partial", False))}
     options: dict[str, Any] = {
@@ -125,7 +143,7 @@ def options_of(request: Any) -> dict[str, Any]:
         "offset": None if request.offset is None else [int(o) for o in request.offset],
     }
     if any(len(points.ids) and points.coordinates is not None for points in (request.sources, request.sinks)):
-        # What was named beside voxels; the log's columns hold what was found there.
+        # The ids that the user named with voxels. The log's columns hold the supervoxels that were found there.
         options["named"] = [points.ids[:MAX_POINTS].tolist() for points in (request.sources, request.sinks)]
     if isinstance(request, SplitRequest):
         options["path_augmentation"] = request.path_augmentation
@@ -137,7 +155,13 @@ def options_of(request: Any) -> dict[str, Any]:
 
 
 def user_or_default(user: str | None) -> str:
-    """The user who edits: by default that of this machine; EditRefused if it is no name."""
+    """Return the name of the user who edits, by default the user of this machine.
+
+    Raises
+    ------
+    EditRefused
+        If the name is not valid, or this machine has no name for its user.
+    """
     try:
         with bad_request():
             return parse_user(getpass.getuser() if user is None else user)
@@ -148,7 +172,7 @@ def user_or_default(user: str | None) -> str:
 
 
 def check_options(request: Any) -> None:
-    """Refuse what no log could hold: an author without a name, and options of other types."""
+    """Refuse a request whose user has no valid name, or whose options have wrong types: the log cannot hold these."""
     with bad_request():
         parse_user(request.user)
         parse_flag(getattr(request, "allow_partial", False), "allow_partial")
@@ -165,29 +189,29 @@ def check_options(request: Any) -> None:
 def _parse_offset(offset: Any) -> tuple[int, int, int]:
     try:
         ((x, y, z),) = parse_voxels(offset, "offset").tolist()
-    except (InputError, ValueError):  # no numbers, or not those of one voxel
+    except (InputError, ValueError):  # these are not three numbers
         x = y = z = -1
     if min(x, y, z) < 0:
         raise EditRefused(
             Reason.BAD_REQUEST,
             f"an offset is three numbers of voxels, 0 or more, not {shown(offset)}.",
-            remedy="Leave it out: the graph has one.",
+            remedy="Correct it, or leave it out to use the graph's own setting.",
         )
     return x, y, z
 
 
 def check_count(name: str, count: int) -> None:
-    """Refuse more points on one side than an edit of a person has."""
+    """Refuse more than :data:`MAX_POINTS` points on one side."""
     if count > MAX_POINTS:
         raise EditRefused(
             Reason.TOO_MANY_POINTS,
             f"there are {count:,} {name} points; {MAX_POINTS:,} are possible.",
-            remedy="Place fewer; every one must be reached by the cut, so few do.",
+            remedy="Place fewer points. A few are enough, since the cut has to respect each of them.",
         )
 
 
 def check_points(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> None:
-    """Refuse what no graph could do."""
+    """Refuse points that cannot be edited whatever their roots are: none, too many, not supervoxels, on both sides."""
     for name, points in (("source", request.sources), ("sink", request.sinks)):
         _check_side(graph, name, points)
     both = np.intersect1d(request.sources.ids, request.sinks.ids)
@@ -196,7 +220,7 @@ def check_points(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> N
         raise EditRefused(
             Reason.SAME_POINT,
             f"supervoxel {int(both[0])} is named as source and as sink.",
-            remedy="Place the points on different supervoxels; or name voxels, between which it can be split.",
+            remedy="Place the points on different supervoxels, or give voxels, so that the supervoxel can be split.",
         )
     if len(both) and where[0] is not None and where[1] is not None:
         shared = np.isin(_packed(where[0]), _packed(where[1]))
@@ -209,7 +233,7 @@ def check_points(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> N
 
 
 def _packed(voxels: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
-    """Voxels (n, 3) as one value each, to be compared."""
+    """Pack each voxel of shape (n, 3) into one value, so that voxels can be compared."""
     return np.ascontiguousarray(voxels, "<i8").view("V24").ravel()
 
 
@@ -222,7 +246,7 @@ def _check_side(graph: ChunkedGraph, name: str, points: Points) -> None:
         raise EditRefused(
             Reason.BAD_REQUEST,
             f"there are {len(ids)} {name} supervoxels, but {len(points.coordinates)} voxels for them.",
-            remedy="Name one for each voxel, or none.",
+            remedy="Name one supervoxel for each voxel, or none at all.",
         )
     if (ids == 0).any():
         raise EditRefused(Reason.BACKGROUND, f"a {name} point is on background.", remedy="Place it on an object.")
@@ -232,7 +256,7 @@ def _check_side(graph: ChunkedGraph, name: str, points: Points) -> None:
         raise EditRefused(
             Reason.NOT_A_SUPERVOXEL,
             f"{name} {wrong} is not a supervoxel but an id of layer {int(layers[layers != 1][0])}.",
-            remedy="Edits take supervoxels, or voxels.",
+            remedy="Name supervoxels or voxels.",
         )
     outside = (graph.layout.coordinates(ids) >= np.asarray(graph.grid.shape(2))).any(axis=1)
     if outside.any():
@@ -244,7 +268,7 @@ def _check_side(graph: ChunkedGraph, name: str, points: Points) -> None:
 
 
 def check_distance(graph: ChunkedGraph, request: MergeRequest) -> None:
-    """Refuse to merge what is far apart: a fake edge between far chunks is a slip of the mouse."""
+    """Refuse a merge of distant points: a new edge between distant chunks is most likely a slip of the mouse."""
     one, other = (graph.layout.coordinates(points.ids[:1]) for points in (request.sources, request.sinks))
     if np.abs(one - other).max() > MAX_CHUNKS_APART:
         raise EditRefused(
@@ -256,7 +280,7 @@ def check_distance(graph: ChunkedGraph, request: MergeRequest) -> None:
 
 
 def offset_of(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> tuple[int, int, int]:
-    """The margin around the points, in voxels."""
+    """Return the margin around the points of a request, in voxels (x, y, z)."""
     offset = request.offset
     return _parse_offset(
         graph.meta.custom_data.get("split_bounding_offset", SPLIT_BOUNDING_OFFSET) if offset is None else offset
@@ -264,12 +288,14 @@ def offset_of(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> tupl
 
 
 def region_of(graph: ChunkedGraph, request: MergeRequest | SplitRequest, margin: npt.ArrayLike | None = None) -> Box:
-    """The box within which edges count: around the points, or the chunks of the supervoxels, with the margin.
+    """Return the box of voxels within which an edit looks at edges.
+
+    It holds the points, or the chunks of the supervoxels where only these are named, and a margin around them.
 
     Parameters
     ----------
     margin
-        Voxels of each axis around the points; default: that of the request.
+        Number of voxels around the points along each axis (x, y, z). The default is the margin of the request.
     """
     starts, stops = [], []
     for points in (request.sources, request.sinks):
@@ -287,14 +313,14 @@ def region_of(graph: ChunkedGraph, request: MergeRequest | SplitRequest, margin:
 
 
 def _supervoxels(graph: ChunkedGraph, points: Points) -> UInt64Array:
-    """What the log names: other software takes all of it for supervoxels."""
+    """Return the ids for the log, or none if some are not supervoxels: other software reads all as supervoxels."""
     ids = points.ids[:MAX_POINTS]
     all_are = points.coordinates is None or (graph.layout.layers(ids) == 1).all()
     return ids if all_are else np.zeros(0, np.uint64)
 
 
 def log_cells(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> list[SetCell]:
-    """The request as cells of the operation log; PyChunkedGraph tells merges from splits by them."""
+    """Return a request as cells of the operation log. PyChunkedGraph tells merges from splits by these cells."""
     sources, sinks = request.sources, request.sinks
     cells = [
         columns.USER.set(request.user),
@@ -315,6 +341,6 @@ def log_cells(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> list
         return cells
     try:
         cells.append(columns.BOUNDING_BOX_OFFSET.set(np.array(offset_of(graph, request), np.int64)))
-    except EditRefused:  # the refusal itself comes later
+    except EditRefused:  # `check_options` refuses the request later
         cells.append(columns.BOUNDING_BOX_OFFSET.set(np.zeros(3, np.int64)))
     return cells

@@ -1,11 +1,13 @@
-"""Taking back what one user has edited since some moment: worked out first, then made by undos, newest first.
+"""Rollback of the edits that one user has made since some moment: planned first, then made by undos, newest first.
 
-Operations that are about the same merge or split (its undos, and their undos) are one *chain*, and only what became of
-the chain counts. Where the user has made its last operations, an odd number of them is taken back by the undo of the
-last one; an even number has taken itself back. Where somebody else has made the last one, that person has decided.
+A merge or split, its undos, and their undos and redos form one *chain*, and only the state of the whole chain matters:
 
-A later edit *stands on* an operation if it replaced roots that the operation made, or roots made of these. An operation
-is left as it is, if an edit of somebody else stands on it that is in force, unless the caller wants otherwise.
+- If the user made the last operations of a chain, and their number is odd, the last one is undone. An even number of
+  them cancels out, so there is nothing to do.
+- If another user made the last operation, that user has decided about the chain, and it is left as it is.
+
+A later edit *stands on* an operation if it replaced roots that the operation made, or roots that descend from these. If
+an edit of another user stands on an operation and is in force, the operation is skipped unless the caller asks for it.
 """
 
 from __future__ import annotations
@@ -33,70 +35,77 @@ __all__ = ["RollbackStep", "Verdict", "plan_rollback", "roll_back"]
 
 
 class Verdict(StrEnum):
-    """What happens to one chain of operations."""
+    """What a rollback does with one chain of operations."""
 
     UNDO = "undo"
-    """It would be taken back."""
+    """The chain would be undone."""
     UNDONE = "undone"
-    """It was taken back just now."""
+    """The rollback has undone the chain."""
     NOTHING = "nothing to do"
-    """The user has taken it back, or somebody else has."""
+    """The user has undone the chain already, or another user has made its last operation."""
     SKIPPED = "skipped"
-    """Edits of others stand on it."""
+    """Edits of other users stand on the chain."""
     REFUSED = "refused"
-    """It cannot be taken back."""
+    """The undo was refused."""
 
 
 @dataclass(frozen=True)
 class RollbackStep:
-    """One operation of the user, the last one of its chain that is."""
+    """One chain of operations, represented by the last one that the user made."""
 
     operation_id: int
     kind: str
     time: int
-    """Logical time, milliseconds since the epoch."""
+    """Logical time of the operation, in milliseconds since the epoch."""
     verdict: Verdict
     why: str = ""
+    """Reason of the verdict; empty for ``UNDO`` and ``UNDONE``."""
     stands_on_it: tuple[int, ...] = ()
-    """Later operations of others that stand on it and are in force."""
+    """Ids of later operations by other users that stand on it and are in force."""
     undone_by: int | None = None
-    """The operation that has taken it back."""
+    """Id of the operation that has undone it."""
     source: tuple[tuple[int, ...], ...] = ()
-    """Points of the request, voxels of mip 0."""
+    """Source points of its request, in voxels (x, y, z) of mip 0."""
     sink: tuple[tuple[int, ...], ...] = ()
+    """Sink points of its request, likewise."""
     followers: frozenset[int] = field(default=frozenset(), repr=False)
-    """All operations that stood on it when the step was worked out."""
+    """Ids of all operations that stood on it when the plan was made."""
 
 
 @dataclass(frozen=True)
 class _Logged:
-    """What the plan needs of one operation that succeeded."""
+    """The part of a successful operation's log row that the plan needs."""
 
     operation_id: int
     user: str
     time: int
+    """Logical time, in milliseconds since the epoch."""
     about: int
+    """Id of the operation that it undoes or redoes; 0 for a merge or split."""
 
     @property
     def order(self) -> tuple[int, int]:
-        """By which operations of a chain follow each other."""
+        """Sort key for the operations of a chain."""
         return self.time, self.operation_id
 
 
 def plan_rollback(graph: ChunkedGraph, user: str, since: Moment, *, over_others: bool = False) -> list[RollbackStep]:
-    """What would be taken back of what a user has edited, newest first. Writes nothing.
+    """Plan the rollback of a user's edits, newest first. Writes nothing.
 
     Parameters
     ----------
+    user
+        The user whose edits are rolled back.
     since
-        A time, or the number of an operation: edits of that time or later, or with that number or a higher one.
+        A time, or the number of an operation. Edits at that time or later, or with that number or a higher one, are
+        rolled back.
     over_others
-        Take back also what edits of others stand on. What those changed stays as it is.
+        Also undo operations that edits of other users stand on. The effects of those edits remain.
 
     Raises
     ------
     EditRefused
-        If user or moment is none.
+        If an argument is not valid.
     """
     with bad_request():
         user, moment, over_others = parse_user(user), parse_moment(since), parse_flag(over_others, "over_others")
@@ -122,21 +131,28 @@ def plan_rollback(graph: ChunkedGraph, user: str, since: Moment, *, over_others:
 def roll_back(
     graph: ChunkedGraph, steps: Iterable[RollbackStep], by: str, *, tell: Callable[[RollbackStep], None] | None = None
 ) -> list[RollbackStep]:
-    """Make the undos of a plan, in its order. A repeated call, with a new plan or the same, makes none twice.
+    """Make the undos of a plan, in its order. Repeated calls, with the same plan or a new one, make no undo twice.
 
-    An operation on which somebody has built since the plan was worked out is left as it is.
+    An operation is skipped if new edits stand on it since the plan was made.
 
     Parameters
     ----------
+    steps
+        The result of :func:`plan_rollback`.
     by
-        Who does it: the user of the undos.
+        The user of the undos.
     tell
-        Called after each step with what became of it.
+        Called after each step with its outcome.
+
+    Returns
+    -------
+    list of RollbackStep
+        The steps with their outcomes, in the same order.
 
     Raises
     ------
     ConflictError
-        If an earlier call died while it wrote an undo: that operation has to be recovered first.
+        If an earlier call died while it was writing an undo; that operation has to be recovered first.
     """
     with bad_request():
         by = parse_user(by)
@@ -165,7 +181,7 @@ def _undone(graph: ChunkedGraph, step: RollbackStep, by: str) -> RollbackStep:
     except EditRefused as refused:
         return replace(step, verdict=Verdict.REFUSED, why=f"{refused.reason}: {refused}")
     except ConflictError as conflict:
-        conflict.advise(conflict.repair, repeat="Then run the rollback again: it goes on where it was.")
+        conflict.advise(conflict.repair, repeat="Then run the rollback again; it continues where it stopped.")
         raise
     return replace(step, verdict=Verdict.UNDONE, undone_by=edit.operation_id)
 
@@ -196,7 +212,7 @@ _COLUMNS = [
 
 
 def _read_log(graph: ChunkedGraph) -> dict[int, _Logged]:
-    """All operations that succeeded, by id."""
+    """Read all operations that succeeded, by id."""
     found = {}
     for key, row in graph.table.scan([keys.operation_range()], _COLUMNS, newest_only=True):
         if columns.OPERATION_STATUS.newest(row) != OperationStatus.SUCCESS:
@@ -208,7 +224,7 @@ def _read_log(graph: ChunkedGraph) -> dict[int, _Logged]:
 
 
 def _chains(logged: Mapping[int, _Logged]) -> dict[int, list[_Logged]]:
-    """Operations by the merge or split that they are about in the end, each chain in the order of its times."""
+    """Return the chains by the id of their merge or split, each with its operations in order of time."""
     origins: dict[int, int] = {}
     chains: dict[int, list[_Logged]] = defaultdict(list)
     for one in sorted(logged.values(), key=lambda one: one.order):
@@ -222,7 +238,10 @@ def _is_since(one: _Logged, moment: object) -> bool:
 
 
 def _others(after: set[int], chains: Iterable[list[_Logged]], own: list[_Logged], user: str) -> tuple[int, ...]:
-    """The last operations of chains that stand on one: those of others that have not taken themselves back since."""
+    """Return the ids of other users' operations that stand on a chain and are in force, ascending.
+
+    Of each other chain, only the operations in ``after`` count; an even number of them cancels out.
+    """
     found = []
     for chain in chains:
         standing = [one for one in chain if one.operation_id in after]
@@ -242,14 +261,14 @@ def _verdict(
             break
         own += 1
     if own % 2 == 0:
-        return Verdict.NOTHING, f"{last.user} has taken it back"
+        return Verdict.NOTHING, f"{last.user} has undone it already"
     if others and not over_others:
-        return Verdict.SKIPPED, f"operation(s) {', '.join(map(str, others))} of others stand on it"
+        return Verdict.SKIPPED, f"operation(s) {', '.join(map(str, others))} of other users stand on it"
     return Verdict.UNDO, ""
 
 
 def _followers(graph: ChunkedGraph, operations: list[Operation]) -> dict[int, set[int]]:
-    """The operations that stand on each of some operations."""
+    """Return the ids of the operations that stand on each given operation, by its id."""
     if not operations:
         return {}
     roots = np.unique(np.concatenate([operation.roots for operation in operations]))

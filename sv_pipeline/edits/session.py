@@ -1,6 +1,6 @@
-"""One edit from request to commit: operation row, locks, plan, writes, and what is left when it ends early.
+"""Runs one edit from request to commit: operation row, locks, plan, writes, and the end of an edit that fails.
 
-Each kind of edit is a class with the methods of `Edit`; all that they have in common is here.
+Each kind of edit is a class with the methods of `Edit`; this module holds what all kinds have in common.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ _TELL: ContextVar[Callable[[int], None]] = ContextVar("tell", default=lambda _op
 
 @contextmanager
 def announced(tell: Callable[[int], None]) -> Iterator[None]:
-    """Be told the number of each operation that this thread begins, as soon as its row is there.
+    """Call a function with the id of each operation that this thread begins, as soon as the operation's row is written.
 
-    From then on it is found by its number, whatever becomes of this process.
+    From then on the operation can be found by its id, even if this process dies.
     """
     before = _TELL.set(tell)
     try:
@@ -63,38 +63,38 @@ def announced(tell: Callable[[int], None]) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Resumption:
-    """An operation that is taken up again: same id, same locks, planned anew."""
+    """An unfinished operation that is repeated: it keeps its id and its locks, and is planned again."""
 
     row: OperationRow
     inherited: Scope | None
-    """What an earlier attempt holds locked; None if nothing."""
+    """What an earlier attempt holds locked; None if it holds nothing."""
     after: int
-    """Milliseconds: the logical time is later than this, which that of the earlier attempt is not."""
+    """Milliseconds since the epoch. The new logical time is later than this; that of the earlier attempt is not."""
 
     @property
     def keys(self) -> tuple[bytes, ...]:
-        """Rows that are locked."""
+        """Keys of the rows that the earlier attempt has locked."""
         return self.inherited.lock_keys if self.inherited is not None else ()
 
 
 class Edit(Protocol):
-    """One edit as a value: what is asked for, and how an edit of this kind is prepared, planned and logged."""
+    """One edit as a value: its request, and how an edit of this kind is prepared, planned and logged."""
 
     @property
     def request(self) -> RequestOfPoints:
-        """What is asked for."""
+        """The request of the user."""
         ...
 
     def prepare(self, graph: ChunkedGraph) -> Self:
-        """The edit with a complete request; EditRefused for what needs no locks to be refused. Reads only."""
+        """Return the edit with a complete request; raise EditRefused where that is clear without locks. Reads only."""
         ...
 
     def plan(self, workspace: Workspace) -> EditPlan:
-        """What the edit changes, worked out under the locks; EditRefused if it cannot be made. Reads only."""
+        """Plan the edit under its locks; raise EditRefused if it cannot be made. Reads only."""
         ...
 
     def log(self, graph: ChunkedGraph) -> list[SetCell]:
-        """The request as cells of the operation's row."""
+        """Return the request as cells of the operation's row."""
         ...
 
 
@@ -105,19 +105,21 @@ def run_edit(
 
     Parameters
     ----------
+    patience
+        How long to wait for locks; the default is ``LockPatience()``.
     resumption
-        For an operation that was begun before; its end, if it is refused or fails, is then up to the caller.
+        The unfinished operation that is repeated, if any. If it is refused or fails, the caller has to end it.
 
     Raises
     ------
     EditRefused
-        If the request cannot be met; the operation's row says why.
+        If the request cannot be carried out; the operation's row holds the reason.
     OwnershipLostError
-        If the locks were lost on the way.
+        If the locks were lost before the edit was complete.
     """
     refuse_if_read_only(graph)
     if resumption is not None:
-        # Before what the request names is looked up: in another fork it means something else.
+        # This comes before the points are looked up: in the fork of another graph they mean something else.
         identity = fitting(graph)
         edit = edit.prepare(graph)
         found = RequestRoots(graph, edit.request)
@@ -163,7 +165,10 @@ def run_edit(
 
 
 def _misfit_or(looking: Future[str | None], error: AnyError) -> AnyError | EditRefused:
-    """Why an edit cannot be made: in the fork of another table, what a request names is not what is meant."""
+    """Return the refusal of a fork that does not fit its table if there is one, else the given error.
+
+    In the fork of another table, the points of a request mean other supervoxels, so the misfit is the real cause.
+    """
     misfit = looking.exception() if isinstance(error, Exception) else None
     return misfit if isinstance(misfit, EditRefused) else error
 
@@ -223,7 +228,7 @@ def _edit_under_locks(
 
 
 def refuse_if_read_only(graph: ChunkedGraph) -> None:
-    """Refuse to edit a graph that is not to be changed."""
+    """Refuse to edit a graph that is read-only."""
     if graph.table.read_only or graph.meta.custom_data.get("READ_ONLY"):
         raise EditRefused(
             Reason.READ_ONLY,
@@ -234,19 +239,19 @@ def refuse_if_read_only(graph: ChunkedGraph) -> None:
 
 @dataclass(frozen=True, eq=False)
 class EditOfPoints(Generic[Checked]):
-    """What merges and splits have in common: points, which are looked up and logged."""
+    """An edit whose request has source and sink points: the common part of merges and splits."""
 
     request: Checked
     volume: Any = None
-    """The graph's segmentation at mip 0, where points are to be looked up."""
+    """The graph's segmentation at mip 0, a TensorStore; needed where points have to be looked up."""
 
     def prepare(self, graph: ChunkedGraph) -> Self:
-        """With the supervoxels at the points; refused if the request makes no sense by itself."""
+        """Look up the supervoxels of the points, and check the request as far as that needs no root."""
         request = resolved(graph, self.request, self.volume)
         check_points(graph, request)
         offset_of(graph, request)
         return replace(self, request=request)
 
     def log(self, graph: ChunkedGraph) -> list[SetCell]:
-        """Points and user."""
+        """Return the points and the user as cells of the operation's row."""
         return log_cells(graph, self.request)

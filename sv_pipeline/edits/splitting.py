@@ -1,11 +1,11 @@
-"""Splits: the cheapest cut between points, as plan, preview and edit. Reads; leaves writing to the session.
+"""Splits: the minimum cut between points, as plan, preview and edit. Reads only; the session writes.
 
 ::
 
-    region of the object --minimum cut--> Cut                       -> edges to remove -> hierarchy -> parted?
-        ^                     ^           SupervoxelSplitRequired   -> voxels are cut, and then ...     |
-        |                     |           Refused                   -> refused     |                    | no
-        |                     +-- the region as it will be ------------------------+                    |
+    region of the object --minimum cut--> Cut                       -> edges to remove -> hierarchy -> separated?
+        ^                     ^           SupervoxelSplitRequired   -> plan to cut voxels               |
+        |                     |           Refused                   -> refused   |                      | no
+        |                     +-- region with the new supervoxels ---------------+                      |
         +-- a larger region <---------------------------------------------------------------------------+
 """
 
@@ -49,31 +49,31 @@ def split(
     patience: LockPatience | None = None,
     resumption: Resumption | None = None,
 ) -> CommittedEdit:
-    """Cut an object between the source points and the sink points, where the sum of affinities is lowest.
+    """Split an object between the source points and the sink points, along the cut with the lowest sum of affinities.
 
-    Supervoxels with points of both sides are split, voxel by voxel, if the points are voxels.
+    A supervoxel with points of both sides is split as well, voxel by voxel, provided that the points are voxels.
 
-    Where the two sides stay one object by a way around the region, the region is enlarged, and the cut made again.
+    If a path outside the region still connects the two sides, the region is enlarged and the cut computed again.
 
     Parameters
     ----------
     volume
-        The graph's segmentation at mip 0, where points are to be looked up.
+        The graph's segmentation at mip 0, a TensorStore; needed where the supervoxels of points have to be looked up.
     patience
-        How long to wait for an object that others are editing.
+        How long to wait for an object that another operation is editing.
     resumption
-        For who recovers the operation.
+        The unfinished operation that is repeated; recovery passes it.
 
     Raises
     ------
     EditRefused
-        If this cannot be done, with a reason; nothing is changed.
+        If the split cannot be made; the error carries the reason, and nothing is changed.
     """
     return run_edit(graph, Split(request, volume), patience=patience, resumption=resumption)
 
 
 class Split(EditOfPoints[SplitRequest]):
-    """One split, as an :class:`~sv_pipeline.edits.session.Edit`."""
+    """A split, as an :class:`~sv_pipeline.edits.session.Edit`."""
 
     def plan(self, workspace: Workspace) -> EditPlan:
         """See :func:`plan_split`."""
@@ -82,29 +82,29 @@ class Split(EditOfPoints[SplitRequest]):
 
 @dataclass(frozen=True, eq=False)
 class SplitPreview:
-    """What a split would do now."""
+    """The result that a split would have now."""
 
     outcome: multicut.Preview | SupervoxelSplitRequired | Refused
-    """Of the last minimum cut."""
+    """Outcome of the last minimum cut."""
     supervoxels: SupervoxelSplit | None = None
-    """The cut of voxels that it takes, if it takes one. Ids of new supervoxels are provisional."""
+    """The planned split of supervoxels, if one is needed. Ids of new supervoxels are provisional."""
     refusal: EditRefused | None = None
     """Why the split would be refused."""
     objects: int = 0
-    """How many objects there would be in place of the one; 0 if the split would be refused."""
+    """Number of objects that would replace the one; 0 if the split would be refused."""
     still_one_object: bool = False
-    """Whether some source would still be one object with some sink, which the request allows."""
+    """Whether some source and some sink would still be in one object, which ``allow_partial`` permits."""
     enlarged: int = 0
-    """How often the region was enlarged until the cut parted the points."""
+    """Number of times that the region was enlarged until the cut separated the points."""
 
 
 def preview_split(graph: ChunkedGraph, request: SplitRequest, *, volume: Any = None) -> SplitPreview:
-    """What :func:`split` would do now, found in the same way; nothing is locked or written.
+    """Plan what :func:`split` would do now, by the same code, without locking or writing anything.
 
     Raises
     ------
     EditRefused
-        If the request cannot be met, whatever the cut.
+        If the request is refused before any cut is computed.
     """
     request = Split(request, volume).prepare(graph).request
     workspace = workspace_of_preview(graph, np.concatenate([request.sources.ids, request.sinks.ids]))
@@ -135,23 +135,23 @@ def _options(request: SplitRequest) -> _CutOptions:
 
 
 def _after_split(request: SplitRequest) -> _CutOptions:
-    """A split through a supervoxel may leave one side with nothing but its piece."""
+    """Return the options of the second cut: a split through a supervoxel may leave one side with its piece alone."""
     return {**_options(request), "disallow_isolating_cut": False}
 
 
 def local_graph(region: Region) -> LocalGraph:
-    """Active edges inside a region."""
+    """Return the active edges inside a region as a graph for the minimum cut."""
     edges = region.edges.take(region.active)
     return LocalGraph(edges.pairs, edges.affinities, edges.areas)
 
 
 def plan_split(workspace: Workspace, request: SplitRequest) -> EditPlan:
-    """Plan a split under the lock of its root."""
+    """Plan a split; the caller holds the lock of its root."""
     found = _find_split(workspace, request)
     if found.plan is None:
         raise found.refusal or AssertionError
     if found.enlarged:
-        log.info("the region around the points was enlarged %d time(s) until the cut parted them", found.enlarged)
+        log.info("the region around the points was enlarged %d time(s) until the cut separated them", found.enlarged)
     return found.plan
 
 
@@ -160,28 +160,28 @@ def plan_split(workspace: Workspace, request: SplitRequest) -> EditPlan:
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """What a request comes to: a plan, or a refusal."""
+    """The result of a request: a plan, or a refusal."""
 
     outcome: multicut.Preview | SupervoxelSplitRequired | Refused
     plan: EditPlan | None = None
     refusal: EditRefused | None = None
     joined: Callable[[str], EditRefused] | None = None
-    """The cut parts nothing; gives the refusal that says so, with a remedy. It takes reading."""
+    """Set if the cut separates nothing: makes the refusal that says so, given a remedy. The call reads node rows."""
     supervoxels: SupervoxelSplit | None = None
     enlarged: int = 0
 
     @property
     def needs_more(self) -> bool:
-        """Whether a larger region may do better."""
+        """Whether the request might succeed in a larger region."""
         return self.joined is not None or (self.refusal is not None and self.refusal.reason in _OF_THE_REGION)
 
 
 _OF_THE_REGION = frozenset({Refusal.NOT_CONNECTED, Refusal.NOT_IN_REGION, Refusal.SIDE_NOT_CONNECTED})
-_MORE_POINTS = "Place points of both sides there, too"
+_MORE_POINTS = "Place points of both sides there as well"
 
 
 def _find_split(workspace: Workspace, request: SplitRequest) -> _Found:
-    """The cut that parts the points, in the smallest of the growing regions that has one."""
+    """Find a cut that separates the points, in the smallest of the growing regions that has one."""
     _check_one_root(workspace.roots)
     around = Surroundings(workspace.graph, workspace.cache, workspace.roots, request)
     while True:
@@ -196,17 +196,17 @@ def _find_split(workspace: Workspace, request: SplitRequest) -> _Found:
             return found
         remedy = f"{_MORE_POINTS}."
         if request.allow_partial:
-            remedy = f"None of these edges can become inactive while both sides are one object. {remedy}"
+            remedy = f"None of the cut edges can become inactive while both sides are one object. {remedy}"
         elif around.too_large:
             remedy = (
-                f"{_MORE_POINTS}; allow more than {request.region_memory / 1e9:.2g} GB for the region; or cut one "
+                f"{_MORE_POINTS}, allow more than {request.region_memory / 1e9:.2g} GB for the region, or cut one "
                 "bridge at a time (--partial, allow_partial)."
             )
         return replace(found, refusal=found.joined(remedy))
 
 
 def _find_in(workspace: Workspace, request: SplitRequest, region: Region) -> _Found:
-    """What the request comes to in one region."""
+    """Find a cut in one region, and plan what follows from it."""
     sources, sinks, other, split = request.sources.ids, request.sinks.ids, OtherChange(), None
     outcome = multicut.preview(local_graph(region), sources, sinks, **_options(request))
     if isinstance(outcome, SupervoxelSplitRequired):
@@ -236,7 +236,7 @@ def _refusal_of(outcome: multicut.Preview | SupervoxelSplitRequired | Refused) -
     if isinstance(refused, SupervoxelSplitRequired):
         return EditRefused(
             Reason.SUPERVOXEL_SPLIT_REQUIRED,
-            f"the voxel cut has not parted the points: {refused.message}",
+            f"the voxel cut has not separated the points: {refused.message}",
             remedy="Move the points of one side to other supervoxels.",
         )
     return None if refused is None else EditRefused(refused.reason, refused.message)
@@ -247,5 +247,5 @@ def _check_one_root(found: UInt64Array) -> None:
         raise EditRefused(
             Reason.SEVERAL_ROOTS,
             f"the points are on {len(found)} objects: {', '.join(map(str, found[:5].tolist()))}.",
-            remedy="Sources and sinks of a split belong on one object.",
+            remedy="Place all sources and sinks of a split on one object.",
         )

@@ -1,12 +1,13 @@
-"""An edit that is made at most once for each token, however often its process dies and is started again.
+"""Makes an edit at most once for each token, however often its process dies and is started again.
 
-A row of our own says which operations the request cannot be, and later which one it is::
+A token is a string that the caller chooses for a request. A row for each token, used by this software only, records
+when the request came in first and which operation was made for it::
 
-    sv_pipeline:request:<token>    1:after      the operation id given out last, when the request came in first
-                                   1:operation  the operation that was made
+    sv_pipeline:request:<token>    1:after      the last operation id in use when the request came in first
+                                   1:operation  the operation that was made for the request
 
-A refusal removes the row, unless something was locked. In between the operation log is asked: an operation with a
-higher id that asks for the same is the one of this request.
+If a process died between the two cells, the operation log tells: an operation with an id above ``after`` that asks for
+the same edit belongs to this request. A refusal removes the row, unless the reason is a lock.
 """
 
 from __future__ import annotations
@@ -36,21 +37,21 @@ OPERATION: Column[int] = Column(ColumnKey("1", b"operation"), codecs.JsonCodec()
 def edit_once(
     graph: ChunkedGraph, token: str, is_it: Callable[[Operation], bool], edit: Callable[[], CommittedEdit]
 ) -> CommittedEdit:
-    """Make an edit, or find out that it was made.
+    """Make an edit, or return it if an earlier attempt has made it.
 
     Parameters
     ----------
     token
-        Of the request: the same each time that it is tried.
+        Identifies the request; the same for each attempt.
     is_it
-        Whether an operation asks for what the request asks for.
+        Returns whether an operation asks for the same edit as the request.
     edit
-        Makes it.
+        Makes the edit.
 
     Raises
     ------
     ConflictError
-        If an earlier try died while it wrote: that operation must be recovered first.
+        If an earlier attempt died while it was writing; that operation must be recovered first.
     EditRefused
         If ``edit`` is refused.
     """
@@ -66,7 +67,7 @@ def edit_once(
     try:
         operation = edit() if made_before is None else read_edit(graph, made_before)
     except EditRefused as refusal:
-        # What is locked may be so by an earlier try that lives on: then that is the one to be found.
+        # The lock may belong to an earlier attempt that still runs; the row is needed to find its operation.
         if refusal.reason is not Reason.LOCKED:
             graph.table.mutate([RowMutation(key, [DeleteCells()])])
         raise
@@ -75,19 +76,19 @@ def edit_once(
 
 
 def is_begun(graph: ChunkedGraph, token: str) -> bool:
-    """Whether an edit was made for a token, or an attempt to make one has begun and was not refused."""
+    """Return whether an edit was made for a token, or an attempt has begun and was not refused."""
     return bool(graph.table.read_rows([_key(token)], [AFTER.key]))
 
 
 def operation_of(graph: ChunkedGraph, token: str) -> CommittedEdit | None:
-    """The operation that was made for a token; None if none was."""
+    """Return the operation that was made for a token; None if there is none."""
     key = _key(token)
     made = OPERATION.newest(graph.table.read_rows([key], [OPERATION.key]).get(key))
     return None if made is None else read_edit(graph, made)
 
 
 def asks_for(operation: Operation, kind: str, request: MergeRequest | SplitRequest) -> bool:
-    """Whether an operation asks for what a request asks for."""
+    """Return whether an operation has the same kind, user and points as a request."""
     sides = [columns.SOURCE_COORDINATES.newest(operation.row), columns.SINK_COORDINATES.newest(operation.row)]
     wanted = [request.sources.coordinates, request.sinks.coordinates]
     return (
@@ -98,7 +99,7 @@ def asks_for(operation: Operation, kind: str, request: MergeRequest | SplitReque
 
 
 def _finished(operations: list[Operation], is_it: Callable[[Operation], bool], token: str) -> int | None:
-    """The id of the one that is the request's; None if it was never made."""
+    """Return the id of the operation that was made for a request; None if there is none."""
     for operation in operations:
         if is_it(operation):
             if operation.status is OperationStatus.SUCCESS:

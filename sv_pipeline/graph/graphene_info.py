@@ -20,9 +20,9 @@ API_VERSIONS = [0, 1]
 def graphene_info(graph: ChunkedGraph) -> dict[str, Any]:
     """The document of a graph: the watershed's own ``info``, and what a viewer must know of the graph.
 
-    ``graph.ocdbt_kvstore_spec`` is the TensorStore spec of the key space with the graph's present voxels: a volume lies
-    at its root, with an ``info`` of its own. ``scales`` and ``data_dir`` are those of the watershed, which shows the
-    voxels as they were before any edit.
+    ``ocdbt_kvstore_spec`` in the section ``graph`` is the TensorStore spec of the key space with the graph's present
+    voxels: a volume lies at its root, with an ``info`` of its own. ``scales`` and ``data_dir`` are those of the
+    watershed, which shows the voxels as they were before any edit.
 
     Raises
     ------

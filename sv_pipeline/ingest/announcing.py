@@ -1,7 +1,7 @@
-"""Owns telling other software of a graph's fork: in the graph's meta, and in documents that are published beside it.
+"""Announces a graph's fork to other software: in the graph's meta, and in documents that are published beside the fork.
 
-Nothing else of the meta changes. The documents are ``ocdbt/.readers/<graph id>/contract.json``, the specs of all mips,
-and ``info`` beside it, for graphene data sources.
+Nothing else in the meta changes. The documents are ``ocdbt/.readers/<graph id>/contract.json``, which holds the specs
+of all mips, and ``info`` beside it, for graphene data sources.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ ATTEMPTS = 5
 
 
 def announce_fork(dataset: Dataset) -> None:
-    """Let the meta of a graph say that it has a fork, and with which settings; nothing if it says so already.
+    """Enter in the meta of a graph that it has a fork, with the fork's settings, unless the meta says so already.
 
-    Values of the base's info file count most, then those that the meta has, then those of the configuration. A graph
-    whose voxels are the base itself is left alone: software that finds these settings would look for a fork.
+    Values of the base's info file take precedence over those in the meta, and these over those of the configuration.
+    The meta of a graph whose voxels are the base itself is not changed, since software that finds these settings would
+    look for a fork.
     """
     if dataset.fork.is_in_place():
         return
@@ -38,7 +39,7 @@ def announce_fork(dataset: Dataset) -> None:
         except NotFoundError:
             row = None
         if not row:
-            return  # voxels may be made before there is a table
+            return  # voxels may be made before the table
         stored = row[META_KEY][0].value
         meta = decode_meta(stored, f"the meta of table {dataset.table.name!r}")
         wanted = _announced(dataset, meta)
@@ -48,14 +49,15 @@ def announce_fork(dataset: Dataset) -> None:
         if dataset.table.check_and_mutate(keys.META, [CellMatch(META_KEY, stored)], if_matched=[cell]):
             return
     raise ConflictError(
-        f"the meta of table {dataset.table.name!r} was changed by other software again and again.", repeat="Try again."
+        f"the meta of table {dataset.table.name!r} was changed by other software at every attempt.",
+        repeat="Try again.",
     )
 
 
 def publish_documents(dataset: Dataset) -> None:
-    """Publish what readers and viewers need to open the graph's voxels; what was published before is replaced."""
+    """Publish the documents with which readers and viewers open the graph's voxels, replacing earlier ones."""
     documents = {"contract.json": dataset.fork.contract()}
-    with suppress(NotFoundError):  # voxels may be made before there is a table
+    with suppress(NotFoundError):  # voxels may be made before the table
         documents["info"] = graphene_info(dataset.graph)
     publish(dataset.watershed_url, dataset.graph_id, documents)
 

@@ -1,4 +1,4 @@
-"""Building layer 2: the supervoxels of chunks and the active edges inside them become nodes, many chunks at a time."""
+"""Building layer 2: supervoxels joined by active edges inside a chunk become nodes, many chunks at a time."""
 
 from __future__ import annotations
 
@@ -44,32 +44,33 @@ def build_atomic_chunks(
     read_isolated_supervoxels: bool | None = None,
     again: bool = False,
 ) -> list[ChunkReport]:
-    """Make the layer 2 nodes of chunks; those with a done-marker are skipped.
+    """Make the layer 2 nodes of chunks; chunks with a done-marker are skipped.
 
     Parameters
     ----------
     graph
         The graph; its meta says where the edge and component files are.
     coordinates
-        Chunk coordinates, shape (n, 3).
+        Layer 2 chunk coordinates, shape (n, 3).
     config
-        Says how to go about it; nothing in it changes the result but ``ingest.read_isolated_supervoxels``.
+        The dataset's configuration; only ``ingest.read_isolated_supervoxels`` in it can change the result.
     read_isolated_supervoxels
-        Look into the voxels for supervoxels that no file names; default: as ``config`` says, else True.
+        Whether to search the voxels for supervoxels that no file names. Default: the value in ``config``, or True
+        without one.
     again
-        Write chunks that are done once more (the very same cells).
+        Whether to write chunks that are done once more, with exactly the same cells.
 
     Returns
     -------
     list[ChunkReport]
-        One per chunk, ordered by coordinate.
+        One report per chunk, ordered by coordinate.
 
     Raises
     ------
     InputError
-        If a file is broken, or holds what does not belong to its chunk.
+        If a file is broken, or names supervoxels that do not belong to its chunk.
     ConflictError
-        If other software has built a chunk, or it was begun with another input.
+        If other software has built a chunk, or a chunk was begun with another input.
     """
     batch = open_chunk_tasks(graph, 2, coordinates, again=again)
     if not len(batch.todo):
@@ -119,11 +120,11 @@ class _Atoms:
     """Supervoxels and active atomic edges of a batch."""
 
     supervoxels: UInt64Array
-    """Ascending, distinct."""
+    """Distinct supervoxel ids, ascending."""
     inner: UInt64Array
     """Active edges inside chunks, shape (n, 2)."""
     outer: LayeredEdges
-    """Active edges that leave a chunk, each once; first end inside."""
+    """Active edges that leave a chunk, each once for every chunk of the batch, with the first end inside it."""
 
 
 def _read_atoms(batch: ChunkTasks, *, look_into_voxels: bool) -> _Atoms:
@@ -154,7 +155,7 @@ def _refuse_strangers(
     components: list[Components],
     seen: list[UInt64Array] | None,
 ) -> None:
-    """InputError if a file names a supervoxel that cannot be: outside the volume, or not in its chunk's voxels."""
+    """Raise InputError if a file names a supervoxel outside the volume, or one that its chunk's voxels do not hold."""
     shape = np.asarray(graph.grid.shape(2))
     for i, (coordinate, chunk_edges, groups) in enumerate(zip(coordinates, edges, components, strict=True)):
         parts = (chunk_edges.in_, chunk_edges.between, chunk_edges.cross)
@@ -179,7 +180,7 @@ def _refuse_strangers(
 
 
 def active_edges(edges: ChunkEdges, components: Components) -> ChunkEdges:
-    """Those edges of a chunk that join what belongs together: both ends in one component, or pieces of one label."""
+    """Select the active edges of a chunk: those with both ends in one component, and all cross edges."""
     ids = np.concatenate([np.zeros(0, np.uint64), *components])
     labels = np.repeat(np.arange(len(components)), [len(c) for c in components])
     ids, first = np.unique(ids, return_index=True)
@@ -198,7 +199,7 @@ def active_edges(edges: ChunkEdges, components: Components) -> ChunkEdges:
 
 
 def _raise_counters(graph: ChunkedGraph, supervoxels: UInt64Array) -> None:
-    """Raise each chunk's counter of supervoxels to the highest in use: splits must never give out one that exists."""
+    """Raise each chunk's counter of supervoxels to the highest in use, so that splits never give out an existing id."""
     if not len(supervoxels):
         return
     chunks = graph.layout.chunks(supervoxels)
@@ -214,7 +215,7 @@ def _raise_counters(graph: ChunkedGraph, supervoxels: UInt64Array) -> None:
 
 
 def _refuse_foreign_nodes(batch: ChunkTasks) -> None:
-    """Stop before a second set of nodes is made in chunks that other software has built."""
+    """Raise ConflictError if other software has built one of the chunks, which would get a second set of nodes."""
     graph = batch.graph
     unreserved = batch.task_chunks[[batch.rows[i].reservation is None for i in batch.todo.tolist()]]
     ranges = keys.chunk_ranges(graph.layout, unreserved)

@@ -1,7 +1,7 @@
-"""Batches: what one worker does at a time, as a value that survives as a short string. Plans; does not run.
+"""Batches, the units of work of a worker, as values that can be written as short strings. Planned here, but not run.
 
-A batch is a range of chunk *indexes* of one layer's grid, not a list of what is missing: so a batch planned before a
-crash still means the same after it, and whoever runs it does only the chunks without a done-marker.
+A batch is a range of chunk *indices* in one layer's grid, not a list of missing chunks. A batch that was planned before
+a crash therefore means the same afterwards, and the process that runs it builds only the chunks without a done-marker.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from sv_pipeline.grid import ChunkGrid
 __all__ = ["MAX_BATCHES", "Batch", "Stage", "plan_batches"]
 
 MAX_BATCHES = 200
-"""Most batches that one layer is cut into: above it, Dagster's cost per step outweighs the work."""
+"""Maximum number of batches per layer; with more, Dagster's cost per step outweighs the work."""
 
 
 class Stage(StrEnum):
     """Kind of work that is done chunk by chunk."""
 
     LABELS = "labels"
-    """Supervoxels of a chunk out of the source segmentation."""
+    """Makes the supervoxels of a chunk from the source segmentation."""
     EDGES = "edges"
-    """Edge and component files of a chunk."""
+    """Makes the edge and component files of a chunk."""
     GRAPH = "graph"
-    """Nodes of a chunk of the chunked graph."""
+    """Makes the nodes of a chunk of the chunked graph."""
     VOXELS = "voxels"
-    """Copy of a chunk's voxels, all mips, into the base."""
+    """Copies a chunk's voxels, at all mips, into the base."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Chunks ``first`` to ``stop`` (outside) of a layer, for one stage."""
+    """The chunks of a layer with indices from ``first`` up to but not including ``stop``, for one stage."""
 
     stage: Stage
     layer: int
@@ -46,12 +46,12 @@ class Batch:
 
     @property
     def key(self) -> str:
-        """Short name, made of letters, digits and ``_`` only."""
+        """Short name of the batch, made of letters, digits and ``_`` only."""
         return f"{self.stage}_L{self.layer:02d}_{self.first}_{self.stop}"
 
     @classmethod
     def parse(cls, key: str) -> Batch:
-        """The batch that a :attr:`key` names."""
+        """Return the batch that a :attr:`key` names."""
         match = re.fullmatch(r"([a-z]+)_L(\d+)_(\d+)_(\d+)", key)
         if match is None:
             raise ValueError(f"{key!r} is not the key of a batch")
@@ -73,7 +73,7 @@ def plan_batches(
     missing
         Coordinates of the chunks without a done-marker, shape (n, 3).
     per_batch
-        Chunks of a batch; more where the layer would need over :data:`MAX_BATCHES`.
+        Number of chunks of a batch; larger if the layer would otherwise need more than :data:`MAX_BATCHES`.
     """
     coords = np.asarray(missing, np.int64).reshape(-1, 3)
     if not len(coords):

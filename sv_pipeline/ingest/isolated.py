@@ -1,4 +1,4 @@
-"""Supervoxels that are in the voxels of chunks, whether or not an edge or component file names them."""
+"""The supervoxels that occur in the voxels of chunks, whether or not an edge or component file names them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,19 @@ __all__ = ["supervoxels_in_voxels"]
 
 
 def supervoxels_in_voxels(graph: ChunkedGraph, coordinates: npt.ArrayLike) -> list[UInt64Array]:
-    """Distinct ids in the watershed's voxels of each chunk, ascending, without background; coordinates (n, 3).
+    """Return the distinct ids in the watershed's voxels of each chunk, ascending and without background.
 
-    Holds the voxels of two chunks at a time: one is read while the other is looked through.
+    The voxels of two chunks are in memory at a time: one is read while the other is searched.
+
+    Parameters
+    ----------
+    coordinates
+        Layer 2 chunk coordinates, shape (n, 3).
 
     Raises
     ------
     InputError
-        If a chunk holds an id that belongs elsewhere.
+        If a chunk holds an id that belongs to another chunk or is no supervoxel.
     """
     coords = np.asarray(coordinates, np.int64).reshape(-1, 3)
     boxes = [graph.grid.box(2, coordinate) for coordinate in coords]
@@ -42,7 +47,7 @@ def supervoxels_in_voxels(graph: ChunkedGraph, coordinates: npt.ArrayLike) -> li
         if len(strange):
             raise InputError(
                 f"the watershed volume {graph.watershed_url} holds id {strange[0]} in {box}, where chunk "
-                f"{tuple(coordinate.tolist())} is, but the id belongs to another chunk or is no supervoxel.",
+                f"{tuple(coordinate.tolist())} is, but the id belongs to another chunk or is not a supervoxel.",
                 remedy="Check that CHUNK_SIZE and SPATIAL_BITS belong to this volume, or make the watershed again.",
             )
         result.append(ids)
@@ -50,7 +55,7 @@ def supervoxels_in_voxels(graph: ChunkedGraph, coordinates: npt.ArrayLike) -> li
 
 
 def _read_ahead(volume: ts.TensorStore, boxes: Sequence[Box]) -> Iterator[UInt64Array]:
-    """Voxels of boxes; the next is under way while one is in use."""
+    """Yield the voxels of each box, while the next box is being read."""
     pending: deque[Any] = deque()
     for box in boxes:
         pending.append(volume[box.slices].read())

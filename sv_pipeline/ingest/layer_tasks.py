@@ -1,11 +1,11 @@
-"""What tasks of every layer have in common: which chunks of a batch are to do, and the order of writes.
+"""The common part of the tasks of all layers: which chunks of a batch must be built, and the order of writes.
 
 ::
 
     read the ingest rows        a chunk with a done-marker is skipped
     (the layer's own reads and computation)
-    reserve ids                 one row per chunk, put if absent
-    write all rows              cells at the reserved times: a second run writes the same ones
+    reserve ids                 one row per chunk, written if absent
+    write all rows              cells at the reserved times, so that a second run writes the same cells
     write the done-markers      last
 """
 
@@ -36,23 +36,23 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ChunkReport:
-    """What the task of one chunk made."""
+    """The result of the task of one chunk."""
 
     layer: int
     coordinate: tuple[int, int, int]
     nodes: int
-    """Nodes made, in whatever layer."""
+    """Number of nodes made, at any layer."""
     supervoxels: int
     edges: int
     seconds: float
-    """This chunk's share of the time of its batch."""
+    """This chunk's share of the time of its batch, in seconds."""
     skipped: bool = False
-    """The chunk had a done-marker: the numbers are those of that run."""
+    """Whether the chunk had a done-marker already; then the numbers are those of the earlier run."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers for the done-markers, one per task; each of shape (n,)."""
+    """Numbers for the done-markers, one per task; both arrays have shape (n,)."""
 
     supervoxels: IntArray
     edges: IntArray
@@ -68,17 +68,17 @@ class ChunkTasks:
     chunk_ids: UInt64Array
     rows: list[TaskRow]
     todo: IntArray
-    """Which of them are to do."""
+    """Indices of the chunks that must be built."""
     started: float = field(default_factory=time.monotonic)
 
     @property
     def task_chunks(self) -> UInt64Array:
-        """Chunk ids of the tasks that are to do, ascending."""
+        """Ids of the chunks that must be built, ascending."""
         return self.chunk_ids[self.todo]
 
     @property
     def task_coordinates(self) -> IntArray:
-        """Coordinates of the tasks that are to do."""
+        """Coordinates of the chunks that must be built, shape (n, 3)."""
         return self.coordinates[self.todo]
 
     def write(
@@ -89,20 +89,20 @@ class ChunkTasks:
         rows: Callable[[UInt64Array, IntArray], Iterable[RowMutation]],
         counts: Counts,
     ) -> list[ChunkReport]:
-        """Reserve ids, write rows, then the done-markers.
+        """Reserve ids, write the rows, then the done-markers.
 
         Parameters
         ----------
         parents
-            The new nodes of all tasks; their tasks are indices of ``task_chunks``.
+            The new nodes of all tasks; their tasks are indices into ``task_chunks``.
         not_before
-            Lowest timestamp of each task.
+            Lowest timestamp of each task in milliseconds, shape (n,).
         edge_bytes
-            Per task, what else its rows are made of.
+            For each task, the part of its input besides ``parents``, which enters its digest.
         rows
-            Makes the rows, of the ids of the parents and the timestamps of the tasks.
+            Makes the rows from the ids of the new nodes and the timestamps of the tasks.
         counts
-            For the markers.
+            Numbers for the done-markers.
         """
         graph = self.graph
         needs = _needs(self.task_chunks, parents, not_before, edge_bytes)
@@ -138,7 +138,7 @@ class ChunkTasks:
         return self.reports(markers)
 
     def reports(self, markers: dict[int, dict[str, Any]]) -> list[ChunkReport]:
-        """One report per chunk, those that were skipped included."""
+        """Make one report per chunk, including the skipped ones, from new or stored done-markers."""
         result = []
         for position, coordinate in enumerate(self.coordinates.tolist()):
             marker = markers.get(position) or self.rows[position].done or {}
@@ -157,19 +157,19 @@ class ChunkTasks:
 
 
 def open_chunk_tasks(graph: ChunkedGraph, layer: int, coordinates: npt.ArrayLike, *, again: bool = False) -> ChunkTasks:
-    """Look up which of some chunks are to do.
+    """Find out which chunks must be built.
 
     Parameters
     ----------
     coordinates
-        Chunk coordinates of ``layer``, shape (n, 3), in any order.
+        Chunk coordinates at ``layer``, shape (n, 3), in any order.
     again
-        Do those that are done, too: their very same cells are written again.
+        Whether to include chunks that are done; exactly the same cells are then written again.
 
     Raises
     ------
     ConflictError
-        If ``again`` is asked for and edits were made: they change cells of the ingest in place.
+        If ``again`` is true and edits were made, since edits change cells of the ingest in place.
     ValueError
         If a coordinate is outside the grid.
     """

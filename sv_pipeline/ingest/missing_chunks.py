@@ -20,7 +20,7 @@ OURS = ".watershed/meta.json"
 
 
 def _scales(dataset: Dataset) -> dict[str, tuple[StoredScale, Box | None]]:
-    """Each volume in chunks that an ingest reads, with the part of it that is read, by the name of its field."""
+    """The chunked volumes that an ingest reads, by configuration field, each with the box that is read; None = all."""
     source = dataset.config.source
     if source is None:
         return {"data_source.WATERSHED": (stored_scale(dataset.watershed_url), None)}
@@ -28,25 +28,25 @@ def _scales(dataset: Dataset) -> dict[str, tuple[StoredScale, Box | None]]:
 
 
 def chunks_of_sources(dataset: Dataset) -> dict[str, Coverage]:
-    """How many storage chunks of each volume that an ingest reads are there, by the name of its field.
+    """Count the storage chunks that exist of each volume that an ingest reads, by configuration field.
 
-    Files of NumPy, which have no chunks, are not among them. Of a watershed mip 0 is counted; coarser mips that lack
-    chunks are made anew (`segmentation.base.given_mips`).
+    NumPy files are left out, since they have no chunks. In a watershed only mip 0 is counted; coarser mips that lack
+    chunks are computed anew (`segmentation.base.given_mips`).
     """
     return {name: coverage(stored, part) for name, (stored, part) in _scales(dataset).items()}
 
 
 def report_missing_chunks(dataset: Dataset) -> None:
-    """Say which volumes lack chunks; refuse more than a few, unless the configuration allows for them.
+    """Log which volumes lack chunks, and raise an error for more than a few, unless the configuration allows them.
 
     Raises
     ------
     InputError
-        If more than a few are missing (see `check_coverage`), or those that are there cannot be decoded.
+        If more than a few chunks are missing (see `check_coverage`), or the existing ones cannot be decoded.
     """
     source, url = dataset.config.source, dataset.watershed_url
     if source is None:
-        # Watersheds that earlier versions have made lack the chunks that are all background.
+        # Watersheds that were made by earlier versions lack the chunks that hold only background.
         allowed = dataset.config.data_source.fill_missing or kv.read_bytes(url, OURS) is not None
         field = "data_source.FILL_MISSING"
     else:
@@ -57,16 +57,18 @@ def report_missing_chunks(dataset: Dataset) -> None:
             check_coverage(found, field)
         stored.check_readable()
         if found.missing:
-            logger.warning("%s: %s, first %s; they are background", name, found.text, found.example)
+            logger.warning("%s: %s, first %s; they are read as background", name, found.text, found.example)
 
 
 def missing_chunks(dataset: Dataset, *, needed: bool) -> dict[str, str]:
-    """What `chunks_of_sources` finds missing, as text by field; nothing where all has been read before.
+    """Describe the missing storage chunks of each volume, by configuration field.
+
+    The result is empty if the ingest has read all its volumes already.
 
     Parameters
     ----------
     needed
-        Whether the watershed is made of a source that is there.
+        Whether this ingest makes the watershed from its source (see `stages.needs_watershed`).
     """
     done = dataset.base.is_complete()
     if done or (dataset.config.source is not None and not needed):

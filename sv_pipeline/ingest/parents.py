@@ -1,7 +1,7 @@
 """Building layers 3 and above: the nodes of child chunks are joined by their cross edges, many chunks at a time.
 
-A task writes the nodes that it makes and, on the nodes below them, their parent together with their cross edges. Both
-are final: all partners' ancestors up to a node's own layer exist once the layer below the task is complete.
+A task writes its new nodes and, into the rows of their children, the parent and the cross edges. Both are final: once
+the layer below the task is complete, the partners of all cross edges exist up to the children's own layer.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ def build_parent_chunks(
     Parameters
     ----------
     layer
-        3 to the number of layers.
+        Layer to build, from 3 to the number of layers.
     coordinates
-        Chunk coordinates of ``layer``, shape (n, 3).
+        Chunk coordinates at ``layer``, shape (n, 3).
     again
-        Write chunks that are done once more (the very same cells).
+        Whether to write chunks that are done once more, with exactly the same cells.
 
     Returns
     -------
     list[ChunkReport]
-        One per chunk, ordered by coordinate.
+        One report per chunk, ordered by coordinate.
 
     Raises
     ------
     NotReadyError
-        If the layer below is not complete here and around.
+        If the layer below is not complete in these chunks and their neighbours.
     InputError
         If an edge is active on one side only.
     ConflictError
@@ -89,7 +89,7 @@ def _tasks_of(batch: ChunkTasks, nodes: UInt64Array) -> IntArray:
 
 
 def _read_below(graph: ChunkedGraph, layer: int, coordinates: IntArray) -> tuple[StoredNodes, LayeredEdges]:
-    """All nodes of ``layer - 1`` in chunks of that layer, and their cross edges at that layer and above."""
+    """Read all nodes at ``layer - 1`` in chunks of that layer, and their cross edges at that layer and above."""
     own = layer - 1
     cross_layers = range(own, graph.n_layers)
     chunks = graph.layout.chunk_ids(own, coordinates)
@@ -113,7 +113,7 @@ def _read_below(graph: ChunkedGraph, layer: int, coordinates: IntArray) -> tuple
 
 
 def _check_both_sides(graph: ChunkedGraph, layer: int, edges: LayeredEdges) -> None:
-    """Both ends must know of an edge inside a chunk: else one may have skipped the layer, unaware of the other."""
+    """Raise InputError if only one end lists an edge inside a chunk: the other might have skipped this layer."""
     inner = edges.edges[edges.layers == layer - 1]
     ids, index = np.unique(inner, return_inverse=True)
     pairs = index.reshape(-1, 2) @ np.array([[len(ids), 1], [1, len(ids)]])

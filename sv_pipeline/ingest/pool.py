@@ -1,7 +1,7 @@
-"""The worker processes of one machine: started when first needed, replaced when one dies. Knows batches, not stages.
+"""A pool of worker processes on one machine, started when first needed and replaced when one dies.
 
-Workers never outlive their coordinator: killed (even with SIGKILL) or interrupted, it takes them along. That is safe at
-any moment, because a batch counts as done by its markers alone.
+The pool knows batches, not stages. Workers never outlive the process that started them: they end when it is interrupted
+or killed, even with SIGKILL. That is safe at any moment, because only its markers make a batch count as done.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerPool:
-    """Runs batches: in this process if there is one worker or one batch, else in ``workers`` processes.
+    """Runs batches: in this process if there is one worker or one batch, otherwise in ``workers`` processes.
 
-    A context manager. The processes live as long as it does, so each of them starts and opens the dataset once.
+    The pool is a context manager. Its processes live until it is closed, so each opens the dataset only once.
     """
 
     def __init__(self, workers: int) -> None:
@@ -47,7 +47,7 @@ class WorkerPool:
         advance: Callable[[int], None],
         coordinator_address: str | None = None,
     ) -> None:
-        """Run batches; the first error keeps others from starting, and is raised when those that run have ended.
+        """Run batches. After the first error no batch is started; it is raised when all running batches have ended.
 
         Raises
         ------
@@ -70,7 +70,7 @@ class WorkerPool:
         except SvPipelineError:
             raise
         except BaseException:
-            # An interrupt, or a defect: nobody waits for what the workers are at.
+            # An interrupt or a defect: the results of the workers are not needed any more.
             self._stop(terminate=True)
             raise
 
@@ -95,12 +95,12 @@ def _run_all(
     at_once: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Keep so many batches running. After the first error none is started; it is raised when those that run end."""
+    """Keep ``at_once`` batches running. After the first error none is started; it is raised when the others end."""
     waiting = deque(batches)
     running: dict[Future[stages.BatchReport], Batch] = {}
     first: BaseException | None = None
     while running or (waiting and first is None):
-        # Not all at once: what an executor has queued for its workers cannot be taken back after an error.
+        # Not all are submitted at once, since batches that an executor has queued cannot be canceled after an error.
         while waiting and first is None and len(running) < at_once:
             batch = waiting.popleft()
             running[start(batch)] = batch
@@ -127,5 +127,5 @@ def _dataset(graph_id: str, home: str) -> Dataset:
 
 
 def _work(graph_id: str, home: str, key: str, coordinator_address: str | None) -> stages.BatchReport:
-    """One batch, by names alone."""
+    """Run one batch in a worker process, which gets only names and opens the dataset itself."""
     return stages.run_batch(_dataset(graph_id, home), Batch.parse(key), coordinator_address=coordinator_address)

@@ -1,6 +1,6 @@
-"""How far the layers of a graph are, by their done-markers. Computes no node.
+"""Progress of the layers of a graph, by their done-markers. This module computes no nodes.
 
-What has no done-marker is not done, whatever a scheduler says.
+A chunk without a done-marker is not done, whatever a scheduler reports.
 """
 
 from __future__ import annotations
@@ -37,29 +37,30 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class LayerStatus:
-    """How far one layer is."""
+    """Progress of one layer."""
 
     layer: int
     chunks: int
-    """Chunks of the layer."""
+    """Number of chunks of the layer."""
     done: int
     failed: int
-    """Chunks that failed last time and are not done."""
+    """Number of chunks that failed when last tried and are not done."""
     nodes: int
-    """Nodes that the layer's tasks made, roots and other skips included."""
+    """Number of nodes that the layer's tasks made, including those at higher layers (skip connections)."""
     supervoxels: int
     edges: int
     seconds: float
-    """Work, added over all chunks."""
+    """Time of work in seconds, summed over all chunks."""
     first_started: int | None
-    """Milliseconds since the epoch."""
+    """Start of the first batch in milliseconds since the epoch."""
     last_finished: int | None
+    """End of the last batch in milliseconds since the epoch."""
     error: str | None
-    """The first failure."""
+    """Message of the first failure."""
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether all chunks are done."""
         return self.done >= self.chunks
 
     @property
@@ -74,7 +75,7 @@ class LayerStatus:
 
 
 def built_elsewhere(graph: ChunkedGraph) -> bool:
-    """Whether other software made the nodes: there are some, but no ingest row (ours are written before a node)."""
+    """Whether other software made the nodes: there are nodes, but no ingest rows, which we write before any node."""
     table = graph.table
     if next(iter(table.scan([keys.ingest_range()], newest_only=True)), None) is not None:
         return False
@@ -82,7 +83,7 @@ def built_elsewhere(graph: ChunkedGraph) -> bool:
 
 
 def require_own_graph(graph: ChunkedGraph) -> None:
-    """ConflictError if other software made the nodes; an ingest would make them a second time."""
+    """Raise ConflictError if other software made the nodes; an ingest would make them a second time."""
     if built_elsewhere(graph):
         raise ConflictError(
             f"the nodes of graph {graph.graph_id!r} were made by other software.",
@@ -107,7 +108,7 @@ def _done_mask(graph: ChunkedGraph, layer: int) -> npt.NDArray[np.bool_]:
 
 
 def layer_status(graph: ChunkedGraph) -> dict[int, LayerStatus]:
-    """How far every layer is, in one scan; from layer 2 to the root layer."""
+    """Return the progress of every layer from 2 to the root layer, read in one scan."""
     tallies = {layer: _Tally() for layer in range(2, graph.n_layers + 1)}
     wanted = [INGEST_DONE.key, INGEST_FAILED.key]
     for key, row in graph.table.scan([keys.ingest_range()], wanted, newest_only=True):
@@ -117,7 +118,7 @@ def layer_status(graph: ChunkedGraph) -> dict[int, LayerStatus]:
 
 
 class _Tally:
-    """Sums over the ingest rows of a layer, which may be millions."""
+    """Sums over the ingest rows of a layer, of which there may be millions."""
 
     def __init__(self) -> None:
         self.sums = dict.fromkeys(("nodes", "supervoxels", "edges", "seconds"), 0.0)
@@ -132,7 +133,7 @@ class _Tally:
             for name in self.sums:
                 self.sums[name] += marker[name]
             finished = int(marker["finished"])
-            started = int(marker.get("started", finished))  # markers of earlier versions do not say
+            started = int(marker.get("started", finished))  # markers of earlier versions have no start
             self.first = started if self.first is None else min(self.first, started)
             self.last = finished if self.last is None else max(self.last, finished)
         elif failure is not None:
@@ -156,16 +157,16 @@ class _Tally:
 
 
 def require_layer_complete(graph: ChunkedGraph, layer: int) -> None:
-    """NotReadyError unless every chunk of a layer is done."""
+    """Raise NotReadyError unless every chunk of a layer is done."""
     missing = missing_coordinates(graph, layer)
     if len(missing):
         raise _not_ready(layer, missing, graph.grid.count(layer))
 
 
 def require_neighbourhood_complete(graph: ChunkedGraph, layer: int, coordinates: npt.ArrayLike) -> None:
-    """NotReadyError unless some chunks of a layer and all that touch them are done; coordinates of shape (n, 3).
+    """Raise NotReadyError unless some chunks of a layer, coordinates of shape (n, 3), and their neighbours are done.
 
-    That is as far as atomic edges reach, and all that the layer above needs to know.
+    Atomic edges reach no further than that, so building the layer above these chunks needs no others.
     """
     steps = np.array(list(product((-1, 0, 1), repeat=3)), np.int64)
     around = (np.asarray(coordinates, np.int64).reshape(-1, 1, 3) + steps).reshape(-1, 3)
@@ -189,7 +190,7 @@ def _not_ready(layer: int, missing: IntArray, total: int) -> NotReadyError:
 
 
 def mark_failed(graph: ChunkedGraph, layer: int, coordinates: npt.ArrayLike, error: BaseException) -> None:
-    """Remember why chunks could not be done, shape (n, 3); those that are done stay as they are."""
+    """Store in ingest rows why chunks, coordinates of shape (n, 3), failed; rows of done chunks do not change."""
     chunk_ids = np.unique(graph.layout.chunk_ids(layer, np.asarray(coordinates, np.int64).reshape(-1, 3)))
     failure = {
         "error": str(error) or type(error).__name__,

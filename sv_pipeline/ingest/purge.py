@@ -1,4 +1,4 @@
-"""Undoing layers of a graph, so that they can be built again. Knows what tasks write, not how they compute it."""
+"""Removal of layers of a graph, so that they can be built again. Knows what tasks write, not how they compute it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ ROWS_PER_WRITE = 5_000
 
 
 def purge_layer(graph: ChunkedGraph, layer: int) -> None:
-    """Undo a layer and all above it, so that they can be built again from the layer below.
+    """Remove a layer and all layers above it, so that they can be built again from the layer below.
 
-    Danger: removes their nodes and markers for good. No worker may be building meanwhile. A purge that was interrupted
+    Danger: this permanently removes their nodes and markers. No worker may build at the same time. An interrupted purge
     is completed by repeating it.
 
     Raises
@@ -32,7 +32,7 @@ def purge_layer(graph: ChunkedGraph, layer: int) -> None:
     ConfigError
         If there is no such layer.
     ConflictError
-        If edits were made (they would be lost), or other software built the graph.
+        If edits were made, since they would be lost, or other software built the graph.
     """
     if not 2 <= layer <= graph.n_layers:
         raise ConfigError(
@@ -42,7 +42,7 @@ def purge_layer(graph: ChunkedGraph, layer: int) -> None:
     table = graph.table
     if next(iter(table.scan([keys.ingest_range()], newest_only=True)), None) is None:
         raise ConflictError(
-            f"graph {graph.graph_id!r} was not built here, or not begun: there is nothing to purge.",
+            f"graph {graph.graph_id!r} has no ingest rows, so there is nothing to purge.",
             remedy="A graph that PyChunkedGraph ingested cannot be rebuilt in place.",
         )
     tasks: list[bytes] = []
@@ -52,11 +52,12 @@ def purge_layer(graph: ChunkedGraph, layer: int) -> None:
         tasks.append(key)
         if (value := INGEST_RESERVATION.newest(row)) is not None:
             ranges += Reservation.of(value).ranges
-    # Markers first: from now on nobody takes these layers for complete. Reservations last: a purge that was
-    # interrupted finds by them what it still has to remove.
+    # Markers are deleted first: from now on these layers do not count as complete. Reservations are deleted last: by
+    # them a repeated purge finds what an interrupted one has left.
     table.mutate(RowMutation(key, [DeleteCells(INGEST_DONE.key)]) for key in tasks)
     made = Reserved(graph.layout, ranges)
-    # Nodes of the layer below lose what the tasks gave them; so do higher ones, that a lower task made by a skip.
+    # Nodes of the layer below lose the cells that these tasks wrote; so do nodes at higher layers that a lower task
+    # made by a skip connection.
     links = [DeleteCells(PARENT.key), *(DeleteCells(cross_edges(n).key) for n in range(layer - 1, graph.n_layers))]
     for below in range(layer - 1, graph.n_layers + 1):
         for row_keys in _node_keys(graph, below):
@@ -68,7 +69,7 @@ def purge_layer(graph: ChunkedGraph, layer: int) -> None:
 
 
 def refuse_if_edited(graph: ChunkedGraph, what: str) -> None:
-    """ConflictError if the operation log is not empty; ``what`` would lose edits."""
+    """Raise ConflictError if the operation log is not empty; ``what`` names the action that would lose the edits."""
     if next(iter(graph.table.scan([keys.operation_range()], newest_only=True)), None) is not None:
         raise ConflictError(
             f"graph {graph.graph_id!r} has operations in its log. {what} would lose the edits.",
@@ -77,14 +78,14 @@ def refuse_if_edited(graph: ChunkedGraph, what: str) -> None:
 
 
 def _node_keys(graph: ChunkedGraph, layer: int) -> Iterator[list[bytes]]:
-    """Keys of all rows of a layer, some thousand at a time."""
+    """Yield the keys of all rows of a layer, some thousand at a time."""
     rows = (key for key, _ in graph.table.scan([keys.layer_range(layer)], [PARENT.key, CHILDREN.key], newest_only=True))
     while batch := list(islice(rows, ROWS_PER_WRITE)):
         yield batch
 
 
 class Reserved:
-    """Which ids were reserved; takes as much memory as there are ranges, not nodes."""
+    """The set of all reserved ids, stored as ranges, so that its memory does not grow with the number of nodes."""
 
     def __init__(self, layout: IdLayout, ranges: list[IdRange]) -> None:
         self._layout = layout
@@ -95,7 +96,7 @@ class Reserved:
         self._stops = self._starts + np.array([r.count for r in ranges], np.uint64)[order]
 
     def contains(self, ids: UInt64Array) -> npt.NDArray[np.bool_]:
-        """Whether each id is in a range, shape (n,)."""
+        """Return whether each id is in a range, shape (n,)."""
         if not len(self._starts):
             return np.zeros(len(ids), np.bool_)
         addresses = self._addresses(ids)
@@ -103,7 +104,7 @@ class Reserved:
         return np.asarray((index >= 0) & (addresses < self._stops[index]), np.bool_)
 
     def _addresses(self, ids: UInt64Array) -> UInt64Array:
-        """Ids, rearranged such that those of one range follow each other: in the root chunk, its shard comes first."""
+        """Rearrange ids so that those of one range are consecutive: in the root chunk, the shard comes first."""
         n_layers = self._layout.n_layers
         segments, shift = self._layout.segments(ids), np.uint64(self._layout.segment_bits(n_layers) - 8)
         by_shard = ((segments & np.uint64(255)) << shift) | (segments >> np.uint64(8))

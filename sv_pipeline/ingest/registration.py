@@ -1,4 +1,4 @@
-"""Making a graph known: everything that can be wrong is found out before anything is written. Builds nothing."""
+"""Registration of a graph: its configuration and inputs are checked before anything is written. Nothing is built."""
 
 from __future__ import annotations
 
@@ -29,25 +29,26 @@ __all__ = ["attach", "register", "source_is_needed"]
 logger = logging.getLogger(__name__)
 
 PROBES = 64
-"""Chunks of a given dataset that are looked at for edge files."""
+"""Number of chunks of a given watershed for which edge files are looked for."""
 
 
 def register(config: DatasetConfig, home: str) -> Dataset:
-    """Validate a configuration against the world and remember it; nothing is written if anything is wrong.
+    """Check a configuration against its inputs and folders, then store it; nothing is written if anything is wrong.
 
     Raises
     ------
     ConflictError
-        A graph of this id exists, built with another configuration or by somebody else.
+        If a graph of this id exists that has another configuration, or a table of it that is not registered here.
     InputError, ConfigError
-        The source, the watershed volume or a place to write to cannot be used.
+        If the source, the watershed volume or a place to write to cannot be used.
     """
     registry = Registry(home)
     config = absolute(config)
     registry.check(config)
     dataset = Dataset(config, home)
     _check_places(dataset)
-    # In this order: a table is made after its graph was registered, so one that was seen here is known by then.
+    # The order matters: a table is made after its graph is registered, so our own table is registered by the time
+    # that it can be seen here.
     exists = config.ingest.mode is not IngestMode.VOXELS and dataset.table.exists()
     if exists and config.graph_id not in registry.graph_ids():
         raise ConflictError(
@@ -102,7 +103,7 @@ def attach(config: DatasetConfig, home: str) -> Dataset:
 
 
 def _adopt_voxels(dataset: Dataset) -> None:
-    """Take over the voxels of a graph, as its meta names them: its fork, or one store that is edited in place."""
+    """Adopt the existing voxels of a graph that its meta names: a fork, or a base that is edited in place."""
     fork = dataset.fork
     if fork.exists():
         fork.adopt()
@@ -119,19 +120,19 @@ def _adopt_voxels(dataset: Dataset) -> None:
 
 
 def source_is_needed(dataset: Dataset) -> bool:
-    """Prepare the watershed; False if its source cannot be read any more, and need not, because all of it is made.
+    """Prepare the watershed. Returns False if the source cannot be read any more, but the watershed is complete.
 
     Raises
     ------
     ConfigError, InputError, ConflictError
-        The source cannot be used, or the watershed was made of another one.
+        If the source cannot be used, or the watershed was made from another source.
     """
     try:
         watershed.prepare_watershed(dataset.config, lambda volume: _check_mips(dataset.config, volume))
     except InputError as error:
         if not _watershed_is_complete(dataset):
             raise
-        logger.warning("the source is gone, but everything was made of it: %s", error)
+        logger.warning("the source cannot be read any more, but the watershed is already complete: %s", error)
         return False
     return True
 
@@ -149,7 +150,7 @@ def _watershed_is_complete(dataset: Dataset) -> bool:
 
 
 def _check_places(dataset: Dataset) -> None:
-    """ConfigError unless files can be made in all local folders that an ingest writes to, and below them."""
+    """Raise ConfigError unless files can be created in all local folders that an ingest writes to."""
     config, client = dataset.config, dataset.config.backend_client
     places = {"the home folder": dataset.home, "data_source.WATERSHED": config.data_source.watershed}
     if config.source is not None:
@@ -172,7 +173,7 @@ def _check_places(dataset: Dataset) -> None:
             _check_folder(name, Path(str(parse_folder(inner).file)))
         if name in files and (folder / files[name]).is_dir():
             raise ConfigError(
-                f"{name} cannot be {folder}: {folder / files[name]} is a folder, where a file of this name belongs.",
+                f"{name} cannot be {folder}: {folder / files[name]} is a folder, but must be a file.",
                 remedy="Move that folder away, or choose another place.",
             )
 
@@ -189,7 +190,7 @@ def _check_folder(name: str, folder: Path) -> None:
 
 
 def _check_base(dataset: Dataset) -> None:
-    """ConfigError if the watershed has a base already that does not suit the configuration. Writes nothing."""
+    """Raise ConfigError if the watershed already has a base that does not fit the configuration. Writes nothing."""
     base, config = dataset.base, dataset.config
     if config.ingest.mode is IngestMode.GRAPH:
         return
@@ -210,7 +211,7 @@ def _name_other_settings(dataset: Dataset) -> None:
     asked = {**config.settings, "populate_layer": layout.populate_layer(config, dataset.grid)}
     differing = [f"{name} {counts[name]} (not {asked[name]})" for name in asked if counts[name] != asked[name]]
     if differing:
-        logger.warning("settings of the base that exists count for this graph: %s", ", ".join(differing))
+        logger.warning("the existing base determines these settings of the graph: %s", ", ".join(differing))
 
 
 def _check_watershed(dataset: Dataset) -> None:
@@ -226,20 +227,20 @@ def _check_watershed(dataset: Dataset) -> None:
 
 
 def _check_edge_files(dataset: Dataset) -> None:
-    """InputError if there is no edge file: each may be missing, but without any a graph would be all single pieces."""
+    """Raise InputError if no edge file is found: some may be missing, but without any no supervoxels are joined."""
     coordinates = dataset.grid.coordinates(2)
     chosen = coordinates[np.unique(np.linspace(0, len(coordinates) - 1, PROBES).astype(np.int64))]
     url = dataset.config.edges_url
     if not any(kv.list_keys(url, edge_files.edges_key(coordinate)) for coordinate in chosen):
         raise InputError(
-            f"there is no edge file in {url} ({len(chosen)} of {len(coordinates)} chunks were looked for, "
+            f"there is no edge file in {url} (files of {len(chosen)} of {len(coordinates)} chunks were looked for, "
             f"first {edge_files.edges_key(chosen[0])}).",
             remedy="Check data_source.EDGES and graph_config.CHUNK_SIZE.",
         )
 
 
 def _check_mips(config: DatasetConfig, volume: VolumeInfo) -> None:
-    """ConfigError if the volume cannot be divided into mips and populate tasks as the configuration asks for."""
+    """Raise ConfigError if the volume cannot be divided into the configured mips and populate tasks."""
     if config.ingest.mode is not IngestMode.GRAPH:
         grid = ChunkGrid(volume.bounds, config.graph_config.chunk_size)
         layout.plan_scales(volume, config.ocdbt_config, grid)

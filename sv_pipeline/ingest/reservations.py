@@ -1,7 +1,8 @@
-"""The ingest row of a chunk's task: reserved ids and time, done-marker, failure. Owns the reservation of ids.
+"""The ingest row of a chunk's task, with reserved ids and time, done-marker and failure; and the reservation of ids.
 
-A task takes ranges from the counters of the chunks in which it makes nodes, then puts them with one timestamp into its
-row, if nobody has. Whoever comes second, or again after a crash, uses what is there and so writes the very same cells.
+A task takes ranges from the counters of the chunks in which it makes nodes, then stores them with one timestamp in its
+row, unless the row has a reservation already. A second worker, or a repetition after a crash, uses the stored
+reservation and so writes exactly the same cells.
 ::
 
     row sv_pipeline:ingest:<layer>:<chunk id>
@@ -45,7 +46,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class IdRange:
-    """``count`` nodes of one chunk, numbered from ``first`` in the counter's steps."""
+    """A range of ``count`` node ids of one chunk, numbered from ``first`` in the counter's steps."""
 
     chunk_id: int
     first: int
@@ -54,17 +55,17 @@ class IdRange:
 
 @dataclass(frozen=True)
 class Reservation:
-    """What a task may write: these ids, at this time."""
+    """The ids and the timestamp that a task writes."""
 
     timestamp: int
-    """Milliseconds; of all cells of the task."""
+    """Timestamp of all cells of the task, in milliseconds since the epoch."""
     ranges: tuple[IdRange, ...]
     digest: str
-    """Of what the task makes nodes of: another input must not use the same ids."""
+    """Digest of the task's input, since another input must not use the same ids."""
 
     @classmethod
     def of(cls, value: dict[str, Any]) -> Reservation:
-        """Out of the stored form."""
+        """Decode the stored form."""
         try:
             ranges = tuple(IdRange(*(int(v) for v in r)) for r in value["ranges"])
             return cls(int(value["timestamp"]), ranges, str(value["digest"]))
@@ -73,7 +74,7 @@ class Reservation:
 
     @property
     def value(self) -> dict[str, Any]:
-        """The stored form."""
+        """The reservation in its stored form."""
         ranges = [[r.chunk_id, r.first, r.count] for r in self.ranges]
         return {"timestamp": self.timestamp, "ranges": ranges, "digest": self.digest}
 
@@ -99,9 +100,9 @@ class IdNeed:
     chunk_id: int
     """The task's own chunk."""
     counts: tuple[tuple[int, int], ...]
-    """(chunk id, number of nodes) for every chunk in which it makes nodes."""
+    """(chunk id, number of nodes) for every chunk in which the task makes nodes."""
     not_before: int
-    """Lowest timestamp: a parent must not seem older than its children, whatever the clocks say."""
+    """Lowest timestamp in milliseconds: a parent must not seem older than its children, even if clocks differ."""
     digest: str
 
 
@@ -109,7 +110,7 @@ class IdNeed:
 
 
 def read_task_rows(graph: ChunkedGraph, layer: int, chunk_ids: UInt64Array) -> list[TaskRow]:
-    """Ingest rows of chunks, in one request."""
+    """Read the ingest rows of chunks, in one request."""
     row_keys = keys.ingest_keys(layer, chunk_ids)
     wanted = [INGEST_DONE.key, INGEST_RESERVATION.key, INGEST_FAILED.key]
     rows = graph.table.read_rows(row_keys, wanted, newest_only=True)
@@ -117,7 +118,7 @@ def read_task_rows(graph: ChunkedGraph, layer: int, chunk_ids: UInt64Array) -> l
 
 
 def decode_task_row(row: RowView | None) -> TaskRow:
-    """An ingest row out of its cells."""
+    """Decode an ingest row."""
     reservation = INGEST_RESERVATION.newest(row)
     return TaskRow(
         INGEST_DONE.newest(row),
@@ -132,21 +133,21 @@ def decode_task_row(row: RowView | None) -> TaskRow:
 def reserve_ids(
     graph: ChunkedGraph, layer: int, needs: Sequence[IdNeed], stored: Sequence[Reservation | None]
 ) -> list[Reservation]:
-    """The reservation of each task: the stored one, or a fresh one.
+    """Return the reservation of each task: the stored one, or a new one.
 
     Parameters
     ----------
     layer
         Layer of the tasks.
     needs
-        What each task needs.
+        The ids that each task needs.
     stored
-        What was found in each task's row.
+        The reservation found in each task's row, or None.
 
     Raises
     ------
     ConflictError
-        If ids were reserved for something else: the input has changed since.
+        If the ids were reserved for another input, because the input has changed.
     """
     result = list(stored)
     missing = [i for i, reservation in enumerate(stored) if reservation is None]
@@ -161,7 +162,7 @@ def reserve_ids(
 
 
 def _put(graph: ChunkedGraph, layer: int, need: IdNeed) -> Reservation | None:
-    """Reserve for one task; None if somebody else was first."""
+    """Reserve ids for one task; returns None if another worker was first."""
     shard = hashlib.blake2b(need.chunk_id.to_bytes(8, "little"), digest_size=1).digest()[0]
     ranges = tuple(
         IdRange(chunk, counters.reserve(graph.table, graph.layout, chunk, count, shard=shard), count)
@@ -196,16 +197,16 @@ def _checked(graph: ChunkedGraph, layer: int, need: IdNeed, found: Reservation |
 
 
 def describe_chunk(graph: ChunkedGraph, chunk_id: int) -> str:
-    """A chunk in words."""
+    """Describe a chunk for a message."""
     layer = int(graph.layout.layers(np.uint64(chunk_id)))
     return f"chunk {tuple(graph.layout.coordinates(np.uint64(chunk_id)).tolist())} of layer {layer}"
 
 
 def now() -> int:
-    """Milliseconds since the epoch."""
+    """Return the current time in milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
 
 
 def worker_name() -> str:
-    """Who is working: host and process."""
+    """Name this worker by its host and process id."""
     return f"{socket.gethostname()}:{os.getpid()}"

@@ -1,6 +1,6 @@
-"""A whole ingest on one machine: stage after stage, batches in a pool of processes. No Dagster needed.
+"""A whole ingest on one machine, without Dagster: stage after stage, with batches in a pool of processes.
 
-A worker process that dies breaks its pool, not the ingest: what it left unfinished is planned again, a few times.
+A worker process that dies breaks its pool, but not the ingest: its unfinished batches are planned again, a few times.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ATTEMPTS_AFTER_CRASH = 3
 
 @dataclass
 class IngestReport:
-    """What an ingest did, step by step."""
+    """The result of an ingest, by step."""
 
     graph_id: str
     steps: dict[str, Any] = field(default_factory=dict)
@@ -44,23 +44,25 @@ def ingest(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> IngestReport:
-    """Everything that is missing, in order; may be called again after any failure.
+    """Build everything that is missing, in order. May be called again after any failure.
 
     Parameters
     ----------
     mode
-        Graph, voxels, both, or set-up only; default: the configuration's.
+        What to build: graph, voxels, both, or only the set-up; default: the configuration's mode.
     layers
-        Only these layers of the graph (no fork is made then); default: all.
+        Layers to build; no fork is made if they are given. Default: all.
     workers
-        Processes; default: the configuration's. 1 = this process.
+        Number of processes; 1 = this process only. Default: the configuration's number.
+    progress
+        Receives the steps and their progress.
 
     Raises
     ------
     ConfigError
         If the graph has no such layer.
     SvPipelineError
-        The first failure; what was finished stays finished.
+        The first failure. Finished chunks stay finished.
     """
     mode = mode or dataset.config.ingest.mode
     workers = workers or dataset.config.ingest.workers
@@ -71,7 +73,7 @@ def ingest(
 
 @dataclass
 class _IngestRun:
-    """One call of :func:`ingest`."""
+    """State of one call of :func:`ingest`."""
 
     dataset: Dataset
     mode: IngestMode
@@ -82,7 +84,7 @@ class _IngestRun:
     coordinator_is_ours: bool = False
 
     def step(self, name: str, plan: Callable[[], list[Batch]]) -> None:
-        """Plan and run until nothing is left; planned again when a worker died."""
+        """Plan a step and run its batches; plan and run it again if a worker or our coordinator dies."""
         for _ in range(ATTEMPTS_AFTER_CRASH):
             batches = plan()
             self.progress.begin(name, sum(b.stop - b.first for b in batches))
@@ -93,7 +95,7 @@ class _IngestRun:
                     self.dataset, batches, advance=self.progress.advance, coordinator_address=self.coordinator
                 )
             except BrokenProcessPool:
-                logger.warning("a worker process of %s died; what it left is planned again", name)
+                logger.warning("a worker process of %s died; its unfinished batches are planned again", name)
             except UnavailableError as error:
                 if not self._lost_coordinator():
                     raise
@@ -108,7 +110,7 @@ class _IngestRun:
         )
 
     def _need_coordinator(self) -> None:
-        """The configured coordinator, or one of our own for the rest of the run, if the populate method needs one."""
+        """Find the configured coordinator, or start one for the rest of the run, if the populate method needs one."""
         config = self.dataset.config.ocdbt_config
         if self.coordinator is not None or config.populate_method is not PopulateMethod.COORDINATOR:
             return
@@ -119,7 +121,7 @@ class _IngestRun:
             logger.info("started an OCDBT coordinator at %s for this run", self.coordinator)
 
     def _lost_coordinator(self) -> bool:
-        """Whether our own coordinator has ended; forgets it then."""
+        """Return whether our own coordinator has died; if so, it is forgotten so that another one is started."""
         if self.coordinator is None or not self.coordinator_is_ours:
             return False
         host, _, port = self.coordinator.rpartition(":")

@@ -1,6 +1,6 @@
 """Each step of an ingest as a function of a dataset: register, set up, plan, run one batch, check, fork.
 
-Every function may be called again at any time: what is done stays done, what is missing is made.
+Every function may be called again at any time: it keeps what is done, and makes what is missing.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ SETUP_ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class BatchReport:
-    """What one batch did."""
+    """The result of one batch."""
 
     key: str
     chunks: int
@@ -64,24 +64,24 @@ class BatchReport:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """A complete layer."""
+    """The result of a complete layer."""
 
     layer: int
     chunks: int
     numbers: dict[str, float | None] = field(default_factory=dict)
-    """What was made and how fast, by name; only what the mode asked for."""
+    """Numbers of what was made and how fast, by name; only for the parts that the mode includes."""
 
 
 # -- set-up -------------------------------------------------------------------------------------------------------
 
 
 def needs_watershed(dataset: Dataset) -> bool:
-    """Whether the watershed volume is ours to make: a source is configured, and was not removed when all was made."""
+    """Whether the ingest makes the watershed volume: a source is configured, and is still there or still needed."""
     return dataset.config.source is not None and source_is_needed(dataset)
 
 
 def setup(dataset: Dataset, mode: IngestMode | None = None) -> dict[str, Any]:
-    """Create the table and the base, as far as the mode asks for them; idempotent."""
+    """Create the table and the base, as far as the mode includes them. Nothing happens to those that exist."""
     mode = mode or dataset.config.ingest.mode
     done: dict[str, Any] = {}
     if mode is not IngestMode.VOXELS:
@@ -98,7 +98,7 @@ def setup(dataset: Dataset, mode: IngestMode | None = None) -> dict[str, Any]:
 
 
 def _has_table(dataset: Dataset) -> bool:
-    """Whether the graph was set up to the end; a table without meta is what a crash in the middle leaves."""
+    """Whether the graph was set up completely; a crash during set-up leaves a table without meta."""
     try:
         open_chunked_graph(dataset.table)
     except NotFoundError:
@@ -107,7 +107,7 @@ def _has_table(dataset: Dataset) -> bool:
 
 
 def _with_base(dataset: Dataset) -> DatasetConfig:
-    """The configuration; where the watershed has a base that refers to it, one that tells other software so."""
+    """The configuration for the meta row, which tells other software if the base refers to the watershed's voxels."""
     config = dataset.config
     try:
         refers = dataset.base.info().refers
@@ -120,7 +120,7 @@ def _with_base(dataset: Dataset) -> DatasetConfig:
 
 
 def _refuse_foreign_pieces(dataset: Dataset) -> None:
-    """A fork starts as the watershed, which lacks what other software has cut: better none than a stale one."""
+    """Raise ConflictError if other software has split supervoxels: a new fork would show them unsplit."""
     if dataset.fork.exists():
         return
     try:
@@ -140,7 +140,7 @@ def _create_table(dataset: Dataset) -> str:
         try:
             create_chunked_graph(dataset.table, _with_base(dataset))
         except ConflictError:
-            # Somebody else is setting up the same registered graph at this moment.
+            # Another process is setting up the same registered graph at this moment.
             if _has_table(dataset):
                 return "created by another run"
             if attempt + 1 == SETUP_ATTEMPTS:
@@ -155,7 +155,7 @@ def _create_table(dataset: Dataset) -> str:
 
 
 def layers_of(dataset: Dataset, chosen: Sequence[int] | None = None) -> list[int]:
-    """The layers that are built, in order; those ``chosen``, if given. ConfigError for one that the graph lacks."""
+    """Return the layers to build, in order: all, or those ``chosen``. ConfigError if the graph lacks a chosen layer."""
     layers = range(2, dataset.grid.n_layers + 1)
     for layer in chosen or ():
         if layer not in layers:
@@ -167,19 +167,19 @@ def layers_of(dataset: Dataset, chosen: Sequence[int] | None = None) -> list[int
 
 
 def plan_watershed(dataset: Dataset, stage: Stage) -> list[Batch]:
-    """Unfinished batches of a stage of the watershed; prepares the target volume if it is not there."""
+    """Return the unfinished batches of a watershed stage, and create the target volume if it does not exist."""
     plan = watershed.prepare_watershed(dataset.config)
     missing = watershed.pending(plan, watershed.WatershedPass(stage.value))
     return plan_batches(stage, 2, plan.grid, missing, dataset.config.ingest.chunks_per_batch)
 
 
 def plan_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> list[Batch]:
-    """Unfinished batches of a layer.
+    """Return the unfinished batches of a layer.
 
     Raises
     ------
     NotReadyError
-        If the layer below is not complete, or set-up was not run.
+        If the layer below is not complete, or the set-up was not run.
     """
     mode = mode or dataset.config.ingest.mode
     batches: list[Batch] = []
@@ -220,7 +220,7 @@ def run_batch(
     coordinator_address: str | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> BatchReport:
-    """Do the unfinished chunks of a batch; a failure is remembered with the chunks and raised."""
+    """Build the unfinished chunks of a batch. A failure is stored in the chunks' ingest rows and raised."""
     started = time.monotonic()
     runner = {
         Stage.LABELS: _run_watershed,
@@ -269,22 +269,22 @@ def _run_voxels(dataset: Dataset, batch: Batch, coordinator_address: str | None)
 
 
 def finish_labels(dataset: Dataset) -> None:
-    """Check that all chunks are labelled and make the table of objects."""
+    """Check that the label pass has finished all chunks, and make the table of objects."""
     watershed.finish_labels(watershed.prepare_watershed(dataset.config))
 
 
 def finish_edges(dataset: Dataset) -> dict[str, Any]:
-    """Check that all edge files are there; numbers of the finished watershed."""
+    """Check that all edge files exist, and return the counts of the finished watershed by name."""
     return asdict(watershed.finish_watershed(watershed.prepare_watershed(dataset.config)))
 
 
 def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> LayerReport:
-    """Check by the done-markers that a layer is complete (never by who reported success); merge populated parts.
+    """Check by the done-markers alone, not by reports of success, that a layer is complete; merge populated parts.
 
     Raises
     ------
     NotReadyError
-        Naming how many chunks are missing and the first of them.
+        If chunks are missing. The message says how many, and names the first.
     """
     mode = mode or dataset.config.ingest.mode
     numbers: dict[str, float | None] = {}
@@ -312,7 +312,7 @@ def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -
 
 
 def make_fork(dataset: Dataset, *, recreate: bool = False) -> None:
-    """The fork of a graph, unless it is there and ``recreate`` is not asked for; other software is told of it."""
+    """Create the graph's fork, unless it exists and ``recreate`` is false, and announce it to other software."""
     if recreate or not dataset.fork.exists():
         dataset.fork.create(recreate=recreate)
     announce_fork(dataset)

@@ -1,8 +1,8 @@
-"""Owns the locks of blocks of space: several rows taken all or none, kept alive in the background, given back.
+"""Locks of blocks of space: several rows are locked together or not at all, renewed in the background, and released.
 
-The row of a block is named by 26 bytes: two of a hash, so that neighbours are spread over the table, and its three
-coordinates as big-endian int64. It holds nothing but the lock, and is gone when that is given back. What a block is, is
-for the caller to know; all who lock must agree on it.
+The key of a block's row has 26 bytes: two of a hash, so that neighbours are spread over the table, and the block's
+three coordinates as big-endian int64. The row holds nothing but the lock, and disappears when the lock is released. The
+callers define what a block is, and must all use the same definition.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ Triple = tuple[int, int, int]
 
 
 def block_key(block: Triple) -> bytes:
-    """Key of the row of a block's lock."""
+    """Return the key of the row that holds a block's lock."""
     place = _COORDINATES.pack(*block)
     return hashlib.blake2b(place, digest_size=2).digest() + place
 
 
 def new_owner() -> int:
-    """A number that nobody else has; locks hold it in the place of an operation id."""
+    """Return a new random number that identifies an owner; locks hold it in place of an operation id."""
     return secrets.randbits(62) | 1 << 62
 
 
 def lock_blocks(table: Table, blocks: Iterable[Triple], owner: int, expiry: timedelta) -> BlockLocks | None:
-    """Lock all of the blocks, or none; None if somebody else holds one of them.
+    """Lock all of the blocks, or none. Returns None if another owner holds one of them.
 
-    A lock that is not renewed (by `BlockLocks`, as a context manager) expires by itself.
+    A lock expires by itself unless it is renewed, which `BlockLocks` does as a context manager.
     """
     held = BlockLocks(table, owner, expiry)
-    for block in sorted(set(blocks)):  # the same order for everybody
+    for block in sorted(set(blocks)):  # all owners lock in the same order
         key = block_key(block)
-        # The answer to a first, lost request may have been yes.
+        # A first request, whose answer was lost, may have succeeded.
         if not locks.lock(table, key, owner, expiry, guard=()) and locks.holders(table, key)[0] != owner:
             held.release()
             return None
@@ -53,7 +53,7 @@ def lock_blocks(table: Table, blocks: Iterable[Triple], owner: int, expiry: time
 
 
 class BlockLocks(HeldLocks):
-    """Locks of blocks; renewed in a thread inside the context, released at its end."""
+    """Locks of blocks, which a thread renews inside the context, and which are released at its end."""
 
     def __init__(self, table: Table, owner: int, expiry: timedelta) -> None:
         super().__init__(table, owner, expiry)
@@ -61,11 +61,11 @@ class BlockLocks(HeldLocks):
 
     @property
     def keys(self) -> list[bytes]:
-        """Rows that are locked."""
+        """Keys of the locked rows."""
         return self._keys
 
     def check(self) -> None:
-        """Raise ConflictError if a renewal has found a lock in other hands."""
+        """Raise ConflictError if a renewal has found a lock that is held by another owner."""
         if self._lost:
             raise ConflictError(
                 f"the locks of {len(self.keys)} block(s) were lost: they were not renewed within {self.expiry}.",
@@ -74,5 +74,5 @@ class BlockLocks(HeldLocks):
             )
 
     def release(self) -> None:
-        """Give back what is its own; what is another's by now stays."""
+        """Release the locks that are still its own; locks that another owner has taken since stay."""
         locks.unlock_all(self.table, self.keys, self.owner)

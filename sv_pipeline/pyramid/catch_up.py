@@ -1,4 +1,4 @@
-"""One run that lets coarser mips catch up, as a value: how far they were behind, what was done, what is left."""
+"""One run that brings coarser mips up to date, with its result as a value: the lag before and after, and the work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["CatchUp", "catch_up"]
 
 @dataclass(frozen=True)
 class CatchUp:
-    """What a run found, did and left."""
+    """The lag before and after a run, and the work that it did."""
 
     graph_id: str
     before: Lag
@@ -26,13 +26,14 @@ class CatchUp:
     generation_before: int
     generation_after: int
     shown: Box | None
-    """A box that was behind, to look at: the largest one of the newest operation. None if nothing was behind."""
+    """The box to show in a picture, in voxels of mip 0: the largest one of the newest operation; None without any."""
     shown_operation: int | None
+    """The operation to which ``shown`` belongs."""
     unedited_generation: int | None
-    """Generation before that operation; None if the fork does not tell."""
+    """Generation of the fork before that operation; None if the fork has no record of it."""
 
     def numbers(self) -> dict[str, int | float]:
-        """What is worth plotting: what is behind now (the sensor reports the same), what was found, what it took."""
+        """Return numbers to plot: the lag now (which the sensor also reports), the lag found, and the work done."""
         work, seconds = self.report.work, self.report.seconds
         return {
             "operations_behind": self.after.entries,
@@ -58,7 +59,7 @@ def catch_up(
     memory_budget: int = MEMORY_BUDGET,
     progress: Progress | None = None,
 ) -> CatchUp:
-    """`downsample`, with the lag before and after it, and what there is to see of it.
+    """Call `downsample`, and return its report with the lag before and after it and the box to show in a picture.
 
     Edits of other software are entered in the ledger first.
     """

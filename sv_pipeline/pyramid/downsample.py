@@ -1,7 +1,8 @@
-"""Coarser mips catch up: one call does what the ledger of a fork lists. Several calls at once share the work.
+"""Downsampling of what edits changed: one call brings the mips up to date that the ledger of a fork lists as behind.
 
-Each block is locked in the graph's table while it is worked on (`pyramid.block_locks`, by cells of the volume, so that
-jobs with different memory budgets agree). Blocks that another job holds are left to it, and looked at again at the end.
+Several calls at once share the work. Each block is locked in the graph's table while it is worked on
+(`pyramid.block_locks`; the locks are on cells of the volume, so that jobs with different memory budgets agree). Blocks
+that another job holds are left to that job, and tried again at the end.
 """
 
 from __future__ import annotations
@@ -32,32 +33,32 @@ from sv_pipeline.table.interface import Table
 __all__ = ["LOCK_EXPIRY", "MEMORY_BUDGET", "DownsampleReport", "downsample", "rebuild"]
 
 MEMORY_BUDGET = 1 << 30
-"""Bytes for voxels, by default; the process itself and TensorStore's cache (128 MiB) come on top."""
+"""Default memory for voxels, in bytes; the process itself and TensorStore's cache (128 MiB) need more on top."""
 SMALLEST_BUDGET = 1 << 20
 BACKOFF = Backoff(0.1, 4.0)
 LOCK_EXPIRY = timedelta(minutes=1)
-"""After which the blocks of a job that was killed are free again."""
+"""Time after which the blocks of a job that was killed can be locked again."""
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass
 class DownsampleReport:
-    """What one call did, and what it had to leave."""
+    """The work that one call did, and what it had to leave."""
 
     graph_id: str
     operations: tuple[int, ...] = ()
-    """Whose entries were there at the start."""
+    """Operations whose entries the ledger had at the start."""
     blocks: int = 0
     locked: int = 0
-    """Blocks that another job still held when this one gave up waiting; they are still listed, unless that one is done
-    with them by now."""
+    """Number of blocks that another job still held when this one stopped waiting; they stay in the ledger until that
+    job has finished them."""
     work: PartReport = field(default_factory=PartReport)
     seconds: float = 0.0
 
     @property
     def complete(self) -> bool:
-        """Whether all that was listed at the start is done."""
+        """Whether everything that was listed at the start is done."""
         return not self.locked and not self.work.left
 
 
@@ -71,39 +72,39 @@ def downsample(
     patience: float | None = None,
     progress: Progress | None = None,
 ) -> DownsampleReport:
-    """Make the coarser mips that the ledger lists as behind, and take them out of it.
+    """Make the coarser mips that the ledger lists as behind, and remove them from it.
 
-    Safe to run at any time, several times at once, and again after it was killed. What is listed after it has begun is
-    left to the next call.
+    The function may be called at any time, several times at once, and again after it was killed. Entries that are
+    listed after it has begun are left to the next call.
 
     Parameters
     ----------
     fork
-        The fork whose ledger it is.
+        The fork whose ledger is worked on.
     operations
-        Only what these have left behind; default: all.
+        Operations whose entries are worked on; default: all.
     table
-        The graph's table, in which blocks are locked. Without one nothing is locked: the result is right all the same,
+        The graph's table, in which blocks are locked. Without a table nothing is locked: the result is still correct,
         but jobs may do the same work twice.
     memory_budget
-        Bytes for voxels; decides how large blocks are, and how a block that does not fit is made.
+        Memory for voxels, in bytes. It decides how large blocks are, and how a block that does not fit is made.
     lock_expiry
-        After which the locks of a job that does not renew them are free.
+        Time after which the locks of a job that does not renew them expire.
     patience
         Seconds to wait, at the end, for blocks that other jobs hold; default: until their locks would have expired.
     progress
-        Is told of each block.
+        Receives the number of finished blocks.
 
     Raises
     ------
     NotFoundError
         If the graph has no fork.
     ConfigError
-        If a mip cannot be made from the one below, or the budget is too small to work with.
+        If a mip cannot be made from the one below, or the budget is too small.
     CorruptionError
         If an entry of the ledger cannot be read.
     UnavailableError
-        If storage or table do not answer; what was done stays done.
+        If the storage or the table does not answer; finished work is kept.
     """
     if memory_budget < SMALLEST_BUDGET:
         raise ConfigError(
@@ -133,9 +134,9 @@ def rebuild(
     memory_budget: int = MEMORY_BUDGET,
     progress: Progress | None = None,
 ) -> DownsampleReport:
-    """Make all coarser mips again, or those of some boxes of the base mip, whether they are behind or not.
+    """Make all coarser mips again, or those of some boxes of mip 0, whether they are behind or not.
 
-    The boxes are put on the ledger first; so if this is killed, the next `downsample` completes it.
+    The boxes are first entered in the ledger, so that the next `downsample` completes a rebuild that was killed.
     """
     fork.ask_for(boxes)
     return downsample(fork, [ASKED_FOR], table=table, memory_budget=memory_budget, progress=progress)
@@ -153,7 +154,7 @@ class _DownsampleRun:
     owner: int = field(default_factory=new_owner)
 
     def work_off(self, blocks: list[PyramidBlock], patience: float, total: PartReport, progress: Progress) -> int:
-        """Do blocks as they can be had; returns how many another job still holds."""
+        """Work on blocks as they can be locked, and return the number of blocks that another job still holds."""
         progress.begin("coarser mips", len(blocks))
         waiting, waited_since, tries = blocks, None, 0
         while True:
@@ -163,14 +164,14 @@ class _DownsampleRun:
                 return 0
             now = time.monotonic()
             if waited_since is None or len(held_by_others) < len(waiting):
-                waited_since, tries = now, 0  # something moves
+                waited_since, tries = now, 0  # other jobs make progress
             if now - waited_since > patience:
                 return len(held_by_others)
             waiting, tries = held_by_others, tries + 1
             time.sleep(BACKOFF.jittered(tries))
 
     def _do(self, block: PyramidBlock, total: PartReport, progress: Progress) -> bool:
-        """Lock a block and do its parts; False if another job holds it."""
+        """Lock a block and make its parts; returns False if another job holds the block."""
         found = self._lock(block)
         if found is None:
             return False
@@ -180,7 +181,7 @@ class _DownsampleRun:
             for part in split_to_budget(self.pyramid.geometry, block, self.memory_budget):
                 try:
                     report = downsample_part(self.pyramid, part, keys, self.memory_budget, check)
-                except ConflictError as error:  # the locks are another's: so is the rest of the block
+                except ConflictError as error:  # another job has the locks now, and does the rest of the block
                     _logger.warning("%s", error)
                     return False
                 total.add(report)
@@ -193,11 +194,11 @@ class _DownsampleRun:
 
     @cached_property
     def _owners(self) -> npt.NDArray[np.int64]:
-        """Index of the entry of each box."""
+        """Index of the entry to which each box belongs."""
         return np.repeat(np.arange(len(self.entries)), [len(entry.boxes) for entry in self.entries])
 
     def _keys_in(self, box: Box) -> list[str]:
-        """Keys of the entries that list something in a box."""
+        """Keys of the entries that list a box which overlaps ``box``."""
         meets = ((self._boxes[:, 0] < box.stop) & (self._boxes[:, 1] > box.start)).all(axis=1)
         return [self.entries[index].key for index in np.unique(self._owners[meets])]
 
@@ -208,4 +209,4 @@ class _DownsampleRun:
 
 
 def _always() -> None:
-    """Nobody can lose locks that nobody took."""
+    """Check nothing: without a table there are no locks that could be lost."""

@@ -1,8 +1,8 @@
-"""Owns the ledger entries of other software's edits, which change voxels of the base mip and know no ledger.
+"""Ledger entries for edits by other software, which changes voxels of mip 0 but does not know the ledger.
 
-The edit feed names every finished operation once, in a durable order. How far it was looked through is a cell of the
-table, row ``sv_pipeline:foreign``, which is written after the entries: a look that dies in between is made again, and
-enters the same boxes. A look that finds nothing new costs a few requests, however long the log is.
+The edit feed lists every finished operation once, in a durable order. The table's row ``sv_pipeline:foreign`` stores
+the position up to which the feed was read. It is written after the entries, so that a process which dies in between is
+repeated and enters the same boxes. If there is nothing new, reading costs a few requests, whatever the log's length.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["note_foreign_edits"]
 NOTED_ROW = b"sv_pipeline:foreign"
 NOTED: Column[Any] = Column(ColumnKey("1", b"noted"), codecs.JsonCodec())
 SECONDS = 10.0
-"""How long one look goes on through a long log; the next look goes on from there."""
+"""Maximum time for reading a long feed, in seconds; the next call continues from there."""
 
 
 def note_foreign_edits(dataset: Dataset) -> tuple[int, ...]:
@@ -36,9 +36,9 @@ def note_foreign_edits(dataset: Dataset) -> tuple[int, ...]:
 
     Returns
     -------
-    tuple
-        The operations that have been entered now. None of them where there is nothing to enter: no table, no fork, no
-        coarser mip, or a table that is opened read-only.
+    tuple[int, ...]
+        The operations that this call has entered. It is empty if there is no table, no fork or no coarser mip, or if
+        the table is open read-only.
     """
     table, fork = dataset.existing_table, dataset.fork
     if table is None or table.read_only or not fork.exists() or fork.base_info().n_mips < 2:
@@ -60,13 +60,13 @@ def note_foreign_edits(dataset: Dataset) -> tuple[int, ...]:
 
 def _noted(table: Table, feed: str) -> int:
     found = NOTED.newest(table.read_rows([NOTED_ROW], [NOTED.key], newest_only=True).get(NOTED_ROW))
-    # A feed of another name: the table was made again.
+    # A feed of another name means that the table was made again.
     return int(found["number"]) if found and found.get("feed") == feed else 0
 
 
 def _enter(fork: Fork, events: Sequence[EditEvent]) -> list[int]:
     store = fork.store()
-    # Edits of ours have a record, and made their entries together with their voxels.
+    # Our own edits have a record in the fork, and committed their entries together with their voxels.
     foreign = [event for event in events if record_in(store.kv, event.operation_id) is None]
     if not foreign:
         return []

@@ -1,4 +1,4 @@
-"""How far the coarser mips of all graphs are behind. A graph that cannot be read does not hide the others."""
+"""The lag of all graphs: how far their coarser mips are behind. An unreadable graph does not hide the others."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ __all__ = ["GraphLag", "LagVerdict", "lag_of_graph", "lag_verdict", "lags"]
 
 @dataclass(frozen=True)
 class GraphLag:
-    """How far one graph is behind, or why that is not known."""
+    """The lag of one graph, or the reason why it is unknown."""
 
     graph_id: str
     lag: Lag | None = None
-    """None if there is no fork yet, or it cannot be read."""
+    """None if the graph has no fork yet, or the fork cannot be read."""
     operations: tuple[int, ...] = ()
+    """Operations whose entries are in the ledger."""
     fingerprint: str = ""
-    """Of what is listed; another one means that something was added, or done."""
+    """Hash of the ledger; it changes when entries are added or worked on."""
     error: str | None = None
 
     @property
     def behind(self) -> bool:
-        """Whether there is something to do."""
+        """Whether the ledger has entries."""
         return self.lag is not None and self.lag.entries > 0
 
     @property
     def seconds(self) -> float:
-        """Age of the oldest entry; 0 if nothing is behind or no entry tells."""
+        """Age of the oldest entry in seconds; 0 if there is no entry whose age is known."""
         return (self.lag.oldest_seconds or 0.0) if self.lag else 0.0
 
     def __str__(self) -> str:
@@ -42,21 +43,26 @@ class GraphLag:
 
 
 def lags(registry: Registry, graph_ids: Sequence[str] | None = None, *, patience: float = PATIENCE) -> list[GraphLag]:
-    """The lag of graphs (default: of all), by graph id.
+    """Return the lag of graphs, ordered by graph id.
 
     Parameters
     ----------
     registry
-        Where they are registered.
+        The registry of the graphs.
+    graph_ids
+        Graphs to read; default: all.
     patience
-        Seconds; a graph that has not answered by then counts as one that cannot be read.
+        Seconds after which a graph that has not answered counts as unreadable.
     """
     answers = ask_every_graph(registry, _read, graph_ids, patience=patience)
     return [GraphLag(graph_id, error=a) if isinstance(a, str) else a for graph_id, a in answers.items()]
 
 
 def lag_of_graph(dataset: Dataset) -> Lag:
-    """The lag of one graph; other software's edits are entered in its ledger first. NotFoundError without a fork."""
+    """Return the lag of one graph, after entering edits by other software in its ledger.
+
+    Raises NotFoundError if the graph has no fork.
+    """
     note_foreign_edits(dataset)
     return dataset.fork.lag()
 
@@ -88,17 +94,17 @@ class LagVerdict:
 
     @property
     def passed(self) -> bool:
-        """No graph is behind for too long, and all could be read."""
+        """Whether no graph is behind for too long, and all could be read."""
         return not self.late and not self.unknown
 
     @property
     def explanation(self) -> str | None:
-        """The graphs that are late or unreadable; None where all is well."""
+        """The graphs that are late or unreadable, as text; None if there are none."""
         return "; ".join(map(str, (*self.late, *self.unknown))) or None
 
 
 def lag_verdict(found: Sequence[GraphLag], max_seconds: float) -> LagVerdict:
-    """Hold the lag of graphs against a threshold in seconds."""
+    """Compare the lag of graphs with a threshold in seconds."""
 
     def total(count: Callable[[Lag], int]) -> int:
         return sum(count(each.lag) for each in found if each.lag)

@@ -1,6 +1,6 @@
-"""Owns the voxels of coarser mips of a fork: made of the mip below in one transaction, written where they differ.
+"""Makes voxels of coarser mips of a fork from the mip below in one transaction, and writes them where they differ.
 
-Knows no ledger and commits nothing; that is the matter of `downsample`.
+This module knows no ledger and commits nothing; `parts` and `rebuild` do.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from sv_pipeline.storage.precomputed import VolumeInfo
 __all__ = ["ForkPyramid", "MipMaker", "PartReport", "boxes_within", "open_pyramid"]
 
 AT_ONCE_BYTES = 32 << 20
-"""Above, blocks are made mip by mip, in pieces: reading and computing overlap, and large arrays cost page faults."""
+"""Above this size, blocks are made mip by mip and in pieces, so that reading and computing overlap and fewer page
+faults occur than with large arrays."""
 CHUNKS_READ_AT_ONCE = 16
 PIECE_VOXELS = 1 << 21
-"""Voxels that a piece is made of, at most."""
+"""Maximum number of voxels of the finer mip from which one piece is made."""
 
 IntArray = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.uint64]
@@ -41,19 +42,19 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class ForkPyramid:
-    """A fork, open for writing its coarser mips."""
+    """A fork that is open for writing its coarser mips."""
 
     store: OcdbtStore
     volume: VolumeInfo
 
     @cached_property
     def geometry(self) -> PyramidGeometry:
-        """Its mips, counted from the start of the volume.
+        """The fork's mips, in voxels relative to the start of the volume.
 
         Raises
         ------
         ConfigError
-            If a mip cannot be made of the one below: one that other software made with a factor of its own.
+            If a mip cannot be made from the one below, because other software made it with an unsupported factor.
         """
         return PyramidGeometry(
             tuple(
@@ -68,21 +69,21 @@ class ForkPyramid:
         if step is None:
             raise ConfigError(
                 f"mip {mip} of the fork has a factor of {factor}, and cannot be made from mip {mip - 1} with {below}: "
-                "the ratio is no power of two.",
-                remedy=f"Populate the base again with ocdbt_config.mips = {mip}; coarser mips are then our own.",
+                "the ratio is not a power of two.",
+                remedy=f"Populate the base again with ocdbt_config.mips = {mip}; coarser mips are then computed.",
             )
         return step
 
     def relative(self, boxes: Sequence[Box]) -> IntArray:
-        """Boxes of the base mip as an array that counts from the start of the volume."""
+        """Return boxes of mip 0 as an array, shape (n, 2, 3), relative to the start of the volume."""
         return np.subtract(as_array(boxes), self.volume.bounds.start)
 
     def absolute(self, mip: int, box: Box) -> Box:
-        """A box that counts from the start of a mip, in the coordinates of that mip."""
+        """Convert a box that is relative to the start of a mip to absolute voxels of that mip."""
         return box.shifted(self.volume.scales[mip].voxel_offset)
 
     def chunk_keys(self, mip: int, box: Box) -> list[str]:
-        """Keys, in the fork, of the storage chunks that a box touches, whether they are stored or not."""
+        """Return the keys in the fork of the storage chunks that a box touches, whether they are stored or not."""
         scale, size = self.volume.scales[mip], self.volume.scales[mip].chunk_size
         chunks, _ = parts_by_chunk(as_array([box]), size, hull=True)
         starts = chunks * size + scale.voxel_offset
@@ -97,31 +98,31 @@ def _halves(factor: Triple, below: Triple) -> bool:
 
 
 def open_pyramid(fork: Fork) -> ForkPyramid:
-    """Open a fork for work on its mips; NotFoundError if there is none."""
+    """Open a fork for work on its mips; raises NotFoundError if there is no fork."""
     return ForkPyramid(fork.store(), fork.base_info().volume)
 
 
 @dataclass
 class PartReport:
-    """What was done for one part, or for many."""
+    """The work that was done for one part, or summed over many."""
 
     commits: int = 0
     conflicts: int = 0
-    """Times that a part was made again because somebody had changed what it is made of."""
+    """Number of times that a part was made again because another process had changed its input."""
     left: int = 0
-    """Parts that were given up for now, for that reason; they are still in the ledger."""
+    """Number of parts that were given up for that reason; they are still in the ledger."""
     voxels: int = 0
-    """Of the base mip, in the boxes that were done."""
+    """Number of voxels of mip 0 in the boxes that were worked on."""
     chunks_made: int = 0
-    """Storage chunks of coarser mips that were computed."""
+    """Number of storage chunks of coarser mips that were computed."""
     chunks_written: int = 0
-    """Those of them that were different."""
+    """Number of computed storage chunks that differed and were written."""
     seconds_voxels: float = 0.0
-    """Reading and computing."""
+    """Time for reading and computing voxels."""
     seconds_commit: float = 0.0
 
     def add(self, other: PartReport) -> None:
-        """Sum up."""
+        """Add another report to this one."""
         for each in fields(self):
             setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
@@ -135,19 +136,19 @@ class MipMaker:
     memory_budget: int
     report: PartReport
     _made: list[tuple[Box, Labels]] = field(default_factory=list)
-    """Of the mip before, if everything is made at once."""
+    """Boxes and labels of the mip made last, if everything is made at once."""
 
     def make(self, boxes: IntArray) -> None:
-        """All mips of boxes of the base mip."""
+        """Make all coarser mips of boxes of mip 0, shape (n, 2, 3)."""
         geometry = self.pyramid.geometry
         at_once = geometry.bytes_whole(boxes) <= min(self.memory_budget, AT_ONCE_BYTES)
         for mip, work in enumerate(geometry.affected(boxes), start=1):
             self.make_mip(mip, work, at_once=at_once)
 
     def make_mip(self, mip: int, work: IntArray, *, at_once: bool = False) -> IntArray:
-        """Boxes of one mip; returns the parts of storage chunks that were different."""
+        """Make boxes of one mip, and return the boxes of those parts of storage chunks that differed."""
         level = self.pyramid.geometry.levels[mip]
-        # Two pieces are in memory, with what they are made of, and what is made of one of them.
+        # Two pieces are in memory, with their finer voxels, and the result of one of them.
         ratio = int(np.prod(level.step))
         limit = min(int(PIECES * self.memory_budget) // (8 * (2 * ratio + 4)), PIECE_VOXELS // ratio)
         pieces = as_boxes(work)
@@ -171,7 +172,7 @@ class MipMaker:
         return every
 
     def _write_digests(self, mip: int, parts: IntArray) -> None:
-        """Digests of the storage chunks of which parts were written, read as they will be."""
+        """Write the digests of the storage chunks that were changed, from their voxels in this transaction."""
         scale = self.pyramid.volume.scales[mip]
         starts = np.unique(parts[:, 0] // np.asarray(scale.chunk_size), axis=0)
         boxes = [StorageChunk(mip, (x, y, z)).box(scale) for x, y, z in starts.tolist()]
@@ -184,7 +185,7 @@ class MipMaker:
             digests.write(self.pyramid.store.kv.with_transaction(self.checked.transaction))
 
     def _changed(self, mip: int, piece: Box, labels: Labels, stored: Labels) -> IntArray:
-        """The parts of storage chunks in which labels differ from what is stored."""
+        """Boxes of the parts of storage chunks in which labels differ from the stored ones."""
         _, parts = parts_by_chunk(as_array([piece]), self.pyramid.geometry.levels[mip].chunk_size, hull=True)
         self.report.chunks_made += len(parts)
         different = labels != stored
@@ -196,7 +197,7 @@ class MipMaker:
         return np.asarray(chosen)
 
     def _read_ahead(self, mip: int, pieces: list[Box], ahead: int) -> Iterator[tuple[Box, Labels, Labels]]:
-        """Each piece with what it is made of, and what is stored."""
+        """Yield each piece with its voxels at the finer mip and its stored voxels."""
         started = [self._start(mip, piece) for piece in pieces[:ahead]]
         for number, piece in enumerate(pieces):
             if number + ahead < len(pieces):
@@ -226,7 +227,7 @@ class MipMaker:
 
 
 def boxes_within(box: Box, chunk: Triple, limit: int) -> list[Box]:
-    """A box in pieces of whole storage chunks of at most ``limit`` voxels, unless one chunk alone has more."""
+    """Divide a box into pieces of whole storage chunks of at most ``limit`` voxels, unless one chunk alone has more."""
     waiting, result = [box], []
     while waiting:
         piece = waiting.pop()

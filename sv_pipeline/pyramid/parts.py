@@ -1,14 +1,14 @@
-"""Owns making the coarser mips of a fork from its base mip, where its ledger says that they are behind.
+"""Makes the coarser mips of a fork from its mip 0 where the fork's ledger says that they are behind.
 
-One *part* (see `algorithms.pyramid_blocks`) is one atomic commit, or none: the storage chunks of all its coarser mips
-whose content changes, and the removal of the part from the ledger. What a part is made of is read in the same
-transaction (`checked_commit`): if anybody changes any of it before the commit, nothing is committed, and the part is
-made again of what is there then. What it takes out of the ledger is looked at last, so that jobs may work on parts of
-one entry at once. So no lock is needed for the result to be right; `pyramid.block_locks` only keeps two
-jobs from doing the same work.
+One *part* (see `algorithms.pyramid_blocks`) is one atomic commit, or none. The commit holds the changed storage chunks
+of all coarser mips of the part, and removes the part from the ledger. The input of a part is read in the same
+transaction (`checked_transaction`): if another process changes any of it before the commit, nothing is committed, and
+the part is made again from the new input. The ledger is read last, so that jobs may work on parts of one entry at the
+same time. The result is therefore correct without locks; `pyramid.block_locks` only keeps two jobs from doing the same
+work.
 
-The order of parts does not matter, nor does a part that is made twice, or a job that is killed: a voxel whose mips are
-behind is in the ledger until the very commit that brings them up to date.
+Parts may be made in any order and more than once, and a job may be killed: a voxel whose mips are behind stays in the
+ledger until the commit that brings them up to date.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _logger = logging.getLogger(__name__)
 
 
 def plan_entries(pyramid: ForkPyramid, entries: Sequence[PendingEntry], memory_budget: int) -> list[PyramidBlock]:
-    """What has to be done for entries of the ledger, divided into blocks that share no storage chunk."""
+    """Divide the work for entries of the ledger into blocks that share no storage chunk."""
     boxes = [box for entry in entries for box in entry.boxes]
     return plan_blocks(pyramid.geometry, pyramid.relative(boxes), memory_budget)
 
@@ -55,33 +55,33 @@ def downsample_part(
     memory_budget: int,
     check: Callable[[], None] = lambda: None,
 ) -> PartReport:
-    """Bring the coarser mips of what entries of the ledger list in a part up to date: one commit.
+    """Bring the coarser mips up to date for what entries of the ledger list in a part, in one commit.
 
     Parameters
     ----------
     part
-        Voxels of the base mip, from the start of the volume.
+        Box in voxels of mip 0, relative to the start of the volume.
     keys
-        Of the entries to settle; those that are gone, or have nothing here, do no harm.
+        Keys of the entries to work on. Entries that are gone or list nothing in this part are ignored.
     memory_budget
-        Bytes. Decides whether the part is made at once or mip by mip, in pieces; the latter needs the storage chunks
-        that change, and a quarter of the budget.
+        Memory in bytes. It decides whether the part is made at once, or mip by mip in pieces; the latter needs memory
+        for the storage chunks that change, and a quarter of the budget.
     check
-        Called just before the commit; an error that it raises prevents it.
+        Called just before the commit; if it raises an error, nothing is committed.
 
     Returns
     -------
     PartReport
-        With ``left`` = 1 if others have changed the part all the time.
+        The work done; ``left`` is 1 if every attempt failed because other processes had changed the part.
 
     Raises
     ------
     UnavailableError
-        If storage does not answer.
+        If the storage does not answer.
     """
 
     def attempt() -> PartReport:
-        # Outside the transaction, so that others who settle their own parts of a large entry meanwhile do no harm.
+        # Read outside the transaction, so that jobs which settle other parts of a large entry cause no conflict.
         entries = read_entries(pyramid.store.kv, keys)
         mine = {entry.key: clip(pyramid.relative(entry.boxes), part) for entry in entries}
         mine = {key: boxes for key, boxes in mine.items() if len(boxes)}
@@ -100,7 +100,7 @@ def downsample_part(
 
 
 def drop_empty_entries(pyramid: ForkPyramid, entries: Sequence[PendingEntry]) -> PartReport:
-    """Remove those of the entries that have no voxel inside the volume."""
+    """Remove the entries that have no voxel inside the volume."""
     bounds = pyramid.volume.bounds
     empty = [entry.key for entry in entries if not len(clip(as_array(entry.boxes), bounds))]
     if not empty:
@@ -136,7 +136,10 @@ def _commit(
 
 
 def until_it_holds(attempt: Callable[[], PartReport], what: str) -> PartReport:
-    """Attempt until nobody interferes, for a while; a report with ``left`` = 1 says that somebody always did."""
+    """Repeat an attempt until it succeeds, at most `ATTEMPTS` times.
+
+    The report has ``left`` = 1 if other processes interfered with every attempt.
+    """
     conflicts = 0
     for number in range(1, ATTEMPTS + 1):
         try:

@@ -1,9 +1,9 @@
-"""Owns making one mip of a fork again from the one below, all of it or in boxes, by as many workers as wanted.
+"""Rebuilds one mip of a fork from the one below, completely or in boxes, with any number of workers.
 
-What is left of it is in the fork, ``_sv_pipeline/rebuild/<mip>`` = ``{"boxes": [[start, stop], ...]}`` in voxels of
-that mip; each commit takes out what it has made. So a rebuild that was killed goes on where it was, and one that is
-complete has no key. What edits left behind is another matter (`pending`); but where a rebuild changes something, what
-that means for still coarser mips is put on that ledger in the same commit.
+The fork's key ``_sv_pipeline/rebuild/<mip>`` = ``{"boxes": [[start, stop], ...]}``, in voxels of that mip, lists what
+is left to do; each commit removes what it has made. A rebuild that was killed therefore continues where it stopped, and
+a complete one has no key. The ledger of edits (`pending`) is separate; but if a rebuild changes voxels, the same commit
+enters them in that ledger for the still coarser mips.
 """
 
 from __future__ import annotations
@@ -32,32 +32,32 @@ IntArray = npt.NDArray[np.int64]
 
 
 def rebuild_key(mip: int) -> str:
-    """Key of what is left of the rebuild of a mip."""
+    """Return the key that lists what is left of the rebuild of a mip."""
     return f"{REBUILDS}{mip:02d}"
 
 
 def unfinished(pyramid: ForkPyramid, mip: int) -> list[Box]:
-    """What is left of the rebuild of a mip, absolute voxels of it; empty if there is none."""
+    """Return the boxes left of the rebuild of a mip, in absolute voxels of it; empty if no rebuild is unfinished."""
     key = rebuild_key(mip)
     found = retry_transport(lambda: pyramid.store.kv.read(key).result(), what=f"reading {key} of a fork")
     return as_boxes(boxes_of(key, bytes(found.value))) if found.state == "value" else []
 
 
 def begin_rebuild(pyramid: ForkPyramid, mip: int) -> list[Box]:
-    """Begin, or go on with, the rebuild of a mip; returns what is to do: boxes, absolute voxels of the mip.
+    """Begin or continue the rebuild of a mip, and return the boxes to rebuild, in absolute voxels of the mip.
 
     Raises
     ------
     NotFoundError
         If there is no such mip.
     NotReadyError
-        If the mip below is being rebuilt: this one would be made of what is not right yet.
+        If the mip below is still being rebuilt, since this mip is made from it.
     """
     _check_mip(pyramid, mip)
     if below := unfinished(pyramid, mip - 1):
         raise NotReadyError(
-            f"mip {mip} cannot be rebuilt yet: {len(below)} boxes of mip {mip - 1}, which it is made of, are left.",
-            remedy=f"Run the rebuild of mip {mip - 1} again (it goes on where it was), then this one.",
+            f"mip {mip} cannot be rebuilt yet: {len(below)} boxes of mip {mip - 1}, which it is made from, are left.",
+            remedy=f"Run the rebuild of mip {mip - 1} again (it continues where it stopped), then this one.",
         )
     whole = pyramid.volume.scales[mip].bounds
     if left := unfinished(pyramid, mip):
@@ -79,16 +79,18 @@ def rebuild_mip(
     *,
     memory_budget: int = 1 << 30,
 ) -> PartReport:
-    """Make one mip of the one below, whatever the ledger says: many commits, each of whole storage chunks.
+    """Make one mip from the one below, regardless of the ledger, in many commits of whole storage chunks.
 
-    Boxes of storage chunks may be rebuilt by many workers at once, mip after mip.
+    Many workers may rebuild boxes of storage chunks at once, one mip after the other.
 
     Parameters
     ----------
     mip
-        From 1.
+        The mip to rebuild, at least 1.
     box
-        Voxels of ``mip``, absolute, enlarged to whole storage chunks; default: all.
+        Box in absolute voxels of ``mip``, which is enlarged to whole storage chunks; default: the whole mip.
+    memory_budget
+        Memory for voxels, in bytes.
     """
     _check_mip(pyramid, mip)
     level, offset = pyramid.geometry.levels[mip], pyramid.volume.scales[mip].voxel_offset
@@ -122,7 +124,7 @@ def _rebuild_piece(pyramid: ForkPyramid, mip: int, piece: Box, memory_budget: in
 
 
 def _in_base_voxels(pyramid: ForkPyramid, mip: int, changed: IntArray) -> Sequence[Box]:
-    """What changed in a mip, as boxes of the base mip; none where there is no coarser mip."""
+    """Convert changed boxes of a mip to boxes of mip 0; returns none if there is no coarser mip."""
     geometry = pyramid.geometry
     if not len(changed) or mip + 1 == len(geometry.levels):
         return []

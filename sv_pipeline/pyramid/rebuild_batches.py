@@ -1,4 +1,4 @@
-"""The rebuild of one mip of a graph in batches, for many workers: plan, do a batch, check that none is missing."""
+"""The rebuild of one mip of a graph in batches, for many workers: plan, run a batch, check that none is missing."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from sv_pipeline.segmentation.fork.pending import Lag
 __all__ = ["MipRebuild", "batch_key", "parse_batch"]
 
 BATCH_VOXELS = 1 << 28
-"""Of the mip below: a step of some seconds."""
+"""Number of voxels of the mip below from which a batch is made; this takes some seconds."""
 MAX_BATCHES = 200
-"""Steps that one run shows well; larger volumes have larger batches."""
+"""Maximum number of batches, which are steps in Dagster's view of a run; larger volumes have larger batches."""
 
 
 def batch_key(box: Box) -> str:
-    """Name of a batch: its box, counted from the start of the mip."""
+    """Return the name of a batch, which is made from its box, relative to the start of the mip."""
     return "_".join(map(str, (*box.start, *box.stop)))
 
 
 def parse_batch(key: str) -> Box:
-    """The box of a batch."""
+    """Return the box of a batch, relative to the start of the mip."""
     if re.fullmatch(r"\d+(_\d+){5}", key) is None:
-        raise NotFoundError(f"{key!r} is no batch of a rebuild.", remedy="Run the whole rebuild again.")
+        raise NotFoundError(f"{key!r} is not a batch of a rebuild.", remedy="Run the whole rebuild again.")
     numbers = [int(number) for number in key.split("_")]
     return Box.of(numbers[:3], numbers[3:])
 
 
 @dataclass(frozen=True)
 class MipRebuild:
-    """One mip of one graph."""
+    """The rebuild of one mip of one graph."""
 
     dataset: Dataset
     mip: int
@@ -54,7 +54,7 @@ class MipRebuild:
         return self.mip < len(self._pyramid.volume.scales)
 
     def plan(self) -> list[str]:
-        """Keys of the batches that are left to do; all of them for a rebuild that begins.
+        """Begin or continue the rebuild, and return the keys of the batches that are left to do.
 
         Raises
         ------
@@ -68,23 +68,23 @@ class MipRebuild:
         return [batch_key(batch) for box in left for batch in boxes_within(box, level.chunk_size, limit)]
 
     def run(self, key: str, *, memory_budget: int = MEMORY_BUDGET) -> PartReport:
-        """Do a batch; one that was done already writes nothing."""
+        """Run a batch; a batch that was done already writes nothing."""
         box = self._pyramid.absolute(self.mip, parse_batch(key))
         return rebuild_mip(self._pyramid, self.mip, box, memory_budget=memory_budget)
 
     def finish(self) -> Lag:
-        """Check that nothing is left; returns what is behind now in mips above (the next downsample makes it right).
+        """Check that nothing is left, and return the lag of the still coarser mips, which the next downsample removes.
 
         Raises
         ------
         NotReadyError
-            If something is left, whatever the workers reported.
+            If boxes are left, whatever the workers reported.
         """
         if left := unfinished(self._pyramid, self.mip):
             voxels = sum(box.volume for box in left)
             raise NotReadyError(
                 f"mip {self.mip} of graph {self.dataset.graph_id!r} is not rebuilt: {voxels} voxels in {len(left)} "
                 f"boxes are left, the first {left[0]}.",
-                remedy="Run it again: what is done is not done twice.",
+                remedy="Run it again: finished boxes are not rebuilt twice.",
             )
         return self.dataset.fork.lag()

@@ -1,4 +1,4 @@
-"""Unfinished edits: found, proven to be dead, rolled back, and replayed. Knows no Dagster."""
+"""Recovery of unfinished edits: finds them, proves that they are dead, rolls them back and replays them. No Dagster."""
 
 from sv_pipeline.operations.errors import FinishedError, NotStuckError, RecoveryStoppedError
 from sv_pipeline.operations.unfinished import Unfinished, find_unfinished

@@ -1,16 +1,16 @@
-"""What has to be done about an unfinished operation, and the proof that it may be done. Reads only.
+"""Decides what recovery does with an unfinished operation, and proves that it may be done. Reads only.
 
-| what is there | state | what follows |
+| condition | state | recovery |
 | --- | --- | --- |
-| no scope | EMPTY | the log says that it failed |
-| SUCCESS | FINISHED | locks are given back |
-| a recovery that found that it cannot be made again | OVER | locks are given back |
-| a recovery that could not prove its end | UNPROVEN | it is proven again |
-| all roots and chunks are locked by it | HELD | what it wrote is taken back, and it is made again |
-| some are not, and nothing is written yet | UNWRITTEN | its locks are given back, and it is made again |
-| some are not, but something is written | – | nothing is touched: RecoveryStoppedError |
-| somebody has edited what other software left half written | – | likewise |
-| the fork's voxels of this number are of another operation, or the fork is of another day | – | likewise |
+| the operation has no scope | EMPTY | the log records that it failed |
+| its status is SUCCESS | FINISHED | its locks are released |
+| an earlier recovery found that it cannot be replayed | OVER | its locks are released |
+| an earlier recovery could not prove its result | UNPROVEN | its result is checked again |
+| it has locked all roots and chunks of its scope | HELD | it is rolled back and replayed |
+| some are not locked, and nothing is written yet | UNWRITTEN | its locks are released, and it is replayed |
+| some are not locked, but something is written | – | RecoveryStoppedError; nothing is changed |
+| a later edit uses nodes that other software left half written | – | likewise |
+| the fork holds voxels of another operation with this number, or was restored from another day | – | likewise |
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["Assessment", "State", "assess"]
 
 
 class State(StrEnum):
-    """See the table above."""
+    """State of an unfinished operation; the table in the description of this module explains each."""
 
     EMPTY = "empty"
     FINISHED = "finished"
@@ -43,27 +43,27 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Assessment:
-    """What was found."""
+    """The state of an unfinished operation, and what it has locked and written."""
 
     state: State
     n_locked: int
-    """Rows of roots and chunks that it holds indefinitely."""
+    """Number of roots and chunks of its scope that it has locked indefinitely."""
     n_wanted: int
-    """Those that it holds once it writes."""
+    """Number of roots and chunks in its scope, all of which it locks before it writes."""
     n_new_rows: int
-    """Rows that it made and that are there; of other software's, all cells that it left."""
+    """Number of rows that it has made; for an operation of other software, the number of all its cells."""
     record: OperationRecord | None
-    """Of its voxels, if they are in."""
+    """The fork's record of its voxels, if they are committed."""
 
 
 def assess(graph: ChunkedGraph, found: Unfinished) -> Assessment:
-    """Prove what may be done about an operation.
+    """Prove what may be done with an operation.
 
     Raises
     ------
     RecoveryStoppedError
-        If a chunk or root of its scope is not held by it, although it has begun to write; if table and fork do not
-        belong together, so that what the fork holds under its number may be of another operation; or if its open row
+        If the operation has begun to write but does not hold all roots and chunks of its scope; if table and fork do
+        not belong together, so that the voxels under its number may be those of another operation; or if its open row
         cannot be read.
     """
     scope = found.scope
@@ -98,8 +98,8 @@ def assess(graph: ChunkedGraph, found: Unfinished) -> Assessment:
         raise RecoveryStoppedError(
             f"operation {found.operation_id} holds {locked} of the {wanted} roots and chunks of its scope, although it "
             f"has begun to write: {what}. Nothing was changed.",
-            remedy="Find out which person or tool removed or took these locks. Those that nobody holds are put back by "
-            f"'sv-pipeline stuck recover {graph.graph_id} {found.operation_id} --take-locks', which refuses where "
+            remedy="Find out which person or tool removed or took these locks. To put back those that nobody holds, "
+            f"run 'sv-pipeline stuck recover {graph.graph_id} {found.operation_id} --take-locks', which refuses where "
             "somebody has edited since (docs/sv_splitting_recovery.md).",
         )
     return Assessment(State.UNWRITTEN, locked, wanted, 0, None)
@@ -122,7 +122,7 @@ def _chunk(graph: ChunkedGraph, chunk: int) -> str:
 
 
 def _new_rows(graph: ChunkedGraph, found: Unfinished) -> int:
-    """Rows of the write set's own nodes that have cells of its time."""
+    """Count the rows of nodes and supervoxels in the write set that have cells with its timestamp."""
     timestamp, cells = found.write_set
     own = [(column, keys) for column, keys in cells.items() if column.qualifier in (b"children", b"former_ids")]
     count = 0
@@ -139,7 +139,7 @@ def _record(graph: ChunkedGraph, found: Unfinished, scope: Scope) -> OperationRe
     if record is None or found.foreign:
         return record
     known = read_identity(graph.table, found.operation_id)
-    # Older versions give no identity; but the time of an attempt is its own.
+    # Older versions record no identity, but no two attempts have the same timestamp.
     if record.identity == known and (known is not None or record.logical_time == scope.timestamp):
         return record
     raise RecoveryStoppedError(

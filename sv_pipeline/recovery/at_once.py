@@ -1,4 +1,4 @@
-"""Recovering several operations: their owners are watched at the same time, then one recovery follows the other."""
+"""Recovers several operations: watches all their owners at the same time, then recovers one after the other."""
 
 from __future__ import annotations
 
@@ -33,23 +33,25 @@ def recover_all(
     progress: Callable[[float], None] | None = None,
     take_locks: bool = False,
 ) -> Iterator[tuple[int, RecoveryReport | SvPipelineError]]:
-    """Recover operations one after the other, once all their owners have been watched.
+    """Recover operations one after the other, after watching all their owners at the same time.
 
-    Whatever keeps one of them from being recovered, the others are. One that needs an object which another one holds
-    is tried again at the end.
+    The failure of one recovery does not prevent the others. An operation that needs an object which another one has
+    locked is tried again at the end.
 
     Parameters
     ----------
+    operation_ids
+        Ids of the operations, in any order.
     progress
-        Called with the seconds of watching that are left.
+        Called with the remaining time of watching, in seconds.
     take_locks
         As for :func:`~sv_pipeline.recovery.run.recover`.
 
     Yields
     ------
     tuple[int, RecoveryReport | SvPipelineError]
-        Each operation with what was done, or with the reason why it was not recovered; by operation id, but for those
-        that were tried again.
+        Each operation id with the report of its recovery, or with the error that prevented it; in order of ids, except
+        for operations that were tried again.
     """
     wanted = sorted({parse_operation(one) for one in parse_ids(operation_ids, "operations").tolist()})
     return _recovered(graph, wanted, parse_callback(progress, "progress"), parse_flag(take_locks, "take_locks"))
@@ -59,13 +61,13 @@ def _recovered(
     graph: ChunkedGraph, wanted: list[int], progress: Callable[[float], None] | None, take_locks: bool
 ) -> Iterator[tuple[int, RecoveryReport | SvPipelineError]]:
     seen = watch_all(graph, wanted, progress)
-    # A second try claims with the token of the first one, and so need not watch the first one's heartbeat.
+    # The second attempt claims with the token of the first one, so it need not watch the owner again.
     token = process_token(f"recovery-{secrets.token_hex(6)}")
     blocked = []
     for operation_id in wanted:
         done = _recover_one(graph, operation_id, seen.get(operation_id), token, take_locks=take_locks)
         if isinstance(done, EditRefused) and done.reason is Reason.LOCKED and operation_id != wanted[-1]:
-            log.info("operation %d is tried again at the end: %s", operation_id, done)
+            log.info("operation %d will be tried again at the end: %s", operation_id, done)
             blocked.append(operation_id)
         else:
             yield operation_id, done
@@ -76,7 +78,7 @@ def _recovered(
 def _recover_one(
     graph: ChunkedGraph, operation_id: int, watched: Watched | None, token: str, *, take_locks: bool
 ) -> RecoveryReport | SvPipelineError:
-    """What was done, or why it was not."""
+    """Recover one operation; return the report, or the error that prevented it."""
     try:
         if watched is not None and watched.seconds < observation_seconds():
             return NotStuckError(f"operation {operation_id} is not stuck: its owner is at work.")
@@ -90,12 +92,12 @@ def _recover_one(
 def watch_all(
     graph: ChunkedGraph, operation_ids: Iterable[int], progress: Callable[[float], None] | None = None
 ) -> dict[int, Watched]:
-    """Watch the owners of operations, all at the same time, for as long as one has to be watched.
+    """Watch the owners of operations, all at the same time, for as long as a single one would be watched.
 
     Returns
     -------
     dict[int, Watched]
-        For each operation that is unfinished, its owner's cell, and for how long that has not changed.
+        For each operation that is still unfinished, the cell of its owner, and for how long it has not changed.
     """
     wanted, began = set(operation_ids), time.monotonic()
     since: dict[int, tuple[str, float]] = {}

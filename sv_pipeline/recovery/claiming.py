@@ -1,7 +1,8 @@
-"""Taking an operation over: its owner is watched until it is surely dead, the locks are proven, the token is exchanged.
+"""Takes over an operation whose owner is dead: watches the owner, checks the locks, and exchanges the owner's token.
 
-Nothing is changed before all of that has held, and the exchange itself succeeds only if the owner has still not moved:
-so of two who want to take over, and of a recoverer and an owner that wakes up, one wins and the other one knows.
+Nothing is changed before the owner has been watched for long enough and the locks are proven. The exchange succeeds
+only if the owner's cell has still not changed. So if two processes want to take over, or the owner continues meanwhile,
+exactly one of them wins, and the other one notices.
 """
 
 from __future__ import annotations
@@ -35,37 +36,38 @@ ROLLED_BACK = (
     "failed:rolled_back: other software failed while it wrote this edit, and gave its locks back; what it had written "
     "is taken out again."
 )
-"""What the log says of an edit whose user has been told that it failed: it is not made again."""
+"""The entry in the log for an edit whose user was told by other software that it failed; it is not replayed."""
 
 
 @dataclass(frozen=True)
 class Watched:
-    """What somebody else has seen of an owner over several looks."""
+    """An observation of an owner over some time, made before the claim."""
 
     signature: str
-    """The owner's cell, as it was at all of these looks."""
+    """The owner's cell, which was the same at each look."""
     seconds: float
-    """Seconds between the first look and the last one, by the clock of the process that looked."""
+    """Time between the first look and the last one, in seconds, by the clock of the process that looked."""
 
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """An operation that belongs to a recovery."""
+    """An operation that a recovery has taken over."""
 
     graph: ChunkedGraph
     found: Unfinished
-    """As it was when it was claimed."""
+    """The operation as it was when it was claimed."""
     assessment: Assessment
     own: Ownership
+    """The recovery's ownership of the operation."""
 
     @property
     def operation_id(self) -> int:
-        """Of the operation."""
+        """Id of the operation."""
         return self.found.operation_id
 
     @property
     def row(self) -> OperationRow:
-        """Its rows, for this attempt: what is written to the log is newer than what is there."""
+        """The operation's rows for this attempt, whose cells are newer than those already in the log."""
         operation = self.found.operation
         cells = [cell for some in operation.row.values() for cell in some] if operation is not None else []
         newest = max((cell.timestamp for cell in cells), default=0)
@@ -74,7 +76,7 @@ class Claim:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What was found, for people."""
+        """A summary of the claimed operation, for people."""
         found, judged = self.found, self.assessment
         return {
             "found": str(judged.state),
@@ -90,14 +92,14 @@ class Claim:
         }
 
     def begin_replay(self) -> None:
-        """Say in the open row that rows may be written from now on; only once all earlier ones are taken back.
+        """Record in the open row that rows may be written from now on. Requires that the roll-back is complete.
 
         Raises
         ------
         ConflictError
-            If something may have been written since the roll-back; nothing was changed.
+            If rows of an earlier attempt may still exist; nothing was changed.
         OwnershipLostError
-            If the operation went to somebody else.
+            If another process has taken over the operation.
         """
         self.own.verify()
         phase = RecoveryProgress.of(self._open_row()).phase
@@ -111,7 +113,7 @@ class Claim:
         self.note(phase=Phase.REPLAYING)
 
     def note(self, **changes: str | int) -> None:
-        """Change what the open row says about the recovery."""
+        """Change fields of the recovery's progress in the open row."""
         progress = replace(RecoveryProgress.of(self._open_row()), **changes)  # type: ignore[arg-type]
         self.own.change([RECOVERY.set(asdict(progress), FIXED_TIME)])
 
@@ -121,7 +123,7 @@ class Claim:
 
 
 def observation_seconds() -> float:
-    """How long an owner is watched at least."""
+    """Return the minimum time for which an owner is watched, in seconds."""
     return OBSERVED_BEATS * beat_seconds()
 
 
@@ -135,28 +137,28 @@ def claim(
     progress: Callable[[float], None] | None = None,
     take_locks: bool = False,
 ) -> Claim:
-    """Take an operation over.
+    """Take over an operation.
 
     Parameters
     ----------
     token
-        Token of the new owner. The process that claims with it again keeps what it has.
+        Token of the new owner. A second claim with the same token resumes it.
     watch_seconds
-        How long nothing may move; default and minimum: `observation_seconds`.
+        Time for which the owner's cell must not change, in seconds; the default and minimum is `observation_seconds`.
     watched
-        What an observer has seen already. If that is long enough, and the owner's cell is still the same, it is not
-        watched again: the exchange succeeds on exactly that cell only.
+        An earlier observation of the owner. If it is long enough and the owner's cell is still the same, the owner is
+        not watched again; the exchange then succeeds only on exactly that cell.
     progress
-        Called with the seconds that are left.
+        Called with the remaining time of watching, in seconds.
     take_locks
-        Whether locks of its scope that are missing are put back, where nobody has edited since.
+        Whether to put back missing locks of the operation's scope, where nobody has edited since.
 
     Raises
     ------
     NotFoundError
         If there is no such operation.
     NotStuckError
-        If it is finished, its owner lives, or somebody else is faster.
+        If the operation is finished, its owner is alive, or another process takes it over first.
     RecoveryStoppedError
         If its locks are not as they should be; nothing was changed.
     """
@@ -164,7 +166,7 @@ def claim(
     watch_seconds = None if watch_seconds is None else parse_seconds(watch_seconds, "time to watch an owner")
     progress = parse_callback(progress, "progress")
     if watched is not None and not isinstance(watched, Watched):
-        raise InputError(f"{shown(watched)} is no observation of an owner.", remedy="Give a Watched, or leave it out.")
+        raise InputError(f"{shown(watched)} is no observation of an owner.", remedy="Pass a Watched, or leave it out.")
     found = _require(graph, operation_id)
     if found.owner is None or found.owner.token != token:
         watch_seconds = _require_quiet(graph, found, watched, watch_seconds)
@@ -186,18 +188,20 @@ def claim(
 def _require_quiet(
     graph: ChunkedGraph, found: Unfinished, watched: Watched | None, seconds: float | None
 ) -> float | None:
-    """How long the owner has to be watched: one of other software shows no heartbeat, so its locks have to be old.
+    """Return how long the owner has to be watched, in seconds; None means the minimum.
+
+    Other software shows no heartbeat, so the locks of its operation have to be old.
 
     Raises
     ------
     NotStuckError
-        If they are not.
+        If they are not old enough.
     """
     quiet = quiet_seconds(graph)
     if not found.foreign or found.owner is not None or _seen_long_enough(found, watched, quiet):
         return seconds
     age = time.time() - found.moved_at / 1000
-    if age < 0:  # by a clock that is ahead of ours: then only what is seen counts
+    if age < 0:  # the lock's clock is ahead of ours, so its age is unknown and the owner is watched instead
         return max(seconds or 0.0, quiet)
     if age < quiet:
         raise NotStuckError(
@@ -208,19 +212,19 @@ def _require_quiet(
 
 
 def _seen_long_enough(found: Unfinished, watched: Watched | None, seconds: float | None) -> bool:
-    """Whether an observer has already seen that an owner does not move, and it has not moved since."""
+    """Return whether the owner was observed unchanged for long enough, and has not changed since."""
     if watched is None:
         return False
     return watched.signature == found.signature and watched.seconds >= max(observation_seconds(), seconds or 0)
 
 
 def take_up(graph: ChunkedGraph, operation_id: int, token: str) -> Claim:
-    """An operation that was claimed with this token, as it is now.
+    """Resume an operation that was claimed with this token, as it is now.
 
     Raises
     ------
     NotStuckError
-        If it is finished, or somebody else has claimed it since.
+        If the operation is finished, or another process has claimed it since.
     """
     found = _require(graph, operation_id)
     if found.owner is None or found.owner.token != token:
@@ -231,7 +235,7 @@ def take_up(graph: ChunkedGraph, operation_id: int, token: str) -> Claim:
     scope = found.scope
     voxels = scope is not None and bool(scope.chunks) and graph.fork.exists()
     if voxels and assessment.state in (State.HELD, State.UNWRITTEN):
-        # From here on the earlier owner cannot commit voxels, whatever it believes.
+        # From here on the earlier owner cannot commit voxels, even if it is alive after all.
         reach("fence")
         graph.fork.take_fence(operation_id, token)
         reach("fenced")
@@ -253,12 +257,12 @@ def watch(
     seconds: float | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Unfinished:
-    """Wait whether the owner of an operation shows that it lives; as it is at the end, if not.
+    """Watch the owner of an operation; return the operation as it is at the end, if the owner's cell has not changed.
 
     Raises
     ------
     NotStuckError
-        If it does, or ends.
+        If the owner's cell changes, or the operation ends.
     """
     until = time.monotonic() + max(observation_seconds(), seconds or 0)
     while (left := until - time.monotonic()) > 0:
@@ -280,10 +284,10 @@ def _require(graph: ChunkedGraph, operation_id: int) -> Unfinished:
 
 
 def _exchange(graph: ChunkedGraph, found: Unfinished, token: str) -> None:
-    """Put the token in the place of the owner's, if that is still what was seen."""
+    """Replace the owner's token by a new one, if the owner's cell is still the one that was observed."""
     progress = replace(found.progress, attempts=found.progress.attempts + 1, error="")
     if progress.phase not in (Phase.OVER, Phase.UNPROVEN):
-        progress = replace(progress, phase=Phase.CLAIMED)  # whatever an earlier recovery did, this one begins anew
+        progress = replace(progress, phase=Phase.CLAIMED)  # this recovery starts from the beginning
     if found.unlocked:
         progress = replace(progress, outcome=ROLLED_BACK)
     changes = [
@@ -291,7 +295,7 @@ def _exchange(graph: ChunkedGraph, found: Unfinished, token: str) -> None:
         RECOVERY.set(asdict(progress), FIXED_TIME),
     ]
     if found.foreign and found.scope is not None and SCOPE.key not in found.row:
-        # What it holds follows from its locks, which recovery gives back: from here on its open row says it.
+        # The scope was derived from its locks, which recovery releases, so it is stored in the open row.
         changes.append(SCOPE.set(asdict(found.scope), FIXED_TIME))
     key = open_key(found.operation_id)
     if found.owner is None:
@@ -300,5 +304,5 @@ def _exchange(graph: ChunkedGraph, found: Unfinished, token: str) -> None:
         graph.table.check_and_mutate(key, [CellMatch(OWNER, found.owner.encode())], if_matched=changes)
     now = read_unfinished(graph, found.operation_id)
     if now is None or now.owner is None or now.owner.token != token:
-        raise NotStuckError(f"operation {found.operation_id}: somebody else recovers it, or its owner woke up.")
+        raise NotStuckError(f"operation {found.operation_id}: another process recovers it, or its owner has continued.")
     log.info("operation %d now belongs to %s", found.operation_id, token)

@@ -1,7 +1,7 @@
-"""Taking back what an operation has written: voxels of its chunks, then exactly the cells of its write set.
+"""Rolls an operation back: restores the voxels of its chunks, then removes exactly the cells of its write set.
 
-Voxels come back by a read pinned to the generation that they were planned on; what others have changed elsewhere since
-stays. Rows that switched over switch back before the rows go that they pointed to. Each step can be repeated.
+Voxels are restored from the generation on which the operation was planned; later changes elsewhere remain. Rows that
+were switched over are switched back before the rows that they pointed to are removed. Each step can be repeated.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Cleanup:
-    """What was taken back."""
+    """The result of a roll-back."""
 
     boxes: int = 0
-    """Boxes of voxels that were put back."""
+    """Number of boxes whose voxels were restored."""
     voxels: int = 0
-    """Voxels in them."""
+    """Number of voxels in these boxes."""
     generation: int | None = None
-    """Of which they are now."""
+    """Generation of the fork from which they were restored."""
     cells: int = 0
-    """Cells of the write set: those of them that were written are gone."""
+    """Number of cells in the write set; those that were written have been removed."""
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What was taken back, for people."""
+        """A summary of the roll-back, for people."""
         return {"boxes put back": self.boxes, "voxels put back": self.voxels, "cells taken out": self.cells}
 
 
 def clean_up(claim: Claim) -> Cleanup:
-    """Take back what the earlier attempt wrote; its locks stay."""
+    """Roll back the earlier attempt. Its locks are kept, except those of an operation that has written nothing."""
     found, state = claim.found, claim.assessment.state
     assert found.scope is not None
     done = Cleanup()
@@ -60,7 +60,7 @@ def clean_up(claim: Claim) -> Cleanup:
     elif state is State.UNWRITTEN:
         release(claim)
     reach("clean")
-    # What the earlier attempt noted for its undo: the next one may replace no supervoxels, and then notes nothing.
+    # Remove the earlier attempt's record for its undo: a replay that replaces no supervoxels would not overwrite it.
     claim.graph.table.mutate([without_plan(claim.operation_id)])
     claim.own.change([DeleteCells(WRITES)])
     claim.note(phase=Phase.CLEANED)
@@ -69,7 +69,7 @@ def clean_up(claim: Claim) -> Cleanup:
 
 
 def release(claim: Claim) -> None:
-    """Give back all locks of the scope: temporal ones first, without which nobody can put an indefinite one."""
+    """Release all locks of the scope, temporal ones first: without these, no indefinite lock can be added."""
     scope, table, mine = claim.found.scope, claim.graph.table, claim.operation_id
     if scope is None:
         return
@@ -90,7 +90,7 @@ def _voxels(claim: Claim) -> Cleanup:
     try:
         graph.fork.restore(claim.operation_id, owner=claim.own.token)
     except ConflictError:
-        claim.own.verify()  # says so if somebody else recovers it
+        claim.own.verify()  # raises OwnershipLostError if another process has taken the operation over
         raise
     reach("restored")
     boxes = record.boxes
@@ -141,7 +141,7 @@ def _remove(table: Table, cells: Iterable[tuple[ColumnKey, bytes]], timestamp: i
 
 
 def _fake_edges(claim: Claim, row_keys: list[bytes], timestamp: int) -> None:
-    """A user's edge stands in two rows of edits, each direction in one; or both in one."""
+    """Remove fake edges. A user's edge is in two rows, one direction in each, or in one row with both directions."""
     operation = claim.found.operation
     edge = None if operation is None else columns.ADDED_EDGES.newest(operation.row)
     if edge is None:

@@ -1,4 +1,4 @@
-"""What a recovery would do, without doing it. Reads only."""
+"""Tells what a recovery would do, without doing it. Reads only."""
 
 from __future__ import annotations
 
@@ -19,29 +19,31 @@ from sv_pipeline.segmentation.fork.records import OperationRecord
 __all__ = ["DryRun", "dry_run"]
 
 _WHAT = {
-    State.EMPTY: "say in the log that it failed: nothing was written",
-    State.FINISHED: "give its locks back: the edit is complete",
+    State.EMPTY: "record in the log that it failed: nothing was written",
+    State.FINISHED: "release its locks: the edit is complete",
     State.UNPROVEN: "prove its rows and voxels again: it has ended, but they were not as they should be",
-    State.OVER: "give its locks back: an earlier recovery has taken it back, and it cannot be made again",
+    State.OVER: "release its locks: an earlier recovery has taken it back, and it cannot be made again",
     State.HELD: "take back what it wrote, then make it again under its locks",
-    State.UNWRITTEN: "give back the locks that it has, then make it again: nothing was written",
+    State.UNWRITTEN: "release the locks that it has, then make it again: nothing was written",
 }
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What was found, and what would be done."""
+    """An unfinished operation, and what recovery would do with it."""
 
     found: Unfinished
     assessment: Assessment | None
+    """The assessment; None if recovery would stop."""
     stopped: str
-    """Why nothing would be done."""
+    """Why recovery would stop; empty if it would not."""
     differing: int | None
-    """Voxels of its boxes that are not as they were before it."""
+    """Number of voxels that the operation has changed; None if none are committed."""
     request: str
+    """The request of the operation, for people."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, and as lines."""
+        """Return the values for JSON and for lines in a terminal."""
         found, scope, judged = self.found, self.found.scope, self.assessment
         age = found.age()
         return {
@@ -67,7 +69,15 @@ class DryRun:
 
 
 def dry_run(graph: ChunkedGraph, operation_id: int) -> DryRun:
-    """What recovery of an operation would do now; NotStuckError if it is finished, NotFoundError if there is none."""
+    """Determine what the recovery of an operation would do now.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such operation.
+    NotStuckError
+        If the operation is finished.
+    """
     operation_id = parse_operation(operation_id)
     found = read_unfinished(graph, operation_id)
     if found is None:

@@ -1,14 +1,14 @@
-"""Finding unfinished operations of other software, which keeps no list of them: the log is read once, from the start.
+"""Finds unfinished operations of other software, which keeps no list of them: the log is read once, from the start.
 
-A cursor goes along the log, a bounded piece at a time. What is finished is passed for good; what is not goes on a list
-(*watched*), which is looked at each time until it is finished. Ids that have no row yet are remembered, too, since
-whoever took one may be about to write it. So nothing unfinished is passed, and what a tick costs depends on what is new
-and on what is stuck, not on the length of the log::
+A cursor moves along the log, a bounded piece at a time. Finished operations are passed for good. Unfinished ones are
+added to a list (*watched*), which is looked at on each tick until they are finished. Ids without a row are remembered
+as well, since the process that reserved one may still write it. So no unfinished operation is missed, and the cost of a
+tick depends on new and stuck operations, not on the length of the log::
 
-    sv_pipeline:scan             1:cursor     {"next": id, "gaps": {id: seconds when it was missed first}}
+    sv_pipeline:scan             1:cursor     {"next": id, "gaps": {id: time when it was first missing, in seconds}}
 
-The list is in `operations.watch_list`. An operation that its worker ended with an error is on it as well, since its
-rows may be half written; and one that has succeeded a short time ago, if it has left locks.
+The list is in `operations.watch_list`. It also holds operations that their worker ended with an error, since their rows
+may be half written, and operations that succeeded recently and have left locks.
 """
 
 from __future__ import annotations
@@ -45,32 +45,36 @@ __all__ = ["Advance", "advance", "forget", "look", "watched"]
 SCAN_ROW = b"sv_pipeline:scan"
 CURSOR: Column[Any] = Column(ColumnKey("1", b"cursor"), codecs.JsonCodec())
 RECENT_SECONDS = 86_400.0
-"""Of operations that have succeeded, those that ended within so many seconds are looked at for locks."""
+"""Successful operations that ended within this time, in seconds, are checked for remaining locks."""
 
 ROWS_PER_STEP = 1_000
+"""Number of log rows that are read at once."""
 GAP_SECONDS = 86_400.0
-"""An id that has no row for so long was given to nobody."""
+"""Time after which an id without a row counts as never used, in seconds."""
 UNLOCKED_SECONDS = 86_400.0
-"""Other software leaves refused requests at CREATED for ever; what holds nothing for so long is one of them."""
+"""Time after which an operation without locks counts as refused, in seconds: other software leaves the status of
+refused requests at CREATED for ever."""
 MAX_GAPS = 1_000
+"""Number of last ids in the log among which ids without a row are remembered."""
 SECONDS_TO_NOTE = 1.0
+"""Time that a write of notes may take, in seconds, before it is given up."""
 
 log = logging.getLogger(__name__)
 
 
 class Advance(NamedTuple):
-    """How far the log has been looked through."""
+    """The progress of the cursor along the log."""
 
     ahead: int
-    """Rows that are still ahead."""
+    """Number of ids that the cursor has not reached."""
     found: dict[int, float]
-    """Operations that were found now, and when."""
+    """Ids of the operations that were found in this call, with the time, in seconds since the epoch."""
 
 
 def advance(table: Table, *, seconds: float = 0.3) -> Advance:
-    """Go on along the log for so long, one step at least.
+    """Move the cursor along the log for a time in seconds, and at least one step.
 
-    A table that cannot be written to just now is looked through all the same; next time again.
+    If the table cannot be written to, the operations are returned all the same, and found again by the next call.
     """
     began, now = time.monotonic(), time.time()
     cursor = CURSOR.newest(table.read_rows([SCAN_ROW], [CURSOR.key], newest_only=True).get(SCAN_ROW)) or {}
@@ -96,28 +100,29 @@ def advance(table: Table, *, seconds: float = 0.3) -> Advance:
 
 
 def watched(table: Table) -> dict[int, float]:
-    """Operations on the list, and since when."""
+    """Return the ids of the operations on the list, each with the time when it was added, in seconds."""
     return {i: since for i, (since, _) in watch_list(table).items()}
 
 
 def forget(table: Table, operation_ids: Iterable[int]) -> None:
-    """Take operations off the list."""
+    """Remove operations from the list."""
     _note(table, [removed(i) for i in operation_ids])
 
 
 class Looked(NamedTuple):
-    """What is known of the operations on the list."""
+    """What is known about the operations on the list."""
 
     known: set[int]
-    """Those of which it is known which objects they edit."""
+    """Ids of the operations whose edited objects are known."""
     undecided: set[int]
-    """Those that may still write, or may have left cells that nobody has looked for."""
+    """Ids of the operations that may still write, or may have left cells that were not searched for yet."""
 
 
 def look(graph: ChunkedGraph, operation_ids: Iterable[int], *, seconds: float) -> Looked:
-    """Find out, for so many seconds at most, what operations on the list edit, and what they have left.
+    """Determine which objects the operations on the list edit, and which cells they have left.
 
-    Each is found out once, so that a later look costs a few reads, however many there are.
+    This takes about ``seconds`` at most. The result for each operation is noted, so later calls take only a few reads,
+    however many operations there are.
     """
     began, known = time.monotonic(), watch_list(graph.table)
     notes = {i: known[i][1] if i in known else None for i in sorted(operation_ids)}
@@ -141,7 +146,7 @@ def look(graph: ChunkedGraph, operation_ids: Iterable[int], *, seconds: float) -
 
 
 def _quiet(graph: ChunkedGraph, log: Mapping[int, Operation]) -> list[int]:
-    """Operations that hold nothing and can write no more: no lock that their worker could have is valid."""
+    """Return the operations that hold no lock and can write no more, because any lock of their worker has expired."""
     standings = read_standings(graph, [*log.values()]) if log else {}
     old = (time.time() - quiet_seconds(graph)) * 1000
     return [
@@ -156,12 +161,12 @@ def _is_over(operation: Operation | None) -> bool:
 
 
 def _note(table: Table, mutations: list[RowMutation]) -> bool:
-    """Remember for the next time, if the table can be written to soon; whether it is remembered."""
+    """Write notes to the table; return False if that is not possible within a short time."""
     try:
         with at_most(SECONDS_TO_NOTE):
             table.mutate(mutations)
     except UnavailableError as error:
-        log.warning("what was found is not noted, and will be looked for again: %s", error)
+        log.warning("the operations that were found could not be noted and will be searched for again: %s", error)
         return False
     return True
 
@@ -178,13 +183,13 @@ def _read(table: Table, row_keys: list[bytes]) -> dict[int, RowView]:
 
 
 def _unfinished(table: Table, log: Mapping[int, RowView], now: float) -> list[int]:
-    """Operations of a part of the log that have not ended, or have ended and hold roots."""
+    """Return the operations of a part of the log that have not ended, or have ended but still hold roots."""
     found, recent = [], []
     for i, row in log.items():
         try:
             status, scope = columns.OPERATION_STATUS.newest(row), columns.CHUNK_LOCK_SCOPE.key in row
             ours = (columns.OPERATION_EXCEPTION.newest(row) or "").startswith(OUR_ENDS)
-        except CorruptionError:  # it must not hide those behind it in the log; one of ours has an open row, too
+        except CorruptionError:  # skip it, so that it does not hide later operations; our own have an open row as well
             continue
         if scope or (status != OperationStatus.SUCCESS and not (status == OperationStatus.EXCEPTION and ours)):
             found.append(i)
@@ -195,7 +200,7 @@ def _unfinished(table: Table, log: Mapping[int, RowView], now: float) -> list[in
 
 
 def _holders(table: Table, operation_ids: list[int]) -> list[int]:
-    """Operations that have succeeded, and hold the roots that they replaced; in three requests."""
+    """Return those successful operations that still hold the roots that they replaced; takes three requests."""
     if not operation_ids:
         return []
     made = {int(key): columns.ROOTS.newest(row) for key, row in _read_roots(table, operation_ids)}

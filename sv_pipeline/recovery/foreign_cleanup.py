@@ -1,16 +1,16 @@
-"""What an operation of other software left half done, and taking it back.
+"""Rolls back an operation that other software left half done.
 
-Its rows are found by `operations.footprint`, and those of supervoxels that it replaced by `foreign_supervoxels`, in the
-chunks that its log names as locked. Voxels come from a read pinned to the moment before it.
+Its rows are found by `operations.footprint`. Rows of supervoxels that it replaced are found by `foreign_supervoxels` in
+the chunks that its log row names as locked. Voxels are restored from the state just before the operation.
 
-| # | step | a crash right after it leaves |
+| # | step | state after a crash |
 | --- | --- | --- |
-| 1 | new roots are locked, and it is looked whether anybody has edited them | locks more |
-| 2 | cells in rows that were there before | new rows that nothing points to |
-| 3 | rows of new nodes | new supervoxels |
-| 4 | rows of new supervoxels, and what names them | nothing |
+| 1 | lock the new roots, and check that nobody has edited them | as before, with more locks |
+| 2 | restore cells in rows that existed before the operation | new rows that nothing points to |
+| 3 | remove the rows of new nodes | new supervoxels |
+| 4 | remove the rows of new supervoxels, and the cells that name them | nothing |
 
-After each of them, the next recovery finds what is left in the same way.
+After a crash at any step, the next recovery finds the rest in the same way.
 """
 
 from __future__ import annotations
@@ -41,22 +41,23 @@ __all__ = ["Remains", "changed_boxes", "pin_of", "read_remains", "restore_rows",
 
 @dataclass(frozen=True)
 class Remains:
-    """What an operation has left."""
+    """Everything that an operation has left in table and fork."""
 
     boxes: list[Box] = field(default_factory=list)
-    """Storage chunks whose voxels are not those of the moment before it."""
+    """Boxes of the storage chunks whose voxels differ from those just before the operation."""
     supervoxels: list[RowMutation] = field(default_factory=list)
-    """What takes new supervoxels out."""
+    """Mutations that remove its new supervoxels."""
     footprint: Footprint = field(default_factory=Footprint)
+    """Its cells in the rows of nodes."""
 
     @property
     def cells(self) -> int:
-        """Number of cells that are to be changed or removed, a row that goes counted as one."""
+        """Number of cells that have to be changed or removed; a row that is removed counts as one."""
         return self.footprint.cells + sum(len(mutation.changes) for mutation in self.supervoxels)
 
 
 def read_remains(graph: ChunkedGraph, found: Unfinished) -> Remains:
-    """Look for all that an operation has left."""
+    """Search for everything that an operation has left."""
     assert found.scope is not None
     assert found.operation is not None
     boxes, supervoxels = [], []
@@ -71,13 +72,13 @@ def read_remains(graph: ChunkedGraph, found: Unfinished) -> Remains:
 
 
 def pin_of(scope: Scope) -> str:
-    """The time before the operation, for a pinned read."""
+    """Return the moment just before the operation, as a version for reading the fork."""
     at = datetime.fromtimestamp((scope.timestamp - 1) / 1000, UTC)
     return at.strftime("%Y-%m-%dT%H:%M:%S.%f") + "Z"
 
 
 def changed_boxes(graph: ChunkedGraph, scope: Scope) -> list[Box]:
-    """Storage chunks inside the scope whose voxels are not those of the pin."""
+    """Return the boxes of the storage chunks in the scope whose voxels differ from those just before the operation."""
     now = graph.fork.open()
     then = graph.fork.open(version=pin_of(scope))
     volume = graph.fork.base.info().volume
@@ -94,7 +95,7 @@ def changed_boxes(graph: ChunkedGraph, scope: Scope) -> list[Box]:
 
 
 def _supervoxels_before(graph: ChunkedGraph, scope: Scope, supervoxels: UInt64Array) -> UInt64Array:
-    """Supervoxels that had voxels before the operation, in the chunks of some supervoxels."""
+    """Return the supervoxels that had voxels before the operation, in the chunks of the given supervoxels."""
     then, bounds = graph.fork.open(version=pin_of(scope)), graph.fork.base.info().volume.bounds
     found = [np.zeros(0, np.uint64)]
     for coordinate in np.unique(graph.layout.coordinates(supervoxels), axis=0):
@@ -104,7 +105,7 @@ def _supervoxels_before(graph: ChunkedGraph, scope: Scope, supervoxels: UInt64Ar
 
 
 def restore_voxels(graph: ChunkedGraph, operation_id: int, scope: Scope, owner: str) -> list[Box]:
-    """Put the voxels of the scope back as they were before the operation; the boxes that differed."""
+    """Restore the voxels of the scope as they were before the operation; return the boxes that differed."""
     boxes = changed_boxes(graph, scope)
     if boxes:
         graph.fork.restore(operation_id, owner=owner, boxes=boxes, generation=pin_of(scope))
@@ -115,14 +116,14 @@ def restore_voxels(graph: ChunkedGraph, operation_id: int, scope: Scope, owner: 
 
 
 def restore_rows(graph: ChunkedGraph, found: Unfinished) -> int:
-    """Take the operation's cells out; how many.
+    """Remove the operation's cells; return how many there were.
 
     Raises
     ------
     ConflictError
-        If somebody is editing a root that it has made; nothing was changed.
+        If another operation is editing a root that this one has made; nothing was changed.
     RecoveryStoppedError
-        If somebody has edited one; nothing was changed.
+        If another operation has edited such a root; nothing was changed.
     """
     assert found.scope is not None
     assert found.operation is not None
@@ -144,7 +145,7 @@ def restore_rows(graph: ChunkedGraph, found: Unfinished) -> int:
 
 
 def edited_since(found: Unfinished, footprint: Footprint) -> RecoveryStoppedError:
-    """The error about an operation on whose half-written nodes somebody has built."""
+    """Return the error for an operation whose half-written nodes a later edit uses."""
     return RecoveryStoppedError(
         f"operation {found.operation_id} cannot be rolled back: {footprint.edited_since}. Nothing was changed.",
         remedy="Undo the later edit first. If it cannot be undone, restore table and fork from backups of one day.",
@@ -152,7 +153,7 @@ def edited_since(found: Unfinished, footprint: Footprint) -> RecoveryStoppedErro
 
 
 def _lock_new_roots(graph: ChunkedGraph, found: Unfinished, row_keys: list[bytes]) -> None:
-    """Other software does not lock the roots that it makes: anybody may be about to edit one."""
+    """Lock the roots that the operation has made: other software leaves them unlocked, so anyone could edit them."""
     rows = graph.table.read_rows(row_keys, [columns.INDEFINITE_LOCK.key], newest_only=True)
     free = [key for key in row_keys if columns.INDEFINITE_LOCK.newest(rows.get(key)) != found.operation_id]
     got = lock_free_rows(graph, found.operation_id, free)

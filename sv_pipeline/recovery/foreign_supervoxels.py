@@ -1,16 +1,17 @@
-"""Supervoxels that other software has half replaced: which rows are of the operation, and how they were before. Reads.
+"""Finds supervoxels that other software has half replaced, and the mutations that restore their rows. Reads only.
 
-Its rows come in no order, and not all of them name the operation or carry its time::
+That software writes its rows in no fixed order, and not all of them name the operation or have its timestamp::
 
-    new supervoxel    parents                  copies of all cells of the old one, with their times
-                      former_ids, operation_id the operation
-    old supervoxel    new_ids                  the new ones
-    layer 2 nodes     children                 every list that had the old one, overwritten in place, with its time
-    edges of edits    split_edges, ...         of the new ones
+    new supervoxel    parents                  copies of all cells of the old one, with their timestamps
+                      former_ids, operation_id name the old supervoxel and the operation
+    old supervoxel    new_ids                  names the new supervoxels
+    layer 2 nodes     children                 every list with the old one, overwritten in place, with its timestamp
+    edges of edits    split_edges, ...         edges of the new supervoxels
 
-So any of these alone says what is new; of a new one that has copies of parents and nothing else, only the voxels from
-before do. The old ones are those that a node's list lacks although they name the node as a parent. The chunks of the
-operation are locked, so nobody else has replaced a supervoxel there since.
+So each of these cells alone identifies a new supervoxel. A new one that has nothing but copied parents can only be told
+from an old one by the voxels from before the operation. The old supervoxels are those that a node's list lacks although
+they name the node as a parent. The chunks of the operation are locked, so no other operation has replaced a supervoxel
+there since.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ _EDGES_OF_EDITS: tuple[tuple[columns.ArrayColumn[Any], ...], ...] = (
 def supervoxel_changes(
     graph: ChunkedGraph, operation_id: int, scope: Scope, before: Callable[[UInt64Array], UInt64Array]
 ) -> list[RowMutation]:
-    """What takes the supervoxels out again that an operation has made in the chunks of its scope.
+    """Return the mutations that remove the supervoxels which an operation has made in the chunks of its scope.
 
     Parameters
     ----------
     before
-        Supervoxels that had voxels before the operation, in the chunks of some supervoxels.
+        Given supervoxels, returns those that had voxels in their chunks before the operation.
     """
     if not scope.chunks:
         return []
@@ -75,7 +76,7 @@ def supervoxel_changes(
 
 @dataclass(eq=False)
 class _Chunks:
-    """All rows of the chunks of one operation."""
+    """All rows of the chunks of one operation; ``timestamp`` is that of the operation, in milliseconds."""
 
     operation_id: int
     timestamp: int
@@ -85,7 +86,7 @@ class _Chunks:
 
     @cached_property
     def made(self) -> set[int]:
-        """New supervoxels, those without a row of their own included."""
+        """New supervoxels, including those without a row of their own."""
         made = {i for i, row in self.supervoxels.items() if self._names_it(row)}
         for row in self.supervoxels.values():
             for at, successors in columns.NEW_IDS.history(row):
@@ -97,7 +98,7 @@ class _Chunks:
 
     @cached_property
     def _lists(self) -> dict[int, set[int]]:
-        """Children of all nodes that were there before the operation, whenever they had them."""
+        """All children, past or present, of each node that existed before the operation."""
         return {
             node: {i for at, ids in columns.CHILDREN.history(row) if at < self.timestamp for i in ids.tolist()}
             for node, row in self.nodes.items()
@@ -105,7 +106,7 @@ class _Chunks:
 
     @cached_property
     def _missing(self) -> set[int]:
-        """Supervoxels that a node's list lacks, although they name the node as a parent and nobody has split them."""
+        """Supervoxels that a node's list lacks although they name the node as a parent and were not split before."""
         missing = set()
         for i, row in self.supervoxels.items():
             retired = any(at < self.timestamp for at, _ in columns.NEW_IDS.history(row))
@@ -115,7 +116,7 @@ class _Chunks:
         return missing
 
     def _without_voxels(self, made: set[int]) -> set[int]:
-        """New supervoxels that only voxels tell from old ones: of those that a list lacks, or has in their place."""
+        """Return new supervoxels that only voxels tell from old ones, among missing supervoxels and their siblings."""
         unlisted = self._missing - made
         doubtful = set(unlisted)
         for node in {parent for i in unlisted for parent in self._parents(i)}:
@@ -138,7 +139,7 @@ class _Chunks:
 
     @cached_property
     def _members(self) -> dict[int, set[int]]:
-        """Supervoxels from before the operation, by all nodes that they name as parents."""
+        """Supervoxels that existed before the operation, by each node that they name as a parent."""
         members: dict[int, set[int]] = {}
         for i, row in self.supervoxels.items():
             if i not in self.made and not any(at < self.timestamp for at, _ in columns.NEW_IDS.history(row)):
@@ -147,13 +148,13 @@ class _Chunks:
         return members
 
     def of_old(self, row: RowView) -> Iterator[Change]:
-        """An old supervoxel: what names its pieces goes."""
+        """Yield the changes of an old supervoxel's row: the cells that name its pieces are removed."""
         for cell in columns.NEW_IDS.cells(row):
             if cell.timestamp >= self.timestamp:
                 yield DeleteCells(columns.NEW_IDS.key, cell.timestamp)
 
     def of_node(self, node: int, row: RowView) -> Iterator[Change]:
-        """A node of layer 2 that was there before: its list has the old supervoxels again, with the same time."""
+        """Yield the changes of a layer 2 node's row: its lists get the old supervoxels, with the same timestamps."""
         for cell in columns.CHILDREN.cells(row):
             children = columns.CHILDREN.decode(cell.value)
             its = find(self._made_array, children) >= 0
@@ -162,10 +163,10 @@ class _Chunks:
                 yield columns.CHILDREN.set(np.array(sorted(before), np.uint64), cell.timestamp)
 
     def of_edges(self, row: RowView) -> Iterator[Change]:
-        """Edges that edits made in a chunk: those of its time, and those of its supervoxels, go."""
+        """Yield the changes of a row of edges: cells with the operation's timestamp or its supervoxels are removed."""
         for pairs, affinities, areas in _EDGES_OF_EDITS:
             cells = [column.cells(row) for column in (pairs, affinities, areas)]
-            # Three cells of one write need not be of one millisecond: they belong together by their order.
+            # The three cells of one write may differ by milliseconds, so they are matched by their order.
             together = len({len(some) for some in cells}) == 1
             for at, cell in enumerate(cells[0]):
                 its_own = (find(self._made_array, pairs.decode(cell.value)) >= 0).any()

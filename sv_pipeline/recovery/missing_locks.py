@@ -1,8 +1,7 @@
-"""Locks of an unfinished operation that somebody has removed: put back where nobody has edited since.
+"""Puts back the locks of an unfinished operation that a person or tool has removed, where nobody has edited since.
 
-An operation that has begun to write is rolled back only while it holds every root and chunk of its scope, for only then
-is it known that nobody has built on what it wrote. Where a lock is missing, the rows and the fork say whether somebody
-has.
+An operation that has begun to write is rolled back only while it holds every root and chunk of its scope: only then is
+it certain that no other edit uses what it wrote. If a lock is missing, the rows and the fork tell whether one does.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def put_locks_back(graph: ChunkedGraph, found: Unfinished) -> list[str]:
-    """Lock again what an operation should hold and nobody holds.
+    """Lock the roots and chunks that an operation should hold and that no operation holds.
 
     Returns
     -------
@@ -36,7 +35,7 @@ def put_locks_back(graph: ChunkedGraph, found: Unfinished) -> list[str]:
     Raises
     ------
     RecoveryStoppedError
-        If another operation holds one of them, or somebody has edited there since; no lock was put back.
+        If another operation holds one of them, or has edited there since; no lock was put back.
     """
     scope = found.scope
     if scope is None or found.succeeded:
@@ -59,7 +58,7 @@ def put_locks_back(graph: ChunkedGraph, found: Unfinished) -> list[str]:
         if not all(got):
             name = next(names[key] for key, ok in zip(missing, got, strict=True) if not ok)
             raise _stopped(found, f"{name} has been locked by somebody just now", None, "Try again in a minute.")
-        _refuse_if_edited(graph, found, missing, names)  # nobody can any more
+        _refuse_if_edited(graph, found, missing, names)  # checked again, now that nobody can edit there any more
     except RecoveryStoppedError:
         ours = [key for key, ok in zip(missing, got, strict=True) if ok]
         locks.unlock_all(graph.table, [], found.operation_id, indefinite=ours)
@@ -70,12 +69,12 @@ def put_locks_back(graph: ChunkedGraph, found: Unfinished) -> list[str]:
 
 
 def lock_free_rows(graph: ChunkedGraph, mine: int, row_keys: list[bytes]) -> list[bool]:
-    """Lock rows indefinitely that nobody else has locked: on top of one's own temporal lock, or where there is none.
+    """Lock rows indefinitely for operation ``mine``, except for rows that another operation has locked.
 
     Returns
     -------
     list[bool]
-        Which of the rows the operation has locked now.
+        Whether the operation has now locked each of the rows.
     """
     got = locks.lock_all_indefinitely(graph.table, row_keys, mine, guard=())
     expiry = int(graph.meta.graph_config.ROOT_LOCK_EXPIRY.total_seconds() * 1000)
@@ -95,11 +94,11 @@ def _names(graph: ChunkedGraph, found: Unfinished) -> list[str]:
 
 
 def _refuse_if_edited(graph: ChunkedGraph, found: Unfinished, missing: list[bytes], names: dict[bytes, str]) -> None:
-    """Refuse if a root was replaced, or voxels of a chunk were changed, by another operation than this one."""
+    """Raise RecoveryStoppedError if another operation has replaced a root, or changed voxels of an unlocked chunk."""
     scope = found.scope
     assert scope is not None
     if found.foreign and found.operation is not None and found.objects:
-        # A repair by that software writes at a later time than the operation: the footprint knows both.
+        # A repair by that software has a later timestamp than the operation; the footprint recognises both.
         since = footprint_of(graph, found.operation, found.objects).edited_since
         if since:
             raise _stopped(found, since, _BUILT_ON)
@@ -125,8 +124,8 @@ def _refuse_if_edited(graph: ChunkedGraph, found: Unfinished, missing: list[byte
 
 
 _BUILT_ON = (
-    "Undo that edit first (sv-pipeline ops names it). Where it cannot be undone, restore table and fork from a backup "
-    "of one day."
+    "Undo that edit first (sv-pipeline ops names it). If it cannot be undone, restore table and fork from backups of "
+    "one day."
 )
 
 

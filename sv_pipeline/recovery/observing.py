@@ -1,6 +1,6 @@
-"""Which unfinished operations are dead, as seen by one observer over several looks. Pure; the observer keeps the notes.
+"""Tells for how long the owners of unfinished operations have not changed, from an observer's repeated looks. Pure.
 
-Only the observer's own clock counts: since when has the owner's cell been as it is now?
+Only the observer's own clock is used. The observer stores the notes between looks.
 """
 
 from __future__ import annotations
@@ -15,40 +15,43 @@ __all__ = ["Observation", "Observations"]
 
 
 LONGEST_GAP = 10.0
-"""Seconds between two looks that count as watched at most: the machine may have slept, or its clock been set."""
+"""Longest time between two looks that counts as watched, in seconds: the machine may have been suspended meanwhile, or
+its clock set."""
 
 
 class Observation(NamedTuple):
-    """One unfinished operation, as it was at all looks since it moved last."""
+    """One unfinished operation, as it was at each look since its owner's cell last changed."""
 
     signature: str
+    """The owner's cell."""
     since: float
-    """Time of the first of these looks, seconds."""
+    """Time of the first of these looks, in seconds since the epoch."""
     watched: float = 0.0
-    """Seconds between these looks, no gap counted as more than `LONGEST_GAP`."""
+    """Total time between these looks, in seconds; each gap counts at most `LONGEST_GAP`."""
 
 
 @dataclass(frozen=True)
 class Observations:
-    """What an observer has noted about each unfinished operation."""
+    """An observer's notes about all unfinished operations."""
 
     seen: Mapping[int, Observation]
+    """Observation of each operation, by its id."""
     at: float = 0.0
-    """Time of the last look, seconds."""
+    """Time of the last look, in seconds since the epoch."""
 
     @classmethod
     def of(cls, notes: Mapping[str, Any] | None) -> Observations:
-        """Out of JSON."""
+        """Make the notes from the value that :meth:`to_dict` returned."""
         notes = dict(notes or {})
         at = float(notes.pop("at", 0.0))
         return cls({int(i): Observation(str(one[0]), *map(float, one[1:3])) for i, one in notes.items()}, at)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON; nothing if nothing is unfinished."""
+        """Return the notes as a value for JSON; empty if no operation is unfinished."""
         return {**{str(i): list(one) for i, one in self.seen.items()}, "at": self.at} if self.seen else {}
 
     def look(self, found: Iterable[Unfinished], now: float) -> Observations:
-        """With what is seen now; what is not unfinished any more is forgotten."""
+        """Return the notes after a look at the operations that are unfinished now; others are dropped."""
         fresh = {}
         gap = min(max(now - self.at, 0.0), LONGEST_GAP)
         for one in found:
@@ -60,5 +63,5 @@ class Observations:
         return Observations(fresh, now)
 
     def unmoved(self, operation_id: int, now: float) -> float:
-        """Seconds for which an operation has not moved."""
+        """Return for how long the owner's cell of an operation has not changed, in seconds."""
         return now - self.seen[operation_id].since

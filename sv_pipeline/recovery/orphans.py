@@ -1,4 +1,4 @@
-"""Indefinite locks of operations that are finished: nothing points to them, so all rows are looked through for them."""
+"""Finds and releases indefinite locks of finished operations. No row lists them, so the whole table is scanned."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ EVERYTHING = RowKeyRange(b"\x00", b"\xff" * 32)
 
 
 def orphaned_locks(graph: ChunkedGraph) -> list[Unfinished]:
-    """Finished operations that still hold rows."""
+    """Return the finished operations that still hold rows."""
     orphans = [i for i in _holders(graph) if read_unfinished(graph, i) is None]
     log = {one.operation_id: one for one in read_operations(graph, np.array(orphans, np.uint64))} if orphans else {}
     return [Unfinished(log.get(i), i, None, None, RecoveryProgress(), "orphan") for i in orphans]
 
 
 def release_orphans(graph: ChunkedGraph, operation_id: int) -> int:
-    """Give back the locks of an operation that is finished; how many."""
+    """Release the locks of a finished operation; return how many there were. An unfinished one is left alone."""
     operation_id = parse_operation(operation_id)
     if read_unfinished(graph, operation_id) is not None:
         return 0

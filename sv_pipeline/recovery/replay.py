@@ -1,4 +1,4 @@
-"""Making an operation again: the same request out of its rows, the same id, under the locks that it holds."""
+"""Replays an operation: makes the request in its rows again, with the same id, under the locks that it holds."""
 
 from __future__ import annotations
 
@@ -31,22 +31,23 @@ from sv_pipeline.table import columns
 __all__ = ["Replay", "give_up", "let_go", "make_again", "options_of", "request_of"]
 
 PATIENCE = LockPatience(10.0)
-"""Whoever holds an object may be stuck as well, and be recovered next."""
+"""The wait for locks is short, since the operation that holds an object may be stuck as well and be recovered next."""
 
 
 @dataclass(frozen=True)
 class Replay:
-    """How it ended."""
+    """The outcome of an operation's recovery."""
 
     outcome: str
-    """replayed, refused, abandoned, released, swept, or proven."""
+    """``replayed``, ``refused``, ``rolled back``, ``abandoned``, ``released``, ``swept`` or ``proven``."""
     text: str = ""
-    """Why it was refused."""
+    """Why it was not replayed."""
     edit: CommittedEdit | None = None
+    """The edit, if it was replayed."""
 
     @property
     def summary(self) -> dict[str, str]:
-        """How it ended, for people."""
+        """A summary of the outcome, for people."""
         roots = [] if self.edit is None else self.edit.roots.tolist()
         return {
             "outcome": self.outcome,
@@ -56,15 +57,15 @@ class Replay:
 
 
 def make_again(claim: Claim) -> Replay:
-    """Make the edit that was asked for, once nothing of the earlier attempt is left.
+    """Make the requested edit again, after the earlier attempt was rolled back.
 
     Raises
     ------
     ConflictError
-        If the open row does not say that all was taken back, and nothing written since.
+        If the open row does not say that the roll-back is complete.
     EditRefused
-        With Reason.LOCKED, if somebody else holds an object, or Reason.RESTORED_APART, if table and fork do not belong
-        together: to be tried again later. Other refusals end the operation.
+        With Reason.LOCKED if another operation holds an object, or Reason.RESTORED_APART if table and fork do not
+        belong together; the replay can be tried again later. Other refusals end the operation and are not raised.
     """
     found, scope = claim.found, claim.found.scope
     assert scope is not None
@@ -82,7 +83,7 @@ def make_again(claim: Claim) -> Replay:
 
 
 def give_up(claim: Claim, text: str, outcome: str = "refused") -> Replay:
-    """The operation is not made again: the log says why, and its locks are given back."""
+    """End an operation without a replay: the log gets the reason, and its locks are released."""
     claim.note(phase=Phase.OVER, outcome=text)
     reach("give up")
     row = claim.row
@@ -94,12 +95,12 @@ def give_up(claim: Claim, text: str, outcome: str = "refused") -> Replay:
 
 
 def let_go(claim: Claim) -> Replay:
-    """Bring an operation to its end that has nothing to be made again."""
+    """End an operation that needs no replay."""
     found, row = claim.found, claim.row
     if claim.assessment.state is State.OVER:
         return give_up(claim, found.progress.outcome)
     if claim.assessment.state is State.UNPROVEN:
-        return Replay("proven")  # it stays in the list until that holds
+        return Replay("proven")  # it stays in the list until the proof succeeds
     if claim.assessment.state is State.FINISHED:
         release(claim)
         row.clear_scope(chunks=True)
@@ -119,8 +120,8 @@ def _run(graph: ChunkedGraph, found: Unfinished, resumption: Resumption) -> Comm
     operation = found.operation
     if operation is None:
         raise RecoveryStoppedError(
-            f"operation {found.operation_id} has no row in the log, so nobody knows what was asked for.",
-            remedy="Its locks stay; see docs/sv_splitting_recovery.md.",
+            f"operation {found.operation_id} has no row in the log, so its request is unknown.",
+            remedy="Its locks are kept; see docs/sv_splitting_recovery.md.",
         )
     options = options_of(found)
     if operation.kind in ("undo", "redo"):
@@ -137,7 +138,7 @@ def _run(graph: ChunkedGraph, found: Unfinished, resumption: Resumption) -> Comm
 
 
 def options_of(found: Unfinished) -> dict[str, Any]:
-    """What the log has no room for of a request; CorruptionError if that cannot be read."""
+    """Return the options of a request that the log has no columns for; raise CorruptionError if they are unreadable."""
     try:
         return dict(REQUEST.newest(found.row) or {})
     except (CorruptionError, TypeError, ValueError) as error:
@@ -145,12 +146,12 @@ def options_of(found: Unfinished) -> dict[str, Any]:
 
 
 def request_of(operation: Operation, options: dict[str, Any]) -> MergeRequest | SplitRequest:
-    """The request of a merge or split, out of the log's cells and what they have no room for.
+    """Restore the request of a merge or split from its cells in the log and its options.
 
     Raises
     ------
     CorruptionError
-        If these are not what a request leaves there.
+        If these do not form a request.
     """
     try:
         return _read_request(operation, options)
@@ -174,17 +175,17 @@ def _read_request(operation: Operation, options: dict[str, Any]) -> MergeRequest
         use_ids = found is not None and (by_id[i] or coordinates is None)
         points = Points.of(found if use_ids and found is not None else (), coordinates)
         if use_ids and coordinates is not None and "by_id" not in options:
-            points = replace(points, asked=points.coordinates)  # other software's, which has moved them itself
+            points = replace(points, asked=points.coordinates)  # other software has moved these points itself
         sides.append(points)
     offset = options.get("offset", False)
-    if offset is False:  # other software's
+    if offset is False:  # the request was made by other software
         stored = columns.BOUNDING_BOX_OFFSET.newest(row)
         offset = None if stored is None or not len(stored) else np.asarray(stored).ravel().tolist()
     user, margin = operation.user or "", None if offset is None else (offset[0], offset[1], offset[2])
     if operation.kind == "merge":
         return MergeRequest(user, sides[0], sides[1], margin)
     names = ("path_augmentation", "disallow_isolating_cut", "memory", "region_memory", "allow_partial")
-    # Without the option, the software took the cut of the first region, whatever it parted.
+    # Software without this option took the cut of the first region, whatever it separated.
     chosen = {"allow_partial": True, **{n: options[n] for n in names if n in options}}
     return SplitRequest(user, sides[0], sides[1], margin, **chosen)
 

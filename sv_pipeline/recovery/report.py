@@ -1,4 +1,4 @@
-"""What a recovery found and did, for a terminal, a run's page, and scripts. Does nothing itself."""
+"""The report of a recovery, for a terminal, the page of a run, and scripts."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ __all__ = ["RecoveryReport"]
 
 @dataclass(frozen=True)
 class RecoveryReport:
-    """One recovery."""
+    """What one recovery found and did."""
 
     graph_id: str
     operation_id: int
     kind: str
     user: str
     state: str
-    """What was found, see `assessment`."""
+    """State of the operation when it was claimed; see `assessment`."""
     attempt: int
+    """Number of recoveries of this operation so far, including this one."""
     cleanup: Cleanup
     replay: Replay
     seconds: dict[str, float] = field(default_factory=dict)
-    """Seconds of each stage."""
+    """Duration of each stage, in seconds."""
     proof: dict[str, Any] = field(default_factory=dict)
-    """What was checked at its end."""
+    """Results of the checks at the end."""
 
     def __str__(self) -> str:
         back = self.cleanup
@@ -39,7 +40,7 @@ class RecoveryReport:
         return f"{text}{self.replay.outcome}{f' ({self.replay.text})' if self.replay.text else ''}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the report as a value for JSON."""
         edit = self.replay.edit
         return {
             "graph": self.graph_id,

@@ -1,7 +1,7 @@
-"""A recovery from beginning to end: claim, roll back, make again, prove. One process does all of it.
+"""Runs a recovery from beginning to end, in one process: claim, roll back, replay ("make again"), prove.
 
-A recovery that dies is begun again from its claim, never in the middle: so the edit is always planned on a state from
-which the cells of every earlier attempt are gone.
+A recovery that dies is started again from its claim, never from the middle. So the edit is always planned on a state
+from which the cells of every earlier attempt have been removed.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ log = logging.getLogger(__name__)
 
 STAGES = ("claim", "roll back", "make again", "prove")
 ABANDONED = "failed:abandoned: "
-"""What the log says of an operation that was given up begins with this."""
+"""Prefix of the log entry of an operation that was abandoned."""
 _NONCE = secrets.token_hex(4)
 
 
 def process_token(label: str) -> str:
-    """Token for a recovery by this process: a process that is started again for the same purpose gets another one."""
+    """Make a token for a recovery by this process; a process started again for the same purpose gets another one."""
     return f"{label}-{socket.gethostname()}-{os.getpid()}-{_NONCE}"
 
 
@@ -70,16 +70,17 @@ def recover(
     Parameters
     ----------
     token
-        Token of the new owner; default: a random one. No two processes may use the same one: see `process_token`.
+        Token of the new owner; random by default. No two processes may use the same token; see `process_token`.
     watch_seconds, watched, progress
         See :func:`~sv_pipeline.recovery.claiming.claim`.
     tell
-        Called at the end of each of `STAGES` with its name and what it found or did.
+        Called at the end of each of `STAGES` with its name and a summary of what it found or did.
     abandoned
-        Why the edit is not to be made again: it is taken back, and the log says so. This is noted before anything is
-        taken back, so a recovery that goes on after this one died abandons the operation, too.
+        Reason not to replay the edit. If it is given, the operation is only rolled back, and the log gets the reason.
+        It is noted before the roll-back, so a later recovery that continues after this one died abandons the operation
+        as well.
     take_locks
-        Whether locks of its scope that are missing are put back first, where nobody has edited since.
+        Whether to put back missing locks of the operation's scope first, where nobody has edited since.
 
     Raises
     ------
@@ -90,7 +91,7 @@ def recover(
     RecoveryStoppedError
         If its locks are not as they should be; nothing was changed.
     SvPipelineError
-        If it failed on the way; the operation stays listed, with the reason, and can be recovered again.
+        If the recovery failed. The operation stays in the list, with the reason, and can be recovered again.
     """
     operation_id = parse_operation(operation_id)
     token = process_token(f"recovery-{secrets.token_hex(6)}") if token is None else parse_line(token, "token")
@@ -158,25 +159,25 @@ def abandon(
     tell: Callable[[str, dict[str, Any]], None] | None = None,
     take_locks: bool = False,
 ) -> RecoveryReport:
-    """Take one operation back for good: nothing of it stays, its locks are freed, and the log says why.
+    """Roll one operation back for good, release its locks, and record the reason in the log.
 
-    For an operation whose recovery fails again and again, or whose edit is not wanted any more.
+    This is for an operation whose recovery fails repeatedly, or whose edit is no longer wanted.
 
     Parameters
     ----------
     user, reason
-        Who decided it, and why; the log says both.
+        The user who abandons it, and the reason; both are recorded in the log.
     token, progress, tell, take_locks
         As for :func:`recover`.
 
     Raises
     ------
     InputError
-        If there is no reason.
+        If the reason is empty.
     ConflictError
-        If all of it is written: then it is recovered and undone, not abandoned.
+        If the edit is complete; it can only be recovered and then undone.
     FinishedError
-        If it has ended without effect already, so that there is nothing left to abandon.
+        If the operation has already ended without effect.
     SvPipelineError
         As for :func:`recover`.
     """
@@ -201,24 +202,24 @@ def abandon(
 
 
 def _refuse_to_abandon_what_has_ended(claimed: Claim) -> None:
-    """Only what is not complete can be abandoned: a complete edit is undone, by an operation of its own."""
+    """Raise ConflictError if the edit is complete: such an edit is undone, by an operation of its own."""
     state, graph_id, operation_id = claimed.assessment.state, claimed.graph.graph_id, claimed.operation_id
     if state is State.FINISHED:
         raise ConflictError(
             f"operation {operation_id} is complete: only its locks are left, so there is nothing to abandon.",
-            remedy=f"Run 'sv-pipeline stuck recover {graph_id} {operation_id}', which gives them back; then "
+            remedy=f"Run 'sv-pipeline stuck recover {graph_id} {operation_id}', which releases them; then "
             f"'sv-pipeline undo {graph_id} {operation_id}' if the edit is not wanted.",
         )
     if state is State.UNPROVEN:
         raise ConflictError(
-            f"operation {operation_id} has ended and holds no lock; it is listed since something around it is not "
+            f"operation {operation_id} has ended and holds no lock; it is listed because something around it is not "
             f"sound: {claimed.found.progress.error}",
-            remedy=f"Run 'sv-pipeline verify {graph_id}' and repair what it names; then 'stuck recover' proves it.",
+            remedy=f"Run 'sv-pipeline verify {graph_id}' and repair what it names; then run 'stuck recover' again.",
         )
 
 
 def _prove(claimed: Claim) -> dict[str, Any]:
-    """What holds around the operation now that it has ended. Where something does not, it stays in the list."""
+    """Check the rows and voxels around the ended operation. If something is wrong, it stays in the list."""
     reach("prove")
     try:
         proof = prove_ended(claimed.graph, claimed.operation_id, claimed.found)
@@ -234,7 +235,7 @@ def _prove(claimed: Claim) -> dict[str, Any]:
 
 @contextmanager
 def _noted(claimed: Claim) -> Iterator[None]:
-    """Note an error in the open row, so that the list says why the operation is still there."""
+    """Note an error in the open row, so that the list of unfinished operations shows it."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What is unfinished in a graph, its own and other software's: the list that a tick and a person look at."""
+"""Lists the unfinished operations of a graph, ours and those of other software, for sensors and people."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["all_unfinished", "list_stuck"]
 
 
 def all_unfinished(graph: ChunkedGraph, *, seconds: float = 0.3) -> list[Unfinished]:
-    """All unfinished operations that are known by now, by id.
+    """Return all unfinished operations that are known by now, ordered by id.
 
     Parameters
     ----------
     seconds
-        How long to look through the part of the log that was not looked at before.
+        How long to search the part of the log that was not searched before, in seconds.
     """
     seconds = parse_seconds(seconds, "time to look through the log")
     found_now = {} if graph.table.read_only else advance(graph.table, seconds=seconds).found
@@ -37,17 +37,19 @@ def all_unfinished(graph: ChunkedGraph, *, seconds: float = 0.3) -> list[Unfinis
         }
         young = {i for i, since in others.items() if now - since < UNLOCKED_SECONDS}
         forget(graph.table, looked.known - (looked.undecided & young) - stay)
-    # Other software leaves refused requests at CREATED, just as those that are being planned: nothing tells them apart.
+    # Other software leaves refused requests at CREATED, so they cannot be told from requests that are being planned.
     return [one for one in found if not one.foreign or one.scope is not None]
 
 
 def list_stuck(graph: ChunkedGraph, *, min_age: float = 0.0, deep: bool = False) -> list[Unfinished]:
-    """Unfinished operations that are old enough, or whose age cannot be told.
+    """Return the unfinished operations that are old enough, or whose age is unknown.
 
     Parameters
     ----------
+    min_age
+        Minimum age, in seconds.
     deep
-        Also those that are finished, but have left locks: all rows of the table are looked through.
+        Also return finished operations that have left locks; this scans the whole table.
     """
     min_age, deep = parse_seconds(min_age, "age of an operation"), parse_flag(deep, "deep")
     found = all_unfinished(graph, seconds=60.0)

@@ -1,1 +1,1 @@
-"""What people look at: pictures of voxels and graphs, numbers, status. Never writes to a store."""
+"""Reports for people: pictures of voxels and graphs, numbers and status. Never writes to a store."""

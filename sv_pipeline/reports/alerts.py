@@ -1,4 +1,4 @@
-"""Telling people that something needs them: the log, and a webhook where one is set. Never raises: it comes last."""
+"""Alerts to people, by the log and by a webhook if one is set. Sending never raises, since it is the last resort."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Alerts:
-    """Where alerts go."""
+    """Destination of alerts."""
 
     webhook: str = ""
-    """URL that gets ``{"text": ..., ...}`` by POST, as Slack and most others take it; empty = the log only."""
+    """URL that receives ``{"text": ..., ...}`` by POST, as Slack and similar services expect; empty = only the log."""
     timeout: float = TIMEOUT_SECONDS
-    """Seconds for all of the request, however slowly the answer comes."""
+    """Maximum time of the whole request, in seconds."""
 
     def send(self, text: str, *, good: bool = False, **details: Any) -> bool:
-        """Send one alert, or good news; whether the webhook (if there is one) has taken it."""
+        """Send one alert, or good news, and return whether the webhook, if there is one, has accepted it."""
         text = redacted(text)
         log.log(logging.INFO if good else logging.ERROR, "%s: %s", "NEWS" if good else "ALERT", text)
         if not self.webhook:
@@ -41,14 +41,14 @@ class Alerts:
         try:
             post(self.webhook, body, {"Content-Type": "application/json"}, timeout=self.timeout)
         except PostError as error:
-            # The URL is a secret as a whole: whoever has it can send. So nothing of it is shown but its host.
+            # The whole URL is a secret, since it is all that is needed to send. Only its host is shown.
             log.error("the alert was not sent to the webhook at %s: %s", host_of(self.webhook), error)  # noqa: TRY400
             return False
         return True
 
 
 def alerts_from_environment() -> Alerts:
-    """What SV_PIPELINE_ALERT_WEBHOOK says."""
+    """Read the destination from the environment variable SV_PIPELINE_ALERT_WEBHOOK."""
     webhook = os.environ.get(WEBHOOK_VARIABLE, "")
     remember([webhook, {"webhook_secret": webhook}])
     return Alerts(webhook)

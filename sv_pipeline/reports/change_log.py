@@ -1,4 +1,4 @@
-"""The change log of roots and of users, and what a rollback does, as tables for people. Reads; writes nothing."""
+"""The change log of roots and users, and the steps of a rollback, as tables for people. Writes nothing."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ _COLUMNS = ["operation_id", "kind", "about", "time", "user", "source", "sink", "
 def change_log(
     graph: ChunkedGraph, *, roots: Any = None, user: str | None = None, since: Moment | None = None
 ) -> pd.DataFrame:
-    """The edits that were made, oldest first, one row each, indexed by ``operation_id``.
+    """Return the edits that were made, oldest first, one row each, indexed by ``operation_id``.
 
-    Columns: ``kind``; ``about``, the operation that an undo or redo is about, else 0; ``time``, UTC; ``user``;
-    ``source`` and ``sink``, the points of the request in voxels of mip 0; ``before`` and ``after``, root ids.
+    The columns are ``kind``; ``about``, the operation that an undo or redo refers to, otherwise 0; ``time``, UTC;
+    ``user``; ``source`` and ``sink``, the points of the request in voxels of mip 0; ``before`` and ``after``, root ids.
 
     Parameters
     ----------
     roots
-        Only the edits that these roots, of today or of the past, came from.
+        Current or former roots; only edits of which they are the result are listed.
     user
-        Only the edits of this user.
+        Only edits of this user are listed.
     since
-        Only edits of this time or later, or with this number or a higher one.
+        Only edits at or after this time, or with this operation number or a higher one, are listed.
 
     Raises
     ------
     NotFoundError
         If a root is not in the graph.
     InputError
-        If an id is no root.
+        If an id is not a root.
     """
     named = None if user is None else parse_user(user)
     moment = None if since is None else parse_moment(since)
@@ -62,18 +62,19 @@ def change_log(
 
 
 def _of_roots(graph: ChunkedGraph, roots: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, Any]:
-    """Numbers of the operations that some roots came from."""
+    """Numbers of the operations of which some roots are the result."""
     check_exist(graph, roots)
     if wrong := roots[graph.layout.layers(roots) != graph.n_layers].tolist():
         raise InputError(
-            f"{wrong[0]} is no root.", remedy="'sv-pipeline roots' and OpenGraph.roots give the root of a supervoxel."
+            f"{wrong[0]} is not a root.",
+            remedy="'sv-pipeline roots' and OpenGraph.roots give the root of a supervoxel.",
         )
     found = lineage(graph, roots, future=False).operations
     return np.unique(found[found > 0])
 
 
 def _of_user(graph: ChunkedGraph, user: str | None, moment: Any) -> np.ndarray[Any, Any]:
-    """Numbers of operations that succeeded: the log is looked through, a few columns of it only."""
+    """Numbers of the operations that succeeded; the whole log is scanned, but only a few of its columns."""
     first = moment if isinstance(moment, int) else 1
     wanted = [columns.USER.key, columns.OPERATION_STATUS.key]
     rows = graph.table.scan([keys.operation_range(first)], wanted, newest_only=True)
@@ -109,10 +110,10 @@ def _row(operation: Operation, before: dict[int, Any]) -> dict[str, Any]:
 
 
 def rollback_table(steps: Iterable[RollbackStep]) -> pd.DataFrame:
-    """The steps of a rollback, newest first, indexed by ``operation_id``.
+    """Return the steps of a rollback as a table, newest first, indexed by ``operation_id``.
 
-    Columns: ``kind``; ``time``, UTC; ``verdict``; ``why``; ``stands_on_it``, operations of others; ``undone_by``, an
-    operation or 0; ``source`` and ``sink``, voxels of mip 0.
+    The columns are ``kind``; ``time``, UTC; ``verdict``; ``why``; ``stands_on_it``, the operations that depend on it;
+    ``undone_by``, an operation or 0; ``source`` and ``sink``, voxels of mip 0.
     """
     rows = [
         {

@@ -3,7 +3,7 @@
 ::
 
                   x-y        x-z        y-z
-    before     [ object ] [ object ] [ object ]       all six through one voxel: a voxel of the cut
+    before     [ object ] [ object ] [ object ]       all six slices pass through one voxel of the cut
     after      [so | si ] [so | si ] [so | si ]
 """
 
@@ -35,24 +35,24 @@ Kinds = npt.NDArray[np.uint8]
 Triple = tuple[int, int, int]
 
 _PLANES = (("x-y", 0, 1, 2), ("x-z", 0, 2, 1), ("y-z", 1, 2, 0))
-"""Name, axis to the right, axis downwards, axis across."""
+"""Name, axis to the right, axis downwards, and axis perpendicular to the slice."""
 NEAR_VOXELS = 2
-"""A point so near to a slice is drawn filled; others, seen through the tissue, as outlines."""
+"""Points at most this many voxels away from a slice are drawn filled, others as outlines."""
 
 
 class Kind(IntEnum):
-    """What a voxel of a scene belongs to."""
+    """The kind of object to which a voxel of a scene belongs."""
 
     BACKGROUND = 0
     OTHER = 1
     """An object that the edit does not touch."""
     OBJECT = 2
-    """An edited object: both sides at once, or neither."""
+    """An edited object that is on both sides, or on neither."""
     SOURCE = 3
     SINK = 4
 
 
-# Blue and orange stay apart for every kind of colour blindness; the rest has no hue at all.
+# Blue and orange can be told apart with every kind of colour blindness; everything else is grey.
 _COLOURS = {Kind.OBJECT: "#ece6d6", Kind.SOURCE: "#3f97dd", Kind.SINK: "#f2a02c"}
 _GREYS = (0.17, 0.29)
 
@@ -63,25 +63,26 @@ class SceneState:
 
     name: str
     kinds: Kinds
-    """:class:`Kind` of each voxel, (x, y, z) of the box."""
+    """:class:`Kind` of each voxel of the box, axes (x, y, z)."""
     labels: UInt64Array
-    """Supervoxels: their borders are drawn."""
+    """Supervoxel of each voxel of the box, axes (x, y, z); their borders are drawn."""
 
 
 @dataclass(frozen=True, eq=False)
 class CutScene:
-    """All that a picture of an edit shows."""
+    """The content of a picture of an edit."""
 
     title: str
     subtitle: str
     box: Box
     resolution: tuple[float, float, float]
-    """Nanometres per voxel."""
+    """Nanometres per voxel along x, y, z."""
     before: SceneState
     after: SceneState
     sources: IntArray
-    """Voxels that the user pointed at, absolute, shape (n, 3)."""
+    """Source points of the user in absolute voxels, shape (n, 3)."""
     sinks: IntArray
+    """Sink points of the user in absolute voxels, shape (n, 3)."""
 
 
 def kinds_by_object(
@@ -91,18 +92,18 @@ def kinds_by_object(
     source: UInt64Array,
     sink: UInt64Array,
 ) -> Kinds:
-    """The kind of each voxel by the object that it belongs to.
+    """Return the kind of each voxel, which depends on the object that it belongs to.
 
     Parameters
     ----------
     labels
-        Supervoxels, 0 = background; any shape.
+        Supervoxels of any shape; 0 = background.
     objects_of
-        The object of each of some distinct supervoxels; asked once.
+        Returns the object of each of some distinct supervoxels; called once.
     touched
-        Objects that the edit is about.
+        Objects that the edit changes.
     source, sink
-        Objects with source points, with sink points; one that has both is just an object.
+        Objects with source points, and objects with sink points; an object that has both gets the kind `OBJECT`.
     """
     distinct, inverse = fastremap.unique(labels, return_inverse=True)
     there = distinct != 0
@@ -119,12 +120,12 @@ def kinds_by_object(
 
 
 def with_sides(kinds: Kinds, box: Box, cut: Box, sides: Kinds) -> Kinds:
-    """Kinds of a box where voxels that are cut have their side.
+    """Return the kinds of a box in which the voxels of a cut have the kinds of their sides.
 
     Parameters
     ----------
     cut, sides
-        A box, and for each of its voxels 1 = source side, 2 = sink side, 0 = not cut.
+        Box of the cut, and the side of each of its voxels: 1 = source side, 2 = sink side, 0 = not cut.
     """
     both = box.clip(cut)
     if not both.volume:
@@ -140,17 +141,17 @@ def with_sides(kinds: Kinds, box: Box, cut: Box, sides: Kinds) -> Kinds:
 
 
 def cut_voxel(scene: CutScene) -> Triple:
-    """The voxel to slice at, relative to the box: on the contact of both sides, where slices show most of it, near the
-    points.
+    """Choose the voxel through which to slice, relative to the box.
 
-    Where the sides do not touch in view, the voxel of the object that is nearest to the middle between the points.
+    It lies on the contact of both sides, near the points, where the slices show most of the contact. If the sides do
+    not touch inside the box, it is the voxel of the object that is nearest to the middle between the points.
     """
     for state in (scene.after, scene.before):
         voxels, faces = _contacts(state.kinds)
         if len(voxels):
             seen = np.zeros(len(voxels))
             for across in range(3):
-                # A slice shows a face as a line, unless it looks straight at it.
+                # A slice shows a voxel face as a line, unless the face is parallel to the slice.
                 edge_on = np.bincount(voxels[faces != across, across], minlength=scene.box.shape[across])
                 seen += edge_on[voxels[:, across]] / max(edge_on.max(), 1)
             away = _distances(voxels, _middle(scene), scene.resolution) / _reach(scene)
@@ -163,7 +164,7 @@ def cut_voxel(scene: CutScene) -> Triple:
 
 
 def _contacts(kinds: Kinds) -> tuple[IntArray, IntArray]:
-    """Voxels of the source side with the sink side next to them, shape (n, 3), and along which axis."""
+    """Voxels of the source side that touch the sink side, shape (n, 3), and the axis along which they touch, (n,)."""
     voxels, faces = [np.zeros((0, 3), np.int64)], [np.zeros(0, np.int64)]
     source, sink = kinds == Kind.SOURCE, kinds == Kind.SINK
     for axis in range(3):
@@ -178,7 +179,7 @@ def _contacts(kinds: Kinds) -> tuple[IntArray, IntArray]:
 
 
 def _middle(scene: CutScene) -> npt.NDArray[np.float64]:
-    """Between the points of both sides, relative to the box."""
+    """The middle between the points of both sides, in voxels relative to the box."""
     sides = [points.mean(axis=0) for points in (scene.sources, scene.sinks) if len(points)]
     if not sides:
         return np.asarray(scene.box.shape) / 2
@@ -186,7 +187,7 @@ def _middle(scene: CutScene) -> npt.NDArray[np.float64]:
 
 
 def _reach(scene: CutScene) -> float:
-    """How far from the points one looks, nm: about as far as they are from each other."""
+    """Distance from the points within which contacts are preferred, in nm: about half the distance of the points."""
     extent = np.multiply(scene.box.shape, scene.resolution)
     gap = np.zeros(3)
     if len(scene.sources) and len(scene.sinks):
@@ -207,12 +208,12 @@ def _triple(voxel: npt.NDArray[np.generic]) -> Triple:
 
 
 def render_cut(scene: CutScene, at: Triple | None = None) -> bytes:
-    """The picture, as PNG.
+    """Draw a scene as PNG.
 
     Parameters
     ----------
     at
-        Absolute voxel to slice at; default: :func:`cut_voxel`.
+        Absolute voxel through which to slice; default: the result of :func:`cut_voxel`.
     """
     centre = cut_voxel(scene) if at is None else _triple(np.subtract(at, scene.box.start))
     figure, axes = _sheet(np.multiply(scene.box.shape, scene.resolution))
@@ -238,12 +239,12 @@ def render_cut(scene: CutScene, at: Triple | None = None) -> bytes:
 
 
 WIDTH, _GAP, _TOP, _TITLE, _BOTTOM = 10.9, 0.15, 0.98, 0.3, 0.12
-"""Inches: of the sheet, between slices, of the head with its legend, above each row, below the last."""
+"""Sizes in inches: sheet, gap between slices, head with the legend, title of each row, margin below the last row."""
 _HIGHEST = 6.0
 
 
 def _sheet(extent: npt.NDArray[np.float64]) -> tuple[Figure, list[list[Axes]]]:
-    """Two rows of three axes, all at one scale, for a box of so many nm."""
+    """Make a figure with two rows of three axes, all at one scale, for a box of size ``extent`` in nm."""
     sizes = [(float(extent[right]), float(extent[down])) for _, right, down, _ in _PLANES]
     tallest = max(down for _, down in sizes)
     scale = min((WIDTH - 4 * _GAP) / sum(right for right, _ in sizes), _HIGHEST / tallest)
@@ -309,14 +310,14 @@ def _points(
 
 
 def _colours(kinds: Kinds, labels: UInt64Array) -> npt.NDArray[np.uint8]:
-    """RGB of a slice: kinds in their colours, other objects in greys, borders dark; each pixel several times."""
+    """RGB pixels of an enlarged slice: kinds in their colours, other objects in greys, borders dark."""
     factor = max(1, 480 // max(kinds.shape))
     kinds, labels = (np.repeat(np.repeat(a, factor, axis=0), factor, axis=1) for a in (kinds, labels))
     spread = ((labels * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(48)).astype(np.float32) / 0xFFFF
     rgb = np.repeat((_GREYS[0] + (_GREYS[1] - _GREYS[0]) * spread)[..., None], 3, axis=-1)
     for kind, colour in _COLOURS.items():
         rgb[kinds == kind] = mpl.colors.to_rgb(colour)
-    # A side's supervoxels differ a little, so that one sees what the graph could cut without cutting voxels.
+    # The shades of supervoxels differ a little, which shows where the graph could cut without splitting supervoxels.
     rgb[kinds >= Kind.OBJECT] *= (0.86 + 0.14 * spread[kinds >= Kind.OBJECT])[:, None]
     rgb[_borders(labels)] *= 0.62
     rgb[_borders(kinds)] *= 0.25

@@ -1,7 +1,7 @@
-"""What a picture of an edit shows: voxels around its points, before and after. Reads the fork and the graph.
+"""The content of a picture of an edit: voxels around its points, before and after. Reads the fork and the graph.
 
-Before and after are read as they were: voxels at the generation, roots at the time. So an operation can be pictured at
-any moment after it.
+Both states are read from the history, the voxels at a generation and the roots at a timestamp, so that a picture of an
+operation can be made at any later time.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ __all__ = ["scene_of_operation", "scene_of_points", "scene_of_preview"]
 IntArray = npt.NDArray[np.int64]
 
 MAX_VOXELS = 200**3
-"""Of a scene: what is read and held for it stays below 300 MB."""
+"""Maximum number of voxels of a scene; all its arrays together need less than 300 MB."""
 MIN_VOXELS = 110
-"""Of the finest axis: closer, one sees no tissue around."""
+"""Minimum size of a scene along the finest axis, in voxels; smaller scenes would show no surroundings."""
 MIN_SLICES = 14
-"""Of the coarsest axis."""
+"""Minimum size of a scene along the coarsest axis, in voxels."""
 NAMED_ROOTS = 3
 
 
 def scene_of_operation(dataset: Dataset, operation_id: int) -> CutScene:
-    """Before and after an operation that was made.
+    """Return the scene before and after an operation that was made.
 
     Raises
     ------
     NotFoundError
-        If there is no such operation, or its time is not kept any more.
+        If there is no such operation, or the fork does not keep the generations of its time any more.
     InputError
-        If it has nothing to show: it was not made, or names no voxels.
+        If there is nothing to show, because the operation was not made or names no voxels.
     """
     edit = read_edit(dataset.graph, operation_id)
     sources, sinks = _points_of(asked_for(dataset.graph, operation_id))
@@ -61,7 +61,7 @@ def scene_of_operation(dataset: Dataset, operation_id: int) -> CutScene:
     before, after = state("before", time - 1, edit.old_roots), state("after", time, edit.roots)
     links = read_supervoxels(dataset.graph.table, operation_id)
     if len(links) and not (after.kinds == Kind.SOURCE).any():
-        # Both sides still are one object, by a way around: the new supervoxels know their side.
+        # Both sides are still one object, connected elsewhere; the links of the new supervoxels hold their side.
         for side, kind in ((1, Kind.SOURCE), (2, Kind.SINK)):
             after.kinds[np.isin(after.labels, links[links[:, 2] == side, 1])] = kind
     return CutScene(
@@ -77,7 +77,7 @@ def scene_of_operation(dataset: Dataset, operation_id: int) -> CutScene:
 
 
 def scene_of_preview(dataset: Dataset, preview: SplitPreview, sources: IntArray, sinks: IntArray) -> CutScene:
-    """What a split would do now."""
+    """Return the scene before and after a split that was previewed."""
     outcome = preview.outcome
     cut = outcome.cut if isinstance(outcome, Preview) else None
     box = _box_around(dataset, np.concatenate([sources, sinks]), [cut.removed_edges] if cut else [])
@@ -107,7 +107,7 @@ def scene_of_preview(dataset: Dataset, preview: SplitPreview, sources: IntArray,
 
 
 def scene_of_points(dataset: Dataset, sources: IntArray, sinks: IntArray) -> CutScene:
-    """The objects at some points now, and as one: what a merge would do."""
+    """Return the scene of the objects at some points as they are now, and merged into one."""
     box = _box_around(dataset, np.concatenate([sources, sinks]), [])
     before, roots = _now(dataset, box, sources, sinks)
     merged = np.where(before.kinds >= Kind.OBJECT, np.uint8(Kind.OBJECT), before.kinds)
@@ -128,19 +128,19 @@ def scene_of_points(dataset: Dataset, sources: IntArray, sinks: IntArray) -> Cut
 
 @dataclass(frozen=True)
 class _Moment:
-    """A graph at a time, and its voxels at a generation."""
+    """A graph at a timestamp, and its voxels at a generation."""
 
     graph: SettledGraph
     generation: int | None = None
-    """None = the latest."""
+    """Generation of the fork; None = the latest."""
     time: int | None = None
-    """Milliseconds; None = now."""
+    """Timestamp in milliseconds since the epoch; None = now."""
 
     def roots(self, supervoxels: UInt64Array) -> UInt64Array:
         return queries.roots(self.graph, supervoxels, at=self.time, missing_ok=True)
 
     def roots_at(self, points: IntArray) -> UInt64Array:
-        """Roots at voxels; none for background."""
+        """Distinct roots at some voxels, without background."""
         volume = self.graph.fork.open(version=self.generation)
         supervoxels = self.graph.supervoxels_at(volume, points, until=self.time)
         return self.roots(np.unique(supervoxels[supervoxels != 0]))
@@ -166,7 +166,7 @@ def _points_of(operation: Operation) -> tuple[IntArray, IntArray]:
     sides = [columns.SOURCE_COORDINATES.newest(operation.row), columns.SINK_COORDINATES.newest(operation.row)]
     sources, sinks = (np.zeros((0, 3), np.int64) if side is None else side.astype(np.int64) for side in sides)
     if not len(sources) or not len(sinks):
-        raise InputError(f"operation {operation.operation_id} names supervoxels, no voxels: nothing to show it at.")
+        raise InputError(f"operation {operation.operation_id} names supervoxels but no voxels, so it cannot be shown.")
     return sources, sinks
 
 
@@ -174,7 +174,7 @@ def _points_of(operation: Operation) -> tuple[IntArray, IntArray]:
 
 
 def _box_around(dataset: Dataset, points: IntArray, edges: list[UInt64Array]) -> Box:
-    """A box about as wide in nm along all axes, around the points; around the edges where it would be too large."""
+    """A box of about the same size in nm along all axes, around the points or, if it would be too large, the edges."""
     bounds = dataset.volume.bounds
     resolution = np.asarray(dataset.volume.scales[0].resolution)
     points = points[((points >= bounds.start) & (points < np.asarray(bounds.stop))).all(axis=1)]

@@ -1,4 +1,4 @@
-"""What an edit did, or would do, in numbers; and the operation log as a table. Reads; draws nothing."""
+"""Numbers of edits and of previews, and the operation log as a table. Draws and writes nothing."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["edit_numbers", "merge_numbers", "operations_table", "preview_numbers
 
 
 def refusal_of(preview: SplitPreview | MergePreview) -> tuple[str, str] | None:
-    """Why the edit would be refused: reason and message; None if it would not."""
+    """Return reason and message of the refusal of a previewed edit; None if it would not be refused."""
     refusal = preview.refusal
     return None if refusal is None else (str(refusal.reason), str(refusal))
 
 
 def merge_numbers(preview: MergePreview) -> dict[str, Any]:
-    """Numbers of a merge that was not made."""
+    """Return the numbers of a previewed merge."""
     refused, plan = refusal_of(preview), preview.plan
     numbers: dict[str, Any] = {"legal": refused is None, "roots": preview.roots.tolist()}
     if refused is not None:
@@ -36,7 +36,7 @@ def merge_numbers(preview: MergePreview) -> dict[str, Any]:
 
 
 def preview_numbers(preview: SplitPreview) -> dict[str, Any]:
-    """Numbers of a split that was not made."""
+    """Return the numbers of a previewed split."""
     refused = refusal_of(preview)
     numbers: dict[str, Any] = {"legal": refused is None}
     if refused is not None:
@@ -68,7 +68,7 @@ def preview_numbers(preview: SplitPreview) -> dict[str, Any]:
 
 
 def edit_numbers(edit: CommittedEdit) -> dict[str, Any]:
-    """Numbers of an edit that was made."""
+    """Return the numbers of an edit that was made."""
     return {
         "operation": edit.operation_id,
         "kind": edit.kind,
@@ -102,15 +102,16 @@ _COLUMNS = [
 
 
 def operations_table(graph: ChunkedGraph, last: int | None = None) -> pd.DataFrame:
-    """The operation log, newest last: what was asked for, by whom, and what came of it.
+    """Return the operation log as a table, newest last: the requests, their users and their results.
 
-    ``about`` is the operation that an undo or redo is about, 0 for others; ``source`` and ``sink`` are voxels;
-    ``still_one_object`` tells those that were allowed to part nothing, and have parted nothing.
+    ``about`` is the operation that an undo or redo refers to, 0 for others; ``source`` and ``sink`` are voxels of
+    mip 0; ``still_one_object`` is true for edits that separated nothing, which their request allowed.
 
     Parameters
     ----------
     last
-        Only the operations with so many last numbers, a few of which may be given to none; default: the whole log.
+        Only operations with the last so many numbers are listed. There may be fewer of them, since some numbers are
+        never used. Default: the whole log.
     """
     ids = None
     if last is not None:

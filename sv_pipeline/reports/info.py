@@ -1,4 +1,4 @@
-"""What a reader or an operator needs to know of one graph, as a value: where things are, and the published specs."""
+"""The published description of one graph, for readers and operators, as a value: places, mips and TensorStore specs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class MipInfo:
     size: tuple[int, int, int]
     voxel_offset: tuple[int, int, int]
     pending: bool
-    """Whether it does not show all edits of the base mip yet; where is in the fork's ledger."""
+    """Whether this mip does not show all edits of mip 0 yet; the fork's ledger lists the boxes."""
     latest: dict[str, Any]
-    """TensorStore spec that shows every later edit."""
+    """TensorStore spec that always shows the latest edits."""
     pinned: dict[str, Any]
-    """TensorStore spec of this very moment."""
+    """TensorStore spec that shows the current generation for ever."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,16 @@ class GraphInfo:
     n_layers: int
     generation: int
     pending: dict[str, Any]
-    """How far coarser mips are behind the base mip, where edits were not caught up with yet."""
+    """The lag of the coarser mips behind edits of mip 0."""
     mips: tuple[MipInfo, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form, for everybody: without the secrets of the places that it names."""
+        """Return values that can be written as JSON, without any secrets that the places hold."""
         return dict(redacted_value(asdict(self)))
 
 
 def graph_info(dataset: Dataset) -> GraphInfo:
-    """The published description.
+    """Return the published description of a graph.
 
     Raises
     ------

@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 
-mpl.use("Agg")  # no screen where workers run
+mpl.use("Agg")  # workers have no screen
 from matplotlib import patheffects
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -20,9 +20,9 @@ __all__ = ["INK", "PAPER", "Panel", "colorize", "enlarged", "png", "render", "re
 
 LabelArray = npt.NDArray[np.unsignedinteger]
 MAX_WIDTH = 1150
-"""Pixels of a picture: what a dialog of the Dagster UI shows without cutting it off."""
+"""Maximum width of a picture in pixels, which a dialog of the Dagster UI shows without cutting it off."""
 MAX_WIDTH_OF_ROWS = 1000
-"""The same on a smaller screen: what is to be compared must be in view at once."""
+"""Maximum width of a picture with several rows, in pixels, so that a smaller screen shows all rows at once."""
 INK = "#e8e8ea"
 PAPER = "#16161a"
 
@@ -36,9 +36,9 @@ class Panel:
     title
         Text above the slice.
     labels
-        Shape (width, height): first axis to the right, second axis downwards; 0 is background.
+        Labels, shape (width, height): first axis to the right, second axis downwards; 0 is background.
     pixel_size_nm
-        Size of a pixel along both axes.
+        Size of a pixel along both axes, in nanometres.
     """
 
     title: str
@@ -47,7 +47,7 @@ class Panel:
 
 
 def colorize(labels: LabelArray, *, borders: bool = True) -> npt.NDArray[np.uint8]:
-    """RGB colours of labels: stable per id, well spread, borders darkened; shape (...,) to (..., 3)."""
+    """Return the RGB colours of labels, shape (..., 3): always the same for an id, well spread, with darker borders."""
     ids = np.asarray(labels, np.uint64)
     # Fibonacci hashing spreads neighbouring ids over the whole colour circle.
     spread = (ids * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)
@@ -65,12 +65,12 @@ def colorize(labels: LabelArray, *, borders: bool = True) -> npt.NDArray[np.uint
 
 
 def render(panels: Sequence[Panel], *, title: str = "", dots_per_inch: int = 110) -> bytes:
-    """A row of slices with titles and scale bars, as PNG."""
+    """Draw a row of slices with titles and scale bars, as PNG."""
     return _render([list(panels)], [""], title, dots_per_inch)
 
 
 def render_rows(rows: Mapping[str, Sequence[Panel]], *, title: str = "", dots_per_inch: int = 110) -> bytes:
-    """Rows of slices of the same fields (moments, say), each named at its left, as PNG."""
+    """Draw rows of slices of the same fields, for example at several times, with a name to the left of each, as PNG."""
     return _render([list(panels) for panels in rows.values()], list(rows), title, dots_per_inch)
 
 
@@ -112,13 +112,13 @@ def _draw(axis: Axes, panel: Panel) -> None:
 
 
 def enlarged(labels: LabelArray) -> LabelArray:
-    """Each pixel repeated, so that a border one pixel wide stays thin on a coarse mip."""
+    """Repeat each pixel, so that a border one pixel wide stays thin on a coarse mip."""
     factor = max(1, 512 // max(labels.shape))
     return np.repeat(np.repeat(labels, factor, axis=0), factor, axis=1)
 
 
 def scale_bar(axis: Axes, extent: npt.NDArray[np.float64]) -> None:
-    """A bar of a round length, about a quarter of the width."""
+    """Draw a scale bar of a round length, about a quarter of the width; ``extent`` is (width, height) in nm."""
     target = max(float(extent[0]) / 4, 1.0)
     power = 10 ** np.floor(np.log10(target))
     length = float(max(step * power for step in (1, 2, 5) if step * power <= target))
@@ -131,7 +131,7 @@ def scale_bar(axis: Axes, extent: npt.NDArray[np.float64]) -> None:
 
 
 def png(figure: Figure, dots_per_inch: float) -> bytes:
-    """A figure as PNG; the figure is closed."""
+    """Return a figure as PNG, and close it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor=figure.get_facecolor())
     plt.close(figure)

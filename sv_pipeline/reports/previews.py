@@ -1,4 +1,4 @@
-"""Edits that were not made, with numbers and a picture: what a preview gives to people. Writes nothing."""
+"""Previews of edits with numbers and a picture, for people. Nothing is written."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["PreviewedMerge", "PreviewedSplit"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Previewed(ABC):
-    """What both kinds share; Jupyter shows the picture by itself."""
+    """The common part of both kinds of previews; Jupyter shows the picture automatically."""
 
     draw: Callable[[], bytes] | None = None
 
     @classmethod
     def of(cls, found: SplitPreview | MergePreview, draw: Callable[[], bytes]) -> Self:
-        """A preview that can be drawn."""
+        """Make a preview that can be drawn."""
         return cls(**{field.name: getattr(found, field.name) for field in fields(found)}, draw=draw)
 
     @property
     @abstractmethod
     def numbers(self) -> dict[str, Any]:
-        """What would be done, as plain values by name; ``reason`` and ``message`` where it would be refused."""
+        """Numbers of the edit by name, as plain values; with ``reason`` and ``message`` if it would be refused."""
 
     @property
     def legal(self) -> bool:
@@ -36,7 +36,7 @@ class _Previewed(ABC):
         return bool(self.numbers["legal"])
 
     def picture(self) -> bytes:
-        """Three slices through the place of the edit, now and after it, as PNG."""
+        """Draw three slices through the place of the edit, now and after it, as PNG."""
         assert self.draw is not None
         return self.draw()
 
@@ -50,19 +50,19 @@ class _Previewed(ABC):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PreviewedSplit(_Previewed, SplitPreview):
-    """What a split would do, with numbers and a picture."""
+    """The preview of a split, with numbers and a picture."""
 
     @cached_property
     def numbers(self) -> dict[str, Any]:
-        """What would be cut, as plain values by name; ``reason`` and ``message`` where it would be refused."""
+        """Numbers of the cut by name, as plain values; with ``reason`` and ``message`` if it would be refused."""
         return preview_numbers(self)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PreviewedMerge(_Previewed, MergePreview):
-    """What a merge would do, with numbers and a picture."""
+    """The preview of a merge, with numbers and a picture."""
 
     @cached_property
     def numbers(self) -> dict[str, Any]:
-        """What would be joined, as plain values by name; ``reason`` and ``message`` where it would be refused."""
+        """Numbers of the merge by name, as plain values; with ``reason`` and ``message`` if it would be refused."""
         return merge_numbers(self)

@@ -1,4 +1,4 @@
-"""Pictures of all mips around an edit: before it, with the mips behind, and after they caught up."""
+"""Pictures of all mips around an edit: before the edit, with coarser mips behind, and after they caught up."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from sv_pipeline.storage.precomputed import VolumeInfo
 __all__ = ["catch_up_picture"]
 
 MIN_PIXELS, MAX_PIXELS = 96, 512
-"""Side of the field that is shown, voxels of the base mip."""
+"""Limits of the side of the field that is shown, in voxels of mip 0."""
 MARGIN = 1.5
 MAX_MIPS = 4
 UInt64Array = npt.NDArray[np.uint64]
 
 
 def catch_up_picture(dataset: Dataset, done: CatchUp) -> bytes:
-    """All mips in an x-y slice through the newest edit that was behind, one row per moment, as PNG.
+    """Draw all mips in an x-y slice through the newest edit that was behind, with one row per moment, as PNG.
 
-    The row before the edit is left out where the fork does not tell its generation.
+    The row before the edit is left out if the fork has no record of its generation.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def catch_up_picture(dataset: Dataset, done: CatchUp) -> bytes:
         If nothing was behind.
     """
     if done.shown is None:
-        raise NotFoundError(f"nothing of graph {dataset.graph_id!r} was behind: there is nothing to show.")
+        raise NotFoundError(f"no mip of graph {dataset.graph_id!r} was behind, so there is nothing to show.")
     fork = dataset.fork
     volume = fork.base_info().volume
     moments = {
@@ -50,7 +50,7 @@ def catch_up_picture(dataset: Dataset, done: CatchUp) -> bytes:
 
 
 def _most_changed_depth(before: OcdbtStore, after: OcdbtStore, box: Box) -> int:
-    """The slice of a box in which most base voxels differ; its middle if none do."""
+    """The z of the slice of a box in which most voxels of mip 0 differ; the middle of the box if none do."""
     middle = (box.start[2] + box.stop[2]) // 2
     start = np.maximum(box.start, np.subtract((*_center(box), middle), MAX_PIXELS // 2))
     near = Box.of(start, np.add(start, MAX_PIXELS)).clip(box)

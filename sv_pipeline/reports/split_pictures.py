@@ -1,4 +1,4 @@
-"""Pictures of a supervoxel split: the box that it changed, before and after. Reads the fork."""
+"""Pictures of a supervoxel split: the box that it changed, before and after, as read from the fork."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sv_pipeline.segmentation.fork.records import OperationRecord
 __all__ = ["split_picture"]
 
 MAX_SIDE = 512
-"""Voxels of a picture's side."""
+"""Maximum side of a picture, in voxels."""
 
 
 def split_picture(graph: ChunkedGraph, operation_id: int) -> bytes | None:
-    """PNG of the middle slice of what an operation changed, before and after; None if it changed no voxels."""
+    """Draw the slice with most changed voxels, before and after an operation, as PNG; None if it changed no voxels."""
     record = graph.fork.record(operation_id)
     if record is None:
         return None

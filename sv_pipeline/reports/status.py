@@ -1,4 +1,4 @@
-"""How far an ingest is, as a value: per stage and layer the chunks, what is done, what failed, and how fast."""
+"""The progress of an ingest as a value: for each stage and layer the chunks, done and failed ones, and the speed."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class StageStatus:
     throughput: float | None = None
     """Chunks per second from the start of the first batch to the end of the last; None while unknown."""
     error: str | None = None
-    """The first failure, where there is one."""
+    """Message of the first failure, if there is one."""
     built_elsewhere: bool = False
-    """Other software made it; there are no done-markers to count."""
+    """Whether other software made it, so that there are no done-markers to count."""
     note: str | None = None
-    """How it is made, in one line, where that is to be known."""
+    """One line about how the stage is made, if there is something to know."""
 
     @property
     def state(self) -> str:
-        """done, failed, partly, waiting, or built elsewhere."""
+        """One of done, failed, partly, waiting, or built elsewhere."""
         if self.built_elsewhere:
             return "built elsewhere"
         if self.done >= self.chunks:
@@ -62,7 +62,7 @@ class GraphStatus:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether all stages are finished and the fork exists, if the graph has one."""
         return (
             (self.forked or not self.fork_wanted)
             and bool(self.stages)
@@ -70,13 +70,13 @@ class GraphStatus:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
+        """Return values that can be written as JSON."""
         rows = [{**asdict(s), "state": s.state} for s in self.stages]
         return {"graph_id": self.graph_id, "forked": self.forked, "complete": self.complete, "stages": rows}
 
 
 def graph_status(dataset: Dataset) -> GraphStatus:
-    """The status out of the done-markers alone: what no marker shows is not done."""
+    """Determine the status from the done-markers alone: a chunk without a marker is not done."""
     try:
         grid = dataset.grid
     except InputError:
@@ -115,7 +115,7 @@ def graph_status(dataset: Dataset) -> GraphStatus:
 
 
 def _watershed_rows(dataset: Dataset) -> list[StageStatus]:
-    # By the markers alone, without the source: that may be large, far away, or gone by now.
+    # Only the markers are read, not the source, which may be large, remote or deleted.
     total = dataset.grid.count(2)
     url, passes = dataset.watershed_url, watershed.WatershedPass
     done = {stage: kv.list_keys(url, watershed.markers_folder(stage)) for stage in passes}
@@ -136,7 +136,7 @@ def _voxels_row(dataset: Dataset) -> StageStatus:
 
 
 def _cost(dataset: Dataset) -> str:
-    """What the populate costs."""
+    """Describe in one line which voxels the base stores and which it refers to."""
     try:
         base = dataset.base.info()
     except NotFoundError:

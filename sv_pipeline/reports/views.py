@@ -1,4 +1,4 @@
-"""Which slices of a dataset to draw: supervoxels, layers of the graph, roots, mips. Reads little of it."""
+"""Pictures of slices of a dataset: supervoxels, layers of the graph, roots and mips. Only the slices are read."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sv_pipeline.verify.volumes import graph_volume
 __all__ = ["layer_picture", "mips_picture", "roots_picture", "supervoxels_picture"]
 
 MAX_PIXELS = 640
-"""Longest side of a slice that is read: enough for a picture, small beside any chunk."""
+"""Maximum side of a slice that is read, in voxels: enough for a picture, and quick to read."""
 UInt64Array = npt.NDArray[np.uint64]
 
 
 def supervoxels_picture(dataset: Dataset) -> bytes:
-    """Two orthogonal slices of the supervoxels through the middle of the volume, as PNG."""
+    """Draw two orthogonal slices of the supervoxels through the middle of the volume, as PNG."""
     xy, xz = _middle_slices(dataset)
     count = len(np.unique(np.concatenate([xy.ravel(), xz.ravel()])))
     return render(
@@ -31,7 +31,7 @@ def supervoxels_picture(dataset: Dataset) -> bytes:
 
 
 def layer_picture(dataset: Dataset, layer: int) -> bytes:
-    """The nodes of one layer of the graph (the highest ancestor up to it), beside the supervoxels, as PNG."""
+    """Draw the nodes of one layer (each supervoxel's highest ancestor up to it) beside the supervoxels, as PNG."""
     xy, xz = _middle_slices(dataset)
     lifted = _lift(dataset, np.concatenate([xy.ravel(), xz.ravel()]), layer)
     nodes_xy, nodes_xz = lifted[: xy.size].reshape(xy.shape), lifted[xy.size :].reshape(xz.shape)
@@ -49,7 +49,7 @@ def layer_picture(dataset: Dataset, layer: int) -> bytes:
 
 
 def roots_picture(dataset: Dataset) -> bytes:
-    """The roots (neurons) in two orthogonal slices, as PNG."""
+    """Draw the roots (neurons) in two orthogonal slices, as PNG."""
     xy, xz = _middle_slices(dataset)
     roots = _lift(dataset, np.concatenate([xy.ravel(), xz.ravel()]), None)
     count = len(np.unique(roots[roots != 0]))
@@ -66,7 +66,7 @@ def roots_picture(dataset: Dataset) -> bytes:
 
 
 def mips_picture(dataset: Dataset, *, max_mips: int = 4) -> bytes:
-    """The same x-y field at several mips of the fork (of the base where there is none yet), as PNG."""
+    """Draw the same x-y field at several mips of the fork, or of the base if there is no fork yet, as PNG."""
     volume = graph_volume(dataset.fork)
     panels = []
     for mip, scale in enumerate(volume.info.scales[:max_mips]):
@@ -79,7 +79,7 @@ def mips_picture(dataset: Dataset, *, max_mips: int = 4) -> bytes:
 
 
 def _window(bounds: Box) -> Box:
-    """The middle of a volume, at most MAX_PIXELS on a side."""
+    """A box in the middle of a volume, at most MAX_PIXELS voxels long on each side."""
     start, shape = np.asarray(bounds.start), np.asarray(bounds.shape)
     size = np.minimum(shape, MAX_PIXELS)
     low = start + (shape - size) // 2
@@ -96,7 +96,7 @@ def _middle_slices(dataset: Dataset) -> tuple[UInt64Array, UInt64Array]:
 
 
 def _lift(dataset: Dataset, supervoxels: UInt64Array, layer: int | None) -> UInt64Array:
-    """Ancestors of pixels: each distinct supervoxel is looked up once; background stays 0."""
+    """Ancestors of the pixels' supervoxels, each of which is looked up once; background stays 0."""
     distinct, inverse = np.unique(supervoxels, return_inverse=True)
     lifted = np.zeros_like(distinct)
     known = distinct != 0

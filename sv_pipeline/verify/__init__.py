@@ -1,4 +1,5 @@
 """Proof on demand that a graph and its segmentation are sound. Changes nothing.
 
-An independent second opinion: it reads the table in bulk and recomputes, and uses none of the queries of ``graph``.
+The checks are an independent second opinion: they read the table in bulk, recompute what it should hold, and use none
+of the queries of ``graph``.
 """

@@ -1,4 +1,7 @@
-"""All atomic edges of a graph as arrays, out of edge, component and edit rows. Judges nothing but readability."""
+"""All atomic edges of a graph as arrays, read from edge files, component files and edit rows.
+
+This module judges only whether the files can be read.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 IN, BETWEEN, CROSS, EDITED = range(4)
-"""Kinds of edges: the three of an edge file, and those of edit rows."""
+"""Kinds of edges: the three of an edge file, and edges of edit rows."""
 
 FILES_PER_READ = 512
 Content = TypeVar("Content")
@@ -40,17 +43,17 @@ class BrokenFile:
 
 @dataclass(frozen=True)
 class AtomicEdges:
-    """Edges as stored, one after the other; all arrays have shape (n,) except ``pairs``."""
+    """Edges as they are stored; all arrays have shape (n,) except ``pairs``."""
 
     pairs: UInt64Array
-    """Shape (n, 2)."""
+    """Supervoxel ids, shape (n, 2)."""
     affinities: npt.NDArray[np.float32]
     areas: UInt64Array
     kinds: npt.NDArray[np.int8]
     files: UInt64Array
     """Chunk id (layer 1) of the file that holds the edge."""
     together: BoolArray
-    """Active at ingest: the chunk's components join the ends, or the edge is a cross edge."""
+    """Whether the edge was active at ingest: a component of the chunk holds both ends, or it is a cross edge."""
     broken: tuple[BrokenFile, ...] = ()
 
     def __len__(self) -> int:
@@ -66,7 +69,13 @@ def read_atomic_edges(
     *,
     coordinates: IntArray | None = None,
 ) -> AtomicEdges:
-    """Read edge and component files, and the fake and split edges of edit rows: of all chunks, or of some, (n, 3)."""
+    """Read edge and component files, and the fake and split edges of edit rows.
+
+    Parameters
+    ----------
+    coordinates
+        Coordinates of the layer 2 chunks to read, (x, y, z), shape (n, 3); None = all.
+    """
     collected: list[AtomicEdges] = []
     broken: list[BrokenFile] = []
     ranges = [keys.prefix_range(b"f")]
@@ -96,7 +105,7 @@ def _readable(
     empty: Content,
     broken: list[BrokenFile],
 ) -> list[Content]:
-    """What ``read`` gives for each coordinate; a file that it refuses counts as empty and is noted."""
+    """What ``read`` returns for each coordinate; a file that it rejects counts as empty and is added to ``broken``."""
     try:
         return read(url, coordinates)
     except InputError:
@@ -138,7 +147,7 @@ def _same_component(pairs: UInt64Array, components: formats.Components) -> BoolA
 
 
 def _edit_rows(table: Table, ranges: list[RowKeyRange]) -> Iterator[AtomicEdges]:
-    """Edges that merges added and supervoxel splits routed anew; all cells, since each holds edges of its own."""
+    """Edges that merges added and supervoxel splits rerouted, from all cells, since each cell holds its own edges."""
     fake = (columns.FAKE_EDGES, columns.OLD_FAKE_EDGES)
     split = [columns.SPLIT_EDGES.key, columns.AFFINITIES.key, columns.AREAS.key]
     wanted = [column.key for column in fake] + split
@@ -149,7 +158,7 @@ def _edit_rows(table: Table, ranges: list[RowKeyRange]) -> Iterator[AtomicEdges]
                 tiny = np.full(len(pairs), np.finfo(np.float32).tiny)
                 yield _of_edit(pairs, tiny, np.zeros(len(pairs), np.uint64), chunk)
         groups = columns.side_by_side(row, columns.SPLIT_EDGES, columns.AFFINITIES, columns.AREAS)
-        if groups is None:  # readers name it; that the pairs are edges is certain
+        if groups is None:  # readers report the damage; that the pairs are edges is certain
             groups = [
                 (pairs, np.zeros(len(pairs), np.float32), np.zeros(len(pairs), np.uint64))
                 for _, pairs in columns.SPLIT_EDGES.history(row)
@@ -186,30 +195,30 @@ def _join(parts: list[AtomicEdges], broken: tuple[BrokenFile, ...]) -> AtomicEdg
 
 @dataclass(frozen=True)
 class ActiveEdges:
-    """Edges between live leaves, each in both directions once; ends are indices of the snapshot."""
+    """Edges between live leaves, each once in both directions; ends are indices into the snapshot."""
 
     first: IntArray
     second: IntArray
     layers: IntArray
-    """Cross layer of each."""
+    """Cross layer of each edge."""
     joined: BoolArray
-    """Both ends share the ancestor at the layer above their cross layer: active, by the hierarchy."""
+    """Whether the edge is active by the hierarchy: both ends share the ancestor one layer above their cross layer."""
     due: BoolArray
-    """Active by what the graph was made from. Where an edit touched a root only the hierarchy can tell."""
+    """Whether the edge should be active by the graph's input; the same as ``joined`` under a root that an edit made."""
     infinite: BoolArray
-    """An end may not be cut from the other."""
+    """Whether the edge has affinity inf, so that its ends must not be cut from each other."""
 
     @cached_property
     def sure(self) -> BoolArray:
-        """Active by either measure."""
+        """Whether the edge is active by both measures."""
         return self.joined & self.due
 
 
 def activate(nodes: Snapshot, edges: AtomicEdges) -> ActiveEdges:
-    """Edges between live leaves, with their activity.
+    """Select the edges between live leaves and determine which of them are active.
 
-    An atomic edge of cross layer ``l`` is active iff both ends share the ancestor at layer ``l + 1``. For roots that no
-    edit made, the components of the ingest say it, too.
+    An atomic edge of cross layer ``l`` is active if and only if both ends share the ancestor at layer ``l + 1``. Under
+    roots that no edit made, the components of the ingest independently say which edges are active.
     """
     count = len(nodes.ids)
     live = np.zeros(count + 1, np.bool_)
@@ -219,7 +228,7 @@ def activate(nodes: Snapshot, edges: AtomicEdges) -> ActiveEdges:
     kept = live[ends].all(axis=-1) & (ends[:, 0] != ends[:, 1])
     ends, together = ends[kept], (edges.together & (edges.kinds != EDITED))[kept]
     edited = (edges.kinds == EDITED)[kept]
-    # As cuts take them: no other edge of a file is beyond cutting, whatever it says.
+    # The same rule as in cuts: in edge files, only cross edges can be uncuttable, whatever their affinity.
     infinite = ((edges.affinities == np.inf) & np.isin(edges.kinds, (CROSS, EDITED)))[kept]
 
     both = np.concatenate([ends, ends[:, ::-1]])

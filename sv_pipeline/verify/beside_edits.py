@@ -1,4 +1,7 @@
-"""Verifying a graph while it is being edited: tells faults from halves of edits. Knows no check."""
+"""Verification of a graph while it is being edited: tells real faults from edits that are half written.
+
+This module knows no check.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +23,23 @@ __all__ = ["verified_beside_edits"]
 log = logging.getLogger(__name__)
 
 TIMES = 4
-"""So often a check that finds faults is run while the graph is being edited."""
+"""Number of times that a check which finds faults is run while the graph is being edited."""
 
 
 def verified_beside_edits(
     table: Table, checks: Sequence[str] | None, run: Callable[[Sequence[str] | None], VerifyReport]
 ) -> VerifyReport:
-    """Run checks, and run those again that have found something while the graph was edited.
+    """Run checks, and repeat those that found something while the graph was being edited.
 
-    Checks look at rows and voxels one after the other, so what they find meanwhile may be half of an edit. What is left
-    in the end says that there were edits.
+    A check reads rows and voxels one after the other, so what it finds during an edit may be the edit's unfinished
+    state. Checks that still find faults after `TIMES` runs get a warning which says that the graph was being edited.
 
     Parameters
     ----------
     checks
-        Their names; None = all.
+        Names of the checks; None = all.
     run
-        Runs checks.
+        Runs the checks of these names.
     """
     report: VerifyReport | None = None
     wanted = checks
@@ -57,13 +60,13 @@ def verified_beside_edits(
 
 
 HALF_WRITTEN = (
-    "what is found here may be of that alone. It is being made, or its process has died: see 'sv-pipeline stuck list', "
-    "and verify again once it has ended."
+    "these findings may come from that alone. Either it is still running, or its process has died: see 'sv-pipeline "
+    "stuck list', and verify again once it has ended."
 )
 
 
 def _edits(table: Table) -> tuple[Any, list[bytes]]:
-    """What differs once an edit has begun or ended; not decoded, since cells may be damaged."""
+    """Cells that change when an edit begins or ends; they are not decoded, since they may be damaged."""
     opened = [key for key, _ in table.scan([OPEN_ROWS], [OWNER], newest_only=True)]
     return table.read_rows([OPERATION_COUNTER], [COUNTER.key], newest_only=True), opened
 
@@ -72,7 +75,7 @@ def _half_written(table: Table) -> list[int]:
     try:
         return [operation.operation_id for operation in read_half_written(table).operations]
     except CorruptionError:
-        return []  # a check names it
+        return []  # a check reports the damage
 
 
 def _brought_up_to_date(report: VerifyReport, newer: VerifyReport) -> VerifyReport:

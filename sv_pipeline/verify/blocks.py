@@ -1,4 +1,4 @@
-"""How a volume is walked through: blocks that fit in memory, read and judged by several threads, in order."""
+"""Iteration over a volume in blocks that fit in memory, which several threads read and check, with results in order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sv_pipeline.storage.retry import retry_transport
 __all__ = ["BLOCK_VOXELS", "BoxGrid", "aligned_boxes", "chunk_groups", "in_order", "read_box", "readable", "sampled"]
 
 BLOCK_VOXELS = 1 << 24
-"""Voxels of one block at most (128 MiB of ids), unless one chunk alone has more."""
+"""Maximum number of voxels in one block (128 MiB of ids), unless one chunk alone has more."""
 
 IntArray = npt.NDArray[np.int64]
 Triple = tuple[int, int, int]
@@ -29,14 +29,14 @@ Item = TypeVar("Item")
 
 
 class BoxGrid(Sequence[Box]):
-    """Boxes of one size that cover a box once, made when asked for: there may be very many.
+    """Boxes of one size that tile a larger box. Each is made when it is asked for, since there may be very many.
 
     Parameters
     ----------
     bounds
-        What is covered; the last boxes of an axis are clipped to it.
+        The box to cover; the last boxes along each axis are clipped to it.
     size
-        Of a box.
+        Size of one box, (x, y, z), in voxels.
     """
 
     def __init__(self, bounds: Box, size: Triple) -> None:
@@ -62,21 +62,21 @@ class BoxGrid(Sequence[Box]):
 
 
 def aligned_boxes(bounds: Box, storage_chunk: Triple, limit: int = BLOCK_VOXELS) -> BoxGrid:
-    """Boxes that cover ``bounds``, each of whole storage chunks from its start, of at most ``limit`` voxels."""
+    """Boxes that tile ``bounds``, each made of whole storage chunks and holding at most ``limit`` voxels."""
     return BoxGrid(bounds, _grown(storage_chunk, limit, bounds.shape))
 
 
 def chunk_groups(grid: ChunkGrid, sample: int | None, seed: int) -> Iterator[IntArray]:
-    """Layer 2 chunk coordinates, shape (n, 3), in groups that one read fetches.
+    """Layer 2 chunk coordinates, shape (n, 3), in groups whose voxels are fetched by one read.
 
     Parameters
     ----------
     grid
-        The chunks.
+        The chunk grid.
     sample
-        Only so many chunks, chosen at random, each its own group; None = all, neighbours together.
+        Number of chunks, chosen at random, each in a group of its own; None = all chunks, neighbours together.
     seed
-        Of the choice.
+        Seed of the random choice.
     """
     chunks = Box((0, 0, 0), grid.shape(2))
     if sample is not None and sample < grid.count(2):
@@ -91,7 +91,7 @@ def chunk_groups(grid: ChunkGrid, sample: int | None, seed: int) -> Iterator[Int
 
 
 def sampled(items: Sequence[Item], sample: int | None, seed: int) -> Sequence[Item]:
-    """``sample`` of the items, chosen at random, in their order; all of them where there are not more."""
+    """``sample`` of the items, chosen at random and in their order; all items if there are not more than that."""
     if sample is None or sample >= len(items):
         return items
     chosen = np.random.default_rng(seed).choice(len(items), sample, replace=False)
@@ -99,7 +99,7 @@ def sampled(items: Sequence[Item], sample: int | None, seed: int) -> Sequence[It
 
 
 def _grown(size: Triple, limit: int, enough: Triple) -> Triple:
-    """``size`` doubled along its smallest axes while it stays within ``limit`` voxels and adds anything."""
+    """``size``, doubled along its smallest axes while it is below ``enough`` and has at most ``limit`` voxels."""
     current = list(size)
     while True:
         axes = [axis for axis in range(3) if current[axis] < enough[axis]]
@@ -125,7 +125,7 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], workers: int
 
 
 def read_box(store: ts.TensorStore, box: Box, what: str) -> npt.NDArray[np.uint64]:
-    """Voxels of a box, as uint64, Fortran order.
+    """Read the voxels of a box as uint64 in Fortran order, axes (x, y, z).
 
     Raises
     ------
@@ -144,7 +144,7 @@ def read_box(store: ts.TensorStore, box: Box, what: str) -> npt.NDArray[np.uint6
 
 @contextmanager
 def readable(what: str) -> Iterator[None]:
-    """Turn a refusal of stored bytes, by TensorStore or a parser, into a CorruptionError beginning with ``what``."""
+    """Turn a DamagedError of TensorStore or of a parser into a CorruptionError whose message begins with ``what``."""
     try:
         yield
     except DamagedError as error:

@@ -1,4 +1,4 @@
-"""Verify a registered graph, all of it or what has changed: wires the dataset into the checks."""
+"""Verification of a registered graph: of the whole graph, or of what recent operations changed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ __all__ = ["CHECKS_OF_CHANGES", "verify_changes", "verify_dataset"]
 
 CHECKS_OF_CHANGES = ("pair", "digests", "lineage")
 MOST_PROVEN = 200
+"""Maximum number of operations around which rows and voxels are checked."""
 MOST_FINDINGS = 5
-"""Then no more operations are looked at: what does not hold is looked at several times."""
+"""Number of findings after which no more operations are checked: a check that fails is slow, since it is repeated."""
 
 
 def verify_dataset(
@@ -37,7 +38,7 @@ def verify_dataset(
     progress: Callable[[int, int], None] | None = None,
     seed: int = 0,
 ) -> VerifyReport:
-    """Run checks (default: all) on a graph and its voxels; see :func:`sv_pipeline.verify.run.verify`."""
+    """Run checks (default: all) on a registered graph; the parameters are those of `sv_pipeline.verify.run.verify`."""
     table = dataset.graph.table
 
     def run(wanted: Sequence[str] | None) -> VerifyReport:
@@ -55,16 +56,23 @@ def verify_dataset(
 
 
 def verify_changes(dataset: Dataset, after: int, *, workers: int = 1) -> VerifyReport:
-    """Verify what operations later than one have changed: rows and voxels around each, and what they wrote to the fork.
+    """Verify what the operations after a given one changed: rows and voxels around them, and their chunks in the fork.
 
-    Of more than `MOST_PROVEN` operations, the rows around the latest ones are looked at.
+    If there are more than `MOST_PROVEN` such operations, rows and voxels are checked around the latest ones only.
+
+    Parameters
+    ----------
+    after
+        Number of the last operation that is not verified.
+    workers
+        Number of threads that read and check voxels.
     """
     started, after = time.monotonic(), parse_count(after, "number of the last operation that is known")
     try:
         records = dataset.fork.records(after=after) if dataset.fork.exists() else []
         boxes: list[Box] | None = [box for record in records for box in record.boxes]
     except CorruptionError:
-        boxes = None  # a record is damaged, which the check of the pair names: look at all that the fork has
+        boxes = None  # a record is damaged, which the check `pair` reports: check all of the fork's own chunks
     table = dataset.graph.table
 
     def run(wanted: Sequence[str] | None) -> VerifyReport:
@@ -75,7 +83,7 @@ def verify_changes(dataset: Dataset, after: int, *, workers: int = 1) -> VerifyR
 
 
 def _around(dataset: Dataset, after: int) -> CheckResult:
-    """Every operation that succeeded is as it should be, with all around it."""
+    """Check that the graph is sound around every operation that succeeded."""
     started, outcome = time.monotonic(), Outcome("operations")
     graph = dataset.graph
     last = counters.last_operation_id(graph.table)

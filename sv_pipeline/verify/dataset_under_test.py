@@ -1,4 +1,7 @@
-"""What is being verified, read on demand and once: rows, edges, volumes. Judges nothing."""
+"""The graph under verification: its rows, edges and volumes, each read once, when a check first needs it.
+
+This module judges nothing.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +32,11 @@ Value = TypeVar("Value")
 
 
 class Blocked(Exception):  # noqa: N818 - not an error: another check names the fault
-    """A check cannot run because of a fault that another one names."""
+    """A check cannot run because of a fault that another check reports."""
 
 
 class VoxelOptions(TypedDict):
-    """Keyword arguments of checks that go through voxels."""
+    """Keyword arguments of checks that read voxels."""
 
     sample: int | None
     seed: int
@@ -43,7 +46,7 @@ class VoxelOptions(TypedDict):
 
 @dataclass
 class Subject:
-    """A graph with everything that checks look at."""
+    """A graph with everything that the checks look at."""
 
     table: Table
     fork: Fork
@@ -52,18 +55,18 @@ class Subject:
     seed: int = 0
     workers: int = 1
     advance: Callable[[int, int], None] | None = None
-    """Progress inside the running check."""
+    """Called by the running check with (steps done, all steps)."""
     within: Sequence[Box] | None = None
-    """Of what the fork has of its own, only what touches these boxes, voxels of the base mip; None = all."""
+    """Boxes in voxels of mip 0. Only those of the fork's own storage chunks that touch them are checked; None = all."""
     _failures: dict[str, str] = field(default_factory=dict)
 
     @property
     def options(self) -> VoxelOptions:
-        """How checks go through voxels."""
+        """Keyword arguments for checks that read voxels."""
         return {"sample": self.sample, "seed": self.seed, "workers": self.workers, "advance": self.advance}
 
     def _once(self, name: str, read: Callable[[], Value]) -> Value:
-        """Read something; a failure is raised to the first who asks, and blocks the others."""
+        """Read something. A failure is raised to the first check that asks for it, and blocks all later ones."""
         if name in self._failures:
             raise Blocked(self._failures[name])
         try:
@@ -79,17 +82,17 @@ class Subject:
 
     @cached_property
     def is_built_elsewhere(self) -> bool:
-        """Whether other software has built the graph: it leaves no ingest rows."""
+        """Whether other software has built the graph, so that it has no ingest rows."""
         return next(iter(self.table.scan([keys.ingest_range()], newest_only=True)), None) is None
 
     @cached_property
     def volume(self) -> VolumeInfo:
-        """Shape of the watershed."""
+        """Bounds and scales of the watershed."""
         return self._once("the watershed's info", lambda: read_info(self.fork.watershed_url))
 
     @cached_property
     def grid(self) -> ChunkGrid:
-        """Chunks, from the watershed's bounds and the meta's chunk size."""
+        """The chunk grid, made from the watershed's bounds and the meta's chunk size."""
         return self._once("the chunk grid", lambda: ChunkGrid(self.volume.bounds, self.meta.chunk_size))
 
     @cached_property
@@ -104,9 +107,15 @@ class Subject:
         return self._once("a node row", lambda: snapshot.read_snapshot(self.table, self.layout))
 
     def nodes_of(self, coordinates: npt.NDArray[np.int64]) -> snapshot.Snapshot:
-        """Rows of the supervoxels of some layer 2 chunks, and maybe others, shape (n, 3).
+        """Rows of at least the supervoxels in some layer 2 chunks.
 
-        All rows where they were read anyway; else those alone, so that voxels of a graph of any size can be checked.
+        If all rows have been read already, they are returned. Otherwise only the rows of these chunks are read, so that
+        the voxels of a graph of any size can be checked.
+
+        Parameters
+        ----------
+        coordinates
+            Coordinates of the chunks, (x, y, z), shape (n, 3).
         """
         if "nodes" in self.__dict__:
             return self.nodes
@@ -115,12 +124,12 @@ class Subject:
 
     @cached_property
     def counters(self) -> tuple[dict[int, int], npt.NDArray[np.int64]]:
-        """Id counters."""
+        """Id counters: one per chunk id, and those of the root chunk's shards, shape (256,)."""
         return self._once("an id counter", lambda: ingest_checks.read_counters(self.table, self.layout))
 
     @property
     def edge_folders(self) -> tuple[str, str]:
-        """Folders of edge and of component files."""
+        """URLs of the folders of edge files and of component files."""
         source = self.meta.data_source
         if not source.EDGES or not source.COMPONENTS:
             raise InputError(
@@ -140,7 +149,7 @@ class Subject:
 
     @cached_property
     def active(self) -> atomic_edges.ActiveEdges:
-        """Edges between live leaves; only where hierarchy and edge files are sound."""
+        """Edges between live leaves; raises `Blocked` unless the hierarchy and the edge files are sound."""
         hierarchy = Outcome("hierarchy")
         check_hierarchy(hierarchy, self.nodes)
         if hierarchy.has_errors:
@@ -156,11 +165,11 @@ class Subject:
 
     @property
     def own_voxels(self) -> digest_checks.OwnVoxels | None:
-        """What the graph's fork has of its own; None if there is no fork."""
+        """The storage chunks that the graph's fork holds itself instead of the base; None if there is no fork."""
         fork = volumes.fork_volume(self.fork)
         return None if fork is None else digest_checks.read_own(fork, **self.options, within=self.within)
 
     @cached_property
     def watershed(self) -> volumes.StoredVolume:
-        """The source volume."""
+        """The watershed volume that the base was copied from."""
         return self._once("the watershed volume", lambda: volumes.watershed_volume(self.fork.watershed_url))

@@ -1,4 +1,4 @@
-"""Checks of what a fork has of its own: voxels against the digests of their commits, supervoxels against the base."""
+"""Checks of a fork's own storage chunks: voxels against the digests of their commits, supervoxels against the base."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from sv_pipeline.verify.volumes import StoredVolume
 __all__ = ["OwnVoxels", "check_digests", "check_lineage", "read_own"]
 
 DAMAGED = (
-    "voxels of the fork are not those that were written, as the digest of their commit says: a file of the fork is "
-    "damaged. Restore the fork's folder and the table from backups of one day."
+    "voxels of the fork differ from those that were written, according to the digest of their commit: a file of the "
+    "fork is damaged. Restore the fork's folder and the table from backups of one day."
 )
 OTHERS = (
-    "a storage chunk was written without a digest, by other software or an older version, since ours wrote it: its "
-    "voxels cannot be compared."
+    "other software or an older version has overwritten a storage chunk without a digest: its voxels cannot be "
+    "compared."
 )
 UNTOLD = (
-    "voxels of the fork are not those of their digest, and the history does not reach back to the commit that wrote "
-    "them: a file is damaged, or other software wrote them."
+    "voxels of the fork do not match their digest, and the history does not reach back to the commit that wrote them: "
+    "a file is damaged, or other software wrote them."
 )
 UNREADABLE = "a storage chunk of the fork cannot be read: restore the fork's folder from a backup."
 STRANGE = (
@@ -44,7 +44,7 @@ STRANGE = (
 
 @dataclass(frozen=True)
 class OwnVoxels:
-    """What a fork has of its own, as far as it is to be checked."""
+    """The storage chunks that a fork holds itself instead of the base, as far as they are checked."""
 
     fork: StoredVolume
     found: OwnChunks
@@ -53,11 +53,11 @@ class OwnVoxels:
     advance: Callable[[int, int], None] | None
 
     def box(self, chunk: StorageChunk) -> Box:
-        """Voxels of a chunk, in its mip."""
+        """Box of a storage chunk, in voxels of its mip."""
         return chunk.box(self.fork.info.scales[chunk.mip])
 
     def place(self, chunk: StorageChunk) -> str:
-        """Names a chunk, as the finding does."""
+        """Name of a storage chunk, for a finding."""
         corner = ",".join(map(str, self.box(chunk).start))
         return f"mip {chunk.mip} voxel {corner} (storage chunk {self.box(chunk)})"
 
@@ -71,12 +71,12 @@ def read_own(
     advance: Callable[[int, int], None] | None = None,
     within: Sequence[Box] | None = None,
 ) -> OwnVoxels:
-    """List the storage chunks that a fork has of its own.
+    """List the storage chunks that a fork holds itself.
 
     Parameters
     ----------
     within
-        Only those that touch one of these boxes, voxels of the base mip; default: all.
+        Boxes in voxels of mip 0; only chunks that touch one of them are listed. Default: all chunks.
     """
     assert fork.store is not None
     with readable("the tree of the fork cannot be read"):
@@ -88,7 +88,7 @@ def read_own(
 
 
 def _touching(chunks: Sequence[StorageChunk], volume: VolumeInfo, boxes: Sequence[Box]) -> list[bool]:
-    """Which chunks any of the boxes has a part in."""
+    """Whether each chunk overlaps any of the boxes, which are in voxels of mip 0."""
     starts = np.array([box.start for box in boxes], np.int64).reshape(-1, 3) - volume.bounds.start
     stops = np.array([box.stop for box in boxes], np.int64).reshape(-1, 3) - volume.bounds.start
     spans = [np.multiply(volume.scales[mip].chunk_size, volume.factors(mip)) for mip in range(len(volume.scales))]
@@ -104,13 +104,13 @@ def _touching(chunks: Sequence[StorageChunk], volume: VolumeInfo, boxes: Sequenc
 
 
 def check_digests(outcome: Outcome, own: OwnVoxels) -> None:
-    """Every chunk that the fork has of its own is as its commit wrote it."""
+    """Check that every storage chunk of the fork holds what its commit wrote."""
     stores = {mip: own.fork.open(mip) for mip in {chunk.mip for chunk in own.chunks}}
 
     def judge(chunk: StorageChunk) -> str | None:
         digest = own.found.digests.get(chunk)
         if digest is None and chunk in own.found.inline:
-            return None  # in a node of the tree, which has a checksum
+            return None  # it is stored inside a node of the tree, which has a checksum
         try:
             voxels = read_box(stores[chunk.mip], own.box(chunk), f"fork mip {chunk.mip}")
         except CorruptionError as error:
@@ -131,7 +131,7 @@ def check_digests(outcome: Outcome, own: OwnVoxels) -> None:
 
 
 def _why(own: OwnVoxels, chunk: StorageChunk) -> str:
-    """What it means that voxels are not those of a digest."""
+    """Explain why the voxels of a chunk do not match its digest."""
     assert own.fork.store is not None
     with readable("the history of the fork cannot be read"):
         anew = made_anew(own.fork.store, chunk.key(own.fork.info.scales[chunk.mip]), chunk.digest_key)
@@ -143,14 +143,14 @@ def _why(own: OwnVoxels, chunk: StorageChunk) -> str:
 
 @dataclass
 class _Origins:
-    """Supervoxels that others descend from, looked up as they are met."""
+    """The supervoxels that others descend from, looked up when needed."""
 
     table: Table
     _former: dict[int, UInt64Array] = field(default_factory=dict)
-    """The supervoxels that each one was made of; none for those of the ingest."""
+    """The supervoxels from which each one was made; empty for supervoxels of the ingest."""
 
     def descends(self, later: UInt64Array, earlier: UInt64Array) -> list[bool]:
-        """Whether each of some supervoxels descends from the one beside it, and from no other."""
+        """Whether each supervoxel of ``later`` descends from its counterpart in ``earlier``, and from no other."""
         self._look_up(later)
         return [self._of(int(new)) == {int(old)} for new, old in zip(later, earlier, strict=True)]
 
@@ -180,7 +180,7 @@ class _Origins:
 
 
 def check_lineage(outcome: Outcome, own: OwnVoxels, base: StoredVolume, table: Table) -> None:
-    """Every supervoxel in a chunk that the fork has of its own descends from the base's supervoxel at its voxels."""
+    """Check that every supervoxel in the fork's own chunks descends from the base's supervoxel at the same voxels."""
     chunks = [chunk for chunk in own.chunks if chunk.mip == 0]
     if not chunks:
         return

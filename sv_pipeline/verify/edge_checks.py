@@ -1,4 +1,7 @@
-"""Checks of what edges make: cross edges recomputed from scratch, skip connections, roots. Looks at no file."""
+"""Checks of what follows from the edges: cross edges (recomputed from scratch), skip connections and roots.
+
+This module reads no file.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,7 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 ATOMIC_CELLS_LIVE = timedelta(days=365)
+"""Age at which the table drops cells of atomic cross edges."""
 
 
 # -- cross edges --------------------------------------------------------------------------------------------------
@@ -39,11 +43,16 @@ ATOMIC_CELLS_LIVE = timedelta(days=365)
 def check_cross_edges(
     outcome: Outcome, nodes: Snapshot, active: ActiveEdges, complete: BoolArray | None = None
 ) -> None:
-    """``cross_edges_<l>`` of every node in use are what the active atomic edges make them.
+    """Check that ``cross_edges_<l>`` of every node in use are those that follow from the active atomic edges.
 
-    For a node n of layer a and l >= a: unique [n, p] over active atomic edges (sv in n, sv2) of cross layer l,
-    p = highest ancestor of sv2 with layer <= a. Where not all atomic edges are known, ``complete`` says of which nodes
-    they are: only those can hold an edge too many.
+    For a node n at layer a and l >= a, they are the unique pairs [n, p] over all active atomic edges (sv, sv2) of cross
+    layer l with sv in n, where p is the highest ancestor of sv2 with layer <= a.
+
+    Parameters
+    ----------
+    complete
+        Flag for each node, shape (n,), that says whether all its atomic edges are known; None = they are known for all
+        nodes. Only nodes whose edges are all known are checked for superfluous cross edges.
     """
     count = len(nodes.ids)
     for layer in range(2, nodes.layout.n_layers):
@@ -57,8 +66,8 @@ def check_cross_edges(
         foreign = np.intersect1d(extra, high)
         if len(foreign):
             outcome.foreign(
-                f"`cross_edges_{layer}` lead to an ancestor of the partner: readable; 'sv-pipeline mend' writes them "
-                "as they should be.",
+                f"`cross_edges_{layer}` lead to an ancestor of the partner: they can be read, and 'sv-pipeline mend' "
+                "corrects them.",
                 int(nodes.ids[foreign[0] // count]),
                 len(foreign),
             )
@@ -80,7 +89,7 @@ def check_cross_edges(
 
 
 def lifted(nodes: Snapshot, active: ActiveEdges, which: BoolArray, layer: int) -> IntArray:
-    """Keys (node, partner) of all ``cross_edges_<layer>`` that the chosen atomic edges make."""
+    """All ``cross_edges_<layer>`` that follow from the chosen atomic edges, as keys node * count + partner."""
     at = which & (active.layers == layer)
     first, second = active.first[at], active.second[at]
     keys = [np.empty(0, np.int64)]
@@ -93,9 +102,17 @@ def lifted(nodes: Snapshot, active: ActiveEdges, which: BoolArray, layer: int) -
 
 
 def raised(nodes: Snapshot, wrong: IntArray, right: IntArray) -> tuple[IntArray, IntArray]:
-    """Pairs of keys (node, ancestor of partner) among ``wrong`` and (node, partner) among ``right``.
+    """Find cross edges that lead to an ancestor of their partner instead of the partner itself.
 
-    Keys are ``node * number of nodes + partner``, of indices of the snapshot.
+    Parameters
+    ----------
+    wrong, right
+        Superfluous and missing cross edges, as keys node * count + partner of indices into the snapshot.
+
+    Returns
+    -------
+    tuple[IntArray, IntArray]
+        Keys in ``wrong``, of (node, ancestor of partner), and their counterparts in ``right``, of (node, partner).
     """
     count = max(len(nodes.ids), 1)
     node, partner = right // count, right % count
@@ -111,7 +128,7 @@ def raised(nodes: Snapshot, wrong: IntArray, right: IntArray) -> tuple[IntArray,
 
 
 def stored_cross_edges(outcome: Outcome, nodes: Snapshot, layer: int) -> IntArray:
-    """Keys (node, partner) of the rows of nodes in use; odd ones are noted and left out."""
+    """Stored cross edges of nodes in use, as keys node * count + partner; faulty ones are reported and left out."""
     cells = nodes.cross_edges.get(layer)
     if cells is None:
         return np.empty(0, np.int64)
@@ -145,7 +162,7 @@ def stored_cross_edges(outcome: Outcome, nodes: Snapshot, layer: int) -> IntArra
 
 
 def check_atomic_cross_edges(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> None:
-    """Layer 2 nodes of the ingest keep their outgoing atomic edges (for a year: then the table drops the cells)."""
+    """Check that layer 2 nodes of the ingest have their outgoing atomic edges, which the table drops after a year."""
     roots = nodes.ancestors[nodes.layout.n_layers]
     untouched = ~nodes.edited[roots[active.first]]
     old = datetime.now(UTC) - ATOMIC_CELLS_LIVE
@@ -190,10 +207,10 @@ def check_atomic_cross_edges(outcome: Outcome, nodes: Snapshot, active: ActiveEd
 
 
 def check_skip_connections(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> None:
-    """Several children are one layer below their parent; an only child's parent is where its next edges are.
+    """Check the layer of each node's parent.
 
-    A node joined to nobody gets its parent at the lowest layer above it at which it has cross edges, or at the root
-    layer (PyChunkedGraph's skip connections).
+    A node with siblings is exactly one layer below its parent. A node without siblings has its parent at the lowest
+    layer above it at which it has cross edges, or else at the root layer (PyChunkedGraph's skip connections).
     """
     n_layers = nodes.layout.n_layers
     next_layer = np.full(len(nodes.ids), n_layers)
@@ -209,7 +226,7 @@ def check_skip_connections(outcome: Outcome, nodes: Snapshot, active: ActiveEdge
         outcome,
         gaps,
         nodes.ids,
-        "active edges cross at a layer at which it has no ancestor: rebuild the parents above it.",
+        "it has active edges that cross at a layer at which it has no ancestor: rebuild the parents above it.",
     )
     child = np.flatnonzero(nodes.is_reached & (nodes.parent_index != NONE))
     outcome.checked = len(child)
@@ -235,7 +252,7 @@ def check_skip_connections(outcome: Outcome, nodes: Snapshot, active: ActiveEdge
 
 
 def check_connectivity(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> None:
-    """Children of one parent are connected, and roots are exactly the components of the active edges."""
+    """Check that the children of each parent are connected, and that roots are the components of the active edges."""
     count = len(nodes.ids)
     leaves = nodes.leaves
     check_pieces_in_chunks(outcome, nodes, active, leaves)
@@ -249,14 +266,20 @@ def check_connectivity(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -
         leaves,
         roots[leaves],
         pieces,
-        "a root of several objects: no active edges connect all of its supervoxels.",
+        "a root that holds several objects: active edges do not connect all of its supervoxels.",
     )
     check_ends(outcome, nodes, active)
     outcome.checked = len(np.unique(roots[leaves]))
 
 
 def check_pieces_in_chunks(outcome: Outcome, nodes: Snapshot, active: ActiveEdges, leaves: IntArray) -> None:
-    """Supervoxels of one layer 2 node, all of them among ``leaves`` (indices), are connected inside the chunk."""
+    """Check that the supervoxels of each layer 2 node are connected inside the chunk.
+
+    Parameters
+    ----------
+    leaves
+        Indices of supervoxels, shape (n,); for each layer 2 node, either all of its supervoxels or none.
+    """
     inside = active.sure & (active.layers == 1)
     _report_pieces(
         outcome,
@@ -269,7 +292,7 @@ def check_pieces_in_chunks(outcome: Outcome, nodes: Snapshot, active: ActiveEdge
 
 
 def check_ends(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> None:
-    """Ends of an active edge have one root, and meet where their chunks do."""
+    """Check that both ends of every active edge have the same root, and their lowest common ancestor at its layer."""
     roots = nodes.ancestors[nodes.layout.n_layers]
     torn = active.due & ~active.joined & ~active.infinite
     apart = torn & (roots[active.first] != roots[active.second])
@@ -279,12 +302,13 @@ def check_ends(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> None:
         nodes,
         active,
         torn & ~apart,
-        "an active edge whose ends meet only above the layer at which their chunks do: rebuild the parents.",
+        "the ends of an active edge have a common ancestor only above the layer at which their chunks meet: "
+        "rebuild the parents.",
     )
 
 
 def _check_children(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> None:
-    """Children at layer p - 1 of a parent at layer p are connected by active edges of cross layer p - 1."""
+    """Check that children at layer p - 1 of a parent at layer p are connected by active edges of cross layer p - 1."""
     first, second = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for layer in range(2, nodes.layout.n_layers):
         at = active.sure & (active.layers == layer)
@@ -305,7 +329,7 @@ def _check_children(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> N
 
 
 def check_inf_edges(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> None:
-    """No edge of affinity inf (one object by definition) joins two roots."""
+    """Check that no edge of affinity inf joins two roots: such edges cannot be cut, so both ends are one object."""
     outcome.checked = int(active.infinite.sum()) // 2
     roots = nodes.ancestors[nodes.layout.n_layers]
     apart = active.infinite & (roots[active.first] != roots[active.second])
@@ -322,7 +346,7 @@ def _components(count: int, first: IntArray, second: IntArray) -> IntArray:
 def _report_pieces(
     outcome: Outcome, nodes: Snapshot, members: IntArray, owners: IntArray, pieces: IntArray, message: str
 ) -> None:
-    """Note owners whose members are in more than one piece."""
+    """Report owners whose members are in more than one piece."""
     pairs = np.unique(owners * len(nodes.ids) + pieces[members]) // max(len(nodes.ids), 1)
     owner, count = np.unique(pairs, return_counts=True)
     report_where(outcome, count > 1, nodes.ids[owner], message)

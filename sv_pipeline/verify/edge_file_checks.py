@@ -1,4 +1,7 @@
-"""Checks of edge and component files: readable, of this graph, symmetric. Looks at no node's cross edges."""
+"""Checks that edge and component files can be read, belong to this graph, and are symmetric.
+
+This module does not look at the cross edges of nodes.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 def check_edge_files(outcome: Outcome, nodes: Snapshot, edges: AtomicEdges) -> None:
-    """Edge files can be read, name supervoxels of the graph, and agree with those of neighbour chunks."""
+    """Check that edge files can be read, name supervoxels of the graph, and agree with those of neighbour chunks."""
     outcome.checked = int((edges.kinds != EDITED).sum())
     for file in edges.broken:
         outcome.error(file.message, file.name)
@@ -26,7 +29,7 @@ def check_edge_files(outcome: Outcome, nodes: Snapshot, edges: AtomicEdges) -> N
         outcome,
         edges,
         unknown,
-        "an edge of a supervoxel that the graph does not have: the files belong to another watershed, "
+        "an edge names a supervoxel that the graph does not have: the files belong to another watershed, "
         "or the chunk was not ingested to the end.",
     )
     stored = edges.kinds != EDITED
@@ -36,10 +39,10 @@ def check_edge_files(outcome: Outcome, nodes: Snapshot, edges: AtomicEdges) -> N
         outcome,
         edges,
         misplaced,
-        "an edge in the file of the wrong chunk, or of the wrong kind "
+        "an edge is in the file of the wrong chunk, or listed as the wrong kind "
         "(in: both ends in the chunk; between, cross: the first only): write the file again.",
     )
-    # Edges of edits may have inf, and only merges make them, so that they need no more than an affinity.
+    # Only merges make edit edges of affinity inf; such an edge needs no area.
     may_be_inf = (edges.kinds == CROSS) | ((edges.kinds == EDITED) & (edges.affinities == np.inf))
     for fault in edge_rules.edge_faults(edges.pairs, edges.affinities, edges.areas, may_be_inf):
         _report_edges(outcome, edges, fault.edges, f"{fault.text}: write the file again.")
@@ -62,7 +65,7 @@ def _check_repeats(outcome: Outcome, edges: AtomicEdges) -> None:
 
 
 def _check_symmetry(outcome: Outcome, edges: AtomicEdges, broken: set[str]) -> None:
-    """Each between and cross edge stands in both chunks' files, with one affinity and one area."""
+    """Check that each between and cross edge is in both chunks' files, with the same affinity and area."""
     if broken:
         return
     at = np.flatnonzero((edges.kinds != IN) & (edges.kinds != EDITED))
@@ -81,7 +84,7 @@ def _check_symmetry(outcome: Outcome, edges: AtomicEdges, broken: set[str]) -> N
 
 
 def _records(pairs: npt.NDArray[np.uint64], *values: npt.NDArray[np.generic]) -> npt.NDArray[np.void]:
-    """One comparable value for each edge with its attributes."""
+    """One comparable value for each edge together with its attributes, shape (n,)."""
     columns = [pairs[:, 0], pairs[:, 1], *values]
     raw = [np.ascontiguousarray(column).view(np.uint8).reshape(len(pairs), column.itemsize) for column in columns]
     rows = np.ascontiguousarray(np.concatenate(raw, axis=-1))

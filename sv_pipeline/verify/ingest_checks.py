@@ -1,4 +1,4 @@
-"""Checks of what surrounds the graph in its table: meta, counters, ingest rows, operation log, locks."""
+"""Checks of the rows beside the nodes in a graph's table: meta, counters, ingest rows, operation log and locks."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ __all__ = ["check_meta", "check_operations", "check_progress", "read_counters"]
 MAJOR_VERSION = "3"
 SUCCESS, CREATED, WRITE_STARTED = 0, 1, 3
 UNFINISHED = {CREATED, WRITE_STARTED}
-"""States of an operation that may still hold locks."""
+"""Statuses of operations that may still hold locks."""
 
 
 # -- meta ---------------------------------------------------------------------------------------------------------
 
 
 def check_meta(outcome: Outcome, table: Table, stored: meta.TableMeta, volume: VolumeInfo, watershed_url: str) -> None:
-    """The meta and version rows can be read, are of this layout's version, and fit the watershed."""
+    """Check that the meta and version rows can be read, have the version of this layout, and fit the watershed."""
     outcome.checked = 2
     for found in table.damage():
         outcome.error("the table's file is damaged: restore it from a copy, or ingest the graph again.", found)
     version = meta.read_version(table)
     if version is None:
-        outcome.warning("the table does not say its version: write the row `version`.", keys.VERSION.decode())
+        outcome.warning("the table has no version: write the row `version`.", keys.VERSION.decode())
     elif version.split(".")[0] != MAJOR_VERSION:
         outcome.error(
             f"the table has version {version}, not {MAJOR_VERSION}.x: migrate it with PyChunkedGraph first.",
@@ -66,7 +66,7 @@ def check_meta(outcome: Outcome, table: Table, stored: meta.TableMeta, volume: V
 
 
 def read_counters(table: Table, layout: IdLayout) -> tuple[dict[int, int], npt.NDArray[np.int64]]:
-    """All id counters: per chunk id, and those of the root chunk's shards, shape (256,)."""
+    """Read all id counters: a counter for each chunk id, and those of the root chunk's shards, shape (256,)."""
     plain: dict[int, int] = {}
     shards = np.zeros(ROOT_SHARDS, np.int64)
     for key, row in table.scan([keys.prefix_range(b"i")], [columns.COUNTER.key], newest_only=True):
@@ -85,7 +85,7 @@ def read_counters(table: Table, layout: IdLayout) -> tuple[dict[int, int], npt.N
 
 
 def check_progress(outcome: Outcome, table: Table, layout: IdLayout, grid: ChunkGrid) -> None:
-    """Every chunk of every layer has its done-marker, and nothing outside the grid has one."""
+    """Check that every chunk of every layer has its done-marker, and that no chunk outside the grid has one."""
     wanted = [columns.INGEST_RESERVATION.key, columns.INGEST_DONE.key, columns.INGEST_FAILED.key]
     by_state: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for key, row in table.scan([keys.ingest_range()], wanted, newest_only=True):
@@ -107,10 +107,10 @@ def check_progress(outcome: Outcome, table: Table, layout: IdLayout, grid: Chunk
             _report_chunks(outcome, layout, layer, np.intersect1d(some, expected), message)
 
 
-_OUTSIDE = "an ingest row of a chunk outside the grid: delete it."
-_NOT_BEGUN = "a chunk without a done-marker: ingest its layer."
-_FAILED = "a chunk whose ingest failed: see its error with `sv-pipeline status`, then ingest again."
-_INTERRUPTED = "a chunk with reserved ids, but without a done-marker: its ingest was interrupted; repeat it."
+_OUTSIDE = "there is an ingest row of a chunk outside the grid: delete it."
+_NOT_BEGUN = "a chunk has no done-marker: ingest its layer."
+_FAILED = "the ingest of a chunk failed: see its error with `sv-pipeline status`, then ingest again."
+_INTERRUPTED = "a chunk has reserved ids, but no done-marker: its ingest was interrupted; repeat it."
 
 
 def _state(row: RowView) -> str:
@@ -129,7 +129,7 @@ def _report_chunks(outcome: Outcome, layout: IdLayout, layer: int, chunks: UInt6
 
 
 def check_operations(outcome: Outcome, table: Table, nodes: Snapshot) -> None:
-    """Every lock belongs to an unfinished operation, and every successful operation names its roots."""
+    """Check that every lock belongs to an unfinished operation, and that every successful operation names its roots."""
     statuses = _check_log(outcome, table, nodes)
     everything = RowKeyRange(b"\x00", b"\xff" * 32)
     locks = [columns.LOCK.key, columns.INDEFINITE_LOCK.key]
@@ -138,7 +138,7 @@ def check_operations(outcome: Outcome, table: Table, nodes: Snapshot) -> None:
 
 
 def _check_log(outcome: Outcome, table: Table, nodes: Snapshot) -> dict[int, int | None]:
-    """Status of every operation."""
+    """Check the operation log, and return the status of every operation."""
     statuses: dict[int, int | None] = {}
     wanted = [columns.OPERATION_STATUS.key, columns.ROOTS.key]
     for key, row in table.scan([keys.operation_range()], wanted, newest_only=True):
@@ -157,7 +157,7 @@ def _check_log(outcome: Outcome, table: Table, nodes: Snapshot) -> dict[int, int
         if status != SUCCESS:
             continue
         if roots is None or not len(roots):
-            outcome.error("a successful operation without `roots`: lineage breaks off here; recover it.", place)
+            outcome.error("a successful operation has no `roots`, so that lineage ends here: recover it.", place)
         elif (nodes.find(np.asarray(roots, np.uint64)) < 0).any():
             outcome.error("a successful operation names a root that has no row: recover it.", place)
     _check_operation_counter(outcome, table, statuses)
@@ -169,8 +169,8 @@ def _check_operation_counter(outcome: Outcome, table: Table, statuses: Mapping[i
     counter = columns.COUNTER.newest(row) or 0
     if statuses and counter < max(statuses):
         outcome.error(
-            f"the counter of operations is at {counter}, behind this operation, whose id could be given out again: "
-            "raise the counter.",
+            f"the counter of operations is at {counter}, behind this operation, so that its id could be given out "
+            "again: raise the counter.",
             f"operation {max(statuses)}",
         )
 

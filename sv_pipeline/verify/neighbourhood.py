@@ -1,14 +1,14 @@
-"""Rows and voxels around a few chunks: the checks of `verify`, on what can be reached from there in a few reads.
+"""Verification of rows and voxels around a few chunks, with the checks of `verify` and a few reads.
 
-What is read, and what is judged::
+What is read, and what is checked about it::
 
-    core      all rows of supervoxels and of layer 2 nodes of the chunks      everything; voxels, too
+    core      all rows of supervoxels and of layer 2 nodes of the chunks      everything, including the voxels
     chain     all ancestors of the core's live supervoxels                    all but edges that start in other chunks
     fringe    supervoxels that atomic edges of the core lead to, and their    what the core's edges say about them
               ancestors
     beside    children of the chain, and partners of its cross edges          that they belong to the same node, or root
 
-So the cost depends on the number of chunks, not on the size of the objects.
+The cost therefore depends on the number of chunks, not on the size of the objects.
 """
 
 from __future__ import annotations
@@ -37,21 +37,23 @@ BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 
 MOST_CHUNKS = 32
+"""Maximum number of chunks that are checked."""
 MOST_VOXELS = 1 << 27
-"""Voxels that are looked at; one chunk at least."""
+"""Maximum number of voxels that are checked; the voxels of the first chunk always are."""
 MOST_BESIDE = 50_000
-"""Rows beside the chain that are read."""
+"""Maximum number of rows beside the chain that are read."""
 
 
 def verify_around(table: Table, fork: Fork, chunks: npt.ArrayLike) -> VerifyReport:
-    """Prove that a graph and its voxels are sound around some chunks; changes nothing.
+    """Prove that a graph and its voxels are sound around some chunks. Nothing is changed.
 
     Parameters
     ----------
     table, fork
-        See :func:`~sv_pipeline.verify.run.verify`.
+        The same as for :func:`~sv_pipeline.verify.run.verify`.
     chunks
-        Coordinates of layer 2 chunks, shape (n, 3), the most important ones first; at most `MOST_CHUNKS` are looked at.
+        Coordinates of layer 2 chunks, (x, y, z), shape (n, 3), the most important ones first; at most `MOST_CHUNKS` are
+        checked.
     """
     started = time.monotonic()
     subject = Subject(table, fork)
@@ -71,7 +73,7 @@ def _result(name: str, description: str, unit: str, outcome: Outcome) -> CheckRe
 
 @dataclass
 class _Surroundings:
-    """What is read around some chunks."""
+    """The rows and edges that are read around some chunks."""
 
     subject: Subject
     chunks: IntArray
@@ -97,7 +99,7 @@ class _Surroundings:
 
     @cached_property
     def everything(self) -> Snapshot:
-        """Live supervoxels of core and fringe, what layer 2 nodes of the core list, and all that is above them."""
+        """Live supervoxels of core and fringe, the children of the core's layer 2 nodes, and all their ancestors."""
         core = self.core
         ends = np.setdiff1d(np.unique(self.edges.pairs), core.ids)
         fringe = snapshot.of_rows(self.layout, self._read(ends)).leaf_ids
@@ -109,7 +111,7 @@ class _Surroundings:
             rows |= found
             above = snapshot.of_rows(self.layout, found).parents
             known = np.array([*rows, 0], np.uint64)
-            # What has no row is asked for once; a parent that is not higher would lead round in a circle.
+            # An id without a row is read only once. A parent whose layer is not higher could lead into a cycle.
             frontier = np.setdiff1d(above[self.layout.layers(above) > self.layout.layers(frontier).min()], known)
         return snapshot.of_rows(self.layout, rows)
 
@@ -120,14 +122,14 @@ class _Surroundings:
 
     @cached_property
     def is_core(self) -> BoolArray:
-        """Which nodes are layer 2 nodes of the chunks: all that belongs to them was read."""
+        """Whether each node is a layer 2 node of the chunks; all that belongs to such nodes was read."""
         nodes = self.everything
         chunks = self.layout.chunk_ids(2, self.chunks)
         return np.asarray((nodes.layers == 2) & np.isin(self.layout.chunks(nodes.ids), chunks))
 
     @cached_property
     def nodes(self) -> Snapshot:
-        """The same without children and partners that were not read, but for layer 2 nodes of the core."""
+        """`everything` without children and partners whose rows were not read; core nodes keep all of theirs."""
         nodes = self.everything
         kept = np.isin(nodes.children, nodes.ids) | self.is_core[nodes.child_owner]
         counts = np.bincount(nodes.child_owner[kept], minlength=len(nodes.ids))
@@ -142,7 +144,7 @@ class _Surroundings:
 
     @cached_property
     def chain(self) -> BoolArray:
-        """Which nodes are ancestors of live supervoxels of the core."""
+        """Whether each node is an ancestor of a live supervoxel of the core."""
         nodes = self.everything
         at = nodes.find(self.core.leaf_ids)
         flags = np.zeros(len(nodes.ids), np.bool_)
@@ -174,7 +176,7 @@ def _hierarchy(around: _Surroundings) -> CheckResult:
 
 
 def _check_beside(outcome: Outcome, around: _Surroundings) -> None:
-    """Children of the chain that are not part of it point to their parent; partners have the same root."""
+    """Check that children of the chain which were not read point to their parent, and that partners have its root."""
     nodes, layout = around.everything, around.layout
     of_chain = around.chain[nodes.child_owner] & ~np.isin(nodes.children, nodes.ids)
     children, owners = nodes.children[of_chain][:MOST_BESIDE], nodes.ids[nodes.child_owner[of_chain]][:MOST_BESIDE]
@@ -194,7 +196,7 @@ def _check_beside(outcome: Outcome, around: _Surroundings) -> None:
     beyond, owner = np.concatenate(partners)[:MOST_BESIDE], np.concatenate(at)[:MOST_BESIDE]
     apart = around.roots_of(beyond) != nodes.ids[nodes.tops[owner]]
     report_where(
-        outcome, apart, nodes.ids[owner], "its cross edges name a partner of another, or a replaced, root: recover it."
+        outcome, apart, nodes.ids[owner], "its cross edges name a partner under another or a replaced root: recover it."
     )
     outcome.checked += len(beyond)
 

@@ -1,4 +1,4 @@
-"""Whether table and fork are of one history: each operation that changed voxels is known to both, as the same one."""
+"""Check that table and fork share one history: both know each operation that changed voxels, and as the same one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _VERDICTS = {
 
 
 def check_pair(outcome: Outcome, graph: HasBoth) -> None:
-    """Compare the operations of the table with the records of the fork."""
+    """Check that the operations of the table and the records of the fork are the same."""
     wrong = find_misfit(graph)
     if graph.fork.exists():
         with readable("the records of the fork's operations cannot be read"):
@@ -36,7 +36,7 @@ def check_pair(outcome: Outcome, graph: HasBoth) -> None:
 
 
 def _compare(outcome: Outcome, graph: HasBoth) -> None:
-    # The fork first: what it holds has a row; what the table then says is done, is in.
+    # The fork is read first: every operation that it holds has a row in the table by then.
     records = {record.operation_id: record for record in graph.fork.records()}
     own = {
         int(key.removeprefix(OWN_PREFIX)): row
@@ -51,19 +51,19 @@ def _compare(outcome: Outcome, graph: HasBoth) -> None:
     rows = graph.table.read_rows(keys.node_keys(numbers), [columns.OPERATION_STATUS.key], newest_only=True)
     status = {int(key): columns.OPERATION_STATUS.newest(row) for key, row in rows.items()}
     differing = [n for n, record in records.items() if _differs(record, own.get(n), opened.get(n))]
-    # Edits that are refused, for this very reason, use up the numbers of those that the table does not know.
+    # An older table gives out numbers again that the fork knows, to edits that are then refused for this very reason.
     unknown = [n for n in differing if not wrote(status.get(n))]
     other = [n for n in differing if wrote(status.get(n))]
     done = {n for n in changed - opened.keys() if status.get(n) == int(OperationStatus.SUCCESS)}
     absent = sorted(done - records.keys())
-    if absent:  # one that was committed since the records were read
+    if absent:  # operations may have been committed since the records were read
         now = {record.operation_id for record in graph.fork.records()}
         absent = [number for number in absent if number not in now]
     older = _older(unknown, absent, other)
     verdict = f"{_VERDICTS[older]}; {restore_advice(graph, older)}"
     for numbers_of, what in (
         (unknown, "the fork holds voxels of an operation that the table does not know"),
-        (absent, "the table says that an operation changed voxels, but the fork has none of it"),
+        (absent, "the table says that an operation changed voxels, but the fork has no record of it"),
         (other, "the fork holds voxels of another operation under this number"),
     ):
         if numbers_of:
@@ -78,8 +78,8 @@ def _older(unknown: list[int], absent: list[int], other: list[int]) -> Older:
 
 
 def _differs(record: OperationRecord, own: RowView | None, opened: RowView | None) -> bool:
-    """Whether a record is not of the operation of the table that has its number."""
+    """Whether a record belongs to another operation than the one that has its number in the table."""
     if record.identity != (IDENTITY.newest(own) or IDENTITY.newest(opened)):
         return True
-    # Where neither names an identity: one that is finished has noted which supervoxels it replaced.
+    # If neither has an identity, they are the same unless the table's operation ended without changing supervoxels.
     return record.identity is None and opened is None and SUPERVOXELS.key not in (own or {})

@@ -1,8 +1,8 @@
-"""Proof that an operation was brought to its end: nothing of it is locked or open, and all around it is sound. Reads.
+"""Proof that an operation has ended: it holds no lock, is not open, and the graph around it is sound. Changes nothing.
 
-Around it are the layer 2 chunks of its scope, of its write set, and of the supervoxels and edges that the log names:
-their rows, what is above them and beside that, the edges that end there, and their voxels. Others may edit there at the
-same moment, so what does not hold is looked at again, and counts only once nobody is writing there.
+The graph around it is what `neighbourhood` reads around the layer 2 chunks of its scope, of its write set, and of the
+supervoxels and edges that the log names. Other processes may edit there at the same time, so a check that fails is
+repeated, and its findings count only if no other operation is being written.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ from sv_pipeline.verify.report import VerifyReport
 __all__ = ["chunks_around", "prove_ended"]
 
 LOOKS = 4
-"""So often something must not hold before it counts."""
+"""Number of times that the checks must fail before their findings count."""
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def prove_ended(graph: ChunkedGraph, operation_id: int, found: Unfinished | None = None) -> dict[str, Any]:
-    """Check one operation after its recovery.
+    """Check that an operation has ended and that the graph around it is sound.
 
     Parameters
     ----------
     found
-        The operation as the recovery found it: what it held and wrote.
+        The operation as a recovery found it, with its scope and write set; None if it was not recovered.
 
     Returns
     -------
     dict[str, Any]
-        What was checked.
+        Descriptions of what was checked, with numbers.
 
     Raises
     ------
     CorruptionError
-        If something is left, or does not fit.
+        If the operation still holds a lock or is open, or the graph around it is not sound.
     """
     operation = find_operation(graph, operation_id)
     if operation is None:
-        return {"status": "not in the log"}  # it ended before it had a row there
+        return {"status": "not in the log"}  # it ended before it wrote its row
     checked: dict[str, Any] = {"status": "" if operation.status is None else operation.status.name}
     checked["rows without its lock"] = _nothing_left(graph, operation, found)
     if operation.status is OperationStatus.SUCCESS and len(operation.roots):
@@ -74,7 +74,7 @@ def prove_ended(graph: ChunkedGraph, operation_id: int, found: Unfinished | None
     others = [one.operation_id for one in unfinished if one.operation_id != operation_id]
     if others:
         named = ", ".join(map(str, others[:5]))
-        return {**checked, "not proven": f"operations {named} are being written, or wait for a recovery of their own"}
+        return {**checked, "not proven": f"operations {named} are being written, or wait for their own recovery"}
     findings = "; ".join(f"{finding.message} [{finding.place}]" for finding in report.findings[:5])
     raise CorruptionError(
         f"operation {operation_id} has ended, but the graph around it is not sound: {findings}",
@@ -83,14 +83,14 @@ def prove_ended(graph: ChunkedGraph, operation_id: int, found: Unfinished | None
 
 
 def _nothing_left(graph: ChunkedGraph, operation: Operation, found: Unfinished | None) -> int:
-    """Rows that were looked at: none of them is locked by the operation, and nothing says that it is unfinished."""
+    """Check that the operation is not open and holds no row, and return the number of rows that were checked."""
     operation_id = operation.operation_id
     key = open_key(operation_id)
     opened = graph.table.read_rows([key]).get(key)
     if opened is not None and RecoveryProgress.of(opened).phase != Phase.UNPROVEN:
         raise CorruptionError(f"operation {operation_id} is still open.", remedy="Recover it again.")
     if columns.CHUNK_LOCK_SCOPE.key in operation.row:
-        raise CorruptionError(f"the log of operation {operation_id} still names a scope.", remedy="Recover it again.")
+        raise CorruptionError(f"the log of operation {operation_id} still has a scope.", remedy="Recover it again.")
     row_keys = {*keys.node_keys(operation.roots)}
     if found is not None and found.scope is not None:
         row_keys |= {*found.scope.lock_keys, *keys.node_keys(np.array(found.scope.new_roots, np.uint64))}
@@ -107,7 +107,7 @@ def chunks_around(graph: ChunkedGraph, operation: Operation, found: Unfinished |
     Parameters
     ----------
     found
-        What a recovery has found of it: its scope and its write set, which are gone once it has ended.
+        The operation as a recovery found it: its scope and write set are deleted from the table when it ends.
     """
     layout, log = graph.layout, operation.row
     ids: list[UInt64Array] = []

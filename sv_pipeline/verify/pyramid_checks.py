@@ -1,4 +1,4 @@
-"""Checks of whole volumes against each other: base and watershed, fork and base, each mip and the one below it."""
+"""Checks that compare whole volumes: base and watershed, fork and base, each mip and the one below it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BoolArray = npt.NDArray[np.bool_]
 Triple = tuple[int, int, int]
 
 PENDING_KEYS = ocdbt.OWN_KEYS + "pending/"
-"""Below it, in a fork: one key per operation whose coarser mips are behind, ``{"boxes": [[start, stop], ...]}``."""
+"""Prefix in a fork, with one key per operation whose coarser mips are behind: ``{"boxes": [[start, stop], ...]}``."""
 SAMPLE_BLOCKS = 16
 SAMPLE_VOXELS = 1 << 21
 
@@ -81,15 +81,15 @@ class _Difference:
     count: int = 0
     place: str = ""
     given: int = 0
-    """Voxels that differ as well, but are right because the watershed gives them so."""
+    """Number of further voxels that differ, but are right because the watershed has the same values."""
 
     @classmethod
     def of(cls, wrong: BoolArray, block: _Block, stored: Labels, wanted: Labels) -> _Difference:
-        """Difference by a mask of the block."""
+        """Make a difference from a mask of the block that is true where voxels are wrong."""
         count = int(np.count_nonzero(wrong))
         if not count:
             return cls()
-        # Not the first in memory, but the first by x, then y, then z: what a person would look for.
+        # The first by x, then y, then z, which is what a person would look for; not the first in memory.
         at = tuple(int(c) for c in np.argwhere(wrong)[0])
         voxel = ",".join(str(int(c)) for c in np.add(at, block.box.start))
         have, want = int(stored[at]), int(wanted[at])
@@ -115,7 +115,7 @@ def check_base(
     workers: int = 1,
     advance: Advance | None = None,
 ) -> None:
-    """The base holds the watershed's voxels, every populate task has its marker, and no part is left over."""
+    """Check that the base holds the watershed's voxels, that every populate task is done, and that no part is left."""
     if base.edited_in_place:
         outcome.skipped = "other software edits the base in place: it need not be equal to the watershed"
         return
@@ -171,13 +171,14 @@ def _check_markers(outcome: Outcome, base: Base) -> None:
     done = base.done_tasks()
     if missing := sorted(tasks - done):
         outcome.error(
-            f"a populate task of layer {meta.layer} without a done-marker: run it.",
+            f"a populate task of layer {meta.layer} has no done-marker: run it.",
             f"task {markers.task_name(missing[0])}",
             len(missing),
         )
     if foreign := sorted(done - tasks):
         outcome.error(
-            "a done-marker of a populate task outside the grid: the folder belongs to another volume, or delete it.",
+            "there is a done-marker of a populate task outside the grid: the folder belongs to another volume, or the "
+            "marker must be deleted.",
             f"task {markers.task_name(foreign[0])}",
             len(foreign),
         )
@@ -200,7 +201,7 @@ def _check_parts(outcome: Outcome, base: Base, tasks: list[Triple]) -> None:
             leaked.append(key)
     if leaked:
         outcome.warning(
-            "a file of a populate part that the base does not use; finishing the populate removes such files.",
+            "there is a file of a populate part that the base does not use; finishing the populate removes such files.",
             f"{folder}{leaked[0]}",
             len(leaked),
         )
@@ -212,7 +213,7 @@ def _check_parts(outcome: Outcome, base: Base, tasks: list[Triple]) -> None:
 def check_fork(
     outcome: Outcome, of: Fork, fork: StoredVolume, base: StoredVolume, *, seed: int = 0, workers: int = 1
 ) -> None:
-    """The fork can be read at every mip, is on record and, before its first edit, shows the base."""
+    """Check that the fork can be read at every mip, is listed by the base, and equals the base until it is edited."""
     check_record(of.base.info(), of.graph_id)
     for mip, scale in enumerate(fork.info.scales):
         domain = fork.open(mip).domain
@@ -242,11 +243,11 @@ def check_pyramid(
     workers: int = 1,
     advance: Advance | None = None,
 ) -> None:
-    """Every mip is the downsampled mip below it, except in boxes that are listed as pending.
+    """Check that every mip is the downsampled mip below it, except in boxes that are listed as pending.
 
-    A mip that was copied from the watershed may have been made by other software; there, voxels are right as well where
-    both mips still are the watershed's, and mip 1 shows labels of the voxels that it covers. How many voxels were let
-    pass for that reason, and which mips could not be compared, is said in warnings.
+    A mip that was copied from the watershed may have been made by other software. There, a voxel also passes if both
+    mips still hold the watershed's values and, at mip 1, its label is among those of the voxels that it covers.
+    Warnings say how many voxels passed for that reason, and which mips could not be compared.
     """
     pending = pending_boxes(volume)
     blocks = _Blocks()
@@ -258,7 +259,7 @@ def check_pyramid(
         except ConfigError:
             if mip >= volume.source_mips:
                 raise
-            continue  # made by other software with a factor that we never make; `_judge_given` has named it
+            continue  # other software made it with a factor that we never use; `_judge_given` has reported it
         scale = volume.info.scales[mip]
         limit = BLOCK_VOXELS // int(np.prod(step))
         blocks.add(mip, aligned_boxes(scale.bounds, scale.chunk_size, limit))
@@ -276,13 +277,13 @@ def check_pyramid(
     for number, difference in enumerate(in_order(compare, chosen, workers), start=1):
         _report(
             outcome,
-            "a coarser mip is not the downsampled mip below it: run the downsample job on this box.",
+            "a coarser mip differs from the downsampled mip below it: run the downsample job on this box.",
             [difference],
         )
         if difference.given:
             outcome.warning(
-                "voxels of a mip that are as the watershed gives them, and not as we would make them of the mip below, "
-                "were not compared: other software has made them.",
+                "some voxels of a mip were not compared with the mip below: they are copies from the watershed, which "
+                "other software has downsampled in another way.",
                 f"mip {chosen[number - 1].mip}",
                 difference.given,
             )
@@ -292,18 +293,18 @@ def check_pyramid(
 
 
 def _judge_given(outcome: Outcome, volume: StoredVolume, mip: int) -> None:
-    """Whether a mip of the watershed lies on our grid, so that it can follow edits."""
+    """Check that a mip copied from the watershed lies on our grid, so that it can follow edits."""
     place = f"mip {mip} ({volume.info.scales[mip].key})"
     remedy = "wipe the base and populate it again, which makes this mip anew."
     if reason := misfit(volume.info, mip):
-        # The voxels of a watershed itself are never edited.
+        # A watershed's own voxels are never edited, so for them this is no error.
         note = outcome.warning if volume.store is None else outcome.error
         note(
-            f"a mip that the watershed gives cannot follow edits, and was not compared as a whole: {reason}; {remedy}",
+            f"a mip copied from the watershed cannot follow edits, and was not compared as a whole: {reason}; {remedy}",
             place,
         )
     elif volume.store is not None and (reason := unclear_grid(volume.info, mip)):
-        outcome.warning(f"a mip that the watershed gives may show ids that edits retire: {reason}; {remedy}", place)
+        outcome.warning(f"a mip copied from the watershed may show ids that edits retire: {reason}; {remedy}", place)
 
 
 def _stale(
@@ -319,7 +320,7 @@ def _stale(
     stored = read_box(stores[mip], block.box, f"{volume.name} mip {mip}")
     wanted = downsample(fine, step)
     if wanted.shape != stored.shape:
-        # Only a foreign mip can be smaller or larger than ours would be; what lies outside cannot be judged.
+        # Only a mip of other software can be smaller or larger than ours; voxels outside of either cannot be compared.
         shape = tuple(min(a, b) for a, b in zip(wanted.shape, stored.shape, strict=True))
         inside = Box.of((0, 0, 0), shape).slices
         stored, wanted = stored[inside], wanted[inside]
@@ -342,12 +343,12 @@ def _stale(
 
 
 def _covered(fine: Labels, coarse: Labels, step: Triple) -> tuple[slice, ...]:
-    """The part of a finer block that a coarser one, which may be cut off, covers."""
+    """The part of a finer block that is covered by a coarser one, which may be cut off."""
     return tuple(slice(0, min(have, n * f)) for have, n, f in zip(fine.shape, coarse.shape, step, strict=True))
 
 
 def _footprint(volume: StoredVolume, mip: int, target: int, box: Box) -> Box:
-    """The voxels of a finer mip that a box of a coarser one is made of."""
+    """Box of the voxels of a finer mip from which a box of a coarser mip is made."""
     scale, finer = volume.info.scales[mip], volume.info.scales[target]
     ratio = np.floor_divide(volume.info.factors(mip), volume.info.factors(target))
     start = np.subtract(box.start, scale.voxel_offset) * ratio + finer.voxel_offset
@@ -356,7 +357,7 @@ def _footprint(volume: StoredVolume, mip: int, target: int, box: Box) -> Box:
 
 
 def _shadow(volume: StoredVolume, mip: int, box: Box) -> Box:
-    """The voxels of a coarser mip that any voxel of a box of the base mip has a part in."""
+    """Box of the voxels of a coarser mip that cover any voxel of a box of mip 0."""
     scale, finest = volume.info.scales[mip], volume.info.scales[0]
     factor = np.asarray(volume.info.factors(mip))
     start = np.subtract(box.start, finest.voxel_offset) // factor
@@ -371,7 +372,7 @@ def _any_in_blocks(flags: BoolArray, step: Triple) -> BoolArray:
 
 
 def pending_boxes(volume: StoredVolume) -> list[Box]:
-    """Boxes (mip 0) whose coarser mips an operation has left for the downsample job."""
+    """Boxes, in voxels of mip 0, whose coarser mips still wait for the downsample job."""
     if volume.store is None:
         return []
     folder = volume.store.kv / PENDING_KEYS

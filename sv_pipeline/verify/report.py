@@ -1,4 +1,4 @@
-"""What a verification found, as values: findings, results of checks, the report. Checks nothing itself."""
+"""The results of a verification as values: findings, results of checks, and the report. This module checks nothing."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ Severity = Literal["error", "foreign", "warning"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of fault, with the first place where it was met."""
+    """One kind of fault, with the first place where it was found."""
 
     check: str
     """Name of the check."""
     severity: Severity
-    """Errors make a check fail. What is ``foreign`` does not: other software wrote it in a form that can be read and
-    brought into ours (`sv-pipeline mend`). Warnings do not either."""
+    """Only errors make a check fail. ``foreign`` findings are about data that other software wrote in another form,
+    which can be read and converted to ours (`sv-pipeline mend`)."""
     message: str
-    """What is wrong, and what to do about it."""
+    """The fault, and how to repair it."""
     place: str
     """First place: a node id, a chunk coordinate, a voxel ``mip m x,y,z``, a row key, a file."""
     count: int
-    """How many places have this fault."""
+    """Number of places that have this fault."""
 
     def __str__(self) -> str:
         more = f" (and {self.count - 1} more)" if self.count > 1 else ""
@@ -34,25 +34,25 @@ class Finding:
 
 @dataclass
 class Outcome:
-    """What one check collects while it runs."""
+    """Mutable collector for the findings of one check while it runs."""
 
     check: str
     checked: int = 0
-    """Things looked at; what they are is said in the check's description."""
+    """Number of things looked at; `CheckResult.unit` says what they are."""
     findings: list[Finding] = field(default_factory=list)
     skipped: str | None = None
     """Why there was nothing to check."""
 
     def error(self, message: str, place: object, count: int = 1) -> None:
-        """Note a fault that makes the check fail."""
+        """Record a fault that makes the check fail."""
         self._add("error", message, place, count)
 
     def warning(self, message: str, place: object, count: int = 1) -> None:
-        """Note something odd that breaks no promise."""
+        """Record something unusual that breaks no invariant."""
         self._add("warning", message, place, count)
 
     def foreign(self, message: str, place: object, count: int = 1) -> None:
-        """Note what other software wrote in a form of its own, which can be read."""
+        """Record data that other software wrote in another form, which can be read."""
         self._add("foreign", message, place, count)
 
     def _add(self, severity: Severity, message: str, place: object, count: int) -> None:
@@ -70,19 +70,19 @@ class Outcome:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check: what it looked at and what it found."""
+    """The result of one check."""
 
     name: str
     description: str
     passed: bool
-    """No error, and not blocked. A check with nothing to look at (``skipped``) passes."""
+    """True if the check found no error and was not blocked. A check with nothing to look at (``skipped``) passes."""
     checked: int
     unit: str
-    """What ``checked`` counts."""
+    """Unit of ``checked``, such as nodes or blocks."""
     findings: tuple[Finding, ...]
     seconds: float
     skipped: str | None = None
-    """Why the check did not run: there is nothing to check (passed), or another fault blocks it (not passed)."""
+    """Why the check did not run: there is nothing to check (it passes), or another fault blocks it (it fails)."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -91,12 +91,12 @@ class CheckResult:
 
     @property
     def foreign(self) -> tuple[Finding, ...]:
-        """Findings about another form of other software, which can be read."""
+        """Findings about data that other software wrote in another form, which can be read."""
         return tuple(finding for finding in self.findings if finding.severity == "foreign")
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """Findings about something odd that breaks no promise."""
+        """Findings about something unusual that breaks no invariant."""
         return tuple(finding for finding in self.findings if finding.severity == "warning")
 
 
@@ -123,7 +123,7 @@ class VerifyReport:
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """Names of the checks that found errors (blocked ones are not among them)."""
+        """Names of the checks that found errors; blocked checks are not among them."""
         return tuple(result.name for result in self.results if result.errors)
 
     def __getitem__(self, name: str) -> CheckResult:
@@ -134,7 +134,7 @@ class VerifyReport:
         raise KeyError(name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values only: ready for JSON."""
+        """Return the report as plain values that can be written as JSON."""
         return {
             "graph_id": self.graph_id,
             "ok": self.ok,
@@ -147,7 +147,7 @@ class VerifyReport:
         }
 
     def summary(self) -> str:
-        """The report as text: a verdict, a line per check, findings below their check."""
+        """Return the report as text: a verdict, then one line per check with its findings below it."""
         lines = [self._verdict()]
         width = max((len(result.name) for result in self.results), default=0)
         for result in self.results:
@@ -162,7 +162,7 @@ class VerifyReport:
         foreign = sum(finding.count for result in self.results for finding in result.foreign)
         tail = f", {warnings} warning(s)" if warnings else ""
         if foreign:
-            tail += f", {foreign} written by other software: readable, can be normalised ('sv-pipeline mend')"
+            tail += f", {foreign} written by other software in another form: can be normalised ('sv-pipeline mend')"
         scope = f", voxels of {self.sample} chunks only" if self.sample is not None else ""
         verdict = "is sound" if self.ok else "is NOT sound"
         return f"graph {self.graph_id} {verdict}: {passed}{tail} in {self.seconds:.1f} s{scope}"

@@ -1,4 +1,4 @@
-"""The list of checks, and running them. What each one looks at is in its own module."""
+"""The list of checks, and the function that runs them. The checks themselves are in their own modules."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ __all__ = ["CHECKS", "CheckResult", "VerifyReport", "verify"]
 logger = logging.getLogger(__name__)
 
 STEPS_PER_CHECK = 100
-"""Of the progress callback."""
+"""Number of steps that the progress callback counts for each check."""
 
 
 @dataclass(frozen=True)
 class _Check:
     description: str
     unit: str
-    """What ``checked`` counts."""
+    """Unit of ``checked``, such as nodes or blocks."""
     run: Callable[[Subject, Outcome], None]
 
 
@@ -158,7 +158,7 @@ _CHECKS: dict[str, _Check] = {
     "inf_edges": _Check("no edge of affinity inf joins two roots", "edges", _inf_edges),
     "voxels": _Check("ids in the voxels are the live leaves, each in one piece inside its chunk", "chunks", _voxels),
     "base": _Check("the base equals the watershed and was populated to the end", "blocks", _base),
-    "source": _Check("the watershed is as it was when the base was made to refer to it", "objects", _source),
+    "source": _Check("the watershed has not changed since the base was made to refer to it", "objects", _source),
     "fork": _Check("the fork can be read and, before edits, shows the base", "blocks", _fork),
     "pair": _Check("table and fork know the same operations", "operations", _pair),
     "digests": _Check("what edits and downsampling wrote to the fork is as it was written", "storage chunks", _digests),
@@ -183,7 +183,7 @@ def verify(
     seed: int = 0,
     within: Sequence[Box] | None = None,
 ) -> VerifyReport:
-    """Prove that a graph and its segmentation are sound; changes nothing.
+    """Prove that a graph and its segmentation are sound. Nothing is changed.
 
     Parameters
     ----------
@@ -192,26 +192,28 @@ def verify(
     fork
         The graph's own version of the voxels; it may not exist.
     checks
-        Names out of :data:`CHECKS`; None = all.
+        Names of the checks to run, out of :data:`CHECKS`; None = all.
     sample
-        Check the voxels of only so many chunks (and of base and mips only so many blocks), chosen at random.
+        Number of chunks, chosen at random, whose voxels are checked (for the base and the mips: number of blocks);
+        None = all.
     workers
-        Threads that read and judge voxels.
+        Number of threads that read and check voxels.
     progress
         Called with (steps done, all steps).
     seed
-        Of the choice of chunks.
+        Seed of the random choice of chunks.
     within
-        Limits the checks of what the fork has of its own (digests, lineage) to these boxes of the base mip.
+        Boxes in voxels of mip 0, to which the checks `digests` and `lineage` of the fork's own storage chunks are
+        limited; None = everywhere.
 
     Raises
     ------
     ConfigError
-        If there is no such check.
+        If a name in ``checks`` is not the name of a check.
     InputError
-        If an argument cannot be read.
+        If an argument has the wrong type or value.
     UnavailableError
-        If storage or table do not answer.
+        If the storage or the table does not answer.
     """
     checks = None if checks is None else parse_names(checks, "checks")
     sample = None if sample is None else parse_count(sample, "number of chunks to look at", least=1)
@@ -258,7 +260,7 @@ def _run(name: str, subject: Subject) -> CheckResult:
 def _sub_progress(
     progress: Callable[[int, int], None] | None, number: int, count: int
 ) -> Callable[[int, int], None] | None:
-    """Progress of one check as a part of all of them."""
+    """Progress callback for one check, which counts its steps as part of those of all checks."""
     if progress is None:
         return None
 

@@ -1,6 +1,6 @@
-"""The rows of a graph as arrays: what one bulk read of the table gives. Judges nothing.
+"""Node rows of a graph as arrays, read in one scan of the table. This module judges nothing.
 
-Holds the whole hierarchy in memory: about 60 bytes a node and 20 bytes an edge end.
+A snapshot holds the whole hierarchy in memory: about 60 bytes per node and 20 bytes per end of an edge.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 NONE = -1
-"""Index of a node that is not there, time of a cell that is not there."""
+"""Index that stands for a missing node, and timestamp that stands for a missing cell."""
 ID_BYTES = 8
 ROWS_AT_A_TIME = 1 << 17
 _NO_ID = bytes(ID_BYTES)
@@ -32,38 +32,39 @@ _NO_ID = bytes(ID_BYTES)
 
 @dataclass(frozen=True)
 class EdgeCells:
-    """The newest edge cells of one column, of all nodes."""
+    """The newest cells of one edge column, for all nodes."""
 
     owners: IntArray
     """Index of the node whose row holds the edge, shape (n,)."""
     edges: UInt64Array
-    """Shape (n, 2)."""
+    """The edges as pairs of ids, shape (n, 2)."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All node rows, newest cells, in the order of their ids."""
+    """The newest cells of all node rows, sorted by node id."""
 
     layout: IdLayout
     ids: UInt64Array
     parents: UInt64Array
-    """Newest parent; 0 where there is none."""
+    """Newest parent of each node; 0 where there is none."""
     parent_times: IntArray
+    """Timestamp of the ``parents`` cell in milliseconds; -1 where there is none."""
     children: UInt64Array
     """Children of all nodes, one after the other."""
     child_starts: IntArray
-    """Where each node's children start in ``children``, shape (n + 1,)."""
+    """Index in ``children`` at which each node's children start, shape (n + 1,)."""
     created: IntArray
-    """Time of the ``children`` cell; -1 where there is none."""
+    """Timestamp of the ``children`` cell in milliseconds; -1 where there is none."""
     retired: BoolArray
-    """Supervoxels replaced by fragments (``new_ids``), roots replaced by others (``new_parents``)."""
+    """True for supervoxels that fragments replaced (``new_ids``) and roots that others replaced (``new_parents``)."""
     edited: BoolArray
-    """Nodes that an edit made: roots with ``former_parents``, supervoxels with ``former_ids``."""
+    """True for nodes that an edit made: roots with ``former_parents``, supervoxels with ``former_ids``."""
     cross_edges: dict[int, EdgeCells] = field(default_factory=dict)
     atomic_cross_edges: dict[int, EdgeCells] = field(default_factory=dict)
 
     def find(self, ids: UInt64Array) -> IntArray:
-        """Index of each id; ``NONE`` for those without a row."""
+        """Index of each id; ``NONE`` for ids without a row."""
         if not len(self.ids):
             return np.full(np.shape(ids), NONE, np.int64)
         at = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
@@ -76,7 +77,7 @@ class Snapshot:
 
     @cached_property
     def parent_index(self) -> IntArray:
-        """Index of each node's newest parent; ``NONE`` without one, or where its row is missing."""
+        """Index of each node's newest parent; ``NONE`` if there is no parent or its row is missing."""
         return self.find(self.parents)
 
     @cached_property
@@ -86,17 +87,17 @@ class Snapshot:
 
     @cached_property
     def is_leaf(self) -> BoolArray:
-        """Supervoxels that are in use: a parent, and no fragments that replaced them."""
+        """Whether each node is a supervoxel in use: it has a parent, and no fragments have replaced it."""
         return np.asarray((self.layers == 1) & ~self.retired & (self.parents != 0))
 
     @cached_property
     def leaf_ids(self) -> UInt64Array:
-        """Ids of the leaves, whatever is above them."""
+        """Ids of the supervoxels in use, whether or not they are under a current root."""
         return self.ids[self.is_leaf]
 
     @cached_property
     def is_reached(self) -> BoolArray:
-        """Nodes above layer 1 with a leaf below them, by newest parents."""
+        """Whether each node is above layer 1 and has a leaf below it, by newest parents."""
         reached = np.zeros(len(self.ids), np.bool_)
         frontier = np.flatnonzero(self.is_leaf)
         for _ in range(self.layout.n_layers):
@@ -116,7 +117,7 @@ class Snapshot:
 
     @cached_property
     def is_current(self) -> BoolArray:
-        """Nodes whose chain ends at a root that is in use."""
+        """Whether each node's chain of newest parents ends at a root that is in use."""
         tops = self.tops
         at_root = self.layers[tops] == self.layout.n_layers
         return np.asarray(at_root & ~self.retired[tops] & self.is_reached[tops])
@@ -128,9 +129,9 @@ class Snapshot:
 
     @cached_property
     def ancestors(self) -> dict[int, IntArray]:
-        """For each layer ``a`` >= 2: index of the highest ancestor with layer <= ``a``.
+        """For each layer ``a`` >= 2: index of each node's highest ancestor with layer <= ``a``.
 
-        Meaningful for nodes below ``a`` (others: themselves), and only where the hierarchy is sound.
+        A node at layer ``a`` or above is its own ancestor here. The result is valid only if the hierarchy is sound.
         """
         current = np.arange(len(self.ids))
         at: dict[int, IntArray] = {1: current}
@@ -150,9 +151,9 @@ def read_snapshot(table: Table, layout: IdLayout, ranges: Sequence[RowKeyRange] 
     table
         The graph's table.
     layout
-        How its ids are packed.
+        Layout of the graph's ids.
     ranges
-        Which rows, sorted; None = all.
+        Sorted ranges of row keys to read; None = all node rows.
     """
     everything = RowKeyRange(keys.layer_range(1).start, keys.node_key((1 << 64) - 1) + b"\x00")
     rows = _node_rows(table, [everything] if ranges is None else ranges, _Builder(layout).wanted)
@@ -166,12 +167,12 @@ def read_snapshot(table: Table, layout: IdLayout, ranges: Sequence[RowKeyRange] 
 
 
 def wanted_columns(layout: IdLayout) -> list[ColumnKey]:
-    """Columns of a node that a snapshot holds."""
+    """Columns of node rows that a snapshot holds."""
     return _Builder(layout).wanted
 
 
 def of_rows(layout: IdLayout, rows: Mapping[int, RowView]) -> Snapshot:
-    """Rows of some nodes, newest cells, as a snapshot."""
+    """Make a snapshot of the newest cells of rows that were read already, keyed by node id."""
     builder = _Builder(layout)
     for node in sorted(rows):
         builder.add(node, rows[node])
@@ -186,7 +187,7 @@ def _node_rows(table: Table, ranges: Sequence[RowKeyRange], wanted: list[ColumnK
 
 
 def _join(parts: list[Snapshot]) -> Snapshot:
-    """Snapshots of successive key ranges as one."""
+    """Join snapshots of successive key ranges into one."""
     if len(parts) == 1:
         return parts[0]
     first_node = np.cumsum([0, *(len(part.ids) for part in parts)])
@@ -291,7 +292,7 @@ class _EdgeBuilder:
 
 
 def _raw_ids(node: int, column: ColumnKey, value: bytes, unit: int = ID_BYTES) -> bytes:
-    """Uncompressed bytes of a cell; parents are never compressed, which the zstd magic tells."""
+    """Uncompressed bytes of a cell; a cell is compressed if it begins with the zstd magic, and parents never are."""
     try:
         raw = columns.CHILDREN.codec.raw(value) if column != columns.PARENT.key else value
     except CorruptionError as error:

@@ -1,4 +1,4 @@
-"""Whether the watershed is still what its base refers to. Reads listings, no voxels."""
+"""Check that the watershed's objects are still those to which its base refers. Reads listings, but no voxels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_source(outcome: Outcome, base: Base, *, sample: int | None = None) -> 
     Parameters
     ----------
     sample
-        Look at the objects of so many populate tasks only.
+        Number of populate tasks whose objects are compared; None = all.
     """
     try:
         info = base.info()
@@ -26,7 +26,7 @@ def check_source(outcome: Outcome, base: Base, *, sample: int | None = None) -> 
         outcome.skipped = "there is no base: the graph was built without voxels"
         return
     if not info.refers:
-        return  # it holds copies, whatever becomes of the watershed
+        return  # the base holds copies, so that the watershed may change
     found = changes_of_source(info, at_most=sample)
     outcome.checked = found.looked_at
     if found.copied_from is not None:

@@ -1,4 +1,4 @@
-"""Checks of node rows: ids and counters, parents and children. Looks at no edge and no voxel."""
+"""Checks of node rows: ids and counters, parents and children. This module looks at no edge and no voxel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ IntArray = npt.NDArray[np.int64]
 def report_where(
     outcome: Outcome, faulty: BoolArray | IntArray | np.bool_, ids: npt.NDArray[np.uint64], message: str
 ) -> None:
-    """Note an error at the first of ``ids`` that is faulty, and how many are; a mask or indices."""
+    """Report an error at the first faulty id, with the number of faulty ones.
+
+    Parameters
+    ----------
+    faulty
+        Which of ``ids`` are faulty: a mask of shape (n,), or indices.
+    """
     flags = np.asarray(faulty)
     at = np.flatnonzero(flags) if flags.dtype == np.bool_ else flags
     if len(at):
@@ -30,18 +36,18 @@ def report_where(
 
 
 def check_ids(outcome: Outcome, nodes: Snapshot, grid: ChunkGrid, counters: dict[int, int], shards: IntArray) -> None:
-    """Every node id is one that the layout can name and that a counter has given out.
+    """Check that every node id lies inside the grid and that a counter has given it out.
 
     Parameters
     ----------
     outcome
-        Where findings go.
+        Receives the findings.
     nodes
-        The graph's rows.
+        The graph's node rows.
     grid
-        Its chunks.
+        The graph's chunk grid.
     counters
-        Counter per chunk id.
+        Id counter of each chunk id.
     shards
         Counters of the root chunk's shards, shape (256,).
     """
@@ -52,7 +58,7 @@ def check_ids(outcome: Outcome, nodes: Snapshot, grid: ChunkGrid, counters: dict
         outcome,
         outside,
         nodes.ids,
-        f"a node row of a layer that this graph of {layout.n_layers} layers does not have; "
+        f"there is a node row of a layer that this graph of {layout.n_layers} layers does not have; "
         "the grid (CHUNK_SIZE, watershed info) is not the one it was built with, or the row is garbage: delete it.",
     )
     kept = np.flatnonzero(~outside)
@@ -70,7 +76,7 @@ def check_ids(outcome: Outcome, nodes: Snapshot, grid: ChunkGrid, counters: dict
     given = segments <= limits
     shard = (segments % np.uint64(ROOT_SHARDS)).astype(np.int64)
     number = segments // np.uint64(ROOT_SHARDS)
-    # The first number that a shard gives is 1, so segments below 256 are never a shard's.
+    # The first number that a shard gives out is 1, so segments below 256 never come from a shard.
     given |= (layers == layout.n_layers) & (number > 0) & (number <= shards[shard].astype(np.uint64))
     report_where(
         outcome,
@@ -85,7 +91,7 @@ def check_ids(outcome: Outcome, nodes: Snapshot, grid: ChunkGrid, counters: dict
 
 
 def check_hierarchy(outcome: Outcome, nodes: Snapshot) -> None:
-    """Newest parents and children agree in both directions, and each supervoxel is under one current root."""
+    """Check that newest parents and children agree in both directions, and each supervoxel has one current root."""
     outcome.checked = len(nodes.ids)
     _check_chains(outcome, nodes)
     _check_pairs(outcome, nodes)
@@ -98,25 +104,23 @@ def _check_chains(outcome: Outcome, nodes: Snapshot) -> None:
     lost = (nodes.parents != 0) & (nodes.parent_index == NONE)
     report_where(outcome, lost, ids, "its parent has no row: restore the parent's row or rebuild the chain above it.")
     never = (layers == 1) & (nodes.parents == 0) & ~nodes.edited
-    report_where(outcome, never, ids, "a supervoxel without a parent: its chunk was not ingested to the end.")
+    report_where(outcome, never, ids, "a supervoxel has no parent: its chunk was not ingested to the end.")
     open_end = nodes.is_reached & (nodes.parents == 0) & (layers < nodes.layout.n_layers)
-    report_where(
-        outcome, open_end, ids, "a node below the root layer without a parent: build the layers above its chunk."
-    )
+    report_where(outcome, open_end, ids, "a node below the root layer has no parent: build the layers above its chunk.")
     above_root = (layers >= nodes.layout.n_layers) & (nodes.parents != 0)
-    report_where(outcome, above_root, ids, "a root with a parent: delete its `parents` cells.")
+    report_where(outcome, above_root, ids, "a root has a parent: delete its `parents` cells.")
     tops = nodes.tops
     old = nodes.is_leaf & (layers[tops] == nodes.layout.n_layers) & nodes.retired[tops]
     report_where(
-        outcome, old, ids, "a supervoxel under a root that was replaced: an edit was left half done; recover it."
+        outcome, old, ids, "a supervoxel is under a root that was replaced: an edit was left half done; recover it."
     )
     has_children = np.diff(nodes.child_starts) > 0
     empty = (layers >= 2) & ~has_children & (nodes.is_reached | (nodes.is_current & (nodes.parents != 0)))
-    report_where(outcome, empty, ids, "a node in use without children: restore its `children` cell.")
+    report_where(outcome, empty, ids, "a node in use has no children: restore its `children` cell.")
 
 
 def _check_pairs(outcome: Outcome, nodes: Snapshot) -> None:
-    """Compare (child, parent) by ``parents`` cells with (child, parent) by ``children`` cells."""
+    """Compare the pairs (child, parent) of ``parents`` cells with those of ``children`` cells."""
     child = nodes.find(nodes.children)
     owner = nodes.child_owner
     in_use = nodes.is_reached[owner]
@@ -161,7 +165,7 @@ def _check_geometry(outcome: Outcome, nodes: Snapshot) -> None:
     ids = nodes.ids[below]
     report_where(outcome, low >= high, ids, "its parent is not of a higher layer: rewrite its `parents`.")
     layout = nodes.layout
-    # Layers 1 and 2 share one grid, so the step from 1 to 2 halves nothing.
+    # Layers 1 and 2 share one grid, so the step from 1 to 2 does not halve coordinates.
     shift = np.maximum(high - np.maximum(low, 2), 0)
     inside = layout.coordinates(ids) >> shift[:, None] == layout.coordinates(nodes.ids[above])
     report_where(
@@ -178,15 +182,15 @@ def _check_geometry(outcome: Outcome, nodes: Snapshot) -> None:
 
 
 def _warn_of_orphans(outcome: Outcome, nodes: Snapshot) -> None:
-    """Nodes that neither the present nor a replaced root can reach: left by ingest re-runs and given-up edits."""
+    """Warn of nodes under no current or replaced root, which repeated ingest tasks and abandoned edits leave."""
     tops = nodes.tops
     history = (nodes.layers[tops] == nodes.layout.n_layers) & nodes.retired[tops]
     given_up = (nodes.layers == 1) & (nodes.parents == 0) & nodes.edited
     orphans = np.flatnonzero(((nodes.layers >= 2) & ~nodes.is_reached & ~history & ~nodes.is_current) | given_up)
     if len(orphans):
         outcome.warning(
-            "a node that nothing points to, left by a repeated ingest task or an edit that was given up; "
-            "harmless, may be deleted.",
+            "nothing points to this node: a repeated ingest task or an edit that was given up has left it; "
+            "it is harmless, and may be deleted.",
             int(nodes.ids[orphans[0]]),
             len(orphans),
         )

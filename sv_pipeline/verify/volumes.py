@@ -1,4 +1,4 @@
-"""Which voxels a graph has: its fork, else the base, else the watershed itself. Opens them; compares nothing."""
+"""Opens the voxels of a graph: its fork, or else the base, or else the watershed itself. Compares nothing."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class StoredVolume:
     watershed_url: str
     info: VolumeInfo
     source_mips: int
-    """Mips that are copies of the watershed's; the coarser ones were computed."""
+    """Number of mips that were copied from the watershed; the coarser ones were computed."""
     store: ocdbt.OcdbtStore | None
-    """None for the watershed itself."""
+    """The OCDBT store; None for the watershed itself."""
     made_elsewhere: bool = False
-    """Whether other software made the base: it has no done-markers of ours."""
+    """Whether other software made the base, so that it has no done-markers of ours."""
     edited_in_place: bool = False
     """Whether other software edits the base in place, so that it need not be equal to the watershed."""
 
     def open(self, mip: int) -> ts.TensorStore:
-        """One mip: (x, y, z), absolute coordinates of that mip."""
+        """Open one mip: axes (x, y, z), absolute coordinates in voxels of that mip."""
         store = self.store
         with readable(f"mip {mip} of the {self.name} cannot be opened"):
             if store is None:
@@ -44,7 +44,7 @@ class StoredVolume:
 
 
 def watershed_volume(watershed_url: str) -> StoredVolume:
-    """The source."""
+    """The watershed volume that the base is copied from."""
     info = precomputed.read_info(watershed_url)
     return StoredVolume("watershed", watershed_url, info, len(info.scales), None)
 

@@ -1,4 +1,4 @@
-"""Checks of voxels against the leaves of the graph, chunk by chunk. Looks at mip 0 only."""
+"""Checks of the voxels of mip 0 against the leaves of the graph, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ IntArray = npt.NDArray[np.int64]
 
 
 WITHOUT_NODE = (
-    "a supervoxel of the watershed has no node: other software gives none to those without an edge; 'sv-pipeline mend' "
-    "gives them one."
+    "a supervoxel of the watershed has no node, since other software makes none for supervoxels without an edge: "
+    "'sv-pipeline mend' makes it."
 )
 
 
 @dataclass
 class _Faults:
-    """What one group of chunks has: message -> (first place, count)."""
+    """Faults of one group of chunks: message -> (first place, count)."""
 
     chunks: int = 0
     found: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -53,27 +53,27 @@ def check_voxels(
     advance: Callable[[int, int], None] | None = None,
     source: ts.TensorStore | None = None,
 ) -> None:
-    """Ids in the voxels are the live leaves, each one 26-connected piece inside its own chunk.
+    """Check that the ids in the voxels are the live leaves, each one 26-connected piece inside its own chunk.
 
     Parameters
     ----------
     outcome
-        Where findings go.
+        Receives the findings.
     nodes_of
-        Gives rows for chunk coordinates, shape (n, 3): at least all of those chunks' supervoxels.
+        Returns node rows for chunk coordinates of shape (n, 3): at least those of all supervoxels in these chunks.
     grid
-        Its chunks.
+        The graph's chunk grid.
     volume
-        Mip 0, (x, y, z), absolute coordinates.
+        Voxels of mip 0, axes (x, y, z), absolute coordinates.
     sample, seed
-        See :func:`~sv_pipeline.verify.blocks.chunk_groups`.
+        The same as for :func:`~sv_pipeline.verify.blocks.chunk_groups`.
     workers
-        Threads.
+        Number of threads that read and check voxels.
     advance
         Called with (chunks done, all chunks).
     source
-        The watershed's voxels, for a graph that other software has built: it gives no node to supervoxels without an
-        edge, and these are in the watershed.
+        The watershed's voxels, if other software has built the graph. It makes no nodes for supervoxels without an
+        edge, which are recognised because the watershed has them at the same voxels.
     """
     total = min(grid.count(2), sample or grid.count(2))
     groups = chunk_groups(grid, sample, seed)
@@ -92,7 +92,7 @@ def check_groups(
     advance: Callable[[int, int], None] | None = None,
     source: ts.TensorStore | None = None,
 ) -> None:
-    """What `check_voxels` does, for given groups of neighbouring chunks, each of coordinates of shape (n, 3)."""
+    """Do the same as `check_voxels` for given groups of neighbouring chunks: chunk coordinates of shape (n, 3)."""
     for faults in in_order(lambda group: _check_group(nodes_of(group), grid, volume, group, source), groups, workers):
         outcome.checked += faults.chunks
         for message, (place, count) in faults.found.items():
@@ -110,7 +110,7 @@ def _check_group(
         np.max([box.stop for box in boxes], axis=0),
     )
     block = read_box(volume, around, "mip 0")
-    # Whether a leaf is under a current root is for the hierarchy check to say.
+    # Whether each leaf is under a current root is left to the hierarchy check.
     leaves = nodes.leaf_ids
     faults = _Faults()
     for coordinate, box in zip(group, boxes, strict=True):
@@ -137,7 +137,7 @@ def _check_chunk(
     missing = np.setdiff1d(leaves, present, assume_unique=True)
     if len(missing):
         where = f"supervoxel {int(missing[0])} (chunk {_text(coordinate)})"
-        faults.add("a leaf of the graph without any voxel in its chunk.", where, len(missing))
+        faults.add("a leaf of the graph has no voxel in its chunk.", where, len(missing))
     strange = np.setdiff1d(present, leaves, assume_unique=True)
     if len(strange):
         strange = _without_given(faults, nodes, strange, labels, box, source)
@@ -155,7 +155,7 @@ def _without_given(
     box: Box,
     source: ts.TensorStore | None,
 ) -> UInt64Array:
-    """Those ids that are not supervoxels of the watershed to which other software has given no node."""
+    """Report supervoxels of the watershed for which other software made no node, and return the other ids."""
     unknown = strange[nodes.find(strange) == NONE]
     if source is None or not len(unknown):
         return strange
@@ -176,7 +176,7 @@ def _name_strange(
     at = nodes.find(strange)
     known = ~foreign & (at != NONE)
     retired = known.copy()
-    retired[known] = nodes.retired[at[known]]  # a table may have no rows at all
+    retired[known] = nodes.retired[at[known]]  # indexed by mask, since a table may have no rows at all
     kinds = [
         (retired, "a voxel has the id of a supervoxel that was split (`new_ids`); its split did not reach the voxels."),
         (foreign, "a voxel has an id that is not of its chunk; only supervoxels of the chunk may be in it."),
@@ -193,7 +193,7 @@ def _name_strange(
 
 
 def _name_pieces(faults: _Faults, labels: UInt64Array, pieces: npt.NDArray[Any], box: Box) -> None:
-    """Name the first supervoxel of several pieces, by the first voxel of its second piece."""
+    """Report the first supervoxel that has several pieces, at the first voxel of its second piece."""
     flat_pieces, flat_labels = pieces.ravel(order="F"), labels.ravel(order="F")
     number, first = np.unique(flat_pieces, return_index=True)
     first = np.sort(first[number != 0])
@@ -203,7 +203,7 @@ def _name_pieces(faults: _Faults, labels: UInt64Array, pieces: npt.NDArray[Any],
     if len(again):
         voxel = np.array(np.unravel_index(first[again.min()], labels.shape, order="F")) + box.start
         faults.add(
-            "a supervoxel in several pieces inside its chunk; it must be one 26-connected piece.",
+            "a supervoxel has several pieces inside its chunk; it must be one 26-connected piece.",
             f"voxel {_text(voxel)} (id {int(ids[again.min()])})",
             len(np.unique(ids[again])),
         )

@@ -1,4 +1,4 @@
-"""Check of what the making of a watershed has left beside it: done-markers and tables of its chunks."""
+"""Check of the files that the making of a watershed leaves beside it: done-markers and tables of its chunks."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _MARKER = re.compile(r"\.watershed/(labels|edges)/(\d+)_(\d+)_(\d+)\.(npz|json)"
 
 
 def check_watershed_files(outcome: Outcome, watershed_url: str) -> None:
-    """Every chunk of the watershed has both of its markers, and each of our files beside the volume can be read.
+    """Check that every chunk of the watershed has both of its markers, and that our files beside it can be read.
 
-    The chunks are those that the markers name: the watershed may have been made for a graph with other chunks.
+    The chunk grid is taken from the markers, since the watershed may have been made for a graph with other chunks.
     """
     present = kv.list_keys(watershed_url, FOLDER)
     if not present:
-        return  # it was given, not made here
+        return  # this watershed was not made by our ingest
     chunks: dict[str, set[tuple[int, ...]]] = {"labels": set(), "edges": set()}
     for key in present:
         if found := _MARKER.fullmatch(key):
@@ -41,7 +41,7 @@ def check_watershed_files(outcome: Outcome, watershed_url: str) -> None:
             if coordinate not in chunks[stage]:
                 name = "_".join(map(str, coordinate))
                 outcome.error(
-                    "a chunk of the watershed without its done-marker: run the ingest again.",
+                    "a chunk of the watershed has no done-marker: run the ingest again.",
                     f"{watershed_url}{FOLDER}{stage}/{name}.{suffix}",
                 )
     if META_KEY not in present:
@@ -67,6 +67,4 @@ def _check(outcome: Outcome, key: str, data: bytes, place: str) -> None:
         elif found:
             parse_stored(data, dict[str, int], place)
     except DamagedError as error:
-        outcome.error(
-            "a file of the watershed's making cannot be read: remove it, then run the ingest again.", str(error)
-        )
+        outcome.error("a file of the watershed stage cannot be read: remove it, then run the ingest again.", str(error))

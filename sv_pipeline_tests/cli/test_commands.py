@@ -177,7 +177,7 @@ def test_when_all_is_made_of_a_source_it_may_go(
     assert cli("status", "tissue").code == 0
     said = cli("ingest", config)
     assert said.code == 0, said.err
-    assert "the source is gone" in caplog.text
+    assert "the source cannot be read any more" in caplog.text
     assert json.loads(cli("status", "tissue", "--json").out)["complete"]
     shutil.rmtree(tmp_path / "watershed" / ".watershed" / "edges")
     assert "segmentation.npz does not exist" in cli("ingest", config).err
@@ -366,7 +366,7 @@ def test_an_interrupted_ingest_says_how_to_go_on(cli: CommandLine, tmp_path: Pat
         process.send_signal(signal.SIGINT)
     said = builds.end_of(process)
     assert said.code == 130, said.err
-    assert "run the same command to go on" in said.err
+    assert "Run the same command again to continue" in said.err
     assert "Traceback" not in said.err
     builds.wait_until(lambda: not builds.group_is_alive(process), "its workers to end")
     assert cli("ingest", config).code == 0

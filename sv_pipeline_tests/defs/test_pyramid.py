@@ -138,7 +138,7 @@ def test_a_tick_while_a_run_is_at_it_starts_no_second_one(built: Dataset, instan
         tags={**request.tags, "dagster/partition": str(request.partition_key)},
         status=dg.DagsterRunStatus.STARTED,
     )
-    assert f"run {queued.run_id[:8]} is at it" in reason(tick(instance))
+    assert f"run {queued.run_id[:8]} is working on it" in reason(tick(instance))
 
 
 def test_after_runs_that_failed_the_sensor_waits_and_then_tries_again(
@@ -227,7 +227,7 @@ def test_a_mip_refuses_while_the_one_below_is_being_rebuilt(built: Dataset, inst
     begin_rebuild(open_pyramid(built.fork), 1)
     refused = rebuild(instance, built, 2)
     assert not refused.success
-    assert "of mip 1, which it is made of, are left" in failure_of(refused)
+    assert "of mip 1, which it is made from, are left" in failure_of(refused)
     assert rebuild(instance, built, 1).success
     assert rebuild(instance, built, 2).success
 
@@ -253,7 +253,7 @@ def test_a_rebuild_that_lost_a_batch_never_ends_as_success(
 
     monkeypatch.setattr(MipRebuild, "run", noted)
     assert rebuild(instance, built, 1).success
-    assert ran == whole[-1:], "what is done is not done twice"
+    assert ran == whole[-1:], "finished boxes are not rebuilt twice"
     assert_mips_right(built)
 
 

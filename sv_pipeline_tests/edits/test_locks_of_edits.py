@@ -170,7 +170,7 @@ def test_a_root_that_recovery_took_back_is_refused(edited: Edited, monkeypatch: 
         self._matrix[:1, -1] = phantom
 
     monkeypatch.setattr(RequestRoots, "_look_up", torn_look_up)
-    with pytest.raises(edits.EditRefused, match="just being changed or recovered") as caught:
+    with pytest.raises(edits.EditRefused, match="is being changed or recovered") as caught:
         edits.merge(edited.graph, merge_request([source], [sink]))
     assert caught.value.reason is Reason.LOCKED
     assert not lock_cells(edited.graph.table)

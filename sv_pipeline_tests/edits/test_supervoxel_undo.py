@@ -88,7 +88,7 @@ def test_later_edits_that_overlap_are_named(make: Make) -> None:
     with pytest.raises(edits.EditRefused, match=rf"\b{second.id}, {third.id}\b.* since") as caught:
         undo(tissue, first)
     assert caught.value.reason is Reason.OVERLAPPED
-    assert "Undo those first" in str(caught.value)
+    assert "Undo these operations first" in str(caught.value)
 
 
 def test_from_the_last_to_the_first_everything_can_be_undone(make: Make) -> None:

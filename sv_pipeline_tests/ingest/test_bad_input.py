@@ -113,7 +113,7 @@ def test_chunks_that_do_not_fit_the_bits_of_ids(cli: CommandLine, tmp_path: Path
 def test_more_supervoxels_than_ids_of_a_chunk(cli: CommandLine, tmp_path: Path) -> None:
     raw = small(tmp_path, np.arange(1, 8001, dtype=np.uint32).reshape(20, 20, 20))
     raw["graph_config"] = {"CHUNK_SIZE": [20, 20, 20], "SPATIAL_BITS": 18}
-    assert_refused_without_a_trace(cli, tmp_path, raw, "8000 supervoxels", "room for 3", "Lower CHUNK_SIZE")
+    assert_refused_without_a_trace(cli, tmp_path, raw, "8000 supervoxels", "only 3 ids", "Lower CHUNK_SIZE")
 
 
 def test_mips_that_no_populate_task_can_hold(cli: CommandLine, tmp_path: Path) -> None:

@@ -65,5 +65,5 @@ def test_edits_at_the_border_and_of_one_voxel_are_shown(dataset: Dataset, done: 
 def test_without_anything_behind_there_is_no_picture(dataset: Dataset, done: CatchUp) -> None:
     idle = catch_up(dataset)
     assert (idle.shown, idle.before.entries, idle.report.complete) == (None, 0, True)
-    with pytest.raises(NotFoundError, match="nothing of graph"):
+    with pytest.raises(NotFoundError, match="no mip of graph"):
         catch_up_picture(dataset, idle)

@@ -1,1 +1,1 @@
-"""What an edit will change, worked out from what it reads. Writes nothing."""
+"""Plans what an edit will change, from the rows and voxels that it reads. Writes nothing."""

@@ -1,8 +1,8 @@
-"""What still holds two sides together after a cut: a way from one to the other, and places on it. Reads; for messages.
+"""Finds what still connects two sides after a planned cut, for messages: a path between them, and voxels on it.
 
-The way is looked for among layer 2 nodes, as they will be: each is one piece of its chunk, and its edges lead to the
-pieces of other chunks that it is joined to. Where the way leaves the region, and where it comes back, an atomic edge is
-looked for, and the voxels where its ends touch.
+The path is a sequence of layer 2 nodes as they will be after the edit: each is one piece of its chunk, and its cross
+edges lead to the connected pieces of other chunks. Where the path leaves the region and where it returns, the strongest
+atomic edge is searched for, and a voxel where its two supervoxels touch. Reads only.
 """
 
 from __future__ import annotations
@@ -26,19 +26,21 @@ __all__ = ["Bridge", "describe_way", "find_way"]
 
 IntArray = npt.NDArray[np.int64]
 MAX_NODES = 50_000
-"""How many layer 2 nodes are looked at; a way that is longer is not named."""
+"""Number of layer 2 nodes after which the search for a path is given up."""
 MAX_STEPS = 1_000
+"""Longest path that is searched for, in steps from one layer 2 node to the next."""
 
 
 @dataclass(frozen=True)
 class Bridge:
-    """Two supervoxels of neighbouring chunks that are joined, and where."""
+    """A connection between two chunks: two supervoxels, and the place where they touch."""
 
     supervoxels: tuple[int, int]
-    """(0, 0) where they cannot be told."""
+    """The two supervoxels; (0, 0) if no atomic edge is known."""
     voxel: tuple[int, int, int]
-    """Where they touch; the middle of the first one's chunk where that cannot be told."""
+    """A voxel (x, y, z) where they touch; the middle of the first one's chunk if that cannot be determined."""
     exact: bool
+    """Whether ``voxel`` is the place of contact, rather than the middle of a chunk."""
 
     def __str__(self) -> str:
         where = f"{'' if self.exact else 'near '}{self.voxel}"
@@ -55,10 +57,10 @@ def describe_way(
     sources: UInt64Array,
     sinks: UInt64Array,
 ) -> str:
-    """Where the two sides hang together, for a message: voxels along the way, in one sentence."""
+    """Describe in one sentence where the two sides are still connected: voxels along a path between them."""
     way = find_way(graph, cache, plan, region, sources, sinks)
     if way is None:
-        return f"the way around is too long to be followed from the region {region.box}."
+        return f"the path between them outside of the region {region.box} is too long to be followed."
     outside = find(region.layer2, way) < 0
     outside &= ~np.isin(way, plan.new.ids)
     crossings = np.flatnonzero(outside[1:] != outside[:-1])
@@ -67,8 +69,8 @@ def describe_way(
     picked = np.unique(crossings[[0, -1]]).tolist() if len(crossings) else []
     bridges = [_bridge(graph, cache, plan, int(way[i]), int(way[i + 1])) for i in picked]
     if not bridges:
-        return f"they hang together inside chunk {tuple(graph.layout.coordinates(way[:1])[0].tolist())}."
-    return f"what joins them passes {' and '.join(map(str, bridges))}, through {len(way)} pieces of chunks."
+        return f"they are connected inside chunk {tuple(graph.layout.coordinates(way[:1])[0].tolist())}."
+    return f"a path of {len(way)} pieces in chunks connects them, through {' and '.join(map(str, bridges))}."
 
 
 def find_way(
@@ -79,7 +81,7 @@ def find_way(
     sources: UInt64Array,
     sinks: UInt64Array,
 ) -> UInt64Array | None:
-    """A shortest way of layer 2 nodes, as they will be, from the sources to the sinks; None if none is found."""
+    """Find a shortest path of layer 2 nodes, as they will be, from the sources to the sinks; None if none is found."""
     level = np.unique(_layer2_after(graph, plan, region, sources))
     goals = np.unique(_layer2_after(graph, plan, region, sinks))
     neighbours = _neighbours(graph, cache, plan)
@@ -108,7 +110,7 @@ def _layer2_after(graph: ChunkedGraph, plan: HierarchyPlan, region: Region, supe
 def _neighbours(
     graph: ChunkedGraph, cache: NodeCache, plan: HierarchyPlan
 ) -> Callable[[UInt64Array], tuple[UInt64Array, UInt64Array]]:
-    """Of layer 2 nodes, ascending: (owner, partner) of all their edges across chunks."""
+    """Return a function from layer 2 nodes, ascending, to the owners and partners of all their cross edges."""
     layer2 = graph.layout.layers(plan.new.edges.edges[:, 0]) == 2
     planned = np.concatenate([plan.new.edges.edges[layer2], plan.rewritten.edges])
 
@@ -127,7 +129,7 @@ def _neighbours(
 
 
 def _bridge(graph: ChunkedGraph, cache: NodeCache, plan: HierarchyPlan, one: int, other: int) -> Bridge:
-    """The strongest atomic edge between two layer 2 nodes."""
+    """Find the strongest atomic edge between two layer 2 nodes, and a voxel where its supervoxels touch."""
     sides = [_children(cache, plan, node) for node in (one, other)]
     coordinates = graph.layout.coordinates(np.array([one, other], np.uint64))
     edges = edges_of_chunks(graph, np.unique(coordinates, axis=0), cache)
@@ -164,7 +166,10 @@ def _children(cache: NodeCache, plan: HierarchyPlan, node: int) -> UInt64Array:
 
 
 def _contact(graph: ChunkedGraph, coordinates: IntArray, supervoxels: UInt64Array) -> IntArray | None:
-    """A voxel of the first supervoxel, of those that are nearest to the second one, where their two chunks touch."""
+    """Find a voxel (x, y, z) of the first supervoxel that is as near as possible to the second, at the shared face.
+
+    Returns None if the chunks do not touch, the graph has no fork, or a supervoxel has no voxel at the face.
+    """
     step = coordinates[1] - coordinates[0]
     if np.abs(step).max() != 1 or not graph.fork.exists():
         return None
@@ -179,5 +184,5 @@ def _contact(graph: ChunkedGraph, coordinates: IntArray, supervoxels: UInt64Arra
         return None
     distances, _ = cKDTree(other).query(one)
     touch = one[distances == distances.min()]
-    # The one in the middle of all: inside the contact, not at its edge.
+    # The voxel in the middle of these lies inside the contact, not at its edge.
     return np.asarray(touch[np.argmin(np.abs(touch - touch.mean(axis=0)).sum(axis=1))] + start, np.int64)

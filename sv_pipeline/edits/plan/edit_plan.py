@@ -1,4 +1,4 @@
-"""An edit as planned to its end: the values that `write` makes durable. Writes nothing."""
+"""The complete plan of an edit: the values that the package `write` makes durable. Writes nothing."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ __all__ = ["EditPlan"]
 
 @dataclass(frozen=True, eq=False)
 class EditPlan:
-    """One edit, planned to the end: nothing of it is written yet."""
+    """The complete plan of one edit, of which nothing is written yet."""
 
     kind: str
+    """``merge``, ``split``, ``undo`` or ``redo``."""
     hierarchy: HierarchyPlan
-    """With provisional ids."""
+    """The rows of nodes that change; new nodes have provisional ids."""
     added_edges: UInt64Array | None = None
-    """What the log says, shape (n, 2)."""
+    """Edges that the log names as added, shape (n, 2)."""
     removed_edges: UInt64Array | None = None
+    """Edges that become inactive, as the log names them, shape (n, 2)."""
     activated: UInt64Array = field(default_factory=lambda: np.zeros((0, 2), np.uint64))
-    """All edges that become active, those that follow from new ancestors included."""
+    """All edges that become active, including those that follow from new common ancestors, shape (n, 2)."""
     fake_edges: UInt64Array = field(default_factory=lambda: np.zeros((0, 2), np.uint64))
-    """Edges that no file has and that connect from now on."""
+    """New edges that are in no edge file, shape (n, 2)."""
     supervoxels: SupervoxelChange | None = None
-    """Supervoxels that are replaced, with provisional ids; their voxels."""
+    """Supervoxels that are replaced, and their voxels; new supervoxels have provisional ids."""
     still_one_object: bool = False
-    """Whether ends that were to be parted are under one root all the same, which the request allows."""
+    """Whether ends that should be separated remain under one root, which ``allow_partial`` permits."""
 
     @property
     def log_cells(self) -> list[SetCell]:
-        """What the operation's row says about edges."""
+        """The edges of the edit, as cells of the operation's row."""
         cells = []
         if self.added_edges is not None:
             cells.append(columns.ADDED_EDGES.set(self.added_edges))
@@ -51,7 +53,7 @@ class EditPlan:
         return np.sort(np.concatenate([self.hierarchy.new.ids, supervoxels]))
 
     def renamed(self, old: UInt64Array, new: UInt64Array) -> EditPlan:
-        """The same plan with other ids; ``old`` ascending."""
+        """Return the plan with the ids ``old`` replaced by ``new``; both have shape (n,), and ``old`` is ascending."""
 
         def edges(array: UInt64Array | None) -> UInt64Array | None:
             return None if array is None else renamed_ids(array, old, new)

@@ -1,16 +1,16 @@
-"""The hierarchy above changed layer 2 nodes: which nodes are retired, which are new, whose edges change. Pure.
+"""Plans the hierarchy above changed layer 2 nodes: the nodes that are retired, new, or get other edges. Pure.
 
 Every cell follows from the rule for cross edges: a node ``n`` of layer ``a`` has at each cross layer ``l >= a`` the
 edges [n, p], one for each p = highest ancestor, up to layer ``a``, of the other end of an active edge out of ``n``.
 
 ::
 
-    layer a:   new nodes + siblings (nodes in use whose parent is retired)  --edges of cross layer a-->  new parents
-               a node that nothing joins gets its parent where its next edges are, or at the root layer
+    layer a:   new nodes + siblings (remaining nodes whose parent is retired)  --edges of cross layer a-->  new parents
+               a node without such edges gets its parent at the layer of its next edges, or at the root layer
 
-All ancestors of a changed layer 2 node are retired. Nodes that stay keep their edges, but for those that led to a
-retired node: these are turned-over edges of the new ones. An edge [n, x] of a new node n whose parent is at layer q
-stands in the rows of x's ancestors of all layers from that of n to q - 1.
+All ancestors of a changed layer 2 node are retired. The remaining nodes keep their edges, except for edges to a retired
+node: these are replaced by the edges of the new nodes, reversed. The reverse of an edge [n, x] of a new node n, whose
+parent is at layer q, is in the rows of x's ancestors of all layers from that of n to q - 1.
 """
 
 from __future__ import annotations
@@ -35,49 +35,65 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class NewNodes:
-    """Nodes that an edit makes, with provisional ids or final ones."""
+    """Nodes that an edit makes, with provisional or final ids."""
 
     ids: UInt64Array
-    """Shape (n,)."""
+    """Node ids, shape (n,)."""
     children: Ragged
+    """Children of each node, ascending."""
     edges: LayeredEdges
-    """Their cross edges."""
+    """Cross edges of the nodes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layer2Change:
-    """What an edit does to layer 2."""
+    """The changes of an edit in layer 2."""
 
     retired: UInt64Array
     """Layer 2 nodes that are replaced, ascending."""
     new: NewNodes
-    """Those that replace them; edges lead to new nodes and to nodes that stay, never to retired ones."""
+    """Nodes that replace them. Their edges lead to new nodes and to remaining nodes, never to retired ones."""
 
 
 @dataclass(frozen=True, eq=False)
 class HierarchyPlan:
-    """The rows that an edit changes."""
+    """The rows of nodes that an edit changes."""
 
     retired: UInt64Array
-    """Nodes that are replaced, of layers 2 and above, ascending."""
+    """Nodes of layers 2 and above that are replaced, ascending."""
     new: NewNodes
+    """Nodes that replace them."""
     rewritten: LayeredEdges
-    """All edges of the cells that change in rows of nodes that stay."""
+    """New contents of the cross edge cells that change in the rows of remaining nodes."""
     n_layers: int
+    """Number of layers of the graph."""
     layout: IdLayout = field(repr=False)
 
     @property
     def old_roots(self) -> UInt64Array:
-        """Roots that are replaced."""
+        """Roots that are replaced, ascending."""
         return np.asarray(self.retired[self.layout.layers(self.retired) == self.n_layers], np.uint64)
 
     @property
     def new_roots(self) -> UInt64Array:
-        """Roots that replace them."""
+        """Roots that replace them, ascending."""
         return np.sort(self.new.ids[self.layout.layers(self.new.ids) == self.n_layers])
 
     def new_ancestors(self, nodes: UInt64Array, layers: IntArray) -> UInt64Array:
-        """Highest ancestor of nodes up to a layer each, shape (n,), as far as it is among the new nodes."""
+        """Climb from each node to its highest ancestor among the new nodes, at most up to a layer given for each.
+
+        Parameters
+        ----------
+        nodes
+            Ids of nodes or supervoxels, shape (n,).
+        layers
+            The highest layer for each of them, shape (n,).
+
+        Returns
+        -------
+        ndarray
+            The ancestors, shape (n,); a node without a new ancestor stands for itself.
+        """
         order = np.argsort(self.new.children.values)
         children, parents = self.new.children.values[order], np.repeat(self.new.ids, self.new.children.lengths)[order]
         current, climbing = nodes.copy(), np.arange(len(nodes))
@@ -90,7 +106,7 @@ class HierarchyPlan:
         return current
 
     def renamed(self, old: UInt64Array, new: UInt64Array) -> HierarchyPlan:
-        """The same plan with other ids for its new nodes; ``old`` ascending."""
+        """Return the plan with the ids ``old`` replaced by ``new``; both have shape (n,), and ``old`` is ascending."""
 
         def ids(array: UInt64Array) -> UInt64Array:
             at = find(old, array)
@@ -113,14 +129,19 @@ class HierarchyPlan:
 
 
 def provisional_ids(layout: IdLayout, chunks: UInt64Array, taken: dict[int, int]) -> UInt64Array:
-    """Ids for nodes in these chunks that no counter has reached: from the highest segment down.
+    """Make provisional ids for new nodes: ids that no counter has reached, from the highest segment of a chunk down.
 
     Parameters
     ----------
     chunks
         Chunk id of each node, shape (n,).
     taken
-        How many each chunk has given so far; updated.
+        Number of provisional ids made so far in each chunk, by chunk id; updated in place.
+
+    Returns
+    -------
+    ndarray
+        The ids, shape (n,).
     """
     ids = np.zeros(len(chunks), np.uint64)
     for chunk in np.unique(chunks).tolist():
@@ -133,7 +154,10 @@ def provisional_ids(layout: IdLayout, chunks: UInt64Array, taken: dict[int, int]
 
 @dataclass(eq=False)
 class _Rows:
-    """Edges of nodes while the layers go up: the partner is the highest ancestor up to the layer that was reached."""
+    """Edges of nodes, while the planner goes up the layers.
+
+    The partner of an edge is the highest ancestor of its other end, up to the layer that the planner has reached.
+    """
 
     owners: UInt64Array
     layers: IntArray
@@ -159,21 +183,21 @@ def _join(*rows: _Rows) -> _Rows:
 
 
 def plan_hierarchy(layout: IdLayout, change: Layer2Change, retired: UInt64Array, known: KnownNodes) -> HierarchyPlan:
-    """All layers above a change of layer 2.
+    """Plan all layers above a change of layer 2.
 
     Parameters
     ----------
     change
-        Layer 2, with provisional ids.
+        The change of layer 2, with provisional ids.
     retired
         The retired layer 2 nodes and all their ancestors, ascending.
     known
-        Rows of these, of their children, and of nodes that their edges lead to.
+        Rows of these nodes, of their children, and of the nodes that their edges lead to.
 
     Raises
     ------
     MissingNodes
-        If rows are needed that are not known.
+        If the plan needs rows that ``known`` does not hold.
     CorruptionError
         If stored rows contradict each other.
     """
@@ -181,7 +205,7 @@ def plan_hierarchy(layout: IdLayout, change: Layer2Change, retired: UInt64Array,
 
 
 class _Planner:
-    """State of one run from layer 2 to the roots."""
+    """One run from layer 2 to the roots, and its state."""
 
     def __init__(self, layout: IdLayout, change: Layer2Change, retired: UInt64Array, known: KnownNodes) -> None:
         self.layout, self.retired, self.known = layout, retired, known
@@ -191,11 +215,11 @@ class _Planner:
         self.nodes, self.children = [change.new.ids], [change.new.children]
         self.parent_children, self.parent_ids = np.zeros(0, np.uint64), np.zeros(0, np.uint64)
         self.alive = _Rows.of(change.new.edges)
-        """Edges of the new nodes that are the highest ones up to the layer that was reached."""
+        """Edges of those new nodes that have no new parent up to the layer that was reached."""
         self.cells = [self.alive]
-        """Edges of all new nodes, as their rows hold them."""
+        """Edges of all new nodes, as their rows will hold them."""
         self.flips = _Rows.of(LayeredEdges.empty())
-        """Edges of nodes that stay, to new ones."""
+        """Edges from remaining nodes to new ones."""
         self.siblings = self._siblings()
 
     def run(self) -> HierarchyPlan:
@@ -217,7 +241,7 @@ class _Planner:
         )
 
     def _rewritten(self) -> _Rows:
-        """Whole cells (node, cross layer) of nodes that stay, where at least one edge leads to a new node."""
+        """Return the whole cells (node, cross layer) of remaining nodes in which an edge leads to a new node."""
         owners = np.unique(self.flips.owners)
         rows = self._state_of(owners)
 
@@ -226,16 +250,16 @@ class _Planner:
 
         return rows.keep(np.isin(cell(rows), cell(self.flips)))
 
-    # -- nodes that stay ------------------------------------------------------------------------------------------
+    # -- remaining nodes ------------------------------------------------------------------------------------------
 
     def _siblings(self) -> UInt64Array:
-        """Nodes of layers 2 and above that stay, below parents that do not."""
+        """Return the remaining nodes of layers 2 and above whose parents are retired, ascending."""
         below = np.unique(take(self.known.children, self.known.index(self.retired)).values)
         below = below[self.layout.layers(below) >= 2]
         return np.setdiff1d(below, self.retired, assume_unique=True)
 
     def _state_of(self, ids: UInt64Array) -> _Rows:
-        """Edges that nodes that stay have after the edit, as far as the layers that were reached tell."""
+        """Return the edges of remaining nodes after the edit, as far as the layers that were reached determine them."""
         stored = _Rows.of(self.known.edges_of(ids))
         stored = stored.keep(find(self.retired, stored.partners) < 0)
         return _join(stored, self.flips.keep(find(ids, self.flips.owners) >= 0)).distinct()
@@ -243,7 +267,7 @@ class _Planner:
     # -- one layer ------------------------------------------------------------------------------------------------
 
     def _climb(self, nodes: UInt64Array, layer: int) -> UInt64Array:
-        """The highest ancestor of each node up to a layer, after the edit."""
+        """Return the highest ancestor of each node up to a layer, after the edit."""
         current, inverse = np.unique(nodes, return_inverse=True)
         climbing = np.flatnonzero(self.layout.layers(current) < layer)
         while len(climbing):
@@ -267,7 +291,7 @@ class _Planner:
         return parents
 
     def _edges_of_new_nodes(self, layer: int) -> None:
-        """Edges of the new nodes of a layer, out of those of their children; and all partners climb to this layer."""
+        """Give the new nodes of a layer the edges of their children, and raise all partners to this layer."""
         children = self.parent_children[self.layout.layers(self.parent_ids) == layer]
         stay = children[find(self.siblings, children) >= 0]
         below = find(children, self.alive.owners) >= 0
@@ -279,7 +303,7 @@ class _Planner:
         self.cells.append(self.alive.keep(self.layout.layers(self.alive.owners) == layer))
 
     def _flip(self, layer: int) -> None:
-        """Edges of the new nodes that are the highest ones up to a layer, turned over where they lead to what stays."""
+        """Reverse the edges in ``alive`` that lead to remaining nodes of a layer, for the rows of these nodes."""
         partners = self.alive.partners
         stays = (self.layout.layers(partners) == layer) & ~self._is_new(partners)
         rows = self.alive.keep(stays & (self.alive.layers >= layer))
@@ -289,7 +313,7 @@ class _Planner:
         return np.asarray(find(np.sort(np.concatenate(self.nodes)), ids) >= 0)
 
     def _make_parents(self, layer: int) -> None:
-        """Parents of the new nodes and the siblings of ``layer - 1``."""
+        """Make the parents at ``layer`` of the new nodes and siblings of ``layer - 1``."""
         new = np.concatenate(self.nodes)
         new = new[self.layout.layers(new) == layer - 1]
         stay = self.siblings[self.layout.layers(self.siblings) == layer - 1]

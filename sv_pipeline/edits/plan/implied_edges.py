@@ -1,12 +1,12 @@
-"""Edges that a merge makes active without being asked: those whose ends get a common ancestor just above them.
+"""Finds the implied edges of a merge: edges that become active because their ends get a common ancestor. Reads only.
 
-An atomic edge of cross layer ``l`` is active iff its ends have one ancestor at layer ``l + 1``. Where a merge puts
-nodes that had different parents under one new node of layer ``l + 1``, all edges of cross layer ``l`` between them
-become active by this rule, wherever they are. They change the edges of nodes, but not who is whose parent. Those inside
-a chunk (``l`` = 1) change no row, but the merge has made them active all the same, and its undo makes them inactive.
+An atomic edge of cross layer ``l`` is active if and only if its ends have one ancestor at layer ``l + 1``. When a merge
+puts nodes that had different parents under one new node of layer ``l + 1``, all edges of cross layer ``l`` between them
+become active by this rule, wherever they are. They change the cross edges of nodes, but no parents. Edges inside a
+chunk (``l`` = 1) change no row; still the merge makes them active, and its undo makes them inactive.
 
-Found by walking down both sides at once, keeping only nodes that have one of the other side in a chunk near by: in a
-neighbour chunk for edges of files, a few chunks farther for those that users have drawn. Reads; decides nothing else.
+The edges are found by walking down both sides at once, keeping only nodes that have a node of the other side nearby: in
+a neighbouring chunk for edges in files, up to a few chunks farther for edges that users have added.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ def implied_edges(
     plan: HierarchyPlan,
     activated: UInt64Array,
 ) -> tuple[UInt64Array, UInt64Array]:
-    """Inactive edges that the plan of a merge makes active by the common ancestors that it makes.
+    """Find the inactive edges that the plan of a merge makes active through new common ancestors.
 
-    Supervoxels go by their stored names, also where the plan replaces several by one: each of these has one layer 2
-    node, whereas the one that replaces them comes from nodes that may have had different ancestors.
+    Supervoxels have their stored ids, even where the plan replaces several by one: each stored supervoxel has one
+    layer 2 node, whereas a new one may come from nodes with different ancestors.
 
     Parameters
     ----------
     plan
-        The hierarchy after the merge.
+        The planned hierarchy after the merge.
     activated
-        Pairs of supervoxels that the plan counts as active already, shape (n, 2).
+        Pairs of supervoxels that the plan treats as active already, shape (n, 2).
 
     Returns
     -------
     tuple
-        Pairs of supervoxels, smaller first, and their layer 2 nodes; shape (n, 2) each.
+        Pairs of supervoxels, smaller id first, and the layer 2 nodes of their ends; shape (n, 2) each.
     """
     groups, colours, nodes, tops = _old_nodes_that_meet(graph, cache.known(), plan)
     zone = _walk(graph, cache, groups, colours, nodes, tops)
@@ -66,7 +66,7 @@ def implied_edges(
 def _stored_pairs(
     graph: ChunkedGraph, cache: NodeCache, zone: tuple[IntArray, UInt64Array, UInt64Array, IntArray]
 ) -> UInt64Array:
-    """All edges of the chunks where the sides are next to each other; elsewhere only those that edits have made."""
+    """Read all edges of the chunks where the sides are neighbours; elsewhere only those that edits have made."""
     groups, colours, nodes, tops = zone
     near = _near_others(graph, groups, colours, nodes, tops, 2, 1)
     every, beside = (np.unique(graph.layout.coordinates(some), axis=0) for some in (nodes, nodes[near]))
@@ -84,9 +84,14 @@ def _stored_pairs(
 def _old_nodes_that_meet(
     graph: ChunkedGraph, known: KnownNodes, plan: HierarchyPlan
 ) -> tuple[IntArray, UInt64Array, UInt64Array, IntArray]:
-    """For each new node of several old ones: (group, old node as colour, old node, layer of the new one)."""
+    """Return a group for each new node that unites several old ones, as four arrays of shape (n,).
+
+    A group holds the highest old ancestors, up to the layer of the new node, of everything below the new node. The
+    arrays are the group, the colour (the id of such an ancestor), the node at which the walk down starts (the same
+    id), and the layer of the new node. Nodes of one colour were connected before the merge.
+    """
     layers = graph.layout.layers(plan.new.ids)
-    # What the old highest ancestors, up to its layer, were of all that is below a new node; from the bottom up.
+    # The old highest ancestors of everything below each new node, up to its layer; filled from the bottom up.
     old_below = _old_layer2_nodes(graph, known, plan)
     groups, colours, tops = [], [], []
     for i in np.argsort(layers, kind="stable").tolist():
@@ -107,7 +112,7 @@ def _old_nodes_that_meet(
 
 
 def _old_layer2_nodes(graph: ChunkedGraph, known: KnownNodes, plan: HierarchyPlan) -> dict[int, list[int]]:
-    """The retired layer 2 nodes that each new one was made of."""
+    """Return the retired layer 2 nodes that each new layer 2 node was made from, by its id."""
     retired = plan.retired[graph.layout.layers(plan.retired) == 2]
     at = known.index(retired)
     first_children = known.children.values[known.children.offsets[at]]
@@ -121,7 +126,7 @@ def _old_layer2_nodes(graph: ChunkedGraph, known: KnownNodes, plan: HierarchyPla
 
 
 def _climb(graph: ChunkedGraph, known: KnownNodes, nodes: UInt64Array, layer: int) -> UInt64Array:
-    """Highest stored ancestor of each node up to a layer."""
+    """Return the highest stored ancestor of each node up to a layer."""
     current, climbing = nodes.copy(), np.arange(len(nodes))
     while len(climbing):
         above = known.parents_of(current[climbing])
@@ -134,7 +139,7 @@ def _climb(graph: ChunkedGraph, known: KnownNodes, nodes: UInt64Array, layer: in
 def _walk(
     graph: ChunkedGraph, cache: NodeCache, groups: IntArray, colours: UInt64Array, nodes: UInt64Array, tops: IntArray
 ) -> tuple[IntArray, UInt64Array, UInt64Array, IntArray]:
-    """Down to layer 2, all groups in step; nodes with none of another colour near them are left."""
+    """Walk all groups down to layer 2 together; nodes without a node of another colour nearby are dropped."""
     for layer in range(graph.n_layers - 1, 1, -1):
         node_layers = graph.layout.layers(nodes)
         expand = (node_layers > layer) & (tops > layer)
@@ -161,9 +166,9 @@ def _near_others(
     layer: int,
     reach: int,
 ) -> npt.NDArray[np.bool_]:
-    """Which nodes have one of the same group and another colour at most so many chunks of ``layer`` away.
+    """Return which nodes have a node of the same group and another colour within ``reach`` chunks of ``layer``.
 
-    Of a group whose new node is at layer ``t``, only those in another chunk of layer ``t - 1`` count.
+    In a group whose new node is at layer ``t``, only nodes in another chunk of layer ``t - 1`` count.
     """
     keep = np.ones(len(nodes), np.bool_)
     here = np.flatnonzero(tops > layer)
@@ -209,7 +214,7 @@ def _between(
     pairs: UInt64Array,
     activated: UInt64Array,
 ) -> tuple[UInt64Array, UInt64Array]:
-    """Edges between supervoxels of different colours of one group, at the cross layer of the group."""
+    """Return the edges between supervoxels of different colours of one group, at the cross layer of the group."""
     groups, colours, nodes, tops = zone
     layers = graph.layout.cross_layers(pairs[:, 0], pairs[:, 1])
     pairs, layers = pairs[keep := ~same_rows(pairs, np.sort(activated, axis=1))], layers[keep]

@@ -1,4 +1,4 @@
-"""What added or removed atomic edges do to layer 2 nodes: which are replaced, by what, with which cross edges. Pure."""
+"""Plans how added or removed atomic edges change layer 2: the nodes that are replaced, and their successors. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 def add_edges(layout: IdLayout, added: UInt64Array, parents: UInt64Array, known: KnownNodes) -> Layer2Change:
-    """Layer 2 after atomic edges became active.
+    """Plan layer 2 for atomic edges that become active.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def add_edges(layout: IdLayout, added: UInt64Array, parents: UInt64Array, known:
     Raises
     ------
     MissingNodes
-        If rows are needed that are not known.
+        If the plan needs rows that ``known`` does not hold.
     """
     retired = np.unique(parents)
     layers = layout.cross_layers(added[:, 0], added[:, 1])
@@ -58,12 +58,12 @@ def add_edges(layout: IdLayout, added: UInt64Array, parents: UInt64Array, known:
 
 @dataclass(frozen=True, eq=False)
 class OtherChange:
-    """What else changes in layer 2 while edges become inactive, because supervoxels are replaced."""
+    """Further changes of layer 2 in a removal of edges, because supervoxels are replaced."""
 
     nodes: UInt64Array = field(default_factory=lambda: np.zeros(0, np.uint64))
-    """Nodes whose children change."""
+    """Layer 2 nodes whose children change, shape (n,)."""
     joined: UInt64Array = field(default_factory=lambda: np.zeros((0, 2), np.uint64))
-    """Edges that are active whatever rows say, smaller first, shape (n, 2)."""
+    """Edges that count as active whatever the stored rows say, smaller id first, shape (n, 2)."""
 
 
 def remove_edges(
@@ -74,25 +74,25 @@ def remove_edges(
     known: KnownNodes,
     other: OtherChange,
 ) -> Layer2Change:
-    """Layer 2 after atomic edges became inactive.
+    """Plan layer 2 for atomic edges that become inactive.
 
     Parameters
     ----------
     removed
-        Pairs of supervoxels, smaller first, shape (n, 2).
+        Pairs of supervoxels, smaller id first, shape (n, 2).
     parents
         Layer 2 node of each end, shape (n, 2).
     edges
-        All atomic edges that touch supervoxels of these nodes, active or not; each pair once, smaller first.
+        All atomic edges that touch supervoxels of these nodes, active or not; each pair once, smaller id first.
     known
-        Rows of these nodes and of those that their cross edges lead to.
+        Rows of these nodes and of the nodes that their cross edges lead to.
     other
-        What else changes.
+        Further changes, if supervoxels are replaced.
 
     Raises
     ------
     MissingNodes
-        If rows are needed that are not known.
+        If the plan needs rows that ``known`` does not hold.
     """
     retired = np.unique(np.concatenate([parents.ravel(), other.nodes]))
     stored = known.edges_of(retired)
@@ -114,7 +114,7 @@ def remove_edges(
     chunks = layout.chunk_ids(2, layout.coordinates(members[np.unique(labels, return_index=True)[1]]))
     ids = provisional_ids(layout, chunks, {})
 
-    # Whether an edge across chunks is active depends on the two layer 2 nodes alone: then their rows list it.
+    # An edge across chunks is active if and only if the rows of its two layer 2 nodes list each other.
     across = (layers > 1) & (_active(stored, nodes, layers) | same_rows(pairs, other.joined))
     both = np.concatenate([pairs[across], pairs[across][:, ::-1]])
     ends = np.concatenate([nodes[across], nodes[across][:, ::-1]])
@@ -127,7 +127,7 @@ def remove_edges(
 
 
 def _active(stored: LayeredEdges, nodes: UInt64Array, layers: IntArray) -> npt.NDArray[np.bool_]:
-    """Which (node, node) at a cross layer are among stored edges, in either direction."""
+    """Return which pairs of nodes, shape (n, 2), are stored edges of their cross layer, in either direction."""
     result = np.zeros(len(nodes), np.bool_)
     for layer in np.unique(layers).tolist():
         here = layers == layer
@@ -137,7 +137,7 @@ def _active(stored: LayeredEdges, nodes: UInt64Array, layers: IntArray) -> npt.N
 
 
 def same_rows(rows: UInt64Array, among: UInt64Array) -> npt.NDArray[np.bool_]:
-    """Which rows of shape (n, 2) are also in another array of pairs."""
+    """Return which rows of an array of pairs, shape (n, 2), are also in another one, as a mask of shape (n,)."""
     if not len(rows) or not len(among):
         return np.zeros(len(rows), np.bool_)
     every, inverse = np.unique(np.concatenate([rows, among]), axis=0, return_inverse=True)
@@ -147,7 +147,10 @@ def same_rows(rows: UInt64Array, among: UInt64Array) -> npt.NDArray[np.bool_]:
 
 
 def _grouped(values: UInt64Array, labels: IntArray, count: int) -> Ragged:
-    """Values of each label, ascending, each once: what replaces several supervoxels comes from several nodes."""
+    """Return the values of each label, ascending and distinct.
+
+    A supervoxel that replaces several others is a child of several old nodes, so a value may come more than once.
+    """
     at = unique_rows(labels, values)
     offsets = np.zeros(count + 1, np.int64)
     np.cumsum(np.bincount(labels[at], minlength=count), out=offsets[1:])

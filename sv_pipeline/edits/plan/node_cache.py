@@ -1,6 +1,6 @@
-"""Node rows that one edit has read: fetched in batches, each once, handed to planners as arrays. Decides nothing.
+"""Caches the node rows that one edit reads: fetched in batches, each row once, and given to planners as arrays.
 
-A cache lives as long as one edit that holds the locks of its roots: nobody else changes these rows meanwhile.
+A cache lives as long as one edit that holds the locks of its roots, so no other process changes these rows meanwhile.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Value = TypeVar("Value")
 
 
 class MissingNodes(Exception):  # noqa: N818 - no error: a planner asks for rows
-    """A planner needs rows that it was not given."""
+    """Raised by a planner that needs rows which it was not given."""
 
     def __init__(self, ids: UInt64Array) -> None:
         self.ids = ids
@@ -48,20 +48,21 @@ class KnownNodes:
     """Rows of nodes of layer 2 and above, as they are stored."""
 
     ids: UInt64Array
-    """Ascending, shape (n,)."""
+    """Node ids, ascending, shape (n,)."""
     parents: UInt64Array
-    """Shape (n,); 0 for roots, and for ids without a row."""
+    """Parent of each node, shape (n,); 0 for roots, and for ids without a row."""
     children: Ragged
+    """Children of each node."""
     edges: LayeredEdges
-    """``cross_edges`` of all of them."""
+    """Cross edges of all nodes."""
 
     def index(self, ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Index of each id.
+        """Return the index of each id in ``ids``.
 
         Raises
         ------
         MissingNodes
-            If some are not known.
+            If some of the rows are not known.
         """
         wanted = np.asarray(ids, np.uint64)
         at = find(self.ids, wanted)
@@ -70,11 +71,11 @@ class KnownNodes:
         return at
 
     def parents_of(self, ids: npt.ArrayLike) -> UInt64Array:
-        """Stored parent of each node; raises MissingNodes."""
+        """Return the stored parent of each node; raise MissingNodes if some rows are not known."""
         return np.asarray(self.parents[self.index(ids)], np.uint64)
 
     def edges_of(self, ids: npt.ArrayLike) -> LayeredEdges:
-        """Stored cross edges of some nodes; raises MissingNodes."""
+        """Return the stored cross edges of some nodes; raise MissingNodes if some rows are not known."""
         wanted = np.unique(np.asarray(ids, np.uint64))
         self.index(wanted)
         keep = find(wanted, self.edges.edges[:, 0]) >= 0
@@ -86,12 +87,12 @@ class ReadEdges:
     """Atomic edges that an edit has read."""
 
     chunks: set[tuple[int, ...]]
-    """Coordinates of the layer 2 chunks that they are of."""
+    """Coordinates of the layer 2 chunks whose edges were read."""
     edges: Edges
 
 
 class NodeCache:
-    """Reads node rows as they are asked for, in one request for all that are new."""
+    """Reads node rows on demand, with one request for all rows that are not cached yet."""
 
     def __init__(self, graph: ChunkedGraph) -> None:
         self._graph = graph
@@ -101,25 +102,25 @@ class NodeCache:
         self._links = np.zeros((0, 2), np.uint64)
         self._noted = 0
         self.read_edges: ReadEdges | None = None
-        """The last that were read."""
+        """The atomic edges that were read last."""
 
     def substitute(self, links: UInt64Array) -> None:
-        """From now on nodes list new children in place of old ones: as they will be.
+        """From now on, show new children in place of old ones, as the nodes will be after the edit.
 
         Parameters
         ----------
         links
-            (old, new), shape (m, 2): one old may become several, and several one.
+            Pairs (old, new), shape (m, 2). One old child may be replaced by several new ones, and several by one.
         """
         self._links = links[np.lexsort((links[:, 1], links[:, 0]))]
         self._parts = [self._decoded(sorted(self._rows, key=int))] if self._rows else []
 
     def note(self, timestamp: int) -> None:
-        """Remember the time (milliseconds) of a cell that was read elsewhere, for :meth:`latest`."""
+        """Note the timestamp, in milliseconds, of a cell that was read elsewhere, for :meth:`latest`."""
         self._noted = max(self._noted, timestamp)
 
     def fetch(self, ids: npt.ArrayLike) -> None:
-        """Have the rows of these nodes."""
+        """Read the rows of these nodes, except for those that are cached."""
         row_keys = keys.node_keys(np.unique(np.asarray(ids, np.uint64)))
         new = [key for key in row_keys if key not in self._rows]
         if new:
@@ -128,26 +129,26 @@ class NodeCache:
             self._parts.append(self._decoded(new))
 
     def parents(self, ids: npt.ArrayLike) -> UInt64Array:
-        """Parent of each node, shape (n,); 0 for a root, and for a node that is not there."""
+        """Return the parent of each node, shape (n,); 0 for a root, and for a node without a row."""
         self.fetch(ids)
         return newest_ids(PARENT, self._rows, keys.node_keys(ids))
 
     def children(self, ids: npt.ArrayLike) -> Ragged:
-        """Children of each node, as they will be; see :meth:`substitute`."""
+        """Return the children of each node, with the replacements of :meth:`substitute`."""
         return _substituted(self.stored_children(ids), self._links)
 
     def stored_children(self, ids: npt.ArrayLike) -> Ragged:
-        """Children of each node, as its row has them."""
+        """Return the children of each node as they are stored."""
         self.fetch(ids)
         return newest_arrays(CHILDREN, self._rows, keys.node_keys(ids))
 
     def latest(self) -> int:
-        """Time of the newest cell of all that was read, milliseconds."""
+        """Return the newest timestamp, in milliseconds, of all cells that were read or noted; 0 if there are none."""
         times = (cells[0].timestamp for row in self._rows.values() for cells in row.values())
         return max(max(times, default=0), self._noted)
 
     def ancestors(self, ids: npt.ArrayLike) -> UInt64Array:
-        """These nodes and all that are above them, ascending."""
+        """Return these nodes and all their ancestors, ascending."""
         found = [np.unique(np.asarray(ids, np.uint64))]
         while len(found[-1]):
             above = np.unique(self.parents(found[-1]))
@@ -155,7 +156,7 @@ class NodeCache:
         return np.unique(np.concatenate(found))
 
     def known(self) -> KnownNodes:
-        """All rows of layers 2 and above that were read so far."""
+        """Return all rows of layers 2 and above that were read so far."""
         if len(self._parts) > 1:
             ids = np.concatenate([part.ids for part in self._parts])
             order = np.argsort(ids)
@@ -171,7 +172,7 @@ class NodeCache:
         return self._parts[0] if self._parts else self._decoded([])
 
     def _decoded(self, row_keys: list[bytes]) -> KnownNodes:
-        """Some rows as arrays; keys in ascending order."""
+        """Decode rows to arrays; the keys are in ascending order of their ids."""
         ids = keys.node_ids(row_keys)
         row_keys = [
             key for key, layer in zip(row_keys, self._graph.layout.layers(ids).tolist(), strict=True) if layer > 1
@@ -190,7 +191,7 @@ class NodeCache:
 
 
 def _substituted(children: Ragged, links: UInt64Array) -> Ragged:
-    """Children with old ones replaced by new ones, each once; ``links`` (old, new) in their order."""
+    """Replace old children by new ones, each listed once; ``links`` are pairs (old, new), sorted."""
     hit = find(np.unique(links[:, 0]), children.values) >= 0
     if not hit.any():
         return children
@@ -206,7 +207,7 @@ def _substituted(children: Ragged, links: UInt64Array) -> Ragged:
 
 
 def until_known(cache: NodeCache, plan: Callable[[KnownNodes], Value]) -> Value:
-    """What a planner computes, once it has all rows that it asks for."""
+    """Run a planner, fetching the rows that it misses and running it again, until it has all that it needs."""
     while True:
         try:
             return plan(cache.known())

@@ -1,14 +1,14 @@
-"""Whether a planned cut parts its points, and the region that grows until one does. Reads node rows and edges.
+"""Checks whether a planned cut separates its points, and enlarges the region until one does. Reads nodes and edges.
 
-A minimum cut is made of the edges around the points. What it parts there may hang together by a way around::
+A minimum cut is computed from the edges around the points. A path outside of the region may still connect the sides::
 
-    +----- region -----+                    the plan of the hierarchy knows it: the new roots are the same.
-    |  source | sink   |                    Then the margin around the points is doubled, and the cut is made again,
-    |    |    |   |    |                    until the points have roots of their own, the whole object is looked at,
-    +----|--------|----+                    or the region would take more memory than it may.
-         +--------+    a way around
+    +----- region -----+                    In this case the planned hierarchy has one new root for both sides.
+    |  source | sink   |                    Then the margin around the points is doubled and the cut computed again,
+    |    |    |   |    |                    until the points have different roots, the region holds the whole object,
+    +----|--------|----+                    or a larger region would take more memory than the request allows.
+         +--------+    path outside
 
-Nothing is read for that where the first region suffices.
+If the first region suffices, nothing more is read.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from sv_pipeline.ids import UInt64Array
 __all__ = ["BYTES_PER_EDGE", "BYTES_PER_NODE", "Surroundings", "roots_after"]
 
 BYTES_PER_NODE = 6_000
-"""What a layer 2 node of the region takes, with its row and its supervoxels: twice what was measured on FIB-SEM."""
+"""Estimated memory for a layer 2 node of the region, its row and its supervoxels, in bytes: twice the value measured
+on FIB-SEM data."""
 BYTES_PER_EDGE = 250
-"""What an edge of a chunk of the region takes while the region is read and cut, whichever object it belongs to;
-likewise twice what was measured."""
+"""Estimated memory for an edge in a chunk of the region, whichever object it belongs to, while the region is read and
+cut, in bytes: twice the measured value."""
 
 
 def roots_after(plan: HierarchyPlan, region: Region, supervoxels: UInt64Array) -> UInt64Array:
-    """The root of each supervoxel of a region once a plan is carried out, shape (n,); provisional where it is new."""
+    """Return the root of each supervoxel of a region after a plan, shape (n,); new roots have provisional ids."""
     rows = region.ancestors[find(region.supervoxels, supervoxels)].copy()
-    rows[:, 1] = supervoxels  # a fragment has the ancestors of what it was
+    rows[:, 1] = supervoxels  # a fragment has the ancestors of the supervoxel that it comes from
     stays = (rows != 0) & (find(plan.retired, rows) < 0)
     highest = rows.shape[1] - 1 - np.argmax(stays[:, ::-1], axis=1)
     tops = rows[np.arange(len(rows)), highest]
@@ -43,24 +44,25 @@ def roots_after(plan: HierarchyPlan, region: Region, supervoxels: UInt64Array) -
 
 
 class Surroundings:
-    """The region around the points of a split; enlarged on demand."""
+    """The region around the points of a split, which can be enlarged."""
 
     def __init__(self, graph: ChunkedGraph, cache: NodeCache, roots: UInt64Array, request: SplitRequest) -> None:
         self._graph, self._cache, self._roots, self._request = graph, cache, roots, request
         self._margin = np.asarray(offset_of(graph, request))
         self.region = read_region(graph, cache, roots, region_of(graph, request))
         self.times = 0
-        """How often it was enlarged."""
+        """Number of times that the region was enlarged."""
         self.too_large = False
-        """Whether it could not be enlarged for want of memory."""
+        """Whether the region could not be enlarged because it would take too much memory."""
         read = cache.read_edges
         assert read is not None
         self._edges_per_chunk = len(read.edges) / max(len(read.chunks), 1)
 
     def enlarge(self) -> bool:
-        """Read a larger region, of more of the object; False if there is no more, or that would take too much memory.
+        """Read a larger region that holds more of the object.
 
-        The cache must show the nodes as they are stored.
+        Returns False if the region holds the whole object already, or a larger one would take too much memory. The
+        cache must show the nodes as they are stored, without replacements.
         """
         before = len(self.region.layer2)
         while not self.region.whole:

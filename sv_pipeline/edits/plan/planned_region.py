@@ -1,4 +1,4 @@
-"""A region as it will be once supervoxels are replaced: what cuts and hierarchy are planned on. Pure."""
+"""A region as it will be after supervoxels are replaced; cut and hierarchy are planned on it. Pure."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["PlannedRegion", "local_edges_of", "replace_supervoxels"]
 
 @dataclass(frozen=True, eq=False)
 class PlannedRegion:
-    """A region with new supervoxels in it, and what changes in layer 2 whatever is cut."""
+    """A region with its new supervoxels, and the changes in layer 2 that do not depend on the cut."""
 
     region: Region
     other: OtherChange
 
 
 def local_edges_of(region: Region) -> LocalEdges:
-    """All edges of a region; those that lead out of it count as inactive."""
+    """Return all edges of a region; those that lead out of it count as inactive."""
     edges = region.edges
     return LocalEdges(edges.pairs, edges.affinities, edges.areas, region.active)
 
@@ -38,11 +38,11 @@ def replace_supervoxels(
     Parameters
     ----------
     links
-        (old, new), shape (m, 2); each new one is in the chunk, and below the layer 2 node, of its old one.
+        Pairs (old, new), shape (m, 2). Each new supervoxel is in the chunk, and below the layer 2 node, of its old one.
     new
         Edges of the new supervoxels.
     retired
-        Pairs that are no edges any more, smaller first, shape (r, 2).
+        Pairs of supervoxels that are no edges any more, smaller id first, shape (r, 2).
     """
     gone = np.unique(links[:, 0])
     stays = find(gone, region.supervoxels) < 0
@@ -69,7 +69,7 @@ def replace_supervoxels(
 
 
 def _unlisted(region: Region, nodes: UInt64Array) -> UInt64Array:
-    """Layer 2 nodes of new pairs (n, 2) that no active edge of the region has joined before."""
+    """Return the layer 2 nodes of those pairs (n, 2) that no active edge of the region has connected before."""
     across = region.active & (region.layers > 1)
     before = region.ancestors_of(region.edges.pairs[across], 2)
     return nodes[~same_rows(np.sort(nodes, axis=1), np.sort(before, axis=1))].ravel()

@@ -1,4 +1,4 @@
-"""The part of objects around the points of a request: supervoxels, their ancestors, their atomic edges. Reads."""
+"""Reads the part of objects around the points of a request: supervoxels, their ancestors and their atomic edges."""
 
 from __future__ import annotations
 
@@ -31,34 +31,35 @@ __all__ = [
 
 BoolArray = npt.NDArray[np.bool_]
 Allowance = Callable[[int, int], bool]
-"""Whether so many nodes, and the edges of so many layer 2 chunks, may be read."""
+"""Given a number of nodes and a number of layer 2 chunks, returns whether these nodes, and the edges of these chunks,
+may be read."""
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """Supervoxels of some roots in the chunks that touch a box."""
+    """The supervoxels of some roots in the chunks that touch a box of voxels."""
 
     supervoxels: UInt64Array
-    """Ascending, shape (n,)."""
+    """Supervoxel ids, ascending, shape (n,)."""
     ancestors: UInt64Array
-    """Highest ancestor of each up to every layer, shape (n, layers + 1)."""
+    """Highest ancestor of each supervoxel up to every layer, shape (n, layers + 1); column = layer."""
     edges: Edges
     """Atomic edges with at least one end in the region; each pair once, smaller id first."""
     layers: npt.NDArray[np.int64]
-    """Their cross layers."""
+    """Cross layer of each edge."""
     box: Box
-    """The voxels that its chunks touch."""
+    """The box of voxels; the region consists of the chunks that touch it."""
     whole: bool
-    """Whether nothing of the objects is outside of it."""
+    """Whether the region holds all supervoxels of its roots."""
 
     @property
     def layer2(self) -> UInt64Array:
-        """Its layer 2 nodes, ascending."""
+        """Layer 2 nodes of the region, ascending."""
         return np.unique(self.ancestors[:, 2])
 
     @property
     def inside(self) -> BoolArray:
-        """Which edges have both ends in the region."""
+        """Mask of the edges that have both ends in the region."""
         return np.asarray((self._index >= 0).all(axis=1))
 
     @property
@@ -67,18 +68,18 @@ class Region:
 
     @property
     def active(self) -> BoolArray:
-        """Which edges join their ends; False where an end is outside."""
+        """Mask of the edges that are active; False where an end is outside of the region."""
         index, inside = self._index, self.inside
         above = self.ancestors[np.where(index >= 0, index, 0), (self.layers + 1)[:, None]]
         return np.asarray(inside & (above[:, 0] == above[:, 1])) if len(index) else np.zeros(0, np.bool_)
 
     def ancestors_of(self, supervoxels: npt.ArrayLike, layer: int) -> UInt64Array:
-        """Highest ancestor up to a layer of supervoxels of the region."""
+        """Return the highest ancestor, up to a layer, of supervoxels of the region; any shape."""
         return np.asarray(self.ancestors[find(self.supervoxels, supervoxels), layer], np.uint64)
 
 
 def read_region(graph: ChunkedGraph, cache: NodeCache, roots: UInt64Array, box: Box) -> Region:
-    """Walk down from roots, pruned by a box of voxels; and read the edges of the chunks that are reached."""
+    """Read the supervoxels of roots in the chunks that touch a box of voxels, and the edges of these chunks."""
     region = read_region_within(graph, cache, roots, box, lambda *_: True)
     assert region is not None
     return region
@@ -87,24 +88,24 @@ def read_region(graph: ChunkedGraph, cache: NodeCache, roots: UInt64Array, box: 
 def read_region_within(
     graph: ChunkedGraph, cache: NodeCache, roots: UInt64Array, box: Box, allowed: Allowance
 ) -> Region | None:
-    """What :func:`read_region` gives; None, before what is too much is read, if it is more than is allowed."""
+    """Read a region as :func:`read_region` does, but return None, before too much is read, if it is too large."""
     above = _walk_down(graph, cache, roots, box, allowed)
     if above is None:
         return None
-    # The chunks are known one step before the supervoxels are.
+    # The chunks are known at layer 2 already, so their edges can be read while the supervoxels are.
     chunks = np.unique(graph.layout.coordinates(above.nodes), axis=0)
     if not allowed(len(above.nodes), len(chunks)):
         return None
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(edges_of_chunks, graph, chunks, cache)
-        # With what plans look at next: where edges of the nodes above the points lead.
+        # These include rows that plans need next: the nodes that cross edges lead to.
         cache.fetch(np.concatenate([above.nodes, cache.known().edges.edges[:, 1]]))
         supervoxels, ancestors = _last_step(graph, cache, above)
     return Region(supervoxels, ancestors, *_touching(graph, supervoxels, reading.result()), box, above.whole)
 
 
 def reread_edges(graph: ChunkedGraph, cache: NodeCache, region: Region) -> Region:
-    """The same region with its edges as they are now: those to other objects may have changed."""
+    """Return the region with its edges read again, since edges to other objects may have changed."""
     coordinates = np.unique(graph.layout.coordinates(region.supervoxels), axis=0)
     edges = edges_of_chunks(graph, coordinates, cache)
     touching, layers = _touching(graph, region.supervoxels, edges)
@@ -112,7 +113,7 @@ def reread_edges(graph: ChunkedGraph, cache: NodeCache, region: Region) -> Regio
 
 
 def _touching(graph: ChunkedGraph, supervoxels: UInt64Array, edges: Edges) -> tuple[Edges, npt.NDArray[np.int64]]:
-    """Of the edges those that touch the supervoxels, and their cross layers."""
+    """Return the edges that touch the supervoxels, and their cross layers."""
     ends = edges.pairs
     touching = (find(supervoxels, ends) >= 0).any(axis=1) if len(ends) else np.zeros(0, np.bool_)
     edges = edges.take(touching)
@@ -121,17 +122,18 @@ def _touching(graph: ChunkedGraph, supervoxels: UInt64Array, edges: Edges) -> tu
 
 @dataclass(frozen=True, eq=False)
 class _Reached:
-    """Nodes of a walk down, and the highest ancestor of each up to every layer."""
+    """Nodes that a walk down from roots has reached, and their ancestors."""
 
     nodes: UInt64Array
+    """Node ids, shape (n,)."""
     ancestors: UInt64Array
-    """Shape (n, layers + 1)."""
+    """Highest ancestor of each node up to every layer, shape (n, layers + 1)."""
     whole: bool = True
-    """Whether none was left out on the way."""
+    """Whether the walk has left no node out."""
 
 
 def _step_down(graph: ChunkedGraph, cache: NodeCache, reached: _Reached) -> _Reached:
-    """The children of nodes."""
+    """Go from nodes to their children."""
     below = cache.children(reached.nodes)
     owner_layers = np.repeat(graph.layout.layers(reached.nodes), below.lengths)
     ancestors = np.repeat(reached.ancestors, below.lengths, axis=0)
@@ -144,7 +146,7 @@ def _step_down(graph: ChunkedGraph, cache: NodeCache, reached: _Reached) -> _Rea
 def _walk_down(
     graph: ChunkedGraph, cache: NodeCache, roots: UInt64Array, box: Box, allowed: Allowance
 ) -> _Reached | None:
-    """Layer 2 nodes below roots whose chunks touch a box; None if more nodes would have to be read than is allowed."""
+    """Walk from roots down to the layer 2 nodes whose chunks touch a box; None if that takes too many nodes."""
     nodes = np.unique(roots)
     ancestors = np.zeros((len(nodes), graph.n_layers + 1), np.uint64)
     ancestors[:, graph.n_layers] = nodes
@@ -163,14 +165,17 @@ def _walk_down(
 
 
 def _last_step(graph: ChunkedGraph, cache: NodeCache, above: _Reached) -> tuple[UInt64Array, UInt64Array]:
-    """Supervoxels of layer 2 nodes, ascending, and their ancestor matrix."""
+    """Return the supervoxels of layer 2 nodes, ascending, and their ancestors, shape (n, layers + 1)."""
     reached = _step_down(graph, cache, above)
     order = np.argsort(reached.nodes)
     return reached.nodes[order], reached.ancestors[order]
 
 
 def edges_around(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64], cache: NodeCache) -> Edges:
-    """Edges of layer 2 chunks (n, 3), and perhaps of more; those that the edit has read already are not read again."""
+    """Return the edges of layer 2 chunks, coordinates of shape (n, 3), and possibly of more chunks.
+
+    If the edit has read the edges of all these chunks last, they are not read again.
+    """
     read = cache.read_edges
     if read is not None and read.chunks.issuperset(map(tuple, coordinates.tolist())):
         return read.edges
@@ -178,7 +183,10 @@ def edges_around(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64], cache:
 
 
 def edges_of_chunks(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64], cache: NodeCache) -> Edges:
-    """Atomic edges of layer 2 chunks (n, 3), of files and of edits; each pair once, smaller id first, no loops."""
+    """Read the atomic edges of layer 2 chunks, coordinates of shape (n, 3), from edge files and from edits.
+
+    Each pair is returned once, smaller id first, without loops.
+    """
     with ThreadPoolExecutor(2) as pool:
         reading = pool.submit(read_timed_edges_of_edits, graph, coordinates)
         files = [usable(file) for file in read_edges_many(graph.edges_url, coordinates)]

@@ -1,4 +1,4 @@
-"""Edges that become inactive: the plan, what it parts, and the refusal of one that parts nothing. Reads."""
+"""Plans the removal of edges, and the refusal of a removal that separates nothing. Reads only."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ __all__ = ["Removal", "plan_removal"]
 
 @dataclass(frozen=True, eq=False)
 class Removal:
-    """The plan of a removal of edges, in a region."""
+    """The plan of a removal of edges from a region."""
 
     workspace: Workspace
     region: Region
     edges: UInt64Array
-    """Pairs that are to become inactive, smaller first, shape (n, 2)."""
+    """Pairs of supervoxels whose edges become inactive, smaller id first, shape (n, 2)."""
     plan: HierarchyPlan
     other: OtherChange = field(default_factory=OtherChange)
 
     @property
     def ends(self) -> UInt64Array:
-        """The root of each end of the edges afterwards, shape (n, 2)."""
+        """The root of each end of the edges after the removal, shape (n, 2)."""
         return roots_after(self.plan, self.region, self.edges.ravel()).reshape(-1, 2)
 
     def feasible(self) -> Removal:
-        """The same of those edges only that can become inactive; possibly of none.
+        """Return the removal of those edges only that can become inactive; possibly of none.
 
-        An edge whose ends stay under one ancestor just above it, by a way around, is active whatever is planned.
+        An edge whose ends keep a common ancestor at the layer above its cross layer, through another path, remains
+        active.
         """
         removal = self
         while len(removal.edges):
@@ -53,12 +54,12 @@ class Removal:
         return removal
 
     def still_connected(self, sources: UInt64Array, sinks: UInt64Array, remedy: str) -> EditRefused:
-        """The refusal that names a place where supervoxels of the two sides stay joined."""
+        """Return the refusal that names a place where the two sides are still connected."""
         graph, cache = self.workspace.graph, self.workspace.cache
         where = describe_way(graph, cache, self.plan, self.region, sources, sinks)
         return EditRefused(
             Reason.STILL_CONNECTED,
-            f"without the {len(self.edges)} edge(s) of the cut, the two sides are one object all the same: {where}",
+            f"without the {len(self.edges)} edge(s) of the cut, the two sides are still one object: {where}",
             remedy=remedy,
         )
 
@@ -66,12 +67,14 @@ class Removal:
 def plan_removal(
     workspace: Workspace, region: Region, removed: UInt64Array, other: OtherChange | None = None
 ) -> Removal:
-    """Plan that active edges of a region become inactive, all of them.
+    """Plan the removal of active edges from a region.
 
     Parameters
     ----------
+    removed
+        Pairs of supervoxels, in any order, shape (n, 2).
     other
-        What else changes, where supervoxels are replaced.
+        Further changes of layer 2, if supervoxels are replaced.
     """
     layout, also = workspace.graph.layout, other or OtherChange()
     removed = np.unique(np.sort(removed.reshape(-1, 2), axis=1), axis=0)

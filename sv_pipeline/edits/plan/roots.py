@@ -1,11 +1,12 @@
-"""The roots of the points of a request: looked up before they can be locked, and confirmed under the locks. Reads.
+"""Looks up the roots of a request before they can be locked, and confirms them under the locks. Reads only.
 
-What is read before the locks are held may be about to change, so it only tells where to look; all of it is read again,
-in one request, once they are held. With it comes what nearly every plan needs next::
+Rows that are read before the locks are held may change, so they only tell which rows to look at. Once the locks are
+held, all of them are read again in one request, together with rows that nearly every plan needs next::
 
-    before     points -> layer 2 -> ... -> roots, one request for each layer; root rows while the locks are asked for
-    under      these rows again, and those of all their children
-    then       nodes that the edges of both lead to
+    before the locks      supervoxels -> layer 2 -> ... -> roots, one request for each layer;
+                          rows of the roots, while the locks are requested
+    under the locks       these rows again, and the rows of all their children
+    then, by the plan     rows of the nodes that the edges of both lead to
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ __all__ = ["RequestOfPoints", "RequestRoots"]
 
 
 class RequestOfPoints(Protocol):
-    """What all requests have."""
+    """The common part of all requests."""
 
     @property
     def user(self) -> str:
-        """Who asks."""
+        """The user who makes the request."""
         ...
 
     @property
     def supervoxels(self) -> UInt64Array:
-        """Supervoxels whose roots are edited."""
+        """Supervoxels whose roots are edited, shape (n,)."""
         ...
 
 
 class RequestRoots:
-    """The roots of a request; looked up at once, and again whenever they could not be locked."""
+    """The roots of a request: looked up when this is made, and again after each failed attempt to lock them."""
 
     def __init__(self, graph: ChunkedGraph, request: RequestOfPoints) -> None:
         self._graph = graph
@@ -48,14 +49,14 @@ class RequestRoots:
         self._look_up()
 
     def find(self) -> UInt64Array:
-        """Roots to lock."""
+        """Return the roots to lock, looked up again from the second call on."""
         if self._tries:
             gone = self._supervoxels[replaced(self._graph, self._supervoxels)]
             if len(gone):
                 raise EditRefused(
                     Reason.NOT_FOUND,
                     f"supervoxel {int(gone[0])} was split into others.",
-                    remedy="Look the point up in the segmentation as it is now.",
+                    remedy="Look up the supervoxel of the point in the current segmentation.",
                 )
             self._look_up()
         self._tries += 1
@@ -63,26 +64,26 @@ class RequestRoots:
 
     @property
     def current(self) -> UInt64Array:
-        """Roots that were found last."""
+        """The roots that were found last, ascending."""
         return np.unique(self._matrix[:, -1])
 
     @property
     def root_of(self) -> dict[int, int]:
-        """Root of each supervoxel."""
+        """The root of each supervoxel of the request."""
         return dict(zip(self._supervoxels.tolist(), self._matrix[:, -1].tolist(), strict=True))
 
     def look_at_roots(self) -> None:
-        """Read the rows of the roots, for their children."""
+        """Read the rows of the roots, which list their children."""
         self._seen.fetch(self.current)
 
     def read_again(self) -> NodeCache:
-        """All that was read, as it is now, with the rows of children.
+        """Read again, under the locks, all rows that were read before, and the rows of their children.
 
         Raises
         ------
         EditRefused
-            If the chains that were looked up before the locks were taken are not there any more. While somebody
-            recovers an edit, chains exist that are taken back: their roots can be locked, but mean nothing.
+            If the ancestors that were found before the locks were taken are no longer those of the supervoxels. While
+            an edit is being recovered, its rows may be removed; such roots can be locked but are not in use.
         """
         cache = NodeCache(self._graph)
         chains = np.unique(self._matrix[:, 2:])
@@ -105,7 +106,7 @@ class RequestRoots:
         if not listed.all():
             raise EditRefused(
                 Reason.LOCKED,
-                f"the object of supervoxel {int(supervoxels[~listed][0])} is just being changed or recovered.",
+                f"the object of supervoxel {int(supervoxels[~listed][0])} is being changed or recovered.",
                 repeat="Try again in a moment.",
             )
 

@@ -1,11 +1,12 @@
-"""Which pieces of a supervoxel a split looks at, and which box of voxels it reads for that. Pure.
+"""Chooses the pieces of a supervoxel that a split may cut, and the box of voxels that it reads. Pure.
 
-A watershed supervoxel that chunk faces have cut is several supervoxels, joined by edges of affinity inf. Those in the
-chunks of the points and one chunk around are cut as one (the *members*); what lies farther away keeps its voxels::
+A watershed supervoxel that crosses chunk faces is stored as several supervoxels, joined by edges of affinity inf. Those
+in the chunks of the points, and in the chunks around, are cut as one (the *members*); pieces farther away keep their
+voxels::
 
     +-------+-------+-------+-------+
     |       |   m   |  m m  |       |     x  points      m  members
-    +-------+-------+-------+-------+     o  pieces that are left as they are
+    +-------+-------+-------+-------+     o  pieces that are left unchanged
     |       | m x m | m x   |       |
     +-------+-------+-------+-------+     read: the chunks with members, and one voxel around them
     |   o   |  m    |       |       |
@@ -25,19 +26,20 @@ from sv_pipeline.operations.refusal import EditRefused, Reason
 __all__ = ["BYTES_PER_VOXEL", "SplitBox", "split_box"]
 
 BYTES_PER_VOXEL = 33
-"""What a voxel of the box takes while it is split: ids, mask, depths, sides, nodes; benchmarks/supervoxel_split.py."""
+"""Memory for a voxel of the box during a split (ids, mask, depths, sides, nodes), in bytes, as measured by
+``benchmarks/supervoxel_split.py``."""
 
 
 @dataclass(frozen=True, eq=False)
 class SplitBox:
-    """What a supervoxel split reads and may change."""
+    """The supervoxels that a split may cut, and the voxels that it reads."""
 
     members: UInt64Array
-    """Supervoxels that are cut, ascending."""
+    """Supervoxels that may be cut, ascending."""
     chunks: npt.NDArray[np.int64]
     """Coordinates of their layer 2 chunks, shape (n, 3)."""
     box: Box
-    """Voxels to read: these chunks, and one voxel around them, inside the volume."""
+    """Voxels to read: these chunks and one voxel around them, clipped to the volume."""
 
 
 def split_box(
@@ -48,16 +50,17 @@ def split_box(
     Parameters
     ----------
     pieces
-        Supervoxels that hang together by affinity inf, those of the points among them.
+        Supervoxels that are joined by edges of affinity inf, including those of the points.
     points
-        Voxels of both sides on them, shape (n, 3).
+        Points of both sides on these supervoxels, in voxels (x, y, z), shape (n, 3).
     memory
-        Bytes that are to be had. Where one chunk around the points is too much, the chunks of the points have to do.
+        Memory available to the split, in bytes. If the chunks around the points do not fit, only the chunks of the
+        points are used.
 
     Raises
     ------
     EditRefused
-        If the chunks of the points alone do not fit into memory.
+        If even the chunks of the points do not fit into memory, or no piece is near the points.
     """
     coordinates = layout.coordinates(pieces)
     low, high = grid.chunk_of(points).min(axis=0), grid.chunk_of(points).max(axis=0)
@@ -67,7 +70,7 @@ def split_box(
             raise EditRefused(
                 Reason.BAD_REQUEST,
                 "the voxels of the request are not near the supervoxels that it names for them.",
-                remedy="Name voxels that lie on the supervoxels, or voxels alone.",
+                remedy="Give voxels that lie on these supervoxels, or give voxels alone.",
             )
         chunks = np.unique(coordinates[inside], axis=0)
         size = np.asarray(grid.chunk_size)

@@ -1,13 +1,14 @@
-"""Supervoxels that an edit replaces by others, as a value and as rows. Pure; how one comes about is of its makers.
+"""The replacement of supervoxels by an edit, as a value and as rows. Pure; `supervoxel_split` and `_undo` plan it.
 
-A split replaces one supervoxel by several, its undo several by one. The rows, all at the time of the edit::
+A split replaces one supervoxel by several, its undo several by one. These rows are written, with the timestamp of the
+edit::
 
-    new supervoxel     former_ids = those it replaces, operation_id      (and its parent, with the hierarchy)
-    old supervoxel     new_ids = those that replace it
-    f-rows             split_edges, affinities, areas: the edges of new supervoxels, from both ends; and once more as
-                       compacted_*, where PyChunkedGraph looks for those of today
+    new supervoxel     former_ids = supervoxels that it replaces, operation_id   (the parent comes with the hierarchy)
+    old supervoxel     new_ids = supervoxels that replace it
+    rows of edits      split_edges, affinities, areas = edges of the new supervoxels, in the chunks of both ends;
+    (f<chunk id>)      and the same in compacted_*, where PyChunkedGraph looks for current edges
 
-Rows of layer 2 nodes that are retired stay as they are, so leaves of a moment are the supervoxels of that moment.
+Rows of retired layer 2 nodes do not change, so the leaves of a root at some time are the supervoxels of that time.
 """
 
 from __future__ import annotations
@@ -29,32 +30,32 @@ __all__ = ["SupervoxelChange", "renamed_ids", "rows_of_supervoxels"]
 
 
 def renamed_ids(array: UInt64Array, old: UInt64Array, new: UInt64Array) -> UInt64Array:
-    """Ids with those in ``old`` (ascending) replaced by ``new``; any shape."""
+    """Return an array of ids, of any shape, with the ids ``old`` (ascending) replaced by ``new``."""
     at = find(old, array)
     return np.asarray(np.where(at >= 0, new[at], array), np.uint64) if len(old) else array
 
 
 @dataclass(frozen=True, eq=False)
 class SupervoxelChange:
-    """Supervoxels that are replaced, their edges, their voxels. New ones have provisional ids at first."""
+    """A replacement of supervoxels, with the edges and voxels of the new ones. New ids are provisional at first."""
 
     ids: UInt64Array
     """New supervoxels, shape (k,)."""
     links: UInt64Array
-    """(old, new), shape (m, 2)."""
+    """Pairs (old, new), shape (m, 2)."""
     sides: npt.NDArray[np.uint8]
-    """Of a cut: 1 or 2 for each of ``ids``; 0 where there is none."""
+    """Side of the cut for each of ``ids``, shape (k,): 1 = source, 2 = sink, 0 = none."""
     edges: LocalEdges
-    """All edges of new supervoxels, and new values of old edges."""
+    """All edges of the new supervoxels, and new values of old edges."""
     chunks: UInt64Array = field(repr=False)
-    """Layer 2 chunks that are locked: those in which voxels change, and their neighbours."""
+    """Ids of the layer 2 chunks that are locked: those in which voxels change, and their neighbours."""
     generation: int
-    """Of the fork, that the voxels were read at."""
+    """Generation of the fork at which the voxels were read."""
     blocks: Callable[[UInt64Array], VoxelBlocks] = field(repr=False)
-    """The storage chunks that change, given the final id of each of ``ids``."""
+    """Returns the storage chunks that change, given the final id of each of ``ids``."""
 
     def renamed(self, old: UInt64Array, new: UInt64Array) -> SupervoxelChange:
-        """The same change with other ids for its new supervoxels; ``old`` ascending."""
+        """Return the change with the ids ``old`` (ascending) replaced by ``new``; both have shape (n,)."""
         edges = LocalEdges(
             renamed_ids(self.edges.pairs, old, new), self.edges.affinities, self.edges.areas, self.edges.active
         )
@@ -62,7 +63,7 @@ class SupervoxelChange:
 
     @property
     def record(self) -> UInt64Array:
-        """(old, new, side), shape (m, 3): what is kept of it, for its undo."""
+        """The rows (old, new, side), shape (m, 3), that are stored for an undo."""
         order = np.argsort(self.ids)
         sides = self.sides[order[find(self.ids[order], self.links[:, 1])]].astype(np.uint64)
         return np.concatenate([self.links, sides[:, None]], axis=1)
@@ -71,7 +72,7 @@ class SupervoxelChange:
 def rows_of_supervoxels(
     change: SupervoxelChange, layout: IdLayout, operation_id: int, timestamp: int
 ) -> tuple[list[RowMutation], list[RowMutation]]:
-    """Rows of new supervoxels that nothing points to yet; and those that switch over."""
+    """Return the rows of new supervoxels, which nothing points to yet, and the rows that switch over to them."""
     made_by = columns.OPERATION_ID.set(operation_id, timestamp)
     new = [
         RowMutation(key, [columns.FORMER_IDS.set(former, timestamp), made_by])
@@ -99,7 +100,7 @@ def rows_of_supervoxels(
 
 
 def _grouped(owners: UInt64Array, values: UInt64Array) -> list[tuple[bytes, UInt64Array]]:
-    """Row of each owner, and its values, ascending."""
+    """Return the row key of each owner with its values, both ascending."""
     order = np.lexsort((values, owners))
     names, starts = np.unique(owners[order], return_index=True)
     groups = np.split(values[order], starts[1:]) if len(names) else []

@@ -1,13 +1,13 @@
-"""Supervoxel splits: the voxels of supervoxels with points of both sides are cut, as part of one edit. Reads.
+"""Plans the split of supervoxels that have points of both sides: their voxels are cut as part of an edit. Reads only.
 
 ::
 
     shared supervoxels --box, chunk locks--> voxels --cut_mask--> sides --> fragments --> edges of fragments
                                                                                              |
-             edges to remove  <--minimum cut on the region as it will be----------------------+
+             edges to remove  <--minimum cut on the region with the fragments----------------+
 
-Everything is planned in memory, on voxels of one generation, under the locks of the chunks around. So a cut that is
-refused at the very end leaves nothing behind, not even a used up id.
+Everything is planned in memory, from voxels of one generation of the fork, under locks of the chunks around. So a cut
+that is refused at the very end leaves nothing behind, not even a used id.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ LockChunks = Callable[[UInt64Array, list[str]], None]
 
 @dataclass(frozen=True, eq=False)
 class CutSides:
-    """The voxels of a box with their sides: what a cut looks like."""
+    """The side of each voxel of a box after a cut."""
 
     box: Box
     sides: npt.NDArray[np.uint8]
-    """1 = source side, 2 = sink side, 0 = not cut; shape (x, y, z) of the box."""
+    """1 = source side, 2 = sink side, 0 = neither; shape (x, y, z) of the box."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,15 +73,17 @@ class SupervoxelSplit:
 
     cut: CutSides
     change: SupervoxelChange | None
-    """None if the sides part nothing that was one supervoxel."""
+    """The replacement of supervoxels; None if the cut runs along supervoxel boundaries and replaces none."""
     planned: PlannedRegion
+    """The region with the new supervoxels."""
     sources: UInt64Array
-    """Supervoxels of the points, new ones where they are on voxels that were cut; shape (n,)."""
+    """Supervoxel of each source point after the split, shape (n,)."""
     sinks: UInt64Array
+    """Supervoxel of each sink point after the split, shape (m,)."""
 
     @property
     def voxel_counts(self) -> tuple[int, int]:
-        """Voxels of the source side and of the sink side."""
+        """Number of voxels on the source side and on the sink side."""
         counts = np.bincount(self.cut.sides.ravel(), minlength=3)
         return int(counts[1]), int(counts[2])
 
@@ -99,16 +101,17 @@ def plan_supervoxel_split(
     Parameters
     ----------
     lock_chunks
-        Locks layer 2 chunks, with a name for each; before anything is read that others could change.
+        Locks layer 2 chunks, given their ids and a name for each. It is called before any data is read that other
+        operations could change.
     region
-        Around the points, as it is.
+        The current region around the points.
     required
-        What the minimum cut could not part.
+        The supervoxels that the minimum cut found on both sides.
 
     Raises
     ------
     EditRefused
-        If it cannot be done, with a reason.
+        If the split cannot be made; the error carries the reason.
     """
     if refusal := without_voxels(request, required):
         raise refusal
@@ -116,7 +119,7 @@ def plan_supervoxel_split(
     pieces = np.unique(np.concatenate([shared.members for shared in required.shared]))
     where = _split_box(graph, request, pieces)
     if where.box.clip(region.box) != where.box and not region.whole:
-        # The supervoxels go on where the region ends: look at all of them.
+        # The supervoxels extend beyond the region: enlarge it so that it holds them.
         region = read_region(graph, cache, np.unique(region.ancestors[:, -1]), _envelope(region.box, where.box))
         pieces = _joined_by_inf(region, pieces)
         where = _split_box(graph, request, pieces)
@@ -143,7 +146,7 @@ def _split(
     sides: npt.NDArray[np.uint8],
     scale: Scale,
 ) -> SupervoxelSplit:
-    """Plan what follows from the sides of voxels: fragments, their edges, the region as it will be."""
+    """Plan what follows from the sides of voxels: the fragments, their edges, and the region with them."""
     edges = local_edges_of(region)
     plan = plan_fragments(segmentation, where.box, where.members, sides, graph.grid)
     plan, geometry, routed = _routed(graph, plan, segmentation, edges, scale.resolution)
@@ -169,17 +172,17 @@ def _split(
 
 
 def read_voxels(graph: ChunkedGraph, box: Box) -> tuple[int, Labels]:
-    """The latest generation of the graph's fork, and the supervoxels of a box in it, (x, y, z)."""
+    """Return the latest generation of the graph's fork, and its supervoxels in a box, shape (x, y, z)."""
     if isinstance(graph, SettledGraph):
         return graph.read_voxels(box)
     generation = graph.fork.generation()
-    # Each chunk is read once: a cache would hold all of them a second time.
+    # Each chunk is read only once, so a cache would only hold all of them a second time.
     volume = graph.fork.open(version=generation, context=uncached_context())
     return generation, np.asarray(volume[box.slices].read(order="F").result(), np.uint64)
 
 
 def lock_around(graph: ChunkedGraph, lock_chunks: LockChunks, chunks: IntArray) -> UInt64Array:
-    """Lock layer 2 chunks, coordinates of shape (n, 3), and all that touch them; their ids."""
+    """Lock layer 2 chunks, coordinates of shape (n, 3), and all chunks that touch them; return their ids, ascending."""
     offsets = np.stack(np.meshgrid(*[(-1, 0, 1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     around = np.unique((chunks[:, None] + offsets).reshape(-1, 3), axis=0)
     around = around[((around >= 0) & (around < np.asarray(graph.grid.shape(2)))).all(axis=1)]
@@ -189,13 +192,13 @@ def lock_around(graph: ChunkedGraph, lock_chunks: LockChunks, chunks: IntArray) 
 
 
 def without_voxels(request: SplitRequest, required: SupervoxelSplitRequired) -> EditRefused | None:
-    """The refusal of a request whose points name supervoxels only; None if they name voxels."""
+    """Return the refusal of a request whose points are given without voxels; None if all have voxels."""
     for name, points in (("source", request.sources), ("sink", request.sinks)):
         if points.coordinates is None:
             return EditRefused(
                 Reason.SUPERVOXEL_SPLIT_REQUIRED,
-                f"{required.message} The {name} points name no voxels between which that could be done.",
-                remedy="Name voxels, or move the points of one side to other supervoxels.",
+                f"{required.message} The {name} points name no voxels between which it could be split.",
+                remedy="Give voxels, or move the points of one side to other supervoxels.",
             )
     return None
 
@@ -218,7 +221,7 @@ def _envelope(one: Box, other: Box) -> Box:
 
 
 def _joined_by_inf(region: Region, supervoxels: UInt64Array) -> UInt64Array:
-    """All supervoxels of a region that hang together with some by edges of affinity inf."""
+    """Return all supervoxels of a region that edges of affinity inf connect with the given ones."""
     inf = np.isinf(region.edges.affinities) & region.inside
     labels = component_labels(region.supervoxels, region.edges.pairs[inf])
     wanted = labels[find(region.supervoxels, supervoxels)]
@@ -226,7 +229,7 @@ def _joined_by_inf(region: Region, supervoxels: UInt64Array) -> UInt64Array:
 
 
 def _without_replaced(graph: ChunkedGraph, region: Region, pieces: UInt64Array) -> Region:
-    """The region without edges of pieces that lead to supervoxels which were replaced: edge files keep them."""
+    """Return the region without edges between pieces and replaced supervoxels, which edge files still hold."""
     pairs = region.edges.pairs
     partners = np.setdiff1d(pairs[np.isin(pairs, pieces).any(axis=1)], region.supervoxels)
     gone = partners[replaced(graph, partners)] if len(partners) else partners
@@ -238,7 +241,7 @@ def _without_replaced(graph: ChunkedGraph, region: Region, pieces: UInt64Array) 
 def _cut(
     request: SplitRequest, segmentation: Labels, box: Box, members: UInt64Array, resolution: Sequence[float]
 ) -> npt.NDArray[np.uint8]:
-    """Sides of the voxels of some supervoxels that hang together."""
+    """Cut the voxels of supervoxels that belong together; return the side of each voxel of the box, (x, y, z)."""
     source, sink = (_voxels_on(points, members) - box.start for points in (request.sources, request.sinks))
     try:
         return cut_mask(member_mask(segmentation, members), source, sink, resolution)
@@ -253,10 +256,14 @@ def _routed(
     edges: LocalEdges,
     resolution: Sequence[float],
 ) -> tuple[FragmentPlan, SplitGeometry, RoutedEdges]:
-    """Edges of fragments. Where the cut lies on a chunk face, pieces get new ids: old edges end with old ids."""
+    """Determine the edges of fragments.
+
+    Where the cut lies on a chunk face, a piece is not divided but gets a new id all the same, because edge files never
+    change and its edge of affinity inf across the face can end only with its old id.
+    """
     geometry = SplitGeometry(plan, segmentation, resolution, graph.grid, graph.layout)
     routed = route_edges(geometry, edges)
-    while len(routed.overridden):  # once, unless new pieces shift the sides of what is outside
+    while len(routed.overridden):  # one pass is enough unless the new ids change the sides of pieces outside the box
         plan = plan.renewing(routed.to_renew(plan), graph.grid)
         geometry = SplitGeometry(plan, segmentation, resolution, graph.grid, graph.layout)
         routed = route_edges(geometry, edges)
@@ -266,7 +273,7 @@ def _routed(
 def _points_after(
     plan: FragmentPlan, geometry: SplitGeometry, points: Points, side: int, fragments: UInt64Array
 ) -> UInt64Array:
-    """The supervoxels of points once members are split."""
+    """Return the supervoxel of each point after the members are split, shape (n,)."""
     assert points.coordinates is not None
     ids = points.ids.copy()
     on_members = np.isin(ids, plan.members)
@@ -275,7 +282,7 @@ def _points_after(
 
 
 def _require_fork(graph: ChunkedGraph) -> None:
-    """Refuse to split supervoxels of a graph without voxels of its own."""
+    """Refuse to split supervoxels of a graph that has no fork."""
     try:
         graph.fork.require()
     except NotFoundError as error:

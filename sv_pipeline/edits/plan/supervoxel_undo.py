@@ -1,12 +1,13 @@
-"""Taking a supervoxel split back: its fragments become one supervoxel again, with its voxels and edges. Reads.
+"""Plans the undo of a supervoxel split: its fragments become one supervoxel again, with voxels and edges. Reads only.
 
-An id is never used again: what was A, and then A1 and A2, becomes A', which is where A was::
+An id is never used again. If supervoxel A was split into A1 and A2, the undo makes a new supervoxel A' in its place::
 
-    voxels    those of A1 and A2 get A'
-    edges     all that A, A1 and A2 have to what is there now; the largest affinity counts, so inf is inf again
+    voxels    all voxels of A1 and A2 become A'
+    edges     A' gets all edges of A, A1 and A2 to current supervoxels; of several, the largest affinity counts, so
+              an affinity of inf is restored
     graph     edges that the split removed become active again, and the layer 2 nodes of A1 and A2 become one
 
-What later edits did elsewhere stays. If one of the fragments was split again, the undo is refused: later edits first.
+The effects of later edits elsewhere remain. If a fragment was split again, that later edit must be undone first.
 """
 
 from __future__ import annotations
@@ -43,23 +44,24 @@ __all__ = ["UndoOfSplit", "plan_undo_of_split"]
 
 @dataclass(frozen=True, eq=False)
 class UndoOfSplit:
-    """Take back an operation that split supervoxels."""
+    """The request to undo an operation that split supervoxels."""
 
     user: str
     operation_id: int
+    """Id of the operation that is undone."""
     record: UInt64Array
-    """(old, new, side) of the supervoxels that it replaced, shape (n, 3)."""
+    """Rows (old, new, side) of the supervoxels that it replaced, shape (n, 3)."""
     edges: UInt64Array
-    """Edges that it removed, between supervoxels that are there, shape (m, 2)."""
+    """Edges that it removed, between current supervoxels, shape (m, 2)."""
 
     @property
     def supervoxels(self) -> UInt64Array:
-        """Fragments, and ends of the edges."""
+        """The fragments and the ends of the edges, ascending."""
         return np.unique(np.concatenate([self.record[:, 1], self.edges.ravel()]))
 
 
 def plan_undo_of_split(workspace: Workspace, request: UndoOfSplit) -> EditPlan:
-    """Plan the undo under the locks of all roots that have a part in it; locks the chunks of the fragments."""
+    """Plan the undo; the caller holds the locks of all roots concerned. Locks the chunks around the fragments."""
     graph, cache, layout = workspace.graph, workspace.cache, workspace.graph.layout
     old, fragments = request.record[:, 0], request.record[:, 1]
     chunks = np.unique(layout.coordinates(fragments), axis=0)
@@ -102,7 +104,7 @@ def plan_undo_of_split(workspace: Workspace, request: UndoOfSplit) -> EditPlan:
 
 @dataclass(frozen=True, eq=False)
 class _Names:
-    """What supervoxels are called afterwards."""
+    """A mapping from ids of supervoxels to their ids after the undo."""
 
     old: UInt64Array
     new: UInt64Array
@@ -113,14 +115,14 @@ class _Names:
         return cls(old[order], new[order])
 
     def of_ids(self, array: UInt64Array) -> UInt64Array:
-        """The same ids, any shape, under their new names."""
+        """Map an array of ids, of any shape, to the new ids."""
         return renamed_ids(array, self.old, self.new)
 
 
 def _edges_of_successors(
     workspace: Workspace, chunks: npt.NDArray[np.int64], names: _Names, ids: UInt64Array
 ) -> LocalEdges:
-    """Edges of the new supervoxels to each other and to all that is there."""
+    """Return the edges of the new supervoxels to each other and to all current supervoxels."""
     edges = edges_of_chunks(workspace.graph, chunks, workspace.cache)
     pairs = names.of_ids(edges.pairs)
     touching = np.isin(pairs, ids)
@@ -132,24 +134,30 @@ def _edges_of_successors(
 
 
 def _changed_boxes(graph: ChunkedGraph, operation_id: int) -> tuple[Box, ...]:
-    """The storage chunks that an operation changed; CorruptionError if the fork does not say so, or of another one."""
+    """Return the boxes of the storage chunks that an operation changed.
+
+    Raises
+    ------
+    CorruptionError
+        If the fork has no record of the operation, or one of another operation with the same number.
+    """
     record = graph.fork.record(operation_id)
     if record is None:
         raise CorruptionError(
-            f"the fork does not say which voxels operation {operation_id} changed, but the table says it did.",
+            f"the fork has no record of the voxels that operation {operation_id} changed, but the table says it did.",
             remedy="Run `sv-pipeline verify`.",
         )
     if record.identity != read_identity(graph.table, operation_id):
         raise CorruptionError(
-            f"the voxels that the fork has under the number {operation_id} are of another operation than the one to be "
-            "undone.",
+            f"the voxels that the fork has under the number {operation_id} are of another operation than the one to "
+            "undo.",
             remedy=restore_advice(graph, Older.NEITHER),
         )
     return record.boxes
 
 
 class _Relabelled(VoxelBlocks):
-    """The storage chunks that an operation changed, with other ids; each is read when asked for."""
+    """The storage chunks that an operation changed, with other ids; each is read on demand."""
 
     def __init__(self, boxes: tuple[Box, ...], volume: ts.TensorStore, names: dict[int, int]) -> None:
         self._boxes, self._volume, self._names = boxes, volume, names
@@ -166,7 +174,7 @@ class _Relabelled(VoxelBlocks):
         return self._boxes
 
     def block(self, index: int) -> VoxelBlock:
-        """The voxels of a storage chunk, read now, under their new names."""
+        """Read the voxels of a storage chunk, and give them their new ids."""
         box = self._boxes[index]
         voxels: Labels = np.array(self._volume[box.slices].read(order="F").result(), np.uint64, order="F")
         return VoxelBlock(box, fastremap.remap(voxels, self._names, preserve_missing_labels=True, in_place=True))

@@ -1,4 +1,4 @@
-"""What planners work with: the rows that an edit has read, and the hierarchy that follows from a change of layer 2."""
+"""The workspace of a planner: the rows that an edit has read, and the plan that follows from a change of layer 2."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Workspace", "plan_above", "prefetch_surroundings", "workspace_of_pre
 
 @dataclass(frozen=True, eq=False)
 class Workspace:
-    """What a planner works with: rows it has read, and where the points are."""
+    """The data that a planner works with: the graph, the rows that were read, and the roots of the points."""
 
     graph: ChunkedGraph
     cache: NodeCache
@@ -29,15 +29,16 @@ class Workspace:
     root_of: dict[int, int]
     """Root of each supervoxel of the request."""
     lock_chunks: Callable[[UInt64Array, list[str]], None]
-    """Locks layer 2 chunks as well, by id, with a name for each; before anything is read that others could change."""
+    """Locks further layer 2 chunks, given their ids and a name for each. A planner calls it before it reads any data
+    that other operations could change."""
 
     def roots_of(self, supervoxels: UInt64Array) -> UInt64Array:
-        """Distinct roots of supervoxels of the request."""
+        """Return the distinct roots of supervoxels of the request, ascending."""
         return np.unique(np.array([self.root_of[sv] for sv in supervoxels.tolist()], np.uint64))
 
 
 def workspace_of_preview(graph: ChunkedGraph, supervoxels: UInt64Array) -> Workspace:
-    """What the planner of a preview works with: as under locks, but without any.
+    """Make the workspace of a preview, which takes no locks.
 
     Raises
     ------
@@ -49,7 +50,7 @@ def workspace_of_preview(graph: ChunkedGraph, supervoxels: UInt64Array) -> Works
         raise EditRefused(
             Reason.NOT_FOUND,
             f"supervoxel {int(supervoxels[found == 0][0])} is not in the graph.",
-            remedy="Look the point up as it is now.",
+            remedy="Look up the current supervoxel of the point.",
         )
     root_of = dict(zip(supervoxels.tolist(), found.tolist(), strict=True))
     return Workspace(graph, NodeCache(graph), np.unique(found), root_of, lambda *_: None)
@@ -58,14 +59,14 @@ def workspace_of_preview(graph: ChunkedGraph, supervoxels: UInt64Array) -> Works
 def plan_above(
     workspace: Workspace, change_of: Callable[[KnownNodes], Layer2Change], parents: UInt64Array
 ) -> HierarchyPlan:
-    """Plan a change of layer 2 and all that follows above it.
+    """Plan a change of layer 2 and the hierarchy above it.
 
     Parameters
     ----------
     change_of
-        The change of layer 2, out of the rows that are known.
+        Plans the change of layer 2 from the known rows; may raise MissingNodes, which fetches rows and calls it again.
     parents
-        The layer 2 nodes that are replaced.
+        The layer 2 nodes that are replaced, any shape.
     """
     cache, layout = workspace.cache, workspace.graph.layout
     retired = cache.ancestors(parents)
@@ -74,7 +75,10 @@ def plan_above(
 
 
 def prefetch_surroundings(workspace: Workspace, retired: UInt64Array) -> None:
-    """Read what a plan nearly always needs, in two requests: siblings and neighbours, then the siblings' neighbours."""
+    """Read rows that a plan nearly always needs, in two requests.
+
+    These are the siblings and neighbours of the retired nodes, and then the neighbours of the siblings.
+    """
     cache, layout = workspace.cache, workspace.graph.layout
     known = cache.known()
     below = take(known.children, known.index(retired)).values

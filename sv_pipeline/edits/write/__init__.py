@@ -1,1 +1,1 @@
-"""Making a planned edit durable: locks, and the order of its writes."""
+"""Makes a planned edit durable: locks, and the order of its writes."""

@@ -1,4 +1,4 @@
-"""Single writes of an edit that are more than a mutation, and taking cells out again. Knows no order of steps."""
+"""Single writes of an edit that take more than one mutation, and their removal. `commit` decides on their order."""
 
 from __future__ import annotations
 
@@ -15,11 +15,20 @@ from sv_pipeline.table.interface import CellMatch, DeleteCells, RowMutation, Set
 __all__ = ["ATTEMPTS_TO_PUT_EDGES", "put_edges", "take_back", "take_back_edges"]
 
 ATTEMPTS_TO_PUT_EDGES = 100
-"""Milliseconds, too, that edges can be later than the edit that put them."""
+"""Number of attempts to write fake edges. Each attempt is at least a millisecond later than the one before, so their
+timestamp may be somewhat later than that of their edit; one beyond this many milliseconds is not taken for its own."""
 
 
 def put_edges(table: Table, key: bytes, edges: UInt64Array, timestamp: int) -> None:
-    """Put fake edges at the time of the edit, or as soon after it as no other edit has put its own in this row."""
+    """Write fake edges to a row, at the time of the edit (milliseconds) or shortly after.
+
+    The timestamp is moved until no other edit has written its edges to this row at that time or later.
+
+    Raises
+    ------
+    UnavailableError
+        If other edits write to the row all the time.
+    """
     for _ in range(ATTEMPTS_TO_PUT_EDGES):
         at = CellMatch(FAKE_EDGES.key, since=timestamp)
         if not table.check_and_mutate(key, [at], if_unmatched=[FAKE_EDGES.set(edges, timestamp)]):
@@ -28,11 +37,11 @@ def put_edges(table: Table, key: bytes, edges: UInt64Array, timestamp: int) -> N
         if any(np.array_equal(value, edges) for _, value in history):
             return
         timestamp = max(time_of for time_of, _ in history) + 1
-    raise UnavailableError(f"row {key!r} is being written all the time.", remedy="Recover the operation.")
+    raise UnavailableError(f"other edits write to row {key!r} all the time.", remedy="Recover the operation.")
 
 
 def take_back(table: Table, rows: Iterable[RowMutation], timestamp: int, operation_id: int) -> None:
-    """Remove the cells of mutations that are of one time, and the locks that new roots were born with."""
+    """Remove the cells that mutations have written at a time (milliseconds), and the locks of their new roots."""
     removals, born_locked = [], []
     for row in rows:
         cells = [change for change in row.changes if isinstance(change, SetCell)]
@@ -46,7 +55,7 @@ def take_back(table: Table, rows: Iterable[RowMutation], timestamp: int, operati
 
 
 def take_back_edges(table: Table, key: bytes, edges: UInt64Array, timestamp: int) -> None:
-    """Remove edges that `put_edges` put."""
+    """Remove edges that `put_edges` has written."""
     history = FAKE_EDGES.history(table.read_rows([key], [FAKE_EDGES.key]).get(key))
     times = [
         at

@@ -1,19 +1,19 @@
-"""Making a planned edit durable: the order of its writes, and what holds if the process dies between two of them.
+"""Makes a planned edit durable: the order of its writes, and the state that a crash after each of them leaves.
 
-| # | step | a crash right after it leaves |
+| # | step | state after a crash |
 | --- | --- | --- |
-| 0 | it is looked whether table and fork can take it (`ready`) | nothing |
-| 1 | ids of new nodes | numbers given to nobody |
-| 2 | scope and write set on the operation's rows, status WRITE_STARTED | scope, no locks |
-| 3 | indefinite locks of the old roots | + locks |
-| 4 | rows of new nodes; new roots are born locked | + rows that nothing points to |
-| 5 | voxels, if supervoxels were split | + voxels |
-| 6 | rows that switch over; edges of edits | + half-switched rows |
-| 7 | the old roots are retired, each only while its lock is ours | + a finished graph |
-| 8 | status SUCCESS | finished, locked |
-| 9 | locks released by value match, then the scope cleared | nothing |
+| 0 | check that table and fork can take the edit (`ready`) | nothing |
+| 1 | reserve ids of new nodes | ids that are never used |
+| 2 | write scope and write set to the operation's rows, status WRITE_STARTED | scope, no indefinite locks |
+| 3 | lock the old roots indefinitely | + indefinite locks |
+| 4 | write rows of new nodes; new roots are locked from the start | + rows that nothing points to |
+| 5 | write voxels, if supervoxels were split | + voxels |
+| 6 | switch rows over to the new nodes; write edges of edits | + half-switched rows |
+| 7 | retire the old roots, each only while its lock belongs to the operation | + a complete graph |
+| 8 | status SUCCESS | complete, but locked |
+| 9 | release the locks by value match, then clear the scope | nothing |
 
-A death after 2 leaves scope and locks for recovery; an error before 3 is complete is tidied up here.
+A crash after step 2 leaves scope and locks for recovery. An error before step 3 is complete is cleaned up here.
 """
 
 from __future__ import annotations
@@ -60,16 +60,16 @@ class CommittedEdit(Operation):
     """An edit that was made."""
 
     old_roots: UInt64Array = field(default_factory=lambda: np.zeros(0, np.uint64))
-    """Roots that it replaced."""
+    """Roots that it replaced, ascending."""
     edges: UInt64Array = field(default_factory=lambda: np.zeros((0, 2), np.uint64))
-    """The edges that the log names: a user's edge of a merge, what a split removed."""
+    """The edges that the log names, shape (n, 2): for a merge that of the user, for a split those that it removed."""
     logical_time: int = 0
-    """Milliseconds; of all its cells."""
+    """Timestamp of all its cells, in milliseconds since the epoch."""
     supervoxels: UInt64Array = field(default_factory=lambda: np.zeros((0, 2), np.uint64))
-    """(old, new) of the supervoxels that it replaced, shape (n, 2)."""
+    """Pairs (old, new) of the supervoxels that it replaced, shape (n, 2)."""
     still_one_object: bool = False
-    """Whether what was to be parted hangs together all the same, by a way around: some source shares a root with some
-    sink after a split, or the ends of an edge after an undo or redo that made it inactive."""
+    """Whether a remaining path connects what the edit should separate: after a split, some source and some sink share a
+    root; after an undo or redo that made an edge inactive, the ends of that edge do."""
 
 
 def commit(
@@ -89,21 +89,23 @@ def commit(
     ----------
     held
         Locks of all old roots.
+    row
+        The operation's row in the log.
     timestamp
-        Logical time of the edit, milliseconds.
+        Logical time of the edit, in milliseconds since the epoch.
     log_cells
-        The request, for the operation's row.
+        The request, as cells of the operation's row.
     inherited
         What an earlier attempt at the operation holds locked.
     graph_identity
-        As the table says; None if it has none yet.
+        Identity of the graph that its table records; None if it has none yet.
 
     Raises
     ------
     OwnershipLostError
-        If the locks, or the operation itself, went to somebody else: nothing more is written.
+        If another process has taken over the locks or the operation itself; nothing more is written.
     SvPipelineError
-        If table or fork could not take the edit; then nothing is written.
+        If table or fork cannot take the edit; nothing is written.
     """
     held.check()
     table = graph.table
@@ -112,7 +114,7 @@ def commit(
         plan, rows = _start(graph, held, row, plan, timestamp, log_cells, inherited, ready.result)
     hierarchy = plan.hierarchy
     fake = fake_edge_cells(hierarchy, plan.fake_edges)
-    held.keep = True  # from here on only recovery may release them, or the end of the edit
+    held.keep = True  # from here on, only the end of the edit or its recovery may release the locks
     _lock_or_tidy_up(held, row)
 
     with _durable("new rows", held, table, rows.new, timestamp):
@@ -125,7 +127,7 @@ def commit(
         try:
             committed = _commit_voxels(graph, row, plan.supervoxels, timestamp, graph_identity)
         except ConflictError:
-            held.verify()  # says so if the operation was taken over
+            held.verify()  # raises OwnershipLostError if another process has taken the operation over
             raise
         reach("voxels written")
         held.verify()
@@ -164,7 +166,7 @@ def commit(
 def _commit_voxels(
     graph: ChunkedGraph, row: OperationRow, change: SupervoxelChange, timestamp: int, graph_identity: str | None
 ) -> int:
-    """Commit them; the generation that they are."""
+    """Commit the voxels of new supervoxels; return the generation of the fork that holds them."""
     blocks = change.blocks(change.ids)
     edit = EditCommit(
         row.operation_id,
@@ -192,10 +194,11 @@ def _durable(
     timestamp: int,
     fake: dict[bytes, UInt64Array] | None = None,
 ) -> Iterator[None]:
-    """Check ownership before rows are written, and after: what was written without it is taken out again at once.
+    """Check ownership before and after rows are written; rows that were written without it are removed at once.
 
-    A process can be stopped between a check and its write, for long enough to be taken for dead and recovered. When it
-    goes on, its cells come too late; nobody else's are of their time.
+    A process can be suspended between a check and its write for so long that it is taken for dead and its operation
+    recovered. When it continues, it writes cells too late. They can be removed safely, because no other operation
+    writes cells with this timestamp.
     """
     held.check()
     reach(step)
@@ -207,7 +210,7 @@ def _durable(
         take_back(table, rows, timestamp, held.operation_id)
         for key, edges in (fake or {}).items():
             take_back_edges(table, key, edges, timestamp)
-        log.warning("operation %d: what was written too late is taken back", held.operation_id)
+        log.warning("operation %d lost its locks while it was writing; its late cells are removed", held.operation_id)
         raise
 
 
@@ -221,7 +224,7 @@ def _lock_or_tidy_up(held: EditLocks, row: OperationRow) -> None:
         if not row.own.is_mine:
             held.keep = row.own.successor is not None
             raise
-        # Nothing is written, and only the locks went to somebody else.
+        # Nothing is written yet, and another process has taken only the locks, not the operation.
         held.keep = False
         held.release()
         row.forget_plan()
@@ -229,7 +232,10 @@ def _lock_or_tidy_up(held: EditLocks, row: OperationRow) -> None:
 
 
 def _ids_of(graph: ChunkedGraph, chunks: UInt64Array) -> UInt64Array:
-    """Fresh ids for nodes in these chunks (shape (n,), equal ones next to each other), in descending order in each."""
+    """Reserve ids for nodes in these chunks, in descending order within each chunk.
+
+    ``chunks`` holds the chunk id of each node, shape (n,), with equal ids next to each other.
+    """
     distinct, counts = np.unique(chunks, return_counts=True)
 
     wanted = list(zip(distinct.tolist(), counts.tolist(), strict=True))
@@ -255,7 +261,10 @@ def _start(
     inherited: Scope | None,
     looked: Step,
 ) -> tuple[EditPlan, PlannedRows]:
-    """Give the plan its ids and write the intent; again if an id has a row already (older software gave some twice)."""
+    """Give the plan its final ids, and write the intent to the operation's rows.
+
+    If an id has a row already, because older software has used some ids twice, this is repeated with another id.
+    """
     provisional = plan.provisional
     final = np.zeros(len(provisional), np.uint64)
     wanting = np.arange(len(provisional))
@@ -302,10 +311,14 @@ def _retire(table: Table, operation_id: int, rows: Iterable[RowMutation]) -> Non
 
     if not all(table.check_and_mutate_many([ConditionalMutation(r.key, [mine], if_matched=r.changes) for r in rows])):
         raise OwnershipLostError(
-            f"operation {operation_id} was taken over while it wrote.", remedy="Whoever did so brings it to an end."
+            f"operation {operation_id} was taken over while it wrote.",
+            remedy="The process that has taken it over will finish it.",
         )
 
 
 def logical_time(locked_at: int, latest: int) -> int:
-    """Time of an edit: when it took its locks, but after every cell that it replaces, whatever clocks say."""
+    """Return the timestamp of an edit, in milliseconds since the epoch.
+
+    This is the time when it took its locks, or, if clocks disagree, a later time after every cell that it replaces.
+    """
     return max(locked_at, latest + 1, 0) or time.time_ns() // 1_000_000

@@ -1,4 +1,4 @@
-"""Who holds what an edit could not lock, since when, and what to do about it. Reads; takes and gives back no lock."""
+"""Explains why an edit could not lock a row: the operation that holds it, since when, and the remedy. Reads only."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["held_by_another"]
 
 
 def held_by_another(table: Table, key: bytes, name: str, operation_id: int) -> EditRefused:
-    """The refusal of an operation that gave up waiting for the row ``key`` of what is called ``name``."""
+    """Return the refusal of an operation that gave up waiting for the row ``key`` of the object or chunk ``name``."""
     row = table.read_rows([key], [LOCK.key, INDEFINITE_LOCK.key, NEW_PARENTS.key], newest_only=True).get(key, {})
     if INDEFINITE_LOCK.key in row:
         holder, since = INDEFINITE_LOCK.newest(row), row[INDEFINITE_LOCK.key][0].timestamp
         how = f"is being written by operation {holder}{_user(table, holder)} since {_clock(since)}"
-        remedy = "If its process has died, recover it (sv-pipeline stuck list)."
+        remedy = "If the process of that operation has died, recover it (sv-pipeline stuck list)."
     elif LOCK.key in row:
         holder, since = LOCK.newest(row), row[LOCK.key][0].timestamp
         how = f"is locked by operation {holder}{_user(table, holder)} since {_clock(since)}"

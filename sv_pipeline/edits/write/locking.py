@@ -1,11 +1,12 @@
-"""The locks of one edit: taken all or none, kept alive in the background, made indefinite, given back.
+"""The locks of one edit: taken all or none, renewed in the background, made indefinite, and released.
 
-Every edit locks the roots that it changes; one that rewrites voxels then also the layer 2 chunks around them, since
-edges are routed between the pieces of neighbours, whoever's they are. Roots first, then chunks: nobody who holds chunks
-waits for anything, so nobody waits in a circle.
+Every edit locks the roots that it changes. An edit that rewrites voxels then also locks the layer 2 chunks around them,
+because it routes edges between pieces in these chunks, whichever object they belong to. Roots are always locked before
+chunks, and an operation that holds chunks waits for nothing more, so there are no deadlocks.
 
-A temporal lock expires; an indefinite one does not, so it is there only while rows are being written. Both hold the id
-of the operation, and only the newest cell counts: who was taken over can neither write nor release what is another's.
+A temporal lock expires. An indefinite lock does not, so it exists only while rows are being written. Both hold the id
+of the operation, and only the newest cell counts: an operation that has lost a lock can neither write under it nor
+release it.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ __all__ = ["EditLocks", "LockPatience", "lock_roots"]
 
 @dataclass(frozen=True)
 class LockPatience:
-    """How long an edit waits for an object that another one holds."""
+    """How long an edit waits for an object that another operation holds."""
 
     seconds: float = 10.0
-    """Then it is refused."""
+    """Time after which the edit is refused, in seconds."""
     pause: float = 0.05
-    """Before the second try; grows to a second."""
+    """Pause before the second attempt, in seconds; later pauses grow to one second."""
 
 
 def lock_roots(
@@ -57,16 +58,18 @@ def lock_roots(
     Parameters
     ----------
     find_roots
-        Looks the roots up anew; they may have been replaced since the last try.
+        Returns the current roots; called before each attempt, since they may have been replaced meanwhile.
+    expiry
+        Time after which a temporal lock expires unless it is renewed.
     own
-        Who works on the operation: checked together with the locks.
+        The process that works on the operation; checked together with the locks.
     inherited
         Rows that an earlier attempt at the operation has locked indefinitely; None if this is the first.
 
     Raises
     ------
     EditRefused
-        If others hold them for longer than ``patience``; says who, and since when.
+        If other operations hold the roots for longer than ``patience``. The message names the holder and since when.
     """
     held = EditLocks(table, operation_id, expiry, own=own, inherited=inherited)
 
@@ -80,7 +83,7 @@ def lock_roots(
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A row to lock, and what it is called."""
+    """The key of a row to lock, and the name of the row in messages."""
 
     key: bytes
     name: str
@@ -89,7 +92,7 @@ class _Wanted:
 def _lock_when_free(
     held: EditLocks, wanted: Callable[[], list[_Wanted]], guard: tuple[CellMatch, ...], patience: LockPatience
 ) -> None:
-    """Lock all rows, or none; raise EditRefused if that cannot be done for longer than ``patience``."""
+    """Lock all rows or none; raise EditRefused if that does not succeed within ``patience``."""
     deadline, backoff, tries = time.monotonic() + patience.seconds, Backoff(patience.pause, 1.0), 0
     while True:
         refused = _lock_all(held, wanted(), guard, at_once=not tries)
@@ -102,10 +105,10 @@ def _lock_when_free(
 
 
 def _lock_all(held: EditLocks, rows: list[_Wanted], guard: tuple[CellMatch, ...], *, at_once: bool) -> _Wanted | None:
-    """Lock all rows or none; the one that could not be had. Never waits while it holds some.
+    """Try once to lock all rows or none; return the row that could not be locked, or None. Never waits.
 
-    The first try is for all at once, in one round trip's time. Those who then compete take them one after the other
-    in the order of their keys, so that one of them gets the first, and with it all.
+    The first attempt asks for all rows at once, which takes one round trip. Later attempts lock them one after the
+    other in the order of their keys: of several operations that compete, one gets the first row, and so all of them.
     """
 
     rows = sorted(rows, key=lambda row: row.key)
@@ -123,13 +126,13 @@ def _lock_all(held: EditLocks, rows: list[_Wanted], guard: tuple[CellMatch, ...]
 
 
 def _lock(held: EditLocks, wanted: list[bytes], guard: tuple[CellMatch, ...]) -> list[bool]:
-    """Lock rows, each by itself; which of them it has now."""
+    """Lock each row by itself; return which of them the operation holds now."""
     table, operation_id = held.table, held.operation_id
 
     def has(key: bytes) -> bool:
         if held.inherited is not None and locks.relock(table, key, operation_id):
             return True
-        # The answer to a first, lost request may have been yes.
+        # A first request may have succeeded although its answer was lost.
         return locks.holders(table, key) == (operation_id, None)
 
     answers = locks.lock_all(table, wanted, operation_id, held.expiry, guard=guard)
@@ -138,19 +141,20 @@ def _lock(held: EditLocks, wanted: list[bytes], guard: tuple[CellMatch, ...]) ->
 
 @dataclass(eq=False)
 class EditLocks(HeldLocks):
-    """Locks that an edit holds; renewed in a thread between ``__enter__`` and :meth:`release`."""
+    """The locks that an edit holds; a thread renews them between ``__enter__`` and :meth:`release`."""
 
     roots: UInt64Array = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """Locked roots, ascending."""
     chunks: UInt64Array = field(default_factory=lambda: np.zeros(0, np.uint64))
-    """Layer 2 chunks, ascending."""
+    """Ids of the locked layer 2 chunks, ascending."""
     new_roots: UInt64Array = field(default_factory=lambda: np.zeros(0, np.uint64))
-    """Roots that are born locked (indefinitely); released with the others."""
+    """New roots, which are written together with an indefinite lock; released with the other locks."""
     keep: bool = False
-    """Leave the locks where they are: the edit died while it was writing, and has to be recovered."""
+    """Whether to keep the locks on exit: an edit that fails while it is writing has to be recovered."""
     own: Ownership | None = None
-    """Who works on the operation; None = nobody else ever will."""
+    """The process that works on the operation; None if no other process can ever take it over."""
     inherited: tuple[bytes, ...] | None = None
-    """Rows that an earlier attempt has locked indefinitely; released with the others."""
+    """Rows that an earlier attempt has locked indefinitely; released with the other locks."""
     _indefinite: bool = False
     _released: bool = False
 
@@ -161,31 +165,38 @@ class EditLocks(HeldLocks):
 
     @property
     def operation_id(self) -> int:
-        """The operation that makes the edit."""
+        """Id of the operation that makes the edit."""
         return self.owner
 
     @property
     def root_keys(self) -> list[bytes]:
-        """Rows of the roots."""
+        """Keys of the rows of the roots."""
         return row_keys.node_keys(self.roots)
 
     @property
     def chunk_keys(self) -> list[bytes]:
-        """Rows of the locks of chunks."""
+        """Keys of the rows that hold the locks of chunks."""
         return [row_keys.chunk_lock_key(chunk) for chunk in self.chunks.tolist()]
 
     @property
     def keys(self) -> list[bytes]:
-        """Rows that are locked."""
+        """Keys of all rows that are locked."""
         return [*self.root_keys, *self.chunk_keys]
 
     def lock_chunks(self, chunks: UInt64Array, names: list[str], patience: LockPatience) -> None:
-        """Lock layer 2 chunks as well, beside those that it holds already.
+        """Lock further layer 2 chunks.
+
+        Parameters
+        ----------
+        chunks
+            Chunk ids, shape (n,); those that are locked already are skipped.
+        names
+            Name of each chunk in messages.
 
         Raises
         ------
         EditRefused
-            If others hold them for longer than ``patience``; says who, and since when.
+            If other operations hold them for longer than ``patience``. The message names the holder and since when.
         """
         new = np.flatnonzero(~np.isin(chunks, self.chunks))
         rows = [_Wanted(row_keys.chunk_lock_key(int(chunks[i])), names[i]) for i in new.tolist()]
@@ -194,9 +205,10 @@ class EditLocks(HeldLocks):
         reach("chunks locked")
 
     def locked_at(self) -> int:
-        """Logical time of the edit, milliseconds: when it had its locks; of chunks, if it has any.
+        """Return when the edit got its locks, in milliseconds since the epoch: those of chunks, if it has any.
 
-        So edits that share a chunk have their times in the order in which they hold it.
+        The logical time of the edit is derived from it, so edits that share a chunk have their times in the order in
+        which they hold it.
         """
         rows = self.table.read_rows(self.chunk_keys if len(self.chunks) else self.root_keys, [LOCK.key])
         mine = LOCK.encode(self.operation_id)
@@ -206,20 +218,23 @@ class EditLocks(HeldLocks):
         return min(times)
 
     def check(self) -> None:
-        """Raise OwnershipLostError unless the locks are surely its own; asks the table only when in doubt."""
+        """Raise OwnershipLostError unless the edit still holds its locks; reads the table only if that is in doubt."""
         self._check_ownership()
         in_doubt = time.monotonic() - self._renewed > self.expiry.total_seconds() / 2
         if self._lost or (in_doubt and not self._still_mine()):
             raise self._lost_error()
 
     def verify(self) -> None:
-        """Ask the table whether the locks are its own; OwnershipLostError if not."""
+        """Read the table, and raise OwnershipLostError unless the edit still holds its locks."""
         self._check_ownership()
         if not self._still_mine():
             raise self._lost_error()
 
     def _check_ownership(self) -> None:
-        """Whoever has taken the operation over needs the locks: they hold the same operation's id."""
+        """Raise OwnershipLostError if another process has taken the operation over.
+
+        In that case the locks are kept: they hold the id of the operation, and the new owner needs them.
+        """
         if self.own is None:
             return
         try:
@@ -229,7 +244,7 @@ class EditLocks(HeldLocks):
             raise
 
     def make_indefinite(self) -> None:
-        """Add indefinite locks; they need the temporal ones, so nobody can have come in between."""
+        """Add indefinite locks; this succeeds only while the temporal ones are held, so the rows are never unlocked."""
         self._indefinite = True
 
         answers = locks.lock_all_indefinitely(self.table, self.keys, self.operation_id)
@@ -238,7 +253,7 @@ class EditLocks(HeldLocks):
                 raise self._lost_error()
 
     def release(self) -> None:
-        """Give back what is its own; what is another's by now stays."""
+        """Release the locks that the operation still holds; locks that others hold by now are left alone."""
         self._stop_renewing()
         if self._released:
             return
@@ -258,6 +273,6 @@ class EditLocks(HeldLocks):
         return OwnershipLostError(
             f"operation {self.operation_id} does not hold its locks any more: it took longer than "
             f"{self.expiry} without renewing them.",
-            remedy="Nothing of it counts.",
+            remedy="The edit has no effect.",
             repeat="Make the edit again.",
         )

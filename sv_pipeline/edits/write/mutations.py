@@ -1,4 +1,4 @@
-"""A plan as changes of rows, in the order in which they may become visible. Pure."""
+"""Turns a plan into row mutations, in the order in which they may become visible. Pure."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ __all__ = ["PlannedRows", "fake_edge_cells", "rows_of"]
 
 @dataclass(frozen=True, eq=False)
 class PlannedRows:
-    """What an edit writes."""
+    """The rows that an edit writes, in three steps."""
 
     new: list[RowMutation]
-    """Rows of new nodes: nothing points to them yet. New roots are born locked by the operation."""
+    """Rows of new nodes, which nothing points to yet. New roots are written with an indefinite lock."""
     switching: list[RowMutation]
-    """Rows that switch over to the new nodes."""
+    """Rows of remaining nodes that switch over to the new nodes."""
     retired: list[RowMutation]
-    """Of the old roots: the last to be written."""
+    """Rows of the old roots, which are written last."""
 
     @property
     def every(self) -> list[RowMutation]:
-        """All of them."""
+        """The rows of all steps."""
         return [*self.new, *self.switching, *self.retired]
 
     def with_supervoxels(self, new: list[RowMutation], switching: list[RowMutation]) -> PlannedRows:
-        """With the rows of supervoxels that are replaced."""
+        """Add the rows of supervoxels that are replaced."""
         return PlannedRows([*self.new, *new], [*self.switching, *switching], self.retired)
 
 
 def rows_of(plan: HierarchyPlan, operation_id: int, timestamp: int) -> PlannedRows:
-    """Rows of a hierarchy plan with final ids, all cells at one time."""
+    """Return the rows of a hierarchy plan with final ids; all cells get one timestamp, in milliseconds."""
     layout, new = plan.layout, plan.new
     owners = np.repeat(new.ids, new.children.lengths)
     is_new = find(np.sort(new.ids), new.children.values) >= 0
@@ -67,7 +67,7 @@ def rows_of(plan: HierarchyPlan, operation_id: int, timestamp: int) -> PlannedRo
 
 
 def fake_edge_cells(plan: HierarchyPlan, edges: UInt64Array) -> dict[bytes, UInt64Array]:
-    """Edges of each row of edits: each direction in the row of its first end's layer 2 chunk; edges (n, 2)."""
+    """Return fake edges (n, 2) by the keys of their rows: each direction is in the row of its first end's chunk."""
     both = np.concatenate([edges, edges[:, ::-1]])
     chunks = plan.layout.chunk_ids(2, plan.layout.coordinates(both[:, 0])) if len(both) else np.zeros(0, np.uint64)
     distinct = np.unique(chunks)

@@ -1,15 +1,15 @@
-"""What could make a planned edit fail once its locks are indefinite, looked for before they are.
+"""Checks, before the locks become indefinite, for conditions that would make a planned edit fail later.
 
-An edit that fails after that point is unfinished: its objects stay locked until a recovery has made it, and one that
-can never be made has to be abandoned by a person. So whatever is cheap to know is found out here, where an error ends
-the edit without effect:
+An edit that fails after that point is unfinished: its objects stay locked until recovery has completed it, and if that
+is impossible, a person has to abandon it. So everything that is cheap to check is checked here, where an error ends the
+edit without effect:
 
-| what would fail | how it is seen |
+| condition | check |
 | --- | --- |
-| the fork is gone, read-only, or its disk is full | it is opened; a small file is written to it and removed |
-| its number has voxels already, or another owner | their record and fence are read |
-| the disk of a table that is a file is full | its free space |
-| a cell that is too large for the table | the cells as they will be written |
+| the fork is gone or read-only, or its disk is full | open the fork, write a small file to it, and remove the file |
+| the operation has voxels already, or another owner | read its record and its fence in the fork |
+| the disk of a table that is a file is full | look at the free space |
+| a cell is too large for the table | look at the cells that will be written |
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ __all__ = ["refuse_large_cells", "require_ready"]
 
 
 def require_ready(graph: ChunkedGraph, row: OperationRow, change: SupervoxelChange | None) -> None:
-    """Find out whether table and fork can take an edit; an error if not.
+    """Raise an error, derived from SvPipelineError, unless table and fork can take an edit.
 
     Parameters
     ----------
+    row
+        The operation's row in the log.
     change
-        Of supervoxels; None if the fork is not written to.
+        The replacement of supervoxels; None if the edit does not write to the fork.
     """
     if (file := graph.table.file) is not None:
         require_room(Path(file).parent, f"the table of graph {graph.graph_id!r}")
@@ -42,12 +44,12 @@ def require_ready(graph: ChunkedGraph, row: OperationRow, change: SupervoxelChan
 
 
 def refuse_large_cells(rows: Iterable[RowMutation], limit: int = MAX_CELL_BYTES) -> None:
-    """Refuse an edit with a cell that no table takes.
+    """Refuse an edit with a cell of more than ``limit`` bytes, which no table can store.
 
     Raises
     ------
     EditRefused
-        With the row and the column.
+        The message names the row and the column.
     """
     for row in rows:
         for cell in row.changes:

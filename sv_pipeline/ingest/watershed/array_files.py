@@ -1,4 +1,4 @@
-"""NumPy files: what they hold, found out before anything large is read. Owns ``.npy`` and ``.npz``; knows no volume."""
+"""NumPy files (``.npy`` and ``.npz``): their content is checked before anything large is read. Knows no volume."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sv_pipeline.errors import InputError
 __all__ = ["LABEL_ARRAYS", "ArrayHeader", "choose_array", "fits", "load_npy", "native", "read_array", "read_headers"]
 
 LABEL_ARRAYS = ("segmentation", "supervoxels", "labels", "agglomeration", "groundtruth")
-"""Names under which a volume is looked for in an ``.npz`` that holds several."""
+"""Names under which a volume is looked for in an ``.npz`` that holds several arrays."""
 UNREADABLE = (
     ValueError,
     OSError,
@@ -35,10 +35,10 @@ UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What NumPy and zipfile raise for a file that is broken, encrypted or not theirs."""
+"""Errors that NumPy and zipfile raise for a file that is broken, encrypted or of another kind."""
 LONGEST_REASON = 200
 MOST_DEFLATED = 1040
-"""Bytes that one byte of a deflated file can become; more is a header that lies."""
+"""Maximum number of bytes that one byte of a deflated file can become; a header that claims more is wrong."""
 
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -48,30 +48,30 @@ _HEADERS = {
 
 
 class ArrayHeader(NamedTuple):
-    """What is known of an array before it is read."""
+    """Shape and type of an array, known before it is read."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     fault: str = ""
-    """Why the array cannot be read; empty if nothing speaks against it."""
+    """Why the array cannot be read; empty if no fault was found."""
     crc: int = 0
-    """Checksum that the archive notes."""
+    """CRC-32 checksum stored in the archive."""
 
 
 def native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The same values in the byte order of this machine."""
+    """Return the same values in the byte order of this machine."""
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def load_npy(file: str) -> npt.NDArray[Any]:
-    """The array of an ``.npy``, mapped into memory; InputError if it cannot be read."""
+    """Map the array of an ``.npy`` into memory; raises InputError if it cannot be read."""
     try:
         with Path(file).open("rb") as stream:
             header = _read_header(stream, Path(file).stat().st_size)
         if header.fault:
             raise _broken(file, header.fault)
         if 0 in header.shape:
-            return np.empty(header.shape, header.dtype)  # nothing can be mapped then
+            return np.empty(header.shape, header.dtype)  # an empty array cannot be mapped
         mapped: npt.NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
     except UNREADABLE as error:
         raise _broken(file, error) from error
@@ -79,9 +79,10 @@ def load_npy(file: str) -> npt.NDArray[Any]:
 
 
 def read_headers(file: str) -> dict[str, ArrayHeader]:
-    """Shape and type of the arrays of an ``.npz``, by name, without reading them.
+    """Read shape and type of the arrays of an ``.npz``, by name, without reading the arrays.
 
-    Members that are no arrays, or broken ones, are among them, with their fault; InputError if it is no archive.
+    Members that are broken or are not arrays are included, with their fault. Raises InputError if the file is not an
+    archive.
     """
     stat = Path(file).stat()
     return dict(_read_headers(file, stat.st_size, stat.st_mtime_ns))
@@ -94,7 +95,7 @@ def _read_headers(file: str, _size: int, _time: int) -> tuple[tuple[str, ArrayHe
             members = [member for member in archive.infolist() if not member.is_dir()]
             names = Counter(member.filename.removesuffix(".npy") for member in members)
             headers = {member.filename.removesuffix(".npy"): _member_header(archive, member) for member in members}
-            twice = ArrayHeader((), np.dtype(np.void), "it stands twice in the archive")
+            twice = ArrayHeader((), np.dtype(np.void), "it occurs twice in the archive")
             return tuple((name, twice if names[name] > 1 else header) for name, header in headers.items())
     except UNREADABLE as error:
         raise _broken(file, error) from error
@@ -111,35 +112,35 @@ def _member_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> ArrayHe
 
 
 def _read_header(stream: IO[bytes], size: int) -> ArrayHeader:
-    """Header at the beginning of a file of this size, in bytes."""
+    """Read the header at the beginning of a file of ``size`` bytes."""
     version = np.lib.format.read_magic(stream)
     if version not in _HEADERS:
         raise ValueError(f"version {version} of the format is not known")
     try:
         shape, _, dtype = _HEADERS[version](stream)
-    except (*UNREADABLE, SyntaxError, MemoryError) as error:  # NumPy reads it as an expression of Python
+    except (*UNREADABLE, SyntaxError, MemoryError) as error:  # NumPy parses the header as a Python expression
         raise ValueError("its header does not describe an array") from error
     fault, content = "", size - stream.tell()
     if dtype.hasobject:
         fault = "it holds Python objects"
     elif min(shape, default=0) < 0:
-        fault = f"the shape {shape} is none"
+        fault = f"the shape {shape} is not valid"
     elif prod(shape) * dtype.itemsize > content:
         fault = f"{dtype} of shape {shape} are {prod(shape) * dtype.itemsize} bytes, but the file has {content}"
     return ArrayHeader(tuple(shape), dtype, fault)
 
 
 def read_array(file: str, name: str) -> npt.NDArray[Any]:
-    """One array of an ``.npz``, in native byte order.
+    """Read one array of an ``.npz``, in native byte order.
 
     Raises
     ------
     InputError
-        If it cannot be read, is not what its header says, or does not fit in the memory of this machine.
+        If the array cannot be read, differs from its header, or does not fit in the memory of this machine.
     """
     header = read_headers(file).get(name)
     if header is None or header.fault:
-        raise _broken(f"{file}: {name}", header.fault if header else "there is none")
+        raise _broken(f"{file}: {name}", header.fault if header else "the file has no such array")
     n_bytes, memory = (
         prod(header.shape) * header.dtype.itemsize,
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -157,18 +158,18 @@ def read_array(file: str, name: str) -> npt.NDArray[Any]:
 
 
 def choose_array(file: str, key: str | None, headers: dict[str, ArrayHeader], n_dimensions: int) -> str:
-    """Name of the array that is the volume: the one that is named, or the only one that can be it.
+    """Return the name of the array that is the volume: the one that the user named, or the only candidate.
 
     Raises
     ------
     InputError
-        If there is none, or a choice; the message shows what there is.
+        If there is no candidate or more than one; the message lists the arrays of the file.
     """
     if key is not None:
         if key not in headers:
             raise InputError(f"{file} holds no array {key!r}.", remedy=f"It has: {', '.join(headers) or 'none'}.")
         return key
-    # A broken array that would be a candidate if it were whole is one: another must not silently take its place.
+    # A broken array counts as a candidate if it would be one when intact: another must not silently take its place.
     fitting = [name for name, h in headers.items() if fits(h.shape, n_dimensions) or _lost(name, h)]
     integers = [name for name in fitting if headers[name].dtype.kind in "iu" or _lost(name, headers[name])]
     known = [name for name in LABEL_ARRAYS if name in integers]
@@ -183,12 +184,12 @@ def choose_array(file: str, key: str | None, headers: dict[str, ArrayHeader], n_
 
 
 def _lost(name: str, header: ArrayHeader) -> bool:
-    """Whether a member that has no readable header has the name of a volume of labels."""
+    """Whether a member without a readable header has the name of a volume of labels."""
     return bool(header.fault) and header.dtype.kind == "V" and not header.shape and name in LABEL_ARRAYS
 
 
 def fits(shape: Sequence[int], n_dimensions: int) -> bool:
-    """Whether an array can be a volume of so many dimensions; labels may have an axis for their one channel."""
+    """Return whether an array can be a volume of ``n_dimensions``; labels may have a fourth axis of length 1."""
     return len(shape) == n_dimensions or (n_dimensions == 3 and len(shape) == 4 and shape[3] == 1)
 
 
@@ -197,6 +198,6 @@ def _broken(what: str, reason: object) -> InputError:
 
 
 def _short(reason: object) -> str:
-    """A reason without the parts of a broken file that NumPy repeats."""
+    """Shorten a reason, since NumPy repeats parts of a broken file in it."""
     text = str(reason) or type(reason).__name__
     return (text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + " ...").strip().removesuffix(".")

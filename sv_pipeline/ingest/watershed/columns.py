@@ -1,8 +1,8 @@
-"""Columns of tables that people hand over, as ``.csv`` or ``.npz``. Owns reading them and what is refused.
+"""Columns of tables that users provide, as ``.csv`` or ``.npz``: how they are read, and which are rejected.
 
-pandas guesses where a file is not what it expects: a row that is too long makes the first column an index, a column
-that stands twice gets another name, one wrong value makes texts or floats of a whole column. So what it guessed is
-looked at, and the line of the file that is to blame is named.
+pandas guesses if a file is not what it expects: a row that is too long makes the first column an index, a repeated
+column gets another name, and one wrong value turns a whole column into texts or floats. The guesses are therefore
+checked, and the message names the row of the file that caused them.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ _WHOLE = re.compile(r"\s*\d+\s*")
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
 _LARGEST = 2**64 - 1
 SHOWN = 60
-"""Characters of a line in a message."""
+"""Maximum number of characters of a line that a message shows."""
 
 
 def read_columns(path: str, types: Mapping[str, str]) -> dict[str, npt.NDArray[Any]]:
-    """Columns of a table, each of shape (n,).
+    """Read columns of a table, each of shape (n,).
 
     Parameters
     ----------
     path
-        ``.csv``, or ``.npz`` with an array for each column.
+        Path of a ``.csv``, or of an ``.npz`` with an array for each column.
     types
-        Type of each column that is wanted; others are ignored.
+        Name and type of each wanted column; other columns are ignored.
 
     Raises
     ------
     InputError
-        If the table cannot be read, or a value is none of its column's; names the row.
+        If the table cannot be read, or a value does not have its column's type; the message names the row.
     """
     remedy = f"Give the columns {', '.join(types)}."
     file = Path(split_key(path)[0])
     if not file.is_file():
-        fault = "is no file" if file.exists() else "does not exist"
+        fault = "is not a file" if file.exists() else "does not exist"
         raise InputError(f"{path} {fault}.", remedy="Check the paths in source.")
     try:
         columns = _npz(file, types) if file.suffix == ".npz" else _csv(file, types)
@@ -89,14 +89,14 @@ def _check_header(file: Path, types: Mapping[str, str]) -> None:
         names = next(csv.reader(lines, skipinitialspace=True), [])
     twice = [name for name in types if names.count(name) > 1]
     if twice:
-        raise ValueError(f"the column {twice[0]} stands twice in its first line")
+        raise ValueError(f"the column {twice[0]} occurs twice in its first line")
     if missing := [name for name in types if name not in names]:
         fault = f"its first line, {_shown(','.join(names))}, does not name {' and '.join(missing)}, separated by commas"
         raise ValueError(fault if names else "it is empty")
 
 
 def _first_wrong(file: Path, name: str, dtype: np.dtype[Any]) -> str | None:
-    """Which row has a value that is none of its column's; None if it is not found."""
+    """Describe the first row whose value does not have its column's type; None if there is none."""
     form, kind = (_WHOLE, "whole number") if dtype.kind == "u" else (_NUMBER, "number")
     with file.open(encoding="utf-8-sig", newline="") as lines:
         rows = csv.reader(lines, skipinitialspace=True)
@@ -105,7 +105,7 @@ def _first_wrong(file: Path, name: str, dtype: np.dtype[Any]) -> str | None:
             value = row[at] if at < len(row) else ""
             if form.fullmatch(value) is None or (dtype.kind == "u" and int(value) > _LARGEST):
                 room = f" of at most {_LARGEST}" if form.fullmatch(value) else ""
-                return f"row {number}: {name} is {_shown(value)}, which is no {kind}{room}"
+                return f"row {number}: {name} is {_shown(value)}, which is not a {kind}{room}"
     return None
 
 
@@ -122,7 +122,7 @@ def _wrong_kind(name: str, values: npt.NDArray[Any], dtype: np.dtype[Any]) -> st
 
 
 def _numbers(name: str, values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Column in its type. pandas would wrap -1 and NumPy cut 1.5 without a word, so its own type is looked at first."""
+    """Convert a column to its type, after checking its own, since NumPy would silently wrap -1 and truncate 1.5."""
     if values.size and values.dtype.kind not in _kinds(dtype):
         raise ValueError(_wrong_kind(name, values, dtype))
     if values.size and dtype.kind == "u" and int(values.min()) < 0:

@@ -1,6 +1,6 @@
 """The volumes and tables that go with a segmentation: its agglomeration and its affinities, opened and checked.
 
-Owns which of them there are and that they fit the segmentation; the tables' own checks are in ``tables``.
+This module checks that they fit the segmentation; the checks of the tables themselves are in ``tables``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Companions:
-    """At most one of each pair is there."""
+    """Agglomeration and affinities of a segmentation, each as a volume, as a table, or not given."""
 
     object_volume: SourceVolume | None = None
     object_table: ObjectTable | None = None
@@ -49,7 +49,7 @@ class Companions:
 
 
 def open_labels(source: SourceConfig) -> SourceVolume:
-    """The segmentation; InputError if it cannot be opened or does not hold integers."""
+    """Open the segmentation; raises InputError if it cannot be opened or does not hold integers."""
     volume = open_source(source.segmentation, resolution=source.resolution, voxel_offset=source.voxel_offset)
     if volume.dtype.kind not in "iu":
         raise InputError(
@@ -59,12 +59,12 @@ def open_labels(source: SourceConfig) -> SourceVolume:
 
 
 def open_companions(source: SourceConfig, bounds: Box) -> Companions:
-    """Agglomeration and affinities of a segmentation that has these bounds.
+    """Open the agglomeration and affinities of a segmentation with these bounds.
 
     Raises
     ------
     InputError
-        If one cannot be read or does not fit the segmentation.
+        If one of them cannot be read or does not fit the segmentation.
     """
     objects, affinities = source.agglomeration, source.affinities
     object_table = is_table(objects) if objects is not None else False
@@ -78,10 +78,10 @@ def open_companions(source: SourceConfig, bounds: Box) -> Companions:
 
 
 def source_scales(source: SourceConfig) -> dict[str, tuple[StoredScale, Box | None]]:
-    """The precomputed volumes among the sources by field name, each with the part of it that is read; None = all."""
+    """Return the precomputed volumes among the sources by field name, each with the box that is read; None = all."""
     labels = open_labels(source)
     companions = open_companions(source, labels.bounds)
-    # A segmentation may be moved by source.voxel_offset; the others lie where they say.
+    # source.voxel_offset may move the segmentation, but not the other volumes.
     parts = {
         "segmentation": (labels, None),
         "agglomeration": (companions.object_volume, labels.bounds),
@@ -95,7 +95,7 @@ def source_scales(source: SourceConfig) -> dict[str, tuple[StoredScale, Box | No
 
 
 def file_stamp(path: str) -> str:
-    """Size and time of a local file; empty for anything else."""
+    """Return size and modification time of a local file as text; empty for anything else."""
     file = Path(split_key(path)[0])
     return f"{file.stat().st_size} {file.stat().st_mtime_ns}" if file.is_file() else ""
 
@@ -127,25 +127,25 @@ def _affinity_volume(path: str, bounds: Box) -> SourceVolume:
 
 
 def _aligned(path: str, bounds: Box, *, n_dimensions: int) -> SourceVolume:
-    """A volume that covers the segmentation: a file by its shape, a store by its own coordinates."""
+    """Open a volume that must cover the segmentation: a file by its shape, a store by its own coordinates."""
     is_file = split_key(path)[0].endswith((".npz", ".npy"))
     volume = open_source(path, voxel_offset=bounds.start if is_file else None, n_dimensions=n_dimensions)
     fits = volume.bounds == bounds if is_file else bounds.clip(volume.bounds) == bounds
     if not fits:
         raise InputError(
             f"{volume.name} ({volume.bounds}) does not cover the segmentation ({bounds}).",
-            remedy="Both must have one shape and place.",
+            remedy="Both must have the same shape and position.",
         )
     return volume
 
 
 def read_affinities(volume: SourceVolume, box: Box) -> npt.NDArray[np.float32]:
-    """Affinities of a box, shape (x, y, z, 3), in the range 0 to 1 where they are stored as uint8.
+    """Read the affinities of a box, shape (x, y, z, 3). Values stored as uint8 are scaled to the range 0 to 1.
 
     Raises
     ------
     InputError
-        If one is negative, or not finite as float32.
+        If an affinity is negative, or not finite as float32.
     """
     stored = volume.read(box)
     values = as_stored(stored) / np.float32(255) if stored.dtype == np.uint8 else as_stored(stored)
@@ -162,7 +162,7 @@ def read_affinities(volume: SourceVolume, box: Box) -> npt.NDArray[np.float32]:
 
 
 def check_labels(voxels: npt.NDArray[np.integer], where: str) -> None:
-    """InputError if a label is negative."""
+    """Raise InputError if a label is negative."""
     lowest = int(voxels.min(initial=0))
     if lowest < 0:
         raise InputError(f"{where} holds negative labels (lowest {lowest}).", remedy="Labels are at least 0.")
@@ -179,7 +179,7 @@ def check_named(labels: UInt64Array, companions: Companions, source: SourceConfi
     Raises
     ------
     InputError
-        If there is no label at all, or a table names one that the segmentation does not hold.
+        If there is no label at all, or a table names a label that the segmentation does not hold.
     """
     if not len(labels):
         raise InputError(f"{source.segmentation} holds no label, only background.")

@@ -1,7 +1,7 @@
-"""Pass B: edge and component file of each chunk, out of the supervoxels of pass A. Owns what an edge is.
+"""Pass B: the edge and component file of each chunk, made from the supervoxels of pass A. Defines what an edge is.
 
-A chunk is read with a margin of one voxel. Both files that see a contact between two chunks look at the very same
-voxel faces, so they hold the same area and affinity.
+A chunk is read with a margin of one voxel. For a contact between two chunks, both chunks' files are computed from the
+same voxel faces, so they hold the same area and affinity.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class _Neighbourhood:
-    """A chunk and one voxel around it, its supervoxels numbered 1 .. n."""
+    """A chunk with a margin of one voxel, its supervoxels numbered 1 .. n."""
 
     box: Box
     voxels: npt.NDArray[np.integer]
-    """Number of the supervoxel of each voxel."""
+    """Number of the supervoxel of each voxel, axes (x, y, z)."""
     ids: UInt64Array
     """Id of supervoxel i, shape (n + 1,); index 0 is background."""
     labels: UInt64Array
-    """Source label of supervoxel i."""
+    """Source label of supervoxel i, shape (n + 1,)."""
     surfaces: UInt64Array
-    """Voxel faces of its surface."""
+    """Number of voxel faces of the surface of supervoxel i, shape (n + 1,)."""
     objects: IntArray
-    """Number of the object of supervoxel i; 0 is background."""
+    """Number of the object of supervoxel i, shape (n + 1,); 0 is background."""
     inside: npt.NDArray[np.bool_]
-    """Whether supervoxel i is in the chunk itself."""
+    """Whether supervoxel i is in the chunk itself, shape (n + 1,)."""
     chunk_box: Box
-    """The chunk, relative to ``voxels``."""
+    """Box of the chunk, relative to ``voxels``."""
 
 
 def run_edge_batch(plan: WatershedPlan, coordinates: npt.ArrayLike) -> None:
-    """Pass B for some chunks, coordinates of shape (n, 3); each may be run again at any time."""
+    """Run pass B for some chunks, coordinates of shape (n, 3). It may be repeated at any time."""
     for coordinate in np.asarray(coordinates, np.int64).reshape(-1, 3):
         edges_of_chunk(plan, coordinate)
 
@@ -103,7 +103,7 @@ def _read_neighbourhood(plan: WatershedPlan, coordinate: npt.ArrayLike) -> _Neig
 
 
 def _number_objects(labels: UInt64Array, objects: UInt64Array) -> IntArray:
-    """Number objects 0 .. n; a label without one is an object of its own, whatever number others may have."""
+    """Number objects 0 .. n. A label without an object becomes one of its own, even if an object has its number."""
     alone = objects == 0
     _, named = np.unique(np.where(alone, np.uint64(0), objects), return_inverse=True)
     _, single = np.unique(np.where(alone, labels, np.uint64(0)), return_inverse=True)
@@ -146,7 +146,7 @@ def _affinities(
     areas: IntArray,
     measured: npt.NDArray[np.float32] | None,
 ) -> npt.NDArray[np.float32]:
-    """Affinity of each pair: from the table, else measured (the first pairs have faces), else by contact."""
+    """Affinity of each pair: from the table, else measured (the first pairs, which share faces), else by contact."""
     first, second = pairs.T
     table = plan.companions.edge_table
     if table is not None:
@@ -158,10 +158,10 @@ def _affinities(
 
 
 def _diagonal_only(around: _Neighbourhood, face_pairs: IntArray) -> IntArray:
-    """Pairs of one object that touch, but share no face."""
+    """Pairs of supervoxels of one object that touch, but share no face."""
     shape = around.voxels.shape
     if len(np.unique(around.objects)) == len(np.unique(around.labels)):
-        # Every object is one label, and a label's pieces do not touch inside a chunk: only its borders matter.
+        # Every object is one label, and pieces of one label do not touch inside a chunk, so only the borders matter.
         views = []
         for axis, (start, stop) in enumerate(zip(around.chunk_box.start, around.chunk_box.stop, strict=True)):
             borders = [(start - 1, start + 1)] * (start > 0) + [(stop - 1, stop + 1)] * (stop < shape[axis])
@@ -175,7 +175,7 @@ def _diagonal_only(around: _Neighbourhood, face_pairs: IntArray) -> IntArray:
 
 
 def _components(around: _Neighbourhood, edges: ChunkEdges) -> list[UInt64Array]:
-    """Supervoxels of the chunk and those its edges name, grouped by object."""
+    """The supervoxels of the chunk and those that its edges name, grouped by object."""
     partners = np.concatenate([edges.between.node_ids2, edges.cross.node_ids2])
     named = around.inside | np.isin(around.ids, partners)
     members = np.flatnonzero(named)

@@ -1,4 +1,4 @@
-"""Pass A: the supervoxels of each chunk. Owns the chunk's segment table; does not look beyond the chunk."""
+"""Pass A: the supervoxels of each chunk, and the chunk's segment table. It does not look beyond the chunk."""
 
 from __future__ import annotations
 
@@ -25,34 +25,37 @@ NO_LABELS: UInt64Array = np.empty(0, np.uint64)
 
 @dataclass(frozen=True, eq=False)
 class SegmentTable:
-    """What pass A leaves of one chunk for later passes."""
+    """Table of the segments of one chunk, which pass A writes for later passes."""
 
     labels: UInt64Array
     """Source label of segment i + 1, shape (n,)."""
     voxel_counts: UInt64Array
-    """Voxels of segment i + 1, shape (n,)."""
+    """Number of voxels of segment i + 1, shape (n,)."""
     surfaces: UInt64Array
-    """Voxel faces of the surface of segment i + 1, shape (n,)."""
+    """Number of voxel faces of the surface of segment i + 1, shape (n,)."""
     overlap_labels: UInt64Array
     overlap_objects: UInt64Array
     overlap_counts: UInt64Array
-    """Voxels that a label shares with an object of the agglomeration volume, shape (m,); empty without one."""
+    """Number of voxels that each overlap label shares with its object of the agglomeration volume, shape (m,).
+
+    All three arrays are empty without an agglomeration volume.
+    """
 
     def encode(self) -> bytes:
-        """Bytes of the table's file."""
+        """Encode the table as the bytes of its file."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **{name: getattr(self, name) for name in self.__dataclass_fields__})
         return buffer.getvalue()
 
     @classmethod
     def decode(cls, data: bytes, where: str) -> SegmentTable:
-        """Table out of the bytes of its file; DamagedError names it."""
+        """Decode the table from the bytes of its file; raises DamagedError, which names the file ``where``."""
         with readable_file(where), np.load(io.BytesIO(data)) as arrays:
             return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
 
 
 def run_label_batch(plan: WatershedPlan, coordinates: npt.ArrayLike) -> None:
-    """Pass A for some chunks, coordinates of shape (n, 3); each may be run again at any time."""
+    """Run pass A for some chunks, coordinates of shape (n, 3). It may be repeated at any time."""
     for coordinate in np.asarray(coordinates, np.int64).reshape(-1, 3):
         label_chunk(plan, coordinate)
 
@@ -63,7 +66,7 @@ def label_chunk(plan: WatershedPlan, coordinate: npt.ArrayLike) -> SegmentTable:
     Raises
     ------
     InputError
-        If the source holds negative labels here, or more pieces than the segment bits can number.
+        If the source holds negative labels in this chunk, or more pieces than there are ids for them.
     """
     box = plan.grid.box(2, coordinate)
     labels = plan.source.read(box)
@@ -89,12 +92,12 @@ def label_chunk(plan: WatershedPlan, coordinate: npt.ArrayLike) -> SegmentTable:
 
 
 def read_tables(plan: WatershedPlan, coordinates: npt.ArrayLike) -> list[SegmentTable]:
-    """Segment tables of chunks, coordinates of shape (n, 3), read concurrently.
+    """Read the segment tables of chunks, coordinates of shape (n, 3), concurrently.
 
     Raises
     ------
     NotReadyError
-        If pass A has not finished one of them.
+        If pass A has not finished one of the chunks.
     """
     coords = np.asarray(coordinates, np.int64).reshape(-1, 3)
     keys = [plan.marker(WatershedPass.LABELS, c) for c in coords]
@@ -102,7 +105,8 @@ def read_tables(plan: WatershedPlan, coordinates: npt.ArrayLike) -> list[Segment
     missing = [tuple(c.tolist()) for c, data in zip(coords, found, strict=True) if data is None]
     if missing:
         raise NotReadyError(
-            f"the supervoxels of chunk {missing[0]} are not made yet.", remedy="Run the label pass of all chunks first."
+            f"the supervoxels of chunk {missing[0]} have not been made yet.",
+            remedy="Run the label pass of all chunks first.",
         )
     pairs = zip(keys, found, strict=True)
     return [SegmentTable.decode(data, plan.target + key) for key, data in pairs if data is not None]

@@ -1,4 +1,4 @@
-"""The object of every label of the volume, made once between the two passes. Owns ``.watershed/objects.npz``.
+"""The table with the object of every label, made once between the two passes. Owns ``.watershed/objects.npz``.
 
 The table holds 16 bytes per label, and each process that makes edges holds one copy.
 """
@@ -27,8 +27,8 @@ TABLES_AT_ONCE = 256
 def make_object_table(plan: WatershedPlan) -> None:
     """Gather the labels of all chunks, check the tables that name labels, and store the object of each label.
 
-    With an agglomeration volume a label belongs to the object with which it shares most voxels (of several, the
-    lowest). A label that shares most with background, or that a table leaves out or gives object 0, stands alone.
+    With an agglomeration volume, a label belongs to the object with which it shares most voxels (in a tie, the lowest).
+    A label that shares most voxels with background, or that has object 0 or no row in a table, is an object of its own.
     """
     if kv.read_bytes(plan.target, OBJECTS_KEY) is not None:
         return
@@ -52,12 +52,12 @@ def make_object_table(plan: WatershedPlan) -> None:
 
 
 def objects_of(plan: WatershedPlan, labels: UInt64Array) -> UInt64Array:
-    """Object of each label; 0 for labels that stand alone.
+    """Return the object of each label; 0 for labels that are objects of their own.
 
     Raises
     ------
     NotReadyError
-        If the table is not made yet.
+        If the table has not been made yet.
     """
     return _stored_table(plan.target, plan.fingerprint).of(labels)
 
@@ -73,6 +73,6 @@ def _stored_table(target: str, _fingerprint: str) -> ObjectTable:
 
 
 def read_object_table(data: bytes, where: str) -> ObjectTable:
-    """The table out of the bytes of its file; DamagedError names it."""
+    """Decode the table from the bytes of its file; raises DamagedError, which names the file ``where``."""
     with readable_file(where), np.load(io.BytesIO(data)) as arrays:
         return ObjectTable(arrays["label"], arrays["object"])

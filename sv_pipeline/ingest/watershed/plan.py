@@ -1,8 +1,8 @@
-"""What one watershed run is about: its source, grid and ids, checked before anything is written; its done-markers.
+"""The plan of one watershed run: its source, grid and ids, checked before anything is written, and its done-markers.
 
-Owns ``<watershed>/.watershed/``: ``meta.json`` (what was asked for), ``labels/x_y_z.npz`` (pass A: the segment table of
-a chunk, written last, so it is the marker), ``objects.npz`` (label to object, when all labels are known) and
-``edges/x_y_z.json`` (pass B: counts, written last).
+Owns ``<watershed>/.watershed/``: ``meta.json`` (source and fingerprint of the run), ``labels/x_y_z.npz`` (pass A: the
+segment table of a chunk, written last, so it is the done-marker), ``objects.npz`` (label to object, written when all
+labels are known) and ``edges/x_y_z.json`` (pass B: counts, written last).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = ["WatershedPass", "WatershedPlan", "check_room", "markers_folder", "pe
 META_KEY = ".watershed/meta.json"
 OBJECTS_KEY = ".watershed/objects.npz"
 TABLE_VERSION = 1
-"""Of what pass A leaves for pass B; raise it when that changes."""
+"""Version of the files that pass A leaves for pass B; it must be raised when their format changes."""
 STORAGE_CHUNK = 64
 SMALLEST_STORAGE_CHUNK = 16
 
@@ -57,24 +57,24 @@ class WatershedPass(StrEnum):
     """The two passes over chunks."""
 
     LABELS = "labels"
-    """Pass A: supervoxels of each chunk."""
+    """Pass A makes the supervoxels of each chunk."""
     EDGES = "edges"
-    """Pass B: edge and component file of each chunk; needs all of pass A."""
+    """Pass B makes the edge and component file of each chunk; it needs all of pass A."""
 
 
 @dataclass(frozen=True)
 class WatershedPlan:
-    """One watershed run; plain values, so it is cheap to send to another process."""
+    """The plan of one watershed run. It holds plain values, so that it is cheap to send to another process."""
 
     config: DatasetConfig
     bounds: Box
     resolution: tuple[float, float, float]
     fingerprint: str
-    """Changes with the source and with all of the configuration that the result depends on."""
+    """Hash of the source and of all parts of the configuration that the result depends on."""
 
     @cached_property
     def grid(self) -> ChunkGrid:
-        """Chunks of the volume."""
+        """The chunk grid of the volume."""
         return ChunkGrid(self.bounds, self.config.graph_config.chunk_size)
 
     @cached_property
@@ -113,7 +113,7 @@ class WatershedPlan:
         return kv.as_url(self.config.components_url)
 
     def marker(self, stage: WatershedPass, coordinate: npt.ArrayLike) -> str:
-        """Key of a chunk's done-marker, below the target."""
+        """Return the key of a chunk's done-marker, relative to the target."""
         name = "_".join(str(int(c)) for c in np.asarray(coordinate))
         return f"{markers_folder(stage)}{name}.{'npz' if stage is WatershedPass.LABELS else 'json'}"
 
@@ -121,24 +121,24 @@ class WatershedPlan:
 def _source_config(config: DatasetConfig) -> SourceConfig:
     if config.source is None:
         raise ConfigError(
-            "the configuration has no source, so there is nothing to make a watershed volume of.",
+            "the configuration has no source from which a watershed volume could be made.",
             remedy="Add source.segmentation, or leave this step out if data_source.WATERSHED exists already.",
         )
     return config.source
 
 
 def prepare_watershed(config: DatasetConfig, check: Callable[[VolumeInfo], None] | None = None) -> WatershedPlan:
-    """Check everything, then create the volume's info. Does nothing if this very run was prepared before.
+    """Check everything, then create the volume's info. Nothing happens if the same run was prepared before.
 
     Parameters
     ----------
     check
-        Called with the volume that is to be made, before anything is written; raises what it does not like.
+        Called before anything is written with the volume that will be made; it raises an error to reject the volume.
 
     Raises
     ------
     ConfigError, InputError
-        For a configuration or a source that cannot be used; nothing has been written then.
+        If the configuration or the source cannot be used; nothing has been written then.
     ConflictError
         If the target holds another dataset.
     """
@@ -146,7 +146,7 @@ def prepare_watershed(config: DatasetConfig, check: Callable[[VolumeInfo], None]
     source = open_labels(source_config)
     if source.resolution is None:
         raise InputError(
-            f"{source.name} does not say how large its voxels are.", remedy="Set source.resolution (nm, three numbers)."
+            f"{source.name} does not give the size of its voxels.", remedy="Set source.resolution (nm, three numbers)."
         )
     if not min(source.resolution) > 0:
         raise InputError(f"{source.name} has the resolution {source.resolution}; it must be positive.")
@@ -172,7 +172,7 @@ def prepare_watershed(config: DatasetConfig, check: Callable[[VolumeInfo], None]
     )
     try:
         if not kv.write_if_absent(plan.target, META_KEY, meta.encode()):
-            _is_prepared(plan)  # somebody else was faster: with this very run, or with another
+            _is_prepared(plan)  # another process was faster, with the same run or with another
         create_volume(plan.target, **measures)
     except (ValueError, OSError, DamagedError) as error:
         raise ConfigError(
@@ -182,12 +182,12 @@ def prepare_watershed(config: DatasetConfig, check: Callable[[VolumeInfo], None]
 
 
 def markers_folder(stage: WatershedPass | None = None) -> str:
-    """Prefix, below the target, of the done-markers of a pass; default: of all passes."""
+    """Return the key prefix of the done-markers of a pass, relative to the target; default: of all passes."""
     return ".watershed/" + (f"{stage}/" if stage else "")
 
 
 def pending(plan: WatershedPlan, stage: WatershedPass) -> IntArray:
-    """Coordinates of chunks without a done-marker, shape (n, 3)."""
+    """Return the coordinates of the chunks without a done-marker, shape (n, 3)."""
     done = set(kv.list_keys(plan.target, f".watershed/{stage}/"))
     coordinates = plan.grid.coordinates(2)
     return coordinates[[plan.marker(stage, c) not in done for c in coordinates]]
@@ -205,7 +205,7 @@ def _fingerprint(config: DatasetConfig, source: SourceVolume, companions: Compan
 
 
 def _is_prepared(plan: WatershedPlan) -> bool:
-    """Whether this very run was prepared before; ConflictError if the place is taken."""
+    """Whether the same run was prepared before; raises ConflictError if another dataset is there."""
     meta = kv.read_bytes(plan.target, META_KEY)
     if meta is not None:
         stored = parse_stored(meta, dict[str, Any], plan.target + META_KEY)
@@ -231,7 +231,7 @@ def _is_prepared(plan: WatershedPlan) -> bool:
 
 
 def _check_voxels(plan: WatershedPlan, source: SourceVolume, companions: Companions) -> None:
-    """What only the voxels tell. A source that is not in memory is checked chunk by chunk, as it is read."""
+    """Check all voxels of a source in memory. Other sources are checked chunk by chunk, when they are read."""
     found = []
     room = plan.layout.max_segment(1)
     for coordinate in plan.grid.coordinates(2):
@@ -250,11 +250,11 @@ def _check_voxels(plan: WatershedPlan, source: SourceVolume, companions: Compani
 
 
 def check_room(n_pieces: int, room: int, coordinate: npt.ArrayLike) -> None:
-    """InputError if a chunk holds more supervoxels than its ids can number."""
+    """Raise InputError if a chunk holds more supervoxels than there are ids for them."""
     if n_pieces > room:
         chunk = tuple(np.asarray(coordinate).tolist())
         raise InputError(
-            f"chunk {chunk} holds {n_pieces} supervoxels; its ids have room for {room}.",
+            f"chunk {chunk} holds {n_pieces} supervoxels, but there are only {room} ids for them.",
             remedy="Lower CHUNK_SIZE or SPATIAL_BITS.",
         )
 
@@ -265,7 +265,7 @@ def _storage_chunk_size(chunk_size: Triple) -> Triple:
 
 
 def _storage_chunk(chunk: int) -> int:
-    """Largest divisor of a chunk's axis up to 64; where that is tiny, the smallest one above."""
+    """Largest divisor of a chunk's size along an axis up to 64 or, if that is below 16, the smallest one above 64."""
     divisors = [d for d in range(1, chunk + 1) if chunk % d == 0]
     small = [d for d in divisors if d <= STORAGE_CHUNK]
     return small[-1] if small[-1] >= min(SMALLEST_STORAGE_CHUNK, chunk) else next(d for d in divisors if d > small[-1])

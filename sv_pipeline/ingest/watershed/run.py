@@ -1,4 +1,4 @@
-"""The steps that follow each pass of the watershed stage: checks, the table of objects, counts. Runs no pass."""
+"""The steps after each pass of the watershed stage: checks, the table of objects, and counts. Runs no pass."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ __all__ = ["WatershedReport", "finish_labels", "finish_watershed"]
 
 @dataclass(frozen=True)
 class WatershedReport:
-    """What a finished watershed holds."""
+    """Counts of a finished watershed."""
 
     chunks: int
     supervoxels: int
     in_edges: int
     between_edges: int
-    """Rows of all files; every edge is in two of them."""
+    """Number of rows in all edge files; every such edge is in two files."""
     cross_edges: int
-    """Rows of all files; every edge is in two of them."""
+    """Number of rows in all edge files; every such edge is in two files."""
 
 
 def finish_labels(plan: WatershedPlan) -> None:
-    """Check that pass A is complete and make the table of objects, if it is needed.
+    """Check that pass A is complete and make the table of objects, unless it exists.
 
     Raises
     ------
     NotReadyError
-        If a chunk is missing; it is named.
+        If a chunk is missing; the message names it.
     InputError
         If there is no label at all, or a table names a label that does not exist.
     """
@@ -41,12 +41,12 @@ def finish_labels(plan: WatershedPlan) -> None:
 
 
 def finish_watershed(plan: WatershedPlan) -> WatershedReport:
-    """Check that both passes are complete and count.
+    """Check that both passes are complete, and sum up their counts.
 
     Raises
     ------
     NotReadyError
-        If a chunk is missing; it is named.
+        If a chunk is missing; the message names it.
     """
     _check_complete(plan, WatershedPass.LABELS)
     _check_complete(plan, WatershedPass.EDGES)

@@ -1,6 +1,6 @@
 """The source segmentation as a volume that can be read box by box: ``.npz``, ``.npy``, precomputed, TensorStore spec.
 
-Owns formats and their checks; does not know chunks, ids or what the labels are used for.
+This module owns formats and their checks; it does not know chunks, ids or what the labels are used for.
 """
 
 from __future__ import annotations
@@ -46,27 +46,27 @@ class _Readable(Protocol):
 class SourceVolume:
     """A volume that is read box by box, in absolute coordinates.
 
-    The first three axes are x, y, z; a volume of affinities has a fourth.
+    The first three axes are x, y, z; a volume of affinities has a channel axis as the fourth.
     """
 
     name: str
-    """What the user called it, for messages."""
+    """The user's name for the volume, which messages use."""
     store: _Readable
     bounds: Box
     dtype: np.dtype[Any]
     channels: int | None
     """Length of the fourth axis; None for a 3-d volume."""
     resolution: FloatTriple | None
-    """Nanometres per voxel; None where the format has none."""
+    """Nanometres per voxel along x, y, z; None if the format has no resolution."""
     in_memory: bool
-    """True if all of it can be looked at without cost worth a thought."""
+    """Whether all voxels are in memory, so that reading them all costs little."""
     fingerprint: str
-    """Changes when the source's format, place or (for local files) content changes."""
+    """Text that changes when the source's format, place or (for local files) content changes."""
     stored: StoredScale | None = None
-    """Its chunks on storage, where it is a precomputed volume."""
+    """The stored mip with its chunks, if the source is a precomputed volume."""
 
     def read(self, box: Box) -> npt.NDArray[Any]:
-        """Voxels of a box inside the bounds, shape of the box (and channels), Fortran order."""
+        """Read the voxels of a box inside the bounds; shape of the box (and channels), Fortran order."""
         relative = box.shifted(-np.asarray(self.bounds.start))
         try:
             return np.asfortranarray(native(np.asarray(self.store[relative.slices])))
@@ -75,7 +75,7 @@ class SourceVolume:
 
 
 def split_key(path: str) -> tuple[str, str | None]:
-    """Path and array name of ``path.npz#key``; what is no local file stays as it is."""
+    """Split ``path.npz#key`` into path and array name; a path that is not a local file is returned unchanged."""
     if is_spec(path):
         return path, None
     place = parse_source(path)
@@ -89,21 +89,22 @@ def open_source(
     voxel_offset: Triple | None = None,
     n_dimensions: int = 3,
 ) -> SourceVolume:
-    """Open a volume; a file is read once per process.
+    """Open a volume. A file is read only once per process.
 
     Parameters
     ----------
     path
-        ``.npz`` (with ``#key``), ``.npy``, a precomputed volume (folder or URL), or a TensorStore JSON spec.
+        Path of an ``.npz`` (with ``#key``) or ``.npy``, a precomputed volume (folder or URL), or a TensorStore JSON
+        spec.
     resolution, voxel_offset
-        Replace those of the source.
+        Values that replace those of the source: nanometres per voxel, and the first voxel, both (x, y, z).
     n_dimensions
         3 for labels, 4 for affinities (x, y, z, channel).
 
     Raises
     ------
     InputError
-        If the source cannot be read, is empty, or has other dimensions.
+        If the source cannot be read, is empty, or has another number of dimensions.
     """
     return _open(path, resolution, voxel_offset, n_dimensions)
 
@@ -113,7 +114,7 @@ def _open(path: str, resolution: FloatTriple | None, offset: Triple | None, n_di
     if not file.endswith((".npz", ".npy")):
         return _from_tensorstore(path, resolution, offset, n_dimensions)
     if not Path(file).is_file():
-        fault = "is no file" if Path(file).exists() else "does not exist"
+        fault = "is not a file" if Path(file).exists() else "does not exist"
         raise InputError(f"{file} {fault}.", remedy="Check the paths in source.")
     stat = Path(file).stat()
     return _open_file(file, key, resolution, offset, n_dimensions, f"{stat.st_size} {stat.st_mtime_ns}")
@@ -123,7 +124,7 @@ def _open(path: str, resolution: FloatTriple | None, offset: Triple | None, n_di
 def _open_file(
     file: str, key: str | None, resolution: FloatTriple | None, offset: Triple | None, n_dimensions: int, stamp: str
 ) -> SourceVolume:
-    """A volume in a file; ``stamp`` is part of the key of the cache, so that a file that was replaced is read again."""
+    """Open a volume in a file. The cache depends on ``stamp``, so that a file that was replaced is read again."""
     if file.endswith(".npy"):
         return _from_array(file, load_npy(file), resolution, offset, stamp, n_dimensions)
     headers = read_headers(file)
@@ -224,7 +225,7 @@ def _from_tensorstore(
 
 
 def _dimension_units(store: Any) -> FloatTriple | None:
-    """Voxel size in nanometres, if the format knows it."""
+    """Voxel size in nanometres; None if the format has none."""
     metres = {"nm": 1.0, "um": 1e3, "µm": 1e3, "mm": 1e6, "m": 1e9}
     units = store.dimension_units[:3]
     if any(u is None or u.base_unit not in metres for u in units):

@@ -1,4 +1,4 @@
-"""Source volumes that TensorStore opens: precomputed volumes, and its own specs. Owns the opening and what is refused.
+"""Source volumes that TensorStore opens: precomputed volumes, and volumes given by a TensorStore spec.
 
 Only mip 0 of a precomputed volume is read.
 """
@@ -37,16 +37,17 @@ def open_store(path: str, *, labels: bool) -> tuple[ts.TensorStore, StoredScale 
     path
         Folder or URL of a precomputed volume, or a TensorStore spec in JSON.
     labels
-        Whether the voxels are labels, and must come out of the store as they went in.
+        Whether the voxels are labels, which must be stored in a lossless encoding.
 
     Returns
     -------
-    The store, and the mip that it is of a precomputed volume, if it is one.
+    tuple[tensorstore.TensorStore, StoredScale | None]
+        The store and, if it is a mip of a precomputed volume, that mip.
 
     Raises
     ------
     InputError
-        If it cannot be opened, or holds labels in an encoding that may change them.
+        If the source cannot be opened, or holds labels in an encoding that may change them.
     """
     if is_spec(path):
         return _from_spec(path, labels=labels)
@@ -91,7 +92,7 @@ def _from_spec(text: str, *, labels: bool) -> tuple[ts.TensorStore, StoredScale 
         raise _unusable(text, error) from error
     if labels and (lossy := next(_lossy(found), None)):
         raise InputError(
-            f"{text} has the encoding {lossy!r}, which does not keep labels.",
+            f"{text} has the lossy encoding {lossy!r}, which may change labels.",
             remedy="Export the labels again, in a lossless encoding.",
         )
     stored = _scale_of_spec(found, text)
@@ -105,13 +106,13 @@ def _from_spec(text: str, *, labels: bool) -> tuple[ts.TensorStore, StoredScale 
 
 
 def _scale_of_spec(spec: dict[str, Any], text: str) -> StoredScale | None:
-    """The mip that a spec opens; None where it is not simply one of a precomputed volume in a folder."""
+    """The mip that a spec opens; None unless it is simply a mip of a precomputed volume in a folder."""
     if spec.get("driver") != "neuroglancer_precomputed":
         return None
     try:
         url = ts.KvStore.Spec(spec["kvstore"]).url
     except ValueError:
-        return None  # stores made of others have no URL
+        return None  # a store that is composed of others has no URL
     if "|" in url:
         return None
     stored = _stored(url, text)
@@ -119,7 +120,7 @@ def _scale_of_spec(spec: dict[str, Any], text: str) -> StoredScale | None:
 
 
 def _lossy(spec: Any) -> Iterator[str]:
-    """Encodings and drivers, anywhere in a spec, that do not give back what was written."""
+    """Yield the lossy encodings and drivers that occur anywhere in a spec."""
     if isinstance(spec, list):
         for part in spec:
             yield from _lossy(part)

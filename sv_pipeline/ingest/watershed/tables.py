@@ -1,6 +1,7 @@
-"""What a user says about labels: which belong to one object, and how strongly two of them hold together.
+"""Tables of a user about labels: which labels belong to one object, and the affinity of two labels.
 
-Owns what such tables say and its checks; ``columns`` reads them. Does not know chunks or supervoxel ids.
+This module owns the meaning of such tables and their checks; ``columns`` reads them. It does not know chunks or
+supervoxel ids.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 UNLISTED_AFFINITY = np.float32(0.001)
-"""Affinity of two labels that touch, but that a given edge table does not name."""
+"""Affinity of two labels that touch but are not in the edge table, if one is given."""
 
 OBJECT_COLUMNS = ("label", "object")
 EDGE_COLUMNS = ("label_a", "label_b", "affinity")
@@ -40,13 +41,13 @@ EDGE_COLUMNS = ("label_a", "label_b", "affinity")
 
 @dataclass(frozen=True, eq=False)
 class ObjectTable:
-    """Object of each label that is named; arrays of shape (n,), labels sorted. Object 0 = the label is alone."""
+    """Object of each listed label; arrays of shape (n,), sorted by label. Labels of object 0 are their own objects."""
 
     labels: UInt64Array
     objects: UInt64Array
 
     def of(self, labels: UInt64Array) -> UInt64Array:
-        """Object of each label, same shape; 0 for labels that stand alone or are not named."""
+        """Return the object of each label, same shape; 0 for labels that have none or are not listed."""
         if not len(self.labels):
             return np.zeros_like(labels)
         index = np.minimum(np.searchsorted(self.labels, labels), len(self.labels) - 1)
@@ -63,19 +64,19 @@ class EdgeTable:
     affinities: npt.NDArray[np.float32]
 
     def of(self, labels_a: UInt64Array, labels_b: UInt64Array) -> npt.NDArray[np.float32]:
-        """Affinity of each pair of labels, in either order; a low default where the table does not name the pair."""
+        """Return the affinity of each pair of labels, in either order; a low default for pairs that are not listed."""
         wanted = pd.DataFrame({"a": np.minimum(labels_a, labels_b), "b": np.maximum(labels_a, labels_b)})
         known = pd.DataFrame({"a": self.labels_a, "b": self.labels_b, "affinity": self.affinities})
         found = wanted.merge(known, on=["a", "b"], how="left")["affinity"].to_numpy(np.float32)
         return np.where(np.isnan(found), UNLISTED_AFFINITY, found)
 
     def labels(self) -> UInt64Array:
-        """All labels named, sorted."""
+        """Return all listed labels, sorted."""
         return np.unique(np.concatenate([self.labels_a, self.labels_b]))
 
 
 def is_table(path: str) -> bool:
-    """Whether a path is a table rather than a volume: any ``.csv``, or an ``.npz`` with the columns of one."""
+    """Return whether a path is a table, not a volume: any ``.csv``, or an ``.npz`` with the columns of a table."""
     if path.lower().endswith(".csv"):
         return True
     file, key = split_key(path)
@@ -86,12 +87,12 @@ def is_table(path: str) -> bool:
 
 
 def read_object_table(path: str) -> ObjectTable:
-    """Read ``label, object``; labels of object 0 stand alone.
+    """Read a table of ``label, object``; a label of object 0 is an object of its own.
 
     Raises
     ------
     InputError
-        If it cannot be read, or puts one label into two objects, or background into an object.
+        If the table cannot be read, or puts one label into two objects, or background into an object.
     """
     columns = read_columns(path, dict.fromkeys(OBJECT_COLUMNS, "uint64"))
     pairs = np.unique(np.stack([columns["label"], columns["object"]], axis=-1), axis=0)
@@ -105,13 +106,13 @@ def read_object_table(path: str) -> ObjectTable:
 
 
 def read_edge_table(path: str) -> EdgeTable:
-    """Read ``label_a, label_b, affinity``. A column ``area`` is ignored: areas are measured in the voxels.
+    """Read a table of ``label_a, label_b, affinity``. A column ``area`` is ignored: areas are measured in the voxels.
 
     Raises
     ------
     InputError
-        If it cannot be read, names background or a self loop, an affinity is not a finite float32 of at least 0, or
-        a pair has two affinities.
+        If the table cannot be read, names background, or joins a label to itself; if an affinity is not a finite
+        float32 of at least 0, or a pair has two affinities.
     """
     columns = read_columns(path, {"label_a": "uint64", "label_b": "uint64", "affinity": "float64"})
     first, second, affinity = (columns[name] for name in EDGE_COLUMNS)
@@ -133,12 +134,12 @@ def read_edge_table(path: str) -> EdgeTable:
 
 
 def majority_objects(labels: UInt64Array, objects: UInt64Array, counts: UInt64Array) -> ObjectTable:
-    """Object with which each label shares most voxels; of several, the lowest.
+    """Return the object with which each label shares most voxels; in a tie, the lowest one.
 
     Parameters
     ----------
     labels, objects, counts
-        Voxels that a label shares with an object, shape (n,); a pair may occur more than once.
+        Numbers of voxels that a label shares with an object, shape (n,); a pair may occur more than once.
     """
     overlaps = pd.DataFrame({"label": labels, "object": objects, "count": counts})
     total = overlaps.groupby(["label", "object"])["count"].sum().reset_index()
@@ -147,7 +148,7 @@ def majority_objects(labels: UInt64Array, objects: UInt64Array, counts: UInt64Ar
 
 
 def table_fingerprint(table: ObjectTable | EdgeTable) -> str:
-    """Changes with the content of a table."""
+    """Return a hash of a table's content."""
     digest = hashlib.blake2b(digest_size=16)
     for array in vars(table).values():
         digest.update(array.tobytes())

@@ -106,7 +106,7 @@ def test_an_array_that_stands_twice_is_refused(tmp_path: Path, names: tuple[str,
         for name, array in zip(names, (LABELS, LABELS + 1), strict=True):
             file.writestr(name, file_of(array))
     for path in (tmp_path / "a.npz", f"{tmp_path / 'a.npz'}#seg"):
-        with pytest.raises(InputError, match=r"seg.*stands twice in the archive"):
+        with pytest.raises(InputError, match=r"seg.*occurs twice in the archive"):
             read(str(path))
 
 

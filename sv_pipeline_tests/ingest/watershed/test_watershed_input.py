@@ -216,13 +216,13 @@ def test_archives_that_leave_a_choice_or_lack_the_key_are_refused(tmp_path):
 
 
 def test_a_source_without_a_voxel_size_is_refused(tmp_path):
-    refuse(dataset(save(tmp_path, "a.npy", LABELS), resolution=None), "how large its voxels are.*source.resolution")
+    refuse(dataset(save(tmp_path, "a.npy", LABELS), resolution=None), "the size of its voxels.*source.resolution")
 
 
 def test_more_supervoxels_than_ids_have_room_for_are_refused(tmp_path):
     checkers = np.arange(1, 9 * 9 * 9 + 1).reshape(9, 9, 9)
     config = dataset(save(tmp_path, "a.npy", checkers), (9, 9, 9), graph_config={"SPATIAL_BITS": 16})
-    refuse(config, "729 supervoxels; its ids have room for 255.*SPATIAL_BITS")
+    refuse(config, "729 supervoxels, but there are only 255 ids.*SPATIAL_BITS")
 
 
 def test_a_grid_with_more_chunks_than_ids_can_number_is_refused(tmp_path):
@@ -245,14 +245,14 @@ BAD_AGGLOMERATIONS = {
     "empty table": (lambda f: text(f, "t.csv", ""), "it is empty"),
     "semicolons": (lambda f: text(f, "t.csv", "label;object\n1;1\n"), "first line, 'label;object'.*by commas"),
     "no header": (lambda f: text(f, "t.csv", "1,1\n2,1\n"), "first line, '1,1'"),
-    "column twice": (lambda f: text(f, "t.csv", "label,object,object\n1,1,2\n"), "column object stands twice"),
+    "column twice": (lambda f: text(f, "t.csv", "label,object,object\n1,1,2\n"), "column object occurs twice"),
     "one more field": (lambda f: text(f, "t.csv", "label,object\n1,1\n2,1,3\n"), "line 3"),
     "more fields than names": (lambda f: text(f, "t.csv", "label,object\n0,1,1\n1,2,1\n"), "more fields than"),
     "a row cut short": (lambda f: text(f, "t.csv", "label,object\n1,1\n2\n"), "row 2: object is ''"),
     "hexadecimal": (lambda f: text(f, "t.csv", "label,object\n1,1\n0x2,1\n"), "row 2: label is '0x2'"),
     "too large": (lambda f: text(f, "t.csv", f"label,object\n1,{2**64}\n"), f"row 1: object is '{2**64}'.*at most"),
     "tabs": (lambda f: text(f, "t.tsv", "label\tobject\n1\t1\n"), "file of another kind.*must be a .csv"),
-    "a folder": (lambda f: (f / "t.csv").mkdir() or f / "t.csv", "t.csv is no file"),
+    "a folder": (lambda f: (f / "t.csv").mkdir() or f / "t.csv", "t.csv is not a file"),
 }
 
 
@@ -276,7 +276,7 @@ BAD_AFFINITIES = {
     "negative weight": (lambda f: text(f, "e.csv", EDGES + "1,2,-1\n"), "not a finite number of at least 0"),
     "background": (lambda f: text(f, "e.csv", EDGES + "0,2,0.5\n"), "label 0, the background"),
     "twice": (lambda f: text(f, "e.csv", EDGES + "1,2,0.5\n2,1,0.6\n"), r"pair \(1, 2\) two affinities"),
-    "words": (lambda f: text(f, "e.csv", EDGES + "1,2,strong\n"), "row 1: affinity is 'strong', which is no number"),
+    "words": (lambda f: text(f, "e.csv", EDGES + "1,2,strong\n"), "row 1: affinity is 'strong', which is not a number"),
     "decimal commas": (lambda f: text(f, "e.csv", EDGES + "1,2,0,5\n"), "more fields than its first line has names"),
     "columns named otherwise": (lambda f: text(f, "e.csv", "a,b,affinity\n1,2,1\n"), "label_a and label_b"),
 }
