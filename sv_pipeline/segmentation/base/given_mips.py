@@ -48,7 +48,7 @@ def usable_given_mips(watershed_url: str | Path, at_most: int | None = None) -> 
         fault = reason if mip == usable else _fault(watershed_url, volume, mip)
         if fault:
             text = f"mip {mip} of the watershed ({volume.scales[mip].key}) is not used: {fault}"
-            _logger.warning("%s; it is made anew, and so are the coarser ones", text)
+            _logger.warning("%s; it is made again, and so are the coarser ones", text)
             return mip, text
     return limit, None
 
