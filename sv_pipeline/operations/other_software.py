@@ -43,7 +43,7 @@ class Standing:
     """How one operation of other software stands."""
 
     scope: Scope | None
-    """What it holds, or has to hold to be rolled back; None if it holds nothing and has left nothing."""
+    """The locks that it holds, or that its rollback needs; None if it holds nothing and has left nothing."""
     objects: tuple[int, ...]
     """Roots of the objects that it edits, as of the moment before it."""
     signature: str
