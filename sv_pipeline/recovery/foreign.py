@@ -213,13 +213,19 @@ def _holders(table: Table, operation_ids: list[int]) -> list[int]:
     """Return those successful operations that still hold the roots that they replaced; takes three requests."""
     if not operation_ids:
         return []
-    made = {int(key): columns.ROOTS.newest(row) for key, row in _read_roots(table, operation_ids)}
+    made, damaged = {}, []
+    for key, row in _read_roots(table, operation_ids):
+        try:
+            made[int(key)] = columns.ROOTS.newest(row)
+        except CorruptionError:
+            damaged.append(int(key))
     new = np.unique(np.concatenate([np.zeros(0, np.uint64), *(ids for ids in made.values() if ids is not None)]))
     rows = table.read_rows(keys.node_keys(new), [columns.FORMER_PARENTS.key], newest_only=True)
     old = [columns.FORMER_PARENTS.newest(row) for row in rows.values()]
     held = np.unique(np.concatenate([np.zeros(0, np.uint64), *(ids for ids in old if ids is not None)]))
     locks = table.read_rows(keys.node_keys(held), [columns.INDEFINITE_LOCK.key], newest_only=True)
-    return sorted({columns.INDEFINITE_LOCK.newest(row) or 0 for row in locks.values()} & {*operation_ids})
+    holders = {columns.INDEFINITE_LOCK.newest(row) or 0 for row in locks.values()}
+    return sorted(holders & {*operation_ids}) + damaged
 
 
 def _read_roots(table: Table, operation_ids: list[int]) -> Iterable[tuple[bytes, RowView]]:

@@ -136,7 +136,7 @@ def test_a_dry_run_of_an_edit_without_locks_says_what_recovery_does(theatre: Mak
     play = theatre()
     theirs(play, "merge", fail="rows:0.5")
     (one,) = found_theirs(play)
-    assert "roll it back" in dry_run(play.scene.graph, one.operation_id).to_dict()["would"]
+    assert "take back what it wrote" in dry_run(play.scene.graph, one.operation_id).to_dict()["would"]
     assert recover(play.scene.graph, one.operation_id).replay.outcome == "rolled back"
 
 
@@ -178,3 +178,15 @@ def test_a_complete_edit_of_a_log_without_statuses_is_left_as_it_is(theatre: Mak
             act(play.scene.graph, operation)
         assert raised.value.complete
     assert play.scene.rows() == before
+
+
+@both
+def test_roots_of_a_finished_operation_that_are_unreadable_hide_no_other(
+    theatre: Make, backend: str, old: None
+) -> None:
+    play = theatre(backend)
+    assert theirs(play, "merge", die="never") == DONE
+    damaged = max(int(key) for key, _ in play.scene.table.scan([keys.operation_range()]))
+    change_log(play, damaged, SetCell(columns.ROOTS.key, b"abc", None))
+    assert theirs(play, "elsewhere", die="rows:0.5") == KILLED
+    assert [one.outlook for one in found_theirs(play)] == ["nothing", "recover"]
