@@ -3,7 +3,7 @@
     python -m benchmarks.own_parts [cut table retry processes guard server ...]
 
 Each line is JSON: seconds of ours and of the others, and ``ratio``, theirs over ours (above 1: ours is faster).
-Libraries that are not installed are left out; none of those that docs/design/006-own-parts.md turns down is needed
+Libraries that are not installed are left out; none of those that docs/design/007-own-parts.md turns down is needed
 for anything else. The table needs the Bigtable emulator.
 """
 

@@ -1,4 +1,4 @@
-"""The command that normalises what other software has written: mend."""
+"""The command ``mend``, which converts what other software has written in another form."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["mend"]
 
 @click.command()
 @click.argument("graph")
-@click.option("--apply", is_flag=True, help="Change it. Without this, it is only said what would be changed.")
+@click.option("--apply", is_flag=True, help="Make the changes. Without this option they are only shown.")
 @json_option
 @click.pass_obj
 def mend(home: str, graph: str, *, apply: bool, as_json: bool) -> None:
-    """Bring what other software has written in GRAPH into the form that sv_pipeline writes.
+    """Convert what other software has written in GRAPH to the form that sv_pipeline writes.
 
-    Cross edges in another form, supervoxels without a node, locks of operations that have ended. Reads all of the
-    graph. Edits may go on meanwhile; a mend that was killed, or that edits got ahead of, is run again.
+    This concerns cross edges in another form, supervoxels without a node, and locks of operations that have ended. The
+    command reads the whole graph. Edits may continue meanwhile; run it again if it was killed or skipped edited rows.
     """
     from sv_pipeline.recovery.mend import mend as mend_graph
 

@@ -221,15 +221,15 @@ def abandon_operation_job() -> None:
 
 
 class MendConfig(dg.Config):
-    """Which graph to mend."""
+    """The graph to mend."""
 
     graph_id: str = Field(description="A registered graph.")
-    apply: bool = Field(default=False, description="Change it. By default, it is only said what would be changed.")
+    apply: bool = Field(default=False, description="Make the changes. By default they are only shown.")
 
 
 @dg.op
 def mend_graph(context: dg.OpExecutionContext, pipeline: PipelineResource, config: MendConfig) -> None:
-    """Bring what other software has written into our form; or say what is in another form."""
+    """Convert what other software has written to our form, or only report it."""
     with explained_failures():
         report = recovery.mend(pipeline.dataset(config.graph_id).graph, apply=config.apply)
     context.log.info("%s", report)
@@ -238,13 +238,13 @@ def mend_graph(context: dg.OpExecutionContext, pipeline: PipelineResource, confi
 
 @dg.config_mapping
 def mended_in_one_process(config: MendConfig) -> dict[str, Any]:
-    """The graph for its step."""
+    """Pass the graph to its step."""
     return {"ops": {"mend_graph": {"config": config.model_dump()}}}
 
 
 @dg.job(config=mended_in_one_process, executor_def=dg.in_process_executor)
 def mend_job() -> None:
-    """Bring what other software has written in a graph into the form that sv_pipeline writes; a dry run by default."""
+    """Convert what other software has written in a graph to the form that sv_pipeline writes; a dry run by default."""
     mend_graph()
 
 

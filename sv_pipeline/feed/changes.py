@@ -1,8 +1,8 @@
-"""What finished operations have changed, read from the rows of nodes: of our edits, and of other software's alike.
+"""Reads what finished operations have changed from the rows of nodes, for our edits and those of other software alike.
 
-A new node was made at the logical time of its root. All nodes above a new one are new, so a walk down from the new
-roots meets all of them. An old node was replaced if its parent still is an old one, since a node that survived has been
-given a new parent. Each walk costs two requests a layer, for any number of operations.
+A new node was made at the logical time of its root. All ancestors of a new node are new, so a walk down from the new
+roots finds all new nodes. An old node was replaced if its parent is still an old node, because a node that remains gets
+a new parent. Each walk takes two requests per layer, for any number of operations.
 """
 
 from __future__ import annotations
@@ -33,43 +33,43 @@ IntArray = npt.NDArray[np.int64]
 
 
 class Owned(NamedTuple):
-    """Nodes, each of one of several operations."""
+    """Nodes that belong to several operations."""
 
     owners: IntArray
-    """Index of the operation, shape (n,)."""
+    """Index of the operation that each node belongs to, shape (n,)."""
     nodes: UInt64Array
-    """Shape (n,)."""
+    """Node ids, shape (n,)."""
 
     @classmethod
     def of(cls, groups: list[UInt64Array]) -> Owned:
-        """One array of nodes for each operation."""
+        """Join one array of nodes for each operation."""
         owners = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
         return cls(owners.astype(np.int64), np.concatenate([np.zeros(0, np.uint64), *groups]).astype(np.uint64))
 
     def of_owner(self, owner: int) -> UInt64Array:
-        """The nodes of one operation, ascending, without duplicates."""
+        """Return the nodes of one operation, ascending, without duplicates."""
         return np.unique(self.nodes[self.owners == owner])
 
     def where(self, mask: npt.NDArray[np.bool_]) -> Owned:
-        """Some of them."""
+        """Return the nodes that a mask selects."""
         return Owned(self.owners[mask], self.nodes[mask])
 
 
 class _Below(NamedTuple):
-    """What a column of some nodes names."""
+    """The nodes that a column of other nodes names."""
 
     named: Owned
     by: IntArray
-    """Index of the node that names each, shape (n,)."""
+    """Index of the node that names each of them, shape (n,)."""
 
 
 def replaced_roots(graph: ChunkedGraph, roots: Owned) -> Owned:
-    """The roots that new roots replaced."""
+    """Return the roots that new roots replaced."""
     return _below(graph, roots, FORMER_PARENTS).named
 
 
 def made_layer2(graph: ChunkedGraph, roots: Owned) -> Owned:
-    """The layer 2 nodes that were made together with new roots."""
+    """Return the layer 2 nodes that were made together with new roots."""
     found, level, times = [], roots, _creation(graph, roots.nodes)
     while len(level.nodes):
         found.append(level.where(graph.layout.layers(level.nodes) == 2))
@@ -80,7 +80,7 @@ def made_layer2(graph: ChunkedGraph, roots: Owned) -> Owned:
 
 
 def replaced_layer2(graph: ChunkedGraph, roots: Owned) -> Owned:
-    """The layer 2 nodes that were replaced together with old roots."""
+    """Return the layer 2 nodes that were replaced together with old roots."""
     found, level = [], roots
     while len(level.nodes):
         found.append(level.where(graph.layout.layers(level.nodes) == 2))
@@ -93,12 +93,14 @@ def replaced_layer2(graph: ChunkedGraph, roots: Owned) -> Owned:
 
 
 def replaced_supervoxels(graph: ChunkedGraph, layer2: Owned, operations: IntArray) -> list[UInt64Array]:
-    """(old, new) of the supervoxels that operations replaced, by their new layer 2 nodes; shape (n, 2) for each.
+    """Return pairs (old, new) of the supervoxels that each operation replaced, shape (n, 2) each.
 
     Parameters
     ----------
+    layer2
+        The new layer 2 nodes of the operations.
     operations
-        Their ids, shape (m,); owners of ``layer2`` are indices of it.
+        Ids of the operations, shape (m,); the owners in ``layer2`` are indices into it.
     """
     children = _below(graph, layer2, CHILDREN).named
     supervoxels = np.unique(children.nodes)
@@ -120,7 +122,7 @@ def _below(graph: ChunkedGraph, nodes: Owned, column: ArrayColumn[np.uint64]) ->
 
 
 def _creation(graph: ChunkedGraph, nodes: UInt64Array) -> IntArray:
-    """When nodes were made, milliseconds."""
+    """Return when nodes were made, in milliseconds since the epoch, shape (n,)."""
     row_keys = keys.node_keys(nodes)
     return newest_timestamps(CHILDREN, graph.table.read_rows(row_keys, [CHILDREN.key], newest_only=True), row_keys)
 

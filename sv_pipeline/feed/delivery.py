@@ -1,9 +1,9 @@
-"""Delivering events to receivers: at least once, in their order, and how far each receiver is, durably.
+"""Delivers events to receivers, at least once and in order, and stores the position of each receiver durably.
 
-What is known of a receiver is one cell of the graph's table (``sv_pipeline:feed:sink:<name>``), replaced by
-compare-and-set. It is moved on after the receiver has taken events. A sender that dies in between leaves it behind, and
-the next one sends these events again: the id of an event tells that it is the same. One sender at a time works for a
-receiver: the row has a lock that expires, and a sender that was stopped for longer finds that it lost it.
+The position of a receiver is one cell of the graph's table (``sv_pipeline:feed:sink:<name>``), which is replaced by
+compare-and-set after the receiver has confirmed events. If a process dies in between, the next one sends these events
+again; a receiver can recognise them by their ids. Only one process at a time delivers to a receiver: the row has a lock
+that expires, and a process that was suspended for longer notices that it has lost the lock.
 """
 
 from __future__ import annotations
@@ -39,31 +39,31 @@ LOCK_EXPIRY = timedelta(seconds=60)
 
 @dataclass(frozen=True)
 class FeedPosition:
-    """How far a receiver is."""
+    """The position of a receiver in the feed."""
 
     feed: str
     """Name of the feed that ``number`` belongs to."""
     number: int
-    """The last event that it has taken; 0 for none."""
+    """Number of the last event that the receiver has confirmed; 0 for none."""
     error: str = ""
-    """Why it took no more at the last attempt."""
+    """Why the last attempt failed; empty if it did not."""
     failing_since: float | None = None
-    """Seconds since the epoch; None if the last attempt did not fail."""
+    """Time since which attempts fail, in seconds since the epoch; None if the last attempt did not fail."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """What one attempt to deliver has done."""
+    """The result of one attempt to deliver events."""
 
     receiver: str
     delivered: int = 0
-    """Number of events that the receiver has taken."""
+    """Number of events that the receiver has confirmed."""
     behind: int = 0
-    """Number of events that it has not taken yet."""
+    """Number of events that it has not confirmed yet."""
     error: str = ""
-    """Why it took no more."""
+    """Why the receiver confirmed no more events; empty if it did not fail."""
     busy: bool = False
-    """Whether another process is delivering to it."""
+    """Whether another process is delivering to the receiver."""
 
     def __str__(self) -> str:
         if self.busy:
@@ -73,24 +73,24 @@ class Delivery:
 
 
 def deliver(graph: ChunkedGraph, receiver: Receiver, *, seconds: float = 20.0) -> Delivery:
-    """Deliver what a receiver has not taken yet.
+    """Deliver the events that a receiver has not confirmed yet.
 
     Parameters
     ----------
     receiver
-        A webhook, or a topic.
+        A webhook or a topic.
     seconds
-        After which no other request is begun.
+        Time after which no further request is started, in seconds.
 
     Returns
     -------
     Delivery
-        With an error, if the receiver took no more.
+        The result; it holds the error if the receiver failed.
 
     Raises
     ------
     ConfigError
-        If the receiver cannot be asked at all, or the table is opened read-only.
+        If no request can be made to the receiver, or the table is opened read-only.
     """
     deadline = time.monotonic() + parse_seconds(seconds, "time to deliver events")
     sender, table, key = sender_of(receiver), graph.table, _key(receiver.name)
@@ -103,7 +103,7 @@ def deliver(graph: ChunkedGraph, receiver: Receiver, *, seconds: float = 20.0) -
             head = advance(table, seconds=max(0.0, deadline - time.monotonic()))
             place, stored = _registered(table, receiver, head)
             if place is None:
-                return done  # a long log is being looked through
+                return done  # a long log is still being read
             done = replace(done, behind=head.length - place.number)
             if not done.behind or time.monotonic() > deadline:
                 return done
@@ -130,19 +130,19 @@ def deliver(graph: ChunkedGraph, receiver: Receiver, *, seconds: float = 20.0) -
 def next_events(
     graph: ChunkedGraph, known: Mapping[str, Any] | None, start: Start, limit: int = EVENTS_AT_ONCE
 ) -> tuple[list[EditEvent], dict[str, Any] | None]:
-    """Events for a receiver that keeps its own place, and the place after them.
+    """Return events for a receiver that stores its own position, and the position after them.
 
     Parameters
     ----------
     known
-        What this function gave last; None at the first time.
+        The position that this function returned last; None the first time.
     start
-        Where a receiver begins at its first time, and when the graph was made again.
+        Where the receiver begins the first time, and after the graph was made again.
 
     Returns
     -------
     tuple
-        The place is None as long as a long log is being looked through.
+        Events, and the new position, which is None while a long log is still being read.
     """
     head = advance(graph.table)
     if known is None or known.get("feed") != head.feed:
@@ -157,13 +157,18 @@ def next_events(
 
 
 def places(table: Table) -> dict[str, FeedPosition]:
-    """How far each receiver is that events were delivered to, by name."""
+    """Return the position of each receiver that events were delivered to, by name."""
     rows = table.scan([keys.prefix_range(PREFIX)], [SINK.key], newest_only=True)
     return {key.removeprefix(PREFIX).decode(): _decoded(key, row) for key, row in rows}
 
 
 def move_to(table: Table, receiver: Receiver, number: int) -> FeedPosition:
-    """Let a receiver go on after the event with a number: back, to have events again; or on, past one it refuses.
+    """Set the position of a receiver: back, to get events again, or forward, past an event that it refuses.
+
+    Parameters
+    ----------
+    number
+        Number of the event after which delivery continues.
 
     Raises
     ------
@@ -183,7 +188,7 @@ def move_to(table: Table, receiver: Receiver, number: int) -> FeedPosition:
 
 
 def _registered(table: Table, receiver: Receiver, head: Head) -> tuple[FeedPosition | None, bytes]:
-    """How far a receiver is, and the cell that says so; it is registered if it is not known yet."""
+    """Return the position of a receiver and the value of its cell; a new receiver is registered."""
     key = _key(receiver.name)
     while True:
         row = table.read_rows([key], [SINK.key], newest_only=True).get(key)
@@ -199,7 +204,7 @@ def _registered(table: Table, receiver: Receiver, head: Head) -> tuple[FeedPosit
 
 
 def _first_number(table: Table, start: Start, head: Head) -> int | None:
-    """The number after which a new receiver begins; None as long as a long log is being looked through."""
+    """Return the number after which a new receiver begins; None while a long log is still being read."""
     if start is Start.BEGINNING:
         return 0
     return head.length if head.next > counters.last_operation_id(table) else None
@@ -211,7 +216,7 @@ def _after(place: FeedPosition, number: int, error: str) -> FeedPosition:
 
 
 def _error_of(sender: Sender, messages: list[Message]) -> str:
-    """Why a receiver does not take messages; empty if it does."""
+    """Send messages; return why the receiver has not confirmed them, or an empty string if it has."""
     try:
         sender.send(messages)
     except SvPipelineError as error:
@@ -224,7 +229,7 @@ def _in_requests(events: list[EditEvent], at_once: int) -> Iterator[list[EditEve
 
 
 def _replace(table: Table, key: bytes, stored: bytes | None, place: FeedPosition) -> bool:
-    """Note how far a receiver is, unless another process has noted something; whether it is noted."""
+    """Store the position of a receiver, unless another process has changed it; return whether it is stored."""
     cell = SetCell(SINK.key, _encoded(place), FIXED_TIME)
     if stored is None:
         table.check_and_mutate(key, [CellMatch(SINK.key)], if_unmatched=[cell])

@@ -1,7 +1,7 @@
-"""What the feed says about one finished operation, and how that is written as JSON. Values; reads nothing.
+"""The event of one finished operation, as a value and as JSON. Reads nothing.
 
-Two forms are offered. ``sv_pipeline`` is all that an `EditEvent` holds. ``pychunkedgraph`` has the attributes and the
-fields of the message that PyChunkedGraph publishes after an edit, which its workers for meshes understand.
+There are two forms. ``sv_pipeline`` holds all fields of an `EditEvent`. ``pychunkedgraph`` has the attributes and
+fields of the message that PyChunkedGraph publishes after an edit, which its meshing workers understand.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ __all__ = ["EditEvent", "Message"]
 
 @dataclass(frozen=True)
 class Message:
-    """An event as a receiver gets it."""
+    """An event in the form in which it is sent to a receiver."""
 
     number: int
-    """Place in the feed."""
+    """Number of the event in the feed."""
     attributes: dict[str, str]
-    """For receivers that filter messages without looking into them."""
+    """Attributes by which receivers can filter messages without parsing them."""
     payload: dict[str, Any]
+    """The event as a value for JSON."""
     ordering_key: str
+    """Messages with the same key are delivered in order."""
 
     @property
     def body(self) -> bytes:
@@ -42,40 +44,45 @@ class EditEvent:
     """One finished operation, and what it has changed."""
 
     feed: str
-    """Name of the feed; another one means that the graph was made again."""
+    """Name of the feed; a different name means that the graph was made again."""
     number: int
-    """Place in the feed: 1, 2, 3, ... without gaps."""
+    """Number of the event in the feed: 1, 2, 3, ... without gaps."""
     graph_id: str
     table: str
+    """Name of the graph's table."""
     operation_id: int
     kind: str
-    """merge, split, undo, redo, or unknown."""
+    """``merge``, ``split``, ``undo``, ``redo`` or ``unknown``."""
     about: int
-    """The operation that an undo or redo is about; 0 for others."""
+    """Id of the operation that an undo or redo reverts or repeats; 0 for other kinds."""
     user: str
     time: int
-    """Logical time of the edit, milliseconds since the epoch."""
+    """Logical time of the edit, in milliseconds since the epoch."""
     old_roots: UInt64Array
+    """Roots that it replaced, ascending."""
     new_roots: UInt64Array
+    """Roots that it made, ascending."""
     old_layer2: UInt64Array
     """Layer 2 nodes that it replaced, ascending."""
     new_layer2: UInt64Array
     """Layer 2 nodes that it made, ascending."""
     supervoxels: UInt64Array
-    """(old, new) of supervoxels that it replaced, shape (n, 2)."""
+    """Pairs (old, new) of supervoxels that it replaced, shape (n, 2)."""
     boxes: tuple[Box, ...] = ()
-    """Where voxels have changed; absolute voxels of mip 0. Whole chunks if other software changed them."""
+    """Boxes in which voxels have changed, in absolute voxels of mip 0. These are whole chunks if other software made
+    the edit."""
     coarser_mips_behind: bool = False
     """Whether coarser mips of these boxes did not show the edit yet when the event was read."""
     still_one_object: bool = False
-    """Whether it was to part something, and was allowed to part nothing, and has parted nothing."""
+    """Whether the edit should have separated something, but has separated nothing, which the request allowed."""
     source: tuple[tuple[int, int, int], ...] = field(default=())
-    """Points of the request, voxels of mip 0."""
+    """Source points of the request, in voxels (x, y, z) of mip 0."""
     sink: tuple[tuple[int, int, int], ...] = field(default=())
+    """Sink points of the request, likewise."""
 
     @property
     def id(self) -> str:
-        """The same each time that the event is delivered."""
+        """Id of the event, which is the same each time that it is delivered."""
         return f"{self.feed}-{self.number}"
 
     def __repr__(self) -> str:
@@ -91,7 +98,7 @@ class EditEvent:
         return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON: ids are numbers, boxes [[start, stop], ...], the time is ISO 8601 in UTC."""
+        """Return a value for JSON: ids are numbers, boxes [[start, stop], ...], and the time is ISO 8601 in UTC."""
         return {
             "id": self.id,
             "number": self.number,
@@ -114,7 +121,7 @@ class EditEvent:
         }
 
     def message(self, form: EventFormat) -> Message:
-        """The event in one of the forms."""
+        """Return the event as a message in one of the forms."""
         if EventFormat(form) is EventFormat.SV_PIPELINE:
             attributes = {"event_id": self.id, "graph_id": self.graph_id, "kind": self.kind, "user": self.user}
             return Message(self.number, attributes, self.to_dict(), self.graph_id)
@@ -140,7 +147,7 @@ def _list(ids: UInt64Array) -> str:
 
 
 def _by_old(pairs: UInt64Array) -> list[dict[str, Any]]:
-    """``{"old": id, "new": [ids]}`` of each replaced supervoxel."""
+    """Return ``{"old": id, "new": [ids]}`` for each replaced supervoxel."""
     return [
         {"old": old, "new": np.unique(pairs[pairs[:, 0] == old, 1]).tolist()} for old in np.unique(pairs[:, 0]).tolist()
     ]

@@ -1,18 +1,18 @@
-"""The order of a feed: which operations have finished, each once, after those that it builds on. Decides; see `rows`.
+"""Decides the order of a feed: each finished operation once, after the operations that it builds on. `rows` stores it.
 
-Operations end out of the order of their numbers, and some end late: a recovery brings an edit to its end hours after
-its process died. So the log's numbers cannot be the order of the feed, and a cursor that is one of them would skip
-those. The feed gives numbers of its own. A look at the log
+Operations do not end in the order of their ids, and some end late: a recovery may finish an edit hours after its
+process died. So ids cannot be the order of the feed, and a cursor along the ids would miss late operations. Instead,
+the feed has numbers of its own. A look at the log
 
 1. reads the operations that are new, those that wait, and some of those that are late;
-2. takes those that have succeeded, and with each the operations that made the roots which it replaced, if the feed does
-   not have them yet: these have succeeded before it began to write, so they are found now, wherever they stand;
-3. appends them, the earlier ones of those first, else by their logical times;
-4. puts on the list of those that wait what has not ended, before the cursor passes it.
+2. selects those that have succeeded and, if the feed does not have them yet, the operations that made the roots which
+   they replaced: these succeeded before the later ones began to write, so they are found now, wherever they are;
+3. appends them, each after those that it builds on, else in the order of their logical times;
+4. puts unfinished operations on the list of those that wait, before the cursor passes them.
 
-What a look costs depends on what is new and on what is unfinished. Other software leaves requests that it refused as if
-they had just begun, for ever: so an operation that has waited for `LATE_SECONDS` is looked at in turn, about
-`LATE_AT_ONCE` each time, or when another one builds on it.
+The cost of a look depends on the number of new and unfinished operations. Other software leaves refused requests in
+their first state for ever. So an operation that has waited for `LATE_SECONDS` is looked at only in turn, about
+`LATE_AT_ONCE` at a time, or when another operation builds on it.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ __all__ = ["advance", "current_head"]
 
 OPERATIONS_AT_ONCE = 1_000
 LATE_SECONDS = 600.0
-"""An operation that has waited for so long is looked at in turn only."""
+"""Time after which a waiting operation is looked at only in turn, in seconds."""
 LATE_AT_ONCE = 200
+"""Number of late operations that a look reads, about."""
 GAP_SECONDS = 86_400.0
-"""A number without a row is given up when a later operation is so old: it was given to nobody."""
+"""Age of a later operation at which an id without a row counts as never used, in seconds."""
 
 _COLUMNS = [
     columns.OPERATION_STATUS.key,
@@ -52,7 +53,7 @@ _COLUMNS = [
 
 
 def current_head(table: Table) -> Head:
-    """The head of a feed, which begins now if nobody has asked for it before.
+    """Return the head of a feed; the feed is begun if it does not exist yet.
 
     Raises
     ------
@@ -63,18 +64,18 @@ def current_head(table: Table) -> Head:
     if found is None and table.read_only:
         raise ConfigError(
             f"the edit feed of table {table.name!r} was never begun, and the table is opened read-only.",
-            remedy="The feed keeps its order in the table: ask for it once where the table can be written.",
+            remedy="The feed stores its order in the table: read it once where the table can be written to.",
         )
     return found or rows.begin(table)
 
 
 def advance(table: Table, *, seconds: float = 5.0) -> Head:
-    """Append what has finished since the last look; the head then.
+    """Append the operations that have finished since the last look; return the new head.
 
     Parameters
     ----------
     seconds
-        How long to go on through a log that was not looked at before; one step is always made.
+        How long to read on in a log that was not read before, in seconds; one step is always made.
     """
     deadline = time.monotonic() + seconds
     head = current_head(table)
@@ -97,24 +98,24 @@ def advance(table: Table, *, seconds: float = 5.0) -> Head:
 
 @dataclass
 class _Look:
-    """What one look has found."""
+    """The result of one look at the log."""
 
     following: int
-    """The first operation of the log that it did not look at."""
+    """Id of the first operation that the look has not reached."""
     last: int
-    """The operation whose number was given out last."""
+    """The last operation id that was given out."""
     changed: bool
-    """Whether there was something new in the log."""
+    """Whether the log has new operations."""
     finished: dict[int, int] = field(default_factory=dict)
     """Logical time, in milliseconds, of each operation to append."""
     before: dict[int, set[int]] = field(default_factory=dict)
-    """The operations that made the roots which each of them replaced."""
+    """For each of these operations, the operations that made the roots which it replaced."""
     waiting: dict[int, float] = field(default_factory=dict)
-    """Operations to put on the list of those that wait, with the seconds since which they do."""
+    """Operations to put on the list of those that wait, with the time since which they wait, in seconds."""
     late: dict[int, float] = field(default_factory=dict)
-    """The same, of those that are looked at in turn."""
+    """Operations to put on the list of those that are looked at in turn, likewise."""
     done: set[int] = field(default_factory=set)
-    """Operations to take off the lists, once the head is replaced."""
+    """Operations to remove from the lists after the head is replaced."""
 
     @property
     def has_news(self) -> bool:
@@ -122,11 +123,11 @@ class _Look:
         return self.changed or bool(self.finished)
 
     def tidy(self, table: Table) -> None:
-        """Take operations off the lists that have their place, or need none."""
+        """Remove operations from the lists that are in the feed now, or will never be."""
         rows.forget(table, self.done)
 
     def order(self) -> list[int]:
-        """Operations to append: each after those that it builds on, else by their logical times."""
+        """Return the operations to append: each after those that it builds on, else in order of logical time."""
         found: dict[int, None] = {}
         for operation in sorted(self.finished, key=lambda i: (self.finished[i], i)):
             path = [operation]
@@ -170,7 +171,7 @@ def _look(table: Table, head: Head) -> _Look:
 
 
 def _close(table: Table, head: Head, look: _Look, final: Mapping[int, RowView]) -> None:
-    """Take what has succeeded, and what it builds on, as far as the feed does not have it."""
+    """Add the operations that have succeeded, and those that they build on, unless the feed has them already."""
     candidates = dict(final)
     while candidates:
         placed = rows.numbers_of(table, head, candidates)
@@ -185,7 +186,7 @@ def _close(table: Table, head: Head, look: _Look, final: Mapping[int, RowView]) 
 
 
 def _built_on(table: Table, operations: Mapping[int, RowView]) -> dict[int, set[int]]:
-    """The operations that made the roots which each of some operations replaced."""
+    """Return, for each operation, the operations that made the roots which it replaced."""
     made = {i: _ids(columns.ROOTS, row) for i, row in operations.items()}
     former = table.read_rows(_keys(made.values()), [columns.FORMER_PARENTS.key], newest_only=True)
     replaced = {
@@ -195,7 +196,10 @@ def _built_on(table: Table, operations: Mapping[int, RowView]) -> dict[int, set[
     makers = table.read_rows(_keys(replaced.values()), [columns.OPERATION_ID.key])
 
     def maker(root: int) -> int:
-        """A root that was replaced names two operations; the older cell is of the one that made it, if any did."""
+        """Return the operation that made a root; 0 if none did.
+
+        A root that was replaced names two operations. The older cell names the one that made it.
+        """
         history = columns.OPERATION_ID.history(makers.get(keys.node_key(root)))
         return history[-1][1] if history else 0
 
@@ -225,11 +229,11 @@ def _status(row: RowView) -> OperationStatus | None:
         status = columns.OPERATION_STATUS.newest(row)
         return None if status is None else OperationStatus(status)
     except (CorruptionError, ValueError):
-        return None  # a damaged row must not hide those behind it
+        return None  # a damaged row must not hide the operations behind it
 
 
 def _has_failed(row: RowView | None) -> bool:
-    """Whether an operation has ended without effect for good; one of other software may still be repaired."""
+    """Return whether an operation has ended without effect for good. Other software may still repair its own."""
     if row is None or _status(row) is not OperationStatus.EXCEPTION:
         return False
     text = columns.OPERATION_EXCEPTION.newest(row) or ""
@@ -237,7 +241,7 @@ def _has_failed(row: RowView | None) -> bool:
 
 
 def _final(table: Table, succeeded: Mapping[int, RowView]) -> dict[int, RowView]:
-    """Those that succeeded and stay so: not what a recovery has taken back, and is about to make again."""
+    """Leave out operations that a recovery has rolled back and is about to replay: they will be written again."""
     by_key = {open_key(i): i for i in succeeded}
     opened = table.read_rows(list(by_key), [REQUEST.key, WRITES], newest_only=True) if by_key else {}
     taken_back = {by_key[key] for key, row in opened.items() if REQUEST.key in row and WRITES not in row}
@@ -249,6 +253,6 @@ def _oldest(row: RowView) -> int:
 
 
 def _gaps(first: int, found: Mapping[int, RowView], following: int, now: float) -> Iterator[int]:
-    """Numbers without a row that somebody may have taken, and be about to write."""
+    """Yield ids without a row that a process may have reserved and may still write."""
     old = [i for i, row in found.items() if now - _oldest(row) / 1000 >= GAP_SECONDS]
     yield from (i for i in range(max([first - 1, *old]) + 1, following) if i not in found)

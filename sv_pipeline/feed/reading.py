@@ -1,4 +1,4 @@
-"""Events of a feed, read in batches: entries of the journal, and what their operations have changed."""
+"""Reads the events of a feed in batches: the entries of the journal, and what their operations have changed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NONE = np.zeros((0, 2), np.uint64)
 
 
 def number_after(graph: ChunkedGraph, operation_id: int) -> int:
-    """The number in the feed of an operation, after which one wants to read on; 0 for operation 0.
+    """Return the number of an operation in the feed, to read on after it; 0 for operation 0.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def number_after(graph: ChunkedGraph, operation_id: int) -> int:
 
 
 def latest_number(graph: ChunkedGraph) -> int:
-    """The number in the feed of the event that is the last one now, once the log is looked through to its end."""
+    """Read the log to its end, and return the number of the last event in the feed."""
     while True:
         head = advance(graph.table)
         if head.next > last_operation_id(graph.table):
@@ -63,14 +63,14 @@ def latest_number(graph: ChunkedGraph) -> int:
 def read_events(
     graph: ChunkedGraph, number: int, limit: int = EVENTS_AT_ONCE, *, head: Head | None = None
 ) -> list[EditEvent]:
-    """The events that follow the one with a number, in their order.
+    """Read the events that follow the one with a number, in order.
 
     Parameters
     ----------
     limit
-        How many at most; one batch of requests reads all of them.
+        Largest number of events; one batch of requests reads all of them.
     head
-        Of the feed, where the caller has just read it.
+        Head of the feed, if the caller has just read it.
     """
     head = head or current_head(graph.table)
     entries = rows.operations_after(graph.table, head, number, limit)
@@ -115,14 +115,14 @@ def read_events(
 def events_after(
     graph: ChunkedGraph, number: int, *, follow: bool = False, interval: float = 1.0
 ) -> Iterator[EditEvent]:
-    """All events that follow the one with a number, read batch by batch.
+    """Yield all events that follow the one with a number, read batch by batch.
 
     Parameters
     ----------
     follow
-        Wait for more, for ever.
+        Whether to wait for more events, for ever.
     interval
-        Seconds between two looks at the log while there is nothing new.
+        Time between two looks at the log while there is nothing new, in seconds.
     """
     while True:
         head = advance(graph.table)
@@ -138,13 +138,13 @@ def events_after(
 
 
 def _distinct(found: Owned) -> Owned:
-    """Each node once for each owner: all new roots of an operation name the same old ones."""
+    """Return each node once for each owner, because all new roots of an operation name the same old ones."""
     pairs = np.unique(np.stack([found.owners.astype(np.uint64), found.nodes], axis=-1), axis=0)
     return Owned(pairs[:, 0].astype(np.int64), pairs[:, 1])
 
 
 def _supervoxels(graph: ChunkedGraph, operations: Sequence[Operation], made: Owned) -> list[UInt64Array]:
-    """(old, new) of each operation: as it has noted itself, or as the rows of supervoxels say."""
+    """Return pairs (old, new) for each operation, from its own record or from the rows of supervoxels."""
     own = {own_key(operation.operation_id): i for i, operation in enumerate(operations)}
     noted = graph.table.read_rows(list(own), [SUPERVOXELS.key], newest_only=True)
     found = [_NONE for _ in operations]
@@ -152,7 +152,7 @@ def _supervoxels(graph: ChunkedGraph, operations: Sequence[Operation], made: Own
         record = SUPERVOXELS.newest(row)
         if record is not None:
             found[own[key]] = np.unique(record[:, :2], axis=0)
-    # Other software replaces supervoxels in splits only, and notes nothing of its own.
+    # Other software replaces supervoxels in splits only, and keeps no such record.
     asked = [i for i, operation in enumerate(operations) if operation.kind == "split" and not len(found[i])]
     ids = np.array([operations[i].operation_id for i in asked], np.int64)
     pairs = replaced_supervoxels(graph, made.where(np.isin(made.owners, asked)), ids) if asked else []
@@ -164,7 +164,7 @@ def _supervoxels(graph: ChunkedGraph, operations: Sequence[Operation], made: Own
 def _voxels(
     graph: ChunkedGraph, operations: Sequence[Operation], supervoxels: Sequence[UInt64Array]
 ) -> tuple[dict[int, tuple[Box, ...]], set[int]]:
-    """Boxes of voxels that operations changed, and which of these have coarser mips that are behind."""
+    """Return the boxes of voxels that operations changed, and the operations whose coarser mips are behind."""
     changed = {o.operation_id: pairs for o, pairs in zip(operations, supervoxels, strict=True) if len(pairs)}
     if not changed:
         return {}, set()
@@ -182,7 +182,7 @@ def _voxels(
 
 
 def _chunks(graph: ChunkedGraph, pairs: UInt64Array) -> tuple[Box, ...]:
-    """The chunks of replaced supervoxels."""
+    """Return the boxes of the chunks of replaced supervoxels."""
     coordinates = np.unique(graph.layout.coordinates(pairs[:, 0]), axis=0)
     return tuple(graph.grid.box(2, coordinate) for coordinate in coordinates)
 

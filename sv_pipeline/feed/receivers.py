@@ -1,4 +1,4 @@
-"""The receivers of a registered graph: all of them at once, by name, and how each stands."""
+"""The receivers of a registered graph: delivers to all of them, finds one by name, and reports their status."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["deliver_to_all", "receiver_named", "status_of_receivers"]
 
 
 def deliver_to_all(dataset: Dataset, *, seconds: float = 20.0) -> list[Delivery]:
-    """Deliver events to each receiver of a graph but Dagster, whose sensor fetches them itself.
+    """Deliver events to each receiver of a graph except Dagster, whose sensor fetches its events itself.
 
     Parameters
     ----------
     seconds
-        For all of them together; each gets at least one request.
+        Time for all receivers together, in seconds; each gets at least one request.
     """
     wanted = [receiver for receiver in receivers_of(dataset.config.events) if receiver.to != "dagster"]
     deadline = time.monotonic() + seconds
@@ -32,7 +32,7 @@ def deliver_to_all(dataset: Dataset, *, seconds: float = 20.0) -> list[Delivery]
 
 
 def receiver_named(dataset: Dataset, name: str) -> Receiver:
-    """A receiver of a graph; NotFoundError names those that there are."""
+    """Return a receiver of a graph; raise NotFoundError, with the known names, if there is none with this name."""
     known = {receiver.name: receiver for receiver in receivers_of(dataset.config.events)}
     if name not in known:
         raise NotFoundError(
@@ -43,7 +43,7 @@ def receiver_named(dataset: Dataset, name: str) -> Receiver:
 
 
 def status_of_receivers(dataset: Dataset) -> list[dict[str, Any]]:
-    """Each receiver of a graph: name, kind, number of the last event that it has, of how many, and its error."""
+    """Return the status of each receiver: name, kind, number of its last event, number of events, and error."""
     wanted = receivers_of(dataset.config.events)
     if not wanted:
         return []

@@ -1,18 +1,18 @@
-"""The rows in which a feed keeps its order, in the graph's own table. Reads and writes them; decides nothing.
+"""Reads and writes the rows in which a feed keeps its order, in the graph's own table; `journal` decides on the order.
 
 ::
 
     sv_pipeline:feed               1:head       {"feed", "next", "length", "tail"}, see `Head`
-                                   1:turn       {"at", "span"}: numbers of late operations that the next look reads
-    sv_pipeline:feed:entry:%020d   1:operation  the operation that has this number in the feed
-    sv_pipeline:feed:place:%020d   1:number     the number in the feed that an operation has
-    sv_pipeline:feed:wait:%020d    1:since      seconds when an operation was passed that had not ended
-    sv_pipeline:feed:late:%020d    1:since      the same, of operations that are looked at in turn
-    sv_pipeline:feed:sink:<name>   1:sink       how far a receiver is, see `delivery`
+                                   1:turn       {"at", "span"}: range of late operations that the next look reads
+    sv_pipeline:feed:entry:%020d   1:operation  operation with this number in the feed
+    sv_pipeline:feed:place:%020d   1:number     number of this operation in the feed
+    sv_pipeline:feed:wait:%020d    1:since      time when this operation was passed unfinished, in seconds
+    sv_pipeline:feed:late:%020d    1:since      the same, for operations that are looked at in turn
+    sv_pipeline:feed:sink:<name>   1:sink       position of a receiver, see `delivery`
 
-The head alone decides. It is replaced by compare-and-set, and contains the entries that were added last, its *tail*. So
-a process that dies after it replaced the head loses nothing: the rows of a tail are written before the head is
-replaced again.
+The head alone decides which entries exist. It is replaced by compare-and-set, and contains the entries that were added
+last, its *tail*. The rows of a tail are written before the head is replaced again, so a process that dies right after
+it replaced the head loses nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ ENTRY, PLACE = b"sv_pipeline:feed:entry:", b"sv_pipeline:feed:place:"
 WAIT, LATE = b"sv_pipeline:feed:wait:", b"sv_pipeline:feed:late:"
 
 FIRST_SPAN = 1_000
-"""Numbers of operations that the first turn spans."""
+"""Number of operation ids that the first turn spans."""
 
 HEAD: Column[Any] = Column(ColumnKey("1", b"head"), codecs.JsonCodec())
 TURN: Column[Any] = Column(ColumnKey("1", b"turn"), codecs.JsonCodec())
@@ -70,36 +70,36 @@ SINCE: Column[Any] = Column(ColumnKey("1", b"since"), codecs.JsonCodec())
 
 @dataclass(frozen=True)
 class Head:
-    """How far a feed has come."""
+    """The state of a feed."""
 
     feed: str
-    """Random name. Another one means that the table, and with it the feed, was made again."""
+    """Random name. A different name means that the table, and with it the feed, was made again."""
     next: int = 1
-    """The first operation of the log that was not looked at yet."""
+    """Id of the first operation in the log that was not looked at yet."""
     length: int = 0
-    """Number of entries, which is the number of the last one."""
+    """Number of entries, which is also the number of the last entry."""
     tail: tuple[int, ...] = ()
-    """Operations of the entries that were added last."""
+    """Operations of the entries that were added last, in order."""
     stored: bytes = field(default=b"", compare=False, repr=False)
-    """The cell that was read."""
+    """Value of the cell that was read."""
 
     def followed_by(self, operations: Sequence[int], following: int) -> Head:
-        """The head after more entries, and after a look at the log up to the operation before ``following``."""
+        """Return the head with more entries, after a look at the log up to the operation before ``following``."""
         return Head(self.feed, following, self.length + len(operations), tuple(operations))
 
     @property
     def tail_numbers(self) -> dict[int, int]:
-        """The number of each operation of the tail."""
+        """The number in the feed of each operation of the tail."""
         first = self.length - len(self.tail) + 1
         return {operation: first + i for i, operation in enumerate(self.tail)}
 
     def encode(self) -> bytes:
-        """Value of the cell."""
+        """Return the value of the cell."""
         return HEAD.encode({"feed": self.feed, "next": self.next, "length": self.length, "tail": list(self.tail)})
 
 
 def read_head(table: Table) -> Head | None:
-    """The head; None if nobody has asked for the feed yet."""
+    """Read the head of a feed; None if the feed was never begun."""
     row = table.read_rows([HEAD_ROW], [HEAD.key], newest_only=True).get(HEAD_ROW)
     if not row:
         return None
@@ -116,7 +116,7 @@ def read_head(table: Table) -> Head | None:
 
 
 def begin(table: Table) -> Head:
-    """The head of a new feed, or of the one that another process has begun meanwhile."""
+    """Begin a feed, unless another process has begun it meanwhile; return its head."""
     fresh = Head(secrets.token_hex(8))
     cell = SetCell(HEAD.key, fresh.encode(), FIXED_TIME)
     table.check_and_mutate(HEAD_ROW, [CellMatch(HEAD.key)], if_unmatched=[cell])
@@ -126,15 +126,15 @@ def begin(table: Table) -> Head:
 
 
 def replace_head(table: Table, before: Head, after: Head) -> bool:
-    """Replace the head unless another process has done so; whether it is ``after`` now.
+    """Replace the head, unless another process has done so; return whether it is ``after`` now.
 
-    The rows of the tail that is given up are written first.
+    The rows of the tail of ``before`` are written first.
     """
     _write(table, [row for i, number in before.tail_numbers.items() for row in _entry(i, number)])
     cell = SetCell(HEAD.key, after.encode(), FIXED_TIME)
     if table.check_and_mutate(HEAD_ROW, [CellMatch(HEAD.key, before.stored)], if_matched=[cell]):
         return True
-    found = read_head(table)  # the answer to a first, lost request may have been yes
+    found = read_head(table)  # a first request may have succeeded although its answer was lost
     return found is not None and found == after
 
 
@@ -149,17 +149,17 @@ def _entry(operation: int, number: int) -> list[RowMutation]:
 
 
 def numbers_of(table: Table, head: Head, operations: Iterable[int]) -> dict[int, int]:
-    """The number of each of some operations; those that the feed does not have are left out."""
+    """Return the number in the feed of each operation; operations that the feed does not have are left out."""
     wanted = {_key(PLACE, operation): operation for operation in operations}
     rows = table.read_rows(list(wanted), [NUMBER.key], newest_only=True) if wanted else {}
     stored = {wanted[key]: _whole(NUMBER, row) for key, row in rows.items()}
     tail = head.tail_numbers
-    # A process that was stopped may write the rows of a tail late; what they say is the same.
+    # A process that was suspended may write the rows of a tail late, but with the same values.
     return {i: tail.get(i, stored.get(i, 0)) for i in wanted.values() if i in tail or i in stored}
 
 
 def operations_after(table: Table, head: Head, number: int, limit: int) -> list[tuple[int, int]]:
-    """(number, operation) of at most ``limit`` entries that follow an entry, in their order."""
+    """Return at most ``limit`` entries (number, operation) that follow the entry with a number, in order."""
     last = min(head.length, number + limit)
     stored = min(last, head.length - len(head.tail))
     found: dict[int, int] = {}
@@ -176,19 +176,20 @@ def operations_after(table: Table, head: Head, number: int, limit: int) -> list[
     return [(n, found[n]) for n in range(number + 1, last + 1)]
 
 
-# -- operations that had not ended ------------------------------------------------------------------------------------
+# -- unfinished operations --------------------------------------------------------------------------------------------
 
 
 def waiting_ones(table: Table) -> dict[int, float]:
-    """Operations that are looked at each time, and since when they wait, in seconds."""
+    """Return the operations that each look reads, with the time since which they wait, in seconds."""
     return _listed(table.scan([keys.prefix_range(WAIT)], newest_only=True), WAIT)
 
 
 def late_ones(table: Table, limit: int, last: int) -> dict[int, float]:
-    """The operations of the late list whose turn it is, about ``limit``, and since when they wait, in seconds.
+    """Return about ``limit`` operations of the late list, with the time since which they wait, in seconds.
 
-    The turn is a range of numbers that goes round below ``last``. It grows where few operations are late, and shrinks
-    where more are than are wanted, so what is read does not grow with the list.
+    The operations are those in a range of ids, the *turn*, which moves on with each call and starts again after
+    ``last``. The range grows where few operations are late and shrinks where more than ``limit`` are, so the number
+    of rows that are read does not grow with the list.
     """
     row = table.read_rows([HEAD_ROW], [TURN.key], newest_only=True).get(HEAD_ROW)
     turn: dict[str, int] = TURN.newest(row) or {"at": 0, "span": FIRST_SPAN}
@@ -205,18 +206,18 @@ def late_ones(table: Table, limit: int, last: int) -> dict[int, float]:
 
 
 def note_waiting(table: Table, operations: dict[int, float]) -> None:
-    """Put operations on the list of those that are looked at each time."""
+    """Put operations on the list of those that each look reads."""
     _write(table, [RowMutation(_key(WAIT, i), [SINCE.set(since, FIXED_TIME)]) for i, since in operations.items()])
 
 
 def note_late(table: Table, operations: dict[int, float]) -> None:
-    """Put operations on the list of those that are looked at in turn, and off the other one."""
+    """Move operations from the list of those that each look reads to the list of those that are read in turn."""
     _write(table, [RowMutation(_key(LATE, i), [SINCE.set(since, FIXED_TIME)]) for i, since in operations.items()])
     _write(table, [RowMutation(_key(WAIT, i), [DeleteCells()]) for i in operations])
 
 
 def forget(table: Table, operations: Iterable[int]) -> None:
-    """Take operations off both lists."""
+    """Remove operations from both lists."""
     _write(table, [RowMutation(_key(of, i), [DeleteCells()]) for i in operations for of in (WAIT, LATE)])
 
 

@@ -1,4 +1,4 @@
-"""How messages reach a receiver: a webhook, or a topic of Google Pub/Sub through its REST interface."""
+"""Sends messages to a receiver: a webhook, or a topic of Google Pub/Sub through its REST interface."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Sender", "sender_of"]
 
 TIMEOUT_SECONDS = 10.0
 EMULATOR_VARIABLE = "PUBSUB_EMULATOR_HOST"
-"""Google's own: ``host:port`` of an emulator, which needs no credentials."""
+"""Google's own environment variable: ``host:port`` of an emulator, which needs no credentials."""
 PUBSUB = "https://pubsub.googleapis.com"
 SCOPE = "https://www.googleapis.com/auth/pubsub"
 KEPT = "The events are kept, and delivered in their order once the receiver takes them."
@@ -28,20 +28,20 @@ class Sender(Protocol):
     """Sends messages to one receiver."""
 
     at_once: int
-    """So many messages go into one request."""
+    """Number of messages that go into one request."""
 
     def send(self, messages: Sequence[Message]) -> None:
-        """Send messages, in their order, in one request; returns when the receiver has taken all of them.
+        """Send messages, in their order, in one request, and return when the receiver has confirmed all of them.
 
         Raises
         ------
         UnavailableError
-            If it has not; it may have taken them all the same.
+            If the receiver has not confirmed them; it may still have received them.
         """
 
 
 def sender_of(receiver: Receiver) -> Sender:
-    """What sends to a receiver; ConfigError if that is Dagster, whose sensor fetches its events itself."""
+    """Return the sender for a receiver; raise ConfigError for Dagster, whose sensor fetches its events itself."""
     if receiver.to == "pubsub":
         assert receiver.topic is not None
         return PubsubSender(receiver.topic)
@@ -55,7 +55,7 @@ def sender_of(receiver: Receiver) -> Sender:
 
 @dataclass
 class WebhookSender:
-    """One POST for each event: its payload as JSON; or attributes and payload, in the form of PyChunkedGraph."""
+    """Sends one POST for each event: its payload as JSON, or attributes and payload in the form of PyChunkedGraph."""
 
     url: str = field(repr=False)
     format: EventFormat = EventFormat.SV_PIPELINE
@@ -77,7 +77,7 @@ class WebhookSender:
 
 @dataclass
 class PubsubSender:
-    """Publishes to a topic; messages of a graph have one ordering key."""
+    """Publishes to a topic; all messages of a graph have the same ordering key."""
 
     topic: str
     at_once: int = 50
@@ -107,7 +107,7 @@ class PubsubSender:
             raise _not_published(self.topic, host_of(place + "/"), first, error) from error
 
     def _authorization(self) -> dict[str, str]:
-        """The header that Google wants, of the default credentials of this machine."""
+        """Return the authorization header from the default Google credentials of this machine."""
         # Imported here: it takes a second, and only this receiver needs it.
         import google.auth
         import google.auth.exceptions

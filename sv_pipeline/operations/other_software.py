@@ -38,7 +38,7 @@ from sv_pipeline.table.interface import RowView
 __all__ = ["Standing", "edited_roots", "ended_by_us", "footprint_of", "quiet_seconds", "read_standings"]
 
 OUR_ENDS = ("refused:", "failed:")
-"""What our log says of an operation that ended without effect begins with one of these."""
+"""Beginnings of the log messages of operations that ended without effect."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Standing:
     """How one operation of other software stands."""
 
     scope: Scope | None
-    """What it holds, or has to hold to be rolled back; None if it holds nothing and has left nothing."""
+    """The locks that it holds, or that its rollback needs; None if it holds nothing and has left nothing."""
     objects: tuple[int, ...]
     """Roots of the objects that it edits, as of the moment before it."""
     signature: str

@@ -78,11 +78,11 @@ class Unfinished:
     row: RowView = field(default_factory=dict, repr=False)
     """Cells of the open row."""
     objects: tuple[int, ...] = ()
-    """Of other software's: roots of the objects that it edits, as of the moment before it."""
+    """Roots of the objects that an operation of other software edits, as of the moment before it."""
     moved_at: int = 0
-    """Of other software's: time of the newest of its cells and locks, milliseconds."""
+    """For an operation of other software, the time of the newest of its cells and locks, in milliseconds."""
     unlocked: bool = False
-    """Of other software's: whether it gave its locks back, although cells of it are there."""
+    """Whether an operation of other software has released its locks although cells of it are present."""
     damage: str = ""
     """Why its rows cannot be read, if so. Its locks and its state are then unknown, and it is left alone."""
 

@@ -22,9 +22,9 @@ _WHAT = {
     State.EMPTY: "record in the log that it failed: nothing was written",
     State.FINISHED: "release its locks: the edit is complete",
     State.UNPROVEN: "prove its rows and voxels again: it has ended, but they were not as they should be",
-    State.OVER: "release its locks: an earlier recovery has rolled it back, and it cannot be replayed",
-    State.HELD: "roll it back, then replay it under its locks",
-    State.UNWRITTEN: "release the locks that it has, then replay it: nothing was written",
+    State.OVER: "release its locks: an earlier recovery has taken it back, and it cannot be made again",
+    State.HELD: "take back what it wrote, then make it again under its locks",
+    State.UNWRITTEN: "release the locks that it has, then make it again: nothing was written",
 }
 
 

@@ -82,7 +82,7 @@ class Subject:
 
     @cached_property
     def is_built_elsewhere(self) -> bool:
-        """Whether other software has built the graph: it leaves no ingest rows."""
+        """Whether other software has built the graph, so that it has no ingest rows."""
         return next(iter(self.table.scan([keys.ingest_range()], newest_only=True)), None) is None
 
     @cached_property

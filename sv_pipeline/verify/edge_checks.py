@@ -66,8 +66,8 @@ def check_cross_edges(
         foreign = np.intersect1d(extra, high)
         if len(foreign):
             outcome.foreign(
-                f"`cross_edges_{layer}` lead to an ancestor of the partner: readable; 'sv-pipeline mend' writes them "
-                "as they should be.",
+                f"`cross_edges_{layer}` lead to an ancestor of the partner: they can be read, and 'sv-pipeline mend' "
+                "corrects them.",
                 int(nodes.ids[foreign[0] // count]),
                 len(foreign),
             )

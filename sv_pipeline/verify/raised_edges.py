@@ -1,4 +1,4 @@
-"""Cross edges that lead to an ancestor of the partner, as other software writes some, and what they should be. Pure."""
+"""Cross edges that lead to an ancestor of their partner, as other software writes some, and the right edges."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RaisedEdges:
-    """Edges that lead too high; arrays of shape (n,)."""
+    """Cross edges that lead to an ancestor of their partner; arrays of shape (n,)."""
 
     layers: IntArray
-    """Cross layer of each."""
+    """Cross layer of each edge."""
     nodes: UInt64Array
+    """The node whose row holds the edge."""
     ancestors: UInt64Array
-    """The partner that is stored."""
+    """The stored partner, which is an ancestor of the right one."""
     partners: UInt64Array
-    """The partner that should be; several where several of them have the same ancestor."""
+    """The right partner. If several right partners have the same ancestor, each is one entry."""
 
     @property
     def cells(self) -> int:
@@ -37,7 +38,7 @@ class RaisedEdges:
 
 
 def find_raised_edges(nodes: Snapshot, active: ActiveEdges) -> RaisedEdges:
-    """All such edges of nodes in use."""
+    """Find all cross edges of nodes in use that lead to an ancestor of their partner."""
     count, parts = max(len(nodes.ids), 1), []
     for layer in range(2, nodes.layout.n_layers):
         may = lifted(nodes, active, active.joined, layer)

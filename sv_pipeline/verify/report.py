@@ -18,8 +18,8 @@ class Finding:
     check: str
     """Name of the check."""
     severity: Severity
-    """Errors make a check fail. What is ``foreign`` does not: other software wrote it in a form that can be read and
-    brought into ours (`sv-pipeline mend`). Warnings do not either."""
+    """Only errors make a check fail. ``foreign`` findings are about data that other software wrote in another form,
+    which can be read and converted to ours (`sv-pipeline mend`)."""
     message: str
     """The fault, and how to repair it."""
     place: str
@@ -52,7 +52,7 @@ class Outcome:
         self._add("warning", message, place, count)
 
     def foreign(self, message: str, place: object, count: int = 1) -> None:
-        """Note what other software wrote in a form of its own, which can be read."""
+        """Record data that other software wrote in another form, which can be read."""
         self._add("foreign", message, place, count)
 
     def _add(self, severity: Severity, message: str, place: object, count: int) -> None:
@@ -91,7 +91,7 @@ class CheckResult:
 
     @property
     def foreign(self) -> tuple[Finding, ...]:
-        """Findings about another form of other software, which can be read."""
+        """Findings about data that other software wrote in another form, which can be read."""
         return tuple(finding for finding in self.findings if finding.severity == "foreign")
 
     @property
@@ -162,7 +162,7 @@ class VerifyReport:
         foreign = sum(finding.count for result in self.results for finding in result.foreign)
         tail = f", {warnings} warning(s)" if warnings else ""
         if foreign:
-            tail += f", {foreign} written by other software: readable, can be normalised ('sv-pipeline mend')"
+            tail += f", {foreign} written by other software in another form: can be normalised ('sv-pipeline mend')"
         scope = f", voxels of {self.sample} chunks only" if self.sample is not None else ""
         verdict = "is sound" if self.ok else "is NOT sound"
         return f"graph {self.graph_id} {verdict}: {passed}{tail} in {self.seconds:.1f} s{scope}"

@@ -24,8 +24,8 @@ IntArray = npt.NDArray[np.int64]
 
 
 WITHOUT_NODE = (
-    "a supervoxel of the watershed has no node: other software gives none to those without an edge; 'sv-pipeline mend' "
-    "gives them one."
+    "a supervoxel of the watershed has no node, since other software makes none for supervoxels without an edge: "
+    "'sv-pipeline mend' makes it."
 )
 
 
@@ -72,8 +72,8 @@ def check_voxels(
     advance
         Called with (chunks done, all chunks).
     source
-        The watershed's voxels, for a graph that other software has built: it gives no node to supervoxels without an
-        edge, and these are in the watershed.
+        The watershed's voxels, if other software has built the graph. It makes no nodes for supervoxels without an
+        edge, which are recognised because the watershed has them at the same voxels.
     """
     total = min(grid.count(2), sample or grid.count(2))
     groups = chunk_groups(grid, sample, seed)
@@ -155,7 +155,7 @@ def _without_given(
     box: Box,
     source: ts.TensorStore | None,
 ) -> UInt64Array:
-    """Those ids that are not supervoxels of the watershed to which other software has given no node."""
+    """Report supervoxels of the watershed for which other software made no node, and return the other ids."""
     unknown = strange[nodes.find(strange) == NONE]
     if source is None or not len(unknown):
         return strange

@@ -7,11 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from sv_pipeline import edits
+from sv_pipeline.edits import Points
 from sv_pipeline.graph.hierarchy import read_parents
+from sv_pipeline.operations.refusal import Reason
 from sv_pipeline.recovery import mend
 from sv_pipeline.table import columns, keys, locks
 from sv_pipeline.table.interface import RowMutation
-from sv_pipeline.testing.harness.actors import DONE
+from sv_pipeline.testing.harness.actors import DONE, OFFSET
 from sv_pipeline.verify.dataset_under_test import Subject
 from sv_pipeline.verify.report import VerifyReport
 from sv_pipeline.verify.run import verify
@@ -105,3 +108,20 @@ def test_locks_of_operations_that_have_ended_are_released(theatre: Make) -> None
     assert locks.holders(play.scene.table, key) == (None, done)
     mend(graph, apply=True)
     assert locks.holders(play.scene.table, key) == (None, None)
+
+
+def test_ids_that_are_not_at_the_coordinates_named_with_them_are_a_bad_request(theatre: Make) -> None:
+    """They come from the log of other software, or from a viewer whose ids are outdated."""
+    graph = theatre("sqlite").scene.graph
+    volume = graph.fork.open()
+    voxels = np.asarray(volume.read().result(), np.uint64)
+    found = np.unique(voxels[voxels > 0])
+    origin = np.asarray(graph.grid.bounds.start)
+    near, far = (np.argwhere(voxels == sv)[0] + origin for sv in (found[0], found[-1]))
+    sides = Points(found[-1:], far[None]), Points(found[:1], far[None] * 0 + near)
+    swapped = Points(found[:1], far[None]), Points(found[-1:], near[None])
+    for source, sink in (swapped, (swapped[0], sides[1])):
+        request = edits.SplitRequest("tester", source, sink, OFFSET)
+        with pytest.raises(edits.EditRefused) as refused:
+            edits.split(graph, request, volume=volume)
+        assert refused.value.reason in (Reason.BAD_REQUEST, Reason.SEVERAL_ROOTS), refused.value

@@ -1,8 +1,8 @@
-"""Owns the record of what a base refers to: the watershed's objects, as they were when the base was made.
+"""Owns the record of the watershed's objects that a base refers to, as they were when the base was populated.
 
-Each part of a populate that refers to the watershed has one, ``source.npz`` beside its data: names, sizes and versions
-of objects (generations in a bucket, times of modification on disk). It stays as long as the base does. What is in the
-watershed now is found by listings, as for the populate.
+Each part of a populate that refers to the watershed has such a record, ``source.npz`` beside its data: names, sizes and
+versions of objects (generations in a bucket, times of modification on disk). It is kept as long as the base. The
+present objects of the watershed are found by listings, as in the populate.
 """
 
 from __future__ import annotations
@@ -36,17 +36,18 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Changes:
-    """What has happened to a watershed since a base was made to refer to it. Names are relative to its folder."""
+    """The changes of a watershed since a base began to refer to it. Names are relative to the watershed's folder."""
 
     looked_at: int
-    """Objects that were compared."""
+    """Number of objects that were compared."""
     changed: tuple[str, ...] = ()
-    """Replaced by another version, or modified."""
+    """Objects that were modified or replaced."""
     gone: tuple[str, ...] = ()
+    """Objects that were removed."""
     appeared: tuple[str, ...] = ()
-    """There now, where the base shows background."""
+    """Objects that are new, where the base shows background."""
     copied_from: str | None = None
-    """Where the watershed was when the base was made, if it was copied since: then only sizes can be compared."""
+    """Former place of the watershed, if it was copied since the base was made; then only sizes can be compared."""
 
     def __bool__(self) -> bool:
         return bool(self.changed or self.gone or self.appeared)
@@ -64,7 +65,7 @@ class Changes:
 
 
 def find_references(base: BaseInfo, grid: ChunkGrid, layer: int, coordinate: Triple) -> dict[int, MipReferences]:
-    """What one populate task of a base can refer to, by mip."""
+    """Return the references that one populate task of a base can use, by mip."""
     return {
         mip: references_of_box(
             stored_scale(base.watershed_url, mip),
@@ -76,7 +77,7 @@ def find_references(base: BaseInfo, grid: ChunkGrid, layer: int, coordinate: Tri
 
 
 def write_source_record(base: BaseInfo, coordinate: Triple, attempt: str, found: Sequence[MipReferences]) -> None:
-    """Remember what a part refers to, beside its data."""
+    """Write the record of the objects that a part refers to, beside its data."""
     names = np.concatenate([part.objects.names for part in found])
     sizes = np.concatenate([part.objects.sizes for part in found])
     versions = np.concatenate([part.objects.versions for part in found])
@@ -88,12 +89,12 @@ def write_source_record(base: BaseInfo, coordinate: Triple, attempt: str, found:
 
 
 def changes_of_source(base: BaseInfo, *, at_most: int | None = None) -> Changes:
-    """Compare the watershed with what the base refers to.
+    """Compare the watershed with the record of the objects that the base refers to.
 
     Parameters
     ----------
     at_most
-        Look at so many populate tasks only, evenly spread; default: all.
+        Largest number of populate tasks to compare, evenly spread; all by default.
     """
     meta = markers.read_meta(base.watershed_url)
     if not base.refers or meta is None:
