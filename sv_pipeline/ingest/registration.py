@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sv_pipeline.config import BackendType, DatasetConfig, IngestMode
+from sv_pipeline.config import BackendType, DatasetConfig, IngestMode, PopulateMethod
 from sv_pipeline.errors import ConfigError, ConflictError, InputError, NotFoundError
 from sv_pipeline.graph import edge_files
 from sv_pipeline.grid import ChunkGrid
@@ -212,6 +212,17 @@ def _name_other_settings(dataset: Dataset) -> None:
     differing = [f"{name} {counts[name]} (not {asked[name]})" for name in asked if counts[name] != asked[name]]
     if differing:
         logger.warning("the existing base determines these settings of the graph: %s", ", ".join(differing))
+    method, refers = dataset.config.ocdbt_config.populate_method, dataset.base.info().refers
+    if refers and not method.refers:
+        logger.warning(
+            "the existing base refers to the watershed's chunks, although populate_method is %s: the watershed must "
+            "not change, and PyChunkedGraph's own servers cannot read the graph's voxels",
+            method.value,
+        )
+    elif not refers and method is PopulateMethod.REFERENCE:
+        logger.warning(
+            "the existing base holds copies of the watershed's voxels, although populate_method is reference"
+        )
 
 
 def _check_watershed(dataset: Dataset) -> None:

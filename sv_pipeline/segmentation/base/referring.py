@@ -57,6 +57,8 @@ class SourceObjects:
     """Sizes in bytes, shape (n,)."""
     versions: IntArray
     """Generations in a bucket, or times of modification on disk in ns, shape (n,)."""
+    compressed: Names
+    """Objects that are there, but compressed as a whole, so that their chunks are copied; shape (m,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,29 +175,39 @@ def references_of_box(stored: StoredScale, scale: Scale, box: Box) -> MipReferen
     names = chunks.names(cells)
     keys = np.strings.add(scale.key.encode() + b"/", names)
     if stored.sharding is not None:
-        return _in_shards(stored, keys, cells)
+        return _in_shards(stored, scale, keys, cells)
     found = look_up(stored.folder, names, ranks, stored.suffixes)
-    there = found.there
-    files = np.strings.add(_relative(stored), names)[there]
-    objects = SourceObjects(files, found.sizes[there], found.versions[there])
+    files = np.strings.add(_relative(stored), names)
+    usable = found.there & _fit_codec(scale, cells, found.sizes)
     return MipReferences(
-        keys=keys[there],
-        files=np.strings.add(ocdbt.SOURCE_PREFIX.encode(), files),
-        offsets=np.zeros(int(there.sum()), np.int64),
-        lengths=found.sizes[there],
-        others=cells[found.compressed],
-        objects=objects,
+        keys=keys[usable],
+        files=np.strings.add(ocdbt.SOURCE_PREFIX.encode(), files[usable]),
+        offsets=np.zeros(int(usable.sum()), np.int64),
+        lengths=found.sizes[usable],
+        others=cells[found.compressed | (found.there & ~usable)],
+        objects=_objects(files, found),
     )
 
 
-def _in_shards(stored: StoredScale, keys: Names, cells: IntArray) -> MipReferences:
+def _fit_codec(scale: Scale, cells: IntArray, lengths: IntArray) -> npt.NDArray[np.bool_]:
+    """Whether chunks can be what the codec reads, by their lengths; those that cannot are left to the copy's reader."""
+    if scale.encoding != "raw":
+        return np.asarray(lengths > 0)
+    shapes = np.minimum(scale.chunk_size, np.subtract(scale.size, cells * np.asarray(scale.chunk_size)))
+    return np.asarray(lengths == np.dtype(np.uint64).itemsize * shapes.prod(axis=-1))
+
+
+def _in_shards(stored: StoredScale, scale: Scale, keys: Names, cells: IntArray) -> MipReferences:
     found = find_in_shards(stored, cells)
     there = found.lengths >= 0
     shards, first = np.unique(found.shards[there], return_index=True)
     names = found.files[there][first]
     shard_files = look_up(stored.folder, names, shards)
     # Chunks in a shard that is compressed as a whole cannot be referred to.
-    usable = there & np.isin(found.shards, shards[shard_files.there])
+    usable = there & np.isin(found.shards, shards[shard_files.there]) & _fit_codec(scale, cells, found.lengths)
+    if len(shards):
+        sizes = shard_files.sizes[np.minimum(np.searchsorted(shards, found.shards), len(shards) - 1)]
+        usable &= found.offsets + found.lengths <= sizes
     relative = _relative(stored)
     return MipReferences(
         keys=keys[usable],
@@ -203,13 +215,13 @@ def _in_shards(stored: StoredScale, keys: Names, cells: IntArray) -> MipReferenc
         offsets=found.offsets[usable],
         lengths=found.lengths[usable],
         others=cells[there & ~usable],
-        objects=_those_there(np.strings.add(relative, names), shard_files),
+        objects=_objects(np.strings.add(relative, names), shard_files),
     )
 
 
-def _those_there(names: Names, found: StoredObjects) -> SourceObjects:
+def _objects(names: Names, found: StoredObjects) -> SourceObjects:
     there = found.there
-    return SourceObjects(names[there], found.sizes[there], found.versions[there])
+    return SourceObjects(names[there], found.sizes[there], found.versions[there], names[found.compressed])
 
 
 def _relative(stored: StoredScale) -> bytes:
