@@ -28,7 +28,7 @@ from sv_pipeline.graph.lineage import lineage
 from sv_pipeline.graph.queries import roots
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.footprint import Footprint, box_around, read_footprint
-from sv_pipeline.operations.log import Operation, OperationStatus, chain
+from sv_pipeline.operations.log import Operation, OperationStatus, chain, is_our_end
 from sv_pipeline.operations.watch_list import Notes, read_notes
 from sv_pipeline.operations.writing import Scope
 from sv_pipeline.table import columns, keys
@@ -36,9 +36,6 @@ from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
 from sv_pipeline.table.interface import RowView
 
 __all__ = ["Standing", "edited_roots", "ended_by_us", "footprint_of", "quiet_seconds", "read_standings"]
-
-OUR_ENDS = ("refused:", "failed:")
-"""Beginnings of the log messages of operations that ended without effect."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ def quiet_seconds(graph: ChunkedGraph) -> float:
 
 def ended_by_us(operation: Operation) -> bool:
     """Whether our software has written that an operation ended without effect."""
-    return operation.status is OperationStatus.EXCEPTION and (operation.exception or "").startswith(OUR_ENDS)
+    return operation.status is OperationStatus.EXCEPTION and is_our_end(operation.exception)
 
 
 def read_standings(
@@ -126,9 +123,9 @@ def _standing(
     moved_at = max((cell.timestamp for cell in its_cells), default=0)
     signature = _hash([*row.items()] for row in (operation.row, *(locks[key] for key in sorted(locks))))
     chunks, at = tuple(_chunks(operation)), logical_time(operation) or 0
-    done = operation.status is OperationStatus.SUCCESS
+    done = operation.is_complete
     known = Standing(None, edited, signature, moved_at)
-    if held and not chunks and len(held) < len(edited) and thorough and not done:
+    if (held or chunks) and len(held) < len(edited) and thorough and not done:
         # Its worker may have died between two locks; or somebody has removed one since, and all have to be locked.
         held = edited if footprint_of(graph, operation, edited).cells else held
     if held or chunks:
@@ -163,7 +160,7 @@ def edited_roots(graph: ChunkedGraph, operation: Operation) -> tuple[int, ...]:
 
     Its log names supervoxels only. Between two of its locks, another edit may have replaced the root of the second.
     """
-    if operation.status is OperationStatus.SUCCESS and len(operation.roots):
+    if operation.is_complete and len(operation.roots):
         rows = graph.table.read_rows(keys.node_keys(operation.roots), [columns.FORMER_PARENTS.key], newest_only=True)
         found = (columns.FORMER_PARENTS.newest(row) for row in rows.values())
         return tuple(np.unique(np.concatenate([np.zeros(0, np.uint64), *(f for f in found if f is not None)])).tolist())

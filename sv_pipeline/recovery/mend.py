@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from sv_pipeline.arguments import parse_flag
+from sv_pipeline.errors import ConflictError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edge_files import read_edges_many
 from sv_pipeline.ids import UInt64Array
@@ -28,7 +29,7 @@ from sv_pipeline.ingest.isolated import supervoxels_in_voxels
 from sv_pipeline.recovery.orphans import orphaned_locks, release_orphans
 from sv_pipeline.table import columns, counters, keys
 from sv_pipeline.table.interface import CellMatch, DeleteCells, RowMutation, SetCell
-from sv_pipeline.verify.dataset_under_test import Subject
+from sv_pipeline.verify.dataset_under_test import Blocked, Subject
 from sv_pipeline.verify.raised_edges import RaisedEdges, find_raised_edges
 
 __all__ = ["MendReport", "mend"]
@@ -91,12 +92,24 @@ def mend(graph: ChunkedGraph, *, apply: bool = False) -> MendReport:
     ----------
     apply
         Change it; by default, it is only found.
+
+    Raises
+    ------
+    ConflictError
+        If the hierarchy is not sound, for example because an edit is half written; nothing was changed.
     """
     apply = parse_flag(apply, "apply")
     subject = Subject(graph.table, graph.fork)
-    edges = find_raised_edges(subject.nodes, subject.active)
+    try:
+        edges = find_raised_edges(subject.nodes, subject.active)
+    except Blocked as blocked:
+        raise ConflictError(
+            f"graph {graph.graph_id!r} cannot be mended now: {blocked}. Nothing was changed.",
+            remedy=f"Where 'sv-pipeline stuck list {graph.graph_id}' names an edit that is half written, recover it or "
+            f"wait until it ends; then repair what 'sv-pipeline verify {graph.graph_id}' names.",
+        ) from blocked
     isolated = [*_without_nodes(graph)]
-    locks = tuple(one.operation_id for one in orphaned_locks(graph))
+    locks = tuple(one.operation_id for one in orphaned_locks(graph) if not one.damage)
     alone = np.concatenate([np.zeros(0, np.uint64), *isolated])
     examples = {"cross edges": int(edges.nodes[0])} if len(edges.nodes) else {}
     examples |= {"supervoxel": int(alone[0])} if len(alone) else {}
