@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sv_pipeline.config import BackendType, DatasetConfig, IngestMode, PopulateMethod
-from sv_pipeline.errors import ConfigError, ConflictError, InputError, NotFoundError
+from sv_pipeline.errors import ConfigError, ConflictError, InputError, NotFoundError, NotReadyError
 from sv_pipeline.graph import edge_files
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import IdLayout
@@ -24,7 +24,7 @@ from sv_pipeline.storage.stored_scale import StoredScale
 from sv_pipeline.storage.volume_info import VolumeInfo, check_label_encoding, info_json
 from sv_pipeline.table.meta import OCDBT_CONFIG
 
-__all__ = ["attach", "register", "source_is_needed"]
+__all__ = ["attach", "register", "require_watershed", "source_is_needed"]
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +135,16 @@ def source_is_needed(dataset: Dataset) -> bool:
         logger.warning("the source cannot be read any more, but the watershed is already complete: %s", error)
         return False
     return True
+
+
+def require_watershed(dataset: Dataset) -> None:
+    """Raise NotReadyError if the watershed is made here and is not complete: its base would lack voxels for ever."""
+    if dataset.config.source is not None and not _watershed_is_complete(dataset):
+        raise NotReadyError(
+            f"the watershed {dataset.watershed_url} of graph {dataset.graph_id!r} is not complete, so its voxels "
+            "cannot be put into the base yet.",
+            remedy="Make the watershed first (asset watershed, or 'sv-pipeline ingest').",
+        )
 
 
 def _watershed_is_complete(dataset: Dataset) -> bool:

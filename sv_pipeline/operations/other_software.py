@@ -134,7 +134,7 @@ def _standing(
         return known
     settled = time.time() - moved_at / 1000 > quiet_seconds(graph)
     written = notes.written if notes is not None else None
-    if written is None and thorough and settled:
+    if not written and thorough and settled:  # a worker that planned for long may have written since that was noted
         found = footprint_of(graph, operation, edited)
         written = 0 if found.edited_since else found.cells
     if not written:

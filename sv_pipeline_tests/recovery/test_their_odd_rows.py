@@ -10,6 +10,7 @@ import pytest
 from sv_pipeline.errors import ConflictError
 from sv_pipeline.operations.errors import FinishedError
 from sv_pipeline.operations.log import OperationStatus
+from sv_pipeline.operations.watch_list import Notes, noted
 from sv_pipeline.recovery import (
     NotStuckError,
     RecoveryStoppedError,
@@ -190,3 +191,18 @@ def test_roots_of_a_finished_operation_that_are_unreadable_hide_no_other(
     change_log(play, damaged, SetCell(columns.ROOTS.key, b"abc", None))
     assert theirs(play, "elsewhere", die="rows:0.5") == KILLED
     assert [one.outlook for one in found_theirs(play)] == ["nothing", "recover"]
+
+
+@both
+def test_an_edit_that_had_written_nothing_when_it_was_listed_is_not_swept(
+    theatre: Make, backend: str, old: None
+) -> None:
+    """A worker that plans for longer than its locks are valid looks dead; then it writes half of its rows."""
+    play = theatre(backend)
+    before = play.scene.objects()
+    theirs(play, "merge", fail="rows:0.5")
+    (one,) = found_theirs(play)
+    play.scene.table.mutate([noted(one.operation_id, Notes(one.objects, 0))])
+    assert recover(play.scene.graph, one.operation_id).replay.outcome == "rolled back"
+    play.scene.prove()
+    assert play.scene.objects() == before
