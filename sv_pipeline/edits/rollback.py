@@ -166,7 +166,7 @@ def roll_back(
 
 
 def _undone(graph: ChunkedGraph, step: RollbackStep, by: str) -> RollbackStep:
-    """What becomes of a step."""
+    """Undo the operation of one step; return the step with its outcome."""
     number = step.operation_id
     if operation_of(graph, _token(number)) is None and (fresh := _built_since(graph, step, by)):
         why = f"operation(s) {', '.join(map(str, sorted(fresh)))} were made on it while it was to be taken back"
@@ -191,7 +191,7 @@ def _token(number: int) -> str:
 
 
 def _built_since(graph: ChunkedGraph, step: RollbackStep, by: str) -> set[int]:
-    """Operations that stand on the one of a step, and did not when it was worked out; but for those of ``by``."""
+    """Return operations that stand on the one of a step since the plan was made, except for those by ``by``."""
     found = _followers(graph, read_operations(graph, [step.operation_id])).get(step.operation_id, set())
     fresh = sorted(found - step.followers)
     return {o.operation_id for o in read_operations(graph, fresh) if o.user != by} if fresh else set()

@@ -28,7 +28,7 @@ from sv_pipeline.failpoints import reach
 from sv_pipeline.feed import rows
 from sv_pipeline.feed.rows import Head
 from sv_pipeline.graph.hierarchy import milliseconds
-from sv_pipeline.operations.log import OperationStatus
+from sv_pipeline.operations.log import OperationStatus, is_our_end
 from sv_pipeline.operations.ownership import open_key
 from sv_pipeline.operations.writing import REQUEST, WRITES
 from sv_pipeline.table import columns, counters, keys
@@ -236,8 +236,7 @@ def _has_failed(row: RowView | None) -> bool:
     """Return whether an operation has ended without effect for good. Other software may still repair its own."""
     if row is None or _status(row) is not OperationStatus.EXCEPTION:
         return False
-    text = columns.OPERATION_EXCEPTION.newest(row) or ""
-    return text.startswith(("refused:", "failed:"))
+    return is_our_end(columns.OPERATION_EXCEPTION.newest(row))
 
 
 def _final(table: Table, succeeded: Mapping[int, RowView]) -> dict[int, RowView]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sv_pipeline.config import BackendType, DatasetConfig, IngestMode
-from sv_pipeline.errors import ConfigError, ConflictError, InputError, NotFoundError
+from sv_pipeline.config import BackendType, DatasetConfig, IngestMode, PopulateMethod
+from sv_pipeline.errors import ConfigError, ConflictError, InputError, NotFoundError, NotReadyError
 from sv_pipeline.graph import edge_files
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import IdLayout
@@ -24,7 +24,7 @@ from sv_pipeline.storage.stored_scale import StoredScale
 from sv_pipeline.storage.volume_info import VolumeInfo, check_label_encoding, info_json
 from sv_pipeline.table.meta import OCDBT_CONFIG
 
-__all__ = ["attach", "register", "source_is_needed"]
+__all__ = ["attach", "register", "require_watershed", "source_is_needed"]
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +137,16 @@ def source_is_needed(dataset: Dataset) -> bool:
     return True
 
 
+def require_watershed(dataset: Dataset) -> None:
+    """Raise NotReadyError if the watershed is made here and is not complete: its base would lack voxels for ever."""
+    if dataset.config.source is not None and not _watershed_is_complete(dataset):
+        raise NotReadyError(
+            f"the watershed {dataset.watershed_url} of graph {dataset.graph_id!r} is not complete, so its voxels "
+            "cannot be put into the base yet.",
+            remedy="Make the watershed first (asset watershed, or 'sv-pipeline ingest').",
+        )
+
+
 def _watershed_is_complete(dataset: Dataset) -> bool:
     try:
         chunks = dataset.grid.count(2)
@@ -212,6 +222,17 @@ def _name_other_settings(dataset: Dataset) -> None:
     differing = [f"{name} {counts[name]} (not {asked[name]})" for name in asked if counts[name] != asked[name]]
     if differing:
         logger.warning("the existing base determines these settings of the graph: %s", ", ".join(differing))
+    method, refers = dataset.config.ocdbt_config.populate_method, dataset.base.info().refers
+    if refers and not method.refers:
+        logger.warning(
+            "the existing base refers to the watershed's chunks, although populate_method is %s: the watershed must "
+            "not change, and PyChunkedGraph's own servers cannot read the graph's voxels",
+            method.value,
+        )
+    elif not refers and method is PopulateMethod.REFERENCE:
+        logger.warning(
+            "the existing base holds copies of the watershed's voxels, although populate_method is reference"
+        )
 
 
 def _check_watershed(dataset: Dataset) -> None:

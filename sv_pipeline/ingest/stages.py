@@ -25,7 +25,7 @@ from sv_pipeline.ingest.announcing import announce_fork, publish_documents
 from sv_pipeline.ingest.atomic import build_atomic_chunks
 from sv_pipeline.ingest.batches import Batch, Stage, plan_batches
 from sv_pipeline.ingest.parents import build_parent_chunks
-from sv_pipeline.ingest.registration import attach, register, source_is_needed
+from sv_pipeline.ingest.registration import attach, register, require_watershed, source_is_needed
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import populate
 
@@ -179,7 +179,8 @@ def plan_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> 
     Raises
     ------
     NotReadyError
-        If the layer below is not complete, or the set-up was not run.
+        If the layer below is not complete, the set-up was not run, or voxels are missing of a watershed that is made
+        here and not complete.
     """
     mode = mode or dataset.config.ingest.mode
     batches: list[Batch] = []
@@ -193,6 +194,8 @@ def plan_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> 
     if mode in (IngestMode.BOTH, IngestMode.VOXELS):
         plan = _populate_plan(dataset)
         if plan.layer == layer:
+            if plan.missing:
+                require_watershed(dataset)
             batches += plan_batches(Stage.VOXELS, layer, dataset.grid, plan.missing, 1)
     return batches
 

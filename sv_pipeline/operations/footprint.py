@@ -1,4 +1,4 @@
-"""What an edit of other software has written of its rows so far, found without a list of them. Reads.
+"""Finds the rows that an edit of other software has written so far, without a list of them. Reads only.
 
 Such software says only which objects it edits, and when. It writes its rows in no order, so that any part of them may
 be there. All of its cells carry its logical time T, except cross edges of neighbours, which are a moment later. So::
@@ -44,9 +44,9 @@ class Footprint:
     """The cells that an operation has written."""
 
     switched: tuple[RowMutation, ...] = ()
-    """What takes its cells out of rows that were there before it."""
+    """Mutations that delete its cells from rows that existed before it."""
     made: tuple[RowMutation, ...] = ()
-    """What takes the rows of its new nodes out."""
+    """Mutations that delete the rows of its new nodes."""
     edited_since: str = ""
     """Which of its nodes somebody else has edited since; empty if nobody has."""
 

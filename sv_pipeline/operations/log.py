@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +25,7 @@ __all__ = [
     "asked_for",
     "chain",
     "find_operation",
+    "is_our_end",
     "read_operation",
     "read_operations",
 ]
@@ -40,6 +42,12 @@ class OperationStatus(IntEnum):
 
 
 _STATUSES = frozenset(OperationStatus)
+_OUR_END = re.compile(r"(refused|failed):\w+:")
+
+
+def is_our_end(text: str | None) -> bool:
+    """Return whether our software wrote this reason for the end of an operation; other software uses its own words."""
+    return _OUR_END.match(text or "") is not None
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,6 +75,11 @@ class Operation:
     def id(self) -> int:
         """Number of the operation."""
         return self.operation_id
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has succeeded; the oldest logs have no status, and name the new roots once an edit is complete."""
+        return self.status is OperationStatus.SUCCESS or (self.status is None and len(self.roots) > 0)
 
 
 def read_operations(graph: ChunkedGraph, operation_ids: npt.ArrayLike | None = None) -> list[Operation]:

@@ -29,7 +29,7 @@ from sv_pipeline.graph.lineage import lineage
 from sv_pipeline.graph.queries import roots
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.footprint import Footprint, box_around, read_footprint
-from sv_pipeline.operations.log import Operation, OperationStatus, chain
+from sv_pipeline.operations.log import Operation, OperationStatus, chain, is_our_end
 from sv_pipeline.operations.watch_list import Notes, read_notes
 from sv_pipeline.operations.writing import Scope
 from sv_pipeline.table import columns, keys
@@ -38,16 +38,13 @@ from sv_pipeline.table.interface import RowView
 
 __all__ = ["Standing", "edited_roots", "ended_by_us", "footprint_of", "quiet_seconds", "read_standings"]
 
-OUR_ENDS = ("refused:", "failed:")
-"""What our log says of an operation that ended without effect begins with one of these."""
-
 
 @dataclass(frozen=True)
 class Standing:
     """How one operation of other software stands."""
 
     scope: Scope | None
-    """What it holds, or has to hold to be rolled back; None if it holds nothing and has left nothing."""
+    """The locks that it holds, or that its rollback needs; None if it holds nothing and has left nothing."""
     objects: tuple[int, ...]
     """Roots of the objects that it edits, as of the moment before it."""
     signature: str
@@ -65,7 +62,7 @@ def quiet_seconds(graph: ChunkedGraph) -> float:
 
 def ended_by_us(operation: Operation) -> bool:
     """Whether our software has written that an operation ended without effect."""
-    return operation.status is OperationStatus.EXCEPTION and (operation.exception or "").startswith(OUR_ENDS)
+    return operation.status is OperationStatus.EXCEPTION and is_our_end(operation.exception)
 
 
 def read_standings(
@@ -109,7 +106,7 @@ def _lock_keys(edited: Iterable[int], chunks: Iterable[int]) -> list[bytes]:
 def _chunks(graph: ChunkedGraph, operation: Operation) -> list[int]:
     """Return the layer 2 chunks that an operation has to lock; without a scope, those that a split may have locked."""
     chunks = columns.CHUNK_LOCK_SCOPE.newest(operation.row)
-    if chunks is not None or operation.status is OperationStatus.SUCCESS:
+    if chunks is not None or operation.is_complete:
         return [] if chunks is None else chunks.tolist()
     log = _chain(graph, operation)
     box = box_around(graph, log) if any(one.kind == "split" for one in log) else None
@@ -145,9 +142,9 @@ def _standing(
     moved_at = max((cell.timestamp for cell in its_cells), default=0)
     signature = _hash([*row.items()] for row in (operation.row, *(locks[key] for key in sorted(locks))))
     at = logical_time(operation) or 0
-    done = operation.status is OperationStatus.SUCCESS
+    done = operation.is_complete
     known = Standing(None, edited, signature, moved_at)
-    if held and not chunks and len(held) < len(edited) and thorough and not done:
+    if (held or chunks) and len(held) < len(edited) and thorough and not done:
         # Its worker may have died between two locks; or somebody has removed one since, and all have to be locked.
         held = edited if footprint_of(graph, operation, edited).cells else held
     if held or chunks:
@@ -156,7 +153,7 @@ def _standing(
         return known
     settled = time.time() - moved_at / 1000 > quiet_seconds(graph)
     written = notes.written if notes is not None else None
-    if written is None and thorough and settled:
+    if not written and thorough and settled:  # a worker that planned for long may have written since that was noted
         found = footprint_of(graph, operation, edited)
         written = 0 if found.edited_since else found.cells
     if not written:
@@ -182,7 +179,7 @@ def edited_roots(graph: ChunkedGraph, operation: Operation) -> tuple[int, ...]:
 
     Its log names supervoxels only. Between two of its locks, another edit may have replaced the root of the second.
     """
-    if operation.status is OperationStatus.SUCCESS and len(operation.roots):
+    if operation.is_complete and len(operation.roots):
         rows = graph.table.read_rows(keys.node_keys(operation.roots), [columns.FORMER_PARENTS.key], newest_only=True)
         found = (columns.FORMER_PARENTS.newest(row) for row in rows.values())
         return tuple(np.unique(np.concatenate([np.zeros(0, np.uint64), *(f for f in found if f is not None)])).tolist())

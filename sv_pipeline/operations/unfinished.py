@@ -22,7 +22,15 @@ from sv_pipeline.operations.ownership import OPEN_PREFIX, OPEN_ROWS, Owner, open
 from sv_pipeline.operations.writing import RECOVERY, REQUEST, WRITES, Scope, scope_in, write_set_in
 from sv_pipeline.table.interface import ColumnKey, RowView
 
-__all__ = ["Phase", "RecoveryProgress", "Unfinished", "find_unfinished", "read_unfinished", "why_not_unfinished"]
+__all__ = [
+    "Phase",
+    "RecoveryProgress",
+    "Unfinished",
+    "find_unfinished",
+    "read_log",
+    "read_unfinished",
+    "why_not_unfinished",
+]
 
 
 class Phase:
@@ -78,11 +86,11 @@ class Unfinished:
     row: RowView = field(default_factory=dict, repr=False)
     """Cells of the open row."""
     objects: tuple[int, ...] = ()
-    """Of other software's: roots of the objects that it edits, as of the moment before it."""
+    """Roots of the objects that an operation of other software edits, as of the moment before it."""
     moved_at: int = 0
-    """Of other software's: time of the newest of its cells and locks, milliseconds."""
+    """For an operation of other software, the time of the newest of its cells and locks, in milliseconds."""
     unlocked: bool = False
-    """Of other software's: whether it gave its locks back, although cells of it are there."""
+    """Whether an operation of other software has released its locks although cells of it are present."""
     damage: str = ""
     """Why its rows cannot be read, if so. Its locks and its state are then unknown, and it is left alone."""
 
@@ -110,7 +118,7 @@ class Unfinished:
     @property
     def succeeded(self) -> bool:
         """Whether everything is written: the log says so, and nothing was rolled back."""
-        done = self.operation is not None and self.operation.status is OperationStatus.SUCCESS
+        done = self.operation is not None and self.operation.is_complete
         return done and (self.foreign or bool(self.write_set[1]))
 
     @property
@@ -171,7 +179,7 @@ def why_not_unfinished(graph: ChunkedGraph, operation_id: int) -> SvPipelineErro
     status = "without a status" if found.status is None else found.status.name
     return FinishedError(
         f"operation {operation_id} is finished already ({status}), so there is nothing to recover.",
-        complete=found.status is OperationStatus.SUCCESS,
+        complete=found.is_complete,
     )
 
 
@@ -179,20 +187,33 @@ def _described(
     graph: ChunkedGraph, opened: dict[int, RowView], foreign_ids: Sequence[int], *, thorough: bool = False
 ) -> list[Unfinished]:
     wanted = sorted([*opened, *foreign_ids])
-    log = _log_of(graph, wanted)
+    log = read_log(graph, wanted)
     found = [_of_open_row(graph, operation_id, row, log.get(operation_id)) for operation_id, row in opened.items()]
     foreign = [log[i] for i in foreign_ids if i in log]
     of_others = [op for op in foreign if isinstance(op, Operation)]
-    standings = read_standings(graph, of_others, thorough=thorough)
+    standings = _standings(graph, of_others, thorough=thorough)
     found += [
         one
         for op in of_others
         if op.operation_id in standings and (one := _foreign(op, standings[op.operation_id])) is not None
     ]
+    found += [_damaged(None, i, error) for i in foreign_ids if isinstance(error := log.get(i), CorruptionError)]
     return sorted(found, key=lambda one: one.operation_id)
 
 
-def _log_of(graph: ChunkedGraph, wanted: Sequence[int]) -> dict[int, Operation | CorruptionError]:
+def _standings(
+    graph: ChunkedGraph, operations: Sequence[Operation], *, thorough: bool
+) -> dict[int, Standing | CorruptionError]:
+    """Read how operations stand; where that cannot be read, it is replaced by the error."""
+    try:
+        return dict(read_standings(graph, operations, thorough=thorough))
+    except CorruptionError as error:
+        if len(operations) == 1:
+            return {operations[0].operation_id: error}
+        return {i: one for op in operations for i, one in _standings(graph, [op], thorough=thorough).items()}
+
+
+def read_log(graph: ChunkedGraph, wanted: Sequence[int]) -> dict[int, Operation | CorruptionError]:
     """Read rows of the log by operation; an unreadable row is replaced by its error."""
     if not wanted:
         return {}
@@ -201,7 +222,7 @@ def _log_of(graph: ChunkedGraph, wanted: Sequence[int]) -> dict[int, Operation |
     except CorruptionError as error:
         if len(wanted) == 1:
             return {wanted[0]: error}
-        return {number: op for one in wanted for number, op in _log_of(graph, [one]).items()}
+        return {number: op for one in wanted for number, op in read_log(graph, [one]).items()}
 
 
 def _of_open_row(
@@ -227,6 +248,8 @@ def _read_open_row(graph: ChunkedGraph, operation_id: int, row: RowView, operati
         # One of other software that somebody has begun to recover.
         standing = read_standings(graph, [operation], thorough=True).get(operation_id)
         if standing is not None:
+            if damage := _no_time(operation, standing):
+                raise CorruptionError(damage)
             scope, objects, unlocked = scope or standing.scope, standing.objects, standing.unlocked
     return Unfinished(
         operation,
@@ -242,9 +265,23 @@ def _read_open_row(graph: ChunkedGraph, operation_id: int, row: RowView, operati
     )
 
 
-def _foreign(operation: Operation, standing: Standing) -> Unfinished | None:
-    finished = (OperationStatus.SUCCESS, OperationStatus.EXCEPTION)
-    if standing.scope is None and operation.status in finished:
+def _damaged(operation: Operation | None, operation_id: int, error: CorruptionError) -> Unfinished:
+    """Return an operation of other software whose rows cannot be read: nobody knows what it has written."""
+    damage, signature = str(error), _hash([operation_id])
+    return Unfinished(operation, operation_id, None, None, RecoveryProgress(), signature, foreign=True, damage=damage)
+
+
+def _no_time(operation: Operation, standing: Standing) -> str:
+    """Return why the cells of an operation cannot be found, if its log does not name the time that they have."""
+    if standing.scope is None or operation.timestamp is not None or operation.is_complete:
+        return ""
+    return f"the log of operation {operation.operation_id} does not say at which time it began to write."
+
+
+def _foreign(operation: Operation, standing: Standing | CorruptionError) -> Unfinished | None:
+    if isinstance(standing, CorruptionError):
+        return _damaged(operation, operation.operation_id, standing)
+    if standing.scope is None and (operation.is_complete or operation.status is OperationStatus.EXCEPTION):
         return None
     return Unfinished(
         operation,
@@ -257,6 +294,7 @@ def _foreign(operation: Operation, standing: Standing) -> Unfinished | None:
         objects=standing.objects,
         moved_at=standing.moved_at,
         unlocked=standing.unlocked,
+        damage=_no_time(operation, standing),
     )
 
 

@@ -27,7 +27,7 @@ WATCH_ROWS = keys.prefix_range(WATCH_PREFIX)
 
 @dataclass(frozen=True)
 class Notes:
-    """What was found out about one operation."""
+    """The findings about one operation."""
 
     roots: tuple[int, ...]
     """Roots of the objects that it edits, as of the moment before."""
@@ -44,7 +44,7 @@ def watched(table: Table) -> dict[int, tuple[float, Notes | None]]:
 
 
 def read_notes(table: Table, operation_ids: Iterable[int]) -> dict[int, Notes]:
-    """What is known of some operations; those that are not on the list, or not looked at yet, are left out."""
+    """Return the findings about some operations, without those that are not listed or not examined yet."""
     row_keys = {_watch_key(i): i for i in operation_ids}
     rows = table.read_rows(row_keys, [NOTES.key], newest_only=True)
     found = {i: _notes(rows.get(key)) for key, i in row_keys.items()}

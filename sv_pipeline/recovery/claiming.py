@@ -26,7 +26,7 @@ from sv_pipeline.operations.unfinished import Phase, RecoveryProgress, Unfinishe
 from sv_pipeline.operations.writing import RECOVERY, SCOPE, OperationRow, new_identity, read_identity
 from sv_pipeline.recovery.assessment import Assessment, State, assess
 from sv_pipeline.recovery.missing_locks import put_locks_back
-from sv_pipeline.table.interface import CellMatch, SetCell
+from sv_pipeline.table.interface import CellMatch, RowView, SetCell
 
 __all__ = ["ROLLED_BACK", "Claim", "Watched", "claim", "observation_seconds", "take_up", "watch"]
 
@@ -305,4 +305,12 @@ def _exchange(graph: ChunkedGraph, found: Unfinished, token: str) -> None:
     now = read_unfinished(graph, found.operation_id)
     if now is None or now.owner is None or now.owner.token != token:
         raise NotStuckError(f"operation {found.operation_id}: another process recovers it, or its owner has continued.")
+    if found.owner is None and _log_row(now) != _log_row(found):
+        # Another recovery has ended it since it was watched, and removed its open row; or its worker has continued.
+        Ownership(graph.table, found.operation_id, token).end()
+        raise NotStuckError(f"operation {found.operation_id}: somebody has ended or continued it since it was watched.")
     log.info("operation %d now belongs to %s", found.operation_id, token)
+
+
+def _log_row(found: Unfinished) -> RowView:
+    return {} if found.operation is None else found.operation.row

@@ -87,6 +87,10 @@ def dry_run(graph: ChunkedGraph, operation_id: int) -> DryRun:
         assessment = assess(graph, found)
     except RecoveryStoppedError as error:
         stopped = f"nothing: {error}"
+        if found.unlocked and not found.damage:
+            stopped = (
+                "lock its objects again unless they were edited, and take back what it wrote; it is not made again"
+            )
     record = None if assessment is None else assessment.record
     differing = None if record is None else _differing(graph, record)
     return DryRun(found, assessment, stopped, differing, _request(found))

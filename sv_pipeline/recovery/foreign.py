@@ -22,9 +22,8 @@ import numpy as np
 
 from sv_pipeline.errors import CorruptionError, UnavailableError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.operations.log import Operation, OperationStatus, read_operations
+from sv_pipeline.operations.log import Operation, OperationStatus, is_our_end
 from sv_pipeline.operations.other_software import (
-    OUR_ENDS,
     edited_roots,
     ended_by_us,
     footprint_of,
@@ -33,6 +32,7 @@ from sv_pipeline.operations.other_software import (
     read_standings,
 )
 from sv_pipeline.operations.ownership import FIXED_TIME
+from sv_pipeline.operations.unfinished import read_log
 from sv_pipeline.operations.watch_list import Notes, added, noted, removed
 from sv_pipeline.operations.watch_list import watched as watch_list
 from sv_pipeline.table import codecs, columns, counters, keys
@@ -113,7 +113,7 @@ class Looked(NamedTuple):
     """What is known about the operations on the list."""
 
     known: set[int]
-    """Ids of the operations whose edited objects are known."""
+    """Ids of the operations whose edited objects are known, or whose rows cannot be read."""
     undecided: set[int]
     """Ids of the operations that may still write, or may have left cells that were not searched for yet."""
 
@@ -127,22 +127,31 @@ def look(graph: ChunkedGraph, operation_ids: Iterable[int], *, seconds: float) -
     began, known = time.monotonic(), watch_list(graph.table)
     notes = {i: known[i][1] if i in known else None for i in sorted(operation_ids)}
     open_ones = [i for i, of in notes.items() if of is None or of.written is None]
-    log = {one.operation_id: one for one in read_operations(graph, np.array(open_ones, np.uint64))} if open_ones else {}
+    rows = read_log(graph, open_ones)
+    log = {i: one for i, one in rows.items() if isinstance(one, Operation)}
+    damaged = rows.keys() - log.keys()
     for i in (i for i in open_ones if notes[i] is None and i in log):
         if time.monotonic() - began > seconds:
             break
-        notes[i] = Notes(edited_roots(graph, log[i]))
+        try:
+            notes[i] = Notes(edited_roots(graph, log[i]))
+        except CorruptionError:  # one damaged operation must not hide the others
+            damaged |= {i}
+            continue
         _note(graph.table, [noted(i, notes[i] or Notes(()))])
     quiet = _quiet(graph, {i: log[i] for i in open_ones if i in log and notes[i] is not None})
     for i in quiet:
         if time.monotonic() - began > seconds:
             break
-        found = footprint_of(graph, log[i], (notes[i] or Notes(())).roots)
+        try:
+            found = footprint_of(graph, log[i], (notes[i] or Notes(())).roots)
+        except CorruptionError:
+            continue
         written = 0 if found.edited_since else found.cells
         notes[i] = Notes((notes[i] or Notes(())).roots, written)
         _note(graph.table, [noted(i, notes[i] or Notes(()))])
     undecided = {i for i, of in notes.items() if (of is None or of.written is None) and not _is_over(log.get(i))}
-    return Looked({i for i, of in notes.items() if of is not None}, undecided)
+    return Looked({i for i, of in notes.items() if of is not None} | damaged, undecided)
 
 
 def _quiet(graph: ChunkedGraph, log: Mapping[int, Operation]) -> list[int]:
@@ -157,7 +166,7 @@ def _quiet(graph: ChunkedGraph, log: Mapping[int, Operation]) -> list[int]:
 
 
 def _is_over(operation: Operation | None) -> bool:
-    return operation is not None and (operation.status is OperationStatus.SUCCESS or ended_by_us(operation))
+    return operation is not None and (operation.is_complete or ended_by_us(operation))
 
 
 def _note(table: Table, mutations: list[RowMutation]) -> bool:
@@ -188,8 +197,9 @@ def _unfinished(table: Table, log: Mapping[int, RowView], now: float) -> list[in
     for i, row in log.items():
         try:
             status, scope = columns.OPERATION_STATUS.newest(row), columns.CHUNK_LOCK_SCOPE.key in row
-            ours = (columns.OPERATION_EXCEPTION.newest(row) or "").startswith(OUR_ENDS)
-        except CorruptionError:  # skip it, so that it does not hide later operations; our own have an open row as well
+            ours = is_our_end(columns.OPERATION_EXCEPTION.newest(row))
+        except CorruptionError:  # it may be half written, so it is listed with the reason
+            found.append(i)
             continue
         if scope or (status != OperationStatus.SUCCESS and not (status == OperationStatus.EXCEPTION and ours)):
             found.append(i)
@@ -203,13 +213,19 @@ def _holders(table: Table, operation_ids: list[int]) -> list[int]:
     """Return those successful operations that still hold the roots that they replaced; takes three requests."""
     if not operation_ids:
         return []
-    made = {int(key): columns.ROOTS.newest(row) for key, row in _read_roots(table, operation_ids)}
+    made, damaged = {}, []
+    for key, row in _read_roots(table, operation_ids):
+        try:
+            made[int(key)] = columns.ROOTS.newest(row)
+        except CorruptionError:
+            damaged.append(int(key))
     new = np.unique(np.concatenate([np.zeros(0, np.uint64), *(ids for ids in made.values() if ids is not None)]))
     rows = table.read_rows(keys.node_keys(new), [columns.FORMER_PARENTS.key], newest_only=True)
     old = [columns.FORMER_PARENTS.newest(row) for row in rows.values()]
     held = np.unique(np.concatenate([np.zeros(0, np.uint64), *(ids for ids in old if ids is not None)]))
     locks = table.read_rows(keys.node_keys(held), [columns.INDEFINITE_LOCK.key], newest_only=True)
-    return sorted({columns.INDEFINITE_LOCK.newest(row) or 0 for row in locks.values()} & {*operation_ids})
+    holders = {columns.INDEFINITE_LOCK.newest(row) or 0 for row in locks.values()}
+    return sorted(holders & {*operation_ids}) + damaged
 
 
 def _read_roots(table: Table, operation_ids: list[int]) -> Iterable[tuple[bytes, RowView]]:

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.arguments import parse_flag
-from sv_pipeline.errors import CorruptionError
+from sv_pipeline.errors import ConflictError
 from sv_pipeline.failpoints import pieces, reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edge_files import read_edges_many
@@ -107,11 +107,16 @@ def mend(graph: ChunkedGraph, *, apply: bool = False) -> MendReport:
     ----------
     apply
         Change it; by default, it is only found.
+
+    Raises
+    ------
+    ConflictError
+        If the hierarchy is not sound, for example because an edit is half written; nothing was changed.
     """
     apply = parse_flag(apply, "apply")
     nodes, edges = _look(graph)
     isolated = [*_without_nodes(graph)]
-    locks = tuple(one.operation_id for one in orphaned_locks(graph))
+    locks = tuple(one.operation_id for one in orphaned_locks(graph) if not one.damage)
     alone = np.concatenate([np.zeros(0, np.uint64), *isolated])
     examples = {"cross edges": int(edges.nodes[0])} if len(edges.nodes) else {}
     examples |= {"supervoxel": int(alone[0])} if len(alone) else {}
@@ -131,11 +136,12 @@ def _look(graph: ChunkedGraph) -> tuple[Snapshot, RaisedEdges]:
     subject = Subject(graph.table, graph.fork)
     try:
         return subject.nodes, find_raised_edges(subject.nodes, subject.active)
-    except Blocked as fault:
-        raise CorruptionError(
-            f"graph {graph.graph_id!r} cannot be mended, since it is not sound or is being edited: {fault}.",
-            remedy=f"Run 'sv-pipeline verify {graph.graph_id}' and 'sv-pipeline stuck list {graph.graph_id}' first.",
-        ) from fault
+    except Blocked as blocked:
+        raise ConflictError(
+            f"graph {graph.graph_id!r} cannot be mended now: {blocked}. Nothing was changed.",
+            remedy=f"Where 'sv-pipeline stuck list {graph.graph_id}' names an edit that is half written, recover it or "
+            f"wait until it ends; then repair what 'sv-pipeline verify {graph.graph_id}' names.",
+        ) from blocked
 
 
 # -- cross edges ------------------------------------------------------------------------------------------------------

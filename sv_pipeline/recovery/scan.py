@@ -33,12 +33,13 @@ def all_unfinished(graph: ChunkedGraph, *, seconds: float = 0.3) -> list[Unfinis
         stay = {
             one.operation_id
             for one in found
-            if one.foreign and (one.scope is not None or now - others.get(one.operation_id, now) < UNLOCKED_SECONDS)
+            if one.foreign
+            and (one.scope is not None or one.damage or now - others.get(one.operation_id, now) < UNLOCKED_SECONDS)
         }
         young = {i for i, since in others.items() if now - since < UNLOCKED_SECONDS}
         forget(graph.table, looked.known - (looked.undecided & young) - stay)
     # Other software leaves refused requests at CREATED, so they cannot be told from requests that are being planned.
-    return [one for one in found if not one.foreign or one.scope is not None]
+    return [one for one in found if not one.foreign or one.scope is not None or one.damage]
 
 
 def list_stuck(graph: ChunkedGraph, *, min_age: float = 0.0, deep: bool = False) -> list[Unfinished]:

@@ -1,1 +1,1 @@
-"""Voxels at rest: the base of a watershed and the fork of each graph, in OCDBT stores. Knows no table."""
+"""Stored voxels: the base of a watershed and the fork of each graph, in OCDBT stores. Does not depend on tables."""

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
 if TYPE_CHECKING:
     import tensorstore as ts
@@ -69,7 +70,7 @@ def _files_of(key: str, base: str) -> list[str]:
     """Return the unreadable files that hold the value of a key in the base or its forks; all of them if none is."""
     import tensorstore as ts  # deferred: this module is imported with the package, and TensorStore loads slowly
 
-    parent, _, name = (base if "://" in base else f"file://{base}").rstrip("/").rpartition("/")
+    parent, _, name = (base if "://" in base else f"file://{quote(base)}").rstrip("/").rpartition("/")
     watershed, _, folder_name = parent.rpartition("/")
     found: dict[str, bool] = {}
     try:
@@ -113,7 +114,7 @@ def _extents(parent: str, name: str, graph: str | None, key: str) -> Iterator[tu
             if "indirect_value" in entry and entry["key"] == rest:
                 head, start, length = entry["indirect_value"].rsplit(":", 2)
                 _, prefix, relative = head.split(":", 2)
-                file = prefix + relative
+                file = unquote(prefix + relative)
                 folder = graph if graph is not None and file.startswith(f"{graph}_d/") else name
                 if not file.startswith(SOURCE_PREFIX):
                     file = f"{ocdbt_folder}/{folder}/{file}"

@@ -7,6 +7,7 @@ that are wanted is listed along with them, unless it is more than such a page.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -103,9 +104,9 @@ def first_objects(folder_url: str, limit: int = PAGE, suffixes: Sequence[str] = 
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_file() and not entry.name.startswith(".") and not entry.name.endswith(".__lock"):
-                    stat = entry.stat()
+                    found = entry.stat()
                     packed = entry.name.endswith(tuple(suffixes))
-                    rows.append((os.fsencode(entry.name), stat.st_size, stat.st_mtime_ns, packed))
+                    rows.append((os.fsencode(entry.name), found.st_size, found.st_mtime_ns, packed))
                 if len(rows) == limit:
                     break
     except FileNotFoundError:
@@ -123,9 +124,9 @@ def _on_disk(folder: str, names: Names, suffixes: Sequence[str]) -> StoredObject
         return StoredObjects(sizes, versions, compressed)
     try:
         for i, name in enumerate(names.tolist()):
-            stat = _stat(name, descriptor)
-            if stat is not None:
-                sizes[i], versions[i] = stat.st_size, stat.st_mtime_ns
+            found = _stat(name, descriptor)
+            if found is not None:
+                sizes[i], versions[i] = found.st_size, found.st_mtime_ns
             compressed[i] = any(_stat(name + ending, descriptor) is not None for ending in endings)
     finally:
         os.close(descriptor)
@@ -133,10 +134,12 @@ def _on_disk(folder: str, names: Names, suffixes: Sequence[str]) -> StoredObject
 
 
 def _stat(name: bytes, folder: int) -> os.stat_result | None:
+    """What is known of a file; None if it is missing, or is a folder: TensorStore takes that for missing, too."""
     try:
-        return os.stat(name, dir_fd=folder)
+        found = os.stat(name, dir_fd=folder)
     except FileNotFoundError:
         return None
+    return None if stat.S_ISDIR(found.st_mode) else found
 
 
 def _aligned(names: Names, rows: list[Row]) -> StoredObjects:

@@ -70,7 +70,7 @@ class Tree:
     data: bytes
     height: int
     root_offset: int
-    """Of the root node in ``data``; it is the last."""
+    """Offset of the root node in ``data``; the root is the last node."""
     n_keys: int
     n_value_bytes: int
     """Bytes of all values."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import tensorstore as ts
 
@@ -27,7 +28,7 @@ class Extent:
         """Parse a location in TensorStore's dump into its kind (btreenode, value, versionnode) and its range."""
         head, start, length = location.rsplit(":", 2)
         kind, base, relative = head.split(":", 2)
-        return kind, cls(base + relative, int(start), int(length))
+        return kind, cls(unquote(base + relative), int(start), int(length))
 
 
 @dataclass

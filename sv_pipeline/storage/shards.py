@@ -24,7 +24,7 @@ import tensorstore as ts
 
 from sv_pipeline.errors import InputError
 from sv_pipeline.storage.context import uncached_context
-from sv_pipeline.storage.retry import retry_transport
+from sv_pipeline.storage.retry import retry_transport, status_code
 from sv_pipeline.storage.stored_scale import StoredScale
 
 __all__ = ["ShardedChunks", "find_in_shards"]
@@ -118,11 +118,22 @@ def _locations(specification: Any, ids: UInt64Array) -> tuple[IntArray, IntArray
 
 def _read(store: ts.KvStore, ranges: Iterable[tuple[str, int, int]], folder: str) -> list[bytes | None]:
     def read() -> list[bytes | None]:
-        futures = [store.read(name, byte_range=slice(start, stop)) for name, start, stop in ranges]
-        results = [future.result() for future in futures]
+        futures = [(name, store.read(name, byte_range=slice(start, stop))) for name, start, stop in ranges]
+        results = [_in_file(future, f"{folder}{name}") for name, future in futures]
         return [None if result.state == "missing" else bytes(result.value) for result in results]
 
     return retry_transport(read, what=f"reading the indices of shards of {folder}")
+
+
+def _in_file(future: ts.Future[Any], where: str) -> Any:
+    try:
+        return future.result()
+    except ValueError as error:
+        if status_code(error) != "OUT_OF_RANGE":
+            raise
+        raise InputError(
+            f"the shard {where} ends before its index does.", remedy="Restore the file from its source."
+        ) from error
 
 
 def _decoded(raw: bytes | None, encoding: str, where: str) -> IntArray:

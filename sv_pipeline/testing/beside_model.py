@@ -1,4 +1,4 @@
-"""A world that is edited beside the reference model: what must hold after an edit, after a refusal, and always."""
+"""Compares a world with the reference model: checks after an edit, after a refusal, and after each step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Edit = Callable[[], CommittedEdit]
 
 
 class BesideModel(RuleBasedStateMachine):
-    """A copy of a world, its model, and the invariants that are proven after each step."""
+    """A copy of a world, its model, and the invariants that are checked after each step."""
 
     world: World
     """The world that is copied; it must never have been edited."""
@@ -41,19 +41,19 @@ class BesideModel(RuleBasedStateMachine):
         self.generation = self.copy.generation
         self.storage = np.asarray(self.copy.graph.fork.base_info().volume.scales[0].chunk_size)
         self.targets: dict[int, tuple[Done, bool]] = {}
-        """Operation -> the merge or split that it is about, and whether it has put that in force."""
+        """For each operation, its merge or split, and whether the operation has put that in force."""
         self.moments: list[tuple[int, Labels, npt.NDArray[np.int64]]] = []
         """Logical time, voxels and objects after each edit."""
         self.rows = self.copy.rows()
 
     def active_edges(self) -> set[Pair]:
-        """Atomic edges that the graph says are active."""
+        """Return the atomic edges that are active in the graph."""
         return {ends for ends, edge in edges_of(self.copy.graph).items() if edge.active}
 
     # -- outcomes -----------------------------------------------------------------------------------------------------
 
     def try_it(self, edit: Edit, allowed: Collection[Reason]) -> CommittedEdit | None:
-        """Make an edit; None if it was refused for one of the allowed reasons, and then nothing has changed."""
+        """Make an edit; return None if it was refused for an allowed reason, after checking that nothing changed."""
         try:
             return edit()
         except EditRefused as error:
@@ -64,18 +64,18 @@ class BesideModel(RuleBasedStateMachine):
         return None
 
     def refused(self, edit: Edit, reasons: Collection[Reason]) -> None:
-        """Assert that an edit is refused for one of some reasons, and changes nothing."""
+        """Assert that an edit is refused for one of these reasons, and changes nothing."""
         assert self.try_it(edit, reasons) is None, f"should be refused: {reasons}"
 
     def nothing_changed(self) -> None:
-        """Assert that rows and voxels are what they were before the edit, but for the operation log."""
+        """Assert that rows and voxels are the same as before the edit, except for the operation log."""
         rows = self.copy.rows()
         assert but_operations(rows) == but_operations(self.rows)
         assert self.copy.generation == self.generation
         self.rows = rows
 
     def settle(self, edit: CommittedEdit, voxels: Labels, objects: npt.NDArray[np.int64]) -> None:
-        """An edit was made: remember what there must be now, and check what it has written."""
+        """Update the model after an edit, and check what the edit has written."""
         changed = voxels != self.model.voxels
         self.model.voxels, self.model.objects = voxels, objects
         self.generation += 1 if len(edit.supervoxels) else 0
@@ -98,7 +98,7 @@ class BesideModel(RuleBasedStateMachine):
     def follow_split(
         self, edit: CommittedEdit, cut: int, sources: list[Voxel], sinks: list[Voxel], *, partial: bool
     ) -> None:
-        """Let the model follow a split: only the object ``cut`` may have changed, into parts that part the sides."""
+        """Update the model after a split: only the object ``cut`` may change, into parts that separate the sides."""
         voxels = self.copy.voxels()
         self.model.check_voxels(voxels, edit, {cut})
         objects = self.copy.objects(voxels)
@@ -117,7 +117,7 @@ class BesideModel(RuleBasedStateMachine):
     @precondition(lambda self: self.moments)
     @rule(data=st.data())
     def look_back(self, data: st.DataObject) -> None:
-        """The leaves of the objects of a moment are the ids that the fork shows at that moment."""
+        """Check that the leaves of the objects at an earlier moment are the ids that the fork shows at that moment."""
         time, voxels, objects = self.moments[data.draw(st.integers(0, len(self.moments) - 1), "moment")]
         pinned = self.copy.voxels_at(time)
         assert np.array_equal(pinned, voxels)
@@ -128,24 +128,24 @@ class BesideModel(RuleBasedStateMachine):
 
     @invariant()
     def all_is_sound(self) -> None:
-        """Every check of verify passes."""
+        """Check that every check of ``verify`` passes."""
         self.copy.verify()
 
     @invariant()
     def segmentation_and_objects_are_those_of_the_model(self) -> None:
-        """Each voxel has the supervoxel of the model, and shares its object with the same voxels."""
+        """Check that each voxel has the supervoxel of the model, and shares its object with the same voxels."""
         voxels = self.copy.voxels()
         assert np.array_equal(voxels, self.model.voxels)
         assert np.array_equal(canonical(self.copy.objects(voxels)), canonical(self.model.objects))
 
     @invariant()
     def every_edit_of_voxels_is_one_generation(self) -> None:
-        """An edit that changes voxels is one commit of the fork; other edits are none."""
+        """Check that each edit of voxels is one commit of the fork, and that other edits make none."""
         assert self.copy.generation == self.generation
 
     @invariant()
     def nothing_is_locked(self) -> None:
-        """No lock and no reservation is left."""
+        """Check that no lock and no reservation is left."""
         assert not locks_and_scopes(self.rows)
 
     def teardown(self) -> None:
@@ -154,10 +154,10 @@ class BesideModel(RuleBasedStateMachine):
 
 
 def as_pairs(edges: npt.NDArray[np.uint64]) -> set[Pair]:
-    """Edges, shape (n, 2), as pairs."""
+    """Return edges, shape (n, 2), as a set of pairs."""
     return {pair(a, b) for a, b in edges.tolist()}
 
 
 def links_of(edit: CommittedEdit) -> list[Pair]:
-    """(old, new) ids of the supervoxels that an edit has replaced."""
+    """Return pairs (old, new) of the supervoxels that an edit has replaced."""
     return [(old, new) for old, new in edit.supervoxels.tolist()]

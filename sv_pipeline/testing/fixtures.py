@@ -1,6 +1,8 @@
-"""Fixtures of pytest: servers, tables in every backend. ``pytest_plugins = ["sv_pipeline.testing.fixtures"]`` has them.
+"""Pytest fixtures: servers, and tables in every backend.
 
-A test that needs what this machine lacks is skipped with the reason; with SV_PIPELINE_REQUIRE_ALL=1 it fails.
+Load them by ``pytest_plugins = ["sv_pipeline.testing.fixtures"]``.
+
+A test that needs software which this machine lacks is skipped with the reason; with SV_PIPELINE_REQUIRE_ALL=1 it fails.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ def need(available: object, reason: str) -> None:
 
 @pytest.fixture(scope="session")
 def bigtable_emulator() -> Iterator[str]:
-    """``host:port`` of a running emulator; BIGTABLE_EMULATOR_HOST says so too until the session ends."""
+    """``host:port`` of a running emulator; BIGTABLE_EMULATOR_HOST is set to it until the session ends."""
     binary = find_emulator()
     need(binary, f"the Bigtable emulator ({BINARY} of the Google Cloud SDK)")
     with running_emulator(str(binary)) as address:
@@ -63,7 +65,7 @@ def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """Each backend of tables, with its server: a test that asks for it is a statement about all of them."""
+    """Each backend of tables, with its server running. A test with this fixture runs once for each backend."""
     if request.param == "bigtable":
         request.getfixturevalue("bigtable_emulator")
     chosen: Backend = request.param
@@ -72,7 +74,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 @pytest.fixture
 def new_table(backend: Backend, tmp_path: Path) -> Iterator[Table]:
-    """A table that does not exist yet, in every backend."""
+    """A table that does not exist yet; the test runs once for each backend."""
     table = unused_table(backend, tmp_path)
     yield table
     table.drop()
@@ -81,6 +83,6 @@ def new_table(backend: Backend, tmp_path: Path) -> Iterator[Table]:
 
 @pytest.fixture
 def table(new_table: Table) -> Table:
-    """An empty table, in every backend."""
+    """An empty table; the test runs once for each backend."""
     new_table.create()
     return new_table

@@ -1,4 +1,4 @@
-"""What must hold of a graph after anything that was done to it: each invariant as a function that looks or asserts."""
+"""Invariants that hold for a graph after any operation, as functions that assert them or return what they found."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Edge", "assert_at_rest", "assert_mips_right", "assert_sound", "edges
 
 @dataclass(frozen=True)
 class Edge:
-    """What the graph says of a pair of supervoxels now."""
+    """The present edge between two supervoxels."""
 
     affinity: float
     active: bool
@@ -53,7 +53,7 @@ def assert_at_rest(dataset: Dataset) -> None:
 
 
 def locks_and_scopes(rows: Mapping[bytes, Mapping[Any, Any]]) -> list[str]:
-    """Cells that say that an operation is at work, in all rows of a table."""
+    """Return the cells, in all rows of a table, that show an operation at work: locks, reservations and scopes."""
     busy = {columns.LOCK.key, columns.INDEFINITE_LOCK.key, columns.CHUNK_LOCK_SCOPE.key}
     own = {b"scope", b"writes"}
     return [
@@ -65,7 +65,7 @@ def locks_and_scopes(rows: Mapping[bytes, Mapping[Any, Any]]) -> list[str]:
 
 
 def assert_mips_right(dataset: Dataset) -> None:
-    """Assert that every mip of the fork is the downsampled mip below it, voxel for voxel."""
+    """Assert that every mip of the fork equals the downsampled mip below it, voxel for voxel."""
     fork = dataset.fork
     volume = fork.base_info().volume
     below = fork.open().read(order="F").result()
@@ -76,12 +76,12 @@ def assert_mips_right(dataset: Dataset) -> None:
 
 
 def edges_of(graph: ChunkedGraph) -> dict[tuple[int, int], Edge]:
-    """All atomic edges between supervoxels that exist now; of several edges of one pair, the largest affinity counts.
+    """Return all atomic edges between present supervoxels; of several edges of one pair, the largest affinity counts.
 
     Returns
     -------
     dict
-        By the two supervoxels, the smaller id first.
+        The edges by their pairs of supervoxels, the smaller id first.
     """
     subject = Subject(graph.table, graph.fork)
     active, edges = subject.active, subject.edges

@@ -1,8 +1,8 @@
-"""Random edits of a world beside the reference model: a state machine of Hypothesis that users run on their own data.
+"""A Hypothesis state machine that makes random edits of a world, and that users can run on their own data.
 
 ``run(edits_of(world), steps=30)`` makes merges, splits, splits through supervoxels, undos, redos and requests that must
-be refused, at random. After each step all invariants are proven, and segmentation and objects are compared with the
-model. Hypothesis prints the steps of a failure.
+be refused, at random. After each step all invariants are checked, and segmentation and objects are compared with the
+reference model. Hypothesis prints the steps of a failure.
 """
 
 from __future__ import annotations
@@ -37,24 +37,28 @@ SPLITS: list[dict[str, Any]] = [
     {"offset": (3, 3, 3), "region_memory": 0},
     {"offset": (3, 3, 3), "allow_partial": True},
 ]
-"""The whole volume at once; a region that grows; one that may not; one bridge at a time."""
+"""Options of splits: the whole volume at once; a region that grows; one that may not grow; one bridge at a time."""
 Mask = npt.NDArray[np.bool_]
 
 
 def edits_of(world: World, backend: Backend = "sqlite") -> type[EditsOfVoxels]:
-    """The state machine that edits copies of a world, which itself stays as it is and must never have been edited."""
+    """Return a state machine that edits copies of a world, which must never have been edited, and is not changed."""
     return type("EditsOfThisWorld", (EditsOfVoxels,), {"world": world, "backend": backend})
 
 
 def run(machine: type[RuleBasedStateMachine], *, runs: int = 5, steps: int = 30, seed: int | None = None) -> None:
     """Run a state machine several times.
 
-    A failure prints its steps. They are not made fewer, because that takes longer than a test may.
+    A failure prints its steps. Hypothesis does not shrink them, because that takes longer than a test may.
 
     Parameters
     ----------
+    machine
+        The state machine, from :func:`edits_of`.
+    runs, steps
+        Number of runs, and of steps in each.
     seed
-        The same seed gives the same runs. Default: other runs each time.
+        The same seed gives the same runs; by default, each call makes different runs.
     """
     chosen = settings(
         max_examples=runs,
@@ -68,12 +72,12 @@ def run(machine: type[RuleBasedStateMachine], *, runs: int = 5, steps: int = 30,
 
 
 class EditsOfVoxels(BesideModel):
-    """All kinds of edits, at random voxels."""
+    """The state machine: all kinds of edits at random voxels."""
 
     # -- choices ------------------------------------------------------------------------------------------------------
 
     def voxel(self, data: st.DataObject, where: Mask, name: str) -> Voxel:
-        """A voxel out of a mask."""
+        """Draw a voxel from a mask."""
         found = np.flatnonzero(where)
         at = found[data.draw(st.integers(0, len(found) - 1), name)]
         return [int(i) for i in np.unravel_index(at, where.shape)]
@@ -109,7 +113,7 @@ class EditsOfVoxels(BesideModel):
         self.split_between(sources, sinks, options)
 
     def split_between(self, sources: list[Voxel], sinks: list[Voxel], options: dict[str, Any]) -> None:
-        """Make a split, and let the model follow it."""
+        """Make a split, and update the model."""
         request = self.copy.split_request(sources, sinks, **options)
         cut = int(self.model.objects[tuple(sources[0])])
         allowed = CUTS_NOT_MADE
@@ -158,7 +162,7 @@ class EditsOfVoxels(BesideModel):
     @precondition(lambda self: self.taken_back)
     @rule(data=st.data())
     def redo_what_was_undone(self, data: st.DataObject) -> None:
-        """Make a split of supervoxels again that was undone."""
+        """Redo a split of supervoxels that was undone."""
         self.undo_or_redo(data.draw(st.sampled_from(self.taken_back), "operation"), False)
 
     @property
@@ -182,7 +186,7 @@ class EditsOfVoxels(BesideModel):
         return (edits.undo if back else edits.redo)(self.copy.graph, operation, "tester")
 
     def undo_split_of_supervoxels(self, operation: int, done: Done, back: bool) -> None:
-        """The fragments of each supervoxel become one supervoxel again."""
+        """Check an undo of a split of supervoxels: the fragments of each supervoxel become one supervoxel again."""
         model = self.model
         now = {new: model.now(new) for new in done.fragments}
         if not done.in_force:
@@ -210,7 +214,7 @@ class EditsOfVoxels(BesideModel):
         event("supervoxels are one again")
 
     def split_again(self, operation: int, done: Done, back: bool) -> None:
-        """A split of supervoxels that was undone is made again, or refused while it is in force."""
+        """Check a redo of a split of supervoxels, which is refused while the split is in force."""
         model = self.model
         if done.in_force:
             reasons = {Reason.NOTHING_TO_UNDO, Reason.OVERLAPPED}
@@ -233,7 +237,7 @@ class EditsOfVoxels(BesideModel):
         event("supervoxels are split again")
 
     def revert_edges(self, operation: int, done: Done, back: bool, *, activate: bool) -> None:
-        """Edges that an operation removed become active again, or those that it made active are removed."""
+        """Check that an operation's removed edges become active again, or its activated edges inactive."""
         model = self.model
         active = self.active_edges()
         edges = model.living(done.edges)
@@ -256,7 +260,7 @@ class EditsOfVoxels(BesideModel):
 
     @rule(data=st.data(), kind=st.sampled_from(["split", "merge", "background", "outside", "same", "undo"]))
     def ask_for_the_wrong_thing(self, data: st.DataObject, kind: str) -> None:
-        """A request that makes no sense is refused for its reason, and changes nothing."""
+        """Check that an invalid request is refused for the right reason, and changes nothing."""
         model, world = self.model, self.copy
         source = self.voxel(data, model.voxels > 0, "source")
         own = model.objects == model.objects[tuple(source)]
@@ -290,7 +294,7 @@ class EditsOfVoxels(BesideModel):
             self.refused(lambda: edits.split(world.graph, split, volume=world.volume), reasons)
 
     def is_moved_to_the_nearest(self, source: Voxel, sink: Voxel, own: Mask) -> None:
-        """A point beside an object means the nearest voxel, in nm, of the object that the other point is on."""
+        """Check that a point beside an object is moved to the nearest voxel, in nm, of the other point's object."""
         resolution = self.copy.dataset.volume.scales[0].resolution
         world = self.copy
         request = world.split_request(source, sink)

@@ -1,6 +1,6 @@
-"""The reference model of edits: arrays of supervoxels and objects, and what each operation has changed.
+"""The reference model of edits: arrays of supervoxels and objects, and the changes of each operation.
 
-The model does not know how an object is cut. It knows what a cut may change, and what an undo must bring back.
+The model does not predict where an object is cut. It checks what a cut may change, and what an undo must restore.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Pair = tuple[int, int]
 
 
 def pair(a: int, b: int) -> Pair:
-    """Two supervoxels, the smaller id first."""
+    """Return a pair of supervoxels, the smaller id first."""
     return (int(min(a, b)), int(max(a, b)))
 
 
 def canonical(objects: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
-    """A partition of voxels whose parts are numbered by their first voxel: equal partitions give equal arrays."""
+    """Number the parts of a partition of voxels by their first voxel, so that equal partitions give equal arrays."""
     _, first, index = np.unique(objects.ravel(), return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[index].reshape(objects.shape)
 
 
 def touching(voxels: Labels) -> set[Pair]:
-    """Pairs of supervoxels that share a face of a voxel."""
+    """Return the pairs of supervoxels that share a face of a voxel."""
     pairs = []
     for axis in range(3):
         low, high = np.moveaxis(voxels, axis, 0)[:-1].ravel(), np.moveaxis(voxels, axis, 0)[1:].ravel()
@@ -43,41 +43,41 @@ def touching(voxels: Labels) -> set[Pair]:
 
 @dataclass
 class Done:
-    """A merge or a split, together with the operations that made it, undid it and made it again."""
+    """A merge or split, together with its undos and redos."""
 
     kind: str
     edges: set[Pair]
     """Edges that a merge has activated, or that a split has removed."""
     links: list[Pair]
-    """(old, new) ids of the supervoxels that were replaced when it was made last."""
+    """Pairs (old, new) of the supervoxels that were replaced when it was last made."""
     sources: list[list[int]] = field(default_factory=list)
     sinks: list[list[int]] = field(default_factory=list)
     in_force: bool = True
     parted_nothing: bool = False
-    """Whether a split has left one object, which its request allowed."""
+    """Whether a split has separated nothing, which its request allowed."""
 
     @property
     def fragments(self) -> set[int]:
-        """The supervoxels that are left of those that were split."""
+        """The supervoxels into which others were split."""
         return {new for _, new in self.links}
 
 
 @dataclass
 class VoxelModel:
-    """The segmentation and its objects, as they must be."""
+    """The expected segmentation and its objects."""
 
     voxels: Labels
     """Supervoxel id of each voxel, shape (x, y, z); 0 = background."""
     objects: npt.NDArray[np.int64]
-    """Number of the object of each voxel; 0 = background. Roots are not compared, only which voxels share one."""
+    """Number of the object of each voxel; 0 = background. The root ids do not matter, only which voxels share one."""
     seen: set[int] = field(default_factory=set)
-    """Every supervoxel that has ever existed: no id may be used again."""
+    """All supervoxels that have ever existed, because no id may be used again."""
     renamed: dict[int, int] = field(default_factory=dict)
-    """Supervoxels that an undo has brought back under another id."""
+    """New ids of supervoxels that an undo has restored."""
 
     @classmethod
     def of(cls, voxels: Labels, objects: Labels) -> VoxelModel:
-        """The model of a graph, from the supervoxel and the root of each voxel."""
+        """Make the model of a graph from the supervoxel and the root of each voxel."""
         model = cls(voxels, np.unique(objects, return_inverse=True)[1].reshape(objects.shape))
         if (voxels > 0).all():
             model.objects += 1
@@ -96,21 +96,21 @@ class VoxelModel:
         return dict(zip(ids.tolist(), self.objects.ravel()[first].tolist(), strict=True))
 
     def now(self, supervoxel: int) -> int:
-        """The present id of a supervoxel; it may have no voxels any more all the same."""
+        """Return the present id of a supervoxel, whether or not it still has voxels."""
         while supervoxel in self.renamed:
             supervoxel = self.renamed[supervoxel]
         return supervoxel
 
     def living(self, edges: Iterable[Pair]) -> set[Pair]:
-        """Edges, under the present ids of their ends, where both ends have voxels."""
+        """Return edges with the present ids of their ends, if both ends have voxels."""
         alive = self.alive
         named = {pair(self.now(a), self.now(b)) for a, b in edges}
         return {edge for edge in named if alive.issuperset(edge) and edge[0] != edge[1]}
 
-    # -- what an edit makes of objects --------------------------------------------------------------------------------
+    # -- objects after an edit ----------------------------------------------------------------------------------------
 
     def united(self, pairs: Iterable[Pair]) -> npt.NDArray[np.int64]:
-        """The objects, once the two objects of each of some pairs of supervoxels are one."""
+        """Return the objects after the objects of each pair of supervoxels are merged."""
         graph, object_of = networkx.Graph(), self.object_of
         graph.add_edges_from((object_of[a], object_of[b]) for a, b in pairs)
         names = np.arange(self.objects.max() + 1)
@@ -119,7 +119,7 @@ class VoxelModel:
         return names[self.objects]
 
     def parted(self, active: Iterable[Pair], without: set[Pair]) -> npt.NDArray[np.int64]:
-        """The objects, once some of the active edges are not active any more."""
+        """Return the objects after some of the active edges have become inactive."""
         graph = networkx.Graph()
         graph.add_nodes_from(self.alive)
         graph.add_edges_from(set(active) - without)
@@ -127,7 +127,7 @@ class VoxelModel:
         ids, index = np.unique(self.voxels, return_inverse=True)
         return np.array([names.get(i, 0) for i in ids.tolist()])[index].reshape(self.voxels.shape)
 
-    # -- what an edit may do to voxels --------------------------------------------------------------------------------
+    # -- voxels after an edit -----------------------------------------------------------------------------------------
 
     def check_voxels(self, after: Labels, edit: CommittedEdit, edited: set[int]) -> None:
         """Assert that no voxel is lost, and that only voxels of supervoxels that were replaced have changed.
@@ -152,7 +152,7 @@ class VoxelModel:
         self.seen |= news
 
     def check_split(self, objects: npt.NDArray[np.int64], cut: int) -> None:
-        """Assert that the object ``cut`` has become parts of its own, and that all others are what they were."""
+        """Assert that the object ``cut`` has become several objects, and that all other objects are unchanged."""
         outside = self.objects != cut
         assert np.array_equal(canonical(np.where(outside, self.objects, 0)), canonical(np.where(outside, objects, 0)))
         assert not set(np.unique(objects[~outside]).tolist()) & set(np.unique(objects[outside]).tolist())

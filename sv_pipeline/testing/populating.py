@@ -1,4 +1,4 @@
-"""Populating a base in a test or a benchmark, without an ingest: its tasks in this process, or in some workers."""
+"""Populates a base in a test or benchmark, without an ingest, in this process or in worker processes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ __all__ = ["populate_missing"]
 def populate_missing(
     plan: PopulatePlan, *, workers: int = 0, coordinator_address: str | None = None
 ) -> list[TaskReport]:
-    """Run the tasks that a plan lists as missing; returns their reports, in the order in which they end.
+    """Run the tasks that a plan lists as missing; return their reports in the order in which they end.
 
     Parameters
     ----------
     workers
-        Processes; 0 = this one.
+        Number of worker processes; 0 runs the tasks in this process.
     coordinator_address
-        ``host:port``; where the method is the coordinator's and no address is given, one runs meanwhile.
+        ``host:port`` of a coordinator. If that method is chosen and no address is given, one is started meanwhile.
 
     Raises
     ------
     SvPipelineError
-        The first error of a task, after those that had begun have ended.
+        The first error of a task, raised after all running tasks have ended.
     """
     with ExitStack() as stack:
         if plan.method is PopulateMethod.COORDINATOR and coordinator_address is None:
@@ -37,7 +37,7 @@ def populate_missing(
         if not workers:
             return [populate_task(plan, task, coordinator_address=coordinator_address) for task in plan.missing]
         pool = stack.enter_context(Workers(workers))
-        light = replace(plan, missing=())  # it goes along with each task
+        light = replace(plan, missing=())  # the plan is sent with each task, so it should be small
         futures = [
             pool.submit(populate_task, light, task, coordinator_address=coordinator_address) for task in plan.missing
         ]

@@ -1,4 +1,4 @@
-"""Tables in every backend, under names of their own; and their rows as values."""
+"""Makes tables in every backend under unique names, and returns their rows as values."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ __all__ = ["BACKENDS", "EVERYTHING", "PLACE", "Backend", "all_rows", "but_operat
 Backend = Literal["sqlite", "bigtable"]
 BACKENDS: tuple[Backend, ...] = ("sqlite", "bigtable")
 PLACE = ("project", "instance")
-"""Project and instance of tables in the emulator, which takes any."""
+"""Project and instance of tables in the emulator, which accepts any names."""
 EVERYTHING = RowKeyRange(b"\x00", b"\xff" * 32)
-"""Every row of a table."""
+"""Key range of all rows of a table."""
 
 
 def unique_name() -> str:
-    """A name that no other table or graph has."""
+    """Return a name that no other table or graph has."""
     return f"t{uuid.uuid4().hex[:12]}"
 
 
 def new_table(backend: Backend, folder: str | Path, *, patience: float = 5.0) -> Table:
-    """A table that does not exist yet, under a name of its own.
+    """Return a table under a unique name, which does not exist yet.
 
     Parameters
     ----------
     folder
-        Where the file of an SQLite table goes.
+        Folder of the file of an SQLite table.
     patience
-        Seconds that Bigtable may take to answer.
+        Time that Bigtable may take to answer, in seconds.
     """
     if backend == "sqlite":
         return SqliteTable(unique_name(), Path(folder))
@@ -41,7 +41,7 @@ def new_table(backend: Backend, folder: str | Path, *, patience: float = 5.0) ->
 
 
 def all_rows(table: Table) -> list[RowMutation]:
-    """Mutations that give an empty table the content of this one."""
+    """Return mutations that give an empty table the contents of this one."""
     return [
         RowMutation(key, [SetCell(column, cell.value, cell.timestamp) for column in row for cell in row[column]])
         for key, row in table.scan([EVERYTHING])
@@ -49,7 +49,7 @@ def all_rows(table: Table) -> list[RowMutation]:
 
 
 def but_operations(rows: dict[bytes, dict[Any, Any]]) -> dict[bytes, dict[Any, Any]]:
-    """Rows without the operation log and its counter: what a refused edit must leave as it is."""
+    """Return rows without the operation log and its counter; a refused edit must not change these rows."""
     return {
         key: row for key, row in rows.items() if key != b"ioperations" and not (key.isdigit() and int(key) < 1 << 56)
     }

@@ -1,4 +1,4 @@
-"""Small labelled volumes to build graphs of: made up, drawn by hand, or cut out of a user's data."""
+"""Small labelled volumes to build graphs from: random, drawn by hand, or cropped from a user's data."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ Labels = npt.NDArray[np.integer[Any]]
 
 @dataclass(frozen=True, eq=False)
 class LabelledVolume:
-    """Labels in space, and which of them the agglomeration makes one object."""
+    """A volume of watershed labels, and the object that the agglomeration assigns to each label."""
 
     labels: Labels
     """Watershed labels, shape (x, y, z); 0 = background."""
     objects: Mapping[int, int] = field(default_factory=dict)
-    """Object of each label; 0, or a label that is missing here, stands for an object of its own."""
+    """Object of each label. A label with object 0, or without an entry, is an object of its own."""
     resolution: tuple[float, float, float] = (8.0, 8.0, 40.0)
-    """Nanometres per voxel."""
+    """Size of a voxel (x, y, z), in nm."""
     voxel_offset: Triple = (0, 0, 0)
-    """Coordinate of the first voxel."""
+    """Coordinate (x, y, z) of the first voxel."""
     affinities: npt.NDArray[np.float32] | pd.DataFrame | None = None
-    """A volume of shape (x, y, z, 3), or a table ``label_a``, ``label_b``, ``affinity``; None = a default for all."""
+    """A volume of shape (x, y, z, 3), or a table with columns ``label_a``, ``label_b`` and ``affinity``. None gives all
+    edges a default affinity."""
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Write the volume and its table of objects as files.
@@ -82,9 +83,9 @@ def cells(
     voxel_offset: Triple = (0, 0, 0),
     resolution: tuple[float, float, float] = (8.0, 8.0, 40.0),
 ) -> LabelledVolume:
-    """Voronoi cells of random points, with some background in one corner.
+    """Make Voronoi cells of random points, with some background in one corner.
 
-    Labels are 1 to ``n_labels``; ``labels_per_object`` that follow each other are one object.
+    Labels are 1 to ``n_labels``; each run of ``labels_per_object`` consecutive labels is one object.
     """
     random = np.random.default_rng(seed)
     points = random.uniform(0, shape, (n_labels, 3))
@@ -97,7 +98,7 @@ def cells(
 
 
 def neuropil(shape: Triple, seed: int = 0, *, voxel_offset: Triple = (0, 0, 0)) -> LabelledVolume:
-    """The demo's synthetic neuropil: thin neurites, each of which is one object of several labels."""
+    """Make the demo's synthetic neuropil: thin neurites, each of which is one object of several labels."""
     volume = synthetic_neuropil(shape, seed=seed)
     objects = dict(zip(volume.labels.tolist(), volume.objects.tolist(), strict=True))
     x, y, z = (float(r) for r in volume.resolution)
@@ -111,7 +112,10 @@ def drawn(
     *,
     voxel_offset: Triple = (0, 0, 0),
 ) -> LabelledVolume:
-    """Labels in boxes ``{label: slices}``, later ones over earlier ones; all one object, or as ``objects`` says."""
+    """Draw labels in boxes ``{label: slices}``, later ones over earlier ones.
+
+    All labels are one object, unless ``objects`` gives the object of each label.
+    """
     labels = np.zeros(shape, np.int64)
     for label, box in boxes.items():
         labels[box] = label
@@ -119,20 +123,19 @@ def drawn(
 
 
 def crop(config: DatasetConfig, size: Triple, at: Triple | None = None) -> LabelledVolume:
-    """Cut a box out of the data that a dataset configuration names.
+    """Crop a box from the data that a dataset configuration names.
 
-    Where the configuration has a ``source``, its segmentation, agglomeration and affinities are cut. Otherwise the
-    supervoxels of the given watershed volume become the labels, and its component files say which of them are one
-    object.
+    If the configuration has a ``source``, its segmentation, agglomeration and affinities are cropped. Otherwise the
+    supervoxels of the given watershed volume become the labels, and its component files determine their objects.
 
     Parameters
     ----------
     config
-        The dataset; nothing of it is changed.
+        The dataset, which is not changed.
     size
-        Voxels of the box; it is made smaller where the volume ends.
+        Shape of the box (x, y, z) in voxels; the box is clipped to the volume.
     at
-        First voxel of the box, in voxels of the base mip. Default: the box lies in the middle of the volume.
+        First voxel (x, y, z) of the box, in voxels of the base mip. By default, the box is in the middle of the volume.
 
     Raises
     ------
@@ -178,7 +181,7 @@ def _crop_of_source(source: SourceConfig, size: Triple, at: Triple | None) -> La
 
 
 def _agglomeration(source: SourceConfig, place: str, labels: Labels, box: Box) -> dict[int, int]:
-    """Object of each label of the crop, as an ingest decides it, which looks at the voxels of the crop only."""
+    """Return the object of each label of the crop, as an ingest that sees only the crop would assign it."""
     here = np.unique(labels[labels > 0]).astype(np.uint64)
     if is_table(place):
         table = read_object_table(place)
@@ -207,7 +210,7 @@ def _crop_of_watershed(config: DatasetConfig, size: Triple, at: Triple | None) -
 
 
 def _objects_of(labels: Labels, components: list[npt.NDArray[np.uint64]]) -> dict[int, int]:
-    """Object of each supervoxel of a crop: components of all its chunks are one object where they share a member."""
+    """Return the object of each supervoxel of a crop: components that share a member belong to one object."""
     if not components:
         return {}
     ids, index = np.unique(np.concatenate(components), return_inverse=True)

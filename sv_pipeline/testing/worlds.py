@@ -1,7 +1,7 @@
-"""Small graphs with voxels: built in one line from any labelled volume or any dataset YAML, and copied at little cost.
+"""Small graphs with voxels (*worlds*), built from any labelled volume or dataset YAML in one line, and cheap to copy.
 
-A world is a registered graph like any other: what builds it is the product's own ingest. So whatever holds in a world
-that was cut out of a user's data is a statement about that data.
+A world is a registered graph like any other, and is built by the normal ingest. So a test on a world that was cropped
+from a user's data is a test on that data.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 EVERYWHERE = (10_000, 10_000, 10_000)
-"""Margin around the points of a request, in voxels, that takes in the whole volume."""
+"""Margin around the points of a request, in voxels (x, y, z), that includes the whole volume."""
 MEMORY_FOLDER, MEMORY_NEEDED = Path("/dev/shm"), 1 << 30
 USER = "tester"
 
@@ -61,9 +61,9 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """A graph with voxels, built and registered, to look at and to edit.
+    """A registered graph with voxels, to inspect and to edit.
 
-    Arrays of this class hold the whole volume: shape (x, y, z), index 0 is the first voxel of the volume.
+    Arrays of this class hold the whole volume: they have shape (x, y, z), and index 0 is its first voxel.
     """
 
     dataset: Dataset
@@ -89,44 +89,44 @@ class World:
 
     @property
     def offset(self) -> npt.NDArray[np.int64]:
-        """Coordinate of the first voxel of the volume."""
+        """Coordinate (x, y, z) of the first voxel of the volume."""
         return np.asarray(self.graph.grid.bounds.start)
 
     @property
     def generation(self) -> int:
-        """Generation of the fork: each commit of voxels adds one."""
+        """Generation of the fork, which grows by one with each commit of voxels."""
         return self.dataset.fork.generation()
 
     def open(self) -> OpenGraph:
-        """The graph as a proofreader uses it."""
+        """Open the graph as a proofreader uses it."""
         return OpenGraph(self.dataset)
 
-    # -- looking ------------------------------------------------------------------------------------------------------
+    # -- inspection ---------------------------------------------------------------------------------------------------
 
     def voxels(self, generation: int | None = None) -> Labels:
-        """Supervoxel id of each voxel, now or at a generation of the fork."""
+        """Read the supervoxel id of each voxel, now or at a generation of the fork."""
         volume = self.volume
         if generation is not None:
             volume = self.dataset.fork.open(version=generation)
         return np.asarray(volume[self.graph.grid.bounds.slices].read(order="F").result(), np.uint64)
 
     def voxels_at(self, time: int) -> Labels:
-        """Supervoxel id of each voxel at a logical time of the graph, in milliseconds."""
+        """Read the supervoxel id of each voxel at a logical time of the graph, in milliseconds."""
         return self.voxels(self.dataset.fork.generation_at(time))
 
     def objects(self, voxels: Labels, at: int | None = None) -> Labels:
-        """Root of each voxel, 0 for background; now, or at a logical time in milliseconds."""
+        """Return the root of each voxel, 0 for background; now, or at a logical time in milliseconds."""
         ids, index = np.unique(voxels, return_inverse=True)
         found = np.zeros(len(ids), np.uint64)
         found[ids > 0] = roots(self.graph, ids[ids > 0], at=at)
         return found[index].reshape(voxels.shape)
 
     def rows(self) -> dict[bytes, dict[Any, Any]]:
-        """Every row of the table, with all cells."""
+        """Read every row of the table, with all cells."""
         return {key: dict(row) for key, row in self.table.scan([EVERYTHING])}
 
     def report(self) -> VerifyReport:
-        """What every check of ``sv-pipeline verify`` finds."""
+        """Run every check of ``sv-pipeline verify``, and return the report."""
         return verify_dataset(self.dataset)
 
     def verify(self) -> VerifyReport:
@@ -136,28 +136,28 @@ class World:
     # -- requests of edits --------------------------------------------------------------------------------------------
 
     def points(self, *voxels: npt.ArrayLike) -> Points:
-        """Points of a request. Voxels are indices into the arrays of this class."""
+        """Make points of a request from voxels that are indices into the arrays of this class."""
         return Points.of([], (np.asarray(voxels).reshape(-1, 3) + self.offset).tolist())
 
     def split_request(self, sources: npt.ArrayLike, sinks: npt.ArrayLike, **options: Any) -> SplitRequest:
-        """A split that looks at the whole volume, unless ``offset`` is among the options of the request."""
+        """Make a request to split, whose region is the whole volume unless the options contain an ``offset``."""
         given = {"offset": EVERYWHERE, "disallow_isolating_cut": False, **options}
         return SplitRequest(USER, self.points(sources), self.points(sinks), **given)
 
     def merge_request(self, sources: npt.ArrayLike, sinks: npt.ArrayLike, **options: Any) -> MergeRequest:
-        """A merge that looks at the whole volume, unless ``offset`` is among the options of the request."""
+        """Make a request to merge, whose region is the whole volume unless the options contain an ``offset``."""
         return MergeRequest(USER, self.points(sources), self.points(sinks), **{"offset": EVERYWHERE, **options})
 
     # -- copies -------------------------------------------------------------------------------------------------------
 
     @cached_property
     def _rows(self) -> list[RowMutation]:
-        """Rows of a world that is not edited any more: what its copies begin with."""
+        """Rows of this world, which must not be edited any more; its copies start with them."""
         return all_rows(self.table)
 
     @contextmanager
     def copied(self, backend: Backend = "sqlite") -> Iterator[World]:
-        """A copy for the time of the block, which costs a fork and the rows of a table.
+        """Provide a copy during the block; this takes a new fork and a copy of the rows.
 
         The copy has a table and a fork of its own, and shares the base. So this world must never have been edited, and
         the files of the base must not be changed.
@@ -176,16 +176,16 @@ class World:
     def copied_to(
         self, folder: Path, backend: Backend = "sqlite", *, home: Path | None = None, watershed: str | None = None
     ) -> World:
-        """A copy of everything, edits and files included, under the same graph id.
+        """Copy everything, including edits and files, under the same graph id.
 
         Parameters
         ----------
         folder
-            Where the copy goes.
+            Folder of the copy.
         home
-            Home folder in which it is registered. Default: ``home`` in ``folder``.
+            Home folder in which the copy is registered; by default ``home`` in ``folder``.
         watershed
-            URL of where the volume goes. Default: the folder ``watershed`` in ``folder``.
+            URL of the copied volume; by default the folder ``watershed`` in ``folder``.
         """
         source, target = local_folder(self.dataset.watershed_url), watershed or str(folder / "watershed")
         if watershed is None:
@@ -204,7 +204,7 @@ class World:
         watershed: str | None = None,
         prefix: str | None = None,
     ) -> World:
-        """The rows of this world in a table of its own, registered in a home folder."""
+        """Make a world with the rows of this one in a table of its own, registered in a home folder."""
         raw = self.dataset.config.model_dump(mode="json", by_alias=True)
         raw["graph_id"] = graph_id or raw["graph_id"]
         raw["data_source"] |= {"WATERSHED": watershed} if watershed else {}
@@ -227,12 +227,12 @@ class World:
 def configuration(
     volume: LabelledVolume, folder: Path, graph_id: str = "world", *, chunk_size: Triple = (8, 8, 8), **changes: Any
 ) -> dict[str, Any]:
-    """Write a volume to a folder, and make the dataset configuration that builds a graph of it there.
+    """Write a volume to a folder, and return the dataset configuration that builds a graph from it there.
 
     Parameters
     ----------
     changes
-        Sections of the configuration. What they hold replaces fields of the same name; None removes a section.
+        Sections of the configuration. Their fields replace default ones of the same name; None removes a section.
     """
     raw: dict[str, Any] = {
         "graph_id": graph_id,
@@ -260,14 +260,14 @@ def build(
     chunk_size: Triple = (8, 8, 8),
     **changes: Any,
 ) -> World:
-    """Build a graph of a volume, in this process, as an ingest of these labels does it.
+    """Build a graph from a volume in this process, by the same steps as an ingest.
 
     Parameters
     ----------
     folder
-        Where source and watershed go.
+        Folder of source and watershed.
     home
-        Home folder in which the graph is registered. Default: ``home`` in ``folder``.
+        Home folder in which the graph is registered; by default ``home`` in ``folder``.
     changes
         As for :func:`configuration`.
     """
@@ -286,18 +286,19 @@ def small_world(
     chunk_size: Triple | None = None,
     **changes: Any,
 ) -> World:
-    """Build a small graph of a crop of the data that a dataset YAML names. The data themselves are only read.
+    """Build a small graph from a crop of the data that a dataset YAML names. The data themselves are only read.
 
     Parameters
     ----------
     path
         The dataset YAML.
     folder
-        Where the small graph goes, with a table and a home folder of its own.
+        Folder of the small graph, which has a table and a home folder of its own.
     size, at
-        The crop, see :func:`sv_pipeline.testing.volumes.crop`.
+        The crop; see :func:`sv_pipeline.testing.volumes.crop`.
     chunk_size
-        Voxels of a chunk. Default: about a third of the crop on each axis, so that the graph has several layers.
+        Shape of a chunk (x, y, z) in voxels. By default, it is about a third of the crop along each axis, so that the
+        graph has several layers.
     changes
         As for :func:`configuration`.
 
@@ -318,7 +319,7 @@ def small_world(
 
 
 def fast_folder() -> TemporaryDirectory[str]:
-    """A temporary folder in memory, where the system has room for it; otherwise on disk."""
+    """Make a temporary folder, in memory if there is enough free space, otherwise on disk."""
     in_memory = MEMORY_FOLDER.is_dir() and os.access(MEMORY_FOLDER, os.W_OK)
     if in_memory and shutil.disk_usage(MEMORY_FOLDER).free < MEMORY_NEEDED:
         in_memory = False
@@ -331,7 +332,7 @@ def _process_folder() -> TemporaryDirectory[str]:
 
 
 def lasting_folder() -> Path:
-    """A new folder that lasts as long as this process: for worlds that are built once and copied for each test."""
+    """Make a folder that exists as long as this process, for worlds that are built once and copied for each test."""
     folder = Path(_process_folder().name) / uuid.uuid4().hex
     folder.mkdir()
     return folder

@@ -86,8 +86,12 @@ def _nothing_left(graph: ChunkedGraph, operation: Operation, found: Unfinished |
     """Check that the operation is not open and holds no row, and return the number of rows that were checked."""
     operation_id = operation.operation_id
     key = open_key(operation_id)
-    opened = graph.table.read_rows([key]).get(key)
-    if opened is not None and RecoveryProgress.of(opened).phase != Phase.UNPROVEN:
+    for look in range(LOOKS):  # another recovery may have opened it, and be about to find that it has ended
+        time.sleep(Backoff(SECONDS_BETWEEN_LOOKS).after(look))
+        opened = graph.table.read_rows([key]).get(key)
+        if opened is None or RecoveryProgress.of(opened).phase == Phase.UNPROVEN:
+            break
+    else:
         raise CorruptionError(f"operation {operation_id} is still open.", remedy="Recover it again.")
     if columns.CHUNK_LOCK_SCOPE.key in operation.row:
         raise CorruptionError(f"the log of operation {operation_id} still has a scope.", remedy="Recover it again.")

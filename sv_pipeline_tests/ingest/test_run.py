@@ -11,10 +11,12 @@ import pytest
 from sv_pipeline.config import IngestMode
 from sv_pipeline.errors import ConfigError, NotFoundError, NotReadyError
 from sv_pipeline.graph import edge_files
-from sv_pipeline.ingest import progress
+from sv_pipeline.ingest import progress, stages
+from sv_pipeline.ingest.batches import Stage
 from sv_pipeline.ingest.run import ingest
 from sv_pipeline.progress import Progress
 from sv_pipeline.registry import Dataset, Registry
+from sv_pipeline.segmentation.base.layout import populate_layer
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.generations import current_version
 from sv_pipeline_tests.graph.compare import stored_shape
@@ -66,6 +68,19 @@ def test_a_second_run_does_nothing(built: Dataset) -> None:
     assert builds.rows_of(built) == rows
     assert generation(built) == before
     assert kv.list_keys(built.watershed_url) == keys
+
+
+def test_voxels_are_not_taken_of_a_watershed_that_is_still_being_made(tmp_path: Path) -> None:
+    dataset = builds.register(builds.raw_config(tmp_path), tmp_path / "home")
+    first, *_ = stages.plan_watershed(dataset, Stage.LABELS)
+    stages.run_batch(dataset, first)
+    stages.setup(dataset, IngestMode.VOXELS)
+    voxels = populate_layer(dataset.config.ocdbt_config, dataset.grid)
+    with pytest.raises(NotReadyError, match=r"watershed .* is not complete"):
+        stages.plan_layer(dataset, voxels, IngestMode.VOXELS)
+    assert not dataset.base.done_tasks()
+    ingest(dataset, workers=1, mode=IngestMode.VOXELS)
+    assert dataset.base.is_complete()
 
 
 def test_one_process_builds_the_same_as_two(built: Dataset, tmp_path: Path) -> None:

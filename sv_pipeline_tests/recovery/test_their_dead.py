@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from sv_pipeline import edits
@@ -24,6 +24,7 @@ from sv_pipeline.recovery.dry_run import dry_run
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import DeleteCells, RowMutation
 from sv_pipeline.testing.harness.actors import DONE, OFFSET
+from sv_pipeline_tests.properties import examples
 from sv_pipeline_tests.recovery.conftest import Theatre
 from sv_pipeline_tests.recovery.stage import Stage
 from sv_pipeline_tests.reference_data import contacts
@@ -33,7 +34,7 @@ both = pytest.mark.parametrize("backend", ["sqlite", "bigtable"])
 Make = Callable[..., Theatre]
 
 LOCKING = ["half locked", "locked"]
-SHARES = [f"rows:{share}" for share in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)]
+SHARES = [f"rows:{share}" for share in (0.0, 0.3, 0.7, 1.0)]
 ENDING = ["succeeded"]
 KINDS = ["merge", "merge by hand", "plain split", "undo of a merge"]
 
@@ -125,7 +126,7 @@ def test_a_worker_that_died_is_found_in_one_look_and_its_edit_is_made_again(
     assert row.status is OperationStatus.SUCCESS
 
 
-SUPERVOXELS = [f"supervoxels:{share}" for share in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]
+SUPERVOXELS = [f"supervoxels:{share}" for share in (0.0, 0.4, 1.0)]
 
 
 @both
@@ -151,7 +152,7 @@ def test_a_split_of_a_supervoxel_whose_worker_died_is_rolled_back_and_made_again
 @both
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("says", [False, True])
-@pytest.mark.parametrize("share", [0.2, 0.6, 1.0])
+@pytest.mark.parametrize("share", [0.2, 1.0])
 def test_what_a_failed_write_left_without_locks_is_taken_out(
     theatre: Make, backend: str, kind: str, says: bool, share: float, old: None
 ) -> None:
@@ -271,7 +272,7 @@ def test_a_recovery_of_theirs_may_be_killed_anywhere(theatre: Make) -> None:
         assert play.scene.objects() == play.twin(kind), (kind, step)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@examples(20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_part_of_its_rows_is_there_it_is_one_edit_or_none(theatre: Make, data: st.DataObject) -> None:
     play = theatre("sqlite")

@@ -55,9 +55,11 @@ class SegmentTable:
 
 
 def run_label_batch(plan: WatershedPlan, coordinates: npt.ArrayLike) -> None:
-    """Run pass A for some chunks, coordinates of shape (n, 3). It may be repeated at any time."""
+    """Run pass A for some chunks, coordinates of shape (n, 3), that are not done. It may be repeated at any time."""
     for coordinate in np.asarray(coordinates, np.int64).reshape(-1, 3):
-        label_chunk(plan, coordinate)
+        # A worker that was held up must not write chunks again that another has finished: a base may refer to them.
+        if kv.read_bytes(plan.target, plan.marker(WatershedPass.LABELS, coordinate)) is None:
+            label_chunk(plan, coordinate)
 
 
 def label_chunk(plan: WatershedPlan, coordinate: npt.ArrayLike) -> SegmentTable:

@@ -1,4 +1,4 @@
-"""The base of a watershed: its plan, how voxels get into it, and how far that is."""
+"""The base of a watershed: its plan, the populate that fills it with voxels, and the progress of the populate."""
 
 from sv_pipeline.moved import contents_of_former_module
 

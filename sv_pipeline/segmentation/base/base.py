@@ -1,8 +1,8 @@
-"""Owns the noun `Base`: one OCDBT store per watershed with all mips of its volume, and the record of how it was made.
+"""Owns `Base`: one OCDBT store per watershed with all mips of its volume, and the record of how it was made.
 
-The record ``ocdbt/base/base.json`` is written first and by one creator only; every later process reads it. So the
-format of a base is decided once. What a later graph's configuration says of it otherwise does not count, or is refused
-with the names of the fields that differ.
+The record ``ocdbt/base/base.json`` is written first, and by one creator only; every later process reads it. So the
+format of a base is decided once. If the configuration of a later graph differs, its values are ignored, or refused with
+the names of the differing fields.
 """
 
 from __future__ import annotations
@@ -30,39 +30,40 @@ from sv_pipeline.storage.retry import retry_transport
 __all__ = ["FORKS", "IN_PLACE", "Base", "BaseInfo", "write_volume_info"]
 
 FORKS = ".forks/"
-"""Below ``ocdbt/``: one record per fork, because folders cannot be listed without listing all that is in them."""
+"""Folder below ``ocdbt/`` with one record per fork: folders cannot be listed without listing all files in them."""
 IN_PLACE = b'"place": "base"'
-"""In the record of a fork: the graph has none of its own, its voxels are those of the base."""
+"""Part of a fork's record that says that the graph has no fork of its own: its voxels are the base itself."""
 RECORD = "base.json"
 INFO = "info"
 RECORD_VERSION = 2
-"""1: the volume was at ``seg/`` in the key space, and data of forks at ``<graph id>/d/``."""
+"""Version of the record. In version 1, the volume was at ``seg/`` in the key space, and data of forks were at
+``<graph id>/d/``."""
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class BaseInfo:
-    """What a base is."""
+    """The description of a base, as its record holds it."""
 
     watershed_url: str
     form: ocdbt.OcdbtFormat
     volume: VolumeInfo
-    """Its mips; storage chunks may be smaller than the source's, where the task boxes ask for it."""
+    """The mips. Storage chunks may be smaller than those of the source, where the task boxes require it."""
     source_mips: int
-    """Mips that are copied from the source; the coarser ones are made from the last of these."""
+    """Number of mips that are taken from the source; coarser ones are made from the last of these."""
     storage_chunk_size: tuple[int, int, int] | None
-    """What the configuration asked for."""
+    """Storage chunk size (x, y, z) in voxels that the configuration asked for."""
     remade: str | None = None
-    """Why mips that the source has were made anew; None if they were not."""
+    """Why mips of the source were not used but made again; None if all were used."""
     made_elsewhere: bool = False
-    """Whether other software made and populated it: it has no record of ours."""
+    """Whether other software made and populated the base, so that it has no record of ours."""
     edited_in_place: bool = False
-    """Whether other software edits it in place, so that no fork can start from it."""
+    """Whether other software edits the base in place, so that no fork can start from it."""
     referred: tuple[int, ...] = ()
-    """Mips whose chunks are referred to where they lie in the watershed, and not copied."""
+    """Mips whose chunks are references to the files of the watershed instead of copies."""
     made_at: str | None = None
-    """Folder of the watershed when the base was made; another one after the folder was copied or moved."""
+    """Folder of the watershed when the base was made; it differs after the folder was copied or moved."""
 
     @property
     def n_mips(self) -> int:
@@ -71,30 +72,30 @@ class BaseInfo:
 
     @property
     def refers(self) -> bool:
-        """Whether the base refers to files of the watershed, which must not change then."""
+        """Whether the base refers to files of the watershed, which therefore must not change."""
         return bool(self.referred)
 
     def spec(
         self, *, creating: bool = False, coordinator: str | None = None, version: ocdbt.Version | None = None
     ) -> dict[str, Any]:
-        """Key-value spec of the base; for its creator with its format, ``coordinator`` as host:port."""
+        """Return the key-value spec of the base; with its format if ``creating``. ``coordinator`` is host:port."""
         form, url = self.form if creating else None, self.watershed_url
         return ocdbt.base_spec(url, form=form, coordinator=coordinator, version=version, refers=self.refers)
 
     def part_spec(self, task: str, attempt: str, *, creating: bool = False) -> dict[str, Any]:
-        """Key-value spec of the part that an attempt at a populate task makes; for its creator with its format."""
+        """Return the key-value spec of the part of one attempt at a populate task; with its format if ``creating``."""
         form = self.form if creating else None
         return ocdbt.part_spec(self.watershed_url, task, attempt, form=form, refers=self.refers)
 
     def fork_spec(self, graph_id: str, version: ocdbt.Version | None = None) -> dict[str, Any]:
-        """Key-value spec of a fork of the base."""
+        """Return the key-value spec of a fork of the base."""
         kind = self.form.manifest_kind
         return ocdbt.fork_spec(self.watershed_url, graph_id, manifest_kind=kind, version=version, refers=self.refers)
 
 
 @dataclass(frozen=True, init=False)
 class Base:
-    """The base of one watershed: a value that other processes can be sent. It opens what is stored when it is asked."""
+    """The base of one watershed: a value that can be sent to other processes. Each method opens the stored data."""
 
     watershed_url: str
     """Folder of the watershed."""
@@ -108,21 +109,21 @@ class Base:
         return ocdbt.base_folder(self.watershed_url)
 
     def create(self, config: OcdbtConfig, grid: ChunkGrid | None = None) -> BaseInfo:
-        """Make the base, empty, unless it exists.
+        """Create the empty base, unless it exists.
 
         Parameters
         ----------
         config
-            The format, the number of mips, the storage chunks.
+            The format, the number of mips and the storage chunks.
         grid
-            Chunks of the graph: storage chunks are chosen so that populate tasks do not share any. Without it they stay
-            as they are in the source.
+            Chunks of the graph. Storage chunks are chosen so that populate tasks do not share any. Without a grid they
+            are those of the source.
 
         Raises
         ------
         ConfigError
-            If the base exists with other values of our own fields; names them. Values that PyChunkedGraph knows as well
-            are those of the base's info file, whatever the configuration says (`effective`).
+            If the base exists with other values of fields that only we have; the message names them. For fields that
+            PyChunkedGraph has as well, the base's info file counts instead of the configuration (`effective`).
         InputError
             If the source volume cannot be used.
         """
@@ -153,26 +154,26 @@ class Base:
         info = self.info()
         _refuse_another_config(info, config)
         exists = kv.read_bytes(folder, ocdbt.SINGLE_MANIFEST) is not None
-        # The volume's info creates the database; nothing happens if that has been done. Only its creator says what a
-        # database is like: later, its manifest does.
+        # Writing the volume's info creates the database, unless it exists. Only its creator passes the format of the
+        # database; later the format is in the manifest.
         write_volume_info(info.spec(creating=not exists), info.volume)
         layer = config.populate_layer if grid is None else populate_layer(config, grid)
         markers.claim_settings(url, {**config.settings, **_settings(info.form), "populate_layer": layer})
         return info
 
     def effective(self, config: OcdbtConfig) -> OcdbtConfig:
-        """A configuration as it counts for this watershed: values of the base's info file, then those of the graph."""
+        """Return the configuration that counts for this watershed: values of the base's info file replace others."""
         return markers.effective_config(self.watershed_url, config)
 
     def info(self) -> BaseInfo:
-        """What the base is: read from its record, or from the store itself if other software made it.
+        """Read the description of the base from its record, or from the store itself if other software made it.
 
         Raises
         ------
         NotFoundError
             If there is no base.
         ConfigError
-            If what is there is no base, or one of the first version.
+            If the stored data are not a base, or are a base of the first version.
         """
         raw = kv.read_bytes(self.folder, RECORD)
         if raw is None:
@@ -192,28 +193,31 @@ class Base:
             ) from error
 
     def settings(self) -> dict[str, Any]:
-        """The values that the base's info file has, under PyChunkedGraph's names; empty if there is none."""
+        """Return the values in the base's info file, under PyChunkedGraph's names; empty if there is no file."""
         return self.effective(OcdbtConfig()).settings if markers.read_settings(self.watershed_url) else {}
 
     def division(self) -> markers.PopulateMeta | None:
-        """How the base is divided into populate tasks; None before the first plan."""
+        """Return the division of the base into populate tasks; None before the first plan."""
         return markers.read_meta(self.watershed_url)
 
     def done_tasks(self) -> set[markers.Triple]:
-        """Coordinates of all populate tasks that are done."""
+        """Return the coordinates of all populate tasks that are done."""
         return markers.done_tasks(self.watershed_url)
 
     def is_complete(self) -> bool:
-        """Whether the populate has been finished."""
+        """Return whether the populate is finished."""
         return markers.read_complete(self.watershed_url) is not None
 
     def counts(self) -> dict[str, int]:
-        """Storage chunks that are referred to, and those copied in the same mips; empty before the populate ends."""
+        """Return the numbers of storage chunks that are referred to, and of those copied in the same mips.
+
+        The result is empty before the populate is finished.
+        """
         complete = markers.read_complete(self.watershed_url) or {}
         return {name: int(complete[name]) for name in ("referred", "copied") if name in complete}
 
     def require_complete(self) -> None:
-        """Raise NotReadyError, saying what to run, unless the populate of the base is complete.
+        """Raise NotReadyError, with the remedy, unless the populate of the base is complete.
 
         Raises
         ------
@@ -243,7 +247,7 @@ class Base:
         )
 
     def forks(self) -> list[str]:
-        """Ids of the graphs that have a fork, and of the one whose voxels are the base itself, if there is one."""
+        """Return the ids of the graphs that have a fork, and of a graph whose voxels are the base itself."""
         folder = ocdbt.ocdbt_folder(self.watershed_url)
         keys = kv.list_keys(folder, FORKS)
         manifests = kv.read_many(folder, [f"{key.removeprefix(FORKS)}/{ocdbt.SINGLE_MANIFEST}" for key in keys])
@@ -252,11 +256,12 @@ class Base:
         return sorted(key.removeprefix(FORKS) for key in there)
 
     def wipe(self, *, force: bool = False) -> None:
-        """Remove the base and the done-markers of its populate, through the underlying file or bucket driver.
+        """Remove the base and the done-markers of its populate, through the driver of the file system or bucket.
 
         (Deleting through the OCDBT driver would leave every file, and the old configuration, in place.)
 
-        Danger: all forks read from the base. With ``force`` it is removed although there are forks; they are lost.
+        Danger: all forks read from the base. With ``force`` the base is removed even if there are forks, which are
+        then lost.
 
         Raises
         ------
@@ -269,7 +274,7 @@ class Base:
                 f"the base of {url} is in use by the forks {', '.join(forks)}, which would be lost.",
                 remedy="Remove the forks first, or use force.",
             )
-        # Markers first: a crash in between must not leave markers of voxels that are gone.
+        # Markers are removed first: a crash in between must not leave markers of voxels that are gone.
         kv.delete_prefix(ocdbt.ocdbt_folder(url), POPULATED_FOLDER + "/")
         kv.delete_prefix(self.folder)
         reset_context()
@@ -347,14 +352,14 @@ def _settings(form: ocdbt.OcdbtFormat) -> dict[str, Any]:
 
 
 def _refuse_another_config(info: BaseInfo, config: OcdbtConfig) -> None:
-    # Compression and inline values are not compared: those of the base count (`Base.effective`).
+    # Compression and inline values are not compared, because those of the base count anyway (`Base.effective`).
     wanted, found = ocdbt.OcdbtFormat.of(config).to_json(), info.form.to_json()
     own = ("max_decoded_node_bytes", "version_tree_arity_log2", "manifest_kind")
     pairs = {name: (wanted[name], found[name]) for name in own}
     if config.mips is not None:
         pairs["mips"] = (config.mips, info.n_mips)
     pairs["storage_chunk_size"] = (config.storage_chunk_size, info.storage_chunk_size)
-    if info.made_elsewhere:  # it follows defaults of other software: only what was asked for must be so
+    if info.made_elsewhere:  # it has the defaults of other software, so only explicit values are compared
         pairs = {name: pair for name, pair in pairs.items() if name in config.model_fields_set}
     differing = [f"{name} is {have!r}, not {want!r}" for name, (want, have) in pairs.items() if want != have]
     if differing:
@@ -366,7 +371,7 @@ def _refuse_another_config(info: BaseInfo, config: OcdbtConfig) -> None:
 
 
 def write_volume_info(spec: dict[str, Any], volume: VolumeInfo) -> None:
-    """Make an OCDBT key space hold an empty volume."""
+    """Write the info of an empty volume to an OCDBT key space, unless it has one."""
 
     def write() -> None:
         store = ocdbt.OcdbtStore(spec)

@@ -1,7 +1,7 @@
-"""Owns what is known of a base of other software: what it is, by the store itself, and whether all of it is there.
+"""Reads what is known of a base that other software made: its description, from the store itself, and its completeness.
 
-PyChunkedGraph keeps a base that nobody edits, with an info file (``ocdbt/.populated/meta.json``), and a fork for each
-graph. Its older versions keep one store for a watershed, without an info file, and edit it in place.
+PyChunkedGraph keeps a base that is never edited, with an info file (``ocdbt/.populated/meta.json``), and a fork for
+each graph. Its older versions keep one store per watershed, without an info file, and edit it in place.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ class StoreOfOthers:
     form: ocdbt.OcdbtFormat
     volume: VolumeInfo
     source_mips: int
-    """Mips whose bounds are those of the watershed's."""
+    """Number of mips with the same bounds as in the watershed."""
     edited_in_place: bool
-    """Whether it is the one store of a watershed, which its owner edits; not a base under forks."""
+    """Whether it is the only store of a watershed and edited itself, rather than a base below forks."""
 
 
 def read_store(watershed_url: str) -> StoreOfOthers | None:
-    """What is stored as the base of a watershed; None if nothing is.
+    """Read the store in the place of a watershed's base; None if there is none.
 
     Raises
     ------
     ConfigError
-        If it is no OCDBT database with a volume at its root.
+        If it is not an OCDBT database with a volume at its root.
     """
     folder = ocdbt.base_folder(watershed_url)
     if kv.read_bytes(folder, ocdbt.SINGLE_MANIFEST) is None:
@@ -75,7 +75,7 @@ def read_store(watershed_url: str) -> StoreOfOthers | None:
 
 
 def stranger(folder: str, why: str) -> ConfigError:
-    """The refusal of a database that cannot be a base for a new fork."""
+    """Return the error for a database that cannot be the base of a new fork."""
     return ConfigError(
         f"{folder} holds an OCDBT database without our record, which is not ours: {why}.",
         remedy="PyChunkedGraph keeps split supervoxels there: if they are to stay, use a copy of the watershed, or "
@@ -85,9 +85,10 @@ def stranger(folder: str, why: str) -> ConfigError:
 
 
 def first_missing(watershed_url: str, volume: VolumeInfo) -> Box | None:
-    """The first storage chunk of mip 0 that a base lacks, although the watershed has labels there; None = complete.
+    """Return the first storage chunk of mip 0 that a base lacks although the watershed has labels there.
 
-    A chunk that is all background is not stored. So the watershed is read where a chunk is missing, and only there.
+    Returns None if the base is complete. A chunk that is all background is not stored, so the watershed is read where
+    a chunk is missing, and only there.
     """
     scale = volume.scales[0]
     store = ocdbt.OcdbtStore(ocdbt.base_spec(watershed_url))

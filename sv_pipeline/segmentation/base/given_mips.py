@@ -1,7 +1,7 @@
-"""Owns the question which coarser mips of a watershed may be copied into its base, and which are better made anew.
+"""Decides which coarser mips of a watershed may be copied into its base, and which have to be made again.
 
-A fork keeps its coarser mips up to date by counting from the first voxel of the volume. A mip that was laid out in
-another way, was never written, or belongs to other labels would go on showing ids that edits have retired.
+A fork updates its coarser mips on a grid that starts at the first voxel of the volume. A mip with another layout, one
+that was never written, or one that belongs to other labels would continue to show ids that edits have retired.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ __all__ = ["usable_given_mips"]
 
 PROBES = 27
 PROBE_VOXELS = 1 << 19
-"""Voxels of mip 0 of one probe, about."""
+"""Approximate number of voxels of mip 0 that one probe reads."""
 
 _logger = logging.getLogger(__name__)
 
 
 def usable_given_mips(watershed_url: str | Path, at_most: int | None = None) -> tuple[int, str | None]:
-    """Number of mips of a volume, mip 0 included, that may be copied; and why the next one may not.
+    """Return the number of mips that may be copied, including mip 0, and why the next one may not.
 
-    The info file is judged first (`layout.usable_mips`). Then all chunks of the mip must be there; and at some places,
-    every voxel must show a label that one of the voxels has which it covers in mip 0.
+    The info file is checked first (`layout.usable_mips`). Then all chunks of a mip must exist, and at some places each
+    voxel must have the label of one of the voxels of mip 0 that it covers.
 
     Parameters
     ----------
     at_most
-        Look at so many mips only.
+        Largest number of mips to check.
     """
     volume = read_info(watershed_url)
     usable, reason = usable_mips(volume)
@@ -48,7 +48,7 @@ def usable_given_mips(watershed_url: str | Path, at_most: int | None = None) -> 
         fault = reason if mip == usable else _fault(watershed_url, volume, mip)
         if fault:
             text = f"mip {mip} of the watershed ({volume.scales[mip].key}) is not used: {fault}"
-            _logger.warning("%s; it is made anew, and so are the coarser ones", text)
+            _logger.warning("%s; it is made again, and so are the coarser ones", text)
             return mip, text
     return limit, None
 
@@ -75,7 +75,7 @@ def _fault(url: str | Path, volume: VolumeInfo, mip: int) -> str | None:
 
 
 def _probes(volume: VolumeInfo, mip: int) -> Iterator[tuple[Box, Box]]:
-    """Boxes of a mip, at its corners, its centre and the middle of its sides and edges; with the voxels they cover."""
+    """Yield boxes of a mip at its corners, centre, and middles of faces and edges, each with its box of mip 0."""
     scale, factor = volume.scales[mip], np.asarray(volume.factors(mip))
     edge = max(1, round((PROBE_VOXELS / float(np.prod(factor))) ** (1 / 3)))
     shape = np.minimum(scale.size, edge)

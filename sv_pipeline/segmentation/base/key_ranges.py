@@ -1,8 +1,9 @@
-"""Owns dividing the keys of a base among bounded commits, each of neighbouring keys. Pure; does no I/O.
+"""Divides the keys of a base among commits of bounded size, each of neighbouring keys. Pure; does no I/O.
 
-A commit writes anew each node of the tree that holds one of its keys. So commits of neighbouring keys write every node
-about once, and commits of whole tasks, whose keys lie all over the tree, nearly every node each time. Keys are ordered
-by the text of x, then of y, then of z (`storage.chunk_names`); a range is all of some x, or some y of one x. ::
+A commit rewrites each node of the tree that holds one of its keys. So commits of neighbouring keys write every node
+about once, whereas commits of whole tasks, whose keys are spread over the tree, rewrite nearly every node each time.
+Keys are ordered by the text of x, then of y, then of z (`storage.chunk_names`). A range holds all keys of some x, or
+some y of one x. ::
 
     keys    x=0 y=0 z=..   x=0 y=64 z=..   ...   x=1024 y=0 z=..   ...   x=128 y=0 z=..   ...
     ranges  |<------------- some x ------------------------------->|<------------- next x --------
@@ -32,26 +33,26 @@ class KeyRange:
 
     mip: int
     first: int
-    """Rank of the first chunk, see `storage.chunk_names`."""
+    """Rank of the first chunk; see `storage.chunk_names`."""
     stop: int
-    """Rank of the chunk after the last."""
+    """Rank after that of the last chunk."""
     first_key: str
     last_key: str
 
     @property
     def end(self) -> str:
-        """The key after the last one."""
+        """The smallest key after the last one."""
         return self.last_key + "\0"
 
 
 def key_ranges(volume: VolumeInfo, at_most: int) -> Iterator[KeyRange]:
-    """Ranges of the keys of all mips, in the order of keys, of about ``at_most`` keys each, if all chunks are there."""
+    """Yield ranges of the keys of all mips, in key order, of about ``at_most`` keys each if all chunks exist."""
     for mip, scale in sorted(enumerate(volume.scales), key=lambda numbered: numbered[1].key + "/"):
         chunks = ChunkNames(scale)
         _, n_y, n_z = chunks.shape
         unit = n_y * n_z if n_y * n_z <= at_most else n_z
         step = unit * max(1, at_most // unit)
-        # A range of some y must not go on with the next x.
+        # A range of some y must not extend into the next x.
         rows = range(0, len(chunks), len(chunks) if unit == n_y * n_z else n_y * n_z)
         for row in rows:
             row_end = len(chunks) if unit == n_y * n_z else row + n_y * n_z
@@ -63,7 +64,7 @@ def key_ranges(volume: VolumeInfo, at_most: int) -> Iterator[KeyRange]:
 
 
 def tasks_of_range(keys: KeyRange, volume: VolumeInfo, grid: ChunkGrid, layer: int) -> tuple[set[int], set[int]]:
-    """Positions along x and along y of the populate tasks that may have keys in a range."""
+    """Return the positions along x, and those along y, of the populate tasks that may have keys in a range."""
     scale, factor = volume.scales[keys.mip], volume.factors(keys.mip)
     chunks = ChunkNames(scale)
     _, n_y, n_z = chunks.shape

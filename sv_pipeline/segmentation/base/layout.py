@@ -1,9 +1,8 @@
-"""Owns the plan of a base: its mips, storage chunks and the boxes of populate tasks. Pure; does no I/O.
+"""Plans a base: its mips, its storage chunks and the boxes of populate tasks. Pure; does no I/O.
 
-A task writes one chunk of the populate layer, at every mip. Task boxes must be whole storage chunks at each mip, or two
-tasks would write one storage chunk. Everything is counted from the start of the volume, which is also where the chunk
-grids of neuroglancer volumes start; so the voxel offset does not matter, and neither does what is left of a task at the
-end of the volume::
+A task writes one chunk of the populate layer, at every mip. Task boxes must consist of whole storage chunks at each
+mip, or two tasks would write to one storage chunk. All grids start at the first voxel of the volume, as the chunk grids
+of neuroglancer volumes do. So neither the voxel offset nor an incomplete task at the end of the volume matters::
 
     mip 0   |<------- task 0 ------>|<------- task 1 ------>|<- task 2 ->|
             |.....:.....:.....:.....|.....:.....:.....:.....|.....:.....:|     4 storage chunks per task
@@ -46,18 +45,18 @@ Triple = tuple[int, int, int]
 
 PLAIN_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 RESERVED_KEYS = frozenset({"info", "_sv_pipeline"})
-"""Names that have a meaning of their own beside the folders of the mips."""
+"""Names beside the folders of the mips that have another meaning."""
 
 _logger = logging.getLogger(__name__)
 
 
 def populate_layer(config: OcdbtConfig, grid: ChunkGrid) -> int:
-    """Layer one chunk of which is one task: the configured one, or the top layer of a smaller graph."""
+    """Return the layer whose chunks are the tasks: the configured one, or the top layer if the graph has fewer."""
     return min(config.populate_layer, grid.n_layers)
 
 
 def misfit(volume: VolumeInfo, mip: int) -> str | None:
-    """Why a given mip cannot be kept up to date with our own means; None if the info file gives no reason."""
+    """Return why our downsampling cannot keep a given mip up to date; None if the info file gives no reason."""
     scale, base, below = volume.scales[mip], volume.scales[0], volume.scales[mip - 1]
     factor = volume.factors(mip)
     step = np.divide(factor, volume.factors(mip - 1))
@@ -73,10 +72,10 @@ def misfit(volume: VolumeInfo, mip: int) -> str | None:
 
 
 def unclear_grid(volume: VolumeInfo, mip: int) -> str | None:
-    """Why the info file does not tell what a voxel of a mip covers; None if it does.
+    """Return why the info file does not determine which voxels a voxel of a mip covers; None if it does.
 
-    We count from the first voxel of the volume. Other software counts from voxel 0 of the world (``ts.downsample``), or
-    as we do (cloud-volume). Both are the same where the voxel offset is a multiple of the factor.
+    Our grid starts at the first voxel of the volume. That of other software starts at the origin (``ts.downsample``),
+    or at the first voxel too (cloud-volume). Both agree if the voxel offset is a multiple of the factor.
     """
     start, factor = volume.bounds.start, volume.factors(mip)
     if np.mod(start, factor).any():
@@ -85,7 +84,7 @@ def unclear_grid(volume: VolumeInfo, mip: int) -> str | None:
 
 
 def usable_mips(volume: VolumeInfo) -> tuple[int, str | None]:
-    """Number of given mips, mip 0 included, that the info file gives no reason to make anew, and that reason."""
+    """Return the number of given mips, including mip 0, that can be used by the info file, and why the next cannot."""
     for mip in range(1, len(volume.scales)):
         reason = misfit(volume, mip) or unclear_grid(volume, mip)
         encoding = volume.scales[mip].encoding
@@ -104,25 +103,25 @@ def plan_scales(
     usable: int | None = None,
     referred: Collection[int] = (),
 ) -> tuple[Scale, ...]:
-    """The mips of the base.
+    """Plan the mips of the base.
 
-    Those of the source that are usable come first, and the others are replaced by our own. Where ``config`` asks for
-    more mips, or the source has one only and nothing is asked for, coarser ones are added (`halving_step`) until the
-    volume fits one storage chunk, or a task would not hold whole voxels any more. Storage chunks keep the source's
-    shape where the task boxes of ``grid`` are multiples of it, else get the largest divisor of the task box that is not
-    larger. Keys are those of the source where they are plain names, each its own.
+    The usable mips of the source come first; unusable ones are replaced by our own. If ``config`` asks for more mips,
+    or the source has only one and ``config`` gives no number, coarser ones are added (`halving_step`) until the volume
+    fits into one storage chunk, or a task would no longer consist of whole voxels. Storage chunks keep the shape of the
+    source if the task boxes of ``grid`` are multiples of it; otherwise they get the largest divisor of the task box
+    that is not larger. Keys are those of the source if they are plain and distinct names.
 
     Parameters
     ----------
     usable
-        Mips of the source that may be copied; default: `usable_mips`.
+        Number of mips of the source that may be copied; by default that of `usable_mips`.
     referred
-        Mips of the source that are referred to: their storage chunks and their encoding stay as they are.
+        Mips of the source that the base refers to; they keep their storage chunks and encoding.
 
     Raises
     ------
     ConfigError
-        If a mip that is asked for cannot be divided among the tasks.
+        If a requested mip cannot be divided among the tasks.
     """
     wanted = config.mips or (len(source.scales) if len(source.scales) > 1 else None)
     n_copied = min(usable_mips(source)[0] if usable is None else usable, wanted or 1)
@@ -152,23 +151,23 @@ def plan_scales(
 
 
 def own_keys(wanted: Sequence[str]) -> tuple[str, ...]:
-    """Names of the folders of mips: those that are wanted, where they are plain and free, else ``NAME_2`` and so on.
+    """Choose the names of the folders of mips: the wanted ones if they are plain and free, else ``NAME_2`` and so on.
 
-    Two mips in one folder would replace each other's chunks; with ``..`` in it, a name may lead into any folder.
+    Two mips in one folder would overwrite each other's chunks, and a name with ``..`` could lead into any folder.
     """
     keys: list[str] = []
     for mip, name in enumerate(wanted):
         plain = name if PLAIN_KEY.fullmatch(name) and name not in RESERVED_KEYS else f"mip_{mip}"
         candidates = (plain if number == 1 else f"{plain}_{number}" for number in itertools.count(1))
-        # Some file systems, and some tools, take a and A for one name.
+        # Some file systems and tools do not distinguish upper and lower case.
         keys.append(next(key for key in candidates if key.lower() not in {k.lower() for k in keys}))
     return tuple(keys)
 
 
 def _base_scale(scale: Scale, config: OcdbtConfig) -> Scale:
     chunk_size = config.storage_chunk_size or _triple(np.minimum(scale.chunk_size, config.max_dst_chunk_shape))
-    # Values in OCDBT are not compressed; so they must be encoded compactly themselves. Never sharded: one voxel
-    # changed would rewrite a whole shard chunk.
+    # OCDBT does not compress values, so they need a compact encoding. They are never sharded, because a change of one
+    # voxel would rewrite a whole shard.
     return replace(
         scale,
         chunk_size=chunk_size,
@@ -179,12 +178,12 @@ def _base_scale(scale: Scale, config: OcdbtConfig) -> Scale:
 
 
 def aligned_chunk_size(scale: Scale, factor: Triple, grid: ChunkGrid, layer: int) -> Triple:
-    """Storage chunk shape of a mip that divides the task boxes; ConfigError if there is none."""
+    """Return a storage chunk shape for a mip that divides the task boxes; raise ConfigError if there is none."""
     shape: list[int] = []
     for axis in range(3):
         wanted, task = scale.chunk_size[axis], grid.size(layer)[axis]
         if grid.shape(layer)[axis] == 1:
-            shape.append(wanted)  # one task along this axis: nothing to share
+            shape.append(wanted)  # there is only one task along this axis, so no storage chunk is shared
             continue
         if task % factor[axis]:
             raise _misaligned(scale, factor, grid, layer)
@@ -197,7 +196,7 @@ def aligned_chunk_size(scale: Scale, factor: Triple, grid: ChunkGrid, layer: int
 
 
 def check_alignment(volume: VolumeInfo, grid: ChunkGrid, layer: int) -> None:
-    """Raise ConfigError unless the task boxes are whole storage chunks at every mip."""
+    """Raise ConfigError unless the task boxes consist of whole storage chunks at every mip."""
     for mip, scale in enumerate(volume.scales):
         factor = volume.factors(mip)
         for axis in range(3):
@@ -206,7 +205,7 @@ def check_alignment(volume: VolumeInfo, grid: ChunkGrid, layer: int) -> None:
 
 
 def fits_tasks(scale: Scale, factor: Triple, config: OcdbtConfig, grid: ChunkGrid) -> bool:
-    """Whether populate tasks are whole storage chunks of a mip, as its chunks are."""
+    """Return whether populate tasks consist of whole storage chunks of a mip with its present chunk size."""
     axes = zip(factor, scale.chunk_size, grid.size(populate_layer(config, grid)), strict=True)
     n_tasks = grid.shape(populate_layer(config, grid))
     return all(n == 1 or size % (f * chunk) == 0 for n, (f, chunk, size) in zip(n_tasks, axes, strict=True))
@@ -228,19 +227,19 @@ def _misaligned(scale: Scale, factor: Triple, grid: ChunkGrid, layer: int) -> Co
 
 
 def step_factor(volume: VolumeInfo, mip: int) -> Triple:
-    """Factor from ``mip - 1`` to ``mip``; ConfigError if it cannot be downsampled by it."""
+    """Return the factor from ``mip - 1`` to ``mip``; raise ConfigError if downsampling by it is impossible."""
     step = _triple(np.floor_divide(volume.factors(mip), volume.factors(mip - 1)))
     halvings(step)
     return step
 
 
 def task_box(volume: VolumeInfo, mip: int, grid: ChunkGrid, layer: int, coordinate: Triple) -> Box:
-    """Voxels of ``mip`` (in its own coordinates) that a task writes; empty where the volume ends before it."""
+    """Return the box that a task writes, in voxels of ``mip``; it is empty if the volume ends before it."""
     scale, factor = volume.scales[mip], np.asarray(volume.factors(mip))
     size = np.asarray(grid.size(layer))
     start = np.asarray(coordinate) * size // factor
     stop = (np.asarray(coordinate) + 1) * size // factor
-    # The last task of an axis takes whatever the source's own coarser mip has left.
+    # The last task along an axis also takes the rest of a coarser mip of the source.
     last = np.asarray(coordinate) == np.asarray(grid.shape(layer)) - 1
     stop = np.where(last, np.maximum(stop, scale.size), stop)
     return Box.of(start, np.maximum(start, stop)).shifted(scale.voxel_offset).clip(scale.bounds)

@@ -1,8 +1,8 @@
-"""Owns ``ocdbt/.populated/``: the settings of a base, and the record of its populate's progress.
+"""Owns ``ocdbt/.populated/``: the settings of a base, and the progress of its populate.
 
-``meta.json`` holds the base's settings under PyChunkedGraph's names, which takes them rather than those of a graph's
-meta. The other files are ours: ``division.json``, how the volume is divided into tasks; ``tasks/``, a marker per task;
-``complete.json``.
+``meta.json`` holds the settings of the base under PyChunkedGraph's names; PyChunkedGraph prefers them to those in the
+meta of a graph. The other files are ours: ``division.json`` is the division of the volume into tasks, ``tasks/`` has a
+marker for each task that is done, and ``complete.json`` is written at the end.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class PopulateMeta:
-    """How the base is divided into tasks; fixed by the first plan."""
+    """The division of the base into tasks, which the first plan fixes."""
 
     layer: int
     chunk_size: Triple
@@ -60,12 +60,12 @@ class PopulateMeta:
 
     @classmethod
     def of(cls, layer: int, grid: ChunkGrid) -> PopulateMeta:
-        """Division by the chunks of one layer."""
+        """Divide the base by the chunks of one layer."""
         return cls(layer, grid.chunk_size, grid.bounds.start, grid.bounds.stop)
 
     @property
     def grid(self) -> ChunkGrid:
-        """The chunks."""
+        """The grid of chunks."""
         return ChunkGrid(Box.of(self.start, self.stop), self.chunk_size)
 
 
@@ -74,35 +74,35 @@ def _folder(watershed_url: str | Path) -> str:
 
 
 def task_name(coordinate: Triple) -> str:
-    """Name of a task: ``x_y_z`` in chunks of the populate layer."""
+    """Return the name of a task: ``x_y_z`` in chunks of the populate layer."""
     return "_".join(str(int(c)) for c in coordinate)
 
 
 def parse_task_name(name: str) -> Triple:
-    """Coordinate of a task name."""
+    """Return the coordinate in the name of a task."""
     x, y, z = (int(part) for part in name.split("_"))
     return (x, y, z)
 
 
 def read_settings(watershed_url: str | Path) -> Json | None:
-    """The settings of a base as its info file has them; None if there is no such file."""
+    """Read the settings of a base from its info file; None if there is no such file."""
     raw = kv.read_bytes(_folder(watershed_url), SETTINGS)
     return None if raw is None else parse_stored(raw, Json, _folder(watershed_url) + SETTINGS)
 
 
 def effective_config(watershed_url: str | Path, config: OcdbtConfig) -> OcdbtConfig:
-    """A configuration as it counts for a watershed: values of the info file of its base, then those of the graph."""
+    """Return the configuration that counts for a watershed: values of its base's info file replace others."""
     settings = read_settings(watershed_url)
     return config if settings is None else config.under(settings, _folder(watershed_url) + SETTINGS)
 
 
 def claim_settings(watershed_url: str | Path, settings: Json) -> None:
-    """Write the settings of a base; those that are there already stay."""
+    """Write the settings of a base, unless it has settings already."""
     kv.write_if_absent(_folder(watershed_url), SETTINGS, json.dumps(settings, indent=1).encode())
 
 
 def read_meta(watershed_url: str | Path) -> PopulateMeta | None:
-    """The division into tasks; None before the first plan."""
+    """Read the division into tasks; None before the first plan."""
     raw = kv.read_bytes(_folder(watershed_url), DIVISION)
     if raw is None:
         return None
@@ -115,7 +115,7 @@ def claim_meta(watershed_url: str | Path, meta: PopulateMeta) -> None:
     Raises
     ------
     ConfigError
-        If it has been fixed otherwise: a base is populated at one layer of one grid only.
+        If another division is fixed already: a base is populated at one layer of one grid only.
     """
     if kv.write_if_absent(_folder(watershed_url), DIVISION, json.dumps(asdict(meta)).encode()):
         return
@@ -131,20 +131,20 @@ def claim_meta(watershed_url: str | Path, meta: PopulateMeta) -> None:
 
 
 def write_marker(watershed_url: str | Path, coordinate: Triple, content: Json) -> bool:
-    """Mark a task done; False if somebody else did, with other content."""
+    """Mark a task done; return False if another worker has done so, with other content."""
     return kv.write_if_absent(_folder(watershed_url), TASKS + task_name(coordinate), json.dumps(content).encode())
 
 
 def read_marker(watershed_url: str | Path, coordinate: Triple) -> Json | None:
-    """Marker of a task; None if it is not done."""
+    """Read the marker of a task; None if it is not done."""
     return read_markers(watershed_url, [coordinate])[0]
 
 
 def read_markers(watershed_url: str | Path, coordinates: list[Triple]) -> list[Json | None]:
-    """Markers of tasks, None for each that is not done."""
+    """Read the markers of tasks; None for each task that is not done."""
     raw = kv.read_many(_folder(watershed_url), [TASKS + task_name(c) for c in coordinates])
     folder = _folder(watershed_url) + TASKS
-    remedy = "Remove that marker, then run the populate again: it makes this task anew."
+    remedy = "Remove that marker, then run the populate again; it repeats this task."
     return [
         None if value is None else parse_stored(value, Json, folder + task_name(coordinate), remedy=remedy)
         for value, coordinate in zip(raw, coordinates, strict=True)
@@ -152,7 +152,7 @@ def read_markers(watershed_url: str | Path, coordinates: list[Triple]) -> list[J
 
 
 def done_tasks(watershed_url: str | Path) -> set[Triple]:
-    """Coordinates of all tasks that have a marker."""
+    """Return the coordinates of all tasks that have a marker."""
     keys = kv.list_keys(_folder(watershed_url), TASKS)
     names = [key.removeprefix(TASKS) for key in keys]
     if strange := [name for name in names if not _TASK.fullmatch(name)]:
@@ -167,6 +167,6 @@ def write_complete(watershed_url: str | Path, content: Json) -> None:
 
 
 def read_complete(watershed_url: str | Path) -> Json | None:
-    """The record of completion; None while the populate is not complete."""
+    """Read the record of completion; None while the populate is not complete."""
     raw = kv.read_bytes(_folder(watershed_url), COMPLETE)
     return None if raw is None else parse_stored(raw, Json, _folder(watershed_url) + COMPLETE)

@@ -1,12 +1,12 @@
-"""Owns the parts of a populate: private stores of tasks, and their merge into the base by reference.
+"""Owns the parts of a populate: the private stores of tasks, and their merge into the base by reference.
 
-Each attempt at a task writes a store of its own, ``base/parts/<task>/<attempt>/``; nobody else ever touches it while
-the task may still be running. The done-marker names the attempt that won, so two workers on one task cannot mix, and a
-killed one leaves nothing that counts. The merge copies the keys of winning parts into the base: their values stay
-where they are, the base refers to them. A key per merged task is written in the commit that completes it, so a merge
-can be repeated and done in increments; a merge of very many keys also notes how far it is, and is resumed there.
+Each attempt at a task writes to a store of its own, ``base/parts/<task>/<attempt>/``, which no other process touches
+while the task may be running. The done-marker names the attempt that won. So two workers on one task cannot mix, and a
+killed worker leaves nothing that counts. The merge copies the keys of the winning parts into the base; the values stay
+where they are, and the base refers to them. The commit that completes a task also writes a key for it, so a merge can
+be repeated and done in steps. A merge of very many keys also records its progress, and is resumed from there.
 
-Where the base refers to the watershed's own chunks, so do the parts: such a part begins as a tree of references that is
+If the base refers to chunks of the watershed, so do the parts: such a part starts as a tree of references, which is
 encoded here (`storage.ocdbt_tree`), and shares the base's key space, with a manifest of its own.
 """
 
@@ -48,11 +48,11 @@ __all__ = [
 Triple = tuple[int, int, int]
 
 MERGED_KEYS = ocdbt.OWN_KEYS + "populate/"
-"""One key per task whose voxels are in the base, written in the commit that brings them."""
+"""Prefix of the keys of merged tasks: one for each, written in the commit that merges its voxels."""
 MERGED_RANGES = ocdbt.OWN_KEYS + "populate_ranges"
-"""How many ranges of keys are merged, and of how many; while a merge of several commits goes on."""
+"""Key with the progress of a merge in several commits: the number of merged ranges of keys, and of all ranges."""
 KEYS_PER_COMMIT = 100_000
-"""A commit holds about 0.65 kB of memory for each key."""
+"""Largest number of keys in one commit, about; a commit needs about 0.65 kB of memory for each key."""
 TREE = "tree"
 _INFO = "info"
 
@@ -60,7 +60,7 @@ _logger = logging.getLogger(__name__)
 
 
 def merged_tasks(base: BaseInfo) -> set[str]:
-    """Names of the tasks whose voxels are in the base, as the base itself says."""
+    """Read from the base the names of the tasks whose voxels are in it."""
     store = ocdbt.OcdbtStore(base.spec())
 
     def read() -> set[str]:
@@ -70,7 +70,7 @@ def merged_tasks(base: BaseInfo) -> set[str]:
 
 
 def merge_parts(base: BaseInfo, attempts: dict[Triple, str]) -> int:
-    """Merge parts into the base in one atomic commit; those merged before are left out.
+    """Merge parts into the base in one atomic commit, except for those merged before.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def merge_parts(base: BaseInfo, attempts: dict[Triple, str]) -> int:
 def merge_in_ranges(
     base: BaseInfo, attempts: dict[Triple, str], grid: ChunkGrid, layer: int, keys_per_commit: int = KEYS_PER_COMMIT
 ) -> int:
-    """Merge the parts of all tasks into the base, in atomic commits of a bounded number of neighbouring keys.
+    """Merge the parts of all tasks into the base, in atomic commits of neighbouring keys with a bounded number of keys.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def merge_in_ranges(
     grid, layer
         The division into tasks.
     keys_per_commit
-        Bound of the keys of one commit, about.
+        Largest number of keys in one commit, about.
 
     Returns
     -------
@@ -123,7 +123,7 @@ def merge_in_ranges(
 
 
 class _Merge:
-    """One merge: the parts that the base does not have yet, and its handles."""
+    """One merge: the parts that the base does not have yet, and the open stores."""
 
     def __init__(self, base: BaseInfo, attempts: dict[Triple, str]) -> None:
         merged = merged_tasks(base) if attempts else set()
@@ -136,24 +136,24 @@ class _Merge:
         self._store = ocdbt.OcdbtStore(base.spec())
 
     def at_once(self) -> None:
-        """Merge all of them in one commit."""
+        """Merge all parts in one commit."""
         with self._store.transaction() as transaction:
             target = self._store.kv.with_transaction(transaction)
-            # Everything but the volume's info, which the base has.
+            # Copy all keys except the volume's info, which the base has already.
             ranges = [ts.KvStore.KeyRange("", _INFO), ts.KvStore.KeyRange(_INFO + "\0", "")]
             copies = [self._copy(task, target, keys) for task in self.todo for keys in ranges]
             for future in [*copies, *self._marks(target)]:
                 future.result()
 
     def ranges_done(self, n_ranges: int) -> int:
-        """How many of the ranges of keys the base has, of a division into ``n_ranges``."""
+        """Return how many ranges of keys are merged already, of a division into ``n_ranges``."""
         found = retry_transport(lambda: self._store.kv.read(MERGED_RANGES).result(), what=self.what)
         done = parse_stored(bytes(found.value), dict[str, int], MERGED_RANGES) if found.state == "value" else {}
         return done["done"] if done.get("of") == n_ranges else 0
 
     def one_range(self, number: int, n_ranges: int, keys: KeyRange, tasks: list[Triple]) -> None:
-        """Merge the keys of a range, which parts of these tasks have; with the last range, all parts are merged."""
-        # A context of its own for each commit, so that memory does not grow with the number of commits.
+        """Merge the keys of one range from the parts of these tasks; the last range marks all tasks as merged."""
+        # Each commit has a context of its own, so that memory does not grow with the number of commits.
         self._parts, self._store = {}, ocdbt.OcdbtStore(self._base.spec(), context=uncached_context())
         with self._store.transaction() as transaction:
             target = self._store.kv.with_transaction(transaction)
@@ -180,12 +180,12 @@ class _Merge:
 
 
 def _require_parts(base: BaseInfo, attempts: dict[Triple, str]) -> None:
-    """Raise CorruptionError if a part is missing: TensorStore would take it for an empty one."""
+    """Raise CorruptionError if a part is missing, because TensorStore would treat it as empty."""
     folder = kv.join_url(ocdbt.base_folder(base.watershed_url), "parts")
     keys = [f"{task_name(c)}/{attempt}/{ocdbt.SINGLE_MANIFEST}" for c, attempt in attempts.items()]
     found = kv.read_many(folder, keys)
     lost = [task_name(c) for c, manifest in zip(attempts, found, strict=True) if manifest is None]
-    if lost and set(lost) - merged_tasks(base):  # merged meanwhile: by another process that has also cleaned up
+    if lost and set(lost) - merged_tasks(base):  # another process may have merged parts meanwhile and removed them
         raise CorruptionError(
             f"populate tasks {', '.join(lost[:10])} of {base.watershed_url} are marked done, but their parts are gone.",
             remedy="Delete their markers below ocdbt/.populated/tasks/ and run these tasks again.",
@@ -193,7 +193,7 @@ def _require_parts(base: BaseInfo, attempts: dict[Triple, str]) -> None:
 
 
 def begin_referring(base: BaseInfo, coordinate: Triple, attempt: str, references: References) -> None:
-    """Make a part that holds just these references; more may be written to it."""
+    """Make a part that holds only these references; more may be written to it later."""
     name = task_name(coordinate)
     folder = ocdbt.part_folder(base.watershed_url, name, attempt)
     file = f"parts/{name}/{attempt}/{TREE}"
@@ -206,26 +206,26 @@ def begin_referring(base: BaseInfo, coordinate: Triple, attempt: str, references
 
 
 def delete_attempt(watershed_url: str | Path, coordinate: Triple, attempt: str) -> None:
-    """Remove a part that lost, through the driver of its folder."""
+    """Remove a part that did not win, through the driver of its folder."""
     kv.delete_prefix(ocdbt.part_folder(watershed_url, task_name(coordinate), attempt))
 
 
 def clean_task(watershed_url: str | Path, coordinate: Triple, winner: str) -> None:
-    """Remove the attempts at a done task that did not win: left by killed workers, or about to lose."""
+    """Remove the attempts at a done task that did not win, whether their workers were killed or are still running."""
     folder = kv.join_url(ocdbt.base_folder(watershed_url), "parts", task_name(coordinate))
     keys = kv.list_keys(folder)
     kv.delete_keys(folder, [key for key in keys if key.split("/", 1)[0] != winner])
 
 
 def is_kept(file: str) -> bool:
-    """Whether a file of a part belongs to the base once the part is merged: data, and the record of the watershed."""
+    """Return whether the base needs a file of a merged part: data, or the record of the watershed's objects."""
     return file.startswith("d/") or file == SOURCE_RECORD
 
 
 def remove_stale_parts(base: BaseInfo, winners: dict[Triple, str]) -> int:
-    """Remove what the merged base does not need: other attempts, and manifests and trees of merged parts.
+    """Remove what the base does not need: other attempts, and the manifests and trees of merged parts.
 
-    Only after all parts are merged. Returns the number of files removed.
+    Call this only after all parts are merged. Returns the number of files that were removed.
     """
     folder = kv.join_url(ocdbt.base_folder(base.watershed_url), "parts")
     live = {f"{task_name(coordinate)}/{attempt}" for coordinate, attempt in winners.items()}

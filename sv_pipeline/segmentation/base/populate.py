@@ -1,9 +1,12 @@
-"""Owns the populate of a base: the plan, one task, and the end of it. How voxels get there is in `transfer`.
+"""Populates a base: the plan, one task, and the end. The transfer of voxels is in `transfer`.
 
-The methods, by `config.PopulateMethod`. *Parts*: each task writes a private store, one process merges all of them by
-reference. *Direct*: each task is one atomic commit to the base. *Coordinator*: tasks commit through one
-DistributedCoordinatorServer, which cannot do atomic commits; so only the marker, written after, says that a task is in.
-*Reference* and *auto*: as parts, but chunks of the watershed are referred to where they lie (`referring`).
+These are the methods of `config.PopulateMethod`:
+
+- *parts*: each task writes a private store, and one process merges all of them by reference;
+- *direct*: each task is one atomic commit to the base;
+- *coordinator*: tasks commit through one DistributedCoordinatorServer. It has no atomic commits, so only the marker,
+  which is written afterwards, says that a task is done;
+- *reference* and *auto*: as parts, but the base refers to the watershed's chunks instead of copying them (`referring`).
 """
 
 from __future__ import annotations
@@ -43,14 +46,14 @@ __all__ = ["PopulatePlan", "PopulateReport", "TaskReport", "finish_populate", "p
 Triple = tuple[int, int, int]
 
 COUNTS = ("referred", "copied")
-"""Numbers of storage chunks that a task counts."""
+"""Names of the numbers of storage chunks that a task counts."""
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PopulatePlan:
-    """What is to be done to populate a base. Plain values: it can be printed and sent to other processes."""
+    """The plan of a populate, as plain values that can be printed and sent to other processes."""
 
     base: BaseInfo
     layer: int
@@ -58,56 +61,56 @@ class PopulatePlan:
     method: PopulateMethod
     coordinator_address: str | None
     missing: tuple[Triple, ...]
-    """Tasks without a marker: chunk coordinates at ``layer``."""
+    """Tasks that are not done, as chunk coordinates at ``layer``."""
 
     @property
     def n_tasks(self) -> int:
-        """Number of tasks, done ones included."""
+        """Number of all tasks, including those that are done."""
         return self.grid.count(self.layer)
 
 
 @dataclass(frozen=True)
 class TaskReport:
-    """What one populate task did."""
+    """The result of one populate task."""
 
     coordinate: Triple
     already_done: bool
     shapes: tuple[Triple, ...]
-    """Voxels written, per mip."""
+    """Shape of the box of the task at each mip, in voxels."""
     seconds: float
     referred: int = 0
-    """Storage chunks that are referred to where they lie in the watershed."""
+    """Number of storage chunks that are references to the watershed."""
     copied: int = 0
-    """Storage chunks of the same mips that could not be referred to."""
+    """Number of storage chunks of the same mips that were copied because they could not be referred to."""
 
 
 @dataclass(frozen=True)
 class PopulateReport:
-    """What a finished populate amounts to."""
+    """The result of a finished populate."""
 
     n_tasks: int
     merged_parts: int
-    """Parts that this call merged."""
+    """Number of parts that this call merged."""
     generation: int
-    """Of the base."""
+    """Latest generation of the base."""
     referred: int = 0
-    """Storage chunks that are referred to where they lie in the watershed."""
+    """Number of storage chunks that are references to the watershed."""
     copied: int = 0
-    """Storage chunks of the same mips that could not be referred to."""
+    """Number of storage chunks of the same mips that were copied because they could not be referred to."""
 
 
 def populate_plan(
     base: Base, grid: ChunkGrid, config: OcdbtConfig, *, only: npt.ArrayLike | None = None
 ) -> PopulatePlan:
-    """Divide the populate into tasks and list those to be done. The first plan fixes the division.
+    """Divide the populate into tasks and list those that are not done. The first plan fixes the division.
 
-    A base that is complete has nothing missing, for a graph with whatever chunks; nor has one that other software
-    populates.
+    If the base is complete, or other software populates it, no task is missing, whatever the chunks of the graph.
 
     Parameters
     ----------
     only
-        Look at these tasks alone, shape (n, 3): for a worker that has a few of very many. Default: all.
+        Chunk coordinates of the only tasks to look at, shape (n, 3), for a worker that does a few of very many tasks.
+        The default is all tasks.
 
     Raises
     ------
@@ -122,7 +125,7 @@ def populate_plan(
     if grid.bounds != info.volume.bounds:
         raise InputError(
             f"the chunk grid covers {grid.bounds}, but the volume at {url} is {info.volume.bounds}.",
-            remedy="Make the grid of the volume's own bounds.",
+            remedy="Make the grid from the bounds of the volume.",
         )
     if info.made_elsewhere:
         layer = populate_layer(base.effective(config), grid)
@@ -159,13 +162,14 @@ def populate_task(
     Parameters
     ----------
     plan
-        From `populate_plan`.
+        The result of `populate_plan`.
     coordinate
-        Chunk at the plan's layer.
+        Chunk coordinate at the plan's layer.
     coordinator_address
-        host:port, for the coordinator method; default: the plan's, then environment SV_PIPELINE_COORDINATOR.
+        host:port of the coordinator, for that method. The default is that of the plan, then that in the environment
+        variable SV_PIPELINE_COORDINATOR.
     attempts
-        How often a transport error is met before giving up.
+        Number of attempts before a transport error is raised.
 
     Raises
     ------
@@ -190,11 +194,11 @@ def populate_task(
 
 
 def _populate_part(plan: PopulatePlan, coordinate: Triple, attempts: int) -> dict[str, int]:
-    """Make a part, and say what was referred to; nothing if another worker was faster."""
+    """Make a part; return the numbers of referred and copied chunks, or nothing if another worker was faster."""
     base, url, name = plan.base, plan.base.watershed_url, task_name(coordinate)
 
     def write() -> tuple[str, dict[str, int]] | None:
-        # A new store for each try: what a failed one has left behind is nobody's.
+        # Each attempt uses a new store, so that the remains of a failed one do not matter.
         attempt = uuid4().hex[:12]
         spec = base.part_spec(name, attempt, creating=True)
         try:
@@ -208,7 +212,7 @@ def _populate_part(plan: PopulatePlan, coordinate: Triple, attempts: int) -> dic
             parts.delete_attempt(url, coordinate, attempt)
             if markers.read_marker(url, coordinate) is None:
                 raise
-            return None  # another worker was faster, and has cleaned up under our feet
+            return None  # another worker was faster, and has removed this attempt
         else:
             return attempt, counts
 
@@ -224,7 +228,7 @@ def _populate_part(plan: PopulatePlan, coordinate: Triple, attempts: int) -> dic
 
 
 def _refer(plan: PopulatePlan, coordinate: Triple, attempt: str, spec: dict[str, Any]) -> dict[str, int]:
-    """Make a part of references to the watershed; write what must be copied or made."""
+    """Make a part of references to the watershed, and write the chunks that have to be copied or downsampled."""
     base = plan.base
     found = find_references(base, plan.grid, plan.layer, coordinate)
     references = joined(list(found.values()))
@@ -245,7 +249,7 @@ def _populate_base(plan: PopulatePlan, coordinate: Triple, address: str | None, 
     retry_transport(
         lambda: _commit(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=address is None, evidence=name),
         attempts=attempts,
-        # A lease that the coordinator gave to a worker that has died holds the others up for ten seconds.
+        # The coordinator's lease of a dead worker blocks the other workers for ten seconds.
         base_delay=0.2 if address is None else 1.0,
         what=f"populate task {name}",
     )
@@ -267,8 +271,8 @@ def _commit(
     evidence: str | None = None,
     chunks: Mapping[int, npt.NDArray[np.int64]] | None = None,
 ) -> None:
-    # A coordinator refuses atomic transactions over several keys; whole storage chunks make that harmless. Its workers
-    # write the manifest for each other, so they cannot take turns either.
+    # A coordinator refuses atomic transactions over several keys, which is harmless for whole storage chunks. Its
+    # workers write the manifest for each other, so they cannot wait for a file lock either.
     with store.transaction() if atomic else ts.Transaction() as transaction:
         write_task(plan.base, plan.grid, plan.layer, coordinate, store, transaction, chunks=chunks)
         if evidence is not None:
@@ -283,14 +287,15 @@ def finish_populate(
     Parameters
     ----------
     parts_per_commit
-        Merge in increments of so many parts; default: of neighbouring keys, all in one commit if they are few.
+        Number of parts to merge in one commit. By default, parts are merged in commits of neighbouring keys, or in a
+        single commit if there are few keys.
     keys_per_commit
-        Bound of the keys of such an increment, about.
+        Largest number of keys in such a commit, about.
 
     Raises
     ------
     NotReadyError
-        If tasks are missing; names them.
+        If tasks are missing; the message names them.
     """
     base = plan.base
     if base.made_elsewhere:
@@ -318,7 +323,7 @@ def finish_populate(
 
 
 def require_tasks_done(plan: PopulatePlan) -> None:
-    """Raise NotReadyError, with the tasks to run, unless each has a marker."""
+    """Raise NotReadyError, with the missing tasks, unless each task has a marker."""
     done = markers.done_tasks(plan.base.watershed_url)
     tasks = [_triple(coordinate) for coordinate in plan.grid.coordinates(plan.layer)]
     missing = [task_name(task) for task in tasks if task not in done]

@@ -1,8 +1,8 @@
-"""Owns which chunks of a watershed a base may refer to instead of copying them: by mip, and then chunk by chunk.
+"""Decides which chunks of a watershed a base may refer to instead of copying them: by mip, and then by chunk.
 
-A base refers to a range of bytes of a file of the watershed. So the stored bytes must be what the codec of the base
-reads, and the chunk grids must be equal. What a mip must be is found out once, when the base is made; each chunk is
-looked at again by its populate task, and copied if it does not qualify.
+A base refers to a range of bytes in a file of the watershed. So the codec of the base must be able to read the stored
+bytes, and the chunk grids must be equal. Each mip is checked once, when the base is made. Each chunk is checked by its
+populate task, and copied if it does not qualify.
 """
 
 from __future__ import annotations
@@ -44,34 +44,39 @@ Names: TypeAlias = npt.NDArray[np.bytes_]
 _logger = logging.getLogger(__name__)
 
 ENCODINGS = ("compressed_segmentation", "raw")
-"""Encodings of labels that TensorStore reads and that keep each of them."""
+"""Lossless encodings of labels that TensorStore reads."""
 
 
 @dataclass(frozen=True, eq=False)
 class SourceObjects:
-    """Objects that a base refers to, as they were when it was made to."""
+    """The objects that a base refers to, as they were when it was populated."""
 
     names: Names
-    """Relative to the folder of the watershed, ascending, shape (n,)."""
+    """Names relative to the folder of the watershed, ascending, shape (n,)."""
     sizes: IntArray
-    """Bytes, shape (n,)."""
+    """Sizes in bytes, shape (n,)."""
     versions: IntArray
-    """Generation in a bucket, time of modification on disk in ns, shape (n,)."""
+    """Generations in a bucket, or times of modification on disk in ns, shape (n,)."""
+    compressed: Names
+    """Objects that are there, but compressed as a whole, so that their chunks are copied; shape (m,)."""
 
 
 @dataclass(frozen=True, eq=False)
 class MipReferences:
-    """What was found of the chunks of one mip in a box."""
+    """The references of one mip in a box."""
 
     keys: Names
-    """Of the base, ascending, shape (n,)."""
+    """Keys of the chunks in the base, ascending, shape (n,)."""
     files: Names
-    """Of each chunk, relative to the base's key space, shape (n,)."""
+    """File of each chunk, relative to the base's key space, shape (n,)."""
     offsets: IntArray
+    """First byte of each chunk in its file, shape (n,)."""
     lengths: IntArray
+    """Length of each chunk in bytes, shape (n,)."""
     others: IntArray
-    """Chunks that are there but cannot be referred to, as positions in the chunk grid, shape (m, 3)."""
+    """Chunks that exist but cannot be referred to, as positions in the chunk grid, shape (m, 3)."""
     objects: SourceObjects
+    """The objects that the references lead to."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -80,23 +85,24 @@ class MipReferences:
 def mips_to_refer_to(
     mips: Sequence[StoredScale], config: OcdbtConfig, grid: ChunkGrid | None, *, look: bool = True
 ) -> tuple[int, ...]:
-    """Which mips of a watershed a base refers to, and says so in a line of the log for each.
+    """Choose the mips of a watershed that a base refers to, and log the decision about each.
 
     Parameters
     ----------
     mips
-        Those that would be copied otherwise.
+        The mips that would be copied otherwise.
     config
         The populate method, the storage chunks and the populate layer.
     grid
         Chunks of the graph; None if populate tasks need not be aligned.
     look
-        Whether to look at the objects; a watershed that is still to be made has none.
+        Whether to look at the objects; a watershed that is not made yet has none.
 
     Raises
     ------
     ConfigError
-        If the method is ``reference`` and a mip does not qualify; names it, the reason and the next best method.
+        If the method is ``reference`` and a mip does not qualify. The message names the mip, the reason and other
+        methods.
     """
     if not config.populate_method.refers:
         return ()
@@ -138,7 +144,7 @@ def _misfit_of_info(stored: StoredScale, config: OcdbtConfig, grid: ChunkGrid | 
 
 
 def _misfit_of_objects(stored: StoredScale) -> str | None:
-    """The first objects as they come: if all of them are compressed as a whole, so is the mip."""
+    """Look at the first objects in a listing: if all of them are compressed as a whole, so is the mip."""
     rows = first_objects(stored.folder, suffixes=stored.suffixes)
     if rows and all(compressed for *_, compressed in rows):
         how = f"{', '.join(stored.suffixes)} files" if stored.suffixes else "a content encoding"
@@ -147,16 +153,16 @@ def _misfit_of_objects(stored: StoredScale) -> str | None:
 
 
 def references_of_box(stored: StoredScale, scale: Scale, box: Box) -> MipReferences:
-    """Look up the chunks of a mip in a box of whole chunks; absent ones are background, and stay absent.
+    """Look up the chunks of a mip in a box of whole chunks; missing chunks are background, and get no key.
 
     Parameters
     ----------
     stored
         The mip of the watershed.
     scale
-        The mip of the base; it has the same chunk grid.
+        The mip of the base, which has the same chunk grid.
     box
-        Voxels of the mip.
+        The box, in voxels of the mip.
     """
     first = np.subtract(box.start, scale.voxel_offset) // scale.chunk_size
     stop = -(-np.subtract(box.stop, scale.voxel_offset) // scale.chunk_size)
@@ -169,29 +175,39 @@ def references_of_box(stored: StoredScale, scale: Scale, box: Box) -> MipReferen
     names = chunks.names(cells)
     keys = np.strings.add(scale.key.encode() + b"/", names)
     if stored.sharding is not None:
-        return _in_shards(stored, keys, cells)
+        return _in_shards(stored, scale, keys, cells)
     found = look_up(stored.folder, names, ranks, stored.suffixes)
-    there = found.there
-    files = np.strings.add(_relative(stored), names)[there]
-    objects = SourceObjects(files, found.sizes[there], found.versions[there])
+    files = np.strings.add(_relative(stored), names)
+    usable = found.there & _fit_codec(scale, cells, found.sizes)
     return MipReferences(
-        keys=keys[there],
-        files=np.strings.add(ocdbt.SOURCE_PREFIX.encode(), files),
-        offsets=np.zeros(int(there.sum()), np.int64),
-        lengths=found.sizes[there],
-        others=cells[found.compressed],
-        objects=objects,
+        keys=keys[usable],
+        files=np.strings.add(ocdbt.SOURCE_PREFIX.encode(), files[usable]),
+        offsets=np.zeros(int(usable.sum()), np.int64),
+        lengths=found.sizes[usable],
+        others=cells[found.compressed | (found.there & ~usable)],
+        objects=_objects(files, found),
     )
 
 
-def _in_shards(stored: StoredScale, keys: Names, cells: IntArray) -> MipReferences:
+def _fit_codec(scale: Scale, cells: IntArray, lengths: IntArray) -> npt.NDArray[np.bool_]:
+    """Whether chunks can be what the codec reads, by their lengths; those that cannot are left to the copy's reader."""
+    if scale.encoding != "raw":
+        return np.asarray(lengths > 0)
+    shapes = np.minimum(scale.chunk_size, np.subtract(scale.size, cells * np.asarray(scale.chunk_size)))
+    return np.asarray(lengths == np.dtype(np.uint64).itemsize * shapes.prod(axis=-1))
+
+
+def _in_shards(stored: StoredScale, scale: Scale, keys: Names, cells: IntArray) -> MipReferences:
     found = find_in_shards(stored, cells)
     there = found.lengths >= 0
     shards, first = np.unique(found.shards[there], return_index=True)
     names = found.files[there][first]
     shard_files = look_up(stored.folder, names, shards)
-    # A shard that is compressed as a whole cannot be read in pieces.
-    usable = there & np.isin(found.shards, shards[shard_files.there])
+    # Chunks in a shard that is compressed as a whole cannot be referred to.
+    usable = there & np.isin(found.shards, shards[shard_files.there]) & _fit_codec(scale, cells, found.lengths)
+    if len(shards):
+        sizes = shard_files.sizes[np.minimum(np.searchsorted(shards, found.shards), len(shards) - 1)]
+        usable &= found.offsets + found.lengths <= sizes
     relative = _relative(stored)
     return MipReferences(
         keys=keys[usable],
@@ -199,22 +215,22 @@ def _in_shards(stored: StoredScale, keys: Names, cells: IntArray) -> MipReferenc
         offsets=found.offsets[usable],
         lengths=found.lengths[usable],
         others=cells[there & ~usable],
-        objects=_those_there(np.strings.add(relative, names), shard_files),
+        objects=_objects(np.strings.add(relative, names), shard_files),
     )
 
 
-def _those_there(names: Names, found: StoredObjects) -> SourceObjects:
+def _objects(names: Names, found: StoredObjects) -> SourceObjects:
     there = found.there
-    return SourceObjects(names[there], found.sizes[there], found.versions[there])
+    return SourceObjects(names[there], found.sizes[there], found.versions[there], names[found.compressed])
 
 
 def _relative(stored: StoredScale) -> bytes:
-    """Folder of the chunks within the watershed."""
+    """Return the folder of the chunks, relative to the watershed."""
     return stored.scale.key.encode() + b"/"
 
 
 def joined(found: Sequence[MipReferences]) -> References | None:
-    """The references of several mips, in the order of their keys; None if there is none."""
+    """Join the references of several mips in the order of their keys; None if there are none."""
     parts = sorted((part for part in found if len(part)), key=lambda part: bytes(part.keys[0]))
     if not parts:
         return None
@@ -227,7 +243,7 @@ def joined(found: Sequence[MipReferences]) -> References | None:
 
 
 def method_cost(method: PopulateMethod) -> str:
-    """What a populate method costs, in one line."""
+    """Describe the cost of a populate method in one line."""
     copies = "reads and stores all voxels once more"
     return {
         PopulateMethod.PARTS: f"parts: {copies}; PyChunkedGraph's own servers can read the base",

@@ -1,8 +1,8 @@
-"""Owns the record of what a base refers to: the watershed's objects, as they were when the base was made.
+"""Owns the record of the watershed's objects that a base refers to, as they were when the base was populated.
 
-Each part of a populate that refers to the watershed has one, ``source.npz`` beside its data: names, sizes and versions
-of objects (generations in a bucket, times of modification on disk). It stays as long as the base does. What is in the
-watershed now is found by listings, as for the populate.
+Each part of a populate that refers to the watershed has such a record, ``source.npz`` beside its data: names, sizes and
+versions of objects (generations in a bucket, times of modification on disk). It is kept as long as the base. The
+present objects of the watershed are found by listings, as in the populate.
 """
 
 from __future__ import annotations
@@ -36,17 +36,18 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Changes:
-    """What has happened to a watershed since a base was made to refer to it. Names are relative to its folder."""
+    """The changes of a watershed since a base began to refer to it. Names are relative to the watershed's folder."""
 
     looked_at: int
-    """Objects that were compared."""
+    """Number of objects that were compared."""
     changed: tuple[str, ...] = ()
-    """Replaced by another version, or modified."""
+    """Objects that were modified or replaced."""
     gone: tuple[str, ...] = ()
+    """Objects that were removed."""
     appeared: tuple[str, ...] = ()
-    """There now, where the base shows background."""
+    """Objects that are new, where the base shows background."""
     copied_from: str | None = None
-    """Where the watershed was when the base was made, if that was elsewhere: then only sizes can be compared."""
+    """Former place of the watershed, if it was copied since the base was made; then only sizes can be compared."""
 
     def __bool__(self) -> bool:
         return bool(self.changed or self.gone or self.appeared)
@@ -64,7 +65,7 @@ class Changes:
 
 
 def find_references(base: BaseInfo, grid: ChunkGrid, layer: int, coordinate: Triple) -> dict[int, MipReferences]:
-    """What one populate task of a base can refer to, by mip."""
+    """Return the references that one populate task of a base can use, by mip."""
     return {
         mip: references_of_box(
             stored_scale(base.watershed_url, mip),
@@ -76,23 +77,24 @@ def find_references(base: BaseInfo, grid: ChunkGrid, layer: int, coordinate: Tri
 
 
 def write_source_record(base: BaseInfo, coordinate: Triple, attempt: str, found: Sequence[MipReferences]) -> None:
-    """Remember what a part refers to, beside its data."""
+    """Write the record of the objects that a part refers to, beside its data."""
     names = np.concatenate([part.objects.names for part in found])
     sizes = np.concatenate([part.objects.sizes for part in found])
     versions = np.concatenate([part.objects.versions for part in found])
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, names=names, sizes=sizes, versions=versions)
+    compressed = np.concatenate([part.objects.compressed for part in found])
+    np.savez_compressed(buffer, names=names, sizes=sizes, versions=versions, compressed=compressed)
     folder = ocdbt.part_folder(base.watershed_url, task_name(coordinate), attempt)
     kv.write_bytes(folder, SOURCE_RECORD, buffer.getvalue())
 
 
 def changes_of_source(base: BaseInfo, *, at_most: int | None = None) -> Changes:
-    """Compare the watershed with what the base refers to.
+    """Compare the watershed with the record of the objects that the base refers to.
 
     Parameters
     ----------
     at_most
-        Look at so many populate tasks only, evenly spread; default: all.
+        Largest number of populate tasks to compare, evenly spread; all by default.
     """
     meta = markers.read_meta(base.watershed_url)
     if not base.refers or meta is None:
@@ -100,9 +102,9 @@ def changes_of_source(base: BaseInfo, *, at_most: int | None = None) -> Changes:
     tasks = [tuple(coordinate) for coordinate in meta.grid.coordinates(meta.layer).tolist()]
     if at_most is not None and len(tasks) > at_most:
         tasks = [tasks[i] for i in np.unique(np.linspace(0, len(tasks) - 1, at_most).astype(int)).tolist()]
-    looked_at, changed, gone, appeared = 0, set[str](), set[str](), set[str]()
+    looked_at, same_version = 0, 0
+    resized, replaced, gone, appeared = set[bytes](), set[bytes](), set[bytes](), set[bytes]()
     moved = base.made_at is not None and base.made_at != base.watershed_url
-    compared = 1 if moved else 2  # sizes, and versions, which are those of one place
     for coordinate, then in _records(base, tasks):
         now = find_references(base, meta.grid, meta.layer, coordinate)
         objects = [part.objects for part in now.values()]
@@ -116,13 +118,22 @@ def changes_of_source(base: BaseInfo, *, at_most: int | None = None) -> Changes:
         before = zip(then.names.tolist(), then.sizes.tolist(), then.versions.tolist(), strict=True)
         known = {name: (size, version) for name, size, version in before}
         looked_at += len(known)
-        gone |= {name.decode() for name in known.keys() - there.keys()}
-        appeared |= {name.decode() for name in there.keys() - known.keys()}
-        changed |= {
-            name.decode() for name in known.keys() & there.keys() if known[name][:compared] != there[name][:compared]
-        }
-    found_changes = (tuple(sorted(changed)), tuple(sorted(gone)), tuple(sorted(appeared)))
-    return Changes(looked_at, *found_changes, copied_from=base.made_at if moved else None)
+        packed = {name for found in objects for name in found.compressed.tolist()}
+        both = known.keys() & there.keys()
+        other_version = {name for name in both if known[name][1] != there[name][1]}
+        same_version += len(both) - len(other_version)
+        resized |= {name for name in both if known[name][0] != there[name][0]} | (known.keys() & packed)
+        replaced |= other_version
+        gone |= known.keys() - there.keys() - packed
+        # The chunks of those that were compressed are copied, so the base shows them.
+        appeared |= there.keys() - known.keys() - set(then.compressed.tolist())
+    # A copy has versions of its own. A folder that was moved, or is reached by another name, has those it had.
+    copied = moved and looked_at > 0 and same_version == 0
+    changed = resized if copied else resized | replaced
+    changed_names, gone_names, new_names = (
+        tuple(sorted(name.decode() for name in names)) for names in (changed, gone, appeared)
+    )
+    return Changes(looked_at, changed_names, gone_names, new_names, base.made_at if copied else None)
 
 
 def _records(base: BaseInfo, tasks: list[Triple]) -> Iterator[tuple[Triple, SourceObjects]]:
@@ -132,4 +143,6 @@ def _records(base: BaseInfo, tasks: list[Triple]) -> Iterator[tuple[Triple, Sour
         folder = ocdbt.part_folder(base.watershed_url, task_name(coordinate), marker["attempt"])
         raw = kv.read_bytes(folder, SOURCE_RECORD)
         with readable_file(folder + SOURCE_RECORD), np.load(io.BytesIO(raw or b"")) as arrays:
-            yield coordinate, SourceObjects(arrays["names"], arrays["sizes"], arrays["versions"])
+            # Earlier versions of this package did not write the last array.
+            compressed = arrays["compressed"] if "compressed" in arrays else np.array([], np.bytes_)
+            yield coordinate, SourceObjects(arrays["names"], arrays["sizes"], arrays["versions"], compressed)

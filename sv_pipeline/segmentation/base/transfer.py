@@ -1,4 +1,4 @@
-"""Owns the voxels of one populate task: from the source into a store, all mips. Knows neither markers nor methods."""
+"""Transfers the voxels of one populate task from the source into a store, at all mips."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IntArray = npt.NDArray[np.int64]
 Triple = tuple[int, int, int]
 
 SLAB_VOXELS = 1 << 25
-"""Voxels that are downsampled at a time, about; 256 MiB."""
+"""Number of voxels that are downsampled at a time, about; they take 256 MiB."""
 
 
 def write_task(
@@ -36,19 +36,20 @@ def write_task(
     *,
     chunks: Mapping[int, IntArray] | None = None,
 ) -> tuple[Triple, ...]:
-    """Write one task's voxels at every mip; the commit is the caller's.
+    """Write one task's voxels at every mip; the caller commits the transaction.
 
-    Mips of the source are copied from TensorStore to TensorStore. Where coarser ones are to be made, the last mip of
-    the source passes through memory in slabs, and so is read once only.
+    Mips of the source are copied from TensorStore to TensorStore. If coarser mips have to be made, the last mip of the
+    source passes through memory in slabs, so it is read only once.
 
     Parameters
     ----------
     chunks
-        Storage chunks to write, of mips of which others are referred to: by mip, positions in the chunk grid, (n, 3).
+        For mips whose other chunks are references: the storage chunks to write, by mip, as positions in the chunk grid
+        of shape (n, 3).
 
     Returns
     -------
-    Shape written, per mip.
+    Shape of the box of the task at each mip.
     """
     chunks = chunks or {}
     boxes = [task_box(base.volume, mip, grid, layer, coordinate) for mip in range(base.n_mips)]
@@ -72,13 +73,13 @@ def write_task(
 
 
 def _chunk_boxes(scale: Scale, cells: IntArray) -> list[Box]:
-    """Voxels of storage chunks."""
+    """Return the boxes of storage chunks, given their positions in the chunk grid, shape (n, 3)."""
     starts = cells * np.asarray(scale.chunk_size) + scale.voxel_offset
     return [Box.of(start, start + scale.chunk_size).clip(scale.bounds) for start in starts]
 
 
 def _make_pyramid(base: BaseInfo, boxes: list[Box], targets: list[ts.TensorStore], seed: int, *, keep: bool) -> None:
-    """Make all mips that are coarser than ``seed``, of it, and copy itself if it is to be kept."""
+    """Make all mips coarser than ``seed`` from it; with ``keep``, also write mip ``seed`` itself."""
     source = ts.cast(open_volume(base.watershed_url, seed), ts.uint64)
     steps = {mip: step_factor(base.volume, mip) for mip in range(seed + 1, base.n_mips)}
     total = np.prod(list(steps.values()), axis=0)
@@ -100,9 +101,9 @@ def _make_pyramid(base: BaseInfo, boxes: list[Box], targets: list[ts.TensorStore
 
 
 def _slabs(box: Box, unit: npt.NDArray[np.int64]) -> Iterator[Box]:
-    """The box in pieces of about `SLAB_VOXELS` that start at multiples of ``unit`` from its start."""
+    """Divide a box into pieces of about `SLAB_VOXELS` that start at multiples of ``unit`` from its start."""
     size = np.minimum(box.shape, unit)
-    # Grow along x, then y, then z: long pieces in memory order.
+    # Pieces grow along x, then y, then z, so that they are long in memory order.
     for axis in range(3):
         room = SLAB_VOXELS // max(1, int(np.prod(size)))
         size[axis] = min(box.shape[axis], size[axis] * max(1, room))

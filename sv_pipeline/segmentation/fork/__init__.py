@@ -1,4 +1,4 @@
-"""The fork of a graph: reading it, committing voxels to it, and our own records beside them."""
+"""The fork of a graph: reads it, commits voxels to it, and keeps our own records beside them."""
 
 from sv_pipeline.moved import contents_of_former_module
 

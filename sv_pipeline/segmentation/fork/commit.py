@@ -1,17 +1,19 @@
-"""Owns the commit of an edit's voxels to a fork, and putting them back. Decides nothing about which voxels change.
+"""Commits the voxels of an edit to a fork, and restores them. The caller decides which voxels change.
 
-One edit is one generation, or none. One atomic transaction holds
+One edit is one generation or none. One atomic transaction holds
 
-- the voxels of whole storage chunks, those that changed only;
+- the voxels of whole storage chunks, only those that changed;
 - the operation's record, on the condition that there was none;
 - its pending key, for the job that makes coarser mips;
-- the digest of each storage chunk that it writes (`digests`);
-- on the condition that the operation's fence is still what it was: nobody has taken the operation over.
+- the digest of each storage chunk that it writes (`digests`).
 
-Storage may apply a commit and lose the answer. TensorStore then commits again by itself, but fails on the condition on
-the record, which is there by now; and whoever finds its own record there has committed. So a commit is never made
-twice, and its outcome is known, unless storage stays away. (Without that condition it is: two generations.) Conditions
-that fail for other reasons are found before the commit, for the reason that `checked_commit` gives.
+It has the further condition that the operation's fence has not changed, that is, no other process has taken over the
+operation.
+
+Storage may apply a commit and lose the answer. TensorStore then commits again by itself, but this fails on the
+condition on the record, which exists by now; a process that finds its own record there has committed. So a commit is
+never made twice (without this condition there would be two generations), and its outcome is known unless storage stays
+unavailable. Conditions that fail for other reasons are detected before the commit; `transactions` explains why.
 """
 
 from __future__ import annotations
@@ -60,31 +62,31 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class EditCommit:
-    """The voxels of one edit, and what its record says."""
+    """The voxels of one edit, and the contents of its record."""
 
     operation_id: int
     blocks: Sequence[VoxelBlock]
-    """Voxels of the base mip; whole storage chunks, those that changed."""
+    """Voxels of the base mip in whole storage chunks, only those that changed."""
     generation_before: int
-    """Generation that the voxels were read at, under the edit's locks."""
+    """Generation at which the voxels were read, under the edit's locks."""
     logical_time: int
-    """Milliseconds."""
+    """Logical time of the edit, in milliseconds since the epoch."""
     owner: str
-    """Token of who commits; another one for each attempt at the operation as a whole."""
+    """Token of the process that commits; different for each attempt at the operation as a whole."""
     boxes: tuple[Box, ...] | None = None
-    """What the record and the pending key say has changed; default: the boxes of the blocks."""
+    """Boxes that the record and the pending key list as changed; by default those of the blocks."""
     identity: str | None = None
     """Identity of the operation, which its record names."""
     graph: str | None = None
-    """Identity of the graph; with it, the fork says which operation it holds last."""
+    """Identity of the graph. If it is given, the fork also records this operation as its newest."""
 
 
 @dataclass(frozen=True)
 class CommitResult:
-    """A commit that has been made."""
+    """A commit that was made."""
 
     generation: int
-    """The one generation that it is."""
+    """The generation that it made."""
     record: OperationRecord
 
 
@@ -115,7 +117,7 @@ def commit_edit(store: ocdbt.OcdbtStore, volume: VolumeInfo, edit: EditCommit) -
         futures.append(kv.write(operation_key(edit.operation_id), record.encode()))
         if edit.graph is not None and edit.identity is not None:
             newest = Newest(edit.graph, edit.operation_id, edit.identity)
-            futures.append(kv.write(NEWEST, newest.encode()))  # without a condition: the last one stays
+            futures.append(kv.write(NEWEST, newest.encode()))  # without a condition: the last commit wins
         for future in futures:
             future.result()
 
@@ -135,7 +137,7 @@ def restore_operation(
     boxes: Sequence[Box] | None = None,
     generation: ocdbt.Version | None = None,
 ) -> bool:
-    """Put back the voxels that an operation changed, and take its record out; see `Fork.restore`."""
+    """Restore the voxels that an operation changed, and remove its record; see `Fork.restore`."""
     record = record_in(store.kv, operation_id)
     if record is not None:
         boxes, generation = record.boxes, record.generation_before
@@ -171,18 +173,18 @@ def restore_operation(
 
 @dataclass(frozen=True)
 class _Change:
-    """What happens to the record of an operation in the commit of its voxels."""
+    """The change of an operation's record in the commit of its voxels."""
 
     operation_id: int
     before: bytes | None
     after: bytes | None
     owner: str
     must_hold_fence: bool
-    """Whether ``owner`` must hold the fence; else it is enough that nobody does."""
+    """Whether ``owner`` must hold the fence; otherwise it is enough that no process holds it."""
 
 
 def _commit(store: ocdbt.OcdbtStore, change: _Change, write: Callable[[ts.Transaction], None]) -> None:
-    """Write in one transaction that changes the record; once, whatever gets lost."""
+    """Write in one transaction that changes the record; exactly once, even if answers get lost."""
     what = f"committing operation {change.operation_id}"
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -206,13 +208,13 @@ def _attempt(store: ocdbt.OcdbtStore, change: _Change, write: Callable[[ts.Trans
     key = operation_key(change.operation_id)
     with checked_transaction(store) as checked:
         kv = store.kv.with_transaction(checked.transaction)
-        # These reads are conditions of the commit: what they found must still be so when it is made.
+        # These reads are conditions of the commit: their results must still hold when it is made.
         checked.keys |= {key, fence_key(change.operation_id), pending_key(change.operation_id)}
         _check_fence(kv, change)
         found = kv.read(key).result()
         value = None if found.state == "missing" else bytes(found.value)
         if value == change.after != change.before:
-            return  # an earlier attempt was applied, and its answer lost
+            return  # an earlier attempt was applied, but its answer was lost
         if value != change.before:
             by = "nobody" if value is None else repr(OperationRecord.decode(value, key).owner)
             raise ConflictError(
@@ -242,11 +244,11 @@ def _checked(block: VoxelBlock) -> npt.NDArray[np.uint64]:
 
 
 def _generation(store: ocdbt.OcdbtStore, record: OperationRecord, before: int) -> int:
-    """The generation that a commit made; proves that it was one."""
+    """Return the generation that a commit made; raise CorruptionError if there was more than one."""
     after = current_version(store.base).generation
     if after == before + 1:
         return after
-    # Others have committed as well, or it was in before: then the voxels must have come together with the record.
+    # Other processes have committed as well, or the commit was made before: check that voxels came with the record.
     generation, box = first_generation(store, record), record.boxes[-1]
 
     def at(when: int) -> npt.NDArray[np.uint64]:

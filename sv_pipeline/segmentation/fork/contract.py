@@ -1,4 +1,4 @@
-"""Owns what we publish about a fork for readers that know nothing of us: its contract, and its address."""
+"""Publishes a fork for readers that do not know this software: its contract, and its address for neuroglancer."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from sv_pipeline.storage import kv, ocdbt
 __all__ = ["neuroglancer_url", "publish", "published_folder", "reader_contract"]
 
 READERS = ".readers/"
-"""Below ``ocdbt/``: a folder for each graph, with the documents that are published of it."""
+"""Folder below ``ocdbt/`` with a folder for each graph, which holds its published documents."""
 
 
 def published_folder(watershed_url: str, graph_id: str) -> str:
-    """Folder of the published documents of a graph: ``contract.json``, and ``info`` for graphene data sources."""
+    """Return the folder of a graph's published documents: ``contract.json``, and ``info`` for graphene sources."""
     return kv.join_url(ocdbt.ocdbt_folder(watershed_url), READERS + graph_id)
 
 
 def publish(watershed_url: str, graph_id: str, documents: dict[str, dict[str, Any]]) -> None:
-    """Write documents, by the names of their files, in place of those that are there."""
+    """Write documents, given by the names of their files; existing ones are replaced."""
     content = {name: json.dumps(document, indent=1).encode() for name, document in documents.items()}
     kv.write_many(published_folder(watershed_url, graph_id), content)
 
 
 def reader_contract(base: BaseInfo, graph_id: str, keys: dict[str, Any], generation: int) -> dict[str, Any]:
-    """Everything that a reader of a graph's voxels needs, as JSON: a spec per mip, and where the mips lie.
+    """Return everything that a reader of a graph's voxels needs, for JSON: a spec and the bounds of each mip.
 
     Parameters
     ----------
     keys
         Key-value spec of the fork, which may be pinned to a version.
     generation
-        The fork's latest commit.
+        The fork's latest generation.
     """
     contract = {
         "graph_id": graph_id,
@@ -56,12 +56,12 @@ def reader_contract(base: BaseInfo, graph_id: str, keys: dict[str, Any], generat
         ],
         "neuroglancer": neuroglancer_url(base, keys),
     }
-    # It is published: a reader brings credentials of its own.
+    # The contract is published, so it must not hold credentials; a reader uses its own.
     return dict(redacted_value(contract))
 
 
 def neuroglancer_url(base: BaseInfo, keys: dict[str, Any]) -> str | None:
-    """Source URL of a fork, of the spec of its keys, for neuroglancer; None where neuroglancer could not read it."""
+    """Return neuroglancer's source URL for a fork, given the spec of its keys; None if neuroglancer cannot read it."""
     if not base.watershed_url.startswith("gs://") or base.form.manifest_kind == "numbered":
         return None
     if isinstance(keys["base"], str):

@@ -1,13 +1,14 @@
-"""Owns the digests of storage chunks: what is hashed, where it is kept, and whether a chunk still is what was written.
+"""Owns the digests of storage chunks, which tell whether a chunk still is what was written.
 
-OCDBT has checksums of its manifest and its tree, not of the values. So each commit that writes storage chunks of a fork
+OCDBT has checksums of its manifest and its tree, but not of values. So each commit that writes storage chunks of a fork
 writes, in the same transaction, one key for each::
 
     _sv_pipeline/digests/<mip>/<x>_<y>_<z>     "<algorithm>:<digest> <nonce>"
 
-``x_y_z`` numbers the chunks from the start of the volume. Hashed are the decoded voxels, so that other software may
-encode them anew: the shape as three little-endian uint32, then uint64 little-endian, x fastest. The nonce is random for
-each commit: a chunk that somebody else has written since, without a digest, is told by it from a damaged one.
+``x_y_z`` numbers the chunks from the start of the volume. The digest is that of the decoded voxels, so other software
+may encode them differently: the shape as three little-endian uint32, then the voxels as little-endian uint64, x
+fastest. The nonce is random for each commit. It distinguishes a damaged chunk from one that other software has written
+since without a digest.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ __all__ = ["DIGESTS", "DigestWriter", "StorageChunk", "agrees", "chunks_in", "di
 
 DIGESTS = ocdbt.OWN_KEYS + "digests/"
 ALGORITHM = "sha256-128"
-"""SHA-256, its first 16 bytes: processors have instructions for it; here it is as fast as zlib's CRC, nearly."""
+"""The first 16 bytes of SHA-256. Processors have instructions for it, so it is nearly as fast as zlib's CRC here."""
 HASHERS = 2
 
 Triple = tuple[int, int, int]
@@ -51,16 +52,16 @@ class StorageChunk:
 
     mip: int
     number: Triple
-    """Along each axis, from the start of the volume."""
+    """Position along each axis (x, y, z), in chunks from the start of the volume."""
 
     @property
     def digest_key(self) -> str:
-        """Key of its digest."""
+        """Key of the chunk's digest."""
         return f"{DIGESTS}{self.mip}/{'_'.join(map(str, self.number))}"
 
     @classmethod
     def of_digest_key(cls, key: str) -> StorageChunk:
-        """The chunk whose digest a key holds; CorruptionError if it is no such key."""
+        """Return the chunk whose digest a key holds; raise CorruptionError if it is not such a key."""
         found = _KEY.fullmatch(key)
         if found is None:
             raise CorruptionError(f"the key {key} of the fork names no storage chunk.", remedy="Remove that key.")
@@ -68,47 +69,47 @@ class StorageChunk:
         return cls(mip, (x, y, z))
 
     def box(self, scale: Scale) -> Box:
-        """Its voxels, absolute, in the coordinates of its mip."""
+        """Return the box of the chunk, in absolute voxels of its mip."""
         start = np.multiply(self.number, scale.chunk_size) + scale.voxel_offset
         return Box.of(start, start + scale.chunk_size).clip(scale.bounds)
 
     def key(self, scale: Scale) -> str:
-        """Key of its voxels."""
+        """Return the key of the chunk's voxels."""
         box = self.box(scale)
         spans = "_".join(f"{start}-{stop}" for start, stop in zip(box.start, box.stop, strict=True))
         return f"{scale.key}/{spans}"
 
     @classmethod
     def of_start(cls, mip: int, scale: Scale, start: npt.ArrayLike) -> StorageChunk:
-        """The chunk that a voxel lies in, absolute."""
+        """Return the chunk that holds a voxel (x, y, z), in absolute coordinates of the mip."""
         x, y, z = (np.subtract(start, scale.voxel_offset) // scale.chunk_size).tolist()
         return cls(mip, (x, y, z))
 
 
 def chunks_in(mip: int, scale: Scale, box: Box) -> list[StorageChunk]:
-    """Storage chunks that a box touches, absolute voxels of the mip."""
+    """Return the storage chunks that a box touches; the box is in absolute voxels of the mip."""
     relative = as_array([box.shifted(np.negative(scale.voxel_offset))])
     numbers, _ = parts_by_chunk(relative, scale.chunk_size, hull=True)
     return [StorageChunk(mip, (x, y, z)) for x, y, z in numbers.tolist()]
 
 
 def digest_of(voxels: Labels) -> str:
-    """Digest of the voxels of a chunk, shape (x, y, z)."""
+    """Return the digest of the voxels of a chunk, shape (x, y, z)."""
     hashed = hashlib.sha256(np.array(voxels.shape, "<u4").tobytes())
-    # Its transpose in C order has x fastest: where the voxels are in Fortran order, as they mostly are, it is no copy.
+    # The transpose in C order has x fastest. Voxels are mostly in Fortran order, and then this makes no copy.
     hashed.update(np.ascontiguousarray(voxels.T, "<u8").data)
     return f"{ALGORITHM}:{hashed.hexdigest()[:32]}"
 
 
 def agrees(value: bytes, voxels: Labels) -> bool | None:
-    """Whether a stored digest is that of voxels; None if it was made in a way that this version does not know."""
+    """Return whether a stored digest is that of some voxels; None if this version does not know its algorithm."""
     stored = value.decode(errors="replace").split(" ")[0]
     return stored == digest_of(voxels) if stored.startswith(ALGORITHM + ":") else None
 
 
 @dataclass
 class DigestWriter:
-    """Collects the digests of what one commit writes; hashes beside the commit."""
+    """Collects the digests of the chunks that one commit writes; hashes in threads, in parallel with the commit."""
 
     volume: VolumeInfo
     _pool: ThreadPoolExecutor
@@ -117,7 +118,7 @@ class DigestWriter:
     _given: dict[StorageChunk, bytes] = field(default_factory=dict)
 
     def add(self, block: VoxelBlock, mip: int = 0) -> None:
-        """Note voxels that are written. A chunk that they do not cover loses its digest."""
+        """Add voxels that are written. A chunk that they cover only partly loses its digest."""
         scale = self.volume.scales[mip]
         for chunk in chunks_in(mip, scale, block.box):
             box = chunk.box(scale)
@@ -128,7 +129,7 @@ class DigestWriter:
             self._values[chunk] = self._pool.submit(digest_of, block.voxels[inside.slices])
 
     def keep(self, before: ts.KvStore) -> None:
-        """Take the digests that a key space has for these chunks, where it has any, instead of those of the voxels."""
+        """Use the digests that another key space holds for these chunks, where it has them, instead of new ones."""
         chunks = [chunk for chunk, value in self._values.items() if value is not None]
         reads = [before.read(chunk.digest_key) for chunk in chunks]
         for chunk, found in zip(chunks, [read.result() for read in reads], strict=True):
@@ -136,12 +137,12 @@ class DigestWriter:
                 self._given[chunk] = bytes(found.value)
 
     def write(self, kv: ts.KvStore) -> None:
-        """Write them in the transaction of the keys."""
+        """Write the digests in the transaction of the given keys."""
         futures = []
         for chunk, value in self._values.items():
             digest = None if value is None else f"{value.result()} {self._nonce}".encode()
             if digest is not None and chunk in self._given:
-                # Another nonce: in this commit it is written anew.
+                # The nonce is a new one, because this commit writes the digest.
                 digest = self._given[chunk].split(b" ")[0] + f" {self._nonce}".encode()
             futures.append(kv.write(chunk.digest_key, digest))
         for future in futures:
@@ -150,13 +151,13 @@ class DigestWriter:
 
 @contextmanager
 def digest_writer(volume: VolumeInfo) -> Iterator[DigestWriter]:
-    """The digests of one commit."""
+    """Provide a `DigestWriter` for one commit."""
     with ThreadPoolExecutor(HASHERS) as pool:
         yield DigestWriter(volume, pool)
 
 
 def made_anew(store: ocdbt.OcdbtStore, chunk_key: str, digest_key: str) -> bool | None:
-    """Whether the commit that wrote a chunk as it is now has written its digest as well.
+    """Return whether the commit that wrote the present version of a chunk has also written its digest.
 
     Returns
     -------
@@ -166,7 +167,7 @@ def made_anew(store: ocdbt.OcdbtStore, chunk_key: str, digest_key: str) -> bool 
     present = _stamp(store.kv, chunk_key)
     low, high = 1, current_version(store.base).generation
     try:
-        while low < high:  # a stamp comes with one commit, and goes with another
+        while low < high:  # the present stamp holds for one contiguous range of generations, up to the latest
             middle = (low + high) // 2
             if _stamp(store_at(store, middle).kv, chunk_key) == present:
                 high = middle

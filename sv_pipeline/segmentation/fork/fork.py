@@ -1,6 +1,6 @@
-"""Owns the noun `Fork`: one graph's own copy-on-write version of its watershed's voxels.
+"""Owns `Fork`: one graph's copy-on-write version of its watershed's voxels.
 
-How one is made is in `making`, its own keys are in `records`, commits in `commit`, the ledger of coarser mips in
+Forks are made in `making`; the fork's own keys are in `records`, commits in `commit`, and the ledger of coarser mips in
 `pending`.
 """
 
@@ -36,16 +36,16 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, init=False)
 class Fork:
-    """The fork of one graph: a value that other processes can be sent. It opens what is stored when it is asked.
+    """The fork of one graph: a value that can be sent to other processes. Each method opens the stored data.
 
-    All methods but `create`, `exists`, `remove` and `has_commits` raise NotFoundError if there is no such fork.
-    TensorStore would make one up, so this is found out before anything is written.
+    All methods except `create`, `exists`, `remove` and `has_commits` raise NotFoundError if the fork does not exist.
+    This is checked before anything is written, because TensorStore would create an empty store.
     """
 
     watershed_url: str
     """Folder of the watershed."""
     graph_id: str
-    """Names the fork and its folder."""
+    """Id of the graph, which names the fork and its folder."""
 
     def __init__(self, watershed_url: str | Path, graph_id: str) -> None:
         object.__setattr__(self, "watershed_url", kv.as_url(watershed_url))
@@ -65,22 +65,22 @@ class Fork:
     def _folder(self) -> str:
         return ocdbt.fork_folder(self.watershed_url, self.graph_id)
 
-    # -- being there ---------------------------------------------------------------------------------------------------
+    # -- existence -----------------------------------------------------------------------------------------------------
 
     def create(self, *, recreate: bool = False, force: bool = False) -> None:
-        """Fork the base. Copies no voxel.
+        """Fork the base, without copying any voxels.
 
         Parameters
         ----------
         recreate
-            Start again from the base if the fork exists.
+            Whether to start again from the base if the fork exists.
         force
-            Also if the fork has commits of its own. Danger: the edits in it are lost.
+            Whether to do so even if the fork has commits of its own. Danger: the edits in it are lost.
 
         Raises
         ------
         NotReadyError
-            If the populate of the base is not complete; says how many tasks are missing.
+            If the populate of the base is not complete; the message says how many tasks are missing.
         ConflictError
             If the fork exists (without ``recreate``), or has commits (without ``force``).
         """
@@ -97,13 +97,14 @@ class Fork:
         copy_manifests(base, self.graph_id)
 
     def adopt(self, *, in_place: bool = False) -> None:
-        """Enter the fork in the list that protects the base, if other software made it. Its files stay as they are.
+        """Add a fork that other software made to the list that protects the base. Its files are not changed.
 
         Parameters
         ----------
         in_place
-            The graph has no fork: its voxels are the base itself, which other software edits in place. So do edits from
-            now on. Operations of two graphs cannot share the keys of one store, so only one graph can have this.
+            Set if the graph has no fork: its voxels are the base itself, which other software edits in place, and which
+            our edits change from now on. Operations of two graphs cannot share the keys of one store, so only one graph
+            can use a base in this way.
 
         Raises
         ------
@@ -124,11 +125,11 @@ class Fork:
         note_fork(info, self.graph_id, in_place=in_place)
 
     def exists(self) -> bool:
-        """Whether the graph has a fork, or the base itself for its voxels."""
+        """Return whether the graph has a fork, or uses the base itself."""
         return kv.read_bytes(self._folder, ocdbt.SINGLE_MANIFEST) is not None or self.is_in_place()
 
     def is_in_place(self) -> bool:
-        """Whether the graph's voxels are the base itself; see `adopt`."""
+        """Return whether the graph's voxels are the base itself; see `adopt`."""
         return is_in_place(self.watershed_url, self.graph_id)
 
     def require(self) -> None:
@@ -140,7 +141,7 @@ class Fork:
             )
 
     def has_commits(self) -> bool:
-        """Whether anything has been written to the fork since it was made."""
+        """Return whether anything was written to the fork since it was made."""
         # Every commit writes at least one node of the B+tree below the fork's own data prefix.
         return bool(kv.list_keys(self._folder, ocdbt.data_prefix(self.graph_id))) or self.is_in_place()
 
@@ -173,7 +174,7 @@ class Fork:
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def base_info(self, *, mip: int = 0) -> BaseInfo:
-        """What the base is that this fork was made of; NotFoundError if there is no such fork or mip."""
+        """Return the description of the fork's base; raise NotFoundError if there is no such fork or mip."""
         self.require()
         return self._base_with(mip)
 
@@ -186,22 +187,22 @@ class Fork:
         return base
 
     def spec(self, mip: int | None = None, *, version: ocdbt.Version | None = None) -> dict[str, Any]:
-        """The published spec: JSON that any TensorStore opens as it is.
+        """Return the published spec: JSON that any TensorStore can open.
 
         Parameters
         ----------
         mip
-            0 = finest. None: the spec of the keys, instead of that of voxels.
+            Mip whose voxels the spec opens; 0 is the finest. None returns the spec of the keys instead.
         version
-            Generation, or time ``YYYY-MM-DDTHH:MM:SS[.frac]Z`` (the latest generation not after it); default: the
-            latest whenever it is read. A pinned spec is read-only.
+            A generation, or a time ``YYYY-MM-DDTHH:MM:SS[.frac]Z``, which means the latest generation not after it. By
+            default, each read sees the latest generation. A spec with a version is read-only.
 
         Raises
         ------
         NotFoundError
             If there is no such fork or mip.
         ConfigError
-            If the version is written wrongly.
+            If the version is not valid.
         """
         ocdbt.check_version(version)
         own = kv.read_bytes(self._folder, ocdbt.SINGLE_MANIFEST) is not None
@@ -214,14 +215,15 @@ class Fork:
     def open(
         self, mip: int = 0, *, version: ocdbt.Version | None = None, context: ts.Context | None = None
     ) -> ts.TensorStore:
-        """Open one mip as a 3-d store (x, y, z) in absolute coordinates of that mip.
+        """Open one mip as a 3-d TensorStore (x, y, z) in absolute coordinates of that mip.
 
         Parameters
         ----------
         version
             As for `spec`.
         context
-            Other than that of this process; one without a cache for voxels that are read once.
+            TensorStore context to use instead of that of this process, such as one without a cache for voxels that are
+            read only once.
 
         Raises
         ------
@@ -249,31 +251,31 @@ class Fork:
             raise
 
     def store(self, *, version: ocdbt.Version | None = None) -> ocdbt.OcdbtStore:
-        """All handles (keys and mips) that may take part in one commit; for writers."""
+        """Open the keys and mips as one store, whose handles can take part in one commit; for writers."""
         return ocdbt.OcdbtStore(self.spec(version=version))
 
     def generation(self) -> int:
-        """Number of the latest commit, read now; what to pin to."""
+        """Read the latest generation, the number of the latest commit. It can be passed as a ``version``."""
         return current_version(self.store().base).generation
 
     def generation_at(self, time: int, *, within: Box | None = None) -> int:
-        """The generation that shows the fork as it was at a logical time.
+        """Return the generation that shows the fork as it was at a logical time.
 
-        That is the last one before the first commit of a later operation. Operations that share a chunk are committed
-        in the order of their logical times, so for the chunks that ``within`` touches the answer is exact. For a whole
-        volume it may lack operations up to ``time`` that were committed after a later one elsewhere.
+        This is the last generation before the first commit of a later operation. Operations that share a chunk are
+        committed in the order of their logical times, so the result is exact for the chunks that ``within`` touches.
+        For a whole volume, it may lack operations up to ``time`` that were committed after a later one elsewhere.
 
         Parameters
         ----------
         time
-            Milliseconds; operations of this very time are in.
+            Milliseconds since the epoch; operations at exactly this time are included.
         within
-            Where it matters; default: everywhere.
+            Box for which the result has to be exact; by default the whole volume counts.
         """
         return records.generation_at(self.store(), time, within)
 
     def contract(self, *, version: ocdbt.Version | None = None) -> dict[str, Any]:
-        """Everything that a reader of a graph's voxels needs, as JSON: a spec per mip, and where the mips lie.
+        """Return everything that a reader of the graph's voxels needs, for JSON: a spec and the bounds of each mip.
 
         ``generation`` is the fork's latest commit at the time of the call.
         """
@@ -281,30 +283,29 @@ class Fork:
         return reader_contract(self.base_info(), self.graph_id, keys, self.generation())
 
     def neuroglancer_url(self) -> str | None:
-        """Source URL for neuroglancer.
+        """Return the source URL for neuroglancer, or None if it cannot read the fork.
 
-        None where it cannot be had: places that a browser cannot read (``file``, ``memory``), and numbered manifests,
-        whose layer needs ``strip_prefix``, which neuroglancer does not know.
+        A browser cannot read ``file`` and ``memory``; numbered manifests need ``strip_prefix``, which it does not know.
         """
         return neuroglancer_url(self.base_info(), self.spec())
 
     # -- operations ----------------------------------------------------------------------------------------------------
 
     def record(self, operation_id: int) -> records.OperationRecord | None:
-        """The record of an operation; None if its voxels are not in."""
+        """Read the record of an operation; None if its voxels are not committed."""
         return records.record_in(self.store().kv, operation_id)
 
     def records(self, *, after: int = 0) -> list[records.OperationRecord]:
-        """Records of the operations later than ``after`` whose voxels are in, by operation id."""
+        """Read the records of committed operations with ids above ``after``, in order of their ids."""
         return records.records_in(self.store().kv, after)
 
     def generation_of(self, operation_id: int) -> int:
-        """Generation that brought the voxels of an operation in.
+        """Return the generation in which the voxels of an operation were committed.
 
         Raises
         ------
         NotFoundError
-            If they are not in, or the history does not reach back to that generation.
+            If they are not committed, or the history does not reach back to that generation.
         """
         store = self.store()
         record = records.record_in(store.kv, operation_id)
@@ -316,16 +317,16 @@ class Fork:
         return records.first_generation(store, record)
 
     def fence(self, operation_id: int) -> str | None:
-        """Token of the only owner that may commit an operation; None if nobody has claimed it."""
+        """Return the token of the only owner that may commit an operation; None if no process has claimed it."""
         return records.fence_in(self.store().kv, operation_id)
 
     def take_fence(self, operation_id: int, owner: str) -> str | None:
-        """Claim an operation for ``owner``: nobody else can commit it from now on, not even a commit that has begun.
+        """Claim an operation for ``owner``: no other owner can commit it from now on, even if its commit has begun.
 
         Returns
         -------
         str | None
-            Token of the owner that had claimed it before.
+            Token of the owner that had claimed it before; None if there was none.
         """
         store = self.store()
         with doing(f"claims operation {operation_id} of graph {self.graph_id}"):
@@ -336,7 +337,7 @@ class Fork:
     def commit(self, edit: commit.EditCommit) -> commit.CommitResult:
         """Commit the voxels of an edit: all of them, in one generation, once; or nothing.
 
-        Safe to repeat with the same edit: what is in already is not committed again.
+        This is safe to repeat with the same edit, which is not committed twice.
 
         Raises
         ------
@@ -358,23 +359,23 @@ class Fork:
         boxes: Sequence[Box] | None = None,
         generation: ocdbt.Version | None = None,
     ) -> bool:
-        """Put back the voxels that an operation changed, as they were before it, and take its record out: one commit.
+        """Restore the voxels that an operation changed, as they were before it, and remove its record, in one commit.
 
-        What others have changed elsewhere in the meantime stays. The boxes stay listed as pending, because coarser mips
-        may have been made since.
+        Changes by other operations elsewhere remain. The boxes stay listed as pending, because coarser mips may have
+        been made since.
 
         Parameters
         ----------
         owner
-            The owner that puts them back; must hold the operation's fence.
+            Token of the owner that restores them, which must hold the operation's fence.
         boxes, generation
-            What to put back, from when (or from which time), for an operation of other software, which leaves no
-            record.
+            The boxes to restore, and the generation or time to restore them from, for an operation of other software,
+            which has no record.
 
         Returns
         -------
         bool
-            False if there is nothing to put back: the operation has no record, and no boxes are given.
+            False if there is nothing to restore: the operation has no record, and no boxes are given.
 
         Raises
         ------
@@ -390,26 +391,26 @@ class Fork:
     # -- coarser mips --------------------------------------------------------------------------------------------------
 
     def pending(self) -> list[PendingEntry]:
-        """What operations have left behind in the coarser mips, by operation id; CorruptionError names a bad entry."""
+        """Read the entries of operations whose coarser mips are behind; CorruptionError names an unreadable entry."""
         return read_entries(self.store().kv)
 
     def lag(self) -> Lag:
-        """How far the coarser mips are behind."""
+        """Return how far the coarser mips are behind."""
         return lag_of(self.pending())
 
     def ask_for(self, boxes: Sequence[Box] | None = None) -> None:
-        """List boxes as pending, whatever their coarser mips are: they will be made again. Default: everything."""
+        """List boxes as pending, so that their coarser mips are made again; the whole volume by default."""
         store, bounds = self.store(), self.base_info().volume.bounds
         inside = [box.clip(bounds) for box in boxes or [bounds]]
 
         def write() -> None:
-            with store.transaction(repeatable_read=True) as transaction:  # one key: nothing else of it can fail
+            with store.transaction(repeatable_read=True) as transaction:  # safe, since it touches only one key
                 add_pending(store.kv.with_transaction(transaction), [box for box in inside if box.volume])
 
         retry_transport(write, what=f"asking for coarser mips of graph {self.graph_id}", attempts=8)
 
 
 def is_current(volume: ts.TensorStore) -> bool:
-    """Whether a volume that was opened earlier shows the database that is at its place now; one small read."""
+    """Return whether a volume that was opened earlier shows the database that is in its place now; one small read."""
     kvstore = volume.kvstore
     return kvstore is None or not remembers_another(kvstore)

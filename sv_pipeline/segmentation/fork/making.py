@@ -1,8 +1,8 @@
-"""Owns how a fork comes to be, and the record of it that protects the base.
+"""Makes a fork, and the record of it that protects the base.
 
-A fork starts as a copy of the base's manifest, one small object whatever the size of the base. Where manifests are
-numbered, the latest of them holds all that a reader needs; it is copied first, and then the one without a number, which
-makes the fork exist.
+A fork starts as a copy of the base's manifest, one small object whatever the size of the base. If manifests are
+numbered, the latest one holds everything that a reader needs. It is copied first, and then the one without a number,
+with which the fork exists.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _logger = logging.getLogger(__name__)
 
 
 def copy_manifests(base: BaseInfo, graph_id: str) -> None:
-    """Make a fork that does not exist yet. ConflictError if somebody else is faster."""
+    """Make a fork that does not exist yet; raise ConflictError if another process is faster."""
     url = base.watershed_url
     folder, target = ocdbt.base_folder(url), ocdbt.fork_folder(url, graph_id)
     latest = _latest_numbered(folder) if base.form.manifest_kind == "numbered" else None
@@ -48,20 +48,20 @@ def _record(base: BaseInfo, graph_id: str, **more: str) -> bytes:
 
 
 def note_fork(base: BaseInfo, graph_id: str, *, in_place: bool) -> None:
-    """Enter a fork that other software made in the list of forks; what is in it stays."""
+    """Add a fork that other software made to the list of forks; its files are not changed."""
     more = {"place": "base"} if in_place else {}
     kv.write_if_absent(ocdbt.ocdbt_folder(base.watershed_url), FORKS + graph_id, _record(base, graph_id, **more))
 
 
 def is_in_place(watershed_url: str, graph_id: str) -> bool:
-    """Whether a graph is listed as one whose voxels are the base itself."""
+    """Return whether a graph is listed as one whose voxels are the base itself."""
     return IN_PLACE in (kv.read_bytes(ocdbt.ocdbt_folder(watershed_url), FORKS + graph_id) or b"")
 
 
 def _remove_leftovers(target: str, *, keep: str | None) -> None:
-    """Remove what a killed removal or creation has left; ``keep`` may be that of another creator at work."""
+    """Remove the remains of a killed removal or creation. ``keep`` may be the manifest of another running creator."""
     leftovers = [key for key in kv.list_keys(target) if key not in (keep, ocdbt.SINGLE_MANIFEST)]
-    # Looked at in this order: what was there while there is still no fork does not belong to one.
+    # The order matters: files that were listed while there is still no fork do not belong to one.
     if leftovers and kv.read_bytes(target, ocdbt.SINGLE_MANIFEST) is None:
         kv.delete_keys(target, leftovers)
 

@@ -1,7 +1,7 @@
-"""Owns which keys of a fork are its own: written to it, and not only seen through it from the base. Read-only.
+"""Finds the keys of a fork that are its own: written to the fork itself, rather than shared with the base. Reads only.
 
-A commit writes the nodes of the tree anew that lead to what it changed, below the fork's own prefix. So only nodes with
-that prefix are read: the cost is that of the edits, not of the volume.
+A commit rewrites the nodes of the tree that lead to its changes, below the fork's own prefix. Only nodes with that
+prefix are read, so the cost depends on the number of edits, not on the size of the volume.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ class OwnChunks:
     """Storage chunks of a fork that it does not share with the base."""
 
     outside: set[StorageChunk] = field(default_factory=set)
-    """Stored in data files of the fork."""
+    """Chunks that are stored in data files of the fork."""
     inline: set[StorageChunk] = field(default_factory=set)
-    """Stored inside nodes of the fork's tree, which have checksums; some of them are the base's."""
+    """Chunks that are stored inside nodes of the fork's tree, which have checksums; some of them are the base's."""
     digests: dict[StorageChunk, bytes] = field(default_factory=dict)
-    """Digests, whether or not the chunk is stored; one that is all background is not."""
+    """Digests by chunk. A chunk that is all background has a digest but is not stored."""
 
     @property
     def every(self) -> list[StorageChunk]:
-        """All of them, by mip and place."""
+        """All of these chunks, by mip and position."""
         return sorted(self.outside | self.inline | self.digests.keys())
 
 
 def own_chunks(store: ocdbt.OcdbtStore, volume: VolumeInfo) -> OwnChunks:
-    """Walk the nodes that belong to a fork. Of a store that is no fork, only chunks with a digest are known."""
+    """Walk the nodes that belong to a fork. For a store that is not a fork, only chunks with a digest are found."""
     if "value_data_prefix" not in store.spec:
         return _noted_chunks(store)
     prefixes = tuple(

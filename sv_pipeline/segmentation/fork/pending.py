@@ -1,9 +1,9 @@
-"""Owns the ledger of coarser mips that are behind: what it says, and how done work is taken out of it.
+"""Owns the ledger of coarser mips that are behind: reads its entries, and removes work that is done.
 
 A fork holds one entry for each operation whose coarser mips are behind, ``_sv_pipeline/pending/<op>``, JSON
 ``{"boxes": [[start, stop], ...]}`` in voxels of the base mip, written in the same commit as the operation's voxels. A
-voxel of a coarser mip that none of these boxes has a part in equals what the mip below says. Entry 0 belongs to no
-operation: it holds what somebody has asked to be made again. Making the mips is the matter of `downsample`.
+voxel of a coarser mip outside of these boxes is up to date with the mip below. Entry 0 belongs to no operation; it
+holds boxes whose coarser mips a user has asked to make again. The package `pyramid` makes the mips.
 """
 
 from __future__ import annotations
@@ -44,14 +44,15 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PendingEntry:
-    """What one operation has left behind."""
+    """The boxes whose coarser mips one operation has left behind."""
 
     operation_id: int
     boxes: tuple[Box, ...]
-    """Voxels of the base mip."""
+    """Boxes in voxels of the base mip."""
     since: int | None
-    """Logical time of the operation, milliseconds; None if the fork does not tell."""
+    """Logical time of the operation, in milliseconds since the epoch; None if it is unknown."""
     key: str
+    """Key of the entry in the fork."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,13 @@ class Lag:
     """How far the coarser mips of a fork are behind its base mip."""
 
     entries: int
-    """Operations that have left something."""
+    """Number of operations with an entry."""
     boxes: int
+    """Number of boxes in these entries."""
     voxels: int
-    """Of the base mip, in these boxes (twice where they overlap)."""
+    """Number of voxels of the base mip in these boxes; overlaps are counted twice."""
     oldest_seconds: float | None
-    """Age of the oldest entry; None if there is none, or none tells its age."""
+    """Age of the oldest entry, in seconds; None if no age is known."""
 
     def __str__(self) -> str:
         if not self.entries:
@@ -77,7 +79,7 @@ class Lag:
 
 
 def lag_of(entries: Sequence[PendingEntry]) -> Lag:
-    """Summary of entries."""
+    """Summarise entries."""
     times = [entry.since for entry in entries if entry.since is not None]
     boxes = [box for entry in entries for box in entry.boxes]
     return Lag(
@@ -89,14 +91,14 @@ def lag_of(entries: Sequence[PendingEntry]) -> Lag:
 
 
 def read_entries(kv: ts.KvStore, keys: Sequence[str] | None = None) -> list[PendingEntry]:
-    """Entries of an open fork, by operation id; of ``keys`` only those that are there."""
+    """Read the entries of an open fork, or those of ``keys`` that exist, in order of operation ids."""
 
     def read() -> list[tuple[str, bytes, bytes | None]]:
         wanted = [PENDING + key.decode() for key in (kv / PENDING).list().result()] if keys is None else keys
         values = [kv.read(key) for key in wanted]
         records = [kv.read(operation_key(_operation_id(key))) for key in wanted]
         found = zip(wanted, [v.result() for v in values], [r.result() for r in records], strict=True)
-        # One that was done between the two steps is not there any more.
+        # An entry may have been removed between the two steps.
         return [(k, bytes(v.value), bytes(r.value) or None) for k, v, r in found if v.state == "value"]
 
     found = retry_transport(read, what="reading the pending boxes of a fork")
@@ -134,7 +136,7 @@ def _decode(key: str, value: bytes) -> tuple[dict[str, Any], IntArray]:
 
 
 def boxes_of(key: str, value: bytes) -> IntArray:
-    """Boxes out of the value of a key, shape (n, 2, 3); CorruptionError names the key."""
+    """Return the boxes in the value of a key, shape (n, 2, 3); raise CorruptionError if it is unreadable."""
     return _decode(key, value)[1]
 
 
@@ -142,23 +144,23 @@ def boxes_of(key: str, value: bytes) -> IntArray:
 
 
 def settle(kv: ts.KvStore, key: str, part: Box, expected: IntArray, bounds: Box) -> bool:
-    """Take what lies in ``part`` out of an entry; the last box takes the entry along.
+    """Remove the voxels of ``part`` from an entry; an entry without boxes is removed.
 
     Parameters
     ----------
     kv
-        Keys of the fork in a transaction of repeatable reads: the commit fails if the entry changes before it.
+        Keys of the fork in a transaction with repeatable reads: the commit fails if the entry changes before it.
     part
-        What was done, in voxels of the base mip.
+        Box that was done, in voxels of the base mip.
     expected
         Boxes of the entry, clipped to ``part``, that were done.
     bounds
-        Of the volume; boxes outside it are dropped.
+        Bounds of the volume; boxes outside it are dropped.
 
     Returns
     -------
     bool
-        False if the entry has something else in ``part`` by now, or is gone: then nothing was taken out.
+        False if the entry has other boxes in ``part`` by now, or is gone; then nothing was removed.
     """
     found = kv.read(key).result()
     if found.state != "value":
@@ -167,14 +169,14 @@ def settle(kv: ts.KvStore, key: str, part: Box, expected: IntArray, bounds: Box)
     if not np.array_equal(clip(boxes, part), expected):
         return False
     left = clip(subtract(boxes, part), bounds)
-    # Fragments of a large box that is done piece by piece would become ever more.
+    # If a large box is done piece by piece, the number of its fragments would grow without this.
     left = joined(left) if len(left) > len(boxes) else left
     kv.write(key, _encode({**content, "boxes": left.tolist()}) if len(left) else None).result()
     return True
 
 
 def add_pending(kv: ts.KvStore, boxes: Iterable[Box]) -> None:
-    """Add boxes to the entry of what is asked for (`ASKED_FOR`), in a transaction of repeatable reads."""
+    """Add boxes to the entry of users' requests (`ASKED_FOR`), in a transaction with repeatable reads."""
     key = pending_key(ASKED_FOR)
     found = kv.read(key).result()
     content, there = ({}, as_array([])) if found.state != "value" else _decode(key, bytes(found.value))
@@ -184,12 +186,12 @@ def add_pending(kv: ts.KvStore, boxes: Iterable[Box]) -> None:
 
 
 def add_to_entry(kv: ts.KvStore, operation_id: int, boxes: Iterable[Box], *, since: int | None = None) -> None:
-    """List what an operation has changed, beside what it left there before; in a transaction of repeatable reads.
+    """Add boxes that an operation has changed to its entry, in a transaction with repeatable reads.
 
     Parameters
     ----------
     since
-        Logical time of the operation, milliseconds; needed where the fork has no record of it.
+        Logical time of the operation, in milliseconds; needed if the fork has no record of it.
     """
     key = pending_key(operation_id)
     found = kv.read(key).result()

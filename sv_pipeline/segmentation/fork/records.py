@@ -1,16 +1,16 @@
-"""Owns our own keys in a fork that belong to operations: records, fences, pending mips; and which generation each made.
+"""Owns the keys in a fork that belong to operations, and finds the generation that each operation made.
 
 =============================  =======================================================================================
-``_sv_pipeline/ops/<op>``      `OperationRecord`: which voxels the operation changed. Written in the same commit as
-                               those voxels, so whether it is there says whether they are.
-``_sv_pipeline/fence/<op>``    owner token: who alone may commit the operation. Missing until somebody takes the
-                               operation over; then whoever had it before cannot commit any more.
-``_sv_pipeline/pending/<op>``  ``{"boxes": [[start, stop], ...]}``, voxels of the base mip: where coarser mips are
-                               behind.
+``_sv_pipeline/ops/<op>``      `OperationRecord`: the voxels that the operation changed. It is written in the same
+                               commit as those voxels, so it exists if and only if they are committed.
+``_sv_pipeline/fence/<op>``    Token of the only owner that may commit the operation. It is missing until a process
+                               takes the operation over; from then on the earlier owner cannot commit any more.
+``_sv_pipeline/pending/<op>``  ``{"boxes": [[start, stop], ...]}`` in voxels of the base mip: the boxes whose coarser
+                               mips are behind.
 ``_sv_pipeline/newest``        `Newest`: the graph, and the operation whose voxels were committed last.
 =============================  =======================================================================================
 
-How voxels and these keys are committed is in `commit`.
+Voxels and these keys are committed in `commit`.
 """
 
 from __future__ import annotations
@@ -54,46 +54,46 @@ NEWEST = ocdbt.OWN_KEYS + "newest"
 
 
 def operation_key(operation_id: int) -> str:
-    """Key of an operation's record; keys sort as their ids do."""
+    """Return the key of an operation's record; keys sort in the order of the ids."""
     return f"{OPERATIONS}{operation_id:020d}"
 
 
 def fence_key(operation_id: int) -> str:
-    """Key of an operation's fence."""
+    """Return the key of an operation's fence."""
     return f"{FENCES}{operation_id:020d}"
 
 
 def pending_key(operation_id: int) -> str:
-    """Key of the boxes whose coarser mips an operation has left behind."""
+    """Return the key of the boxes whose coarser mips an operation has left behind."""
     return f"{PENDING}{operation_id:020d}"
 
 
 def pending_value(boxes: Iterable[Box], since: int | None = None) -> bytes:
-    """Value of a pending key."""
+    """Return the value of a pending key; ``since`` is the logical time of the operation, in milliseconds."""
     content: dict[str, Any] = {"boxes": [[box.start, box.stop] for box in boxes]}
     return json.dumps(content if since is None else {**content, "since": since}).encode()
 
 
 @dataclass(frozen=True)
 class OperationRecord:
-    """What an operation has changed in the voxels of a fork."""
+    """The record of the voxels of a fork that an operation has changed."""
 
     operation_id: int
     boxes: tuple[Box, ...]
-    """Voxels of the base mip; nothing outside them has changed."""
+    """Boxes in voxels of the base mip, outside of which nothing has changed."""
     mips: tuple[int, ...]
     """Mips that were written in the same commit."""
     generation_before: int
-    """Generation that the operation was planned on: that of the voxels to put back."""
+    """Generation on which the operation was planned, and from which its voxels can be restored."""
     logical_time: int
-    """Milliseconds; of all rows of the operation."""
+    """Timestamp of all rows of the operation, in milliseconds since the epoch."""
     owner: str
-    """Token of who committed it."""
+    """Token of the owner that committed it."""
     identity: str | None = None
     """Identity of the operation, the same for all its owners; None if an older version committed it."""
 
     def encode(self) -> bytes:
-        """JSON; the same record gives the same bytes."""
+        """Encode the record as JSON; equal records give equal bytes."""
         content = {
             "operation_id": self.operation_id,
             "boxes": [[box.start, box.stop] for box in self.boxes],
@@ -108,7 +108,7 @@ class OperationRecord:
 
     @classmethod
     def decode(cls, value: bytes, key: str) -> OperationRecord:
-        """Record out of JSON; CorruptionError names the key."""
+        """Decode a record from JSON; raise CorruptionError, which names the key, if that is impossible."""
         try:
             content: dict[str, Any] = json.loads(value)
             return cls(
@@ -129,22 +129,22 @@ class OperationRecord:
 
 @dataclass(frozen=True)
 class Newest:
-    """What a fork says about itself, written again by each commit of an edit's voxels."""
+    """The graph of a fork and its newest operation, rewritten by each commit of an edit's voxels."""
 
     graph: str
-    """Identity of the graph; its table has the same."""
+    """Identity of the graph, which its table holds as well."""
     operation_id: int
-    """The operation whose voxels were committed last."""
+    """Id of the operation whose voxels were committed last."""
     identity: str
     """Identity of that operation."""
 
     def encode(self) -> bytes:
-        """JSON."""
+        """Encode the value as JSON."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def decode(cls, value: bytes) -> Newest:
-        """Out of JSON; CorruptionError names the key."""
+        """Decode the value from JSON; raise CorruptionError, which names the key, if that is impossible."""
         try:
             content: dict[str, Any] = json.loads(value)
             return cls(str(content["graph"]), int(content["operation_id"]), str(content["identity"]))
@@ -159,26 +159,26 @@ class Newest:
 
 
 def record_in(kv: ts.KvStore, operation_id: int) -> OperationRecord | None:
-    """The record of an operation in a key space, which may be pinned to a generation."""
+    """Read the record of an operation from a key space, which may be pinned to a generation; None if missing."""
     key = operation_key(operation_id)
     value = read_value(kv, key)
     return None if value is None else OperationRecord.decode(value, key)
 
 
 def read_value(kv: ts.KvStore, key: str) -> bytes | None:
-    """Value of one key of an OCDBT key space, None if missing."""
+    """Read the value of one key of an OCDBT key space; None if it is missing."""
     result = retry_transport(lambda: kv.read(key).result(), what=f"reading {key}")
     return None if result.state == "missing" else bytes(result.value)
 
 
 def records_in(kv: ts.KvStore, after: int = 0) -> list[OperationRecord]:
-    """Records of the operations later than ``after`` whose voxels are in, by operation id."""
+    """Read the records of committed operations with ids above ``after``, in order of their ids."""
     wanted = ts.KvStore.KeyRange(operation_key(after + 1), _after(OPERATIONS))
 
     def read() -> list[tuple[str, bytes]]:
         keys = sorted(key.decode() for key in kv.list(wanted).result())
         results = [future.result() for future in [kv.read(key) for key in keys]]
-        # One that was put back between the two steps is not there any more.
+        # An operation may have been restored between the two steps.
         return [(key, bytes(r.value)) for key, r in zip(keys, results, strict=True) if r.state == "value"]
 
     found = retry_transport(read, what="listing the operations of a fork")
@@ -186,7 +186,7 @@ def records_in(kv: ts.KvStore, after: int = 0) -> list[OperationRecord]:
 
 
 def _after(prefix: str) -> str:
-    """The first key that sorts after all those with a prefix."""
+    """Return the first key that sorts after all keys with a prefix."""
     return prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
 
@@ -194,15 +194,15 @@ def _after(prefix: str) -> str:
 
 
 def fence_in(kv: ts.KvStore, operation_id: int) -> str | None:
-    """Token of the only owner that may commit an operation; None if nobody has claimed it."""
+    """Read the token of the only owner that may commit an operation; None if no process has claimed it."""
     value = read_value(kv, fence_key(operation_id))
     return None if value is None else value.decode()
 
 
 def write_fence(store: ocdbt.OcdbtStore, operation_id: int, owner: str) -> str | None:
-    """Claim an operation for an owner; returns the token of the one that had claimed it before."""
+    """Claim an operation for an owner; return the token of the owner that had claimed it before, or None."""
     key, value = fence_key(operation_id), owner.encode()
-    # Only the first attempt can tell who was there before: a later one may find what an earlier one has written.
+    # Only the first attempt can see the earlier owner: a later one may find what an earlier one has written.
     seen: list[str | None] = []
 
     def write() -> None:
@@ -220,7 +220,7 @@ def write_fence(store: ocdbt.OcdbtStore, operation_id: int, owner: str) -> str |
 
 
 def fenced_off(operation_id: int, owner: str, holder: str | None) -> ConflictError:
-    """What whoever has lost an operation is told."""
+    """Return the error for an owner that has lost its operation to another one."""
     return ConflictError(
         f"operation {operation_id} has been taken over by {holder!r}: {owner!r} may not commit it any more.",
         remedy="Nothing was written. See the operation's log for how it ended.",
@@ -231,16 +231,16 @@ def fenced_off(operation_id: int, owner: str, holder: str | None) -> ConflictErr
 
 
 def store_at(store: ocdbt.OcdbtStore, generation: ocdbt.Version) -> ocdbt.OcdbtStore:
-    """The same key space at one of its generations, or at a time; read-only."""
+    """Open the same key space at one of its generations, or at a time; read-only."""
     return ocdbt.OcdbtStore({**store.spec, "version": generation}, context=store.context)
 
 
 def first_generation(store: ocdbt.OcdbtStore, record: OperationRecord) -> int:
-    """The first generation that holds a record which the latest one holds."""
+    """Return the first generation that holds a record which the latest generation holds."""
     key, value = operation_key(record.operation_id), record.encode()
     low, high = record.generation_before + 1, current_version(store.base).generation
     step = 1
-    # Mostly the very next generation, or one of the next few: so look there first, then farther and farther away.
+    # It is mostly one of the next few generations, so the search starts there with growing steps.
     while low < high:
         probe = min(low + step - 1, (low + high) // 2)
         if _holds(store, probe, key, value):
@@ -262,7 +262,10 @@ def _holds(store: ocdbt.OcdbtStore, generation: int, key: str, value: bytes) -> 
 
 
 def generation_at(store: ocdbt.OcdbtStore, time: int, within: Box | None = None) -> int:
-    """The last generation before the first commit of an operation later than ``time``, in milliseconds."""
+    """Return the last generation before the first commit of an operation later than ``time``, in milliseconds.
+
+    With ``within``, only operations that changed voxels in this box count.
+    """
     latest = current_version(store.base).generation
     later = [
         record

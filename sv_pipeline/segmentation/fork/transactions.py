@@ -1,16 +1,16 @@
-"""Owns commits that look whether they can succeed before they are made. Knows no mips and no ledger.
+"""Transactions that check whether they can succeed before they are committed.
 
-A transaction with repeatable reads fails where somebody has changed what it has read: that alone makes results right.
-But TensorStore (seen in 0.1.86) may crash when a commit that touches several nodes of the B+tree fails in one of them:
-``BtreeWriterCommitOperation::VisitLeafNode`` goes on with the others, whose changes are freed by then. Nothing is
-damaged, since nothing is committed; but the process is gone. So conflicts are looked for first, by comparing the stamps
-of what was read: on disk while all other writers wait, elsewhere just before the commit.
+A transaction with repeatable reads fails if another process has changed what it has read, which is enough for correct
+results. But TensorStore (seen in 0.1.86) may crash if a commit that touches several nodes of the B+tree fails in one of
+them: ``BtreeWriterCommitOperation::VisitLeafNode`` continues with the others, whose changes are freed by then. Nothing
+is damaged, since nothing is committed, but the process is gone. So conflicts are detected before the commit, by
+comparing the stamps of what was read: on disk while all other writers wait, elsewhere just before the commit.
 
-What all writers change, like an entry of a ledger that many jobs work on, is best read and written last, while the
-others wait (`CheckedTransaction.last`): then it does no harm that they changed it since the transaction began.
+Keys that all writers change, such as an entry of a ledger that many jobs work on, are best read and written last, while
+the others wait (`CheckedTransaction.last`). Then it does not matter that they have changed since the transaction began.
 
-A transaction also keeps every chunk that is read through it in memory. So what is only read, and much, is read at the
-generation at which the transaction began, outside of it; only the stamps go into the transaction.
+A transaction also keeps every chunk that is read through it in memory. So large data that are only read are read
+outside of the transaction, at the generation at which it began; only their stamps are read in the transaction.
 """
 
 from __future__ import annotations
@@ -32,27 +32,28 @@ STAMPS_AT_ONCE = 1024
 
 
 class ChangedError(Exception):
-    """Somebody has changed what a transaction depends on; try again. Never leaves this room."""
+    """Raised if another process has changed what a transaction depends on. Callers in this package try again."""
 
 
 @dataclass
 class CheckedTransaction:
-    """An atomic transaction with repeatable reads, and what it depends on."""
+    """An atomic transaction with repeatable reads, and the keys that it depends on."""
 
     transaction: ts.Transaction
     before: OcdbtStore
     """The store as it was when the transaction began; read-only."""
     keys: set[str] = field(default_factory=set)
-    """Keys that were read in the transaction: to be added by whoever reads."""
+    """Keys that were read in the transaction; the code that reads a key adds it."""
     keys_before: set[str] = field(default_factory=set)
-    """Keys that were read from `before`, and are not written: to be added by whoever reads."""
+    """Keys that were read from `before` and are not written; the code that reads a key adds it."""
     last: list[Callable[[ts.KvStore], None]] = field(default_factory=list)
-    """Called with the keys of the transaction just before the commit, and other writers on this disk wait meanwhile."""
+    """Functions that are called with the keys of the transaction just before the commit, while other writers on this
+    disk wait."""
 
 
 @contextmanager
 def checked_transaction(store: OcdbtStore) -> Iterator[CheckedTransaction]:
-    """Commit at the end of the block; an error in it aborts.
+    """Provide a transaction that is committed at the end of the block, or aborted on an error.
 
     Raises
     ------
@@ -70,7 +71,7 @@ def checked_transaction(store: OcdbtStore) -> Iterator[CheckedTransaction]:
                 call(store.kv.with_transaction(transaction))
             transaction.commit_sync()
     finally:
-        transaction.abort()  # nothing, after a commit
+        transaction.abort()  # this has no effect after a commit
 
 
 def _check(store: OcdbtStore, checked: CheckedTransaction, generation: int) -> None:

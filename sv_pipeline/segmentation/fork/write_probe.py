@@ -1,4 +1,4 @@
-"""Whether the commit of an edit's voxels can succeed: access, room, and the operation's own keys. Commits nothing."""
+"""Checks whether the commit of an edit's voxels can succeed: access, free space, and the operation's own keys."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from sv_pipeline.storage.file_guard import local_path
 __all__ = ["MIN_FREE_BYTES", "require_committable", "require_room"]
 
 MIN_FREE_BYTES = 64 << 20
-"""Room that a disk must have for an edit: many times what one takes, so that its recovery finds room as well."""
+"""Free space that an edit requires, in bytes: many times what it takes, so that its recovery has space as well."""
 
 
 def require_committable(fork: Fork, operation_id: int, owner: str) -> None:
-    """Find out what would make a commit fail, before anything depends on it. Writes one empty file, and removes it.
+    """Raise the error that would make a commit fail, before anything depends on it.
+
+    This writes one empty file to the fork's folder, and removes it.
 
     Raises
     ------
@@ -28,7 +30,7 @@ def require_committable(fork: Fork, operation_id: int, owner: str) -> None:
     ConfigError
         If the fork's folder cannot be written to.
     UnavailableError
-        If there is no room left, or storage does not answer.
+        If there is too little free space, or storage does not answer.
     ConflictError
         If the fork has voxels of an operation with this number already, or another owner has taken it over.
     """
@@ -60,12 +62,12 @@ def require_committable(fork: Fork, operation_id: int, owner: str) -> None:
 
 
 def require_room(place: Path, what: str) -> None:
-    """Refuse to write where hardly any room is left."""
+    """Raise UnavailableError if the disk of a place has less than `MIN_FREE_BYTES` of free space."""
     free = shutil.disk_usage(place).free
     if free < MIN_FREE_BYTES:
         raise UnavailableError(
             f"only {free / 1e6:.1f} MB are left on the disk of {what} ({place}); an edit needs "
-            f"{MIN_FREE_BYTES / 1e6:.0f} MB, so that it can be brought to its end.",
+            f"{MIN_FREE_BYTES / 1e6:.0f} MB, so that it can be completed.",
             remedy="Free some space.",
             repeat=_REPEAT,
         )

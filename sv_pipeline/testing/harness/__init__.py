@@ -1,1 +1,1 @@
-"""Processes that edit and recover a graph, and that are killed, stopped or disturbed at a named step of their work."""
+"""Runs processes that edit and recover a graph, and kills, stops or disturbs them at a named step of their work."""

@@ -1,4 +1,4 @@
-"""The work of a forked process: one edit, or one recovery, of a graph that the process opens itself; told as JSON.
+"""The task of a forked process, given as JSON: one edit or one recovery of a graph that the process opens itself.
 
 A task::
 
@@ -7,8 +7,9 @@ A task::
      "source": [...], "sink": [...], "offset": [...], "partial": bool, "operation": ..., "user": ...,
      "failpoint": "step:action", "beat": seconds, "clock": seconds ahead, "result": file}
 
-``failpoint`` names the step at which the process is killed, stopped or paused, see :mod:`sv_pipeline.failpoints`.
-``random`` is a merge or a split that ``seed`` chooses; ``heal`` recovers all that is unfinished. `ACTIONS` takes more.
+``failpoint`` names the step at which the process is killed, stopped or paused; see :mod:`sv_pipeline.failpoints`.
+``random`` is a merge or split chosen by ``seed``; ``heal`` recovers all unfinished operations. Further actions can be
+added to `ACTIONS`.
 
 Exit codes: 0 done, 3 refused, 4 ownership lost, 5 nothing to recover, 6 stopped, 7 anything else.
 """
@@ -27,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# All that children need, so that they need not load it: none of it starts a thread.
+# These modules are imported here so that children need not load them; none of them starts a thread.
 import grpc  # type: ignore[import-untyped]  # noqa: F401
 import numpy as np
 import tensorstore  # noqa: F401
@@ -44,13 +45,13 @@ DONE, REFUSED, LOST, NOTHING, STOPPED, BROKEN = 0, 3, 4, 5, 6, 7
 OFFSET = (64, 64, 64)
 """Margin around the points of a request, in voxels, unless the task gives another."""
 NEAR = (2, 2, 2)
-"""A margin so small that the region has to grow where an object goes around it."""
+"""A margin so small that the region has to grow if a path around it connects the sides."""
 ACTIONS: dict[str, Callable[[ChunkedGraph, dict[str, Any]], Any]] = {}
-"""More things to do, by name: a module that a fork server imports can add some."""
+"""Further actions by name, which modules that a fork server imports can add."""
 
 
 def act(task: dict[str, Any]) -> int:
-    """Do a task; the exit code of the process."""
+    """Run a task; return the exit code for the process."""
     logging.basicConfig(level=logging.CRITICAL)
     os.environ.pop(failpoints.VARIABLE, None)
     if task.get("failpoint"):
@@ -80,7 +81,7 @@ def act(task: dict[str, Any]) -> int:
 
 
 def stop_between_writes() -> None:
-    """Let no beat be under way when the process stops: with the lock of an SQLite file it would keep everybody out."""
+    """Ensure that no heartbeat is being written when the process stops: its lock of the SQLite file would block all."""
     guard, beat, real = threading.Lock(), ownership.Ownership._beat, os.kill
 
     def guarded(own: ownership.Ownership) -> None:
@@ -96,7 +97,7 @@ def stop_between_writes() -> None:
 
 
 def set_clock(seconds: float) -> None:
-    """Let the clock of what this process writes be ahead; deadlines of gRPC follow another clock."""
+    """Set the clock for timestamps of this process ahead; deadlines of gRPC use another clock."""
     real = time.time_ns
     time.time_ns = lambda: real() + int(seconds * 1e9)
 
@@ -130,7 +131,7 @@ def _do(graph: ChunkedGraph, task: dict[str, Any]) -> Any:
 
 
 def at_random(graph: ChunkedGraph, volume: Any, task: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A merge or a split between two voxels that are not far from each other; the seed says which."""
+    """Choose, by the seed, a merge or split between two voxels that are not far from each other."""
     rng = np.random.default_rng(task["seed"])
     start, stop = (np.asarray(corner) for corner in (volume.domain.inclusive_min, volume.domain.exclusive_max))
     while True:
@@ -148,7 +149,7 @@ def at_random(graph: ChunkedGraph, volume: Any, task: dict[str, Any]) -> tuple[s
 
 
 def heal(graph: ChunkedGraph) -> list[dict[str, Any]]:
-    """Recover all that is unfinished, as a tick of the sensor and its runs do."""
+    """Recover all unfinished operations, as a tick of the sensor and its runs do."""
     done = []
     for one in find_unfinished(graph):
         try:

@@ -1,6 +1,6 @@
-"""A process that has everything imported, and forks a process for each task that it is sent.
+"""A process that has imported everything, and forks a child process for each task that it receives.
 
-The fork server has opened no table and no volume, so no fork loses a thread of a library; its children open their own.
+The fork server itself opens no table and no volume, so no child misses a thread of a library. Children open their own.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class ForkServer:
     process: subprocess.Popen[str]
 
     def start(self, **task: Any) -> int:
-        """Fork a process that does a task; its process id."""
+        """Fork a process for a task; return its process id."""
         return int(self._ask({"run": task})["pid"])
 
     def poll(self, pid: int) -> int | None:
-        """How a process ended: exit code, or minus the signal; None while it runs."""
+        """Return the exit code of a process, or minus the signal that ended it; None while it runs."""
         code = self._ask({"poll": pid})["code"]
         return None if code is None else int(code)
 
     def wait(self, pid: int, seconds: float = 60) -> int:
-        """Wait for the end of a process."""
+        """Wait for the end of a process; return its exit code, or minus the signal that ended it."""
         deadline = time.monotonic() + seconds
         while (code := self.poll(pid)) is None:
             assert time.monotonic() < deadline, f"process {pid} has not ended after {seconds} s"
@@ -43,7 +43,7 @@ class ForkServer:
         return code
 
     def do(self, **task: Any) -> int:
-        """Do a task, to its end."""
+        """Run a task to its end; return the exit code, or minus the signal that ended it."""
         return self.wait(self.start(**task))
 
     def _ask(self, line: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class ForkServer:
 
 @contextlib.contextmanager
 def running_fork_server(*modules: str) -> Iterator[ForkServer]:
-    """A fork server for the time of the block, with some more modules imported."""
+    """Run a fork server during the block, with further modules imported."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with interrupts_held():
         process = subprocess.Popen(
@@ -82,7 +82,7 @@ def main() -> None:
         importlib.import_module(module)
     ended: dict[int, int] = {}
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what children print is no answer
+    os.dup2(2, 1)  # the output of children must not be mistaken for answers
     for line in sys.stdin:
         asked = json.loads(line)
         answer: dict[str, Any]
@@ -93,7 +93,7 @@ def main() -> None:
                 with contextlib.suppress(OSError):
                     os.close(0)
                 os._exit(act(asked["run"]))
-            ended.pop(pid, None)  # process ids are used again
+            ended.pop(pid, None)  # the system may use process ids again
             answer = {"pid": pid}
         else:
             pid = asked["poll"]

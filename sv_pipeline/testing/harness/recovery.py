@@ -16,7 +16,7 @@ from sv_pipeline.testing.worlds import World
 __all__ = ["SERVERS", "RecoveryHarness"]
 
 SERVERS = ("BIGTABLE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", waiting.VARIABLE)
-"""Environment variables that processes of a task are given as they are at that moment."""
+"""Environment variables whose present values are passed to the process of each task."""
 
 
 @dataclass
@@ -26,9 +26,9 @@ class RecoveryHarness:
     world: World
     fork_server: ForkServer
     folder: Path
-    """Where processes leave what they have to say."""
+    """Folder for the results of processes."""
     words: dict[int, Path] = field(default_factory=dict)
-    """By process id, the file with what the process said at its end."""
+    """File with the result of each process, by process id."""
 
     @property
     def graph(self) -> list[str]:
@@ -36,7 +36,7 @@ class RecoveryHarness:
         return [self.world.dataset.home, self.world.dataset.graph_id]
 
     def start(self, **task: Any) -> int:
-        """Begin a task in a process; its process id."""
+        """Start a task in a process; return its process id."""
         where = {name: os.environ[name] for name in SERVERS if name in os.environ}
         task.setdefault("result", str(self.folder / f"said by {len(self.words)}"))
         task.setdefault("graph", self.graph)
@@ -45,22 +45,22 @@ class RecoveryHarness:
         return pid
 
     def do(self, **task: Any) -> int:
-        """Do a task in a process; its exit code, or minus the signal that ended it."""
+        """Run a task in a process; return its exit code, or minus the signal that ended it."""
         return self.fork_server.wait(self.start(**task))
 
     def said(self, **task: Any) -> tuple[int, str]:
-        """Do a task; its exit code, and what the process said."""
+        """Run a task; return its exit code, and the result that the process wrote."""
         result = self.folder / "said"
         result.unlink(missing_ok=True)
         code = self.do(result=str(result), **task)
         return code, result.read_text() if result.exists() else ""
 
     def word_of(self, pid: int) -> str:
-        """What a process said at its end."""
+        """Return the result that a process wrote at its end."""
         return self.words[pid].read_text() if self.words[pid].exists() else ""
 
     def stop(self, **task: Any) -> int:
-        """Start a task with a failpoint that stops it; its process id, once it has stopped or ended."""
+        """Start a task with a failpoint that stops it; return its process id once it has stopped or ended."""
         pid = self.start(**task)
         deadline = time.monotonic() + 30
         while self.fork_server.poll(pid) is None and _state(pid) != "T":
@@ -69,14 +69,14 @@ class RecoveryHarness:
         return pid
 
     def wake(self, pid: int) -> int:
-        """Let a stopped process continue to its end; its exit code."""
+        """Let a stopped process continue to its end; return its exit code."""
         if self.fork_server.poll(pid) is None:
             os.kill(pid, signal.SIGCONT)
         return self.fork_server.wait(pid)
 
 
 def _state(pid: int) -> str:
-    """State of a process as Linux names it: T = stopped."""
+    """Return the state of a process as Linux names it; T means stopped."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

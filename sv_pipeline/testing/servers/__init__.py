@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def variable_set(name: str, value: str) -> Iterator[None]:
-    """An environment variable has a value as long as the block runs, for this process and those that it starts."""
+    """Set an environment variable during the block, for this process and the processes that it starts."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

@@ -1,4 +1,4 @@
-"""The Bigtable emulator of the Google Cloud SDK: a process on a port of its own, gone at the end."""
+"""Runs the Bigtable emulator of the Google Cloud SDK as a process on a free port, and stops it at the end."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ START_SECONDS = 30
 
 
 def find_emulator() -> str | None:
-    """Path of the emulator: SV_PIPELINE_BIGTABLE_EMULATOR, else on PATH, else in the Google Cloud SDK."""
+    """Find the emulator: the value of SV_PIPELINE_BIGTABLE_EMULATOR, else on PATH, else in the Google Cloud SDK."""
     named = os.environ.get("SV_PIPELINE_BIGTABLE_EMULATOR")
     return named or shutil.which(BINARY) or shutil.which(BINARY, path=str(SDK))
 
 
 @contextlib.contextmanager
 def running_emulator(binary: str) -> Iterator[str]:
-    """An emulator that runs as long as the block; its ``host:port``, which BIGTABLE_EMULATOR_HOST says too."""
+    """Run an emulator during the block; yield its ``host:port``, which BIGTABLE_EMULATOR_HOST is set to as well."""
     with tempfile.TemporaryFile("w+b") as output:
         with interrupts_held():
             process = subprocess.Popen(
@@ -64,6 +64,6 @@ def _wait_for_address(process: subprocess.Popen[bytes], output: int) -> str:
 
 
 def die_with_parent() -> None:
-    """A test run that is killed leaves no emulator behind (Linux only)."""
+    """Let this process be killed when its parent dies, so that a killed test run leaves no emulator (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

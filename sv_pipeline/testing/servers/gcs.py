@@ -1,7 +1,8 @@
-"""A Google Cloud Storage server for tests: the JSON API with right preconditions, faults and latency on demand.
+"""A Google Cloud Storage server for tests: the JSON API with correct preconditions, and faults and latency on demand.
 
-``python -m sv_pipeline.testing.servers.gcs --port 4443 [--folder backing]``; the first line of output is JSON with its
-``url``. TensorStore uses it through ``TENSORSTORE_GCS_HTTP_URL``. Any bucket exists. Control, beside the API:
+Start it by ``python -m sv_pipeline.testing.servers.gcs --port 4443 [--folder backing]``; the first line of output is
+JSON with its ``url``. TensorStore uses it through ``TENSORSTORE_GCS_HTTP_URL``. Every bucket exists. Beside the API, it
+is controlled by these paths:
 
 - ``/_faults``: POST a rule (`Fault`), GET the rules, DELETE them all;
 - ``/_requests``: GET the log, a list of [method, object or ""], DELETE it.
@@ -43,25 +44,26 @@ RESET = 444
 
 @dataclass
 class Fault:
-    """What to do to requests that match."""
+    """A fault that matching requests meet."""
 
     method: str | None = None
-    """GET, POST or DELETE; None = any."""
+    """GET, POST or DELETE; None matches all."""
     match: str = ""
-    """Searched for in the object's name (regular expression); listings have the name ""."""
+    """Regular expression that is searched for in the object's name; listings have the name ""."""
     status: int | None = None
-    """Answered instead of the truth; None = only the delay; `RESET` = the connection is reset instead."""
+    """HTTP status of the answer. None means only a delay; `RESET` resets the connection instead."""
     phase: str = "before"
-    """``before``: nothing is done; ``after``: the request is carried out, and its answer lost."""
+    """``before``: the request is not carried out; ``after``: it is carried out, but its answer is lost."""
     times: int | None = None
-    """How often; None = always."""
+    """Number of requests that meet the fault; None means all."""
     skip: int = 0
-    """Matching requests to let pass first."""
+    """Number of matching requests that pass first."""
     probability: float = 1.0
+    """Probability with which a matching request meets the fault."""
     delay: float = 0.0
-    """Seconds before anything is done."""
+    """Delay before anything is done, in seconds."""
     update_interval: float = 0.0
-    """Seconds within which a second write to the same object is refused with ``status``."""
+    """Time within which a second write to the same object is refused with ``status``, in seconds."""
 
 
 @dataclass
@@ -73,7 +75,7 @@ class _State:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fault_for(self, method: str, name: str) -> Fault | None:
-        """Log a request and apply delays; the fault that it is to meet."""
+        """Log a request and apply delays; return the fault that it meets, if any."""
         with self.lock:
             self.requests.append((method, name))
             matching = [f for f in self.faults if f.method in (None, method) and re.search(f.match, name)]
@@ -106,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: GcsServer
 
     def log_message(self, *_: Any) -> None:
-        """Silence."""
+        """Log nothing."""
 
     @property
     def state(self) -> _State:
@@ -243,7 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def parse_multipart(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
-    """Metadata and content of a multipart upload."""
+    """Return the metadata and the content of a multipart upload."""
     head = f"content-type: {content_type}\r\n\r\n".encode()
     message = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + body)
     metadata, content = message.iter_parts()
@@ -253,7 +255,7 @@ def parse_multipart(content_type: str, body: bytes) -> tuple[dict[str, Any], byt
 
 
 def resource(bucket: str, name: str, stored: StoredObject) -> dict[str, Any]:
-    """An object's metadata, as the API tells it."""
+    """Return an object's metadata in the form of the API."""
     when = "2020-01-01T00:00:00Z"
     return {
         "kind": "storage#object",
@@ -271,7 +273,7 @@ def resource(bucket: str, name: str, stored: StoredObject) -> dict[str, Any]:
 
 
 class GcsServer(ThreadingHTTPServer):
-    """The server; ``url`` is its address. In a process of its own, or in a thread."""
+    """The server, which can run in a process of its own or in a thread; ``url`` is its address."""
 
     daemon_threads = True
     request_queue_size = 256

@@ -24,13 +24,13 @@ _buckets = itertools.count()
 
 
 class GcsControl:
-    """A running server, seen from outside."""
+    """Controls a running server."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def new_bucket(self) -> str:
-        """URL of a folder in a bucket that nobody has used."""
+        """Return the URL of a folder in a new bucket."""
         return f"gs://bucket-{os.getpid()}-{next(_buckets)}/data/"
 
     def add_fault(self, **rule: Any) -> None:
@@ -43,7 +43,7 @@ class GcsControl:
         self._call("DELETE", "/_requests")
 
     def requests(self) -> list[tuple[str, str]]:
-        """Method and object name of each request since the last `clear`."""
+        """Return the method and object name of each request since the last `clear`."""
         return [(method, name) for method, name in self._call("GET", "/_requests")]
 
     def _call(self, method: str, path: str, content: Any = None) -> Any:
@@ -56,7 +56,7 @@ class GcsControl:
 
 @contextmanager
 def running_gcs_server(folder: Path | None = None) -> Iterator[GcsControl]:
-    """Run a server in a process of its own; TensorStore, here and in child processes, uses it for gs://."""
+    """Run a server in a process of its own; TensorStore uses it for gs:// in this process and its children."""
     command = [sys.executable, "-m", "sv_pipeline.testing.servers.gcs", "--until-stdin-closes"]
     if folder is not None:
         command += ["--folder", str(folder)]

@@ -1,4 +1,4 @@
-"""Objects of buckets with the generations and preconditions of Google Cloud Storage. Knows no HTTP but its statuses."""
+"""Objects of buckets, with the generations and preconditions of Google Cloud Storage; `gcs` serves them by HTTP."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class StoredObject:
     size: int
     data: bytes | Path
     encoding: str = ""
-    """Content encoding; ``gzip`` is undone for readers that do not accept it, as Google does."""
+    """Content encoding. As Google does, the server decompresses ``gzip`` for readers that do not accept it."""
 
     def read(self, start: int = 0, stop: int | None = None) -> bytes:
-        """Bytes of a range."""
+        """Return the bytes of a range."""
         stop = self.size if stop is None else stop
         if isinstance(self.data, bytes):
             return self.data[start:stop]
@@ -34,7 +34,7 @@ class StoredObject:
 
 
 class ObjectStore:
-    """Objects of all buckets, in memory, or in a folder from which a later server can go on."""
+    """The objects of all buckets, in memory, or in a folder that a later server can use again."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
@@ -51,7 +51,7 @@ class ObjectStore:
             self._log = index.open("a")
 
     def close(self) -> None:
-        """Close the file of the index; another server can go on from the folder."""
+        """Close the file of the index; another server can then use the folder."""
         if self._log is not None:
             self._log.close()
 
@@ -65,13 +65,13 @@ class ObjectStore:
                 self._remember(bucket, name, StoredObject(generation, path.stat().st_size, path))
 
     def get(self, bucket: str, name: str) -> StoredObject | None:
-        """The object, if it exists."""
+        """Return an object; None if it does not exist."""
         return self._objects.get((bucket, name))
 
     def put(
         self, bucket: str, name: str, data: bytes, conditions: dict[str, str], encoding: str = ""
     ) -> StoredObject | int:
-        """Write; an HTTP status where a precondition fails."""
+        """Write an object; return it, or an HTTP status if a precondition fails."""
         with self._lock:
             if status := failed_precondition(conditions, self.get(bucket, name)):
                 return status
@@ -82,7 +82,7 @@ class ObjectStore:
             return stored
 
     def delete(self, bucket: str, name: str, conditions: dict[str, str]) -> int:
-        """Delete; the HTTP status."""
+        """Delete an object; return the HTTP status."""
         with self._lock:
             found = self.get(bucket, name)
             status = 404 if found is None else failed_precondition(conditions, found)
@@ -93,7 +93,7 @@ class ObjectStore:
             return 204
 
     def names(self, bucket: str, prefix: str, start: str, stop: str) -> list[str]:
-        """Names in order; [start, stop) and ``prefix`` limit them."""
+        """Return names with a prefix, from ``start`` up to but not including ``stop``, in order."""
         with self._lock:
             names = self._names.get(bucket, [])
             low = bisect.bisect_left(names, max(prefix, start))
@@ -123,7 +123,7 @@ class ObjectStore:
 
 
 def failed_precondition(conditions: dict[str, str], found: StoredObject | None) -> int | None:
-    """HTTP status of a failed precondition; None if all hold. Generation 0 means: no such object."""
+    """Return the HTTP status of a failed precondition; None if all hold. Generation 0 stands for a missing object."""
     generation = found.generation if found else 0
     wanted, unwanted = conditions.get("ifGenerationMatch"), conditions.get("ifGenerationNotMatch")
     if wanted is not None and int(wanted) != generation:

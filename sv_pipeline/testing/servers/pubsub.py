@@ -1,4 +1,4 @@
-"""The Pub/Sub emulator of the Google Cloud SDK: a process on a port of its own, gone at the end."""
+"""Runs the Pub/Sub emulator of the Google Cloud SDK as a process on a free port, and stops it at the end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ START_SECONDS = 60
 
 
 def find_pubsub_emulator() -> str | None:
-    """The emulator's jar: SV_PIPELINE_PUBSUB_EMULATOR, else that of the Google Cloud SDK; None without a Java."""
+    """Return the path of the emulator's jar; None if it or Java is missing.
+
+    It is the value of SV_PIPELINE_PUBSUB_EMULATOR, or else the jar in the Google Cloud SDK.
+    """
     named = os.environ.get("SV_PIPELINE_PUBSUB_EMULATOR")
     found = [named] if named else sorted(map(str, JAR.glob("cloud-pubsub-emulator-*-all.jar")))
     return found[-1] if found and shutil.which("java") else None
@@ -34,7 +37,7 @@ def find_pubsub_emulator() -> str | None:
 
 @contextlib.contextmanager
 def running_pubsub_emulator(jar: str) -> Iterator[str]:
-    """An emulator that runs as long as the block; its ``host:port``, which PUBSUB_EMULATOR_HOST says too."""
+    """Run an emulator during the block; yield its ``host:port``, which PUBSUB_EMULATOR_HOST is set to as well."""
     address = f"127.0.0.1:{free_port()}"
     host, port = address.split(":")
     with tempfile.TemporaryFile("w+b") as output:

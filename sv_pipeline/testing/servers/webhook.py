@@ -1,4 +1,4 @@
-"""An HTTP endpoint that takes POSTs, goes down, comes back at the same address, and refuses on request."""
+"""An HTTP endpoint that accepts POSTs, can go down and come back at the same address, and can refuse documents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Webhook", "free_port"]
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on just now."""
+    """Return a port of this machine that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -26,7 +26,7 @@ class Webhook:
     Parameters
     ----------
     answer
-        The status of the answer to a JSON document; default: 200 for all.
+        Returns the HTTP status of the answer to a JSON document; by default, it is always 200.
     """
 
     def __init__(self, answer: Callable[[Any], int] = lambda _: 200) -> None:
@@ -38,11 +38,11 @@ class Webhook:
 
     @property
     def url(self) -> str:
-        """Its address."""
+        """Address of the endpoint."""
         return f"http://127.0.0.1:{self.port}/hooks/a-secret-path"
 
     def up(self) -> Webhook:
-        """Listen."""
+        """Start listening."""
         webhook = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -63,7 +63,7 @@ class Webhook:
         return self
 
     def down(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()

@@ -70,6 +70,17 @@ def test_stages_can_be_run_in_pieces_and_any_chunk_again(neuropil):
     assert {k for k in expected if expected[k] != found[k] and not k.endswith(".npz")} == set()
 
 
+def test_a_worker_that_was_held_up_does_not_write_finished_chunks_again(neuropil):
+    config = config_of(neuropil)
+    make_watershed(config)
+    folder = kv.open_kv(config.data_source.watershed)
+    keys = written(config)
+    before = [folder.read(key).result().stamp.generation for key in keys]
+    plan = prepare_watershed(config)
+    run_label_batch(plan, plan.grid.coordinates(2))
+    assert [folder.read(key).result().stamp.generation for key in keys] == before
+
+
 def test_a_second_run_does_nothing_and_a_lost_chunk_is_made_again(neuropil):
     config = config_of(neuropil)
     report = make_watershed(config)

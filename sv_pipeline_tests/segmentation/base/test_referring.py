@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from sv_pipeline.algorithms.pyramid import downsample
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
-from sv_pipeline.errors import ConfigError, DamagedError
+from sv_pipeline.errors import ConfigError, DamagedError, InputError
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.populate import finish_populate
@@ -209,6 +210,73 @@ def test_a_chunk_that_cannot_be_referred_to_is_copied_and_counted(tmp_path: Path
     assert not changes_of_source(plan.base)
 
 
+def unsharded(url: str, encoding: str) -> Watershed:
+    labels = blobs(SIZE)
+    measures: dict[str, Any] = {"resolution": (8, 8, 40), "voxel_offset": (0, 0, 0), "chunk_size": (16, 16, 8)}
+    create_volume(url, size=SIZE, encoding=encoding, **measures)
+    open_volume(url, writable=True).write(labels).result()
+    return one_mip(url, labels)
+
+
+def sharded(url: str, **sharding: Any) -> tuple[Watershed, str]:
+    """A watershed of shards, and the name of the first."""
+    labels = blobs(SIZE)
+    write_sharded(url, labels, {**IDENTITY, **sharding}, chunk_size=(16, 16, 8))
+    return one_mip(url, labels), next(key for key in kv.list_keys(url) if key.endswith(".shard"))
+
+
+def one_mip(url: str, labels: Any) -> Watershed:
+    config = OcdbtConfig(populate_layer=3, populate_method=REFERENCE, mips=1)
+    return Watershed(url, labels, ChunkGrid(read_info(url).bounds, (16, 16, 8)), config)
+
+
+@pytest.mark.parametrize(("encoding", "keep"), [("compressed_segmentation", 0), ("raw", 0), ("raw", -8)])
+def test_a_chunk_of_a_length_that_no_chunk_can_have_is_not_referred_to(
+    storage_url: str, encoding: str, keep: int
+) -> None:
+    watershed = unsharded(storage_url, encoding)
+    name = kv.list_keys(storage_url, "8_8_40/")[9]
+    kv.write_bytes(storage_url, name, (kv.read_bytes(storage_url, name) or b"")[:keep])
+    with pytest.raises(DamagedError) as caught:
+        watershed.populate()
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.001, 0.5])
+def test_a_shard_that_ends_too_early_is_named(storage_url: str, keep: float) -> None:
+    watershed, shard = sharded(storage_url)
+    content = kv.read_bytes(storage_url, shard) or b""
+    kv.write_bytes(storage_url, shard, content[: int(keep * len(content))])
+    with pytest.raises(InputError, match="ends before its index") as caught:
+        watershed.populate()
+    assert shard in str(caught.value)
+
+
+def test_a_chunk_beyond_the_end_of_its_shard_is_not_referred_to(tmp_path: Path) -> None:
+    watershed, shard = sharded(kv.as_url(tmp_path), minishard_index_encoding="raw")
+    content = bytearray(kv.read_bytes(watershed.url, shard) or b"")
+    head = 16 << int(IDENTITY["minishard_bits"])
+    rows = np.frombuffer(bytes(content[:head]), "<u8").reshape(-1, 2).tolist()
+    start, stop = (n + head for n in next(row for row in rows if row[0] < row[1]))
+    index = np.frombuffer(bytes(content[start:stop]), "<u8").reshape(3, -1).copy()
+    index[2, -1] += len(content)
+    content[start:stop] = index.tobytes()
+    kv.write_bytes(watershed.url, shard, bytes(content))
+    with pytest.raises(DamagedError) as caught:
+        watershed.populate()
+    assert shard in str(caught.value)
+
+
+def test_a_folder_with_the_name_of_a_chunk_is_no_chunk(tmp_path: Path) -> None:
+    watershed = unsharded(kv.as_url(tmp_path), "compressed_segmentation")
+    name = kv.list_keys(watershed.url, "8_8_40/")[0]
+    kv.delete_key(watershed.url, name)
+    (tmp_path / name).mkdir()
+    plan = watershed.populate()
+    watershed.labels[:] = open_volume(watershed.url).read().result()
+    assert_base_holds(watershed, plan)
+
+
 def test_mips_are_judged_one_by_one(tmp_path: Path) -> None:
     watershed = with_mips(kv.as_url(tmp_path))
     names = kv.list_keys(watershed.url, "16_16_40/")
@@ -297,3 +365,55 @@ def test_a_folder_that_was_copied_as_a_whole_is_compared_by_sizes(tmp_path: Path
     name = next(name for name in names if name.startswith("8_8_40/"))
     kv.write_bytes(there, name, b"shorter")
     assert changes_of_source(copy).changed == (name,)
+
+
+def test_names_that_urls_must_quote_are_told_as_they_are(tmp_path: Path) -> None:
+    folder = tmp_path / "a b%20#" / "ws%25"
+    watershed = make_watershed(kv.as_url(folder), populate_method=REFERENCE)
+    info = json.loads((folder / "info").read_text())
+    key = info["scales"][0]["key"] = "8 8%20#?"
+    (folder / "info").write_text(json.dumps(info))
+    (folder / "8_8_40").rename(folder / key)
+    plan = watershed.populate()
+    assert_base_holds(watershed, plan)
+    names = {f"{key}/{name.rpartition('/')[2]}" for name in kv.list_keys(watershed.url, key + "/")}
+    assert reachable(ocdbt.OcdbtStore(plan.base.spec()).base).files_of_watershed == names
+    gone = folder / sorted(names)[7]
+    gone.unlink()
+    reset_context()
+    store = ocdbt.OcdbtStore(plan.base.spec())
+    with pytest.raises(DamagedError, match="base refers to this file of the watershed") as caught:
+        retry_transport(lambda: store.array(0).read().result())
+    assert caught.value.place == str(gone)
+
+
+@pytest.mark.parametrize("way", ["moved", "linked"])
+def test_a_folder_that_was_moved_or_linked_is_compared_by_versions(tmp_path: Path, way: str) -> None:
+    watershed = with_mips(kv.as_url(tmp_path / "here"))
+    watershed.populate()
+    there = tmp_path / "there"
+    if way == "moved":
+        (tmp_path / "here").rename(there)
+    else:
+        there.symlink_to(tmp_path / "here")
+    base = Base(there).info()
+    assert not changes_of_source(base)
+    assert changes_of_source(base).copied_from is None
+    name = kv.list_keys(there, "8_8_40/")[5]
+    kv.write_bytes(there, name, kv.read_bytes(there, name) or b"")
+    assert changes_of_source(base).changed == (name,)
+
+
+def test_a_chunk_that_is_compressed_later_has_changed_and_one_that_was_copied_may_change(tmp_path: Path) -> None:
+    watershed = unsharded(kv.as_url(tmp_path), "compressed_segmentation")
+    first, second = kv.list_keys(watershed.url, "8_8_40/")[3:5]
+    copied, referred = (kv.read_bytes(watershed.url, name) or b"" for name in (first, second))
+    kv.write_bytes(watershed.url, first + ".gz", gzip.compress(copied))
+    kv.delete_key(watershed.url, first)
+    plan = watershed.populate()
+    kv.write_bytes(watershed.url, first, copied)
+    kv.delete_key(watershed.url, first + ".gz")
+    assert not changes_of_source(plan.base), "the base has a copy of it"
+    kv.write_bytes(watershed.url, second + ".gz", gzip.compress(referred))
+    found = changes_of_source(plan.base)
+    assert (found.changed, found.gone, found.appeared) == ((second,), (), ())
