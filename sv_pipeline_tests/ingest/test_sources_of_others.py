@@ -124,7 +124,7 @@ def test_chunks_of_an_unknown_ending_are_named(cli: CommandLine, tmp_path: Path)
     for chunk in (folder / "8_8_40").iterdir():
         chunk.rename(chunk.with_name(f"{chunk.name}.lz4"))
     raw = builds.raw_config(tmp_path, source={"segmentation": str(folder)})
-    assert_refused_without_a_trace(cli, tmp_path, raw, "32 of 32 storage chunks", ".lz4 is there")
+    assert_refused_without_a_trace(cli, tmp_path, raw, "32 of 32 storage chunks", ".lz4 exists")
 
 
 def no_change(_: dict[str, Any]) -> None:
