@@ -18,8 +18,9 @@ __all__ = ["mend"]
 def mend(home: str, graph: str, *, apply: bool, as_json: bool) -> None:
     """Convert what other software has written in GRAPH to the form that sv_pipeline writes.
 
-    This concerns cross edges in another form, supervoxels without a node, and locks of operations that have ended. The
-    command reads the whole graph. Edits may continue meanwhile; run it again if it was killed or skipped edited rows.
+    This concerns cross edges in another form, supervoxels without a node, locks of operations that have ended, and
+    supervoxel splits that the ledger of coarser mips lacks. The command reads the whole graph. Edits may continue
+    meanwhile; run it again if it was killed or skipped edited rows.
     """
     from sv_pipeline.recovery.mend import mend as mend_graph
 

@@ -12,6 +12,7 @@ from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.pyramid import downsample_job, pyramid, pyramid_keeps_up, verdict_numbers, verdict_severity
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.defs.runs import PYRAMID_BACKOFF, UNFINISHED_RUNS
+from sv_pipeline.environment import is_switched_on
 from sv_pipeline.pyramid.lag import GraphLag, lag_verdict, lags
 
 __all__ = ["downsample_sensor"]
@@ -19,11 +20,18 @@ __all__ = ["downsample_sensor"]
 GRAPH_TAG = "dagster/partition/graph"
 """Tag by which dagster.yaml limits each graph to one run at a time."""
 LEDGER_TAG = "sv/ledger"
+SWITCH_VARIABLE = "SV_PIPELINE_DOWNSAMPLE"
 MOST_RUNS = 50
 RUNS_LOOKED_AT = 12
 
 
-@dg.sensor(job_name=downsample_job.name, minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING)
+@dg.sensor(
+    job_name=downsample_job.name,
+    minimum_interval_seconds=15,
+    default_status=(
+        dg.DefaultSensorStatus.RUNNING if is_switched_on(SWITCH_VARIABLE) else dg.DefaultSensorStatus.STOPPED
+    ),
+)
 def downsample_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
     """Start one run for each graph whose coarser mips are behind, for all its operations, and never two for one graph.
 

@@ -5,6 +5,7 @@
 | CREATED, WRITE_STARTED | roots, or chunks of its scope, indefinitely | unfinished: its worker writes, or has died |
 | EXCEPTION, in its own words | the same | unfinished |
 | SUCCESS | the same | complete; its locks are left |
+| the same, without a scope | roots and chunks | unfinished: the chunks that it holds are its scope |
 | anything but SUCCESS | nothing, but cells of it are there | unfinished: a write failed, and it gave its locks back |
 | anything but SUCCESS | nothing, and no cell of it is there | a request that was refused, or that is being planned |
 
@@ -80,7 +81,8 @@ def read_standings(
         one.operation_id: notes[one.operation_id].roots if one.operation_id in notes else edited_roots(graph, one)
         for one in wanted
     }
-    lock_keys = {one.operation_id: _lock_keys(one, edited[one.operation_id]) for one in wanted}
+    chunks = {one.operation_id: _chunks(graph, one) for one in wanted}
+    lock_keys = {i: _lock_keys(edited[i], chunks[i]) for i in chunks}
     every = {key for some in lock_keys.values() for key in some}
     locks = graph.table.read_rows(every, [LOCK.key, INDEFINITE_LOCK.key])
     return {
@@ -88,6 +90,7 @@ def read_standings(
             graph,
             one,
             edited[one.operation_id],
+            chunks[one.operation_id],
             {key: locks.get(key, {}) for key in lock_keys[one.operation_id]},
             notes.get(one.operation_id),
             thorough=thorough,
@@ -96,25 +99,41 @@ def read_standings(
     }
 
 
-def _lock_keys(operation: Operation, edited: Iterable[int]) -> list[bytes]:
-    return [*keys.node_keys(np.array([*edited], np.uint64)), *map(keys.chunk_lock_key, _chunks(operation))]
+def _lock_keys(edited: Iterable[int], chunks: Iterable[int]) -> list[bytes]:
+    return [*keys.node_keys(np.array([*edited], np.uint64)), *map(keys.chunk_lock_key, chunks)]
 
 
-def _chunks(operation: Operation) -> list[int]:
+def _chunks(graph: ChunkedGraph, operation: Operation) -> list[int]:
+    """Return the layer 2 chunks that an operation has to lock; without a scope, those that a split may have locked."""
     chunks = columns.CHUNK_LOCK_SCOPE.newest(operation.row)
-    return [] if chunks is None else chunks.tolist()
+    if chunks is not None or operation.is_complete:
+        return [] if chunks is None else chunks.tolist()
+    log = _chain(graph, operation)
+    box = box_around(graph, log) if any(one.kind == "split" for one in log) else None
+    box = None if box is None else box.clip(graph.grid.bounds)
+    if box is None or not box.volume:
+        return []
+    first, last = graph.grid.chunk_of(np.array([box.start, box.stop]) - [[0], [1]])
+    every = np.stack(np.meshgrid(*map(np.arange, first, last + 1), indexing="ij"), axis=-1).reshape(-1, 3)
+    found: list[int] = graph.layout.chunk_ids(2, every).tolist()
+    return found
 
 
 def _standing(
     graph: ChunkedGraph,
     operation: Operation,
     edited: tuple[int, ...],
+    chunks: list[int],
     locks: dict[bytes, RowView],
     notes: Notes | None,
     *,
     thorough: bool,
 ) -> Standing:
     mine = operation.operation_id
+    if columns.CHUNK_LOCK_SCOPE.key not in operation.row:
+        free = [c for c in chunks if INDEFINITE_LOCK.newest(locks[keys.chunk_lock_key(c)]) != mine]
+        chunks = [c for c in chunks if c not in {*free}]
+        locks = {key: row for key, row in locks.items() if key not in {*map(keys.chunk_lock_key, free)}}
     held = tuple(r for r in edited if INDEFINITE_LOCK.newest(locks[keys.node_key(r)]) == mine)
     its_cells = [cell for cells in operation.row.values() for cell in cells]
     for row in locks.values():
@@ -122,14 +141,14 @@ def _standing(
             its_cells += [cell for cell in column.cells(row) if cell.value == column.encode(mine)]
     moved_at = max((cell.timestamp for cell in its_cells), default=0)
     signature = _hash([*row.items()] for row in (operation.row, *(locks[key] for key in sorted(locks))))
-    chunks, at = tuple(_chunks(operation)), logical_time(operation) or 0
+    at = logical_time(operation) or 0
     done = operation.is_complete
     known = Standing(None, edited, signature, moved_at)
     if (held or chunks) and len(held) < len(edited) and thorough and not done:
         # Its worker may have died between two locks; or somebody has removed one since, and all have to be locked.
         held = edited if footprint_of(graph, operation, edited).cells else held
     if held or chunks:
-        return Standing(Scope(at, held, (), chunks), edited, signature, moved_at)
+        return Standing(Scope(at, held, (), tuple(chunks)), edited, signature, moved_at)
     if done or not at:
         return known
     settled = time.time() - moved_at / 1000 > quiet_seconds(graph)

@@ -8,12 +8,15 @@ repeated and enters the same boxes. If there is nothing new, reading costs a few
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from sv_pipeline.failpoints import reach
 from sv_pipeline.feed.event import EditEvent
 from sv_pipeline.feed.journal import advance
 from sv_pipeline.feed.reading import EVENTS_AT_ONCE, read_events
+from sv_pipeline.feed.rows import read_head
+from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.pending import add_to_entry
@@ -23,7 +26,7 @@ from sv_pipeline.table import codecs
 from sv_pipeline.table.columns import Column
 from sv_pipeline.table.interface import ColumnKey, RowMutation, Table
 
-__all__ = ["note_foreign_edits"]
+__all__ = ["note_foreign_edits", "note_foreign_edits_of"]
 
 NOTED_ROW = b"sv_pipeline:foreign"
 NOTED: Column[Any] = Column(ColumnKey("1", b"noted"), codecs.JsonCodec())
@@ -40,22 +43,47 @@ def note_foreign_edits(dataset: Dataset) -> tuple[int, ...]:
         The operations that this call has entered. It is empty if there is no table, no fork or no coarser mip, or if
         the table is open read-only.
     """
-    table, fork = dataset.existing_table, dataset.fork
-    if table is None or table.read_only or not fork.exists() or fork.base_info().n_mips < 2:
+    table = dataset.existing_table
+    if table is None or table.read_only:
         return ()
-    deadline = time.monotonic() + SECONDS
+    return _note(table, dataset.fork, lambda: dataset.graph, enter=True, seconds=SECONDS)
+
+
+def note_foreign_edits_of(graph: ChunkedGraph, *, enter: bool = True) -> tuple[int, ...]:
+    """Do the same as `note_foreign_edits` for an open graph, to the end of its log.
+
+    Parameters
+    ----------
+    enter
+        Whether to enter the boxes; otherwise the operations are only returned. Their order is stored in the edit feed
+        all the same, unless the table is open read-only.
+    """
+    if graph.table.read_only and (enter or read_head(graph.table) is None):
+        return ()
+    return _note(graph.table, graph.fork, lambda: graph, enter=enter, seconds=float("inf"))
+
+
+def _note(
+    table: Table, fork: Fork, open_graph: Callable[[], ChunkedGraph], *, enter: bool, seconds: float
+) -> tuple[int, ...]:
+    if not fork.exists() or fork.base_info().n_mips < 2:
+        return ()
+    deadline = time.monotonic() + seconds
     entered: list[int] = []
-    while True:
-        head = advance(table)
-        number = _noted(table, head.feed)
-        if number >= head.length:
-            return tuple(entered)
-        changed = [event for event in read_events(dataset.graph, number, head=head) if event.boxes]
-        entered += _enter(fork, changed)
-        stop = min(head.length, number + EVENTS_AT_ONCE)
-        table.mutate([RowMutation(NOTED_ROW, [NOTED.set({"feed": head.feed, "number": stop})])])
+    head = advance(table)
+    number = _noted(table, head.feed)
+    while number < head.length:
+        changed = _foreign(fork, [one for one in read_events(open_graph(), number, head=head) if one.boxes])
+        entered += [event.operation_id for event in changed]
+        number = min(head.length, number + EVENTS_AT_ONCE)
+        if enter:
+            _enter(fork, changed)
+            reach("foreign edits entered")
+            table.mutate([RowMutation(NOTED_ROW, [NOTED.set({"feed": head.feed, "number": number})])])
         if time.monotonic() > deadline:
-            return tuple(entered)
+            break
+        head = advance(table)
+    return tuple(entered)
 
 
 def _noted(table: Table, feed: str) -> int:
@@ -64,17 +92,20 @@ def _noted(table: Table, feed: str) -> int:
     return int(found["number"]) if found and found.get("feed") == feed else 0
 
 
-def _enter(fork: Fork, events: Sequence[EditEvent]) -> list[int]:
+def _foreign(fork: Fork, events: Sequence[EditEvent]) -> list[EditEvent]:
+    """Return the events of other software: our own edits have a record in the fork, and entries from their commit."""
     store = fork.store()
-    # Our own edits have a record in the fork, and committed their entries together with their voxels.
-    foreign = [event for event in events if record_in(store.kv, event.operation_id) is None]
-    if not foreign:
-        return []
+    return [event for event in events if record_in(store.kv, event.operation_id) is None]
+
+
+def _enter(fork: Fork, events: Sequence[EditEvent]) -> None:
+    if not events:
+        return
+    store = fork.store()
 
     def write() -> None:
         with store.transaction(repeatable_read=True) as transaction:
-            for event in foreign:
+            for event in events:
                 add_to_entry(store.kv.with_transaction(transaction), event.operation_id, event.boxes, since=event.time)
 
     retry_transport(write, what=f"noting edits of other software in the ledger of graph {fork.graph_id}", attempts=8)
-    return [event.operation_id for event in foreign]

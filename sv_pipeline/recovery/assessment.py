@@ -10,6 +10,7 @@
 | some are not locked, and nothing is written yet | UNWRITTEN | its locks are released, and it is replayed |
 | some are not locked, but something is written | – | RecoveryStoppedError; nothing is changed |
 | a later edit uses nodes that other software left half written | – | likewise |
+| it has changed voxels, but neither names nor holds their chunks (other software) | – | likewise |
 | the fork holds voxels of another operation with this number, or was restored from another day | – | likewise |
 """
 
@@ -23,7 +24,7 @@ from sv_pipeline.operations.errors import RecoveryStoppedError
 from sv_pipeline.operations.pair import Older, find_misfit, restore_advice
 from sv_pipeline.operations.unfinished import Phase, Unfinished
 from sv_pipeline.operations.writing import Scope, read_identity
-from sv_pipeline.recovery.foreign_cleanup import Remains, edited_since, read_remains
+from sv_pipeline.recovery.foreign_cleanup import Remains, edited_since, read_remains, replaced_at_points
 from sv_pipeline.segmentation.fork.records import OperationRecord
 from sv_pipeline.table.columns import INDEFINITE_LOCK
 
@@ -85,6 +86,13 @@ def assess(graph: ChunkedGraph, found: Unfinished) -> Assessment:
         raise RecoveryStoppedError(f"{wrong.message} Nothing was changed.", remedy=wrong.remedy)
     remains = Remains()
     if found.foreign and found.operation is not None and not found.write_set[1]:
+        if replaced := replaced_at_points(graph, found):
+            raise RecoveryStoppedError(
+                f"operation {found.operation_id} has replaced supervoxel {replaced[0]} in the voxels, but its log row "
+                "does not name the chunks that it has changed, and it does not hold them: others may have edited "
+                "there since. Nothing was changed.",
+                remedy="Let the software that made it repair it, or restore table and fork from backups of one day.",
+            )
         remains = read_remains(graph, found)
         if remains.footprint.edited_since:
             raise edited_since(found, remains.footprint)

@@ -24,6 +24,7 @@ import numpy as np
 from sv_pipeline.errors import ConflictError
 from sv_pipeline.failpoints import pieces, reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.queries import roots
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.errors import RecoveryStoppedError
@@ -36,7 +37,7 @@ from sv_pipeline.recovery.missing_locks import lock_free_rows
 from sv_pipeline.table import columns
 from sv_pipeline.table.interface import RowMutation
 
-__all__ = ["Remains", "changed_boxes", "pin_of", "read_remains", "restore_rows", "restore_voxels"]
+__all__ = ["Remains", "changed_boxes", "pin_of", "read_remains", "replaced_at_points", "restore_rows", "restore_voxels"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,36 @@ def changed_boxes(graph: ChunkedGraph, scope: Scope) -> list[Box]:
         places = np.unique((differing - origin) // size, axis=0)
         boxes += [Box.of(origin + p * size, origin + (p + 1) * size).clip(bounds) for p in places]
     return sorted(set(boxes), key=lambda box: box.start)
+
+
+def replaced_at_points(graph: ChunkedGraph, found: Unfinished) -> list[int]:
+    """Return supervoxels at the points of a split without chunks whose voxels have changed since just before it.
+
+    Its objects are locked, so nobody else has changed the voxels of their supervoxels. A split of a supervoxel changes
+    all of its ids, so it is enough to look at the points between which it was split, and in their chunks.
+    """
+    scope, operation = found.scope, found.operation
+    if scope is None or operation is None or scope.chunks or not scope.roots or not graph.fork.exists():
+        return []
+    sides = (columns.SOURCE_COORDINATES.newest(operation.row), columns.SINK_COORDINATES.newest(operation.row))
+    if operation.kind != "split" or any(side is None for side in sides):
+        return []
+    bounds = graph.fork.base.info().volume.bounds
+    points = np.concatenate([side.reshape(-1, 3) for side in sides if side is not None])
+    points = points[((points >= bounds.start) & (points < bounds.stop)).all(axis=1)]
+    now, then = graph.fork.open(), graph.fork.open(version=pin_of(scope))
+    changed = [np.zeros(0, np.uint64)]
+    for coordinate in np.unique(graph.grid.chunk_of(points), axis=0):
+        box = graph.grid.box(2, coordinate).clip(bounds)
+        pair = now[box.slices].read(), then[box.slices].read()
+        before = np.asarray(pair[1].result(), np.uint64)
+        changed.append(np.unique(before[before != pair[0].result()]))
+    supervoxels = np.unique(np.concatenate(changed))
+    supervoxels = supervoxels[supervoxels > 0]
+    its = np.isin(
+        roots(graph, supervoxels, at=scope.timestamp - 1, missing_ok=True), np.array(found.objects, np.uint64)
+    )
+    return [int(i) for i in supervoxels[its]]
 
 
 def _supervoxels_before(graph: ChunkedGraph, scope: Scope, supervoxels: UInt64Array) -> UInt64Array:

@@ -125,3 +125,18 @@ def test_ids_that_are_not_at_the_coordinates_named_with_them_are_a_bad_request(t
         with pytest.raises(edits.EditRefused) as refused:
             edits.split(graph, request, volume=volume)
         assert refused.value.reason in (Reason.BAD_REQUEST, Reason.SEVERAL_ROOTS), refused.value
+
+
+def test_without_a_volume_voxels_of_another_supervoxel_are_a_bad_request_as_well(theatre: Make) -> None:
+    graph = theatre("sqlite").scene.graph
+    voxels = np.asarray(graph.fork.open().read().result(), np.uint64)
+    found, counts = np.unique(voxels[voxels > 0], return_counts=True)
+    origin = np.asarray(graph.grid.bounds.start)
+    big = found[counts.argmax()]
+    on_it, elsewhere = np.argwhere(voxels == big), np.argwhere((voxels != big) & (voxels > 0))
+    far = elsewhere[np.abs(elsewhere - on_it[0]).max(axis=1).argmax()]
+    sides = (Points(np.array([big]), (place + origin)[None]) for place in (on_it[0], far))
+    request = edits.SplitRequest("tester", *sides, (200, 200, 200), disallow_isolating_cut=False)
+    with pytest.raises(edits.EditRefused) as refused:
+        edits.split(graph, request)
+    assert refused.value.reason is Reason.BAD_REQUEST, refused.value

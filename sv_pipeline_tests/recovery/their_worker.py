@@ -35,7 +35,7 @@ from sv_pipeline.operations import other_software
 from sv_pipeline.operations.log import OperationStatus
 from sv_pipeline.operations.ownership import open_key
 from sv_pipeline.operations.writing import own_key
-from sv_pipeline.recovery import claiming
+from sv_pipeline.recovery import claiming, mend
 from sv_pipeline.table import columns, keys, locks
 from sv_pipeline.table.columns import (
     AFFINITIES,
@@ -69,7 +69,12 @@ def recover_old(graph: ChunkedGraph, task: dict[str, Any]) -> Any:
     return actors._do(graph, {**task, "do": "recover"})
 
 
-actors.ACTIONS |= {"their edit": their_edit, "recover old": recover_old}
+def mend_all(graph: ChunkedGraph, _: dict[str, Any]) -> Any:
+    """A mend that makes its changes."""
+    return mend(graph, apply=True).to_dict()
+
+
+actors.ACTIONS |= {"their edit": their_edit, "recover old": recover_old, "mend": mend_all}
 
 LATER_MS = 250
 """Cross edges of neighbours are written so much later than the time of the operation."""
@@ -141,7 +146,9 @@ def commit(task: dict[str, Any]) -> Callable[..., Any]:
             if task.get("scope", True):
                 table.mutate([RowMutation(worker.key, [CHUNK_LOCK_SCOPE.set(chunks, at)])])
             worker.reach("scope")
-            locks.lock_all_indefinitely(table, [keys.chunk_lock_key(c) for c in chunks.tolist()], operation, guard=())
+            if task.get("chunk_locks", True):
+                chunk_keys = [keys.chunk_lock_key(c) for c in chunks.tolist()]
+                locks.lock_all_indefinitely(table, chunk_keys, operation, guard=())
             worker.reach("chunks locked")
         for key in root_keys:
             assert locks.lock_all_indefinitely(table, [key], operation) == [True]

@@ -246,6 +246,16 @@ def _cut(
     try:
         return cut_mask(member_mask(segmentation, members), source, sink, resolution)
     except InputError as error:
+        # With a volume, points were checked and moved before; without one, ids and voxels may not belong together.
+        every = np.concatenate([source, sink])
+        inside = ((every >= 0) & (every < segmentation.shape)).all(axis=1)
+        there = segmentation[tuple(every[inside].T)]
+        if not inside.all() or not np.isin(there, [0, *members.tolist()]).all():
+            raise EditRefused(
+                Reason.BAD_REQUEST,
+                f"a point does not lie on the supervoxel that the request names for it: {error.message}",
+                remedy="Name the supervoxels that are at the voxels, or pass the graph's segmentation as the volume.",
+            ) from error
         raise EditRefused(Reason.VOXEL_CUT, error.message, remedy=error.remedy) from error
 
 
