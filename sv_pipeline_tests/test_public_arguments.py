@@ -48,6 +48,7 @@ GOOD: dict[str, Callable[[World], Any]] = {
     "reason": lambda w: "it is not wanted",
     "token": lambda w: "a-token",
     "allow_partial": lambda w: False,
+    "allow_isolating_cut": lambda w: None,
     "deep": lambda w: False,
     "take_locks": lambda w: False,
     "region_memory": lambda w: 1 << 30,
@@ -120,6 +121,7 @@ JUNK: dict[str, Any] = {**TEXT, **NUMBERS, **LISTS, **ARRAYS, **OTHERS}
 NO_RIGHT = frozenset[str]()
 FINE: dict[str, frozenset[str]] = {
     "allow_partial": frozenset({"true", "a truth of numpy"}),
+    "allow_isolating_cut": frozenset({"true", "a truth of numpy"}),
     "deep": frozenset({"true", "a truth of numpy"}),
     "take_locks": frozenset({"true", "a truth of numpy"}),
     "points": frozenset({"an empty list"}),
