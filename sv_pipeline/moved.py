@@ -112,7 +112,7 @@ _TABLE = """
     segmentation.operations segmentation.fork.records
     segmentation.own_chunks segmentation.fork.own_chunks
     segmentation.parts segmentation.base.parts
-    segmentation.pending segmentation.fork.pending
+    segmentation.pending segmentation.fork.former
     segmentation.populate segmentation.base.populate
     segmentation.precomputed storage.precomputed
     segmentation.private_files storage.private_files
