@@ -26,8 +26,8 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(DAGSTER_HOME)/dagster.yaml: dagster.yaml
-	@mkdir -p $(DAGSTER_HOME) && cp dagster.yaml $@
+$(DAGSTER_HOME)/dagster.yaml: instance/dagster.yaml
+	@mkdir -p $(DAGSTER_HOME) && cp $< $@
 
 demo: install $(DAGSTER_HOME)/dagster.yaml ## Build, verify and picture a graph; SOURCE=path takes your own volume
 	@$(BIN)/sv-pipeline demo $(if $(SOURCE),"$(SOURCE)") $(if $(RESOLUTION),--resolution $(RESOLUTION))

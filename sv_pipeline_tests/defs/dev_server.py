@@ -187,7 +187,7 @@ def is_step(process: psutil.Process) -> bool:
 def dev_server(home: str, dagster_home: Path) -> Iterator[DevServer]:
     """Start ``dg dev -w workspace.yaml`` as ``make ui`` does, and stop it as Ctrl-C does."""
     dagster_home.mkdir(parents=True, exist_ok=True)
-    shutil.copy(PROJECT / "dagster.yaml", dagster_home)
+    shutil.copy(PROJECT / "instance" / "dagster.yaml", dagster_home)
     port = free_port()
     environment = {**os.environ, "DAGSTER_HOME": str(dagster_home), "SV_PIPELINE_HOME": home}
     log = (dagster_home / "dev.log").open("wb")

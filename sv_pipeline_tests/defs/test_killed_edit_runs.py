@@ -52,7 +52,7 @@ def execute(job: str, config: dict[str, object], folder: Path, failpoint: str) -
 def test_a_run_that_is_killed_while_it_writes_names_its_operation(play: Theatre, tmp_path: Path, job: str) -> None:
     folder = tmp_path / "dagster_home"
     folder.mkdir()
-    shutil.copy(PROJECT / "dagster.yaml", folder)
+    shutil.copy(PROJECT / "instance" / "dagster.yaml", folder)
     kind = {"split_job": "supervoxel split", "undo_job": "undo of a supervoxel split"}[job]
     request = play.request(kind)
     config = {"graph_id": "stage"} | {k: request[k] for k in ("source", "sink", "operation") if k in request}
