@@ -114,7 +114,7 @@ def test_nothing_is_lost_by_kills_at_random_moments(theatre: Callable[..., Theat
     for pid in soak.workers:
         play.fork_server.wait(pid)
     if soak.healer is not None:
-        play.fork_server.wait(soak.healer[0])
+        play.fork_server.wait(soak.healer[0], 300)  # it has all that is stuck to recover
     deadline = time.monotonic() + 300
     while find_unfinished(play.scene.graph) and time.monotonic() < deadline:
         assert play.fork_server.wait(play.start(do="heal"), 300) == DONE
