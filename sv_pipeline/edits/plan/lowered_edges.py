@@ -1,4 +1,4 @@
-"""Cross edges of layer 2 nodes that lead to an ancestor of the partner: the partners instead. Reads.
+"""Replaces cross edges of layer 2 nodes that lead to an ancestor of the partner by edges to the partner. Reads only.
 
 Merges of PyChunkedGraph leave some of these on graphs of five and more layers. They say the same as long as nobody
 parts what is below the ancestor. The partners are nodes below it, beside the node's chunk, that have an edge back to
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.hierarchy import read_children, read_layered_edges, read_parents
+from sv_pipeline.graph.hierarchy import read_ancestor_matrix, read_children, read_layered_edges
 from sv_pipeline.graph.layers import LayeredEdges
 from sv_pipeline.graph.queries import chunks_touch
 from sv_pipeline.ids import UInt64Array
@@ -20,7 +20,7 @@ __all__ = ["lowered"]
 
 
 def lowered(graph: ChunkedGraph, edges: LayeredEdges) -> LayeredEdges:
-    """The same edges, those of layer 2 nodes to nodes of layer 2 only; they are not read again where all are so."""
+    """Return the edges, with those of layer 2 nodes leading to nodes of layer 2 only. Nothing is read if all do so."""
     layers = graph.layout.layers(edges.edges)
     high = (layers[:, 0] == 2) & (layers[:, 1] > 2)
     if not high.any():
@@ -47,7 +47,5 @@ def _partners(graph: ChunkedGraph, layer: int, node: int, ancestor: int) -> UInt
         current = current[~at_end]
     candidates = np.unique(np.concatenate(below))
     back = read_layered_edges(graph, candidates, cross_edges, [layer])
-    chain = [np.uint64(node)]
-    while chain[-1] and (above := read_parents(graph, [chain[-1]])[0]):
-        chain.append(above)
-    return np.unique(back.edges[np.isin(back.edges[:, 1], np.array(chain, np.uint64)), 0])
+    chain = read_ancestor_matrix(graph, [node])[0, 2:]
+    return np.unique(back.edges[np.isin(back.edges[:, 1], chain), 0])
