@@ -49,16 +49,6 @@ def show(part: str, ours: float, **others: float | str | bool | None) -> None:
     print(json.dumps({"part": part, "ours_s": round(ours, 6), "ratio": ratios, **told}), flush=True)
 
 
-def processor_seconds(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Processor time of this process, best of three runs, and the result: what a server does meanwhile is left out."""
-    best, result = float("inf"), None
-    for _ in range(3):
-        started = time.process_time()
-        result = function()
-        best = min(best, time.process_time() - started)
-    return best, result
-
-
 def library(name: str) -> Any:
     """A module, or None where it is not installed."""
     with contextlib.suppress(ImportError):
@@ -191,10 +181,12 @@ def table() -> None:
             rows.add_row_range_from_keys(start_key=keys[0], end_key=b"1")
             return len([row.cells for row in theirs.read_rows(row_set=rows)])
 
-        mine, other = (processor_seconds(action)[0] for action in (lambda: ours.mutate(mutations), google_write))
+        mine, other = (
+            seconds(action, time.process_time)[0] for action in (lambda: ours.mutate(mutations), google_write)
+        )
         show("table, processor time of a write", mine, google=other)
-        mine, rows = processor_seconds(lambda: dict(ours.scan([RowKeyRange(keys[0], b"1")])))
-        other, count = processor_seconds(google_read)
+        mine, rows = seconds(lambda: dict(ours.scan([RowKeyRange(keys[0], b"1")])), time.process_time)
+        other, count = seconds(google_read, time.process_time)
         assert len(rows) == count == len(keys)
         show("table, processor time of a read", mine, google=other)
 

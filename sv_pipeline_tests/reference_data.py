@@ -29,7 +29,7 @@ from sv_pipeline.table import meta
 from sv_pipeline.table.interface import Table
 from sv_pipeline_tests.reference import ReferenceHierarchy, expected_hierarchy, write_reference_graph
 
-__all__ = ["ReferenceDataset", "build_dataset", "contacts", "random_labels", "supervoxels_of"]
+__all__ = ["ReferenceDataset", "build_dataset", "contacts", "supervoxels_of"]
 
 Labels = npt.NDArray[np.uint64]
 Triple = tuple[int, int, int]
@@ -62,17 +62,6 @@ class ReferenceDataset:
     def fork(self) -> Fork:
         """The graph's own version of the voxels."""
         return Fork(self.watershed_url, self.graph_id)
-
-
-def random_labels(shape: Triple, n_labels: int, seed: int) -> npt.NDArray[np.int64]:
-    """Voronoi cells of random points; labels 1 to n_labels, with some background."""
-    random = np.random.default_rng(seed)
-    points = random.uniform(0, shape, (n_labels, 3))
-    voxels = np.stack(np.meshgrid(*(np.arange(s) for s in shape), indexing="ij"), axis=-1)
-    nearest = np.argmin(((voxels[..., None, :] - points) ** 2).sum(axis=-1), axis=-1)
-    labels = nearest.astype(np.int64) + 1
-    labels[: shape[0] // 6, : shape[1] // 6] = 0
-    return labels
 
 
 def supervoxels_of(labels: npt.NDArray[np.int64], grid: ChunkGrid, layout: IdLayout) -> tuple[Labels, dict[int, int]]:

@@ -48,7 +48,7 @@ class Standing:
     objects: tuple[int, ...]
     """Roots of the objects that it edits, as of the moment before it."""
     signature: str
-    """Changes whenever its row or one of its locks does."""
+    """Changes whenever its row or one of its locks does. Locks of other operations do not change it."""
     moved_at: int
     """Time of the newest of its cells and locks, milliseconds."""
     unlocked: bool = False
@@ -136,11 +136,15 @@ def _standing(
         locks = {key: row for key, row in locks.items() if key not in {*map(keys.chunk_lock_key, free)}}
     held = tuple(r for r in edited if INDEFINITE_LOCK.newest(locks[keys.node_key(r)]) == mine)
     its_cells = [cell for cells in operation.row.values() for cell in cells]
-    for row in locks.values():
-        for column in (LOCK, INDEFINITE_LOCK):
-            its_cells += [cell for cell in column.cells(row) if cell.value == column.encode(mine)]
-    moved_at = max((cell.timestamp for cell in its_cells), default=0)
-    signature = _hash([*row.items()] for row in (operation.row, *(locks[key] for key in sorted(locks))))
+    its_locks = [
+        (key, column.key, cell)
+        for key in sorted(locks)
+        for column in (LOCK, INDEFINITE_LOCK)
+        for cell in column.cells(locks[key])
+        if cell.value == column.encode(mine)
+    ]
+    moved_at = max((cell.timestamp for cell in (*its_cells, *(cell for *_, cell in its_locks))), default=0)
+    signature = _hash([*sorted(operation.row.items()), *its_locks])
     at = logical_time(operation) or 0
     done = operation.is_complete
     known = Standing(None, edited, signature, moved_at)

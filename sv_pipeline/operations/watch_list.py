@@ -1,9 +1,12 @@
 """The list of operations of other software that have not ended, and what was found out about each. One row each::
 
     sv_pipeline:watch:%020d      1:since      seconds when it was found
-                                 1:notes      {"roots": [...], "written": number of cells, or null}
+                                 1:notes      {"roots": [...], "written": number of cells, or null,
+                                               "judged_by": signature when its cells were searched for}
 
-Which roots an operation edits follows from its log and from the graph of that moment, so it is worked out once.
+Which roots an operation edits follows from its log and from the graph of that moment, so it is worked out once. That it
+has written nothing is valid only as long as its row and its locks are the same: a worker that plans for longer than its
+locks are valid may write later.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ class Notes:
     roots: tuple[int, ...]
     """Roots of the objects that it edits, as of the moment before."""
     written: int | None = None
-    """Cells that it left, once it could write no more; None before."""
+    """Number of cells that it had left when they were searched for; None before that."""
+    judged_by: str = ""
+    """The signature of its standing at that time, see `other_software.Standing`; empty if it is not known."""
 
 
 def watched(table: Table) -> dict[int, tuple[float, Notes | None]]:
@@ -58,7 +63,7 @@ def added(operation_id: int, now: float) -> RowMutation:
 
 def noted(operation_id: int, notes: Notes) -> RowMutation:
     """The change that writes down what is known of it."""
-    value = {"roots": [str(root) for root in notes.roots], "written": notes.written}
+    value = {"roots": [str(root) for root in notes.roots], "written": notes.written, "judged_by": notes.judged_by}
     return RowMutation(_watch_key(operation_id), [NOTES.set(value, FIXED_TIME)])
 
 
@@ -76,4 +81,5 @@ def _notes(row: RowView | None) -> Notes | None:
     if not isinstance(value, dict):
         return None
     written = value.get("written")
-    return Notes(tuple(int(root) for root in value.get("roots", [])), None if written is None else int(written))
+    roots = tuple(int(root) for root in value.get("roots", []))
+    return Notes(roots, None if written is None else int(written), str(value.get("judged_by", "")))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from sv_pipeline.errors import CorruptionError, UnavailableError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.log import Operation, OperationStatus, is_our_end
 from sv_pipeline.operations.other_software import (
+    Standing,
     edited_roots,
     ended_by_us,
     footprint_of,
@@ -126,7 +128,7 @@ def look(graph: ChunkedGraph, operation_ids: Iterable[int], *, seconds: float) -
     """
     began, known = time.monotonic(), watch_list(graph.table)
     notes = {i: known[i][1] if i in known else None for i in sorted(operation_ids)}
-    open_ones = [i for i, of in notes.items() if of is None or of.written is None]
+    open_ones = [i for i, of in notes.items() if of is None or not of.written]
     rows = read_log(graph, open_ones)
     log = {i: one for i, one in rows.items() if isinstance(one, Operation)}
     damaged = rows.keys() - log.keys()
@@ -139,24 +141,29 @@ def look(graph: ChunkedGraph, operation_ids: Iterable[int], *, seconds: float) -
             damaged |= {i}
             continue
         _note(graph.table, [noted(i, notes[i] or Notes(()))])
-    quiet = _quiet(graph, {i: log[i] for i in open_ones if i in log and notes[i] is not None})
-    for i in quiet:
+    examined = {i: of for i in open_ones if i in log and (of := notes[i]) is not None}
+    standings = read_standings(graph, [log[i] for i in examined])
+    for i, one in standings.items():
+        if examined[i].judged_by != one.signature:  # its worker was alive after all, and may have written since
+            notes[i] = replace(examined[i], written=None)
+    for i in _quiet(graph, log, standings):
+        if (of := notes[i]) is None or of.written is not None:
+            continue
         if time.monotonic() - began > seconds:
             break
         try:
-            found = footprint_of(graph, log[i], (notes[i] or Notes(())).roots)
+            found = footprint_of(graph, log[i], of.roots)
         except CorruptionError:
             continue
         written = 0 if found.edited_since else found.cells
-        notes[i] = Notes((notes[i] or Notes(())).roots, written)
-        _note(graph.table, [noted(i, notes[i] or Notes(()))])
+        notes[i] = of = Notes(of.roots, written, standings[i].signature)
+        _note(graph.table, [noted(i, of)])
     undecided = {i for i, of in notes.items() if (of is None or of.written is None) and not _is_over(log.get(i))}
     return Looked({i for i, of in notes.items() if of is not None} | damaged, undecided)
 
 
-def _quiet(graph: ChunkedGraph, log: Mapping[int, Operation]) -> list[int]:
-    """Return the operations that hold no lock and can write no more, because any lock of their worker has expired."""
-    standings = read_standings(graph, [*log.values()]) if log else {}
+def _quiet(graph: ChunkedGraph, log: Mapping[int, Operation], standings: Mapping[int, Standing]) -> list[int]:
+    """Return the operations that hold no lock and whose worker is taken for dead, because any lock has expired."""
     old = (time.time() - quiet_seconds(graph)) * 1000
     return [
         i

@@ -47,6 +47,7 @@ __all__ = [
     "configuration",
     "fast_folder",
     "lasting_folder",
+    "merged",
     "small_world",
 ]
 
@@ -243,12 +244,18 @@ def configuration(
     }
     if "source" not in changes:
         raw["source"] = volume.write(folder / "source")
+    return merged(raw, changes)
+
+
+def merged(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a dataset configuration with changed sections, see :func:`configuration`."""
+    result = dict(raw)
     for name, section in changes.items():
         if section is None:
-            raw.pop(name, None)
+            result.pop(name, None)
         else:
-            raw[name] = {**raw.get(name, {}), **section} if isinstance(section, Mapping) else section
-    return raw
+            result[name] = {**result.get(name, {}), **section} if isinstance(section, Mapping) else section
+    return result
 
 
 def build(

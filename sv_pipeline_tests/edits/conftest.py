@@ -75,3 +75,15 @@ def make_graph(new_table: Table, tmp_path: Path) -> Callable[..., Edited]:
         return Edited(graph, world, Model.of(world))
 
     return make
+
+
+@pytest.fixture
+def edited(make_graph: Callable[..., Edited]) -> Edited:
+    """A graph of 5 x 2 x 2 chunks with objects of several supervoxels."""
+    return make_graph((5, 2, 2), seed=6, objects=0.3, cross=0.03)
+
+
+def state(edited: Edited) -> set[frozenset[int]]:
+    """The objects as sets of supervoxels, after a check of all rows."""
+    verify_rows(edited.graph)
+    return stored_components(edited.graph, edited.world)

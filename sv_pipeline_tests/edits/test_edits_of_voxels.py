@@ -11,10 +11,11 @@ from sv_pipeline.edits import Points
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.graph.queries import roots, supervoxels_at
 from sv_pipeline.table.sqlite.table import SqliteTable
+from sv_pipeline.testing.volumes import cells
 from sv_pipeline.verify.run import verify
 from sv_pipeline_tests.edits.bars import Make
 from sv_pipeline_tests.edits.bars import make as make
-from sv_pipeline_tests.reference_data import ReferenceDataset, build_dataset, contacts, random_labels
+from sv_pipeline_tests.reference_data import ReferenceDataset, build_dataset, contacts
 
 OFFSET = (6, 6, 6)
 
@@ -24,7 +25,7 @@ def tissue(tmp_path_factory: pytest.TempPathFactory) -> tuple[ReferenceDataset, 
     folder = tmp_path_factory.mktemp("tissue")
     table = SqliteTable("tissue", folder)
     table.create()
-    labels = random_labels((48, 40, 36), 90, seed=3)
+    labels = cells((48, 40, 36), 90, seed=3).labels
     objects = {label: label // 4 for label in range(1, 91)}
     data = build_dataset(folder / "ws", table, labels, objects, chunk_size=(8, 8, 8), voxel_offset=(16, 8, 3))
     return data, open_chunked_graph(table)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
@@ -12,18 +10,7 @@ from sv_pipeline.edits import Reason
 from sv_pipeline.graph import queries
 from sv_pipeline.operations.log import read_operations
 from sv_pipeline.reports.edit_numbers import operations_table
-from sv_pipeline_tests.edits.conftest import Edited, merge_request
-from sv_pipeline_tests.edits.model import stored_components, verify_rows
-
-
-@pytest.fixture
-def edited(make_graph: Callable[..., Edited]) -> Edited:
-    return make_graph((5, 2, 2), seed=6, objects=0.3, cross=0.03)
-
-
-def state(edited: Edited) -> set[frozenset[int]]:
-    verify_rows(edited.graph)
-    return stored_components(edited.graph, edited.world)
+from sv_pipeline_tests.edits.conftest import Edited, merge_request, state
 
 
 @pytest.mark.parametrize("same", [False, True], ids=["merge", "split"])

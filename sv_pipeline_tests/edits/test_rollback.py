@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +21,7 @@ from sv_pipeline.recovery import all_unfinished, recover
 from sv_pipeline.reports.change_log import change_log
 from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline_tests.editable import editable_graph, neighbours_of_two_objects, two_parts_of_an_object
-from sv_pipeline_tests.edits.conftest import EVERYWHERE, Edited
-from sv_pipeline_tests.edits.model import stored_components, verify_rows
-
-
-@pytest.fixture
-def edited(make_graph: Callable[..., Edited]) -> Edited:
-    return make_graph((5, 2, 2), seed=6, objects=0.3, cross=0.03)
-
-
-def state(edited: Edited) -> set[frozenset[int]]:
-    verify_rows(edited.graph)
-    return stored_components(edited.graph, edited.world)
+from sv_pipeline_tests.edits.conftest import EVERYWHERE, Edited, state
 
 
 def merge(edited: Edited, user: str, one: int, other: int) -> int:

@@ -32,6 +32,7 @@ from sv_pipeline.segmentation.base.parts import is_kept, merged_tasks
 from sv_pipeline.segmentation.base.populate import populate_plan
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv, ocdbt
+from sv_pipeline.testing.worlds import merged
 from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline_tests.graph.compare import dump, stored_shape
 
@@ -74,12 +75,7 @@ def raw_config(folder: Path, graph_id: str = "tissue", *, shape: Triple = SHAPE,
     }
     if "source" not in changes:
         raw["source"] = write_source(folder / "source", shape)
-    for key, value in changes.items():
-        if value is None:
-            raw.pop(key, None)
-        else:
-            raw[key] = {**raw.get(key, {}), **value} if isinstance(value, dict) else value
-    return raw
+    return merged(raw, changes)
 
 
 def register(raw: dict[str, Any], home: Path | str) -> Dataset:

@@ -19,7 +19,7 @@ from sv_pipeline.pyramid.lag import lags
 from sv_pipeline.registry import Registry
 from sv_pipeline.reports.info import graph_info
 from sv_pipeline.segmentation.fork.fork import Fork
-from sv_pipeline_tests.reference_data import random_labels
+from sv_pipeline.testing.volumes import cells
 
 POINTS = [[20, 20, 10], [4, 30, 3], [36, 2, 17]]
 SHAPE = (40, 35, 20)
@@ -29,7 +29,7 @@ def ingest_elsewhere(folder: Path, seed: int, chunk: int) -> None:
     """In a process of its own, from nothing."""
     for name in ("ws", "home"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    np.save(folder / "labels.npy", random_labels(SHAPE, 8, seed).astype(np.uint32))
+    np.save(folder / "labels.npy", cells(SHAPE, 8, seed).labels.astype(np.uint32))
     config = {
         "graph_id": "g",
         "data_source": {"WATERSHED": str(folder / "ws")},

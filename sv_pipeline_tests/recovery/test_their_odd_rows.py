@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from sv_pipeline.errors import ConflictError
 from sv_pipeline.operations.errors import FinishedError
 from sv_pipeline.operations.log import OperationStatus
-from sv_pipeline.operations.watch_list import Notes, noted
+from sv_pipeline.operations.watch_list import Notes, added, noted, read_notes
 from sv_pipeline.recovery import (
     NotStuckError,
     RecoveryStoppedError,
@@ -206,3 +207,22 @@ def test_an_edit_that_had_written_nothing_when_it_was_listed_is_not_swept(
     assert recover(play.scene.graph, one.operation_id).replay.outcome == "rolled back"
     play.scene.prove()
     assert play.scene.objects() == before
+
+
+@both
+@pytest.mark.parametrize("says", [False, True])
+def test_an_edit_that_writes_after_it_was_judged_to_have_written_nothing_is_listed(
+    theatre: Make, backend: str, says: bool, old: None
+) -> None:
+    """The list, which the sensor reads, searches again once the row of the operation has changed."""
+    play = theatre(backend)
+    theirs(play, "merge", fail="rows:0.5", says=says)
+    table = play.scene.table
+    (one,) = found_theirs(play)
+    now = read_notes(table, [one.operation_id])[one.operation_id]
+    assert now.written
+    table.mutate([noted(one.operation_id, Notes(now.roots, 0, now.judged_by))])
+    assert not found_theirs(play), "nothing has changed since it was judged, so that is not searched for again"
+    table.mutate([added(one.operation_id, time.time()), noted(one.operation_id, Notes(now.roots, 0, "an earlier row"))])
+    assert [other.outlook for other in found_theirs(play)] == ["roll back"]
+    assert read_notes(table, [one.operation_id])[one.operation_id] == now

@@ -15,9 +15,10 @@ from sv_pipeline.table import keys, meta
 from sv_pipeline.table.columns import Column
 from sv_pipeline.table.interface import DeleteCells, RowKeyRange, RowMutation, RowView, SetCell, Table
 from sv_pipeline.table.sqlite.table import SqliteTable
+from sv_pipeline.testing.volumes import cells
 from sv_pipeline.verify.report import VerifyReport
 from sv_pipeline.verify.run import verify
-from sv_pipeline_tests.reference_data import ReferenceDataset, build_dataset, random_labels
+from sv_pipeline_tests.reference_data import ReferenceDataset, build_dataset
 
 EVERYTHING = RowKeyRange(b"\x00", b"\xff" * 32)
 
@@ -99,7 +100,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> ReferenceDataset:
     folder = tmp_path_factory.mktemp("sound")
     table = SqliteTable("sound", str(folder / "tables"))
     table.create()
-    labels = random_labels((48, 40, 36), 60, seed=1)
+    labels = cells((48, 40, 36), 60, seed=1).labels
     objects = {label: label // 3 for label in range(1, 61)}
     return build_dataset(folder / "watershed", table, labels, objects, chunk_size=(8, 8, 8), voxel_offset=(16, 8, 3))
 

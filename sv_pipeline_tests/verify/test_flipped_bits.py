@@ -27,11 +27,12 @@ from sv_pipeline.storage.reachable import reachable
 from sv_pipeline.table import columns, counters, keys
 from sv_pipeline.table.interface import DeleteCells, RowMutation, SetCell
 from sv_pipeline.table.sqlite.table import SqliteTable
+from sv_pipeline.testing.volumes import cells
 from sv_pipeline.verify import postcheck
 from sv_pipeline.verify.dataset import verify_changes
 from sv_pipeline.verify.report import VerifyReport
 from sv_pipeline.verify.run import verify
-from sv_pipeline_tests.reference_data import build_dataset, random_labels
+from sv_pipeline_tests.reference_data import build_dataset
 
 FLIPS = 60
 EVERYWHERE = (10_000, 10_000, 10_000)
@@ -83,7 +84,7 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EditedFork]:
     folder = tmp_path_factory.mktemp("flips")
     table = SqliteTable("t", folder / "tables")
     table.create()
-    labels = random_labels((40, 36, 30), 14, seed=5)
+    labels = cells((40, 36, 30), 14, seed=5).labels
     objects = {label: label // 2 for label in range(1, 15)}
     # Voxels of these small chunks would else be stored inside the tree, which has checksums.
     inline = {"max_inline_value_bytes": 100, "max_decoded_node_bytes": 16384}

@@ -16,6 +16,7 @@ from sv_pipeline.grid import Box
 from sv_pipeline.json_texts import read_json
 from sv_pipeline.segmentation.base import markers
 from sv_pipeline.storage import kv, ocdbt
+from sv_pipeline.storage.chunk_names import ChunkNames
 from sv_pipeline.storage.generations import read_manifest
 from sv_pipeline.storage.precomputed import VolumeInfo, open_volume, parse_info, read_info
 from sv_pipeline.storage.retry import retry_transport
@@ -94,19 +95,15 @@ def first_missing(watershed_url: str, volume: VolumeInfo) -> Box | None:
     store = ocdbt.OcdbtStore(ocdbt.base_spec(watershed_url))
     folder = store.kv / f"{scale.key}/"
     keys = retry_transport(lambda: folder.list().result(), what=f"listing the chunks of {store.folder}")
-    present = {key.decode() for key in keys}
-    counts = -(-np.array(scale.size) // scale.chunk_size)
-    starts = np.indices(tuple(counts.tolist())).reshape(3, -1).T * scale.chunk_size + scale.voxel_offset
+    chunks = ChunkNames(scale)
+    cells = np.indices(chunks.shape).reshape(3, -1).T
+    missing = cells[~np.isin(chunks.names(cells), np.array(keys, np.bytes_))]
+    starts = missing * np.asarray(scale.chunk_size) + scale.voxel_offset
     boxes = (Box.of(start, start + scale.chunk_size).clip(scale.bounds) for start in starts)
-    missing = (box for box in boxes if _name(box) not in present)
     source = open_volume(watershed_url)
-    while some := list(itertools.islice(missing, READS_AT_ONCE)):
+    while some := list(itertools.islice(boxes, READS_AT_ONCE)):
         reads = [source[box.slices].read() for box in some]
         for box, read in zip(some, reads, strict=True):
             if np.any(read.result()):
                 return box
     return None
-
-
-def _name(box: Box) -> str:
-    return "_".join(f"{start}-{stop}" for start, stop in zip(box.start, box.stop, strict=True))

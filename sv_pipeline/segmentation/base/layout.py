@@ -19,6 +19,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from sv_pipeline.algorithms.pyramid import halvings
 from sv_pipeline.config import OcdbtConfig
@@ -199,21 +200,19 @@ def check_alignment(volume: VolumeInfo, grid: ChunkGrid, layer: int) -> None:
     """Raise ConfigError unless the task boxes consist of whole storage chunks at every mip."""
     for mip, scale in enumerate(volume.scales):
         factor = volume.factors(mip)
-        for axis in range(3):
-            if grid.shape(layer)[axis] > 1 and grid.size(layer)[axis] % (factor[axis] * scale.chunk_size[axis]):
-                raise _misaligned(scale, factor, grid, layer)
+        if not _divides(np.multiply(factor, scale.chunk_size), grid, layer):
+            raise _misaligned(scale, factor, grid, layer)
 
 
 def fits_tasks(scale: Scale, factor: Triple, config: OcdbtConfig, grid: ChunkGrid) -> bool:
     """Return whether populate tasks consist of whole storage chunks of a mip with its present chunk size."""
-    axes = zip(factor, scale.chunk_size, grid.size(populate_layer(config, grid)), strict=True)
-    n_tasks = grid.shape(populate_layer(config, grid))
-    return all(n == 1 or size % (f * chunk) == 0 for n, (f, chunk, size) in zip(n_tasks, axes, strict=True))
+    return _divides(np.multiply(factor, scale.chunk_size), grid, populate_layer(config, grid))
 
 
-def _divides(factor: Triple, grid: ChunkGrid, layer: int) -> bool:
-    axes = zip(factor, grid.size(layer), grid.shape(layer), strict=True)
-    return all(n == 1 or size % f == 0 for f, size, n in axes)
+def _divides(voxels: npt.ArrayLike, grid: ChunkGrid, layer: int) -> bool:
+    """Return whether tasks consist of whole boxes of this shape, in voxels of mip 0; a single task on an axis does."""
+    whole = np.mod(grid.size(layer), voxels) == 0
+    return bool(np.all(whole | (np.asarray(grid.shape(layer)) == 1)))
 
 
 def _misaligned(scale: Scale, factor: Triple, grid: ChunkGrid, layer: int) -> ConfigError:

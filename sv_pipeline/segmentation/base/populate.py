@@ -33,7 +33,7 @@ from sv_pipeline.segmentation.base.base import Base, BaseInfo, write_volume_info
 from sv_pipeline.segmentation.base.layout import check_alignment, populate_layer, task_box
 from sv_pipeline.segmentation.base.markers import PopulateMeta, task_name
 from sv_pipeline.segmentation.base.referring import joined
-from sv_pipeline.segmentation.base.source_record import find_references, write_source_record
+from sv_pipeline.segmentation.base.source_record import find_references, sources_of, write_source_record
 from sv_pipeline.segmentation.base.transfer import write_task
 from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE, known_address
@@ -47,6 +47,10 @@ Triple = tuple[int, int, int]
 
 COUNTS = ("referred", "copied")
 """Names of the numbers of storage chunks that a task counts."""
+ATTEMPTS = 5
+COORDINATOR_PAUSE = 2.0
+"""Upper limit of the first pause of a task that commits through a coordinator, in seconds: the coordinator's lease of a
+dead worker blocks the other workers for ten seconds, which all pauses of a task together have to outlast."""
 
 _logger = logging.getLogger(__name__)
 
@@ -155,7 +159,7 @@ def populate_plan(
 
 
 def populate_task(
-    plan: PopulatePlan, coordinate: Triple, *, coordinator_address: str | None = None, attempts: int = 5
+    plan: PopulatePlan, coordinate: Triple, *, coordinator_address: str | None = None, attempts: int = ATTEMPTS
 ) -> TaskReport:
     """Copy one task's voxels at all mips into the base, then mark it done. Safe to repeat, and to run twice at once.
 
@@ -230,7 +234,7 @@ def _populate_part(plan: PopulatePlan, coordinate: Triple, attempts: int) -> dic
 def _refer(plan: PopulatePlan, coordinate: Triple, attempt: str, spec: dict[str, Any]) -> dict[str, int]:
     """Make a part of references to the watershed, and write the chunks that have to be copied or downsampled."""
     base = plan.base
-    found = find_references(base, plan.grid, plan.layer, coordinate)
+    found = find_references(base, sources_of(base), plan.grid, plan.layer, coordinate)
     references = joined(list(found.values()))
     if references is not None:
         parts.begin_referring(base, coordinate, attempt, references)
@@ -249,8 +253,7 @@ def _populate_base(plan: PopulatePlan, coordinate: Triple, address: str | None, 
     retry_transport(
         lambda: _commit(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=address is None, evidence=name),
         attempts=attempts,
-        # The coordinator's lease of a dead worker blocks the other workers for ten seconds.
-        base_delay=0.2 if address is None else 1.0,
+        base_delay=0.4 if address is None else COORDINATOR_PAUSE,
         what=f"populate task {name}",
     )
     markers.write_marker(url, coordinate, _marker(plan, coordinate))

@@ -35,7 +35,7 @@ def write_task(
     transaction: ts.Transaction,
     *,
     chunks: Mapping[int, IntArray] | None = None,
-) -> tuple[Triple, ...]:
+) -> None:
     """Write one task's voxels at every mip; the caller commits the transaction.
 
     Mips of the source are copied from TensorStore to TensorStore. If coarser mips have to be made, the last mip of the
@@ -46,10 +46,6 @@ def write_task(
     chunks
         For mips whose other chunks are references: the storage chunks to write, by mip, as positions in the chunk grid
         of shape (n, 3).
-
-    Returns
-    -------
-    Shape of the box of the task at each mip.
     """
     chunks = chunks or {}
     boxes = [task_box(base.volume, mip, grid, layer, coordinate) for mip in range(base.n_mips)]
@@ -69,7 +65,6 @@ def write_task(
         _make_pyramid(base, boxes, targets, n_copied, keep=n_copied not in chunks)
     for write in pending:
         write.result()
-    return tuple(box.shape for box in boxes)
 
 
 def _chunk_boxes(scale: Scale, cells: IntArray) -> list[Box]:

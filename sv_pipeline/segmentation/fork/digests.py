@@ -29,7 +29,7 @@ from sv_pipeline.algorithms.box_arrays import as_array, parts_by_chunk
 from sv_pipeline.algorithms.voxel_blocks import Labels, VoxelBlock
 from sv_pipeline.errors import CorruptionError
 from sv_pipeline.grid import Box
-from sv_pipeline.segmentation.fork.records import store_at
+from sv_pipeline.segmentation.fork.records import read_value, store_at
 from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.generations import current_version
 from sv_pipeline.storage.precomputed import Scale, VolumeInfo
@@ -173,7 +173,9 @@ def made_anew(store: ocdbt.OcdbtStore, chunk_key: str, digest_key: str) -> bool 
                 high = middle
             else:
                 low = middle + 1
-        before, after = (_value(store_at(store, g).kv, digest_key) for g in (low - 1, low)) if low > 1 else (None, None)
+        before, after = (
+            (read_value(store_at(store, g).kv, digest_key) for g in (low - 1, low)) if low > 1 else (None, None)
+        )
     except ValueError as error:
         if status_code(error) != "NOT_FOUND":
             raise
@@ -184,8 +186,3 @@ def made_anew(store: ocdbt.OcdbtStore, chunk_key: str, digest_key: str) -> bool 
 def _stamp(kv: ts.KvStore, key: str) -> bytes:
     found = retry_transport(lambda: kv.read(key, byte_range=slice(0, 0)).result(), what=f"reading {key}")
     return bytes(found.stamp.generation)
-
-
-def _value(kv: ts.KvStore, key: str) -> bytes | None:
-    found = retry_transport(lambda: kv.read(key).result(), what=f"reading {key}")
-    return None if found.state == "missing" else bytes(found.value)

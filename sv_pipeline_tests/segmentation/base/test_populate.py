@@ -13,9 +13,11 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from sv_pipeline.algorithms.pyramid import downsample
+from sv_pipeline.backoff import Backoff
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
 from sv_pipeline.errors import ConfigError, CorruptionError, InputError, NotReadyError, UnavailableError
 from sv_pipeline.grid import Box, ChunkGrid
+from sv_pipeline.segmentation.base import populate
 from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.layout import step_factor
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
@@ -23,6 +25,7 @@ from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE
 from sv_pipeline.storage.generations import current_version, read_manifest
 from sv_pipeline.storage.precomputed import create_volume, open_volume, read_info
+from sv_pipeline.storage.retry import MAX_DELAY
 from sv_pipeline.testing.populating import populate_missing
 from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline_tests.properties import examples
@@ -281,6 +284,12 @@ def test_without_a_coordinator_address_a_task_that_needs_one_refuses(
     with pytest.raises(ConfigError, match=ADDRESS_VARIABLE):
         populate_task(plan, plan.missing[0])
     assert Base(watershed.url).done_tasks() == set()
+
+
+def test_the_pauses_of_a_task_outlast_a_lease_of_the_coordinator() -> None:
+    backoff = Backoff(populate.COORDINATOR_PAUSE, MAX_DELAY)
+    shortest = [backoff.after(failures) / 2 for failures in range(1, populate.ATTEMPTS)]
+    assert sum(shortest) > 10.0
 
 
 def test_a_dead_coordinator_is_reported_after_retries_and_leaves_no_marker(tmp_path: Path) -> None:
