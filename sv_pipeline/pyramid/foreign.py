@@ -7,6 +7,7 @@ repeated and enters the same boxes. If there is nothing new, reading costs a few
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,6 +28,8 @@ from sv_pipeline.table.columns import Column
 from sv_pipeline.table.interface import ColumnKey, RowMutation, Table
 
 __all__ = ["note_foreign_edits", "note_foreign_edits_of"]
+
+_logger = logging.getLogger(__name__)
 
 NOTED_ROW = b"sv_pipeline:foreign"
 NOTED: Column[Any] = Column(ColumnKey("1", b"noted"), codecs.JsonCodec())
@@ -73,7 +76,7 @@ def _note(
     head = advance(table)
     number = _noted(table, head.feed)
     while number < head.length:
-        changed = _foreign(fork, [one for one in read_events(open_graph(), number, head=head) if one.boxes])
+        changed = _with_boxes(_foreign(fork, read_events(open_graph(), number, head=head)))
         entered += [event.operation_id for event in changed]
         number = min(head.length, number + EVENTS_AT_ONCE)
         if enter:
@@ -94,8 +97,23 @@ def _noted(table: Table, feed: str) -> int:
 
 def _foreign(fork: Fork, events: Sequence[EditEvent]) -> list[EditEvent]:
     """Return the events of other software: our own edits have a record in the fork, and entries from their commit."""
+    changed = [event for event in events if event.boxes or "boxes" in event.unreadable]
     store = fork.store()
-    return [event for event in events if record_in(store.kv, event.operation_id) is None]
+    return [event for event in changed if record_in(store.kv, event.operation_id) is None]
+
+
+def _with_boxes(events: Sequence[EditEvent]) -> list[EditEvent]:
+    """Return the events whose boxes are known; a warning names the others, since one damaged row must not stop all."""
+    for event in events:
+        if not event.boxes:
+            _logger.warning(
+                "operation %d of graph %s may have changed voxels, but damaged rows hide where (%s): coarser mips may "
+                "not show it. 'sv-pipeline verify' finds such places, and 'sv-pipeline downsample --all' mends them.",
+                event.operation_id,
+                event.graph_id,
+                ", ".join(event.unreadable),
+            )
+    return [event for event in events if event.boxes]
 
 
 def _enter(fork: Fork, events: Sequence[EditEvent]) -> None:
@@ -103,9 +121,12 @@ def _enter(fork: Fork, events: Sequence[EditEvent]) -> None:
         return
     store = fork.store()
 
+    now = int(time.time() * 1000)
+
     def write() -> None:
         with store.transaction(repeatable_read=True) as transaction:
             for event in events:
-                add_to_entry(store.kv.with_transaction(transaction), event.operation_id, event.boxes, since=event.time)
+                since = event.time or now  # the time of a damaged row is not known
+                add_to_entry(store.kv.with_transaction(transaction), event.operation_id, event.boxes, since=since)
 
     retry_transport(write, what=f"noting edits of other software in the ledger of graph {fork.graph_id}", attempts=8)

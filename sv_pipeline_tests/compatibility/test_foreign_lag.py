@@ -9,11 +9,11 @@ import pytest
 
 from sv_pipeline import edits
 from sv_pipeline.pyramid.catch_up import catch_up
-from sv_pipeline.pyramid.foreign import note_foreign_edits
+from sv_pipeline.pyramid.foreign import note_foreign_edits, note_foreign_edits_of
 from sv_pipeline.pyramid.lag import lag_of_graph, lags
 from sv_pipeline.registry import Registry
-from sv_pipeline.table import meta
-from sv_pipeline.table.interface import DeleteCells, RowMutation
+from sv_pipeline.table import columns, keys, meta
+from sv_pipeline.table.interface import DeleteCells, RowMutation, SetCell
 from sv_pipeline.testing import worlds
 from sv_pipeline.testing.tables import EVERYTHING, Backend
 from sv_pipeline.testing.volumes import drawn
@@ -76,6 +76,31 @@ def test_a_split_of_theirs_is_behind_until_it_is_caught_up(theirs: World) -> Non
     report = theirs.report()
     [pyramid] = [result for result in report.results if result.name == "pyramid"]
     assert pyramid.passed, report.summary()
+
+
+def test_a_damaged_row_of_theirs_stops_nothing_and_a_place_that_it_hides_is_told(
+    theirs: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    [operation] = [key for key, _ in theirs.table.scan([keys.operation_range()])]
+    theirs.table.mutate([RowMutation(operation, [SetCell(columns.OPERATION_TIMESTAMP.key, b"abc", None)])])
+    assert note_foreign_edits_of(theirs.graph, enter=False) == (int(operation),)
+    assert not caplog.records
+    theirs.table.mutate([RowMutation(operation, [SetCell(columns.ROOTS.key, b"abc", None)])])
+    found = lag_of_graph(theirs.dataset)
+    assert found.entries == 0
+    [record] = caplog.records
+    assert f"operation {int(operation)} " in record.getMessage()
+    assert not note_foreign_edits(theirs.dataset)
+    assert len(caplog.records) == 1, "it is told once"
+
+
+def test_the_age_of_an_edit_whose_time_cannot_be_read_counts_from_its_discovery(theirs: World) -> None:
+    [operation] = [key for key, _ in theirs.table.scan([keys.operation_range()])]
+    theirs.table.mutate([RowMutation(operation, [SetCell(columns.OPERATION_TIMESTAMP.key, b"abc", None)])])
+    found = lag_of_graph(theirs.dataset)
+    assert found.entries == 1
+    assert found.oldest_seconds is not None
+    assert found.oldest_seconds < 3600
 
 
 def test_catching_up_alone_is_enough(theirs: World) -> None:
