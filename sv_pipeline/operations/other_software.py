@@ -131,9 +131,10 @@ def _standing(
 ) -> Standing:
     mine = operation.operation_id
     if columns.CHUNK_LOCK_SCOPE.key not in operation.row:
-        free = [c for c in chunks if INDEFINITE_LOCK.newest(locks[keys.chunk_lock_key(c)]) != mine]
-        chunks = [c for c in chunks if c not in {*free}]
-        locks = {key: row for key, row in locks.items() if key not in {*map(keys.chunk_lock_key, free)}}
+        lock_keys = {c: keys.chunk_lock_key(c) for c in chunks}
+        chunks = [c for c in chunks if INDEFINITE_LOCK.newest(locks[lock_keys[c]]) == mine]
+        free = {*lock_keys.values()} - {lock_keys[c] for c in chunks}
+        locks = {key: row for key, row in locks.items() if key not in free}
     held = tuple(r for r in edited if INDEFINITE_LOCK.newest(locks[keys.node_key(r)]) == mine)
     its_cells = [cell for cells in operation.row.values() for cell in cells]
     its_locks = [
