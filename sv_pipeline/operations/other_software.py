@@ -34,7 +34,7 @@ from sv_pipeline.table import columns, keys
 from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
 from sv_pipeline.table.interface import RowView
 
-__all__ = ["Standing", "edited_roots", "ended_by_us", "footprint_of", "quiet_seconds", "read_standings"]
+__all__ = ["Standing", "edited_roots", "ended_by_us", "footprint_of", "quiet_seconds", "read_standings", "signature_of"]
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _standing(
         if cell.value == column.encode(mine)
     ]
     moved_at = max((cell.timestamp for cell in (*its_cells, *(cell for *_, cell in its_locks))), default=0)
-    signature = _hash([*sorted(operation.row.items()), *its_locks])
+    signature = signature_of([*sorted(operation.row.items()), *its_locks])
     at = logical_time(operation) or 0
     done = operation.is_complete
     known = Standing(None, edited, signature, moved_at)
@@ -163,7 +163,8 @@ def _standing(
     return Standing(Scope(at, edited, (), ()), edited, signature, moved_at, unlocked=True)
 
 
-def _hash(cells: Iterable[Any]) -> str:
+def signature_of(cells: Iterable[Any]) -> str:
+    """Return a short text that changes whenever the cells do."""
     return hashlib.sha256(repr([*cells]).encode()).hexdigest()[:16]
 
 

@@ -40,6 +40,7 @@ DAMAGES: dict[str, list[Change]] = {
     "time": [SetCell(columns.OPERATION_TIMESTAMP.key, b"garbage", None)],
     "no time": [DeleteCells(columns.OPERATION_TIMESTAMP.key)],
     "ids": [SetCell(columns.SOURCE_IDS.key, b"abc", None)],
+    "scope": [SetCell(columns.CHUNK_LOCK_SCOPE.key, b"abc", None)],
 }
 
 
