@@ -156,8 +156,7 @@ def _standing(
     settled = time.time() - moved_at / 1000 > quiet_seconds(graph)
     written = notes.written if notes is not None else None
     if not written and thorough and settled:  # a worker that planned for long may have written since that was noted
-        found = footprint_of(graph, operation, edited)
-        written = 0 if found.edited_since else found.cells
+        written = footprint_of(graph, operation, edited).removable
     if not written:
         return known
     return Standing(Scope(at, edited, (), ()), edited, signature, moved_at, unlocked=True)

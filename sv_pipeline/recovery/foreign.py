@@ -152,10 +152,9 @@ def look(graph: ChunkedGraph, operation_ids: Iterable[int], *, seconds: float) -
         if time.monotonic() - began > seconds:
             break
         try:
-            found = footprint_of(graph, log[i], of.roots)
+            written = footprint_of(graph, log[i], of.roots).removable
         except CorruptionError:
             continue
-        written = 0 if found.edited_since else found.cells
         notes[i] = of = Notes(of.roots, written, standings[i].signature)
         _note(graph.table, [noted(i, of)])
     undecided = {i for i, of in notes.items() if (of is None or of.written is None) and not _is_over(log.get(i))}
