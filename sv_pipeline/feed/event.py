@@ -57,7 +57,7 @@ class EditEvent:
     """Id of the operation that an undo or redo reverts or repeats; 0 for other kinds."""
     user: str
     time: int
-    """Logical time of the edit, in milliseconds since the epoch."""
+    """Logical time of the edit, in milliseconds since the epoch; 0 if it cannot be read."""
     old_roots: UInt64Array
     """Roots that it replaced, ascending."""
     new_roots: UInt64Array
@@ -79,6 +79,8 @@ class EditEvent:
     """Source points of the request, in voxels (x, y, z) of mip 0."""
     sink: tuple[tuple[int, int, int], ...] = field(default=())
     """Sink points of the request, likewise."""
+    unreadable: tuple[str, ...] = ()
+    """Fields, as `to_dict` names them, that cannot be read because rows are damaged; they are empty here."""
 
     @property
     def id(self) -> str:
@@ -89,12 +91,14 @@ class EditEvent:
         return f"<EditEvent {self.number}: {self.kind} {self.operation_id} by {self.user} in {self.graph_id}>"
 
     def __str__(self) -> str:
-        when = datetime.fromtimestamp(self.time / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        when = f"{self._when:%Y-%m-%d %H:%M:%S}" if self._when else "at an unknown time"
         of = f" of {self.about}" if self.about else ""
         parts = [f"{self.number:6d}  {when}  operation {self.operation_id}: {self.kind}{of} by {self.user}"]
         parts.append(f"roots {_list(self.old_roots)} -> {_list(self.new_roots)}")
         if len(self.supervoxels):
             parts.append(f"{len(np.unique(self.supervoxels[:, 0]))} supervoxels replaced")
+        if self.unreadable:
+            parts.append(f"cannot be read: {' '.join(self.unreadable)}")
         return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,7 +111,7 @@ class EditEvent:
             "kind": self.kind,
             "about": self.about or None,
             "user": self.user,
-            "time": datetime.fromtimestamp(self.time / 1000, UTC).isoformat(timespec="milliseconds"),
+            "time": self._when.isoformat(timespec="milliseconds") if self._when else None,
             "old_root_ids": self.old_roots.tolist(),
             "new_root_ids": self.new_roots.tolist(),
             "old_lvl2_ids": self.old_layer2.tolist(),
@@ -118,6 +122,7 @@ class EditEvent:
             "still_one_object": self.still_one_object,
             "source": [list(point) for point in self.source],
             "sink": [list(point) for point in self.sink],
+            "unreadable": list(self.unreadable),
         }
 
     def message(self, form: EventFormat) -> Message:
@@ -135,7 +140,13 @@ class EditEvent:
         if len(self.supervoxels):
             attributes["downsample"] = "true"
             payload["seg_bboxes"] = self._boxes
+        if self.unreadable:
+            attributes["unreadable"] = ",".join(self.unreadable)
         return Message(self.number, attributes, payload, self.graph_id)
+
+    @property
+    def _when(self) -> datetime | None:
+        return datetime.fromtimestamp(self.time / 1000, UTC) if self.time else None
 
     @property
     def _boxes(self) -> list[list[list[int]]]:

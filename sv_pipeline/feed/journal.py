@@ -13,6 +13,8 @@ the feed has numbers of its own. A look at the log
 The cost of a look depends on the number of new and unfinished operations. Other software leaves refused requests in
 their first state for ever. So an operation that has waited for `LATE_SECONDS` is looked at only in turn, about
 `LATE_AT_ONCE` at a time, or when another operation builds on it.
+
+A cell that cannot be decoded counts as missing, because one damaged row must not stop the feed.
 """
 
 from __future__ import annotations
@@ -20,21 +22,23 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import numpy as np
 
-from sv_pipeline.errors import ConfigError, CorruptionError
+from sv_pipeline.errors import ConfigError, InputError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.feed import rows
 from sv_pipeline.feed.rows import Head
 from sv_pipeline.graph.hierarchy import milliseconds
+from sv_pipeline.moments import epoch_milliseconds
 from sv_pipeline.operations.log import OperationStatus, is_our_end
 from sv_pipeline.operations.ownership import open_key
 from sv_pipeline.operations.writing import REQUEST, WRITES
 from sv_pipeline.table import columns, counters, keys
 from sv_pipeline.table.interface import RowView, Table
 
-__all__ = ["advance", "current_head"]
+__all__ = ["advance", "current_head", "readable_time"]
 
 OPERATIONS_AT_ONCE = 1_000
 LATE_SECONDS = 600.0
@@ -43,6 +47,7 @@ LATE_AT_ONCE = 200
 """Number of late operations that a look reads, about."""
 GAP_SECONDS = 86_400.0
 """Age of a later operation at which an id without a row counts as never used, in seconds."""
+_END_OF_TIME = epoch_milliseconds(datetime.max)
 
 _COLUMNS = [
     columns.OPERATION_STATUS.key,
@@ -94,6 +99,15 @@ def advance(table: Table, *, seconds: float = 5.0) -> Head:
         if head.next > look.last or time.monotonic() > deadline:
             break
     return head
+
+
+def readable_time(row: RowView) -> int | None:
+    """Return the logical time in a row of the log, in milliseconds since the epoch; None if it cannot be read."""
+    try:
+        at = milliseconds(columns.OPERATION_TIMESTAMP.readable(row))
+    except InputError:
+        return None
+    return at if at is None or at < _END_OF_TIME else None
 
 
 @dataclass
@@ -177,7 +191,7 @@ def _close(table: Table, head: Head, look: _Look, final: Mapping[int, RowView]) 
         placed = rows.numbers_of(table, head, candidates)
         look.done |= placed.keys()
         fresh = {i: row for i, row in candidates.items() if i not in placed}
-        look.finished |= {i: milliseconds(columns.OPERATION_TIMESTAMP.newest(row)) or 0 for i, row in fresh.items()}
+        look.finished |= {i: readable_time(row) or 0 for i, row in fresh.items()}
         look.before |= _built_on(table, fresh)
         wanted = {i for operation in fresh for i in look.before[operation]} - look.finished.keys() - look.done
         known = rows.numbers_of(table, head, wanted)
@@ -200,8 +214,8 @@ def _built_on(table: Table, operations: Mapping[int, RowView]) -> dict[int, set[
 
         A root that was replaced names two operations. The older cell names the one that made it.
         """
-        history = columns.OPERATION_ID.history(makers.get(keys.node_key(root)))
-        return history[-1][1] if history else 0
+        oldest = columns.OPERATION_ID.cells(makers.get(keys.node_key(root)))[-1:]
+        return columns.OPERATION_ID.readable({columns.OPERATION_ID.key: oldest}) or 0
 
     return {i: {maker(root) for root in roots} - {0, i} for i, roots in replaced.items()}
 
@@ -211,7 +225,7 @@ def _keys(groups: Iterable[Iterable[int]]) -> list[bytes]:
 
 
 def _ids(column: columns.ArrayColumn[np.uint64], row: RowView | None) -> list[int]:
-    found = column.newest(row)
+    found = column.readable(row)
     return [] if found is None else found.tolist()
 
 
@@ -225,11 +239,11 @@ def _by_id(found: Iterable[tuple[bytes, RowView]]) -> dict[int, RowView]:
 
 
 def _status(row: RowView) -> OperationStatus | None:
+    status = columns.OPERATION_STATUS.readable(row)
     try:
-        status = columns.OPERATION_STATUS.newest(row)
         return None if status is None else OperationStatus(status)
-    except (CorruptionError, ValueError):
-        return None  # a damaged row must not hide the operations behind it
+    except ValueError:
+        return None
 
 
 def _has_failed(row: RowView | None) -> bool:

@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from sv_pipeline.errors import NotFoundError
+from sv_pipeline.errors import CorruptionError, NotFoundError
 from sv_pipeline.feed import rows
 from sv_pipeline.feed.changes import Owned, made_layer2, replaced_layer2, replaced_roots, replaced_supervoxels
 from sv_pipeline.feed.event import EditEvent
-from sv_pipeline.feed.journal import advance, current_head
+from sv_pipeline.feed.journal import advance, current_head, readable_time
 from sv_pipeline.feed.rows import Head
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.hierarchy import milliseconds
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.operations.log import Operation, about, read_operations
+from sv_pipeline.operations.log import Operation, about, kind_of, operation_of
 from sv_pipeline.operations.writing import SUPERVOXELS, own_key, read_still_one_object
 from sv_pipeline.segmentation.fork.pending import read_entries
 from sv_pipeline.segmentation.fork.records import pending_key, record_in
-from sv_pipeline.table import columns
+from sv_pipeline.table import columns, keys
 from sv_pipeline.table.counters import last_operation_id
+from sv_pipeline.table.interface import RowView
 
 __all__ = ["EVENTS_AT_ONCE", "events_after", "latest_number", "number_after", "read_events"]
 
 EVENTS_AT_ONCE = 50
 _NONE = np.zeros((0, 2), np.uint64)
+_CELLS: list[tuple[columns.Column[Any], str]] = [
+    (columns.OPERATION_TIMESTAMP, "time"),
+    (columns.ROOTS, "new_root_ids"),
+    (columns.UNDO_OPERATION_ID, "about"),
+    (columns.REDO_OPERATION_ID, "about"),
+    (columns.SOURCE_COORDINATES, "source"),
+    (columns.SINK_COORDINATES, "sink"),
+]
+"""Cells of the log that events show, and the names of the fields that show them."""
+Answer = TypeVar("Answer")
 
 
 def number_after(graph: ChunkedGraph, operation_id: int) -> int:
@@ -73,43 +84,110 @@ def read_events(
         Head of the feed, if the caller has just read it.
     """
     head = head or current_head(graph.table)
-    entries = rows.operations_after(graph.table, head, number, limit)
-    log = {one.operation_id: one for one in read_operations(graph, [i for _, i in entries])} if entries else {}
-    known = [(place, log[i]) for place, i in entries if i in log]
-    if not known:
+    entries = _entries(graph, rows.operations_after(graph.table, head, number, limit))
+    if not entries:
         return []
-    operations = [operation for _, operation in known]
-    new_roots = Owned.of([operation.roots for operation in operations])
-    old_roots = replaced_roots(graph, new_roots)
-    made = made_layer2(graph, new_roots)
-    gone = replaced_layer2(graph, _distinct(old_roots))
-    supervoxels = _supervoxels(graph, operations, made)
-    boxes, behind = _voxels(graph, operations, supervoxels)
-    still = read_still_one_object(graph.table, [operation.operation_id for operation in operations])
+    try:
+        return _events(graph, head.feed, entries)
+    except CorruptionError:
+        # The row of a node is damaged. It must not stop the feed: events are read one by one, as far as they can be.
+        return [event for entry in entries for event in _events(graph, head.feed, [entry], partly=True)]
+
+
+class _Entry(NamedTuple):
+    """An entry of the journal, and the row of its operation in the log."""
+
+    number: int
+    operation: Operation
+    """The operation, without the cells that cannot be decoded, and without its status."""
+    time: int | None
+    """Logical time in milliseconds since the epoch; None if it cannot be read."""
+    unreadable: set[str]
+    """Fields of the event that cannot be read."""
+
+
+def _entries(graph: ChunkedGraph, numbered: Sequence[tuple[int, int]]) -> list[_Entry]:
+    log = graph.table.read_rows(keys.node_keys(np.array([i for _, i in numbered], np.uint64)))
+    return [_entry(number, i, log.get(keys.node_key(i), {})) for number, i in numbered]
+
+
+def _entry(number: int, operation_id: int, row: RowView) -> _Entry:
+    damaged = {column.key: name for column, name in _CELLS if column.key in row and column.readable(row) is None}
+    unneeded = {*damaged, columns.OPERATION_STATUS.key}
+    operation = operation_of(operation_id, {key: cells for key, cells in row.items() if key not in unneeded})
+    at = readable_time(row)
+    unreadable = set(damaged.values()) | ({"time"} if at is None else set())
+    if columns.ROOTS.readable(row) is None:
+        unreadable |= {"new_root_ids", "old_root_ids", "new_lvl2_ids"}
+    return _Entry(number, replace(operation, kind=kind_of(row)), at, unreadable)
+
+
+def _events(graph: ChunkedGraph, feed: str, entries: Sequence[_Entry], *, partly: bool = False) -> list[EditEvent]:
+    """Read what operations have changed.
+
+    Parameters
+    ----------
+    partly
+        Whether to leave out what cannot be read, for one entry only; by default CorruptionError is raised.
+    """
+    unreadable = [set(entry.unreadable) for entry in entries]
+
+    def read(names: set[str], reading: Callable[[], Answer], nothing: Answer) -> Answer:
+        try:
+            return reading()
+        except CorruptionError:
+            if not partly:
+                raise
+            unreadable[0].update(names)
+            return nothing
+
+    operations = [entry.operation for entry in entries]
+    new_roots, none = Owned.of([operation.roots for operation in operations]), Owned.of([])
+    old_roots = read({"old_root_ids"}, lambda: replaced_roots(graph, new_roots), none)
+    made = read({"new_lvl2_ids"}, lambda: made_layer2(graph, new_roots), none)
+    gone = read({"old_lvl2_ids"}, lambda: replaced_layer2(graph, _distinct(old_roots)), none)
+    pairs = read({"replaced_supervoxels"}, lambda: _supervoxels(graph, operations, made), [_NONE for _ in operations])
+    no_boxes: tuple[dict[int, tuple[Box, ...]], set[int]] = ({}, set())
+    boxes, behind = read({"boxes", "coarser_mips_behind"}, lambda: _voxels(graph, operations, pairs), no_boxes)
+    ids = [operation.operation_id for operation in operations]
+    still = read({"still_one_object"}, lambda: read_still_one_object(graph.table, ids), set[int]())
     return [
         EditEvent(
-            feed=head.feed,
-            number=place,
+            feed=feed,
+            number=entry.number,
             graph_id=graph.graph_id,
             table=graph.table.name,
             operation_id=operation.operation_id,
             kind=operation.kind,
             about=about(operation) or 0,
             user=operation.user or "",
-            time=milliseconds(operation.timestamp) or 0,
+            time=entry.time or 0,
             old_roots=old_roots.of_owner(i),
             new_roots=np.unique(operation.roots),
             old_layer2=gone.of_owner(i),
             new_layer2=made.of_owner(i),
-            supervoxels=supervoxels[i],
+            supervoxels=pairs[i],
             boxes=boxes.get(operation.operation_id, ()),
             coarser_mips_behind=operation.operation_id in behind,
             still_one_object=operation.operation_id in still,
             source=_points(columns.SOURCE_COORDINATES, operation),
             sink=_points(columns.SINK_COORDINATES, operation),
+            unreadable=_with_derived(unreadable[i], operation, pairs[i]),
         )
-        for i, (place, operation) in enumerate(known)
+        for i, (entry, operation) in enumerate(zip(entries, operations, strict=True))
     ]
+
+
+def _with_derived(unreadable: set[str], operation: Operation, pairs: UInt64Array) -> tuple[str, ...]:
+    """Return the fields that cannot be read, with those that are derived from them, in alphabetical order."""
+    found = set(unreadable)
+    if "old_root_ids" in found:
+        found.add("old_lvl2_ids")
+    if "new_lvl2_ids" in found and operation.kind in ("split", "unknown") and not len(pairs):
+        found.add("replaced_supervoxels")
+    if "replaced_supervoxels" in found:
+        found |= {"boxes", "coarser_mips_behind"}
+    return tuple(sorted(found))
 
 
 def events_after(

@@ -117,6 +117,3 @@ def _split_edges(
 def _fake_edges(pairs: UInt64Array) -> Edges:
     n = len(pairs)
     return Edges(pairs[:, 0], pairs[:, 1], np.full(n, FAKE_AFFINITY, np.float32), np.zeros(n, np.uint64))
-
-
-# -- arrays -----------------------------------------------------------------------------------------------------------

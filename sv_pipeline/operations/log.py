@@ -28,6 +28,8 @@ __all__ = [
     "find_operation",
     "is_our_end",
     "known_chain",
+    "kind_of",
+    "operation_of",
     "read_operation",
     "read_operations",
 ]
@@ -90,7 +92,7 @@ def read_operations(graph: ChunkedGraph, operation_ids: npt.ArrayLike | None = N
         rows = dict(graph.table.scan([keys.operation_range()]))
     else:
         rows = graph.table.read_rows(keys.node_keys(parse_ids(operation_ids, "operations")))
-    return [_operation(int(key), rows[key]) for key in sorted(rows)]
+    return [operation_of(int(key), rows[key]) for key in sorted(rows)]
 
 
 def find_operation(graph: ChunkedGraph, operation_id: int) -> Operation | None:
@@ -151,13 +153,14 @@ def asked_for(graph: ChunkedGraph, operation_id: int) -> Operation:
     return last
 
 
-def _operation(operation_id: int, row: RowView) -> Operation:
+def operation_of(operation_id: int, row: RowView) -> Operation:
+    """Return an operation whose row was read; raise CorruptionError if a cell of it cannot be decoded."""
     status, made = columns.OPERATION_STATUS.newest(row), columns.ROOTS.newest(row)
     if status is not None and status not in _STATUSES:
         raise CorruptionError(f"the log of operation {operation_id} has an unknown status, {status}.")
     return Operation(
         operation_id=operation_id,
-        kind=_kind(row),
+        kind=kind_of(row),
         status=None if status is None else OperationStatus(status),
         timestamp=columns.OPERATION_TIMESTAMP.newest(row),
         user=columns.USER.newest(row),
@@ -167,7 +170,8 @@ def _operation(operation_id: int, row: RowView) -> Operation:
     )
 
 
-def _kind(row: RowView) -> str:
+def kind_of(row: RowView) -> str:
+    """Return the kind of the operation in a row: merge, split, undo, redo, or unknown."""
     for column, kind in (
         (columns.UNDO_OPERATION_ID, "undo"),
         (columns.REDO_OPERATION_ID, "redo"),

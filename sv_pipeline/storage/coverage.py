@@ -127,10 +127,7 @@ def _keys(stored: StoredScale, cells: IntArray) -> list[bytes]:
     """Return the keys of chunks in the store of `_store`."""
     if stored.sharding is None:
         return [name.encode() for name in stored.names(cells)]
-    from cloudvolume.datasource.precomputed.common import compressed_morton_code
-
-    codes = np.asarray(compressed_morton_code(cells, stored.cells), np.uint64)
-    return [code.to_bytes(8, "big") for code in codes.tolist()]
+    return [chunk_id.to_bytes(8, "big") for chunk_id in stored.chunk_ids(cells).tolist()]
 
 
 def _store(stored: StoredScale) -> ts.KvStore:

@@ -57,7 +57,7 @@ __all__ = [
 OWN_KEYS = "_sv_pipeline/"
 """Prefix of our own keys inside an OCDBT key space; the volume is at its root."""
 SOURCE_PREFIX = "watershed/"
-"""Where a base that refers to the watershed's own files finds them among its own."""
+"""Prefix of the watershed's own files in the underlying key space of a base that refers to them."""
 SINGLE_MANIFEST = "manifest.ocdbt"
 """Name of the manifest. If manifests are numbered, this object contains only the configuration."""
 
@@ -131,18 +131,18 @@ def base_spec(
     refers: bool = False,
     version: Version | None = None,
 ) -> Json:
-    """Key-value spec of the base.
+    """Return the key-value spec of the base.
 
     Parameters
     ----------
     form
-        For its creator.
+        Format of the database; only the process that creates the base gives it.
     coordinator
-        host:port.
+        Address of the coordinator through which the base is written, as host:port. Default: commits are made directly.
     refers
-        Whether it refers to files of the watershed.
+        Whether the base refers to files of the watershed.
     version
-        For a pin.
+        Generation or time at which the base is read; such a spec is read-only. Default: the latest generation.
     """
     spec = _plain_spec(_base_of_base(watershed_url, refers), form, coordinator)
     return spec if version is None else {**spec, "version": version}
@@ -151,7 +151,7 @@ def base_spec(
 def part_spec(
     watershed_url: str | Path, task: str, attempt: str, *, form: OcdbtFormat | None = None, refers: bool = False
 ) -> Json:
-    """Key-value spec of a part; one of a base that refers to the watershed shares the key space of that base."""
+    """Return the key-value spec of a part; if the base refers to the watershed, the part shares its key space."""
     folder = part_folder(watershed_url, task, attempt)
     if not refers:
         return _plain_spec(folder, form, None)
@@ -220,7 +220,7 @@ def fork_spec(
 
 
 def folder_of(spec: Json) -> str:
-    """Folder of the manifest of a database, given by its key-value spec."""
+    """Return the folder of the manifest of a database, given the database's key-value spec."""
     if "manifest" in spec:
         return str(spec["manifest"])
     base = spec["base"]
@@ -231,7 +231,7 @@ def folder_of(spec: Json) -> str:
 
 
 def check_version(version: Version | None) -> None:
-    """ConfigError unless a version is a generation, or a time as it is written."""
+    """Raise ConfigError unless a version is None, a generation number, or a time in the form that TensorStore reads."""
     if isinstance(version, bool) or (isinstance(version, int) and version < 1):
         raise ConfigError(f"generation {version!r} cannot be read.", remedy="Generations are numbered from 1.")
     if isinstance(version, str) and not _TIME.fullmatch(version):

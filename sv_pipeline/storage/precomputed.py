@@ -35,6 +35,7 @@ __all__ = [
     "parse_info_file",
     "plan_volume",
     "read_info",
+    "read_info_file",
     "stored_scale",
 ]
 
@@ -54,7 +55,7 @@ def read_info(url: str | Path) -> VolumeInfo:
 
 
 def read_info_file(url: str | Path) -> dict[str, Any]:
-    """The ``info`` file of a volume as it is; raises as `read_info` does."""
+    """Return the raw content of the ``info`` file of a volume; it is validated, and refused, as by `read_info`."""
     return _read(url)[0]
 
 

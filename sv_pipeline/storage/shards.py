@@ -64,29 +64,31 @@ def find_in_shards(stored: StoredScale, cells: IntArray) -> ShardedChunks:
         If the sharding in the info file, or the index of a shard, cannot be read.
     """
     specification = _specification(stored)
-    ids = _chunk_ids(stored, cells)
+    ids = stored.chunk_ids(cells)
     shards, minishards = _locations(specification, ids)
     digits = -(-int(specification.shard_bits) // 4)
-    files = np.array([f"{shard:0{digits}x}.shard" for shard in shards.tolist()], np.bytes_)
+    distinct, which = np.unique(shards, return_inverse=True)
+    names = [f"{shard:0{digits}x}.shard" for shard in distinct.tolist()]
+    order = np.argsort(which, kind="stable")
+    by_shard = np.split(order, np.searchsorted(which[order], np.arange(1, len(names))))
     offsets, lengths = np.zeros(len(ids), np.int64), np.full(len(ids), -1, np.int64)
     index_bytes = 16 << int(specification.minishard_bits)
     store = retry_transport(
         lambda: ts.KvStore.open(stored.folder, context=uncached_context()).result(), what=f"opening {stored.folder}"
     )
-    names = [name.decode() for name in np.unique(files)]
     heads = _read(store, [(name, 0, index_bytes) for name in names], stored.folder)
-    for name, head in zip(names, heads, strict=True):
+    # Without chunks there are no names, but one empty part.
+    for name, head, mine in zip(names, heads, by_shard, strict=False):
         if head is None:
             continue
         table = np.frombuffer(head, "<u8").reshape(-1, 2).astype(np.int64)
-        mine = np.flatnonzero(files == name.encode())
         wanted = [m for m in np.unique(minishards[mine]).tolist() if table[m, 0] < table[m, 1]]
         ranges = [(name, index_bytes + int(table[m, 0]), index_bytes + int(table[m, 1])) for m in wanted]
         for minishard, raw in zip(wanted, _read(store, ranges, stored.folder), strict=True):
             index = _decoded(raw, specification.minishard_index_encoding, f"{stored.folder}{name}")
             here = mine[minishards[mine] == minishard]
             offsets[here], lengths[here] = _look_up(index, ids[here], index_bytes)
-    return ShardedChunks(shards, files, offsets, lengths)
+    return ShardedChunks(shards, np.array(names, np.bytes_)[which], offsets, lengths)
 
 
 def _specification(stored: StoredScale) -> Any:
@@ -96,13 +98,7 @@ def _specification(stored: StoredScale) -> Any:
     try:
         return ShardingSpecification.from_dict(stored.sharding)
     except (SpecViolation, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"the sharding of {stored.folder} in the info file is of no use: {error}.") from error
-
-
-def _chunk_ids(stored: StoredScale, cells: IntArray) -> UInt64Array:
-    from cloudvolume.datasource.precomputed.common import compressed_morton_code
-
-    return np.atleast_1d(np.asarray(compressed_morton_code(cells, stored.cells), np.uint64))
+        raise InputError(f"the sharding of {stored.folder} in the info file cannot be used: {error}.") from error
 
 
 def _locations(specification: Any, ids: UInt64Array) -> tuple[IntArray, IntArray]:

@@ -89,6 +89,12 @@ class StoredScale:
         rows = np.concatenate([starts, stops], axis=1).tolist()
         return [f"{a}-{d}_{b}-{e}_{c}-{f}" for a, b, c, d, e, f in rows]
 
+    def chunk_ids(self, cells: IntArray) -> npt.NDArray[np.uint64]:
+        """Return the ids (compressed Morton codes) of storage chunks at positions in the chunk grid, shape (n, 3)."""
+        from cloudvolume.datasource.precomputed.common import compressed_morton_code
+
+        return np.atleast_1d(np.asarray(compressed_morton_code(cells, self.cells), np.uint64))
+
     def open(self, *, writable: bool = False) -> ts.TensorStore:
         """Open the mip as a store (x, y, z, channel) in absolute coordinates.
 

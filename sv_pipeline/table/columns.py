@@ -14,6 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.errors import CorruptionError
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table import codecs
 from sv_pipeline.table.codecs import ArrayCodec, Codec
@@ -101,6 +102,13 @@ class Column(Generic[V]):
         """Return the newest value in a row that was read; None if there is none."""
         cells = row.get(self.key) if row else None
         return self.codec.decode(cells[0].value) if cells else None
+
+    def readable(self, row: RowView | None) -> V | None:
+        """Return the newest value in a row that was read; None if there is none, or if it cannot be decoded."""
+        try:
+            return self.newest(row)
+        except CorruptionError:
+            return None
 
     def history(self, row: RowView | None) -> list[tuple[int, V]]:
         """Return all (timestamp, value) pairs in a row that was read, newest first."""

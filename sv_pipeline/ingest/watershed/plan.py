@@ -188,7 +188,7 @@ def markers_folder(stage: WatershedPass | None = None) -> str:
 
 def pending(plan: WatershedPlan, stage: WatershedPass) -> IntArray:
     """Return the coordinates of the chunks without a done-marker, shape (n, 3)."""
-    done = set(kv.list_keys(plan.target, f".watershed/{stage}/"))
+    done = set(kv.list_keys(plan.target, markers_folder(stage)))
     coordinates = plan.grid.coordinates(2)
     return coordinates[[plan.marker(stage, c) not in done for c in coordinates]]
 

@@ -33,7 +33,7 @@ from sv_pipeline.segmentation.base.base import Base, BaseInfo, write_volume_info
 from sv_pipeline.segmentation.base.layout import check_alignment, populate_layer, task_box
 from sv_pipeline.segmentation.base.markers import PopulateMeta, task_name
 from sv_pipeline.segmentation.base.referring import joined
-from sv_pipeline.segmentation.base.source_record import find_references, write_source_record
+from sv_pipeline.segmentation.base.source_record import find_references, sources_of, write_source_record
 from sv_pipeline.segmentation.base.transfer import write_task
 from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE, known_address
@@ -234,7 +234,7 @@ def _populate_part(plan: PopulatePlan, coordinate: Triple, attempts: int) -> dic
 def _refer(plan: PopulatePlan, coordinate: Triple, attempt: str, spec: dict[str, Any]) -> dict[str, int]:
     """Make a part of references to the watershed, and write the chunks that have to be copied or downsampled."""
     base = plan.base
-    found = find_references(base, plan.grid, plan.layer, coordinate)
+    found = find_references(base, sources_of(base), plan.grid, plan.layer, coordinate)
     references = joined(list(found.values()))
     if references is not None:
         parts.begin_referring(base, coordinate, attempt, references)

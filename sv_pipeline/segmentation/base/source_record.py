@@ -8,7 +8,7 @@ present objects of the watershed are found by listings, as in the populate.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -24,8 +24,9 @@ from sv_pipeline.segmentation.base.referring import MipReferences, SourceObjects
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.precomputed import stored_scale
 from sv_pipeline.storage.stored_json import readable_file
+from sv_pipeline.storage.stored_scale import StoredScale
 
-__all__ = ["SOURCE_RECORD", "Changes", "changes_of_source", "find_references", "write_source_record"]
+__all__ = ["SOURCE_RECORD", "Changes", "changes_of_source", "find_references", "sources_of", "write_source_record"]
 
 Triple: TypeAlias = tuple[int, int, int]
 Names: TypeAlias = npt.NDArray[np.bytes_]
@@ -64,28 +65,38 @@ class Changes:
         return "; ".join(parts) or "none"
 
 
-def find_references(base: BaseInfo, grid: ChunkGrid, layer: int, coordinate: Triple) -> dict[int, MipReferences]:
-    """Return the references that one populate task of a base can use, by mip."""
+def sources_of(base: BaseInfo) -> dict[int, StoredScale]:
+    """Return the mips of the watershed that a base refers to, by number; reads the watershed's info file."""
+    return {mip: stored_scale(base.watershed_url, mip) for mip in base.referred}
+
+
+def find_references(
+    base: BaseInfo, sources: Mapping[int, StoredScale], grid: ChunkGrid, layer: int, coordinate: Triple
+) -> dict[int, MipReferences]:
+    """Return the references that one populate task of a base can use, by mip; ``sources`` are those of `sources_of`."""
     return {
-        mip: references_of_box(
-            stored_scale(base.watershed_url, mip),
-            base.volume.scales[mip],
-            task_box(base.volume, mip, grid, layer, coordinate),
-        )
-        for mip in base.referred
+        mip: references_of_box(stored, base.volume.scales[mip], task_box(base.volume, mip, grid, layer, coordinate))
+        for mip, stored in sources.items()
     }
 
 
 def write_source_record(base: BaseInfo, coordinate: Triple, attempt: str, found: Sequence[MipReferences]) -> None:
     """Write the record of the objects that a part refers to, beside its data."""
-    names = np.concatenate([part.objects.names for part in found])
-    sizes = np.concatenate([part.objects.sizes for part in found])
-    versions = np.concatenate([part.objects.versions for part in found])
     buffer = io.BytesIO()
-    compressed = np.concatenate([part.objects.compressed for part in found])
-    np.savez_compressed(buffer, names=names, sizes=sizes, versions=versions, compressed=compressed)
+    np.savez_compressed(buffer, **vars(_objects(found)))
     folder = ocdbt.part_folder(base.watershed_url, task_name(coordinate), attempt)
     kv.write_bytes(folder, SOURCE_RECORD, buffer.getvalue())
+
+
+def _objects(found: Iterable[MipReferences]) -> SourceObjects:
+    """Return the objects of several mips as one; each name occurs once, since each mip has its own folder."""
+    parts = [part.objects for part in found]
+    return SourceObjects(
+        names=np.concatenate([part.names for part in parts]),
+        sizes=np.concatenate([part.sizes for part in parts]),
+        versions=np.concatenate([part.versions for part in parts]),
+        compressed=np.concatenate([part.compressed for part in parts]),
+    )
 
 
 def changes_of_source(base: BaseInfo, *, at_most: int | None = None) -> Changes:
@@ -102,31 +113,23 @@ def changes_of_source(base: BaseInfo, *, at_most: int | None = None) -> Changes:
     tasks = [tuple(coordinate) for coordinate in meta.grid.coordinates(meta.layer).tolist()]
     if at_most is not None and len(tasks) > at_most:
         tasks = [tasks[i] for i in np.unique(np.linspace(0, len(tasks) - 1, at_most).astype(int)).tolist()]
+    sources = sources_of(base)
     looked_at, same_version = 0, 0
     resized, replaced, gone, appeared = set[bytes](), set[bytes](), set[bytes](), set[bytes]()
     moved = base.made_at is not None and base.made_at != base.watershed_url
     for coordinate, then in _records(base, tasks):
-        now = find_references(base, meta.grid, meta.layer, coordinate)
-        objects = [part.objects for part in now.values()]
-        there = {
-            name: (size, version)
-            for found in objects
-            for name, size, version in zip(
-                found.names.tolist(), found.sizes.tolist(), found.versions.tolist(), strict=True
-            )
-        }
-        before = zip(then.names.tolist(), then.sizes.tolist(), then.versions.tolist(), strict=True)
-        known = {name: (size, version) for name, size, version in before}
-        looked_at += len(known)
-        packed = {name for found in objects for name in found.compressed.tolist()}
-        both = known.keys() & there.keys()
-        other_version = {name for name in both if known[name][1] != there[name][1]}
-        same_version += len(both) - len(other_version)
-        resized |= {name for name in both if known[name][0] != there[name][0]} | (known.keys() & packed)
-        replaced |= other_version
-        gone |= known.keys() - there.keys() - packed
+        now = _objects(find_references(base, sources, meta.grid, meta.layer, coordinate).values())
+        packed, there = np.isin(then.names, now.compressed), np.isin(then.names, now.names)
+        _, old, new = np.intersect1d(then.names, now.names, assume_unique=True, return_indices=True)
+        other_version = then.versions[old] != now.versions[new]
+        looked_at += len(then.names)
+        same_version += int((~other_version).sum())
+        resized.update(then.names[old][then.sizes[old] != now.sizes[new]].tolist(), then.names[packed].tolist())
+        replaced.update(then.names[old][other_version].tolist())
+        gone.update(then.names[~there & ~packed].tolist())
         # The chunks of those that were compressed are copied, so the base shows them.
-        appeared |= there.keys() - known.keys() - set(then.compressed.tolist())
+        known = np.isin(now.names, then.names) | np.isin(now.names, then.compressed)
+        appeared.update(now.names[~known].tolist())
     # A copy has versions of its own. A folder that was moved, or is reached by another name, has those it had.
     copied = moved and looked_at > 0 and same_version == 0
     changed = resized if copied else resized | replaced
