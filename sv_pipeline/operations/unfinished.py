@@ -14,10 +14,11 @@ import numpy as np
 from sv_pipeline.errors import CorruptionError, NotFoundError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.errors import FinishedError
-from sv_pipeline.operations.log import Operation, OperationStatus, find_operation, read_operations
+from sv_pipeline.operations.log import Operation, OperationStatus, find_operation, operation_of
 from sv_pipeline.operations.other_software import Standing, read_standings, signature_of
 from sv_pipeline.operations.ownership import OPEN_PREFIX, OPEN_ROWS, Owner, open_key, owner_of
 from sv_pipeline.operations.writing import RECOVERY, REQUEST, WRITES, Scope, scope_in, write_set_in
+from sv_pipeline.table import keys
 from sv_pipeline.table.interface import ColumnKey, RowView
 
 __all__ = [
@@ -216,15 +217,13 @@ def try_standings(
 
 def read_log(graph: ChunkedGraph, wanted: Sequence[int]) -> dict[int, Operation | CorruptionError]:
     """Read rows of the log by operation; an unreadable row is replaced by its error."""
-    if not wanted:
-        return {}
-    try:
-        return {op.operation_id: op for op in read_operations(graph, np.array(wanted, np.uint64))}
-    except CorruptionError as error:
-        if len(wanted) == 1:
-            return {wanted[0]: error}
-        half = len(wanted) // 2
-        return read_log(graph, wanted[:half]) | read_log(graph, wanted[half:])
+    found: dict[int, Operation | CorruptionError] = {}
+    for key, row in graph.table.read_rows(keys.node_keys(np.array(wanted, np.uint64))).items():
+        try:
+            found[int(key)] = operation_of(int(key), row)
+        except CorruptionError as error:
+            found[int(key)] = error
+    return found
 
 
 def _of_open_row(
