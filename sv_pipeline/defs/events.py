@@ -60,10 +60,10 @@ def _deliver(
     outcomes = deliver_to_all(dataset, seconds=max(0.0, deadline - time.monotonic()))
     said = [f"{graph_id}: {outcome}" for outcome in outcomes]
     events: list[EditEvent] = []
-    for receiver in receivers:
-        if receiver.to == "dagster":
-            events, place = next_events(dataset.graph, place, receiver.start)
-            said.append(f"{graph_id}: {receiver.name}: {len(events)} observed")
+    # The YAML and the environment may both name Dagster. There is one cursor, so its events are fetched once.
+    for receiver in [receiver for receiver in receivers if receiver.to == "dagster"][:1]:
+        events, place = next_events(dataset.graph, place, receiver.start)
+        said.append(f"{graph_id}: {receiver.name}: {len(events)} observed")
     return said, events, place
 
 

@@ -1,4 +1,4 @@
-"""Which edges a merge of other software made active: its log names only the user's edge. Reads."""
+"""Finds the edges that a merge of other software made active, since its log names only the user's edge. Reads only."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["edges_activated_by"]
 
 
 def edges_activated_by(graph: ChunkedGraph, operation: Operation) -> UInt64Array | None:
-    """Edges between the objects that a merge joined, near its points, and the user's edge; shape (n, 2).
+    """Return the edges between the objects that a merge joined, near its points, and the user's edge; shape (n, 2).
 
     A merge activates all inactive edges between the two objects, so these are the edges whose ends were on different
-    ones of its old roots one millisecond before it. None if the log names no edge.
+    ones of its old roots one millisecond before it. Returns None if the log names no edge.
     """
     users_edge, at = columns.ADDED_EDGES.newest(operation.row), logical_time(operation)
     if users_edge is None or not len(users_edge):

@@ -174,7 +174,10 @@ def move_to(table: Table, receiver: Receiver, number: int) -> FeedPosition:
     ------
     InputError
         If the feed has no such event.
+    ConfigError
+        If the receiver is Dagster, whose sensor has its position in its cursor.
     """
+    _ = sender_of(receiver)
     head, key = advance(table), _key(receiver.name)
     if not 0 <= number <= head.length:
         raise InputError(

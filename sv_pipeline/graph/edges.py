@@ -6,6 +6,8 @@ supervoxels is replaced. A valid edge is active if its ends have the same ancest
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,6 +15,7 @@ from sv_pipeline.algorithms.edge_rules import usable_affinities
 from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.errors import CorruptionError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.edge_files import read_edges_many, usable
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import (
@@ -33,6 +36,7 @@ from sv_pipeline.table.interface import RowView
 __all__ = [
     "FAKE_AFFINITY",
     "has_split_edges",
+    "read_edges_of_chunks",
     "read_timed_edges_of_edits",
     "replaced",
 ]
@@ -56,6 +60,23 @@ def replaced(graph: ChunkedGraph, supervoxels: UInt64Array) -> BoolArray:
 
 
 # -- sources ----------------------------------------------------------------------------------------------------------
+
+
+def read_edges_of_chunks(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64]) -> tuple[Edges, int]:
+    """Read the atomic edges of layer 2 chunks, coordinates of shape (n, 3), from edge files and from edits.
+
+    Returns
+    -------
+    tuple[Edges, int]
+        The edges, each pair once, smaller id first, without loops; and the time of the newest cell that was read, in
+        milliseconds.
+    """
+    with ThreadPoolExecutor(2) as pool:
+        reading = pool.submit(read_timed_edges_of_edits, graph, coordinates)
+        files = [usable(file) for file in read_edges_many(graph.edges_url, coordinates)]
+        parts = [part for file in files for part in (file.in_, file.between, file.cross)]
+        of_edits, latest = reading.result()
+    return Edges.join([*parts, of_edits]).distinct(), latest
 
 
 def read_timed_edges_of_edits(graph: ChunkedGraph, coordinates: npt.ArrayLike) -> tuple[Edges, int]:

@@ -1,4 +1,4 @@
-"""Owns many byte strings at once, as arrays: their common prefixes and variable-length numbers. Pure; does no I/O."""
+"""Many byte strings at once, as arrays: common prefixes, and variable-length numbers. Pure; does no I/O."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class ByteStrings:
     """Byte strings, one per row."""
 
     rows: ByteArray
-    """Shape (n, width); zero after the end of a string."""
+    """The bytes of each string, and zeros after its end, shape (n, width)."""
     lengths: IntArray
-    """Shape (n,)."""
+    """Length of each string in bytes, shape (n,)."""
 
     @classmethod
     def of(cls, strings: Sequence[bytes] | npt.NDArray[np.bytes_]) -> ByteStrings:
-        """The strings of a list, or of an array of type ``S`` (which knows no zeros at the end of a string)."""
+        """Convert a list of strings, or an array of type ``S``, in which strings cannot end with zeros."""
         if isinstance(strings, np.ndarray):
             width = strings.dtype.itemsize
             rows = np.ascontiguousarray(strings).view(np.uint8).reshape(len(strings), width)
@@ -42,12 +42,12 @@ class ByteStrings:
         return ByteStrings(self.rows[index], self.lengths[index])
 
     def item(self, index: int) -> bytes:
-        """One string."""
+        """Return one string."""
         return bytes(self.rows[index, : self.lengths[index]])
 
     @property
     def shared(self) -> IntArray:
-        """Bytes at the start that a string has in common with the one before it; 0 for the first. Shape (n,)."""
+        """Length of the common prefix of each string and the one before it, shape (n,); 0 for the first."""
         shared = np.zeros(len(self), np.int64)
         if len(self) > 1 and self.rows.shape[1]:
             differs = self.rows[1:] != self.rows[:-1]
@@ -56,7 +56,7 @@ class ByteStrings:
         return shared
 
     def ascends(self, shared: IntArray) -> bool:
-        """Whether each string is greater than the one before it; ``shared`` is theirs."""
+        """Return whether each string is greater than the one before it; ``shared`` is the property of that name."""
         if len(self) < 2:
             return True
         # Beyond its end a string counts as smaller than any byte.
@@ -67,7 +67,7 @@ class ByteStrings:
         return bool((here > before).all())
 
     def distinct(self) -> tuple[ByteStrings, IntArray]:
-        """The different strings, in ascending order, and which of them each string is, shape (n,)."""
+        """Return the distinct strings in ascending order, and the index of each string among them, shape (n,)."""
         # Big-endian lengths at the end tell strings apart that differ in zeros at their ends only.
         lengths = self.lengths.astype(">i8").view(np.uint8).reshape(len(self), 8)
         whole = np.ascontiguousarray(np.column_stack([self.rows, lengths]))
@@ -77,14 +77,14 @@ class ByteStrings:
         return self[first], which.astype(np.int64)
 
     def after(self, shared: IntArray) -> bytes:
-        """What is left of the strings without their first ``shared`` bytes, joined."""
+        """Return the strings without their first ``shared`` bytes, joined; ``shared`` has shape (n,)."""
         columns = np.arange(self.rows.shape[1])
         kept = (columns >= shared[:, None]) & (columns < self.lengths[:, None])
         return bytes(self.rows[kept])
 
 
 def varints(numbers: npt.ArrayLike) -> bytes:
-    """Numbers below 2^63 as base-128 integers, the low seven bits first, joined."""
+    """Encode numbers below 2^63 as base-128 integers, the lowest seven bits first, and join them."""
     values = np.asarray(numbers, np.uint64)
     width = max(1, -(-int(values.max(initial=0)).bit_length() // 7))
     shifts = np.arange(width, dtype=np.uint64) * np.uint64(7)

@@ -1,8 +1,8 @@
-"""Owns the names of the storage chunks of a mip, many at once, and their order as keys of a store. Pure; does no I/O.
+"""The names of the storage chunks of a mip, many at once, and their order as keys of a store. Pure; does no I/O.
 
-A name is ``x-x_y-y_z-z``, and stores order names by their bytes: ``1024-1088`` comes before ``128-192``. No number of
-an axis is a prefix of another with its dash. So chunks are ordered by the text of x, then of y, then of z, and the
-place of a chunk among all chunks of the mip, its *rank*, is known without making any name.
+A name has the form ``x-x_y-y_z-z``. Stores sort names by their bytes, so ``1024-1088`` comes before ``128-192``. Along
+one axis, no text of a chunk is a prefix of another. Therefore chunks are sorted by the text of x, then of y, then of z,
+and the place of a chunk among all chunks of the mip, its *rank*, can be computed without any names.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ChunkNames:
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:
-        """Chunks per axis."""
+        """Number of chunks per axis (x, y, z)."""
         x, y, z = (-(-n // c) for n, c in zip(self._scale.size, self._scale.chunk_size, strict=True))
         return (x, y, z)
 
@@ -45,7 +45,7 @@ class ChunkNames:
 
     @cached_property
     def _texts(self) -> list[Names]:
-        """Per axis, the part of the name, by position."""
+        """For each axis, the part of the name that belongs to each position."""
         texts: list[Names] = []
         for axis in range(3):
             start, chunk = self._scale.voxel_offset[axis], self._scale.chunk_size[axis]
@@ -56,26 +56,26 @@ class ChunkNames:
 
     @cached_property
     def _orders(self) -> list[IntArray]:
-        """Per axis, positions in the order of their texts."""
+        """For each axis, the positions in the order of their texts."""
         return [np.argsort(texts).astype(np.int64) for texts in self._texts]
 
     @cached_property
     def _places(self) -> list[IntArray]:
-        """Per axis, place of each position in that order."""
+        """For each axis, the place of each position in that order."""
         return [np.argsort(order).astype(np.int64) for order in self._orders]
 
     def names(self, cells: IntArray) -> Names:
-        """Names of chunks given by their position in the grid, shape (n, 3)."""
+        """Return the names of chunks at positions in the chunk grid, shape (n, 3)."""
         x, y, z = (texts[cells[:, axis]] for axis, texts in enumerate(self._texts))
         add = np.strings.add
         return np.asarray(add(add(add(add(x, b"_"), y), b"_"), z), np.bytes_)
 
     def ranks(self, cells: IntArray) -> IntArray:
-        """Places of chunks among all of the mip, in the order of their names."""
+        """Return the ranks of chunks at positions in the chunk grid, shape (n, 3)."""
         x, y, z = (places[cells[:, axis]] for axis, places in enumerate(self._places))
         return np.asarray((x * self.shape[1] + y) * self.shape[2] + z, np.int64)
 
     def cells(self, ranks: IntArray) -> IntArray:
-        """Positions in the grid of chunks given by their ranks, shape (n, 3)."""
+        """Return the positions in the chunk grid of chunks with these ranks, shape (n, 3)."""
         places = np.unravel_index(ranks, self.shape)
         return np.stack([order[place] for order, place in zip(self._orders, places, strict=True)], axis=-1)

@@ -1,7 +1,7 @@
-"""Owns looking up sizes and versions of many objects of a folder: by listings in a bucket, by its entries on disk.
+"""Looks up sizes and versions of many objects of a folder: by listings in a bucket, by file status on disk.
 
-A bucket answers a listing with up to a thousand objects, in the order of their names. So what is between two objects
-that are wanted is listed along with them, unless it is more than such a page.
+A bucket answers a listing with up to a thousand objects, in the order of their names. Objects between two wanted ones
+are therefore listed as well, unless there are more of them than fit in one such page.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from sv_pipeline.storage.file_guard import local_path
 __all__ = ["PAGE", "StoredObjects", "can_look_up", "first_objects", "look_up"]
 
 PAGE = 1000
-"""Objects that one answer of a bucket lists."""
+"""Largest number of objects in one answer of a bucket."""
 REQUESTS_AT_ONCE = 16
 ENDPOINT_VARIABLE = "TENSORSTORE_GCS_HTTP_URL"
-"""Where the buckets are, if not at Google; the same variable as for voxels."""
+"""Environment variable with the URL of another storage server than Google's; TensorStore reads the same variable."""
 _FIELDS = "items(name,size,generation,contentEncoding),nextPageToken"
 _PLAIN = (None, "", "identity")
 
@@ -42,40 +42,40 @@ Row: TypeAlias = tuple[bytes, int, int, bool]
 
 @dataclass(frozen=True, eq=False)
 class StoredObjects:
-    """What was found of some objects, in the order in which they were asked for."""
+    """Sizes and versions of objects, in the order of the request."""
 
     sizes: IntArray
-    """Bytes, shape (n,); -1 for each that is not there."""
+    """Size of each object in bytes, shape (n,); -1 if it does not exist."""
     versions: IntArray
-    """Generation in the bucket, or time of the last modification on disk in ns, shape (n,)."""
+    """Generation of each object in a bucket, or time of its last modification on disk in ns, shape (n,)."""
     compressed: BoolArray
-    """Whether the object is compressed as a whole (``.gz``, or a content encoding): not what a codec reads. (n,)."""
+    """Whether each object is compressed as a whole (``.gz``, or a content encoding), which no codec reads; (n,)."""
 
     @property
     def there(self) -> BoolArray:
-        """Which of them are there as they are read."""
+        """Whether each object exists in a form that a codec can read, shape (n,)."""
         return (self.sizes >= 0) & ~self.compressed
 
 
 def can_look_up(url: str) -> bool:
-    """Whether the place of a volume tells sizes and versions of its objects."""
+    """Return whether sizes and versions of objects can be looked up at the place of a volume."""
     return url.startswith(("file://", "gs://"))
 
 
 def look_up(folder_url: str, names: Names, ranks: IntArray, suffixes: Sequence[str] = ()) -> StoredObjects:
-    """Find objects of a folder.
+    """Look up objects of a folder.
 
     Parameters
     ----------
     folder_url
-        ``file://`` or ``gs://``, ending with ``/``.
+        URL of the folder, ``file://`` or ``gs://``, ending with ``/``.
     names
         Names in that folder, ascending, shape (n,).
     ranks
-        Their places among all objects of the folder in the order of names, at most, shape (n,): how many objects lie
-        between them, and so whether these are listed along.
+        Place of each name among all names that the folder may contain, shape (n,). The difference of two ranks limits
+        the number of objects between them, and so determines whether these are listed as well.
     suffixes
-        Of compressed files that the folder has.
+        Suffixes of compressed files in the folder.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def look_up(folder_url: str, names: Names, ranks: IntArray, suffixes: Sequence[s
 
 
 def first_objects(folder_url: str, limit: int = PAGE, suffixes: Sequence[str] = ()) -> list[Row]:
-    """Some objects of a folder, as they come: name, size, version, whether it is compressed as a whole."""
+    """Return up to ``limit`` objects of a folder in the order in which the storage lists them."""
     folder = local_path(folder_url)
     if folder is None:
         return list(_listed(folder_url, limit=limit))
@@ -134,7 +134,7 @@ def _on_disk(folder: str, names: Names, suffixes: Sequence[str]) -> StoredObject
 
 
 def _stat(name: bytes, folder: int) -> os.stat_result | None:
-    """What is known of a file; None if it is missing, or is a folder: TensorStore takes that for missing, too."""
+    """Return the status of a file; None if it is missing or is a folder, which TensorStore treats as missing too."""
     try:
         found = os.stat(name, dir_fd=folder)
     except FileNotFoundError:
@@ -161,7 +161,7 @@ def _aligned(names: Names, rows: list[Row]) -> StoredObjects:
 
 
 def _listed(folder_url: str, first: bytes = b"", stop: bytes = b"", limit: int | None = None) -> Iterator[Row]:
-    """Objects of a folder in a bucket with names in [first, stop)."""
+    """Yield the objects of a folder in a bucket with names from ``first`` up to but not including ``stop``."""
     bucket, _, path = folder_url.removeprefix("gs://").partition("/")
     prefix = unquote(path)
     with _errors(folder_url):
@@ -185,7 +185,7 @@ def _client() -> Any:
 
 @lru_cache(maxsize=4)
 def _client_of(endpoint: str | None, _process: int) -> Any:
-    """The client that dagster-gcp's ``GCSResource`` hands out; without credentials it reads what is public."""
+    """Return the client that dagster-gcp's ``GCSResource`` uses; without credentials it reads public buckets only."""
     from google.auth.credentials import AnonymousCredentials
     from google.auth.exceptions import DefaultCredentialsError
     from google.cloud import storage
@@ -207,7 +207,7 @@ def _retry() -> Any:
 
 @contextmanager
 def _errors(place: str) -> Iterator[None]:
-    """Errors of the client as ours."""
+    """Translate errors of the client into errors of this package."""
     from google.api_core.exceptions import Forbidden, GoogleAPICallError, NotFound, RetryError, Unauthorized
     from google.auth.exceptions import GoogleAuthError
     from requests.exceptions import RequestException

@@ -1,4 +1,4 @@
-"""Owns encoding a B+tree of OCDBT whose values lie in files that exist already, and the manifest of its store.
+"""Encodes a B+tree of OCDBT whose values lie in files that exist already, and the manifest of its store.
 
 The format is that of https://google.github.io/tensorstore/kvstore/ocdbt/index.html#storage-format, which allows data
 files of any path ("to refer to existing data, both in OCDBT format and in other formats"). Everything else is left to
@@ -36,13 +36,13 @@ __all__ = ["MAX_ENTRIES", "References", "Tree", "encode_tree", "tree_manifest"]
 
 MAGIC = 0x0CDB20DE
 MAX_ENTRIES = 1 << 20
-"""Entries of one node that TensorStore accepts."""
+"""Largest number of entries of one node that TensorStore accepts."""
 ENTRY = 40
-"""Bytes of an entry beside its key and its path, at most."""
+"""Largest size of an entry without its key and its path, in bytes."""
 AT_ONCE = 1 << 16
-"""Entries that are looked at together: they should fit the processor's cache."""
+"""Number of entries that are processed together, so that they fit in the processor's cache."""
 OVERHEAD = 64
-"""Bytes of a body beside its entries, at most."""
+"""Largest size of a body without its entries, in bytes."""
 
 IntArray = npt.NDArray[np.int64]
 
@@ -53,11 +53,11 @@ class References:
 
     keys: ByteStrings
     files: ByteStrings
-    """File of each value, relative to the database's base, n of them."""
+    """File of each value, relative to the database's base; n strings."""
     offsets: IntArray
     """First byte of each value in its file, shape (n,)."""
     lengths: IntArray
-    """Bytes of each value, shape (n,)."""
+    """Length of each value in bytes, shape (n,)."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -73,10 +73,10 @@ class Tree:
     """Offset of the root node in ``data``; the root is the last node."""
     n_keys: int
     n_value_bytes: int
-    """Bytes of all values."""
+    """Total size of all values, in bytes."""
 
     def version(self, file: str) -> dict[str, Any]:
-        """The tree as generation 1, in the words of TensorStore's dump; ``file`` holds ``data``."""
+        """Return the tree as generation 1, in the form of TensorStore's dump; ``file`` is the file with ``data``."""
         length = len(self.data) - self.root_offset
         statistics = {
             "num_keys": self.n_keys,
@@ -96,11 +96,11 @@ class _Level:
     """Nodes of one height."""
 
     first_keys: ByteStrings
-    """Smallest key below each, shape (n,)."""
+    """Smallest key below each node; n strings."""
     offsets: IntArray
     lengths: IntArray
     statistics: IntArray
-    """Keys, bytes of nodes (its own included) and bytes of values below each, shape (3, n)."""
+    """Number of keys, bytes of nodes (including the node itself) and bytes of values below each node, shape (3, n)."""
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -112,18 +112,18 @@ def encode_tree(references: References, file: str, *, max_node_bytes: int, compr
     Parameters
     ----------
     references
-        At least one.
+        The references; at least one.
     file
-        File that is to hold the tree, relative to the database's base.
+        File in which the caller will store the tree, relative to the database's base.
     max_node_bytes
         Limit of the decoded size of a node; a node of one entry (or two, above the leaves) may be larger.
     compression_level
-        Of zstd; None = no compression.
+        Level of zstd; None disables compression.
 
     Raises
     ------
     ValueError
-        If there is no reference, or keys do not ascend.
+        If there is no reference, or the keys are not in ascending order.
     """
     writer = _Writer(max_node_bytes, compression_level)
     level, height = writer.leaves(references), 0
@@ -140,17 +140,17 @@ def encode_tree(references: References, file: str, *, max_node_bytes: int, compr
 
 
 def tree_manifest(tree: Tree, file: str, config: dict[str, Any]) -> bytes:
-    """Content of ``manifest.ocdbt`` of a store that holds just a tree.
+    """Return the content of ``manifest.ocdbt`` for a store that contains only a tree.
 
     Parameters
     ----------
     file
         File that holds the tree, relative to the database's base.
     config
-        TensorStore's ``config`` member; the manifest is a single one, whatever it says.
+        TensorStore's ``config`` member. Its ``manifest_kind`` is ignored: the manifest is always a single one.
     """
     content = {
-        # TensorStore finds it incomplete where it names the kind of the manifest.
+        # TensorStore rejects a configuration with the kind of the manifest as incomplete.
         "config": {**{k: v for k, v in config.items() if k != "manifest_kind"}, "uuid": uuid.uuid4().hex},
         "versions": [tree.version(file)],
         "version_tree_nodes": [],
@@ -235,7 +235,7 @@ class _Writer:
 
 
 def _costs(references: References, first: int) -> IntArray:
-    """Bytes of some entries in a leaf, from one on, at most; checks the order of their keys, and of the one before."""
+    """Return upper limits of the sizes of `AT_ONCE` entries in a leaf, from ``first`` on; check the order of keys."""
     lead = min(first, 1)
     part = slice(first - lead, first + AT_ONCE)
     keys, files = references.keys[part], references.files[part]
@@ -246,7 +246,7 @@ def _costs(references: References, first: int) -> IntArray:
 
 
 def _prefix_columns(strings: ByteStrings) -> tuple[bytes, bytes, bytes]:
-    """Lengths of common prefixes but for the first, lengths of suffixes, suffixes."""
+    """Return three columns: lengths of common prefixes (without the first), lengths of suffixes, and suffixes."""
     shared = strings.shared
     return varints(shared[1:]), varints(strings.lengths - shared), strings.after(shared)
 
@@ -256,7 +256,10 @@ def _prefixed(strings: ByteStrings) -> bytes:
 
 
 def _cuts(costs: IntArray, whole: IntArray, limit: int, least: int) -> list[int]:
-    """Where nodes begin, and the end: each has at least ``least`` entries, if there are so many, and fits the limit."""
+    """Return the first entry of each node, and the end.
+
+    A node fits the limit, but has at least ``least`` entries as long as there are so many.
+    """
     total = np.concatenate([[0], np.cumsum(costs)])
     cuts, n = [0], len(costs)
     while cuts[-1] < n:

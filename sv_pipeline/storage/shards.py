@@ -1,4 +1,4 @@
-"""Owns finding the chunks of a sharded mip in its shard files: file, first byte, length. Reads indices, never chunks.
+"""Finds the chunks of a sharded mip in its shard files: file, first byte, length. Reads indices, never chunks.
 
 Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/sharded.md ::
 
@@ -36,16 +36,16 @@ Names: TypeAlias = npt.NDArray[np.bytes_]
 
 @dataclass(frozen=True, eq=False)
 class ShardedChunks:
-    """Where chunks are, in the order in which they were asked for."""
+    """Places of chunks in shard files, in the order of the request."""
 
     shards: IntArray
     """Number of the shard of each chunk, shape (n,)."""
     files: Names
-    """File of that shard, in the folder of the mip, shape (n,)."""
+    """Name of the file of that shard, in the folder of the mip, shape (n,)."""
     offsets: IntArray
-    """First byte in the file, shape (n,)."""
+    """First byte of each chunk in its file, shape (n,)."""
     lengths: IntArray
-    """Bytes, shape (n,); -1 for each chunk that is not there."""
+    """Length of each chunk in bytes, shape (n,); -1 if the chunk does not exist."""
 
 
 def find_in_shards(stored: StoredScale, cells: IntArray) -> ShardedChunks:
@@ -56,7 +56,7 @@ def find_in_shards(stored: StoredScale, cells: IntArray) -> ShardedChunks:
     stored
         A sharded mip.
     cells
-        Positions in its chunk grid, shape (n, 3).
+        Positions in the chunk grid, shape (n, 3).
 
     Raises
     ------
@@ -102,7 +102,7 @@ def _specification(stored: StoredScale) -> Any:
 
 
 def _locations(specification: Any, ids: UInt64Array) -> tuple[IntArray, IntArray]:
-    """Shard and minishard of chunks."""
+    """Return the shard and the minishard of each chunk, shape (n,)."""
     hashed = ids >> np.uint64(specification.preshift_bits)
     if specification.hash != "identity":
         hashed = np.array([specification.hashfn(code) for code in hashed], np.uint64)
@@ -143,7 +143,7 @@ def _decoded(raw: bytes | None, encoding: str, where: str) -> IntArray:
 
 
 def _look_up(index: IntArray, ids: UInt64Array, index_bytes: int) -> tuple[IntArray, IntArray]:
-    """Start and length of chunks in one minishard; a length of -1 for those that it does not have."""
+    """Return the start and length of chunks in one minishard; the length is -1 for chunks that it does not contain."""
     known = np.cumsum(index[0])
     if not len(known):
         return np.zeros(len(ids), np.int64), np.full(len(ids), -1, np.int64)

@@ -12,7 +12,9 @@ import pytest
 
 from sv_pipeline.defs.events import edit_events_sensor
 from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.event_receivers import Receiver
 from sv_pipeline.proofreading import OpenGraph
+from sv_pipeline.registry import Registry
 from sv_pipeline.testing.servers.webhook import Webhook
 from sv_pipeline_tests.editable import editable_graph, neighbours_of_two_objects
 
@@ -71,6 +73,18 @@ def test_events_are_observed_and_delivered_and_go_on_after_the_cursor(
     said = tick(graph, third.cursor)
     assert webhook.taken[-1]["operation_id"] == redo.id
     assert "1 delivered" in str(said.skip_reason)
+
+
+def test_dagster_gets_each_event_once_though_yaml_and_environment_both_name_it(
+    graph: OpenGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SV_PIPELINE_EVENTS_DAGSTER", "on")
+    config = graph.dataset.config.model_copy(update={"events": (Receiver(to="dagster"),)})
+    Registry(graph.dataset.home).register(config)
+    first = tick(graph, None)
+    one, other = neighbours_of_two_objects(graph)
+    merge = graph.merge([one], [other])
+    assert operations(tick(graph, first.cursor)) == [merge.id]
 
 
 def test_a_graph_that_cannot_be_read_keeps_its_place(graph: OpenGraph, monkeypatch: pytest.MonkeyPatch) -> None:

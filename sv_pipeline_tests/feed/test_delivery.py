@@ -289,3 +289,8 @@ def test_credentials_that_are_missing_are_one_clear_error(edited: Edited, monkey
     some_edits(edited, 1)
     outcome = deliver(edited.graph, Receiver(to="pubsub", topic="projects/p/topics/edits", start="beginning"))
     assert "no credentials for Google Cloud" in outcome.error
+
+
+def test_the_position_of_dagster_cannot_be_set_in_the_table(edited: Edited) -> None:
+    with pytest.raises(ConfigError, match="sensor"):
+        move_to(edited.graph.table, Receiver(to="dagster"), 0)

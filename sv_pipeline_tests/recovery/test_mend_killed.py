@@ -24,6 +24,7 @@ from sv_pipeline.testing.tables import EVERYTHING, Backend
 from sv_pipeline.testing.volumes import drawn
 from sv_pipeline.testing.worlds import World
 from sv_pipeline.verify.run import verify
+from sv_pipeline_tests.compatibility.raised_edges import raise_all
 from sv_pipeline_tests.compatibility.their_voxels import Theirs
 
 KILLED = -9
@@ -83,25 +84,6 @@ def theirs(source: World, fork_server: ForkServer, tmp_path: Path, request: pyte
         return RecoveryHarness(world, fork_server, tmp_path)
 
     return make
-
-
-def raise_all(world: World) -> int:
-    """Let cross edges of layer 2 nodes, in one direction, lead to the parents of their partners; in how many cells."""
-    graph, done = world.graph, 0
-    for key, row in list(world.table.scan([keys.layer_range(2)])):
-        for layer in range(3, graph.n_layers):
-            column = columns.cross_edges(layer)
-            edges = column.newest(row)
-            if edges is None:
-                continue
-            parents = read_parents(graph, edges[:, 1])
-            fits = (parents > 0) & (graph.layout.layers(parents) <= layer) & (edges[:, 0] < edges[:, 1])
-            if fits.any():
-                raised = np.stack([edges[:, 0], np.where(fits, parents, edges[:, 1])], axis=-1)
-                change = column.set(np.unique(raised, axis=0), column.cells(row)[0].timestamp)
-                world.table.mutate([RowMutation(key, [change])])
-                done += 1
-    return done
 
 
 def prove(world: World) -> list[PendingEntry]:

@@ -241,14 +241,26 @@ class _Planner:
         )
 
     def _rewritten(self) -> _Rows:
-        """Return the whole cells (node, cross layer) of remaining nodes in which an edge leads to a new node."""
-        owners = np.unique(self.flips.owners)
+        """Return the whole cells (node, cross layer) of remaining nodes in which an edge leads to another node now."""
+        changed = _join(self.flips, self._raised())
+        owners = np.unique(changed.owners)
         rows = self._state_of(owners)
 
         def cell(of: _Rows) -> IntArray:
             return find(owners, of.owners) * (self.layout.n_layers + 1) + of.layers
 
-        return rows.keep(np.isin(cell(rows), cell(self.flips)))
+        return rows.keep(np.isin(cell(rows), cell(changed)))
+
+    def _raised(self) -> _Rows:
+        """Return the stored edges of remaining nodes to a retired ancestor of their partner, which may remain itself.
+
+        Other software stores the parent of the partner. If the partner remains, it is a sibling in layer 2, and its
+        edges lead to the rows that hold such edges.
+        """
+        below = self.siblings[self.layout.layers(self.siblings) == 2]
+        self.known.index(self.known.edges_of(below).edges[:, 1])
+        rows = _Rows.of(self.known.raised)
+        return rows.keep((find(self.retired, rows.partners) >= 0) & (find(self.retired, rows.owners) < 0))
 
     # -- remaining nodes ------------------------------------------------------------------------------------------
 

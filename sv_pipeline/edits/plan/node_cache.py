@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from sv_pipeline.algorithms.components import find
 from sv_pipeline.algorithms.edges import Edges
-from sv_pipeline.edits.plan.lowered_edges import lowered
+from sv_pipeline.edits.plan.lowered_edges import lead_too_high, lowered
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import take
 from sv_pipeline.graph.layers import LayeredEdges
@@ -45,7 +45,7 @@ class MissingNodes(Exception):  # noqa: N818 - no error: a planner asks for rows
 
 @dataclass(frozen=True, eq=False)
 class KnownNodes:
-    """Rows of nodes of layer 2 and above, as they are stored."""
+    """Rows of nodes of layer 2 and above, as they are stored but for cross edges that lead too high."""
 
     ids: UInt64Array
     """Node ids, ascending, shape (n,)."""
@@ -54,7 +54,9 @@ class KnownNodes:
     children: Ragged
     """Children of each node."""
     edges: LayeredEdges
-    """Cross edges of all nodes."""
+    """Cross edges of all nodes, those of layer 2 nodes to nodes of layer 2 only."""
+    raised: LayeredEdges
+    """Cross edges of layer 2 nodes that are stored with an ancestor of the partner; ``edges`` has the partners."""
 
     def index(self, ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return the index of each id in ``ids``.
@@ -163,12 +165,9 @@ class NodeCache:
             lengths = np.concatenate([part.children.lengths for part in self._parts])
             offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
             children = Ragged(np.concatenate([part.children.values for part in self._parts]), offsets)
-            edges = LayeredEdges(
-                np.concatenate([part.edges.layers for part in self._parts]),
-                np.concatenate([part.edges.edges for part in self._parts]),
-            )
+            edges, raised = (_joined([getattr(part, name) for part in self._parts]) for name in ("edges", "raised"))
             parents = np.concatenate([part.parents for part in self._parts])[order]
-            self._parts = [KnownNodes(ids[order], parents, take(children, order), edges)]
+            self._parts = [KnownNodes(ids[order], parents, take(children, order), edges, raised)]
         return self._parts[0] if self._parts else self._decoded([])
 
     def _decoded(self, row_keys: list[bytes]) -> KnownNodes:
@@ -182,12 +181,19 @@ class NodeCache:
             pairs = newest_arrays(cross_edges(layer), self._rows, row_keys).values
             parts.append(pairs)
             layers.append(np.full(len(pairs), layer, np.int64))
+        edges = LayeredEdges(np.concatenate(layers), np.concatenate(parts))
+        high = lead_too_high(self._graph.layout, edges)
         return KnownNodes(
             keys.node_ids(row_keys),
             newest_ids(PARENT, self._rows, row_keys),
             _substituted(newest_arrays(CHILDREN, self._rows, row_keys), self._links),
-            lowered(self._graph, LayeredEdges(np.concatenate(layers), np.concatenate(parts))),
+            lowered(self._graph, edges),
+            LayeredEdges(edges.layers[high], edges.edges[high]),
         )
+
+
+def _joined(parts: list[LayeredEdges]) -> LayeredEdges:
+    return LayeredEdges(np.concatenate([part.layers for part in parts]), np.concatenate([part.edges for part in parts]))
 
 
 def _substituted(children: Ragged, links: UInt64Array) -> Ragged:

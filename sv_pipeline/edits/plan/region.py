@@ -13,8 +13,7 @@ from sv_pipeline.algorithms.components import find
 from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.edits.plan.node_cache import NodeCache, ReadEdges
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.edge_files import read_edges_many, usable
-from sv_pipeline.graph.edges import read_timed_edges_of_edits
+from sv_pipeline.graph.edges import read_edges_of_chunks
 from sv_pipeline.graph.queries import chunks_touch
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
@@ -187,13 +186,7 @@ def edges_of_chunks(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64], cac
 
     Each pair is returned once, smaller id first, without loops.
     """
-    with ThreadPoolExecutor(2) as pool:
-        reading = pool.submit(read_timed_edges_of_edits, graph, coordinates)
-        files = [usable(file) for file in read_edges_many(graph.edges_url, coordinates)]
-        parts = [part for file in files for part in (file.in_, file.between, file.cross)]
-        of_edits, latest = reading.result()
-    parts.append(of_edits)
+    edges, latest = read_edges_of_chunks(graph, coordinates)
     cache.note(latest)
-    edges = Edges.join(parts).distinct()
     cache.read_edges = ReadEdges(set(map(tuple, coordinates.tolist())), edges)
     return edges
