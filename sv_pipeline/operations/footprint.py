@@ -14,7 +14,7 @@ they are not, cells that are later say that somebody has edited since.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -28,7 +28,7 @@ from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.log import Operation
 from sv_pipeline.table import columns, keys
-from sv_pipeline.table.interface import ColumnKey, DeleteCells, RowMutation, RowView
+from sv_pipeline.table.interface import Cell, DeleteCells, RowMutation, RowView
 
 __all__ = ["Footprint", "box_around", "read_footprint"]
 
@@ -49,6 +49,11 @@ class Footprint:
     """Mutations that delete the rows of its new nodes."""
     edited_since: str = ""
     """Which of its nodes somebody else has edited since; empty if nobody has."""
+
+    @property
+    def removable(self) -> int:
+        """Number of cells that a roll-back would remove: none where somebody else has edited since."""
+        return 0 if self.edited_since else self.cells
 
     @cached_property
     def cells(self) -> int:
@@ -256,11 +261,10 @@ class _FootprintSearch:
 
     def _partners(self, node: int) -> list[int]:
         found = []
-        for column, cells in self.rows[node].items():
-            if column.family == "4" and column.qualifier.startswith(_CROSS_EDGES):
-                before = [cell for cell in cells if cell.timestamp < self.timestamp][:1]
-                since = [cell for cell in cells if cell.timestamp >= self.timestamp]
-                found += [_edges(column, cell.value)[:, 1] for cell in before + since]
+        for column, cells in _cross_edges(self.rows[node]):
+            before = [cell for cell in cells if cell.timestamp < self.timestamp][:1]
+            since = [cell for cell in cells if cell.timestamp >= self.timestamp]
+            found += [column.decode(cell.value)[:, 1] for cell in before + since]
         return np.unique(np.concatenate(found)).tolist() if found else []
 
     def _parents_before(self, node: int) -> list[int]:
@@ -273,11 +277,10 @@ class _FootprintSearch:
         found = {parent for at, parent in columns.PARENT.history(row) if self.is_its_time(at)}
         for named in (columns.NEW_PARENTS, columns.CHILDREN):
             found |= {i for at, ids in named.history(row) if self.is_its_time(at) for i in ids.tolist()}
-        for column, cells in row.items():
-            if column.family == "4" and column.qualifier.startswith(_CROSS_EDGES):
-                for cell in cells:
-                    if cell.timestamp >= self.timestamp:
-                        found.update(_edges(column, cell.value)[:, 1].tolist())
+        for column, cells in _cross_edges(row):
+            for cell in cells:
+                if cell.timestamp >= self.timestamp:
+                    found.update(column.decode(cell.value)[:, 1].tolist())
         return {i for i in found if i >> 56 > 1}
 
     def _is_new(self, node: int) -> bool:
@@ -298,12 +301,10 @@ class _FootprintSearch:
 
     def _changes(self, node: int, new: UInt64Array) -> Iterable[DeleteCells]:
         row = self.rows[node]
-        for column, cells in row.items():
-            if column.family == "4" and column.qualifier.startswith(_CROSS_EDGES):
-                for cell in cells:
-                    since = cell.timestamp >= self.timestamp
-                    if since and (find(new, _edges(column, cell.value)[:, 1]) >= 0).any():
-                        yield DeleteCells(column, cell.timestamp)
+        for column, cells in _cross_edges(row):
+            for cell in cells:
+                if cell.timestamp >= self.timestamp and (find(new, column.decode(cell.value)[:, 1]) >= 0).any():
+                    yield DeleteCells(column.key, cell.timestamp)
         if node not in self.old:
             return
         of_root = (columns.NEW_PARENTS.key, columns.OPERATION_ID.key)
@@ -342,6 +343,8 @@ class _FootprintSearch:
         return ""
 
 
-def _edges(column: ColumnKey, value: bytes) -> UInt64Array:
-    layer = int(column.qualifier.removeprefix(_CROSS_EDGES))
-    return columns.cross_edges(layer).decode(value)
+def _cross_edges(row: RowView) -> Iterator[tuple[columns.ArrayColumn[np.uint64], list[Cell]]]:
+    """Yield the columns of cross edges in a row, with their cells."""
+    for key, cells in row.items():
+        if key.family == "4" and key.qualifier.startswith(_CROSS_EDGES):
+            yield columns.cross_edges(int(key.qualifier.removeprefix(_CROSS_EDGES))), cells

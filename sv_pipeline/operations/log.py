@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
@@ -27,6 +28,7 @@ __all__ = [
     "find_operation",
     "is_our_end",
     "kind_of",
+    "known_chain",
     "operation_of",
     "read_operation",
     "read_operations",
@@ -122,11 +124,27 @@ def chain(graph: ChunkedGraph, operation: Operation) -> Iterator[Operation]:
     ------
     NotFoundError
         If one of them is missing in the log.
+    CorruptionError
+        If one of them refers to itself or to a later one, so that there would be no end.
     """
     yield operation
     while (other := about(operation)) is not None:
+        if other >= operation.operation_id:
+            raise CorruptionError(
+                f"the log of operation {operation.operation_id} says that it undoes or redoes operation {other}, which "
+                "is not an earlier one."
+            )
         operation = read_operation(graph, other)
         yield operation
+
+
+def known_chain(graph: ChunkedGraph, operation: Operation) -> list[Operation]:
+    """Return the operations of :func:`chain` as far as the log contains them; the first is ``operation`` itself."""
+    found: list[Operation] = []
+    with suppress(NotFoundError):
+        for one in chain(graph, operation):
+            found.append(one)  # those before a missing one are kept
+    return found
 
 
 def asked_for(graph: ChunkedGraph, operation_id: int) -> Operation:

@@ -17,26 +17,24 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from sv_pipeline.errors import NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.lineage import lineage
 from sv_pipeline.graph.queries import roots
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.footprint import Footprint, box_around, read_footprint
-from sv_pipeline.operations.log import Operation, OperationStatus, chain, is_our_end
+from sv_pipeline.operations.log import Operation, OperationStatus, is_our_end, known_chain
 from sv_pipeline.operations.watch_list import Notes, read_notes
 from sv_pipeline.operations.writing import Scope
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
 from sv_pipeline.table.interface import RowView
 
-__all__ = ["Standing", "edited_roots", "ended_by_us", "footprint_of", "quiet_seconds", "read_standings"]
+__all__ = ["Standing", "edited_roots", "ended_by_us", "footprint_of", "quiet_seconds", "read_standings", "signature_of"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ def _chunks(graph: ChunkedGraph, operation: Operation) -> list[int]:
     chunks = columns.CHUNK_LOCK_SCOPE.newest(operation.row)
     if chunks is not None or operation.is_complete:
         return [] if chunks is None else chunks.tolist()
-    log = _chain(graph, operation)
+    log = known_chain(graph, operation)
     box = box_around(graph, log) if any(one.kind == "split" for one in log) else None
     box = None if box is None else box.clip(graph.grid.bounds)
     if box is None or not box.volume:
@@ -131,9 +129,10 @@ def _standing(
 ) -> Standing:
     mine = operation.operation_id
     if columns.CHUNK_LOCK_SCOPE.key not in operation.row:
-        free = [c for c in chunks if INDEFINITE_LOCK.newest(locks[keys.chunk_lock_key(c)]) != mine]
-        chunks = [c for c in chunks if c not in {*free}]
-        locks = {key: row for key, row in locks.items() if key not in {*map(keys.chunk_lock_key, free)}}
+        lock_keys = {c: keys.chunk_lock_key(c) for c in chunks}
+        chunks = [c for c in chunks if INDEFINITE_LOCK.newest(locks[lock_keys[c]]) == mine]
+        free = {*lock_keys.values()} - {lock_keys[c] for c in chunks}
+        locks = {key: row for key, row in locks.items() if key not in free}
     held = tuple(r for r in edited if INDEFINITE_LOCK.newest(locks[keys.node_key(r)]) == mine)
     its_cells = [cell for cells in operation.row.values() for cell in cells]
     its_locks = [
@@ -144,7 +143,7 @@ def _standing(
         if cell.value == column.encode(mine)
     ]
     moved_at = max((cell.timestamp for cell in (*its_cells, *(cell for *_, cell in its_locks))), default=0)
-    signature = _hash([*sorted(operation.row.items()), *its_locks])
+    signature = signature_of([*sorted(operation.row.items()), *its_locks])
     at = logical_time(operation) or 0
     done = operation.is_complete
     known = Standing(None, edited, signature, moved_at)
@@ -158,14 +157,14 @@ def _standing(
     settled = time.time() - moved_at / 1000 > quiet_seconds(graph)
     written = notes.written if notes is not None else None
     if not written and thorough and settled:  # a worker that planned for long may have written since that was noted
-        found = footprint_of(graph, operation, edited)
-        written = 0 if found.edited_since else found.cells
+        written = footprint_of(graph, operation, edited).removable
     if not written:
         return known
     return Standing(Scope(at, edited, (), ()), edited, signature, moved_at, unlocked=True)
 
 
-def _hash(cells: Iterable[Any]) -> str:
+def signature_of(cells: Iterable[Any]) -> str:
+    """Return a short text that changes whenever the cells do."""
     return hashlib.sha256(repr([*cells]).encode()).hexdigest()[:16]
 
 
@@ -187,7 +186,7 @@ def edited_roots(graph: ChunkedGraph, operation: Operation) -> tuple[int, ...]:
         rows = graph.table.read_rows(keys.node_keys(operation.roots), [columns.FORMER_PARENTS.key], newest_only=True)
         found = (columns.FORMER_PARENTS.newest(row) for row in rows.values())
         return tuple(np.unique(np.concatenate([np.zeros(0, np.uint64), *(f for f in found if f is not None)])).tolist())
-    supervoxels = _points(_chain(graph, operation))
+    supervoxels = _points(known_chain(graph, operation))
     at = logical_time(operation)
     before = roots(graph, supervoxels, at=None if at is None else at - 1, missing_ok=True)
     before = np.unique(before[before > 0])
@@ -197,14 +196,6 @@ def edited_roots(graph: ChunkedGraph, operation: Operation) -> tuple[int, ...]:
     mine = operation.operation_id
     locked = {int(key) for key, row in rows.items() if mine in (LOCK.newest(row), INDEFINITE_LOCK.newest(row))}
     return tuple(sorted(locked if at is None else {*before.tolist(), *locked}))
-
-
-def _chain(graph: ChunkedGraph, operation: Operation) -> list[Operation]:
-    """An operation, and those that it takes back or makes again, as far as the log has them: what it is about."""
-    found = [operation]
-    with suppress(NotFoundError):
-        found += [one for one in chain(graph, operation) if one.operation_id != operation.operation_id]
-    return found
 
 
 def _points(operations: Iterable[Operation]) -> UInt64Array:
@@ -224,6 +215,6 @@ def footprint_of(graph: ChunkedGraph, operation: Operation, edited: Iterable[int
         operation.operation_id,
         at,
         edited,
-        box=box_around(graph, _chain(graph, operation)),
+        box=box_around(graph, known_chain(graph, operation)),
         users_edges=columns.ADDED_EDGES.newest(operation.row),
     )

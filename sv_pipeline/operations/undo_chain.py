@@ -10,15 +10,13 @@ Later splits of the fragments that were undone themselves have changed ids, but 
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
-from sv_pipeline.errors import NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.operations.log import Operation, chain
+from sv_pipeline.operations.log import Operation, known_chain
 from sv_pipeline.operations.successors import Successor, Successors, Whereabouts
 from sv_pipeline.operations.writing import read_supervoxels
 
@@ -40,11 +38,7 @@ class EffectiveSplit:
 
 def _origin(graph: ChunkedGraph, operation: Operation) -> int:
     """Return the operation at the beginning of a chain of undos and redos, as far as the log contains it."""
-    last = operation
-    with suppress(NotFoundError):
-        for last in chain(graph, operation):  # noqa: B007 - the last one found is the answer
-            pass
-    return last.operation_id
+    return known_chain(graph, operation)[-1].operation_id
 
 
 def effective_split(graph: ChunkedGraph, operation: Operation, record: UInt64Array) -> EffectiveSplit:

@@ -5,21 +5,20 @@ Open rows (see `ownership`) are the list. Operations of other software have none
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from sv_pipeline.errors import CorruptionError, NotFoundError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.errors import FinishedError
-from sv_pipeline.operations.log import Operation, OperationStatus, find_operation, read_operations
-from sv_pipeline.operations.other_software import Standing, read_standings
+from sv_pipeline.operations.log import Operation, OperationStatus, find_operation, operation_of
+from sv_pipeline.operations.other_software import Standing, read_standings, signature_of
 from sv_pipeline.operations.ownership import OPEN_PREFIX, OPEN_ROWS, Owner, open_key, owner_of
 from sv_pipeline.operations.writing import RECOVERY, REQUEST, WRITES, Scope, scope_in, write_set_in
+from sv_pipeline.table import keys
 from sv_pipeline.table.interface import ColumnKey, RowView
 
 __all__ = [
@@ -29,6 +28,7 @@ __all__ = [
     "find_unfinished",
     "read_log",
     "read_unfinished",
+    "try_standings",
     "why_not_unfinished",
 ]
 
@@ -191,7 +191,7 @@ def _described(
     found = [_of_open_row(graph, operation_id, row, log.get(operation_id)) for operation_id, row in opened.items()]
     foreign = [log[i] for i in foreign_ids if i in log]
     of_others = [op for op in foreign if isinstance(op, Operation)]
-    standings = _standings(graph, of_others, thorough=thorough)
+    standings = try_standings(graph, of_others, thorough=thorough)
     found += [
         one
         for op in of_others
@@ -201,8 +201,8 @@ def _described(
     return sorted(found, key=lambda one: one.operation_id)
 
 
-def _standings(
-    graph: ChunkedGraph, operations: Sequence[Operation], *, thorough: bool
+def try_standings(
+    graph: ChunkedGraph, operations: Sequence[Operation], *, thorough: bool = False
 ) -> dict[int, Standing | CorruptionError]:
     """Read how operations stand; where that cannot be read, it is replaced by the error."""
     try:
@@ -210,19 +210,20 @@ def _standings(
     except CorruptionError as error:
         if len(operations) == 1:
             return {operations[0].operation_id: error}
-        return {i: one for op in operations for i, one in _standings(graph, [op], thorough=thorough).items()}
+        half = len(operations) // 2
+        first = try_standings(graph, operations[:half], thorough=thorough)
+        return first | try_standings(graph, operations[half:], thorough=thorough)
 
 
 def read_log(graph: ChunkedGraph, wanted: Sequence[int]) -> dict[int, Operation | CorruptionError]:
     """Read rows of the log by operation; an unreadable row is replaced by its error."""
-    if not wanted:
-        return {}
-    try:
-        return {op.operation_id: op for op in read_operations(graph, np.array(wanted, np.uint64))}
-    except CorruptionError as error:
-        if len(wanted) == 1:
-            return {wanted[0]: error}
-        return {number: op for one in wanted for number, op in read_log(graph, [one]).items()}
+    found: dict[int, Operation | CorruptionError] = {}
+    for key, row in graph.table.read_rows(keys.node_keys(np.array(wanted, np.uint64))).items():
+        try:
+            found[int(key)] = operation_of(int(key), row)
+        except CorruptionError as error:
+            found[int(key)] = error
+    return found
 
 
 def _of_open_row(
@@ -234,7 +235,7 @@ def _of_open_row(
             raise logged
         return _read_open_row(graph, operation_id, row, operation)
     except CorruptionError as error:  # one damaged operation must not hide the others
-        known, signature = (operation, operation_id, None, None, RecoveryProgress()), _hash(row.items())
+        known, signature = (operation, operation_id, None, None, RecoveryProgress()), signature_of(row.items())
         return Unfinished(*known, signature, row=row, damage=str(error))
 
 
@@ -267,7 +268,7 @@ def _read_open_row(graph: ChunkedGraph, operation_id: int, row: RowView, operati
 
 def _damaged(operation: Operation | None, operation_id: int, error: CorruptionError) -> Unfinished:
     """Return an operation of other software whose rows cannot be read: nobody knows what it has written."""
-    damage, signature = str(error), _hash([operation_id])
+    damage, signature = str(error), signature_of([operation_id])
     return Unfinished(operation, operation_id, None, None, RecoveryProgress(), signature, foreign=True, damage=damage)
 
 
@@ -296,7 +297,3 @@ def _foreign(operation: Operation, standing: Standing | CorruptionError) -> Unfi
         unlocked=standing.unlocked,
         damage=_no_time(operation, standing),
     )
-
-
-def _hash(cells: Iterable[Any]) -> str:
-    return hashlib.sha256(repr([*cells]).encode()).hexdigest()[:16]

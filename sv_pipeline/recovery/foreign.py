@@ -31,10 +31,9 @@ from sv_pipeline.operations.other_software import (
     footprint_of,
     logical_time,
     quiet_seconds,
-    read_standings,
 )
 from sv_pipeline.operations.ownership import FIXED_TIME
-from sv_pipeline.operations.unfinished import read_log
+from sv_pipeline.operations.unfinished import read_log, try_standings
 from sv_pipeline.operations.watch_list import Notes, added, noted, removed
 from sv_pipeline.operations.watch_list import watched as watch_list
 from sv_pipeline.table import codecs, columns, counters, keys
@@ -142,7 +141,8 @@ def look(graph: ChunkedGraph, operation_ids: Iterable[int], *, seconds: float) -
             continue
         _note(graph.table, [noted(i, notes[i] or Notes(()))])
     examined = {i: of for i in open_ones if i in log and (of := notes[i]) is not None}
-    standings = read_standings(graph, [log[i] for i in examined])
+    found_now = try_standings(graph, [log[i] for i in examined])
+    standings = {i: one for i, one in found_now.items() if isinstance(one, Standing)}
     for i, one in standings.items():
         if examined[i].judged_by != one.signature:  # its worker was alive after all, and may have written since
             notes[i] = replace(examined[i], written=None)
@@ -152,10 +152,9 @@ def look(graph: ChunkedGraph, operation_ids: Iterable[int], *, seconds: float) -
         if time.monotonic() - began > seconds:
             break
         try:
-            found = footprint_of(graph, log[i], of.roots)
+            written = footprint_of(graph, log[i], of.roots).removable
         except CorruptionError:
             continue
-        written = 0 if found.edited_since else found.cells
         notes[i] = of = Notes(of.roots, written, standings[i].signature)
         _note(graph.table, [noted(i, of)])
     undecided = {i for i, of in notes.items() if (of is None or of.written is None) and not _is_over(log.get(i))}

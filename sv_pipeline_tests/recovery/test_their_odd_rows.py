@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sv_pipeline.errors import ConflictError
+from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError
 from sv_pipeline.operations.errors import FinishedError
-from sv_pipeline.operations.log import OperationStatus
+from sv_pipeline.operations.log import OperationStatus, asked_for, known_chain, read_operation
 from sv_pipeline.operations.watch_list import Notes, added, noted, read_notes
 from sv_pipeline.recovery import (
     NotStuckError,
@@ -24,7 +24,7 @@ from sv_pipeline.recovery import (
     release_orphans,
 )
 from sv_pipeline.recovery.dry_run import dry_run
-from sv_pipeline.table import columns, keys
+from sv_pipeline.table import columns, counters, keys
 from sv_pipeline.table.interface import Change, DeleteCells, RowMutation, SetCell
 from sv_pipeline_tests.recovery.conftest import Theatre
 from sv_pipeline_tests.recovery.test_their_dead import DONE, KILLED, found_theirs, old, theirs
@@ -40,6 +40,7 @@ DAMAGES: dict[str, list[Change]] = {
     "time": [SetCell(columns.OPERATION_TIMESTAMP.key, b"garbage", None)],
     "no time": [DeleteCells(columns.OPERATION_TIMESTAMP.key)],
     "ids": [SetCell(columns.SOURCE_IDS.key, b"abc", None)],
+    "scope": [SetCell(columns.CHUNK_LOCK_SCOPE.key, b"abc", None)],
 }
 
 
@@ -226,3 +227,18 @@ def test_an_edit_that_writes_after_it_was_judged_to_have_written_nothing_is_list
     table.mutate([added(one.operation_id, time.time()), noted(one.operation_id, Notes(now.roots, 0, "an earlier row"))])
     assert [other.outlook for other in found_theirs(play)] == ["roll back"]
     assert read_notes(table, [one.operation_id])[one.operation_id] == now
+
+
+def test_a_chain_of_undos_is_known_as_far_as_the_log_has_it_and_has_an_end(theatre: Make) -> None:
+    play = theatre()
+    graph = play.scene.graph
+    missing, undo, redo = (counters.new_operation_id(play.scene.table) for _ in range(3))
+    change_log(play, undo, columns.UNDO_OPERATION_ID.set(missing))
+    change_log(play, redo, columns.REDO_OPERATION_ID.set(undo))
+    last = read_operation(graph, redo)
+    assert [one.operation_id for one in known_chain(graph, last)] == [redo, undo]
+    with pytest.raises(NotFoundError):
+        asked_for(graph, redo)
+    change_log(play, undo, columns.UNDO_OPERATION_ID.set(redo))
+    with pytest.raises(CorruptionError, match="not an earlier one"):
+        known_chain(graph, last)
