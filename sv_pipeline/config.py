@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
+import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sv_pipeline.arguments import shown
@@ -321,6 +322,15 @@ class DatasetConfig(_Model):
         if isinstance(given, dict) and "populate_method" not in given:
             return {**data, "ocdbt_config": {**given, "populate_method": PopulateMethod.AUTO}}
         return data
+
+    @field_validator("ingest_config")
+    @classmethod
+    def _can_be_stored(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        try:
+            pydantic_core.to_json(value)  # the registry stores the configuration as JSON
+        except ValueError as error:
+            raise ValueError("it holds a value that JSON cannot store, such as binary data; leave it out") from error
+        return value
 
     @field_validator("graph_id")
     @classmethod

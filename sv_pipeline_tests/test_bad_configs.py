@@ -199,6 +199,12 @@ def fields(model: type[pydantic.BaseModel] = DatasetConfig, above: str = "") -> 
                 yield from fields(part, f"{dotted}.")
 
 
+@pytest.mark.parametrize("value", [{"": b"\x80"}, {b"\x80": 1}, {"a": [{"b": b"\xff"}]}, {"a": "\ud800"}])
+def test_what_cannot_be_stored_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"ingest_config.*JSON cannot store|ingest_config.*string"):
+        parse_config(with_value("ingest_config", value))
+
+
 scalars = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.dates() | st.binary(max_size=4)
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sv_pipeline import edits
+from sv_pipeline.errors import UnavailableError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.operations.ownership import open_key
@@ -44,6 +46,10 @@ def killed_after(graph: ChunkedGraph, writes: int, edit: Callable[[ChunkedGraph]
         method = getattr(table, name)
 
         def call(*args: object, **kwargs: object) -> object:
+            if threading.current_thread().name.startswith("beat of"):  # it beats at any time, and dies without a word
+                if left[0] < 0:
+                    raise UnavailableError("the process is dead", remedy="none")
+                return method(*args, **kwargs)
             if left[0] < cost:
                 left[0] = -1
             if left[0] < 0:
