@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
-import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sv_pipeline.arguments import shown
@@ -26,6 +25,7 @@ from sv_pipeline.config_fields import (
     ChunkAxis,
     CloudName,
     Folder,
+    ForeignSection,
     Int,
     LocalFolder,
     NamePart,
@@ -310,7 +310,7 @@ class DatasetConfig(_Model):
     backend_client: BackendClient = Field(default_factory=BackendClient)
     ocdbt_config: OcdbtConfig = Field(default_factory=OcdbtConfig)
     ingest: IngestOptions = Field(default_factory=IngestOptions)
-    ingest_config: dict[str, Any] | None = None
+    ingest_config: ForeignSection | None = None
     """PyChunkedGraph's section about its own workers; accepted, but not used."""
     events: tuple[Receiver, ...] = ()
     """Receivers of events about finished edits."""
@@ -322,15 +322,6 @@ class DatasetConfig(_Model):
         if isinstance(given, dict) and "populate_method" not in given:
             return {**data, "ocdbt_config": {**given, "populate_method": PopulateMethod.AUTO}}
         return data
-
-    @field_validator("ingest_config")
-    @classmethod
-    def _can_be_stored(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        try:
-            pydantic_core.to_json(value)  # the registry stores the configuration as JSON
-        except ValueError as error:
-            raise ValueError("it holds a value that JSON cannot store, such as binary data; leave it out") from error
-        return value
 
     @field_validator("graph_id")
     @classmethod

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import to_json
 
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.places import is_spec, local_folder, parse_folder, parse_source
@@ -17,6 +18,7 @@ __all__ = [
     "ChunkAxis",
     "CloudName",
     "Folder",
+    "ForeignSection",
     "Int",
     "LocalFolder",
     "NamePart",
@@ -68,6 +70,14 @@ def _address(text: str) -> str:
     return text
 
 
+def _storable(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        to_json(value)
+    except ValueError as error:
+        raise ValueError("it holds a value that JSON cannot store, such as binary data; leave it out") from error
+    return value
+
+
 Int = Annotated[int, BeforeValidator(no_bool)]
 ChunkAxis = Annotated[int, BeforeValidator(no_bool), Field(gt=0, le=MAX_CHUNK_AXIS)]
 Nanometres = Annotated[float, BeforeValidator(no_bool), Field(ge=1e-3, le=1e9, allow_inf_nan=False)]
@@ -77,6 +87,8 @@ Folder = Annotated[str, AfterValidator(_understood(parse_folder))]
 LocalFolder = Annotated[str, AfterValidator(_understood(local_folder))]
 Source = Annotated[str, AfterValidator(_understood(_source))]
 Address = Annotated[str, AfterValidator(_address)]
+ForeignSection = Annotated[dict[str, Any], AfterValidator(_storable)]
+"""A section of other software. The registry stores it as JSON."""
 CloudName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9:._-]*$", max_length=100)]
 """Name of a project or an instance of Google Cloud."""
 NamePart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]*$", max_length=MAX_TABLE_NAME)]
