@@ -20,7 +20,7 @@ from sv_pipeline.config import DatasetConfig, IngestMode, PopulateMethod
 from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError, NotReadyError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import create_chunked_graph, open_chunked_graph
 from sv_pipeline.graph.edges import has_split_edges
-from sv_pipeline.ingest import progress, watershed
+from sv_pipeline.ingest import planning, progress, watershed
 from sv_pipeline.ingest.announcing import announce_fork, publish_documents
 from sv_pipeline.ingest.atomic import build_atomic_chunks
 from sv_pipeline.ingest.batches import Batch, Stage, plan_batches
@@ -94,6 +94,7 @@ def setup(dataset: Dataset, mode: IngestMode | None = None) -> dict[str, Any]:
         else:
             info = dataset.base.create(dataset.config.ocdbt_config, grid=dataset.grid)
         done["base"] = asdict(info)
+    planning.keep_if_absent(dataset)
     return done
 
 
