@@ -104,6 +104,8 @@ def settings_of_workers() -> dict[str, Any]:
     """Return the settings of a worker."""
     return {
         **_common(),
+        # What a step prints goes to its log in Dagster as it is, not as warnings of Celery.
+        "worker_redirect_stdouts": False,
         "task_default_retry_delay": 0,
         "task_annotations": {"*": {"max_retries": whole_number_in(ATTEMPTS_VARIABLE, _ATTEMPTS, meaning="attempts")}},
         # A result is kept until Redis can take it, even if that takes minutes.

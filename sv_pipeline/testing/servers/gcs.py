@@ -254,7 +254,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None:
             return self.answer(fault.status or 503)
         # The client of Google's library compares the checksum.
-        checksum = base64.b64encode(google_crc32c.Checksum(body).digest()).decode()
+        checksum = base64.b64encode(int(google_crc32c.value(body)).to_bytes(4, "big")).decode()
         return self.answer_json({**resource(bucket, name, stored), "crc32c": checksum})
 
     def do_DELETE(self) -> None:
