@@ -49,9 +49,9 @@ def executor_from_environment() -> dg.ExecutorDefinition:
     if name == "celery":
         from dagster_celery import celery_executor
 
-        return celery_executor  # type: ignore[no-any-return]
+        return celery_executor  # type: ignore[no-any-return, unused-ignore]
     if name == "k8s":
         from dagster_k8s import k8s_job_executor
 
-        return k8s_job_executor  # type: ignore[no-any-return]
+        return k8s_job_executor  # type: ignore[no-any-return, unused-ignore]
     raise dg.DagsterInvalidDefinitionError(f"{EXECUTOR_VARIABLE}={name!r}: use local, celery or k8s.")
