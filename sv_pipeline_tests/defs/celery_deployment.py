@@ -155,7 +155,7 @@ def listens(port: int) -> bool:
     return False
 
 
-def _environment(folder: Path, gcs: GcsControl, emulator: str, postgres: PostgresAddress, broker: str) -> dict[str, str]:
+def _environment(gcs: GcsControl, emulator: str, postgres: PostgresAddress, broker: str) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "OPENBLAS_CORETYPE") if name in os.environ}
     bucket = gcs.new_bucket()
     return {
@@ -192,7 +192,7 @@ def deployment(folder: Path, gcs: GcsControl, emulator: str) -> Iterator[Deploym
     with running_postgres(programs, folder / "postgres") as postgres:
         broker = RedisServer(folder / "redis", FILES / "redis.conf")
         broker.start()
-        environment = _environment(folder, gcs, emulator, postgres, broker.url)
+        environment = _environment(gcs, emulator, postgres, broker.url)
         made = Deployment(folder, broker, gcs, environment, environment["SV_PIPELINE_HOME"])
         commands = {
             "code": [str(DAGSTER / "dagster"), "api", "grpc", "-m", "sv_pipeline.definitions", "-h", "127.0.0.1",
