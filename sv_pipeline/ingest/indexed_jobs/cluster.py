@@ -32,7 +32,7 @@ except ImportError as error:
         remedy="Install sv_pipeline[k8s].",
     ) from error
 
-__all__ = ["Cluster"]
+__all__ = ["KubernetesApi"]
 
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -51,7 +51,7 @@ MAY_PASS = {
 }
 
 
-class Cluster:
+class KubernetesApi:
     """Jobs and pods of one namespace, through the API server that this process is configured for."""
 
     def __init__(self, settings: JobSettings) -> None:
@@ -194,7 +194,7 @@ def _client(settings: JobSettings) -> Any:
             f"no Kubernetes cluster is configured for this process: {error}.",
             remedy="Run in a pod with a service account, or set KUBECONFIG to a kubeconfig file.",
         ) from error
-    configuration.retries = False  # `Cluster` repeats calls itself, and says so
+    configuration.retries = False  # `KubernetesApi` repeats calls itself, and says so
     return kubernetes.client.ApiClient(configuration)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from sv_pipeline import errors
 from sv_pipeline.errors import ConfigError, NotFoundError, SvPipelineError, UnavailableError
 from sv_pipeline.ingest.batches import Batch, Stage
-from sv_pipeline.ingest.indexed_jobs.cluster import Cluster
+from sv_pipeline.ingest.indexed_jobs.cluster import KubernetesApi
 from sv_pipeline.ingest.indexed_jobs.manifest import CONTAINER
 from sv_pipeline.ingest.reservations import read_task_rows
 from sv_pipeline.ingest.work import WorkPlan
@@ -36,7 +36,7 @@ def indexes_in(text: str | None) -> Iterator[int]:
             yield from range(int(first), int(last or first) + 1)
 
 
-def explain_failure(cluster: Cluster, dataset: Dataset, job: Any, plan: WorkPlan | None) -> SvPipelineError:
+def explain_failure(cluster: KubernetesApi, dataset: Dataset, job: Any, plan: WorkPlan | None) -> SvPipelineError:
     """Return an error that names the first index that failed for good, why, and on which node.
 
     The class of the error is that of the worker's own error, so a retry policy treats both in the same way.
@@ -85,7 +85,7 @@ def _row_error(dataset: Dataset, batch: Batch | None) -> str | None:
     return None
 
 
-def _end_of(cluster: Cluster, pod: Any) -> tuple[str, str]:
+def _end_of(cluster: KubernetesApi, pod: Any) -> tuple[str, str]:
     """Return how a pod ended, in words, and the last lines that it wrote."""
     where = f"pod {pod.metadata.name} on node {pod.spec.node_name or 'none'}"
     ended = next((s.state.terminated for s in pod.status.container_statuses or () if s.name == CONTAINER), None)
@@ -103,7 +103,7 @@ def _index_of(pod: Any) -> int:
     return int((pod.metadata.annotations or {}).get(INDEX, -1))
 
 
-def what_pods_wait_for(cluster: Cluster, name: str) -> str:
+def what_pods_wait_for(cluster: KubernetesApi, name: str) -> str:
     """Return why a pod of a Job does not start, such as an image that cannot be pulled; empty if none waits."""
     for pod in cluster.pods_of(name):
         for status in pod.status.container_statuses or ():

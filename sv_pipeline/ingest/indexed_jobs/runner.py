@@ -25,7 +25,7 @@ from sv_pipeline.config import BackendType
 from sv_pipeline.errors import ConfigError, SvPipelineError, UnavailableError
 from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.batches import Batch
-from sv_pipeline.ingest.indexed_jobs.cluster import Cluster
+from sv_pipeline.ingest.indexed_jobs.cluster import KubernetesApi
 from sv_pipeline.ingest.indexed_jobs.explaining import explain_failure, what_pods_wait_for
 from sv_pipeline.ingest.indexed_jobs.manifest import PLAN, TEMPLATE, base_name, job_manifest
 from sv_pipeline.ingest.indexed_jobs.settings import JobSettings
@@ -69,7 +69,7 @@ class IndexedJobs:
     def __init__(self, settings: JobSettings, *, is_cancelled: Callable[[], bool] = lambda: True) -> None:
         self._settings = settings
         self._is_cancelled = is_cancelled
-        self._cluster = Cluster(settings)
+        self._cluster = KubernetesApi(settings)
 
     def __enter__(self) -> Self:
         return self
@@ -101,7 +101,7 @@ class _Work:
     def __init__(
         self,
         settings: JobSettings,
-        cluster: Cluster,
+        cluster: KubernetesApi,
         dataset: Dataset,
         batches: list[Batch],
         advance: Callable[[int], None],
