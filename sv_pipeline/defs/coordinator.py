@@ -26,6 +26,7 @@ from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.defs.runs import UNFINISHED_RUNS
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.ingest.batches import Batch, Stage
+from sv_pipeline.ingest.runner import fans_out_to_kubernetes
 from sv_pipeline.processes import interrupts_held
 from sv_pipeline.registry import Dataset
 from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE, announced_address, running_coordinator, serve
@@ -68,20 +69,25 @@ def coordinator_for(
 
 def prepare_coordinator(
     context: dg.OpExecutionContext, pipeline: PipelineResource, dataset: Dataset, batches: Sequence[Batch]
-) -> None:
+) -> str | None:
     """Start the coordinator of a run before its batches begin, if they need one and none is configured.
+
+    Returns
+    -------
+    Its address, host:port; None if none is needed, or each batch starts its own.
 
     Raises
     ------
     ConfigError
         See `coordinator_for`.
     """
-    if pipeline.coordinator_address(dataset) is not None or not _is_needed(dataset, batches):
-        return
+    configured = pipeline.coordinator_address(dataset)
+    if configured is not None or not _is_needed(dataset, batches):
+        return configured
     if context.instance.is_ephemeral:
         _host(context, dataset)
-    else:
-        _coordinator_of_run(context, dataset)
+        return None
+    return _coordinator_of_run(context, dataset)
 
 
 def _is_needed(dataset: Dataset, batches: Sequence[Batch]) -> bool:
@@ -102,10 +108,11 @@ def _coordinator_of_run(context: dg.OpExecutionContext, dataset: Dataset) -> str
 
 def _host(context: dg.OpExecutionContext, dataset: Dataset) -> str:
     """Return the address that a coordinator listens on: this machine's own, unless workers are on other machines."""
-    if named := os.environ.get(HOST_VARIABLE):
-        return named
+    if own := os.environ.get(HOST_VARIABLE):
+        return own
     elsewhere = {"celery", "k8s"}
-    if context.job_def.executor_def.name in elsewhere or os.environ.get("SV_PIPELINE_EXECUTOR") in elsewhere:
+    named = {context.job_def.executor_def.name, os.environ.get("SV_PIPELINE_EXECUTOR")}
+    if named & elsewhere or fans_out_to_kubernetes():
         raise ConfigError(
             f"graph {dataset.graph_id} has populate_method: coordinator, and its steps may run on several machines, "
             "but no address of a coordinator is known that all of them reach.",
