@@ -54,6 +54,8 @@ _FREE_FIELDS = {
     ("ingest", "worker_memory_mb"),
     ("ingest_config",),
     ("events",),
+    ("backend_client", "config", "admin"),
+    ("backend_client", "config", "read_only"),
     ("ocdbt_config", "coordinator_address"),
     ("ocdbt_config", "populate_method"),
     ("data_source", "fill_missing"),
