@@ -41,7 +41,16 @@ from sv_pipeline.storage.error_dump import dump_errors
 from sv_pipeline.storage.generations import current_version
 from sv_pipeline.storage.retry import retry_transport
 
-__all__ = ["PopulatePlan", "PopulateReport", "TaskReport", "finish_populate", "populate_plan", "populate_task"]
+__all__ = [
+    "PopulatePlan",
+    "PopulateReport",
+    "TaskReport",
+    "commit_task",
+    "finish_populate",
+    "populate_plan",
+    "populate_task",
+    "task_shapes",
+]
 
 Triple = tuple[int, int, int]
 
@@ -194,7 +203,7 @@ def populate_task(
             counts = _populate_base(plan, coordinate, address, attempts)
         else:
             counts = _populate_part(plan, coordinate, attempts)
-        return TaskReport(coordinate, already, _shapes(plan, coordinate), time.monotonic() - started, **counts)
+        return TaskReport(coordinate, already, task_shapes(plan, coordinate), time.monotonic() - started, **counts)
 
 
 def _populate_part(plan: PopulatePlan, coordinate: Triple, attempts: int) -> dict[str, int]:
@@ -211,7 +220,7 @@ def _populate_part(plan: PopulatePlan, coordinate: Triple, attempts: int) -> dic
             else:
                 counts = {}
                 write_volume_info(spec, base.volume)
-                _commit(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=True)
+                commit_task(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=True)
         except Exception:
             parts.delete_attempt(url, coordinate, attempt)
             if markers.read_marker(url, coordinate) is None:
@@ -242,7 +251,7 @@ def _refer(plan: PopulatePlan, coordinate: Triple, attempt: str, spec: dict[str,
     n_others = sum(map(len, others.values()))
     if references is None or n_others or len(base.referred) < base.n_mips:
         write_volume_info(spec, base.volume)
-        _commit(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=True, chunks=others)
+        commit_task(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=True, chunks=others)
     write_source_record(base, coordinate, attempt, list(found.values()))
     return {"referred": sum(map(len, found.values())), "copied": n_others}
 
@@ -251,7 +260,7 @@ def _populate_base(plan: PopulatePlan, coordinate: Triple, address: str | None, 
     url, name = plan.base.watershed_url, task_name(coordinate)
     spec = plan.base.spec(coordinator=address)
     retry_transport(
-        lambda: _commit(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=address is None, evidence=name),
+        lambda: commit_task(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=address is None, evidence=name),
         attempts=attempts,
         base_delay=0.4 if address is None else COORDINATOR_PAUSE,
         what=f"populate task {name}",
@@ -260,12 +269,13 @@ def _populate_base(plan: PopulatePlan, coordinate: Triple, address: str | None, 
     return {}
 
 
-def _shapes(plan: PopulatePlan, coordinate: Triple) -> tuple[Triple, ...]:
+def task_shapes(plan: PopulatePlan, coordinate: Triple) -> tuple[Triple, ...]:
+    """Return the shape of the box of a task at each mip, in voxels."""
     volume = plan.base.volume
     return tuple(task_box(volume, mip, plan.grid, plan.layer, coordinate).shape for mip in range(plan.base.n_mips))
 
 
-def _commit(
+def commit_task(
     plan: PopulatePlan,
     coordinate: Triple,
     store: ocdbt.OcdbtStore,
@@ -274,6 +284,15 @@ def _commit(
     evidence: str | None = None,
     chunks: Mapping[int, npt.NDArray[np.int64]] | None = None,
 ) -> None:
+    """Write the voxels of a task to a store, in one commit if ``atomic``.
+
+    Parameters
+    ----------
+    evidence
+        Name of a key that is written in the same commit, to show that the task is in the base.
+    chunks
+        See `transfer.write_task`.
+    """
     # A coordinator refuses atomic transactions over several keys, which is harmless for whole storage chunks. Its
     # workers write the manifest for each other, so they cannot wait for a file lock either.
     with store.transaction() if atomic else ts.Transaction() as transaction:
@@ -354,7 +373,7 @@ def _coordinator_address(plan: PopulatePlan, address: str | None) -> str:
 def _marker(plan: PopulatePlan, coordinate: Triple) -> dict[str, Any]:
     return {
         "method": plan.method.value,
-        "shapes": _shapes(plan, coordinate),
+        "shapes": task_shapes(plan, coordinate),
         "worker": f"{socket.gethostname()}:{os.getpid()}",
         "time": datetime.now(UTC).isoformat(),
     }
