@@ -226,7 +226,8 @@ def _graph(dataset: Dataset) -> Any:
 
 
 def _populate_plan(dataset: Dataset, only: Coordinates | None = None) -> populate.PopulatePlan:
-    return populate.populate_plan(dataset.base, dataset.grid, dataset.config.ocdbt_config, only=only)
+    memory = memory_budget(dataset.config.ingest.worker_memory_mb)
+    return populate.populate_plan(dataset.base, dataset.grid, dataset.config.ocdbt_config, only=only, memory=memory)
 
 
 # -- running ------------------------------------------------------------------------------------------------------
