@@ -282,6 +282,15 @@ def test_a_finish_names_the_tasks_that_are_missing(tmp_path: Path) -> None:
         finish_populate(plan)
 
 
+def test_a_base_keeps_the_populate_layer_that_was_chosen_when_it_was_created(tmp_path: Path) -> None:
+    watershed = make_watershed(str(tmp_path), size=(120, 60, 40), populate_layer=None)
+    base = Base(watershed.url)
+    base.create(watershed.config, watershed.grid, memory=500_000)
+    assert base.settings()["populate_layer"] == 3
+    base.create(watershed.config, watershed.grid, memory=1 << 30)
+    assert populate_plan(base, watershed.grid, watershed.config, memory=1 << 30).layer == 3
+
+
 def test_the_populate_layer_of_the_first_plan_counts(tmp_path: Path) -> None:
     watershed = make_watershed(str(tmp_path))
     first = watershed.plan()
