@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,10 +41,10 @@ def find_postgres() -> Path | None:
 
 
 @contextmanager
-def running_postgres(programs: Path, folder: Path) -> Iterator[PostgresAddress]:
-    """Run a server during the block, with its data in ``folder``, which is made here.
+def running_postgres(programs: Path) -> Iterator[PostgresAddress]:
+    """Run a server during the block, with its data in a temporary folder.
 
-    Postgres refuses to run as root; then the server belongs to the system's user ``postgres``.
+    Postgres refuses to run as root; then the server and its folder belong to the system's user ``postgres``.
 
     Raises
     ------
@@ -51,21 +52,18 @@ def running_postgres(programs: Path, folder: Path) -> Iterator[PostgresAddress]:
         If it does not start; the message contains its output.
     """
     port = free_port()
-    folder.mkdir(parents=True)
-    if os.geteuid() == 0:
-        shutil.chown(folder, USER)
-        for above in folder.parents:  # the folders of a test belong to root alone
-            if not above.stat().st_mode & 0o001:
-                above.chmod(above.stat().st_mode | 0o011)
-    data, log = folder / "data", folder / "postgres.log"
-    _call([programs / "initdb", "-D", data, "-U", USER, "--auth=trust", "--no-sync", "-E", "UTF8"])
-    options = f"-p {port} -h 127.0.0.1 -k {folder} -c fsync=off -c max_connections=200"
-    try:
-        _call([programs / "pg_ctl", "-D", data, "-l", log, "-w", "-t", str(START_SECONDS), "-o", options, "start"])
-        yield PostgresAddress(port)
-    finally:
-        if (data / "postmaster.pid").exists():
-            _call([programs / "pg_ctl", "-D", data, "-w", "-m", "immediate", "stop"])
+    with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as folder:
+        if os.geteuid() == 0:
+            shutil.chown(folder, USER)
+        data, log = Path(folder) / "data", Path(folder) / "log"
+        _call([programs / "initdb", "-D", data, "-U", USER, "--auth=trust", "--no-sync", "-E", "UTF8"])
+        options = f"-p {port} -h 127.0.0.1 -k {folder} -c fsync=off -c max_connections=200"
+        try:
+            _call([programs / "pg_ctl", "-D", data, "-l", log, "-w", "-t", str(START_SECONDS), "-o", options, "start"])
+            yield PostgresAddress(port)
+        finally:
+            if (data / "postmaster.pid").exists():
+                _call([programs / "pg_ctl", "-D", data, "-w", "-m", "immediate", "stop"])
 
 
 def _call(command: list[object]) -> None:
