@@ -38,7 +38,7 @@ def find_postgres() -> Path | None:
     if named := os.environ.get("SV_PIPELINE_POSTGRES"):
         return Path(named)
     if found := shutil.which("initdb"):
-        return Path(found).parent
+        return Path(found).resolve().parent
     versions = sorted(DEBIAN.glob("*/bin/initdb"))
     return versions[-1].parent if versions else None
 
