@@ -108,15 +108,23 @@ class Cluster:
         inspect = self.app.control.inspect(timeout=1.0)
         active = inspect.active() or {}
         reserved = inspect.reserved() or {} if active else {}
+        scheduled = inspect.scheduled() or {} if active else {}
         with self.app.connection_for_read() as connection:
-            waiting = sum(
-                connection.default_channel.queue_declare(queue, passive=True).message_count for queue in self.queues
-            )
+            waiting = sum(_messages_in(connection, queue) for queue in self.queues)
         held = {str(task["id"]) for tasks in (*active.values(), *reserved.values()) for task in tasks}
+        held |= {str(entry["request"]["id"]) for entries in scheduled.values() for entry in entries}
         return Look(self.latest.number + 1, frozenset(active), frozenset(held), waiting)
 
     def _address(self) -> str:
         return str(self.app.connection_for_read().as_uri())
+
+
+def _messages_in(connection: Any, queue: str) -> int:
+    with connection.channel() as channel:
+        try:
+            return int(channel.queue_declare(queue, passive=True).message_count)
+        except connection.channel_errors:
+            return 0  # Redis has no empty queues
 
 
 @dataclass
