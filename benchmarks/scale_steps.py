@@ -61,7 +61,8 @@ import json, sys, time
 import dagster as dg
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 graph, config = sys.argv[1], json.loads(sys.argv[2])
-job = ReconstructableRepository.for_module("sv_pipeline.definitions", "defs", "/").get_reconstructable_job("__ASSET_JOB")
+code = ReconstructableRepository.for_module("sv_pipeline.definitions", "defs", "/")
+job = code.get_reconstructable_job("__ASSET_JOB")
 with dg.DagsterInstance.get() as instance:
     instance.add_dynamic_partitions("graphs", [graph])
     tags = {"dagster/partition": f"{graph}|L02", "dagster/partition/graph": graph, "dagster/partition/layer": "L02"}
