@@ -18,6 +18,8 @@ from sv_pipeline.yaml_files import read_yaml
 __all__ = ["SETTINGS_VARIABLE", "JobSettings", "PodResources", "parse_settings", "settings_from_environment"]
 
 SETTINGS_VARIABLE = "SV_PIPELINE_KUBERNETES"
+FROM_ENVIRONMENT = {"image": "SV_PIPELINE_IMAGE", "namespace": "SV_PIPELINE_NAMESPACE"}
+"""Environment variables for fields that a settings file leaves out; other files of a deployment need them too."""
 EXAMPLE = "deploy/kubernetes/fanout.yaml is an example."
 DEFAULT = "default"
 
@@ -116,11 +118,17 @@ def parse_settings(raw: Any, where: str) -> JobSettings:
 
 
 def settings_from_environment() -> JobSettings:
-    """Read the settings file that SV_PIPELINE_KUBERNETES names; ConfigError if it names none."""
+    """Read the settings file that SV_PIPELINE_KUBERNETES names; ConfigError if it names none.
+
+    Image and namespace, if the file leaves them out, are those of SV_PIPELINE_IMAGE and SV_PIPELINE_NAMESPACE.
+    """
     path = os.environ.get(SETTINGS_VARIABLE, "").strip()
     if not path:
         raise ConfigError(
             f"{SETTINGS_VARIABLE} is not set, so it is not known which image pods run, and where.",
             remedy=f"Set it to the path of a settings file; {EXAMPLE}",
         )
-    return parse_settings(read_yaml(path), path)
+    raw = read_yaml(path)
+    if isinstance(raw, dict):
+        raw = {name: os.environ[v] for name, v in FROM_ENVIRONMENT.items() if os.environ.get(v)} | raw
+    return parse_settings(raw, path)
