@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 
 from sv_pipeline.config import IngestMode
+from sv_pipeline.defs.coordinator import coordinator_for, prepare_coordinator
 from sv_pipeline.defs.fanout import run_elsewhere
 from sv_pipeline.defs.metadata import explained_failures, pictures
 from sv_pipeline.defs.partitions import MAX_LAYER, graph_layers, graphs, layer_key, partition_of
@@ -139,7 +140,8 @@ def plan_batches(context: dg.OpExecutionContext, pipeline: PipelineResource) -> 
             context.log.info("graph %s has %d layers: nothing to do", graph_id, dataset.grid.n_layers)
             return
         batches = stages.plan_layer(dataset, number, context.op_config.get("mode"))
-        batches = run_elsewhere(context, dataset, batches, pipeline.coordinator_address)
+        address = prepare_coordinator(context, pipeline, dataset, batches)
+        batches = run_elsewhere(context, dataset, batches, lambda _: address)
     context.log.info("%d batches to do", len(batches))
     for batch in batches:
         yield dg.DynamicOutput(None, mapping_key=batch.key)
@@ -152,8 +154,8 @@ def run_batch(context: dg.OpExecutionContext, pipeline: PipelineResource) -> Non
     with explained_failures():
         dataset = pipeline.dataset(graph_id)
         batch = Batch.parse(str(context.get_mapping_key()))
-        address = pipeline.coordinator_address(dataset)
-        report = stages.run_batch(dataset, batch, coordinator_address=address)
+        with coordinator_for(context, pipeline, dataset, batch) as address:
+            report = stages.run_batch(dataset, batch, coordinator_address=address)
     context.log.info("%d chunks in %.1f s: %s", report.chunks, report.seconds, report.counts)
 
 
