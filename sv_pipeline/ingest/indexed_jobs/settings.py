@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from sv_pipeline.config_errors import describe_errors
 from sv_pipeline.config_fields import Int
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.ingest.batches import Stage
+from sv_pipeline.memory import INTERPRETER_MB
 from sv_pipeline.yaml_files import read_yaml
 
 __all__ = ["SETTINGS_VARIABLE", "JobSettings", "PodResources", "parse_settings", "settings_from_environment"]
@@ -45,15 +46,37 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+UNITS |= {f"{prefix}i": float(1 << shift) for prefix, shift in zip("KMGTP", range(10, 60, 10), strict=True)}
+SMALLEST_BUDGET_MB = 64
+
+
 class PodResources(_Settings):
-    """What one worker may use. Memory is both request and limit, so a worker never takes what its node has promised."""
+    """What one worker may use."""
 
     memory: Quantity = "4Gi"
+    """Both request and limit, so that a worker takes nothing that its node has promised to others. The worker's memory
+    budget is what is left of it beside the interpreter."""
     cpu: Quantity = "1"
     """Requested, but not limited: a worker may use more while its node is idle."""
     ephemeral_storage: Quantity | None = None
     parallelism: Int | None = Field(default=None, ge=1, le=100_000)
     """Largest number of pods at once for this kind of work; default: that of the settings."""
+
+    @property
+    def budget_mb(self) -> int:
+        """Memory in MiB that is left for the work of a worker beside its interpreter."""
+        number = self.memory.rstrip("mkMGTPKi")
+        return int(float(number) * UNITS[self.memory.removeprefix(number)] / (1 << 20)) - INTERPRETER_MB
+
+    @model_validator(mode="after")
+    def _room_for_work(self) -> PodResources:
+        if self.budget_mb < SMALLEST_BUDGET_MB:
+            raise ValueError(
+                f"memory {self.memory} is too little: the interpreter of a worker takes {INTERPRETER_MB} MiB, and its "
+                f"work needs {SMALLEST_BUDGET_MB} MiB at least; write 2Gi, for example"
+            )
+        return self
 
 
 class JobSettings(_Settings):
