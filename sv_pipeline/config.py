@@ -58,6 +58,7 @@ __all__ = [
     "validate_graph_id",
 ]
 
+DEFAULT_POPULATE_LAYER = 4
 _logger = logging.getLogger(__name__)
 
 GRAPH_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,49}")
@@ -180,9 +181,6 @@ class BackendClient(_Model):
         return self
 
 
-DEFAULT_POPULATE_LAYER = 4
-
-
 class OcdbtConfig(_Model):
     """Format of the base. It is stored with the base and the graph, and is fixed once the base exists."""
 
@@ -243,7 +241,7 @@ class OcdbtConfig(_Model):
     def stored(self) -> dict[str, Any]:
         """Return what the graph's meta stores: PyChunkedGraph's keys under its names, and ours, which it ignores."""
         own = self.model_dump(mode="json", exclude={"compression_level", "coordinator_address"})
-        own["populate_layer"] = self.populate_layer or DEFAULT_POPULATE_LAYER
+        own["populate_layer"] = self.populate_layer or DEFAULT_POPULATE_LAYER  # the base records the choice
         # A fork with numbered manifests, or of a base that refers to the watershed, needs another layer in its spec
         # than those that PyChunkedGraph builds: it would write into the base, or find no voxels.
         readable = self.manifest_kind == "single" and not self.populate_method.refers
