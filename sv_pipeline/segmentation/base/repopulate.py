@@ -15,8 +15,9 @@ from __future__ import annotations
 import time
 
 from sv_pipeline.segmentation.base import markers, parts
+from sv_pipeline.segmentation.base.layout import task_box
 from sv_pipeline.segmentation.base.markers import task_name
-from sv_pipeline.segmentation.base.populate import PopulatePlan, TaskReport, commit_task, populate_task, task_shapes
+from sv_pipeline.segmentation.base.populate import PopulatePlan, TaskReport, commit_task, populate_task
 from sv_pipeline.segmentation.base.source_record import find_references, sources_of
 from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.retry import retry_transport
@@ -53,6 +54,5 @@ def repopulate_task(plan: PopulatePlan, coordinate: Triple, *, coordinator_addre
         lambda: commit_task(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=True, chunks=others),
         what=f"writing populate task {task_name(coordinate)} again",
     )
-    return TaskReport(
-        coordinate, already_done=True, shapes=task_shapes(plan, coordinate), seconds=time.monotonic() - started
-    )
+    shapes = [task_box(base.volume, mip, plan.grid, plan.layer, coordinate).shape for mip in range(base.n_mips)]
+    return TaskReport(coordinate, already_done=True, shapes=tuple(shapes), seconds=time.monotonic() - started)
