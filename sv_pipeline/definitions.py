@@ -17,6 +17,7 @@ def defs() -> dg.Definitions:
         edits,
         events,
         jobs,
+        layers,
         pyramid,
         pyramid_sensor,
         rebuild,
@@ -31,7 +32,8 @@ def defs() -> dg.Definitions:
         assets=[
             assets.watershed,
             assets.base_ocdbt,
-            assets.layer,
+            layers.chunked_graph,
+            layers.layer,
             assets.fork,
             assets.reader_contract,
             pyramid.pyramid,

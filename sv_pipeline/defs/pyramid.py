@@ -7,10 +7,11 @@ import dagster as dg
 from pydantic import Field
 
 from sv_pipeline.config import IngestMode
-from sv_pipeline.defs.assets import OWNERS, RETRIES, fork
+from sv_pipeline.defs.assets import fork
 from sv_pipeline.defs.metadata import explained_failures, pictures
 from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.defs.runs import OWNERS, RETRIES
 from sv_pipeline.pyramid.catch_up import catch_up
 from sv_pipeline.pyramid.lag import LagVerdict, lag_verdict, lags
 

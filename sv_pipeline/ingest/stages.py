@@ -36,6 +36,7 @@ __all__ = [
     "finish_edges",
     "finish_labels",
     "finish_layer",
+    "has_parts",
     "layers_of",
     "make_fork",
     "needs_watershed",
@@ -211,6 +212,12 @@ def _graph(dataset: Dataset) -> Any:
 
 def _populate_plan(dataset: Dataset, only: Coordinates | None = None) -> populate.PopulatePlan:
     return populate.populate_plan(dataset.base, dataset.grid, dataset.config.ocdbt_config, only=only)
+
+
+def has_parts(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> bool:
+    """Whether the voxels of the base are populated with this layer, so that its completion merges their parts."""
+    mode = mode or dataset.config.ingest.mode
+    return mode in (IngestMode.BOTH, IngestMode.VOXELS) and _populate_plan(dataset).layer == layer
 
 
 # -- running ------------------------------------------------------------------------------------------------------
