@@ -72,8 +72,8 @@ downsample_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets(pyramid),
     description="Bring the coarser mips of a graph up to date with edits. downsample_sensor starts it; it may also be "
     "run by hand at any time.",
-    # Edits in the queue come first, since readers can see which mips are pending.
-    tags={"dagster/priority": "-1"},
+    # Edits have slots of their own. Among the runs of partitions, readers wait for these.
+    tags={"dagster/priority": "1"},
 )
 
 
