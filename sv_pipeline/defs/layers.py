@@ -119,7 +119,7 @@ def _plan(context: dg.OpExecutionContext, pipeline: PipelineResource, here: Smal
         for dataset, number in run.layers():
             mode = run.mode(dataset)
             batches = stages.plan_layer(dataset, number, mode)
-            left = here.run(dataset, batches, pipeline.coordinator_address)
+            left = here.run(dataset, batches, pipeline.coordinator_address(dataset))
             name = f"layer {number} of {dataset.graph_id}"
             context.log.info("%s: %d batches run here, %d handed out", name, len(batches) - len(left), len(left))
             if left:

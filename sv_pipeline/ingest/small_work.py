@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sv_pipeline.environment import number_in
@@ -57,18 +57,8 @@ class SmallWork:
         """Return limits that leave nothing to others."""
         return cls(1 << 62, float("inf"))
 
-    def run(
-        self,
-        dataset: Dataset,
-        batches: Sequence[Batch],
-        address: Callable[[Dataset], str | None] = lambda _: None,
-    ) -> list[Batch]:
+    def run(self, dataset: Dataset, batches: Sequence[Batch], coordinator_address: str | None = None) -> list[Batch]:
         """Run batches if they are few, as long as there is time; return those that were not begun.
-
-        Parameters
-        ----------
-        address
-            Called for the address of the OCDBT coordinator, if a batch is run at all.
 
         Raises
         ------
@@ -77,17 +67,18 @@ class SmallWork:
         """
         if not batches or len(batches) > self.batches:
             return list(batches)
-        coordinator = address(dataset)
         workers = dataset.config.ingest.workers
         until = time.monotonic() + self.seconds
         alone_until = min(until, time.monotonic() + ALONE_SECONDS) if workers > 1 else until
         with WorkerPool(1) as alone:
-            rest = alone.run(dataset, batches, advance=_ignore, coordinator_address=coordinator, until=alone_until)
+            rest = alone.run(
+                dataset, batches, advance=_ignore, coordinator_address=coordinator_address, until=alone_until
+            )
         if workers == 1 or not rest:
             return rest
         try:
             with WorkerPool(workers) as pool:
-                return pool.run(dataset, rest, advance=_ignore, coordinator_address=coordinator, until=until)
+                return pool.run(dataset, rest, advance=_ignore, coordinator_address=coordinator_address, until=until)
         except BrokenProcessPool as error:
             raise UnavailableError(
                 "a worker process died.", remedy="Look for memory limits (ingest.workers).", repeat="Then run again."
