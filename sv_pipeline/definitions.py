@@ -12,6 +12,7 @@ def defs() -> dg.Definitions:
     """Return all assets, checks, jobs, sensors and resources; they are built when a Dagster process asks for them."""
     from sv_pipeline.defs import (
         assets,
+        built,
         checks,
         edit_failures,
         edits,
@@ -42,6 +43,7 @@ def defs() -> dg.Definitions:
         jobs=[
             jobs.register_graph_job,
             jobs.purge_layer_job,
+            built.check_layers_job,
             verification.verify_job,
             edits.split_job,
             edits.preview_split_job,
@@ -56,6 +58,7 @@ def defs() -> dg.Definitions:
         ],
         sensors=[
             sensors.registered_graphs_sensor,
+            built.built_in_a_terminal_sensor,
             pyramid_sensor.downsample_sensor,
             recovery.stuck_operations_sensor,
             events.edit_events_sensor,

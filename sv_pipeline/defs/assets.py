@@ -16,6 +16,7 @@ from sv_pipeline.defs.metadata import explained_failures, pictures
 from sv_pipeline.defs.partitions import add_partitions, graphs
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.defs.runs import OWNERS, RETRIES
+from sv_pipeline.defs.turns import after_earlier_runs
 from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.batches import Batch, Stage
 from sv_pipeline.ingest.missing_chunks import missing_chunks
@@ -133,7 +134,8 @@ def fork(context: dg.AssetExecutionContext, pipeline: PipelineResource, config: 
         dataset = pipeline.dataset(context.partition_key)
         if dataset.config.ingest.mode is IngestMode.GRAPH:
             return dg.MaterializeResult(metadata={"note": "ingested without voxels (mode graph): nothing to fork"})
-        stages.make_fork(dataset, recreate=config.recreate)
+        with after_earlier_runs(context.op_execution_context, [dataset.graph_id]):
+            stages.make_fork(dataset, recreate=config.recreate)
     return dg.MaterializeResult(metadata=pictures(mips=lambda: views.mips_picture(dataset)))
 
 

@@ -23,6 +23,7 @@ from sv_pipeline.defs.metadata import explained_failures, pictures
 from sv_pipeline.defs.partitions import graph_layers, graphs, layer_partition, layers_of_partition
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.defs.runs import MERGE_POOL, OWNERS, RETRIES, TABLE_POOL
+from sv_pipeline.defs.turns import after_earlier_runs
 from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.batches import Batch
 from sv_pipeline.ingest.small_work import SmallWork
@@ -118,7 +119,8 @@ def _plan(context: dg.OpExecutionContext, pipeline: PipelineResource, here: Smal
     with explained_failures():
         for dataset, number in run.layers():
             mode = run.mode(dataset)
-            batches = stages.plan_layer(dataset, number, mode)
+            with after_earlier_runs(context, run.graph_ids):
+                batches = stages.plan_layer(dataset, number, mode)
             left = here.run(dataset, batches, pipeline.coordinator_address(dataset))
             name = f"layer {number} of {dataset.graph_id}"
             context.log.info("%s: %d batches run here, %d handed out", name, len(batches) - len(left), len(left))
