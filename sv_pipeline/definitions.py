@@ -19,6 +19,7 @@ def defs() -> dg.Definitions:
         events,
         jobs,
         layers,
+        planning,
         pyramid,
         pyramid_sensor,
         rebuild,
@@ -31,6 +32,7 @@ def defs() -> dg.Definitions:
 
     return dg.Definitions(
         assets=[
+            planning.ingest_plan,
             assets.watershed,
             assets.base_ocdbt,
             layers.chunked_graph,

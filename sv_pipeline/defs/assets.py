@@ -11,6 +11,8 @@ from typing import Any
 import dagster as dg
 
 from sv_pipeline.config import IngestMode
+from sv_pipeline.defs.executors import work_in_planning_steps
+from sv_pipeline.defs.fanout import run_elsewhere
 from sv_pipeline.defs.layers import chunked_graph
 from sv_pipeline.defs.metadata import explained_failures, pictures
 from sv_pipeline.defs.partitions import add_partitions, graphs
@@ -20,7 +22,6 @@ from sv_pipeline.defs.turns import after_earlier_runs
 from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.batches import Batch, Stage
 from sv_pipeline.ingest.missing_chunks import missing_chunks
-from sv_pipeline.ingest.small_work import SmallWork
 from sv_pipeline.redaction import redacted, redacted_value
 
 __all__ = ["base_ocdbt", "fork", "reader_contract", "watershed"]
@@ -33,7 +34,8 @@ def _plan_watershed(context: dg.OpExecutionContext, pipeline: PipelineResource, 
     with explained_failures():
         dataset = pipeline.dataset(context.partition_key)
         batches = stages.plan_watershed(dataset, stage) if stages.needs_watershed(dataset) else []
-        left = SmallWork.from_environment().run(dataset, batches)
+        batches = run_elsewhere(context, dataset, batches)
+        left = work_in_planning_steps(context).run(dataset, batches)
     context.log.info("%s: %d batches run here, %d handed out", stage, len(batches) - len(left), len(left))
     for batch in left:
         yield dg.DynamicOutput(None, mapping_key=batch.key)

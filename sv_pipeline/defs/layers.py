@@ -19,13 +19,16 @@ from typing import Any
 import dagster as dg
 
 from sv_pipeline.config import IngestMode
+from sv_pipeline.defs.coordinator import coordinator_for, prepare_coordinator
+from sv_pipeline.defs.executors import work_in_planning_steps
+from sv_pipeline.defs.fanout import run_elsewhere
 from sv_pipeline.defs.metadata import explained_failures, pictures
 from sv_pipeline.defs.partitions import graph_layers, graphs, layer_partition, layers_of_partition
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.defs.runs import MERGE_POOL, OWNERS, RETRIES, TABLE_POOL
 from sv_pipeline.defs.turns import after_earlier_runs
 from sv_pipeline.ingest import stages
-from sv_pipeline.ingest.batches import Batch
+from sv_pipeline.ingest.batches import Batch, Stage
 from sv_pipeline.ingest.small_work import SmallWork
 from sv_pipeline.registry import Dataset
 
@@ -121,7 +124,7 @@ def _plan(context: dg.OpExecutionContext, pipeline: PipelineResource, here: Smal
             mode = run.mode(dataset)
             with after_earlier_runs(context, run.graph_ids):
                 batches = stages.plan_layer(dataset, number, mode)
-            left = here.run(dataset, batches, pipeline.coordinator_address(dataset))
+            left = _run_here(run, dataset, batches, here)
             name = f"layer {number} of {dataset.graph_id}"
             context.log.info("%s: %d batches run here, %d handed out", name, len(batches) - len(left), len(left))
             if left:
@@ -133,6 +136,17 @@ def _plan(context: dg.OpExecutionContext, pipeline: PipelineResource, here: Smal
             if not run.is_one_layer and not stages.has_parts(dataset, number, mode):
                 run.report(dataset, number, run.finish(dataset, number))
     yield dg.Output(None, "complete")
+
+
+def _run_here(run: _LayerRun, dataset: Dataset, batches: Sequence[Batch], here: SmallWork) -> list[Batch]:
+    """Run batches in pods if SV_PIPELINE_FANOUT says so, or in this step if they are few; return what is left."""
+    prepared = prepare_coordinator(run.context, run.pipeline, dataset, batches)
+    left = run_elsewhere(run.context, dataset, batches, lambda _: prepared)
+    if not left:
+        return left
+    by_coordinator = next((batch for batch in left if batch.stage is Stage.VOXELS), left[0])
+    with coordinator_for(run.context, run.pipeline, dataset, by_coordinator) as address:
+        return here.run(dataset, left, address)
 
 
 def _mapping_key(batch: Batch, graph_id: str, graph_ids: Sequence[str]) -> str:
@@ -153,7 +167,7 @@ def _mapping_key(batch: Batch, graph_id: str, graph_ids: Sequence[str]) -> str:
 def plan_batches(context: dg.OpExecutionContext, pipeline: PipelineResource) -> Iterator[Any]:
     """Build layers as long as their work is small, and list the unfinished batches of the first larger layer."""
     with explained_failures():
-        here = SmallWork.from_environment()
+        here = work_in_planning_steps(context)
     yield from _plan(context, pipeline, here)
 
 
@@ -176,8 +190,9 @@ def run_batch(context: dg.OpExecutionContext, pipeline: PipelineResource) -> Non
     key, _, number = str(context.get_mapping_key()).partition("_of_")
     with explained_failures():
         dataset = pipeline.dataset(_LayerRun(context, pipeline).graph_ids[int(number or 0)])
-        address = pipeline.coordinator_address(dataset)
-        report = stages.run_batch(dataset, Batch.parse(key), coordinator_address=address)
+        batch = Batch.parse(key)
+        with coordinator_for(context, pipeline, dataset, batch) as address:
+            report = stages.run_batch(dataset, batch, coordinator_address=address)
     context.log.info("%d chunks in %.1f s: %s", report.chunks, report.seconds, report.counts)
 
 

@@ -41,16 +41,15 @@ class SmallWork:
     seconds: float = 20.0
 
     @classmethod
-    def from_environment(cls) -> SmallWork:
-        """Read SV_PIPELINE_BATCHES_IN_STEP (8) and SV_PIPELINE_SECONDS_IN_STEP (20)."""
-        batches = number_in(BATCHES_VARIABLE, cls.batches, meaning="batches", may_be_zero=True)
-        if batches != int(batches):
+    def from_environment(cls, batches: int = 8) -> SmallWork:
+        """Read SV_PIPELINE_BATCHES_IN_STEP (default: ``batches``) and SV_PIPELINE_SECONDS_IN_STEP (20)."""
+        number = number_in(BATCHES_VARIABLE, batches, meaning="batches", may_be_zero=True)
+        if number != int(number):
             raise ConfigError(
                 f"{BATCHES_VARIABLE} is {os.environ[BATCHES_VARIABLE]!r}.",
-                remedy=f"Set it to a whole number of batches, such as {cls.batches}.",
+                remedy=f"Set it to a whole number of batches, such as {batches}.",
             )
-        seconds = number_in(SECONDS_VARIABLE, cls.seconds, meaning="seconds", may_be_zero=True)
-        return cls(int(batches), seconds)
+        return cls(int(number), number_in(SECONDS_VARIABLE, cls.seconds, meaning="seconds", may_be_zero=True))
 
     @classmethod
     def everything(cls) -> SmallWork:

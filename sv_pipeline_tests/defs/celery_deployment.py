@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -116,18 +116,18 @@ class Deployment:
         """Pool processes of a worker."""
         return self.processes[worker].process.children()
 
-    def worker_at(self, predicate: Callable[[str], bool] = lambda _: True, seconds: float = 60) -> str:
-        """Name of a worker that executes a step of which the predicate says yes, found by its running tasks."""
+    def worker_at(self, step: str, seconds: float = 120) -> str:
+        """Name of a worker that executes a step whose key contains a text."""
         from celery import Celery
 
         app = Celery(broker=self.redis.url)
 
         def find() -> str | None:
             active = app.control.inspect(timeout=0.5).active() or {}
-            found = [host for host, tasks in active.items() for task in tasks if predicate(str(task))]
+            found = [host for host, tasks in active.items() for task in tasks if step in str(task)]
             return found[0].split("@")[0] if found else None
 
-        return str(wait_for(find, "a worker at work", seconds))
+        return str(wait_for(find, f"a worker at {step}", seconds))
 
     def queued(self) -> int:
         """Messages that no worker has taken."""
@@ -178,7 +178,7 @@ def _environment(gcs: GcsControl, emulator: str, postgres: PostgresAddress, brok
         "SV_PIPELINE_CODE_HOST": "127.0.0.1",
         "SV_PIPELINE_CODE_PORT": str(free_port()),
         "PORT_OF_WEBSERVER": str(free_port()),
-        # Two tests' worth of cores: the pools of threads of three workers would only be in each other's way.
+        "SV_PIPELINE_RECOVERY_MIN_AGE": "5s",
         "OMP_NUM_THREADS": "1",
     }
 
