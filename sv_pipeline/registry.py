@@ -53,6 +53,8 @@ _FREE_FIELDS = {
     ("ingest", "chunks_per_batch"),
     ("ingest_config",),
     ("events",),
+    ("backend_client", "config", "admin"),
+    ("backend_client", "config", "read_only"),
     ("ocdbt_config", "coordinator_address"),
     ("ocdbt_config", "populate_method"),
     ("data_source", "fill_missing"),

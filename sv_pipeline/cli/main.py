@@ -24,6 +24,7 @@ DEFECT_EXIT_CODE = 70
 COMMANDS = {
     "demo": ("sv_pipeline.cli.demo:demo", "Take a volume through the whole pipeline, and show the result."),
     "ingest": ("sv_pipeline.cli.ingest:ingest", "Build everything that is missing of a graph."),
+    "work": ("sv_pipeline.cli.work:work", "Run one batch of a work plan, as pods of Kubernetes do."),
     "purge-layer": ("sv_pipeline.cli.ingest:purge_layer", "Remove a layer and those above, to build them again."),
     "attach": ("sv_pipeline.cli.graphs:attach", "Register a graph whose table exists already."),
     "list": ("sv_pipeline.cli.graphs:list_graphs", "List the registered graphs."),

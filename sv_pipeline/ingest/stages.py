@@ -45,6 +45,7 @@ __all__ = [
     "register",
     "run_batch",
     "setup",
+    "unfinished",
 ]
 
 logger = logging.getLogger(__name__)
@@ -198,6 +199,19 @@ def plan_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> 
                 require_watershed(dataset)
             batches += plan_batches(Stage.VOXELS, layer, dataset.grid, plan.missing, 1)
     return batches
+
+
+def unfinished(dataset: Dataset, batches: Sequence[Batch]) -> list[Batch]:
+    """Return those of some batches, all of one stage and layer, that have chunks without a done-marker."""
+    if not batches:
+        return []
+    stage, layer = batches[0].stage, batches[0].layer
+    if stage in (Stage.LABELS, Stage.EDGES):
+        again = plan_watershed(dataset, stage)
+    else:
+        again = plan_layer(dataset, layer, IngestMode.GRAPH if stage is Stage.GRAPH else IngestMode.VOXELS)
+    missing = {batch.key for batch in again if batch.stage is stage}
+    return [batch for batch in batches if batch.key in missing]
 
 
 def _graph(dataset: Dataset) -> Any:
