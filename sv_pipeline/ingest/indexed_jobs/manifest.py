@@ -18,6 +18,7 @@ from typing import Any
 from sv_pipeline.ingest.batches import Batch
 from sv_pipeline.ingest.indexed_jobs.settings import JobSettings
 from sv_pipeline.ingest.work import WorkPlan
+from sv_pipeline.memory import MEMORY_VARIABLE
 
 __all__ = ["CONTAINER", "PLAN", "TEMPLATE", "WILL_FAIL_AGAIN", "base_name", "job_manifest"]
 
@@ -107,6 +108,7 @@ def _pod(settings: JobSettings, plan: WorkPlan, home: str) -> dict[str, Any]:
         {"memory": resources.memory, "cpu": resources.cpu, "ephemeral-storage": resources.ephemeral_storage}
     )
     limits = {name: amount for name, amount in requests.items() if name != "cpu"}
+    env = {MEMORY_VARIABLE: str(resources.budget_mb), **settings.env}
     where = [{"name": n, "valueFrom": {"fieldRef": {"fieldPath": path}}} for n, path in FROM_THE_POD.items()]
     worker = {
         "name": CONTAINER,
@@ -114,7 +116,7 @@ def _pod(settings: JobSettings, plan: WorkPlan, home: str) -> dict[str, Any]:
         "imagePullPolicy": settings.image_pull_policy,
         "command": list(settings.command),
         "args": ["--home", home, "work", plan.graph_id, plan.name],
-        "env": [*where, *({"name": name, "value": value} for name, value in settings.env.items())],
+        "env": [*where, *({"name": name, "value": value} for name, value in env.items())],
         "envFrom": [
             *({"configMapRef": {"name": name}} for name in settings.env_config_maps),
             *({"secretRef": {"name": name}} for name in settings.env_secrets),

@@ -89,6 +89,13 @@ class IndexedJobs:
     ) -> None:
         """Run batches, one Job after the other for each stage and layer; see `ingest.runner.BatchRunner.run`."""
         _warn_of_local_places(dataset)
+        if (coordinator_address or "").startswith(("127.", "localhost:")):
+            raise ConfigError(
+                f"graph {dataset.graph_id!r} has populate_method: coordinator, and pods do not reach a coordinator at "
+                f"{coordinator_address}.",
+                remedy="Set SV_PIPELINE_COORDINATOR to host:port of a coordinator that pods reach, or choose "
+                "populate_method: parts.",
+            )
         for _, group in groupby(batches, key=lambda batch: (batch.stage, batch.layer)):
             _Work(self._settings, self._cluster, dataset, list(group), advance, coordinator_address).finish(
                 self._is_cancelled

@@ -7,17 +7,20 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from sv_pipeline.config_errors import describe_errors
 from sv_pipeline.config_fields import Int
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.ingest.batches import Stage
+from sv_pipeline.memory import INTERPRETER_MB
 from sv_pipeline.yaml_files import read_yaml
 
 __all__ = ["SETTINGS_VARIABLE", "JobSettings", "PodResources", "parse_settings", "settings_from_environment"]
 
 SETTINGS_VARIABLE = "SV_PIPELINE_KUBERNETES"
+FROM_ENVIRONMENT = {"image": "SV_PIPELINE_IMAGE", "namespace": "SV_PIPELINE_NAMESPACE"}
+"""Environment variables for fields that a settings file leaves out; other files of a deployment need them too."""
 EXAMPLE = "deploy/kubernetes/fanout.yaml is an example."
 DEFAULT = "default"
 
@@ -43,15 +46,37 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+UNITS |= {f"{prefix}i": float(1 << shift) for prefix, shift in zip("KMGTP", range(10, 60, 10), strict=True)}
+SMALLEST_BUDGET_MB = 64
+
+
 class PodResources(_Settings):
-    """What one worker may use. Memory is both request and limit, so a worker never takes what its node has promised."""
+    """What one worker may use."""
 
     memory: Quantity = "4Gi"
+    """Both request and limit, so that a worker takes nothing that its node has promised to others. The worker's memory
+    budget is what is left of it beside the interpreter."""
     cpu: Quantity = "1"
     """Requested, but not limited: a worker may use more while its node is idle."""
     ephemeral_storage: Quantity | None = None
     parallelism: Int | None = Field(default=None, ge=1, le=100_000)
     """Largest number of pods at once for this kind of work; default: that of the settings."""
+
+    @property
+    def budget_mb(self) -> int:
+        """Memory in MiB that is left for the work of a worker beside its interpreter."""
+        number = self.memory.rstrip("mkMGTPKi")
+        return int(float(number) * UNITS[self.memory.removeprefix(number)] / (1 << 20)) - INTERPRETER_MB
+
+    @model_validator(mode="after")
+    def _room_for_work(self) -> PodResources:
+        if self.budget_mb < SMALLEST_BUDGET_MB:
+            raise ValueError(
+                f"memory {self.memory} is too little: the interpreter of a worker takes {INTERPRETER_MB} MiB, and its "
+                f"work needs {SMALLEST_BUDGET_MB} MiB at least; write 2Gi, for example"
+            )
+        return self
 
 
 class JobSettings(_Settings):
@@ -116,11 +141,17 @@ def parse_settings(raw: Any, where: str) -> JobSettings:
 
 
 def settings_from_environment() -> JobSettings:
-    """Read the settings file that SV_PIPELINE_KUBERNETES names; ConfigError if it names none."""
+    """Read the settings file that SV_PIPELINE_KUBERNETES names; ConfigError if it names none.
+
+    Image and namespace, if the file leaves them out, are those of SV_PIPELINE_IMAGE and SV_PIPELINE_NAMESPACE.
+    """
     path = os.environ.get(SETTINGS_VARIABLE, "").strip()
     if not path:
         raise ConfigError(
             f"{SETTINGS_VARIABLE} is not set, so it is not known which image pods run, and where.",
             remedy=f"Set it to the path of a settings file; {EXAMPLE}",
         )
-    return parse_settings(read_yaml(path), path)
+    raw = read_yaml(path)
+    if isinstance(raw, dict):
+        raw = {name: os.environ[v] for name, v in FROM_ENVIRONMENT.items() if os.environ.get(v)} | raw
+    return parse_settings(raw, path)
