@@ -189,7 +189,7 @@ def deployment(folder: Path, gcs: GcsControl, emulator: str) -> Iterator[Deploym
     programs = find_postgres()
     assert programs is not None
     (folder / "redis").mkdir(parents=True)
-    with running_postgres(programs, folder / "postgres") as postgres:
+    with running_postgres(programs) as postgres:
         broker = RedisServer(folder / "redis", FILES / "redis.conf")
         broker.start()
         environment = _environment(gcs, emulator, postgres, broker.url)
