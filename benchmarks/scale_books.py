@@ -178,7 +178,7 @@ def merged(n_keys: int, value_bytes: int) -> dict[str, float]:
         base.create(config, grid=grid)
         plan = populate_plan(base, grid, config)
         scale = plan.base.volume.scales[0]
-        chunks, value = ChunkNames(scale), np.random.default_rng(0).bytes(value_bytes)
+        chunks, rng = ChunkNames(scale), np.random.default_rng(0)
         for task in plan.missing:
             box = task_box(plan.base.volume, 0, plan.grid, plan.layer, task)
             axes = [np.arange(a // VOXELS, -(-b // VOXELS)) for a, b in zip(box.start, box.stop, strict=True)]
@@ -188,7 +188,7 @@ def merged(n_keys: int, value_bytes: int) -> dict[str, float]:
             with store.transaction() as transaction:
                 target = store.kv.with_transaction(transaction)
                 names = chunks.names(cells).tolist()
-                for future in [target.write(f"{scale.key}/{name.decode()}", value) for name in names]:
+                for future in [target.write(f"{scale.key}/{name.decode()}", rng.bytes(value_bytes)) for name in names]:
                     future.result()
             markers.write_marker(str(folder), task, {"attempt": "made"})
         return {"keys": len(chunks), "tasks": plan.n_tasks, **in_a_process(finished, folder, grid, config)}

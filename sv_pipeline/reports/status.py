@@ -81,7 +81,7 @@ def graph_status(dataset: Dataset, *, exact: bool = True) -> GraphStatus:
     Parameters
     ----------
     exact
-        Whether to include chunks whose markers are not counted yet; see `progress.layer_status`.
+        Whether to include chunks whose markers are not counted yet; see `ingest.progress.layer_status`.
     """
     try:
         grid = dataset.grid
