@@ -3,7 +3,7 @@
 These are the methods of `config.PopulateMethod`:
 
 - *parts*: each task writes a private store, and one process merges all of them by reference;
-- *direct*: each task is one atomic commit to the base;
+- *direct*: each task is one atomic commit to the base, or several if it does not fit the memory of a worker;
 - *coordinator*: tasks commit through one DistributedCoordinatorServer. It has no atomic commits, so only the marker,
   which is written afterwards, says that a task is done;
 - *reference* and *auto*: as parts, but the base refers to the watershed's chunks instead of copying them (`referring`).
@@ -27,14 +27,16 @@ import tensorstore as ts
 
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
 from sv_pipeline.errors import ConfigError, InputError, NotReadyError
+from sv_pipeline.failpoints import reach
 from sv_pipeline.grid import ChunkGrid
+from sv_pipeline.memory import DEFAULT_BUDGET_MB, memory_budget
 from sv_pipeline.segmentation.base import markers, parts
 from sv_pipeline.segmentation.base.base import Base, BaseInfo, write_volume_info
 from sv_pipeline.segmentation.base.layout import check_alignment, populate_layer, task_box
 from sv_pipeline.segmentation.base.markers import PopulateMeta, task_name
 from sv_pipeline.segmentation.base.referring import joined
 from sv_pipeline.segmentation.base.source_record import find_references, sources_of, write_source_record
-from sv_pipeline.segmentation.base.transfer import write_task
+from sv_pipeline.segmentation.base.transfer import in_commits, task_pieces
 from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE, known_address
 from sv_pipeline.storage.error_dump import dump_errors
@@ -66,6 +68,8 @@ class PopulatePlan:
     coordinator_address: str | None
     missing: tuple[Triple, ...]
     """Tasks that are not done, as chunk coordinates at ``layer``."""
+    memory: int = DEFAULT_BUDGET_MB << 20
+    """Memory in bytes that a task may take; a larger one is committed in pieces."""
 
     @property
     def n_tasks(self) -> int:
@@ -104,7 +108,12 @@ class PopulateReport:
 
 
 def populate_plan(
-    base: Base, grid: ChunkGrid, config: OcdbtConfig, *, only: npt.ArrayLike | None = None
+    base: Base,
+    grid: ChunkGrid,
+    config: OcdbtConfig,
+    *,
+    only: npt.ArrayLike | None = None,
+    memory: int | None = None,
 ) -> PopulatePlan:
     """Divide the populate into tasks and list those that are not done. The first plan fixes the division.
 
@@ -115,6 +124,8 @@ def populate_plan(
     only
         Chunk coordinates of the only tasks to look at, shape (n, 3), for a worker that does a few of very many tasks.
         The default is all tasks.
+    memory
+        Memory in bytes that a task may take. Default: that of the environment (`memory_budget`).
 
     Raises
     ------
@@ -155,6 +166,7 @@ def populate_plan(
         method=config.populate_method,
         coordinator_address=config.coordinator_address,
         missing=tuple(task for task in tasks if not complete and task not in done),
+        memory=memory_budget() if memory is None else memory,
     )
 
 
@@ -274,12 +286,25 @@ def _commit(
     evidence: str | None = None,
     chunks: Mapping[int, npt.NDArray[np.int64]] | None = None,
 ) -> None:
-    # A coordinator refuses atomic transactions over several keys, which is harmless for whole storage chunks. Its
-    # workers write the manifest for each other, so they cannot wait for a file lock either.
-    with store.transaction() if atomic else ts.Transaction() as transaction:
-        write_task(plan.base, plan.grid, plan.layer, coordinate, store, transaction, chunks=chunks)
-        if evidence is not None:
-            store.kv.with_transaction(transaction).write(parts.MERGED_KEYS + evidence, b"{}").result()
+    """Write a task, in one commit if it fits the memory, else in several; the last one writes the evidence."""
+    base = plan.base
+    pieces = task_pieces(base, plan.grid, plan.layer, coordinate, budget=plan.memory, chunks=chunks)
+    groups = in_commits(pieces, plan.memory)
+    group = next(groups, [])
+    while True:
+        following = next(groups, None)
+        # A coordinator refuses atomic transactions over several keys, which is harmless for whole storage chunks. Its
+        # workers write the manifest for each other, so they cannot wait for a file lock either.
+        with store.transaction() if atomic else ts.Transaction() as transaction:
+            targets = [store.array(mip).with_transaction(transaction) for mip in range(base.n_mips)]
+            for piece in group:
+                piece.write(targets)
+            if evidence is not None and following is None:
+                store.kv.with_transaction(transaction).write(parts.MERGED_KEYS + evidence, b"{}").result()
+        if following is None:
+            return
+        reach("populate commit")
+        group = following
 
 
 def finish_populate(
