@@ -46,6 +46,7 @@ def defs() -> dg.Definitions:
             jobs.register_graph_job,
             jobs.purge_layer_job,
             built.check_layers_job,
+            planning.requeue_chunk_job,
             verification.verify_job,
             edits.split_job,
             edits.preview_split_job,
