@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -188,7 +189,11 @@ def _client(settings: JobSettings) -> Any:
         try:
             kubernetes.config.load_incluster_config(client_configuration=configuration)
         except kubernetes.config.ConfigException:
-            kubernetes.config.load_kube_config(context=settings.context, client_configuration=configuration)
+            kubernetes.config.load_kube_config(
+                config_file=os.environ.get("KUBECONFIG"),  # the client itself reads it once, when it is imported
+                context=settings.context,
+                client_configuration=configuration,
+            )
     except (kubernetes.config.ConfigException, OSError) as error:
         raise ConfigError(
             f"no Kubernetes cluster is configured for this process: {error}.",

@@ -41,6 +41,8 @@ ATTEMPTS = 3
 """How many Jobs the runner makes for the same batches before it gives up."""
 SHARE_OF_TIME_FOR_MARKERS = 0.1
 """Largest share of the time that is spent on reading markers."""
+SECONDS_BETWEEN_LOOKS = 60.0
+"""How often markers are looked at while the Job reports nothing new."""
 SECONDS_BETWEEN_REPORTS = 60.0
 SECONDS_TO_END = 30.0
 """How long a Job whose chunks are all done may take to end by itself before it is deleted."""
@@ -186,7 +188,7 @@ class _Work:
         """Look at a Job until it has ended, or nothing is left to do; return it as it was last seen."""
         name, uid = job.metadata.name, job.metadata.uid
         completed = None
-        said_at = time.monotonic()
+        looked_at = said_at = time.monotonic()
         while True:
             seen = self._cluster.job(name)
             if seen is None or seen.metadata.uid != uid or seen.metadata.deletion_timestamp is not None:
@@ -194,13 +196,15 @@ class _Work:
             job = seen
             if (condition := _condition(job)) is not None:
                 return (_End.COMPLETE if condition.type == "Complete" else _End.FAILED), job
-            if job.status.completed_indexes != completed and time.monotonic() >= self._next_look:
-                completed = job.status.completed_indexes
+            now = time.monotonic()
+            is_news = job.status.completed_indexes != completed or now - looked_at > SECONDS_BETWEEN_LOOKS
+            if is_news and now >= self._next_look:
+                completed, looked_at = job.status.completed_indexes, now
                 self._look_at_markers()
                 if not self._left:
                     return _End.DONE, job
-            if time.monotonic() - said_at > SECONDS_BETWEEN_REPORTS:
-                said_at = time.monotonic()
+            if now - said_at > SECONDS_BETWEEN_REPORTS:
+                said_at = now
                 self._report(job)
             time.sleep(self._settings.poll_seconds)
 
