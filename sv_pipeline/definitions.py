@@ -42,6 +42,7 @@ def defs() -> dg.Definitions:
         jobs=[
             jobs.register_graph_job,
             jobs.purge_layer_job,
+            planning.requeue_chunk_job,
             verification.verify_job,
             edits.split_job,
             edits.preview_split_job,

@@ -20,6 +20,7 @@ def test_the_names_that_users_and_links_rely_on(home: str) -> None:
     specs = {spec.key.to_user_string(): spec for spec in loaded.resolve_all_asset_specs()}
     assert sorted(specs) == ["base_ocdbt", "fork", "ingest_plan", "layer", "pyramid", "reader_contract", "watershed"]
     jobs = {"register_graph_job", "purge_layer_job", "verify_job", "downsample_job", "rebuild_mip_job"}
+    jobs |= {"requeue_chunk_job"}
     jobs |= {"split_job", "preview_split_job", "merge_job", "undo_job", "redo_job", "recover_operation_job"}
     assert jobs <= {job.name for job in loaded.resolve_all_job_defs()}
     sensors = {"registered_graphs_sensor", "downsample_sensor", "stuck_operations_sensor"}
