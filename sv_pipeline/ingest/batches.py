@@ -73,24 +73,30 @@ def batch_count(count: int, per_batch: int) -> int:
 
 
 def plan_batches(
-    stage: Stage, layer: int, grid: ChunkGrid, missing: npt.NDArray[np.int64] | Sequence[Sequence[int]], per_batch: int
+    stage: Stage,
+    layer: int,
+    grid: ChunkGrid,
+    missing: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | Sequence[Sequence[int]],
+    per_batch: int,
 ) -> list[Batch]:
     """Cut a layer into batches and keep those with missing chunks, in the order of `spread_order`.
 
     Parameters
     ----------
     missing
-        Coordinates of the chunks without a done-marker, shape (n, 3).
+        The chunks without a done-marker: their coordinates, shape (n, 3), or for each chunk, by its index, whether it
+        is one of them, shape (chunks,).
     per_batch
         Number of chunks of a batch; larger if the layer would otherwise need more than :data:`MAX_BATCHES`.
     """
-    coords = np.asarray(missing, np.int64).reshape(-1, 3)
-    if not len(coords):
-        return []
-    count = grid.count(layer)
+    count, chunks = grid.count(layer), np.asarray(missing)
     size = _batch_size(count, per_batch)
-    numbers = spread_order(np.unique(grid.index(layer, coords) // size), batch_count(count, per_batch))
-    return [Batch(stage, layer, int(n * size), int(min((n + 1) * size, count))) for n in numbers]
+    if chunks.dtype == np.bool_:
+        numbers = np.flatnonzero(np.logical_or.reduceat(chunks, np.arange(0, count, size)))
+    else:
+        numbers = np.unique(grid.index(layer, np.asarray(missing, np.int64).reshape(-1, 3)) // size)
+    order = spread_order(numbers.astype(np.int64), batch_count(count, per_batch))
+    return [Batch(stage, layer, int(n * size), int(min((n + 1) * size, count))) for n in order]
 
 
 def spread_order(numbers: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:

@@ -192,7 +192,7 @@ def plan_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> 
         progress.require_own_graph(graph)
         if layer > 2:
             progress.require_layer_complete(graph, layer - 1)
-        missing = progress.missing_coordinates(graph, layer)
+        missing = progress.missing_mask(graph, layer)
         batches += plan_batches(Stage.GRAPH, layer, graph.grid, missing, dataset.config.ingest.chunks_per_batch)
     if mode in (IngestMode.BOTH, IngestMode.VOXELS):
         plan = _populate_plan(dataset)
@@ -315,7 +315,7 @@ def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -
     if mode in (IngestMode.BOTH, IngestMode.GRAPH):
         graph = _graph(dataset)
         progress.require_layer_complete(graph, layer)
-        status = progress.layer_status(graph)[layer]
+        status = progress.layer_status(graph, layer)[layer]
         numbers |= {
             "nodes": status.nodes,
             "edges": status.edges,

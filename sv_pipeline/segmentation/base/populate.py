@@ -316,7 +316,7 @@ def commit_task(
 
 
 def finish_populate(
-    plan: PopulatePlan, *, parts_per_commit: int | None = None, keys_per_commit: int = parts.KEYS_PER_COMMIT
+    plan: PopulatePlan, *, parts_per_commit: int | None = None, keys_per_commit: int | None = None
 ) -> PopulateReport:
     """Merge the parts, clean up, and declare the base complete. Safe to repeat.
 
@@ -326,7 +326,7 @@ def finish_populate(
         Number of parts to merge in one commit. By default, parts are merged in commits of neighbouring keys, or in a
         single commit if there are few keys.
     keys_per_commit
-        Largest number of keys in such a commit, about.
+        Largest number of keys in such a commit, about. By default it follows from the memory that commits need.
 
     Raises
     ------
