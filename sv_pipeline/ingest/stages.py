@@ -37,6 +37,7 @@ __all__ = [
     "finish_edges",
     "finish_labels",
     "finish_layer",
+    "has_parts",
     "layers_of",
     "make_fork",
     "needs_watershed",
@@ -192,7 +193,7 @@ def plan_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> 
         progress.require_own_graph(graph)
         if layer > 2:
             progress.require_layer_complete(graph, layer - 1)
-        missing = progress.missing_coordinates(graph, layer)
+        missing = progress.missing_mask(graph, layer)
         batches += plan_batches(Stage.GRAPH, layer, graph.grid, missing, dataset.config.ingest.chunks_per_batch)
     if mode in (IngestMode.BOTH, IngestMode.VOXELS):
         plan = _populate_plan(dataset)
@@ -232,6 +233,12 @@ def _populate_plan(dataset: Dataset, only: Coordinates | None = None) -> populat
 
 def _memory(dataset: Dataset) -> int:
     return memory_budget(dataset.config.ingest.worker_memory_mb)
+
+
+def has_parts(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> bool:
+    """Whether the voxels of the base are populated with this layer, so that its completion merges their parts."""
+    mode = mode or dataset.config.ingest.mode
+    return mode in (IngestMode.BOTH, IngestMode.VOXELS) and _populate_plan(dataset).layer == layer
 
 
 # -- running ------------------------------------------------------------------------------------------------------
@@ -315,7 +322,7 @@ def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -
     if mode in (IngestMode.BOTH, IngestMode.GRAPH):
         graph = _graph(dataset)
         progress.require_layer_complete(graph, layer)
-        status = progress.layer_status(graph)[layer]
+        status = progress.layer_status(graph, layer)[layer]
         numbers |= {
             "nodes": status.nodes,
             "edges": status.edges,

@@ -43,7 +43,15 @@ from sv_pipeline.storage.error_dump import dump_errors
 from sv_pipeline.storage.generations import current_version
 from sv_pipeline.storage.retry import retry_transport
 
-__all__ = ["PopulatePlan", "PopulateReport", "TaskReport", "finish_populate", "populate_plan", "populate_task"]
+__all__ = [
+    "PopulatePlan",
+    "PopulateReport",
+    "TaskReport",
+    "commit_task",
+    "finish_populate",
+    "populate_plan",
+    "populate_task",
+]
 
 Triple = tuple[int, int, int]
 
@@ -223,7 +231,7 @@ def _populate_part(plan: PopulatePlan, coordinate: Triple, attempts: int) -> dic
             else:
                 counts = {}
                 write_volume_info(spec, base.volume)
-                _commit(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=True)
+                commit_task(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=True)
         except Exception:
             parts.delete_attempt(url, coordinate, attempt)
             if markers.read_marker(url, coordinate) is None:
@@ -254,7 +262,7 @@ def _refer(plan: PopulatePlan, coordinate: Triple, attempt: str, spec: dict[str,
     n_others = sum(map(len, others.values()))
     if references is None or n_others or len(base.referred) < base.n_mips:
         write_volume_info(spec, base.volume)
-        _commit(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=True, chunks=others)
+        commit_task(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=True, chunks=others)
     write_source_record(base, coordinate, attempt, list(found.values()))
     return {"referred": sum(map(len, found.values())), "copied": n_others}
 
@@ -263,7 +271,7 @@ def _populate_base(plan: PopulatePlan, coordinate: Triple, address: str | None, 
     url, name = plan.base.watershed_url, task_name(coordinate)
     spec = plan.base.spec(coordinator=address)
     retry_transport(
-        lambda: _commit(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=address is None, evidence=name),
+        lambda: commit_task(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=address is None, evidence=name),
         attempts=attempts,
         base_delay=0.4 if address is None else COORDINATOR_PAUSE,
         what=f"populate task {name}",
@@ -277,7 +285,7 @@ def _shapes(plan: PopulatePlan, coordinate: Triple) -> tuple[Triple, ...]:
     return tuple(task_box(volume, mip, plan.grid, plan.layer, coordinate).shape for mip in range(plan.base.n_mips))
 
 
-def _commit(
+def commit_task(
     plan: PopulatePlan,
     coordinate: Triple,
     store: ocdbt.OcdbtStore,
@@ -308,7 +316,7 @@ def _commit(
 
 
 def finish_populate(
-    plan: PopulatePlan, *, parts_per_commit: int | None = None, keys_per_commit: int = parts.KEYS_PER_COMMIT
+    plan: PopulatePlan, *, parts_per_commit: int | None = None, keys_per_commit: int | None = None
 ) -> PopulateReport:
     """Merge the parts, clean up, and declare the base complete. Safe to repeat.
 
@@ -318,7 +326,7 @@ def finish_populate(
         Number of parts to merge in one commit. By default, parts are merged in commits of neighbouring keys, or in a
         single commit if there are few keys.
     keys_per_commit
-        Largest number of keys in such a commit, about.
+        Largest number of keys in such a commit, about. By default it follows from the memory that commits need.
 
     Raises
     ------
@@ -396,15 +404,9 @@ def _details(plan: PopulatePlan, coordinate: Triple, address: str | None) -> dic
         "method": plan.method.value,
         "source_mips": base.source_mips,
         "mips": [
-            {
-                "mip": mip,
-                "key": base.volume.scales[mip].key,
-                "box": str(box),
-                "shape": box.shape,
-                "storage_chunk": base.volume.scales[mip].chunk_size,
-                "spec": ocdbt.array_spec(spec, mip),
-            }
-            for mip, box in enumerate(boxes)
+            {"mip": mip, "key": scale.key, "box": str(box), "shape": box.shape, "storage_chunk": scale.chunk_size}
+            | {"spec": ocdbt.array_spec(spec, mip)}
+            for mip, (box, scale) in enumerate(zip(boxes, base.volume.scales, strict=True))
         ],
     }
 
