@@ -64,8 +64,8 @@ graph, config = sys.argv[1], json.loads(sys.argv[2])
 code = ReconstructableRepository.for_module("sv_pipeline.definitions", "defs", "/")
 job = code.get_reconstructable_job("__ASSET_JOB")
 with dg.DagsterInstance.get() as instance:
-    instance.add_dynamic_partitions("graphs", [graph])
-    tags = {"dagster/partition": f"{graph}|L02", "dagster/partition/graph": graph, "dagster/partition/layer": "L02"}
+    instance.add_dynamic_partitions("graph_layers", [f"{graph}|L02"])
+    tags = {"dagster/partition": f"{graph}|L02"}
     before = time.perf_counter()
     with dg.execute_job(
         job, instance, config, tags, raise_on_error=True, asset_selection=[dg.AssetKey("layer")]
@@ -100,6 +100,7 @@ def main() -> None:
             "DAGSTER_HOME": str(folder / "dagster"),
             "SV_PIPELINE_HOME": str(folder / "home"),
             "SV_PIPELINE_MAX_CONCURRENT": str(options.workers),
+            "SV_PIPELINE_BATCHES_IN_STEP": "0",
         }
         (folder / "redis").mkdir()
         server = RedisServer(folder / "redis", ROOT / "deploy" / "celery" / "redis.conf")
