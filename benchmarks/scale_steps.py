@@ -25,6 +25,7 @@ from sv_pipeline.ingest import run, stages
 from sv_pipeline.processes import interrupts_held
 from sv_pipeline.registry import Dataset
 from sv_pipeline.reports.status import graph_status
+from sv_pipeline.testing.servers.bigtable import die_with_parent
 from sv_pipeline.testing.servers.redis import RedisServer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,7 +109,13 @@ def main() -> None:
         on_celery = {**environment, "SV_PIPELINE_EXECUTOR": "celery", "SV_PIPELINE_CELERY_BROKER": server.url}
         command = [sys.executable, "-m", "sv_pipeline.defs.celery.worker", "--concurrency", str(options.workers)]
         with interrupts_held():
-            worker = subprocess.Popen(command, env=on_celery, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            worker = subprocess.Popen(
+                command,
+                env=on_celery,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                preexec_fn=die_with_parent,
+            )
         multiprocess = {"execution": {"config": {"multiprocess": {"max_concurrent": options.workers}}}}
         engines: dict[str, Callable[[Dataset], float]] = {
             "terminal, pool of processes": lambda d: in_the_terminal(d, options.workers),
