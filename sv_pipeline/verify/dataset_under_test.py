@@ -22,8 +22,12 @@ from sv_pipeline.storage.precomputed import VolumeInfo, read_info
 from sv_pipeline.table import keys
 from sv_pipeline.table.interface import Table
 from sv_pipeline.table.meta import TableMeta, read_meta
-from sv_pipeline.verify import atomic_edges, digest_checks, ingest_checks, snapshot, volumes
+from sv_pipeline.verify import atomic_edges, digest_checks, part_checks, snapshot, volumes
+from sv_pipeline.verify.gather import EdgeFolders
+from sv_pipeline.verify.part import Division
+from sv_pipeline.verify.part_checks import EDGE_CHECKS, ROW_CHECKS
 from sv_pipeline.verify.report import Outcome
+from sv_pipeline.verify.sweep import Sweep, SweepResult
 from sv_pipeline.verify.table_checks import check_hierarchy
 
 __all__ = ["Blocked", "Subject"]
@@ -58,6 +62,10 @@ class Subject:
     """Called by the running check with (steps done, all steps)."""
     within: Sequence[Box] | None = None
     """Boxes in voxels of mip 0. Only those of the fork's own storage chunks that touch them are checked; None = all."""
+    division: Division | None = None
+    """The parts in which rows and edges are checked; None = as many as the memory budget asks for."""
+    row_checks: Sequence[str] = ROW_CHECKS
+    """Names of the checks of rows and edges that will be run."""
     _failures: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -109,23 +117,15 @@ class Subject:
     def nodes_of(self, coordinates: npt.NDArray[np.int64]) -> snapshot.Snapshot:
         """Rows of at least the supervoxels in some layer 2 chunks.
 
-        If all rows have been read already, they are returned. Otherwise only the rows of these chunks are read, so that
-        the voxels of a graph of any size can be checked.
+        Only the rows of these chunks are read, so that the voxels of a graph of any size can be checked.
 
         Parameters
         ----------
         coordinates
             Coordinates of the chunks, (x, y, z), shape (n, 3).
         """
-        if "nodes" in self.__dict__:
-            return self.nodes
         chunks = keys.chunk_ranges(self.layout, self.layout.chunk_ids(1, coordinates))
         return snapshot.read_snapshot(self.table, self.layout, chunks)
-
-    @cached_property
-    def counters(self) -> tuple[dict[int, int], npt.NDArray[np.int64]]:
-        """Id counters: one per chunk id, and those of the root chunk's shards, shape (256,)."""
-        return self._once("an id counter", lambda: ingest_checks.read_counters(self.table, self.layout))
 
     @property
     def edge_folders(self) -> tuple[str, str]:
@@ -157,6 +157,32 @@ class Subject:
         if self.edges.broken:
             raise Blocked("blocked by edge or component files that cannot be read (check edge_files)")
         return atomic_edges.activate(self.nodes, self.edges)
+
+    @cached_property
+    def rows(self) -> SweepResult:
+        """What the checks of rows and edges find."""
+        division = self.division or Division(self.layout, self.grid)
+
+        def folders() -> EdgeFolders:
+            return EdgeFolders(*self.edge_folders)
+
+        return Sweep(self.table, division, folders, self.row_checks, self.advance).run()
+
+    def outcome_of(self, name: str) -> Outcome:
+        """Return what a check of rows and edges found in all parts; raises the first error of reading, or `Blocked`."""
+        rows = self.rows
+
+        def raise_failure(of: str) -> None:
+            if of in rows.failures:
+                raise rows.failures[of]
+
+        for needed in part_checks.needs(name):
+            if needed == part_checks.EDGES and name in EDGE_CHECKS and not rows.is_sound:
+                raise Blocked("blocked by faults of the hierarchy: without it no ancestor is certain")
+            self._once(needed, lambda of=needed: raise_failure(of))  # type: ignore[misc]
+        if name in EDGE_CHECKS and rows.is_broken:
+            raise Blocked("blocked by edge or component files that cannot be read (check edge_files)")
+        return rows.outcomes[name]
 
     @cached_property
     def voxels(self) -> volumes.StoredVolume:

@@ -16,18 +16,17 @@ from sv_pipeline.storage.wall import wall
 from sv_pipeline.table.interface import Table
 from sv_pipeline.verify import (
     digest_checks,
-    edge_checks,
-    edge_file_checks,
     ingest_checks,
     pair_checks,
     pyramid_checks,
     source_checks,
-    table_checks,
     volumes,
     voxel_checks,
     watershed_checks,
 )
 from sv_pipeline.verify.dataset_under_test import Blocked, Subject
+from sv_pipeline.verify.part import Division
+from sv_pipeline.verify.part_checks import ROW_CHECKS
 from sv_pipeline.verify.report import CheckResult, Outcome, VerifyReport
 
 __all__ = ["CHECKS", "CheckResult", "VerifyReport", "verify"]
@@ -50,36 +49,8 @@ def _meta(subject: Subject, outcome: Outcome) -> None:
     ingest_checks.check_meta(outcome, subject.table, subject.meta, subject.volume, subject.fork.watershed_url)
 
 
-def _ids(subject: Subject, outcome: Outcome) -> None:
-    table_checks.check_ids(outcome, subject.nodes, subject.grid, *subject.counters)
-
-
-def _hierarchy(subject: Subject, outcome: Outcome) -> None:
-    table_checks.check_hierarchy(outcome, subject.nodes)
-
-
-def _skip_connections(subject: Subject, outcome: Outcome) -> None:
-    edge_checks.check_skip_connections(outcome, subject.nodes, subject.active)
-
-
-def _cross_edges(subject: Subject, outcome: Outcome) -> None:
-    edge_checks.check_cross_edges(outcome, subject.nodes, subject.active)
-
-
-def _connectivity(subject: Subject, outcome: Outcome) -> None:
-    edge_checks.check_connectivity(outcome, subject.nodes, subject.active)
-
-
-def _inf_edges(subject: Subject, outcome: Outcome) -> None:
-    edge_checks.check_inf_edges(outcome, subject.nodes, subject.active)
-
-
-def _atomic_cross_edges(subject: Subject, outcome: Outcome) -> None:
-    edge_checks.check_atomic_cross_edges(outcome, subject.nodes, subject.active)
-
-
-def _edge_files(subject: Subject, outcome: Outcome) -> None:
-    edge_file_checks.check_edge_files(outcome, subject.nodes, subject.edges)
+def _of_rows(subject: Subject, outcome: Outcome) -> None:
+    outcome.include(subject.outcome_of(outcome.check))
 
 
 def _voxels(subject: Subject, outcome: Outcome) -> None:
@@ -139,23 +110,21 @@ def _progress(subject: Subject, outcome: Outcome) -> None:
 
 
 def _operations(subject: Subject, outcome: Outcome) -> None:
-    ingest_checks.check_operations(outcome, subject.table, subject.nodes)
+    ingest_checks.check_operations(outcome, subject.table)
 
 
 _CHECKS: dict[str, _Check] = {
     "meta": _Check("meta and version rows can be read and fit the watershed", "rows", _meta),
-    "ids": _Check("node ids lie inside the grid and behind their counters", "nodes", _ids),
-    "hierarchy": _Check("parents and children agree; each supervoxel is under one current root", "nodes", _hierarchy),
-    "skip_connections": _Check("parents are at the layer that the cross edges ask for", "nodes", _skip_connections),
-    "edge_files": _Check("edge files are readable, symmetric, and of supervoxels of the graph", "edges", _edge_files),
-    "cross_edges": _Check("cross edges equal those recomputed from the active atomic edges", "edges", _cross_edges),
-    "atomic_cross_edges": _Check(
-        "layer 2 nodes of the ingest keep their atomic cross edges", "edges", _atomic_cross_edges
-    ),
+    "ids": _Check("node ids lie inside the grid and behind their counters", "nodes", _of_rows),
+    "hierarchy": _Check("parents and children agree; each supervoxel is under one current root", "nodes", _of_rows),
+    "skip_connections": _Check("parents are at the layer that the cross edges ask for", "nodes", _of_rows),
+    "edge_files": _Check("edge files are readable, symmetric, and of supervoxels of the graph", "edges", _of_rows),
+    "cross_edges": _Check("cross edges equal those recomputed from the active atomic edges", "edges", _of_rows),
+    "atomic_cross_edges": _Check("layer 2 nodes of the ingest keep their atomic cross edges", "edges", _of_rows),
     "connectivity": _Check(
-        "siblings are connected, and roots are the components of the active edges", "roots", _connectivity
+        "siblings are connected, and roots are the components of the active edges", "roots", _of_rows
     ),
-    "inf_edges": _Check("no edge of affinity inf joins two roots", "edges", _inf_edges),
+    "inf_edges": _Check("no edge of affinity inf joins two roots", "edges", _of_rows),
     "voxels": _Check("ids in the voxels are the live leaves, each in one piece inside its chunk", "chunks", _voxels),
     "base": _Check("the base equals the watershed and was populated to the end", "blocks", _base),
     "source": _Check("the watershed has not changed since the base was made to refer to it", "objects", _source),
@@ -182,6 +151,7 @@ def verify(
     progress: Callable[[int, int], None] | None = None,
     seed: int = 0,
     within: Sequence[Box] | None = None,
+    division: Division | None = None,
 ) -> VerifyReport:
     """Prove that a graph and its segmentation are sound. Nothing is changed.
 
@@ -205,6 +175,8 @@ def verify(
     within
         Boxes in voxels of mip 0, to which the checks `digests` and `lineage` of the fork's own storage chunks are
         limited; None = everywhere.
+    division
+        The parts in which rows and edges are checked; None = as many as the memory budget asks for.
 
     Raises
     ------
@@ -222,7 +194,8 @@ def verify(
     chosen = list(_CHECKS) if checks is None else [name for name in _CHECKS if name in set(checks)]
     if checks is not None and (unknown := sorted(set(checks) - set(_CHECKS))):
         raise ConfigError(f"there is no check {', '.join(unknown)}.", remedy=f"Checks are: {', '.join(_CHECKS)}.")
-    subject = Subject(table, fork, sample, seed, workers, within=within)
+    rows = [name for name in chosen if name in ROW_CHECKS]
+    subject = Subject(table, fork, sample, seed, workers, within=within, division=division, row_checks=rows)
     started = time.monotonic()
     results = []
     for number, name in enumerate(chosen):

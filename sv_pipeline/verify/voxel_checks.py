@@ -140,7 +140,8 @@ def _check_chunk(
         faults.add("a leaf of the graph has no voxel in its chunk.", where, len(missing))
     strange = np.setdiff1d(present, leaves, assume_unique=True)
     if len(strange):
-        strange = _without_given(faults, nodes, strange, labels, box, source)
+        chunk = nodes.layout.chunk_ids(1, coordinate)
+        strange = _without_given(faults, nodes, strange, labels, box, chunk, source)
         _name_strange(faults, nodes, strange, labels, box, coordinate)
     pieces, n_pieces = cc3d.connected_components(labels, connectivity=26, return_N=True)
     if n_pieces != len(present):
@@ -153,10 +154,11 @@ def _without_given(
     strange: UInt64Array,
     labels: UInt64Array,
     box: Box,
+    chunk: UInt64Array,
     source: ts.TensorStore | None,
 ) -> UInt64Array:
     """Report supervoxels of the watershed for which other software made no node, and return the other ids."""
-    unknown = strange[nodes.find(strange) == NONE]
+    unknown = strange[(nodes.find(strange) == NONE) & (nodes.layout.chunks(strange) == chunk)]
     if source is None or not len(unknown):
         return strange
     distinct, first = np.unique(labels, return_index=True)
