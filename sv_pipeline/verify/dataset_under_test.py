@@ -22,15 +22,12 @@ from sv_pipeline.storage.precomputed import VolumeInfo, read_info
 from sv_pipeline.table import keys
 from sv_pipeline.table.interface import Table
 from sv_pipeline.table.meta import TableMeta, read_meta
-from sv_pipeline.verify import atomic_edges, digest_checks, part_checks, snapshot, volumes
-from sv_pipeline.verify.gather import EdgeFolders
-from sv_pipeline.verify.part import Division
-from sv_pipeline.verify.part_checks import EDGE_CHECKS, ROW_CHECKS
+from sv_pipeline.verify import atomic_edges, digest_checks, snapshot, volumes
+from sv_pipeline.verify.blocks import ALL, Share
 from sv_pipeline.verify.report import Outcome
-from sv_pipeline.verify.sweep import Sweep, SweepResult
 from sv_pipeline.verify.table_checks import check_hierarchy
 
-__all__ = ["Blocked", "Subject"]
+__all__ = ["Blocked", "Subject", "as_failure", "cannot_be_read", "unreadable"]
 
 Value = TypeVar("Value")
 
@@ -39,13 +36,30 @@ class Blocked(Exception):  # noqa: N818 - not an error: another check names the 
     """A check cannot run because of a fault that another check reports."""
 
 
+def cannot_be_read(name: str) -> str:
+    """Return the reason for which a check is blocked that needs something which cannot be read."""
+    return f"{name} cannot be read (named by another check)"
+
+
+def as_failure(error: SvPipelineError, name: str) -> SvPipelineError:
+    """Note in an error what could not be read."""
+    error.__dict__["unreadable"] = name
+    return error
+
+
+def unreadable(error: SvPipelineError) -> str:
+    """Return what could not be read, as noted by `as_failure`; "" for other errors."""
+    return str(error.__dict__.get("unreadable", ""))
+
+
 class VoxelOptions(TypedDict):
-    """Keyword arguments of checks that read voxels."""
+    """Keyword arguments of checks that read voxels, block by block."""
 
     sample: int | None
     seed: int
     workers: int
     advance: Callable[[int, int], None] | None
+    share: Share
 
 
 @dataclass
@@ -62,16 +76,20 @@ class Subject:
     """Called by the running check with (steps done, all steps)."""
     within: Sequence[Box] | None = None
     """Boxes in voxels of mip 0. Only those of the fork's own storage chunks that touch them are checked; None = all."""
-    division: Division | None = None
-    """The parts in which rows and edges are checked; None = as many as the memory budget asks for."""
-    row_checks: Sequence[str] = ROW_CHECKS
-    """Names of the checks of rows and edges that will be run."""
+    share: Share = ALL
+    """The share of the blocks that the running check looks at."""
     _failures: dict[str, str] = field(default_factory=dict)
 
     @property
     def options(self) -> VoxelOptions:
         """Keyword arguments for checks that read voxels."""
-        return {"sample": self.sample, "seed": self.seed, "workers": self.workers, "advance": self.advance}
+        return {
+            "sample": self.sample,
+            "seed": self.seed,
+            "workers": self.workers,
+            "advance": self.advance,
+            "share": self.share,
+        }
 
     def _once(self, name: str, read: Callable[[], Value]) -> Value:
         """Read something. A failure is raised to the first check that asks for it, and blocks all later ones."""
@@ -80,8 +98,12 @@ class Subject:
         try:
             return read()
         except SvPipelineError as error:
-            self._failures[name] = f"{name} cannot be read (named by another check)"
-            raise error from None
+            self._failures[name] = cannot_be_read(name)
+            raise as_failure(error, name) from None
+
+    def forget_failures(self) -> None:
+        """Raise the errors of reading anew when something is asked for again."""
+        self._failures.clear()
 
     @cached_property
     def meta(self) -> TableMeta:
@@ -157,32 +179,6 @@ class Subject:
         if self.edges.broken:
             raise Blocked("blocked by edge or component files that cannot be read (check edge_files)")
         return atomic_edges.activate(self.nodes, self.edges)
-
-    @cached_property
-    def rows(self) -> SweepResult:
-        """What the checks of rows and edges find."""
-        division = self.division or Division(self.layout, self.grid)
-
-        def folders() -> EdgeFolders:
-            return EdgeFolders(*self.edge_folders)
-
-        return Sweep(self.table, division, folders, self.row_checks, self.advance).run()
-
-    def outcome_of(self, name: str) -> Outcome:
-        """Return what a check of rows and edges found in all parts; raises the first error of reading, or `Blocked`."""
-        rows = self.rows
-
-        def raise_failure(of: str) -> None:
-            if of in rows.failures:
-                raise rows.failures[of]
-
-        for needed in part_checks.needs(name):
-            if needed == part_checks.EDGES and name in EDGE_CHECKS and not rows.is_sound:
-                raise Blocked("blocked by faults of the hierarchy: without it no ancestor is certain")
-            self._once(needed, lambda of=needed: raise_failure(of))  # type: ignore[misc]
-        if name in EDGE_CHECKS and rows.is_broken:
-            raise Blocked("blocked by edge or component files that cannot be read (check edge_files)")
-        return rows.outcomes[name]
 
     @cached_property
     def voxels(self) -> volumes.StoredVolume:

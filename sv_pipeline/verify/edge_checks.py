@@ -12,13 +12,13 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from sv_pipeline.ids import UInt64Array
 from sv_pipeline.verify.atomic_edges import ActiveEdges
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.snapshot import NONE, Snapshot
 from sv_pipeline.verify.table_checks import report_where
 
 __all__ = [
+    "SCATTERED_ROOT",
     "check_atomic_cross_edges",
     "check_connectivity",
     "check_cross_edges",
@@ -26,11 +26,11 @@ __all__ = [
     "check_inf_edges",
     "check_pieces_in_chunks",
     "check_skip_connections",
+    "components",
     "lifted",
-    "pieces_of",
     "raised",
-    "report_scattered_roots",
-    "scattered_roots",
+    "scattered_children",
+    "scattered_leaves",
     "stored_cross_edges",
 ]
 
@@ -272,69 +272,19 @@ def check_skip_connections(outcome: Outcome, nodes: Snapshot, active: ActiveEdge
 def check_connectivity(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> None:
     """Check that the children of each parent are connected, and that roots are the components of the active edges.
 
-    Of a part of the graph, only its own nodes are checked; `Pieces` tells which roots must be checked as a whole.
+    Of a part of the graph, only its own nodes are checked; `pieces` tells which roots must be checked as a whole.
     """
     leaves = nodes.leaves
     check_pieces_in_chunks(outcome, nodes, active, leaves)
-    report_where(outcome, _scattered_children(nodes, active), nodes.ids, SCATTERED_CHILDREN)
+    report_where(outcome, scattered_children(nodes, active), nodes.ids, SCATTERED_CHILDREN)
     roots = nodes.ancestors[nodes.layout.n_layers]
     if nodes.beside is None:
         sure = active.sure
-        pieces = _components(len(nodes.ids), active.first[sure], active.second[sure])
+        pieces = components(len(nodes.ids), active.first[sure], active.second[sure])
         report_where(outcome, _in_pieces(nodes, leaves, roots[leaves], pieces), nodes.ids, SCATTERED_ROOT)
     check_ends(outcome, nodes, active)
     in_use = (nodes.layers == nodes.layout.n_layers) & nodes.is_reached & ~nodes.retired
     outcome.checked = int((in_use & nodes.is_own).sum())
-
-
-def scattered_roots(nodes: Snapshot, active: ActiveEdges) -> UInt64Array:
-    """Roots of those own nodes whose children are not connected. All other roots are connected.
-
-    If the children of every node below a root are connected, then so are its supervoxels. Otherwise they may still be
-    connected by edges that leave the node.
-    """
-    scattered = np.union1d(_scattered_leaves(nodes, active, nodes.leaves), _scattered_children(nodes, active))
-    return np.unique(nodes.ids[nodes.tops[scattered[nodes.is_own[scattered]]]])
-
-
-def pieces_of(nodes: Snapshot, active: ActiveEdges, roots: UInt64Array) -> tuple[UInt64Array, UInt64Array]:
-    """Reduce the supervoxels of some roots to what connects them: links between supervoxels, and the root of each.
-
-    Returns
-    -------
-    tuple[UInt64Array, UInt64Array]
-        Links (supervoxel, supervoxel), shape (n, 2): one for each supervoxel of the part that has edges to other
-        parts, to the lowest supervoxel of its piece, and one for each edge to another part. Then the pieces: (lowest
-        supervoxel, root), shape (m, 2).
-    """
-    of_roots = nodes.leaves[np.isin(nodes.ids[nodes.tops[nodes.leaves]], roots)]
-    mine = of_roots[nodes.is_own[of_roots]]
-    within = np.zeros(len(nodes.ids), np.bool_)
-    within[mine] = True
-    inside = active.sure & within[active.first] & within[active.second]
-    component = _components(len(nodes.ids), active.first[inside], active.second[inside])
-    distinct, first, where = np.unique(component[mine], return_index=True, return_inverse=True)
-    lowest = mine[first]
-    leaving = active.sure & within[active.first] & ~within[active.second]
-    out, far = active.first[leaving], active.second[leaving]
-    ends = np.unique(out)
-    links = np.concatenate(
-        [
-            np.stack([nodes.ids[ends], nodes.ids[lowest[where[np.searchsorted(mine, ends)]]]], axis=-1),
-            np.stack([nodes.ids[out], nodes.ids[far]], axis=-1),
-        ]
-    )
-    return links, np.stack([nodes.ids[lowest], nodes.ids[nodes.tops[lowest]]], axis=-1).reshape(len(distinct), 2)
-
-
-def report_scattered_roots(outcome: Outcome, links: UInt64Array, pieces: UInt64Array) -> None:
-    """Report roots in several pieces, from what `pieces_of` returned for all parts."""
-    ids, where = np.unique(np.concatenate([links.ravel(), pieces[:, 0]]), return_inverse=True)
-    ends = where[: 2 * len(links)].reshape(-1, 2)
-    component = _components(len(ids), ends[:, 0], ends[:, 1])[where[2 * len(links) :]]
-    distinct = np.unique(np.stack([pieces[:, 1], component.astype(np.uint64)], axis=-1), axis=0)
-    roots, count = np.unique(distinct[:, 0], return_counts=True)
-    report_where(outcome, count > 1, roots, SCATTERED_ROOT)
 
 
 def check_pieces_in_chunks(outcome: Outcome, nodes: Snapshot, active: ActiveEdges, leaves: IntArray) -> None:
@@ -345,7 +295,7 @@ def check_pieces_in_chunks(outcome: Outcome, nodes: Snapshot, active: ActiveEdge
     leaves
         Indices of supervoxels, shape (n,); for each layer 2 node, either all of its supervoxels or none.
     """
-    report_where(outcome, _scattered_leaves(nodes, active, leaves), nodes.ids, SCATTERED_LEAVES)
+    report_where(outcome, scattered_leaves(nodes, active, leaves), nodes.ids, SCATTERED_LEAVES)
 
 
 def check_ends(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> None:
@@ -364,14 +314,14 @@ def check_ends(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> None:
     )
 
 
-def _scattered_leaves(nodes: Snapshot, active: ActiveEdges, leaves: IntArray) -> IntArray:
+def scattered_leaves(nodes: Snapshot, active: ActiveEdges, leaves: IntArray) -> IntArray:
     """Layer 2 nodes whose supervoxels are not connected inside the chunk."""
     inside = active.sure & (active.layers == 1)
-    pieces = _components(len(nodes.ids), active.first[inside], active.second[inside])
+    pieces = components(len(nodes.ids), active.first[inside], active.second[inside])
     return _in_pieces(nodes, leaves, nodes.parent_index[leaves], pieces)
 
 
-def _scattered_children(nodes: Snapshot, active: ActiveEdges) -> IntArray:
+def scattered_children(nodes: Snapshot, active: ActiveEdges) -> IntArray:
     """Parents at a layer p whose children at layer p - 1 are not connected by active edges of cross layer p - 1."""
     first, second = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for layer in range(2, nodes.layout.n_layers):
@@ -380,7 +330,7 @@ def _scattered_children(nodes: Snapshot, active: ActiveEdges) -> IntArray:
         second.append(nodes.ancestors[layer][active.second[at]])
     a, b = np.concatenate(first), np.concatenate(second)
     siblings = nodes.parent_index[a] == nodes.parent_index[b]
-    pieces = _components(len(nodes.ids), a[siblings], b[siblings])
+    pieces = components(len(nodes.ids), a[siblings], b[siblings])
     children = np.flatnonzero(nodes.is_reached & (nodes.parent_index != NONE))
     return _in_pieces(nodes, children, nodes.parent_index[children], pieces)
 
@@ -396,7 +346,8 @@ def check_inf_edges(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> N
     )
 
 
-def _components(count: int, first: IntArray, second: IntArray) -> IntArray:
+def components(count: int, first: IntArray, second: IntArray) -> IntArray:
+    """Return the number of the connected component of each of ``count`` nodes, joined by edges (first, second)."""
     ones = np.ones(len(first), np.bool_)
     return np.asarray(connected_components(coo_array((ones, (first, second)), shape=(count, count)), directed=False)[1])
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sv_pipeline.errors import SvPipelineError, UnavailableError
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table.interface import Table
-from sv_pipeline.verify import atomic_edges, edge_checks, edge_file_checks, gather, ingest_checks, table_checks
+from sv_pipeline.verify import atomic_edges, edge_checks, edge_file_checks, gather, ingest_checks, pieces, table_checks
 from sv_pipeline.verify.atomic_edges import ActiveEdges, AtomicEdges
 from sv_pipeline.verify.boundary import Boundary, Strays
 from sv_pipeline.verify.gather import EdgeFolders
@@ -53,8 +53,13 @@ class PartResult:
     boundary: Boundary = field(default_factory=Boundary)
     is_broken: bool = False
     """Whether an edge file or a component file of the part cannot be read."""
+    strays: int = 0
+    """Number of strays in the boundary."""
+    suspects: int = 0
+    """Number of suspects in the boundary."""
+    seconds: float = 0.0
     pieces: tuple[UInt64Array, UInt64Array] | None = None
-    """Links and pieces of `PartTask.roots`; see `edge_checks.pieces_of`."""
+    """Links and pieces of `PartTask.roots`; see `pieces.pieces_of`."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +112,12 @@ def check_part(task: PartTask) -> PartResult:
         active = _check_edges(task, result, nodes, edges, below)
         if active is not None and not task.division.is_whole:
             lifted = gather.lifted_edges(task.division, task.part, nodes, active)
-            suspects = edge_checks.scattered_roots(nodes, active)
+            suspects = pieces.scattered_roots(nodes, active)
             if task.roots is not None and task.part.has_supervoxels:
-                result.pieces = edge_checks.pieces_of(nodes, active, task.roots)
+                result.pieces = pieces.pieces_of(nodes, active, task.roots)
     if not task.division.is_whole:
         result.boundary = _boundary(task.division, task.part, nodes, edges, lifted, suspects)
+        result.strays, result.suspects = len(result.boundary.strays), len(suspects)
     for one in result.outcomes.values():
         one.owns = None
     return result

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.verify.confidence import Confidence
+
 __all__ = ["CheckResult", "Finding", "Outcome", "Severity", "VerifyReport"]
 
 Severity = Literal["error", "foreign", "warning"]
@@ -49,6 +51,12 @@ class Outcome:
     findings: list[Finding] = field(default_factory=list)
     skipped: str | None = None
     """Why there was nothing to check."""
+    population: int | None = None
+    """Number of things of which a sample was looked at, or all; None if the check does not count them."""
+    damaged: int = 0
+    """Number of things looked at that have an error."""
+    blocked: str | None = None
+    """Why the check could not be run, if a fault that another check reports made it impossible."""
     owns: Owns | None = None
     """Whether each id belongs to the part of the graph that is checked; only such ids are reported. None = all do."""
     kinds: list[str] = field(default_factory=list)
@@ -94,6 +102,9 @@ class Outcome:
     def include(self, other: Outcome) -> None:
         """Add what the same check found in another part of the graph."""
         self.checked += other.checked
+        self.damaged += other.damaged
+        self.population = other.population if other.population is not None else self.population
+        self.skipped, self.blocked = self.skipped or other.skipped, self.blocked or other.blocked
         for finding, kind, order in zip(other.findings, other.kinds, other.orders, strict=True):
             self.add(finding, kind, order)
 
@@ -128,6 +139,17 @@ class CheckResult:
     seconds: float
     skipped: str | None = None
     """Why the check did not run: there is nothing to check (it passes), or another fault blocks it (it fails)."""
+    population: int | None = None
+    """Number of things of which ``checked`` were looked at, chosen at random; None if the check takes no sample."""
+    damaged: int = 0
+    """Number of things looked at that have an error, if the check takes samples."""
+
+    @property
+    def confidence(self) -> Confidence | None:
+        """What a sample says about all things; None if everything was looked at, or nothing."""
+        if self.population is None or not 0 < self.checked < self.population:
+            return None
+        return Confidence.of(self.population, self.checked, self.damaged)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -186,7 +208,11 @@ class VerifyReport:
             "seconds": round(self.seconds, 3),
             "sample": self.sample,
             "results": [
-                {**asdict(result), "findings": [asdict(finding) for finding in result.findings]}
+                {
+                    **asdict(result),
+                    "findings": [asdict(finding) for finding in result.findings],
+                    "confidence": None if result.confidence is None else asdict(result.confidence),
+                }
                 for result in self.results
             ],
         }
@@ -226,7 +252,10 @@ def _mark(result: CheckResult) -> str:
 def _amount(result: CheckResult) -> str:
     if result.skipped is not None:
         return result.skipped
-    return f"{result.checked:,} {result.unit} in {result.seconds:.2f} s: {result.description}"
+    confidence = result.confidence
+    of = "" if confidence is None else f" of {result.population:,}"
+    sure = "" if confidence is None else f"; {confidence.text(result.unit)}"
+    return f"{result.checked:,}{of} {result.unit} in {result.seconds:.2f} s: {result.description}{sure}"
 
 
 def _indented(findings: Iterable[Finding]) -> list[str]:

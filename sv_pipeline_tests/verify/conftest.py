@@ -51,6 +51,7 @@ class Planted:
             )
 
         whole = by(None)
+        options.pop("progress", None)
         for layers in random.sample(divisions(self.data.layout.n_layers), 1):
             parts = by(Division(self.data.layout, self.data.grid, layers, self.cuts()))
             for result in parts.results:
