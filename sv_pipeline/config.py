@@ -38,6 +38,7 @@ from sv_pipeline.config_fields import (
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.event_receivers import Receiver, require_own_names
 from sv_pipeline.foreign_keys import without_foreign_keys
+from sv_pipeline.memory import DEFAULT_BUDGET_MB
 from sv_pipeline.places import LOCK_SUFFIX, parse_folder
 from sv_pipeline.redaction import redacted, remember
 from sv_pipeline.yaml_files import read_yaml
@@ -296,6 +297,8 @@ class IngestOptions(_Model):
     """Number of worker processes on one machine."""
     chunks_per_batch: Int = Field(default=64, ge=1, le=1 << 20)
     """Number of chunks that one batch (one Dagster step) handles."""
+    worker_memory_mb: Int = Field(default=DEFAULT_BUDGET_MB, ge=16, le=1 << 24)
+    """Memory in MiB that the work of one process may take; chunks are worked on in groups that fit it."""
     read_isolated_supervoxels: bool = True
     """Search the voxels for supervoxels that no edge or component file names."""
 

@@ -17,6 +17,7 @@ def defs() -> dg.Definitions:
         edits,
         events,
         jobs,
+        planning,
         pyramid,
         pyramid_sensor,
         rebuild,
@@ -29,6 +30,7 @@ def defs() -> dg.Definitions:
 
     return dg.Definitions(
         assets=[
+            planning.ingest_plan,
             assets.watershed,
             assets.base_ocdbt,
             assets.layer,

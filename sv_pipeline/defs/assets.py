@@ -10,6 +10,8 @@ from typing import Any
 import dagster as dg
 
 from sv_pipeline.config import IngestMode
+from sv_pipeline.defs.coordinator import coordinator_for, prepare_coordinator
+from sv_pipeline.defs.fanout import run_elsewhere
 from sv_pipeline.defs.metadata import explained_failures, pictures
 from sv_pipeline.defs.partitions import MAX_LAYER, graph_layers, graphs, layer_key, partition_of
 from sv_pipeline.defs.resources import PipelineResource
@@ -32,18 +34,19 @@ def _plan_watershed(context: dg.OpExecutionContext, pipeline: PipelineResource, 
     with explained_failures():
         dataset = pipeline.dataset(context.partition_key)
         batches = stages.plan_watershed(dataset, stage) if stages.needs_watershed(dataset) else []
+        batches = run_elsewhere(context, dataset, batches)
     context.log.info("%s: %d batches to do", stage, len(batches))
     for batch in batches:
         yield dg.DynamicOutput(None, mapping_key=batch.key)
 
 
-@dg.op(out=dg.DynamicOut(dg.Nothing))
+@dg.op(out=dg.DynamicOut(dg.Nothing), retry_policy=RETRIES)
 def plan_labels(context: dg.OpExecutionContext, pipeline: PipelineResource) -> Iterator[Any]:
     """List the chunks that have no supervoxels yet, in batches."""
     yield from _plan_watershed(context, pipeline, Stage.LABELS)
 
 
-@dg.op(ins={"labelled": dg.In(dg.Nothing)}, out=dg.DynamicOut(dg.Nothing))
+@dg.op(ins={"labelled": dg.In(dg.Nothing)}, out=dg.DynamicOut(dg.Nothing), retry_policy=RETRIES)
 def plan_edges(context: dg.OpExecutionContext, pipeline: PipelineResource) -> Iterator[Any]:
     """Check that all chunks are labelled, and list the chunks that have no edge file yet, in batches."""
     with explained_failures():
@@ -122,7 +125,12 @@ _MODE = dg.Field(
 )
 
 
-@dg.op(ins={"base_ocdbt": dg.In(dg.Nothing)}, out=dg.DynamicOut(dg.Nothing), config_schema={"mode": _MODE})
+@dg.op(
+    ins={"base_ocdbt": dg.In(dg.Nothing)},
+    out=dg.DynamicOut(dg.Nothing),
+    config_schema={"mode": _MODE},
+    retry_policy=RETRIES,
+)
 def plan_batches(context: dg.OpExecutionContext, pipeline: PipelineResource) -> Iterator[Any]:
     """List the layer's chunks without a done-marker, in batches. Fails unless the layer below is complete."""
     graph_id, number = partition_of(context)
@@ -132,6 +140,8 @@ def plan_batches(context: dg.OpExecutionContext, pipeline: PipelineResource) -> 
             context.log.info("graph %s has %d layers: nothing to do", graph_id, dataset.grid.n_layers)
             return
         batches = stages.plan_layer(dataset, number, context.op_config.get("mode"))
+        address = prepare_coordinator(context, pipeline, dataset, batches)
+        batches = run_elsewhere(context, dataset, batches, lambda _: address)
     context.log.info("%d batches to do", len(batches))
     for batch in batches:
         yield dg.DynamicOutput(None, mapping_key=batch.key)
@@ -144,8 +154,8 @@ def run_batch(context: dg.OpExecutionContext, pipeline: PipelineResource) -> Non
     with explained_failures():
         dataset = pipeline.dataset(graph_id)
         batch = Batch.parse(str(context.get_mapping_key()))
-        address = pipeline.coordinator_address(dataset)
-        report = stages.run_batch(dataset, batch, coordinator_address=address)
+        with coordinator_for(context, pipeline, dataset, batch) as address:
+            report = stages.run_batch(dataset, batch, coordinator_address=address)
     context.log.info("%d chunks in %.1f s: %s", report.chunks, report.seconds, report.counts)
 
 

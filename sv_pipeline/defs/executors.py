@@ -47,11 +47,13 @@ def executor_from_environment() -> dg.ExecutorDefinition:
             name="local",
         )
     if name == "celery":
-        from dagster_celery import celery_executor
+        from sv_pipeline.defs.celery.executor import celery_steps
+        from sv_pipeline.defs.celery.settings import backend_url, broker_url
 
-        return celery_executor  # type: ignore[no-any-return]
+        broker_url(), backend_url()  # a missing broker is told when the definitions are loaded, not by a failing run
+        return celery_steps
     if name == "k8s":
         from dagster_k8s import k8s_job_executor
 
-        return k8s_job_executor  # type: ignore[no-any-return]
+        return k8s_job_executor
     raise dg.DagsterInvalidDefinitionError(f"{EXECUTOR_VARIABLE}={name!r}: use local, celery or k8s.")

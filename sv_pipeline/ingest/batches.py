@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from sv_pipeline.grid import ChunkGrid
 
-__all__ = ["MAX_BATCHES", "Batch", "Stage", "plan_batches"]
+__all__ = ["MAX_BATCHES", "Batch", "Stage", "batch_count", "plan_batches"]
 
 MAX_BATCHES = 200
 """Maximum number of batches per layer; with more, Dagster's cost per step outweighs the work."""
@@ -63,6 +63,15 @@ class Batch:
         return np.stack(np.unravel_index(index, grid.shape(self.layer)), axis=-1).astype(np.int64)
 
 
+def _batch_size(count: int, per_batch: int) -> int:
+    return max(per_batch, -(-count // MAX_BATCHES))
+
+
+def batch_count(count: int, per_batch: int) -> int:
+    """Return the number of batches of a layer of ``count`` chunks of which nothing is done."""
+    return -(-count // _batch_size(count, per_batch))
+
+
 def plan_batches(
     stage: Stage, layer: int, grid: ChunkGrid, missing: npt.NDArray[np.int64] | Sequence[Sequence[int]], per_batch: int
 ) -> list[Batch]:
@@ -79,6 +88,6 @@ def plan_batches(
     if not len(coords):
         return []
     count = grid.count(layer)
-    size = max(per_batch, -(-count // MAX_BATCHES))
+    size = _batch_size(count, per_batch)
     starts = np.unique(grid.index(layer, coords) // size) * size
     return [Batch(stage, layer, int(first), int(min(first + size, count))) for first in starts]

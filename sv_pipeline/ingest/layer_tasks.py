@@ -81,6 +81,18 @@ class ChunkTasks:
         """Coordinates of the chunks that must be built, shape (n, 3)."""
         return self.coordinates[self.todo]
 
+    def part(self, start: int, stop: int) -> ChunkTasks:
+        """Return some of the chunks that must be built, from position ``start`` to ``stop`` of `task_chunks`."""
+        chosen = self.todo[start:stop]
+        rows = [self.rows[i] for i in chosen.tolist()]
+        todo = np.arange(len(chosen))
+        return ChunkTasks(self.graph, self.layer, self.coordinates[chosen], self.chunk_ids[chosen], rows, todo)
+
+    def skipped_reports(self) -> list[ChunkReport]:
+        """Make the reports of the chunks that need not be built."""
+        todo = set(self.todo.tolist())
+        return [report for i, report in enumerate(self.reports({})) if i not in todo]
+
     def write(
         self,
         parents: NewParents,

@@ -17,15 +17,16 @@ import numpy.typing as npt
 
 from sv_pipeline.backoff import Backoff
 from sv_pipeline.config import DatasetConfig, IngestMode, PopulateMethod
-from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError, NotReadyError, SvPipelineError
+from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError, NotReadyError
 from sv_pipeline.graph.chunked_graph import create_chunked_graph, open_chunked_graph
 from sv_pipeline.graph.edges import has_split_edges
-from sv_pipeline.ingest import progress, watershed
+from sv_pipeline.ingest import planning, progress, watershed
 from sv_pipeline.ingest.announcing import announce_fork, publish_documents
-from sv_pipeline.ingest.atomic import build_atomic_chunks
+from sv_pipeline.ingest.atomic import atomic_groups
 from sv_pipeline.ingest.batches import Batch, Stage, plan_batches
-from sv_pipeline.ingest.parents import build_parent_chunks
+from sv_pipeline.ingest.parents import parent_groups
 from sv_pipeline.ingest.registration import attach, register, require_watershed, source_is_needed
+from sv_pipeline.memory import memory_budget
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import populate
 
@@ -45,6 +46,7 @@ __all__ = [
     "register",
     "run_batch",
     "setup",
+    "unfinished",
 ]
 
 logger = logging.getLogger(__name__)
@@ -94,6 +96,7 @@ def setup(dataset: Dataset, mode: IngestMode | None = None) -> dict[str, Any]:
         else:
             info = dataset.base.create(dataset.config.ocdbt_config, grid=dataset.grid)
         done["base"] = asdict(info)
+    planning.keep_if_absent(dataset)
     return done
 
 
@@ -200,6 +203,19 @@ def plan_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> 
     return batches
 
 
+def unfinished(dataset: Dataset, batches: Sequence[Batch]) -> list[Batch]:
+    """Return those of some batches, all of one stage and layer, that have chunks without a done-marker."""
+    if not batches:
+        return []
+    stage, layer = batches[0].stage, batches[0].layer
+    if stage in (Stage.LABELS, Stage.EDGES):
+        again = plan_watershed(dataset, stage)
+    else:
+        again = plan_layer(dataset, layer, IngestMode.GRAPH if stage is Stage.GRAPH else IngestMode.VOXELS)
+    missing = {batch.key for batch in again if batch.stage is stage}
+    return [batch for batch in batches if batch.key in missing]
+
+
 def _graph(dataset: Dataset) -> Any:
     try:
         return dataset.graph
@@ -248,15 +264,16 @@ def _run_watershed(dataset: Dataset, batch: Batch, _: str | None) -> dict[str, i
 def _run_graph(dataset: Dataset, batch: Batch, _: str | None) -> dict[str, int]:
     graph = _graph(dataset)
     coordinates = batch.coordinates(graph.grid)
-    try:
-        if batch.layer == 2:
-            reports = build_atomic_chunks(graph, coordinates, dataset.config)
-        else:
-            reports = build_parent_chunks(graph, batch.layer, coordinates)
-    except SvPipelineError as error:
-        progress.mark_failed(graph, batch.layer, coordinates, error)
-        raise
-    return {"nodes": sum(r.nodes for r in reports), "edges": sum(r.edges for r in reports)}
+    if batch.layer == 2:
+        groups = atomic_groups(graph, coordinates, dataset.config)
+    else:
+        budget = memory_budget(dataset.config.ingest.worker_memory_mb)
+        groups = parent_groups(graph, batch.layer, coordinates, budget=budget)
+    counts = {"nodes": 0, "edges": 0}
+    for reports in groups:
+        counts["nodes"] += sum(r.nodes for r in reports)
+        counts["edges"] += sum(r.edges for r in reports)
+    return counts
 
 
 def _run_voxels(dataset: Dataset, batch: Batch, coordinator_address: str | None) -> dict[str, int]:

@@ -270,6 +270,18 @@ class Ragged(NamedTuple):
         """Number of values of each row, shape (n,)."""
         return np.diff(self.offsets)
 
+    def part(self, rows: slice) -> Ragged:
+        """Return neighbouring rows, from ``rows.start`` up to but not including ``rows.stop``."""
+        offsets = self.offsets[rows.start : rows.stop + 1]
+        return Ragged(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+    @classmethod
+    def join(cls, parts: Sequence[Ragged]) -> Ragged:
+        """Return the rows of several ragged arrays, at least one, in one."""
+        starts = np.cumsum([0, *(part.offsets[-1] for part in parts)])
+        offsets = [part.offsets[1:] + start for part, start in zip(parts, starts[:-1], strict=True)]
+        return cls(np.concatenate([part.values for part in parts]), np.concatenate([np.zeros(1, np.int64), *offsets]))
+
 
 def newest_ids(
     column: Column[int], rows: Mapping[bytes, RowView], keys: Sequence[bytes], *, missing: int = 0

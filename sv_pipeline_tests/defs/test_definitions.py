@@ -18,7 +18,7 @@ def test_loading_them_warns_of_nothing() -> None:
 def test_the_names_that_users_and_links_rely_on(home: str) -> None:
     loaded = defs()
     specs = {spec.key.to_user_string(): spec for spec in loaded.resolve_all_asset_specs()}
-    assert sorted(specs) == ["base_ocdbt", "fork", "layer", "pyramid", "reader_contract", "watershed"]
+    assert sorted(specs) == ["base_ocdbt", "fork", "ingest_plan", "layer", "pyramid", "reader_contract", "watershed"]
     jobs = {"register_graph_job", "purge_layer_job", "verify_job", "downsample_job", "rebuild_mip_job"}
     jobs |= {"split_job", "preview_split_job", "merge_job", "undo_job", "redo_job", "recover_operation_job"}
     assert jobs <= {job.name for job in loaded.resolve_all_job_defs()}
@@ -31,6 +31,7 @@ def test_lineage_leads_from_the_segmentation_to_the_readers(home: str) -> None:
     specs = {spec.key.to_user_string(): spec for spec in defs().resolve_all_asset_specs()}
     upstream = {name: sorted(d.asset_key.to_user_string() for d in spec.deps) for name, spec in specs.items()}
     assert upstream == {
+        "ingest_plan": [],
         "watershed": [],
         "base_ocdbt": ["watershed"],
         "layer": ["base_ocdbt"],

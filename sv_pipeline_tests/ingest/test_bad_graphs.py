@@ -15,7 +15,7 @@ from sv_pipeline.errors import ConfigError, ConflictError, SvPipelineError
 from sv_pipeline.graph import edge_files
 from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.run import ingest
-from sv_pipeline.registry import Dataset
+from sv_pipeline.registry import Dataset, open_dataset
 from sv_pipeline_tests.ingest import builds
 from sv_pipeline_tests.ingest.builds import CommandLine
 from sv_pipeline_tests.ingest.mistakes import SMALL, assert_refused, assert_refused_without_a_trace, labels, small
@@ -61,6 +61,18 @@ def test_a_table_that_is_not_registered(cli: CommandLine, tmp_path: Path, known:
     assert files_of(cli.home, tmp_path / "watershed") == before
     assert cli("attach", tmp_path / "known.yaml").code == 0
     assert cli("ingest", tmp_path / "known.yaml").code == 0
+
+
+def test_a_graph_that_was_attached_to_be_read_can_be_opened_for_edits(
+    cli: CommandLine, tmp_path: Path, known: dict[str, Any]
+) -> None:
+    def attach(read_only: bool) -> bool:
+        raw = {**known, "backend_client": {"TYPE": "sqlite", "CONFIG": {"READ_ONLY": read_only}}}
+        said = cli("attach", builds.config_file(tmp_path / "again.yaml", raw))
+        assert said.code == 0, said.err
+        return open_dataset(known["graph_id"], cli.home).config.backend_client.config.read_only
+
+    assert [attach(read_only) for read_only in (True, False, True)] == [True, False, True]
 
 
 def test_a_configuration_without_a_name_is_given_one(cli: CommandLine, tmp_path: Path, known: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from sv_pipeline.algorithms.supervoxels import label_overlaps, label_pieces
 from sv_pipeline.errors import NotReadyError
+from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.ingest.watershed.companions import check_labels
 from sv_pipeline.ingest.watershed.plan import WatershedPass, WatershedPlan, check_room
@@ -62,15 +63,20 @@ def run_label_batch(plan: WatershedPlan, coordinates: npt.ArrayLike) -> None:
             label_chunk(plan, coordinate)
 
 
-def label_chunk(plan: WatershedPlan, coordinate: npt.ArrayLike) -> SegmentTable:
+def label_chunk(plan: WatershedPlan, coordinate: npt.ArrayLike, part: Box | None = None) -> SegmentTable:
     """Write the supervoxels of one chunk, then its segment table, which is the done-marker.
+
+    Parameters
+    ----------
+    part
+        Label only this box of the chunk, for a sample that needs no more of it. Default: the whole chunk.
 
     Raises
     ------
     InputError
         If the source holds negative labels in this chunk, or more pieces than there are ids for them.
     """
-    box = plan.grid.box(2, coordinate)
+    box = plan.grid.box(2, coordinate) if part is None else part
     labels = plan.source.read(box)
     check_labels(labels, f"{plan.source.name} ({box})")
     pieces = label_pieces(labels)

@@ -9,6 +9,7 @@ import io
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 from sv_pipeline.errors import NotReadyError
 from sv_pipeline.ids import UInt64Array
@@ -24,24 +25,31 @@ __all__ = ["make_object_table", "objects_of"]
 TABLES_AT_ONCE = 256
 
 
-def make_object_table(plan: WatershedPlan) -> None:
+def make_object_table(plan: WatershedPlan, only: npt.ArrayLike | None = None) -> None:
     """Gather the labels of all chunks, check the tables that name labels, and store the object of each label.
 
     With an agglomeration volume, a label belongs to the object with which it shares most voxels (in a tie, the lowest).
     A label that shares most voxels with background, or that has object 0 or no row in a table, is an object of its own.
+
+    Parameters
+    ----------
+    only
+        Coordinates, shape (n, 3), of the only chunks to gather labels from, for a sample; the tables are then not
+        checked, since they may name labels of other chunks.
     """
     if kv.read_bytes(plan.target, OBJECTS_KEY) is not None:
         return
     labels = np.empty(0, np.uint64)
     overlaps = np.empty((3, 0), np.uint64)
-    coordinates = plan.grid.coordinates(2)
+    coordinates = plan.grid.coordinates(2) if only is None else np.asarray(only, np.int64)
     for start in range(0, len(coordinates), TABLES_AT_ONCE):
         tables = read_tables(plan, coordinates[start : start + TABLES_AT_ONCE])
         labels = np.unique(np.concatenate([labels, *(t.labels for t in tables)]))
         found = [np.stack([t.overlap_labels, t.overlap_objects, t.overlap_counts]) for t in tables]
         overlaps = np.concatenate([overlaps, *found], axis=1)
     companions = plan.companions
-    check_named(labels, companions, plan.source_config)
+    if only is None:
+        check_named(labels, companions, plan.source_config)
     if companions.object_volume is not None:
         table = majority_objects(*overlaps)
     else:

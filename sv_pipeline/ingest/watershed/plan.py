@@ -40,7 +40,15 @@ from sv_pipeline.storage import kv
 from sv_pipeline.storage.precomputed import VolumeInfo, create_volume, plan_volume
 from sv_pipeline.storage.stored_json import parse_stored
 
-__all__ = ["WatershedPass", "WatershedPlan", "check_room", "markers_folder", "pending", "prepare_watershed"]
+__all__ = [
+    "WatershedPass",
+    "WatershedPlan",
+    "check_room",
+    "markers_folder",
+    "pending",
+    "planned_volume",
+    "prepare_watershed",
+]
 
 META_KEY = ".watershed/meta.json"
 OBJECTS_KEY = ".watershed/objects.npz"
@@ -144,23 +152,12 @@ def prepare_watershed(config: DatasetConfig, check: Callable[[VolumeInfo], None]
     """
     source_config = _source_config(config)
     source = open_labels(source_config)
-    if source.resolution is None:
-        raise InputError(
-            f"{source.name} does not give the size of its voxels.", remedy="Set source.resolution (nm, three numbers)."
-        )
-    if not min(source.resolution) > 0:
-        raise InputError(f"{source.name} has the resolution {source.resolution}; it must be positive.")
+    resolution = _resolution(source)
     companions = open_companions(source_config, source.bounds)
     fingerprint = _fingerprint(config, source, companions)
-    plan = WatershedPlan(config, source.bounds, source.resolution, fingerprint)
+    plan = WatershedPlan(config, source.bounds, resolution, fingerprint)
     _ = plan.layout
-    measures: dict[str, Any] = {
-        "data_type": "uint64",
-        "resolution": plan.resolution,
-        "voxel_offset": plan.bounds.start,
-        "size": plan.bounds.shape,
-        "chunk_size": _storage_chunk_size(plan.grid.chunk_size),
-    }
+    measures = _measures(config, source)
     if check is not None:
         check(plan_volume(**measures))
     if _is_prepared(plan):
@@ -179,6 +176,38 @@ def prepare_watershed(config: DatasetConfig, check: Callable[[VolumeInfo], None]
             f"cannot write to {plan.target}: {error}", remedy="Check data_source.WATERSHED and its permissions."
         ) from error
     return plan
+
+
+def planned_volume(config: DatasetConfig) -> VolumeInfo:
+    """Return the watershed volume that a configuration with a source will get; writes nothing.
+
+    Raises
+    ------
+    ConfigError, InputError
+        If the source cannot be used.
+    """
+    return plan_volume(**_measures(config, open_labels(_source_config(config))))
+
+
+def _measures(config: DatasetConfig, source: SourceVolume) -> dict[str, Any]:
+    """Arguments of `plan_volume` for the watershed of a source."""
+    return {
+        "data_type": "uint64",
+        "resolution": _resolution(source),
+        "voxel_offset": source.bounds.start,
+        "size": source.bounds.shape,
+        "chunk_size": _storage_chunk_size(config.graph_config.chunk_size),
+    }
+
+
+def _resolution(source: SourceVolume) -> tuple[float, float, float]:
+    if source.resolution is None:
+        raise InputError(
+            f"{source.name} does not give the size of its voxels.", remedy="Set source.resolution (nm, three numbers)."
+        )
+    if not min(source.resolution) > 0:
+        raise InputError(f"{source.name} has the resolution {source.resolution}; it must be positive.")
+    return source.resolution
 
 
 def markers_folder(stage: WatershedPass | None = None) -> str:

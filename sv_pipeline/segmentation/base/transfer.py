@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -81,7 +80,7 @@ def _make_pyramid(base: BaseInfo, boxes: list[Box], targets: list[ts.TensorStore
     if boxes[seed].volume == 0:
         return
     coarse = {mip: np.zeros(boxes[mip].shape, np.uint64, order="F") for mip in steps}
-    for slab in _slabs(boxes[seed], np.lcm(total, base.volume.scales[seed].chunk_size)):
+    for slab in boxes[seed].slabs(np.lcm(total, base.volume.scales[seed].chunk_size), SLAB_VOXELS):
         labels: npt.NDArray[np.uint64] = source[slab.slices].read(order="F").result()
         write = targets[seed][slab.slices].write(labels) if keep else None
         start = np.subtract(slab.start, boxes[seed].start)
@@ -93,18 +92,3 @@ def _make_pyramid(base: BaseInfo, boxes: list[Box], targets: list[ts.TensorStore
             write.result()
     for mip, labels in coarse.items():
         targets[mip][boxes[mip].slices].write(labels).result()
-
-
-def _slabs(box: Box, unit: npt.NDArray[np.int64]) -> Iterator[Box]:
-    """Divide a box into pieces of about `SLAB_VOXELS` that start at multiples of ``unit`` from its start."""
-    size = np.minimum(box.shape, unit)
-    # Pieces grow along x, then y, then z, so that they are long in memory order.
-    for axis in range(3):
-        room = SLAB_VOXELS // max(1, int(np.prod(size)))
-        size[axis] = min(box.shape[axis], size[axis] * max(1, room))
-        if size[axis] < box.shape[axis]:
-            size[axis] -= size[axis] % unit[axis]
-            break
-    starts = [range(0, n, int(s)) for n, s in zip(box.shape, size, strict=True)]
-    for start in itertools.product(*starts):
-        yield Box.of(start, np.add(start, size)).shifted(box.start).clip(box)

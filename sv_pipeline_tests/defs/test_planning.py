@@ -1,0 +1,37 @@
+"""The forecast of an ingest in Dagster, and a chunk that is written again."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from sv_pipeline.definitions import defs
+from sv_pipeline.ingest import planning
+from sv_pipeline.registry import Dataset
+from sv_pipeline_tests.defs.test_assets import event_of, failure_of, run_asset
+
+
+def options(**config: object) -> dict[str, object]:
+    return {"ops": {"ingest_plan": {"config": config}}}
+
+
+def test_the_plan_is_an_asset_that_builds_nothing(dataset: Dataset, instance: dg.DagsterInstance) -> None:
+    instance.add_dynamic_partitions("graphs", [dataset.graph_id])
+    assert run_asset(instance, "ingest_plan", dataset.graph_id, options(workers=3, prices={"worker-hour": 2.0})).success
+    metadata = event_of(instance, "ingest_plan", dataset.graph_id).metadata
+    assert metadata["chunks"].value == "18 / 4 / 1"
+    assert metadata["workers"].value == 3
+    assert isinstance(metadata["cost_worker_hour"].value, float)
+    assert not dataset.table.exists()
+    assert planning.kept_forecast(dataset) is None
+
+
+def test_a_sampled_plan_is_kept_for_the_ingest(dataset: Dataset, instance: dg.DagsterInstance) -> None:
+    instance.add_dynamic_partitions("graphs", [dataset.graph_id])
+    assert run_asset(instance, "ingest_plan", dataset.graph_id, options(sample=3)).success
+    kept = planning.kept_forecast(dataset)
+    assert kept is not None
+    assert kept.sample is not None
+    assert kept.sample.chunks == 3
+    result = run_asset(instance, "ingest_plan", dataset.graph_id, options(sample=19))
+    assert "a sample of 19 chunks is larger than the volume" in failure_of(result)
+    assert "ingest_plan" in {s.key.to_user_string() for s in defs().resolve_all_asset_specs()}
