@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from sv_pipeline.environment import whole_number_in
 from sv_pipeline.errors import CorruptionError
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import IdLayout
@@ -13,18 +12,12 @@ from sv_pipeline.table.counters import ROOT_SHARDS
 from sv_pipeline.table.interface import Table
 from sv_pipeline.verify.part import SHIFT, Division
 
-__all__ = ["BYTES_PER_NODE", "divide", "memory_budget"]
+__all__ = ["BYTES_PER_NODE", "divide"]
 
-MEMORY_VARIABLE = "SV_PIPELINE_WORKER_MEMORY_MB"
 BYTES_PER_NODE = 1200
 """Memory that the verification of a part takes at its peak for each id that was given out in the part."""
 STEP = 3
 """Largest number of layers of a part of upper layers."""
-
-
-def memory_budget() -> int:
-    """Return the memory in bytes that the verification of one part may take in one process."""
-    return whole_number_in(MEMORY_VARIABLE, 1024, meaning="MiB") << 20
 
 
 def divide(table: Table, layout: IdLayout, grid: ChunkGrid, budget: int) -> Division:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from sv_pipeline.arguments import parse_callback, parse_count, parse_names
 from sv_pipeline.errors import ConfigError, SvPipelineError, UnavailableError
 from sv_pipeline.grid import Box
+from sv_pipeline.memory import memory_budget
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.table.counters import last_operation_id
 from sv_pipeline.table.interface import Table
 from sv_pipeline.verify.boundary import Strays
 from sv_pipeline.verify.checks import ALL_CHECKS, CHECKS
 from sv_pipeline.verify.dataset_under_test import Blocked, Subject
-from sv_pipeline.verify.divide import divide, memory_budget
+from sv_pipeline.verify.divide import divide
 from sv_pipeline.verify.part import Division
 from sv_pipeline.verify.records import Records
 from sv_pipeline.verify.report import CheckResult, VerifyReport

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from scipy.stats import hypergeom
 from sv_pipeline.demo.synthetic import synthetic_neuropil
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout
+from sv_pipeline.memory import MEMORY_VARIABLE
 from sv_pipeline.registry import Dataset
 from sv_pipeline.storage import kv
 from sv_pipeline.table import columns, counters, keys
@@ -28,7 +28,6 @@ from sv_pipeline.verify import pool
 from sv_pipeline.verify.boundary import Boundary, Strays
 from sv_pipeline.verify.confidence import Confidence
 from sv_pipeline.verify.dataset import verify_dataset
-from sv_pipeline.verify.divide import MEMORY_VARIABLE
 from sv_pipeline.verify.part import SHIFT, Division, Part
 from sv_pipeline.verify.part_checks import ROW_CHECKS
 from sv_pipeline.verify.report import VerifyReport
