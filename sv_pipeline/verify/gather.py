@@ -88,7 +88,7 @@ def lonely_edges(division: Division, part: Part, nodes: Snapshot, edges: AtomicE
 # -- nodes ------------------------------------------------------------------------------------------------------------
 
 
-class _Rows:
+class _BesideRows:
     """Rows beside a part, each read once."""
 
     def __init__(self, table: Table, layout: IdLayout, own: UInt64Array) -> None:
@@ -153,7 +153,7 @@ def gather_nodes(
     if division.is_whole:
         return snapshot.read_snapshot(table, layout)
     own = snapshot.read_snapshot(table, layout, division.ranges(part))
-    rows = _Rows(table, layout, own.ids)
+    rows = _BesideRows(table, layout, own.ids)
     seeds = np.unique(np.concatenate([below.raised.ravel(), below.edges[:, :2].ravel(), strays.pointers[:, 1]]))
     rows.read_with_ancestors(seeds)
     if edges is not None:

@@ -22,7 +22,7 @@ from sv_pipeline.verify.boundary import Strays
 from sv_pipeline.verify.dataset_under_test import Subject
 from sv_pipeline.verify.records import FolderRecords
 from sv_pipeline.verify.report import VerifyReport
-from sv_pipeline.verify.run import Progress, make_plan, run_here
+from sv_pipeline.verify.run import PartsDone, make_plan, run_here
 from sv_pipeline.verify.verification import Plan, Run, Verification
 
 __all__ = ["begin", "resume", "run_in_processes", "state_of", "verify_in_parts"]
@@ -115,7 +115,7 @@ def verify_in_parts(
     """Verify a graph part by part, in worker processes if there are more than one; see `begin` for the parameters."""
     started = time.monotonic()
     verification = begin(dataset, checks, sample=sample, seed=seed, again=again)
-    counted = Progress(progress, verification)
+    counted = PartsDone(progress, verification)
     if workers == 1:
         verification.run(run_here(counted))
     else:
@@ -126,7 +126,7 @@ def verify_in_parts(
     return report
 
 
-def run_in_processes(pool: Workers, workers: int, dataset: Dataset, progress: Progress) -> Run:
+def run_in_processes(pool: Workers, workers: int, dataset: Dataset, progress: PartsDone) -> Run:
     """Return a function that runs parts in a pool of processes, ``workers`` of them at a time."""
 
     def run(verification: Verification, names: Sequence[str], strays: Strays) -> None:

@@ -21,7 +21,7 @@ from sv_pipeline.verify.records import Records
 from sv_pipeline.verify.report import CheckResult, VerifyReport
 from sv_pipeline.verify.verification import Plan, Run, Verification
 
-__all__ = ["CHECKS", "CheckResult", "Progress", "VerifyReport", "chosen_checks", "make_plan", "run_here", "verify"]
+__all__ = ["CHECKS", "CheckResult", "PartsDone", "VerifyReport", "chosen_checks", "make_plan", "run_here", "verify"]
 
 STEPS_PER_PART = 100
 """Number of steps that the progress callback counts for each part."""
@@ -86,7 +86,7 @@ def verify(
     started = time.monotonic()
     subject = Subject(table, fork, sample, seed, workers, within=within)
     verification = Verification(subject, make_plan(subject, chosen, division), Records())
-    verification.run(run_here(Progress(progress, verification)))
+    verification.run(run_here(PartsDone(progress, verification)))
     return verification.report(time.monotonic() - started)
 
 
@@ -132,7 +132,7 @@ def make_plan(subject: Subject, checks: tuple[str, ...], division: Division | No
     return Plan(subject.fork.graph_id, checks, sample, subject.seed, layers, cuts, wanted, state)
 
 
-class Progress:
+class PartsDone:
     """Counts the parts of a verification that are done, and tells a callback.
 
     Parameters
@@ -160,7 +160,7 @@ class Progress:
             self._callback(len(self._done) * STEPS_PER_PART + rest, len(self._all) * STEPS_PER_PART)
 
 
-def run_here(progress: Progress) -> Run:
+def run_here(progress: PartsDone) -> Run:
     """Return a function that runs parts one after the other in this process."""
 
     def run(verification: Verification, names: Sequence[str], strays: Strays) -> None:
