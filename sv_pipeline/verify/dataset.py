@@ -17,6 +17,7 @@ from sv_pipeline.registry import Dataset
 from sv_pipeline.table import counters
 from sv_pipeline.verify.beside_edits import verified_beside_edits
 from sv_pipeline.verify.dataset_under_test import Subject
+from sv_pipeline.verify.part import Division
 from sv_pipeline.verify.pool import verify_in_parts
 from sv_pipeline.verify.postcheck import prove_ended
 from sv_pipeline.verify.report import CheckResult, Outcome
@@ -60,8 +61,10 @@ def verify_dataset(
     sample = None if sample is None else parse_count(sample, "number of chunks to look at", least=1)
     seed, progress = parse_count(seed, "seed"), parse_callback(progress, "progress")
 
+    plan = make_plan(Subject(table, dataset.fork, sample, seed), names)
+
     def run(wanted: Sequence[str] | None) -> VerifyReport:
-        if not make_plan(Subject(table, dataset.fork, sample, seed), names).is_one_part:
+        if not plan.is_one_part:
             some = names if wanted is checks else chosen_checks(wanted)
             return verify_in_parts(
                 dataset,
@@ -71,6 +74,7 @@ def verify_dataset(
                 workers=workers,
                 progress=progress if wanted is checks else None,
                 again=again and wanted is checks,
+                division=Division(dataset.graph.layout, dataset.graph.grid, plan.layers, plan.cuts),
             )
         return verify(
             table,

@@ -20,6 +20,7 @@ from sv_pipeline.storage import kv
 from sv_pipeline.table import counters, keys
 from sv_pipeline.verify.boundary import Strays
 from sv_pipeline.verify.dataset_under_test import Subject
+from sv_pipeline.verify.part import Division
 from sv_pipeline.verify.records import FolderRecords
 from sv_pipeline.verify.report import VerifyReport
 from sv_pipeline.verify.run import PartsDone, make_plan, run_here
@@ -51,7 +52,13 @@ def folder_of(dataset: Dataset, plan: Plan) -> str:
 
 
 def begin(
-    dataset: Dataset, checks: tuple[str, ...], *, sample: int | None = None, seed: int = 0, again: bool = False
+    dataset: Dataset,
+    checks: tuple[str, ...],
+    *,
+    sample: int | None = None,
+    seed: int = 0,
+    again: bool = False,
+    division: Division | None = None,
 ) -> Verification:
     """Begin a verification whose results are kept in the home folder, or resume one that did not end.
 
@@ -67,9 +74,11 @@ def begin(
         See `sv_pipeline.verify.run.verify`.
     again
         Whether results of an earlier verification that did not end are removed.
+    division
+        The division into parts; None = as the memory budget asks for.
     """
     subject = Subject(dataset.graph.table, dataset.fork, sample, seed)
-    plan = make_plan(subject, checks, state=state_of(dataset))
+    plan = make_plan(subject, checks, division, state=state_of(dataset))
     url = folder_of(dataset, plan)
     records = FolderRecords(url)
     stored = kv.read_bytes(url, PLAN)
@@ -111,10 +120,11 @@ def verify_in_parts(
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
     again: bool = False,
+    division: Division | None = None,
 ) -> VerifyReport:
     """Verify a graph part by part, in worker processes if there are more than one; see `begin` for the parameters."""
     started = time.monotonic()
-    verification = begin(dataset, checks, sample=sample, seed=seed, again=again)
+    verification = begin(dataset, checks, sample=sample, seed=seed, again=again, division=division)
     counted = PartsDone(progress, verification)
     if workers == 1:
         verification.run(run_here(counted))

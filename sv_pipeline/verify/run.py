@@ -17,6 +17,7 @@ from sv_pipeline.verify.checks import ALL_CHECKS, CHECKS
 from sv_pipeline.verify.dataset_under_test import Blocked, Subject
 from sv_pipeline.verify.divide import divide
 from sv_pipeline.verify.part import Division
+from sv_pipeline.verify.part_checks import ROW_CHECKS
 from sv_pipeline.verify.records import Records
 from sv_pipeline.verify.report import CheckResult, VerifyReport
 from sv_pipeline.verify.verification import Plan, Run, Verification
@@ -115,7 +116,7 @@ def make_plan(subject: Subject, checks: tuple[str, ...], division: Division | No
     sample, shares = subject.sample, []
     try:
         if division is None:
-            division = divide(subject.table, subject.layout, subject.grid, memory_budget())
+            division = division_for(subject, checks)
         if not division.is_whole:
             every = subject.grid.count(2)
             voxels = subject.grid.bounds.volume * min(sample or every, every) // every
@@ -130,6 +131,13 @@ def make_plan(subject: Subject, checks: tuple[str, ...], division: Division | No
     layers, cuts = ((), ()) if division is None else (division.layers, division.cuts)
     wanted = tuple((name, count) for name, count in shares if name in checks)
     return Plan(subject.fork.graph_id, checks, sample, subject.seed, layers, cuts, wanted, state)
+
+
+def division_for(subject: Subject, checks: Sequence[str]) -> Division:
+    """Divide the nodes into parts that fit the memory budget, if any of the checks depends on their number."""
+    if not {*ROW_CHECKS, *IN_BLOCKS} & set(checks):
+        return Division(subject.layout, subject.grid)
+    return divide(subject.table, subject.layout, subject.grid, memory_budget())
 
 
 class PartsDone:
