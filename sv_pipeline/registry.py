@@ -57,6 +57,7 @@ _FREE_FIELDS = {
     ("backend_client", "config", "admin"),
     ("backend_client", "config", "read_only"),
     ("ocdbt_config", "coordinator_address"),
+    ("ocdbt_config", "populate_layer"),
     ("ocdbt_config", "populate_method"),
     ("data_source", "fill_missing"),
     ("source", "fill_missing"),

@@ -45,7 +45,7 @@ def status(home: str, graph: str, interval: float, *, watch: bool, as_json: bool
         return
     with Live(status_table(graph_status(dataset)), console=Console(), refresh_per_second=4) as live:
         while True:
-            current = graph_status(open_dataset(graph, home))
+            current = graph_status(open_dataset(graph, home), exact=False)
             live.update(status_table(current))
             if current.complete:
                 return

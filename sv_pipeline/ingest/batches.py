@@ -73,21 +73,28 @@ def batch_count(count: int, per_batch: int) -> int:
 
 
 def plan_batches(
-    stage: Stage, layer: int, grid: ChunkGrid, missing: npt.NDArray[np.int64] | Sequence[Sequence[int]], per_batch: int
+    stage: Stage,
+    layer: int,
+    grid: ChunkGrid,
+    missing: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | Sequence[Sequence[int]],
+    per_batch: int,
 ) -> list[Batch]:
     """Cut a layer into batches and keep those with missing chunks.
 
     Parameters
     ----------
     missing
-        Coordinates of the chunks without a done-marker, shape (n, 3).
+        The chunks without a done-marker: their coordinates, shape (n, 3), or for each chunk, by its index, whether it
+        is one of them, shape (chunks,).
     per_batch
         Number of chunks of a batch; larger if the layer would otherwise need more than :data:`MAX_BATCHES`.
     """
-    coords = np.asarray(missing, np.int64).reshape(-1, 3)
-    if not len(coords):
-        return []
-    count = grid.count(layer)
+    count, chunks = grid.count(layer), np.asarray(missing)
     size = _batch_size(count, per_batch)
-    starts = np.unique(grid.index(layer, coords) // size) * size
+    if chunks.dtype == np.bool_:
+        firsts = np.arange(0, count, size)
+        starts = firsts[np.logical_or.reduceat(chunks, firsts)]
+    else:
+        coords = np.asarray(missing, np.int64).reshape(-1, 3)
+        starts = np.unique(grid.index(layer, coords) // size) * size
     return [Batch(stage, layer, int(first), int(min(first + size, count))) for first in starts]

@@ -14,6 +14,7 @@ from sv_pipeline.ingest import watershed
 from sv_pipeline.ingest.forecast import Forecast, Quantity, SampleNote, default_content, forecast
 from sv_pipeline.ingest.sampling import take_sample
 from sv_pipeline.ingest.workload import Workload, workload_of
+from sv_pipeline.memory import memory_budget
 from sv_pipeline.progress import Progress
 from sv_pipeline.registry import Dataset, absolute
 from sv_pipeline.storage import kv
@@ -92,7 +93,7 @@ def _forecast(
     sample: SampleNote | None = None,
     notes: tuple[str, ...] = (),
 ) -> Forecast:
-    budget = getattr(config.ingest, "worker_memory_mb", 1024) << 20
+    budget = memory_budget(config.ingest.worker_memory_mb)
     return forecast(
         config.graph_id, workload, content, workers=workers, worker_memory=budget, sample=sample, notes=notes
     )

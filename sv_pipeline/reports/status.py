@@ -75,8 +75,14 @@ class GraphStatus:
         return {"graph_id": self.graph_id, "forked": self.forked, "complete": self.complete, "stages": rows}
 
 
-def graph_status(dataset: Dataset) -> GraphStatus:
-    """Determine the status from the done-markers alone: a chunk without a marker is not done."""
+def graph_status(dataset: Dataset, *, exact: bool = True) -> GraphStatus:
+    """Determine the status from the done-markers alone: a chunk without a marker is not done.
+
+    Parameters
+    ----------
+    exact
+        Whether to include chunks whose markers are not counted yet; see `ingest.progress.layer_status`.
+    """
     try:
         grid = dataset.grid
     except InputError:
@@ -85,7 +91,7 @@ def graph_status(dataset: Dataset) -> GraphStatus:
     rows = [] if dataset.config.source is None else _watershed_rows(dataset)
     if mode is not IngestMode.VOXELS:
         try:
-            by_layer = progress.layer_status(dataset.graph)
+            by_layer = progress.layer_status(dataset.graph, exact=exact)
             elsewhere = progress.built_elsewhere(dataset.graph)
         except NotFoundError:
             by_layer, elsewhere = {}, False

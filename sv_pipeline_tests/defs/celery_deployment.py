@@ -123,7 +123,9 @@ class Deployment:
         app = Celery(broker=self.redis.url)
 
         def find() -> str | None:
-            active = app.control.inspect(timeout=0.5).active() or {}
+            active: dict[str, list[object]] = {}
+            with contextlib.suppress(redis.RedisError):  # it has just been restarted
+                active = app.control.inspect(timeout=0.5).active() or {}
             found = [host for host, tasks in active.items() for task in tasks if step in str(task)]
             return found[0].split("@")[0] if found else None
 

@@ -201,7 +201,8 @@ class SubmittedStep:
         look = self.cluster.latest
         if look.number > self._seen:
             self._seen = look.number
-            is_missing = self._result.id not in look.held and (begun or (look.waiting == 0 and bool(look.workers)))
+            # While no worker answers, e.g. because all connect to the broker again, nothing is known about the step.
+            is_missing = bool(look.workers) and self._result.id not in look.held and (begun or look.waiting == 0)
             self._missing = self._missing + 1 if is_missing else 0
         return self._missing >= LOOKS_UNTIL_LOST
 
