@@ -10,10 +10,11 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from sv_pipeline.defs.assets import RETRIES, reader_contract
+from sv_pipeline.defs.assets import reader_contract
 from sv_pipeline.defs.metadata import explained_failures
 from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.defs. import RETRIES
 from sv_pipeline.defs.verification import alert_people, conclude, seed_of
 from sv_pipeline.verify.steps import VerificationSteps
 

@@ -15,6 +15,7 @@ import tensorstore as ts
 
 from sv_pipeline.errors import CorruptionError, DamagedError
 from sv_pipeline.grid import Box, ChunkGrid
+from sv_pipeline.memory import memory_budget
 from sv_pipeline.storage.retry import retry_transport
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "BoxGrid",
     "Share",
     "aligned_boxes",
+    "block_voxels",
     "chunk_groups",
     "in_order",
     "read_box",
@@ -32,6 +34,8 @@ __all__ = [
 
 BLOCK_VOXELS = 1 << 24
 """Maximum number of voxels in one block (128 MiB of ids), unless one chunk alone has more."""
+BYTES_PER_VOXEL = 40
+"""Memory that a check of voxels takes at its peak for each voxel of a block: ids of two volumes, and masks."""
 
 IntArray = npt.NDArray[np.int64]
 Triple = tuple[int, int, int]
@@ -71,6 +75,11 @@ class BoxGrid(Sequence[Box]):
         place = np.array(np.unravel_index(index % len(self), self._shape))
         start = self._bounds.start + place * self._size
         return Box.of(start, start + self._size).clip(self._bounds)
+
+
+def block_voxels() -> int:
+    """Return the maximum number of voxels in one block, so that its check fits the memory budget of a worker."""
+    return min(BLOCK_VOXELS, memory_budget() // BYTES_PER_VOXEL)
 
 
 def aligned_boxes(bounds: Box, storage_chunk: Triple, limit: int = BLOCK_VOXELS) -> BoxGrid:
@@ -119,7 +128,7 @@ def chunk_groups(grid: ChunkGrid, sample: int | None, seed: int, share: Share = 
     if sample is not None and sample < grid.count(2):
         groups: Sequence[Box] = sampled(BoxGrid(chunks, (1, 1, 1)), sample, seed)
     else:
-        size = _grown(grid.chunk_size, BLOCK_VOXELS, grid.bounds.shape)
+        size = _grown(grid.chunk_size, block_voxels(), grid.bounds.shape)
         x, y, z = (int(n) for n in np.floor_divide(size, grid.chunk_size))
         groups = BoxGrid(chunks, (x, y, z))
     for group in share.of(groups):

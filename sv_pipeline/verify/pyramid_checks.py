@@ -21,7 +21,7 @@ from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.making import check_record
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.retry import retry_transport
-from sv_pipeline.verify.blocks import ALL, BLOCK_VOXELS, Share, aligned_boxes, in_order, read_box, readable, sampled
+from sv_pipeline.verify.blocks import ALL, Share, aligned_boxes, block_voxels, in_order, read_box, readable, sampled
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.volumes import StoredVolume
 
@@ -134,7 +134,8 @@ def check_base(
             return
     blocks = _Blocks()
     for mip in range(base.source_mips):
-        blocks.add(mip, aligned_boxes(base.info.scales[mip].bounds, base.info.scales[mip].chunk_size))
+        scale = base.info.scales[mip]
+        blocks.add(mip, aligned_boxes(scale.bounds, scale.chunk_size, block_voxels()))
     message = "the base differs from the watershed; wipe the base and populate it again."
     outcome.population = len(blocks)
     chosen = share.of(sampled(blocks, sample, seed))
@@ -266,7 +267,7 @@ def check_pyramid(
                 raise
             continue  # other software made it with a factor that we never use; `_judge_given` has reported it
         scale = volume.info.scales[mip]
-        limit = BLOCK_VOXELS // int(np.prod(step))
+        limit = block_voxels() // int(np.prod(step))
         blocks.add(mip, aligned_boxes(scale.bounds, scale.chunk_size, limit))
     if not len(blocks):
         outcome.skipped = "the volume has one mip only"
