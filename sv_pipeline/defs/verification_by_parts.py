@@ -14,7 +14,7 @@ from sv_pipeline.defs.assets import reader_contract
 from sv_pipeline.defs.metadata import explained_failures
 from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.defs. import RETRIES
+from sv_pipeline.defs.runs import RETRIES
 from sv_pipeline.defs.verification import alert_people, conclude, seed_of
 from sv_pipeline.verify.steps import VerificationSteps
 
