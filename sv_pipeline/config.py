@@ -309,6 +309,8 @@ class DatasetConfig(_Model):
     graph_id: str
     data_source: DataSource
     source: SourceConfig | None = None
+    image: Source | None = None
+    """Image of the tissue, for viewers: a precomputed volume, a TensorStore spec, or an ``.npz`` or ``.npy`` file."""
     graph_config: GraphConfig = Field(default_factory=GraphConfig)
     backend_client: BackendClient = Field(default_factory=BackendClient)
     ocdbt_config: OcdbtConfig = Field(default_factory=OcdbtConfig)
