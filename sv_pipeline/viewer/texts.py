@@ -28,9 +28,7 @@ def describe_split(numbers: dict[str, Any]) -> str:
     if numbers["still_one_object"]:
         parts.append("Warning: both sides would still be one object, connected elsewhere.")
     if enlarged := numbers["region_enlarged"]:
-        parts.append(
-            f"Warning: both sides are also connected further away; the region was enlarged {enlarged} time(s)."
-        )
+        parts.append(f"Warning: the sides are also connected further away; the region was enlarged {enlarged} time(s).")
     return " ".join(parts)
 
 

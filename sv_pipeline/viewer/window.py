@@ -92,7 +92,7 @@ class ViewerWindow:
         self.graph = graph
         self.session = EditSession(graph, user) if edit else None
         self._live: list[ServedVolume] = []
-        # Neuroglancer's own viewer; a notebook may change its state. A token of our own makes neuroglancer refuse to hand out this user's credentials for Google Cloud.
+        # A token of our own makes neuroglancer refuse to hand out this user's credentials for Google Cloud.
         self.viewer = neuroglancer.Viewer(token=neuroglancer.random_token.make_random_token())
         self._steps = ThreadPoolExecutor(1, thread_name_prefix="viewer")
         self._watcher: Watcher | None = None

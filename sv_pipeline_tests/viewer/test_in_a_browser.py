@@ -6,7 +6,6 @@ import io
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from sv_pipeline.testing.fixtures import need
 from sv_pipeline.viewer.window import SIDES, ViewerWindow
 from sv_pipeline_tests.editable import (
     BACKGROUND,
-    editable_graph,
     neighbours_of_two_objects,
     two_parts_of_an_object,
 )
@@ -45,11 +43,6 @@ def page() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", *SOFTWARE_WEBGL])
         yield browser.new_page(viewport={"width": 1100, "height": 600})
         browser.close()
-
-
-@pytest.fixture
-def graph(tmp_path: Path) -> OpenGraph:
-    return editable_graph(tmp_path, tmp_path / "home")
 
 
 class Seen:
