@@ -12,7 +12,7 @@ import numpy as np
 
 from sv_pipeline.defects import DefectError
 from sv_pipeline.edits import SplitPreview
-from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.errors import ConfigError, SvPipelineError
 from sv_pipeline.grid import Box
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.storage.wall import our_error
@@ -46,11 +46,30 @@ SMALL = 300
 
 
 def serve_at(host: str, port: int) -> None:
-    """Set the address of neuroglancer's server, which this process starts with its first window.
+    """Start neuroglancer's server at an address; without it, the first window starts it on this machine's own.
 
-    Each address of the server begins with a random token, without which it answers nothing, on any host.
+    The path of everything that it serves contains a random token, without which it answers nothing, on any host.
+
+    Parameters
+    ----------
+    host
+        Name or address to listen at.
+    port
+        Port to listen at; 0 takes any free one.
+
+    Raises
+    ------
+    ConfigError
+        If the address cannot be used.
     """
     neuroglancer.set_server_bind_address(host, port)
+    try:
+        neuroglancer.server.start()
+    except OSError as error:
+        raise ConfigError(
+            f"the viewer cannot be served at {host}:{port}: {error.strerror or error}.",
+            remedy="Choose another --port, or an address of this machine as --host.",
+        ) from error
 
 
 class ViewerWindow:
