@@ -26,6 +26,7 @@ COMMANDS = {
     "plan": ("sv_pipeline.cli.plan:plan", "Forecast time, memory, bytes and costs of an ingest."),
     "ingest": ("sv_pipeline.cli.ingest:ingest", "Build everything that is missing of a graph."),
     "work": ("sv_pipeline.cli.work:work", "Run one batch of a work plan, as pods of Kubernetes do."),
+    "requeue": ("sv_pipeline.cli.ingest:requeue", "Build one chunk, or write it again."),
     "purge-layer": ("sv_pipeline.cli.ingest:purge_layer", "Remove a layer and those above, to build them again."),
     "attach": ("sv_pipeline.cli.graphs:attach", "Register a graph whose table exists already."),
     "list": ("sv_pipeline.cli.graphs:list_graphs", "List the registered graphs."),

@@ -8,11 +8,13 @@ from pydantic import Field
 from sv_pipeline.defs.metadata import explained_failures
 from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.errors import ConfigError
 from sv_pipeline.ingest import planning
 from sv_pipeline.ingest.prices import bigtable_nodes, parse_prices
+from sv_pipeline.ingest.requeue import requeue_chunk
 from sv_pipeline.reports.plan import PlanReport, comparisons_of, plan_report
 
-__all__ = ["ingest_plan", "prediction_metadata"]
+__all__ = ["ingest_plan", "prediction_metadata", "requeue_chunk_job"]
 
 
 class PlanConfig(dg.Config):
@@ -69,3 +71,40 @@ def prediction_metadata(dataset: Any, layer: int) -> dict[str, float]:
             name = one.name.removeprefix(prefix).replace(" ", "_")
             result |= {f"predicted_{name}": one.predicted.value, f"actual_{name}": one.actual}
     return result
+
+
+# -- one chunk --------------------------------------------------------------------------------------------------------
+
+
+class RequeueConfig(dg.Config):
+    """The chunk to build or to write again."""
+
+    graph_id: str
+    layer: int = Field(ge=2, description="Layer of the chunk; 2 for the finest.")
+    chunk: list[int] = Field(description="Coordinates (x, y, z) in chunks of the layer.")
+
+
+@dg.op
+def write_chunk(context: dg.OpExecutionContext, pipeline: PipelineResource, config: RequeueConfig) -> None:
+    """Build a chunk; a chunk that is done is written again with the same rows and voxels."""
+    with explained_failures():
+        if len(config.chunk) != 3:
+            raise ConfigError(f"'chunk' is {config.chunk}.", remedy="Give three numbers, x, y and z.")
+        x, y, z = config.chunk
+        dataset = pipeline.dataset(config.graph_id)
+        address = pipeline.coordinator_address(dataset)
+        report = requeue_chunk(dataset, config.layer, (x, y, z), coordinator=address)
+    context.add_output_metadata(
+        {
+            "chunk": dg.MetadataValue.text(f"{report.coordinate} of layer {report.layer}"),
+            "nodes": report.nodes or 0,
+            "edges": report.edges or 0,
+            "mips": len(report.voxels or ()),
+        }
+    )
+
+
+@dg.job
+def requeue_chunk_job() -> None:
+    """Build one chunk of a graph, or write it again if it is done. It is refused if the graph has edits."""
+    write_chunk()

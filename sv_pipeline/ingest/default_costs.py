@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sv_pipeline.ingest.estimates import Estimate
+from sv_pipeline.memory import INTERPRETER_MB
 
 __all__ = ["DEFAULT_COSTS", "Costs"]
 
@@ -92,9 +93,9 @@ DEFAULT_COSTS = Costs(
     file_bytes_per_supervoxel=Estimate(100, 60, 200),
     volume_bytes_per_voxel=Estimate(0.3, 0.1, 0.6),
     bytes_per_reference=Estimate(50, 30, 80),
-    process_memory=Estimate(300e6, 200e6, 450e6),
-    memory_per_supervoxel=Estimate(1200, 500, 1500),
-    memory_per_node=Estimate(1000, 500, 2000),
+    process_memory=Estimate(INTERPRETER_MB * 2.0**20, 150e6, 450e6),
+    memory_per_supervoxel=Estimate(870, 600, 1500),
+    memory_per_node=Estimate(1270, 600, 2000),
     read_memory_per_voxel=Estimate(24, 16, 40),
     label_memory_per_voxel=Estimate(40, 24, 64),
     copy_memory_per_voxel=Estimate(16, 8, 24),

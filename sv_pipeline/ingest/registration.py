@@ -16,6 +16,7 @@ from sv_pipeline.ids import IdLayout
 from sv_pipeline.ingest import watershed
 from sv_pipeline.ingest.missing_chunks import report_missing_chunks
 from sv_pipeline.ingest.watershed.source import open_source
+from sv_pipeline.memory import memory_budget
 from sv_pipeline.places import parse_folder
 from sv_pipeline.registry import Dataset, Registry, absolute
 from sv_pipeline.segmentation.base import layout, populate, referring
@@ -218,7 +219,7 @@ def _check_base(dataset: Dataset) -> None:
     except NotFoundError:
         return
     if not dataset.fork.exists():
-        base.create(config.ocdbt_config, grid=dataset.grid)
+        base.create(config.ocdbt_config, grid=dataset.grid, memory=memory_budget(config.ingest.worker_memory_mb))
     _name_other_settings(dataset)
     if base.division() is not None:
         populate.populate_plan(base, dataset.grid, config.ocdbt_config)
@@ -228,6 +229,8 @@ def _name_other_settings(dataset: Dataset) -> None:
     config = dataset.config.ocdbt_config
     counts = dataset.base.effective(config).settings
     asked = {**config.settings, "populate_layer": layout.populate_layer(config, dataset.grid)}
+    if config.populate_layer is None:
+        del asked["populate_layer"]
     differing = [f"{name} {counts[name]} (not {asked[name]})" for name in asked if counts[name] != asked[name]]
     if differing:
         logger.warning("the existing base determines these settings of the graph: %s", ", ".join(differing))
@@ -273,9 +276,12 @@ def _check_mips(config: DatasetConfig, volume: VolumeInfo) -> None:
     """Raise ConfigError if the volume cannot be divided into the configured mips and populate tasks."""
     if config.ingest.mode is not IngestMode.GRAPH:
         grid = ChunkGrid(volume.bounds, config.graph_config.chunk_size)
-        layout.plan_scales(volume, config.ocdbt_config, grid)
-        usable = min(layout.usable_mips(volume)[0], config.ocdbt_config.mips or len(volume.scales))
+        ocdbt_config = layout.with_populate_layer(
+            config.ocdbt_config, grid, memory_budget(config.ingest.worker_memory_mb)
+        )
+        layout.plan_scales(volume, ocdbt_config, grid)
+        usable = min(layout.usable_mips(volume)[0], ocdbt_config.mips or len(volume.scales))
         url, made = kv.as_url(config.data_source.watershed), config.source is not None
         raw = info_json(volume) if made else None
         mips = [StoredScale(url, raw, volume, mip) if raw else stored_scale(url, mip) for mip in range(usable)]
-        referring.mips_to_refer_to(mips, config.ocdbt_config, grid, look=not made)
+        referring.mips_to_refer_to(mips, ocdbt_config, grid, look=not made)

@@ -37,6 +37,7 @@ __all__ = [
     "finish_edges",
     "finish_labels",
     "finish_layer",
+    "has_parts",
     "layers_of",
     "make_fork",
     "needs_watershed",
@@ -94,7 +95,7 @@ def setup(dataset: Dataset, mode: IngestMode | None = None) -> dict[str, Any]:
         if dataset.fork.exists():
             info = dataset.base.info()
         else:
-            info = dataset.base.create(dataset.config.ocdbt_config, grid=dataset.grid)
+            info = dataset.base.create(dataset.config.ocdbt_config, grid=dataset.grid, memory=_memory(dataset))
         done["base"] = asdict(info)
     planning.keep_if_absent(dataset)
     return done
@@ -192,7 +193,7 @@ def plan_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> 
         progress.require_own_graph(graph)
         if layer > 2:
             progress.require_layer_complete(graph, layer - 1)
-        missing = progress.missing_coordinates(graph, layer)
+        missing = progress.missing_mask(graph, layer)
         batches += plan_batches(Stage.GRAPH, layer, graph.grid, missing, dataset.config.ingest.chunks_per_batch)
     if mode in (IngestMode.BOTH, IngestMode.VOXELS):
         plan = _populate_plan(dataset)
@@ -226,7 +227,18 @@ def _graph(dataset: Dataset) -> Any:
 
 
 def _populate_plan(dataset: Dataset, only: Coordinates | None = None) -> populate.PopulatePlan:
-    return populate.populate_plan(dataset.base, dataset.grid, dataset.config.ocdbt_config, only=only)
+    config = dataset.config.ocdbt_config
+    return populate.populate_plan(dataset.base, dataset.grid, config, only=only, memory=_memory(dataset))
+
+
+def _memory(dataset: Dataset) -> int:
+    return memory_budget(dataset.config.ingest.worker_memory_mb)
+
+
+def has_parts(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> bool:
+    """Whether the voxels of the base are populated with this layer, so that its completion merges their parts."""
+    mode = mode or dataset.config.ingest.mode
+    return mode in (IngestMode.BOTH, IngestMode.VOXELS) and _populate_plan(dataset).layer == layer
 
 
 # -- running ------------------------------------------------------------------------------------------------------
@@ -267,8 +279,7 @@ def _run_graph(dataset: Dataset, batch: Batch, _: str | None) -> dict[str, int]:
     if batch.layer == 2:
         groups = atomic_groups(graph, coordinates, dataset.config)
     else:
-        budget = memory_budget(dataset.config.ingest.worker_memory_mb)
-        groups = parent_groups(graph, batch.layer, coordinates, budget=budget)
+        groups = parent_groups(graph, batch.layer, coordinates, budget=_memory(dataset))
     counts = {"nodes": 0, "edges": 0}
     for reports in groups:
         counts["nodes"] += sum(r.nodes for r in reports)
@@ -311,7 +322,7 @@ def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -
     if mode in (IngestMode.BOTH, IngestMode.GRAPH):
         graph = _graph(dataset)
         progress.require_layer_complete(graph, layer)
-        status = progress.layer_status(graph)[layer]
+        status = progress.layer_status(graph, layer)[layer]
         numbers |= {
             "nodes": status.nodes,
             "edges": status.edges,

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sv_pipeline.config import DatasetConfig, IngestMode
+from sv_pipeline.config import DatasetConfig, IngestMode, OcdbtConfig
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.ingest.batches import Stage, batch_count
+from sv_pipeline.memory import memory_budget
 from sv_pipeline.segmentation.base import layout
 from sv_pipeline.storage.volume_info import VolumeInfo
 
@@ -154,7 +155,9 @@ def workload_of(
     IdLayout(grid.n_layers, config.graph_config.spatial_bits)
     mode, per_batch = config.ingest.mode, config.ingest.chunks_per_batch
     layers = {layer: grid.count(layer) for layer in range(2, grid.n_layers + 1)}
-    populate_layer = layout.populate_layer(config.ocdbt_config, grid)
+    budget = memory_budget(config.ingest.worker_memory_mb)
+    ocdbt = layout.with_populate_layer(config.ocdbt_config, grid, budget)
+    populate_layer = layout.populate_layer(ocdbt, grid)
     kinds: list[tuple[str, Stage, int, int]] = []
     if config.source is not None if makes_watershed is None else makes_watershed:
         kinds += [(str(stage), stage, 2, per_batch) for stage in (Stage.LABELS, Stage.EDGES)]
@@ -174,15 +177,14 @@ def workload_of(
             LayerWork(name, stage, layer, layers[layer], batch_count(layers[layer], size))
             for name, stage, layer, size in kinds
         ),
-        mips=() if mode in (IngestMode.GRAPH, IngestMode.SETUP) else _mips(config, volume, grid, referred),
+        mips=() if mode in (IngestMode.GRAPH, IngestMode.SETUP) else _mips(ocdbt, volume, grid, referred),
         task_voxels=math.prod(min(a, b) for a, b in zip(volume.bounds.shape, grid.size(populate_layer), strict=True)),
     )
 
 
 def _mips(
-    config: DatasetConfig, volume: VolumeInfo, grid: ChunkGrid, referred: Sequence[int] | None
+    ocdbt: OcdbtConfig, volume: VolumeInfo, grid: ChunkGrid, referred: Sequence[int] | None
 ) -> tuple[MipWork, ...]:
-    ocdbt = config.ocdbt_config
     usable = layout.usable_mips(volume)[0]
     if referred is None:
         given = range(min(usable, ocdbt.mips or usable)) if ocdbt.populate_method.refers else ()

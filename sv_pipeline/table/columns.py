@@ -24,6 +24,8 @@ __all__ = [
     "ADDED_EDGES",
     "AFFINITIES",
     "AREAS",
+    "BLOCK_COUNTS",
+    "BLOCK_STATES",
     "BOUNDING_BOX_OFFSET",
     "CHILDREN",
     "CHUNK_LOCK_SCOPE",
@@ -31,6 +33,7 @@ __all__ = [
     "COMPACTED_AREAS",
     "COMPACTED_SPLIT_EDGES",
     "COUNTER",
+    "COUNTS_KEPT",
     "FAKE_EDGES",
     "FORMER_IDS",
     "FORMER_PARENTS",
@@ -238,6 +241,12 @@ INGEST_DONE: Column[Any] = Column(_key("1", "done"), codecs.JsonCodec())
 """Counts, seconds and worker of a chunk's task; written last."""
 INGEST_FAILED: Column[Any] = Column(_key("1", "failed"), codecs.JsonCodec())
 """Last error of a chunk's task."""
+BLOCK_COUNTS: Column[Any] = Column(_key("1", "counts"), codecs.JsonCodec())
+"""Numbers of the done and failed chunks of a block, and sums over their done-markers."""
+BLOCK_STATES: ArrayColumn[np.uint8] = ArrayColumn(_key("1", "states"), ArrayCodec("u1", compressed=True))
+"""State of each chunk of a block; it changes together with the counts."""
+COUNTS_KEPT: Column[Any] = Column(_key("1", "kept"), codecs.JsonCodec())
+"""Sign that every task of the table keeps the counts of its blocks."""
 
 
 # -- cells that belong together ---------------------------------------------------------------------------------------

@@ -123,7 +123,9 @@ class Deployment:
         app = Celery(broker=self.redis.url)
 
         def find() -> str | None:
-            active = app.control.inspect(timeout=0.5).active() or {}
+            active: dict[str, list[object]] = {}
+            with contextlib.suppress(redis.RedisError):  # it has just been restarted
+                active = app.control.inspect(timeout=0.5).active() or {}
             found = [host for host, tasks in active.items() for task in tasks if step in str(task)]
             return found[0].split("@")[0] if found else None
 
@@ -189,7 +191,7 @@ def deployment(folder: Path, gcs: GcsControl, emulator: str) -> Iterator[Deploym
     programs = find_postgres()
     assert programs is not None
     (folder / "redis").mkdir(parents=True)
-    with running_postgres(programs, folder / "postgres") as postgres:
+    with running_postgres(programs) as postgres:
         broker = RedisServer(folder / "redis", FILES / "redis.conf")
         broker.start()
         environment = _environment(gcs, emulator, postgres, broker.url)

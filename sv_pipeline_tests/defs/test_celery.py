@@ -13,21 +13,24 @@ import numpy as np
 import psutil
 import pytest
 
-from sv_pipeline.config import parse_config
+from sv_pipeline.config import IngestMode, parse_config
+from sv_pipeline.defs.coordinator import HOST_VARIABLE
 from sv_pipeline.demo.synthetic import synthetic_neuropil
 from sv_pipeline.ingest import run, stages
 from sv_pipeline.proofreading import OpenGraph, open_graph
 from sv_pipeline.registry import Dataset
 from sv_pipeline.storage import kv
+from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE
 from sv_pipeline.storage.precomputed import create_volume, open_volume
 from sv_pipeline.testing.fixtures import need
 from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline.testing.servers.postgres import find_postgres
 from sv_pipeline.testing.servers.redis import find_redis
 from sv_pipeline.verify.dataset import verify_dataset
-from sv_pipeline_tests.defs.celery_deployment import WORKERS, Deployment, deployment
+from sv_pipeline_tests.defs.celery_deployment import WORKERS, Deployment, deployment, listens
 from sv_pipeline_tests.defs.dev_server import wait_for
 from sv_pipeline_tests.defs.edited import assert_mips_right
+from sv_pipeline_tests.defs.test_dagster_dev import wait_for_backfill
 from sv_pipeline_tests.editable import neighbours_of_two_objects, two_parts_of_an_object
 from sv_pipeline_tests.ingest.builds import assert_same
 
@@ -80,6 +83,7 @@ def registered(running: Deployment, graph_id: str, **changes: Any) -> Dataset:
     raw = raw_config(running.gcs.new_bucket(), graph_id, backend_client=bigtable, **changes)
     dataset = stages.register(parse_config(raw), running.home)
     wait_for(lambda: graph_id in running.ui.partitions("watershed"), "the sensor adds the graph as a partition")
+    wait_for(lambda: f"{graph_id}|L02" in running.ui.partitions("layer"), "the sensor adds its layers")
     return dataset
 
 
@@ -98,10 +102,8 @@ def graph(running: Deployment, twin: OpenGraph) -> OpenGraph:
     dataset = registered(running, "tissue")
     running.gcs.add_fault(method="POST", delay=0.7)  # so that there is a middle to be killed in
     running.gcs.add_fault(method="GET", match="edges", delay=0.7)
-    layers = [f"tissue|L{number:02d}" for number in range(2, dataset.grid.n_layers + 1)]
-    backfill = running.ui.backfill(
-        {name: ["tissue"] for name in ("watershed", "base_ocdbt", "fork", "reader_contract")} | {"layer": layers}
-    )
+    assets = ("watershed", "base_ocdbt", "chunked_graph", "fork", "reader_contract")
+    backfill = running.ui.backfill({name: ["tissue"] for name in assets})
 
     pool_process = running.pool_of(running.worker_at("label_batch"))[0]
     pool_process.kill()
@@ -123,9 +125,7 @@ def graph(running: Deployment, twin: OpenGraph) -> OpenGraph:
     running.start("code")
     running.gcs.clear()
 
-    final = {"COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED", "COMPLETED"}
-    status = wait_for(lambda: (s := running.ui.backfill_status(backfill)) in final and s, "the backfill", 400)
-    assert status == "COMPLETED_SUCCESS"
+    assert wait_for_backfill(running.ui, backfill) == "COMPLETED_SUCCESS"
     return open_graph("tissue", dataset.home)
 
 
@@ -137,8 +137,7 @@ def test_an_ingest_in_which_each_part_was_killed_equals_an_ingest_alone(graph: O
 def test_the_workers_keep_nothing_and_their_logs_are_in_the_bucket(running: Deployment, graph: OpenGraph) -> None:
     logs = kv.list_keys(f"gs://{running.environment['SV_PIPELINE_LOG_BUCKET']}/compute_logs")
     assert any(name.endswith(".err") for name in logs)
-    kept = [p for n in WORKERS for part in ("work", "home") for p in (running.folder / n / part).rglob("*")]
-    assert not [path for path in kept if path.is_file()]
+    assert not [path for name in WORKERS for path in (running.folder / name / "work").iterdir()]
     servers = [
         path for name in ("code", "webserver", "daemon") for path in (running.folder / name / "dagster").iterdir()
     ]
@@ -174,15 +173,34 @@ def test_edits_through_jobs_and_a_recovered_edit_equal_edits_alone(
 
 
 def assert_same_objects(graph: OpenGraph, twin: OpenGraph) -> None:
-    points = [(x, y, z) for x in range(0, SHAPE[0], 3) for y in range(0, SHAPE[1], 3) for z in range(0, SHAPE[2], 3)]
+    """The same background, and the same objects but for their ids, at every third voxel along each axis."""
+    one, other = (np.asarray(g.dataset.fork.open().read().result())[::3, ::3, ::3, 0] for g in (graph, twin))
+    np.testing.assert_array_equal(one > 0, other > 0)
+    points = (3 * np.argwhere(one)).tolist()
     pairs = set(zip(graph.roots(points).tolist(), twin.roots(points).tolist(), strict=True))
     assert len(pairs) == len({one for one, _ in pairs}) == len({other for _, other in pairs})
 
 
-def test_without_workers_a_run_says_so_and_can_be_canceled(running: Deployment, graph: OpenGraph) -> None:
+@pytest.fixture(scope="module")
+def coordinated(running: Deployment) -> Dataset:
+    """A graph whose populate tasks need a coordinator, set up but without layers."""
+    method = {"populate_layer": 2, "populate_method": "coordinator"}
+    dataset = registered(running, "coordinated", ocdbt_config=method)
+    run.ingest(dataset, mode=IngestMode.SETUP, workers=1)
+    return dataset
+
+
+def test_a_run_that_needs_a_coordinator_says_what_to_set(running: Deployment, coordinated: Dataset) -> None:
+    refused = running.ui.materialize("layer", "coordinated", "L02")
+    assert running.ui.wait_for_run(refused) == "FAILURE"
+    assert ADDRESS_VARIABLE in said_by(running, refused)
+    assert HOST_VARIABLE in said_by(running, refused)
+
+
+def test_without_workers_a_run_says_so_and_can_be_canceled(running: Deployment, coordinated: Dataset) -> None:
     for name in WORKERS:
         assert not running.processes[name].stop(30), "SIGTERM stops a worker and its pool"
-    waiting = running.ui.materialize("fork", "tissue")
+    waiting = running.ui.materialize("layer", "coordinated", "L02")
     wait_for(lambda: "no Celery worker listens" in said_by(running, waiting), "the run says what is missing", 60)
     before = time.monotonic()
     terminate(running, waiting)
@@ -190,9 +208,19 @@ def test_without_workers_a_run_says_so_and_can_be_canceled(running: Deployment, 
     assert time.monotonic() - before < 45
 
     for name in WORKERS:
+        running.processes[name].environment[HOST_VARIABLE] = "127.0.0.1"
         running.start(name)
     wait_for(lambda: running.queued() == 0, "the workers take the canceled step from the queue", 60)
     assert "STEP_START" not in said_by(running, waiting)
+
+
+def test_a_run_starts_a_coordinator_that_ends_with_it(running: Deployment, coordinated: Dataset) -> None:
+    built = running.ui.materialize("layer", "coordinated", "L02")
+    assert running.ui.wait_for_run(built) == "SUCCESS"
+    address = running.ui.tags(built)["sv/coordinator"]
+    wait_for(lambda: not listens(int(address.rpartition(":")[2])), "the coordinator ends", 30)
+    run.ingest(coordinated)
+    assert verify_dataset(coordinated).ok
 
 
 def said_by(running: Deployment, run_id: str) -> str:

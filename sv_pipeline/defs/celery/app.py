@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from functools import lru_cache
 from typing import Any
 
 import celery
@@ -24,18 +25,26 @@ __all__ = ["app", "execute_plan"]
 _OVER = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
 
 
+@lru_cache(maxsize=4)
+def _instance(reference: str) -> dg.DagsterInstance:
+    """Open an instance once per process: that costs more than the question."""
+    from dagster._core.instance.ref import InstanceRef
+    from dagster._serdes import deserialize_value
+
+    return dg.DagsterInstance.from_ref(deserialize_value(reference, InstanceRef))
+
+
 class Step(celery.Task):  # type: ignore[misc]
     """A step of a run. Nothing is done if the run has ended meanwhile, e.g. because it was canceled in the queue."""
 
     def __call__(self, execute_step_args_packed: Any, executable_dict: Any) -> Any:
         """Execute the step unless its run has ended; return its events in serialized form."""
         from dagster._grpc.types import ExecuteStepArgs
-        from dagster._serdes import unpack_value
+        from dagster._serdes import serialize_value, unpack_value
 
         step = unpack_value(execute_step_args_packed, as_type=ExecuteStepArgs)
         assert step.instance_ref is not None
-        with dg.DagsterInstance.from_ref(step.instance_ref) as instance:
-            run = instance.get_run_by_id(step.run_id)
+        run = _instance(serialize_value(step.instance_ref)).get_run_by_id(step.run_id)
         if run is None or run.status in _OVER:
             return []
         return super().__call__(execute_step_args_packed, executable_dict)

@@ -102,12 +102,12 @@ def settings_of_runs() -> dict[str, Any]:
 
 def settings_of_workers() -> dict[str, Any]:
     """Return the settings of a worker."""
+    attempts = whole_number_in(ATTEMPTS_VARIABLE, _ATTEMPTS, meaning="attempts")
     return {
         **_common(),
         # What a step prints goes to its log in Dagster as it is, not as warnings of Celery.
         "worker_redirect_stdouts": False,
-        "task_default_retry_delay": 0,
-        "task_annotations": {"*": {"max_retries": whole_number_in(ATTEMPTS_VARIABLE, _ATTEMPTS, meaning="attempts")}},
+        "task_annotations": {"*": {"max_retries": attempts, "default_retry_delay": 1}},
         # A result is kept until Redis can take it, even if that takes minutes.
         "result_backend_always_retry": True,
         # A step that was done, but could not be acknowledged because the broker was gone, is not done again.

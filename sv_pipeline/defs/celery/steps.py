@@ -61,6 +61,8 @@ class Cluster:
     app: celery.Celery
     log: logging.Logger | Any
     queues: set[str] = field(default_factory=lambda: {QUEUE})
+    tasks: dict[str, str] = field(default_factory=dict)
+    """The id of the latest task of each step that has no result yet."""
     latest: Look = field(default=Look(0, frozenset(), frozenset(), 0))
 
     def __post_init__(self) -> None:
@@ -105,18 +107,22 @@ class Cluster:
                 )
 
     def _look(self) -> Look:
-        inspect = self.app.control.inspect(timeout=1.0)
-        active = inspect.active() or {}
-        reserved = inspect.reserved() or {} if active else {}
+        answers = self.app.control.inspect(timeout=1.0).query_task(list(self.tasks.values())) or {}
         with self.app.connection_for_read() as connection:
-            waiting = sum(
-                connection.default_channel.queue_declare(queue, passive=True).message_count for queue in self.queues
-            )
-        held = {str(task["id"]) for tasks in (*active.values(), *reserved.values()) for task in tasks}
-        return Look(self.latest.number + 1, frozenset(active), frozenset(held), waiting)
+            waiting = sum(_messages_in(connection, queue) for queue in self.queues)
+        held = frozenset(str(task) for tasks in answers.values() for task in tasks)
+        return Look(self.latest.number + 1, frozenset(answers), held, waiting)
 
     def _address(self) -> str:
         return str(self.app.connection_for_read().as_uri())
+
+
+def _messages_in(connection: Any, queue: str) -> int:
+    with connection.channel() as channel:
+        try:
+            return int(channel.queue_declare(queue, passive=True).message_count)
+        except connection.channel_errors:
+            return 0  # Redis has no empty queues
 
 
 @dataclass
@@ -128,7 +134,7 @@ class SubmittedStep:
     submit: Callable[[], AsyncResult]
 
     def __post_init__(self) -> None:
-        self._result = self.submit()
+        self._result = self._submit()
         self._submissions = 1
         self._missing = 0
         self._seen = self.cluster.latest.number
@@ -144,6 +150,7 @@ class SubmittedStep:
             return True
         try:
             if self._result.ready():
+                self.cluster.tasks.pop(self.key, None)
                 return True
             begun = self._result.state == states.STARTED
         except self.cluster.errors:
@@ -178,6 +185,11 @@ class SubmittedStep:
         except self.cluster.errors as error:
             self.cluster.log.warning("step %s could not be withdrawn from the broker: %s", self.key, error)
 
+    def _submit(self) -> AsyncResult:
+        result = self.submit()
+        self.cluster.tasks[self.key] = str(result.id)
+        return result
+
     def _is_done(self) -> bool:
         try:
             return bool(self._result.ready())
@@ -189,7 +201,8 @@ class SubmittedStep:
         look = self.cluster.latest
         if look.number > self._seen:
             self._seen = look.number
-            is_missing = self._result.id not in look.held and (begun or (look.waiting == 0 and bool(look.workers)))
+            # While no worker answers, e.g. because all connect to the broker again, nothing is known about the step.
+            is_missing = bool(look.workers) and self._result.id not in look.held and (begun or look.waiting == 0)
             self._missing = self._missing + 1 if is_missing else 0
         return self._missing >= LOOKS_UNTIL_LOST
 
@@ -203,7 +216,7 @@ class SubmittedStep:
         self.cluster.log.warning("the worker of step %s died, or its message was lost: it is submitted again", self.key)
         try:
             self._result.revoke()  # if Redis finds the old message later, workers drop it
-            self._result = self.submit()
+            self._result = self._submit()
         except self.cluster.errors:
             return
         self._submissions += 1

@@ -3,7 +3,7 @@
 These are the methods of `config.PopulateMethod`:
 
 - *parts*: each task writes a private store, and one process merges all of them by reference;
-- *direct*: each task is one atomic commit to the base;
+- *direct*: each task is one atomic commit to the base, or several if it does not fit the memory of a worker;
 - *coordinator*: tasks commit through one DistributedCoordinatorServer. It has no atomic commits, so only the marker,
   which is written afterwards, says that a task is done;
 - *reference* and *auto*: as parts, but the base refers to the watershed's chunks instead of copying them (`referring`).
@@ -27,21 +27,31 @@ import tensorstore as ts
 
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
 from sv_pipeline.errors import ConfigError, InputError, NotReadyError
+from sv_pipeline.failpoints import reach
 from sv_pipeline.grid import ChunkGrid
+from sv_pipeline.memory import DEFAULT_BUDGET_MB, memory_budget
 from sv_pipeline.segmentation.base import markers, parts
 from sv_pipeline.segmentation.base.base import Base, BaseInfo, write_volume_info
 from sv_pipeline.segmentation.base.layout import check_alignment, populate_layer, task_box
 from sv_pipeline.segmentation.base.markers import PopulateMeta, task_name
 from sv_pipeline.segmentation.base.referring import joined
 from sv_pipeline.segmentation.base.source_record import find_references, sources_of, write_source_record
-from sv_pipeline.segmentation.base.transfer import write_task
+from sv_pipeline.segmentation.base.transfer import in_commits, task_pieces
 from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE, known_address
 from sv_pipeline.storage.error_dump import dump_errors
 from sv_pipeline.storage.generations import current_version
 from sv_pipeline.storage.retry import retry_transport
 
-__all__ = ["PopulatePlan", "PopulateReport", "TaskReport", "finish_populate", "populate_plan", "populate_task"]
+__all__ = [
+    "PopulatePlan",
+    "PopulateReport",
+    "TaskReport",
+    "commit_task",
+    "finish_populate",
+    "populate_plan",
+    "populate_task",
+]
 
 Triple = tuple[int, int, int]
 
@@ -66,6 +76,8 @@ class PopulatePlan:
     coordinator_address: str | None
     missing: tuple[Triple, ...]
     """Tasks that are not done, as chunk coordinates at ``layer``."""
+    memory: int = DEFAULT_BUDGET_MB << 20
+    """Memory in bytes that a task may take; a larger one is committed in pieces."""
 
     @property
     def n_tasks(self) -> int:
@@ -104,7 +116,12 @@ class PopulateReport:
 
 
 def populate_plan(
-    base: Base, grid: ChunkGrid, config: OcdbtConfig, *, only: npt.ArrayLike | None = None
+    base: Base,
+    grid: ChunkGrid,
+    config: OcdbtConfig,
+    *,
+    only: npt.ArrayLike | None = None,
+    memory: int | None = None,
 ) -> PopulatePlan:
     """Divide the populate into tasks and list those that are not done. The first plan fixes the division.
 
@@ -115,6 +132,8 @@ def populate_plan(
     only
         Chunk coordinates of the only tasks to look at, shape (n, 3), for a worker that does a few of very many tasks.
         The default is all tasks.
+    memory
+        Memory in bytes that a task may take. Default: that of the environment (`memory_budget`).
 
     Raises
     ------
@@ -155,6 +174,7 @@ def populate_plan(
         method=config.populate_method,
         coordinator_address=config.coordinator_address,
         missing=tuple(task for task in tasks if not complete and task not in done),
+        memory=memory_budget() if memory is None else memory,
     )
 
 
@@ -211,7 +231,7 @@ def _populate_part(plan: PopulatePlan, coordinate: Triple, attempts: int) -> dic
             else:
                 counts = {}
                 write_volume_info(spec, base.volume)
-                _commit(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=True)
+                commit_task(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=True)
         except Exception:
             parts.delete_attempt(url, coordinate, attempt)
             if markers.read_marker(url, coordinate) is None:
@@ -242,7 +262,7 @@ def _refer(plan: PopulatePlan, coordinate: Triple, attempt: str, spec: dict[str,
     n_others = sum(map(len, others.values()))
     if references is None or n_others or len(base.referred) < base.n_mips:
         write_volume_info(spec, base.volume)
-        _commit(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=True, chunks=others)
+        commit_task(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=True, chunks=others)
     write_source_record(base, coordinate, attempt, list(found.values()))
     return {"referred": sum(map(len, found.values())), "copied": n_others}
 
@@ -251,7 +271,7 @@ def _populate_base(plan: PopulatePlan, coordinate: Triple, address: str | None, 
     url, name = plan.base.watershed_url, task_name(coordinate)
     spec = plan.base.spec(coordinator=address)
     retry_transport(
-        lambda: _commit(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=address is None, evidence=name),
+        lambda: commit_task(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=address is None, evidence=name),
         attempts=attempts,
         base_delay=0.4 if address is None else COORDINATOR_PAUSE,
         what=f"populate task {name}",
@@ -265,7 +285,7 @@ def _shapes(plan: PopulatePlan, coordinate: Triple) -> tuple[Triple, ...]:
     return tuple(task_box(volume, mip, plan.grid, plan.layer, coordinate).shape for mip in range(plan.base.n_mips))
 
 
-def _commit(
+def commit_task(
     plan: PopulatePlan,
     coordinate: Triple,
     store: ocdbt.OcdbtStore,
@@ -274,16 +294,29 @@ def _commit(
     evidence: str | None = None,
     chunks: Mapping[int, npt.NDArray[np.int64]] | None = None,
 ) -> None:
-    # A coordinator refuses atomic transactions over several keys, which is harmless for whole storage chunks. Its
-    # workers write the manifest for each other, so they cannot wait for a file lock either.
-    with store.transaction() if atomic else ts.Transaction() as transaction:
-        write_task(plan.base, plan.grid, plan.layer, coordinate, store, transaction, chunks=chunks)
-        if evidence is not None:
-            store.kv.with_transaction(transaction).write(parts.MERGED_KEYS + evidence, b"{}").result()
+    """Write a task, in one commit if it fits the memory, else in several; the last one writes the evidence."""
+    base = plan.base
+    pieces = task_pieces(base, plan.grid, plan.layer, coordinate, budget=plan.memory, chunks=chunks)
+    groups = in_commits(pieces, plan.memory)
+    group = next(groups, [])
+    while True:
+        following = next(groups, None)
+        # A coordinator refuses atomic transactions over several keys, which is harmless for whole storage chunks. Its
+        # workers write the manifest for each other, so they cannot wait for a file lock either.
+        with store.transaction() if atomic else ts.Transaction() as transaction:
+            targets = [store.array(mip).with_transaction(transaction) for mip in range(base.n_mips)]
+            for piece in group:
+                piece.write(targets)
+            if evidence is not None and following is None:
+                store.kv.with_transaction(transaction).write(parts.MERGED_KEYS + evidence, b"{}").result()
+        if following is None:
+            return
+        reach("populate commit")
+        group = following
 
 
 def finish_populate(
-    plan: PopulatePlan, *, parts_per_commit: int | None = None, keys_per_commit: int = parts.KEYS_PER_COMMIT
+    plan: PopulatePlan, *, parts_per_commit: int | None = None, keys_per_commit: int | None = None
 ) -> PopulateReport:
     """Merge the parts, clean up, and declare the base complete. Safe to repeat.
 
@@ -293,7 +326,7 @@ def finish_populate(
         Number of parts to merge in one commit. By default, parts are merged in commits of neighbouring keys, or in a
         single commit if there are few keys.
     keys_per_commit
-        Largest number of keys in such a commit, about.
+        Largest number of keys in such a commit, about. By default it follows from the memory that commits need.
 
     Raises
     ------
@@ -371,15 +404,9 @@ def _details(plan: PopulatePlan, coordinate: Triple, address: str | None) -> dic
         "method": plan.method.value,
         "source_mips": base.source_mips,
         "mips": [
-            {
-                "mip": mip,
-                "key": base.volume.scales[mip].key,
-                "box": str(box),
-                "shape": box.shape,
-                "storage_chunk": base.volume.scales[mip].chunk_size,
-                "spec": ocdbt.array_spec(spec, mip),
-            }
-            for mip, box in enumerate(boxes)
+            {"mip": mip, "key": scale.key, "box": str(box), "shape": box.shape, "storage_chunk": scale.chunk_size}
+            | {"spec": ocdbt.array_spec(spec, mip)}
+            for mip, (box, scale) in enumerate(zip(boxes, base.volume.scales, strict=True))
         ],
     }
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sv_pipeline.errors import UnavailableError
 from sv_pipeline.processes import interrupts_held
+from sv_pipeline.testing.servers.bigtable import die_with_parent
 from sv_pipeline.testing.servers.webhook import free_port
 
 __all__ = ["PostgresAddress", "find_postgres", "running_postgres"]
@@ -34,16 +38,16 @@ def find_postgres() -> Path | None:
     if named := os.environ.get("SV_PIPELINE_POSTGRES"):
         return Path(named)
     if found := shutil.which("initdb"):
-        return Path(found).parent
+        return Path(found).resolve().parent
     versions = sorted(DEBIAN.glob("*/bin/initdb"))
     return versions[-1].parent if versions else None
 
 
 @contextmanager
-def running_postgres(programs: Path, folder: Path) -> Iterator[PostgresAddress]:
-    """Run a server during the block, with its data in ``folder``, which is made here.
+def running_postgres(programs: Path) -> Iterator[PostgresAddress]:
+    """Run a server during the block, with its data in a temporary folder.
 
-    Postgres refuses to run as root; then the server belongs to the system's user ``postgres``.
+    Postgres refuses to run as root; then the server and its folder belong to the system's user ``postgres``.
 
     Raises
     ------
@@ -51,34 +55,46 @@ def running_postgres(programs: Path, folder: Path) -> Iterator[PostgresAddress]:
         If it does not start; the message contains its output.
     """
     port = free_port()
-    folder.mkdir(parents=True)
-    if os.geteuid() == 0:
-        shutil.chown(folder, USER)
-        for above in folder.parents:  # the folders of a test belong to root alone
-            if not above.stat().st_mode & 0o001:
-                above.chmod(above.stat().st_mode | 0o011)
-    data, log = folder / "data", folder / "postgres.log"
-    _call([programs / "initdb", "-D", data, "-U", USER, "--auth=trust", "--no-sync", "-E", "UTF8"])
-    options = f"-p {port} -h 127.0.0.1 -k {folder} -c fsync=off -c max_connections=200"
-    try:
-        _call([programs / "pg_ctl", "-D", data, "-l", log, "-w", "-t", str(START_SECONDS), "-o", options, "start"])
-        yield PostgresAddress(port)
-    finally:
-        if (data / "postmaster.pid").exists():
-            _call([programs / "pg_ctl", "-D", data, "-w", "-m", "immediate", "stop"])
+    with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as folder:
+        if os.geteuid() == 0:
+            shutil.chown(folder, USER)
+        data = Path(folder) / "data"
+        _initialize([programs / "initdb", "-D", data, "-U", USER, "--auth=trust", "--no-sync", "-E", "UTF8"])
+        options = ["-p", port, "-h", "127.0.0.1", "-k", folder, "-c", "fsync=off", "-c", "max_connections=200"]
+        server = _start([programs / "postgres", "-D", data, *options], stdout=subprocess.DEVNULL)
+        try:
+            _wait_for([programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", port], server)
+            yield PostgresAddress(port)
+        finally:
+            server.send_signal(signal.SIGQUIT)
+            server.wait()
 
 
-def _call(command: list[object]) -> None:
+def _start(command: list[object], stdout: int) -> subprocess.Popen[bytes]:
     as_postgres = {"user": USER, "extra_groups": []} if os.geteuid() == 0 else {}
     with interrupts_held():
-        process = subprocess.Popen(  # type: ignore[call-overload]
+        return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
             [str(part) for part in command],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.STDOUT,
             cwd="/",
+            preexec_fn=die_with_parent,
             **as_postgres,
         )
+
+
+def _initialize(command: list[object]) -> None:
+    process = _start(command, subprocess.PIPE)
     output, _ = process.communicate(timeout=2 * START_SECONDS)
     if process.returncode:
         raise UnavailableError(f"{command[0]} failed: {output.decode(errors='replace').strip()}")
+
+
+def _wait_for(question: list[object], server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        if _start(question, subprocess.DEVNULL).wait() == 0:
+            return
+        time.sleep(0.1)
+    raise UnavailableError("the Postgres server did not start")
