@@ -170,7 +170,7 @@ def forecast(
         Costs of what no sample measures: the layers above 2, and the merge of the base.
     """
     nodes = _nodes(workload, content["layer 2 nodes"].estimate, costs)
-    costs, notes = _as_fast_as_measured(workload, content, costs), (*notes, *_notes(workload, content))
+    costs, notes = _as_fast_as_measured(workload, content, costs), (*notes, *_notes(workload, content, workers))
     supervoxels = content["supervoxels"].estimate
     stages = tuple(
         replace(
@@ -204,7 +204,7 @@ def _as_fast_as_measured(workload: Workload, content: Mapping[str, Quantity], co
     )
 
 
-def _notes(workload: Workload, content: Mapping[str, Quantity]) -> tuple[str, ...]:
+def _notes(workload: Workload, content: Mapping[str, Quantity], workers: int) -> tuple[str, ...]:
     """Sentences about what the numbers do not show."""
     notes = []
     if content["supervoxels"].origin == DEFAULT:
@@ -214,6 +214,9 @@ def _notes(workload: Workload, content: Mapping[str, Quantity]) -> tuple[str, ..
         )
     if workload.builds_graph and len(workload.layers) > 1:
         notes.append("Nodes and times above layer 2 follow from layer 2 by ratios that were measured elsewhere.")
+    most = max((work.batches for work in workload.stages), default=workers)
+    if workers > most:
+        notes.append(f"More than {most} workers do not help: no stage has more batches.")
     return tuple(notes)
 
 
