@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sv_pipeline.grid import Box, ChunkGrid
-from sv_pipeline.ingest.batches import MAX_BATCHES, Batch, Stage, cut_batches, plan_batches
+from sv_pipeline.ingest.batches import MAX_BATCHES, Batch, Stage, cut_batches, plan_batches, spread_order
 
 shapes = st.tuples(*[st.integers(1, 12)] * 3)
 
@@ -66,3 +66,27 @@ def test_a_large_layer_is_cut_into_as_many_batches_as_are_wanted() -> None:
     assert len(batches) == MAX_BATCHES
     assert 3800 <= len(cut_batches(batches, 64, 10_000)) == -(-1250 // 64) * MAX_BATCHES
     assert 900 <= len(cut_batches(batches, 64, 1000)) <= 1000
+
+
+@given(st.integers(1, 5000), st.data())
+def test_any_first_part_of_the_order_covers_the_layer_evenly(count: int, data: st.DataObject) -> None:
+    order = spread_order(np.arange(count), count)
+    assert sorted(order.tolist()) == list(range(count)), "a permutation"
+    first = data.draw(st.integers(1, count))
+    covered = np.sort(order[:first])
+    gaps = np.diff(np.r_[-1, covered, count])
+    assert gaps.max() <= 4 * (count // first + 1)
+
+
+@given(st.integers(2, 200), st.randoms(use_true_random=False))
+def test_what_is_done_does_not_change_the_order_of_the_rest(count: int, random) -> None:
+    missing = np.array([n for n in range(count) if random.random() < 0.5], np.int64)
+    order = spread_order(np.arange(count), count)
+    assert spread_order(missing, count).tolist() == [n for n in order.tolist() if n in set(missing.tolist())]
+
+
+def test_workers_that_begin_together_write_far_apart() -> None:
+    grid = grid_of((64, 64, 64))
+    batches = plan_batches(Stage.GRAPH, 2, grid, grid.coordinates(2), 64)
+    at_once = sorted(batch.first for batch in batches[:16])
+    assert np.diff(at_once).min() >= grid.count(2) // 32
