@@ -221,6 +221,8 @@ class _Work:
 
     def _look_at_markers(self) -> None:
         """Find the batches that are not done, and report the chunks that are done since the last look."""
+        if not self._left:
+            return
         began = time.monotonic()
         mask = stages.missing_mask(self._dataset, self._left[0].stage, self._left[0].layer)
         missing = np.concatenate([[0], np.cumsum(mask)])
