@@ -174,7 +174,7 @@ def test_edits_through_jobs_and_a_recovered_edit_equal_edits_alone(
 
 def assert_same_objects(graph: OpenGraph, twin: OpenGraph) -> None:
     """The same background, and the same objects but for their ids, at every third voxel along each axis."""
-    one, other = (np.asarray(g.dataset.fork.open().read().result())[::3, ::3, ::3, 0] for g in (graph, twin))
+    one, other = (np.asarray(g.dataset.fork.open().read().result())[::3, ::3, ::3] for g in (graph, twin))
     np.testing.assert_array_equal(one > 0, other > 0)
     points = (3 * np.argwhere(one)).tolist()
     pairs = set(zip(graph.roots(points).tolist(), twin.roots(points).tolist(), strict=True))
