@@ -224,9 +224,13 @@ def test_a_run_starts_a_coordinator_that_ends_with_it(running: Deployment, coord
 
 
 def said_by(running: Deployment, run_id: str) -> str:
-    text = "query($i:ID!){logsForRun(runId:$i){... on EventConnection{events{... on MessageEvent{message eventType}}}}}"
+    text = (
+        "query($i:ID!){logsForRun(runId:$i){... on EventConnection{events{... on MessageEvent{message eventType}"
+        " ... on ExecutionStepFailureEvent{failureMetadata{description}}}}}}"
+    )
     events = running.ui.query(text, i=run_id)["logsForRun"]["events"]
-    return "\n".join(f"{event.get('eventType')} {event.get('message')}" for event in events)
+    keys = ("eventType", "message", "failureMetadata")
+    return "\n".join(" ".join(str(event.get(key)) for key in keys) for event in events)
 
 
 def terminate(running: Deployment, run_id: str) -> None:
