@@ -16,8 +16,8 @@ __all__ = ["EXECUTOR_VARIABLE", "PRELOAD", "executor_from_environment", "work_in
 EXECUTOR_VARIABLE = "SV_PIPELINE_EXECUTOR"
 CONCURRENCY_VARIABLE = "SV_PIPELINE_MAX_CONCURRENT"
 # What a step imports costs more than most steps do: 1.7 s of processor time if only Dagster is imported in advance, and
-# 0.04 s with everything below. TensorStore and gRPC start threads, which do not survive a fork, when they are first used
-# and not when they are imported. So the fork server may import them, but must not use them.
+# 0.04 s with everything below. TensorStore and gRPC start threads, which do not survive a fork, when they are first
+# used and not when they are imported. So the fork server may import them, but must not use them.
 PRELOAD = [
     "dagster",
     "sqlalchemy.dialects.sqlite",
