@@ -193,8 +193,7 @@ class OcdbtConfig(_Model):
     """zstd level of B+tree nodes and manifests; None disables compression."""
     manifest_kind: Literal["single", "numbered"] = "single"
     populate_layer: Int | None = Field(default=None, ge=2, le=64)
-    """Graph layer whose chunks are the populate tasks; limited to the top layer of the graph. Default: 4, or the
-    highest layer below it whose tasks fit the memory of a worker, if they are copies. The base records it."""
+    """Graph layer whose chunks are the populate tasks; default: 4, or lower so that tasks fit the memory."""
     populate_method: PopulateMethod = PopulateMethod.PARTS
     """The default of a dataset with a ``source`` is ``auto``: its watershed is made here, and can be referred to."""
     coordinator_address: Address | None = None
@@ -259,10 +258,8 @@ class OcdbtConfig(_Model):
             case None:
                 return {**rest, "compression_level": None}
             case {"id": "zstd", **options} if set(options) <= {"level"}:
-                return {
-                    **rest,
-                    "compression_level": options.get("level", cls.model_fields["compression_level"].default),
-                }
+                default = cls.model_fields["compression_level"].default
+                return {**rest, "compression_level": options.get("level", default)}
             case other:
                 raise ValueError(f"compression {other!r} is not known; write {{id: zstd, level: 3}}, or null")
 
@@ -302,6 +299,7 @@ class IngestOptions(_Model):
     """Number of chunks that one batch (one Dagster step) handles."""
     worker_memory_mb: Int = Field(default=DEFAULT_BUDGET_MB, ge=16, le=1 << 24)
     """Memory in MiB that the work of one process may take; chunks are worked on in groups that fit it."""
+    ramp_seconds: Int = Field(default=60, ge=0, le=86_400)  # in which the processes of a large layer start
     read_isolated_supervoxels: bool = True
     """Search the voxels for supervoxels that no edge or component file names."""
 
@@ -312,6 +310,8 @@ class DatasetConfig(_Model):
     graph_id: str
     data_source: DataSource
     source: SourceConfig | None = None
+    image: Source | None = None
+    """Image of the tissue, for viewers: a precomputed volume, a TensorStore spec, or an ``.npz`` or ``.npy`` file."""
     graph_config: GraphConfig = Field(default_factory=GraphConfig)
     backend_client: BackendClient = Field(default_factory=BackendClient)
     ocdbt_config: OcdbtConfig = Field(default_factory=OcdbtConfig)
