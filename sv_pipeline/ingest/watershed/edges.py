@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 
 import fastremap
 import numpy as np
@@ -22,8 +23,9 @@ from sv_pipeline.ids import UInt64Array
 from sv_pipeline.ingest.watershed.companions import read_affinities
 from sv_pipeline.ingest.watershed.labels import read_tables
 from sv_pipeline.ingest.watershed.objects import objects_of
-from sv_pipeline.ingest.watershed.plan import WatershedPass, WatershedPlan
+from sv_pipeline.ingest.watershed.plan import WatershedPass, WatershedPlan, chunk_details
 from sv_pipeline.storage import kv
+from sv_pipeline.storage.error_dump import dump_errors
 from sv_pipeline.storage.precomputed import open_volume
 from sv_pipeline.storage.retry import retry_transport
 
@@ -54,9 +56,12 @@ class _Neighbourhood:
 
 
 def run_edge_batch(plan: WatershedPlan, coordinates: npt.ArrayLike) -> None:
-    """Run pass B for some chunks, coordinates of shape (n, 3). It may be repeated at any time."""
+    """Run pass B for some chunks, coordinates of shape (n, 3), that are not done. It may be repeated at any time."""
     for coordinate in np.asarray(coordinates, np.int64).reshape(-1, 3):
-        edges_of_chunk(plan, coordinate)
+        # A batch that is repeated after a crash goes on with the chunk at which it was killed.
+        if kv.read_bytes(plan.target, plan.marker(WatershedPass.EDGES, coordinate)) is None:
+            with dump_errors("edges_" + "_".join(map(str, coordinate)), partial(chunk_details, plan, coordinate)):
+                edges_of_chunk(plan, coordinate)
 
 
 def edges_of_chunk(plan: WatershedPlan, coordinate: npt.ArrayLike) -> ChunkEdges:
