@@ -14,13 +14,7 @@ import numpy.typing as npt
 
 from sv_pipeline.errors import ConflictError, NotReadyError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.ingest.kept_counts import (
-    block_counts,
-    count_chunks,
-    layer_tallies,
-    open_blocks,
-    requeue_chunks,
-)
+from sv_pipeline.ingest.kept_counts import block_counts, count_chunks, layer_tallies, open_blocks
 from sv_pipeline.ingest.purge import purge_layer
 from sv_pipeline.ingest.reservations import now, read_task_rows, worker_name
 from sv_pipeline.ingest.tallies import SUMS, TICKS_PER_SECOND
@@ -37,7 +31,6 @@ __all__ = [
     "missing_coordinates",
     "missing_mask",
     "purge_layer",
-    "requeue_chunks",
     "require_layer_complete",
     "require_neighbourhood_complete",
     "require_own_graph",

@@ -13,10 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.errors import ConfigError, DamagedError
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.storage import kv, ocdbt
+from sv_pipeline.storage.marker_files import MarkerFiles
 from sv_pipeline.storage.stored_json import parse_stored
 
 __all__ = [
@@ -24,6 +28,7 @@ __all__ = [
     "PopulateMeta",
     "claim_meta",
     "claim_settings",
+    "done_mask",
     "done_tasks",
     "effective_config",
     "parse_task_name",
@@ -155,10 +160,28 @@ def done_tasks(watershed_url: str | Path) -> set[Triple]:
     """Return the coordinates of all tasks that have a marker."""
     keys = kv.list_keys(_folder(watershed_url), TASKS)
     names = [key.removeprefix(TASKS) for key in keys]
-    if strange := [name for name in names if not _TASK.fullmatch(name)]:
-        place = _folder(watershed_url) + TASKS + strange[0]
-        raise DamagedError(f"{place} is not the marker of a populate task.", remedy="Remove it.", place=place)
+    _refuse_strange(_folder(watershed_url) + TASKS, names)
     return {parse_task_name(name) for name in names}
+
+
+def done_mask(watershed_url: str | Path, shape: Triple) -> npt.NDArray[np.bool_]:
+    """Return whether each task has a marker, shape (tasks,), by its index in a grid of this shape.
+
+    Raises
+    ------
+    DamagedError
+        If a file is not the marker of a task.
+    """
+    folder = _folder(watershed_url) + TASKS
+    done, others = MarkerFiles(folder, shape).look()
+    _refuse_strange(folder, others)
+    return done
+
+
+def _refuse_strange(folder: str, names: list[str]) -> None:
+    if strange := [name for name in names if not _TASK.fullmatch(name)]:
+        place = folder + strange[0]
+        raise DamagedError(f"{place} is not the marker of a populate task.", remedy="Remove it.", place=place)
 
 
 def write_complete(watershed_url: str | Path, content: Json) -> None:
