@@ -12,11 +12,13 @@ def defs() -> dg.Definitions:
     """Return all assets, checks, jobs, sensors and resources; they are built when a Dagster process asks for them."""
     from sv_pipeline.defs import (
         assets,
+        built,
         checks,
         edit_failures,
         edits,
         events,
         jobs,
+        layers,
         planning,
         pyramid,
         pyramid_sensor,
@@ -33,7 +35,8 @@ def defs() -> dg.Definitions:
             planning.ingest_plan,
             assets.watershed,
             assets.base_ocdbt,
-            assets.layer,
+            layers.chunked_graph,
+            layers.layer,
             assets.fork,
             assets.reader_contract,
             pyramid.pyramid,
@@ -42,6 +45,7 @@ def defs() -> dg.Definitions:
         jobs=[
             jobs.register_graph_job,
             jobs.purge_layer_job,
+            built.check_layers_job,
             planning.requeue_chunk_job,
             verification.verify_job,
             edits.split_job,
@@ -57,6 +61,7 @@ def defs() -> dg.Definitions:
         ],
         sensors=[
             sensors.registered_graphs_sensor,
+            built.built_in_a_terminal_sensor,
             pyramid_sensor.downsample_sensor,
             recovery.stuck_operations_sensor,
             events.edit_events_sensor,

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator
 
 import dagster as dg
 
-from sv_pipeline.defs.assets import base_ocdbt, layer, reader_contract
+from sv_pipeline.defs.assets import base_ocdbt, reader_contract
+from sv_pipeline.defs.layers import LAYER_COMPLETE, layer
 from sv_pipeline.defs.metadata import explained_failures
 from sv_pipeline.defs.partitions import graph_layers, graphs
 from sv_pipeline.defs.resources import PipelineResource
@@ -25,8 +26,7 @@ def graph_of(context: dg.OpExecutionContext) -> str | None:
     """Return the graph of the run's partition; None for a run without a partition."""
     if not context.has_partition_key:
         return None
-    key = context.partition_key
-    return key.keys_by_dimension["graph"] if isinstance(key, dg.MultiPartitionKey) else key.split("|")[0]
+    return str(context.partition_key).split("|")[0]
 
 
 @contextlib.contextmanager
@@ -179,7 +179,7 @@ with _partitioned():
     )(_watershed_unchanged)
     layer_complete = dg.asset_check(
         asset=layer,
-        name="layer_complete",
+        name=LAYER_COMPLETE,
         description=_layer_complete.__doc__,
         blocking=True,
         partitions_def=graph_layers,

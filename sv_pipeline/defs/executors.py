@@ -7,8 +7,9 @@ import os
 import dagster as dg
 
 from sv_pipeline.environment import whole_number_in
+from sv_pipeline.ingest.small_work import SmallWork
 
-__all__ = ["EXECUTOR_VARIABLE", "PRELOAD", "executor_from_environment"]
+__all__ = ["EXECUTOR_VARIABLE", "PRELOAD", "executor_from_environment", "work_in_planning_steps"]
 
 EXECUTOR_VARIABLE = "SV_PIPELINE_EXECUTOR"
 CONCURRENCY_VARIABLE = "SV_PIPELINE_MAX_CONCURRENT"
@@ -27,6 +28,12 @@ PRELOAD = [
     "tqdm",
     "pandas",
 ]
+
+
+def work_in_planning_steps(context: dg.OpExecutionContext) -> SmallWork:
+    """Return how much work a step runs itself that plans it: less where another step starts fast, on other machines."""
+    elsewhere = context.job_def.executor_def.name in ("celery", "k8s")
+    return SmallWork.from_environment(1) if elsewhere else SmallWork.from_environment()
 
 
 def executor_from_environment() -> dg.ExecutorDefinition:

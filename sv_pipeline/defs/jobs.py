@@ -7,7 +7,7 @@ from pydantic import Field
 
 from sv_pipeline.config import load_config, parse_config
 from sv_pipeline.defs.metadata import explained_failures
-from sv_pipeline.defs.partitions import graphs
+from sv_pipeline.defs.partitions import add_partitions
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.ingest import progress, stages
@@ -37,7 +37,7 @@ def register_graph(context: dg.OpExecutionContext, pipeline: PipelineResource, c
             raise ConfigError("give either 'path' or 'dataset'.")
         parsed = load_config(config.path) if config.path else parse_config(config.dataset, where="dataset")
         dataset = stages.register(parsed, pipeline.home)
-    context.instance.add_dynamic_partitions(str(graphs.name), [dataset.graph_id])
+    add_partitions(context.instance, [dataset])
     context.log.info("registered %s; materialize its partitions to ingest it", dataset.graph_id)
 
 

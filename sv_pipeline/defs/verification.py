@@ -13,7 +13,7 @@ from pydantic import Field
 from sv_pipeline.defs.checks import evaluations, red_checks
 from sv_pipeline.defs.metadata import explained_failures
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.defs.runs import UNFINISHED_RUNS
+from sv_pipeline.defs.runs import SLOT_TAG, UNFINISHED_RUNS
 from sv_pipeline.environment import is_switched_on, whole_number_in
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.registry import Registry, ask_every_graph
@@ -95,7 +95,7 @@ def alert_people(context: dg.HookContext) -> None:
     )
 
 
-@dg.job(hooks={alert_people})
+@dg.job(hooks={alert_people}, tags={SLOT_TAG: "verify"})
 def verify_job() -> None:
     """Prove all invariants of a graph, or a part of them."""
     verify_graph()

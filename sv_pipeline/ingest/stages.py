@@ -37,6 +37,7 @@ __all__ = [
     "finish_edges",
     "finish_labels",
     "finish_layer",
+    "has_parts",
     "layers_of",
     "make_fork",
     "needs_watershed",
@@ -234,6 +235,12 @@ def _populate_plan(dataset: Dataset, only: Coordinates | None = None) -> populat
 
 def _memory(dataset: Dataset) -> int:
     return memory_budget(dataset.config.ingest.worker_memory_mb)
+
+
+def has_parts(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> bool:
+    """Whether the voxels of the base are populated with this layer, so that its completion merges their parts."""
+    mode = mode or dataset.config.ingest.mode
+    return mode in (IngestMode.BOTH, IngestMode.VOXELS) and _populate_plan(dataset).layer == layer
 
 
 # -- running ------------------------------------------------------------------------------------------------------

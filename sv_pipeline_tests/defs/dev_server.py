@@ -64,12 +64,18 @@ class DevServer:
         text = "query($k:AssetKeyInput!){assetNodeOrError(assetKey:$k){... on AssetNode{partitionKeys}}}"
         return list(self.query(text, k={"path": [asset]})["assetNodeOrError"]["partitionKeys"])
 
+    def materialized(self, asset: str) -> set[str]:
+        """The partition keys of an asset that the UI shows as materialized."""
+        text = (
+            "query($k:AssetKeyInput!){assetNodeOrError(assetKey:$k){... on AssetNode{assetPartitionStatuses{"
+            "... on DefaultPartitionStatuses{materializedPartitions}}}}}"
+        )
+        statuses = self.query(text, k={"path": [asset]})["assetNodeOrError"]["assetPartitionStatuses"]
+        return set(statuses["materializedPartitions"])
+
     def materialize(self, asset: str, graph_id: str, layer: str | None = None) -> str:
         """Materialize one partition, as the button does; the id of the run."""
-        partition = f"{graph_id}|{layer}" if layer else graph_id
-        tags = {"dagster/partition": partition}
-        if layer:
-            tags |= {"dagster/partition/graph": graph_id, "dagster/partition/layer": layer}
+        tags = {"dagster/partition": f"{graph_id}|{layer}" if layer else graph_id}
         text = (
             "mutation($p:ExecutionParams!){launchPipelineExecution(executionParams:$p)"
             "{__typename ... on LaunchRunSuccess{run{runId}} ... on PythonError{message}}}"
@@ -116,6 +122,11 @@ class DevServer:
         """Id and status of the runs of a job, newest first."""
         text = "query($j:String!){runsOrError(filter:{pipelineName:$j}){... on Runs{results{runId status}}}}"
         return [(r["runId"], r["status"]) for r in self.query(text, j=job)["runsOrError"]["results"]]
+
+    def runs_with(self, tag: str, value: str) -> list[str]:
+        """Ids of the runs with a tag."""
+        text = "query($t:[ExecutionTag!]){runsOrError(filter:{tags:$t}){... on Runs{results{runId}}}}"
+        return [r["runId"] for r in self.query(text, t=[{"key": tag, "value": value}])["runsOrError"]["results"]]
 
     def backfill_status(self, backfill_id: str) -> str:
         text = "query($i:String!){partitionBackfillOrError(backfillId:$i){... on PartitionBackfill{status}}}"

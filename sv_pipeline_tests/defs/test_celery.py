@@ -100,10 +100,8 @@ def graph(running: Deployment, twin: OpenGraph) -> OpenGraph:
     dataset = registered(running, "tissue")
     running.gcs.add_fault(method="POST", delay=0.7)  # so that there is a middle to be killed in
     running.gcs.add_fault(method="GET", match="edges", delay=0.7)
-    layers = [f"tissue|L{number:02d}" for number in range(2, dataset.grid.n_layers + 1)]
-    backfill = running.ui.backfill(
-        {name: ["tissue"] for name in ("watershed", "base_ocdbt", "fork", "reader_contract")} | {"layer": layers}
-    )
+    assets = ("watershed", "base_ocdbt", "chunked_graph", "fork", "reader_contract")
+    backfill = running.ui.backfill({name: ["tissue"] for name in assets})
 
     pool_process = running.pool_of(running.worker_at("label_batch"))[0]
     pool_process.kill()

@@ -6,12 +6,14 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sv_pipeline.config import IngestMode
 from sv_pipeline.ingest import stages
+from sv_pipeline.ingest.small_work import BATCHES_VARIABLE
 from sv_pipeline.registry import Dataset, open_dataset
 from sv_pipeline.reports.status import graph_status
 from sv_pipeline.verify.dataset import verify_dataset
@@ -27,7 +29,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(place: Path):
+def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def server(place: Path, monkeypatch_module: pytest.MonkeyPatch):
+    monkeypatch_module.setenv(BATCHES_VARIABLE, "2")  # layers with more batches are done in steps, which can be killed
     with dev_server(str(place / "home"), place / "dagster_home") as server:
         yield server
 
@@ -39,18 +48,12 @@ def registered(place: Path, segmentation: Path, graph_id: str, per_batch: int = 
 
 
 def everything(graph_id: str) -> dict[str, list[str]]:
-    layers = [f"{graph_id}|L{number:02d}" for number in (2, 3, 4)]
-    return {
-        "watershed": [graph_id],
-        "base_ocdbt": [graph_id],
-        "layer": layers,
-        "fork": [graph_id],
-        "reader_contract": [graph_id],
-    }
+    return {asset: [graph_id] for asset in ("watershed", "base_ocdbt", "chunked_graph", "fork", "reader_contract")}
 
 
 def wait_for_partition(server: DevServer, graph_id: str) -> None:
     wait_for(lambda: graph_id in server.partitions("watershed"), "the sensor adds the graph as a partition")
+    wait_for(lambda: f"{graph_id}|L04" in server.partitions("layer"), "the sensor adds its layers")
 
 
 def wait_for_backfill(server: DevServer, backfill_id: str) -> str:
@@ -63,10 +66,26 @@ def test_a_backfill_of_everything_builds_a_sound_graph_bottom_up(
 ) -> None:
     dataset = registered(place, small_segmentation, "whole", per_batch=9)
     wait_for_partition(server, "whole")
-    status = wait_for_backfill(server, server.backfill(everything("whole")))
-    assert status == "COMPLETED_SUCCESS"
+    backfill = server.backfill(everything("whole"))
+    assert wait_for_backfill(server, backfill) == "COMPLETED_SUCCESS"
     assert graph_status(dataset).complete
     assert verify_dataset(dataset).ok
+    assert len(server.runs_with("dagster/backfill", backfill)) == 1
+    assert server.materialized("layer") >= {f"whole|L{number:02d}" for number in (2, 3, 4)}
+    assert [key for key in server.partitions("layer") if key.startswith("whole|")] == [
+        f"whole|L{number:02d}" for number in (2, 3, 4)
+    ]
+
+
+def test_chosen_layers_are_built_in_one_run_bottom_up(server: DevServer, place: Path, small_segmentation: Path) -> None:
+    dataset = registered(place, small_segmentation, "chosen")
+    wait_for_partition(server, "chosen")
+    assets = {asset: ["chosen"] for asset in ("watershed", "base_ocdbt", "fork", "reader_contract")}
+    layers = {"layer": ["chosen|L02", "chosen|L03", "chosen|L04"]}
+    backfill = server.backfill(assets | layers)  # the run of the layers waits for the run of the base
+    assert wait_for_backfill(server, backfill) == "COMPLETED_SUCCESS"
+    assert len(server.runs_with("dagster/backfill", backfill)) <= 3
+    assert graph_status(dataset).complete
 
 
 def test_killed_run_worker_never_ends_as_success_with_chunks_missing(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -126,17 +127,18 @@ class KubernetesApi:
     def last_lines(self, pod: str, lines: int = 20) -> str:
         """Return the end of a pod's log; empty if the log is gone or cannot be read."""
         try:
-            text = self._call(
+            answer = self._call(
                 f"read the log of pod {pod}",
                 self._core.read_namespaced_pod_log,
                 pod,
                 self.namespace,
                 tail_lines=lines,
+                _preload_content=False,  # the client would return the text of a bytes object
             )
         except ApiException as error:
             logger.info("the log of pod %s cannot be read: %s", pod, _reason(error))
             return ""
-        return str(text or "").strip()
+        return str(answer.data.decode(errors="replace")).strip()
 
     def _call(self, what: str, method: Callable[..., Answer], *arguments: Any, **options: Any) -> Answer:
         """Call the API until it answers.
@@ -188,7 +190,11 @@ def _client(settings: JobSettings) -> Any:
         try:
             kubernetes.config.load_incluster_config(client_configuration=configuration)
         except kubernetes.config.ConfigException:
-            kubernetes.config.load_kube_config(context=settings.context, client_configuration=configuration)
+            kubernetes.config.load_kube_config(
+                config_file=os.environ.get("KUBECONFIG"),  # the client itself reads it once, when it is imported
+                context=settings.context,
+                client_configuration=configuration,
+            )
     except (kubernetes.config.ConfigException, OSError) as error:
         raise ConfigError(
             f"no Kubernetes cluster is configured for this process: {error}.",

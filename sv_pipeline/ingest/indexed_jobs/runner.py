@@ -41,6 +41,8 @@ ATTEMPTS = 3
 """How many Jobs the runner makes for the same batches before it gives up."""
 SHARE_OF_TIME_FOR_MARKERS = 0.1
 """Largest share of the time that is spent on reading markers."""
+SECONDS_BETWEEN_LOOKS = 60.0
+"""How often markers are looked at while the Job reports nothing new."""
 SECONDS_BETWEEN_REPORTS = 60.0
 SECONDS_TO_END = 30.0
 """How long a Job whose chunks are all done may take to end by itself before it is deleted."""
@@ -120,20 +122,25 @@ class _Work:
         self._coordinator = coordinator_address
         self._name = base_name(kv.as_url(dataset.home), dataset.graph_id, batches[0])
         self._next_look = 0.0
+        self._at_work: str | None = None
+        """Name of the Job that an interrupt has to end. It is set before the Job is made, as an answer takes time."""
 
     def finish(self, is_cancelled: Callable[[], bool]) -> None:
         """Run Jobs until every batch is done."""
+        try:
+            self._finish()
+        except Exception:
+            raise
+        except BaseException:
+            self._leave(is_cancelled)
+            raise
+
+    def _finish(self) -> None:
         number = 0
         for _ in range(ATTEMPTS):
             number, job = self._make_or_find(number + 1)
-            try:
-                end, job = self._watch(job)
-                self._look_at_markers()
-            except Exception:
-                raise
-            except BaseException:
-                self._leave(job, is_cancelled)
-                raise
+            end, job = self._watch(job)
+            self._look_at_markers()
             if not self._left:
                 self._clean_up(job, end)
                 return
@@ -162,6 +169,7 @@ class _Work:
         while True:
             name = f"{self._name}-{number}"
             manifest = job_manifest(self._settings, plan, name=name, home=home)
+            self._at_work = name
             made = self._cluster.create_job(manifest)
             job = self._cluster.job(name)
             if job is None or job.metadata.deletion_timestamp is not None:
@@ -171,7 +179,8 @@ class _Work:
                 logger.info("Job %s runs %d batches", name, len(plan.batches))
                 return number, job
             if _condition(job) is not None:
-                number += 1  # an earlier Job that has ended, and that was left to be looked at
+                self._at_work = None  # an earlier Job that has ended, and that was left to be looked at
+                number += 1
             elif job.metadata.annotations.get(TEMPLATE) == manifest["metadata"]["annotations"][TEMPLATE]:
                 logger.info("Job %s is at work on this layer already; it is watched", name)
                 return number, job
@@ -186,7 +195,7 @@ class _Work:
         """Look at a Job until it has ended, or nothing is left to do; return it as it was last seen."""
         name, uid = job.metadata.name, job.metadata.uid
         completed = None
-        said_at = time.monotonic()
+        looked_at = said_at = time.monotonic()
         while True:
             seen = self._cluster.job(name)
             if seen is None or seen.metadata.uid != uid or seen.metadata.deletion_timestamp is not None:
@@ -194,13 +203,15 @@ class _Work:
             job = seen
             if (condition := _condition(job)) is not None:
                 return (_End.COMPLETE if condition.type == "Complete" else _End.FAILED), job
-            if job.status.completed_indexes != completed and time.monotonic() >= self._next_look:
-                completed = job.status.completed_indexes
+            now = time.monotonic()
+            is_news = job.status.completed_indexes != completed or now - looked_at > SECONDS_BETWEEN_LOOKS
+            if is_news and now >= self._next_look:
+                completed, looked_at = job.status.completed_indexes, now
                 self._look_at_markers()
                 if not self._left:
                     return _End.DONE, job
-            if time.monotonic() - said_at > SECONDS_BETWEEN_REPORTS:
-                said_at = time.monotonic()
+            if now - said_at > SECONDS_BETWEEN_REPORTS:
+                said_at = now
                 self._report(job)
             time.sleep(self._settings.poll_seconds)
 
@@ -262,13 +273,14 @@ class _Work:
             self._cluster.delete_job(name)
             remove_plan(self._dataset.home, self._dataset.graph_id, job.metadata.annotations[PLAN])
 
-    def _leave(self, job: Any, is_cancelled: Callable[[], bool]) -> None:
-        name = job.metadata.name
+    def _leave(self, is_cancelled: Callable[[], bool]) -> None:
+        if self._at_work is None:
+            return
         if is_cancelled():
-            logger.warning("cancelled: Job %s is deleted; finished chunks are kept", name)
-            self._cluster.delete_job(name)
+            logger.warning("cancelled: Job %s is deleted; finished chunks are kept", self._at_work)
+            self._cluster.delete_job(self._at_work)
         else:
-            logger.warning("interrupted, but not cancelled: Job %s goes on", name)
+            logger.warning("interrupted, but not cancelled: Job %s goes on", self._at_work)
 
 
 def _condition(job: Any) -> Any | None:
