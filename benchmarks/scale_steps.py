@@ -25,6 +25,7 @@ from sv_pipeline.ingest import run, stages
 from sv_pipeline.processes import interrupts_held
 from sv_pipeline.registry import Dataset
 from sv_pipeline.reports.status import graph_status
+from sv_pipeline.testing.servers.bigtable import die_with_parent
 from sv_pipeline.testing.servers.redis import RedisServer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,8 +65,8 @@ graph, config = sys.argv[1], json.loads(sys.argv[2])
 code = ReconstructableRepository.for_module("sv_pipeline.definitions", "defs", "/")
 job = code.get_reconstructable_job("__ASSET_JOB")
 with dg.DagsterInstance.get() as instance:
-    instance.add_dynamic_partitions("graphs", [graph])
-    tags = {"dagster/partition": f"{graph}|L02", "dagster/partition/graph": graph, "dagster/partition/layer": "L02"}
+    instance.add_dynamic_partitions("graph_layers", [f"{graph}|L02"])
+    tags = {"dagster/partition": f"{graph}|L02"}
     before = time.perf_counter()
     with dg.execute_job(
         job, instance, config, tags, raise_on_error=True, asset_selection=[dg.AssetKey("layer")]
@@ -100,6 +101,7 @@ def main() -> None:
             "DAGSTER_HOME": str(folder / "dagster"),
             "SV_PIPELINE_HOME": str(folder / "home"),
             "SV_PIPELINE_MAX_CONCURRENT": str(options.workers),
+            "SV_PIPELINE_BATCHES_IN_STEP": "0",
         }
         (folder / "redis").mkdir()
         server = RedisServer(folder / "redis", ROOT / "deploy" / "celery" / "redis.conf")
@@ -107,7 +109,13 @@ def main() -> None:
         on_celery = {**environment, "SV_PIPELINE_EXECUTOR": "celery", "SV_PIPELINE_CELERY_BROKER": server.url}
         command = [sys.executable, "-m", "sv_pipeline.defs.celery.worker", "--concurrency", str(options.workers)]
         with interrupts_held():
-            worker = subprocess.Popen(command, env=on_celery, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            worker = subprocess.Popen(
+                command,
+                env=on_celery,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                preexec_fn=die_with_parent,
+            )
         multiprocess = {"execution": {"config": {"multiprocess": {"max_concurrent": options.workers}}}}
         engines: dict[str, Callable[[Dataset], float]] = {
             "terminal, pool of processes": lambda d: in_the_terminal(d, options.workers),

@@ -193,8 +193,7 @@ class OcdbtConfig(_Model):
     """zstd level of B+tree nodes and manifests; None disables compression."""
     manifest_kind: Literal["single", "numbered"] = "single"
     populate_layer: Int | None = Field(default=None, ge=2, le=64)
-    """Graph layer whose chunks are the populate tasks; limited to the top layer of the graph. Default: 4, or the
-    highest layer below it whose tasks fit the memory of a worker, if they are copies. The base records it."""
+    """Graph layer whose chunks are the populate tasks; default: 4, or lower so that tasks fit the memory."""
     populate_method: PopulateMethod = PopulateMethod.PARTS
     """The default of a dataset with a ``source`` is ``auto``: its watershed is made here, and can be referred to."""
     coordinator_address: Address | None = None
@@ -302,6 +301,7 @@ class IngestOptions(_Model):
     """Number of chunks that one batch (one Dagster step) handles."""
     worker_memory_mb: Int = Field(default=DEFAULT_BUDGET_MB, ge=16, le=1 << 24)
     """Memory in MiB that the work of one process may take; chunks are worked on in groups that fit it."""
+    ramp_seconds: Int = Field(default=60, ge=0, le=86_400)  # in which the processes of a large layer start
     read_isolated_supervoxels: bool = True
     """Search the voxels for supervoxels that no edge or component file names."""
 

@@ -26,6 +26,7 @@ def defs() -> dg.Definitions:
         recovery,
         sensors,
         verification,
+        verification_by_parts,
     )
     from sv_pipeline.defs.executors import executor_from_environment
     from sv_pipeline.defs.resources import resources_from_environment
@@ -48,6 +49,7 @@ def defs() -> dg.Definitions:
             built.check_layers_job,
             planning.requeue_chunk_job,
             verification.verify_job,
+            verification_by_parts.verify_by_parts_job,
             edits.split_job,
             edits.preview_split_job,
             edits.merge_job,

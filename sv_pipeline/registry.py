@@ -51,6 +51,7 @@ _FREE_FIELDS = {
     ("ingest", "mode"),
     ("ingest", "workers"),
     ("ingest", "chunks_per_batch"),
+    ("ingest", "ramp_seconds"),
     ("ingest", "worker_memory_mb"),
     ("ingest_config",),
     ("events",),

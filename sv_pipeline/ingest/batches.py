@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from sv_pipeline.grid import ChunkGrid
 
-__all__ = ["MAX_BATCHES", "Batch", "Stage", "batch_count", "plan_batches"]
+__all__ = ["MAX_BATCHES", "Batch", "Stage", "batch_count", "plan_batches", "spread_order"]
 
 MAX_BATCHES = 200
 """Maximum number of batches per layer; with more, Dagster's cost per step outweighs the work."""
@@ -79,7 +79,7 @@ def plan_batches(
     missing: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | Sequence[Sequence[int]],
     per_batch: int,
 ) -> list[Batch]:
-    """Cut a layer into batches and keep those with missing chunks.
+    """Cut a layer into batches and keep those with missing chunks, in the order of `spread_order`.
 
     Parameters
     ----------
@@ -92,9 +92,29 @@ def plan_batches(
     count, chunks = grid.count(layer), np.asarray(missing)
     size = _batch_size(count, per_batch)
     if chunks.dtype == np.bool_:
-        firsts = np.arange(0, count, size)
-        starts = firsts[np.logical_or.reduceat(chunks, firsts)]
+        numbers = np.flatnonzero(np.logical_or.reduceat(chunks, np.arange(0, count, size)))
     else:
-        coords = np.asarray(missing, np.int64).reshape(-1, 3)
-        starts = np.unique(grid.index(layer, coords) // size) * size
-    return [Batch(stage, layer, int(first), int(min(first + size, count))) for first in starts]
+        numbers = np.unique(grid.index(layer, np.asarray(missing, np.int64).reshape(-1, 3)) // size)
+    order = spread_order(numbers.astype(np.int64), batch_count(count, per_batch))
+    return [Batch(stage, layer, int(n * size), int(min((n + 1) * size, count))) for n in order]
+
+
+def spread_order(numbers: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """Return batch numbers in the order of work: those that follow each other in time lie far apart in the layer.
+
+    Neighbouring batches write neighbouring rows, so workers that took them in their natural order would all write to
+    one tablet of a Bigtable. The order is that of the numbers with their bits reversed (0, 4, 2, 6, 1, ...): any first
+    part of it covers the layer evenly. It depends on nothing but the number itself and the number of batches.
+
+    Parameters
+    ----------
+    numbers
+        Numbers of batches, shape (n,).
+    count
+        Number of batches of the layer; the numbers are below it.
+    """
+    bits = max(1, count - 1).bit_length()
+    reversed_bits = np.zeros_like(numbers)
+    for bit in range(bits):
+        reversed_bits = reversed_bits << 1 | numbers >> bit & 1
+    return numbers[np.argsort(reversed_bits)]

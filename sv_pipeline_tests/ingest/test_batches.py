@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sv_pipeline.grid import Box, ChunkGrid
-from sv_pipeline.ingest.batches import MAX_BATCHES, Batch, Stage, plan_batches
+from sv_pipeline.ingest.batches import MAX_BATCHES, Batch, Stage, plan_batches, spread_order
 
 shapes = st.tuples(*[st.integers(1, 12)] * 3)
 
@@ -45,3 +45,27 @@ def test_a_key_names_its_batch_and_suits_dagster(stage, layer, first, stop) -> N
 
 def test_nothing_missing_is_nothing_to_do() -> None:
     assert plan_batches(Stage.VOXELS, 3, grid_of((4, 4, 4)), [], 8) == []
+
+
+@given(st.integers(1, 5000), st.data())
+def test_any_first_part_of_the_order_covers_the_layer_evenly(count: int, data: st.DataObject) -> None:
+    order = spread_order(np.arange(count), count)
+    assert sorted(order.tolist()) == list(range(count)), "a permutation"
+    first = data.draw(st.integers(1, count))
+    covered = np.sort(order[:first])
+    gaps = np.diff(np.r_[-1, covered, count])
+    assert gaps.max() <= 4 * (count // first + 1)
+
+
+@given(st.integers(2, 200), st.randoms(use_true_random=False))
+def test_what_is_done_does_not_change_the_order_of_the_rest(count: int, random) -> None:
+    missing = np.array([n for n in range(count) if random.random() < 0.5], np.int64)
+    order = spread_order(np.arange(count), count)
+    assert spread_order(missing, count).tolist() == [n for n in order.tolist() if n in set(missing.tolist())]
+
+
+def test_workers_that_begin_together_write_far_apart() -> None:
+    grid = grid_of((64, 64, 64))
+    batches = plan_batches(Stage.GRAPH, 2, grid, grid.coordinates(2), 64)
+    at_once = sorted(batch.first for batch in batches[:16])
+    assert np.diff(at_once).min() >= grid.count(2) // 32

@@ -1,0 +1,307 @@
+"""Verification by parts finds what a verification of the whole graph finds; it is resumed; a sample bounds the rest."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import strategies as st
+from scipy.stats import hypergeom
+
+from sv_pipeline.demo.synthetic import synthetic_neuropil
+from sv_pipeline.grid import Box, ChunkGrid
+from sv_pipeline.ids import IdLayout
+from sv_pipeline.memory import MEMORY_VARIABLE
+from sv_pipeline.registry import Dataset
+from sv_pipeline.storage import kv
+from sv_pipeline.table import columns, counters, keys
+from sv_pipeline.table.interface import DeleteCells, RowMutation, SetCell, Table
+from sv_pipeline.table.sqlite.table import SqliteTable
+from sv_pipeline.verify import pool
+from sv_pipeline.verify.boundary import Boundary, Strays
+from sv_pipeline.verify.confidence import Confidence
+from sv_pipeline.verify.dataset import verify_dataset
+from sv_pipeline.verify.part import SHIFT, Division, Part
+from sv_pipeline.verify.part_checks import ROW_CHECKS
+from sv_pipeline.verify.report import VerifyReport
+from sv_pipeline.verify.run import chosen_checks, verify
+from sv_pipeline_tests.editable import ingested, two_parts_of_an_object
+from sv_pipeline_tests.properties import examples
+from sv_pipeline_tests.reference_data import ReferenceDataset
+from sv_pipeline_tests.verify.conftest import copy_of, divisions, found
+
+LAYOUT = IdLayout(n_layers=5)
+GRID = ChunkGrid(Box((0, 0, 0), (70, 30, 20)), (10, 10, 10))
+
+
+# -- the division -----------------------------------------------------------------------------------------------------
+
+
+def every_part(division: Division) -> list[Part]:
+    return [part for stage in division.stages() for part in stage]
+
+
+@given(st.data())
+@examples(50)
+def test_each_id_belongs_to_one_part_whose_ranges_hold_its_row(data: st.DataObject) -> None:
+    """Also ids that make no sense: outside the grid, of layers that the graph does not have."""
+    layers = data.draw(st.sampled_from(divisions(LAYOUT.n_layers)))
+    cuts = sorted(data.draw(st.sets(st.integers((5 << SHIFT) + 1, (5 << SHIFT) + 5000), max_size=3)))
+    division = Division(LAYOUT, GRID, layers, tuple(cuts))
+    near = st.builds(
+        lambda layer, at, segment: (
+            int(LAYOUT.chunk_ids(layer, np.minimum(at, (1 << LAYOUT.bits_per_dimension(layer)) - 1))) | segment
+        ),
+        st.integers(1, 5),
+        st.tuples(*[st.integers(0, 9)] * 3),
+        st.integers(0, 4000),
+    )
+    anything = st.integers(1 << SHIFT, (1 << 64) - 1)
+    ids = np.array(data.draw(st.lists(near | anything, min_size=1, max_size=50)), np.uint64)
+    parts = every_part(division)
+    owners = np.array([division.owns(part, ids) for part in parts])
+    assert (owners.sum(axis=0) == 1).all()
+    for key, owner in zip(keys.node_keys(ids), owners.argmax(axis=0), strict=True):
+        holding = [part for part in parts if any(a <= key < b for a, b in division.ranges(part))]
+        assert holding == [parts[owner]]
+
+
+def test_parts_get_what_all_parts_below_them_hand_up() -> None:
+    division = Division(LAYOUT, GRID, (2, 4))
+    stages = division.stages()
+    for lower in stages[0]:
+        above = [part for part in every_part(division) if division.is_below(lower, part)]
+        assert [part.high for part in above] == [4, 5]
+
+
+# -- the same findings ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def spoiled(sound: ReferenceDataset, tmp_path_factory: pytest.TempPathFactory) -> ReferenceDataset:
+    """A copy of the sound graph whose rows are damaged and restored again and again."""
+    folder = tmp_path_factory.mktemp("spoiled")
+    table = SqliteTable("spoiled", str(folder / "tables"))
+    table.create()
+    return copy_of(sound, folder / "watershed", table)
+
+
+def rows_checked(data: ReferenceDataset, division: Division | None) -> VerifyReport:
+    return verify(data.table, data.fork, checks=ROW_CHECKS, division=division)
+
+
+def damaged(draw: st.DrawFn | Any, table: Table, ids: list[int]) -> list[RowMutation]:
+    """A few changes of rows: missing rows or cells, pointers to other nodes, lists of other nodes, retired nodes."""
+    layers = {layer: [n for n in ids if n >> SHIFT == layer] for layer in {n >> SHIFT for n in ids}}
+    some = st.sampled_from(sorted(layers)).flatmap(lambda layer: st.sampled_from(layers[layer]))
+    changes = []
+    for _ in range(draw(st.integers(1, 3))):
+        node, other, third = draw(some), draw(some), draw(some)
+        row = table.read_rows([keys.node_key(node)]).get(keys.node_key(node), {})
+        cells = [column for column in row if column[1].startswith((b"cross_edges", b"atomic_cross", b"children"))]
+        kind = draw(st.sampled_from(["row", "cell", "parent", "children", "retired", "edges", "again"]))
+        key = keys.node_key(node)
+        if kind == "row":
+            changes.append(RowMutation(key, [DeleteCells()]))
+        elif kind == "cell" and row:
+            changes.append(RowMutation(key, [DeleteCells(draw(st.sampled_from(sorted(row))))]))
+        elif kind == "parent":
+            changes.append(RowMutation(key, [columns.PARENT.set(other)]))
+        elif kind == "children":
+            changes.append(RowMutation(key, [columns.CHILDREN.set(np.array([other, third], np.uint64))]))
+        elif kind == "retired":
+            retired = columns.NEW_IDS if node >> SHIFT == 1 else columns.NEW_PARENTS
+            changes.append(RowMutation(key, [retired.set(np.array([other], np.uint64))]))
+        elif kind == "edges":
+            layer = draw(st.integers(2, 4))
+            pairs = np.array([[node, other], [node, third]], np.uint64)
+            changes.append(RowMutation(key, [columns.cross_edges(layer).set(pairs)]))
+        elif cells:
+            column = draw(st.sampled_from(sorted(cells)))
+            target = keys.node_key(other)
+            changes.append(RowMutation(target, [SetCell(column, row[column][0].value)]))
+    return changes
+
+
+@given(st.data())
+@examples(25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+def test_any_damage_of_rows_is_found_alike_by_parts(spoiled: ReferenceDataset, data: st.DataObject) -> None:
+    ids = [int(key) for key, _ in spoiled.table.scan([keys.layer_range(n) for n in range(1, 6)])]
+    changes = damaged(data.draw, spoiled.table, ids)
+    touched = sorted({change.key for change in changes})
+    before = spoiled.table.read_rows(touched)
+    try:
+        spoiled.table.mutate(changes)
+        whole = rows_checked(spoiled, None)
+        layers = data.draw(st.sampled_from(divisions(spoiled.layout.n_layers)))
+        roots = [n for n in ids if n >> SHIFT == spoiled.layout.n_layers]
+        cuts = tuple(sorted(data.draw(st.sets(st.sampled_from(roots), max_size=3))))
+        parts = rows_checked(spoiled, Division(spoiled.layout, spoiled.grid, layers, cuts))
+        for result in parts.results:
+            assert found(result) == found(whole[result.name]), (layers, parts.summary(), whole.summary())
+    finally:
+        spoiled.table.mutate(
+            RowMutation(
+                key,
+                [
+                    DeleteCells(),
+                    *(SetCell(column, c.value, c.timestamp) for column, cs in before.get(key, {}).items() for c in cs),
+                ],
+            )
+            for key in touched
+        )
+
+
+# -- records, workers and resumption ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("parts")
+    volume = synthetic_neuropil((128, 96, 64), seed=5)
+    arrays = (volume.segmentation, volume.bodies, volume.resolution)
+    return ingested(folder / "graph", folder / "home", "small", *arrays).dataset
+
+
+@pytest.fixture
+def dataset(built: Dataset, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    """A graph, and a memory budget that it does not fit."""
+    monkeypatch.setenv(MEMORY_VARIABLE, "1")
+    return built
+
+
+def whole(dataset: Dataset) -> VerifyReport:
+    return verify(dataset.table, dataset.fork, division=Division(dataset.graph.layout, dataset.grid))
+
+
+def same(first: VerifyReport, second: VerifyReport) -> bool:
+    return [found(result) for result in first.results] == [found(result) for result in second.results]
+
+
+def test_a_boundary_survives_its_file() -> None:
+    pairs = np.array([[1, 2], [3, 4]], np.uint64)
+    boundary = Boundary(raised=pairs, suspects=np.array([9], np.uint64), strays=Strays(pointers=pairs))
+    read = Boundary.from_bytes(boundary.to_bytes())
+    np.testing.assert_array_equal(read.raised, pairs)
+    np.testing.assert_array_equal(read.strays.pointers, pairs)
+    assert len(read.strays) == 2
+    assert len(read.edges) == 0
+
+
+def command(dataset: Dataset, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "sv_pipeline.cli.main", "verify", dataset.graph_id, *options],
+        env={**os.environ, "SV_PIPELINE_HOME": dataset.home},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def records_of(dataset: Dataset) -> list[str]:
+    """Keys of the parts with a result."""
+    folder = kv.join_url(dataset.home, pool.FOLDER)
+    return [key for key in kv.list_keys(folder) if key.endswith(".json")]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_graph_larger_than_its_budget_gives_the_same_report(dataset: Dataset, workers: int) -> None:
+    seen: list[tuple[int, int]] = []
+    report = verify_dataset(dataset, workers=workers, progress=lambda done, total: seen.append((done, total)))
+    assert same(report, whole(dataset))
+    assert report.ok, report.summary()
+    assert seen[-1][0] == seen[-1][1] > 1500, "there are many parts"
+    assert not records_of(dataset), "records of a verification that has ended are removed"
+
+
+def test_a_killed_verification_is_resumed(dataset: Dataset) -> None:
+    process = command(dataset, "--workers", "2")
+    while process.poll() is None and len(records_of(dataset)) < 5:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    time.sleep(1)  # the workers end by themselves
+    before = set(records_of(dataset))
+    assert before, "it was killed before its first part was done"
+    done: list[str] = []
+    verification = pool.begin(dataset, chosen_checks(None))
+    assert len(verification.records.done()) == len(before)
+    run_part = type(verification).run_part
+
+    def noted(self: Any, name: str, *rest: Any) -> None:
+        done.append(name)
+        run_part(self, name, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(verification), "run_part", noted)
+        report = verify_dataset(dataset)
+    assert not {key.rpartition("/")[2].removesuffix(".json") for key in before} & set(done)
+    assert same(report, whole(dataset))
+
+
+def test_results_of_another_state_of_the_graph_are_not_used(dataset: Dataset) -> None:
+    first = pool.begin(dataset, chosen_checks(None))
+    first.run_part(first.stages()[0][0])
+    assert pool.begin(dataset, chosen_checks(None)).records.done()
+    assert not pool.begin(dataset, chosen_checks(["hierarchy"])).records.done()
+    assert not pool.begin(dataset, chosen_checks(None), sample=3).records.done()
+    counters.new_operation_id(dataset.table)
+    assert not pool.begin(dataset, chosen_checks(None)).records.done()
+
+
+def test_results_are_removed_on_request_and_after_a_week(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    for again in (True, False):
+        first = pool.begin(dataset, chosen_checks(None))
+        first.run_part(first.stages()[0][0])
+        if not again:
+            monkeypatch.setattr(pool, "MOST_SECONDS", -1)
+        assert not pool.begin(dataset, chosen_checks(None), again=again).records.done()
+
+
+def test_an_edited_graph_is_verified_by_parts(dataset: Dataset) -> None:
+    from sv_pipeline.proofreading import OpenGraph
+
+    graph = OpenGraph(dataset)
+    source, sink = two_parts_of_an_object(graph, of_a_supervoxel=True)
+    graph.split([source], [sink])
+    report = verify_dataset(dataset)
+    assert report.ok, report.summary()
+    assert same(report, whole(dataset))
+
+
+# -- samples ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 300), st.data())
+@examples(60)
+def test_a_bound_is_the_largest_number_that_the_sample_allows(population: int, data: st.DataObject) -> None:
+    sample = data.draw(st.integers(1, population))
+    bad = data.draw(st.integers(0, sample))
+    bound = Confidence.of(population, sample, bad)
+    assert bad <= bound.most <= population - sample + bad
+    assert hypergeom.cdf(bad, population, bound.most, sample) > 0.05
+    if bound.most < population - sample + bad:
+        assert hypergeom.cdf(bad, population, bound.most + 1, sample) <= 0.05
+
+
+def test_a_clean_sample_of_a_large_graph_follows_the_rule_of_three() -> None:
+    assert Confidence.of(10_000_000, 1000, 0).fraction == pytest.approx(3 / 1000, rel=0.01)
+
+
+def test_a_sample_says_how_sure_it_is(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(MEMORY_VARIABLE)
+    report = verify_dataset(dataset, sample=5)
+    voxels = report["voxels"]
+    assert voxels.checked == 5
+    assert voxels.population == dataset.grid.count(2)
+    assert voxels.confidence is not None
+    assert 0 < voxels.confidence.fraction < 0.6
+    assert "with 95% confidence at most" in report.summary()
+    assert verify_dataset(dataset)["voxels"].confidence is None
