@@ -236,7 +236,9 @@ def block_counts(
     """
     found, kept = _read_blocks(graph, layer, counts_only=not exact)
     for each in range(2, graph.n_layers + 1) if layer is None else [layer]:
-        numbers = [number for of, number in found if of == each] if kept else range(n_blocks(graph, each))
+        numbers: Iterable[int] = [number for of, number in found if of == each]
+        if not kept and (numbers or _is_begun(graph, each)):
+            numbers = range(n_blocks(graph, each))
         for number in numbers:
             block, row = Block(graph, each, number), found.get((each, number))
             counts = None if exact and marks_of(row) else BLOCK_COUNTS.newest(row)
@@ -292,6 +294,11 @@ def forget_layers(graph: ChunkedGraph, layers: Iterable[int]) -> None:
 
 def _mark_value() -> bytes:
     return json.dumps({"worker": worker_name(), "time": now()}).encode()
+
+
+def _is_begun(graph: ChunkedGraph, layer: int) -> bool:
+    rows = graph.table.scan([keys.ingest_range(layer)], [INGEST_DONE.key, INGEST_FAILED.key], newest_only=True)
+    return next(iter(rows), None) is not None
 
 
 def _are_kept(graph: ChunkedGraph) -> bool:

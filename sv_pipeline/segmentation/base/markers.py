@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ __all__ = [
     "read_marker",
     "read_markers",
     "read_meta",
+    "read_results",
     "read_settings",
     "task_name",
     "write_complete",
@@ -47,6 +49,7 @@ TASKS = "tasks/"
 SETTINGS = "meta.json"
 DIVISION = "division.json"
 COMPLETE = "complete.json"
+READ_AT_ONCE = 2_000
 
 _TASK = re.compile(r"\d+_\d+_\d+")
 
@@ -154,6 +157,22 @@ def read_markers(watershed_url: str | Path, coordinates: list[Triple]) -> list[J
         None if value is None else parse_stored(value, Json, folder + task_name(coordinate), remedy=remedy)
         for value, coordinate in zip(raw, coordinates, strict=True)
     ]
+
+
+def read_results(
+    watershed_url: str | Path, coordinates: list[Triple], names: Sequence[str]
+) -> tuple[dict[Triple, str], dict[str, int]]:
+    """Return the winning attempt of each done task that made a part, and sums of numbers by name over the markers."""
+    winners: dict[Triple, str] = {}
+    sums = dict.fromkeys(names, 0)
+    for first in range(0, len(coordinates), READ_AT_ONCE):
+        some = coordinates[first : first + READ_AT_ONCE]
+        for task, marker in zip(some, read_markers(watershed_url, some), strict=True):
+            if marker is not None and "attempt" in marker:
+                winners[task] = marker["attempt"]
+            for name in names:
+                sums[name] += (marker or {}).get(name, 0)
+    return winners, sums
 
 
 def done_tasks(watershed_url: str | Path) -> set[Triple]:

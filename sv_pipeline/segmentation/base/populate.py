@@ -58,7 +58,6 @@ Triple = tuple[int, int, int]
 COUNTS = ("referred", "copied")
 """Names of the numbers of storage chunks that a task counts."""
 ATTEMPTS = 5
-MARKERS_AT_ONCE = 2_000
 COORDINATOR_PAUSE = 2.0
 """Upper limit of the first pause of a task that commits through a coordinator, in seconds: the coordinator's lease of a
 dead worker blocks the other workers for ten seconds, which all pauses of a task together have to outlast."""
@@ -345,15 +344,7 @@ def finish_populate(
         return PopulateReport(plan.n_tasks, 0, int(complete["generation"]), **counts)
     require_tasks_done(plan)
     tasks = [_triple(coordinate) for coordinate in plan.grid.coordinates(plan.layer)]
-    winners: dict[Triple, str] = {}
-    counts = dict.fromkeys(COUNTS, 0)
-    for first in range(0, len(tasks), MARKERS_AT_ONCE):
-        some = tasks[first : first + MARKERS_AT_ONCE]
-        for task, marker in zip(some, markers.read_markers(base.watershed_url, some), strict=True):
-            if marker is not None and "attempt" in marker:
-                winners[task] = marker["attempt"]
-            for name in COUNTS:
-                counts[name] += (marker or {}).get(name, 0)
+    winners, counts = markers.read_results(base.watershed_url, tasks, COUNTS)
     if parts_per_commit is None:
         merged = parts.merge_in_ranges(base, winners, plan.grid, plan.layer, keys_per_commit)
     else:
