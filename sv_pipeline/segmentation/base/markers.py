@@ -27,6 +27,7 @@ from sv_pipeline.storage.stored_json import parse_stored
 __all__ = [
     "POPULATED_FOLDER",
     "PopulateMeta",
+    "chosen_tasks",
     "claim_meta",
     "claim_settings",
     "done_mask",
@@ -195,6 +196,12 @@ def done_mask(watershed_url: str | Path, shape: Triple) -> npt.NDArray[np.bool_]
     done, others = MarkerFiles(folder, shape).look()
     _refuse_strange(folder, others)
     return done
+
+
+def chosen_tasks(grid: ChunkGrid, layer: int, chosen: npt.NDArray[np.bool_]) -> list[Triple]:
+    """Return the coordinates of some tasks of a layer, which a mask of shape (tasks,) chooses by their indices."""
+    chunks = np.unravel_index(np.flatnonzero(chosen), grid.shape(layer))
+    return list(zip(*(axis.tolist() for axis in chunks), strict=True))
 
 
 def _refuse_strange(folder: str, names: list[str]) -> None:

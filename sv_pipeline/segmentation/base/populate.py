@@ -164,7 +164,7 @@ def populate_plan(
     if complete:
         missing: list[Triple] = []
     elif only is None:
-        missing = _triples(grid, layer, ~markers.done_mask(url, grid.shape(layer)))
+        missing = markers.chosen_tasks(grid, layer, ~markers.done_mask(url, grid.shape(layer)))
     else:
         tasks = [_triple(coordinate) for coordinate in np.asarray(only).reshape(-1, 3)]
         found = markers.read_markers(url, tasks)
@@ -361,7 +361,7 @@ def finish_populate(
 def require_tasks_done(plan: PopulatePlan) -> None:
     """Raise NotReadyError, with the missing tasks, unless each task has a marker."""
     mask = ~markers.done_mask(plan.base.watershed_url, plan.grid.shape(plan.layer))
-    missing = [task_name(task) for task in _triples(plan.grid, plan.layer, mask)]
+    missing = [task_name(task) for task in markers.chosen_tasks(plan.grid, plan.layer, mask)]
     if missing:
         shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
         raise NotReadyError(
@@ -408,12 +408,6 @@ def _details(plan: PopulatePlan, coordinate: Triple, address: str | None) -> dic
             for mip, (box, scale) in enumerate(zip(boxes, base.volume.scales, strict=True))
         ],
     }
-
-
-def _triples(grid: ChunkGrid, layer: int, chosen: npt.NDArray[np.bool_]) -> list[Triple]:
-    """Return the coordinates of the chosen chunks of a layer, in the order of their indices."""
-    chunks = np.unravel_index(np.flatnonzero(chosen), grid.shape(layer))
-    return list(zip(*(axis.tolist() for axis in chunks), strict=True))
 
 
 def _triple(values: Any) -> Triple:
