@@ -297,8 +297,7 @@ def _mark_value() -> bytes:
 
 
 def _is_begun(graph: ChunkedGraph, layer: int) -> bool:
-    rows = graph.table.scan([keys.ingest_range(layer)], [INGEST_DONE.key, INGEST_FAILED.key], newest_only=True)
-    return next(iter(rows), None) is not None
+    return graph.table.any_row([keys.ingest_range(layer)], [INGEST_DONE.key, INGEST_FAILED.key])
 
 
 def _are_kept(graph: ChunkedGraph) -> bool:

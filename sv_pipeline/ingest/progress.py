@@ -16,7 +16,7 @@ from sv_pipeline.errors import ConflictError, NotReadyError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ingest.kept_counts import block_counts, count_chunks, layer_tallies, open_blocks
 from sv_pipeline.ingest.purge import purge_layer
-from sv_pipeline.ingest.reservations import now, read_task_rows, worker_name
+from sv_pipeline.ingest.reservations import TASK_COLUMNS, now, read_task_rows, worker_name
 from sv_pipeline.ingest.tallies import SUMS, TICKS_PER_SECOND
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import CHILDREN, INGEST_DONE, INGEST_FAILED
@@ -103,9 +103,9 @@ class LayerStatus:
 def built_elsewhere(graph: ChunkedGraph) -> bool:
     """Whether other software made the nodes: there are nodes, but no ingest rows, which we write before any node."""
     table = graph.table
-    if next(iter(table.scan([keys.ingest_range()], newest_only=True)), None) is not None:
+    if table.any_row([keys.ingest_range()], TASK_COLUMNS):
         return False
-    return next(iter(table.scan([keys.layer_range(2)], [CHILDREN.key], newest_only=True)), None) is not None
+    return table.any_row([keys.layer_range(2)], [CHILDREN.key])
 
 
 def require_own_graph(graph: ChunkedGraph) -> None:
