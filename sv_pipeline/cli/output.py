@@ -26,7 +26,18 @@ if TYPE_CHECKING:
 
     from sv_pipeline.reports.status import GraphStatus
 
-__all__ = ["Finite", "ProgressBars", "graph_id_option", "json_option", "operations_table", "print_json", "status_table"]
+__all__ = [
+    "Finite",
+    "ProgressBars",
+    "duration",
+    "graph_id_option",
+    "json_option",
+    "operations_table",
+    "print_json",
+    "status_table",
+]
+
+PREDICTED = "predicted_work_seconds"
 
 
 class Finite(click.FloatRange):
@@ -101,11 +112,14 @@ def status_table(status: GraphStatus) -> Table:
     table = Table(title=f"graph {status.graph_id}", title_justify="left")
     for name in ("stage", "state"):
         table.add_column(name)
-    for name in ("chunks", "done", "failed", "nodes", "chunks/s"):
+    for name in ("chunks", "done", "failed", "nodes", "chunks/s", "now", "left", "work", "wall"):
         table.add_column(name, justify="right")
     for row in status.stages:
         style = _STATE_STYLE[row.state]
-        rate = "" if row.throughput is None else f"{row.throughput:,.1f}"
+        rates = ["" if rate is None else f"{rate:,.1f}" for rate in (row.throughput, row.throughput_now)]
+        # Nothing is left of a complete layer, and a layer that is not begun has taken no time.
+        left = row.seconds_left if row.state not in ("done", "built elsewhere") else None
+        times = [left, *((row.work_seconds, row.wall_seconds) if row.done else (None, None))]
         table.add_row(
             row.name,
             f"[{style}]{row.state}[/]",
@@ -113,18 +127,53 @@ def status_table(status: GraphStatus) -> Table:
             "" if row.built_elsewhere else f"{row.done:,}",
             f"[red]{row.failed:,}[/]" if row.failed else "0",
             f"{row.nodes:,}" if row.nodes else "",
-            rate,
+            *rates,
+            *("" if seconds is None else duration(seconds) for seconds in times),
         )
     if status.fork_wanted or status.forked:
-        table.add_row("fork", "[green]done[/]" if status.forked else "[dim]waiting[/]", "", "", "", "", "")
+        table.add_row("fork", "[green]done[/]" if status.forked else "[dim]waiting[/]")
     errors = [row.error for row in status.stages if row.error]
     lines = [f"{row.name}: {row.note}" for row in status.stages if row.note]
+    lines += _pace_lines(status)
     if errors:
         lines.insert(0, "first failure: " + errors[0])
     if lines:
         table.caption = "\n".join(lines)
         table.caption_justify = "left"
     return table
+
+
+def _pace_lines(status: GraphStatus) -> list[str]:
+    """Lines about the workers, the time that is left, failures by kind, and what layers took beside the forecast."""
+    lines = []
+    workers = status.workers
+    if workers.alive or workers.silent:
+        silent = f", {len(workers.silent)} silent ({', '.join(workers.silent[:3])})" if workers.silent else ""
+        lines.append(f"workers: {len(workers.alive)} alive{silent}")
+    if status.seconds_left and not status.complete:
+        lines.append(f"left for all layers: about {duration(status.seconds_left)}")
+    for row in status.stages:
+        lines += [
+            f"{row.name}: {one.chunks:,} failed ({one.kind}), first {one.coordinate}: {one.error}"
+            for one in row.failures
+        ]
+    done = [row for row in status.stages if row.state == "done" and row.wall_seconds is not None]
+    worked, expected = (sum(getattr(row, name) or 0.0 for row in done) for name in ("work_seconds", PREDICTED))
+    if done and expected:
+        rows = sum(row.rows or 0 for row in done)
+        lines.append(
+            f"done layers: {rows:,} rows in {duration(worked)} of work; {duration(expected)} were forecast "
+            f"('sv-pipeline plan {status.graph_id}' compares them)"
+        )
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Return a time in a unit that suits it."""
+    for unit, length in (("years", 365.25 * 86400), ("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
 def operations_table(log: pd.DataFrame) -> str:

@@ -66,10 +66,10 @@ def plan(
     *,
     as_json: bool,
 ) -> None:
-    """Forecast the ingest of CONFIG (a dataset YAML): chunks, steps, rows, bytes, memory, time and costs.
+    """Forecast the ingest of CONFIG|GRAPH: chunks, steps, rows, bytes, memory, time and costs.
 
-    Without a sample, nothing is registered or written. For a registered GRAPH, the forecast that was stored when it was
-    set up is shown beside what happened.
+    CONFIG is a dataset YAML; without a sample, nothing is registered or written. GRAPH is the id of a registered graph:
+    the forecast that was stored when it was set up is shown beside what happened.
     """
     from sv_pipeline.config import load_config
     from sv_pipeline.ingest import planning

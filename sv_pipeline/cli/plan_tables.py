@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from sv_pipeline.cli.output import duration
 from sv_pipeline.ingest.estimates import CONFIDENCE
 from sv_pipeline.ingest.prices import bigtable_nodes
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from sv_pipeline.ingest.estimates import Estimate
     from sv_pipeline.reports.plan import Comparison, PlanReport
 
-__all__ = ["comparison_table", "duration", "tables_of"]
+__all__ = ["comparison_table", "tables_of"]
 
 SIZES = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
@@ -113,14 +114,6 @@ def comparison_table(comparisons: tuple[Comparison, ...]) -> Table:
 
 def _interval(estimate: Estimate, shown: Callable[[float], str]) -> str:
     return "exact" if estimate.is_exact else f"{shown(estimate.low)} to {shown(estimate.high)}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time in a unit that suits it."""
-    for unit, length in (("years", 365.25 * 86400), ("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
 def _count(value: float) -> str:

@@ -24,6 +24,7 @@ from sv_pipeline.defs.executors import work_in_planning_steps
 from sv_pipeline.defs.fanout import run_elsewhere
 from sv_pipeline.defs.metadata import explained_failures, pictures
 from sv_pipeline.defs.partitions import graph_layers, graphs, layer_partition, layers_of_partition
+from sv_pipeline.defs.planning import prediction_metadata
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.defs.runs import MERGE_POOL, OWNERS, RETRIES, TABLE_POOL
 from sv_pipeline.defs.turns import after_earlier_runs
@@ -114,7 +115,7 @@ class _LayerRun:
             {} if mode is IngestMode.VOXELS else pictures(nodes_picture=lambda: views.layer_picture(dataset, number))
         )
         counted = {name: value for name, value in report.numbers.items() if value is not None}
-        return {"chunks": report.chunks, **counted, **drawn}
+        return {"chunks": report.chunks, **counted, **prediction_metadata(dataset, number), **drawn}
 
 
 def _plan(context: dg.OpExecutionContext, pipeline: PipelineResource, here: SmallWork) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from sv_pipeline.defs.assets import reader_contract
 from sv_pipeline.defs.metadata import explained_failures
 from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.defs.runs import RETRIES
+from sv_pipeline.defs.runs import RETRIES, SLOT_TAG
 from sv_pipeline.defs.verification import alert_people, conclude, seed_of
 from sv_pipeline.verify.steps import VerificationSteps
 
@@ -82,7 +82,12 @@ def finish_verification(context: dg.OpExecutionContext, pipeline: PipelineResour
     hooks={alert_people},
     # A re-execution from failure can drop mapped steps. All steps are repeated instead, which is cheap, because parts
     # that have a result are not verified again.
-    tags={"dagster/priority": "-2", "dagster/retry_strategy": "ALL_STEPS", "dagster/max_retries": "2"},
+    tags={
+        SLOT_TAG: "verify",
+        "dagster/priority": "-2",
+        "dagster/retry_strategy": "ALL_STEPS",
+        "dagster/max_retries": "2",
+    },
 )
 def verify_by_parts_job() -> None:
     """Prove all invariants of a graph of any size, part by part, in steps that may run on several machines."""

@@ -7,9 +7,11 @@ graph that is ingested is kept in ``<home>/forecasts/<graph id>.json``, so that 
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict
 
 from sv_pipeline.config import DatasetConfig
+from sv_pipeline.errors import DamagedError
 from sv_pipeline.ingest import watershed
 from sv_pipeline.ingest.forecast import Forecast, Quantity, SampleNote, default_content, forecast
 from sv_pipeline.ingest.sampling import take_sample
@@ -24,6 +26,8 @@ from sv_pipeline.storage.stored_json import parse_stored
 __all__ = ["default_forecast", "keep_forecast", "keep_if_absent", "kept_forecast", "plan_ingest", "workload_of_config"]
 
 FOLDER = "forecasts/"
+
+logger = logging.getLogger(__name__)
 
 
 def workload_of_config(config: DatasetConfig) -> Workload:
@@ -122,7 +126,14 @@ def default_forecast(dataset: Dataset) -> Forecast:
 
 
 def kept_forecast(dataset: Dataset) -> Forecast | None:
-    """Return the forecast that was stored for a graph; None if there is none."""
+    """Return the forecast that was stored for a graph; None if there is none, or it cannot be read any more."""
     url, name = kv.as_url(dataset.home) + FOLDER, f"{dataset.graph_id}.json"
     raw = kv.read_bytes(url, name)
-    return None if raw is None else parse_stored(raw, Forecast, url + name, remedy="Remove that file.")
+    if raw is None:
+        return None
+    try:
+        return parse_stored(raw, Forecast, url + name, remedy="Remove that file.")
+    except DamagedError as error:
+        # A forecast of another version is of no use, and its graph can do without.
+        logger.warning("%s", error)
+        return None

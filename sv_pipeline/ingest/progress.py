@@ -103,7 +103,8 @@ class LayerStatus:
 def built_elsewhere(graph: ChunkedGraph) -> bool:
     """Whether other software made the nodes: there are nodes, but no ingest rows, which we write before any node."""
     table = graph.table
-    if table.any_row([keys.ingest_range()], TASK_COLUMNS):
+    # Some backends go through all rows of a range even if one is wanted; of rows of counts there are few.
+    if table.any_row([keys.blocks_range()], None) or table.any_row([keys.ingest_range()], TASK_COLUMNS):
         return False
     return table.any_row([keys.layer_range(2)], [CHILDREN.key])
 

@@ -24,11 +24,13 @@ from sv_pipeline.ingest import planning, progress, watershed
 from sv_pipeline.ingest.announcing import announce_fork, publish_documents
 from sv_pipeline.ingest.atomic import atomic_groups
 from sv_pipeline.ingest.batches import Batch, Stage, plan_batches
+from sv_pipeline.ingest.failure_details import batch_details, stage_details
 from sv_pipeline.ingest.parents import parent_groups
 from sv_pipeline.ingest.registration import attach, register, require_watershed, source_is_needed
 from sv_pipeline.memory import memory_budget
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import populate
+from sv_pipeline.storage.error_dump import dump_errors
 
 __all__ = [
     "BatchReport",
@@ -261,7 +263,8 @@ def run_batch(
         Stage.GRAPH: _run_graph,
         Stage.VOXELS: _run_voxels,
     }[batch.stage]
-    counts = runner(dataset, batch, coordinator_address)
+    with dump_errors(batch.key, lambda: batch_details(dataset, batch)):
+        counts = runner(dataset, batch, coordinator_address)
     report = BatchReport(batch.key, batch.stop - batch.first, round(time.monotonic() - started, 3), counts)
     if advance is not None:
         advance(report.chunks)
@@ -303,12 +306,14 @@ def _run_voxels(dataset: Dataset, batch: Batch, coordinator_address: str | None)
 
 def finish_labels(dataset: Dataset) -> None:
     """Check that the label pass has finished all chunks, and make the table of objects."""
-    watershed.finish_labels(watershed.prepare_watershed(dataset.config))
+    with dump_errors("finish_labels", lambda: stage_details(dataset, Stage.LABELS, 2)):
+        watershed.finish_labels(watershed.prepare_watershed(dataset.config))
 
 
 def finish_edges(dataset: Dataset) -> dict[str, Any]:
     """Check that all edge files exist, and return the counts of the finished watershed by name."""
-    return asdict(watershed.finish_watershed(watershed.prepare_watershed(dataset.config)))
+    with dump_errors("finish_edges", lambda: stage_details(dataset, Stage.EDGES, 2)):
+        return asdict(watershed.finish_watershed(watershed.prepare_watershed(dataset.config)))
 
 
 def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> LayerReport:
@@ -323,8 +328,9 @@ def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -
     numbers: dict[str, float | None] = {}
     if mode in (IngestMode.BOTH, IngestMode.GRAPH):
         graph = _graph(dataset)
-        progress.require_layer_complete(graph, layer)
-        status = progress.layer_status(graph, layer)[layer]
+        with dump_errors(f"finish_layer_{layer}", lambda: stage_details(dataset, Stage.GRAPH, layer)):
+            progress.require_layer_complete(graph, layer)
+            status = progress.layer_status(graph, layer)[layer]
         numbers |= {
             "nodes": status.nodes,
             "edges": status.edges,
@@ -335,7 +341,8 @@ def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -
     if mode in (IngestMode.BOTH, IngestMode.VOXELS):
         plan = _populate_plan(dataset, NO_TASKS)
         if plan.layer == layer:
-            report = populate.finish_populate(plan)
+            with dump_errors(f"finish_layer_{layer}", lambda: stage_details(dataset, Stage.VOXELS, layer)):
+                report = populate.finish_populate(plan)
             numbers |= {
                 "voxel_tasks": report.n_tasks,
                 "merged_parts": report.merged_parts,

@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sv_pipeline.config import IngestMode
 from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.ingest import progress, watershed
+from sv_pipeline.ingest.forecast import StageForecast
+from sv_pipeline.ingest.pace import WorkersSeen, pace_of, workers_seen
+from sv_pipeline.ingest.planning import kept_forecast
+from sv_pipeline.ingest.progress import FailureKind, LayerStatus
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import layout
 from sv_pipeline.segmentation.base.referring import method_cost
@@ -38,6 +42,22 @@ class StageStatus:
     """Whether other software made it, so that there are no done-markers to count."""
     note: str | None = None
     """One line about how the stage is made, if there is something to know."""
+    throughput_now: float | None = None
+    """Chunks per second in the last minutes; None if the layer is complete, or nothing was done in them."""
+    seconds_left: float | None = None
+    """Time until the layer is complete, in seconds: at its throughput, or for a layer that is not begun by the forecast
+    that was stored when the graph was set up."""
+    work_seconds: float | None = None
+    """Time of work of all workers on the done chunks, in seconds; None for other stages than layers."""
+    wall_seconds: float | None = None
+    """Time from the start of the first batch to the end of the last, in seconds; None while unknown."""
+    rows: int | None = None
+    """Rows that the layer's tasks have written: markers, nodes, and supervoxels in layer 2."""
+    predicted_work_seconds: float | None = None
+    """Time of work that was forecast for the whole layer."""
+    predicted_wall_seconds: float | None = None
+    failures: tuple[FailureKind, ...] = ()
+    """The failed chunks by kind of failure."""
 
     @property
     def state(self) -> str:
@@ -60,6 +80,10 @@ class GraphStatus:
     forked: bool
     fork_wanted: bool = True
     """False for a graph without voxels of its own."""
+    workers: WorkersSeen = field(default_factory=WorkersSeen)
+    """The workers that are building layers."""
+    seconds_left: float | None = None
+    """Time until all layers are complete, in seconds; None while unknown."""
 
     @property
     def complete(self) -> bool:
@@ -73,7 +97,14 @@ class GraphStatus:
     def to_dict(self) -> dict[str, Any]:
         """Return values that can be written as JSON."""
         rows = [{**asdict(s), "state": s.state} for s in self.stages]
-        return {"graph_id": self.graph_id, "forked": self.forked, "complete": self.complete, "stages": rows}
+        return {
+            "graph_id": self.graph_id,
+            "forked": self.forked,
+            "complete": self.complete,
+            "seconds_left": self.seconds_left,
+            "workers": asdict(self.workers),
+            "stages": rows,
+        }
 
 
 def graph_status(dataset: Dataset, *, exact: bool = True) -> GraphStatus:
@@ -90,27 +121,26 @@ def graph_status(dataset: Dataset, *, exact: bool = True) -> GraphStatus:
         return GraphStatus(dataset.graph_id, (), forked=False)
     mode = dataset.config.ingest.mode
     rows = [] if dataset.config.source is None else _watershed_rows(dataset, exact=exact)
+    seen, left = WorkersSeen(), list[float | None]()
     if mode is not IngestMode.VOXELS:
         try:
             by_layer = progress.layer_status(dataset.graph, exact=exact)
             elsewhere = progress.built_elsewhere(dataset.graph)
         except NotFoundError:
             by_layer, elsewhere = {}, False
+        forecast = {} if elsewhere else _forecast(dataset)
         for layer in range(2, grid.n_layers + 1):
             status = by_layer.get(layer)
             rows.append(
                 StageStatus(f"layer {layer}", grid.count(layer), 0, built_elsewhere=elsewhere)
                 if status is None or elsewhere
-                else StageStatus(
-                    f"layer {layer}",
-                    status.chunks,
-                    status.done,
-                    status.failed,
-                    status.nodes,
-                    status.throughput,
-                    status.error,
-                )
+                else _layer_row(status, forecast.get(f"layer {layer}"))
             )
+            left.append(rows[-1].seconds_left)
+        begun = [layer for layer, status in by_layer.items() if (status.done or status.failed) and not status.complete]
+        first = [layer for layer, status in by_layer.items() if not status.complete][:1]
+        if by_layer and not elsewhere:
+            seen = workers_seen(dataset.graph, {*begun, *first})
     if mode is not IngestMode.GRAPH:
         rows.append(_voxels_row(dataset, exact=exact))
     return GraphStatus(
@@ -118,7 +148,45 @@ def graph_status(dataset: Dataset, *, exact: bool = True) -> GraphStatus:
         tuple(rows),
         forked=dataset.fork.exists(),
         fork_wanted=mode is not IngestMode.GRAPH,
+        workers=seen,
+        seconds_left=_sum(left),
     )
+
+
+def _forecast(dataset: Dataset) -> dict[str, StageForecast]:
+    """The stored forecast of the graph by stage; empty if there is none, or it cannot be read any more."""
+    found = kept_forecast(dataset)
+    return {} if found is None else {stage.name: stage for stage in found.stages}
+
+
+def _layer_row(status: LayerStatus, forecast: StageForecast | None) -> StageStatus:
+    pace = pace_of(status)
+    waiting = forecast is not None and not status.done
+    wall = None
+    if status.first_started is not None and status.last_finished is not None:
+        wall = (status.last_finished - status.first_started) / 1000
+    return StageStatus(
+        f"layer {status.layer}",
+        status.chunks,
+        status.done,
+        status.failed,
+        status.nodes,
+        status.throughput,
+        status.error,
+        throughput_now=pace.now,
+        seconds_left=forecast.wall.value if forecast is not None and waiting else pace.seconds_left,
+        work_seconds=status.seconds,
+        wall_seconds=wall,
+        rows=status.done + status.nodes + status.supervoxels,
+        predicted_work_seconds=None if forecast is None else forecast.work.value,
+        predicted_wall_seconds=None if forecast is None else forecast.wall.value,
+        failures=status.failures,
+    )
+
+
+def _sum(parts: list[float | None]) -> float | None:
+    known = [part for part in parts if part is not None]
+    return sum(known) if known and len(known) == len(parts) else None
 
 
 def _watershed_rows(dataset: Dataset, *, exact: bool) -> list[StageStatus]:

@@ -25,7 +25,17 @@ from sv_pipeline.verify.boundary import Boundary, Strays
 from sv_pipeline.verify.part import Division, Part
 from sv_pipeline.verify.snapshot import NONE, Snapshot
 
-__all__ = ["gather_edges", "gather_nodes", "lifted_edges", "own_below"]
+__all__ = [
+    "EdgeFolders",
+    "RowsBeside",
+    "edges_of_boundary",
+    "gather_edges",
+    "gather_nodes",
+    "lifted_edges",
+    "lonely_edges",
+    "own_below",
+    "read_nodes",
+]
 
 ROWS_AT_ONCE = 20_000
 FIRST_CHILDREN = 4
@@ -88,23 +98,37 @@ def lonely_edges(division: Division, part: Part, nodes: Snapshot, edges: AtomicE
 # -- nodes ------------------------------------------------------------------------------------------------------------
 
 
-class _BesideRows:
-    """Rows beside a part, each read once."""
+class RowsBeside:
+    """Rows that others refer to, each read once, also if it is missing.
 
-    def __init__(self, table: Table, layout: IdLayout, own: UInt64Array) -> None:
-        self.table, self.layout = table, layout
-        self.known = own
+    Parameters
+    ----------
+    table
+        The graph's table.
+    layout
+        Layout of the graph's ids.
+    wanted
+        Columns to read.
+    known
+        Ids whose rows are known already, shape (n,).
+    """
+
+    def __init__(
+        self, table: Table, layout: IdLayout, wanted: list[ColumnKey], known: UInt64Array | None = None
+    ) -> None:
+        self._table, self._layout, self._wanted = table, layout, wanted
+        self._known = np.zeros(0, np.uint64) if known is None else known
         self.rows: dict[int, RowView] = {}
 
     def read(self, ids: UInt64Array) -> UInt64Array:
         """Read the rows of these ids as far as they are not known, and return the parents that they name."""
-        ids = np.setdiff1d(ids, self.known)
+        ids = np.setdiff1d(ids, self._known)
         ids = ids[ids != 0]
-        self.known = np.union1d(self.known, ids)
-        found = read_nodes(self.table, ids, snapshot.hierarchy_columns())
+        self._known = np.union1d(self._known, ids)
+        found = read_nodes(self._table, ids, self._wanted)
         self.rows |= found
-        parents = [columns.PARENT.newest(row) for row in found.values()]
-        return np.array([parent for parent in parents if parent], np.uint64)
+        parents = snapshot.of_rows(self._layout, found).parents
+        return np.asarray(parents[parents != 0], np.uint64)
 
     def read_with_ancestors(self, ids: UInt64Array) -> None:
         """Read the rows of these ids and of all their ancestors."""
@@ -153,7 +177,7 @@ def gather_nodes(
     if division.is_whole:
         return snapshot.read_snapshot(table, layout)
     own = snapshot.read_snapshot(table, layout, division.ranges(part))
-    rows = _BesideRows(table, layout, own.ids)
+    rows = RowsBeside(table, layout, snapshot.hierarchy_columns(), own.ids)
     seeds = np.unique(np.concatenate([below.raised.ravel(), below.edges[:, :2].ravel(), strays.pointers[:, 1]]))
     rows.read_with_ancestors(seeds)
     if edges is not None:

@@ -61,6 +61,12 @@ class PartResult:
     pieces: tuple[UInt64Array, UInt64Array] | None = None
     """Links and pieces of `PartTask.roots`; see `pieces.pieces_of`."""
 
+    @property
+    def has_errors(self) -> bool:
+        """Whether the part found an error, could not be read, or may belong to a root in pieces."""
+        found = any(outcome.has_errors for outcome in self.outcomes.values())
+        return found or bool(self.failures) or self.is_broken or bool(self.suspects)
+
 
 @dataclass(frozen=True)
 class PartTask:

@@ -126,11 +126,15 @@ def verify_in_parts(
     started = time.monotonic()
     verification = begin(dataset, checks, sample=sample, seed=seed, again=again, division=division)
     counted = PartsDone(progress, verification)
+
+    def state() -> str:
+        return state_of(dataset)
+
     if workers == 1:
-        verification.run(run_here(counted))
+        verification.run(run_here(counted), state)
     else:
         with Workers(workers) as pool:
-            verification.run(run_in_processes(pool, workers, dataset, counted))
+            verification.run(run_in_processes(pool, workers, dataset, counted), state)
     report = verification.report(time.monotonic() - started)
     verification.records.clear()
     return report

@@ -115,7 +115,7 @@ class VerificationSteps:
             Called with (steps done, all steps).
         """
         verification = self._verification
-        verification.run(run_here(PartsDone(told, verification)))
+        verification.run(run_here(PartsDone(told, verification)), lambda: state_of(self.dataset))
         report = verification.report(0.0)
         failed = [result.name for result in report.results if not result.passed]
         if failed and state_of(self.dataset) != verification.plan.state:

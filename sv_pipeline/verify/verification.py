@@ -212,13 +212,48 @@ class Verification:
 
     # -- running all ----------------------------------------------------------------------------------------------
 
-    def run(self, run: Run) -> None:
-        """Verify all parts that have no result yet."""
+    def run(self, run: Run, state: Callable[[], str] | None = None) -> None:
+        """Verify all parts that have no result yet.
+
+        Parameters
+        ----------
+        run
+            Runs parts of one stage.
+        state
+            Returns the state of the graph (see `Plan`). If it has changed since the plan was made, parts that found
+            something are verified again with those around them, until they find nothing or the state stays the same.
+        """
         for stage in self.stages():
             done = self.records.done()
             if missing := [name for name in stage if name not in done]:
                 run(self, missing, Strays())
         self.repeat_affected(run)
+        known = self.plan.state
+        for _ in range(ROUNDS if state is not None else 0):
+            assert state is not None
+            faulty, now = self._faulty(), state()
+            if not faulty or now == known:
+                return
+            logger.info("graph %s was edited: %d parts are verified again", self.plan.graph_id, len(faulty))
+            known = now
+            for stage in self.stages():
+                if some := [name for name in stage if name in faulty]:
+                    run(self, some, Strays())
+            self.repeat_affected(run)
+
+    def _faulty(self) -> set[str]:
+        """Parts that found an error; and of rows, the parts that hand something up to them, and all parts above."""
+        found = {name for stage in self.stages() for name in stage if self.records.findings(name).has_errors}
+        parts = list(self._parts.values())
+        rows = [part for part in parts if part.key in found]
+        below = [part for part in parts if any(self.division.is_below(part, upper) for upper in rows)]
+        touched = {part.key for part in (*rows, *below)}
+        above = {
+            part.key
+            for part in parts
+            if any(self.division.is_below(lower, part) for lower in parts if lower.key in touched)
+        }
+        return found | touched | above
 
     def repeat_affected(self, run: Run) -> None:
         """Verify those parts again into which strays lead, and the parts above them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from sv_pipeline.definitions import defs
+from sv_pipeline.defs.launch import materialize_graph
 from sv_pipeline.ingest import planning
 from sv_pipeline.ingest.run import ingest
 from sv_pipeline.registry import Dataset
@@ -37,6 +38,14 @@ def test_a_sampled_plan_is_kept_for_the_ingest(dataset: Dataset, instance: dg.Da
     result = run_asset(instance, "ingest_plan", dataset.graph_id, options(sample=19))
     assert "a sample of 19 chunks is larger than the volume" in failure_of(result)
     assert "ingest_plan" in {s.key.to_user_string() for s in defs().resolve_all_asset_specs()}
+
+
+def test_a_layer_shows_its_prediction_beside_what_happened(dataset: Dataset, instance: dg.DagsterInstance) -> None:
+    materialize_graph(defs().resolve_implicit_global_asset_job_def(), dataset, instance)
+    metadata = event_of(instance, "layer", f"{dataset.graph_id}|L02").metadata
+    assert metadata["predicted_chunks"].value == metadata["actual_chunks"].value == 18
+    assert isinstance(metadata["predicted_seconds_of_work"].value, float)
+    assert isinstance(metadata["actual_seconds_of_work"].value, float)
 
 
 def test_a_chunk_is_written_again_by_a_job(dataset: Dataset, instance: dg.DagsterInstance) -> None:

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from sv_pipeline.demo.synthetic import synthetic_neuropil
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.memory import MEMORY_VARIABLE
+from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.registry import Dataset
 from sv_pipeline.storage import kv
 from sv_pipeline.table import columns, counters, keys
@@ -266,8 +269,6 @@ def test_results_are_removed_on_request_and_after_a_week(dataset: Dataset, monke
 
 
 def test_an_edited_graph_is_verified_by_parts(dataset: Dataset) -> None:
-    from sv_pipeline.proofreading import OpenGraph
-
     graph = OpenGraph(dataset)
     source, sink = two_parts_of_an_object(graph, of_a_supervoxel=True)
     graph.split([source], [sink])
@@ -305,3 +306,52 @@ def test_a_sample_says_how_sure_it_is(dataset: Dataset, monkeypatch: pytest.Monk
     assert 0 < voxels.confidence.fraction < 0.6
     assert "with 95% confidence at most" in report.summary()
     assert verify_dataset(dataset)["voxels"].confidence is None
+
+
+def test_edits_made_meanwhile_are_not_taken_for_faults(dataset: Dataset) -> None:
+    """Parts are verified one after the other while a proofreader splits and undoes; only what stays is reported."""
+    graph = OpenGraph(dataset)
+    source, sink = two_parts_of_an_object(graph)
+    stop = threading.Event()
+
+    def edit() -> None:
+        while not stop.is_set():
+            operation = graph.split([source], [sink]).operation_id
+            graph.undo(operation)
+            stop.wait(1)
+
+    with ThreadPoolExecutor(1) as threads:
+        editor = threads.submit(edit)
+        try:
+            report = verify_dataset(dataset, checks=[*ROW_CHECKS, "voxels", "digests"])
+        finally:
+            stop.set()
+            editor.result()
+    for name in report.failed:
+        told = [warning.message for warning in report[name].warnings]
+        assert any("being edited" in text or "was edited" in text or "half written" in text for text in told), name
+    last = verify_dataset(dataset)
+    assert last.ok, last.summary()
+    assert same(last, whole(dataset))
+
+
+def test_a_fault_is_still_found_while_others_edit(dataset: Dataset) -> None:
+    """An operation that begins after the plan makes faulty parts be verified again; a real fault stays."""
+    root = next(key for key, _ in dataset.table.scan([keys.layer_range(dataset.graph.n_layers)]))
+    seen: list[int] = []
+
+    def begin_operation(done: int, total: int) -> None:
+        if not seen:
+            seen.append(counters.new_operation_id(dataset.table))
+
+    before = dataset.table.read_rows([root])[root]
+    dataset.table.mutate([RowMutation(root, [columns.PARENT.set(int(root))])])
+    try:
+        report = verify_dataset(dataset, checks=["hierarchy"], progress=begin_operation)
+        assert report.failed == ("hierarchy",)
+        assert str(int(root)) in report["hierarchy"].errors[0].place
+        assert len(report["hierarchy"].errors) == 1
+        assert not report["hierarchy"].warnings, "the fault does not come from an edit"
+    finally:
+        restored = [SetCell(column, c.value, c.timestamp) for column, cells in before.items() for c in cells]
+        dataset.table.mutate([RowMutation(root, [DeleteCells(), *restored])])

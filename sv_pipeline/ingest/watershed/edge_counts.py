@@ -18,7 +18,7 @@ from sv_pipeline.ingest.watershed.plan import WatershedPass, WatershedPlan
 from sv_pipeline.storage import kv
 from sv_pipeline.storage.stored_json import parse_stored
 
-__all__ = ["total_counts", "write_range_counts"]
+__all__ = ["read_counts", "total_counts", "write_range_counts"]
 
 FOLDER = ".watershed/edge_counts/"
 READ_AT_ONCE = 2_000
@@ -65,13 +65,24 @@ def _ranges(plan: WatershedPlan) -> list[tuple[int, int]]:
     return sorted((first, stop) for first, stop in ranges if first < stop <= plan.grid.count(2))
 
 
+def read_counts(plan: WatershedPlan, coordinate: npt.ArrayLike) -> dict[str, int] | None:
+    """Read the counts in the marker of a chunk; None if it is not done."""
+    key = plan.marker(WatershedPass.EDGES, coordinate)
+    data = kv.read_bytes(plan.target, key)
+    return None if data is None else _parsed(plan, key, data)
+
+
 def _counts_of(plan: WatershedPlan, first: int, stop: int) -> Counter[str]:
     """Sum up the counts in the markers of some chunks."""
     chunks = np.stack(np.unravel_index(np.arange(first, stop), plan.grid.shape(2)), axis=-1)
     keys = [plan.marker(WatershedPass.EDGES, chunk) for chunk in chunks]
-    remedy = "Remove that marker, then run the ingest again: it makes this chunk anew."
     total: Counter[str] = Counter()
     for key, data in zip(keys, kv.read_many(plan.target, keys), strict=True):
         if data is not None:
-            total.update(parse_stored(data, dict[str, int], plan.target + key, remedy=remedy))
+            total.update(_parsed(plan, key, data))
     return total
+
+
+def _parsed(plan: WatershedPlan, key: str, data: bytes) -> dict[str, int]:
+    remedy = "Remove that marker, then run the ingest again: it makes this chunk anew."
+    return parse_stored(data, dict[str, int], plan.target + key, remedy=remedy)

@@ -287,6 +287,18 @@ def _check_voxels(plan: WatershedPlan, source: SourceVolume, companions: Compani
     check_named(labels[labels != 0], companions, plan.source_config)
 
 
+def chunk_details(plan: WatershedPlan, coordinate: npt.ArrayLike) -> dict[str, Any]:
+    """Describe a chunk for the dump of its failure: its box, the keys and bytes of its voxels, and the target."""
+    box = plan.grid.box(2, coordinate)
+    sizes = _storage_chunk_size(plan.grid.chunk_size)
+    n_keys = int(np.prod([-(-n // size) for n, size in zip(box.shape, sizes, strict=True)]))
+    mip = {"mip": 0, "box": str(box), "shape": box.shape, "storage_chunk": sizes, "n_keys": n_keys}
+    return {
+        "coordinate": np.asarray(coordinate).tolist(),
+        "mips": [{**mip, "raw_bytes": 8 * box.volume, "spec": {"kvstore": plan.target, "scale_index": 0}}],
+    }
+
+
 def check_room(n_pieces: int, room: int, coordinate: npt.ArrayLike) -> None:
     """Raise InputError if a chunk holds more supervoxels than there are ids for them."""
     if n_pieces > room:

@@ -32,6 +32,7 @@ from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.memory import DEFAULT_BUDGET_MB, memory_budget
 from sv_pipeline.segmentation.base import markers, parts
 from sv_pipeline.segmentation.base.base import Base, BaseInfo, write_volume_info
+from sv_pipeline.segmentation.base.failure_details import base_details, task_details
 from sv_pipeline.segmentation.base.layout import check_alignment, populate_layer, task_box
 from sv_pipeline.segmentation.base.markers import PopulateMeta, task_name
 from sv_pipeline.segmentation.base.referring import joined
@@ -208,7 +209,7 @@ def populate_task(
     name = task_name(coordinate)
     address = _coordinator_address(plan, coordinator_address) if plan.method is PopulateMethod.COORDINATOR else None
     started = time.monotonic()
-    with dump_errors(f"populate_{name}", lambda: _details(plan, coordinate, address)):
+    with dump_errors(f"populate_{name}", lambda: task_details(plan, coordinate, address)):
         already = markers.read_marker(plan.base.watershed_url, coordinate) is not None
         if already:
             counts: dict[str, int] = {}
@@ -338,6 +339,12 @@ def finish_populate(
     base = plan.base
     if base.made_elsewhere:
         return PopulateReport(plan.n_tasks, 0, current_version(ocdbt.base_folder(base.watershed_url)).generation)
+    with dump_errors("finish_populate", lambda: base_details(plan)):
+        return _finish(plan, parts_per_commit, keys_per_commit)
+
+
+def _finish(plan: PopulatePlan, parts_per_commit: int | None, keys_per_commit: int | None) -> PopulateReport:
+    base = plan.base
     complete = markers.read_complete(base.watershed_url)
     if complete is not None:
         counts = {name: int(complete.get(name, 0)) for name in COUNTS}
@@ -389,24 +396,6 @@ def _marker(plan: PopulatePlan, coordinate: Triple) -> dict[str, Any]:
         "shapes": _shapes(plan, coordinate),
         "worker": f"{socket.gethostname()}:{os.getpid()}",
         "time": datetime.now(UTC).isoformat(),
-    }
-
-
-def _details(plan: PopulatePlan, coordinate: Triple, address: str | None) -> dict[str, Any]:
-    base = plan.base
-    boxes = [task_box(base.volume, mip, plan.grid, plan.layer, coordinate) for mip in range(base.n_mips)]
-    spec = base.spec(coordinator=address)
-    return {
-        "watershed": base.watershed_url,
-        "layer": plan.layer,
-        "coordinate": coordinate,
-        "method": plan.method.value,
-        "source_mips": base.source_mips,
-        "mips": [
-            {"mip": mip, "key": scale.key, "box": str(box), "shape": box.shape, "storage_chunk": scale.chunk_size}
-            | {"spec": ocdbt.array_spec(spec, mip)}
-            for mip, (box, scale) in enumerate(zip(boxes, base.volume.scales, strict=True))
-        ],
     }
 
 
