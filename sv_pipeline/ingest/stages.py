@@ -42,6 +42,7 @@ __all__ = [
     "has_parts",
     "layers_of",
     "make_fork",
+    "missing_mask",
     "needs_watershed",
     "plan_layer",
     "plan_watershed",
@@ -49,7 +50,6 @@ __all__ = [
     "register",
     "run_batch",
     "setup",
-    "unfinished",
 ]
 
 logger = logging.getLogger(__name__)
@@ -208,17 +208,18 @@ def plan_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> 
     return batches
 
 
-def unfinished(dataset: Dataset, batches: Sequence[Batch]) -> list[Batch]:
-    """Return those of some batches, all of one stage and layer, that have chunks without a done-marker."""
-    if not batches:
-        return []
-    stage, layer = batches[0].stage, batches[0].layer
-    if stage in (Stage.LABELS, Stage.EDGES):
-        again = plan_watershed(dataset, stage)
+def missing_mask(dataset: Dataset, stage: Stage, layer: int) -> npt.NDArray[np.bool_]:
+    """Whether the chunk of each index of a layer has no done-marker of a stage, shape (chunks,)."""
+    if stage is Stage.GRAPH:
+        return progress.missing_mask(_graph(dataset), layer)
+    if stage is Stage.VOXELS:
+        grid, missing = dataset.grid, np.array(_populate_plan(dataset).missing, np.int64)
     else:
-        again = plan_layer(dataset, layer, IngestMode.GRAPH if stage is Stage.GRAPH else IngestMode.VOXELS)
-    missing = {batch.key for batch in again if batch.stage is stage}
-    return [batch for batch in batches if batch.key in missing]
+        plan = watershed.prepare_watershed(dataset.config)
+        grid, missing = plan.grid, watershed.pending(plan, watershed.WatershedPass(stage.value))
+    mask = np.zeros(grid.count(layer), np.bool_)
+    mask[grid.index(layer, missing.reshape(-1, 3))] = True
+    return mask
 
 
 def _graph(dataset: Dataset) -> Any:

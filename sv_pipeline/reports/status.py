@@ -137,10 +137,8 @@ def graph_status(dataset: Dataset, *, exact: bool = True) -> GraphStatus:
                 else _layer_row(status, forecast.get(f"layer {layer}"))
             )
             left.append(rows[-1].seconds_left)
-        begun = [layer for layer, status in by_layer.items() if (status.done or status.failed) and not status.complete]
-        first = [layer for layer, status in by_layer.items() if not status.complete][:1]
         if by_layer and not elsewhere:
-            seen = workers_seen(dataset.graph, {*begun, *first})
+            seen = _workers(dataset, by_layer, exact=exact)
     if mode is not IngestMode.GRAPH:
         rows.append(_voxels_row(dataset, exact=exact))
     return GraphStatus(
@@ -151,6 +149,24 @@ def graph_status(dataset: Dataset, *, exact: bool = True) -> GraphStatus:
         workers=seen,
         seconds_left=_sum(left),
     )
+
+
+_looks: dict[tuple[str, str], tuple[float, WorkersSeen]] = {}
+"""The workers of a graph when last looked for, and the time before which they are not looked for again."""
+
+
+def _workers(dataset: Dataset, by_layer: dict[int, LayerStatus], *, exact: bool) -> WorkersSeen:
+    """Look for the workers of unfinished layers; if not ``exact``, in at most a twentieth of the time."""
+    unfinished = {layer: status for layer, status in by_layer.items() if not status.complete}
+    layers = {layer for layer, status in unfinished.items() if status.done or status.failed} | {*list(unfinished)[:1]}
+    place = dataset.home, dataset.graph_id
+    due, seen = _looks.get(place, (0.0, WorkersSeen()))
+    started = time.monotonic()
+    if exact or started >= due:
+        seen = workers_seen(dataset.graph, layers)
+        ended = time.monotonic()
+        _looks[place] = ended + 20 * (ended - started), seen
+    return seen
 
 
 def _forecast(dataset: Dataset) -> dict[str, StageForecast]:
