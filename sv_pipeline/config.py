@@ -258,10 +258,8 @@ class OcdbtConfig(_Model):
             case None:
                 return {**rest, "compression_level": None}
             case {"id": "zstd", **options} if set(options) <= {"level"}:
-                return {
-                    **rest,
-                    "compression_level": options.get("level", cls.model_fields["compression_level"].default),
-                }
+                default = cls.model_fields["compression_level"].default
+                return {**rest, "compression_level": options.get("level", default)}
             case other:
                 raise ValueError(f"compression {other!r} is not known; write {{id: zstd, level: 3}}, or null")
 
@@ -312,6 +310,8 @@ class DatasetConfig(_Model):
     graph_id: str
     data_source: DataSource
     source: SourceConfig | None = None
+    image: Source | None = None
+    """Image of the tissue, for viewers: a precomputed volume, a TensorStore spec, or an ``.npz`` or ``.npy`` file."""
     graph_config: GraphConfig = Field(default_factory=GraphConfig)
     backend_client: BackendClient = Field(default_factory=BackendClient)
     ocdbt_config: OcdbtConfig = Field(default_factory=OcdbtConfig)

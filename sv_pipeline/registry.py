@@ -55,6 +55,7 @@ _FREE_FIELDS = {
     ("ingest", "worker_memory_mb"),
     ("ingest_config",),
     ("events",),
+    ("image",),
     ("backend_client", "config", "admin"),
     ("backend_client", "config", "read_only"),
     ("ocdbt_config", "coordinator_address"),
@@ -229,7 +230,7 @@ def absolute(config: DatasetConfig) -> DatasetConfig:
             "components": url(config.data_source.components),
         }
     )
-    update: dict[str, Any] = {"data_source": data_source}
+    update: dict[str, Any] = {"data_source": data_source, "image": source(config.image)}
     if config.source is not None:
         places: dict[str, str | None] = {
             name: source(getattr(config.source, name)) for name in ("segmentation", "agglomeration", "affinities")

@@ -35,6 +35,7 @@ FLOORS = """
     recovery reports
     graph_history
     proofreading graphs
+    viewer
     defs
     definitions
     cli

@@ -33,6 +33,7 @@ COMMANDS = {
     "status": ("sv_pipeline.cli.inspect:status", "Show the progress of an ingest."),
     "roots": ("sv_pipeline.cli.inspect:roots", "Look up the neurons of supervoxels or points."),
     "info": ("sv_pipeline.cli.inspect:info", "Show how to read a graph."),
+    "view": ("sv_pipeline.cli.view:view", "Show a graph in a browser, and edit it there."),
     "merge": ("sv_pipeline.cli.edits:merge", "Merge two objects into one."),
     "split": ("sv_pipeline.cli.edits:split", "Split an object between two sets of points."),
     "preview": ("sv_pipeline.cli.edits:preview", "Show what a split would do; nothing is written."),

@@ -12,7 +12,8 @@ So memory does not depend on the number of chunks of a batch, and a worker that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +24,14 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ingest.layer_tasks import ChunkReport, ChunkTasks, open_chunk_tasks
 from sv_pipeline.ingest.progress import mark_failed
 from sv_pipeline.memory import grouped
+from sv_pipeline.storage.error_dump import add_details
 
 __all__ = ["SLICE", "build_in_groups"]
 
 Item = TypeVar("Item")
 
+SHOWN = 64
+"""Number of chunks of a failed group that a dump lists."""
 SLICE = 256
 """Number of chunks whose ingest rows are in memory at a time, which is also the largest number of chunks of a group."""
 
@@ -85,5 +89,12 @@ def build_in_groups(
                 reach("group of chunks done")
         except SvPipelineError as error:
             # The chunks of the group, and the one that was being read.
-            mark_failed(graph, layer, tasks.task_coordinates[first : seen + 1], error)
+            failed = tasks.task_coordinates[first : seen + 1]
+            name = "_".join(map(str, [f"graph_L{layer:02d}", *failed[:1].ravel()]))
+            add_details(error, name, partial(_details, graph, failed))
+            mark_failed(graph, layer, failed, error)
             raise
+
+
+def _details(graph: ChunkedGraph, failed: npt.NDArray[np.int64]) -> dict[str, Any]:
+    return {"graph": graph.graph_id, "group": {"count": len(failed), "coordinates": failed[:SHOWN].tolist()}}

@@ -15,6 +15,7 @@ from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.ingest import watershed
 from sv_pipeline.ingest.missing_chunks import report_missing_chunks
+from sv_pipeline.ingest.watershed.source import open_source
 from sv_pipeline.memory import memory_budget
 from sv_pipeline.places import parse_folder
 from sv_pipeline.registry import Dataset, Registry, absolute
@@ -56,6 +57,7 @@ def register(config: DatasetConfig, home: str) -> Dataset:
             f"the table {dataset.table.name!r} of graph {config.graph_id!r} exists, but is not registered here.",
             remedy="Choose another graph_id, or run 'sv-pipeline attach CONFIG.yaml' to use the existing table.",
         )
+    _check_image(config)
     _check_base(dataset)
     if config.source is None:
         _check_watershed(dataset)
@@ -99,6 +101,7 @@ def attach(config: DatasetConfig, home: str) -> Dataset:
             f"{'; '.join(differing)}.",
             remedy="Correct the configuration.",
         )
+    _check_image(config)
     _adopt_voxels(dataset)
     return registry.register(config)
 
@@ -150,11 +153,10 @@ def require_watershed(dataset: Dataset) -> None:
 
 def _watershed_is_complete(dataset: Dataset) -> bool:
     try:
-        chunks = dataset.grid.count(2)
+        grid = dataset.grid
     except InputError:
         return False
-    folders = map(watershed.markers_folder, watershed.WatershedPass)
-    return all(len(kv.list_keys(dataset.watershed_url, folder)) == chunks for folder in folders)
+    return all(watershed.done_mask(dataset.watershed_url, stage, grid).all() for stage in watershed.WatershedPass)
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------
@@ -198,6 +200,12 @@ def _check_folder(name: str, folder: Path) -> None:
             f"{name} cannot be {folder}: {existing} is not writable for this user.",
             remedy="Choose another place, or change its permissions.",
         )
+
+
+def _check_image(config: DatasetConfig) -> None:
+    """Raise InputError unless the image of the dataset, if it has one, can be opened as a volume with one channel."""
+    if config.image is not None:
+        open_source(config.image, labels=False)
 
 
 def _check_base(dataset: Dataset) -> None:

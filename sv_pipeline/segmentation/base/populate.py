@@ -32,6 +32,7 @@ from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.memory import DEFAULT_BUDGET_MB, memory_budget
 from sv_pipeline.segmentation.base import markers, parts
 from sv_pipeline.segmentation.base.base import Base, BaseInfo, write_volume_info
+from sv_pipeline.segmentation.base.failure_details import base_details, task_details
 from sv_pipeline.segmentation.base.layout import check_alignment, populate_layer, task_box
 from sv_pipeline.segmentation.base.markers import PopulateMeta, task_name
 from sv_pipeline.segmentation.base.referring import joined
@@ -161,19 +162,21 @@ def populate_plan(
     else:
         check_alignment(info.volume, grid, layer)
         markers.claim_meta(url, PopulateMeta.of(layer, grid))
-    tasks = [_triple(coordinate) for coordinate in (grid.coordinates(layer) if only is None else np.asarray(only))]
-    if only is None:
-        done = base.done_tasks()
+    if complete:
+        missing: list[Triple] = []
+    elif only is None:
+        missing = markers.chosen_tasks(grid, layer, ~markers.done_mask(url, grid.shape(layer)))
     else:
+        tasks = [_triple(coordinate) for coordinate in np.asarray(only).reshape(-1, 3)]
         found = markers.read_markers(url, tasks)
-        done = {task for task, marker in zip(tasks, found, strict=True) if marker is not None}
+        missing = [task for task, marker in zip(tasks, found, strict=True) if marker is None]
     return PopulatePlan(
         base=info,
         layer=layer,
         grid=grid,
         method=config.populate_method,
         coordinator_address=config.coordinator_address,
-        missing=tuple(task for task in tasks if not complete and task not in done),
+        missing=tuple(missing),
         memory=memory_budget() if memory is None else memory,
     )
 
@@ -206,7 +209,7 @@ def populate_task(
     name = task_name(coordinate)
     address = _coordinator_address(plan, coordinator_address) if plan.method is PopulateMethod.COORDINATOR else None
     started = time.monotonic()
-    with dump_errors(f"populate_{name}", lambda: _details(plan, coordinate, address)):
+    with dump_errors(f"populate_{name}", lambda: task_details(plan, coordinate, address)):
         already = markers.read_marker(plan.base.watershed_url, coordinate) is not None
         if already:
             counts: dict[str, int] = {}
@@ -336,15 +339,19 @@ def finish_populate(
     base = plan.base
     if base.made_elsewhere:
         return PopulateReport(plan.n_tasks, 0, current_version(ocdbt.base_folder(base.watershed_url)).generation)
+    with dump_errors("finish_populate", lambda: base_details(plan)):
+        return _finish(plan, parts_per_commit, keys_per_commit)
+
+
+def _finish(plan: PopulatePlan, parts_per_commit: int | None, keys_per_commit: int | None) -> PopulateReport:
+    base = plan.base
     complete = markers.read_complete(base.watershed_url)
     if complete is not None:
         counts = {name: int(complete.get(name, 0)) for name in COUNTS}
         return PopulateReport(plan.n_tasks, 0, int(complete["generation"]), **counts)
     require_tasks_done(plan)
     tasks = [_triple(coordinate) for coordinate in plan.grid.coordinates(plan.layer)]
-    found = dict(zip(tasks, markers.read_markers(base.watershed_url, tasks), strict=True))
-    winners = {task: marker["attempt"] for task, marker in found.items() if marker is not None and "attempt" in marker}
-    counts = {name: sum(marker.get(name, 0) for marker in found.values() if marker is not None) for name in COUNTS}
+    winners, counts = markers.read_results(base.watershed_url, tasks, COUNTS)
     if parts_per_commit is None:
         merged = parts.merge_in_ranges(base, winners, plan.grid, plan.layer, keys_per_commit)
     else:
@@ -360,13 +367,12 @@ def finish_populate(
 
 def require_tasks_done(plan: PopulatePlan) -> None:
     """Raise NotReadyError, with the missing tasks, unless each task has a marker."""
-    done = markers.done_tasks(plan.base.watershed_url)
-    tasks = [_triple(coordinate) for coordinate in plan.grid.coordinates(plan.layer)]
-    missing = [task_name(task) for task in tasks if task not in done]
+    mask = ~markers.done_mask(plan.base.watershed_url, plan.grid.shape(plan.layer))
+    missing = [task_name(task) for task in markers.chosen_tasks(plan.grid, plan.layer, mask)]
     if missing:
         shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
         raise NotReadyError(
-            f"{len(missing)} of {len(tasks)} populate tasks of {plan.base.watershed_url} are not done "
+            f"{len(missing)} of {plan.n_tasks} populate tasks of {plan.base.watershed_url} are not done "
             f"(layer {plan.layer}: {shown}).",
             remedy="Run the populate tasks that are missing, then finish the populate.",
         )
@@ -390,24 +396,6 @@ def _marker(plan: PopulatePlan, coordinate: Triple) -> dict[str, Any]:
         "shapes": _shapes(plan, coordinate),
         "worker": f"{socket.gethostname()}:{os.getpid()}",
         "time": datetime.now(UTC).isoformat(),
-    }
-
-
-def _details(plan: PopulatePlan, coordinate: Triple, address: str | None) -> dict[str, Any]:
-    base = plan.base
-    boxes = [task_box(base.volume, mip, plan.grid, plan.layer, coordinate) for mip in range(base.n_mips)]
-    spec = base.spec(coordinator=address)
-    return {
-        "watershed": base.watershed_url,
-        "layer": plan.layer,
-        "coordinate": coordinate,
-        "method": plan.method.value,
-        "source_mips": base.source_mips,
-        "mips": [
-            {"mip": mip, "key": scale.key, "box": str(box), "shape": box.shape, "storage_chunk": scale.chunk_size}
-            | {"spec": ocdbt.array_spec(spec, mip)}
-            for mip, (box, scale) in enumerate(zip(boxes, base.volume.scales, strict=True))
-        ],
     }
 
 
