@@ -55,6 +55,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 Coordinates = npt.NDArray[np.int64]
 SETUP_ATTEMPTS = 5
+NO_TASKS = np.zeros((0, 3), np.int64)
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def layers_of(dataset: Dataset, chosen: Sequence[int] | None = None) -> list[int
 def plan_watershed(dataset: Dataset, stage: Stage) -> list[Batch]:
     """Return the unfinished batches of a watershed stage, and create the target volume if it does not exist."""
     plan = watershed.prepare_watershed(dataset.config)
-    missing = watershed.pending(plan, watershed.WatershedPass(stage.value))
+    missing = ~watershed.done_mask(plan.target, watershed.WatershedPass(stage.value), plan.grid)
     return plan_batches(stage, 2, plan.grid, missing, dataset.config.ingest.chunks_per_batch)
 
 
@@ -198,8 +199,9 @@ def plan_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> 
         missing = progress.missing_mask(graph, layer)
         batches += plan_batches(Stage.GRAPH, layer, graph.grid, missing, dataset.config.ingest.chunks_per_batch)
     if mode in (IngestMode.BOTH, IngestMode.VOXELS):
-        plan = _populate_plan(dataset)
+        plan = _populate_plan(dataset, NO_TASKS)
         if plan.layer == layer:
+            plan = _populate_plan(dataset)
             if plan.missing:
                 require_watershed(dataset)
             batches += plan_batches(Stage.VOXELS, layer, dataset.grid, plan.missing, 1)
@@ -338,7 +340,7 @@ def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -
             "milliseconds_per_chunk": 1000 * status.seconds / max(status.done, 1),
         }
     if mode in (IngestMode.BOTH, IngestMode.VOXELS):
-        plan = _populate_plan(dataset)
+        plan = _populate_plan(dataset, NO_TASKS)
         if plan.layer == layer:
             with dump_errors(f"finish_layer_{layer}", lambda: stage_details(dataset, Stage.VOXELS, layer)):
                 report = populate.finish_populate(plan)

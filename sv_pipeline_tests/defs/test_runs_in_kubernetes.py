@@ -11,7 +11,7 @@ import yaml
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.instance import InstanceRef
 
-from sv_pipeline.defs.partitions import graphs
+from sv_pipeline.defs.partitions import add_partitions, layer_partition
 from sv_pipeline.registry import Dataset
 from sv_pipeline.testing.servers.kubernetes import KubernetesServer, running_kubernetes
 from sv_pipeline.testing.servers.kubernetes_jobs import RunningPod
@@ -41,21 +41,18 @@ class Deployment:
         }
         (home / "dagster.yaml").write_text(yaml.safe_dump(config))
         self.instance = dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home)))
-        self.instance.add_dynamic_partitions(str(graphs.name), [self.graph.dataset.graph_id])
+        add_partitions(self.instance, [self.graph.dataset])
 
     def launch(self) -> str:
         """Launch a run that builds layer 2; return its id."""
         repository = ReconstructableRepository.for_module("sv_pipeline.definitions", "defs")
         job = repository.get_reconstructable_job("__ASSET_JOB")
-        partition = dg.MultiPartitionKey({"graph": self.graph.dataset.graph_id, "layer": "L02"})
+        partition = layer_partition(self.graph.dataset.graph_id, 2)
         run = self.instance.create_run_for_job(
             job.get_definition(),
             asset_selection=frozenset({dg.AssetKey("layer")}),
             run_config={"execution": {"config": {"in_process": {}}}},
-            tags={
-                "dagster/partition": str(partition),
-                **{f"dagster/partition/{k}": v for k, v in partition.keys_by_dimension.items()},
-            },
+            tags={"dagster/partition": str(partition)},
             job_code_origin=job.get_python_origin(),
         )
         from dagster._core.launcher import LaunchRunContext
@@ -69,7 +66,12 @@ class Deployment:
         return self.instance.get_run_by_id(run_id).status
 
     def log(self, run_id: str) -> str:
-        return "\n".join(entry.message for entry in self.instance.all_logs(run_id))
+        """Messages of a run, with the reasons of failed steps."""
+        events = self.instance.all_logs(run_id)
+        failed = [
+            e.dagster_event.event_specific_data for e in events if e.dagster_event and e.dagster_event.is_step_failure
+        ]
+        return "\n".join([*(entry.message for entry in events), *map(str, failed)])
 
     def workers(self) -> list[RunningPod]:
         """Pods of the layer's Job, without that of the run."""
@@ -115,10 +117,10 @@ def test_a_run_whose_pod_is_killed_leaves_its_job_and_the_next_run_finds_it(
     (job,) = (job for job in deployment.cluster.jobs if not job.name.startswith(RUN_POD))
     deployment.cluster.kill(deployment.run_pod())
     builds.wait_until(lambda: deployment.run_pod().ended is not None, "the run's pod to end")
+    deployment.instance.report_run_failed(deployment.instance.get_run_by_id(first))  # as the daemon's monitor does
     second = deployment.launch()
     assert deployment.end_of(second) is dg.DagsterRunStatus.SUCCESS, deployment.log(second)
     assert len(job.pods) == 2
-    assert not deployment.instance.get_run_by_id(first).is_finished  # the daemon's monitor would fail it
     deployment.graph.finish(small_twin)
 
 
