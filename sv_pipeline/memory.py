@@ -13,9 +13,9 @@ Item = TypeVar("Item")
 
 MEMORY_VARIABLE = "SV_PIPELINE_WORKER_MEMORY_MB"
 DEFAULT_BUDGET_MB = 1024
-INTERPRETER_MB = 350
-"""Memory of a worker that has no work, in MiB: the interpreter, its libraries, connections and their buffers. A worker
-needs at most this and its budget."""
+INTERPRETER_MB = 512
+"""Memory of a worker that has no work, in MiB: the interpreter, its libraries, connections and their buffers, and the
+cache of TensorStore. A worker needs at most this and its budget."""
 
 
 def memory_budget(configured_mb: int | None = None) -> int:

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -107,31 +108,42 @@ class ProgressBars(progress.Progress):
 _STATE_STYLE = {"done": "green", "failed": "red", "partly": "yellow", "waiting": "dim", "built elsewhere": "green"}
 
 
+_STATUS_COLUMNS = (
+    "stage", "state", "chunks", "done", "failed", "nodes", "chunks/s", "now", "left", "work", "wall",
+)  # fmt: skip
+
+
 def status_table(status: GraphStatus) -> Table:
-    """Return the status as a table for people."""
-    table = Table(title=f"graph {status.graph_id}", title_justify="left")
-    for name in ("stage", "state"):
-        table.add_column(name)
-    for name in ("chunks", "done", "failed", "nodes", "chunks/s", "now", "left", "work", "wall"):
-        table.add_column(name, justify="right")
+    """Return the status as a table for people. Columns without content are left out, so that it fits a terminal."""
+    columns: dict[str, list[str]] = {name: [] for name in _STATUS_COLUMNS}
     for row in status.stages:
         style = _STATE_STYLE[row.state]
         rates = ["" if rate is None else f"{rate:,.1f}" for rate in (row.throughput, row.throughput_now)]
         # Nothing is left of a complete layer, and a layer that is not begun has taken no time.
         left = row.seconds_left if row.state not in ("done", "built elsewhere") else None
         times = [left, *((row.work_seconds, row.wall_seconds) if row.done else (None, None))]
-        table.add_row(
+        cells = (
             row.name,
             f"[{style}]{row.state}[/]",
             f"{row.chunks:,}",
             "" if row.built_elsewhere else f"{row.done:,}",
-            f"[red]{row.failed:,}[/]" if row.failed else "0",
+            f"[red]{row.failed:,}[/]" if row.failed else "",
             f"{row.nodes:,}" if row.nodes else "",
             *rates,
             *("" if seconds is None else duration(seconds) for seconds in times),
         )
+        for column, cell in zip(columns.values(), cells, strict=True):
+            column.append(cell)
     if status.fork_wanted or status.forked:
-        table.add_row("fork", "[green]done[/]" if status.forked else "[dim]waiting[/]")
+        for name, column in columns.items():
+            column.append({"stage": "fork", "state": "[green]done[/]" if status.forked else "waiting"}.get(name, ""))
+    shown = {name: column for name, column in columns.items() if any(column)}
+    table = Table(title=f"graph {status.graph_id}", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in shown:
+        words = name in ("stage", "state")
+        table.add_column(name, justify="left" if words else "right", no_wrap=words)
+    for cells in zip(*shown.values(), strict=True):
+        table.add_row(*cells)
     errors = [row.error for row in status.stages if row.error]
     lines = [f"{row.name}: {row.note}" for row in status.stages if row.note]
     lines += _pace_lines(status)

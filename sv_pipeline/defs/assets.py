@@ -127,7 +127,9 @@ class ForkConfig(dg.Config):
     recreate: bool = False
 
 
-@dg.asset(partitions_def=graphs, deps=[chunked_graph], group_name="ingest", kinds={"tensorstore"}, owners=OWNERS)
+@dg.asset(
+    partitions_def=graphs, deps=[base_ocdbt, chunked_graph], group_name="ingest", kinds={"tensorstore"}, owners=OWNERS
+)
 def fork(context: dg.AssetExecutionContext, pipeline: PipelineResource, config: ForkConfig) -> dg.MaterializeResult:
     """The graph's own copy-on-write view of the base. It is one small object; no voxels are copied."""
     from sv_pipeline.reports import views

@@ -17,17 +17,21 @@ from sv_pipeline.errors import NotFoundError, NotReadyError
 __all__ = ["PARTITION_TAGS", "after_earlier_runs", "graphs_of_run"]
 
 PARTITION_TAGS = ("dagster/partition", "dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
-WAIT_SECONDS = 5
-MOST_WAITS = 100_000
+BACKFILL_TAG = "dagster/backfill"
+WAIT_SECONDS = 10
+MOST_WAITS = 50_000
 
 
 @contextmanager
 def after_earlier_runs(context: dg.OpExecutionContext, graph_ids: Collection[str]) -> Iterator[None]:
-    """Let a step that is not ready wait, if a run that was asked for earlier is unfinished for one of its graphs."""
+    """Let a step that is not ready wait while another run works on one of its graphs.
+
+    The other run was asked for earlier, or belongs to the same backfill.
+    """
     try:
         yield
     except (NotReadyError, NotFoundError) as error:
-        run_id = _earlier_run(context, graph_ids)
+        run_id = _other_run(context, graph_ids)
         if run_id is None:
             raise
         context.log.info("waiting for run %s: %s", run_id, error)
@@ -39,11 +43,14 @@ def graphs_of_run(run: dg.DagsterRun) -> set[str]:
     return {run.tags[tag].split("|")[0] for tag in PARTITION_TAGS if tag in run.tags}
 
 
-def _earlier_run(context: dg.OpExecutionContext, graph_ids: Collection[str]) -> str | None:
+def _other_run(context: dg.OpExecutionContext, graph_ids: Collection[str]) -> str | None:
     mine = context.instance.get_run_record_by_id(context.run_id)
     if mine is None:
         return None
+    backfill = mine.dagster_run.tags.get(BACKFILL_TAG)
     for record in context.instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED_RUNS)):
-        if record.storage_id < mine.storage_id and graphs_of_run(record.dagster_run) & set(graph_ids):
-            return record.dagster_run.run_id
+        run = record.dagster_run
+        together = backfill is not None and run.tags.get(BACKFILL_TAG) == backfill and run.run_id != context.run_id
+        if (together or record.storage_id < mine.storage_id) and graphs_of_run(run) & set(graph_ids):
+            return run.run_id
     return None

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from sv_pipeline.grid import ChunkGrid
 
-__all__ = ["MAX_BATCHES", "Batch", "Stage", "batch_count", "plan_batches", "spread_order"]
+__all__ = ["MAX_BATCHES", "Batch", "Stage", "batch_count", "cut_batches", "plan_batches", "spread_order"]
 
 MAX_BATCHES = 200
 """Maximum number of batches per layer; with more, Dagster's cost per step outweighs the work."""
@@ -118,3 +118,28 @@ def spread_order(numbers: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.i
     for bit in range(bits):
         reversed_bits = reversed_bits << 1 | numbers >> bit & 1
     return numbers[np.argsort(reversed_bits)]
+
+
+def cut_batches(batches: Sequence[Batch], per_batch: int, most: int) -> list[Batch]:
+    """Cut batches of one stage and layer into smaller ones, where that does not make more than ``most`` of them.
+
+    The order is that of the given batches, and then that of the pieces: the first piece of each batch, the second of
+    each, and so on. Batches that follow each other therefore lie far apart in the layer.
+
+    Parameters
+    ----------
+    per_batch
+        Smallest number of chunks of a piece; only the last one of a batch may be smaller.
+    most
+        Largest number of pieces; a batch is never joined with another, so that there are not fewer pieces than batches.
+    """
+    size = max(per_batch, -(-sum(batch.stop - batch.first for batch in batches) // most))
+    # Rounding makes one more piece of each batch, so that the size is adjusted until the number fits.
+    while (pieces := sum(-(-(b.stop - b.first) // size) for b in batches)) > max(most, len(batches)):
+        size += max(1, size * (pieces - most) // most)
+    return [
+        Batch(batch.stage, batch.layer, first, min(first + size, batch.stop))
+        for offset in range(0, max((b.stop - b.first for b in batches), default=0), size)
+        for batch in batches
+        if (first := batch.first + offset) < batch.stop
+    ]

@@ -11,7 +11,7 @@ so that the next plan scans its markers. All other blocks are never scanned agai
 
     worker     open mark -> done-markers -> (read the markers) -> counts and states; its mark is removed with them
     plan       a block with a mark is scanned; the mark is removed when all chunks of the block are done
-    re-queue   open mark -> counts removed -> markers removed -> another open mark -> the block is scanned
+    purge      open marks, counts removed -> markers removed -> nodes removed -> marks removed
 
 A mark is removed only by its owner, or by a scan that began after the mark was seen and found the block complete.
 """
@@ -58,7 +58,6 @@ __all__ = [
     "open_blocks",
     "open_layers",
     "read_blocks",
-    "requeue_chunks",
 ]
 
 ATTEMPTS = 20
@@ -237,7 +236,9 @@ def block_counts(
     """
     found, kept = _read_blocks(graph, layer, counts_only=not exact)
     for each in range(2, graph.n_layers + 1) if layer is None else [layer]:
-        numbers = [number for of, number in found if of == each] if kept else range(n_blocks(graph, each))
+        numbers: Iterable[int] = [number for of, number in found if of == each]
+        if not kept and (numbers or _is_begun(graph, each)):
+            numbers = range(n_blocks(graph, each))
         for number in numbers:
             block, row = Block(graph, each, number), found.get((each, number))
             counts = None if exact and marks_of(row) else BLOCK_COUNTS.newest(row)
@@ -288,33 +289,15 @@ def forget_layers(graph: ChunkedGraph, layers: Iterable[int]) -> None:
     table.mutate(RowMutation(key, [DeleteCells()]) for key in doomed)
 
 
-def requeue_chunks(graph: ChunkedGraph, layer: int, coordinates: npt.ArrayLike) -> None:
-    """Remove the done-markers and failures of chunks, coordinates of shape (n, 3), so that they are built again.
-
-    Their ids stay reserved, so a second build writes the same cells. It is safe while workers run and at any crash.
-    """
-    coords = np.asarray(coordinates, np.int64).reshape(-1, 3)
-    indices, table = graph.grid.index(layer, coords), graph.table
-    row_keys = keys.ingest_keys(layer, graph.layout.chunk_ids(layer, coords))
-    before, after = open_blocks(layer, indices), open_blocks(layer, indices)
-    counts = [DeleteCells(BLOCK_COUNTS.key), DeleteCells(BLOCK_STATES.key)]
-    table.mutate(before.mutations)
-    table.mutate(RowMutation(one.key, counts) for one in before.mutations)
-    removal = [DeleteCells(INGEST_DONE.key), DeleteCells(INGEST_FAILED.key)]
-    table.mutate(RowMutation(key, removal) for key in row_keys)
-    # A count that began before the removal may end after it. It does not know the second mark, and so leaves it.
-    table.mutate(after.mutations)
-    table.mutate(RowMutation(one.key, [DeleteCells(before.mark)]) for one in before.mutations)
-    for number in block_numbers(indices):
-        block = Block(graph, layer, number)
-        _recount(block, table.read_rows([block.key], newest_only=True).get(block.key))
-
-
 # -- helpers ----------------------------------------------------------------------------------------------------------
 
 
 def _mark_value() -> bytes:
     return json.dumps({"worker": worker_name(), "time": now()}).encode()
+
+
+def _is_begun(graph: ChunkedGraph, layer: int) -> bool:
+    return graph.table.any_row([keys.ingest_range(layer)], [INGEST_DONE.key, INGEST_FAILED.key])
 
 
 def _are_kept(graph: ChunkedGraph) -> bool:

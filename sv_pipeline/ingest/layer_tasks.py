@@ -100,7 +100,8 @@ class ChunkTasks:
         chosen = self.todo[start:stop]
         rows = [self.rows[i] for i in chosen.tolist()]
         todo = np.arange(len(chosen))
-        return ChunkTasks(self.graph, self.layer, self.coordinates[chosen], self.chunk_ids[chosen], rows, todo)
+        coordinates, chunk_ids = self.coordinates[chosen], self.chunk_ids[chosen]
+        return ChunkTasks(self.graph, self.layer, coordinates, chunk_ids, rows, todo, blocks=self.blocks)
 
     def skipped_reports(self) -> list[ChunkReport]:
         """Make the reports of the chunks that need not be built."""
@@ -221,9 +222,8 @@ def open_chunk_tasks(graph: ChunkedGraph, layer: int, coordinates: npt.ArrayLike
     rows = [decode_task_row(found.get(key)) for key in row_keys]
     todo = np.flatnonzero([again or row.done is None for row in rows])
     tasks = ChunkTasks(graph, layer, coords, chunk_ids, rows, todo, blocks=blocks)
-    if not len(todo):
-        # Workers of earlier versions write no counts, and a worker may have been killed before its counts.
-        tasks.count({})
+    # Chunks that workers of earlier versions have built are not counted; nor are those of a killed worker.
+    tasks.count({})
     return tasks
 
 

@@ -14,15 +14,9 @@ import numpy.typing as npt
 
 from sv_pipeline.errors import ConflictError, NotReadyError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.ingest.kept_counts import (
-    block_counts,
-    count_chunks,
-    layer_tallies,
-    open_blocks,
-    requeue_chunks,
-)
+from sv_pipeline.ingest.kept_counts import block_counts, count_chunks, layer_tallies, open_blocks
 from sv_pipeline.ingest.purge import purge_layer
-from sv_pipeline.ingest.reservations import now, read_task_rows, worker_name
+from sv_pipeline.ingest.reservations import TASK_COLUMNS, now, read_task_rows, worker_name
 from sv_pipeline.ingest.tallies import SUMS, TICKS_PER_SECOND
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import CHILDREN, INGEST_DONE, INGEST_FAILED
@@ -37,7 +31,6 @@ __all__ = [
     "missing_coordinates",
     "missing_mask",
     "purge_layer",
-    "requeue_chunks",
     "require_layer_complete",
     "require_neighbourhood_complete",
     "require_own_graph",
@@ -110,9 +103,10 @@ class LayerStatus:
 def built_elsewhere(graph: ChunkedGraph) -> bool:
     """Whether other software made the nodes: there are nodes, but no ingest rows, which we write before any node."""
     table = graph.table
-    if next(iter(table.scan([keys.ingest_range()], newest_only=True)), None) is not None:
+    # Some backends go through all rows of a range even if one is wanted; of rows of counts there are few.
+    if table.any_row([keys.blocks_range()], None) or table.any_row([keys.ingest_range()], TASK_COLUMNS):
         return False
-    return next(iter(table.scan([keys.layer_range(2)], [CHILDREN.key], newest_only=True)), None) is not None
+    return table.any_row([keys.layer_range(2)], [CHILDREN.key])
 
 
 def require_own_graph(graph: ChunkedGraph) -> None:

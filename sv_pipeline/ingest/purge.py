@@ -12,7 +12,7 @@ from sv_pipeline.errors import ConfigError, ConflictError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ids import IdLayout, UInt64Array
 from sv_pipeline.ingest.kept_counts import forget_layers, open_layers
-from sv_pipeline.ingest.reservations import IdRange, Reservation
+from sv_pipeline.ingest.reservations import TASK_COLUMNS, IdRange, Reservation
 from sv_pipeline.table import counters, keys
 from sv_pipeline.table.columns import CHILDREN, INGEST_DONE, INGEST_FAILED, INGEST_RESERVATION, PARENT, cross_edges
 from sv_pipeline.table.interface import DeleteCells, RowMutation
@@ -41,7 +41,7 @@ def purge_layer(graph: ChunkedGraph, layer: int) -> None:
         )
     refuse_if_edited(graph, f"Rebuilding layer {layer}")
     table = graph.table
-    if next(iter(table.scan([keys.ingest_range()], newest_only=True)), None) is None:
+    if not table.any_row([keys.ingest_range()], TASK_COLUMNS):
         raise ConflictError(
             f"graph {graph.graph_id!r} has no ingest rows, so there is nothing to purge.",
             remedy="A graph that PyChunkedGraph ingested cannot be rebuilt in place.",
@@ -75,7 +75,7 @@ def purge_layer(graph: ChunkedGraph, layer: int) -> None:
 
 def refuse_if_edited(graph: ChunkedGraph, what: str) -> None:
     """Raise ConflictError if the operation log is not empty; ``what`` names the action that would lose the edits."""
-    if next(iter(graph.table.scan([keys.operation_range()], newest_only=True)), None) is not None:
+    if graph.table.any_row([keys.operation_range()]):
         raise ConflictError(
             f"graph {graph.graph_id!r} has operations in its log. {what} would lose the edits.",
             remedy="Build a graph under another graph_id instead.",

@@ -153,11 +153,10 @@ def require_watershed(dataset: Dataset) -> None:
 
 def _watershed_is_complete(dataset: Dataset) -> bool:
     try:
-        chunks = dataset.grid.count(2)
+        grid = dataset.grid
     except InputError:
         return False
-    folders = map(watershed.markers_folder, watershed.WatershedPass)
-    return all(len(kv.list_keys(dataset.watershed_url, folder)) == chunks for folder in folders)
+    return all(watershed.done_mask(dataset.watershed_url, stage, grid).all() for stage in watershed.WatershedPass)
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ __all__ = [
     "has_parts",
     "layers_of",
     "make_fork",
+    "missing_mask",
     "needs_watershed",
     "plan_layer",
     "plan_watershed",
@@ -49,12 +50,12 @@ __all__ = [
     "register",
     "run_batch",
     "setup",
-    "unfinished",
 ]
 
 logger = logging.getLogger(__name__)
 Coordinates = npt.NDArray[np.int64]
 SETUP_ATTEMPTS = 5
+NO_TASKS = np.zeros((0, 3), np.int64)
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def layers_of(dataset: Dataset, chosen: Sequence[int] | None = None) -> list[int
 def plan_watershed(dataset: Dataset, stage: Stage) -> list[Batch]:
     """Return the unfinished batches of a watershed stage, and create the target volume if it does not exist."""
     plan = watershed.prepare_watershed(dataset.config)
-    missing = watershed.pending(plan, watershed.WatershedPass(stage.value))
+    missing = ~watershed.done_mask(plan.target, watershed.WatershedPass(stage.value), plan.grid)
     return plan_batches(stage, 2, plan.grid, missing, dataset.config.ingest.chunks_per_batch)
 
 
@@ -198,25 +199,27 @@ def plan_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> 
         missing = progress.missing_mask(graph, layer)
         batches += plan_batches(Stage.GRAPH, layer, graph.grid, missing, dataset.config.ingest.chunks_per_batch)
     if mode in (IngestMode.BOTH, IngestMode.VOXELS):
-        plan = _populate_plan(dataset)
+        plan = _populate_plan(dataset, NO_TASKS)
         if plan.layer == layer:
+            plan = _populate_plan(dataset)
             if plan.missing:
                 require_watershed(dataset)
             batches += plan_batches(Stage.VOXELS, layer, dataset.grid, plan.missing, 1)
     return batches
 
 
-def unfinished(dataset: Dataset, batches: Sequence[Batch]) -> list[Batch]:
-    """Return those of some batches, all of one stage and layer, that have chunks without a done-marker."""
-    if not batches:
-        return []
-    stage, layer = batches[0].stage, batches[0].layer
-    if stage in (Stage.LABELS, Stage.EDGES):
-        again = plan_watershed(dataset, stage)
+def missing_mask(dataset: Dataset, stage: Stage, layer: int) -> npt.NDArray[np.bool_]:
+    """Whether the chunk of each index of a layer has no done-marker of a stage, shape (chunks,)."""
+    if stage is Stage.GRAPH:
+        return progress.missing_mask(_graph(dataset), layer)
+    if stage is Stage.VOXELS:
+        grid, missing = dataset.grid, np.array(_populate_plan(dataset).missing, np.int64)
     else:
-        again = plan_layer(dataset, layer, IngestMode.GRAPH if stage is Stage.GRAPH else IngestMode.VOXELS)
-    missing = {batch.key for batch in again if batch.stage is stage}
-    return [batch for batch in batches if batch.key in missing]
+        plan = watershed.prepare_watershed(dataset.config)
+        grid, missing = plan.grid, watershed.pending(plan, watershed.WatershedPass(stage.value))
+    mask = np.zeros(grid.count(layer), np.bool_)
+    mask[grid.index(layer, missing.reshape(-1, 3))] = True
+    return mask
 
 
 def _graph(dataset: Dataset) -> Any:
@@ -337,7 +340,7 @@ def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -
             "milliseconds_per_chunk": 1000 * status.seconds / max(status.done, 1),
         }
     if mode in (IngestMode.BOTH, IngestMode.VOXELS):
-        plan = _populate_plan(dataset)
+        plan = _populate_plan(dataset, NO_TASKS)
         if plan.layer == layer:
             with dump_errors(f"finish_layer_{layer}", lambda: stage_details(dataset, Stage.VOXELS, layer)):
                 report = populate.finish_populate(plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,7 +18,6 @@ from sv_pipeline.ingest.progress import FailureKind, LayerStatus
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import layout
 from sv_pipeline.segmentation.base.referring import method_cost
-from sv_pipeline.storage import kv
 
 __all__ = ["GraphStatus", "StageStatus", "graph_status"]
 
@@ -120,7 +120,7 @@ def graph_status(dataset: Dataset, *, exact: bool = True) -> GraphStatus:
     except InputError:
         return GraphStatus(dataset.graph_id, (), forked=False)
     mode = dataset.config.ingest.mode
-    rows = [] if dataset.config.source is None else _watershed_rows(dataset)
+    rows = [] if dataset.config.source is None else _watershed_rows(dataset, exact=exact)
     seen, left = WorkersSeen(), list[float | None]()
     if mode is not IngestMode.VOXELS:
         try:
@@ -140,7 +140,7 @@ def graph_status(dataset: Dataset, *, exact: bool = True) -> GraphStatus:
         if by_layer and not elsewhere:
             seen = _workers(dataset, by_layer, exact=exact)
     if mode is not IngestMode.GRAPH:
-        rows.append(_voxels_row(dataset))
+        rows.append(_voxels_row(dataset, exact=exact))
     return GraphStatus(
         dataset.graph_id,
         tuple(rows),
@@ -205,15 +205,32 @@ def _sum(parts: list[float | None]) -> float | None:
     return sum(known) if known and len(known) == len(parts) else None
 
 
-def _watershed_rows(dataset: Dataset) -> list[StageStatus]:
+def _watershed_rows(dataset: Dataset, *, exact: bool) -> list[StageStatus]:
     # Only the markers are read, not the source, which may be large, remote or deleted.
-    total = dataset.grid.count(2)
-    url, passes = dataset.watershed_url, watershed.WatershedPass
-    done = {stage: kv.list_keys(url, watershed.markers_folder(stage)) for stage in passes}
-    return [StageStatus(f"watershed: {stage}", total, len(keys)) for stage, keys in done.items()]
+    grid, url, rows = dataset.grid, dataset.watershed_url, []
+    for stage in watershed.WatershedPass:
+        place = url + watershed.markers_folder(stage)
+        done = _listed(place, lambda s=stage: int(watershed.done_mask(url, s, grid).sum()), exact=exact)  # type: ignore[misc]
+        rows.append(StageStatus(f"watershed: {stage}", grid.count(2), done))
+    return rows
 
 
-def _voxels_row(dataset: Dataset) -> StageStatus:
+_listings: dict[str, tuple[float, int]] = {}
+"""Number of markers in a folder, and the time before which it is not counted again."""
+
+
+def _listed(folder: str, count: Callable[[], int], *, exact: bool) -> int:
+    """Count the markers in a folder; if not ``exact``, a watcher counts in at most a twentieth of the time."""
+    due, found = _listings.get(folder, (0.0, 0))
+    started = time.monotonic()
+    if exact or started >= due:
+        found = count()
+        ended = time.monotonic()
+        _listings[folder] = ended + 20 * (ended - started), found
+    return found
+
+
+def _voxels_row(dataset: Dataset, *, exact: bool) -> StageStatus:
     base = dataset.base
     with suppress(NotFoundError):
         if base.info().made_elsewhere:
@@ -222,7 +239,10 @@ def _voxels_row(dataset: Dataset) -> StageStatus:
     config = base.effective(dataset.config.ocdbt_config)
     layer = layout.populate_layer(config, dataset.grid) if meta is None else meta.layer
     tasks = (dataset.grid if meta is None else meta.grid).count(layer)
-    done = tasks if base.is_complete() else len(base.done_tasks())
+    if base.is_complete():
+        done = tasks
+    else:
+        done = 0 if meta is None else _listed(base.folder, lambda: base.n_done_tasks(meta), exact=exact)
     return StageStatus(f"voxels (layer {layer})", tasks, done, note=_cost(dataset))
 
 

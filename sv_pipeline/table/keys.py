@@ -30,6 +30,7 @@ __all__ = [
     "META",
     "OPERATION_COUNTER",
     "VERSION",
+    "blocks_range",
     "chunk_lock_key",
     "chunk_range",
     "chunk_ranges",
@@ -207,6 +208,11 @@ def counts_key(layer: int, block: int) -> bytes:
 def counts_range(layer: int | None = None) -> RowKeyRange:
     """Return the range of the rows of counts of a layer; None means all layers, and the sign that counts are kept."""
     return prefix_range(COUNTS_SIGN if layer is None else b"%b%02d:" % (_COUNTS, layer))
+
+
+def blocks_range() -> RowKeyRange:
+    """Return the range of the rows of counts of all layers, without the sign that counts are kept."""
+    return prefix_range(_COUNTS)
 
 
 def split_counts_key(key: bytes) -> tuple[int, int]:

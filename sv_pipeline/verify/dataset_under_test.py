@@ -113,7 +113,7 @@ class Subject:
     @cached_property
     def is_built_elsewhere(self) -> bool:
         """Whether other software has built the graph, so that it has no ingest rows."""
-        return next(iter(self.table.scan([keys.ingest_range()], newest_only=True)), None) is None
+        return not self.table.any_row([keys.ingest_range()])
 
     @cached_property
     def volume(self) -> VolumeInfo:

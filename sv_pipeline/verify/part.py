@@ -12,6 +12,7 @@ A part needs what the parts of earlier stages hand up (`boundary`). If the graph
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,6 +122,23 @@ class Division:
                 above |= here & (self._chunks_above(ids, layers, high) == chunk).all(axis=-1)
         return np.asarray(above)
 
+    def parts_below(self, part: Part) -> Iterator[Part]:
+        """Yield the parts of earlier stages that hand something up to a part."""
+        low = 0
+        for high in self.layers:
+            if high > part.low:
+                return
+            if part.chunk is None:
+                chunks = self.grid.coordinates(high)
+            else:
+                shift = part.high - max(high, 2)
+                start = np.asarray(part.chunk) << shift
+                stop = np.minimum(start + (1 << shift), self.grid.shape(high))
+                chunks = _between(start, stop)
+            for x, y, z in chunks.tolist():
+                yield Part(low, high, (x, y, z))
+            low = high
+
     def is_below(self, lower: Part, part: Part) -> bool:
         """Whether a part of an earlier stage hands something up to this part."""
         if lower.high > part.low or lower.chunk is None:
@@ -188,5 +206,10 @@ class Division:
         shift = max(part.high - 2, 0)
         start = np.asarray(part.chunk) << shift
         stop = np.minimum(start + (1 << shift), self.grid.shape(2))
-        axes = [np.arange(a, b) for a, b in zip(start, stop, strict=True)]
-        return np.asarray(np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3))
+        return _between(start, stop)
+
+
+def _between(start: IntArray, stop: IntArray) -> IntArray:
+    """All coordinates from ``start`` up to ``stop``, shape (n, 3)."""
+    axes = [np.arange(a, b) for a, b in zip(start, stop, strict=True)]
+    return np.asarray(np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3), np.int64)

@@ -80,7 +80,7 @@ class PartTask:
     names: Collection[str]
     """Names of checks, out of `ROW_CHECKS`."""
     below: Boundary
-    """What all parts of earlier stages that are below this one hand up."""
+    """What concerns this part, out of what parts of earlier stages hand up."""
     strays: Strays
     """What leads into this part from others."""
     roots: UInt64Array | None = None
@@ -99,7 +99,7 @@ def check_part(task: PartTask) -> PartResult:
     """Run checks on one part."""
     result = PartResult()
     edges: AtomicEdges | None = None
-    below = gather.own_below(task.division, task.part, task.below)
+    below = task.below
     if set(task.names) - {"ids", "hierarchy"}:
         edges = atomic_edges.no_edges()
         if task.part.has_supervoxels:

@@ -25,7 +25,7 @@ import numpy as np
 from sv_pipeline.errors import SvPipelineError, UnavailableError
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.storage.wall import wall
-from sv_pipeline.verify import part_checks, pieces
+from sv_pipeline.verify import gather, part_checks, pieces
 from sv_pipeline.verify.blocks import Share
 from sv_pipeline.verify.boundary import Boundary, Strays, join_boundaries
 from sv_pipeline.verify.checks import ALL_CHECKS
@@ -193,13 +193,14 @@ class Verification:
         )
 
     def _below(self, part: Part) -> Boundary:
+        """What parts below hand up to a part; of each, only what concerns the part is kept."""
         found = []
-        for lower in self._parts.values():
-            if self.division.is_below(lower, part):
-                handed = self.records.boundary(lower.key)
-                if lower.high != part.low:  # its edges were handed up to a stage in between
-                    handed = replace(handed, edges=Boundary().edges)
-                found.append(handed)
+        for lower in self.division.parts_below(part):
+            handed = self.records.boundary(lower.key)
+            if lower.high != part.low:  # its edges were handed up to a stage in between
+                handed = replace(handed, edges=Boundary().edges)
+            mine = gather.own_below(self.division, part, handed)
+            found.append(replace(mine, suspects=Boundary().suspects, strays=Strays()))
         return join_boundaries(found)
 
     def _into(self, part: Part, strays: Strays) -> Strays:

@@ -14,6 +14,7 @@ from neuroglancer.local_volume import InvalidObjectIdForMesh, LocalVolume
 
 from sv_pipeline.grid import Box
 from sv_pipeline.storage.wall import our_error
+from sv_pipeline.viewer.meshes import ObjectMeshes
 from sv_pipeline.viewer.pyramids import Pyramid, Triple
 
 __all__ = ["ServedVolume", "dimensions_of"]
@@ -35,8 +36,8 @@ class ServedVolume(LocalVolume):  # type: ignore[misc]
     Neuroglancer's own class downsamples mip 0 for each view, however far; this one reads the mips that are stored.
     """
 
-    def __init__(self, pyramid: Pyramid, volume_type: str) -> None:
-        self.pyramid = pyramid
+    def __init__(self, pyramid: Pyramid, volume_type: str, meshes: ObjectMeshes | None = None) -> None:
+        self.pyramid, self._meshes = pyramid, meshes
         # Neuroglancer takes shape and type from an array; this one occupies no memory, and is never read.
         shaped = np.broadcast_to(np.zeros(1, pyramid.dtype), pyramid.bounds.shape)
         super().__init__(
@@ -83,9 +84,23 @@ class ServedVolume(LocalVolume):  # type: ignore[misc]
         fine = self.pyramid.read(Box.of(np.asarray(box.start) * step, stop), stored)
         return np.asarray(downsample_with_averaging(fine, step) if (step > 1).any() else fine)
 
-    def get_object_mesh(self, _object_id: int) -> bytes:
-        """Meshes are not offered: neuroglancer's own would read the whole volume."""
-        raise InvalidObjectIdForMesh
+    def get_object_mesh(self, object_id: int) -> bytes:
+        """Return the surface of an object as neuroglancer's client reads it, in metres from the first voxel.
+
+        Neuroglancer's own class would read the whole volume for it.
+        """
+        try:
+            surface = None if self._meshes is None else self._meshes.surface(object_id)
+        except Exception as error:
+            ours = our_error(error)
+            _logger.warning("a surface could not be made: %s", ours or error, exc_info=ours is None)
+            raise InvalidObjectIdForMesh from error
+        if surface is None:
+            raise InvalidObjectIdForMesh
+        positions = (surface.vertices * self.dimensions.scales).astype("<f4")
+        return b"".join(
+            (np.uint32(len(positions)).tobytes(), positions.tobytes(), surface.triangles.astype("<u4").tobytes())
+        )
 
 
 def _factor(scale_key: str) -> Triple:

@@ -6,8 +6,8 @@ import logging
 import threading
 from collections.abc import Callable
 
-from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.proofreading import OpenGraph
+from sv_pipeline.storage.wall import our_error
 
 __all__ = ["Watcher"]
 
@@ -57,9 +57,10 @@ class Watcher:
                 if now != self._seen:
                     self._tell(_newest(now[0]))
                     self._seen = now
-            except SvPipelineError as error:
+            except Exception as error:
                 # The next look may succeed: a table or a fork that does not answer for a while is no end.
-                _logger.warning("edits of others cannot be seen at the moment: %s", error)
+                ours = our_error(error)
+                _logger.warning("edits of others are not seen now: %s", ours or error, exc_info=ours is None)
 
     def _state(self) -> tuple[tuple[tuple[int, str, str, str], ...], int]:
         """Return the newest operations (number, kind, user, status), and the generation of the fork."""

@@ -18,6 +18,7 @@ from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.storage.wall import our_error
 from sv_pipeline.viewer import labels, places
 from sv_pipeline.viewer.image import image_of
+from sv_pipeline.viewer.meshes import ObjectMeshes
 from sv_pipeline.viewer.session import EditSession, Voxel
 from sv_pipeline.viewer.volumes import ServedVolume, dimensions_of
 from sv_pipeline.viewer.watching import Watcher
@@ -155,8 +156,12 @@ class ViewerWindow:
 
     def _show_graph(self, state: Any, at: Any) -> Voxel:
         view = labels.View(self.graph.graph) if at is None else places.view_at(self.graph.graph, at)
-        for name, pyramid in ((SUPERVOXELS, labels.supervoxels(view)), (OBJECTS, labels.objects(view))):
-            volume = ServedVolume(pyramid, "segmentation")
+        supervoxels = labels.supervoxels(view)
+        layers = {
+            SUPERVOXELS: ServedVolume(supervoxels, "segmentation"),
+            OBJECTS: ServedVolume(labels.objects(view), "segmentation", ObjectMeshes(view, supervoxels)),
+        }
+        for name, volume in layers.items():
             state.layers.append(name=name, layer=neuroglancer.SegmentationLayer(source=volume), visible=name == OBJECTS)
             if at is None:
                 self._live.append(volume)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 
 import pytest
 import requests
@@ -61,12 +62,10 @@ def test_the_viewer_is_served_until_ctrl_c(graph: OpenGraph) -> None:
 
 
 def test_a_port_that_is_taken_is_one_message(graph: OpenGraph) -> None:
-    first = builds.start_cli(graph.dataset.home, "view", graph.dataset.graph_id)
-    try:
-        assert first.stdout is not None
-        port = first.stdout.readline().split(":")[2].split("/")[0]
-        second = builds.end_of(builds.start_cli(graph.dataset.home, "view", graph.dataset.graph_id, "--port", port))
-        assert second.code == 1
-        assert f"127.0.0.1:{port}" in second.err
-    finally:
-        builds.kill_group(first)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = builds.end_of(builds.start_cli(graph.dataset.home, "view", graph.dataset.graph_id, "--port", port))
+    assert said.code == 1
+    assert f"127.0.0.1:{port}" in said.err

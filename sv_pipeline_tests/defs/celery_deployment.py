@@ -160,7 +160,9 @@ def listens(port: int) -> bool:
 def _environment(gcs: GcsControl, emulator: str, postgres: PostgresAddress, broker: str) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "OPENBLAS_CORETYPE") if name in os.environ}
     bucket = gcs.new_bucket()
+    written = (line.split("=", 1) for line in (FILES / "environment").read_text().splitlines() if line[:1].isalpha())
     return {
+        **dict(written),
         **kept,
         "PYTHONPATH": str(PROJECT),
         "DAGSTER_DISABLE_TELEMETRY": "1",

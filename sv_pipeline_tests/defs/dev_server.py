@@ -161,10 +161,14 @@ class DevServer:
         assert result["__typename"] == "LaunchRunSuccess", result
         return str(result["run"]["runId"])
 
+    def status(self, run_id: str) -> str:
+        """The status of a run, such as QUEUED or STARTED."""
+        text = "query($i:ID!){runOrError(runId:$i){... on Run{status}}}"
+        return str(self.query(text, i=run_id)["runOrError"]["status"])
+
     def wait_for_run(self, run_id: str, seconds: float = 120) -> str:
         def status() -> str | None:
-            text = "query($i:ID!){runOrError(runId:$i){... on Run{status}}}"
-            now = str(self.query(text, i=run_id)["runOrError"]["status"])
+            now = self.status(run_id)
             return now if now in ("SUCCESS", "FAILURE", "CANCELED") else None
 
         return str(wait_for(status, f"run {run_id}", seconds))

@@ -174,7 +174,7 @@ def test_edits_through_jobs_and_a_recovered_edit_equal_edits_alone(
 
 def assert_same_objects(graph: OpenGraph, twin: OpenGraph) -> None:
     """The same background, and the same objects but for their ids, at every third voxel along each axis."""
-    one, other = (np.asarray(g.dataset.fork.open().read().result())[::3, ::3, ::3, 0] for g in (graph, twin))
+    one, other = (np.asarray(g.dataset.fork.open().read().result())[::3, ::3, ::3] for g in (graph, twin))
     np.testing.assert_array_equal(one > 0, other > 0)
     points = (3 * np.argwhere(one)).tolist()
     pairs = set(zip(graph.roots(points).tolist(), twin.roots(points).tolist(), strict=True))
@@ -224,9 +224,13 @@ def test_a_run_starts_a_coordinator_that_ends_with_it(running: Deployment, coord
 
 
 def said_by(running: Deployment, run_id: str) -> str:
-    text = "query($i:ID!){logsForRun(runId:$i){... on EventConnection{events{... on MessageEvent{message eventType}}}}}"
+    text = (
+        "query($i:ID!){logsForRun(runId:$i){... on EventConnection{events{... on MessageEvent{message eventType}"
+        " ... on ExecutionStepFailureEvent{failureMetadata{description}}}}}}"
+    )
     events = running.ui.query(text, i=run_id)["logsForRun"]["events"]
-    return "\n".join(f"{event.get('eventType')} {event.get('message')}" for event in events)
+    keys = ("eventType", "message", "failureMetadata")
+    return "\n".join(" ".join(str(event.get(key)) for key in keys) for event in events)
 
 
 def terminate(running: Deployment, run_id: str) -> None:

@@ -13,12 +13,15 @@ import pytest
 
 from sv_pipeline.config import IngestMode
 from sv_pipeline.ingest import stages
+from sv_pipeline.ingest.run import ingest
 from sv_pipeline.ingest.small_work import BATCHES_VARIABLE
+from sv_pipeline.proofreading import open_graph
 from sv_pipeline.registry import Dataset, open_dataset
 from sv_pipeline.reports.status import graph_status
 from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline_tests.defs.conftest import small_config
 from sv_pipeline_tests.defs.dev_server import DevServer, dev_server, wait_for
+from sv_pipeline_tests.editable import two_parts_of_an_object
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("dagster_dev")]
 
@@ -79,13 +82,12 @@ def test_a_backfill_of_everything_builds_a_sound_graph_bottom_up(
 
 def test_chosen_layers_are_built_in_one_run_bottom_up(server: DevServer, place: Path, small_segmentation: Path) -> None:
     dataset = registered(place, small_segmentation, "chosen")
+    prepared(dataset)
     wait_for_partition(server, "chosen")
-    assets = {asset: ["chosen"] for asset in ("watershed", "base_ocdbt", "fork", "reader_contract")}
-    layers = {"layer": ["chosen|L02", "chosen|L03", "chosen|L04"]}
-    backfill = server.backfill(assets | layers)  # the run of the layers waits for the run of the base
+    backfill = server.backfill({"layer": ["chosen|L02", "chosen|L03", "chosen|L04"]})
     assert wait_for_backfill(server, backfill) == "COMPLETED_SUCCESS"
-    assert len(server.runs_with("dagster/backfill", backfill)) <= 3
-    assert graph_status(dataset).complete
+    assert len(server.runs_with("dagster/backfill", backfill)) == 1
+    assert {row.name: row.state for row in graph_status(dataset).stages}["layer 4"] == "done"
 
 
 def test_killed_run_worker_never_ends_as_success_with_chunks_missing(
@@ -153,11 +155,27 @@ def test_a_failed_layer_is_run_again_and_does_only_what_is_missing(
     assert len(server.batches_of(again)) == 1
 
 
+def test_an_edit_starts_at_once_while_ingests_fill_their_slots(
+    server: DevServer, place: Path, small_segmentation: Path
+) -> None:
+    edited = registered(place, small_segmentation, "edited", per_batch=18)
+    ingest(edited, workers=1)
+    busy = [registered(place, small_segmentation, f"busy{number}", per_batch=1) for number in range(3)]
+    for dataset in busy:
+        prepared(dataset)
+        wait_for_partition(server, dataset.graph_id)
+    ingests = [server.materialize("layer", dataset.graph_id, "L02") for dataset in busy]
+    wait_for(lambda: sorted(map(server.status, ingests)) == ["QUEUED", "STARTED", "STARTED"], "two ingests run", 90)
+    source, sink = two_parts_of_an_object(open_graph("edited", edited.home))
+    edit = server.launch("split_job", {"graph_id": "edited", "source": [list(source)], "sink": [list(sink)]})
+    assert server.wait_for_run(edit) == "SUCCESS"
+    assert "QUEUED" in map(server.status, ingests), "the edit has overtaken an ingest that was asked for before it"
+    assert [server.wait_for_run(each, 400) for each in ingests] == ["SUCCESS"] * 3
+
+
 def prepared(dataset: Dataset) -> None:
     """The steps before the layers, in this process."""
-    from sv_pipeline.ingest import run
-
-    run.ingest(dataset, mode=IngestMode.SETUP, workers=1)
+    ingest(dataset, mode=IngestMode.SETUP, workers=1)
 
 
 def done_chunks(dataset: Dataset) -> int:

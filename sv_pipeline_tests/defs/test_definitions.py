@@ -37,7 +37,7 @@ def test_lineage_leads_from_the_segmentation_to_the_readers(home: str) -> None:
         "base_ocdbt": ["watershed"],
         "chunked_graph": ["base_ocdbt"],
         "layer": ["base_ocdbt"],
-        "fork": ["chunked_graph"],
+        "fork": ["base_ocdbt", "chunked_graph"],
         "pyramid": ["fork"],
         "reader_contract": ["fork"],
     }

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sv_pipeline.grid import Box, ChunkGrid
-from sv_pipeline.ingest.batches import MAX_BATCHES, Batch, Stage, plan_batches, spread_order
+from sv_pipeline.ingest.batches import MAX_BATCHES, Batch, Stage, cut_batches, plan_batches, spread_order
 
 shapes = st.tuples(*[st.integers(1, 12)] * 3)
 
@@ -45,6 +45,27 @@ def test_a_key_names_its_batch_and_suits_dagster(stage, layer, first, stop) -> N
 
 def test_nothing_missing_is_nothing_to_do() -> None:
     assert plan_batches(Stage.VOXELS, 3, grid_of((4, 4, 4)), [], 8) == []
+
+
+@given(shapes, st.integers(1, 50), st.integers(1, 20), st.integers(1, 300), st.randoms(use_true_random=False))
+def test_batches_that_are_cut_hold_the_same_chunks_once(shape, per_batch, smaller, most, random) -> None:
+    grid = grid_of(shape)
+    mask = np.array([random.random() < 0.4 for _ in grid.coordinates(2)])
+    batches = plan_batches(Stage.GRAPH, 2, grid, mask, per_batch)
+    pieces = cut_batches(batches, smaller, most)
+    covered = sorted(index for piece in pieces for index in range(piece.first, piece.stop))
+    assert covered == sorted(index for batch in batches for index in range(batch.first, batch.stop))
+    assert len(batches) <= len(pieces) <= max(most, len(batches))
+    last = {batch.stop for batch in batches}
+    assert all(piece.stop - piece.first >= smaller for piece in pieces if piece.stop not in last)
+
+
+def test_a_large_layer_is_cut_into_as_many_batches_as_are_wanted() -> None:
+    grid = ChunkGrid(Box.of((0, 0, 0), (400, 400, 100)), (4, 4, 4))
+    batches = plan_batches(Stage.GRAPH, 2, grid, np.ones(grid.count(2), np.bool_), 64)
+    assert len(batches) == MAX_BATCHES
+    assert 3800 <= len(cut_batches(batches, 64, 10_000)) == -(-1250 // 64) * MAX_BATCHES
+    assert 900 <= len(cut_batches(batches, 64, 1000)) <= 1000
 
 
 @given(st.integers(1, 5000), st.data())

@@ -191,8 +191,6 @@ class Worker:
         elif what == "fail":
             error = ValueError(f"chunk {chunks[0]}") if chunks[0] % 2 else KeyError(f"chunk {chunks[0]}")
             progress.mark_failed(self.graph, 2, self.coordinates(chunks), error)
-        elif what == "requeue":
-            progress.requeue_chunks(self.graph, 2, self.coordinates(chunks))
         elif what == "plan":
             progress.missing_mask(self.graph, 2)
         elif what == "look":
@@ -202,7 +200,7 @@ class Worker:
 
 
 some_chunks = st.lists(st.integers(0, N_CHUNKS - 1), min_size=1, max_size=12, unique=True)
-actions = st.tuples(st.sampled_from(["build", "build", "fail", "requeue", "plan", "look"]), some_chunks)
+actions = st.tuples(st.sampled_from(["build", "build", "fail", "plan", "look"]), some_chunks)
 
 
 @st.composite
@@ -219,7 +217,7 @@ def steps(draw: st.DrawFn) -> tuple[tuple[str, list[int]], int, tuple[str, list[
 def test_counts_are_those_of_the_markers_after_any_history(
     tmp_path: Path, config: DatasetConfig, history: list[Any], *, earlier_version: bool
 ) -> None:
-    """Tasks, failures, re-queues, plans, looks and purges; killed at any write, or with another process in between."""
+    """Tasks, failures, plans, looks and purges; killed at any write, or with another process in between."""
     # A disk in memory, if there is one: a history has hundreds of durable writes.
     table = unused_table("sqlite", memory if (memory := Path("/dev/shm")).is_dir() else tmp_path)
     graph = create_chunked_graph(table, config)
@@ -325,19 +323,6 @@ def test_two_workers_on_the_same_chunks_are_counted_once(graph: ChunkedGraph) ->
     Worker(replace(graph, table=other), worker.serial).build(range(8))
     assert kept(graph) == kept(graph, exact=False) == recounted(graph)
     assert (kept(graph)["done"], open_marks(graph)) == (12, 0)
-
-
-def test_a_requeued_chunk_is_built_again_with_the_same_ids(graph: ChunkedGraph, config: DatasetConfig) -> None:
-    coordinates = graph.grid.coordinates(2)
-    build(graph, config, 2, coordinates)
-    nodes = [key for key, _ in graph.table.scan([keys.layer_range(2)])]
-    progress.requeue_chunks(graph, 2, coordinates[4:6])
-    assert np.flatnonzero(progress.missing_mask(graph, 2)).tolist() == [4, 5]
-    assert kept(graph) == kept(graph, exact=False) == recounted(graph)
-    build(graph, config, 2, coordinates)
-    progress.require_layer_complete(graph, 2)
-    assert kept(graph) == recounted(graph)
-    assert [key for key, _ in graph.table.scan([keys.layer_range(2)])] == nodes
 
 
 def test_failures_are_counted_by_kind(graph: ChunkedGraph) -> None:

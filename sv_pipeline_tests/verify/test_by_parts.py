@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -78,10 +79,11 @@ def test_each_id_belongs_to_one_part_whose_ranges_hold_its_row(data: st.DataObje
 
 def test_parts_get_what_all_parts_below_them_hand_up() -> None:
     division = Division(LAYOUT, GRID, (2, 4))
-    stages = division.stages()
-    for lower in stages[0]:
-        above = [part for part in every_part(division) if division.is_below(lower, part)]
-        assert [part.high for part in above] == [4, 5]
+    parts = every_part(division)
+    for lower in division.stages()[0]:
+        assert [part.high for part in parts if division.is_below(lower, part)] == [4, 5]
+    for part in parts:
+        assert list(division.parts_below(part)) == [lower for lower in parts if division.is_below(lower, part)]
 
 
 # -- the same findings ------------------------------------------------------------------------------------------------
@@ -100,65 +102,73 @@ def rows_checked(data: ReferenceDataset, division: Division | None) -> VerifyRep
     return verify(data.table, data.fork, checks=ROW_CHECKS, division=division)
 
 
-def damaged(draw: st.DrawFn | Any, table: Table, ids: list[int]) -> list[RowMutation]:
-    """A few changes of rows: missing rows or cells, pointers to other nodes, lists of other nodes, retired nodes."""
-    layers = {layer: [n for n in ids if n >> SHIFT == layer] for layer in {n >> SHIFT for n in ids}}
-    some = st.sampled_from(sorted(layers)).flatmap(lambda layer: st.sampled_from(layers[layer]))
-    changes = []
-    for _ in range(draw(st.integers(1, 3))):
-        node, other, third = draw(some), draw(some), draw(some)
-        row = table.read_rows([keys.node_key(node)]).get(keys.node_key(node), {})
-        cells = [column for column in row if column[1].startswith((b"cross_edges", b"atomic_cross", b"children"))]
-        kind = draw(st.sampled_from(["row", "cell", "parent", "children", "retired", "edges", "again"]))
+KINDS = ("row", "cell", "parent", "children", "retired", "edges", "again")
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One change of a row. Nodes are numbers that are taken modulo the number of nodes of a layer."""
+
+    kind: str
+    nodes: tuple[tuple[int, int], ...]
+    """Layer and number of the node whose row is changed, and of two others."""
+    layer: int
+    column: int
+
+    def mutation(self, table: Table, ids: dict[int, list[int]]) -> RowMutation | None:
+        """A missing row or cell, a pointer to another node, a list of other nodes, a retired node, a moved cell."""
+        node, other, third = (ids[layer][number % len(ids[layer])] for layer, number in self.nodes)
         key = keys.node_key(node)
-        if kind == "row":
-            changes.append(RowMutation(key, [DeleteCells()]))
-        elif kind == "cell" and row:
-            changes.append(RowMutation(key, [DeleteCells(draw(st.sampled_from(sorted(row))))]))
-        elif kind == "parent":
-            changes.append(RowMutation(key, [columns.PARENT.set(other)]))
-        elif kind == "children":
-            changes.append(RowMutation(key, [columns.CHILDREN.set(np.array([other, third], np.uint64))]))
-        elif kind == "retired":
+        row = table.read_rows([key]).get(key, {})
+        if self.kind == "row":
+            return RowMutation(key, [DeleteCells()])
+        if self.kind == "parent":
+            return RowMutation(key, [columns.PARENT.set(other)])
+        if self.kind == "children":
+            return RowMutation(key, [columns.CHILDREN.set(np.array([other, third], np.uint64))])
+        if self.kind == "retired":
             retired = columns.NEW_IDS if node >> SHIFT == 1 else columns.NEW_PARENTS
-            changes.append(RowMutation(key, [retired.set(np.array([other], np.uint64))]))
-        elif kind == "edges":
-            layer = draw(st.integers(2, 4))
+            return RowMutation(key, [retired.set(np.array([other], np.uint64))])
+        if self.kind == "edges":
             pairs = np.array([[node, other], [node, third]], np.uint64)
-            changes.append(RowMutation(key, [columns.cross_edges(layer).set(pairs)]))
-        elif cells:
-            column = draw(st.sampled_from(sorted(cells)))
-            target = keys.node_key(other)
-            changes.append(RowMutation(target, [SetCell(column, row[column][0].value)]))
-    return changes
+            return RowMutation(key, [columns.cross_edges(self.layer).set(pairs)])
+        if not row:
+            return None
+        column = sorted(row)[self.column % len(row)]
+        if self.kind == "cell":
+            return RowMutation(key, [DeleteCells(column)])
+        return RowMutation(keys.node_key(other), [SetCell(column, row[column][0].value)])
 
 
-@given(st.data())
+NODE = st.tuples(st.integers(1, 5), st.integers(0, 999))
+DAMAGE = st.builds(Damage, st.sampled_from(KINDS), st.tuples(NODE, NODE, NODE), st.integers(2, 4), st.integers(0, 9))
+
+
+@given(st.lists(DAMAGE, min_size=1, max_size=3), st.integers(0, 9), st.sets(st.integers(0, 999), max_size=3))
 @examples(25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
-def test_any_damage_of_rows_is_found_alike_by_parts(spoiled: ReferenceDataset, data: st.DataObject) -> None:
-    ids = [int(key) for key, _ in spoiled.table.scan([keys.layer_range(n) for n in range(1, 6)])]
-    changes = damaged(data.draw, spoiled.table, ids)
+def test_any_damage_of_rows_is_found_alike_by_parts(
+    spoiled: ReferenceDataset, faults: list[Damage], choice: int, cut: set[int]
+) -> None:
+    table, top = spoiled.table, spoiled.layout.n_layers
+    known = sorted({*spoiled.hierarchy.parents, *spoiled.hierarchy.children})
+    ids = {layer: [n for n in known if n >> SHIFT == layer] for layer in range(1, top + 1)}
+    changes = [change for fault in faults if (change := fault.mutation(table, ids)) is not None]
     touched = sorted({change.key for change in changes})
-    before = spoiled.table.read_rows(touched)
+    before = table.read_rows(touched)
     try:
-        spoiled.table.mutate(changes)
+        table.mutate(changes)
         whole = rows_checked(spoiled, None)
-        layers = data.draw(st.sampled_from(divisions(spoiled.layout.n_layers)))
-        roots = [n for n in ids if n >> SHIFT == spoiled.layout.n_layers]
-        cuts = tuple(sorted(data.draw(st.sets(st.sampled_from(roots), max_size=3))))
-        parts = rows_checked(spoiled, Division(spoiled.layout, spoiled.grid, layers, cuts))
+        every = divisions(top)
+        cuts = tuple(sorted({ids[top][number % len(ids[top])] for number in cut}))
+        division = Division(spoiled.layout, spoiled.grid, every[choice % len(every)], cuts)
+        parts = rows_checked(spoiled, division)
         for result in parts.results:
-            assert found(result) == found(whole[result.name]), (layers, parts.summary(), whole.summary())
+            assert found(result) == found(whole[result.name]), (division, parts.summary(), whole.summary())
     finally:
-        spoiled.table.mutate(
-            RowMutation(
-                key,
-                [
-                    DeleteCells(),
-                    *(SetCell(column, c.value, c.timestamp) for column, cs in before.get(key, {}).items() for c in cs),
-                ],
-            )
-            for key in touched
+        table.mutate(RowMutation(key, [DeleteCells()]) for key in touched)
+        table.mutate(
+            RowMutation(key, [SetCell(column, c.value, c.timestamp) for column, cells in row.items() for c in cells])
+            for key, row in before.items()
         )
 
 

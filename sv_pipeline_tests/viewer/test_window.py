@@ -194,6 +194,26 @@ def test_an_operation_is_shown_before_and_after(graph: OpenGraph, open_window: C
     assert np.array_equal(voxels(past), after)
 
 
+def test_an_object_has_a_surface_at_its_place(graph: OpenGraph, open_window: Callable[..., ViewerWindow]) -> None:
+    window = open_window()
+    objects = voxels(window)
+    root = int(objects[32, 32, 16])
+    meshes = f"{server_of(window)}/neuroglancer/mesh"
+    answer = requests.get(f"{meshes}/{source_of(window, 'objects')}/{root}", timeout=30)
+    assert answer.status_code == 200
+    count = int(np.frombuffer(answer.content[:4], "<u4")[0])
+    corners = np.frombuffer(answer.content[4 : 4 + 12 * count], "<f4").reshape(-1, 3)
+    triangles = np.frombuffer(answer.content[4 + 12 * count :], "<u4").reshape(-1, 3)
+    assert triangles.max() < count
+    found = corners / (np.asarray(graph.dataset.volume.scales[0].resolution) * 1e-9)  # metres to voxels
+    where = np.argwhere(objects == root)
+    assert np.abs(found.min(axis=0) - where.min(axis=0)).max() < 1.5
+    assert np.abs(found.max(axis=0) - where.max(axis=0) - 1).max() < 1.5
+    for layer, unknown in (("objects", 5), ("supervoxels", root)):
+        key = source_of(window, layer)
+        assert requests.get(f"{meshes}/{key}/{unknown}", timeout=30).status_code == 404
+
+
 def test_the_image_of_the_dataset_is_a_layer(
     graph: OpenGraph, open_window: Callable[..., ViewerWindow], tmp_path: Path
 ) -> None:

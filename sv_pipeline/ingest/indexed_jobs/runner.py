@@ -21,10 +21,12 @@ from itertools import groupby
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from sv_pipeline.config import BackendType
 from sv_pipeline.errors import ConfigError, SvPipelineError, UnavailableError
 from sv_pipeline.ingest import stages
-from sv_pipeline.ingest.batches import Batch
+from sv_pipeline.ingest.batches import Batch, Stage, cut_batches
 from sv_pipeline.ingest.indexed_jobs.cluster import KubernetesApi
 from sv_pipeline.ingest.indexed_jobs.explaining import explain_failure, what_pods_wait_for
 from sv_pipeline.ingest.indexed_jobs.manifest import PLAN, TEMPLATE, base_name, job_manifest
@@ -98,10 +100,11 @@ class IndexedJobs:
                 remedy="Set SV_PIPELINE_COORDINATOR to host:port of a coordinator that pods reach, or choose "
                 "populate_method: parts.",
             )
-        for _, group in groupby(batches, key=lambda batch: (batch.stage, batch.layer)):
-            _Work(self._settings, self._cluster, dataset, list(group), advance, coordinator_address).finish(
-                self._is_cancelled
-            )
+        for (stage, _), group in groupby(batches, key=lambda batch: (batch.stage, batch.layer)):
+            per_batch = 1 if stage is Stage.VOXELS else dataset.config.ingest.chunks_per_batch
+            pieces = cut_batches(list(group), per_batch, self._settings.most_batches)
+            work = _Work(self._settings, self._cluster, dataset, pieces, advance, coordinator_address)
+            work.finish(self._is_cancelled)
 
 
 class _Work:
@@ -118,6 +121,7 @@ class _Work:
     ) -> None:
         self._settings, self._cluster, self._dataset = settings, cluster, dataset
         self._left = batches
+        self._missing = sum(batch.stop - batch.first for batch in batches)
         self._advance = advance
         self._coordinator = coordinator_address
         self._name = base_name(kv.as_url(dataset.home), dataset.graph_id, batches[0])
@@ -216,13 +220,16 @@ class _Work:
             time.sleep(self._settings.poll_seconds)
 
     def _look_at_markers(self) -> None:
-        """Find the batches that are not done, and report those that are since the last look."""
+        """Find the batches that are not done, and report the chunks that are done since the last look."""
+        if not self._left:
+            return
         began = time.monotonic()
-        left = stages.unfinished(self._dataset, self._left)
-        still = {batch.key for batch in left}
-        done = sum(batch.stop - batch.first for batch in self._left if batch.key not in still)
-        self._left = left
-        if done:
+        mask = stages.missing_mask(self._dataset, self._left[0].stage, self._left[0].layer)
+        missing = np.concatenate([[0], np.cumsum(mask)])
+        counts = [int(missing[batch.stop] - missing[batch.first]) for batch in self._left]
+        self._left = [batch for batch, count in zip(self._left, counts, strict=True) if count]
+        if done := self._missing - sum(counts):
+            self._missing -= done
             self._advance(done)
         now = time.monotonic()
         self._next_look = now + (now - began) / SHARE_OF_TIME_FOR_MARKERS

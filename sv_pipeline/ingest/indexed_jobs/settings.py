@@ -104,6 +104,8 @@ class JobSettings(_Settings):
     """Name of the priority class of the workers; default: that of the cluster."""
     parallelism: Int = Field(default=50, ge=1, le=100_000)
     """Largest number of pods of a Job at once."""
+    most_batches: Int = Field(default=10_000, ge=1, le=1_000_000)
+    """Largest number of batches, and so of pods, of a Job; batches are larger where a layer would need more."""
     backoff_limit_per_index: Int = Field(default=3, ge=0, le=100)
     """How many more attempts an index gets whose pod ended without success. Evictions do not count."""
     max_failed_indexes: Int | None = Field(default=None, ge=0)

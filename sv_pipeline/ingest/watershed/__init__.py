@@ -37,6 +37,7 @@ from sv_pipeline.ingest.watershed.objects import make_object_table
 from sv_pipeline.ingest.watershed.plan import (
     WatershedPass,
     WatershedPlan,
+    done_mask,
     markers_folder,
     pending,
     planned_volume,
@@ -48,6 +49,7 @@ __all__ = [
     "WatershedPass",
     "WatershedPlan",
     "WatershedReport",
+    "done_mask",
     "edges_of_chunk",
     "finish_labels",
     "finish_watershed",

@@ -7,6 +7,7 @@ same voxel faces, so they hold the same area and affinity.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +22,7 @@ from sv_pipeline.graph.edge_files import ChunkEdges
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.ingest.watershed.companions import read_affinities
+from sv_pipeline.ingest.watershed.edge_counts import read_counts, write_range_counts
 from sv_pipeline.ingest.watershed.labels import read_tables
 from sv_pipeline.ingest.watershed.objects import objects_of
 from sv_pipeline.ingest.watershed.plan import WatershedPass, WatershedPlan, chunk_details
@@ -57,15 +59,24 @@ class _Neighbourhood:
 
 def run_edge_batch(plan: WatershedPlan, coordinates: npt.ArrayLike) -> None:
     """Run pass B for some chunks, coordinates of shape (n, 3), that are not done. It may be repeated at any time."""
-    for coordinate in np.asarray(coordinates, np.int64).reshape(-1, 3):
+    chunks = np.asarray(coordinates, np.int64).reshape(-1, 3)
+    total: Counter[str] = Counter()
+    for coordinate in chunks:
         # A batch that is repeated after a crash goes on with the chunk at which it was killed.
-        if kv.read_bytes(plan.target, plan.marker(WatershedPass.EDGES, coordinate)) is None:
+        counts = read_counts(plan, coordinate)
+        if counts is None:
             with dump_errors("edges_" + "_".join(map(str, coordinate)), partial(chunk_details, plan, coordinate)):
-                edges_of_chunk(plan, coordinate)
+                counts = _run_chunk(plan, coordinate)[1]
+        total.update(counts)
+    write_range_counts(plan, chunks, dict(total))
 
 
 def edges_of_chunk(plan: WatershedPlan, coordinate: npt.ArrayLike) -> ChunkEdges:
     """Write the edge and the component file of one chunk, then its done-marker."""
+    return _run_chunk(plan, coordinate)[0]
+
+
+def _run_chunk(plan: WatershedPlan, coordinate: npt.ArrayLike) -> tuple[ChunkEdges, dict[str, int]]:
     around = _read_neighbourhood(plan, coordinate)
     edges = _edges(plan, around)
     components = _components(around, edges)
@@ -78,7 +89,7 @@ def edges_of_chunk(plan: WatershedPlan, coordinate: npt.ArrayLike) -> ChunkEdges
         "cross": len(edges.cross),
     }
     kv.write_bytes(plan.target, plan.marker(WatershedPass.EDGES, coordinate), json.dumps(counts).encode())
-    return edges
+    return edges, counts
 
 
 def _read_neighbourhood(plan: WatershedPlan, coordinate: npt.ArrayLike) -> _Neighbourhood:

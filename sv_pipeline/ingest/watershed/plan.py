@@ -37,6 +37,7 @@ from sv_pipeline.ingest.watershed.source import SourceVolume
 from sv_pipeline.ingest.watershed.tables import table_fingerprint
 from sv_pipeline.redaction import redacted_value
 from sv_pipeline.storage import kv
+from sv_pipeline.storage.marker_files import MarkerFiles
 from sv_pipeline.storage.precomputed import VolumeInfo, create_volume, plan_volume
 from sv_pipeline.storage.stored_json import parse_stored
 
@@ -44,6 +45,7 @@ __all__ = [
     "WatershedPass",
     "WatershedPlan",
     "check_room",
+    "done_mask",
     "markers_folder",
     "pending",
     "planned_volume",
@@ -68,6 +70,9 @@ class WatershedPass(StrEnum):
     """Pass A makes the supervoxels of each chunk."""
     EDGES = "edges"
     """Pass B makes the edge and component file of each chunk; it needs all of pass A."""
+
+
+_SUFFIXES = {WatershedPass.LABELS: ".npz", WatershedPass.EDGES: ".json"}
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ class WatershedPlan:
     def marker(self, stage: WatershedPass, coordinate: npt.ArrayLike) -> str:
         """Return the key of a chunk's done-marker, relative to the target."""
         name = "_".join(str(int(c)) for c in np.asarray(coordinate))
-        return f"{markers_folder(stage)}{name}.{'npz' if stage is WatershedPass.LABELS else 'json'}"
+        return f"{markers_folder(stage)}{name}{_SUFFIXES[stage]}"
 
 
 def _source_config(config: DatasetConfig) -> SourceConfig:
@@ -215,11 +220,15 @@ def markers_folder(stage: WatershedPass | None = None) -> str:
     return ".watershed/" + (f"{stage}/" if stage else "")
 
 
+def done_mask(watershed_url: str, stage: WatershedPass, grid: ChunkGrid) -> npt.NDArray[np.bool_]:
+    """Return whether each chunk of layer 2 has the done-marker of a pass, shape (chunks,), by its index."""
+    return MarkerFiles(kv.as_url(watershed_url) + markers_folder(stage), grid.shape(2), _SUFFIXES[stage]).look()[0]
+
+
 def pending(plan: WatershedPlan, stage: WatershedPass) -> IntArray:
     """Return the coordinates of the chunks without a done-marker, shape (n, 3)."""
-    done = set(kv.list_keys(plan.target, markers_folder(stage)))
-    coordinates = plan.grid.coordinates(2)
-    return coordinates[[plan.marker(stage, c) not in done for c in coordinates]]
+    index = np.flatnonzero(~done_mask(plan.target, stage, plan.grid))
+    return np.stack(np.unravel_index(index, plan.grid.shape(2)), axis=-1).astype(np.int64)
 
 
 def _fingerprint(config: DatasetConfig, source: SourceVolume, companions: Companions) -> str:

@@ -211,6 +211,10 @@ class Base:
         """Return the coordinates of all populate tasks that are done."""
         return markers.done_tasks(self.watershed_url)
 
+    def n_done_tasks(self, division: markers.PopulateMeta) -> int:
+        """Return the number of populate tasks of a division that are done."""
+        return int(markers.done_mask(self.watershed_url, division.grid.shape(division.layer)).sum())
+
     def is_complete(self) -> bool:
         """Return whether the populate is finished."""
         return markers.read_complete(self.watershed_url) is not None
@@ -241,7 +245,7 @@ class Base:
         if meta is None:
             raise NotReadyError(f"the base of {url} has not been populated.", remedy="Run the populate first.")
         n_tasks = meta.grid.count(meta.layer)
-        n_missing = n_tasks - len(self.done_tasks())
+        n_missing = n_tasks - self.n_done_tasks(meta)
         if n_missing:
             raise NotReadyError(
                 f"the populate of the base of {url} is not complete: {n_missing} of {n_tasks} tasks "

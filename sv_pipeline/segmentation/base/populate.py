@@ -162,19 +162,21 @@ def populate_plan(
     else:
         check_alignment(info.volume, grid, layer)
         markers.claim_meta(url, PopulateMeta.of(layer, grid))
-    tasks = [_triple(coordinate) for coordinate in (grid.coordinates(layer) if only is None else np.asarray(only))]
-    if only is None:
-        done = base.done_tasks()
+    if complete:
+        missing: list[Triple] = []
+    elif only is None:
+        missing = markers.chosen_tasks(grid, layer, ~markers.done_mask(url, grid.shape(layer)))
     else:
+        tasks = [_triple(coordinate) for coordinate in np.asarray(only).reshape(-1, 3)]
         found = markers.read_markers(url, tasks)
-        done = {task for task, marker in zip(tasks, found, strict=True) if marker is not None}
+        missing = [task for task, marker in zip(tasks, found, strict=True) if marker is None]
     return PopulatePlan(
         base=info,
         layer=layer,
         grid=grid,
         method=config.populate_method,
         coordinator_address=config.coordinator_address,
-        missing=tuple(task for task in tasks if not complete and task not in done),
+        missing=tuple(missing),
         memory=memory_budget() if memory is None else memory,
     )
 
@@ -349,9 +351,7 @@ def _finish(plan: PopulatePlan, parts_per_commit: int | None, keys_per_commit: i
         return PopulateReport(plan.n_tasks, 0, int(complete["generation"]), **counts)
     require_tasks_done(plan)
     tasks = [_triple(coordinate) for coordinate in plan.grid.coordinates(plan.layer)]
-    found = dict(zip(tasks, markers.read_markers(base.watershed_url, tasks), strict=True))
-    winners = {task: marker["attempt"] for task, marker in found.items() if marker is not None and "attempt" in marker}
-    counts = {name: sum(marker.get(name, 0) for marker in found.values() if marker is not None) for name in COUNTS}
+    winners, counts = markers.read_results(base.watershed_url, tasks, COUNTS)
     if parts_per_commit is None:
         merged = parts.merge_in_ranges(base, winners, plan.grid, plan.layer, keys_per_commit)
     else:
@@ -367,13 +367,12 @@ def _finish(plan: PopulatePlan, parts_per_commit: int | None, keys_per_commit: i
 
 def require_tasks_done(plan: PopulatePlan) -> None:
     """Raise NotReadyError, with the missing tasks, unless each task has a marker."""
-    done = markers.done_tasks(plan.base.watershed_url)
-    tasks = [_triple(coordinate) for coordinate in plan.grid.coordinates(plan.layer)]
-    missing = [task_name(task) for task in tasks if task not in done]
+    mask = ~markers.done_mask(plan.base.watershed_url, plan.grid.shape(plan.layer))
+    missing = [task_name(task) for task in markers.chosen_tasks(plan.grid, plan.layer, mask)]
     if missing:
         shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
         raise NotReadyError(
-            f"{len(missing)} of {len(tasks)} populate tasks of {plan.base.watershed_url} are not done "
+            f"{len(missing)} of {plan.n_tasks} populate tasks of {plan.base.watershed_url} are not done "
             f"(layer {plan.layer}: {shown}).",
             remedy="Run the populate tasks that are missing, then finish the populate.",
         )

@@ -31,7 +31,7 @@ from sv_pipeline.testing.servers.kubernetes_jobs import JobController, RunningJo
 __all__ = ["ApiFault", "KubernetesServer", "running_kubernetes"]
 
 RESET = 444
-JOBS = re.compile(r"^/apis/batch/v1/namespaces/([^/]+)/jobs(?:/([^/]+))?$")
+JOBS = re.compile(r"^/apis/batch/v1/namespaces/([^/]+)/jobs(?:/([^/]+))?(?:/status)?$")
 PODS = re.compile(r"^/api/v1/namespaces/([^/]+)/pods(?:/([^/]+)/log)?$")
 REASONS = {
     401: "Unauthorized",
@@ -191,13 +191,14 @@ def _broken_rules(manifest: dict[str, Any]) -> Iterator[str]:
         yield "spec.backoffLimitPerIndex: may only be set for Indexed jobs"
     if "podFailurePolicy" in spec and pod.get("restartPolicy") != "Never":
         yield "spec.template.spec.restartPolicy: only Never is supported when podFailurePolicy is specified"
-    if len(f"{name}-{spec['completions'] - 1}") > 63 or not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name):
+    completions = spec.get("completions", 1)
+    if len(f"{name}-{completions - 1}") > 63 or not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name):
         yield "metadata.name: will not able to create pod with invalid DNS label"
-    if spec["completions"] > 100_000 and not (spec.get("maxFailedIndexes") or 0) <= 10_000 >= spec["parallelism"]:
+    if completions > 100_000 and not (spec.get("maxFailedIndexes") or 0) <= 10_000 >= spec["parallelism"]:
         yield "spec.parallelism: must be less than or equal to 10000 when completions are above 100000"
-    if spec.get("maxFailedIndexes", 0) > spec["completions"]:
+    if spec.get("maxFailedIndexes", 0) > completions:
         yield "spec.maxFailedIndexes: must be less than or equal to completions"
-    for labels in (manifest["metadata"].get("labels", {}), spec["template"]["metadata"].get("labels", {})):
+    for labels in (manifest["metadata"].get("labels", {}), spec["template"].get("metadata", {}).get("labels", {})):
         for key, value in labels.items():
             if not re.fullmatch(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?", value):
                 yield f"metadata.labels: Invalid value for {key}: {value!r}"

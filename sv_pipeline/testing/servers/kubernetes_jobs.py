@@ -1,4 +1,4 @@
-"""A controller of Indexed Jobs for tests: each index is a real process, with the environment of its pod.
+"""A controller of Jobs for tests: each index is a real process, with the environment of its pod.
 
 It follows the rules of the real controller for what we use: parallelism, attempts per index, the pod failure policy,
 the largest number of failed indexes, the time limit, and deletion. Speaks no HTTP; see `kubernetes`.
@@ -26,6 +26,8 @@ __all__ = ["JobController", "RunningJob", "RunningPod", "indexes_as_text"]
 INDEX = "batch.kubernetes.io/job-completion-index"
 JOB_NAME = "batch.kubernetes.io/job-name"
 TICK = 0.03
+GRACE_SECONDS = 10.0
+"""Time that a pod has to end after SIGTERM."""
 MOST_OF_A_MESSAGE = 2048
 """Length of a termination message that is taken from the log, in bytes, as in a real cluster."""
 NODES = ("node-a", "node-b")
@@ -84,8 +86,10 @@ class RunningJob:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """The Job's specification."""
-        return dict(self.manifest["spec"])
+        """The Job's specification; a Job without indexes is one of a single index."""
+        spec = self.manifest["spec"]
+        attempts = spec.get("backoffLimitPerIndex", spec.get("backoffLimit", 6))
+        return {"completions": 1, "parallelism": 1, **spec, "backoffLimitPerIndex": attempts}
 
     @property
     def name(self) -> str:
@@ -131,6 +135,8 @@ class JobController:
         """While true, no pod is started, as in a cluster without room."""
         self._folder, self._environment, self._config_maps = folder, dict(node_environment), config_maps
         self._back_off = back_off
+        self._ending: list[tuple[RunningPod, float]] = []
+        """Pods that were told to end, and when they are killed."""
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="job controller", daemon=True)
         self._thread.start()
@@ -140,8 +146,11 @@ class JobController:
         self._closed.set()
         self._thread.join()
         with self.lock:
-            for job in list(self.jobs.values()):
-                self._end_pods(job, signal.SIGKILL)
+            left = [pod for job in self.jobs.values() for pod in job.active] + [pod for pod, _ in self._ending]
+            for pod in left:
+                self._signal(pod, signal.SIGKILL)
+            for pod in left:
+                pod.process.wait()
 
     def add(self, manifest: dict[str, Any]) -> RunningJob:
         """Begin a Job; KeyError if there is one of its name."""
@@ -157,10 +166,10 @@ class JobController:
             return job
 
     def remove(self, namespace: str, name: str) -> RunningJob:
-        """Delete a Job and end its pods; KeyError if there is none."""
+        """Delete a Job, and tell its pods to end; KeyError if there is none."""
         with self.lock:
             job = self.jobs.pop((namespace, name))
-            self._end_pods(job, signal.SIGTERM)
+            self._end_pods(job)
             return job
 
     # -- one turn -----------------------------------------------------------------------------------------------------
@@ -168,14 +177,16 @@ class JobController:
     def _run(self) -> None:
         while not self._closed.wait(TICK):
             with self.lock:
+                self._reap()
                 for job in self.jobs.values():
                     self._turn(job)
 
     def _turn(self, job: RunningJob) -> None:
         for pod in job.active:
-            if (code := pod.process.poll()) is not None:
-                pod.ended = 128 - code if code < 0 else code
-                self._account(job, pod)
+            if pod.process.poll() is not None:
+                self._note_end(pod)
+                if not job.finished:
+                    self._account(job, pod)
         if not job.finished:
             self._judge(job)
         if not job.finished and not self.paused:
@@ -184,7 +195,6 @@ class JobController:
 
     def _account(self, job: RunningJob, pod: RunningPod) -> None:
         """Apply the pod failure policy to a pod that has ended."""
-        self._write_end(pod)
         if pod.ended == 0:
             job.completed.add(pod.index)
             return
@@ -224,7 +234,7 @@ class JobController:
                 self._end(job, "Complete", "CompletionsReached", "Reached expected number of succeeded pods")
 
     def _end(self, job: RunningJob, kind: str, reason: str, message: str) -> None:
-        self._end_pods(job, signal.SIGTERM)
+        self._end_pods(job)
         condition = {"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": now()}
         job.manifest["status"].setdefault("conditions", []).append(condition)
 
@@ -251,7 +261,7 @@ class JobController:
                 job.pods.append(self._start_pod(job, index))
 
     def _start_pod(self, job: RunningJob, index: int) -> RunningPod:
-        template = job.spec["template"]
+        template = {"metadata": {}, **job.spec["template"]}
         name = f"{job.name}-{index}-{uuid.uuid4().hex[:5]}"
         labels = {**template["metadata"].get("labels", {}), JOB_NAME: job.name, INDEX: str(index)}
         annotations = {**template["metadata"].get("annotations", {}), INDEX: str(index)}
@@ -275,7 +285,7 @@ class JobController:
         log = self._folder / f"{name}.log"
         with log.open("wb") as stream, interrupts_held():
             process = subprocess.Popen(
-                [*container["command"], *container["args"]],
+                [*container.get("command", ()), *container.get("args", ())],
                 env=self._environment_of(container, manifest, index),
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
@@ -301,7 +311,7 @@ class JobController:
         if "fieldRef" in source:
             path = source["fieldRef"]["fieldPath"]
             known = {"metadata.name": pod["metadata"]["name"], "metadata.namespace": pod["metadata"]["namespace"]}
-            return str({**known, "spec.nodeName": pod["spec"]["nodeName"]}[path])
+            return str({**known, "spec.nodeName": pod["spec"]["nodeName"], "status.podIP": "127.0.0.1"}[path])
         reference = source.get("secretKeyRef") or source["configMapKeyRef"]
         return str(self._config_maps[reference["name"]][reference["key"]])
 
@@ -326,19 +336,29 @@ class JobController:
         if pod.evicted:
             status["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]
 
+    def _end_pods(self, job: RunningJob) -> None:
+        """Send SIGTERM to the pods of a Job; those that still run after a while get SIGKILL."""
+        for pod in job.active:
+            self._signal(pod, signal.SIGTERM)
+            self._ending.append((pod, time.monotonic() + GRACE_SECONDS))
+
+    def _reap(self) -> None:
+        """Wait for pods that were told to end, and kill those that take too long."""
+        for pod, deadline in list(self._ending):
+            if pod.process.poll() is not None:
+                self._ending.remove((pod, deadline))
+                self._note_end(pod)
+            elif time.monotonic() > deadline:
+                self._signal(pod, signal.SIGKILL)
+
     @staticmethod
-    def _end_pods(job: RunningJob, number: int, grace: float = 10.0) -> None:
-        """Signal the pods of a Job and wait until they have ended."""
-        for pod in job.active:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pod.process.pid, number)
-        deadline = time.monotonic() + grace
-        for pod in job.active:
-            try:
-                code = pod.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pod.process.pid, signal.SIGKILL)
-                code = pod.process.wait()
-            pod.ended = 128 - code if code < 0 else code
-            JobController._write_end(pod)
+    def _note_end(pod: RunningPod) -> None:
+        """Write into a pod how its process ended."""
+        code = pod.process.wait()
+        pod.ended = 128 - code if code < 0 else code
+        JobController._write_end(pod)
+
+    @staticmethod
+    def _signal(pod: RunningPod, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pod.process.pid, number)

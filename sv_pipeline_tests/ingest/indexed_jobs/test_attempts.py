@@ -68,7 +68,7 @@ def test_an_interrupted_command_deletes_its_job(
     assert said.code == 130, said.err
     assert "Job sv-tissue-graph-l02" in said.err
     assert not cluster.jobs
-    assert all(pod.process.poll() is not None for pod in met)
+    builds.wait_until(lambda: all(pod.process.poll() is not None for pod in met), "the pods to end")
     graph.build_layer()
     graph.finish(small_twin)
 
