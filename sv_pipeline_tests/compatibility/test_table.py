@@ -63,7 +63,7 @@ def test_keys_are_of_known_kinds_and_only_our_own_rows_hold_our_own_columns(cell
             assert int(key) >> 56 >= 1
             kinds["node"] |= {(family, qualifier.rstrip(b"0123456789")) for family, qualifier in columns}
     assert kinds["ingest"] == {("1", b"reservation"), ("1", b"done")}
-    assert kinds["counts"] == {("1", b"kept")}
+    assert kinds["counts"] == {("1", b"kept"), ("1", b"counts"), ("1", b"states")}
     assert kinds["meta"] == {("0", b"meta"), ("0", b"version")}
     assert kinds["counter"] == {("1", b"counter")}
     assert kinds["node"] == {
