@@ -3,6 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import dagster as dg
 
@@ -153,7 +154,8 @@ def _layer_complete(context: dg.AssetCheckExecutionContext, pipeline: PipelineRe
 
 def _mode(run: dg.OpExecutionContext, dataset: Dataset) -> str:
     """Return the name of the mode in which a run builds a layer."""
-    config = run.run_config.get("ops", {}).get(layer.key.to_user_string(), {}).get("config") or {}
+    ops: Any = run.run_config.get("ops", {})
+    config = ops.get(layer.key.to_user_string(), {}).get("config") or {}
     return str(config.get("mode", dataset.config.ingest.mode.name))
 
 
