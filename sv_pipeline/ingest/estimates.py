@@ -112,7 +112,7 @@ def share_unlike(n: int, chunks: int) -> float:
     A sample without scatter tells nothing about the chunks that it does not contain, except that those which differ
     are too few to be met: (1 - share)^n is at least 1 - `CONFIDENCE`.
     """
-    return (1 - (1 - CONFIDENCE) ** (1 / n)) * (1 - n / chunks)
+    return float(1 - (1 - CONFIDENCE) ** (1 / n)) * (1 - n / chunks)
 
 
 def spread_chunks(grid: ChunkGrid, count: int, seed: int = 0) -> npt.NDArray[np.int64]:

@@ -126,7 +126,7 @@ def scratch_dataset(config: DatasetConfig, home: str, *, makes_watershed: bool) 
             _remove(record, home)
         except Exception as failure:  # noqa: BLE001 - what went wrong first is what the user has to know
             error.add_note(
-                f"The sample {name} could not be removed ({failure}). Remove it later: 'sv-pipeline plan --clean {name}'."
+                f"The sample {name} could not be removed ({failure}). Do it later: 'sv-pipeline plan --clean {name}'."
             )
         else:
             error.add_note(f"The sample {name} is removed; no part of it stays.")
