@@ -87,12 +87,6 @@ class DevServer:
         assert result["__typename"] == "LaunchRunSuccess", result
         return str(result["run"]["runId"])
 
-    def batches_of(self, run_id: str) -> list[str]:
-        """Steps of a run that did batches of chunks."""
-        text = "query($i:ID!){runOrError(runId:$i){... on Run{stepStats{stepKey}}}}"
-        steps = self.query(text, i=run_id)["runOrError"]["stepStats"]
-        return [s["stepKey"] for s in steps if "run_batch" in s["stepKey"]]
-
     def backfill(self, partitions: dict[str, list[str]]) -> str:
         """Launch a backfill of assets by their partition keys; its id."""
         text = (

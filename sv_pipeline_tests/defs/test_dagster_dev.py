@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,8 @@ from sv_pipeline.ingest.small_work import BATCHES_VARIABLE
 from sv_pipeline.proofreading import open_graph
 from sv_pipeline.registry import Dataset, open_dataset
 from sv_pipeline.reports.status import graph_status
+from sv_pipeline.table import keys
+from sv_pipeline.table.columns import INGEST_DONE
 from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline_tests.defs.conftest import small_config
 from sv_pipeline_tests.defs.dev_server import DevServer, dev_server, wait_for
@@ -148,11 +151,14 @@ def test_a_failed_layer_is_run_again_and_does_only_what_is_missing(
     assert layer.state == "failed"
     assert edges[-1].name in str(layer.error)
     assert layer.done == 12
+    done = done_markers(dataset)
 
     edges[-1].write_bytes(content)
     again = server.materialize("layer", "broken", "L02")
     assert server.wait_for_run(again) == "SUCCESS"
-    assert len(server.batches_of(again)) == 1
+    after = done_markers(dataset)
+    assert len(after) == 18
+    assert {chunk: after[chunk] for chunk in done} == done
 
 
 def test_an_edit_starts_at_once_while_ingests_fill_their_slots(
@@ -176,6 +182,12 @@ def test_an_edit_starts_at_once_while_ingests_fill_their_slots(
 def prepared(dataset: Dataset) -> None:
     """The steps before the layers, in this process."""
     ingest(dataset, mode=IngestMode.SETUP, workers=1)
+
+
+def done_markers(dataset: Dataset) -> dict[bytes, Any]:
+    """The done-markers of the chunks of layer 2, with the time and the process of each."""
+    rows = dataset.graph.table.scan([keys.ingest_range(2)], [INGEST_DONE.key], newest_only=True)
+    return {key: INGEST_DONE.newest(row) for key, row in rows}
 
 
 def done_chunks(dataset: Dataset) -> int:

@@ -81,8 +81,14 @@ class KubernetesApi:
                 return None
             raise self._refused(error, f"read Job {name}") from error
 
-    def delete_job(self, name: str) -> None:
-        """Delete a Job and its pods; nothing happens if there is none."""
+    def delete_job(self, name: str, *, patience: float | None = None) -> None:
+        """Delete a Job and its pods; nothing happens if there is none.
+
+        Parameters
+        ----------
+        patience
+            How long to repeat the call while there is no answer, in seconds; default: the patience of the settings.
+        """
         try:
             self._call(
                 f"delete Job {name}",
@@ -90,6 +96,7 @@ class KubernetesApi:
                 name,
                 self.namespace,
                 propagation_policy="Background",
+                patience=patience,
             )
         except ApiException as error:
             if error.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
@@ -110,7 +117,7 @@ class KubernetesApi:
         pods: list[Any] = []
         place: str | None = None
         while True:
-            more = {"_continue": place} if place else {}
+            more: dict[str, Any] = {"_continue": place} if place else {}
             page = self._call(
                 f"list the pods of Job {name}",
                 self._core.list_namespaced_pod,
@@ -140,7 +147,9 @@ class KubernetesApi:
             return ""
         return str(answer.data.decode(errors="replace")).strip()
 
-    def _call(self, what: str, method: Callable[..., Answer], *arguments: Any, **options: Any) -> Answer:
+    def _call(
+        self, what: str, method: Callable[..., Answer], *arguments: Any, patience: float | None = None, **options: Any
+    ) -> Answer:
         """Call the API until it answers.
 
         Raises
@@ -163,7 +172,7 @@ class KubernetesApi:
                 said = f"{type(error).__name__}: {error}"
                 cause = error
             failures += 1
-            if time.monotonic() - began > self._patience:
+            if time.monotonic() - began > (self._patience if patience is None else patience):
                 raise UnavailableError(
                     f"the Kubernetes API does not answer ({what}; {said}).",
                     remedy="The Job goes on without us.",

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -32,6 +33,7 @@ from sv_pipeline.ingest.indexed_jobs.explaining import explain_failure, what_pod
 from sv_pipeline.ingest.indexed_jobs.manifest import PLAN, TEMPLATE, base_name, job_manifest
 from sv_pipeline.ingest.indexed_jobs.settings import JobSettings
 from sv_pipeline.ingest.work import WorkPlan, read_plan, remove_plan, write_plan
+from sv_pipeline.processes import interrupts_held
 from sv_pipeline.registry import Dataset
 from sv_pipeline.storage import kv
 
@@ -46,6 +48,8 @@ SHARE_OF_TIME_FOR_MARKERS = 0.1
 SECONDS_BETWEEN_LOOKS = 60.0
 """How often markers are looked at while the Job reports nothing new."""
 SECONDS_BETWEEN_REPORTS = 60.0
+SECONDS_TO_CANCEL = 15.0
+"""How long the deletion of a Job is tried after an interrupt, which schedulers follow with a kill."""
 SECONDS_TO_END = 30.0
 """How long a Job whose chunks are all done may take to end by itself before it is deleted."""
 
@@ -283,11 +287,14 @@ class _Work:
     def _leave(self, is_cancelled: Callable[[], bool]) -> None:
         if self._at_work is None:
             return
-        if is_cancelled():
-            logger.warning("cancelled: Job %s is deleted; finished chunks are kept", self._at_work)
-            self._cluster.delete_job(self._at_work)
-        else:
-            logger.warning("interrupted, but not cancelled: Job %s goes on", self._at_work)
+        # Schedulers repeat their signals, and Dagster forwards them to the processes of steps: the second one must not
+        # keep the Job from being deleted.
+        with interrupts_held(signal.SIGTERM):
+            if is_cancelled():
+                logger.warning("cancelled: Job %s is deleted; finished chunks are kept", self._at_work)
+                self._cluster.delete_job(self._at_work, patience=SECONDS_TO_CANCEL)
+            else:
+                logger.warning("interrupted, but not cancelled: Job %s goes on", self._at_work)
 
 
 def _condition(job: Any) -> Any | None:

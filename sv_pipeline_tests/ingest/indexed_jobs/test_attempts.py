@@ -92,6 +92,19 @@ def test_interrupted_without_being_cancelled_the_job_goes_on(
     graph.finish(small_twin)
 
 
+def test_a_second_signal_does_not_keep_the_job(graph: SmallGraph, cluster: KubernetesServer) -> None:
+    def again() -> bool:
+        signal.raise_signal(signal.SIGINT)
+        return True
+
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), runner_from_environment(1, is_cancelled=again) as runner:
+        runner.run(graph.dataset, stages.plan_layer(graph.dataset, 2), advance=interrupt)
+    assert not cluster.jobs
+
+
 def test_a_job_with_other_settings_is_replaced(
     graph: SmallGraph,
     cluster: KubernetesServer,
