@@ -79,7 +79,7 @@ class Box:
         # Pieces grow along x, then y, then z, so that they are long in memory order.
         for axis in range(3):
             room = limit // max(1, int(np.prod(size)))
-            size[axis] = min(self.shape[axis], size[axis] * max(1, room))
+            size[axis] = min(self.shape[axis], int(size[axis]) * max(1, room))
             if size[axis] < self.shape[axis]:
                 size[axis] -= size[axis] % unit[axis]
                 break

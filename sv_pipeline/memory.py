@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from sv_pipeline.environment import whole_number_in
+from sv_pipeline.errors import ConfigError
 
 __all__ = ["DEFAULT_BUDGET_MB", "INTERPRETER_MB", "MEMORY_VARIABLE", "grouped", "memory_budget"]
 
@@ -13,6 +14,8 @@ Item = TypeVar("Item")
 
 MEMORY_VARIABLE = "SV_PIPELINE_WORKER_MEMORY_MB"
 DEFAULT_BUDGET_MB = 1024
+MOST_BUDGET_MB = 1 << 30
+"""Largest budget, in MiB. It is more than any machine has, and small enough for all arithmetic with it."""
 INTERPRETER_MB = 512
 """Memory of a worker that has no work, in MiB: the interpreter, its libraries, connections and their buffers, and the
 cache of TensorStore. A worker needs at most this and its budget."""
@@ -30,9 +33,15 @@ def memory_budget(configured_mb: int | None = None) -> int:
     Raises
     ------
     ConfigError
-        If the environment variable is not a positive whole number.
+        If the environment variable is not a positive whole number, or larger than the memory of any machine.
     """
-    return whole_number_in(MEMORY_VARIABLE, configured_mb or DEFAULT_BUDGET_MB, meaning="MiB") << 20
+    budget = whole_number_in(MEMORY_VARIABLE, configured_mb or DEFAULT_BUDGET_MB, meaning="MiB")
+    if budget > MOST_BUDGET_MB:
+        raise ConfigError(
+            f"{MEMORY_VARIABLE} is {budget} MiB, which no machine has.",
+            remedy=f"Set it to a whole number of MiB, such as {DEFAULT_BUDGET_MB}.",
+        )
+    return budget << 20
 
 
 def grouped(items: Iterable[Item], cost: Callable[[Item], int], limit: int) -> Iterator[list[Item]]:

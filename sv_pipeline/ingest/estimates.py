@@ -23,7 +23,7 @@ from scipy.special import stdtrit
 
 from sv_pipeline.grid import ChunkGrid
 
-__all__ = ["CONFIDENCE", "Estimate", "extrapolate", "spread_chunks"]
+__all__ = ["CONFIDENCE", "Estimate", "extrapolate", "share_unlike", "spread_chunks"]
 
 CONFIDENCE = 0.95
 """Probability with which the interval of a sampled quantity covers its real value, if its scatter is about normal."""
@@ -104,6 +104,15 @@ def extrapolate(quantities: npt.ArrayLike, voxels: npt.ArrayLike, chunks: int, t
     half = t * chunks * math.sqrt((1 - n / chunks) * variance / n)
     # What the sample holds is there in any case.
     return Estimate(total, max(float(q.sum()), total - half), total + half)
+
+
+def share_unlike(n: int, chunks: int) -> float:
+    """Return the largest share of all chunks that may differ from a sample of ``n`` equal chunks, with `CONFIDENCE`.
+
+    A sample without scatter tells nothing about the chunks that it does not contain, except that those which differ
+    are too few to be met: (1 - share)^n is at least 1 - `CONFIDENCE`.
+    """
+    return float(1 - (1 - CONFIDENCE) ** (1 / n)) * (1 - n / chunks)
 
 
 def spread_chunks(grid: ChunkGrid, count: int, seed: int = 0) -> npt.NDArray[np.int64]:

@@ -41,7 +41,7 @@ BYTES_PER_EDGE = 120
 
 
 def build_parent_chunks(
-    graph: ChunkedGraph, layer: int, coordinates: npt.ArrayLike, *, again: bool = False
+    graph: ChunkedGraph, layer: int, coordinates: npt.ArrayLike, *, again: bool = False, budget: int | None = None
 ) -> list[ChunkReport]:
     """Make the parents of all nodes below chunks of ``layer``; chunks with a done-marker are skipped.
 
@@ -53,6 +53,8 @@ def build_parent_chunks(
         Chunk coordinates at ``layer``, shape (n, 3).
     again
         Whether to write chunks that are done once more, with exactly the same cells.
+    budget
+        Memory for the work in bytes. Default: that of the environment (`memory_budget`).
 
     Returns
     -------
@@ -70,7 +72,7 @@ def build_parent_chunks(
     """
     if not 3 <= layer <= graph.n_layers:
         raise ValueError(f"layer {layer} is outside 3..{graph.n_layers}")
-    groups = parent_groups(graph, layer, coordinates, again=again)
+    groups = parent_groups(graph, layer, coordinates, again=again, budget=budget)
     return sorted(itertools.chain.from_iterable(groups), key=lambda report: report.coordinate)
 
 

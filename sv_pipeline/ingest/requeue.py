@@ -19,6 +19,7 @@ from sv_pipeline.ingest.atomic import build_atomic_chunks
 from sv_pipeline.ingest.parents import build_parent_chunks
 from sv_pipeline.ingest.purge import refuse_if_edited
 from sv_pipeline.ingest.registration import require_watershed
+from sv_pipeline.memory import memory_budget
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import populate
 from sv_pipeline.segmentation.base.repopulate import repopulate_task
@@ -99,7 +100,8 @@ def requeue_chunk(
         if layer == 2:
             (report,) = build_atomic_chunks(graph, [coordinate], dataset.config, again=True)
         else:
-            (report,) = build_parent_chunks(graph, layer, [coordinate], again=True)
+            memory = memory_budget(dataset.config.ingest.worker_memory_mb)
+            (report,) = build_parent_chunks(graph, layer, [coordinate], again=True, budget=memory)
     shapes = None
     if plan is not None and of_voxels:
         require_watershed(dataset)
@@ -130,4 +132,6 @@ def _refuse_edited(dataset: Dataset) -> None:
 
 
 def _populate_plan(dataset: Dataset, coordinate: Triple) -> populate.PopulatePlan:
-    return populate.populate_plan(dataset.base, dataset.grid, dataset.config.ocdbt_config, only=[coordinate])
+    memory = memory_budget(dataset.config.ingest.worker_memory_mb)
+    config = dataset.config.ocdbt_config
+    return populate.populate_plan(dataset.base, dataset.grid, config, only=[coordinate], memory=memory)

@@ -16,15 +16,16 @@ ingest pays once per batch.
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from sv_pipeline.config import DatasetConfig
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.failpoints import reach
-from sv_pipeline.ingest.estimates import extrapolate, spread_chunks
-from sv_pipeline.ingest.forecast import SAMPLE, Quantity, SampleNote
+from sv_pipeline.ingest.estimates import Estimate, extrapolate, share_unlike, spread_chunks
+from sv_pipeline.ingest.forecast import SAMPLE, Quantity, SampleNote, default_content
 from sv_pipeline.ingest.sampler import Sampler
 from sv_pipeline.ingest.scratch import scratch_dataset
 from sv_pipeline.ingest.workload import MipWork, Workload
@@ -125,13 +126,14 @@ def _take_out_calls(rows: list[dict[str, float]], together: float, per_batch: in
 def _extrapolated(
     rows: list[dict[str, float]], workload: Workload, sampler: Sampler
 ) -> tuple[dict[str, Quantity], tuple[str, ...]]:
-    voxels = [row["voxels"] for row in rows]
-    content = {
-        name: Quantity(extrapolate([row[name] for row in rows], voxels, workload.chunks, workload.voxels), SAMPLE)
-        for name in rows[0]
-        if name != "voxels"
-    }
+    content = {name: Quantity(_total(name, rows, workload), SAMPLE) for name in rows[0] if name != "voxels"}
     notes: list[str] = []
+    if "supervoxels" in content and not any(row["supervoxels"] for row in rows) and len(rows) < workload.chunks:
+        notes.append(
+            f"No chunk of the sample holds a supervoxel, so the volume is mostly empty, or its content was missed. The "
+            f"upper bounds take at most {share_unlike(len(rows), workload.chunks):.0%} of the chunks to be as full as "
+            f"the default figures allow. Take a larger sample, or another --seed."
+        )
     if workload.mips and sampler.referred != tuple(m.mip for m in workload.mips[: sampler.n_mips] if m.referred):
         notes.append(
             "The scratch base could not refer to the watershed as the real base will, because its tasks are single "
@@ -145,6 +147,17 @@ def _extrapolated(
             for name in BASE_QUANTITIES:
                 content[name] = Quantity(content[name].estimate * factor, SAMPLE)
     return content, tuple(notes)
+
+
+def _total(name: str, rows: list[dict[str, float]], workload: Workload) -> Estimate:
+    """Extrapolate a quantity. If all chunks of the sample are equal, the default figures bound the others."""
+    voxels = [row["voxels"] for row in rows]
+    found = extrapolate([row[name] for row in rows], voxels, workload.chunks, workload.voxels)
+    n, usual = len(rows), default_content(workload)
+    if n < workload.chunks and name in usual and math.isclose(found.low, found.high, rel_tol=1e-9):
+        more = usual[name].estimate.high * share_unlike(n, workload.chunks)
+        return replace(found, high=found.high + more)
+    return found
 
 
 def _factor_of_mips(mips: tuple[MipWork, ...], sampled: int) -> float:

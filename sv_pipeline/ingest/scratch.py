@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sv_pipeline.config import DatasetConfig, IngestMode, parse_config
-from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError
+from sv_pipeline.errors import ConfigError, ConflictError, CorruptionError, NotFoundError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.registry import Dataset, absolute
 from sv_pipeline.storage import kv
@@ -84,6 +84,11 @@ def scratch_dataset(config: DatasetConfig, home: str, *, makes_watershed: bool) 
     makes_watershed
         Whether the scratch dataset gets a watershed of its own, made from the source. Otherwise its graph uses the
         watershed and the edge files of the configuration, and only its base is in the folder.
+
+    Raises
+    ------
+    ConfigError
+        If the backend cannot be written, or cannot be reached with what the configuration says.
     """
     config = absolute(config)
     name = f"{PREFIX}{uuid.uuid4().hex[:12]}"
@@ -101,17 +106,33 @@ def scratch_dataset(config: DatasetConfig, home: str, *, makes_watershed: bool) 
         made_watershed=place is not None and not place.exists(),
         birth=_birth(os.getpid()),
     )
+    # A backend that cannot be used is refused before the record is written: its table could not be removed either.
+    table = open_table(scratch, home)
+    if table.read_only:
+        raise ConfigError(
+            "a sample writes a scratch table, but backend_client.CONFIG.READ_ONLY is true.",
+            remedy="Set it to false for the plan, or plan without --sample.",
+        )
+    table.exists()
+    table.close()
     write_private(kv.as_url(home) + FOLDER, f"{name}.json", json.dumps(record.__dict__, indent=1).encode())
     reach("sample_recorded")
     dataset = Dataset(parse_config(record.config, stored=True), home)
     try:
         yield dataset, folder
     except BaseException as error:
-        error.add_note(f"The sample {name} is removed; no part of it stays.")
-        raise
-    finally:
         dataset.close()
-        _remove(record, home)
+        try:
+            _remove(record, home)
+        except Exception as failure:  # noqa: BLE001 - what went wrong first is what the user has to know
+            error.add_note(
+                f"The sample {name} could not be removed ({failure}). Do it later: 'sv-pipeline plan --clean {name}'."
+            )
+        else:
+            error.add_note(f"The sample {name} is removed; no part of it stays.")
+        raise
+    dataset.close()
+    _remove(record, home)
 
 
 def leftovers(home: str) -> list[Leftover]:

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.redaction import redacted, redacted_value, scrub
 from sv_pipeline.storage import kv
 
@@ -97,6 +98,8 @@ def _dump(folder: str, error: Exception) -> None:
         shown = json.dumps(redacted_value(content), indent=1, default=lambda value: redacted(str(value)))
         kv.write_bytes(folder, key, shown.encode())
         _logger.error("%s failed; details are in %s%s", name, kv.as_url(folder), key)
+    except SvPipelineError as failure:
+        _logger.error("could not dump the failure of %s: %s", name, failure)  # noqa: TRY400 - the message says it all
     except Exception:
         # An error while writing the dump must not replace the error of the task.
         _logger.exception("could not dump the failure of %s to %s", name, folder)

@@ -63,6 +63,7 @@ def begin(
     """Begin a verification whose results are kept in the home folder, or resume one that did not end.
 
     It is resumed only if neither the graph nor what is to be verified has changed, and if it is not older than a week.
+    Parts that found something are verified again, since what they found may have been repaired.
 
     Parameters
     ----------
@@ -81,15 +82,28 @@ def begin(
     plan = make_plan(subject, checks, division, state=state_of(dataset))
     url = folder_of(dataset, plan)
     records = FolderRecords(url)
+    verification = Verification(subject, plan, records)
     stored = kv.read_bytes(url, PLAN)
-    if stored is not None and (again or time.time() - json.loads(stored)["begun"] > MOST_SECONDS):
+    if stored is not None and (again or not 0 <= time.time() - _begun(stored) <= MOST_SECONDS):
         records.clear()
         stored = None
     if stored is None:
         kv.write_bytes(url, PLAN, json.dumps({"begun": time.time(), "plan": plan.to_json().decode()}).encode())
-    elif done := records.done():
-        logger.info("graph %s: %d parts were verified before, and are not verified again", dataset.graph_id, len(done))
-    return Verification(subject, plan, records)
+    else:
+        verification.forget_faults()
+        if done := records.done():
+            logger.info(
+                "graph %s: %d parts were verified before, and are not verified again", dataset.graph_id, len(done)
+            )
+    return verification
+
+
+def _begun(stored: bytes) -> float:
+    """When a verification began, in seconds since 1970; 0 if what was stored cannot be read."""
+    try:
+        return float(json.loads(stored)["begun"])
+    except (ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def resume(dataset: Dataset, key: str) -> Verification:

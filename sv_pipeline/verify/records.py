@@ -7,6 +7,7 @@ its findings. Only the second one makes it count as verified.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -34,6 +35,14 @@ class Records:
         """Return the result of a part; its boundary may be missing."""
         return self._results[part]
 
+    def is_doubtful(self, part: str) -> bool:
+        """Whether a part found something, or its record cannot be read."""
+        try:
+            result = self.findings(part)
+        except DamagedError:
+            return True
+        return result.has_errors or bool(result.strays)
+
     def boundary(self, part: str) -> Boundary:
         """Return what a part hands to others."""
         return self._results[part].boundary
@@ -41,6 +50,11 @@ class Records:
     def put(self, part: str, result: PartResult) -> None:
         """Keep the result of a part; it replaces an earlier one."""
         self._results[part] = result
+
+    def forget(self, parts: Iterable[str]) -> None:
+        """Remove the results of some parts."""
+        for part in parts:
+            self._results.pop(part, None)
 
     def clear(self) -> None:
         """Forget all results."""
@@ -82,6 +96,10 @@ class FolderRecords(Records):
         """Keep the result of a part; it replaces an earlier one."""
         kv.write_bytes(self.url, f"{part}.npz", result.boundary.to_bytes())
         kv.write_bytes(self.url, f"{part}.json", json.dumps(_values(result)).encode())
+
+    def forget(self, parts: Iterable[str]) -> None:
+        """Remove the results of some parts."""
+        kv.delete_keys(self.url, [f"{part}.json" for part in parts])
 
     def clear(self) -> None:
         """Remove the folder."""

@@ -242,9 +242,17 @@ class Verification:
                     run(self, some, Strays())
             self.repeat_affected(run)
 
+    def forget_faults(self) -> None:
+        """Remove the results that found something, which may have been repaired since; those without faults stay."""
+        known = self.records.done()
+        self.records.forget(known & self._with_dependents({name for name in known if self.records.is_doubtful(name)}))
+
     def _faulty(self) -> set[str]:
-        """Parts that found an error; and of rows, the parts that hand something up to them, and all parts above."""
-        found = {name for stage in self.stages() for name in stage if self.records.findings(name).has_errors}
+        """Parts that found an error, and those that depend on them."""
+        return self._with_dependents({n for some in self.stages() for n in some if self.records.findings(n).has_errors})
+
+    def _with_dependents(self, found: set[str]) -> set[str]:
+        """Parts, and if they are of rows, the parts that hand something up to them, and all parts above."""
         parts = list(self._parts.values())
         rows = [part for part in parts if part.key in found]
         below = [part for part in parts if any(self.division.is_below(part, upper) for upper in rows)]

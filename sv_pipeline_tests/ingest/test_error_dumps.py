@@ -127,3 +127,17 @@ def test_details_that_cannot_be_had_do_not_prevent_the_dump(dumps: Path) -> None
     dump = only_dump(dumps)
     assert dump["graph"] == "g"
     assert "ZeroDivisionError" in dump["details"]
+
+
+@pytest.mark.parametrize("place", ["a file/below", "http://host/x", "gs:/bucket"])
+def test_a_dump_that_cannot_be_written_is_one_line_and_does_not_hide_the_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    (tmp_path / "a file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ERROR_DUMP", place)
+    with pytest.raises(ValueError, match="the failure"), dump_errors("task", dict):
+        raise ValueError("the failure")
+    (record,) = [record for record in caplog.records if "could not dump" in record.message]
+    assert record.exc_info is None
+    assert "the failure of task" in record.message

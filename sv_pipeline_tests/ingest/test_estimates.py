@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sv_pipeline.grid import Box, ChunkGrid
-from sv_pipeline.ingest.estimates import Estimate, extrapolate, spread_chunks
+from sv_pipeline.ingest.estimates import Estimate, extrapolate, share_unlike, spread_chunks
 
 SHAPES = st.tuples(*[st.integers(1, 40)] * 3)
 
@@ -73,6 +73,14 @@ def test_a_sample_of_all_chunks_is_exact(values: list[float]) -> None:
 def test_no_sample_gives_no_interval(n: int, chunks: int) -> None:
     with pytest.raises(ValueError, match="are no sample"):
         extrapolate([1.0] * n, [1.0] * n, chunks, 10)
+
+
+@pytest.mark.parametrize(("n", "share"), [(3, 0.2), (20, 0.1), (60, 0.04)])
+def test_a_sample_without_scatter_bounds_the_share_of_other_chunks(n: int, share: float) -> None:
+    random, bound = np.random.default_rng(n), share_unlike(n, 10_000)
+    unlike = random.random((4000, n)) < share
+    assert (share <= bound) or np.mean(~unlike.any(axis=1)) <= 0.05
+    assert share_unlike(n, n) == 0
 
 
 def test_arithmetic_keeps_the_order_of_the_bounds() -> None:

@@ -175,6 +175,24 @@ def test_most_intervals_of_samples_cover_what_is_there(tmp_path: Path) -> None:
     assert np.mean(covered) >= 0.75
 
 
+def test_a_sample_of_empty_chunks_does_not_claim_that_the_volume_is_empty(tmp_path: Path) -> None:
+    labels = np.zeros((64, 64, 64), np.uint32)
+    labels[48:, 48:, 48:] = 1 + np.arange(16, dtype=np.uint32) // 4
+    source = tmp_path / "source" / "labels.npy"
+    source.parent.mkdir()
+    np.save(source, labels)
+    raw = builds.raw_config(
+        tmp_path,
+        source={"segmentation": str(source), "resolution": [8, 8, 8]},
+        graph_config={"CHUNK_SIZE": [16, 16, 16]},
+    )
+    found = planning.plan_ingest(parse_config(raw), str(tmp_path / "home"), sample=3)
+    assert found.quantity("supervoxels").value == 0
+    for name in ("supervoxels", "nodes"):
+        assert found.quantity(name).covers(4), name
+    assert [note for note in found.notes if note.startswith("No chunk of the sample holds a supervoxel")]
+
+
 def test_a_sample_of_a_given_watershed_leaves_it_as_it_was(tmp_path: Path, twin: Dataset) -> None:
     watershed = Path(twin.watershed_url.removeprefix("file://"))
     before = files_in(watershed)
@@ -208,6 +226,23 @@ def test_a_sample_larger_than_the_volume_is_refused_before_anything_is_written(t
         with pytest.raises(ConfigError, match=said):
             planning.plan_ingest(config, str(tmp_path / "home"), sample=count)
     assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("backend", [{"TYPE": "sqlite", "CONFIG": {"READ_ONLY": True}}, {"TYPE": "bigtable"}])
+def test_a_sample_is_refused_before_anything_is_written_if_the_backend_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: dict[str, Any]
+) -> None:
+    """Otherwise it would leave a record that no command can remove."""
+    monkeypatch.delenv("BIGTABLE_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "no key"))
+    if backend["TYPE"] == "bigtable":
+        backend = {**backend, "CONFIG": {"PROJECT": "p", "INSTANCE": "i"}}
+    raw = builds.raw_config(tmp_path, backend_client=backend)
+    before = files_in(tmp_path)
+    with pytest.raises(ConfigError):
+        planning.plan_ingest(parse_config(raw), str(tmp_path / "home"), sample=3)
+    assert files_in(tmp_path) == before
+    assert not leftovers(str(tmp_path / "home"))
 
 
 def test_a_volume_without_an_info_file_is_refused(tmp_path: Path) -> None:

@@ -269,6 +269,37 @@ def test_results_of_another_state_of_the_graph_are_not_used(dataset: Dataset) ->
     assert not pool.begin(dataset, chosen_checks(None)).records.done()
 
 
+def test_parts_that_found_something_are_verified_again(dataset: Dataset) -> None:
+    """A damage that is repaired between a killed verification and the next one is not reported any more."""
+    table = dataset.table
+    (key, row), *_ = table.scan([keys.layer_range(2)], newest_only=True)
+    cells = [SetCell(column, versions[0].value, versions[0].timestamp) for column, versions in row.items()]
+    table.mutate([RowMutation(key, [DeleteCells(columns.PARENT.key)])])
+    killed = pool.begin(dataset, chosen_checks(None))
+    for name in killed.stages()[0]:
+        killed.run_part(name)
+    faulty = {name for name in killed.records.done() if killed.records.findings(name).has_errors}
+    assert faulty
+    table.mutate([RowMutation(key, cells)])
+    resumed = pool.begin(dataset, chosen_checks(None))
+    assert resumed.records.done() == set(killed.stages()[0]) - faulty
+    report = verify_dataset(dataset)
+    assert report.ok, report.summary()
+
+
+@pytest.mark.parametrize("name", ["plan", "result"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}"])
+def test_records_that_cannot_be_read_are_made_again(dataset: Dataset, name: str, content: bytes) -> None:
+    killed = pool.begin(dataset, chosen_checks(None))
+    for part in killed.stages()[0][:3]:
+        killed.run_part(part)
+    url = pool.folder_of(dataset, killed.plan)
+    kv.write_bytes(url, pool.PLAN if name == "plan" else f"{killed.stages()[0][1]}.json", content)
+    assert len(pool.begin(dataset, chosen_checks(None)).records.done()) == (0 if name == "plan" else 2)
+    report = verify_dataset(dataset)
+    assert report.ok, report.summary()
+
+
 def test_results_are_removed_on_request_and_after_a_week(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     for again in (True, False):
         first = pool.begin(dataset, chosen_checks(None))
