@@ -50,6 +50,8 @@ HOME_VARIABLE = "SV_PIPELINE_HOME"
 AT_ONCE = 8
 PATIENCE = 40.0
 """Seconds to wait for the answers of all graphs; a tick of a Dagster sensor may take 60."""
+# A field that is chosen at registration if it is not given: it differs only if both configurations give it.
+_CHOSEN = "ocdbt_config", "populate_layer"
 # Fields that may differ between two runs of one graph: they affect how it is built, never what is built.
 _FREE_FIELDS = {
     ("ingest", "mode"),
@@ -63,7 +65,6 @@ _FREE_FIELDS = {
     ("backend_client", "config", "admin"),
     ("backend_client", "config", "read_only"),
     ("ocdbt_config", "coordinator_address"),
-    ("ocdbt_config", "populate_layer"),
     ("ocdbt_config", "populate_method"),
     ("data_source", "fill_missing"),
     ("source", "fill_missing"),
@@ -260,7 +261,10 @@ def _differences(a: DatasetConfig, b: DatasetConfig) -> list[str]:
 
     # Secrets are masked before the comparison: a place with another password or token is the same place.
     left, right = (flatten(redacted_value(absolute(one).model_dump(mode="json"))) for one in (a, b))
-    return sorted(".".join(k) for k in left.keys() | right.keys() if left.get(k) != right.get(k))
+    differing = {k for k in left.keys() | right.keys() if left.get(k) != right.get(k)}
+    if None in (left.get(_CHOSEN), right.get(_CHOSEN)):
+        differing.discard(_CHOSEN)
+    return sorted(".".join(k) for k in differing)
 
 
 def ask_every_graph(

@@ -47,10 +47,10 @@ def build(graph: ChunkedGraph, layer: int, budget: int) -> list[int]:
 
 
 def contents(graph: ChunkedGraph) -> dict[bytes, dict[str, Any]]:
-    """All values of all rows, without the times and the worker of the ingest."""
+    """All values of all rows but the kept counts, without the times and the worker of the ingest."""
     found: dict[bytes, dict[str, Any]] = {}
     for key, row in graph.table.scan([RowKeyRange(b"", b"\xff")]):
-        if key == keys.META:
+        if key == keys.META or key.startswith(keys.COUNTS_SIGN):
             continue
         values = {str(column): [cell.value for cell in cells] for column, cells in row.items()}
         if key.startswith(b"sv_pipeline:"):
@@ -184,6 +184,6 @@ def test_the_memory_of_a_worker_does_not_grow_with_its_batch(tmp_path: Path, lay
 
     small, large = measure(0, count // 4), measure(count // 4, count)
     assert len(large["groups"]) >= 2
-    assert large["peak"] < small["peak"] + budget // 2
+    assert large["peak"] < small["peak"] + budget * 3 // 4
     assert large["peak"] < (INTERPRETER_MB << 20) + budget
     assert np.sum(large["groups"]) == count - count // 4
