@@ -7,6 +7,7 @@ backend, ``tables/<table>.sqlite``. Every process that works on a graph finds it
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -17,16 +18,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sv_pipeline.config import BackendType, DatasetConfig, IngestOptions, SourceConfig, parse_config, validate_graph_id
-from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError, SvPipelineError
+from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.places import is_spec, local_folder, parse_folder, parse_source
-from sv_pipeline.redaction import redacted_value
+from sv_pipeline.redaction import redacted, redacted_value
 from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv
 from sv_pipeline.storage.precomputed import VolumeInfo, read_info
 from sv_pipeline.storage.private_files import write_private
+from sv_pipeline.storage.wall import our_error
 from sv_pipeline.table import open_table
 from sv_pipeline.table.interface import Table
 
@@ -41,6 +43,8 @@ __all__ = [
     "home_or_default",
     "open_dataset",
 ]
+
+logger = logging.getLogger(__name__)
 
 HOME_VARIABLE = "SV_PIPELINE_HOME"
 AT_ONCE = 8
@@ -296,8 +300,10 @@ def ask_every_graph(
                 answers[graph_id] = future.result(max(0.0, deadline - time.monotonic()))
             except TimeoutError:
                 answers[graph_id] = f"it did not answer within {patience:.0f} s"
-            except (SvPipelineError, OSError, ValueError) as error:
-                answers[graph_id] = str(error)
+            except Exception as error:
+                if (ours := our_error(error)) is None:
+                    logger.warning("graph %s: an unexpected error", graph_id, exc_info=error)
+                answers[graph_id] = redacted(str(ours or f"{type(error).__name__}: {error}"))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return answers

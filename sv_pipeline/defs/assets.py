@@ -34,9 +34,8 @@ def _plan_watershed(context: dg.OpExecutionContext, pipeline: PipelineResource, 
     with explained_failures():
         dataset = pipeline.dataset(context.partition_key)
         batches = stages.plan_watershed(dataset, stage) if stages.needs_watershed(dataset) else []
-        batches = run_elsewhere(context, dataset, batches)
-        left = work_in_planning_steps(context).run(dataset, batches)
-    context.log.info("%s: %d batches run here, %d handed out", stage, len(batches) - len(left), len(left))
+        left = run_elsewhere(context, dataset, work_in_planning_steps(context).run(dataset, batches))
+    context.log.info("%s: %d batches are done, %d handed out", stage, len(batches) - len(left), len(left))
     for batch in left:
         yield dg.DynamicOutput(None, mapping_key=batch.key)
 

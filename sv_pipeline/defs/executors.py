@@ -9,6 +9,7 @@ import dagster as dg
 
 import sv_pipeline.defs
 from sv_pipeline.environment import whole_number_in
+from sv_pipeline.ingest.runner import fans_out_to_kubernetes
 from sv_pipeline.ingest.small_work import SmallWork
 
 __all__ = ["EXECUTOR_VARIABLE", "PRELOAD", "executor_from_environment", "work_in_planning_steps"]
@@ -37,8 +38,8 @@ PRELOAD = [
 
 
 def work_in_planning_steps(context: dg.OpExecutionContext) -> SmallWork:
-    """Return how much work a step runs itself that plans it: less where another step starts fast, on other machines."""
-    elsewhere = context.job_def.executor_def.name in ("celery", "k8s")
+    """Return how much work a step runs itself that plans it: less where other machines are there for it."""
+    elsewhere = context.job_def.executor_def.name in ("celery", "k8s") or fans_out_to_kubernetes()
     return SmallWork.from_environment(1) if elsewhere else SmallWork.from_environment()
 
 
@@ -48,7 +49,7 @@ def executor_from_environment() -> dg.ExecutorDefinition:
     ``local``, the default, runs steps in processes on this machine, or in the process of the run if its config says so.
     Dask is not offered, because its executor reports success without running mapped steps.
     """
-    name = os.environ.get(EXECUTOR_VARIABLE, "local")
+    name = os.environ.get(EXECUTOR_VARIABLE, "").strip() or "local"
     if name == "local":
         return dg.multi_or_in_process_executor.configured(
             {

@@ -127,7 +127,7 @@ def _plan(context: dg.OpExecutionContext, pipeline: PipelineResource, here: Smal
                 batches = stages.plan_layer(dataset, number, mode)
             left = _run_here(run, dataset, batches, here)
             name = f"layer {number} of {dataset.graph_id}"
-            context.log.info("%s: %d batches run here, %d handed out", name, len(batches) - len(left), len(left))
+            context.log.info("%s: %d batches are done, %d handed out", name, len(batches) - len(left), len(left))
             if left:
                 for batch in left:
                     mapping_key = _mapping_key(batch, dataset.graph_id, run.graph_ids)
@@ -140,14 +140,14 @@ def _plan(context: dg.OpExecutionContext, pipeline: PipelineResource, here: Smal
 
 
 def _run_here(run: _LayerRun, dataset: Dataset, batches: Sequence[Batch], here: SmallWork) -> list[Batch]:
-    """Run batches in pods if SV_PIPELINE_FANOUT says so, or in this step if they are few; return what is left."""
+    """Run batches in this step if they are few, or in pods if SV_PIPELINE_FANOUT says so; return what is left."""
+    if not batches:
+        return []
     prepared = prepare_coordinator(run.context, run.pipeline, dataset, batches)
-    left = run_elsewhere(run.context, dataset, batches, lambda _: prepared)
-    if not left:
-        return left
-    by_coordinator = next((batch for batch in left if batch.stage is Stage.VOXELS), left[0])
+    by_coordinator = next((batch for batch in batches if batch.stage is Stage.VOXELS), batches[0])
     with coordinator_for(run.context, run.pipeline, dataset, by_coordinator) as address:
-        return here.run(dataset, left, address)
+        left = here.run(dataset, batches, address)
+    return run_elsewhere(run.context, dataset, left, lambda _: prepared)
 
 
 def _mapping_key(batch: Batch, graph_id: str, graph_ids: Sequence[str]) -> str:

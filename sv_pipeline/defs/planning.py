@@ -8,6 +8,7 @@ from pydantic import Field
 from sv_pipeline.defs.metadata import explained_failures
 from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.defs.runs import UPKEEP
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.ingest import planning
 from sv_pipeline.ingest.prices import bigtable_nodes, parse_prices
@@ -104,7 +105,7 @@ def write_chunk(context: dg.OpExecutionContext, pipeline: PipelineResource, conf
     )
 
 
-@dg.job
+@dg.job(tags=UPKEEP)
 def requeue_chunk_job() -> None:
     """Build one chunk of a graph, or write it again if it is done. It is refused if the graph has edits."""
     write_chunk()

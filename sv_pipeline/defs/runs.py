@@ -16,13 +16,16 @@ __all__ = [
     "SLOT_TAG",
     "TABLE_POOL",
     "UNFINISHED_RUNS",
+    "UPKEEP",
 ]
 
 OWNERS = ["team:segmentation"]
 RETRIES = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 """A step is retried if its process was killed or storage did not answer, but not after a user's mistake."""
 SLOT_TAG = "sv/slot"
-"""Tag with the kind of a run: edit, recovery, pyramid or verify. dagster.yaml limits each kind by itself."""
+"""Tag with the kind of a run: edit, recovery, verify or upkeep. dagster.yaml limits each kind by itself."""
+UPKEEP = {SLOT_TAG: "upkeep"}
+"""Tags of the runs that people start by hand, besides edits: registrations, purges, single chunks."""
 TABLE_POOL, MERGE_POOL = "sv_table", "sv_merge"
 """Pools of the steps that write a graph's rows, and of those that merge populated parts into a base."""
 

@@ -26,7 +26,8 @@ MOST_WAITS = 50_000
 def after_earlier_runs(context: dg.OpExecutionContext, graph_ids: Collection[str]) -> Iterator[None]:
     """Let a step that is not ready wait while another run works on one of its graphs.
 
-    The other run was asked for earlier, or belongs to the same backfill.
+    The other run was asked for earlier, or belongs to the same backfill and builds lower layers. So no two runs ever
+    wait for one another.
     """
     try:
         yield
@@ -47,10 +48,20 @@ def _other_run(context: dg.OpExecutionContext, graph_ids: Collection[str]) -> st
     mine = context.instance.get_run_record_by_id(context.run_id)
     if mine is None:
         return None
-    backfill = mine.dagster_run.tags.get(BACKFILL_TAG)
     for record in context.instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED_RUNS)):
-        run = record.dagster_run
-        together = backfill is not None and run.tags.get(BACKFILL_TAG) == backfill and run.run_id != context.run_id
-        if (together or record.storage_id < mine.storage_id) and graphs_of_run(run) & set(graph_ids):
-            return run.run_id
+        if _goes_first(record, mine) and graphs_of_run(record.dagster_run) & set(graph_ids):
+            return record.dagster_run.run_id
     return None
+
+
+def _goes_first(other: dg.RunRecord, mine: dg.RunRecord) -> bool:
+    backfill = mine.dagster_run.tags.get(BACKFILL_TAG)
+    if backfill is not None and other.dagster_run.tags.get(BACKFILL_TAG) == backfill:
+        # Such runs may start in any order. The id of a graph sorts before the keys of its layers.
+        return (_first_partition(other), other.storage_id) < (_first_partition(mine), mine.storage_id)
+    return other.storage_id < mine.storage_id
+
+
+def _first_partition(record: dg.RunRecord) -> str:
+    tags = record.dagster_run.tags
+    return min((tags[tag] for tag in PARTITION_TAGS if tag in tags), default="")

@@ -5,7 +5,7 @@ Objects are not stored as voxels: whenever a box is looked at, the roots of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,12 @@ from sv_pipeline.algorithms.multicut.cut import Preview
 from sv_pipeline.edits import SplitPreview, settled
 from sv_pipeline.graph import queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.lineage import latest_roots
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.viewer.pyramids import Pyramid, PyramidMip, factor_between
 
-__all__ = ["SINK", "SOURCE", "View", "objects", "sides_of", "supervoxels"]
+__all__ = ["SINK", "SOURCE", "View", "newest_roots", "objects", "sides_of", "supervoxels"]
 
 Labels = npt.NDArray[np.uint64]
 IntArray = npt.NDArray[np.int64]
@@ -54,6 +55,11 @@ class View:
     def roots(self, ids: UInt64Array) -> UInt64Array:
         """Return the root of each supervoxel, shape (n,); 0 for ids that were not in the graph."""
         return settled(self.graph, lambda graph: queries.roots(graph, ids, at=self.time, missing_ok=True))
+
+
+def newest_roots(graph: ChunkedGraph, ids: Sequence[int]) -> list[int]:
+    """Return the current successors of roots; a root that is current, or an id that is none, is its own."""
+    return [int(root) for root in settled(graph, lambda now: latest_roots(now, np.asarray(ids, np.uint64)))]
 
 
 def supervoxels(view: View) -> Pyramid:

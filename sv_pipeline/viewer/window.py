@@ -189,8 +189,25 @@ class ViewerWindow:
         """Show the graph anew after edits."""
         for volume in self._live:
             volume.invalidate()
+        self._select_newest()
         self.say("edits", text)
         self._say_lag()
+
+    def _select_newest(self) -> None:
+        """Select the objects that came of selected ones that edits have replaced, instead of these."""
+        chosen = {int(root): shown for root, shown in _selection(self.viewer.state).items() if root}
+        newest: dict[int, bool] = {}
+        for shown in (False, True):  # an object that came of several is shown if one of them is
+            before = [root for root in chosen if chosen[root] is shown]
+            newest |= dict.fromkeys(labels.newest_roots(self.graph.graph, before), shown)
+        if newest.keys() == chosen.keys():
+            return
+        with self.viewer.txn() as state:
+            segments = _selection(state)
+            for root in chosen.keys() - newest.keys():
+                segments.pop(root, None)
+            for root in newest.keys() - chosen.keys():
+                segments[root] = newest[root]
 
     def _say_lag(self) -> None:
         lag = self.graph.dataset.fork.lag()
@@ -236,16 +253,19 @@ class ViewerWindow:
     def _do(self, step: Callable[[], str]) -> None:
         """Do one step of the session, show its text, and what it changed; in the thread of the steps."""
         self.say("edit", "Working ...")
-        try:
-            text = step()
-            self._draw()
-        except Exception as error:
-            ours = our_error(error)
-            text = str(ours or DefectError(error))
-            _logger.warning("a step failed", exc_info=ours is None)
-        self.say("edit", text)
+        said = self._tried(step)  # stands whatever happens to the drawing: the edit may be made
+        self.say("edit", " ".join(filter(None, (said, self._tried(self._draw)))))
         if self._watcher is not None:
             self._watcher.look()
+
+    def _tried(self, step: Callable[[], str | None]) -> str:
+        """Return the text of a step, or of its error."""
+        try:
+            return step() or ""
+        except Exception as error:
+            ours = our_error(error)
+            _logger.warning("a step failed", exc_info=ours is None)
+            return str(ours or DefectError(error))
 
     def _draw(self) -> None:
         """Show the points and the preview of the session."""
@@ -265,6 +285,11 @@ class ViewerWindow:
                 )
             if OBJECTS in state.layers:
                 state.layers[OBJECTS].visible = sides is None
+
+
+def _selection(state: Any) -> Any:
+    """Return the selected objects of a state and whether each is shown; empty if somebody has removed their layer."""
+    return getattr(state.layers[OBJECTS].layer, "starred_segments", {}) if OBJECTS in state.layers else {}
 
 
 def _set_points(state: Any, sources: list[Voxel], sinks: list[Voxel]) -> None:

@@ -27,7 +27,8 @@ FILES = ROOT / "deploy" / "kubernetes"
 SECRETS = {"sv-pipeline-postgres": {"SV_PIPELINE_POSTGRES_PASSWORD"}}
 """Secrets that an operator creates, and their keys; no file holds them."""
 VERSIONS = [v for v in all_versions() if tuple(map(int, v.split(".")[:2])) >= (1, 31)]
-OF_OTHERS = {"DAGSTER_DISABLE_TELEMETRY", "DAGSTER_HOME", "POD_NAME", "NODE_NAME"}
+WAIT_FOR_CODE = "DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR"
+OF_OTHERS = {"DAGSTER_DISABLE_TELEMETRY", "DAGSTER_HOME", "POD_NAME", "NODE_NAME", WAIT_FOR_CODE}
 """Variables that Dagster reads, and those that say where a process runs."""
 
 
@@ -146,6 +147,12 @@ def test_every_variable_is_one_that_the_project_reads() -> None:
     assert named <= {*ENVIRONMENT, *SECRETS["sv-pipeline-postgres"]}
 
 
+def test_backfills_wait_while_the_code_server_restarts() -> None:
+    assert ENVIRONMENT[WAIT_FOR_CODE] == "1"
+    (daemon,) = pods()["sv-pipeline-daemon"]["containers"]
+    assert {"configMapRef": {"name": "sv-pipeline-environment"}} in daemon["envFrom"]
+
+
 def test_no_file_holds_a_secret() -> None:
     assert not of_kind("Secret")
     assert not [name for name in ENVIRONMENT if re.search("PASSWORD|TOKEN|SECRET|KEY", name)]
@@ -174,6 +181,11 @@ def test_pods_are_not_root_and_have_a_limit_of_memory() -> None:
 
 def test_the_instance_differs_from_that_of_one_machine_only_in_where_things_are() -> None:
     here, there = yaml.safe_load((ROOT / "instance" / "dagster.yaml").read_text()), read("dagster.yaml")
+    assert there["run_queue"].pop("max_user_code_failure_retries") > 0
+    assert there["run_queue"].pop("user_code_failure_retry_delay") > 0
+    assert there["run_monitoring"].pop("start_timeout_seconds") >= 900, "a new node takes minutes"
+    longest = there["run_monitoring"].pop("max_runtime_seconds")
+    assert longest >= 30 * here["run_monitoring"].pop("max_runtime_seconds"), "large layers take days"
     assert {name: there.get(name) for name in here} == here
     assert set(there) - set(here) == {"storage", "run_launcher", "compute_logs"}
 

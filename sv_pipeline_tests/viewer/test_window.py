@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import neuroglancer
 import numpy as np
 import pytest
 import requests
@@ -180,6 +181,50 @@ def test_edits_of_others_appear(graph: OpenGraph, open_window: Callable[..., Vie
     assert generation() > before
     shown = voxels(window)
     assert shown[one] == shown[other]
+
+
+def select(window: ViewerWindow, segments: dict[int, bool]) -> None:
+    with window.viewer.txn() as state:
+        state.layers["objects"].layer.starred_segments.update(segments)
+
+
+def selected(window: ViewerWindow) -> dict[int, bool]:
+    """Selected objects, and whether each is shown, as the browser reads it."""
+    layers = {one["name"]: one for one in window.viewer.shared_state.raw_state["layers"]}
+    return {int(one.lstrip("!")): not one.startswith("!") for one in layers["objects"].get("segments", [])}
+
+
+def test_selected_objects_that_edits_replace_give_their_selection_on(
+    graph: OpenGraph, open_window: Callable[..., ViewerWindow]
+) -> None:
+    window = open_window(edit=True)
+    near, far = neighbours_of_two_objects(graph)
+    one, other = graph.roots([near, far]).tolist()
+    unknown = 5  # somebody may type anything
+    select(window, {one: True, other: False, unknown: True})
+    for action, voxel in (("source-point", near), ("sink-point", far), ("preview-merge", None), ("commit", None)):
+        act(window, action, voxel)
+    wait_for(lambda: len(graph.operations()) == 1)
+    merged = int(graph.roots([near])[0])
+    wait_for(lambda: selected(window) == {merged: True, unknown: True})
+    graph.undo(1)  # somebody else
+    parts = graph.roots([near, far]).tolist()
+    wait_for(lambda: selected(window) == dict.fromkeys([*parts, unknown], True))
+
+
+def test_what_an_edit_said_stands_if_the_view_cannot_be_drawn(
+    graph: OpenGraph, open_window: Callable[..., ViewerWindow]
+) -> None:
+    window = open_window(edit=True)
+    near, far = neighbours_of_two_objects(graph)
+    for action, voxel in (("source-point", near), ("sink-point", far), ("preview-merge", None)):
+        act(window, action, voxel)
+    wait_for(lambda: text_of(window).startswith("Preview: "))
+    with window.viewer.txn() as state:
+        # Points can no longer be shown.
+        state.layers["source points"] = neuroglancer.ImageLayer(source="precomputed://nowhere")
+    act(window, "commit")
+    wait_for(lambda: text_of(window).startswith("Operation 1 (merge) is made"))
 
 
 def test_an_operation_is_shown_before_and_after(graph: OpenGraph, open_window: Callable[..., ViewerWindow]) -> None:
