@@ -6,7 +6,7 @@ import re
 
 import click
 
-from sv_pipeline.cli.output import ProgressBars, graph_id_option, json_option, print_json, status_table
+from sv_pipeline.cli.output import ProgressBars, graph_id_option, json_option, print_json, status_table, table_console
 from sv_pipeline.config import IngestMode, load_config
 from sv_pipeline.progress import Progress
 
@@ -66,9 +66,9 @@ def ingest(
         return
     with ProgressBars() as bars:
         run.ingest(dataset, mode=chosen, layers=_layers(layers), workers=workers, progress=bars)
-    from rich.console import Console
 
-    Console().print(status_table(graph_status(dataset)))
+    console = table_console()
+    console.print(status_table(graph_status(dataset), console.width))
 
 
 @click.command()

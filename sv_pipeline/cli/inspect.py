@@ -10,10 +10,9 @@ from collections.abc import Callable
 from datetime import datetime
 
 import click
-from rich.console import Console
 from rich.live import Live
 
-from sv_pipeline.cli.output import Finite, json_option, print_json, status_table
+from sv_pipeline.cli.output import Finite, json_option, print_json, status_table, table_console
 
 __all__ = ["info", "point", "roots", "status", "verify"]
 
@@ -35,18 +34,19 @@ def status(home: str, graph: str, interval: float, *, watch: bool, as_json: bool
     from sv_pipeline.registry import open_dataset
     from sv_pipeline.reports.status import graph_status
 
-    dataset = open_dataset(graph, home)
+    dataset, console = open_dataset(graph, home), table_console()
     if not watch:
         current = graph_status(dataset)
         if as_json:
             print_json(current.to_dict())
         else:
-            Console().print(status_table(current))
+            console.print(status_table(current, console.width))
         return
-    with Live(status_table(graph_status(dataset)), console=Console(), refresh_per_second=4) as live:
+    first = status_table(graph_status(dataset), console.width)
+    with Live(first, console=console, refresh_per_second=4) as live:
         while True:
             current = graph_status(open_dataset(graph, home), exact=False)
-            live.update(status_table(current))
+            live.update(status_table(current, console.width))
             if current.complete:
                 return
             time.sleep(interval)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import render
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from sv_pipeline import progress
 
@@ -36,6 +39,7 @@ __all__ = [
     "operations_table",
     "print_json",
     "status_table",
+    "table_console",
 ]
 
 PREDICTED = "predicted_work_seconds"
@@ -113,8 +117,23 @@ _STATUS_COLUMNS = (
 )  # fmt: skip
 
 
-def status_table(status: GraphStatus) -> Table:
-    """Return the status as a table for people. Columns without content are left out, so that it fits a terminal."""
+_LEFT_OUT_FIRST = ("wall", "work", "nodes", "chunks/s", "failed")
+"""Columns without which a status is still of use, in the order in which a narrow terminal does without them."""
+_PAPER_WIDTH = 120
+"""Columns of a table that is written to a file or a pipe."""
+
+
+def table_console() -> Console:
+    """Return a console for tables: as wide as the terminal, or wide enough for all columns in a file or a pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_PAPER_WIDTH)
+
+
+def status_table(status: GraphStatus, width: int = _PAPER_WIDTH) -> Table:
+    """Return the status as a table for people that is at most ``width`` characters wide.
+
+    Columns without content are left out; then those of `_LEFT_OUT_FIRST`, since a number that is cut off would mislead.
+    """
     columns: dict[str, list[str]] = {name: [] for name in _STATUS_COLUMNS}
     for row in status.stages:
         style = _STATE_STYLE[row.state]
@@ -138,19 +157,28 @@ def status_table(status: GraphStatus) -> Table:
         for name, column in columns.items():
             column.append({"stage": "fork", "state": "[green]done[/]" if status.forked else "waiting"}.get(name, ""))
     shown = {name: column for name, column in columns.items() if any(column)}
+    widths = {name: max(cell_len(render(text).plain) for text in (name, *column)) for name, column in shown.items()}
+    left_out = []
+    for name in _LEFT_OUT_FIRST:
+        # There are three spaces between two columns, and two at either end.
+        if name in shown and sum(widths[one] + 3 for one in shown) + 1 > width:
+            left_out.append(name)
+            del shown[name]
     table = Table(title=f"graph {status.graph_id}", title_justify="left", box=box.SIMPLE_HEAD)
     for name in shown:
-        words = name in ("stage", "state")
-        table.add_column(name, justify="left" if words else "right", no_wrap=words)
+        table.add_column(name, justify="left" if name in ("stage", "state") else "right", no_wrap=True)
     for cells in zip(*shown.values(), strict=True):
         table.add_row(*cells)
     errors = [row.error for row in status.stages if row.error]
     lines = [f"{row.name}: {row.note}" for row in status.stages if row.note]
     lines += _pace_lines(status)
+    if left_out:
+        lines.append(f"no room for: {', '.join(reversed(left_out))} (a wider terminal, or --json, shows them)")
     if errors:
         lines.insert(0, "first failure: " + errors[0])
     if lines:
-        table.caption = "\n".join(lines)
+        # Messages of errors have brackets of their own, which are no markup.
+        table.caption = Text("\n".join(lines), style="table.caption")
         table.caption_justify = "left"
     return table
 

@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sv_pipeline.cli.output import Finite, ProgressBars, graph_id_option, json_option, print_json
+from sv_pipeline.cli.output import Finite, ProgressBars, graph_id_option, json_option, print_json, table_console
 
 if TYPE_CHECKING:
     from sv_pipeline.reports.plan import PlanReport
 
 __all__ = ["plan"]
-
-WIDTH = 120
-"""Columns of a table that is written to a file or a pipe."""
 
 
 @click.command()
@@ -133,12 +130,8 @@ def _clean(home: str, name: str) -> None:
 
 
 def _print(report: PlanReport) -> None:
-    from rich.console import Console
-
     from sv_pipeline.cli.plan_tables import tables_of
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
+    console = table_console()
     for table in tables_of(report):
         console.print(table)

@@ -1,6 +1,7 @@
-"""The sensor that adds registered graphs and their layers as partitions.
+"""The sensor that makes registered graphs and their layers partitions, and those of no other graph.
 
-It is level-triggered: each tick adds all that are missing.
+It is level-triggered: each tick adds all that are missing, and removes those of graphs that are no longer registered.
+What Dagster knows of a removed partition is kept, and shown again if the graph is registered again.
 """
 
 import dagster as dg
@@ -16,16 +17,23 @@ __all__ = ["registered_graphs_sensor"]
 def registered_graphs_sensor(
     context: dg.SensorEvaluationContext, pipeline: PipelineResource
 ) -> dg.SensorResult | dg.SkipReason:
-    """Add graphs that were registered from a terminal as partitions, and their layers."""
+    """Add graphs that were registered from a terminal as partitions, and their layers; remove those that are gone."""
     known = {str(d.name): set(context.instance.get_dynamic_partitions(str(d.name))) for d in (graphs, graph_layers)}
     registered = pipeline.registry.graph_ids()
     wanted = {str(graphs.name): registered, str(graph_layers.name): _layers(pipeline, registered, known)}
     fresh = {name: [key for key in keys if key not in known[name]] for name, keys in wanted.items()}
-    if not any(fresh.values()):
+    # If nothing is registered, the home folder is more likely to be a wrong one than to be empty.
+    gone = {
+        name: sorted(key for key in keys if registered and key.split("|")[0] not in registered)
+        for name, keys in known.items()
+    }
+    if not any(fresh.values()) and not any(gone.values()):
         return dg.SkipReason(f"{len(registered)} registered graphs, all of them partitions already")
+    both = (graphs, graph_layers)
     return dg.SensorResult(
         dynamic_partitions_requests=[
-            d.build_add_request(keys) for d in (graphs, graph_layers) if (keys := fresh[str(d.name)])
+            *(d.build_add_request(keys) for d in both if (keys := fresh[str(d.name)])),
+            *(d.build_delete_request(keys) for d in both if (keys := gone[str(d.name)])),
         ]
     )
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from sv_pipeline.config import DatasetConfig
-from sv_pipeline.errors import DamagedError
+from sv_pipeline.errors import DamagedError, NotFoundError
 from sv_pipeline.ingest import watershed
+from sv_pipeline.ingest.batches import Stage
 from sv_pipeline.ingest.forecast import Forecast, Quantity, SampleNote, default_content, forecast
 from sv_pipeline.ingest.sampling import take_sample
 from sv_pipeline.ingest.workload import Workload, workload_of
 from sv_pipeline.memory import memory_budget
 from sv_pipeline.progress import Progress
 from sv_pipeline.registry import Dataset, absolute
+from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.storage import kv
 from sv_pipeline.storage.precomputed import read_info
 from sv_pipeline.storage.stored_json import parse_stored
@@ -79,14 +81,29 @@ def plan_ingest(
         If the configuration, its volume or the size of the sample cannot be used.
     """
     config = absolute(config)
-    workload = workload_of_config(config)
+    workload, notes = _without_complete_base(config, workload_of_config(config))
     content = default_content(workload, supervoxels=supervoxels)
     note: SampleNote | None = None
-    notes: tuple[str, ...] = ()
     if sample:
         taken = take_sample(config, home, workload, sample, seed=seed, progress=progress)
-        content, note, notes = {**content, **taken.content}, taken.note, taken.notes
+        content, note, notes = {**content, **taken.content}, taken.note, notes + taken.notes
     return _forecast(config, workload, content, workers or config.ingest.workers, note, notes)
+
+
+def _without_complete_base(config: DatasetConfig, workload: Workload) -> tuple[Workload, tuple[str, ...]]:
+    """Leave out the base if the watershed has one that is complete, since all graphs share it; say so in a note."""
+    if not workload.mips:
+        return workload, ()
+    base = Base(config.data_source.watershed)
+    try:
+        complete = base.is_complete() or base.info().made_elsewhere
+    except NotFoundError:
+        complete = False
+    if not complete:
+        return workload, ()
+    stages = tuple(work for work in workload.stages if work.stage is not Stage.VOXELS)
+    note = "The base of the watershed is complete already, and this graph shares it, so no voxels are copied."
+    return replace(workload, stages=stages, mips=()), (note,)
 
 
 def _forecast(

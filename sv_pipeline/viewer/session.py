@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from sv_pipeline.edits import CommittedEdit
 from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.reports.previews import PreviewedMerge, PreviewedSplit
 from sv_pipeline.viewer.texts import describe_edit, describe_merge, describe_split
@@ -102,7 +103,12 @@ class EditSession:
         about = self.made[-1]
 
         def revert() -> str:
-            edit = self.graph.undo(about.id, user=self.user)
+            try:
+                edit = self.graph.undo(about.id, user=self.user)
+            except EditRefused as refusal:
+                if refusal.reason == Reason.NOTHING_TO_UNDO:
+                    self.made.pop()  # somebody else has undone it; the next undo is of the edit before it
+                raise
             self.made.pop()
             return f"Operation {about.id} is undone. {describe_edit(edit)}"
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from sv_pipeline.defects import DefectError
 from sv_pipeline.edits import SplitPreview
-from sv_pipeline.errors import ConfigError, SvPipelineError
+from sv_pipeline.edits.session import refuse_if_read_only
+from sv_pipeline.errors import ConfigError, InputError, SvPipelineError
 from sv_pipeline.grid import Box
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.storage.wall import our_error
@@ -107,8 +108,18 @@ class ViewerWindow:
         Raises
         ------
         NotFoundError, InputError
-            If there is no such operation or moment.
+            If there is no such operation or moment, or the position is outside the volume.
+        EditRefused
+            If the graph is to be edited, but is read-only.
         """
+        bounds = graph.dataset.volume.bounds
+        if position is not None and not all(map(range.__contains__, map(range, bounds.start, bounds.stop), position)):
+            raise InputError(
+                f"the position {','.join(map(str, position))} is outside the volume.",
+                remedy=f"Its voxels are {bounds.start} to {tuple(stop - 1 for stop in bounds.stop)}.",
+            )
+        if edit:
+            refuse_if_read_only(graph.graph)
         self.graph = graph
         self.session = EditSession(graph, user) if edit else None
         self._live: list[ServedVolume] = []

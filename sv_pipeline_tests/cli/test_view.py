@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 import requests
@@ -44,6 +45,18 @@ def test_an_operation_that_is_not_known_is_one_message(cli: CommandLine, graph: 
     answer = cli("view", graph.dataset.graph_id, "--operation", 7)
     assert answer.code == 1
     assert "operation 7" in answer.err
+
+
+def test_what_cannot_be_shown_or_edited_is_said_before_anything_is_served(cli: CommandLine, graph: OpenGraph) -> None:
+    cli.home = graph.dataset.home
+    answer = cli("view", graph.dataset.graph_id, "--position", "-5,100000,3")
+    assert answer.code == 1
+    assert "outside the volume" in answer.err
+    registered = Path(graph.dataset.home) / "graphs" / f"{graph.dataset.graph_id}.json"
+    registered.write_text(registered.read_text().replace('"READ_ONLY": false', '"READ_ONLY": true'))
+    answer = cli("view", graph.dataset.graph_id, "--edit")
+    assert answer.code == 1
+    assert "is read-only" in answer.err
 
 
 def test_the_viewer_is_served_until_ctrl_c(graph: OpenGraph) -> None:

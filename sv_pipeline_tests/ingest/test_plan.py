@@ -205,6 +205,15 @@ def test_a_sample_of_a_given_watershed_leaves_it_as_it_was(tmp_path: Path, twin:
     assert files_in(tmp_path / "home") == set()
 
 
+def test_a_second_graph_on_a_complete_base_copies_no_voxels(tmp_path: Path, twin: Dataset) -> None:
+    watershed = twin.watershed_url.removeprefix("file://")
+    raw = builds.raw_config(tmp_path, "second", source=None, data_source={"WATERSHED": watershed})
+    found = planning.plan_ingest(parse_config(raw), str(tmp_path / "home"))
+    assert "voxels" not in [stage.name for stage in found.stages]
+    assert found.quantity("base bytes").value == 0
+    assert [note for note in found.notes if "complete already" in note]
+
+
 def test_after_an_ingest_its_forecast_stands_beside_what_happened(tmp_path: Path) -> None:
     dataset = builds.register(builds.raw_config(tmp_path), tmp_path / "home")
     builds.ingest(dataset)

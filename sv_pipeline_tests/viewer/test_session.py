@@ -35,6 +35,20 @@ def test_a_split_is_made_as_previewed_and_undone(graph: OpenGraph) -> None:
     assert graph.operations()["user"].tolist() == ["somebody"] * 2
 
 
+def test_an_edit_that_somebody_else_has_undone_does_not_bar_the_undo_of_those_before(graph: OpenGraph) -> None:
+    session = EditSession(graph)
+    one, other = two_parts_of_an_object(graph)
+    near, far = neighbours_of_two_objects(graph)
+    for source, sink, preview in ((one, other, session.preview_split), (near, far, session.preview_merge)):
+        session.add_source(source)
+        session.add_sink(sink)
+        preview()
+        assert "is made" in session.commit()
+    graph.undo(2, user="somebody else")
+    assert session.undo().startswith("Refused: ")
+    assert session.undo().startswith("Operation 1 is undone.")
+
+
 def test_a_merge_is_made_as_previewed(graph: OpenGraph) -> None:
     near, far = neighbours_of_two_objects(graph)
     session = EditSession(graph)
