@@ -13,11 +13,10 @@ from sv_pipeline.cli.output import json_option
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["change_log", "moment", "rollback"]
+__all__ = ["change_log", "rollback"]
 
 
-def moment(_context: click.Context, _option: click.Parameter, text: str | None) -> datetime | int | None:
-    """Parse the value of an option as a time or the number of an operation."""
+def _moment(_context: click.Context, _option: click.Parameter, text: str | None) -> datetime | int | None:
     from sv_pipeline.errors import InputError
     from sv_pipeline.moments import parse_operation, parse_time
 
@@ -32,7 +31,7 @@ def moment(_context: click.Context, _option: click.Parameter, text: str | None) 
 _since = click.option(
     "--since",
     metavar="MOMENT",
-    callback=moment,
+    callback=_moment,
     help="Only edits at or after this time, such as 2026-01-31T12:00:00+01:00, or from this operation number on.",
 )
 
