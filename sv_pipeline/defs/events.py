@@ -61,9 +61,10 @@ def _deliver(
     said = [f"{graph_id}: {outcome}" for outcome in outcomes]
     events: list[EditEvent] = []
     # The YAML and the environment may both name Dagster. There is one cursor, so its events are fetched once.
-    for receiver in [receiver for receiver in receivers if receiver.to == "dagster"][:1]:
-        events, place = next_events(dataset.graph, place, receiver.start)
-        said.append(f"{graph_id}: {receiver.name}: {len(events)} observed")
+    dagster = next((receiver for receiver in receivers if receiver.to == "dagster"), None)
+    if dagster is not None:
+        events, place = next_events(dataset.graph, place, dagster.start)
+        said.append(f"{graph_id}: {dagster.name}: {len(events)} observed")
     return said, events, place
 
 

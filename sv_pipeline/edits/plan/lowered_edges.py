@@ -1,4 +1,4 @@
-"""Cross edges of layer 2 nodes that lead to an ancestor of the partner: the partners instead. Reads.
+"""Replaces cross edges of layer 2 nodes that lead to an ancestor of the partner by edges to the partners. Reads only.
 
 Merges of PyChunkedGraph leave some of these on graphs of five and more layers, in the row of either end or of both.
 The rows do not tell which nodes below the ancestor are the partners, since the edge back may lead to an ancestor as
@@ -31,7 +31,7 @@ def lead_too_high(layout: IdLayout, edges: LayeredEdges) -> BoolArray:
 
 
 def lowered(graph: ChunkedGraph, edges: LayeredEdges) -> LayeredEdges:
-    """The same edges, those of layer 2 nodes to nodes of layer 2 only; nothing is read where all are so."""
+    """Return the same edges, but those of layer 2 nodes lead to nodes of layer 2; nothing is read if all do already."""
     high = lead_too_high(graph.layout, edges)
     if not high.any():
         return edges
