@@ -38,6 +38,7 @@ from sv_pipeline.config_fields import (
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.event_receivers import Receiver, require_own_names
 from sv_pipeline.foreign_keys import without_foreign_keys
+from sv_pipeline.memory import DEFAULT_BUDGET_MB
 from sv_pipeline.places import LOCK_SUFFIX, parse_folder
 from sv_pipeline.redaction import redacted, remember
 from sv_pipeline.yaml_files import read_yaml
@@ -57,6 +58,7 @@ __all__ = [
     "validate_graph_id",
 ]
 
+DEFAULT_POPULATE_LAYER = 4
 _logger = logging.getLogger(__name__)
 
 GRAPH_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,49}")
@@ -190,8 +192,8 @@ class OcdbtConfig(_Model):
     compression_level: Int | None = Field(default=3, ge=-7, le=22)
     """zstd level of B+tree nodes and manifests; None disables compression."""
     manifest_kind: Literal["single", "numbered"] = "single"
-    populate_layer: Int = Field(default=4, ge=2, le=64)
-    """Graph layer whose chunks are the populate tasks; limited to the top layer of the graph."""
+    populate_layer: Int | None = Field(default=None, ge=2, le=64)
+    """Graph layer whose chunks are the populate tasks; default: 4, or lower so that tasks fit the memory."""
     populate_method: PopulateMethod = PopulateMethod.PARTS
     """The default of a dataset with a ``source`` is ``auto``: its watershed is made here, and can be referred to."""
     coordinator_address: Address | None = None
@@ -238,6 +240,7 @@ class OcdbtConfig(_Model):
     def stored(self) -> dict[str, Any]:
         """Return what the graph's meta stores: PyChunkedGraph's keys under its names, and ours, which it ignores."""
         own = self.model_dump(mode="json", exclude={"compression_level", "coordinator_address"})
+        own["populate_layer"] = self.populate_layer or DEFAULT_POPULATE_LAYER  # the base records the choice
         # A fork with numbered manifests, or of a base that refers to the watershed, needs another layer in its spec
         # than those that PyChunkedGraph builds: it would write into the base, or find no voxels.
         readable = self.manifest_kind == "single" and not self.populate_method.refers
@@ -255,10 +258,8 @@ class OcdbtConfig(_Model):
             case None:
                 return {**rest, "compression_level": None}
             case {"id": "zstd", **options} if set(options) <= {"level"}:
-                return {
-                    **rest,
-                    "compression_level": options.get("level", cls.model_fields["compression_level"].default),
-                }
+                default = cls.model_fields["compression_level"].default
+                return {**rest, "compression_level": options.get("level", default)}
             case other:
                 raise ValueError(f"compression {other!r} is not known; write {{id: zstd, level: 3}}, or null")
 
@@ -296,6 +297,9 @@ class IngestOptions(_Model):
     """Number of worker processes on one machine."""
     chunks_per_batch: Int = Field(default=64, ge=1, le=1 << 20)
     """Number of chunks that one batch (one Dagster step) handles."""
+    worker_memory_mb: Int = Field(default=DEFAULT_BUDGET_MB, ge=16, le=1 << 24)
+    """Memory in MiB that the work of one process may take; chunks are worked on in groups that fit it."""
+    ramp_seconds: Int = Field(default=60, ge=0, le=86_400)  # in which the processes of a large layer start
     read_isolated_supervoxels: bool = True
     """Search the voxels for supervoxels that no edge or component file names."""
 
@@ -306,6 +310,8 @@ class DatasetConfig(_Model):
     graph_id: str
     data_source: DataSource
     source: SourceConfig | None = None
+    image: Source | None = None
+    """Image of the tissue, for viewers: a precomputed volume, a TensorStore spec, or an ``.npz`` or ``.npy`` file."""
     graph_config: GraphConfig = Field(default_factory=GraphConfig)
     backend_client: BackendClient = Field(default_factory=BackendClient)
     ocdbt_config: OcdbtConfig = Field(default_factory=OcdbtConfig)

@@ -35,7 +35,6 @@ class DefectError(SvPipelineError):
         self.file = _write_down(error)
         said = " ".join(str(error).split())
         super().__init__(
-            f"sv_pipeline met an error that it does not know, {type(error).__name__}"
             f"sv_pipeline met an unexpected error, {type(error).__name__}"
             f"{': ' + said[:200] if said else ''}. This is a defect of sv_pipeline.",
             remedy=f"Please report it with the details in {self.file}."

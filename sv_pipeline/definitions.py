@@ -12,26 +12,32 @@ def defs() -> dg.Definitions:
     """Return all assets, checks, jobs, sensors and resources; they are built when a Dagster process asks for them."""
     from sv_pipeline.defs import (
         assets,
+        built,
         checks,
         edit_failures,
         edits,
         events,
         jobs,
+        layers,
+        planning,
         pyramid,
         pyramid_sensor,
         rebuild,
         recovery,
         sensors,
         verification,
+        verification_by_parts,
     )
     from sv_pipeline.defs.executors import executor_from_environment
     from sv_pipeline.defs.resources import resources_from_environment
 
     return dg.Definitions(
         assets=[
+            planning.ingest_plan,
             assets.watershed,
             assets.base_ocdbt,
-            assets.layer,
+            layers.chunked_graph,
+            layers.layer,
             assets.fork,
             assets.reader_contract,
             pyramid.pyramid,
@@ -40,7 +46,10 @@ def defs() -> dg.Definitions:
         jobs=[
             jobs.register_graph_job,
             jobs.purge_layer_job,
+            built.check_layers_job,
+            planning.requeue_chunk_job,
             verification.verify_job,
+            verification_by_parts.verify_by_parts_job,
             edits.split_job,
             edits.preview_split_job,
             edits.merge_job,
@@ -54,6 +63,7 @@ def defs() -> dg.Definitions:
         ],
         sensors=[
             sensors.registered_graphs_sensor,
+            built.built_in_a_terminal_sensor,
             pyramid_sensor.downsample_sensor,
             recovery.stuck_operations_sensor,
             events.edit_events_sensor,

@@ -6,6 +6,8 @@ higher layer groups 2 x 2 x 2 chunks of the layer below. Coordinates are (x, y, 
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -61,6 +63,31 @@ class Box:
     def shifted(self, by: npt.ArrayLike) -> Box:
         """Return the box moved by a vector (x, y, z) in voxels."""
         return Box.of(np.asarray(self.start) + by, np.asarray(self.stop) + by)
+
+    def slabs(self, unit: npt.ArrayLike, limit: int) -> Iterator[Box]:
+        """Divide the box into pieces of about ``limit`` voxels.
+
+        Parameters
+        ----------
+        unit
+            Pieces start at multiples of this shape (x, y, z) from the start of the box.
+        limit
+            Largest number of voxels of a piece that consists of several units.
+        """
+        unit = np.asarray(unit, np.int64)
+        size = np.minimum(self.shape, unit)
+        # Pieces grow along x, then y, then z, so that they are long in memory order.
+        for axis in range(3):
+            room = limit // max(1, int(np.prod(size)))
+            size[axis] = min(self.shape[axis], int(size[axis]) * max(1, room))
+            if size[axis] < self.shape[axis]:
+                size[axis] -= size[axis] % unit[axis]
+                break
+        if self.volume == 0:
+            return
+        starts = [range(0, n, int(s)) for n, s in zip(self.shape, size, strict=True)]
+        for start in itertools.product(*starts):
+            yield Box.of(start, np.add(start, size)).shifted(self.start).clip(self)
 
     def __str__(self) -> str:
         return " ".join(f"{axis}[{a}:{b}]" for axis, a, b in zip("xyz", self.start, self.stop, strict=True))

@@ -65,26 +65,32 @@ class Workers(ProcessPoolExecutor):
 
 
 @contextlib.contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Shield processes that start in the block from Ctrl-C; this process sees the Ctrl-C after the block."""
+def interrupts_held(*also: signal.Signals) -> Iterator[None]:
+    """Shield this block, and processes that start in it, from Ctrl-C; this process sees the Ctrl-C after the block.
+
+    Parameters
+    ----------
+    also
+        Further signals to hold, such as the SIGTERM by which schedulers end a process.
+    """
+    held = (signal.SIGINT, *also)
     # The first queue or process of a program starts multiprocessing's resource tracker, which unblocks interrupts.
     # Therefore it is started before they are blocked.
     resource_tracker.ensure_running()
     seen: list[int] = []
-    before: Any = None
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if in_main_thread:
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
         # The mask alone is not enough: another thread may receive the signal, and Python still interrupts this one.
-        before = signal.signal(signal.SIGINT, lambda number, _frame: seen.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        before = {one: signal.signal(one, lambda number, _frame: seen.append(number)) for one in held}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, held)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if in_main_thread:
-            signal.signal(signal.SIGINT, before)
-            if seen:
-                signal.raise_signal(signal.SIGINT)
+        for one, handler in before.items():
+            signal.signal(one, handler)
+        for number in dict.fromkeys(seen):
+            signal.raise_signal(number)
 
 
 # -- inside a worker --------------------------------------------------------------------------------------------------

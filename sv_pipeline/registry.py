@@ -7,6 +7,7 @@ backend, ``tables/<table>.sqlite``. Every process that works on a graph finds it
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -17,16 +18,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sv_pipeline.config import BackendType, DatasetConfig, IngestOptions, SourceConfig, parse_config, validate_graph_id
-from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError, SvPipelineError
+from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.places import is_spec, local_folder, parse_folder, parse_source
-from sv_pipeline.redaction import redacted_value
+from sv_pipeline.redaction import redacted, redacted_value
 from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv
 from sv_pipeline.storage.precomputed import VolumeInfo, read_info
 from sv_pipeline.storage.private_files import write_private
+from sv_pipeline.storage.wall import our_error
 from sv_pipeline.table import open_table
 from sv_pipeline.table.interface import Table
 
@@ -42,17 +44,24 @@ __all__ = [
     "open_dataset",
 ]
 
+logger = logging.getLogger(__name__)
+
 HOME_VARIABLE = "SV_PIPELINE_HOME"
 AT_ONCE = 8
 PATIENCE = 40.0
 """Seconds to wait for the answers of all graphs; a tick of a Dagster sensor may take 60."""
+# A field that is chosen at registration if it is not given: it differs only if both configurations give it.
+_CHOSEN = "ocdbt_config", "populate_layer"
 # Fields that may differ between two runs of one graph: they affect how it is built, never what is built.
 _FREE_FIELDS = {
     ("ingest", "mode"),
     ("ingest", "workers"),
     ("ingest", "chunks_per_batch"),
+    ("ingest", "ramp_seconds"),
+    ("ingest", "worker_memory_mb"),
     ("ingest_config",),
     ("events",),
+    ("image",),
     ("backend_client", "config", "admin"),
     ("backend_client", "config", "read_only"),
     ("ocdbt_config", "coordinator_address"),
@@ -226,7 +235,7 @@ def absolute(config: DatasetConfig) -> DatasetConfig:
             "components": url(config.data_source.components),
         }
     )
-    update: dict[str, Any] = {"data_source": data_source}
+    update: dict[str, Any] = {"data_source": data_source, "image": source(config.image)}
     if config.source is not None:
         places: dict[str, str | None] = {
             name: source(getattr(config.source, name)) for name in ("segmentation", "agglomeration", "affinities")
@@ -252,7 +261,10 @@ def _differences(a: DatasetConfig, b: DatasetConfig) -> list[str]:
 
     # Secrets are masked before the comparison: a place with another password or token is the same place.
     left, right = (flatten(redacted_value(absolute(one).model_dump(mode="json"))) for one in (a, b))
-    return sorted(".".join(k) for k in left.keys() | right.keys() if left.get(k) != right.get(k))
+    differing = {k for k in left.keys() | right.keys() if left.get(k) != right.get(k)}
+    if None in (left.get(_CHOSEN), right.get(_CHOSEN)):
+        differing.discard(_CHOSEN)
+    return sorted(".".join(k) for k in differing)
 
 
 def ask_every_graph(
@@ -292,8 +304,10 @@ def ask_every_graph(
                 answers[graph_id] = future.result(max(0.0, deadline - time.monotonic()))
             except TimeoutError:
                 answers[graph_id] = f"it did not answer within {patience:.0f} s"
-            except (SvPipelineError, OSError, ValueError) as error:
-                answers[graph_id] = str(error)
+            except Exception as error:
+                if (ours := our_error(error)) is None:
+                    logger.warning("graph %s: an unexpected error", graph_id, exc_info=error)
+                answers[graph_id] = redacted(str(ours or f"{type(error).__name__}: {error}"))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return answers

@@ -29,7 +29,7 @@ def editable_graph(folder: Path, home: Path, graph_id: str = "small") -> OpenGra
     volume = synthetic_neuropil(SHAPE, seed=5)
     segmentation = volume.segmentation.copy()
     segmentation[:21, :21, :9] = 0
-    return _ingested(folder, home, graph_id, segmentation, volume.bodies, volume.resolution)
+    return ingested(folder, home, graph_id, segmentation, volume.bodies, volume.resolution)
 
 
 RING_POINTS: tuple[Point, Point] = (4, 1, 68), (4, 1, 76)
@@ -44,10 +44,10 @@ def ring_graph(folder: Path, home: Path, graph_id: str = "ring") -> OpenGraph:
     segmentation[:, :3], segmentation[:, 5:] = slabs, slabs + 100
     segmentation[1:, 5:, 100:104] = 0
     segmentation[:, :, :2], segmentation[:, :, -2:] = 201, 202
-    return _ingested(folder, home, graph_id, segmentation, (segmentation > 0).astype(np.uint32), (8.0, 8.0, 8.0))
+    return ingested(folder, home, graph_id, segmentation, (segmentation > 0).astype(np.uint32), (8.0, 8.0, 8.0))
 
 
-def _ingested(
+def ingested(
     folder: Path,
     home: Path,
     graph_id: str,
@@ -55,6 +55,7 @@ def _ingested(
     bodies: np.ndarray,
     resolution: tuple[float, ...],
 ) -> OpenGraph:
+    """Ingest a segmentation and its bodies in chunks of 32 x 32 x 16, SQLite and local files."""
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / "small.npz"
     np.savez(source, segmentation=segmentation, bodies=bodies, resolution=np.asarray(resolution))

@@ -6,6 +6,8 @@ import pytest
 
 from sv_pipeline.environment import is_switched_on, number_in, whole_number_in
 from sv_pipeline.errors import ConfigError
+from sv_pipeline.grid import Box
+from sv_pipeline.memory import MEMORY_VARIABLE, memory_budget
 
 NAME = "SV_PIPELINE_TRIED"
 
@@ -56,3 +58,12 @@ def test_what_is_neither_on_nor_off_is_refused(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv(NAME, text)
     with pytest.raises(ConfigError, match=f"{NAME}.*on or off"):
         is_switched_on(NAME)
+
+
+def test_a_memory_budget_is_at_most_that_of_any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MEMORY_VARIABLE, "99999999999999999999")
+    with pytest.raises(ConfigError, match=f"{MEMORY_VARIABLE} is .* MiB, which no machine has"):
+        memory_budget()
+    monkeypatch.setenv(MEMORY_VARIABLE, "1000000000")
+    volume = Box.of((0, 0, 0), (200_000, 130_000, 13_000))
+    assert len(list(volume.slabs((64, 64, 64), memory_budget()))) == 1

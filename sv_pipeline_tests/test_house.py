@@ -16,7 +16,7 @@ FLOORS = """
     redaction progress failpoints moved backoff
     errors
     environment json_texts
-    waiting patience processes defects ids yaml_files grid
+    waiting patience processes memory defects ids yaml_files grid
     arguments posts
     moments places
     config_errors config_fields foreign_keys event_receivers
@@ -35,6 +35,7 @@ FLOORS = """
     recovery reports
     graph_history
     proofreading graphs
+    viewer
     defs
     definitions
     cli

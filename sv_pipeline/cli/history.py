@@ -13,10 +13,11 @@ from sv_pipeline.cli.output import json_option
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["change_log", "rollback"]
+__all__ = ["change_log", "moment", "rollback"]
 
 
-def _moment(_context: click.Context, _option: click.Parameter, text: str | None) -> datetime | int | None:
+def moment(_context: click.Context, _option: click.Parameter, text: str | None) -> datetime | int | None:
+    """Parse the value of an option as a time or the number of an operation."""
     from sv_pipeline.errors import InputError
     from sv_pipeline.moments import parse_operation, parse_time
 
@@ -31,7 +32,7 @@ def _moment(_context: click.Context, _option: click.Parameter, text: str | None)
 _since = click.option(
     "--since",
     metavar="MOMENT",
-    callback=_moment,
+    callback=moment,
     help="Only edits at or after this time, such as 2026-01-31T12:00:00+01:00, or from this operation number on.",
 )
 

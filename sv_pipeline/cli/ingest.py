@@ -1,4 +1,4 @@
-"""Commands that build: ingest, purge-layer."""
+"""Commands that build: ingest, requeue, purge-layer."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 
 import click
 
-from sv_pipeline.cli.output import ProgressBars, graph_id_option, json_option, print_json, status_table
+from sv_pipeline.cli.output import ProgressBars, graph_id_option, json_option, print_json, status_table, table_console
 from sv_pipeline.config import IngestMode, load_config
 from sv_pipeline.progress import Progress
 
-__all__ = ["ingest", "purge_layer"]
+__all__ = ["ingest", "purge_layer", "requeue"]
 
 
 def _layers(text: str | None) -> list[int] | None:
@@ -66,9 +66,40 @@ def ingest(
         return
     with ProgressBars() as bars:
         run.ingest(dataset, mode=chosen, layers=_layers(layers), workers=workers, progress=bars)
-    from rich.console import Console
 
-    Console().print(status_table(graph_status(dataset)))
+    console = table_console()
+    console.print(status_table(graph_status(dataset), console.width))
+
+
+@click.command()
+@click.argument("graph")
+@click.argument("layer", type=click.IntRange(2))
+@click.argument("chunk", nargs=3, type=click.IntRange(0), metavar="X Y Z")
+@click.option(
+    "--mode",
+    type=click.Choice([IngestMode.GRAPH.value, IngestMode.VOXELS.value, IngestMode.BOTH.value]),
+    help="graph: only rows; voxels: only those of the base, at the populate layer. Default: the configuration's mode.",
+)
+@json_option
+@click.pass_obj
+def requeue(home: str, graph: str, layer: int, chunk: tuple[int, int, int], mode: str | None, *, as_json: bool) -> None:
+    """Build the chunk X Y Z of LAYER of GRAPH, or write it again if it is done.
+
+    A done chunk gets exactly the same rows and voxels, and the layers above stay complete. It is refused if the graph
+    has edits.
+    """
+    from dataclasses import asdict
+
+    from sv_pipeline.ingest.requeue import requeue_chunk
+    from sv_pipeline.registry import open_dataset
+
+    report = requeue_chunk(open_dataset(graph, home), layer, chunk, mode=IngestMode(mode) if mode else None)
+    if as_json:
+        print_json(asdict(report))
+        return
+    parts = [] if report.nodes is None else [f"{report.nodes:,} nodes, {report.edges:,} edges"]
+    parts += [] if report.voxels is None else [f"voxels at {len(report.voxels)} mips"]
+    click.echo(f"wrote chunk {chunk} of layer {layer} of {graph}: {', '.join(parts)}")
 
 
 @click.command("purge-layer")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 
 import click
-from rich.console import Console
 from rich.live import Live
 
-from sv_pipeline.cli.output import Finite, json_option, print_json, status_table
+from sv_pipeline.cli.output import Finite, json_option, print_json, status_table, table_console
 
 __all__ = ["info", "point", "roots", "status", "verify"]
 
@@ -32,18 +34,19 @@ def status(home: str, graph: str, interval: float, *, watch: bool, as_json: bool
     from sv_pipeline.registry import open_dataset
     from sv_pipeline.reports.status import graph_status
 
-    dataset = open_dataset(graph, home)
+    dataset, console = open_dataset(graph, home), table_console()
     if not watch:
         current = graph_status(dataset)
         if as_json:
             print_json(current.to_dict())
         else:
-            Console().print(status_table(current))
+            console.print(status_table(current, console.width))
         return
-    with Live(status_table(graph_status(dataset)), console=Console(), refresh_per_second=4) as live:
+    first = status_table(graph_status(dataset), console.width)
+    with Live(first, console=console, refresh_per_second=4) as live:
         while True:
-            current = graph_status(open_dataset(graph, home))
-            live.update(status_table(current))
+            current = graph_status(open_dataset(graph, home), exact=False)
+            live.update(status_table(current, console.width))
             if current.complete:
                 return
             time.sleep(interval)
@@ -144,23 +147,48 @@ def info(home: str, graph: str, *, graphene: bool, as_json: bool) -> None:
     click.echo("\n(--json prints all mips, and specs pinned to this generation)")
 
 
+def _chunks_of(sample: str, count: Callable[[], int]) -> int:
+    """Parse ``"200"`` or ``"0.5%"`` as a number of chunks, at least 1."""
+    found = re.fullmatch(r"\s*(\d+|\d*\.?\d+\s*%)\s*", sample)
+    number = float(found[1].rstrip(" %")) if found else 0.0
+    if not number or (sample.strip().endswith("%") and number > 100):
+        raise click.BadParameter(f"{sample!r}: write a number of chunks such as 200, or 0.5%.", param_hint="--sample")
+    return math.ceil(count() * number / 100) if sample.strip().endswith("%") else int(number)
+
+
 @click.command()
 @click.argument("graph")
 @click.option("--check", "checks", multiple=True, help="Only this check; repeatable. Default: all.")
 @click.option(
-    "--sample", type=click.IntRange(1), help="Check the voxels of only so many chunks, chosen at random. Default: all."
+    "--sample",
+    metavar="NUMBER|PERCENT%",
+    help="Check the voxels of only so many chunks, chosen at random, and say how many of all chunks may be damaged at "
+    "most. Default: all.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Number of threads for voxel checks."
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Number of processes that verify parts of the graph; threads, if the graph fits into memory as a whole.",
 )
+@click.option("--again", is_flag=True, help="Begin anew, instead of where a verification that was killed stopped.")
 @json_option
 @click.pass_obj
-def verify(home: str, graph: str, checks: tuple[str, ...], sample: int | None, workers: int, *, as_json: bool) -> None:
-    """Prove that GRAPH and its segmentation are sound. Every fault is shown with its first place (exit code 1)."""
+def verify(
+    home: str, graph: str, checks: tuple[str, ...], sample: str | None, workers: int, *, again: bool, as_json: bool
+) -> None:
+    """Prove that GRAPH and its segmentation are sound. Every fault is shown with its first place (exit code 1).
+
+    A graph that does not fit the memory of a worker (SV_PIPELINE_WORKER_MEMORY_MB) is verified part by part. If the
+    command is killed, run it again: parts that were verified are not verified again, unless the graph has changed.
+    """
     from sv_pipeline.registry import open_dataset
     from sv_pipeline.verify.dataset import verify_dataset
 
-    report = verify_dataset(open_dataset(graph, home), checks=list(checks) or None, sample=sample, workers=workers)
+    dataset = open_dataset(graph, home)
+    chunks = None if sample is None else _chunks_of(sample, lambda: dataset.grid.count(2))
+    report = verify_dataset(dataset, checks=list(checks) or None, sample=chunks, workers=workers, again=again)
     if as_json:
         print_json(report.to_dict())
     else:

@@ -23,13 +23,17 @@ DEFECT_EXIT_CODE = 70
 
 COMMANDS = {
     "demo": ("sv_pipeline.cli.demo:demo", "Take a volume through the whole pipeline, and show the result."),
+    "plan": ("sv_pipeline.cli.plan:plan", "Forecast time, memory, bytes and costs of an ingest."),
     "ingest": ("sv_pipeline.cli.ingest:ingest", "Build everything that is missing of a graph."),
+    "work": ("sv_pipeline.cli.work:work", "Run one batch of a work plan, as pods of Kubernetes do."),
+    "requeue": ("sv_pipeline.cli.ingest:requeue", "Build one chunk, or write it again."),
     "purge-layer": ("sv_pipeline.cli.ingest:purge_layer", "Remove a layer and those above, to build them again."),
     "attach": ("sv_pipeline.cli.graphs:attach", "Register a graph whose table exists already."),
     "list": ("sv_pipeline.cli.graphs:list_graphs", "List the registered graphs."),
     "status": ("sv_pipeline.cli.inspect:status", "Show the progress of an ingest."),
     "roots": ("sv_pipeline.cli.inspect:roots", "Look up the neurons of supervoxels or points."),
     "info": ("sv_pipeline.cli.inspect:info", "Show how to read a graph."),
+    "view": ("sv_pipeline.cli.view:view", "Show a graph in a browser, and edit it there."),
     "merge": ("sv_pipeline.cli.edits:merge", "Merge two objects into one."),
     "split": ("sv_pipeline.cli.edits:split", "Split an object between two sets of points."),
     "preview": ("sv_pipeline.cli.edits:preview", "Show what a split would do; nothing is written."),
@@ -93,6 +97,7 @@ def cli(context: click.Context, home: str | None, *, verbose: bool, debug: bool)
 
     \b
     A graph is described by one YAML file and known by its graph id:
+      sv-pipeline plan my_graph.yaml       forecast what it will take
       sv-pipeline ingest my_graph.yaml     build everything that is missing
       sv-pipeline status my_graph          show the progress of each layer
       sv-pipeline verify my_graph          prove that the result is sound

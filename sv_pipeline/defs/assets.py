@@ -1,7 +1,8 @@
-"""The assets of the ingest, from the segmentation to the published specs. Chunks are done in batches (mapped steps).
+"""The assets of the ingest, from the segmentation to the published specs, without the layers of the graph.
 
-Dagster's record of steps does not decide whether an asset is complete, since a re-execution from failure can drop
-mapped steps: the collecting op checks the done-markers, and planning lists only chunks without one.
+Chunks are done in batches: a few are run by the step that plans them, more of them as mapped steps. Dagster's record of
+steps does not decide whether an asset is complete, since a re-execution from failure can drop mapped steps: the
+collecting op checks the done-markers, and planning lists only chunks without one.
 """
 
 from collections.abc import Iterator
@@ -10,19 +11,20 @@ from typing import Any
 import dagster as dg
 
 from sv_pipeline.config import IngestMode
+from sv_pipeline.defs.executors import work_in_planning_steps
+from sv_pipeline.defs.fanout import run_elsewhere
+from sv_pipeline.defs.layers import chunked_graph
 from sv_pipeline.defs.metadata import explained_failures, pictures
-from sv_pipeline.defs.partitions import MAX_LAYER, graph_layers, graphs, layer_key, partition_of
+from sv_pipeline.defs.partitions import add_partitions, graphs
 from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.defs.runs import OWNERS, RETRIES
+from sv_pipeline.defs.turns import after_earlier_runs
 from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.batches import Batch, Stage
 from sv_pipeline.ingest.missing_chunks import missing_chunks
 from sv_pipeline.redaction import redacted, redacted_value
 
-__all__ = ["base_ocdbt", "fork", "layer", "reader_contract", "watershed"]
-
-OWNERS = ["team:segmentation"]
-# A step is retried if its process was killed or storage did not answer, but not after a user's mistake (allow_retries).
-RETRIES = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+__all__ = ["base_ocdbt", "fork", "reader_contract", "watershed"]
 
 
 # -- watershed ----------------------------------------------------------------------------------------------------
@@ -32,20 +34,21 @@ def _plan_watershed(context: dg.OpExecutionContext, pipeline: PipelineResource, 
     with explained_failures():
         dataset = pipeline.dataset(context.partition_key)
         batches = stages.plan_watershed(dataset, stage) if stages.needs_watershed(dataset) else []
-    context.log.info("%s: %d batches to do", stage, len(batches))
-    for batch in batches:
+        left = run_elsewhere(context, dataset, work_in_planning_steps(context).run(dataset, batches))
+    context.log.info("%s: %d batches are done, %d handed out", stage, len(batches) - len(left), len(left))
+    for batch in left:
         yield dg.DynamicOutput(None, mapping_key=batch.key)
 
 
-@dg.op(out=dg.DynamicOut(dg.Nothing))
+@dg.op(out=dg.DynamicOut(dg.Nothing), retry_policy=RETRIES)
 def plan_labels(context: dg.OpExecutionContext, pipeline: PipelineResource) -> Iterator[Any]:
-    """List the chunks that have no supervoxels yet, in batches."""
+    """List the chunks that have no supervoxels yet, in batches; a few batches are run at once."""
     yield from _plan_watershed(context, pipeline, Stage.LABELS)
 
 
-@dg.op(ins={"labelled": dg.In(dg.Nothing)}, out=dg.DynamicOut(dg.Nothing))
+@dg.op(ins={"labelled": dg.In(dg.Nothing)}, out=dg.DynamicOut(dg.Nothing), retry_policy=RETRIES)
 def plan_edges(context: dg.OpExecutionContext, pipeline: PipelineResource) -> Iterator[Any]:
-    """Check that all chunks are labelled, and list the chunks that have no edge file yet, in batches."""
+    """Check that all chunks are labelled, and list the chunks without an edge file; a few batches are run at once."""
     with explained_failures():
         dataset = pipeline.dataset(context.partition_key)
         if stages.needs_watershed(dataset):
@@ -73,6 +76,7 @@ def finish_watershed(context: dg.OpExecutionContext, pipeline: PipelineResource)
         numbers = stages.finish_edges(dataset) if needed else {"given": True}
         missing = missing_chunks(dataset, needed=needed)
         volume = dataset.volume
+    add_partitions(context.instance, [dataset])
     return dg.MaterializeResult(
         metadata={
             "volume": dg.MetadataValue.path(redacted(dataset.watershed_url)),
@@ -113,90 +117,6 @@ def base_ocdbt(context: dg.AssetExecutionContext, pipeline: PipelineResource) ->
     )
 
 
-# -- layers -------------------------------------------------------------------------------------------------------
-
-_MODE = dg.Field(
-    dg.Enum.from_python_enum(IngestMode),
-    is_required=False,
-    description="both, graph, voxels or setup; default: the graph's own configuration.",
-)
-
-
-@dg.op(ins={"base_ocdbt": dg.In(dg.Nothing)}, out=dg.DynamicOut(dg.Nothing), config_schema={"mode": _MODE})
-def plan_batches(context: dg.OpExecutionContext, pipeline: PipelineResource) -> Iterator[Any]:
-    """List the layer's chunks without a done-marker, in batches. Fails unless the layer below is complete."""
-    graph_id, number = partition_of(context)
-    with explained_failures():
-        dataset = pipeline.dataset(graph_id)
-        if number > dataset.grid.n_layers:
-            context.log.info("graph %s has %d layers: nothing to do", graph_id, dataset.grid.n_layers)
-            return
-        batches = stages.plan_layer(dataset, number, context.op_config.get("mode"))
-    context.log.info("%d batches to do", len(batches))
-    for batch in batches:
-        yield dg.DynamicOutput(None, mapping_key=batch.key)
-
-
-@dg.op(ins={"start": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), retry_policy=RETRIES)
-def run_batch(context: dg.OpExecutionContext, pipeline: PipelineResource) -> None:
-    """Build the unfinished chunks of a batch."""
-    graph_id, _ = partition_of(context)
-    with explained_failures():
-        dataset = pipeline.dataset(graph_id)
-        batch = Batch.parse(str(context.get_mapping_key()))
-        address = pipeline.coordinator_address(dataset)
-        report = stages.run_batch(dataset, batch, coordinator_address=address)
-    context.log.info("%d chunks in %.1f s: %s", report.chunks, report.seconds, report.counts)
-
-
-@dg.op(ins={"batches": dg.In(dg.Nothing)}, config_schema={"mode": _MODE})
-def finish_layer(context: dg.OpExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
-    """Check by the done-markers that no chunk is missing, and merge the populated parts."""
-    from sv_pipeline.reports import views
-
-    graph_id, number = partition_of(context)
-    with explained_failures():
-        dataset = pipeline.dataset(graph_id)
-        if number > dataset.grid.n_layers:
-            return dg.MaterializeResult(metadata={"chunks": 0, "note": f"{graph_id} has no layer {number}"})
-        mode = context.op_config.get("mode") or dataset.config.ingest.mode
-        report = stages.finish_layer(dataset, number, mode)
-    if number == dataset.grid.n_layers:
-        # Layers that the graph lacks are marked as complete with its top layer, so that the UI shows no gap.
-        for absent in range(number + 1, MAX_LAYER + 1):
-            partition = dg.MultiPartitionKey({"graph": graph_id, "layer": layer_key(absent)})
-            note = {"note": f"{graph_id} has no layer {absent}"}
-            context.log_event(dg.AssetMaterialization("layer", partition=partition, metadata=note))
-    drawn = {} if mode is IngestMode.VOXELS else pictures(nodes_picture=lambda: views.layer_picture(dataset, number))
-    return dg.MaterializeResult(
-        metadata={
-            "chunks": report.chunks,
-            **{name: value for name, value in report.numbers.items() if value is not None},
-            **drawn,
-        }
-    )
-
-
-@dg.config_mapping(config_schema={"mode": _MODE})
-def one_mode(value: dict[str, Any]) -> dict[str, Any]:
-    """Pass one mode to the planning and the collecting op."""
-    config = {} if value.get("mode") is None else {"mode": value["mode"].name}
-    return {"plan_batches": {"config": config}, "finish_layer": {"config": config}}
-
-
-@dg.graph_asset(
-    partitions_def=graph_layers,
-    ins={"base_ocdbt": dg.AssetIn(dagster_type=dg.Nothing)},
-    group_name="ingest",
-    kinds={"bigtable", "tensorstore"},
-    owners=OWNERS,
-    config=one_mode,
-)
-def layer(base_ocdbt: Any) -> Any:
-    """One layer of the chunked graph; the populate layer also includes the base's voxels at all mips."""
-    return finish_layer(plan_batches(base_ocdbt).map(run_batch).collect())
-
-
 # -- fork and contract --------------------------------------------------------------------------------------------
 
 
@@ -206,7 +126,9 @@ class ForkConfig(dg.Config):
     recreate: bool = False
 
 
-@dg.asset(partitions_def=graphs, deps=[layer], group_name="ingest", kinds={"tensorstore"}, owners=OWNERS)
+@dg.asset(
+    partitions_def=graphs, deps=[base_ocdbt, chunked_graph], group_name="ingest", kinds={"tensorstore"}, owners=OWNERS
+)
 def fork(context: dg.AssetExecutionContext, pipeline: PipelineResource, config: ForkConfig) -> dg.MaterializeResult:
     """The graph's own copy-on-write view of the base. It is one small object; no voxels are copied."""
     from sv_pipeline.reports import views
@@ -215,7 +137,8 @@ def fork(context: dg.AssetExecutionContext, pipeline: PipelineResource, config: 
         dataset = pipeline.dataset(context.partition_key)
         if dataset.config.ingest.mode is IngestMode.GRAPH:
             return dg.MaterializeResult(metadata={"note": "ingested without voxels (mode graph): nothing to fork"})
-        stages.make_fork(dataset, recreate=config.recreate)
+        with after_earlier_runs(context.op_execution_context, [dataset.graph_id]):
+            stages.make_fork(dataset, recreate=config.recreate)
     return dg.MaterializeResult(metadata=pictures(mips=lambda: views.mips_picture(dataset)))
 
 

@@ -3,15 +3,19 @@
 import contextlib
 import warnings
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import dagster as dg
 
-from sv_pipeline.defs.assets import base_ocdbt, layer, reader_contract
+from sv_pipeline.config import IngestMode
+from sv_pipeline.defs.assets import base_ocdbt, reader_contract
+from sv_pipeline.defs.layers import LAYER_COMPLETE, layer
 from sv_pipeline.defs.metadata import explained_failures
-from sv_pipeline.defs.partitions import graph_layers, graphs
+from sv_pipeline.defs.partitions import graph_layers, graphs, layer_partition
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.errors import NotFoundError, SvPipelineError
-from sv_pipeline.ingest import progress
+from sv_pipeline.registry import Dataset
+from sv_pipeline.reports.built import what_is_built
 from sv_pipeline.segmentation.base.source_record import changes_of_source
 from sv_pipeline.storage.wall import wall
 from sv_pipeline.verify.dataset import verify_dataset
@@ -25,8 +29,7 @@ def graph_of(context: dg.OpExecutionContext) -> str | None:
     """Return the graph of the run's partition; None for a run without a partition."""
     if not context.has_partition_key:
         return None
-    key = context.partition_key
-    return key.keys_by_dimension["graph"] if isinstance(key, dg.MultiPartitionKey) else key.split("|")[0]
+    return str(context.partition_key).split("|")[0]
 
 
 @contextlib.contextmanager
@@ -120,26 +123,40 @@ def _explanation(results: dict[str, CheckResult]) -> str | None:
 
 
 def _layer_complete(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
-    """Check that every chunk of every layer that was begun has its done-marker."""
+    """Check that every chunk of the run's layers, or else of every layer that was begun, has its done-marker."""
+    run = context.op_execution_context
+    keys = sorted(map(str, run.partition_keys)) if run.has_partition_key or run.has_partition_key_range else []
     missing: dict[str, int] = {}
-    key = context.op_execution_context.partition_key if context.op_execution_context.has_partition_key else None
-    mine = graph_of(context.op_execution_context)
+    unreadable: dict[str, str] = {}
     with explained_failures():
-        for graph_id in pipeline.registry.graph_ids() if mine is None else [mine]:
-            dataset = pipeline.dataset(graph_id)
-            if dataset.config.ingest.mode.value in ("voxels", "setup"):
+        for graph_id in sorted({key.split("|")[0] for key in keys}) or pipeline.registry.graph_ids():
+            try:
+                dataset = pipeline.dataset(graph_id)
+                built = what_is_built(dataset)
+            except SvPipelineError as error:
+                if keys:
+                    raise
+                unreadable[graph_id] = str(error)  # the other graphs are still checked
                 continue
-            if mine is None and not dataset.table.exists():
-                continue  # no layer of this graph was begun
-            for number, status in progress.layer_status(dataset.graph).items():
-                wanted = key is None or str(key).endswith(f"L{number:02d}")
-                if wanted and 0 < status.done < status.chunks:
-                    missing[f"{graph_id} layer {number}"] = status.chunks - status.done
+            if _mode(run, dataset) in (IngestMode.VOXELS.name, IngestMode.SETUP.name):
+                continue
+            for number, count in built.missing.items():
+                begun = count < dataset.grid.count(number)
+                if layer_partition(graph_id, number) in keys or (not keys and begun):
+                    missing[f"{graph_id} layer {number}"] = count
+    said = [f"chunks without a done-marker: {missing}"] if missing else []
     return dg.AssetCheckResult(
-        passed=not missing,
-        metadata={"partition": str(key or "all"), "missing": dg.MetadataValue.json(missing)},
-        description=None if not missing else f"chunks without a done-marker: {missing}",
+        passed=not missing and not unreadable,
+        metadata={"partition": ", ".join(keys) or "all", "missing": dg.MetadataValue.json(missing)},
+        description="; ".join([*unreadable.values(), *said]) or None,
     )
+
+
+def _mode(run: dg.OpExecutionContext, dataset: Dataset) -> str:
+    """Return the name of the mode in which a run builds a layer."""
+    ops: Any = run.run_config.get("ops", {})
+    config = ops.get(layer.key.to_user_string(), {}).get("config") or {}
+    return str(config.get("mode", dataset.config.ingest.mode.name))
 
 
 TASKS_LOOKED_AT = 16
@@ -179,7 +196,7 @@ with _partitioned():
     )(_watershed_unchanged)
     layer_complete = dg.asset_check(
         asset=layer,
-        name="layer_complete",
+        name=LAYER_COMPLETE,
         description=_layer_complete.__doc__,
         blocking=True,
         partitions_def=graph_layers,

@@ -21,6 +21,7 @@ from pydantic import Field
 from sv_pipeline.arguments import parse_gigabytes
 from sv_pipeline.defs.metadata import explained_failures, numbers, pictures
 from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.defs.runs import SLOT_TAG
 from sv_pipeline.edits import CommittedEdit, announced
 from sv_pipeline.edits.requests import DEFAULT_REGION_MEMORY
 from sv_pipeline.edits.tokens import is_begun
@@ -32,7 +33,7 @@ __all__ = ["merge_job", "preview_split_job", "redo_job", "split_job", "undo_job"
 
 GRAPH_TAG, OPERATION_TAG = "sv/graph_id", "sv/op_id"
 # Runs are not retried: a user should learn of a refusal at once, and look at the log before running an edit again.
-TAGS = {"dagster/max_retries": "0"}
+TAGS = {"dagster/max_retries": "0", SLOT_TAG: "edit"}
 
 
 class GraphChoice(dg.Config):

@@ -7,8 +7,9 @@ from pydantic import Field
 
 from sv_pipeline.config import load_config, parse_config
 from sv_pipeline.defs.metadata import explained_failures
-from sv_pipeline.defs.partitions import graphs
+from sv_pipeline.defs.partitions import add_partitions
 from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.defs.runs import UPKEEP
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.ingest import progress, stages
 
@@ -37,7 +38,7 @@ def register_graph(context: dg.OpExecutionContext, pipeline: PipelineResource, c
             raise ConfigError("give either 'path' or 'dataset'.")
         parsed = load_config(config.path) if config.path else parse_config(config.dataset, where="dataset")
         dataset = stages.register(parsed, pipeline.home)
-    context.instance.add_dynamic_partitions(str(graphs.name), [dataset.graph_id])
+    add_partitions(context.instance, [dataset])
     context.log.info("registered %s; materialize its partitions to ingest it", dataset.graph_id)
 
 
@@ -49,13 +50,13 @@ def purge_layer(context: dg.OpExecutionContext, pipeline: PipelineResource, conf
     context.log.info("purged layers %d and above of %s", config.layer, config.graph_id)
 
 
-@dg.job
+@dg.job(tags=UPKEEP)
 def register_graph_job() -> None:
     """Register a graph. Its configuration is checked against its source before anything is written."""
     register_graph()
 
 
-@dg.job
+@dg.job(tags=UPKEEP)
 def purge_layer_job() -> None:
     """Remove a layer and all above it, so that they can be built again."""
     purge_layer()

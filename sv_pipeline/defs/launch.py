@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
 
-from sv_pipeline.defs.partitions import graphs, layer_key
+from sv_pipeline.defs.partitions import add_partitions
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.registry import Dataset
 
 __all__ = ["materialize_graph", "project_instance"]
+
+ASSETS = ("watershed", "base_ocdbt", "chunked_graph", "fork", "reader_contract")
 
 
 def project_instance() -> dg.DagsterInstance:
@@ -26,27 +28,27 @@ def project_instance() -> dg.DagsterInstance:
 def materialize_graph(
     job: dg.JobDefinition, dataset: Dataset, instance: dg.DagsterInstance, begin: Callable[[str], None] | None = None
 ) -> None:
-    """Materialize every asset of a graph, layer by layer, and run their checks.
+    """Materialize the assets of a graph one after the other, and run their checks.
 
     Parameters
     ----------
     job
         The job of all assets.
     begin
-        Called with the name of each step before it begins.
+        Called with the name of each asset before it is materialized.
 
     Raises
     ------
     SvPipelineError
-        If a step fails; the error has the step's message.
+        If an asset fails; the error has the step's message.
     """
-    instance.add_dynamic_partitions(str(graphs.name), [dataset.graph_id])
-    for asset, partition in _steps(dataset):
+    add_partitions(instance, [dataset])
+    for asset in ASSETS:
         if begin is not None:
-            begin(f"{asset} {partition}")
+            begin(asset)
         result = job.execute_in_process(
             instance=instance,
-            partition_key=partition,
+            partition_key=dataset.graph_id,
             asset_selection=[dg.AssetKey(asset)],
             run_config={
                 "execution": {"config": {"in_process": {}}},
@@ -55,16 +57,7 @@ def materialize_graph(
             raise_on_error=False,
         )
         if not result.success:
-            raise SvPipelineError(f"{asset} of partition {partition} failed: {_reason(result)}")
-
-
-def _steps(dataset: Dataset) -> Iterator[tuple[str, str]]:
-    yield "watershed", dataset.graph_id
-    yield "base_ocdbt", dataset.graph_id
-    for number in range(2, dataset.grid.n_layers + 1):
-        yield "layer", str(dg.MultiPartitionKey({"graph": dataset.graph_id, "layer": layer_key(number)}))
-    yield "fork", dataset.graph_id
-    yield "reader_contract", dataset.graph_id
+            raise SvPipelineError(f"{asset} of graph {dataset.graph_id} failed: {_reason(result)}")
 
 
 def _reason(result: dg.ExecuteInProcessResult) -> str:

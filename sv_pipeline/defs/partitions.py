@@ -1,43 +1,62 @@
-"""Partitions: graphs (added at run time), the layers of a graph as (graph, layer), its coarser mips as (graph, mip)."""
+"""Partitions: graphs and their layers, both added at run time, and the coarser mips of a graph as (graph, mip).
+
+The key of a layer is ``graph|L02``. Only layers that a graph has are partitions.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import dagster as dg
 
+from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.ingest import stages
+from sv_pipeline.registry import Dataset
+
 __all__ = [
-    "MAX_LAYER",
     "MAX_MIP",
+    "add_partitions",
     "graph_layers",
     "graph_mips",
     "graphs",
-    "layer_key",
-    "layer_number",
+    "layer_partition",
+    "layer_partitions",
+    "layers_of_partition",
     "mip_key",
     "mip_partition_of",
-    "partition_of",
 ]
-
-MAX_LAYER = 13
-"""Highest layer with a partition: no known volume exceeds 2^11 chunks of 256 voxels. Layers that a graph lacks do
-nothing."""
 
 MAX_MIP = 15
 """Coarsest mip with a partition, of factor 32768. Mips that a graph lacks do nothing."""
 
 
-def layer_key(layer: int) -> str:
-    """Return the partition key of a layer; keys sort in the order of layers."""
-    return f"L{layer:02d}"
+def layer_partition(graph_id: str, layer: int) -> str:
+    """Return the partition key of a layer; the keys of a graph sort in the order of its layers."""
+    return f"{graph_id}|L{layer:02d}"
 
 
-def layer_number(key: str) -> int:
-    """Return the layer of a partition key."""
-    match = re.fullmatch(r"L(\d{2})", key)
+def layers_of_partition(dataset: Dataset, key: str) -> list[int]:
+    """Return the layers that a partition key names: one for the key of a layer, all for the id of the graph.
+
+    A layer that the graph does not have is left out.
+    """
+    _, separator, name = key.partition("|")
+    layers = stages.layers_of(dataset)
+    if not separator:
+        return layers
+    match = re.fullmatch(r"L(\d{2,})", name)
     if match is None:
-        raise ValueError(f"{key!r} is not a layer")
-    return int(match[1])
+        raise ValueError(f"{key!r} is not the key of a layer")
+    return [layer for layer in layers if layer == int(match[1])]
+
+
+def layer_partitions(dataset: Dataset) -> list[str]:
+    """Return the partition keys of all layers of a graph; none while its volume cannot be read."""
+    try:
+        return [layer_partition(dataset.graph_id, layer) for layer in stages.layers_of(dataset)]
+    except (SvPipelineError, OSError, ValueError):
+        return []
 
 
 def mip_key(mip: int) -> str:
@@ -46,34 +65,20 @@ def mip_key(mip: int) -> str:
 
 
 graphs = dg.DynamicPartitionsDefinition(name="graphs")
-graph_layers = dg.MultiPartitionsDefinition(
-    {
-        "graph": graphs,
-        "layer": dg.StaticPartitionsDefinition([layer_key(layer) for layer in range(2, MAX_LAYER + 1)]),
-    }
-)
+graph_layers = dg.DynamicPartitionsDefinition(name="graph_layers")
 graph_mips = dg.MultiPartitionsDefinition(
     {"graph": graphs, "mip": dg.StaticPartitionsDefinition([mip_key(mip) for mip in range(1, MAX_MIP + 1)])}
 )
 
 
-def partition_of(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> tuple[str, int]:
-    """Return graph id and layer of the partition that a step runs for."""
-    graph_id, layer = _both(context)
-    return graph_id, layer_number(layer)
+def add_partitions(instance: dg.DagsterInstance, datasets: Sequence[Dataset]) -> None:
+    """Add graphs and their layers as partitions. Partitions that exist already stay as they are."""
+    instance.add_dynamic_partitions(str(graphs.name), [dataset.graph_id for dataset in datasets])
+    layers = [key for dataset in datasets for key in layer_partitions(dataset)]
+    instance.add_dynamic_partitions(str(graph_layers.name), layers)
 
 
 def mip_partition_of(context: dg.OpExecutionContext) -> tuple[str, int]:
     """Return graph id and mip of the partition that a step runs for."""
-    graph_id, mip = _both(context)
+    graph_id, mip = str(context.partition_key).split("|")
     return graph_id, int(mip.removeprefix("M"))
-
-
-def _both(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> tuple[str, str]:
-    key = context.partition_key
-    if isinstance(key, dg.MultiPartitionKey):
-        (graph_id,) = (value for name, value in key.keys_by_dimension.items() if name == "graph")
-        (other,) = (value for name, value in key.keys_by_dimension.items() if name != "graph")
-        return graph_id, other
-    graph_id, other = str(key).split("|")
-    return graph_id, other

@@ -7,10 +7,11 @@ import dagster as dg
 from pydantic import Field
 
 from sv_pipeline.config import IngestMode
-from sv_pipeline.defs.assets import OWNERS, RETRIES, fork
+from sv_pipeline.defs.assets import fork
 from sv_pipeline.defs.metadata import explained_failures, pictures
 from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.defs.runs import OWNERS, RETRIES
 from sv_pipeline.pyramid.catch_up import catch_up
 from sv_pipeline.pyramid.lag import LagVerdict, lag_verdict, lags
 
@@ -71,8 +72,8 @@ downsample_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets(pyramid),
     description="Bring the coarser mips of a graph up to date with edits. downsample_sensor starts it; it may also be "
     "run by hand at any time.",
-    # Edits in the queue come first, since readers can see which mips are pending.
-    tags={"dagster/priority": "-1"},
+    # Edits have slots of their own. Among the runs of partitions, readers wait for these.
+    tags={"dagster/priority": "1"},
 )
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import dagster as dg
 
-from sv_pipeline.defs.assets import RETRIES
 from sv_pipeline.defs.metadata import explained_failures, pictures
 from sv_pipeline.defs.partitions import graph_mips, mip_partition_of
 from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.defs.runs import RETRIES
 from sv_pipeline.pyramid.rebuild_batches import MipRebuild
 
 __all__ = ["rebuild_mip_job"]

@@ -12,7 +12,7 @@ from pydantic import Field
 from sv_pipeline import recovery
 from sv_pipeline.defs.metadata import explained_failures, numbers, pictures
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.defs.runs import MOST_RECOVERIES, RECOVERY_BACKOFF, UNFINISHED_RUNS
+from sv_pipeline.defs.runs import MOST_RECOVERIES, RECOVERY_BACKOFF, SLOT_TAG, UNFINISHED_RUNS
 from sv_pipeline.edits.requests import user_or_default
 from sv_pipeline.environment import is_switched_on
 from sv_pipeline.errors import CorruptionError, NotFoundError, SvPipelineError
@@ -160,7 +160,12 @@ def in_one_process(config: OperationConfig) -> dict[str, Any]:
     return {"ops": {"recover_operation": {"config": config.model_dump()}}, "execution": {"config": executor}}
 
 
-@dg.job(config=in_one_process, executor_def=dg.multi_or_in_process_executor, hooks={alert_people})
+@dg.job(
+    config=in_one_process,
+    executor_def=dg.multi_or_in_process_executor,
+    hooks={alert_people},
+    tags={SLOT_TAG: "recovery"},
+)
 def recover_operation_job() -> None:
     """Recover one edit whose process died: claim it, roll back what it wrote, make it again, prove the result."""
     recover_operation()
@@ -214,7 +219,12 @@ def abandoned_in_one_process(config: AbandonConfig) -> dict[str, Any]:
     return {"ops": {"abandon_operation": {"config": config.model_dump()}}}
 
 
-@dg.job(config=abandoned_in_one_process, executor_def=dg.in_process_executor, hooks={alert_people})
+@dg.job(
+    config=abandoned_in_one_process,
+    executor_def=dg.in_process_executor,
+    hooks={alert_people},
+    tags={SLOT_TAG: "recovery"},
+)
 def abandon_operation_job() -> None:
     """Give up one edit that cannot be made again: roll back what it wrote, release its locks, log the reason."""
     abandon_operation()
@@ -242,7 +252,7 @@ def mended_in_one_process(config: MendConfig) -> dict[str, Any]:
     return {"ops": {"mend_graph": {"config": config.model_dump()}}}
 
 
-@dg.job(config=mended_in_one_process, executor_def=dg.in_process_executor)
+@dg.job(config=mended_in_one_process, executor_def=dg.in_process_executor, tags={SLOT_TAG: "recovery"})
 def mend_job() -> None:
     """Convert what other software has written in a graph to the form that sv_pipeline writes; a dry run by default."""
     mend_graph()

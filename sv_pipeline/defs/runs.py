@@ -1,4 +1,4 @@
-"""Runs in the Dagster instance: which of them count as unfinished, and when a failed run is tried again."""
+"""Runs in the Dagster instance: their slots and pools, which count as unfinished, and when failed ones are repeated."""
 
 from __future__ import annotations
 
@@ -6,7 +6,28 @@ import dagster as dg
 
 from sv_pipeline.backoff import Backoff
 
-__all__ = ["MOST_RECOVERIES", "PYRAMID_BACKOFF", "RECOVERY_BACKOFF", "UNFINISHED_RUNS"]
+__all__ = [
+    "MERGE_POOL",
+    "MOST_RECOVERIES",
+    "OWNERS",
+    "PYRAMID_BACKOFF",
+    "RECOVERY_BACKOFF",
+    "RETRIES",
+    "SLOT_TAG",
+    "TABLE_POOL",
+    "UNFINISHED_RUNS",
+    "UPKEEP",
+]
+
+OWNERS = ["team:segmentation"]
+RETRIES = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+"""A step is retried if its process was killed or storage did not answer, but not after a user's mistake."""
+SLOT_TAG = "sv/slot"
+"""Tag with the kind of a run: edit, recovery, verify or upkeep. dagster.yaml limits each kind by itself."""
+UPKEEP = {SLOT_TAG: "upkeep"}
+"""Tags of the runs that people start by hand, besides edits: registrations, purges, single chunks."""
+TABLE_POOL, MERGE_POOL = "sv_table", "sv_merge"
+"""Pools of the steps that write a graph's rows, and of those that merge populated parts into a base."""
 
 UNFINISHED_RUNS = [
     dg.DagsterRunStatus.NOT_STARTED,

@@ -4,7 +4,7 @@ A verification of a part of a graph may find a fault, but a clean result proves 
 never turns a check from failed to passed; only a verification of the whole graph does.
 """
 
-import time
+import zlib
 from collections.abc import Iterator
 
 import dagster as dg
@@ -13,7 +13,7 @@ from pydantic import Field
 from sv_pipeline.defs.checks import evaluations, red_checks
 from sv_pipeline.defs.metadata import explained_failures
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.defs.runs import UNFINISHED_RUNS
+from sv_pipeline.defs.runs import SLOT_TAG, UNFINISHED_RUNS
 from sv_pipeline.environment import is_switched_on, whole_number_in
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.registry import Registry, ask_every_graph
@@ -23,11 +23,12 @@ from sv_pipeline.verify.dataset import verify_changes, verify_dataset
 from sv_pipeline.verify.report import VerifyReport
 from sv_pipeline.verify.run import CHECKS
 
-__all__ = ["verify_changes_schedule", "verify_job", "verify_nightly_schedule"]
+__all__ = ["alert_people", "conclude", "seed_of", "verify_changes_schedule", "verify_job", "verify_nightly_schedule"]
 
 SWITCH_VARIABLE, SAMPLE_VARIABLE = "SV_PIPELINE_VERIFY", "SV_PIPELINE_VERIFY_SAMPLE"
 SAMPLE = 64
 NIGHTLY, CHANGES = "30 2 * * *", "*/10 * * * *"
+PARTITION_TAG = "dagster/partition"
 GRAPH_TAG, UNTIL_TAG = "sv/graph_id", "sv/verified_until"
 MOST_OPERATIONS = 1000
 """Maximum number of operations that the first verification of changes covers."""
@@ -62,9 +63,26 @@ def verify_graph(context: dg.OpExecutionContext, pipeline: PipelineResource, con
         if config.after >= 0:
             report = verify_changes(dataset, config.after)
         else:
-            seed = time.time_ns() % (1 << 32)
-            report = verify_dataset(dataset, checks=config.checks or None, sample=config.sample or None, seed=seed)
-    for evaluation in evaluations(report, names=_to_be_recorded(context.instance, config, report)):
+            sample, seed = config.sample or None, seed_of(context)
+            report = verify_dataset(dataset, checks=config.checks or None, sample=sample, seed=seed)
+    conclude(context, report, set(CHECKS) if config.after >= 0 else None)
+
+
+def seed_of(context: dg.OpExecutionContext) -> int:
+    """Seed of the random choice of chunks: another one for each run, the same one when a run is executed again."""
+    return zlib.crc32((context.run.root_run_id or context.run.run_id).encode())
+
+
+def conclude(context: dg.OpExecutionContext, report: VerifyReport, limited: set[str] | None = None) -> None:
+    """Record the results as asset checks; raises a Failure if an invariant is violated.
+
+    Parameters
+    ----------
+    limited
+        Names of checks that looked at a part of the graph only; None = those that a sample limits.
+    """
+    limited = limited if limited is not None else set(SAMPLED) if report.sample else set()
+    for evaluation in evaluations(report, names=_to_be_recorded(context.instance, limited, report)):
         # log_event accepts evaluations, although its signature does not say so.
         context.log_event(evaluation)  # type: ignore[arg-type]
     context.log.info(report.summary())
@@ -76,10 +94,9 @@ def verify_graph(context: dg.OpExecutionContext, pipeline: PipelineResource, con
         )
 
 
-def _to_be_recorded(instance: dg.DagsterInstance, config: VerifyConfig, report: VerifyReport) -> set[str]:
+def _to_be_recorded(instance: dg.DagsterInstance, limited: set[str], report: VerifyReport) -> set[str]:
     """Names of checks whose result is recorded: a pass of a partial check does not replace a recorded failure."""
-    limited = set(CHECKS) if config.after >= 0 else set(SAMPLED) if config.sample else set()
-    red = red_checks(instance, config.graph_id) & limited if limited else set()
+    red = red_checks(instance, report.graph_id) & limited if limited else set()
     return {result.name for result in report.results if not result.passed or result.name not in red}
 
 
@@ -88,6 +105,8 @@ def alert_people(context: dg.HookContext) -> None:
     """Send an alert that a graph is not sound, or could not be verified."""
     config = context.op_config
     graph_id = config.get("graph_id") if isinstance(config, dict) else None
+    if graph_id is None and (run := context.instance.get_run_by_id(context.run_id)) is not None:
+        graph_id = run.tags.get(PARTITION_TAG)
     error = context.op_exception
     said = error.description if isinstance(error, dg.Failure) and error.description else str(error)
     alerts_from_environment().send(
@@ -95,7 +114,7 @@ def alert_people(context: dg.HookContext) -> None:
     )
 
 
-@dg.job(hooks={alert_people})
+@dg.job(hooks={alert_people}, tags={SLOT_TAG: "verify"})
 def verify_job() -> None:
     """Prove all invariants of a graph, or a part of them."""
     verify_graph()

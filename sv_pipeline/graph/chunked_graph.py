@@ -13,9 +13,9 @@ from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage.kv import as_url
 from sv_pipeline.storage.precomputed import read_info
 from sv_pipeline.table import meta as table_meta
-from sv_pipeline.table.columns import MAX_LAYERS, META_KEY
-from sv_pipeline.table.interface import Table
-from sv_pipeline.table.keys import META
+from sv_pipeline.table.columns import COUNTS_KEPT, MAX_LAYERS, META_KEY
+from sv_pipeline.table.interface import RowMutation, Table
+from sv_pipeline.table.keys import COUNTS_SIGN, META
 from sv_pipeline.table.meta import TableMeta
 
 __all__ = ["ChunkedGraph", "create_chunked_graph", "open_chunked_graph"]
@@ -125,6 +125,8 @@ def create_chunked_graph(table: Table, config: DatasetConfig) -> ChunkedGraph:
             remedy="Choose another graph_id, or remove the graph deliberately.",
         )
     table_meta.write_version(table)
+    # Without this sign, counts of an ingest are not kept yet: earlier versions wrote only the done-markers.
+    table.mutate([RowMutation(COUNTS_SIGN, [COUNTS_KEPT.set(1)])])
     table_meta.write_meta(table, meta)
     return graph
 

@@ -113,7 +113,7 @@ def read_timed_edges_of_edits(graph: ChunkedGraph, coordinates: npt.ArrayLike) -
 def has_split_edges(graph: ChunkedGraph) -> bool:
     """Whether any supervoxel was ever split, since each split adds edges between its pieces."""
     columns = [SPLIT_EDGES.key, COMPACTED_SPLIT_EDGES.key]
-    return next(iter(graph.table.scan([keys.prefix_range(b"f")], columns, newest_only=True)), None) is not None
+    return graph.table.any_row([keys.prefix_range(b"f")], columns)
 
 
 def _split_edges(

@@ -6,8 +6,9 @@ error about ids that do not exist. The queries of users are in ``queries``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,9 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 EdgeColumn = Callable[[int], ArrayColumn[np.uint64]]
 
+ROWS_AT_ONCE = 1 << 12
+"""Number of rows in memory at a time, when many are read to make arrays of them."""
+
 Time = int | moments.Time
 """Milliseconds since the epoch, or a time that :mod:`sv_pipeline.moments` can parse."""
 
@@ -83,8 +87,11 @@ def take(ragged: Ragged, rows: npt.ArrayLike) -> Ragged:
 
 def read_parents(graph: ChunkedGraph, ids: npt.ArrayLike, *, until: int | None = None) -> UInt64Array:
     """Read the parent of each node, shape (n,); 0 for a root and for a node that does not exist."""
-    row_keys = keys.node_keys(ids)
-    return newest_ids(PARENT, graph.table.read_rows(row_keys, [PARENT.key], until=until, newest_only=True), row_keys)
+    parts = [np.zeros(0, np.uint64)]
+    for row_keys in _key_blocks(ids):
+        rows = graph.table.read_rows(row_keys, [PARENT.key], until=until, newest_only=True)
+        parts.append(newest_ids(PARENT, rows, row_keys))
+    return np.concatenate(parts)
 
 
 def read_children(graph: ChunkedGraph, ids: npt.ArrayLike, *, until: int | None = None) -> Ragged:
@@ -98,19 +105,31 @@ def read_layered_edges(
     graph: ChunkedGraph, ids: npt.ArrayLike, column: EdgeColumn, layers: Sequence[int]
 ) -> LayeredEdges:
     """Read the newest edge cells of nodes, in the columns of several cross layers."""
-    row_keys = keys.node_keys(ids)
-    rows = graph.table.read_rows(row_keys, [column(layer).key for layer in layers], newest_only=True)
-    return _layered_edges(rows, row_keys, column, layers)
+    wanted = [column(layer).key for layer in layers]
+    parts = []
+    for row_keys in _key_blocks(ids):
+        rows = graph.table.read_rows(row_keys, wanted, newest_only=True)
+        parts.append(_layered_edges(rows, row_keys, column, layers)[0])
+    return LayeredEdges.join(parts)
+
+
+def _key_blocks(ids: npt.ArrayLike) -> Iterator[list[bytes]]:
+    """Yield the row keys of nodes in blocks; a row takes many times the memory of the array that is made of it."""
+    nodes = np.asarray(ids)
+    return (keys.node_keys(nodes[start : start + ROWS_AT_ONCE]) for start in range(0, len(nodes), ROWS_AT_ONCE))
 
 
 def _layered_edges(
     rows: dict[bytes, RowView], row_keys: list[bytes], column: EdgeColumn, layers: Sequence[int]
-) -> LayeredEdges:
+) -> tuple[LayeredEdges, IntArray]:
+    """Return the edges in some columns of rows, and the index of the row that stores each edge, shape (n,)."""
     if not layers:
-        return LayeredEdges.empty()
-    parts = [newest_arrays(column(layer), rows, row_keys).values for layer in layers]
-    sizes = [len(part) for part in parts]
-    return LayeredEdges(np.repeat(np.asarray(layers, np.int64), sizes), np.concatenate(parts))
+        return LayeredEdges.empty(), np.zeros(0, np.int64)
+    parts = [newest_arrays(column(layer), rows, row_keys) for layer in layers]
+    sizes = [len(part.values) for part in parts]
+    owners = np.concatenate([np.repeat(np.arange(len(row_keys)), part.lengths) for part in parts])
+    edges = np.concatenate([part.values for part in parts])
+    return LayeredEdges(np.repeat(np.asarray(layers, np.int64), sizes), edges), owners
 
 
 # -- chunks -----------------------------------------------------------------------------------------------------------
@@ -127,6 +146,12 @@ class StoredNodes:
     edges: LayeredEdges
     """Edges in the requested columns."""
 
+    @classmethod
+    def empty(cls) -> StoredNodes:
+        """Return no nodes."""
+        none = np.zeros(0, np.uint64)
+        return cls(none, Ragged(none, np.zeros(1, np.int64)), np.zeros(0, np.int64), LayeredEdges.empty())
+
 
 def scan_nodes(
     graph: ChunkedGraph, chunk_ids: UInt64Array, column: EdgeColumn | None = None, layers: Sequence[int] = ()
@@ -141,15 +166,26 @@ def scan_nodes(
         Edge columns to read as well.
     """
     wanted = [CHILDREN.key, *(column(layer).key for layer in layers if column)]
-    rows = dict(graph.table.scan(keys.chunk_ranges(graph.layout, chunk_ids), wanted, newest_only=True))
-    row_keys = [key for key, row in rows.items() if CHILDREN.key in row]
-    ids, children = keys.node_ids(row_keys), newest_arrays(CHILDREN, rows, row_keys)
-    counts = np.flatnonzero(newest_of_reruns(ids, children))
-    if len(counts) < len(ids):
-        row_keys = [row_keys[i] for i in counts.tolist()]
-        ids, children = ids[counts], take(children, counts)
-    edges = _layered_edges(rows, row_keys, column, layers) if column else LayeredEdges.empty()
-    return StoredNodes(ids, children, newest_timestamps(CHILDREN, rows, row_keys), edges)
+    found = graph.table.scan(keys.chunk_ranges(graph.layout, chunk_ids), wanted, newest_only=True)
+    parts, edges, edge_rows, n = [StoredNodes.empty()], [LayeredEdges.empty()], [np.zeros(0, np.int64)], 0
+    while rows := dict(islice(found, ROWS_AT_ONCE)):
+        row_keys = [key for key, row in rows.items() if CHILDREN.key in row]
+        children, created = newest_arrays(CHILDREN, rows, row_keys), newest_timestamps(CHILDREN, rows, row_keys)
+        parts.append(StoredNodes(keys.node_ids(row_keys), children, created, LayeredEdges.empty()))
+        if column:
+            here, owners = _layered_edges(rows, row_keys, column, layers)
+            edges.append(here)
+            edge_rows.append(owners + n)
+        n += len(row_keys)
+    ids, children = np.concatenate([part.ids for part in parts]), Ragged.join([part.children for part in parts])
+    created, joined = np.concatenate([part.created for part in parts]), LayeredEdges.join(edges)
+    counts = newest_of_reruns(ids, children)
+    if not counts.all():
+        keep = np.flatnonzero(counts[np.concatenate(edge_rows)])
+        joined = LayeredEdges(joined.layers[keep], joined.edges[keep])
+        valid = np.flatnonzero(counts)
+        ids, children, created = ids[valid], take(children, valid), created[valid]
+    return StoredNodes(ids, children, created, joined)
 
 
 # -- ancestors --------------------------------------------------------------------------------------------------------

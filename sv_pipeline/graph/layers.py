@@ -11,6 +11,7 @@ Many chunks are computed at once, because components of different chunks never t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,6 +43,12 @@ class LayeredEdges:
     def empty(cls) -> LayeredEdges:
         """Return no edges."""
         return cls(np.zeros(0, np.int64), np.zeros((0, 2), np.uint64))
+
+    @classmethod
+    def join(cls, parts: Sequence[LayeredEdges]) -> LayeredEdges:
+        """Return the edges of all parts, in their order."""
+        every = [cls.empty(), *parts]
+        return cls(np.concatenate([part.layers for part in every]), np.concatenate([part.edges for part in every]))
 
     def distinct(self) -> LayeredEdges:
         """Return each edge once, sorted by owner, cross layer and partner."""

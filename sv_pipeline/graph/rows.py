@@ -14,7 +14,10 @@ from sv_pipeline.table import keys
 from sv_pipeline.table.columns import CHILDREN, PARENT, ArrayColumn, Ragged
 from sv_pipeline.table.interface import RowMutation, SetCell
 
-__all__ = ["child_rows", "edge_cells", "parent_rows"]
+__all__ = ["blocks", "child_rows", "edge_blocks", "edge_cells", "parent_rows"]
+
+BLOCK = 4096
+"""Number of nodes whose rows are in memory at a time, if the rows of many nodes are made block by block."""
 
 IntArray = npt.NDArray[np.int64]
 EdgeColumn = Callable[[int], ArrayColumn[np.uint64]]
@@ -68,3 +71,29 @@ def edge_cells(
     for owner, layer, start, stop in blocks:
         cells[owner].append(column(layer).set(pairs[start:stop], times[owner]))
     return cells
+
+
+def blocks(n: int) -> Iterator[slice]:
+    """Divide ``n`` nodes into blocks, whose rows are made and written one block after the other."""
+    return (slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK))
+
+
+def edge_blocks(
+    owners: UInt64Array, edges: LayeredEdges, edge_owners: UInt64Array
+) -> Iterator[tuple[slice, LayeredEdges, UInt64Array]]:
+    """Divide nodes into blocks; yield the slice of each block, its edges and their owners, as `edge_cells` takes them.
+
+    Parameters
+    ----------
+    owners
+        Nodes, shape (n,), in any order.
+    edges, edge_owners
+        Edges, and the node whose row stores each of them, shape (m,).
+    """
+    order = np.argsort(owners)
+    at = order[find(owners[order], edge_owners)]
+    sequence = np.argsort(at, kind="stable")
+    at = at[sequence]
+    for block in blocks(len(owners)):
+        here = sequence[np.searchsorted(at, block.start) : np.searchsorted(at, block.stop)]
+        yield block, LayeredEdges(edges.layers[here], edges.edges[here]), edge_owners[here]

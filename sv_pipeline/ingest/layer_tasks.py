@@ -5,8 +5,10 @@
     read the ingest rows        a chunk with a done-marker is skipped
     (the layer's own reads and computation)
     reserve ids                 one row per chunk, written if absent
-    write all rows              cells at the reserved times, so that a second run writes the same cells
-    write the done-markers      last
+    write all rows              cells at the reserved times, so that a second run writes the same cells;
+                                with them the open marks of the chunks' blocks, see `kept_counts`
+    write the done-markers      a chunk is done from now on
+    count them                  the blocks' counts, with which the open marks are removed
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,8 +26,17 @@ import numpy.typing as npt
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.layers import NewParents
 from sv_pipeline.ids import UInt64Array
+from sv_pipeline.ingest.kept_counts import OpenBlocks, SeenBlocks, count_done, open_blocks, read_blocks
 from sv_pipeline.ingest.purge import refuse_if_edited
-from sv_pipeline.ingest.reservations import IdNeed, TaskRow, now, read_task_rows, reserve_ids, worker_name
+from sv_pipeline.ingest.reservations import (
+    TASK_COLUMNS,
+    IdNeed,
+    TaskRow,
+    decode_task_row,
+    now,
+    reserve_ids,
+    worker_name,
+)
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import INGEST_DONE, INGEST_FAILED
 from sv_pipeline.table.interface import DeleteCells, RowMutation
@@ -70,6 +82,8 @@ class ChunkTasks:
     todo: IntArray
     """Indices of the chunks that must be built."""
     started: float = field(default_factory=time.monotonic)
+    blocks: SeenBlocks | None = None
+    """Counts of the blocks of these chunks, as they were before."""
 
     @property
     def task_chunks(self) -> UInt64Array:
@@ -80,6 +94,19 @@ class ChunkTasks:
     def task_coordinates(self) -> IntArray:
         """Coordinates of the chunks that must be built, shape (n, 3)."""
         return self.coordinates[self.todo]
+
+    def part(self, start: int, stop: int) -> ChunkTasks:
+        """Return some of the chunks that must be built, from position ``start`` to ``stop`` of `task_chunks`."""
+        chosen = self.todo[start:stop]
+        rows = [self.rows[i] for i in chosen.tolist()]
+        todo = np.arange(len(chosen))
+        coordinates, chunk_ids = self.coordinates[chosen], self.chunk_ids[chosen]
+        return ChunkTasks(self.graph, self.layer, coordinates, chunk_ids, rows, todo, blocks=self.blocks)
+
+    def skipped_reports(self) -> list[ChunkReport]:
+        """Make the reports of the chunks that need not be built."""
+        todo = set(self.todo.tolist())
+        return [report for i, report in enumerate(self.reports({})) if i not in todo]
 
     def write(
         self,
@@ -112,10 +139,13 @@ class ChunkTasks:
         ids = [reservation.node_ids(graph) for reservation in reservations]
         timestamps = np.zeros(len(needs), np.int64)
         timestamps[busy] = [reservation.timestamp for reservation in reservations]
-        graph.table.mutate(rows(np.concatenate(ids) if ids else np.zeros(0, np.uint64), timestamps))
-        return self._finish(np.bincount(parents.tasks, minlength=len(needs)), counts)
+        indices = graph.grid.index(self.layer, self.task_coordinates)
+        opened = open_blocks(self.layer, indices)
+        new_rows = rows(np.concatenate(ids) if ids else np.zeros(0, np.uint64), timestamps)
+        graph.table.mutate(chain(opened.mutations, new_rows))
+        return self._finish(np.bincount(parents.tasks, minlength=len(needs)), counts, opened)
 
-    def _finish(self, nodes: IntArray, counts: Counts) -> list[ChunkReport]:
+    def _finish(self, nodes: IntArray, counts: Counts, opened: OpenBlocks) -> list[ChunkReport]:
         seconds = time.monotonic() - self.started
         share, started = round(seconds / max(1, len(self.todo)), 4), now() - int(1000 * seconds)
         markers: dict[int, dict[str, Any]] = {}
@@ -135,7 +165,15 @@ class ChunkTasks:
                 key = keys.ingest_key(self.layer, int(self.chunk_ids[position]))
                 changes.append(RowMutation(key, [INGEST_DONE.set(marker), DeleteCells(INGEST_FAILED.key)]))
         self.graph.table.mutate(changes)
+        self.count(markers, opened)
         return self.reports(markers)
+
+    def count(self, markers: dict[int, dict[str, Any]], opened: OpenBlocks | None = None) -> None:
+        """Take the chunks that are done into the counts of their blocks: new done-markers, and those found before."""
+        indices = self.graph.grid.index(self.layer, self.coordinates).tolist()
+        found = [row.done or markers.get(position) for position, row in enumerate(self.rows)]
+        done = {i: INGEST_DONE.encode(marker) for i, marker in zip(indices, found, strict=True) if marker is not None}
+        count_done(self.graph, self.layer, done, opened, self.blocks)
 
     def reports(self, markers: dict[int, dict[str, Any]]) -> list[ChunkReport]:
         """Make one report per chunk, including the skipped ones, from new or stored done-markers."""
@@ -179,9 +217,14 @@ def open_chunk_tasks(graph: ChunkedGraph, layer: int, coordinates: npt.ArrayLike
     if again:
         refuse_if_edited(graph, f"Writing layer {layer} again")
     chunk_ids = graph.layout.chunk_ids(layer, coords)
-    rows = read_task_rows(graph, layer, chunk_ids)
+    row_keys = keys.ingest_keys(layer, chunk_ids)
+    blocks, found = read_blocks(graph, layer, graph.grid.index(layer, coords), row_keys, TASK_COLUMNS)
+    rows = [decode_task_row(found.get(key)) for key in row_keys]
     todo = np.flatnonzero([again or row.done is None for row in rows])
-    return ChunkTasks(graph, layer, coords, chunk_ids, rows, todo)
+    tasks = ChunkTasks(graph, layer, coords, chunk_ids, rows, todo, blocks=blocks)
+    # Chunks that workers of earlier versions have built are not counted; nor are those of a killed worker.
+    tasks.count({})
+    return tasks
 
 
 def _needs(

@@ -7,6 +7,8 @@ or killed, even with SIGKILL. That is safe at any moment, because only its marke
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -21,6 +23,10 @@ from sv_pipeline.registry import Dataset, open_dataset
 __all__ = ["BrokenProcessPool", "WorkerPool"]
 
 logger = logging.getLogger(__name__)
+RAMP_FROM_CHUNKS = 20_000
+"""Number of unfinished chunks from which the workers of a layer start one after the other."""
+RAMP_STEP = 1.0
+"""Seconds after which the pool looks again whether another worker may start."""
 
 
 class WorkerPool:
@@ -46,8 +52,19 @@ class WorkerPool:
         *,
         advance: Callable[[int], None],
         coordinator_address: str | None = None,
-    ) -> None:
+        until: float = math.inf,
+    ) -> list[Batch]:
         """Run batches. After the first error no batch is started; it is raised when all running batches have ended.
+
+        Parameters
+        ----------
+        until
+            Value of ``time.monotonic()`` from which on no batch is started.
+
+        Returns
+        -------
+        list
+            The batches that were not started.
 
         Raises
         ------
@@ -55,15 +72,17 @@ class WorkerPool:
             If a worker process died. The next call starts new ones.
         """
         if self._count == 1 or len(batches) <= 1:
-            for batch in batches:
+            waiting = deque(batches)
+            while waiting and time.monotonic() < until:
+                batch = waiting.popleft()
                 stages.run_batch(dataset, batch, coordinator_address=coordinator_address, advance=advance)
-            return
+            return list(waiting)
 
         def start(batch: Batch) -> Future[stages.BatchReport]:
             return self._start().submit(_work, dataset.graph_id, dataset.home, batch.key, coordinator_address)
 
         try:
-            _run_all(batches, start, self._count, advance)
+            return _run_all(batches, start, _ramp(dataset, batches, self._count), advance, until)
         except BrokenProcessPool:
             self._stop()
             raise
@@ -89,22 +108,39 @@ class WorkerPool:
             workers.shutdown(wait=True, cancel_futures=True)
 
 
+def _ramp(dataset: Dataset, batches: Sequence[Batch], workers: int) -> Callable[[], int]:
+    """Return a function that tells how many batches may run now.
+
+    Workers of a large layer start one after the other: a table that gets the writes of all of them at once has not had
+    the time to divide its rows among its nodes. In a small layer, waiting would take longer than it saves.
+    """
+    seconds = dataset.config.ingest.ramp_seconds
+    if not seconds or sum(batch.stop - batch.first for batch in batches) < RAMP_FROM_CHUNKS:
+        return lambda: workers
+    started = time.monotonic()
+    return lambda: min(workers, 1 + int((workers - 1) * (time.monotonic() - started) / seconds))
+
+
 def _run_all(
     batches: Sequence[Batch],
     start: Callable[[Batch], Future[stages.BatchReport]],
-    at_once: int,
+    at_once: Callable[[], int],
     advance: Callable[[int], None],
-) -> None:
-    """Keep ``at_once`` batches running. After the first error none is started; it is raised when the others end."""
+    until: float,
+) -> list[Batch]:
+    """Keep ``at_once()`` batches running, and return those not started.
+
+    After the first error none is started; it is raised when the others end.
+    """
     waiting = deque(batches)
     running: dict[Future[stages.BatchReport], Batch] = {}
     first: BaseException | None = None
-    while running or (waiting and first is None):
+    while running or (waiting and first is None and time.monotonic() < until):
         # Not all are submitted at once, since batches that an executor has queued cannot be canceled after an error.
-        while waiting and first is None and len(running) < at_once:
+        while waiting and first is None and len(running) < at_once() and time.monotonic() < until:
             batch = waiting.popleft()
             running[start(batch)] = batch
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
+        for future in wait(running, RAMP_STEP if waiting else None, return_when=FIRST_COMPLETED).done:
             batch, error = running.pop(future), future.exception()
             if error is None:
                 advance(future.result().chunks)
@@ -116,6 +152,7 @@ def _run_all(
                 logger.warning("batch %s failed too: %s", batch.key, error)
     if first is not None:
         raise first
+    return list(waiting)
 
 
 # -- inside a worker --------------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ import numpy.typing as npt
 from sv_pipeline.errors import ConfigError, ConflictError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ids import IdLayout, UInt64Array
-from sv_pipeline.ingest.reservations import IdRange, Reservation
+from sv_pipeline.ingest.kept_counts import forget_layers, open_layers
+from sv_pipeline.ingest.reservations import TASK_COLUMNS, IdRange, Reservation
 from sv_pipeline.table import counters, keys
-from sv_pipeline.table.columns import CHILDREN, INGEST_DONE, INGEST_RESERVATION, PARENT, cross_edges
+from sv_pipeline.table.columns import CHILDREN, INGEST_DONE, INGEST_FAILED, INGEST_RESERVATION, PARENT, cross_edges
 from sv_pipeline.table.interface import DeleteCells, RowMutation
 
 __all__ = ["Reserved", "purge_layer", "refuse_if_edited"]
@@ -40,11 +41,13 @@ def purge_layer(graph: ChunkedGraph, layer: int) -> None:
         )
     refuse_if_edited(graph, f"Rebuilding layer {layer}")
     table = graph.table
-    if next(iter(table.scan([keys.ingest_range()], newest_only=True)), None) is None:
+    if not table.any_row([keys.ingest_range()], TASK_COLUMNS):
         raise ConflictError(
             f"graph {graph.graph_id!r} has no ingest rows, so there is nothing to purge.",
             remedy="A graph that PyChunkedGraph ingested cannot be rebuilt in place.",
         )
+    # Counts are removed first: they must never claim more than the markers.
+    open_layers(graph, range(layer, graph.n_layers + 1))
     tasks: list[bytes] = []
     ranges: list[IdRange] = []
     own = [keys.ingest_range(above) for above in range(layer, graph.n_layers + 1)]
@@ -54,7 +57,8 @@ def purge_layer(graph: ChunkedGraph, layer: int) -> None:
             ranges += Reservation.of(value).ranges
     # Markers are deleted first: from now on these layers do not count as complete. Reservations are deleted last: by
     # them a repeated purge finds what an interrupted one has left.
-    table.mutate(RowMutation(key, [DeleteCells(INGEST_DONE.key)]) for key in tasks)
+    unmarked = [DeleteCells(INGEST_DONE.key), DeleteCells(INGEST_FAILED.key)]
+    table.mutate(RowMutation(key, unmarked) for key in tasks)
     made = Reserved(graph.layout, ranges)
     # Nodes of the layer below lose the cells that these tasks wrote; so do nodes at higher layers that a lower task
     # made by a skip connection.
@@ -65,12 +69,13 @@ def purge_layer(graph: ChunkedGraph, layer: int) -> None:
             table.mutate(
                 RowMutation(key, [DeleteCells()] if gone else links) for key, gone in zip(row_keys, doomed, strict=True)
             )
+    forget_layers(graph, range(layer, graph.n_layers + 1))
     table.mutate(RowMutation(key, [DeleteCells()]) for key in tasks)
 
 
 def refuse_if_edited(graph: ChunkedGraph, what: str) -> None:
     """Raise ConflictError if the operation log is not empty; ``what`` names the action that would lose the edits."""
-    if next(iter(graph.table.scan([keys.operation_range()], newest_only=True)), None) is not None:
+    if graph.table.any_row([keys.operation_range()]):
         raise ConflictError(
             f"graph {graph.graph_id!r} has operations in its log. {what} would lose the edits.",
             remedy="Build a graph under another graph_id instead.",

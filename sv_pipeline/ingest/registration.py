@@ -15,6 +15,8 @@ from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.ids import IdLayout
 from sv_pipeline.ingest import watershed
 from sv_pipeline.ingest.missing_chunks import report_missing_chunks
+from sv_pipeline.ingest.watershed.source import open_source
+from sv_pipeline.memory import memory_budget
 from sv_pipeline.places import parse_folder
 from sv_pipeline.registry import Dataset, Registry, absolute
 from sv_pipeline.segmentation.base import layout, populate, referring
@@ -55,6 +57,7 @@ def register(config: DatasetConfig, home: str) -> Dataset:
             f"the table {dataset.table.name!r} of graph {config.graph_id!r} exists, but is not registered here.",
             remedy="Choose another graph_id, or run 'sv-pipeline attach CONFIG.yaml' to use the existing table.",
         )
+    _check_image(config)
     _check_base(dataset)
     if config.source is None:
         _check_watershed(dataset)
@@ -98,6 +101,7 @@ def attach(config: DatasetConfig, home: str) -> Dataset:
             f"{'; '.join(differing)}.",
             remedy="Correct the configuration.",
         )
+    _check_image(config)
     _adopt_voxels(dataset)
     return registry.register(config)
 
@@ -149,11 +153,10 @@ def require_watershed(dataset: Dataset) -> None:
 
 def _watershed_is_complete(dataset: Dataset) -> bool:
     try:
-        chunks = dataset.grid.count(2)
+        grid = dataset.grid
     except InputError:
         return False
-    folders = map(watershed.markers_folder, watershed.WatershedPass)
-    return all(len(kv.list_keys(dataset.watershed_url, folder)) == chunks for folder in folders)
+    return all(watershed.done_mask(dataset.watershed_url, stage, grid).all() for stage in watershed.WatershedPass)
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------
@@ -199,6 +202,12 @@ def _check_folder(name: str, folder: Path) -> None:
         )
 
 
+def _check_image(config: DatasetConfig) -> None:
+    """Raise InputError unless the image of the dataset, if it has one, can be opened as a volume with one channel."""
+    if config.image is not None:
+        open_source(config.image, labels=False)
+
+
 def _check_base(dataset: Dataset) -> None:
     """Raise ConfigError if the watershed already has a base that does not fit the configuration. Writes nothing."""
     base, config = dataset.base, dataset.config
@@ -209,7 +218,7 @@ def _check_base(dataset: Dataset) -> None:
     except NotFoundError:
         return
     if not dataset.fork.exists():
-        base.create(config.ocdbt_config, grid=dataset.grid)
+        base.create(config.ocdbt_config, grid=dataset.grid, memory=memory_budget(config.ingest.worker_memory_mb))
     _name_other_settings(dataset)
     if base.division() is not None:
         populate.populate_plan(base, dataset.grid, config.ocdbt_config)
@@ -219,6 +228,8 @@ def _name_other_settings(dataset: Dataset) -> None:
     config = dataset.config.ocdbt_config
     counts = dataset.base.effective(config).settings
     asked = {**config.settings, "populate_layer": layout.populate_layer(config, dataset.grid)}
+    if config.populate_layer is None:
+        del asked["populate_layer"]
     differing = [f"{name} {counts[name]} (not {asked[name]})" for name in asked if counts[name] != asked[name]]
     if differing:
         logger.warning("the existing base determines these settings of the graph: %s", ", ".join(differing))
@@ -264,9 +275,12 @@ def _check_mips(config: DatasetConfig, volume: VolumeInfo) -> None:
     """Raise ConfigError if the volume cannot be divided into the configured mips and populate tasks."""
     if config.ingest.mode is not IngestMode.GRAPH:
         grid = ChunkGrid(volume.bounds, config.graph_config.chunk_size)
-        layout.plan_scales(volume, config.ocdbt_config, grid)
-        usable = min(layout.usable_mips(volume)[0], config.ocdbt_config.mips or len(volume.scales))
+        ocdbt_config = layout.with_populate_layer(
+            config.ocdbt_config, grid, memory_budget(config.ingest.worker_memory_mb)
+        )
+        layout.plan_scales(volume, ocdbt_config, grid)
+        usable = min(layout.usable_mips(volume)[0], ocdbt_config.mips or len(volume.scales))
         url, made = kv.as_url(config.data_source.watershed), config.source is not None
         raw = info_json(volume) if made else None
         mips = [StoredScale(url, raw, volume, mip) if raw else stored_scale(url, mip) for mip in range(usable)]
-        referring.mips_to_refer_to(mips, config.ocdbt_config, grid, look=not made)
+        referring.mips_to_refer_to(mips, ocdbt_config, grid, look=not made)

@@ -31,6 +31,7 @@ from sv_pipeline.table.columns import INGEST_DONE, INGEST_FAILED, INGEST_RESERVA
 from sv_pipeline.table.interface import CellMatch, RowView
 
 __all__ = [
+    "TASK_COLUMNS",
     "IdNeed",
     "IdRange",
     "Reservation",
@@ -42,6 +43,10 @@ __all__ = [
     "reserve_ids",
     "worker_name",
 ]
+
+
+TASK_COLUMNS = (INGEST_DONE.key, INGEST_RESERVATION.key, INGEST_FAILED.key)
+"""Columns of ingest rows."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,7 @@ class IdNeed:
 def read_task_rows(graph: ChunkedGraph, layer: int, chunk_ids: UInt64Array) -> list[TaskRow]:
     """Read the ingest rows of chunks, in one request."""
     row_keys = keys.ingest_keys(layer, chunk_ids)
-    wanted = [INGEST_DONE.key, INGEST_RESERVATION.key, INGEST_FAILED.key]
-    rows = graph.table.read_rows(row_keys, wanted, newest_only=True)
+    rows = graph.table.read_rows(row_keys, TASK_COLUMNS, newest_only=True)
     return [decode_task_row(rows.get(key)) for key in row_keys]
 
 

@@ -1,4 +1,4 @@
-"""A whole ingest on one machine, without Dagster: stage after stage, with batches in a pool of processes.
+"""A whole ingest without Dagster: stage after stage, with batches in a pool of processes or in pods.
 
 A worker process that dies breaks its pool, but not the ingest: its unfinished batches are planned again, a few times.
 """
@@ -17,7 +17,8 @@ from sv_pipeline.errors import UnavailableError
 from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.batches import Batch, Stage
 from sv_pipeline.ingest.missing_chunks import missing_chunks
-from sv_pipeline.ingest.pool import BrokenProcessPool, WorkerPool
+from sv_pipeline.ingest.pool import BrokenProcessPool
+from sv_pipeline.ingest.runner import BatchRunner, runner_from_environment
 from sv_pipeline.progress import Progress
 from sv_pipeline.registry import Dataset
 from sv_pipeline.storage.coordinator import known_address, running_coordinator
@@ -53,7 +54,7 @@ def ingest(
     layers
         Layers to build; no fork is made if they are given. Default: all.
     workers
-        Number of processes; 1 = this process only. Default: the configuration's number.
+        Number of processes on this machine; 1 = this process only. Default: the configuration's number.
     progress
         Receives the steps and their progress.
 
@@ -67,7 +68,9 @@ def ingest(
     mode = mode or dataset.config.ingest.mode
     workers = workers or dataset.config.ingest.workers
     with contextlib.ExitStack() as stack:
-        run = _IngestRun(dataset, mode, stack.enter_context(WorkerPool(workers)), progress or Progress(), stack)
+        run = _IngestRun(
+            dataset, mode, stack.enter_context(runner_from_environment(workers)), progress or Progress(), stack
+        )
         return _ingest(run, layers)
 
 
@@ -77,7 +80,7 @@ class _IngestRun:
 
     dataset: Dataset
     mode: IngestMode
-    pool: WorkerPool
+    runner: BatchRunner
     progress: Progress
     until_the_end: contextlib.ExitStack
     coordinator: str | None = None
@@ -91,7 +94,7 @@ class _IngestRun:
             if any(batch.stage is Stage.VOXELS for batch in batches):
                 self._need_coordinator()
             try:
-                self.pool.run(
+                self.runner.run(
                     self.dataset, batches, advance=self.progress.advance, coordinator_address=self.coordinator
                 )
             except BrokenProcessPool:

@@ -17,17 +17,20 @@ import numpy.typing as npt
 
 from sv_pipeline.backoff import Backoff
 from sv_pipeline.config import DatasetConfig, IngestMode, PopulateMethod
-from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError, NotReadyError, SvPipelineError
+from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError, NotReadyError
 from sv_pipeline.graph.chunked_graph import create_chunked_graph, open_chunked_graph
 from sv_pipeline.graph.edges import has_split_edges
-from sv_pipeline.ingest import progress, watershed
+from sv_pipeline.ingest import planning, progress, watershed
 from sv_pipeline.ingest.announcing import announce_fork, publish_documents
-from sv_pipeline.ingest.atomic import build_atomic_chunks
+from sv_pipeline.ingest.atomic import atomic_groups
 from sv_pipeline.ingest.batches import Batch, Stage, plan_batches
-from sv_pipeline.ingest.parents import build_parent_chunks
+from sv_pipeline.ingest.failure_details import batch_details, stage_details
+from sv_pipeline.ingest.parents import parent_groups
 from sv_pipeline.ingest.registration import attach, register, require_watershed, source_is_needed
+from sv_pipeline.memory import memory_budget
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import populate
+from sv_pipeline.storage.error_dump import dump_errors
 
 __all__ = [
     "BatchReport",
@@ -36,8 +39,10 @@ __all__ = [
     "finish_edges",
     "finish_labels",
     "finish_layer",
+    "has_parts",
     "layers_of",
     "make_fork",
+    "missing_mask",
     "needs_watershed",
     "plan_layer",
     "plan_watershed",
@@ -50,6 +55,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 Coordinates = npt.NDArray[np.int64]
 SETUP_ATTEMPTS = 5
+NO_TASKS = np.zeros((0, 3), np.int64)
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,9 @@ def setup(dataset: Dataset, mode: IngestMode | None = None) -> dict[str, Any]:
         if dataset.fork.exists():
             info = dataset.base.info()
         else:
-            info = dataset.base.create(dataset.config.ocdbt_config, grid=dataset.grid)
+            info = dataset.base.create(dataset.config.ocdbt_config, grid=dataset.grid, memory=_memory(dataset))
         done["base"] = asdict(info)
+    planning.keep_if_absent(dataset)
     return done
 
 
@@ -169,7 +176,7 @@ def layers_of(dataset: Dataset, chosen: Sequence[int] | None = None) -> list[int
 def plan_watershed(dataset: Dataset, stage: Stage) -> list[Batch]:
     """Return the unfinished batches of a watershed stage, and create the target volume if it does not exist."""
     plan = watershed.prepare_watershed(dataset.config)
-    missing = watershed.pending(plan, watershed.WatershedPass(stage.value))
+    missing = ~watershed.done_mask(plan.target, watershed.WatershedPass(stage.value), plan.grid)
     return plan_batches(stage, 2, plan.grid, missing, dataset.config.ingest.chunks_per_batch)
 
 
@@ -189,15 +196,30 @@ def plan_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> 
         progress.require_own_graph(graph)
         if layer > 2:
             progress.require_layer_complete(graph, layer - 1)
-        missing = progress.missing_coordinates(graph, layer)
+        missing = progress.missing_mask(graph, layer)
         batches += plan_batches(Stage.GRAPH, layer, graph.grid, missing, dataset.config.ingest.chunks_per_batch)
     if mode in (IngestMode.BOTH, IngestMode.VOXELS):
-        plan = _populate_plan(dataset)
+        plan = _populate_plan(dataset, NO_TASKS)
         if plan.layer == layer:
+            plan = _populate_plan(dataset)
             if plan.missing:
                 require_watershed(dataset)
             batches += plan_batches(Stage.VOXELS, layer, dataset.grid, plan.missing, 1)
     return batches
+
+
+def missing_mask(dataset: Dataset, stage: Stage, layer: int) -> npt.NDArray[np.bool_]:
+    """Whether the chunk of each index of a layer has no done-marker of a stage, shape (chunks,)."""
+    if stage is Stage.GRAPH:
+        return progress.missing_mask(_graph(dataset), layer)
+    if stage is Stage.VOXELS:
+        grid, missing = dataset.grid, np.array(_populate_plan(dataset).missing, np.int64)
+    else:
+        plan = watershed.prepare_watershed(dataset.config)
+        grid, missing = plan.grid, watershed.pending(plan, watershed.WatershedPass(stage.value))
+    mask = np.zeros(grid.count(layer), np.bool_)
+    mask[grid.index(layer, missing.reshape(-1, 3))] = True
+    return mask
 
 
 def _graph(dataset: Dataset) -> Any:
@@ -210,7 +232,18 @@ def _graph(dataset: Dataset) -> Any:
 
 
 def _populate_plan(dataset: Dataset, only: Coordinates | None = None) -> populate.PopulatePlan:
-    return populate.populate_plan(dataset.base, dataset.grid, dataset.config.ocdbt_config, only=only)
+    config = dataset.config.ocdbt_config
+    return populate.populate_plan(dataset.base, dataset.grid, config, only=only, memory=_memory(dataset))
+
+
+def _memory(dataset: Dataset) -> int:
+    return memory_budget(dataset.config.ingest.worker_memory_mb)
+
+
+def has_parts(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> bool:
+    """Whether the voxels of the base are populated with this layer, so that its completion merges their parts."""
+    mode = mode or dataset.config.ingest.mode
+    return mode in (IngestMode.BOTH, IngestMode.VOXELS) and _populate_plan(dataset).layer == layer
 
 
 # -- running ------------------------------------------------------------------------------------------------------
@@ -231,7 +264,8 @@ def run_batch(
         Stage.GRAPH: _run_graph,
         Stage.VOXELS: _run_voxels,
     }[batch.stage]
-    counts = runner(dataset, batch, coordinator_address)
+    with dump_errors(batch.key, lambda: batch_details(dataset, batch)):
+        counts = runner(dataset, batch, coordinator_address)
     report = BatchReport(batch.key, batch.stop - batch.first, round(time.monotonic() - started, 3), counts)
     if advance is not None:
         advance(report.chunks)
@@ -248,15 +282,15 @@ def _run_watershed(dataset: Dataset, batch: Batch, _: str | None) -> dict[str, i
 def _run_graph(dataset: Dataset, batch: Batch, _: str | None) -> dict[str, int]:
     graph = _graph(dataset)
     coordinates = batch.coordinates(graph.grid)
-    try:
-        if batch.layer == 2:
-            reports = build_atomic_chunks(graph, coordinates, dataset.config)
-        else:
-            reports = build_parent_chunks(graph, batch.layer, coordinates)
-    except SvPipelineError as error:
-        progress.mark_failed(graph, batch.layer, coordinates, error)
-        raise
-    return {"nodes": sum(r.nodes for r in reports), "edges": sum(r.edges for r in reports)}
+    if batch.layer == 2:
+        groups = atomic_groups(graph, coordinates, dataset.config)
+    else:
+        groups = parent_groups(graph, batch.layer, coordinates, budget=_memory(dataset))
+    counts = {"nodes": 0, "edges": 0}
+    for reports in groups:
+        counts["nodes"] += sum(r.nodes for r in reports)
+        counts["edges"] += sum(r.edges for r in reports)
+    return counts
 
 
 def _run_voxels(dataset: Dataset, batch: Batch, coordinator_address: str | None) -> dict[str, int]:
@@ -273,12 +307,14 @@ def _run_voxels(dataset: Dataset, batch: Batch, coordinator_address: str | None)
 
 def finish_labels(dataset: Dataset) -> None:
     """Check that the label pass has finished all chunks, and make the table of objects."""
-    watershed.finish_labels(watershed.prepare_watershed(dataset.config))
+    with dump_errors("finish_labels", lambda: stage_details(dataset, Stage.LABELS, 2)):
+        watershed.finish_labels(watershed.prepare_watershed(dataset.config))
 
 
 def finish_edges(dataset: Dataset) -> dict[str, Any]:
     """Check that all edge files exist, and return the counts of the finished watershed by name."""
-    return asdict(watershed.finish_watershed(watershed.prepare_watershed(dataset.config)))
+    with dump_errors("finish_edges", lambda: stage_details(dataset, Stage.EDGES, 2)):
+        return asdict(watershed.finish_watershed(watershed.prepare_watershed(dataset.config)))
 
 
 def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> LayerReport:
@@ -293,8 +329,9 @@ def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -
     numbers: dict[str, float | None] = {}
     if mode in (IngestMode.BOTH, IngestMode.GRAPH):
         graph = _graph(dataset)
-        progress.require_layer_complete(graph, layer)
-        status = progress.layer_status(graph)[layer]
+        with dump_errors(f"finish_layer_{layer}", lambda: stage_details(dataset, Stage.GRAPH, layer)):
+            progress.require_layer_complete(graph, layer)
+            status = progress.layer_status(graph, layer)[layer]
         numbers |= {
             "nodes": status.nodes,
             "edges": status.edges,
@@ -303,9 +340,10 @@ def finish_layer(dataset: Dataset, layer: int, mode: IngestMode | None = None) -
             "milliseconds_per_chunk": 1000 * status.seconds / max(status.done, 1),
         }
     if mode in (IngestMode.BOTH, IngestMode.VOXELS):
-        plan = _populate_plan(dataset)
+        plan = _populate_plan(dataset, NO_TASKS)
         if plan.layer == layer:
-            report = populate.finish_populate(plan)
+            with dump_errors(f"finish_layer_{layer}", lambda: stage_details(dataset, Stage.VOXELS, layer)):
+                report = populate.finish_populate(plan)
             numbers |= {
                 "voxel_tasks": report.n_tasks,
                 "merged_parts": report.merged_parts,

@@ -25,7 +25,7 @@ import tensorstore as ts
 from sv_pipeline.errors import ConfigError, ConflictError, SvPipelineError, UnavailableError
 from sv_pipeline.processes import interrupts_held
 
-__all__ = ["ADDRESS_VARIABLE", "known_address", "main", "running_coordinator", "serve"]
+__all__ = ["ADDRESS_VARIABLE", "announced_address", "known_address", "main", "running_coordinator", "serve"]
 
 ADDRESS_VARIABLE = "SV_PIPELINE_COORDINATOR"
 """Environment variable with the coordinator's address, host:port."""
@@ -108,7 +108,7 @@ def running_coordinator(host: str = "127.0.0.1", port: int = 0) -> Iterator[str]
             text=True,
         )
     try:
-        yield _address_of(child)
+        yield announced_address(child)
     finally:
         child.terminate()
         try:
@@ -121,7 +121,14 @@ def running_coordinator(host: str = "127.0.0.1", port: int = 0) -> Iterator[str]
                 stream.close()
 
 
-def _address_of(child: subprocess.Popen[str]) -> str:
+def announced_address(child: subprocess.Popen[str]) -> str:
+    """Return the address that a coordinator has printed as its first line.
+
+    Raises
+    ------
+    UnavailableError
+        If it does not start within a minute; the message contains its output. It is killed then.
+    """
     lines: queue.Queue[str] = queue.Queue()
     assert child.stdout is not None
     threading.Thread(target=lambda out: lines.put(out.readline()), args=(child.stdout,), daemon=True).start()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +24,15 @@ from sv_pipeline.errors import ConfigError, InputError, UnavailableError
 from sv_pipeline.patience import patience
 from sv_pipeline.storage.file_guard import local_path
 
-__all__ = ["PAGE", "StoredObjects", "can_look_up", "first_objects", "look_up"]
+__all__ = [
+    "PAGE",
+    "REQUESTS_AT_ONCE",
+    "StoredObjects",
+    "can_look_up",
+    "first_objects",
+    "look_up",
+    "object_names",
+]
 
 PAGE = 1000
 """Largest number of objects in one answer of a bucket."""
@@ -112,6 +121,26 @@ def first_objects(folder_url: str, limit: int = PAGE, suffixes: Sequence[str] = 
     except FileNotFoundError:
         return []
     return rows
+
+
+def object_names(folder_url: str, prefixes: Sequence[str]) -> Iterator[str]:
+    """Yield the names of the objects of a folder in a bucket that begin with one of some prefixes, in their order.
+
+    Several listings run at once, of which each holds the names of one prefix.
+    """
+
+    def listed(prefix: str) -> list[str]:
+        last = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        return [name.decode() for name, *_ in _listed(folder_url, prefix.encode(), last.encode())]
+
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        waiting: deque[Future[list[str]]] = deque()
+        for prefix in prefixes:
+            waiting.append(pool.submit(listed, prefix))
+            if len(waiting) > REQUESTS_AT_ONCE:
+                yield from waiting.popleft().result()
+        for future in waiting:
+            yield from future.result()
 
 
 def _on_disk(folder: str, names: Names, suffixes: Sequence[str]) -> StoredObjects:

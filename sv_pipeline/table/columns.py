@@ -24,6 +24,8 @@ __all__ = [
     "ADDED_EDGES",
     "AFFINITIES",
     "AREAS",
+    "BLOCK_COUNTS",
+    "BLOCK_STATES",
     "BOUNDING_BOX_OFFSET",
     "CHILDREN",
     "CHUNK_LOCK_SCOPE",
@@ -31,6 +33,7 @@ __all__ = [
     "COMPACTED_AREAS",
     "COMPACTED_SPLIT_EDGES",
     "COUNTER",
+    "COUNTS_KEPT",
     "FAKE_EDGES",
     "FORMER_IDS",
     "FORMER_PARENTS",
@@ -238,6 +241,12 @@ INGEST_DONE: Column[Any] = Column(_key("1", "done"), codecs.JsonCodec())
 """Counts, seconds and worker of a chunk's task; written last."""
 INGEST_FAILED: Column[Any] = Column(_key("1", "failed"), codecs.JsonCodec())
 """Last error of a chunk's task."""
+BLOCK_COUNTS: Column[Any] = Column(_key("1", "counts"), codecs.JsonCodec())
+"""Numbers of the done and failed chunks of a block, and sums over their done-markers."""
+BLOCK_STATES: ArrayColumn[np.uint8] = ArrayColumn(_key("1", "states"), ArrayCodec("u1", compressed=True))
+"""State of each chunk of a block; it changes together with the counts."""
+COUNTS_KEPT: Column[Any] = Column(_key("1", "kept"), codecs.JsonCodec())
+"""Sign that every task of the table keeps the counts of its blocks."""
 
 
 # -- cells that belong together ---------------------------------------------------------------------------------------
@@ -269,6 +278,18 @@ class Ragged(NamedTuple):
     def lengths(self) -> npt.NDArray[np.int64]:
         """Number of values of each row, shape (n,)."""
         return np.diff(self.offsets)
+
+    def part(self, rows: slice) -> Ragged:
+        """Return neighbouring rows, from ``rows.start`` up to but not including ``rows.stop``."""
+        offsets = self.offsets[rows.start : rows.stop + 1]
+        return Ragged(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+    @classmethod
+    def join(cls, parts: Sequence[Ragged]) -> Ragged:
+        """Return the rows of several ragged arrays, at least one, in one."""
+        starts = np.cumsum([0, *(part.offsets[-1] for part in parts)])
+        offsets = [part.offsets[1:] + start for part, start in zip(parts, starts[:-1], strict=True)]
+        return cls(np.concatenate([part.values for part in parts]), np.concatenate([np.zeros(1, np.int64), *offsets]))
 
 
 def newest_ids(

@@ -229,6 +229,10 @@ class Table(abc.ABC):
             return iter(())
         return self._scan(ranges, CellFilter(columns, until, newest_only, since))
 
+    def any_row(self, ranges: Sequence[RowKeyRange], columns: Sequence[ColumnKey] | None = None) -> bool:
+        """Return whether a row of the ranges exists that has a cell of the columns; None means any column."""
+        return next(iter(self.scan(ranges, columns, newest_only=True)), None) is not None
+
     @abc.abstractmethod
     def _read_rows(self, keys: Sequence[bytes], wanted: CellFilter) -> dict[bytes, RowView]:
         """Implement `read_rows`; the keys are distinct and sorted, and there is at least one key and one column."""

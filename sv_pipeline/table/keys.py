@@ -9,6 +9,8 @@
 | lock of a layer 2 chunk | 10 bytes: two of a hash, the chunk id as big-endian uint64 |
 | meta, version | ``meta``, ``version`` |
 | ingest of a chunk (our own) | ``sv_pipeline:ingest:<layer:02d>:<chunk:020d>`` |
+| counts of a block of chunks (our own) | ``sv_pipeline:counts:<layer:02d>:<block:08d>`` |
+| sign that counts are kept (our own) | ``sv_pipeline:counts`` |
 """
 
 from __future__ import annotations
@@ -24,16 +26,21 @@ from sv_pipeline.ids import LAYER_BITS, IdLayout, UInt64Array
 from sv_pipeline.table.interface import RowKeyRange
 
 __all__ = [
+    "COUNTS_SIGN",
     "META",
     "OPERATION_COUNTER",
     "VERSION",
+    "blocks_range",
     "chunk_lock_key",
     "chunk_range",
     "chunk_ranges",
     "counter_key",
     "counter_keys",
+    "counts_key",
+    "counts_range",
     "edit_edge_key",
     "edit_edge_keys",
+    "ingest_chunks",
     "ingest_key",
     "ingest_keys",
     "ingest_range",
@@ -45,6 +52,7 @@ __all__ = [
     "operation_range",
     "prefix_range",
     "root_counter_key",
+    "split_counts_key",
     "split_ingest_key",
 ]
 
@@ -55,6 +63,8 @@ OPERATION_COUNTER = b"ioperations"
 DIGITS = 20
 _POWERS = np.array([10**p for p in range(DIGITS - 1, -1, -1)], dtype=np.uint64)
 _INGEST = b"sv_pipeline:ingest:"
+COUNTS_SIGN = b"sv_pipeline:counts"
+_COUNTS = COUNTS_SIGN + b":"
 
 
 # -- nodes and operations ---------------------------------------------------------------------------------------------
@@ -182,6 +192,33 @@ def split_ingest_key(key: bytes) -> tuple[int, int]:
     """Return layer and chunk id of the key of an ingest row."""
     layer, chunk_id = key.removeprefix(_INGEST).split(b":")
     return int(layer), int(chunk_id)
+
+
+def ingest_chunks(keys: Sequence[bytes]) -> UInt64Array:
+    """Return the chunk ids in the keys of ingest rows."""
+    start = len(_INGEST) + 3
+    return node_ids([key[start:] for key in keys])
+
+
+def counts_key(layer: int, block: int) -> bytes:
+    """Return the key of the row with the counts of a block of chunks of a layer."""
+    return b"%b%02d:%08d" % (_COUNTS, layer, int(block))
+
+
+def counts_range(layer: int | None = None) -> RowKeyRange:
+    """Return the range of the rows of counts of a layer; None means all layers, and the sign that counts are kept."""
+    return prefix_range(COUNTS_SIGN if layer is None else b"%b%02d:" % (_COUNTS, layer))
+
+
+def blocks_range() -> RowKeyRange:
+    """Return the range of the rows of counts of all layers, without the sign that counts are kept."""
+    return prefix_range(_COUNTS)
+
+
+def split_counts_key(key: bytes) -> tuple[int, int]:
+    """Return layer and block number of the key of a row of counts."""
+    layer, block = key.removeprefix(_COUNTS).split(b":")
+    return int(layer), int(block)
 
 
 def prefix_range(prefix: bytes) -> RowKeyRange:

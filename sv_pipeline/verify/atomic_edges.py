@@ -21,7 +21,18 @@ from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import RowKeyRange, Table
 from sv_pipeline.verify.snapshot import Snapshot
 
-__all__ = ["BETWEEN", "CROSS", "EDITED", "IN", "ActiveEdges", "AtomicEdges", "activate", "read_atomic_edges"]
+__all__ = [
+    "BETWEEN",
+    "CROSS",
+    "EDITED",
+    "IN",
+    "ActiveEdges",
+    "AtomicEdges",
+    "activate",
+    "join_edges",
+    "no_edges",
+    "read_atomic_edges",
+]
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -39,6 +50,8 @@ class BrokenFile:
 
     name: str
     message: str
+    chunk: int
+    """Id of its chunk at layer 1."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,18 @@ class AtomicEdges:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def take(self, at: BoolArray | IntArray) -> AtomicEdges:
+        """Return some of the edges: those of a mask, or of indices; ``broken`` stays."""
+        return AtomicEdges(
+            self.pairs[at],
+            self.affinities[at],
+            self.areas[at],
+            self.kinds[at],
+            self.files[at],
+            self.together[at],
+            self.broken,
+        )
 
 
 def read_atomic_edges(
@@ -87,20 +112,21 @@ def read_atomic_edges(
     for start in range(0, len(coordinates), FILES_PER_READ):
         some = coordinates[start : start + FILES_PER_READ]
         read_edges, read_components = formats.read_edges_many, formats.read_components_many
-        edge_files = _readable(read_edges, formats.edges_key, edges_url, some, formats.ChunkEdges(), broken)
+        edge_files = _readable(read_edges, formats.edges_key, edges_url, layout, some, formats.ChunkEdges(), broken)
         none: formats.Components = []
-        component_files = _readable(read_components, formats.components_key, components_url, some, none, broken)
+        component_files = _readable(read_components, formats.components_key, components_url, layout, some, none, broken)
         for coordinate, edges, components in zip(some, edge_files, component_files, strict=True):
             chunk = int(layout.chunk_ids(1, coordinate))
             collected.append(_of_file(edges, components, chunk))
     collected.extend(_edit_rows(table, ranges))
-    return _join(collected, tuple(broken))
+    return join_edges(collected or [no_edges()], tuple(broken))
 
 
 def _readable(
     read: Callable[[str, IntArray], list[Content]],
     name: Callable[[npt.ArrayLike], str],
     url: str,
+    layout: IdLayout,
     coordinates: IntArray,
     empty: Content,
     broken: list[BrokenFile],
@@ -115,7 +141,7 @@ def _readable(
         try:
             found.append(read(url, coordinate[None])[0])
         except InputError as error:
-            broken.append(BrokenFile(name(coordinate), str(error)))
+            broken.append(BrokenFile(name(coordinate), str(error), int(layout.chunk_ids(1, coordinate))))
             found.append(empty)
     return found
 
@@ -167,6 +193,12 @@ def _edit_rows(table: Table, ranges: list[RowKeyRange]) -> Iterator[AtomicEdges]
             yield _of_edit(pairs, affinities, areas, chunk)
 
 
+def no_edges() -> AtomicEdges:
+    """Return edges of shape (0,)."""
+    pairs, ids = np.zeros((0, 2), np.uint64), np.zeros(0, np.uint64)
+    return AtomicEdges(pairs, np.zeros(0, np.float32), ids, np.zeros(0, np.int8), ids, np.zeros(0, np.bool_))
+
+
 def _of_edit(pairs: UInt64Array, affinities: npt.NDArray[np.float32], areas: UInt64Array, chunk: int) -> AtomicEdges:
     return AtomicEdges(
         pairs=pairs,
@@ -178,7 +210,8 @@ def _of_edit(pairs: UInt64Array, affinities: npt.NDArray[np.float32], areas: UIn
     )
 
 
-def _join(parts: list[AtomicEdges], broken: tuple[BrokenFile, ...]) -> AtomicEdges:
+def join_edges(parts: list[AtomicEdges], broken: tuple[BrokenFile, ...] = ()) -> AtomicEdges:
+    """Join edges from several places, of which there is at least one."""
     return AtomicEdges(
         pairs=np.concatenate([part.pairs for part in parts]),
         affinities=np.concatenate([part.affinities for part in parts]),

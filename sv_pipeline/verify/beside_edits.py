@@ -18,7 +18,7 @@ from sv_pipeline.table.interface import Table
 from sv_pipeline.table.keys import OPERATION_COUNTER
 from sv_pipeline.verify.report import CheckResult, Finding, VerifyReport
 
-__all__ = ["verified_beside_edits"]
+__all__ = ["brought_up_to_date", "verified_beside_edits"]
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def verified_beside_edits(
     for _ in range(TIMES):
         before = _edits(table)
         found = run(wanted)
-        report = found if report is None else _brought_up_to_date(report, found)
+        report = found if report is None else brought_up_to_date(report, found)
         wanted = [result.name for result in report.results if not result.passed]
         after = _edits(table)
         writing = _half_written(table) if wanted else []
@@ -78,7 +78,8 @@ def _half_written(table: Table) -> list[int]:
         return []  # a check reports the damage
 
 
-def _brought_up_to_date(report: VerifyReport, newer: VerifyReport) -> VerifyReport:
+def brought_up_to_date(report: VerifyReport, newer: VerifyReport) -> VerifyReport:
+    """Return a report with the results of a newer one in place of its own, for the checks of the newer one."""
     by_name = {result.name: result for result in newer.results}
     results = tuple(by_name.get(result.name, result) for result in report.results)
     return replace(report, results=results, seconds=report.seconds + newer.seconds)

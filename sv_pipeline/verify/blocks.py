@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar, overload
 
 import numpy as np
@@ -14,12 +15,27 @@ import tensorstore as ts
 
 from sv_pipeline.errors import CorruptionError, DamagedError
 from sv_pipeline.grid import Box, ChunkGrid
+from sv_pipeline.memory import memory_budget
 from sv_pipeline.storage.retry import retry_transport
 
-__all__ = ["BLOCK_VOXELS", "BoxGrid", "aligned_boxes", "chunk_groups", "in_order", "read_box", "readable", "sampled"]
+__all__ = [
+    "ALL",
+    "BLOCK_VOXELS",
+    "BoxGrid",
+    "Share",
+    "aligned_boxes",
+    "block_voxels",
+    "chunk_groups",
+    "in_order",
+    "read_box",
+    "readable",
+    "sampled",
+]
 
 BLOCK_VOXELS = 1 << 24
 """Maximum number of voxels in one block (128 MiB of ids), unless one chunk alone has more."""
+BYTES_PER_VOXEL = 40
+"""Memory that a check of voxels takes at its peak for each voxel of a block: ids of two volumes, and masks."""
 
 IntArray = npt.NDArray[np.int64]
 Triple = tuple[int, int, int]
@@ -61,12 +77,40 @@ class BoxGrid(Sequence[Box]):
         return Box.of(start, start + self._size).clip(self._bounds)
 
 
+def block_voxels() -> int:
+    """Return the maximum number of voxels in one block, so that its check fits the memory budget of a worker."""
+    return min(BLOCK_VOXELS, memory_budget() // BYTES_PER_VOXEL)
+
+
 def aligned_boxes(bounds: Box, storage_chunk: Triple, limit: int = BLOCK_VOXELS) -> BoxGrid:
     """Boxes that tile ``bounds``, each made of whole storage chunks and holding at most ``limit`` voxels."""
     return BoxGrid(bounds, _grown(storage_chunk, limit, bounds.shape))
 
 
-def chunk_groups(grid: ChunkGrid, sample: int | None, seed: int) -> Iterator[IntArray]:
+@dataclass(frozen=True)
+class Share:
+    """One of several equal shares of the blocks of a check, which are checked apart from each other."""
+
+    number: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this share also checks what does not belong to any block."""
+        return self.number == 0
+
+    def of(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Select the items of this share: neighbours, in their order."""
+        if self.count == 1:
+            return items
+        first, stop = (len(items) * k // self.count for k in (self.number, self.number + 1))
+        return items[first:stop]
+
+
+ALL = Share()
+
+
+def chunk_groups(grid: ChunkGrid, sample: int | None, seed: int, share: Share = ALL) -> Iterator[IntArray]:
     """Layer 2 chunk coordinates, shape (n, 3), in groups whose voxels are fetched by one read.
 
     Parameters
@@ -77,15 +121,17 @@ def chunk_groups(grid: ChunkGrid, sample: int | None, seed: int) -> Iterator[Int
         Number of chunks, chosen at random, each in a group of its own; None = all chunks, neighbours together.
     seed
         Seed of the random choice.
+    share
+        The share of the groups that is wanted.
     """
     chunks = Box((0, 0, 0), grid.shape(2))
     if sample is not None and sample < grid.count(2):
-        groups: Iterable[Box] = sampled(BoxGrid(chunks, (1, 1, 1)), sample, seed)
+        groups: Sequence[Box] = sampled(BoxGrid(chunks, (1, 1, 1)), sample, seed)
     else:
-        size = _grown(grid.chunk_size, BLOCK_VOXELS, grid.bounds.shape)
+        size = _grown(grid.chunk_size, block_voxels(), grid.bounds.shape)
         x, y, z = (int(n) for n in np.floor_divide(size, grid.chunk_size))
         groups = BoxGrid(chunks, (x, y, z))
-    for group in groups:
+    for group in share.of(groups):
         inside = np.stack(np.unravel_index(np.arange(group.volume), group.shape), axis=-1)
         yield (inside + group.start).astype(np.int64)
 

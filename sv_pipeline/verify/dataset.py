@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sv_pipeline.arguments import parse_count
+from sv_pipeline.arguments import parse_callback, parse_count
 from sv_pipeline.errors import CorruptionError
 from sv_pipeline.grid import Box
 from sv_pipeline.operations.log import OperationStatus, read_operations
@@ -16,9 +16,12 @@ from sv_pipeline.operations.ownership import OPEN_PREFIX, OPEN_ROWS
 from sv_pipeline.registry import Dataset
 from sv_pipeline.table import counters
 from sv_pipeline.verify.beside_edits import verified_beside_edits
+from sv_pipeline.verify.dataset_under_test import Subject
+from sv_pipeline.verify.part import Division
+from sv_pipeline.verify.pool import verify_in_parts
 from sv_pipeline.verify.postcheck import prove_ended
 from sv_pipeline.verify.report import CheckResult, Outcome
-from sv_pipeline.verify.run import VerifyReport, verify
+from sv_pipeline.verify.run import VerifyReport, chosen_checks, make_plan, verify
 
 __all__ = ["CHECKS_OF_CHANGES", "verify_changes", "verify_dataset"]
 
@@ -37,11 +40,42 @@ def verify_dataset(
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
     seed: int = 0,
+    again: bool = False,
 ) -> VerifyReport:
-    """Run checks (default: all) on a registered graph; the parameters are those of `sv_pipeline.verify.run.verify`."""
+    """Run checks (default: all) on a registered graph.
+
+    A graph that does not fit the memory budget is verified part by part. Results of the parts are kept in the home
+    folder until the verification has ended, so that a repetition goes on where a killed one stopped.
+
+    Parameters
+    ----------
+    checks, sample, progress, seed
+        See `sv_pipeline.verify.run.verify`.
+    workers
+        Number of processes that verify parts; of a graph that is one part, number of threads that read voxels.
+    again
+        Whether the results of a verification that did not end are removed instead of used.
+    """
     table = dataset.graph.table
+    names, workers = chosen_checks(checks), parse_count(workers, "number of workers", least=1)
+    sample = None if sample is None else parse_count(sample, "number of chunks to look at", least=1)
+    seed, progress = parse_count(seed, "seed"), parse_callback(progress, "progress")
+
+    plan = make_plan(Subject(table, dataset.fork, sample, seed), names)
 
     def run(wanted: Sequence[str] | None) -> VerifyReport:
+        if not plan.is_one_part:
+            some = names if wanted is checks else chosen_checks(wanted)
+            return verify_in_parts(
+                dataset,
+                some,
+                sample=sample,
+                seed=seed,
+                workers=workers,
+                progress=progress if wanted is checks else None,
+                again=again and wanted is checks,
+                division=Division(dataset.graph.layout, dataset.graph.grid, plan.layers, plan.cuts),
+            )
         return verify(
             table,
             dataset.fork,

@@ -22,11 +22,12 @@ from sv_pipeline.storage.precomputed import VolumeInfo, read_info
 from sv_pipeline.table import keys
 from sv_pipeline.table.interface import Table
 from sv_pipeline.table.meta import TableMeta, read_meta
-from sv_pipeline.verify import atomic_edges, digest_checks, ingest_checks, snapshot, volumes
+from sv_pipeline.verify import atomic_edges, digest_checks, snapshot, volumes
+from sv_pipeline.verify.blocks import ALL, Share
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.table_checks import check_hierarchy
 
-__all__ = ["Blocked", "Subject"]
+__all__ = ["Blocked", "Subject", "as_failure", "cannot_be_read", "unreadable"]
 
 Value = TypeVar("Value")
 
@@ -35,13 +36,30 @@ class Blocked(Exception):  # noqa: N818 - not an error: another check names the 
     """A check cannot run because of a fault that another check reports."""
 
 
+def cannot_be_read(name: str) -> str:
+    """Return the reason for which a check is blocked that needs something which cannot be read."""
+    return f"{name} cannot be read (named by another check)"
+
+
+def as_failure(error: SvPipelineError, name: str) -> SvPipelineError:
+    """Note in an error what could not be read."""
+    error.__dict__["unreadable"] = name
+    return error
+
+
+def unreadable(error: SvPipelineError) -> str:
+    """Return what could not be read, as noted by `as_failure`; "" for other errors."""
+    return str(error.__dict__.get("unreadable", ""))
+
+
 class VoxelOptions(TypedDict):
-    """Keyword arguments of checks that read voxels."""
+    """Keyword arguments of checks that read voxels, block by block."""
 
     sample: int | None
     seed: int
     workers: int
     advance: Callable[[int, int], None] | None
+    share: Share
 
 
 @dataclass
@@ -58,12 +76,20 @@ class Subject:
     """Called by the running check with (steps done, all steps)."""
     within: Sequence[Box] | None = None
     """Boxes in voxels of mip 0. Only those of the fork's own storage chunks that touch them are checked; None = all."""
+    share: Share = ALL
+    """The share of the blocks that the running check looks at."""
     _failures: dict[str, str] = field(default_factory=dict)
 
     @property
     def options(self) -> VoxelOptions:
         """Keyword arguments for checks that read voxels."""
-        return {"sample": self.sample, "seed": self.seed, "workers": self.workers, "advance": self.advance}
+        return {
+            "sample": self.sample,
+            "seed": self.seed,
+            "workers": self.workers,
+            "advance": self.advance,
+            "share": self.share,
+        }
 
     def _once(self, name: str, read: Callable[[], Value]) -> Value:
         """Read something. A failure is raised to the first check that asks for it, and blocks all later ones."""
@@ -72,8 +98,12 @@ class Subject:
         try:
             return read()
         except SvPipelineError as error:
-            self._failures[name] = f"{name} cannot be read (named by another check)"
-            raise error from None
+            self._failures[name] = cannot_be_read(name)
+            raise as_failure(error, name) from None
+
+    def forget_failures(self) -> None:
+        """Raise the errors of reading anew when something is asked for again."""
+        self._failures.clear()
 
     @cached_property
     def meta(self) -> TableMeta:
@@ -83,7 +113,7 @@ class Subject:
     @cached_property
     def is_built_elsewhere(self) -> bool:
         """Whether other software has built the graph, so that it has no ingest rows."""
-        return next(iter(self.table.scan([keys.ingest_range()], newest_only=True)), None) is None
+        return not self.table.any_row([keys.ingest_range()])
 
     @cached_property
     def volume(self) -> VolumeInfo:
@@ -109,23 +139,15 @@ class Subject:
     def nodes_of(self, coordinates: npt.NDArray[np.int64]) -> snapshot.Snapshot:
         """Rows of at least the supervoxels in some layer 2 chunks.
 
-        If all rows have been read already, they are returned. Otherwise only the rows of these chunks are read, so that
-        the voxels of a graph of any size can be checked.
+        Only the rows of these chunks are read, so that the voxels of a graph of any size can be checked.
 
         Parameters
         ----------
         coordinates
             Coordinates of the chunks, (x, y, z), shape (n, 3).
         """
-        if "nodes" in self.__dict__:
-            return self.nodes
         chunks = keys.chunk_ranges(self.layout, self.layout.chunk_ids(1, coordinates))
         return snapshot.read_snapshot(self.table, self.layout, chunks)
-
-    @cached_property
-    def counters(self) -> tuple[dict[int, int], npt.NDArray[np.int64]]:
-        """Id counters: one per chunk id, and those of the root chunk's shards, shape (256,)."""
-        return self._once("an id counter", lambda: ingest_checks.read_counters(self.table, self.layout))
 
     @property
     def edge_folders(self) -> tuple[str, str]:

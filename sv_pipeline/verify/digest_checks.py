@@ -17,7 +17,7 @@ from sv_pipeline.storage.precomputed import VolumeInfo
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import FORMER_IDS
 from sv_pipeline.table.interface import Table
-from sv_pipeline.verify.blocks import in_order, read_box, readable, sampled
+from sv_pipeline.verify.blocks import ALL, Share, in_order, read_box, readable, sampled
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.volumes import StoredVolume
 
@@ -51,6 +51,8 @@ class OwnVoxels:
     chunks: Sequence[StorageChunk]
     workers: int
     advance: Callable[[int, int], None] | None
+    population: dict[bool, int] = field(default_factory=dict)
+    """Number of storage chunks in all: of all mips (False) and of mip 0 (True)."""
 
     def box(self, chunk: StorageChunk) -> Box:
         """Box of a storage chunk, in voxels of its mip."""
@@ -70,6 +72,7 @@ def read_own(
     workers: int = 1,
     advance: Callable[[int, int], None] | None = None,
     within: Sequence[Box] | None = None,
+    share: Share = ALL,
 ) -> OwnVoxels:
     """List the storage chunks that a fork holds itself.
 
@@ -84,7 +87,8 @@ def read_own(
     chunks = found.every
     if within is not None:
         chunks = [chunk for chunk, touched in zip(chunks, _touching(chunks, fork.info, within), strict=True) if touched]
-    return OwnVoxels(fork, found, sampled(chunks, sample, seed), workers, advance)
+    population = {False: len(chunks), True: sum(chunk.mip == 0 for chunk in chunks)}
+    return OwnVoxels(fork, found, share.of(sampled(chunks, sample, seed)), workers, advance, population)
 
 
 def _touching(chunks: Sequence[StorageChunk], volume: VolumeInfo, boxes: Sequence[Box]) -> list[bool]:
@@ -105,6 +109,7 @@ def _touching(chunks: Sequence[StorageChunk], volume: VolumeInfo, boxes: Sequenc
 
 def check_digests(outcome: Outcome, own: OwnVoxels) -> None:
     """Check that every storage chunk of the fork holds what its commit wrote."""
+    outcome.population = own.population[False]
     stores = {mip: own.fork.open(mip) for mip in {chunk.mip for chunk in own.chunks}}
 
     def judge(chunk: StorageChunk) -> str | None:
@@ -126,6 +131,7 @@ def check_digests(outcome: Outcome, own: OwnVoxels) -> None:
             outcome.warning(message, own.place(chunk))
         elif message is not None:
             outcome.error(message, own.place(chunk))
+            outcome.damaged += 1
         if own.advance is not None:
             own.advance(number, len(own.chunks))
 
@@ -181,6 +187,7 @@ class _Origins:
 
 def check_lineage(outcome: Outcome, own: OwnVoxels, base: StoredVolume, table: Table) -> None:
     """Check that every supervoxel in the fork's own chunks descends from the base's supervoxel at the same voxels."""
+    outcome.population = own.population[True]
     chunks = [chunk for chunk in own.chunks if chunk.mip == 0]
     if not chunks:
         return
@@ -197,10 +204,12 @@ def check_lineage(outcome: Outcome, own: OwnVoxels, base: StoredVolume, table: T
 
     for number, (chunk, read) in enumerate(zip(chunks, in_order(pairs, chunks, own.workers), strict=True), start=1):
         outcome.checked += 1
+        known = sum(finding.count for finding in outcome.findings)
         if isinstance(read, str):
             outcome.error(read, own.place(chunk))
         else:
             _resolve(outcome, origins, *read)
+        outcome.damaged += known < sum(finding.count for finding in outcome.findings)
         if own.advance is not None:
             own.advance(number, len(chunks))
 

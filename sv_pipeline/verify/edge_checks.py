@@ -18,6 +18,7 @@ from sv_pipeline.verify.snapshot import NONE, Snapshot
 from sv_pipeline.verify.table_checks import report_where
 
 __all__ = [
+    "SCATTERED_ROOT",
     "check_atomic_cross_edges",
     "check_connectivity",
     "check_cross_edges",
@@ -25,13 +26,22 @@ __all__ = [
     "check_inf_edges",
     "check_pieces_in_chunks",
     "check_skip_connections",
+    "components",
     "lifted",
     "raised",
+    "scattered_children",
+    "scattered_leaves",
     "stored_cross_edges",
 ]
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+
+SCATTERED_LEAVES = (
+    "its supervoxels are not connected by active edges inside the chunk: an edit or the ingest left it in pieces."
+)
+SCATTERED_CHILDREN = "its children are not connected by active edges between them: rebuild the parents of its chunk."
+SCATTERED_ROOT = "a root that holds several objects: active edges do not connect all of its supervoxels."
 
 ATOMIC_CELLS_LIVE = timedelta(days=365)
 """Age at which the table drops cells of atomic cross edges."""
@@ -55,10 +65,16 @@ def check_cross_edges(
         nodes. Only nodes whose edges are all known are checked for superfluous cross edges.
     """
     count = len(nodes.ids)
+    mine = outcome.mine(nodes.ids)
     for layer in range(2, nodes.layout.n_layers):
-        must = lifted(nodes, active, active.sure, layer)
-        may = lifted(nodes, active, active.joined, layer)
-        stored = stored_cross_edges(outcome, nodes, layer)
+        must, may, stored = (
+            keys[mine[keys // max(count, 1)]]
+            for keys in (
+                lifted(nodes, active, active.sure, layer),
+                lifted(nodes, active, active.joined, layer),
+                stored_cross_edges(outcome, nodes, layer),
+            )
+        )
         outcome.checked += len(stored)
         judged = stored if complete is None else stored[complete[stored // max(count, 1)]]
         missing, extra = np.setdiff1d(must, stored), np.setdiff1d(judged, may)
@@ -70,6 +86,7 @@ def check_cross_edges(
                 "corrects them.",
                 int(nodes.ids[foreign[0] // count]),
                 len(foreign),
+                order=(int(nodes.ids[foreign[0] // count]),),
             )
         for keys, message in (
             (np.setdiff1d(missing, meant), f"`cross_edges_{layer}` lack the edge to {{}}: write the row again."),
@@ -80,7 +97,7 @@ def check_cross_edges(
         ):
             if len(keys):
                 node, partner = (int(nodes.ids[i]) for i in divmod(int(keys[0]), count))
-                outcome.error(message.format(partner), node, len(keys))
+                outcome.error(message.format(partner), node, len(keys), kind=message, order=(node, partner))
     root_rows = [
         cells.owners[nodes.layers[cells.owners] == nodes.layout.n_layers] for cells in nodes.cross_edges.values()
     ]
@@ -167,7 +184,7 @@ def check_atomic_cross_edges(outcome: Outcome, nodes: Snapshot, active: ActiveEd
     untouched = ~nodes.edited[roots[active.first]]
     old = datetime.now(UTC) - ATOMIC_CELLS_LIVE
     expired = nodes.created < int(old.timestamp() * 1000)
-    count = len(nodes.ids)
+    count, mine = len(nodes.ids), outcome.mine(nodes.ids)
     for layer in range(2, nodes.layout.n_layers):
         at = untouched & active.sure & (active.layers == layer)
         wanted = np.unique(active.first[at] * count + active.second[at])
@@ -186,8 +203,9 @@ def check_atomic_cross_edges(outcome: Outcome, nodes: Snapshot, active: ActiveEd
             )
             ends = ends[plain & of_owner]
             stored = np.unique(ends[:, 0] * count + ends[:, 1])
-        outcome.checked += len(stored)
+        outcome.checked += int(mine[stored // max(count, 1)].sum())
         missing = np.setdiff1d(wanted, stored) // max(count, 1)
+        missing = missing[mine[missing]]
         owners = nodes.parent_index[missing]
         gone = expired[owners]
         report_where(
@@ -197,10 +215,9 @@ def check_atomic_cross_edges(outcome: Outcome, nodes: Snapshot, active: ActiveEd
             f"`atomic_cross_edges_{layer}` lack active edges: ingest the node's chunk again.",
         )
         if gone.any():
-            first = int(nodes.ids[owners[gone][0]])
-            outcome.warning(
-                f"`atomic_cross_edges_{layer}` are gone: the table drops them after a year.", first, int(gone.sum())
-            )
+            first = int(nodes.ids[owners[gone]].min())
+            message = f"`atomic_cross_edges_{layer}` are gone: the table drops them after a year."
+            outcome.warning(message, first, int(gone.sum()), order=(first,))
 
 
 # -- skip connections ---------------------------------------------------------------------------------------------
@@ -228,10 +245,11 @@ def check_skip_connections(outcome: Outcome, nodes: Snapshot, active: ActiveEdge
         nodes.ids,
         "it has active edges that cross at a layer at which it has no ancestor: rebuild the parents above it.",
     )
-    child = np.flatnonzero(nodes.is_reached & (nodes.parent_index != NONE))
+    child = np.flatnonzero(nodes.is_reached & (nodes.parent_index != NONE) & nodes.is_own)
     outcome.checked = len(child)
     parent = nodes.parent_index[child]
-    siblings = np.bincount(parent, minlength=len(nodes.ids))[parent]
+    # The hierarchy is sound here, so a parent lists all nodes whose parent it is, also those of other parts.
+    siblings = np.diff(nodes.child_starts)[parent]
     low, high = nodes.layers[child], nodes.layers[parent]
     report_where(
         outcome,
@@ -252,24 +270,21 @@ def check_skip_connections(outcome: Outcome, nodes: Snapshot, active: ActiveEdge
 
 
 def check_connectivity(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> None:
-    """Check that the children of each parent are connected, and that roots are the components of the active edges."""
-    count = len(nodes.ids)
+    """Check that the children of each parent are connected, and that roots are the components of the active edges.
+
+    Of a part of the graph, only its own nodes are checked; `pieces` tells which roots must be checked as a whole.
+    """
     leaves = nodes.leaves
     check_pieces_in_chunks(outcome, nodes, active, leaves)
-    _check_children(outcome, nodes, active)
-    sure = active.sure
-    pieces = _components(count, active.first[sure], active.second[sure])
+    report_where(outcome, scattered_children(nodes, active), nodes.ids, SCATTERED_CHILDREN)
     roots = nodes.ancestors[nodes.layout.n_layers]
-    _report_pieces(
-        outcome,
-        nodes,
-        leaves,
-        roots[leaves],
-        pieces,
-        "a root that holds several objects: active edges do not connect all of its supervoxels.",
-    )
+    if nodes.beside is None:
+        sure = active.sure
+        pieces = components(len(nodes.ids), active.first[sure], active.second[sure])
+        report_where(outcome, _in_pieces(nodes, leaves, roots[leaves], pieces), nodes.ids, SCATTERED_ROOT)
     check_ends(outcome, nodes, active)
-    outcome.checked = len(np.unique(roots[leaves]))
+    in_use = (nodes.layers == nodes.layout.n_layers) & nodes.is_reached & ~nodes.retired
+    outcome.checked = int((in_use & nodes.is_own).sum())
 
 
 def check_pieces_in_chunks(outcome: Outcome, nodes: Snapshot, active: ActiveEdges, leaves: IntArray) -> None:
@@ -280,15 +295,7 @@ def check_pieces_in_chunks(outcome: Outcome, nodes: Snapshot, active: ActiveEdge
     leaves
         Indices of supervoxels, shape (n,); for each layer 2 node, either all of its supervoxels or none.
     """
-    inside = active.sure & (active.layers == 1)
-    _report_pieces(
-        outcome,
-        nodes,
-        leaves,
-        nodes.parent_index[leaves],
-        _components(len(nodes.ids), active.first[inside], active.second[inside]),
-        "its supervoxels are not connected by active edges inside the chunk: an edit or the ingest left it in pieces.",
-    )
+    report_where(outcome, scattered_leaves(nodes, active, leaves), nodes.ids, SCATTERED_LEAVES)
 
 
 def check_ends(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> None:
@@ -307,8 +314,15 @@ def check_ends(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> None:
     )
 
 
-def _check_children(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> None:
-    """Check that children at layer p - 1 of a parent at layer p are connected by active edges of cross layer p - 1."""
+def scattered_leaves(nodes: Snapshot, active: ActiveEdges, leaves: IntArray) -> IntArray:
+    """Layer 2 nodes whose supervoxels are not connected inside the chunk."""
+    inside = active.sure & (active.layers == 1)
+    pieces = components(len(nodes.ids), active.first[inside], active.second[inside])
+    return _in_pieces(nodes, leaves, nodes.parent_index[leaves], pieces)
+
+
+def scattered_children(nodes: Snapshot, active: ActiveEdges) -> IntArray:
+    """Parents at a layer p whose children at layer p - 1 are not connected by active edges of cross layer p - 1."""
     first, second = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for layer in range(2, nodes.layout.n_layers):
         at = active.sure & (active.layers == layer)
@@ -316,21 +330,15 @@ def _check_children(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> N
         second.append(nodes.ancestors[layer][active.second[at]])
     a, b = np.concatenate(first), np.concatenate(second)
     siblings = nodes.parent_index[a] == nodes.parent_index[b]
-    pieces = _components(len(nodes.ids), a[siblings], b[siblings])
+    pieces = components(len(nodes.ids), a[siblings], b[siblings])
     children = np.flatnonzero(nodes.is_reached & (nodes.parent_index != NONE))
-    _report_pieces(
-        outcome,
-        nodes,
-        children,
-        nodes.parent_index[children],
-        pieces,
-        "its children are not connected by active edges between them: rebuild the parents of its chunk.",
-    )
+    return _in_pieces(nodes, children, nodes.parent_index[children], pieces)
 
 
 def check_inf_edges(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> None:
     """Check that no edge of affinity inf joins two roots: such edges cannot be cut, so both ends are one object."""
-    outcome.checked = int(active.infinite.sum()) // 2
+    infinite = active.infinite & (active.first < active.second)
+    outcome.checked = int(outcome.mine(nodes.ids[active.first[infinite]]).sum())
     roots = nodes.ancestors[nodes.layout.n_layers]
     apart = active.infinite & (roots[active.first] != roots[active.second])
     _report_ends(
@@ -338,22 +346,22 @@ def check_inf_edges(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> N
     )
 
 
-def _components(count: int, first: IntArray, second: IntArray) -> IntArray:
+def components(count: int, first: IntArray, second: IntArray) -> IntArray:
+    """Return the number of the connected component of each of ``count`` nodes, joined by edges (first, second)."""
     ones = np.ones(len(first), np.bool_)
     return np.asarray(connected_components(coo_array((ones, (first, second)), shape=(count, count)), directed=False)[1])
 
 
-def _report_pieces(
-    outcome: Outcome, nodes: Snapshot, members: IntArray, owners: IntArray, pieces: IntArray, message: str
-) -> None:
-    """Report owners whose members are in more than one piece."""
+def _in_pieces(nodes: Snapshot, members: IntArray, owners: IntArray, pieces: IntArray) -> IntArray:
+    """Owners whose members are in more than one piece."""
     pairs = np.unique(owners * len(nodes.ids) + pieces[members]) // max(len(nodes.ids), 1)
     owner, count = np.unique(pairs, return_counts=True)
-    report_where(outcome, count > 1, nodes.ids[owner], message)
+    return np.asarray(owner[count > 1], np.int64)
 
 
 def _report_ends(outcome: Outcome, nodes: Snapshot, active: ActiveEdges, faulty: BoolArray, message: str) -> None:
     at = np.flatnonzero(faulty & (active.first < active.second))
+    at = at[outcome.mine(nodes.ids[active.first[at]])]
     if len(at):
         a, b = (int(nodes.ids[ends[at[0]]]) for ends in (active.first, active.second))
-        outcome.error(message, f"edge {a} - {b}", len(at))
+        outcome.error(message, f"edge {a} - {b}", len(at), order=(a, b))

@@ -13,16 +13,23 @@ from sv_pipeline.verify.atomic_edges import CROSS, EDITED, IN, AtomicEdges
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.snapshot import NONE, Snapshot
 
-__all__ = ["check_edge_files"]
+__all__ = ["UNSYMMETRIC", "check_edge_files"]
 
 BoolArray = npt.NDArray[np.bool_]
+
+UNSYMMETRIC = (
+    "the neighbour chunk's file does not hold the reverse of this edge with the same affinity and area: "
+    "write both files again."
+)
+"""Not reported while any file is broken."""
 
 
 def check_edge_files(outcome: Outcome, nodes: Snapshot, edges: AtomicEdges) -> None:
     """Check that edge files can be read, name supervoxels of the graph, and agree with those of neighbour chunks."""
-    outcome.checked = int((edges.kinds != EDITED).sum())
+    outcome.checked = int((outcome.mine(edges.files) & (edges.kinds != EDITED)).sum())
     for file in edges.broken:
-        outcome.error(file.message, file.name)
+        if outcome.mine(np.array([file.chunk], np.uint64)).all():
+            outcome.error(file.message, file.name, order=(0, file.chunk))
     ends = nodes.find(edges.pairs)
     unknown = (ends == NONE).any(axis=-1) | (nodes.layout.layers(edges.pairs) != 1).any(axis=-1)
     _report_edges(
@@ -51,10 +58,12 @@ def check_edge_files(outcome: Outcome, nodes: Snapshot, edges: AtomicEdges) -> N
 
 
 def _report_edges(outcome: Outcome, edges: AtomicEdges, faulty: BoolArray, message: str) -> None:
-    at = np.flatnonzero(faulty)
+    at = np.flatnonzero(faulty & outcome.mine(edges.files))
     if len(at):
+        at = at[np.lexsort((edges.files[at], edges.kinds[at] == EDITED))]
         a, b = (int(v) for v in edges.pairs[at[0]])
-        outcome.error(message, f"edge {a} - {b}", len(at))
+        order = (int(edges.kinds[at[0]] == EDITED), int(edges.files[at[0]]))
+        outcome.error(message, f"edge {a} - {b}", len(at), order=order)
 
 
 def _check_repeats(outcome: Outcome, edges: AtomicEdges) -> None:
@@ -78,8 +87,7 @@ def _check_symmetry(outcome: Outcome, edges: AtomicEdges, broken: set[str]) -> N
         outcome,
         edges,
         lonely,
-        "the neighbour chunk's file does not hold the reverse of this edge with the same affinity and area: "
-        "write both files again.",
+        UNSYMMETRIC,
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +17,15 @@ from sv_pipeline.storage import kv
 from sv_pipeline.storage.precomputed import VolumeInfo
 from sv_pipeline.table import columns, keys, meta
 from sv_pipeline.table.counters import ROOT_SHARDS
-from sv_pipeline.table.interface import ColumnKey, RowKeyRange, RowView, Table
+from sv_pipeline.table.interface import RowKeyRange, RowView, Table
 from sv_pipeline.verify.report import Outcome
-from sv_pipeline.verify.snapshot import Snapshot
+from sv_pipeline.verify.snapshot import hierarchy_columns
 
 __all__ = ["check_meta", "check_operations", "check_progress", "read_counters"]
 
 MAJOR_VERSION = "3"
 SUCCESS, CREATED, WRITE_STARTED = 0, 1, 3
+ROWS_AT_A_TIME = 10_000
 UNFINISHED = {CREATED, WRITE_STARTED}
 """Statuses of operations that may still hold locks."""
 
@@ -65,11 +67,13 @@ def check_meta(outcome: Outcome, table: Table, stored: meta.TableMeta, volume: V
         )
 
 
-def read_counters(table: Table, layout: IdLayout) -> tuple[dict[int, int], npt.NDArray[np.int64]]:
-    """Read all id counters: a counter for each chunk id, and those of the root chunk's shards, shape (256,)."""
+def read_counters(
+    table: Table, layout: IdLayout, ranges: Sequence[RowKeyRange]
+) -> tuple[dict[int, int], npt.NDArray[np.int64]]:
+    """Read id counters in sorted ranges of keys: one for each chunk id, and the root chunk's shards, shape (256,)."""
     plain: dict[int, int] = {}
     shards = np.zeros(ROOT_SHARDS, np.int64)
-    for key, row in table.scan([keys.prefix_range(b"i")], [columns.COUNTER.key], newest_only=True):
+    for key, row in table.scan(ranges, [columns.COUNTER.key], newest_only=True):
         chunk, _, shard = key[1:].partition(b"_")
         value = columns.COUNTER.newest(row) or 0
         if not chunk.isdigit():
@@ -128,62 +132,81 @@ def _report_chunks(outcome: Outcome, layout: IdLayout, layer: int, chunks: UInt6
 # -- operations and locks -----------------------------------------------------------------------------------------
 
 
-def check_operations(outcome: Outcome, table: Table, nodes: Snapshot) -> None:
+def check_operations(outcome: Outcome, table: Table) -> None:
     """Check that every lock belongs to an unfinished operation, and that every successful operation names its roots."""
-    statuses = _check_log(outcome, table, nodes)
+    _check_log(outcome, table)
     everything = RowKeyRange(b"\x00", b"\xff" * 32)
     locks = [columns.LOCK.key, columns.INDEFINITE_LOCK.key]
-    for key, row in table.scan([everything], locks, newest_only=True):
-        _check_locks(outcome, key, row, statuses)
+    held = table.scan([everything], locks, newest_only=True)
+    while some := list(itertools.islice(held, ROWS_AT_A_TIME)):
+        _check_locks(outcome, table, some)
 
 
-def _check_log(outcome: Outcome, table: Table, nodes: Snapshot) -> dict[int, int | None]:
-    """Check the operation log, and return the status of every operation."""
-    statuses: dict[int, int | None] = {}
+def _check_log(outcome: Outcome, table: Table) -> None:
+    """Check the operation log, a few rows at a time."""
     wanted = [columns.OPERATION_STATUS.key, columns.ROOTS.key]
-    for key, row in table.scan([keys.operation_range()], wanted, newest_only=True):
-        if len(key) != keys.DIGITS or not key.isdigit():
-            continue
-        operation = int(key)
-        place = f"operation {operation}"
-        outcome.checked += 1
-        try:
-            status = columns.OPERATION_STATUS.newest(row)
-            roots = columns.ROOTS.newest(row)
-        except CorruptionError as error:
-            outcome.error(f"its row cannot be read: {error.message}", place)
-            continue
-        statuses[operation] = status
-        if status != SUCCESS:
-            continue
-        if roots is None or not len(roots):
-            outcome.error("a successful operation has no `roots`, so that lineage ends here: recover it.", place)
-        elif (nodes.find(np.asarray(roots, np.uint64)) < 0).any():
+    rows, last = table.scan([keys.operation_range()], wanted, newest_only=True), 0
+    while some := list(itertools.islice(rows, ROWS_AT_A_TIME)):
+        named: list[tuple[int, UInt64Array]] = []
+        for key, row in some:
+            if len(key) != keys.DIGITS or not key.isdigit():
+                continue
+            outcome.checked += 1
+            place = f"operation {int(key)}"
+            try:
+                status = columns.OPERATION_STATUS.newest(row)
+                roots = columns.ROOTS.newest(row)
+            except CorruptionError as error:
+                outcome.error(f"its row cannot be read: {error.message}", place)
+                continue
+            last = max(last, int(key))
+            if status != SUCCESS:
+                continue
+            if roots is None or not len(roots):
+                outcome.error("a successful operation has no `roots`, so that lineage ends here: recover it.", place)
+            else:
+                named.append((int(key), np.asarray(roots, np.uint64)))
+        _check_roots(outcome, table, named)
+    _check_operation_counter(outcome, table, last)
+
+
+def _check_roots(outcome: Outcome, table: Table, named: list[tuple[int, UInt64Array]]) -> None:
+    """Check that the roots of successful operations have rows."""
+    wanted = np.unique(np.concatenate([np.zeros(0, np.uint64), *(roots for _, roots in named)]))
+    found = table.read_rows(keys.node_keys(wanted), hierarchy_columns(), newest_only=True)
+    known = np.array([int(key) for key in found], np.uint64)
+    for operation, roots in named:
+        if not np.isin(roots, known).all():
+            place = f"operation {operation}"
             outcome.error("a successful operation names a root that has no row: recover it.", place)
-    _check_operation_counter(outcome, table, statuses)
-    return statuses
 
 
-def _check_operation_counter(outcome: Outcome, table: Table, statuses: Mapping[int, Any]) -> None:
+def _check_operation_counter(outcome: Outcome, table: Table, last: int) -> None:
     row = table.read_rows([keys.OPERATION_COUNTER], [columns.COUNTER.key]).get(keys.OPERATION_COUNTER)
     counter = columns.COUNTER.newest(row) or 0
-    if statuses and counter < max(statuses):
+    if last and counter < last:
         outcome.error(
             f"the counter of operations is at {counter}, behind this operation, so that its id could be given out "
             "again: raise the counter.",
-            f"operation {max(statuses)}",
+            f"operation {last}",
         )
 
 
-def _check_locks(outcome: Outcome, key: bytes, row: dict[ColumnKey, Any], statuses: Mapping[int, int | None]) -> None:
-    place = f"row {key.decode()}" if key.isdigit() else f"row {key!r}"
-    for column, is_fault in ((columns.INDEFINITE_LOCK, True), (columns.LOCK, False)):
-        try:
-            operation = column.newest(row)
-        except SvPipelineError as error:
-            outcome.error(f"a lock cell cannot be read: {error}", place)
-            continue
-        if operation is None or statuses.get(operation, SUCCESS) in UNFINISHED:
+def _check_locks(outcome: Outcome, table: Table, rows: list[tuple[bytes, RowView]]) -> None:
+    held: list[tuple[str, bool, int]] = []
+    for key, row in rows:
+        place = f"row {key.decode()}" if key.isdigit() else f"row {key!r}"
+        for column, is_fault in ((columns.INDEFINITE_LOCK, True), (columns.LOCK, False)):
+            try:
+                operation = column.newest(row)
+            except SvPipelineError as error:
+                outcome.error(f"a lock cell cannot be read: {error}", place)
+                continue
+            if operation is not None:
+                held.append((place, is_fault, operation))
+    unfinished = _unfinished(table, {operation for _, _, operation in held})
+    for place, is_fault, operation in held:
+        if operation in unfinished:
             continue
         outcome.checked += 1
         if is_fault:
@@ -194,3 +217,16 @@ def _check_locks(outcome: Outcome, key: bytes, row: dict[ColumnKey, Any], status
             )
         else:
             outcome.warning("a lock of a finished operation was not released; it expires by itself.", place)
+
+
+def _unfinished(table: Table, operations: set[int]) -> set[int]:
+    """Return those of some operations that may still hold locks."""
+    numbers = keys.node_keys(np.array(sorted(operations), np.uint64))
+    wanted = [columns.OPERATION_STATUS.key, columns.ROOTS.key]
+    found = set()
+    for key, row in table.read_rows(numbers, wanted, newest_only=True).items():
+        with contextlib.suppress(CorruptionError):  # the check of the log names an operation that cannot be read
+            columns.ROOTS.newest(row)
+            if columns.OPERATION_STATUS.newest(row) in UNFINISHED:
+                found.add(int(key))
+    return found

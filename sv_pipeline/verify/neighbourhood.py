@@ -27,6 +27,7 @@ from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import RowView, Table
 from sv_pipeline.verify import atomic_edges, edge_checks, snapshot, voxel_checks
 from sv_pipeline.verify.dataset_under_test import Subject
+from sv_pipeline.verify.gather import RowsBeside, read_nodes
 from sv_pipeline.verify.report import CheckResult, Outcome, VerifyReport
 from sv_pipeline.verify.snapshot import NONE, EdgeCells, Snapshot
 from sv_pipeline.verify.table_checks import check_hierarchy, report_where
@@ -104,21 +105,12 @@ class _Surroundings:
         ends = np.setdiff1d(np.unique(self.edges.pairs), core.ids)
         fringe = snapshot.of_rows(self.layout, self._read(ends)).leaf_ids
         listed = core.children[core.is_reached[core.child_owner]]
-        rows: dict[int, RowView] = {}
-        frontier = np.unique(np.concatenate([core.leaf_ids, fringe, listed]))
-        while len(frontier):
-            found = self._read(frontier)
-            rows |= found
-            above = snapshot.of_rows(self.layout, found).parents
-            known = np.array([*rows, 0], np.uint64)
-            # An id without a row is read only once. A parent whose layer is not higher could lead into a cycle.
-            frontier = np.setdiff1d(above[self.layout.layers(above) > self.layout.layers(frontier).min()], known)
-        return snapshot.of_rows(self.layout, rows)
+        found = RowsBeside(self.subject.table, self.layout, snapshot.wanted_columns(self.layout))
+        found.read_with_ancestors(np.unique(np.concatenate([core.leaf_ids, fringe, listed])))
+        return snapshot.of_rows(self.layout, found.rows)
 
     def _read(self, ids: UInt64Array) -> dict[int, RowView]:
-        wanted = snapshot.wanted_columns(self.layout)
-        rows = self.subject.table.read_rows(keys.node_keys(ids), wanted, newest_only=True)
-        return {int(key): row for key, row in rows.items()}
+        return read_nodes(self.subject.table, ids, snapshot.wanted_columns(self.layout))
 
     @cached_property
     def is_core(self) -> BoolArray:

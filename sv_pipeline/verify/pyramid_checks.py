@@ -21,7 +21,7 @@ from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.making import check_record
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.retry import retry_transport
-from sv_pipeline.verify.blocks import BLOCK_VOXELS, aligned_boxes, in_order, read_box, readable, sampled
+from sv_pipeline.verify.blocks import ALL, Share, aligned_boxes, block_voxels, in_order, read_box, readable, sampled
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.volumes import StoredVolume
 
@@ -114,12 +114,13 @@ def check_base(
     seed: int = 0,
     workers: int = 1,
     advance: Advance | None = None,
+    share: Share = ALL,
 ) -> None:
     """Check that the base holds the watershed's voxels, that every populate task is done, and that no part is left."""
     if base.edited_in_place:
         outcome.skipped = "other software edits the base in place: it need not be equal to the watershed"
         return
-    if not base.made_elsewhere:
+    if not base.made_elsewhere and share.is_first:
         with readable("the record of the populate cannot be read"):
             _check_markers(outcome, Base(base.watershed_url))
     for mip in range(base.source_mips):
@@ -133,9 +134,12 @@ def check_base(
             return
     blocks = _Blocks()
     for mip in range(base.source_mips):
-        blocks.add(mip, aligned_boxes(base.info.scales[mip].bounds, base.info.scales[mip].chunk_size))
+        scale = base.info.scales[mip]
+        blocks.add(mip, aligned_boxes(scale.bounds, scale.chunk_size, block_voxels()))
     message = "the base differs from the watershed; wipe the base and populate it again."
-    _compare(outcome, base, source, sampled(blocks, sample, seed), blocks.mips, message, workers, advance)
+    outcome.population = len(blocks)
+    chosen = share.of(sampled(blocks, sample, seed))
+    _compare(outcome, base, source, chosen, blocks.mips, message, workers, advance)
 
 
 def _compare(
@@ -158,6 +162,7 @@ def _compare(
     for number, difference in enumerate(in_order(compare, blocks, workers), start=1):
         _report(outcome, message, [difference])
         outcome.checked += 1
+        outcome.damaged += difference.count > 0
         if advance is not None:
             advance(number, len(blocks))
 
@@ -242,6 +247,7 @@ def check_pyramid(
     seed: int = 0,
     workers: int = 1,
     advance: Advance | None = None,
+    share: Share = ALL,
 ) -> None:
     """Check that every mip is the downsampled mip below it, except in boxes that are listed as pending.
 
@@ -252,7 +258,7 @@ def check_pyramid(
     pending = pending_boxes(volume)
     blocks = _Blocks()
     for mip in range(1, len(volume.info.scales)):
-        if mip < volume.source_mips:
+        if mip < volume.source_mips and share.is_first:
             _judge_given(outcome, volume, mip)
         try:
             step = step_factor(volume.info, mip)
@@ -261,12 +267,13 @@ def check_pyramid(
                 raise
             continue  # other software made it with a factor that we never use; `_judge_given` has reported it
         scale = volume.info.scales[mip]
-        limit = BLOCK_VOXELS // int(np.prod(step))
+        limit = block_voxels() // int(np.prod(step))
         blocks.add(mip, aligned_boxes(scale.bounds, scale.chunk_size, limit))
     if not len(blocks):
         outcome.skipped = "the volume has one mip only"
         return
-    chosen = sampled(blocks, sample, seed)
+    outcome.population = len(blocks)
+    chosen = share.of(sampled(blocks, sample, seed))
     mips = range(len(volume.info.scales))
     stores = {mip: volume.open(mip) for mip in mips}
     originals = {mip: source.open(mip) for mip in range(volume.source_mips)} if volume.source_mips > 1 else {}
@@ -288,6 +295,7 @@ def check_pyramid(
                 difference.given,
             )
         outcome.checked += 1
+        outcome.damaged += difference.count > 0
         if advance is not None:
             advance(number, len(chosen))
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sv_pipeline.verify.confidence import Confidence
 
 __all__ = ["CheckResult", "Finding", "Outcome", "Severity", "VerifyReport"]
 
@@ -32,6 +37,10 @@ class Finding:
         return f"{self.place}: {self.message}{more}"
 
 
+Owns = Callable[[npt.NDArray[np.uint64]], npt.NDArray[np.bool_]]
+Order = tuple[int, ...]
+
+
 @dataclass
 class Outcome:
     """Mutable collector for the findings of one check while it runs."""
@@ -42,25 +51,72 @@ class Outcome:
     findings: list[Finding] = field(default_factory=list)
     skipped: str | None = None
     """Why there was nothing to check."""
+    population: int | None = None
+    """Number of things of which a sample was looked at, or all; None if the check does not count them."""
+    damaged: int = 0
+    """Number of things looked at that have an error."""
+    blocked: str | None = None
+    """Why the check could not be run, if a fault that another check reports made it impossible."""
+    owns: Owns | None = None
+    """Whether each id belongs to the part of the graph that is checked; only such ids are reported. None = all do."""
+    kinds: list[str] = field(default_factory=list)
+    """For each finding, the fault without the ids that its message names."""
+    orders: list[Order] = field(default_factory=list)
+    """For each finding, the position of its place; the finding of several parts names the lowest."""
 
-    def error(self, message: str, place: object, count: int = 1) -> None:
-        """Record a fault that makes the check fail."""
-        self._add("error", message, place, count)
+    def error(self, message: str, place: object, count: int = 1, *, kind: str = "", order: Order = ()) -> None:
+        """Record a fault that makes the check fail.
 
-    def warning(self, message: str, place: object, count: int = 1) -> None:
+        Parameters
+        ----------
+        message, place, count
+            The same as in `Finding`.
+        kind
+            The fault without ids, if the message names any: findings of one kind are one finding.
+        order
+            Position of the place among all places.
+        """
+        self.add(Finding(self.check, "error", message, str(place), count), kind, order)
+
+    def warning(self, message: str, place: object, count: int = 1, *, order: Order = ()) -> None:
         """Record something unusual that breaks no invariant."""
-        self._add("warning", message, place, count)
+        self.add(Finding(self.check, "warning", message, str(place), count), "", order)
 
-    def foreign(self, message: str, place: object, count: int = 1) -> None:
+    def foreign(self, message: str, place: object, count: int = 1, *, order: Order = ()) -> None:
         """Record data that other software wrote in another form, which can be read."""
-        self._add("foreign", message, place, count)
+        self.add(Finding(self.check, "foreign", message, str(place), count), "", order)
 
-    def _add(self, severity: Severity, message: str, place: object, count: int) -> None:
+    def add(self, finding: Finding, kind: str = "", order: Order = ()) -> None:
+        """Record a finding, or add its count to that of the finding of the same severity and kind."""
+        kind = kind or finding.message
         for i, known in enumerate(self.findings):
-            if (known.severity, known.message) == (severity, message):
-                self.findings[i] = Finding(self.check, severity, message, known.place, known.count + count)
+            if (known.severity, self.kinds[i]) == (finding.severity, kind):
+                first = finding if order and order < self.orders[i] else known
+                self.findings[i] = replace(first, count=known.count + finding.count)
+                self.orders[i] = min(order, self.orders[i]) if order else self.orders[i]
                 return
-        self.findings.append(Finding(self.check, severity, message, str(place), count))
+        self.findings.append(finding)
+        self.kinds.append(kind)
+        self.orders.append(order)
+
+    def include(self, other: Outcome) -> None:
+        """Add what the same check found in another part of the graph."""
+        self.checked += other.checked
+        self.damaged += other.damaged
+        self.population = other.population if other.population is not None else self.population
+        self.skipped, self.blocked = self.skipped or other.skipped, self.blocked or other.blocked
+        for finding, kind, order in zip(other.findings, other.kinds, other.orders, strict=True):
+            self.add(finding, kind, order)
+
+    def drop(self, kind: str) -> None:
+        """Remove the findings of one kind."""
+        kept = [i for i, known in enumerate(self.kinds) if known != kind]
+        self.findings = [self.findings[i] for i in kept]
+        self.kinds, self.orders = [self.kinds[i] for i in kept], [self.orders[i] for i in kept]
+
+    def mine(self, ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Whether each id, shape (n,), belongs to the part of the graph that is checked."""
+        return np.ones(len(ids), np.bool_) if self.owns is None else self.owns(ids)
 
     @property
     def has_errors(self) -> bool:
@@ -83,6 +139,17 @@ class CheckResult:
     seconds: float
     skipped: str | None = None
     """Why the check did not run: there is nothing to check (it passes), or another fault blocks it (it fails)."""
+    population: int | None = None
+    """Number of things of which ``checked`` were looked at, chosen at random; None if the check takes no sample."""
+    damaged: int = 0
+    """Number of things looked at that have an error, if the check takes samples."""
+
+    @property
+    def confidence(self) -> Confidence | None:
+        """What a sample says about all things; None if everything was looked at, or nothing."""
+        if self.population is None or not 0 < self.checked < self.population:
+            return None
+        return Confidence.of(self.population, self.checked, self.damaged)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -141,7 +208,11 @@ class VerifyReport:
             "seconds": round(self.seconds, 3),
             "sample": self.sample,
             "results": [
-                {**asdict(result), "findings": [asdict(finding) for finding in result.findings]}
+                {
+                    **asdict(result),
+                    "findings": [asdict(finding) for finding in result.findings],
+                    "confidence": None if result.confidence is None else asdict(result.confidence),
+                }
                 for result in self.results
             ],
         }
@@ -181,7 +252,10 @@ def _mark(result: CheckResult) -> str:
 def _amount(result: CheckResult) -> str:
     if result.skipped is not None:
         return result.skipped
-    return f"{result.checked:,} {result.unit} in {result.seconds:.2f} s: {result.description}"
+    confidence = result.confidence
+    of = "" if confidence is None else f" of {result.population:,}"
+    sure = "" if confidence is None else f"; {confidence.text(result.unit)}"
+    return f"{result.checked:,}{of} {result.unit} in {result.seconds:.2f} s: {result.description}{sure}"
 
 
 def _indented(findings: Iterable[Finding]) -> list[str]:

@@ -1,175 +1,37 @@
-"""The list of checks, and the function that runs them. The checks themselves are in their own modules."""
+"""Runs a verification: all its parts in this process, or in several."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from sv_pipeline.arguments import parse_callback, parse_count, parse_names
 from sv_pipeline.errors import ConfigError, SvPipelineError, UnavailableError
 from sv_pipeline.grid import Box
+from sv_pipeline.memory import memory_budget
 from sv_pipeline.segmentation.fork.fork import Fork
-from sv_pipeline.storage.precomputed import open_volume
-from sv_pipeline.storage.wall import wall
+from sv_pipeline.table.counters import last_operation_id
 from sv_pipeline.table.interface import Table
-from sv_pipeline.verify import (
-    digest_checks,
-    edge_checks,
-    edge_file_checks,
-    ingest_checks,
-    pair_checks,
-    pyramid_checks,
-    source_checks,
-    table_checks,
-    volumes,
-    voxel_checks,
-    watershed_checks,
-)
+from sv_pipeline.verify.boundary import Strays
+from sv_pipeline.verify.checks import ALL_CHECKS, CHECKS
 from sv_pipeline.verify.dataset_under_test import Blocked, Subject
-from sv_pipeline.verify.report import CheckResult, Outcome, VerifyReport
+from sv_pipeline.verify.divide import divide
+from sv_pipeline.verify.part import Division
+from sv_pipeline.verify.part_checks import ROW_CHECKS
+from sv_pipeline.verify.records import Records
+from sv_pipeline.verify.report import CheckResult, VerifyReport
+from sv_pipeline.verify.verification import Plan, Run, Verification
 
-__all__ = ["CHECKS", "CheckResult", "VerifyReport", "verify"]
+__all__ = ["CHECKS", "CheckResult", "PartsDone", "VerifyReport", "chosen_checks", "make_plan", "run_here", "verify"]
 
-logger = logging.getLogger(__name__)
-
-STEPS_PER_CHECK = 100
-"""Number of steps that the progress callback counts for each check."""
-
-
-@dataclass(frozen=True)
-class _Check:
-    description: str
-    unit: str
-    """Unit of ``checked``, such as nodes or blocks."""
-    run: Callable[[Subject, Outcome], None]
-
-
-def _meta(subject: Subject, outcome: Outcome) -> None:
-    ingest_checks.check_meta(outcome, subject.table, subject.meta, subject.volume, subject.fork.watershed_url)
-
-
-def _ids(subject: Subject, outcome: Outcome) -> None:
-    table_checks.check_ids(outcome, subject.nodes, subject.grid, *subject.counters)
-
-
-def _hierarchy(subject: Subject, outcome: Outcome) -> None:
-    table_checks.check_hierarchy(outcome, subject.nodes)
-
-
-def _skip_connections(subject: Subject, outcome: Outcome) -> None:
-    edge_checks.check_skip_connections(outcome, subject.nodes, subject.active)
-
-
-def _cross_edges(subject: Subject, outcome: Outcome) -> None:
-    edge_checks.check_cross_edges(outcome, subject.nodes, subject.active)
-
-
-def _connectivity(subject: Subject, outcome: Outcome) -> None:
-    edge_checks.check_connectivity(outcome, subject.nodes, subject.active)
-
-
-def _inf_edges(subject: Subject, outcome: Outcome) -> None:
-    edge_checks.check_inf_edges(outcome, subject.nodes, subject.active)
-
-
-def _atomic_cross_edges(subject: Subject, outcome: Outcome) -> None:
-    edge_checks.check_atomic_cross_edges(outcome, subject.nodes, subject.active)
-
-
-def _edge_files(subject: Subject, outcome: Outcome) -> None:
-    edge_file_checks.check_edge_files(outcome, subject.nodes, subject.edges)
-
-
-def _voxels(subject: Subject, outcome: Outcome) -> None:
-    source = open_volume(subject.fork.watershed_url) if subject.is_built_elsewhere else None
-    voxels = subject.voxels.open(0)
-    voxel_checks.check_voxels(outcome, subject.nodes_of, subject.grid, voxels, source=source, **subject.options)
-
-
-def _base(subject: Subject, outcome: Outcome) -> None:
-    base = volumes.base_volume(subject.fork.base)
-    if base is None:
-        outcome.skipped = "there is no base: the graph was built without voxels"
-        return
-    pyramid_checks.check_base(outcome, base, subject.watershed, **subject.options)
-
-
-def _source(subject: Subject, outcome: Outcome) -> None:
-    source_checks.check_source(outcome, subject.fork.base, sample=subject.sample)
-
-
-def _fork(subject: Subject, outcome: Outcome) -> None:
-    fork = volumes.fork_volume(subject.fork)
-    base = volumes.base_volume(subject.fork.base)
-    if fork is None or base is None:
-        outcome.skipped = "the graph has no fork yet"
-        return
-    pyramid_checks.check_fork(outcome, subject.fork, fork, base, seed=subject.seed, workers=subject.workers)
-
-
-def _pyramid(subject: Subject, outcome: Outcome) -> None:
-    pyramid_checks.check_pyramid(outcome, subject.voxels, subject.watershed, **subject.options)
-
-
-def _digests(subject: Subject, outcome: Outcome) -> None:
-    own = subject.own_voxels
-    if own is None:
-        outcome.skipped = "the graph has no fork yet"
-        return
-    digest_checks.check_digests(outcome, own)
-
-
-def _lineage(subject: Subject, outcome: Outcome) -> None:
-    own, base = subject.own_voxels, volumes.base_volume(subject.fork.base)
-    if own is None or base is None:
-        outcome.skipped = "the graph has no fork yet"
-        return
-    digest_checks.check_lineage(outcome, own, base, subject.table)
-
-
-def _pair(subject: Subject, outcome: Outcome) -> None:
-    pair_checks.check_pair(outcome, subject)
-
-
-def _progress(subject: Subject, outcome: Outcome) -> None:
-    ingest_checks.check_progress(outcome, subject.table, subject.layout, subject.grid)
-    watershed_checks.check_watershed_files(outcome, subject.fork.watershed_url)
-
-
-def _operations(subject: Subject, outcome: Outcome) -> None:
-    ingest_checks.check_operations(outcome, subject.table, subject.nodes)
-
-
-_CHECKS: dict[str, _Check] = {
-    "meta": _Check("meta and version rows can be read and fit the watershed", "rows", _meta),
-    "ids": _Check("node ids lie inside the grid and behind their counters", "nodes", _ids),
-    "hierarchy": _Check("parents and children agree; each supervoxel is under one current root", "nodes", _hierarchy),
-    "skip_connections": _Check("parents are at the layer that the cross edges ask for", "nodes", _skip_connections),
-    "edge_files": _Check("edge files are readable, symmetric, and of supervoxels of the graph", "edges", _edge_files),
-    "cross_edges": _Check("cross edges equal those recomputed from the active atomic edges", "edges", _cross_edges),
-    "atomic_cross_edges": _Check(
-        "layer 2 nodes of the ingest keep their atomic cross edges", "edges", _atomic_cross_edges
-    ),
-    "connectivity": _Check(
-        "siblings are connected, and roots are the components of the active edges", "roots", _connectivity
-    ),
-    "inf_edges": _Check("no edge of affinity inf joins two roots", "edges", _inf_edges),
-    "voxels": _Check("ids in the voxels are the live leaves, each in one piece inside its chunk", "chunks", _voxels),
-    "base": _Check("the base equals the watershed and was populated to the end", "blocks", _base),
-    "source": _Check("the watershed has not changed since the base was made to refer to it", "objects", _source),
-    "fork": _Check("the fork can be read and, before edits, shows the base", "blocks", _fork),
-    "pair": _Check("table and fork know the same operations", "operations", _pair),
-    "digests": _Check("what edits and downsampling wrote to the fork is as it was written", "storage chunks", _digests),
-    "lineage": _Check("ids of edited voxels descend from the base's ids at these voxels", "storage chunks", _lineage),
-    "pyramid": _Check("every mip is the downsampled mip below it", "blocks", _pyramid),
-    "progress": _Check("every chunk has its done-marker, no chunk outside the grid has one", "chunks", _progress),
-    "operations": _Check("no lock outlives its operation; successful operations name their roots", "rows", _operations),
-}
-
-CHECKS: dict[str, str] = {name: check.description for name, check in _CHECKS.items()}
-"""Name and description of every check, in the order in which they run."""
+STEPS_PER_PART = 100
+"""Number of steps that the progress callback counts for each part."""
+SHARE_VOXELS = 1 << 30
+"""Number of voxels in one share of the blocks of a check."""
+SHARE_OPERATIONS = 10_000
+"""Number of operations whose storage chunks are one share."""
+IN_BLOCKS = ("voxels", "base", "pyramid")
+OF_OPERATIONS = ("digests", "lineage")
 
 
 def verify(
@@ -182,6 +44,7 @@ def verify(
     progress: Callable[[int, int], None] | None = None,
     seed: int = 0,
     within: Sequence[Box] | None = None,
+    division: Division | None = None,
 ) -> VerifyReport:
     """Prove that a graph and its segmentation are sound. Nothing is changed.
 
@@ -205,6 +68,8 @@ def verify(
     within
         Boxes in voxels of mip 0, to which the checks `digests` and `lineage` of the fork's own storage chunks are
         limited; None = everywhere.
+    division
+        The parts in which rows and edges are checked; None = as many as the memory budget asks for.
 
     Raises
     ------
@@ -215,56 +80,100 @@ def verify(
     UnavailableError
         If the storage or the table does not answer.
     """
-    checks = None if checks is None else parse_names(checks, "checks")
+    chosen = chosen_checks(checks)
     sample = None if sample is None else parse_count(sample, "number of chunks to look at", least=1)
     workers, seed = parse_count(workers, "number of workers", least=1), parse_count(seed, "seed")
     progress = parse_callback(progress, "progress")
-    chosen = list(_CHECKS) if checks is None else [name for name in _CHECKS if name in set(checks)]
-    if checks is not None and (unknown := sorted(set(checks) - set(_CHECKS))):
-        raise ConfigError(f"there is no check {', '.join(unknown)}.", remedy=f"Checks are: {', '.join(_CHECKS)}.")
+    started = time.monotonic()
     subject = Subject(table, fork, sample, seed, workers, within=within)
-    started = time.monotonic()
-    results = []
-    for number, name in enumerate(chosen):
-        subject.advance = _sub_progress(progress, number, len(chosen))
-        results.append(_run(name, subject))
-        if progress is not None:
-            progress((number + 1) * STEPS_PER_CHECK, len(chosen) * STEPS_PER_CHECK)
-    return VerifyReport(fork.graph_id, tuple(results), time.monotonic() - started, sample)
+    verification = Verification(subject, make_plan(subject, chosen, division), Records())
+    verification.run(run_here(PartsDone(progress, verification)))
+    return verification.report(time.monotonic() - started)
 
 
-def _run(name: str, subject: Subject) -> CheckResult:
-    check = _CHECKS[name]
-    outcome = Outcome(name)
-    blocked = False
-    started = time.monotonic()
+def chosen_checks(checks: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of checks in the order in which they are reported; ConfigError if one is unknown."""
+    wanted = list(ALL_CHECKS) if checks is None else parse_names(checks, "checks")
+    if unknown := sorted(set(wanted) - set(ALL_CHECKS)):
+        raise ConfigError(f"there is no check {', '.join(unknown)}.", remedy=f"Checks are: {', '.join(ALL_CHECKS)}.")
+    return tuple(name for name in ALL_CHECKS if name in set(wanted))
+
+
+def make_plan(subject: Subject, checks: tuple[str, ...], division: Division | None = None, state: str = "") -> Plan:
+    """Divide a verification into parts that fit the memory budget of one process.
+
+    Parameters
+    ----------
+    subject
+        The graph.
+    checks
+        Names of checks.
+    division
+        The division of the nodes; None = as the memory budget asks for.
+    state
+        See `Plan`.
+    """
+    sample, shares = subject.sample, []
     try:
-        with wall():
-            check.run(subject, outcome)
-    except Blocked as reason:
-        outcome.skipped, blocked = str(reason), True
+        if division is None:
+            division = division_for(subject, checks)
+        if not division.is_whole:
+            every = subject.grid.count(2)
+            voxels = subject.grid.bounds.volume * min(sample or every, every) // every
+            shares = [(name, 1 + voxels // SHARE_VOXELS) for name in IN_BLOCKS]
+            operations = last_operation_id(subject.table)
+            shares += [(name, 1 + operations // SHARE_OPERATIONS) for name in OF_OPERATIONS]
     except UnavailableError:
         raise
-    except SvPipelineError as error:
-        outcome.error(str(error), f"graph {subject.fork.graph_id}")
-    seconds = time.monotonic() - started
-    passed = not outcome.has_errors and not blocked
-    logger.info(
-        "check %s of graph %s: %s in %.2f s", name, subject.fork.graph_id, "passed" if passed else "FAILED", seconds
-    )
-    return CheckResult(
-        name, check.description, passed, outcome.checked, check.unit, tuple(outcome.findings), seconds, outcome.skipped
-    )
+    except (SvPipelineError, Blocked):
+        division = None  # meta, watershed or counters cannot be read, which the checks will name
+    subject.forget_failures()
+    layers, cuts = ((), ()) if division is None else (division.layers, division.cuts)
+    wanted = tuple((name, count) for name, count in shares if name in checks)
+    return Plan(subject.fork.graph_id, checks, sample, subject.seed, layers, cuts, wanted, state)
 
 
-def _sub_progress(
-    progress: Callable[[int, int], None] | None, number: int, count: int
-) -> Callable[[int, int], None] | None:
-    """Progress callback for one check, which counts its steps as part of those of all checks."""
-    if progress is None:
-        return None
+def division_for(subject: Subject, checks: Sequence[str]) -> Division:
+    """Divide the nodes into parts that fit the memory budget, if any of the checks depends on their number."""
+    if not {*ROW_CHECKS, *IN_BLOCKS} & set(checks):
+        return Division(subject.layout, subject.grid)
+    return divide(subject.table, subject.layout, subject.grid, memory_budget())
 
-    def advance(done: int, total: int) -> None:
-        progress(number * STEPS_PER_CHECK + STEPS_PER_CHECK * done // max(total, 1), count * STEPS_PER_CHECK)
 
-    return advance
+class PartsDone:
+    """Counts the parts of a verification that are done, and tells a callback.
+
+    Parameters
+    ----------
+    callback
+        Called with (steps done, all steps).
+    verification
+        The verification; parts that have a result already count as done.
+    """
+
+    def __init__(self, callback: Callable[[int, int], None] | None, verification: Verification) -> None:
+        self._callback = callback
+        self._all = {name for stage in verification.stages() for name in stage}
+        self._done = self._all & verification.records.done()
+
+    def part_done(self, name: str) -> None:
+        """Count a part."""
+        self._done.add(name)
+        self.within(0, 1)
+
+    def within(self, done: int, total: int) -> None:
+        """Tell how much of the part that runs in this process is done."""
+        if self._callback is not None:
+            rest = STEPS_PER_PART * done // max(total, 1) if len(self._done) < len(self._all) else 0
+            self._callback(len(self._done) * STEPS_PER_PART + rest, len(self._all) * STEPS_PER_PART)
+
+
+def run_here(progress: PartsDone) -> Run:
+    """Return a function that runs parts one after the other in this process."""
+
+    def run(verification: Verification, names: Sequence[str], strays: Strays) -> None:
+        for name in names:
+            verification.run_part(name, strays, progress.within)
+            progress.part_done(name)
+
+    return run

@@ -18,7 +18,7 @@ from sv_pipeline.ids import IdLayout, UInt64Array
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import ColumnKey, RowKeyRange, RowView, Table
 
-__all__ = ["EdgeCells", "Snapshot", "of_rows", "read_snapshot", "wanted_columns"]
+__all__ = ["EdgeCells", "Snapshot", "hierarchy_columns", "of_rows", "read_snapshot", "wanted_columns", "with_beside"]
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -62,6 +62,10 @@ class Snapshot:
     """True for nodes that an edit made: roots with ``former_parents``, supervoxels with ``former_ids``."""
     cross_edges: dict[int, EdgeCells] = field(default_factory=dict)
     atomic_cross_edges: dict[int, EdgeCells] = field(default_factory=dict)
+    beside: BoolArray | None = None
+    """True for nodes that were read only because nodes of the snapshot's part refer to them; None = there are none."""
+    reached: UInt64Array = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """Nodes that are known to have a leaf below them, whether or not the snapshot holds it."""
 
     def find(self, ids: UInt64Array) -> IntArray:
         """Index of each id; ``NONE`` for ids without a row."""
@@ -99,7 +103,10 @@ class Snapshot:
     def is_reached(self) -> BoolArray:
         """Whether each node is above layer 1 and has a leaf below it, by newest parents."""
         reached = np.zeros(len(self.ids), np.bool_)
-        frontier = np.flatnonzero(self.is_leaf)
+        known = self.find(self.reached)
+        known = known[(known != NONE) & (self.layers[known] > 1)] if len(self.ids) else known[:0]
+        reached[known] = True
+        frontier = np.concatenate([np.flatnonzero(self.is_leaf), known])
         for _ in range(self.layout.n_layers):
             frontier = np.unique(self.parent_index[frontier])
             frontier = frontier[frontier != NONE]
@@ -121,6 +128,18 @@ class Snapshot:
         tops = self.tops
         at_root = self.layers[tops] == self.layout.n_layers
         return np.asarray(at_root & ~self.retired[tops] & self.is_reached[tops])
+
+    @cached_property
+    def is_own(self) -> BoolArray:
+        """Whether each node belongs to the snapshot's part of the graph."""
+        return np.ones(len(self.ids), np.bool_) if self.beside is None else ~self.beside
+
+    @cached_property
+    def is_undecided(self) -> BoolArray:
+        """Whether only the part of its root can tell if a node without a leaf below it is under a root in use."""
+        tops = self.tops
+        open_root = (self.layers[tops] == self.layout.n_layers) & ~self.retired[tops] & ~self.is_reached[tops]
+        return np.asarray((self.layers >= 2) & ~self.is_reached & open_root & ~self.is_own[tops])
 
     @cached_property
     def leaves(self) -> IntArray:
@@ -164,6 +183,12 @@ def read_snapshot(table: Table, layout: IdLayout, ranges: Sequence[RowKeyRange] 
             builder.add(node, row)
         parts.append(builder.finish())
     return _join(parts) if parts else _Builder(layout).finish()
+
+
+def hierarchy_columns() -> list[ColumnKey]:
+    """Columns of parents, children and lineage."""
+    lineage = (columns.NEW_IDS, columns.NEW_PARENTS, columns.FORMER_IDS, columns.FORMER_PARENTS)
+    return [columns.PARENT.key, columns.CHILDREN.key, *(column.key for column in lineage)]
 
 
 def wanted_columns(layout: IdLayout) -> list[ColumnKey]:
@@ -220,6 +245,36 @@ def _join(parts: list[Snapshot]) -> Snapshot:
     )
 
 
+def with_beside(own: Snapshot, beside: Snapshot) -> Snapshot:
+    """Join the nodes of a part with others that they refer to; both have different ids."""
+    joined = _join([own, beside])
+    order = np.argsort(joined.ids, kind="stable")
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    counts = np.diff(joined.child_starts)[order]
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    listed = np.arange(len(joined.children)) - np.repeat(starts[:-1], counts)
+    listed += np.repeat(joined.child_starts[:-1][order], counts)
+
+    def moved(cells: dict[int, EdgeCells]) -> dict[int, EdgeCells]:
+        return {layer: EdgeCells(place[c.owners], c.edges) for layer, c in cells.items()}
+
+    return Snapshot(
+        layout=own.layout,
+        ids=joined.ids[order],
+        parents=joined.parents[order],
+        parent_times=joined.parent_times[order],
+        children=joined.children[listed],
+        child_starts=starts,
+        created=joined.created[order],
+        retired=joined.retired[order],
+        edited=joined.edited[order],
+        cross_edges=moved(joined.cross_edges),
+        atomic_cross_edges=moved(joined.atomic_cross_edges),
+        beside=np.asarray(order >= len(own.ids)),
+    )
+
+
 class _Builder:
     """Collects cells row by row and turns them into arrays once."""
 
@@ -238,9 +293,7 @@ class _Builder:
 
     @property
     def wanted(self) -> list[ColumnKey]:
-        hierarchy = [columns.PARENT.key, columns.CHILDREN.key]
-        lineage = [columns.NEW_IDS, columns.NEW_PARENTS, columns.FORMER_IDS, columns.FORMER_PARENTS]
-        return [*hierarchy, *(column.key for column in lineage), *self.cross, *self.atomic]
+        return [*hierarchy_columns(), *self.cross, *self.atomic]
 
     def add(self, node: int, row: RowView) -> None:
         parent = row.get(columns.PARENT.key)

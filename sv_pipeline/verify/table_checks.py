@@ -16,8 +16,21 @@ BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 
 
+LISTED_BY_ANOTHER = "it is listed as a child by a node that is not its newest parent: rewrite that node's `children`."
+WITHOUT_CHILDREN = "a node in use has no children: restore its `children` cell."
+ORPHAN = (
+    "nothing points to this node: a repeated ingest task or an edit that was given up has left it; "
+    "it is harmless, and may be deleted."
+)
+
+
 def report_where(
-    outcome: Outcome, faulty: BoolArray | IntArray | np.bool_, ids: npt.NDArray[np.uint64], message: str
+    outcome: Outcome,
+    faulty: BoolArray | IntArray | np.bool_,
+    ids: npt.NDArray[np.uint64],
+    message: str,
+    *,
+    of: npt.NDArray[np.uint64] | None = None,
 ) -> None:
     """Report an error at the first faulty id, with the number of faulty ones.
 
@@ -25,11 +38,17 @@ def report_where(
     ----------
     faulty
         Which of ``ids`` are faulty: a mask of shape (n,), or indices.
+    of
+        Node to whose row each fault belongs, shape (n,), by which faults are ordered; None = the ids themselves.
     """
     flags = np.asarray(faulty)
     at = np.flatnonzero(flags) if flags.dtype == np.bool_ else flags
+    rows = (ids if of is None else of)[at]
+    mine = outcome.mine(rows)
+    at, rows = at[mine], rows[mine]
     if len(at):
-        outcome.error(message, int(ids[at[0]]), len(at))
+        first = int(np.argmin(rows))
+        outcome.error(message, int(ids[at[first]]), len(at), order=(int(rows[first]),))
 
 
 # -- ids ----------------------------------------------------------------------------------------------------------
@@ -52,7 +71,7 @@ def check_ids(outcome: Outcome, nodes: Snapshot, grid: ChunkGrid, counters: dict
         Counters of the root chunk's shards, shape (256,).
     """
     layout = nodes.layout
-    outcome.checked = len(nodes.ids)
+    outcome.checked = int(nodes.is_own.sum())
     outside = (nodes.layers < 1) | (nodes.layers > layout.n_layers)
     report_where(
         outcome,
@@ -92,7 +111,7 @@ def check_ids(outcome: Outcome, nodes: Snapshot, grid: ChunkGrid, counters: dict
 
 def check_hierarchy(outcome: Outcome, nodes: Snapshot) -> None:
     """Check that newest parents and children agree in both directions, and each supervoxel has one current root."""
-    outcome.checked = len(nodes.ids)
+    outcome.checked = int(nodes.is_own.sum())
     _check_chains(outcome, nodes)
     _check_pairs(outcome, nodes)
     _check_geometry(outcome, nodes)
@@ -116,7 +135,7 @@ def _check_chains(outcome: Outcome, nodes: Snapshot) -> None:
     )
     has_children = np.diff(nodes.child_starts) > 0
     empty = (layers >= 2) & ~has_children & (nodes.is_reached | (nodes.is_current & (nodes.parents != 0)))
-    report_where(outcome, empty, ids, "a node in use has no children: restore its `children` cell.")
+    report_where(outcome, empty, ids, WITHOUT_CHILDREN)
 
 
 def _check_pairs(outcome: Outcome, nodes: Snapshot) -> None:
@@ -135,7 +154,8 @@ def _check_pairs(outcome: Outcome, nodes: Snapshot) -> None:
         outcome,
         disowned,
         nodes.children,
-        "it is listed as a child by a node that is not its newest parent: rewrite that node's `children`.",
+        LISTED_BY_ANOTHER,
+        of=nodes.ids[owner],
     )
     count = len(nodes.ids)
     listed = owner[known] * count + child[known]
@@ -186,11 +206,8 @@ def _warn_of_orphans(outcome: Outcome, nodes: Snapshot) -> None:
     tops = nodes.tops
     history = (nodes.layers[tops] == nodes.layout.n_layers) & nodes.retired[tops]
     given_up = (nodes.layers == 1) & (nodes.parents == 0) & nodes.edited
-    orphans = np.flatnonzero(((nodes.layers >= 2) & ~nodes.is_reached & ~history & ~nodes.is_current) | given_up)
+    left = (nodes.layers >= 2) & ~nodes.is_reached & ~history & ~nodes.is_current & ~nodes.is_undecided
+    orphans = nodes.ids[left | given_up]
+    orphans = orphans[outcome.mine(orphans)]
     if len(orphans):
-        outcome.warning(
-            "nothing points to this node: a repeated ingest task or an edit that was given up has left it; "
-            "it is harmless, and may be deleted.",
-            int(nodes.ids[orphans[0]]),
-            len(orphans),
-        )
+        outcome.warning(ORPHAN, int(orphans[0]), len(orphans), order=(int(orphans[0]),))

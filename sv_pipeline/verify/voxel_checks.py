@@ -14,7 +14,7 @@ import tensorstore as ts
 
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.verify.blocks import chunk_groups, in_order, read_box
+from sv_pipeline.verify.blocks import ALL, Share, chunk_groups, in_order, read_box
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.snapshot import NONE, Snapshot
 
@@ -34,11 +34,15 @@ class _Faults:
     """Faults of one group of chunks: message -> (first place, count)."""
 
     chunks: int = 0
+    damaged: int = 0
+    """Number of chunks with a fault that is an error."""
+    errors: int = 0
     found: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def add(self, message: str, place: str, count: int) -> None:
         first, known = self.found.get(message, (place, 0))
         self.found[message] = (first, known + count)
+        self.errors += message != WITHOUT_NODE
 
 
 def check_voxels(
@@ -52,6 +56,7 @@ def check_voxels(
     workers: int = 1,
     advance: Callable[[int, int], None] | None = None,
     source: ts.TensorStore | None = None,
+    share: Share = ALL,
 ) -> None:
     """Check that the ids in the voxels are the live leaves, each one 26-connected piece inside its own chunk.
 
@@ -74,9 +79,12 @@ def check_voxels(
     source
         The watershed's voxels, if other software has built the graph. It makes no nodes for supervoxels without an
         edge, which are recognised because the watershed has them at the same voxels.
+    share
+        The share of the chunks that is checked.
     """
+    outcome.population = grid.count(2)
     total = min(grid.count(2), sample or grid.count(2))
-    groups = chunk_groups(grid, sample, seed)
+    groups = chunk_groups(grid, sample, seed, share)
     check_groups(outcome, nodes_of, grid, volume, groups, workers=workers, total=total, advance=advance, source=source)
 
 
@@ -95,6 +103,7 @@ def check_groups(
     """Do the same as `check_voxels` for given groups of neighbouring chunks: chunk coordinates of shape (n, 3)."""
     for faults in in_order(lambda group: _check_group(nodes_of(group), grid, volume, group, source), groups, workers):
         outcome.checked += faults.chunks
+        outcome.damaged += faults.damaged
         for message, (place, count) in faults.found.items():
             (outcome.foreign if message == WITHOUT_NODE else outcome.error)(message, place, count)
         if advance is not None:
@@ -118,8 +127,10 @@ def _check_group(
         chunk = int(nodes.layout.chunk_ids(1, coordinate))
         first = np.searchsorted(leaves, np.uint64(chunk), "left")
         stop = np.searchsorted(leaves, np.uint64(chunk | nodes.layout.max_segment(1)), "right")
+        before = faults.errors
         _check_chunk(faults, nodes, leaves[first:stop], np.asfortranarray(labels), box, coordinate, source)
         faults.chunks += 1
+        faults.damaged += faults.errors > before
     return faults
 
 
@@ -140,7 +151,8 @@ def _check_chunk(
         faults.add("a leaf of the graph has no voxel in its chunk.", where, len(missing))
     strange = np.setdiff1d(present, leaves, assume_unique=True)
     if len(strange):
-        strange = _without_given(faults, nodes, strange, labels, box, source)
+        chunk = nodes.layout.chunk_ids(1, coordinate)
+        strange = _without_given(faults, nodes, strange, labels, box, chunk, source)
         _name_strange(faults, nodes, strange, labels, box, coordinate)
     pieces, n_pieces = cc3d.connected_components(labels, connectivity=26, return_N=True)
     if n_pieces != len(present):
@@ -153,10 +165,11 @@ def _without_given(
     strange: UInt64Array,
     labels: UInt64Array,
     box: Box,
+    chunk: UInt64Array,
     source: ts.TensorStore | None,
 ) -> UInt64Array:
     """Report supervoxels of the watershed for which other software made no node, and return the other ids."""
-    unknown = strange[nodes.find(strange) == NONE]
+    unknown = strange[(nodes.find(strange) == NONE) & (nodes.layout.chunks(strange) == chunk)]
     if source is None or not len(unknown):
         return strange
     distinct, first = np.unique(labels, return_index=True)

@@ -45,8 +45,8 @@ def test_keys_are_of_known_kinds_and_only_our_own_rows_hold_our_own_columns(cell
     kinds = defaultdict(set)
     for key, families in cells.items():
         columns = {(family, qualifier) for family, by in families.items() for qualifier in by}
-        if key.startswith(b"sv_pipeline:ingest:"):
-            kinds["ours"] |= columns
+        if key.startswith((b"sv_pipeline:ingest:", b"sv_pipeline:counts")):
+            kinds[key.split(b":")[1].decode()] |= columns
             continue
         for family, qualifier in columns:
             attributes.from_key(family, qualifier)  # KeyError for one that it does not know
@@ -62,7 +62,8 @@ def test_keys_are_of_known_kinds_and_only_our_own_rows_hold_our_own_columns(cell
             assert key.isdigit()
             assert int(key) >> 56 >= 1
             kinds["node"] |= {(family, qualifier.rstrip(b"0123456789")) for family, qualifier in columns}
-    assert kinds["ours"] == {("1", b"reservation"), ("1", b"done")}
+    assert kinds["ingest"] == {("1", b"reservation"), ("1", b"done")}
+    assert kinds["counts"] == {("1", b"kept"), ("1", b"counts"), ("1", b"states")}
     assert kinds["meta"] == {("0", b"meta"), ("0", b"version")}
     assert kinds["counter"] == {("1", b"counter")}
     assert kinds["node"] == {

@@ -64,12 +64,18 @@ class DevServer:
         text = "query($k:AssetKeyInput!){assetNodeOrError(assetKey:$k){... on AssetNode{partitionKeys}}}"
         return list(self.query(text, k={"path": [asset]})["assetNodeOrError"]["partitionKeys"])
 
+    def materialized(self, asset: str) -> set[str]:
+        """The partition keys of an asset that the UI shows as materialized."""
+        text = (
+            "query($k:AssetKeyInput!){assetNodeOrError(assetKey:$k){... on AssetNode{assetPartitionStatuses{"
+            "... on DefaultPartitionStatuses{materializedPartitions}}}}}"
+        )
+        statuses = self.query(text, k={"path": [asset]})["assetNodeOrError"]["assetPartitionStatuses"]
+        return set(statuses["materializedPartitions"])
+
     def materialize(self, asset: str, graph_id: str, layer: str | None = None) -> str:
         """Materialize one partition, as the button does; the id of the run."""
-        partition = f"{graph_id}|{layer}" if layer else graph_id
-        tags = {"dagster/partition": partition}
-        if layer:
-            tags |= {"dagster/partition/graph": graph_id, "dagster/partition/layer": layer}
+        tags = {"dagster/partition": f"{graph_id}|{layer}" if layer else graph_id}
         text = (
             "mutation($p:ExecutionParams!){launchPipelineExecution(executionParams:$p)"
             "{__typename ... on LaunchRunSuccess{run{runId}} ... on PythonError{message}}}"
@@ -80,12 +86,6 @@ class DevServer:
         result = self.query(text, p=parameters)["launchPipelineExecution"]
         assert result["__typename"] == "LaunchRunSuccess", result
         return str(result["run"]["runId"])
-
-    def batches_of(self, run_id: str) -> list[str]:
-        """Steps of a run that did batches of chunks."""
-        text = "query($i:ID!){runOrError(runId:$i){... on Run{stepStats{stepKey}}}}"
-        steps = self.query(text, i=run_id)["runOrError"]["stepStats"]
-        return [s["stepKey"] for s in steps if "run_batch" in s["stepKey"]]
 
     def backfill(self, partitions: dict[str, list[str]]) -> str:
         """Launch a backfill of assets by their partition keys; its id."""
@@ -116,6 +116,11 @@ class DevServer:
         """Id and status of the runs of a job, newest first."""
         text = "query($j:String!){runsOrError(filter:{pipelineName:$j}){... on Runs{results{runId status}}}}"
         return [(r["runId"], r["status"]) for r in self.query(text, j=job)["runsOrError"]["results"]]
+
+    def runs_with(self, tag: str, value: str) -> list[str]:
+        """Ids of the runs with a tag."""
+        text = "query($t:[ExecutionTag!]){runsOrError(filter:{tags:$t}){... on Runs{results{runId}}}}"
+        return [r["runId"] for r in self.query(text, t=[{"key": tag, "value": value}])["runsOrError"]["results"]]
 
     def backfill_status(self, backfill_id: str) -> str:
         text = "query($i:String!){partitionBackfillOrError(backfillId:$i){... on PartitionBackfill{status}}}"
@@ -150,10 +155,14 @@ class DevServer:
         assert result["__typename"] == "LaunchRunSuccess", result
         return str(result["run"]["runId"])
 
+    def status(self, run_id: str) -> str:
+        """The status of a run, such as QUEUED or STARTED."""
+        text = "query($i:ID!){runOrError(runId:$i){... on Run{status}}}"
+        return str(self.query(text, i=run_id)["runOrError"]["status"])
+
     def wait_for_run(self, run_id: str, seconds: float = 120) -> str:
         def status() -> str | None:
-            text = "query($i:ID!){runOrError(runId:$i){... on Run{status}}}"
-            now = str(self.query(text, i=run_id)["runOrError"]["status"])
+            now = self.status(run_id)
             return now if now in ("SUCCESS", "FAILURE", "CANCELED") else None
 
         return str(wait_for(status, f"run {run_id}", seconds))

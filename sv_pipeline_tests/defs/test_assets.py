@@ -8,8 +8,9 @@ import pytest
 from sv_pipeline.config import IngestMode
 from sv_pipeline.definitions import defs
 from sv_pipeline.defs.launch import materialize_graph
-from sv_pipeline.defs.partitions import MAX_LAYER, graphs
+from sv_pipeline.defs.partitions import add_partitions, graph_layers, graphs
 from sv_pipeline.ingest import stages
+from sv_pipeline.ingest.small_work import BATCHES_VARIABLE
 from sv_pipeline.registry import Dataset
 from sv_pipeline.reports.status import graph_status
 from sv_pipeline.table import columns, keys
@@ -59,7 +60,7 @@ def batches_of(result: dg.ExecuteInProcessResult) -> list[str]:
 
 
 def prepare(dataset: Dataset, instance: dg.DagsterInstance) -> None:
-    instance.add_dynamic_partitions(str(graphs.name), [dataset.graph_id])
+    add_partitions(instance, [dataset])
     for asset in ("watershed", "base_ocdbt"):
         assert run_asset(instance, asset, dataset.graph_id).success
 
@@ -78,7 +79,8 @@ def test_the_assets_of_a_graph_build_it_and_prove_it(dataset: Dataset, instance:
 def test_a_complete_graph_has_no_missing_partition(dataset: Dataset, instance: dg.DagsterInstance) -> None:
     materialize_graph(every_asset(), dataset, instance)
     done = instance.get_materialized_partitions(dg.AssetKey("layer"))
-    assert done == {f"{dataset.graph_id}|L{number:02d}" for number in range(2, MAX_LAYER + 1)}
+    assert done == {f"{dataset.graph_id}|L{number:02d}" for number in (2, 3, 4)}
+    assert done == set(instance.get_dynamic_partitions(str(graph_layers.name)))
 
 
 def test_every_invariant_is_evaluated_with_the_graph_named(dataset: Dataset, instance: dg.DagsterInstance) -> None:
@@ -98,12 +100,20 @@ def test_a_layer_refuses_before_the_one_below_is_complete(dataset: Dataset, inst
     assert "18 of 18" in failure_of(result)
 
 
-def test_a_layer_that_a_graph_does_not_have_does_nothing(dataset: Dataset, instance: dg.DagsterInstance) -> None:
+def test_a_layer_that_a_graph_does_not_have_is_not_offered_and_does_nothing(
+    dataset: Dataset, instance: dg.DagsterInstance
+) -> None:
     prepare(dataset, instance)
-    assert run_asset(instance, "layer", f"{dataset.graph_id}|L09").success
+    absent = f"{dataset.graph_id}|L09"
+    assert absent not in instance.get_dynamic_partitions(str(graph_layers.name))
+    instance.add_dynamic_partitions(str(graph_layers.name), [absent])
+    assert run_asset(instance, "layer", absent).success
 
 
-def test_a_layer_run_again_has_no_batches(dataset: Dataset, instance: dg.DagsterInstance) -> None:
+def test_a_layer_run_again_has_no_batches(
+    dataset: Dataset, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(BATCHES_VARIABLE, "0")
     prepare(dataset, instance)
     partition = f"{dataset.graph_id}|L02"
     first, second = (run_asset(instance, "layer", partition) for _ in range(2))
@@ -167,7 +177,9 @@ def test_sensor_makes_partitions_of_registered_graphs(dataset: Dataset, instance
     with dg.build_sensor_context(instance=instance, resources=defs().resources) as context:
         result = registered_graphs_sensor(context)
     assert isinstance(result, dg.SensorResult)
-    assert [list(r.partition_keys) for r in result.dynamic_partitions_requests or []] == [[dataset.graph_id]]
+    added = {r.partitions_def_name: list(r.partition_keys) for r in result.dynamic_partitions_requests or []}
+    layers = [f"{dataset.graph_id}|L{number:02d}" for number in (2, 3, 4)]
+    assert added == {"graphs": [dataset.graph_id], "graph_layers": layers}
 
 
 def test_purge_job_makes_a_layer_build_again(dataset: Dataset, instance: dg.DagsterInstance) -> None:

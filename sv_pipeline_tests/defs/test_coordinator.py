@@ -1,4 +1,4 @@
-"""The coordinator's address reaches the steps, and a task that has none refuses."""
+"""The coordinator's address reaches the steps, a run starts its own, and a worker among others refuses without one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import dagster as dg
 import pytest
 
 from sv_pipeline.definitions import defs
+from sv_pipeline.defs.coordinator import HOST_VARIABLE
+from sv_pipeline.defs.executors import EXECUTOR_VARIABLE
 from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.ingest import stages
@@ -34,11 +36,20 @@ def coordinated(
 
 
 def test_a_task_without_the_address_refuses_and_names_the_variable(
-    coordinated: Dataset, instance: dg.DagsterInstance
+    coordinated: Dataset, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(EXECUTOR_VARIABLE, "k8s")
     result = run_asset(instance, "layer", f"{coordinated.graph_id}|L03")
     assert not result.success
     assert ADDRESS_VARIABLE in failure_of(result)
+    assert HOST_VARIABLE in failure_of(result)
+
+
+def test_on_one_machine_a_run_starts_its_own_coordinator(coordinated: Dataset, instance: dg.DagsterInstance) -> None:
+    for number in (3, 4):
+        assert run_asset(instance, "layer", f"{coordinated.graph_id}|L{number:02d}").success
+    assert run_asset(instance, "fork", coordinated.graph_id).success
+    assert verify_dataset(coordinated).ok
 
 
 def test_the_address_of_the_deployment_reaches_the_steps(

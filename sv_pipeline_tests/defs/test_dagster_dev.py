@@ -6,17 +6,25 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sv_pipeline.config import IngestMode
 from sv_pipeline.ingest import stages
+from sv_pipeline.ingest.run import ingest
+from sv_pipeline.ingest.small_work import BATCHES_VARIABLE
+from sv_pipeline.proofreading import open_graph
 from sv_pipeline.registry import Dataset, open_dataset
 from sv_pipeline.reports.status import graph_status
+from sv_pipeline.table import keys
+from sv_pipeline.table.columns import INGEST_DONE
 from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline_tests.defs.conftest import small_config
 from sv_pipeline_tests.defs.dev_server import DevServer, dev_server, wait_for
+from sv_pipeline_tests.editable import two_parts_of_an_object
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("dagster_dev")]
 
@@ -27,7 +35,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(place: Path):
+def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def server(place: Path, monkeypatch_module: pytest.MonkeyPatch):
+    monkeypatch_module.setenv(BATCHES_VARIABLE, "2")  # layers with more batches are done in steps, which can be killed
     with dev_server(str(place / "home"), place / "dagster_home") as server:
         yield server
 
@@ -39,18 +54,12 @@ def registered(place: Path, segmentation: Path, graph_id: str, per_batch: int = 
 
 
 def everything(graph_id: str) -> dict[str, list[str]]:
-    layers = [f"{graph_id}|L{number:02d}" for number in (2, 3, 4)]
-    return {
-        "watershed": [graph_id],
-        "base_ocdbt": [graph_id],
-        "layer": layers,
-        "fork": [graph_id],
-        "reader_contract": [graph_id],
-    }
+    return {asset: [graph_id] for asset in ("watershed", "base_ocdbt", "chunked_graph", "fork", "reader_contract")}
 
 
 def wait_for_partition(server: DevServer, graph_id: str) -> None:
     wait_for(lambda: graph_id in server.partitions("watershed"), "the sensor adds the graph as a partition")
+    wait_for(lambda: f"{graph_id}|L04" in server.partitions("layer"), "the sensor adds its layers")
 
 
 def wait_for_backfill(server: DevServer, backfill_id: str) -> str:
@@ -63,10 +72,25 @@ def test_a_backfill_of_everything_builds_a_sound_graph_bottom_up(
 ) -> None:
     dataset = registered(place, small_segmentation, "whole", per_batch=9)
     wait_for_partition(server, "whole")
-    status = wait_for_backfill(server, server.backfill(everything("whole")))
-    assert status == "COMPLETED_SUCCESS"
+    backfill = server.backfill(everything("whole"))
+    assert wait_for_backfill(server, backfill) == "COMPLETED_SUCCESS"
     assert graph_status(dataset).complete
     assert verify_dataset(dataset).ok
+    assert len(server.runs_with("dagster/backfill", backfill)) == 1
+    assert server.materialized("layer") >= {f"whole|L{number:02d}" for number in (2, 3, 4)}
+    assert [key for key in server.partitions("layer") if key.startswith("whole|")] == [
+        f"whole|L{number:02d}" for number in (2, 3, 4)
+    ]
+
+
+def test_chosen_layers_are_built_in_one_run_bottom_up(server: DevServer, place: Path, small_segmentation: Path) -> None:
+    dataset = registered(place, small_segmentation, "chosen")
+    prepared(dataset)
+    wait_for_partition(server, "chosen")
+    backfill = server.backfill({"layer": ["chosen|L02", "chosen|L03", "chosen|L04"]})
+    assert wait_for_backfill(server, backfill) == "COMPLETED_SUCCESS"
+    assert len(server.runs_with("dagster/backfill", backfill)) == 1
+    assert {row.name: row.state for row in graph_status(dataset).stages}["layer 4"] == "done"
 
 
 def test_killed_run_worker_never_ends_as_success_with_chunks_missing(
@@ -127,18 +151,43 @@ def test_a_failed_layer_is_run_again_and_does_only_what_is_missing(
     assert layer.state == "failed"
     assert edges[-1].name in str(layer.error)
     assert layer.done == 12
+    done = done_markers(dataset)
 
     edges[-1].write_bytes(content)
     again = server.materialize("layer", "broken", "L02")
     assert server.wait_for_run(again) == "SUCCESS"
-    assert len(server.batches_of(again)) == 1
+    after = done_markers(dataset)
+    assert len(after) == 18
+    assert {chunk: after[chunk] for chunk in done} == done
+
+
+def test_an_edit_starts_at_once_while_ingests_fill_their_slots(
+    server: DevServer, place: Path, small_segmentation: Path
+) -> None:
+    edited = registered(place, small_segmentation, "edited", per_batch=18)
+    ingest(edited, workers=1)
+    busy = [registered(place, small_segmentation, f"busy{number}", per_batch=1) for number in range(3)]
+    for dataset in busy:
+        prepared(dataset)
+        wait_for_partition(server, dataset.graph_id)
+    ingests = [server.materialize("layer", dataset.graph_id, "L02") for dataset in busy]
+    wait_for(lambda: sorted(map(server.status, ingests)) == ["QUEUED", "STARTED", "STARTED"], "two ingests run", 90)
+    source, sink = two_parts_of_an_object(open_graph("edited", edited.home))
+    edit = server.launch("split_job", {"graph_id": "edited", "source": [list(source)], "sink": [list(sink)]})
+    assert server.wait_for_run(edit) == "SUCCESS"
+    assert "QUEUED" in map(server.status, ingests), "the edit has overtaken an ingest that was asked for before it"
+    assert [server.wait_for_run(each, 400) for each in ingests] == ["SUCCESS"] * 3
 
 
 def prepared(dataset: Dataset) -> None:
     """The steps before the layers, in this process."""
-    from sv_pipeline.ingest import run
+    ingest(dataset, mode=IngestMode.SETUP, workers=1)
 
-    run.ingest(dataset, mode=IngestMode.SETUP, workers=1)
+
+def done_markers(dataset: Dataset) -> dict[bytes, Any]:
+    """The done-markers of the chunks of layer 2, with the time and the process of each."""
+    rows = dataset.graph.table.scan([keys.ingest_range(2)], [INGEST_DONE.key], newest_only=True)
+    return {key: INGEST_DONE.newest(row) for key, row in rows}
 
 
 def done_chunks(dataset: Dataset) -> int:

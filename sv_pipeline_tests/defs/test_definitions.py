@@ -3,9 +3,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import dagster as dg
-
 from sv_pipeline.definitions import defs
+from sv_pipeline.defs.partitions import graph_layers, graphs
 from sv_pipeline.verify.run import CHECKS
 from sv_pipeline_tests.defs.dev_server import PROJECT
 
@@ -18,8 +17,10 @@ def test_loading_them_warns_of_nothing() -> None:
 def test_the_names_that_users_and_links_rely_on(home: str) -> None:
     loaded = defs()
     specs = {spec.key.to_user_string(): spec for spec in loaded.resolve_all_asset_specs()}
-    assert sorted(specs) == ["base_ocdbt", "fork", "layer", "pyramid", "reader_contract", "watershed"]
+    assets = ["base_ocdbt", "chunked_graph", "fork", "ingest_plan", "layer", "pyramid", "reader_contract", "watershed"]
+    assert sorted(specs) == assets
     jobs = {"register_graph_job", "purge_layer_job", "verify_job", "downsample_job", "rebuild_mip_job"}
+    jobs |= {"requeue_chunk_job"}
     jobs |= {"split_job", "preview_split_job", "merge_job", "undo_job", "redo_job", "recover_operation_job"}
     assert jobs <= {job.name for job in loaded.resolve_all_job_defs()}
     sensors = {"registered_graphs_sensor", "downsample_sensor", "stuck_operations_sensor"}
@@ -31,10 +32,12 @@ def test_lineage_leads_from_the_segmentation_to_the_readers(home: str) -> None:
     specs = {spec.key.to_user_string(): spec for spec in defs().resolve_all_asset_specs()}
     upstream = {name: sorted(d.asset_key.to_user_string() for d in spec.deps) for name, spec in specs.items()}
     assert upstream == {
+        "ingest_plan": [],
         "watershed": [],
         "base_ocdbt": ["watershed"],
+        "chunked_graph": ["base_ocdbt"],
         "layer": ["base_ocdbt"],
-        "fork": ["layer"],
+        "fork": ["base_ocdbt", "chunked_graph"],
         "pyramid": ["fork"],
         "reader_contract": ["fork"],
     }
@@ -51,7 +54,8 @@ def test_every_asset_tells_what_it_is(home: str) -> None:
         assert spec.owners, spec.key
 
 
-def test_layers_are_partitioned_by_graph_and_layer(home: str) -> None:
-    spec = next(s for s in defs().resolve_all_asset_specs() if s.key == dg.AssetKey("layer"))
-    assert isinstance(spec.partitions_def, dg.MultiPartitionsDefinition)
-    assert {p.name for p in spec.partitions_def.partitions_defs} == {"graph", "layer"}
+def test_a_graph_is_built_in_one_run_and_its_layers_are_partitions(home: str) -> None:
+    specs = {spec.key.to_user_string(): spec for spec in defs().resolve_all_asset_specs()}
+    one_run = ("watershed", "base_ocdbt", "chunked_graph", "fork", "reader_contract")
+    assert {specs[name].partitions_def for name in one_run} == {graphs}
+    assert specs["layer"].partitions_def == graph_layers

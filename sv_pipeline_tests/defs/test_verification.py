@@ -18,9 +18,11 @@ from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.run import ingest
+from sv_pipeline.memory import MEMORY_VARIABLE
 from sv_pipeline.registry import Dataset, default_home
 from sv_pipeline.table import columns, counters, keys
 from sv_pipeline.table.interface import RowMutation
+from sv_pipeline.verify import divide
 from sv_pipeline_tests.defs.conftest import small_config
 from sv_pipeline_tests.defs.edited import damage, edit
 from sv_pipeline_tests.defs.test_recovery import webhook as webhook
@@ -193,3 +195,36 @@ def test_one_switch_for_both_schedules(value: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv(verification.SWITCH_VARIABLE, value)
     wanted = dg.DefaultScheduleStatus.STOPPED if value == "off" else dg.DefaultScheduleStatus.RUNNING
     assert verification.default_status() is wanted
+
+
+def by_parts(instance: dg.DagsterInstance, graph_id: str, **config: Any) -> dg.ExecuteInProcessResult:
+    job = defs().resolve_job_def("verify_by_parts_job")
+    return job.execute_in_process(
+        run_config={"ops": {"plan_verification": {"config": config}}},
+        partition_key=graph_id,
+        instance=instance,
+        raise_on_error=False,
+    )
+
+
+def test_a_graph_is_verified_by_parts(
+    two: tuple[Dataset, Dataset],
+    instance: dg.DagsterInstance,
+    webhook: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each step leaves a result, the last one adds up, and what is wrong makes the run fail and turns checks red."""
+    monkeypatch.setattr(divide, "BYTES_PER_NODE", 1 << 20)
+    monkeypatch.setenv(MEMORY_VARIABLE, "1")
+    good = by_parts(instance, "first")
+    assert good.success
+    steps = {event.step_key for event in good.all_events if event.event_type_value == "ASSET_OBSERVATION"}
+    assert len([step for step in steps if step.startswith("verify_parts")]) > 8
+    assert [step for step in steps if step.startswith("verify_roots")]
+    assert not red_checks(instance, "first")
+    spoil_a_lineage(two[0])
+    assert not by_parts(instance, "first").success
+    assert red_checks(instance, "first") >= {"voxels"}
+    assert webhook
+    assert webhook[-1]["graph"] == "first"
+    assert by_parts(instance, "second").success

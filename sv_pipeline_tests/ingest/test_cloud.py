@@ -12,11 +12,13 @@ import pytest
 
 from sv_pipeline.config import parse_config
 from sv_pipeline.errors import UnavailableError
-from sv_pipeline.ingest import stages
+from sv_pipeline.ingest import planning, progress, stages
 from sv_pipeline.ingest.run import ingest
+from sv_pipeline.ingest.scratch import leftovers, remove_leftover
 from sv_pipeline.registry import Dataset, Registry
 from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.storage import kv
+from sv_pipeline.table import open_table
 from sv_pipeline.testing.fixtures import need
 from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline_tests.ingest import builds
@@ -120,3 +122,23 @@ def test_a_failed_populate_task_is_dumped_to_a_bucket(
     reset_context()
     builds.assert_same(dataset, twin)
     builds.assert_nothing_leaked(dataset)
+
+
+def test_a_sample_in_the_cloud_leaves_nothing_there(cloud: Cloud, twin: Dataset) -> None:
+    config = parse_config(cloud.raw())
+    found = planning.plan_ingest(config, cloud.home, sample=12)
+    layer2 = progress.layer_status(twin.graph)[2]
+    assert found.quantity("supervoxels").value == layer2.supervoxels
+    assert found.quantity("edges").value == layer2.edges
+    assert not kv.list_keys(cloud.bucket)
+    # What a killed one leaves is removed there too.
+    raw = builds.config_file(cloud.folder / "tissue.yaml", cloud.raw())
+    process = builds.start_cli(cloud.home, "plan", raw, "--sample", 3, SV_PIPELINE_FAILPOINT="sample_chunk_done:kill")
+    assert builds.end_of(process).code != 0
+    (left,) = leftovers(cloud.home)
+    table = open_table(parse_config(left.config, stored=True), cloud.home)
+    assert table.exists()
+    assert kv.list_keys(left.folder)
+    remove_leftover(cloud.home, left.name)
+    assert not table.exists()
+    assert not kv.list_keys(cloud.bucket)

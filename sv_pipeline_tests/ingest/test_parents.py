@@ -48,10 +48,11 @@ def test_the_number_of_requests_does_not_grow_with_the_nodes(graph: ChunkedGraph
     before = graph.table.round_trips
     reports = build_parent_chunks(graph, layer, graph.grid.coordinates(layer))
     assert sum(report.nodes for report in reports) > 5
-    # Two for each chunk to reserve ids, and one more for each layer that nodes skip to. SQLite scans each child chunk.
+    # Two for each chunk to reserve ids, and one more for each layer that nodes skip to; two for the kept counts of the
+    # batch. SQLite scans each child chunk.
     scans = graph.grid.count(layer - 1) if isinstance(graph.table, SqliteTable) else 1
     per_chunk = 2 + graph.n_layers - layer
-    assert graph.table.round_trips - before <= 8 + scans + per_chunk * graph.grid.count(layer)
+    assert graph.table.round_trips - before <= 8 + 2 + scans + per_chunk * graph.grid.count(layer)
 
 
 def test_the_order_of_batches_does_not_matter(new_table: Table, tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ def test_the_counter_is_what_an_increment_adds_to() -> None:
 
 def test_only_columns_of_the_layout_are_in_rows_that_pychunkedgraph_reads() -> None:
     ours = {columns.INGEST_RESERVATION.key, columns.INGEST_DONE.key, columns.INGEST_FAILED.key}
+    ours |= {columns.BLOCK_COUNTS.key, columns.BLOCK_STATES.key, columns.COUNTS_KEPT.key}
     for name in columns.__all__:
         column = getattr(columns, name)
         if isinstance(column, Column) and column.key not in ours:

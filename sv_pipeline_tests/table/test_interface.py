@@ -225,6 +225,21 @@ def test_a_scan_is_in_the_order_of_keys(table: Table) -> None:
     assert keys_of(table, (b"", b"\xff")) == [b"\x00", b"a", b"a\x00", b"a\xff", b"b", b"c"]
 
 
+def test_whether_there_is_any_row_is_told_by_its_cells(table: Table) -> None:
+    everything = RowKeyRange(b"a", b"z")
+    assert not table.any_row([everything])
+    for key in (b"b", b"c", b"d"):
+        put(table, key, SetCell(B if key == b"c" else A, b"1"))
+    put(table, b"aa", SetCell(OLD, b"1", 1))
+    assert table.any_row([everything])
+    assert table.any_row([everything], [B])
+    assert table.any_row([RowKeyRange(b"a", b"b"), RowKeyRange(b"c", b"d")], [B])
+    assert not table.any_row([RowKeyRange(b"a", b"c"), RowKeyRange(b"d", b"e")], [B])
+    assert not table.any_row([everything], [C])
+    assert not table.any_row([RowKeyRange(b"a", b"b")])
+    assert not table.any_row([])
+
+
 def test_a_scan_starts_inside_and_stops_outside(table: Table) -> None:
     for key in (b"a", b"b", b"c"):
         put(table, key, SetCell(A, key, 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +18,9 @@ from sv_pipeline.table.columns import Column
 from sv_pipeline.table.interface import DeleteCells, RowKeyRange, RowMutation, RowView, SetCell, Table
 from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline.testing.volumes import cells
-from sv_pipeline.verify.report import VerifyReport
+from sv_pipeline.verify.part import Division
+from sv_pipeline.verify.part_checks import ROW_CHECKS
+from sv_pipeline.verify.report import CheckResult, VerifyReport
 from sv_pipeline.verify.run import verify
 from sv_pipeline_tests.reference_data import ReferenceDataset, build_dataset
 
@@ -34,12 +38,29 @@ class Planted:
         return self.data.table
 
     def verify(self, checks: Sequence[str] | None = None, **options: object) -> VerifyReport:
-        return verify(
-            self.table,
-            self.data.fork,
-            checks=checks,
-            **options,  # type: ignore[arg-type]
-        )
+        """Verify the graph as a whole, and by parts, divided at random: both must find the same."""
+
+        def by(division: Division | None) -> VerifyReport:
+            wanted = checks if division is None or checks is not None else list(ROW_CHECKS)
+            return verify(
+                self.table,
+                self.data.fork,
+                checks=wanted,
+                division=division,
+                **options,  # type: ignore[arg-type]
+            )
+
+        whole = by(None)
+        options.pop("progress", None)
+        for layers in random.sample(divisions(self.data.layout.n_layers), 1):
+            parts = by(Division(self.data.layout, self.data.grid, layers, self.cuts()))
+            for result in parts.results:
+                assert found(result) == found(whole[result.name]), (layers, parts.summary(), whole.summary())
+        return whole
+
+    def cuts(self) -> tuple[int, ...]:
+        """Ids that cut the root layer into ranges with a few roots each."""
+        return tuple(self.nodes(self.data.layout.n_layers)[3::7])
 
     def row(self, node: int) -> RowView:
         key = keys.node_key(node)
@@ -78,6 +99,19 @@ class Planted:
     def nodes(self, layer: int) -> list[int]:
         shift = 56
         return sorted(n for n in self.data.hierarchy.children if n >> shift == layer)
+
+
+def divisions(n_layers: int) -> list[tuple[int, ...]]:
+    """All divisions into layers: every choice of layers below the roots, ending with the layer below them."""
+    lower = range(2, n_layers - 1)
+    every = (itertools.combinations(lower, count) for count in range(len(lower) + 1))
+    return [(*layers, n_layers - 1) for some in every for layers in some]
+
+
+def found(result: CheckResult) -> tuple[object, ...]:
+    """What a check found, without the order of its findings and the time that it took."""
+    findings = sorted((f.severity, f.message, f.place, f.count) for f in result.findings)
+    return result.name, result.passed, result.checked, result.skipped, findings
 
 
 def copy_of(data: ReferenceDataset, folder: Path, table: Table) -> ReferenceDataset:

@@ -33,19 +33,31 @@ from __future__ import annotations
 from sv_pipeline.ingest.watershed.companions import source_scales
 from sv_pipeline.ingest.watershed.edges import edges_of_chunk, run_edge_batch
 from sv_pipeline.ingest.watershed.labels import label_chunk, run_label_batch
-from sv_pipeline.ingest.watershed.plan import WatershedPass, WatershedPlan, markers_folder, pending, prepare_watershed
+from sv_pipeline.ingest.watershed.objects import make_object_table
+from sv_pipeline.ingest.watershed.plan import (
+    WatershedPass,
+    WatershedPlan,
+    done_mask,
+    markers_folder,
+    pending,
+    planned_volume,
+    prepare_watershed,
+)
 from sv_pipeline.ingest.watershed.run import WatershedReport, finish_labels, finish_watershed
 
 __all__ = [
     "WatershedPass",
     "WatershedPlan",
     "WatershedReport",
+    "done_mask",
     "edges_of_chunk",
     "finish_labels",
     "finish_watershed",
     "label_chunk",
+    "make_object_table",
     "markers_folder",
     "pending",
+    "planned_volume",
     "prepare_watershed",
     "run_edge_batch",
     "run_label_batch",

@@ -7,7 +7,9 @@ same voxel faces, so they hold the same area and affinity.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import fastremap
 import numpy as np
@@ -20,10 +22,12 @@ from sv_pipeline.graph.edge_files import ChunkEdges
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.ingest.watershed.companions import read_affinities
+from sv_pipeline.ingest.watershed.edge_counts import read_counts, write_range_counts
 from sv_pipeline.ingest.watershed.labels import read_tables
 from sv_pipeline.ingest.watershed.objects import objects_of
-from sv_pipeline.ingest.watershed.plan import WatershedPass, WatershedPlan
+from sv_pipeline.ingest.watershed.plan import WatershedPass, WatershedPlan, chunk_details
 from sv_pipeline.storage import kv
+from sv_pipeline.storage.error_dump import dump_errors
 from sv_pipeline.storage.precomputed import open_volume
 from sv_pipeline.storage.retry import retry_transport
 
@@ -54,13 +58,25 @@ class _Neighbourhood:
 
 
 def run_edge_batch(plan: WatershedPlan, coordinates: npt.ArrayLike) -> None:
-    """Run pass B for some chunks, coordinates of shape (n, 3). It may be repeated at any time."""
-    for coordinate in np.asarray(coordinates, np.int64).reshape(-1, 3):
-        edges_of_chunk(plan, coordinate)
+    """Run pass B for some chunks, coordinates of shape (n, 3), that are not done. It may be repeated at any time."""
+    chunks = np.asarray(coordinates, np.int64).reshape(-1, 3)
+    total: Counter[str] = Counter()
+    for coordinate in chunks:
+        # A batch that is repeated after a crash goes on with the chunk at which it was killed.
+        counts = read_counts(plan, coordinate)
+        if counts is None:
+            with dump_errors("edges_" + "_".join(map(str, coordinate)), partial(chunk_details, plan, coordinate)):
+                counts = _run_chunk(plan, coordinate)[1]
+        total.update(counts)
+    write_range_counts(plan, chunks, dict(total))
 
 
 def edges_of_chunk(plan: WatershedPlan, coordinate: npt.ArrayLike) -> ChunkEdges:
     """Write the edge and the component file of one chunk, then its done-marker."""
+    return _run_chunk(plan, coordinate)[0]
+
+
+def _run_chunk(plan: WatershedPlan, coordinate: npt.ArrayLike) -> tuple[ChunkEdges, dict[str, int]]:
     around = _read_neighbourhood(plan, coordinate)
     edges = _edges(plan, around)
     components = _components(around, edges)
@@ -73,7 +89,7 @@ def edges_of_chunk(plan: WatershedPlan, coordinate: npt.ArrayLike) -> ChunkEdges
         "cross": len(edges.cross),
     }
     kv.write_bytes(plan.target, plan.marker(WatershedPass.EDGES, coordinate), json.dumps(counts).encode())
-    return edges
+    return edges, counts
 
 
 def _read_neighbourhood(plan: WatershedPlan, coordinate: npt.ArrayLike) -> _Neighbourhood:

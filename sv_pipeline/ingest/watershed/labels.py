@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.supervoxels import label_overlaps, label_pieces
 from sv_pipeline.errors import NotReadyError
+from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.ingest.watershed.companions import check_labels
-from sv_pipeline.ingest.watershed.plan import WatershedPass, WatershedPlan, check_room
+from sv_pipeline.ingest.watershed.plan import WatershedPass, WatershedPlan, check_room, chunk_details
 from sv_pipeline.storage import kv
+from sv_pipeline.storage.error_dump import dump_errors
 from sv_pipeline.storage.precomputed import open_volume
 from sv_pipeline.storage.retry import retry_transport
 from sv_pipeline.storage.stored_json import readable_file
@@ -59,18 +62,24 @@ def run_label_batch(plan: WatershedPlan, coordinates: npt.ArrayLike) -> None:
     for coordinate in np.asarray(coordinates, np.int64).reshape(-1, 3):
         # A worker that was held up must not write chunks again that another has finished: a base may refer to them.
         if kv.read_bytes(plan.target, plan.marker(WatershedPass.LABELS, coordinate)) is None:
-            label_chunk(plan, coordinate)
+            with dump_errors("labels_" + "_".join(map(str, coordinate)), partial(chunk_details, plan, coordinate)):
+                label_chunk(plan, coordinate)
 
 
-def label_chunk(plan: WatershedPlan, coordinate: npt.ArrayLike) -> SegmentTable:
+def label_chunk(plan: WatershedPlan, coordinate: npt.ArrayLike, part: Box | None = None) -> SegmentTable:
     """Write the supervoxels of one chunk, then its segment table, which is the done-marker.
+
+    Parameters
+    ----------
+    part
+        Label only this box of the chunk, for a sample that needs no more of it. Default: the whole chunk.
 
     Raises
     ------
     InputError
         If the source holds negative labels in this chunk, or more pieces than there are ids for them.
     """
-    box = plan.grid.box(2, coordinate)
+    box = plan.grid.box(2, coordinate) if part is None else part
     labels = plan.source.read(box)
     check_labels(labels, f"{plan.source.name} ({box})")
     pieces = label_pieces(labels)

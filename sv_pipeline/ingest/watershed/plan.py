@@ -37,10 +37,20 @@ from sv_pipeline.ingest.watershed.source import SourceVolume
 from sv_pipeline.ingest.watershed.tables import table_fingerprint
 from sv_pipeline.redaction import redacted_value
 from sv_pipeline.storage import kv
+from sv_pipeline.storage.marker_files import MarkerFiles
 from sv_pipeline.storage.precomputed import VolumeInfo, create_volume, plan_volume
 from sv_pipeline.storage.stored_json import parse_stored
 
-__all__ = ["WatershedPass", "WatershedPlan", "check_room", "markers_folder", "pending", "prepare_watershed"]
+__all__ = [
+    "WatershedPass",
+    "WatershedPlan",
+    "check_room",
+    "done_mask",
+    "markers_folder",
+    "pending",
+    "planned_volume",
+    "prepare_watershed",
+]
 
 META_KEY = ".watershed/meta.json"
 OBJECTS_KEY = ".watershed/objects.npz"
@@ -60,6 +70,9 @@ class WatershedPass(StrEnum):
     """Pass A makes the supervoxels of each chunk."""
     EDGES = "edges"
     """Pass B makes the edge and component file of each chunk; it needs all of pass A."""
+
+
+_SUFFIXES = {WatershedPass.LABELS: ".npz", WatershedPass.EDGES: ".json"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +128,7 @@ class WatershedPlan:
     def marker(self, stage: WatershedPass, coordinate: npt.ArrayLike) -> str:
         """Return the key of a chunk's done-marker, relative to the target."""
         name = "_".join(str(int(c)) for c in np.asarray(coordinate))
-        return f"{markers_folder(stage)}{name}.{'npz' if stage is WatershedPass.LABELS else 'json'}"
+        return f"{markers_folder(stage)}{name}{_SUFFIXES[stage]}"
 
 
 def _source_config(config: DatasetConfig) -> SourceConfig:
@@ -144,23 +157,12 @@ def prepare_watershed(config: DatasetConfig, check: Callable[[VolumeInfo], None]
     """
     source_config = _source_config(config)
     source = open_labels(source_config)
-    if source.resolution is None:
-        raise InputError(
-            f"{source.name} does not give the size of its voxels.", remedy="Set source.resolution (nm, three numbers)."
-        )
-    if not min(source.resolution) > 0:
-        raise InputError(f"{source.name} has the resolution {source.resolution}; it must be positive.")
+    resolution = _resolution(source)
     companions = open_companions(source_config, source.bounds)
     fingerprint = _fingerprint(config, source, companions)
-    plan = WatershedPlan(config, source.bounds, source.resolution, fingerprint)
+    plan = WatershedPlan(config, source.bounds, resolution, fingerprint)
     _ = plan.layout
-    measures: dict[str, Any] = {
-        "data_type": "uint64",
-        "resolution": plan.resolution,
-        "voxel_offset": plan.bounds.start,
-        "size": plan.bounds.shape,
-        "chunk_size": _storage_chunk_size(plan.grid.chunk_size),
-    }
+    measures = _measures(config, source)
     if check is not None:
         check(plan_volume(**measures))
     if _is_prepared(plan):
@@ -181,16 +183,52 @@ def prepare_watershed(config: DatasetConfig, check: Callable[[VolumeInfo], None]
     return plan
 
 
+def planned_volume(config: DatasetConfig) -> VolumeInfo:
+    """Return the watershed volume that a configuration with a source will get; writes nothing.
+
+    Raises
+    ------
+    ConfigError, InputError
+        If the source cannot be used.
+    """
+    return plan_volume(**_measures(config, open_labels(_source_config(config))))
+
+
+def _measures(config: DatasetConfig, source: SourceVolume) -> dict[str, Any]:
+    """Arguments of `plan_volume` for the watershed of a source."""
+    return {
+        "data_type": "uint64",
+        "resolution": _resolution(source),
+        "voxel_offset": source.bounds.start,
+        "size": source.bounds.shape,
+        "chunk_size": _storage_chunk_size(config.graph_config.chunk_size),
+    }
+
+
+def _resolution(source: SourceVolume) -> tuple[float, float, float]:
+    if source.resolution is None:
+        raise InputError(
+            f"{source.name} does not give the size of its voxels.", remedy="Set source.resolution (nm, three numbers)."
+        )
+    if not min(source.resolution) > 0:
+        raise InputError(f"{source.name} has the resolution {source.resolution}; it must be positive.")
+    return source.resolution
+
+
 def markers_folder(stage: WatershedPass | None = None) -> str:
     """Return the key prefix of the done-markers of a pass, relative to the target; default: of all passes."""
     return ".watershed/" + (f"{stage}/" if stage else "")
 
 
+def done_mask(watershed_url: str, stage: WatershedPass, grid: ChunkGrid) -> npt.NDArray[np.bool_]:
+    """Return whether each chunk of layer 2 has the done-marker of a pass, shape (chunks,), by its index."""
+    return MarkerFiles(kv.as_url(watershed_url) + markers_folder(stage), grid.shape(2), _SUFFIXES[stage]).look()[0]
+
+
 def pending(plan: WatershedPlan, stage: WatershedPass) -> IntArray:
     """Return the coordinates of the chunks without a done-marker, shape (n, 3)."""
-    done = set(kv.list_keys(plan.target, markers_folder(stage)))
-    coordinates = plan.grid.coordinates(2)
-    return coordinates[[plan.marker(stage, c) not in done for c in coordinates]]
+    index = np.flatnonzero(~done_mask(plan.target, stage, plan.grid))
+    return np.stack(np.unravel_index(index, plan.grid.shape(2)), axis=-1).astype(np.int64)
 
 
 def _fingerprint(config: DatasetConfig, source: SourceVolume, companions: Companions) -> str:
@@ -247,6 +285,18 @@ def _check_voxels(plan: WatershedPlan, source: SourceVolume, companions: Compani
             read_affinities(companions.affinity_volume, box)
     labels = np.unique(np.concatenate(found))
     check_named(labels[labels != 0], companions, plan.source_config)
+
+
+def chunk_details(plan: WatershedPlan, coordinate: npt.ArrayLike) -> dict[str, Any]:
+    """Describe a chunk for the dump of its failure: its box, the keys and bytes of its voxels, and the target."""
+    box = plan.grid.box(2, coordinate)
+    sizes = _storage_chunk_size(plan.grid.chunk_size)
+    n_keys = int(np.prod([-(-n // size) for n, size in zip(box.shape, sizes, strict=True)]))
+    mip = {"mip": 0, "box": str(box), "shape": box.shape, "storage_chunk": sizes, "n_keys": n_keys}
+    return {
+        "coordinate": np.asarray(coordinate).tolist(),
+        "mips": [{**mip, "raw_bytes": 8 * box.volume, "spec": {"kvstore": plan.target, "scale_index": 0}}],
+    }
 
 
 def check_room(n_pieces: int, room: int, coordinate: npt.ArrayLike) -> None:

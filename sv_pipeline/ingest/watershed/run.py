@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from sv_pipeline.errors import NotReadyError
+from sv_pipeline.ingest.watershed.edge_counts import total_counts
 from sv_pipeline.ingest.watershed.objects import make_object_table
-from sv_pipeline.ingest.watershed.plan import WatershedPass, WatershedPlan, pending
-from sv_pipeline.storage import kv
-from sv_pipeline.storage.stored_json import parse_stored
+from sv_pipeline.ingest.watershed.plan import WatershedPass, WatershedPlan, done_mask
 
 __all__ = ["WatershedReport", "finish_labels", "finish_watershed"]
 
@@ -50,21 +51,15 @@ def finish_watershed(plan: WatershedPlan) -> WatershedReport:
     """
     _check_complete(plan, WatershedPass.LABELS)
     _check_complete(plan, WatershedPass.EDGES)
-    keys = [plan.marker(WatershedPass.EDGES, c) for c in plan.grid.coordinates(2)]
-    remedy = "Remove that marker, then run the ingest again: it makes this chunk anew."
-    counts = [
-        parse_stored(data, dict[str, int], plan.target + key, remedy=remedy)
-        for key, data in zip(keys, kv.read_many(plan.target, keys), strict=True)
-        if data is not None
-    ]
-    total = {name: sum(c[name] for c in counts) for name in ("supervoxels", "in", "between", "cross")}
-    return WatershedReport(len(counts), total["supervoxels"], total["in"], total["between"], total["cross"])
+    total = total_counts(plan)
+    return WatershedReport(plan.grid.count(2), *(total[name] for name in ("supervoxels", "in", "between", "cross")))
 
 
 def _check_complete(plan: WatershedPlan, stage: WatershedPass) -> None:
-    left = pending(plan, stage)
-    if len(left):
+    left = ~done_mask(plan.target, stage, plan.grid)
+    if left.any():
+        first = tuple(int(c) for c in np.unravel_index(int(left.argmax()), plan.grid.shape(2)))
         raise NotReadyError(
-            f"{len(left)} chunks of the {stage} pass are not done, first {tuple(left[0].tolist())}.",
+            f"{int(left.sum())} chunks of the {stage} pass are not done, first {first}.",
             remedy="Run the pass again; finished chunks are skipped.",
         )

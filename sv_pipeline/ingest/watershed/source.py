@@ -88,6 +88,7 @@ def open_source(
     resolution: FloatTriple | None = None,
     voxel_offset: Triple | None = None,
     n_dimensions: int = 3,
+    labels: bool = True,
 ) -> SourceVolume:
     """Open a volume. A file is read only once per process.
 
@@ -99,20 +100,24 @@ def open_source(
     resolution, voxel_offset
         Values that replace those of the source: nanometres per voxel, and the first voxel, both (x, y, z).
     n_dimensions
-        3 for labels, 4 for affinities (x, y, z, channel).
+        3 for labels and images, 4 for affinities (x, y, z, channel).
+    labels
+        Whether the voxels of a volume of 3 dimensions are labels, which must be stored in a lossless encoding.
 
     Raises
     ------
     InputError
         If the source cannot be read, is empty, or has another number of dimensions.
     """
-    return _open(path, resolution, voxel_offset, n_dimensions)
+    return _open(path, resolution, voxel_offset, n_dimensions, labels=labels and n_dimensions == 3)
 
 
-def _open(path: str, resolution: FloatTriple | None, offset: Triple | None, n_dimensions: int) -> SourceVolume:
+def _open(
+    path: str, resolution: FloatTriple | None, offset: Triple | None, n_dimensions: int, *, labels: bool
+) -> SourceVolume:
     file, key = split_key(path)
     if not file.endswith((".npz", ".npy")):
-        return _from_tensorstore(path, resolution, offset, n_dimensions)
+        return _from_tensorstore(path, resolution, offset, n_dimensions, labels=labels)
     if not Path(file).is_file():
         fault = "is not a file" if Path(file).exists() else "does not exist"
         raise InputError(f"{file} {fault}.", remedy="Check the paths in source.")
@@ -201,9 +206,9 @@ class _StoreView:
 
 
 def _from_tensorstore(
-    path: str, resolution: FloatTriple | None, offset: Triple | None, n_dimensions: int
+    path: str, resolution: FloatTriple | None, offset: Triple | None, n_dimensions: int, *, labels: bool
 ) -> SourceVolume:
-    store, stored = open_store(path, labels=n_dimensions == 3)
+    store, stored = open_store(path, labels=labels)
     if n_dimensions == 3 and store.rank == 4 and store.shape[3] == 1:
         store = store[..., store.domain.inclusive_min[3]]
     _check_shape(path, store.shape, n_dimensions)

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sv_pipeline.config import OcdbtConfig
+from sv_pipeline.config import DEFAULT_POPULATE_LAYER, OcdbtConfig
 from sv_pipeline.errors import ConfigError, ConflictError, DamagedError, NotFoundError, NotReadyError
 from sv_pipeline.grid import ChunkGrid
+from sv_pipeline.memory import memory_budget
 from sv_pipeline.segmentation.base import elsewhere, markers
 from sv_pipeline.segmentation.base.given_mips import usable_given_mips
-from sv_pipeline.segmentation.base.layout import plan_scales, populate_layer
+from sv_pipeline.segmentation.base.layout import plan_scales, populate_layer, with_populate_layer
 from sv_pipeline.segmentation.base.markers import POPULATED_FOLDER
 from sv_pipeline.segmentation.base.referring import mips_to_refer_to
 from sv_pipeline.storage import kv, ocdbt
@@ -108,7 +109,7 @@ class Base:
         """Folder of the base's own files."""
         return ocdbt.base_folder(self.watershed_url)
 
-    def create(self, config: OcdbtConfig, grid: ChunkGrid | None = None) -> BaseInfo:
+    def create(self, config: OcdbtConfig, grid: ChunkGrid | None = None, *, memory: int | None = None) -> BaseInfo:
         """Create the empty base, unless it exists.
 
         Parameters
@@ -118,6 +119,9 @@ class Base:
         grid
             Chunks of the graph. Storage chunks are chosen so that populate tasks do not share any. Without a grid they
             are those of the source.
+        memory
+            Memory of a worker in bytes, which decides on the populate layer if ``config`` does not. Default: that of
+            the environment (`memory_budget`).
 
         Raises
         ------
@@ -128,6 +132,8 @@ class Base:
             If the source volume cannot be used.
         """
         url, folder = self.watershed_url, self.folder
+        if grid is not None:
+            config = with_populate_layer(config, grid, memory_budget() if memory is None else memory)
         if kv.read_bytes(folder, RECORD) is None:
             if (found := elsewhere.read_store(url)) is not None:
                 if found.edited_in_place:
@@ -157,7 +163,8 @@ class Base:
         # Writing the volume's info creates the database, unless it exists. Only its creator passes the format of the
         # database; later the format is in the manifest.
         write_volume_info(info.spec(creating=not exists), info.volume)
-        layer = config.populate_layer if grid is None else populate_layer(config, grid)
+        layer = config.populate_layer or DEFAULT_POPULATE_LAYER
+        layer = layer if grid is None else populate_layer(config, grid)
         markers.claim_settings(url, {**config.settings, **_settings(info.form), "populate_layer": layer})
         return info
 
@@ -204,6 +211,10 @@ class Base:
         """Return the coordinates of all populate tasks that are done."""
         return markers.done_tasks(self.watershed_url)
 
+    def n_done_tasks(self, division: markers.PopulateMeta) -> int:
+        """Return the number of populate tasks of a division that are done."""
+        return int(markers.done_mask(self.watershed_url, division.grid.shape(division.layer)).sum())
+
     def is_complete(self) -> bool:
         """Return whether the populate is finished."""
         return markers.read_complete(self.watershed_url) is not None
@@ -234,7 +245,7 @@ class Base:
         if meta is None:
             raise NotReadyError(f"the base of {url} has not been populated.", remedy="Run the populate first.")
         n_tasks = meta.grid.count(meta.layer)
-        n_missing = n_tasks - len(self.done_tasks())
+        n_missing = n_tasks - self.n_done_tasks(meta)
         if n_missing:
             raise NotReadyError(
                 f"the populate of the base of {url} is not complete: {n_missing} of {n_tasks} tasks "

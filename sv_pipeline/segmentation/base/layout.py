@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.pyramid import halvings
-from sv_pipeline.config import OcdbtConfig
+from sv_pipeline.config import DEFAULT_POPULATE_LAYER, OcdbtConfig
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.storage.precomputed import coarser_scale, halving_step
@@ -40,6 +40,7 @@ __all__ = [
     "task_box",
     "unclear_grid",
     "usable_mips",
+    "with_populate_layer",
 ]
 
 Triple = tuple[int, int, int]
@@ -53,7 +54,27 @@ _logger = logging.getLogger(__name__)
 
 def populate_layer(config: OcdbtConfig, grid: ChunkGrid) -> int:
     """Return the layer whose chunks are the tasks: the configured one, or the top layer if the graph has fewer."""
-    return min(config.populate_layer, grid.n_layers)
+    return min(config.populate_layer or DEFAULT_POPULATE_LAYER, grid.n_layers)
+
+
+def with_populate_layer(config: OcdbtConfig, grid: ChunkGrid, memory: int) -> OcdbtConfig:
+    """Return the configuration with a populate layer for a new base, unless it gives one.
+
+    The layer is 4, or the highest layer below it whose tasks fit the memory. Tasks that refer to the watershed instead
+    of copying it need no memory for voxels.
+
+    Parameters
+    ----------
+    memory
+        Memory of a worker in bytes. A task with its mips takes about 4/3 of the 8 bytes of each of its voxels.
+    """
+    if config.populate_layer is not None:
+        return config
+    layer = populate_layer(config, grid)
+    if not config.populate_method.refers:
+        while layer > 2 and 8 * int(np.prod(np.minimum(grid.size(layer), grid.bounds.shape))) * 4 // 3 > memory:
+            layer -= 1
+    return config.model_copy(update={"populate_layer": layer})
 
 
 def misfit(volume: VolumeInfo, mip: int) -> str | None:

@@ -9,21 +9,28 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.errors import ConfigError, DamagedError
 from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.storage import kv, ocdbt
+from sv_pipeline.storage.marker_files import MarkerFiles
 from sv_pipeline.storage.stored_json import parse_stored
 
 __all__ = [
     "POPULATED_FOLDER",
     "PopulateMeta",
+    "chosen_tasks",
     "claim_meta",
     "claim_settings",
+    "done_mask",
     "done_tasks",
     "effective_config",
     "parse_task_name",
@@ -31,6 +38,7 @@ __all__ = [
     "read_marker",
     "read_markers",
     "read_meta",
+    "read_results",
     "read_settings",
     "task_name",
     "write_complete",
@@ -42,6 +50,7 @@ TASKS = "tasks/"
 SETTINGS = "meta.json"
 DIVISION = "division.json"
 COMPLETE = "complete.json"
+READ_AT_ONCE = 2_000
 
 _TASK = re.compile(r"\d+_\d+_\d+")
 
@@ -151,14 +160,54 @@ def read_markers(watershed_url: str | Path, coordinates: list[Triple]) -> list[J
     ]
 
 
+def read_results(
+    watershed_url: str | Path, coordinates: list[Triple], names: Sequence[str]
+) -> tuple[dict[Triple, str], dict[str, int]]:
+    """Return the winning attempt of each done task that made a part, and sums of numbers by name over the markers."""
+    winners: dict[Triple, str] = {}
+    sums = dict.fromkeys(names, 0)
+    for first in range(0, len(coordinates), READ_AT_ONCE):
+        some = coordinates[first : first + READ_AT_ONCE]
+        for task, marker in zip(some, read_markers(watershed_url, some), strict=True):
+            if marker is not None and "attempt" in marker:
+                winners[task] = marker["attempt"]
+            for name in names:
+                sums[name] += (marker or {}).get(name, 0)
+    return winners, sums
+
+
 def done_tasks(watershed_url: str | Path) -> set[Triple]:
     """Return the coordinates of all tasks that have a marker."""
     keys = kv.list_keys(_folder(watershed_url), TASKS)
     names = [key.removeprefix(TASKS) for key in keys]
-    if strange := [name for name in names if not _TASK.fullmatch(name)]:
-        place = _folder(watershed_url) + TASKS + strange[0]
-        raise DamagedError(f"{place} is not the marker of a populate task.", remedy="Remove it.", place=place)
+    _refuse_strange(_folder(watershed_url) + TASKS, names)
     return {parse_task_name(name) for name in names}
+
+
+def done_mask(watershed_url: str | Path, shape: Triple) -> npt.NDArray[np.bool_]:
+    """Return whether each task has a marker, shape (tasks,), by its index in a grid of this shape.
+
+    Raises
+    ------
+    DamagedError
+        If a file is not the marker of a task.
+    """
+    folder = _folder(watershed_url) + TASKS
+    done, others = MarkerFiles(folder, shape).look()
+    _refuse_strange(folder, others)
+    return done
+
+
+def chosen_tasks(grid: ChunkGrid, layer: int, chosen: npt.NDArray[np.bool_]) -> list[Triple]:
+    """Return the coordinates of some tasks of a layer, which a mask of shape (tasks,) chooses by their indices."""
+    chunks = np.unravel_index(np.flatnonzero(chosen), grid.shape(layer))
+    return list(zip(*(axis.tolist() for axis in chunks), strict=True))
+
+
+def _refuse_strange(folder: str, names: list[str]) -> None:
+    if strange := [name for name in names if not _TASK.fullmatch(name)]:
+        place = folder + strange[0]
+        raise DamagedError(f"{place} is not the marker of a populate task.", remedy="Remove it.", place=place)
 
 
 def write_complete(watershed_url: str | Path, content: Json) -> None:

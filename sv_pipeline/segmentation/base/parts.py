@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,13 @@ MERGED_KEYS = ocdbt.OWN_KEYS + "populate/"
 MERGED_RANGES = ocdbt.OWN_KEYS + "populate_ranges"
 """Key with the progress of a merge in several commits: the number of merged ranges of keys, and of all ranges."""
 KEYS_PER_COMMIT = 100_000
-"""Largest number of keys in one commit, about; a commit needs about 0.65 kB of memory for each key."""
+"""Largest number of keys in one commit, about."""
+BYTES_PER_KEY = 650
+"""Memory that a commit needs for each key, in bytes, besides the values that are stored in the tree."""
+COPIES_OF_VALUES = 2.5
+"""Memory that a commit needs for each value that is stored in the tree, in multiples of its size, about."""
+COMMIT_MEMORY = KEYS_PER_COMMIT * BYTES_PER_KEY
+"""Memory of one commit in bytes, about. Commits of few keys grow until they need it."""
 TREE = "tree"
 _INFO = "info"
 
@@ -90,9 +97,17 @@ def merge_parts(base: BaseInfo, attempts: dict[Triple, str]) -> int:
 
 
 def merge_in_ranges(
-    base: BaseInfo, attempts: dict[Triple, str], grid: ChunkGrid, layer: int, keys_per_commit: int = KEYS_PER_COMMIT
+    base: BaseInfo,
+    attempts: dict[Triple, str],
+    grid: ChunkGrid,
+    layer: int,
+    keys_per_commit: int | None = None,
 ) -> int:
-    """Merge the parts of all tasks into the base, in atomic commits of neighbouring keys with a bounded number of keys.
+    """Merge the parts of all tasks into the base, in atomic commits of neighbouring keys that need a bounded memory.
+
+    Small values lie in the tree itself, so a commit of the same number of keys may need ten times the memory, if all
+    values are small. The first commit therefore has as few keys as are safe in any case; the next ones have more and
+    more, until they need `COMMIT_MEMORY`. A merge that was killed is resumed after its last commit.
 
     Parameters
     ----------
@@ -103,23 +118,45 @@ def merge_in_ranges(
     grid, layer
         The division into tasks.
     keys_per_commit
-        Largest number of keys in one commit, about.
+        Largest number of keys in each commit, about; default: as described above.
 
     Returns
     -------
     Number of parts that this call merged.
     """
+    inline = 0 if base.refers else base.form.max_inline_value_bytes
+    safe = int(COMMIT_MEMORY / (BYTES_PER_KEY + COPIES_OF_VALUES * inline))
+    unit, most = (keys_per_commit, 1) if keys_per_commit else (safe, max(1, KEYS_PER_COMMIT // safe))
     n_keys = sum(len(ChunkNames(scale)) for scale in base.volume.scales)
-    if n_keys <= keys_per_commit:
+    if n_keys <= unit:
         return merge_parts(base, attempts)
     merge = _Merge(base, attempts)
-    ranges = list(key_ranges(base.volume, keys_per_commit))
+    ranges = list(key_ranges(base.volume, unit))
+    at_once = 1
     while merge.todo and (number := merge.ranges_done(len(ranges))) < len(ranges):
-        keys, (xs, ys) = ranges[number], tasks_of_range(ranges[number], base.volume, grid, layer)
-        tasks = [task for task in merge.todo if task[0] in xs and task[1] in ys]
-        what = f"{merge.what} (keys {number + 1} of {len(ranges)})"
-        retry_transport(lambda n=number, k=keys, t=tasks: merge.one_range(n, len(ranges), k, t), what=what)  # type: ignore[misc]
+        some = ranges[number : number + at_once]
+        copies = [(keys, merge.tasks_at(*tasks_of_range(keys, base.volume, grid, layer))) for keys in some]
+        what = f"{merge.what} (keys {number + 1} to {number + len(some)} of {len(ranges)})"
+        before = _resident_bytes()
+        retry_transport(lambda n=number, c=copies: merge.some_ranges(n, len(ranges), c), what=what)  # type: ignore[misc]
+        at_once = _next_size(at_once, _resident_bytes() - before, most)
+        give_back_memory()
     return len(merge.todo)
+
+
+def _next_size(ranges: int, used: int, most: int) -> int:
+    """Return the number of ranges of the next commit, after one that has left so many bytes in use."""
+    if used > COMMIT_MEMORY:
+        return max(1, ranges // 2)
+    return min(most, 2 * ranges) if used < COMMIT_MEMORY / 3 else ranges
+
+
+def _resident_bytes() -> int:
+    """Return the memory of this process; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 class _Merge:
@@ -131,6 +168,9 @@ class _Merge:
         self.what = f"merging {len(self.todo)} parts into the base of {base.watershed_url}"
         self._base = base
         self._parts: dict[Triple, ts.KvStore] = {}
+        self._columns: dict[int, list[Triple]] = {}
+        for task in self.todo:
+            self._columns.setdefault(task[0], []).append(task)
         if self.todo:
             _require_parts(base, self.todo)
         self._store = ocdbt.OcdbtStore(base.spec())
@@ -151,20 +191,29 @@ class _Merge:
         done = parse_stored(bytes(found.value), dict[str, int], MERGED_RANGES) if found.state == "value" else {}
         return done["done"] if done.get("of") == n_ranges else 0
 
-    def one_range(self, number: int, n_ranges: int, keys: KeyRange, tasks: list[Triple]) -> None:
-        """Merge the keys of one range from the parts of these tasks; the last range marks all tasks as merged."""
+    def tasks_at(self, xs: set[int], ys: set[int]) -> list[Triple]:
+        """Return the tasks to merge at some positions along x and y."""
+        return [task for x in sorted(xs) for task in self._columns.get(x, ()) if task[1] in ys]
+
+    def some_ranges(self, number: int, n_ranges: int, copies: list[tuple[KeyRange, list[Triple]]]) -> None:
+        """Merge neighbouring ranges of keys, the first of which has this number, each from the parts of some tasks.
+
+        The last range of all marks all tasks as merged.
+        """
         # Each commit has a context of its own, so that memory does not grow with the number of commits.
         self._parts, self._store = {}, ocdbt.OcdbtStore(self._base.spec(), context=uncached_context())
+        done = number + len(copies)
         with self._store.transaction() as transaction:
             target = self._store.kv.with_transaction(transaction)
-            copied = ts.KvStore.KeyRange(keys.first_key, keys.end)
-            futures = [self._copy(task, target, copied) for task in tasks]
-            futures.append(target.write(MERGED_RANGES, json.dumps({"done": number + 1, "of": n_ranges}).encode()))
-            if number + 1 == n_ranges:
+            futures = []
+            for keys, tasks in copies:
+                copied = ts.KvStore.KeyRange(keys.first_key, keys.end)
+                futures += [self._copy(task, target, copied) for task in tasks]
+            futures.append(target.write(MERGED_RANGES, json.dumps({"done": done, "of": n_ranges}).encode()))
+            if done == n_ranges:
                 futures += self._marks(target)
             for future in futures:
                 future.result()
-        give_back_memory()
 
     def _copy(self, task: Triple, target: ts.KvStore, keys: ts.KvStore.KeyRange) -> ts.Future[Any]:
         if task not in self._parts:

@@ -3,7 +3,7 @@
 These are the methods of `config.PopulateMethod`:
 
 - *parts*: each task writes a private store, and one process merges all of them by reference;
-- *direct*: each task is one atomic commit to the base;
+- *direct*: each task is one atomic commit to the base, or several if it does not fit the memory of a worker;
 - *coordinator*: tasks commit through one DistributedCoordinatorServer. It has no atomic commits, so only the marker,
   which is written afterwards, says that a task is done;
 - *reference* and *auto*: as parts, but the base refers to the watershed's chunks instead of copying them (`referring`).
@@ -27,21 +27,32 @@ import tensorstore as ts
 
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
 from sv_pipeline.errors import ConfigError, InputError, NotReadyError
+from sv_pipeline.failpoints import reach
 from sv_pipeline.grid import ChunkGrid
+from sv_pipeline.memory import DEFAULT_BUDGET_MB, memory_budget
 from sv_pipeline.segmentation.base import markers, parts
 from sv_pipeline.segmentation.base.base import Base, BaseInfo, write_volume_info
+from sv_pipeline.segmentation.base.failure_details import base_details, task_details
 from sv_pipeline.segmentation.base.layout import check_alignment, populate_layer, task_box
 from sv_pipeline.segmentation.base.markers import PopulateMeta, task_name
 from sv_pipeline.segmentation.base.referring import joined
 from sv_pipeline.segmentation.base.source_record import find_references, sources_of, write_source_record
-from sv_pipeline.segmentation.base.transfer import write_task
+from sv_pipeline.segmentation.base.transfer import in_commits, task_pieces
 from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE, known_address
 from sv_pipeline.storage.error_dump import dump_errors
 from sv_pipeline.storage.generations import current_version
 from sv_pipeline.storage.retry import retry_transport
 
-__all__ = ["PopulatePlan", "PopulateReport", "TaskReport", "finish_populate", "populate_plan", "populate_task"]
+__all__ = [
+    "PopulatePlan",
+    "PopulateReport",
+    "TaskReport",
+    "commit_task",
+    "finish_populate",
+    "populate_plan",
+    "populate_task",
+]
 
 Triple = tuple[int, int, int]
 
@@ -66,6 +77,8 @@ class PopulatePlan:
     coordinator_address: str | None
     missing: tuple[Triple, ...]
     """Tasks that are not done, as chunk coordinates at ``layer``."""
+    memory: int = DEFAULT_BUDGET_MB << 20
+    """Memory in bytes that a task may take; a larger one is committed in pieces."""
 
     @property
     def n_tasks(self) -> int:
@@ -104,7 +117,12 @@ class PopulateReport:
 
 
 def populate_plan(
-    base: Base, grid: ChunkGrid, config: OcdbtConfig, *, only: npt.ArrayLike | None = None
+    base: Base,
+    grid: ChunkGrid,
+    config: OcdbtConfig,
+    *,
+    only: npt.ArrayLike | None = None,
+    memory: int | None = None,
 ) -> PopulatePlan:
     """Divide the populate into tasks and list those that are not done. The first plan fixes the division.
 
@@ -115,6 +133,8 @@ def populate_plan(
     only
         Chunk coordinates of the only tasks to look at, shape (n, 3), for a worker that does a few of very many tasks.
         The default is all tasks.
+    memory
+        Memory in bytes that a task may take. Default: that of the environment (`memory_budget`).
 
     Raises
     ------
@@ -142,19 +162,22 @@ def populate_plan(
     else:
         check_alignment(info.volume, grid, layer)
         markers.claim_meta(url, PopulateMeta.of(layer, grid))
-    tasks = [_triple(coordinate) for coordinate in (grid.coordinates(layer) if only is None else np.asarray(only))]
-    if only is None:
-        done = base.done_tasks()
+    if complete:
+        missing: list[Triple] = []
+    elif only is None:
+        missing = markers.chosen_tasks(grid, layer, ~markers.done_mask(url, grid.shape(layer)))
     else:
+        tasks = [_triple(coordinate) for coordinate in np.asarray(only).reshape(-1, 3)]
         found = markers.read_markers(url, tasks)
-        done = {task for task, marker in zip(tasks, found, strict=True) if marker is not None}
+        missing = [task for task, marker in zip(tasks, found, strict=True) if marker is None]
     return PopulatePlan(
         base=info,
         layer=layer,
         grid=grid,
         method=config.populate_method,
         coordinator_address=config.coordinator_address,
-        missing=tuple(task for task in tasks if not complete and task not in done),
+        missing=tuple(missing),
+        memory=memory_budget() if memory is None else memory,
     )
 
 
@@ -186,7 +209,7 @@ def populate_task(
     name = task_name(coordinate)
     address = _coordinator_address(plan, coordinator_address) if plan.method is PopulateMethod.COORDINATOR else None
     started = time.monotonic()
-    with dump_errors(f"populate_{name}", lambda: _details(plan, coordinate, address)):
+    with dump_errors(f"populate_{name}", lambda: task_details(plan, coordinate, address)):
         already = markers.read_marker(plan.base.watershed_url, coordinate) is not None
         if already:
             counts: dict[str, int] = {}
@@ -211,7 +234,7 @@ def _populate_part(plan: PopulatePlan, coordinate: Triple, attempts: int) -> dic
             else:
                 counts = {}
                 write_volume_info(spec, base.volume)
-                _commit(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=True)
+                commit_task(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=True)
         except Exception:
             parts.delete_attempt(url, coordinate, attempt)
             if markers.read_marker(url, coordinate) is None:
@@ -242,7 +265,7 @@ def _refer(plan: PopulatePlan, coordinate: Triple, attempt: str, spec: dict[str,
     n_others = sum(map(len, others.values()))
     if references is None or n_others or len(base.referred) < base.n_mips:
         write_volume_info(spec, base.volume)
-        _commit(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=True, chunks=others)
+        commit_task(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=True, chunks=others)
     write_source_record(base, coordinate, attempt, list(found.values()))
     return {"referred": sum(map(len, found.values())), "copied": n_others}
 
@@ -251,7 +274,7 @@ def _populate_base(plan: PopulatePlan, coordinate: Triple, address: str | None, 
     url, name = plan.base.watershed_url, task_name(coordinate)
     spec = plan.base.spec(coordinator=address)
     retry_transport(
-        lambda: _commit(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=address is None, evidence=name),
+        lambda: commit_task(plan, coordinate, ocdbt.OcdbtStore(spec), atomic=address is None, evidence=name),
         attempts=attempts,
         base_delay=0.4 if address is None else COORDINATOR_PAUSE,
         what=f"populate task {name}",
@@ -265,7 +288,7 @@ def _shapes(plan: PopulatePlan, coordinate: Triple) -> tuple[Triple, ...]:
     return tuple(task_box(volume, mip, plan.grid, plan.layer, coordinate).shape for mip in range(plan.base.n_mips))
 
 
-def _commit(
+def commit_task(
     plan: PopulatePlan,
     coordinate: Triple,
     store: ocdbt.OcdbtStore,
@@ -274,16 +297,29 @@ def _commit(
     evidence: str | None = None,
     chunks: Mapping[int, npt.NDArray[np.int64]] | None = None,
 ) -> None:
-    # A coordinator refuses atomic transactions over several keys, which is harmless for whole storage chunks. Its
-    # workers write the manifest for each other, so they cannot wait for a file lock either.
-    with store.transaction() if atomic else ts.Transaction() as transaction:
-        write_task(plan.base, plan.grid, plan.layer, coordinate, store, transaction, chunks=chunks)
-        if evidence is not None:
-            store.kv.with_transaction(transaction).write(parts.MERGED_KEYS + evidence, b"{}").result()
+    """Write a task, in one commit if it fits the memory, else in several; the last one writes the evidence."""
+    base = plan.base
+    pieces = task_pieces(base, plan.grid, plan.layer, coordinate, budget=plan.memory, chunks=chunks)
+    groups = in_commits(pieces, plan.memory)
+    group = next(groups, [])
+    while True:
+        following = next(groups, None)
+        # A coordinator refuses atomic transactions over several keys, which is harmless for whole storage chunks. Its
+        # workers write the manifest for each other, so they cannot wait for a file lock either.
+        with store.transaction() if atomic else ts.Transaction() as transaction:
+            targets = [store.array(mip).with_transaction(transaction) for mip in range(base.n_mips)]
+            for piece in group:
+                piece.write(targets)
+            if evidence is not None and following is None:
+                store.kv.with_transaction(transaction).write(parts.MERGED_KEYS + evidence, b"{}").result()
+        if following is None:
+            return
+        reach("populate commit")
+        group = following
 
 
 def finish_populate(
-    plan: PopulatePlan, *, parts_per_commit: int | None = None, keys_per_commit: int = parts.KEYS_PER_COMMIT
+    plan: PopulatePlan, *, parts_per_commit: int | None = None, keys_per_commit: int | None = None
 ) -> PopulateReport:
     """Merge the parts, clean up, and declare the base complete. Safe to repeat.
 
@@ -293,7 +329,7 @@ def finish_populate(
         Number of parts to merge in one commit. By default, parts are merged in commits of neighbouring keys, or in a
         single commit if there are few keys.
     keys_per_commit
-        Largest number of keys in such a commit, about.
+        Largest number of keys in such a commit, about. By default it follows from the memory that commits need.
 
     Raises
     ------
@@ -303,15 +339,19 @@ def finish_populate(
     base = plan.base
     if base.made_elsewhere:
         return PopulateReport(plan.n_tasks, 0, current_version(ocdbt.base_folder(base.watershed_url)).generation)
+    with dump_errors("finish_populate", lambda: base_details(plan)):
+        return _finish(plan, parts_per_commit, keys_per_commit)
+
+
+def _finish(plan: PopulatePlan, parts_per_commit: int | None, keys_per_commit: int | None) -> PopulateReport:
+    base = plan.base
     complete = markers.read_complete(base.watershed_url)
     if complete is not None:
         counts = {name: int(complete.get(name, 0)) for name in COUNTS}
         return PopulateReport(plan.n_tasks, 0, int(complete["generation"]), **counts)
     require_tasks_done(plan)
     tasks = [_triple(coordinate) for coordinate in plan.grid.coordinates(plan.layer)]
-    found = dict(zip(tasks, markers.read_markers(base.watershed_url, tasks), strict=True))
-    winners = {task: marker["attempt"] for task, marker in found.items() if marker is not None and "attempt" in marker}
-    counts = {name: sum(marker.get(name, 0) for marker in found.values() if marker is not None) for name in COUNTS}
+    winners, counts = markers.read_results(base.watershed_url, tasks, COUNTS)
     if parts_per_commit is None:
         merged = parts.merge_in_ranges(base, winners, plan.grid, plan.layer, keys_per_commit)
     else:
@@ -327,13 +367,12 @@ def finish_populate(
 
 def require_tasks_done(plan: PopulatePlan) -> None:
     """Raise NotReadyError, with the missing tasks, unless each task has a marker."""
-    done = markers.done_tasks(plan.base.watershed_url)
-    tasks = [_triple(coordinate) for coordinate in plan.grid.coordinates(plan.layer)]
-    missing = [task_name(task) for task in tasks if task not in done]
+    mask = ~markers.done_mask(plan.base.watershed_url, plan.grid.shape(plan.layer))
+    missing = [task_name(task) for task in markers.chosen_tasks(plan.grid, plan.layer, mask)]
     if missing:
         shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
         raise NotReadyError(
-            f"{len(missing)} of {len(tasks)} populate tasks of {plan.base.watershed_url} are not done "
+            f"{len(missing)} of {plan.n_tasks} populate tasks of {plan.base.watershed_url} are not done "
             f"(layer {plan.layer}: {shown}).",
             remedy="Run the populate tasks that are missing, then finish the populate.",
         )
@@ -357,30 +396,6 @@ def _marker(plan: PopulatePlan, coordinate: Triple) -> dict[str, Any]:
         "shapes": _shapes(plan, coordinate),
         "worker": f"{socket.gethostname()}:{os.getpid()}",
         "time": datetime.now(UTC).isoformat(),
-    }
-
-
-def _details(plan: PopulatePlan, coordinate: Triple, address: str | None) -> dict[str, Any]:
-    base = plan.base
-    boxes = [task_box(base.volume, mip, plan.grid, plan.layer, coordinate) for mip in range(base.n_mips)]
-    spec = base.spec(coordinator=address)
-    return {
-        "watershed": base.watershed_url,
-        "layer": plan.layer,
-        "coordinate": coordinate,
-        "method": plan.method.value,
-        "source_mips": base.source_mips,
-        "mips": [
-            {
-                "mip": mip,
-                "key": base.volume.scales[mip].key,
-                "box": str(box),
-                "shape": box.shape,
-                "storage_chunk": base.volume.scales[mip].chunk_size,
-                "spec": ocdbt.array_spec(spec, mip),
-            }
-            for mip, box in enumerate(boxes)
-        ],
     }
 
 

@@ -21,6 +21,7 @@ from sv_pipeline.patience import patience
 from sv_pipeline.table.bigtable import rows as messages
 from sv_pipeline.table.bigtable.rpc import RETRYABLE, Connection, Patience, error_of, read_stream
 from sv_pipeline.table.interface import (
+    AGING_FAMILY,
     CellFilter,
     ColumnKey,
     ConditionalMutation,
@@ -109,6 +110,17 @@ class BigtableTable(Table):
 
     def _scan(self, ranges: Sequence[RowKeyRange], wanted: CellFilter) -> Iterator[tuple[bytes, RowView]]:
         return self._read(messages.read_requests(self.path, (), join_ranges(ranges), messages.read_filter(wanted)))
+
+    def any_row(self, ranges: Sequence[RowKeyRange], columns: Sequence[ColumnKey] | None = None) -> bool:
+        """Ask for one row; a scan that is broken off would go on for a while in the backend. See the interface."""
+        if columns is None or any(column.family == AGING_FAMILY for column in columns):
+            return super().any_row(ranges, columns)  # the first row may hold garbage only
+        wanted = messages.read_filter(CellFilter(columns, None, newest_only=True))
+        for request in messages.read_requests(self.path, (), join_ranges(ranges), wanted):
+            request.rows_limit = 1
+            if next(self._read(iter([request])), None) is not None:
+                return True
+        return False
 
     def _read(self, requests: Iterator[Any]) -> Iterator[tuple[bytes, RowView]]:
         started: deque[tuple[Any, Any]] = deque()

@@ -23,18 +23,21 @@ import struct
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
+
+import google_crc32c
 
 from sv_pipeline.testing.servers.object_store import ObjectStore, StoredObject, failed_precondition
 
 __all__ = ["Fault", "GcsServer", "main"]
 
-_OBJECT_PATH = re.compile(r"^(/upload)?/storage/v1/b/([^/]+)/o/?(.*)$")
+_OBJECT_PATH = re.compile(r"^(/upload|/download)?/storage/v1/b/([^/]+)/o/?(.*)$")
 _BUCKET_PATH = re.compile(r"^/storage/v1/b/([^/]+)$")
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
@@ -71,6 +74,7 @@ class _State:
     store: ObjectStore
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
+    uploads: dict[str, bytes] = field(default_factory=dict)
     updated: dict[str, float] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -210,21 +214,48 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer_json({})
         if match is None or not match[1]:
             return self.answer(404)
+        if query.get("uploadType") == "resumable":
+            return self.begin_upload(match[2], {"name": json.loads(body or b"{}").get("name", ""), **query})
         if query.get("uploadType") == "multipart":
             metadata, body = parse_multipart(self.headers["content-type"], body)
             query = {"contentEncoding": metadata.get("contentEncoding", ""), "name": metadata.get("name", ""), **query}
         elif query.get("uploadType") != "media":
             return self.answer(501)
+        return self.store_object(match[2], query, body)
+
+    def begin_upload(self, bucket: str, query: dict[str, str]) -> None:
+        """Answer with the address for the content of an object, as for uploads of unknown length."""
+        address = f"{self.server.url}/upload/storage/v1/b/{bucket}/o?{urlencode({**query, 'upload_id': uuid.uuid4()})}"
+        self.answer(200, location=address)
+
+    def do_PUT(self) -> None:
+        """Take the content of an upload that was begun; all of it at once, or piece by piece."""
+        body = self.body()
+        match, query, _ = self.parts()
+        if match is None or "upload_id" not in query:
+            return self.answer(404)
+        with self.state.lock:
+            content = self.state.uploads.pop(query["upload_id"], b"") + body
+            is_last = not (self.headers.get("content-range") or "").endswith("/*")
+            if not is_last:
+                self.state.uploads[query["upload_id"]] = content
+        if not is_last:
+            return self.answer(308, range=f"bytes=0-{len(content) - 1}")
+        return self.store_object(match[2], query, content)
+
+    def store_object(self, bucket: str, query: dict[str, str], body: bytes) -> None:
         name = query["name"]
         fault = self.state.fault_for("POST", name)
         if fault is not None and fault.phase == "before":
             return self.answer(fault.status or 503)
-        stored = self.state.store.put(match[2], name, body, query, query.get("contentEncoding", ""))
+        stored = self.state.store.put(bucket, name, body, query, query.get("contentEncoding", ""))
         if isinstance(stored, int):
             return self.answer(stored)
         if fault is not None:
             return self.answer(fault.status or 503)
-        return self.answer_json(resource(match[2], name, stored))
+        # The client of Google's library compares the checksum.
+        checksum = base64.b64encode(int(google_crc32c.value(body)).to_bytes(4, "big")).decode()
+        return self.answer_json({**resource(bucket, name, stored), "crc32c": checksum})
 
     def do_DELETE(self) -> None:
         match, query, path = self.parts()

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from sv_pipeline.config import OcdbtConfig
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.grid import Box, ChunkGrid
-from sv_pipeline.segmentation.base.layout import check_alignment, plan_scales, populate_layer, task_box
+from sv_pipeline.segmentation.base.layout import (
+    check_alignment,
+    plan_scales,
+    populate_layer,
+    task_box,
+    with_populate_layer,
+)
 from sv_pipeline.storage.precomputed import Scale, VolumeInfo, coarser_scale
 
 Triple = tuple[int, int, int]
@@ -104,6 +110,27 @@ def test_made_mips_end_before_one_that_tasks_cannot_share() -> None:
     volume = source((300, 300, 300), chunk=(10, 10, 10))
     scales = plan_scales(volume, OcdbtConfig(populate_layer=2), ChunkGrid(volume.bounds, (20, 20, 20)))
     assert [scale.key for scale in scales] == ["s0", "16_16_40", "32_32_40"]
+
+
+@pytest.mark.parametrize(
+    ("chunk", "memory_mb", "method", "layer"),
+    [
+        ((64, 64, 64), 1024, "parts", 4),
+        ((256, 256, 512), 1024, "parts", 2),
+        ((256, 256, 512), 3000, "direct", 3),
+        ((256, 256, 512), 30_000, "parts", 4),
+        ((256, 256, 512), 16, "parts", 2),
+        ((256, 256, 512), 16, "reference", 4),
+    ],
+)
+def test_the_memory_of_a_worker_decides_on_the_populate_layer_of_a_new_base(
+    chunk: tuple[int, int, int], memory_mb: int, method: str, layer: int
+) -> None:
+    grid = ChunkGrid(Box.of((0, 0, 0), np.multiply(chunk, 64)), chunk)
+    config = OcdbtConfig(populate_method=method)
+    assert with_populate_layer(config, grid, memory_mb << 20).populate_layer == layer
+    given = OcdbtConfig(populate_method=method, populate_layer=5)
+    assert with_populate_layer(given, grid, memory_mb << 20) is given
 
 
 def test_the_populate_layer_is_the_top_layer_of_a_small_graph() -> None:

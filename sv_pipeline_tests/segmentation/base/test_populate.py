@@ -12,6 +12,7 @@ import tensorstore as ts
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
+from sv_pipeline import failpoints
 from sv_pipeline.algorithms.pyramid import downsample
 from sv_pipeline.backoff import Backoff
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
@@ -21,6 +22,7 @@ from sv_pipeline.segmentation.base import populate
 from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.layout import step_factor
 from sv_pipeline.segmentation.base.populate import finish_populate, populate_plan, populate_task
+from sv_pipeline.segmentation.base.transfer import WORKING_BYTES, task_pieces
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.coordinator import ADDRESS_VARIABLE
 from sv_pipeline.storage.generations import current_version, read_manifest
@@ -66,7 +68,8 @@ def test_a_pyramid_made_in_tasks_equals_that_of_the_whole_volume(
     resolution: Triple,
     slab: int,
 ) -> None:
-    monkeypatch.setattr("sv_pipeline.segmentation.base.transfer.SLAB_VOXELS", slab)
+    # 32 bytes of the budget for each voxel of a piece; with the smallest, every storage chunk is a commit of its own.
+    monkeypatch.setattr(populate, "memory_budget", lambda: 32 * slab)
     watershed = make_watershed(
         str(tmp_path_factory.mktemp("ws")),
         size=size,
@@ -76,6 +79,38 @@ def test_a_pyramid_made_in_tasks_equals_that_of_the_whole_volume(
         resolution=resolution,
         populate_method=PopulateMethod.DIRECT,
     )
+    assert_base_holds(watershed, watershed.populate())
+
+
+@pytest.mark.parametrize("method", LOCAL_METHODS)
+def test_a_task_that_does_not_fit_the_memory_is_committed_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: PopulateMethod
+) -> None:
+    once = make_watershed(str(tmp_path / "once"), populate_method=method, populate_layer=4)
+    pieces = make_watershed(str(tmp_path / "pieces"), populate_method=method, populate_layer=4)
+    assert_base_holds(once, once.populate())
+    monkeypatch.setattr(populate, "memory_budget", lambda: 1 << 18)
+    plan = pieces.plan(populate_method=method)
+    limit = (1 << 18) // 2
+    for task in plan.missing:
+        found = list(task_pieces(plan.base, plan.grid, plan.layer, task, budget=plan.memory))
+        assert len(found) > 1
+        assert max(WORKING_BYTES * piece.n_voxels for piece in found) < 3 * limit
+    assert_base_holds(pieces, pieces.populate())
+    one, other = (current_version(ocdbt.base_folder(w.url)).generation for w in (once, pieces))
+    assert other > one if method is PopulateMethod.DIRECT else other == one
+
+
+def test_killed_between_two_commits_of_a_task_the_populate_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watershed = make_watershed(str(tmp_path), populate_method=PopulateMethod.DIRECT, populate_layer=4)
+    monkeypatch.setattr(populate, "memory_budget", lambda: 1 << 18)
+    plan = watershed.plan(populate_method=PopulateMethod.DIRECT)
+    monkeypatch.setenv(failpoints.VARIABLE, "populate commit:raise")
+    with pytest.raises(failpoints.FailpointError):
+        populate_task(plan, plan.missing[0])
+    assert watershed.plan(populate_method=PopulateMethod.DIRECT).missing == plan.missing
     assert_base_holds(watershed, watershed.populate())
 
 
@@ -245,6 +280,15 @@ def test_a_finish_names_the_tasks_that_are_missing(tmp_path: Path) -> None:
         populate_task(plan, task)
     with pytest.raises(NotReadyError, match=r"1 of 18 populate tasks .*0_0_0"):
         finish_populate(plan)
+
+
+def test_a_base_keeps_the_populate_layer_that_was_chosen_when_it_was_created(tmp_path: Path) -> None:
+    watershed = make_watershed(str(tmp_path), size=(120, 60, 40), populate_layer=None)
+    base = Base(watershed.url)
+    base.create(watershed.config, watershed.grid, memory=500_000)
+    assert base.settings()["populate_layer"] == 3
+    base.create(watershed.config, watershed.grid, memory=1 << 30)
+    assert populate_plan(base, watershed.grid, watershed.config, memory=1 << 30).layer == 3
 
 
 def test_the_populate_layer_of_the_first_plan_counts(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from sv_pipeline.algorithms.pyramid import downsample
 from sv_pipeline.config import OcdbtConfig, PopulateMethod
 from sv_pipeline.errors import ConfigError, DamagedError, InputError
 from sv_pipeline.grid import ChunkGrid
+from sv_pipeline.segmentation.base import parts
 from sv_pipeline.segmentation.base.base import Base
+from sv_pipeline.segmentation.base.key_ranges import key_ranges
 from sv_pipeline.segmentation.base.populate import finish_populate
 from sv_pipeline.segmentation.base.source_record import changes_of_source
 from sv_pipeline.storage import kv, object_listing, ocdbt
@@ -103,6 +105,35 @@ def test_the_merge_of_many_keys_is_one_of_neighbours(storage_url: str) -> None:
     assert report.generation > before + 5
     assert_base_holds(watershed, plan)
     assert finish_populate(plan).generation == report.generation
+
+
+@pytest.mark.parametrize("used", [0, 10**9])
+def test_commits_of_a_merge_have_more_keys_only_while_they_need_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: int
+) -> None:
+    """Small values lie in the tree of a base that copies, so that keys alone do not tell what a commit needs."""
+    watershed = with_mips(str(tmp_path))
+    watershed = Watershed(
+        watershed.url,
+        watershed.labels,
+        watershed.grid,
+        watershed.config.model_copy(update={"populate_method": PopulateMethod.PARTS}),
+    )
+    plan = watershed.plan()
+    populate_missing(plan)
+    inline = plan.base.form.max_inline_value_bytes
+    assert inline > 0
+    monkeypatch.setattr(parts, "KEYS_PER_COMMIT", 200)
+    monkeypatch.setattr(parts, "COMMIT_MEMORY", 20 * (parts.BYTES_PER_KEY + parts.COPIES_OF_VALUES * inline))
+    memory = iter(range(0, 10**15, used + 1))
+    monkeypatch.setattr(parts, "_resident_bytes", lambda: next(memory))
+    before = current_version(ocdbt.base_folder(plan.base.watershed_url)).generation
+    n_ranges = len(list(key_ranges(plan.base.volume, 20)))
+    report = finish_populate(plan)
+    grown = 4 + -(-(n_ranges - 15) // 10)  # 1, 2, 4 and 8 ranges, then 10 each
+    assert report.generation - before == (n_ranges if used else grown)
+    assert report.merged_parts == plan.n_tasks
+    assert_base_holds(watershed, plan)
 
 
 @pytest.mark.parametrize("encoding", ["compressed_segmentation", "raw"])

@@ -1,0 +1,137 @@
+"""The viewer as somebody uses it: in a real browser, with the mouse and the keys, judged by the pixels."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sv_pipeline.proofreading import OpenGraph
+from sv_pipeline.testing.fixtures import need
+from sv_pipeline.viewer.window import SIDES, ViewerWindow
+from sv_pipeline_tests.editable import (
+    BACKGROUND,
+    neighbours_of_two_objects,
+    two_parts_of_an_object,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("viewer")]
+
+Voxel = tuple[int, int, int]
+Colour = tuple[int, int, int]
+SOFTWARE_WEBGL = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+RED, BLUE = (tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for colour in SIDES.values())
+PATIENCE = 90.0
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Any]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    need(chromium, "no Chromium on the PATH")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        need(None, "playwright is not installed")
+        raise
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", *SOFTWARE_WEBGL])
+        yield browser.new_page(viewport={"width": 1100, "height": 600})
+        browser.close()
+
+
+class Seen:
+    """A viewer in a browser that shows one xy cross-section, the mouse always in its middle."""
+
+    def __init__(self, window: ViewerWindow, page: Any) -> None:
+        self.window, self.page = window, page
+        page.goto(window.url)
+        with window.viewer.txn() as state:
+            state.layout = "xy"
+            state.show_axis_lines = state.show_scale_bar = False
+        page.wait_for_selector("canvas")
+
+    def look_at(self, voxel: Voxel) -> None:
+        with self.window.viewer.txn() as state:
+            state.position = [axis + 0.5 for axis in voxel]
+        self.page.wait_for_timeout(300)
+
+    def middle(self) -> tuple[float, float]:
+        box = self.page.locator(".neuroglancer-rendered-data-panel").first.bounding_box()
+        return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+    def colour(self, voxel: Voxel) -> Colour:
+        """The colour at a voxel, beside the middle, where a point may be drawn."""
+        self.look_at(voxel)
+        x, y = self.middle()
+        clip = {"x": x - 2, "y": y - 2, "width": 4, "height": 4}
+        pixels = np.asarray(Image.open(io.BytesIO(self.page.screenshot(clip=clip))).convert("RGB"))
+        return tuple(np.median(pixels.reshape(-1, 3), axis=0).astype(int).tolist())
+
+    def press(self, key: str, voxel: Voxel | None = None) -> None:
+        if voxel is not None:
+            self.look_at(voxel)
+        x, y = self.middle()
+        self.page.mouse.move(x - 5, y)
+        self.page.mouse.move(x, y)
+        self.page.wait_for_timeout(300)
+        self.page.keyboard.press(f"Shift+{key}")
+
+    def wait_for_text(self, text: str) -> None:
+        self.page.get_by_text(text).first.wait_for(timeout=PATIENCE * 1000)
+
+    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, what
+            self.page.wait_for_timeout(200)
+
+
+def apart(one: Colour, other: Colour) -> int:
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+def is_grey(colour: Colour) -> bool:
+    return max(colour) - min(colour) < 8
+
+
+def test_a_split_is_placed_previewed_made_and_undone_and_the_colours_follow(graph: OpenGraph, page: Any) -> None:
+    one, other = two_parts_of_an_object(graph)
+    near, far = neighbours_of_two_objects(graph)
+    window = ViewerWindow(graph, edit=True, user="somebody", poll_seconds=0.5)
+    try:
+        seen = Seen(window, page)
+        seen.wait_for(lambda: not is_grey(seen.colour(near)), "an object has a colour")
+        assert apart(seen.colour(near), seen.colour(far)) > 30
+        assert apart(seen.colour(one), seen.colour(other)) < 10
+
+        seen.press("KeyS", one)
+        seen.wait_for_text("1 source and 0 sink point(s)")
+        seen.press("KeyD", other)
+        seen.wait_for_text("1 source and 1 sink point(s)")
+        assert (window.session.sources, window.session.sinks) == ([one], [other])
+        seen.press("KeyP")
+        seen.wait_for_text("Preview: ")
+        seen.wait_for(lambda: apart(seen.colour(one), RED) < apart(seen.colour(one), BLUE), "the source side is red")
+        seen.wait_for(lambda: apart(seen.colour(other), BLUE) < apart(seen.colour(other), RED), "the sink side is blue")
+
+        seen.press("Enter")
+        seen.wait_for_text("Operation 1 (split) is made")
+        assert len(set(graph.roots([one, other]).tolist())) == 2
+        seen.wait_for(lambda: apart(seen.colour(one), seen.colour(other)) > 30, "two objects have two colours")
+
+        seen.press("KeyU")
+        seen.wait_for_text("Operation 1 is undone")
+        seen.wait_for(lambda: apart(seen.colour(one), seen.colour(other)) < 10, "one object has one colour again")
+
+        assert is_grey(seen.colour(BACKGROUND))
+        graph.merge([near], [far], user="somebody else")  # an edit that is not made in the viewer appears by itself
+        seen.wait_for_text("merge by somebody else")
+        seen.wait_for(lambda: apart(seen.colour(near), seen.colour(far)) < 10, "the merged objects have one colour")
+    finally:
+        window.close()
