@@ -62,6 +62,7 @@ _FREE_FIELDS = {
     ("ingest_config",),
     ("events",),
     ("image",),
+    ("retention",),
     ("backend_client", "config", "admin"),
     ("backend_client", "config", "read_only"),
     ("ocdbt_config", "coordinator_address"),

@@ -30,9 +30,10 @@ import tensorstore as ts
 
 from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
 from sv_pipeline.backoff import Backoff
-from sv_pipeline.errors import ConflictError, CorruptionError, DamagedError, InputError, NotFoundError, UnavailableError
+from sv_pipeline.errors import ConflictError, CorruptionError, DamagedError, InputError, UnavailableError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.fork.digests import digest_writer
+from sv_pipeline.segmentation.fork.horizon import no_such_version
 from sv_pipeline.segmentation.fork.pending import add_to_entry
 from sv_pipeline.segmentation.fork.records import (
     NEWEST,
@@ -270,6 +271,4 @@ def _array_at(store: ocdbt.OcdbtStore, generation: ocdbt.Version) -> ts.TensorSt
     except DamagedError as error:
         if error.code != "NOT_FOUND" or error.place is not None:
             raise
-        raise NotFoundError(
-            f"the fork has no generation {generation}.", remedy="Its history begins later, or was shortened."
-        ) from error
+        raise no_such_version(store.base, "the fork", generation) from error
