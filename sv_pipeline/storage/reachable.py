@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -131,8 +132,8 @@ class Walk:
         """Read nodes, some at once, and note them."""
         nodes: list[dict[str, Any]] = []
         for first in range(0, len(locations), NODES_AT_ONCE):
-            some = locations[first : first + NODES_AT_ONCE]
-            nodes += retry_transport(lambda some=some: self._dump(some), what="reading the nodes of a store")
+            read = partial(self._dump, locations[first : first + NODES_AT_ONCE])
+            nodes += retry_transport(read, what="reading the nodes of a store")
         self.found.nodes |= {Extent.parse(location)[1] for location in locations}
         return nodes
 

@@ -50,6 +50,7 @@ from sv_pipeline.segmentation.fork.records import (
 from sv_pipeline.segmentation.fork.transactions import ChangedError, checked_transaction
 from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.generations import current_version
+from sv_pipeline.storage.history import oldest_generation
 from sv_pipeline.storage.precomputed import VolumeInfo
 from sv_pipeline.storage.retry import TRANSPORT_CODES, retry_transport, status_code
 
@@ -144,6 +145,8 @@ def restore_operation(
         boxes, generation = record.boxes, record.generation_before
     if boxes is None or generation is None:
         return False
+    if isinstance(generation, int) and generation < oldest_generation(store.base).number:
+        raise no_such_version(store.base, "the fork", generation)  # TensorStore may have a part of it in its cache
     old = _array_at(store, generation)
     old_keys = store_at(store, generation).kv
 
