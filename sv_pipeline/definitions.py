@@ -17,6 +17,7 @@ def defs() -> dg.Definitions:
         edit_failures,
         edits,
         events,
+        garbage,
         jobs,
         layers,
         planning,
@@ -41,6 +42,7 @@ def defs() -> dg.Definitions:
             assets.fork,
             assets.reader_contract,
             pyramid.pyramid,
+            garbage.fork_files,
         ],
         asset_checks=[checks.invariants, checks.layer_complete, checks.watershed_unchanged, pyramid.pyramid_keeps_up],
         jobs=[
@@ -57,6 +59,7 @@ def defs() -> dg.Definitions:
             edits.redo_job,
             pyramid.downsample_job,
             rebuild.rebuild_mip_job,
+            garbage.collect_garbage_job,
             recovery.recover_operation_job,
             recovery.abandon_operation_job,
             recovery.mend_job,
@@ -71,7 +74,11 @@ def defs() -> dg.Definitions:
             edit_failures.failed_edits_sensor,
             edit_failures.canceled_edits_sensor,
         ],
-        schedules=[verification.verify_nightly_schedule, verification.verify_changes_schedule],
+        schedules=[
+            verification.verify_nightly_schedule,
+            verification.verify_changes_schedule,
+            garbage.collect_garbage_schedule,
+        ],
         resources=resources_from_environment(),
         executor=executor_from_environment(),
     )
