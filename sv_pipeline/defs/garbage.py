@@ -1,4 +1,4 @@
-"""The files of each graph's fork as an asset that shows them over time, with a job and a schedule that clean them up."""
+"""The files of each fork as an asset that shows them over time, with a job and a schedule that clean them up."""
 
 from collections.abc import Iterator
 

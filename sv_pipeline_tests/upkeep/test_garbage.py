@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -23,6 +21,7 @@ from sv_pipeline.storage.reachable import reachable
 from sv_pipeline.testing.harness.actors import DONE
 from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline.upkeep.garbage import clean_up, garbage_of
+from sv_pipeline_tests.properties import PROFILE
 from sv_pipeline_tests.recovery.conftest import Theatre
 
 Make = Callable[..., Theatre]
@@ -118,30 +117,35 @@ def busy(play: Theatre, *, editors: int, readers: int, hold: float) -> Iterator[
         assert code == DONE, play.word_of(pid)
 
 
-def kill_and_finish(play: Theatre, steps: tuple[str, ...], grace: float, *, clock: float = 0.0) -> None:
-    """Kill a clean-up at each step, then let another one come to its end."""
-    for step in steps:
-        task = {"do": "clean up", "generations": 4, "grace": grace, "clock": clock}
-        code = play.do(**task, failpoint=f"{step}:kill")
-        assert code in (KILLED, DONE), step  # nothing may be left to do
-        assert play.do(**task) == DONE
+def places() -> list[tuple[str, str, tuple[str, ...], int]]:
+    """(backend, place, steps, rounds): a few kills by default, 84 of them in the soak profile."""
+    if PROFILE != "soak":
+        return [("sqlite", "gs", ("prune nodes", "collecting"), 1), ("bigtable", "file", ("pruned", "collect"), 1)]
+    return [(backend, place, STEPS, 3) for backend in ("sqlite", "bigtable") for place in ("gs", "file")]
 
 
-@pytest.mark.parametrize(("backend", "place"), [("sqlite", "gs"), ("bigtable", "file")])
+@pytest.mark.timeout(1800 if PROFILE == "soak" else 300)
+@pytest.mark.parametrize(("backend", "place", "steps", "rounds"), places())
 def test_a_killed_clean_up_beside_editors_and_readers_loses_nothing(
-    theatre: Make, backend: str, place: str, request: pytest.FixtureRequest, tmp_path: Path
+    theatre: Make, backend: str, place: str, steps: tuple[str, ...], rounds: int, request: pytest.FixtureRequest
 ) -> None:
     bucket = None
     if place == "gs":
         server: GcsControl = request.getfixturevalue("gcs_server")
         bucket = server.new_bucket()
-    play = theatre(backend, bucket=bucket)
-    rounds = int(os.environ.get("SV_PIPELINE_SOAK_ROUNDS", "1"))
-    many = rounds > 1
+    play, many = theatre(backend, bucket=bucket), rounds > 1
     with busy(play, editors=3 if many else 2, readers=8 if many else 2, hold=1.0):
         for turn in range(rounds):
-            # The clock of every second collector is an hour ahead, or behind.
-            kill_and_finish(play, STEPS, grace=6.0, clock=(0.0, 3600.0, -3600.0)[turn % 3] if many else 3600.0)
+            # The clocks of some collectors are an hour ahead, or behind.
+            task = {"do": "clean up", "generations": 4, "grace": 6.0, "clock": (3600.0, -3600.0, 0.0)[turn % 3]}
+            for step in steps:
+                code = play.do(**task, failpoint=f"{step}:kill")
+                assert code in (KILLED, DONE), step  # nothing may be left to do
+                ends = [play.start(**task) for _ in range(2)]
+                assert [play.fork_server.wait(pid) for pid in ends] == [DONE, DONE], [*map(play.word_of, ends)]
     play.do(do="heal")
-    clean_up(play.scene.world.dataset, policy=ONE, grace=NONE)
+    dataset = play.scene.world.dataset
+    for one in read_history(dataset.fork.store().base):
+        dataset.fork.open(version=one.number).read().result()
+    clean_up(dataset, policy=ONE, grace=NONE)
     assert_clean(play)
