@@ -12,10 +12,11 @@ import numpy as np
 from sv_pipeline import edits
 from sv_pipeline.edits import LockPatience, Points
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.registry import open_dataset
+from sv_pipeline.registry import Registry, open_dataset
 from sv_pipeline.retention import Retention
 from sv_pipeline.testing.harness.actors import ACTIONS, at_random
 from sv_pipeline.upkeep.garbage import clean_up
+from sv_pipeline.upkeep.retirement import retire
 
 
 def clean(_: ChunkedGraph, task: dict[str, Any]) -> dict[str, Any]:
@@ -65,4 +66,10 @@ def edit_on(graph: ChunkedGraph, task: dict[str, Any]) -> int:
     return made
 
 
-ACTIONS.update({"clean up": clean, "read pinned": read_pinned, "edit on": edit_on})
+def retire_graph(_: ChunkedGraph, task: dict[str, Any]) -> dict[str, Any]:
+    """Retire the graph ``target``; the graph of the task is another one."""
+    home, graph_id = task["target"]
+    return retire(Registry(home), graph_id).to_dict()
+
+
+ACTIONS.update({"retire": retire_graph, "clean up": clean, "read pinned": read_pinned, "edit on": edit_on})

@@ -1,4 +1,4 @@
-"""The files of forks in Dagster: an asset that shows them, a job and a schedule that clean them up."""
+"""The upkeep of stores in Dagster: an asset shows files, a job and a schedule clean up, a job removes a graph."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sv_pipeline.defs.garbage import collect_garbage_schedule, fork_files
 from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.ingest.run import ingest
-from sv_pipeline.registry import Dataset, default_home
+from sv_pipeline.registry import Dataset, Registry, default_home
 from sv_pipeline.storage import kv
 from sv_pipeline_tests.defs.edited import edit
 
 
-def test_files_are_shown_by_the_asset_and_deleted_by_the_job(dataset: Dataset, instance: dg.DagsterInstance) -> None:
+def test_a_graph_is_measured_cleaned_up_and_removed(dataset: Dataset, instance: dg.DagsterInstance) -> None:
     ingest(dataset, workers=1)
     instance.add_dynamic_partitions(str(graphs.name), [dataset.graph_id])
     edit(dataset, 1)
@@ -47,3 +47,12 @@ def test_files_are_shown_by_the_asset_and_deleted_by_the_job(dataset: Dataset, i
     assert isinstance(report, dict)
     assert report["collected"]["files"] == 0, "the orphan is younger than the grace period"
     assert kv.read_bytes(dataset.fork.folder, orphan) == b"unused"
+
+    def retire(**config: object) -> set[str]:
+        run_config = {"ops": {"retire_graph": {"config": {"graph_id": dataset.graph_id, **config}}}}
+        defs().resolve_job_def("retire_graph_job").execute_in_process(instance=instance, run_config=run_config)
+        return {*instance.get_dynamic_partitions(str(graphs.name))}
+
+    assert retire() == {dataset.graph_id}, "it is only listed"
+    assert retire(apply=True) == set()
+    assert Registry(dataset.home).graph_ids() == []
