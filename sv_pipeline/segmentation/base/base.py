@@ -196,7 +196,7 @@ class Base:
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{self.folder}{RECORD} cannot be read: {error!r}.",
-                remedy="It was written by another version; remove the base (sv-pipeline retire-base) and create it again.",
+                remedy="Another version wrote it. Remove the base (sv-pipeline retire-base) and create it again.",
             ) from error
 
     def settings(self) -> dict[str, Any]:
