@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import tensorstore as ts
 
@@ -16,7 +16,7 @@ from sv_pipeline.storage.retry import retry_transport
 
 __all__ = ["Extent", "Reachable", "Walk", "reachable"]
 
-NODES_AT_ONCE = 256
+NODES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ class Walk:
     def __init__(self, base: ts.KvStore, within: tuple[str, ...] | None = None) -> None:
         self.found = Reachable()
         self._base, self._within = base, within
+        self._parts = [quote(prefix) for prefix in within or ()]
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": 1 << 26}})
 
     def add_version_tree(self, manifest: dict[str, Any]) -> list[dict[str, Any]]:
@@ -107,7 +108,7 @@ class Walk:
         versions: list[dict[str, Any]] = []
         pending = self._new(node["location"] for node in manifest.get("version_tree_nodes", []))
         while pending:
-            entries = [entry for node in self._read(pending) for entry in node["entries"]]
+            entries = [entry for node in self._nodes(pending) for entry in node["entries"]]
             pending = self._new(entry["location"] for entry in entries if "location" in entry)
             versions += [entry for entry in entries if "root" in entry]
         return versions
@@ -116,26 +117,31 @@ class Walk:
         """Walk B+trees, given the locations of their roots; None stands for an empty tree."""
         level = self._new(root for root in roots if root is not None)
         while level:
-            entries = [entry for node in self._read(level) for entry in node["entries"]]
-            values = (Extent.parse(entry["indirect_value"])[1] for entry in entries if "indirect_value" in entry)
-            self.found.values |= {extent for extent in values if self._is_wanted(extent)}
-            level = self._new(entry["location"] for entry in entries if "location" in entry)
-
-    def _is_wanted(self, extent: Extent) -> bool:
-        return self._within is None or extent.file.startswith(self._within)
+            below: dict[str, None] = {}
+            for node in self._nodes(level):
+                values = [entry["indirect_value"] for entry in node["entries"] if "indirect_value" in entry]
+                self.found.values |= {*self._wanted(values).values()}
+                below |= dict.fromkeys(entry["location"] for entry in node["entries"] if "location" in entry)
+            level = self._new(below)
 
     def _new(self, locations: Iterable[str]) -> list[str]:
-        found = {location: Extent.parse(location)[1] for location in locations}
-        return [at for at, extent in found.items() if extent not in self.found.nodes and self._is_wanted(extent)]
+        return [at for at, extent in self._wanted(locations).items() if extent not in self.found.nodes]
 
-    def _read(self, locations: list[str]) -> list[dict[str, Any]]:
+    def _wanted(self, locations: Iterable[str]) -> dict[str, Extent]:
+        """Return the ranges of bytes of locations, without those in other files than the wanted ones."""
+        if self._within is None:
+            return {location: Extent.parse(location)[1] for location in locations}
+        # Most entries of a node are values of the base, so they are sorted out before they are parsed.
+        likely = [location for location in locations if any(part in location for part in self._parts)]
+        found = {location: Extent.parse(location)[1] for location in likely}
+        return {location: extent for location, extent in found.items() if extent.file.startswith(self._within)}
+
+    def _nodes(self, locations: list[str]) -> Iterator[dict[str, Any]]:
         """Read nodes, some at once, and note them."""
-        nodes: list[dict[str, Any]] = []
         for first in range(0, len(locations), NODES_AT_ONCE):
-            read = partial(self._dump, locations[first : first + NODES_AT_ONCE])
-            nodes += retry_transport(read, what="reading the nodes of a store")
-        self.found.nodes |= {Extent.parse(location)[1] for location in locations}
-        return nodes
+            some = locations[first : first + NODES_AT_ONCE]
+            yield from retry_transport(partial(self._dump, some), what="reading the nodes of a store")
+            self.found.nodes |= {Extent.parse(location)[1] for location in some}
 
     def _dump(self, locations: list[str]) -> list[dict[str, Any]]:
         futures = [ts.ocdbt.dump(self._base, location, context=self._context) for location in locations]
