@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.registry import Registry, open_dataset
 from sv_pipeline.retention import Retention
 from sv_pipeline.testing.harness.actors import ACTIONS, at_random
+from sv_pipeline.upkeep.backup import back_up
 from sv_pipeline.upkeep.garbage import clean_up
+from sv_pipeline.upkeep.restore import restore
 from sv_pipeline.upkeep.retirement import retire
 
 
@@ -72,4 +75,24 @@ def retire_graph(_: ChunkedGraph, task: dict[str, Any]) -> dict[str, Any]:
     return retire(Registry(home), graph_id).to_dict()
 
 
-ACTIONS.update({"retire": retire_graph, "clean up": clean, "read pinned": read_pinned, "edit on": edit_on})
+def make_backup(_: ChunkedGraph, task: dict[str, Any]) -> dict[str, Any]:
+    """Back the graph of the task up."""
+    return asdict(back_up(open_dataset(task["graph"][1], task["graph"][0]), task["place"]))
+
+
+def restore_graph(_: ChunkedGraph, task: dict[str, Any]) -> str:
+    """Restore a backup as the graph ``target``, with the backend of the graph of the task."""
+    home, graph_id = task["target"]
+    return restore(Registry(home), task["place"], graph_id, moment=task.get("moment")).graph_id
+
+
+ACTIONS.update(
+    {
+        "back up": make_backup,
+        "restore": restore_graph,
+        "retire": retire_graph,
+        "clean up": clean,
+        "read pinned": read_pinned,
+        "edit on": edit_on,
+    }
+)

@@ -88,10 +88,12 @@ class BaseInfo:
         form = self.form if creating else None
         return ocdbt.part_spec(self.watershed_url, task, attempt, form=form, refers=self.refers)
 
-    def fork_spec(self, graph_id: str, version: ocdbt.Version | None = None) -> dict[str, Any]:
-        """Return the key-value spec of a fork of the base."""
-        kind = self.form.manifest_kind
-        return ocdbt.fork_spec(self.watershed_url, graph_id, manifest_kind=kind, version=version, refers=self.refers)
+    def fork_spec(
+        self, graph_id: str, version: ocdbt.Version | None = None, *, own: str | None = None
+    ) -> dict[str, Any]:
+        """Return the key-value spec of a fork of the base; ``own`` is as for `ocdbt.fork_spec`."""
+        kind, url = self.form.manifest_kind, self.watershed_url
+        return ocdbt.fork_spec(url, graph_id, manifest_kind=kind, version=version, refers=self.refers, own=own)
 
 
 @dataclass(frozen=True, init=False)

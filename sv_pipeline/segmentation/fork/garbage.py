@@ -205,7 +205,7 @@ def collect(fork: Fork, policy: Retention, needs: NeedsNow, *, grace: timedelta 
 
     If the process is killed, or another one does the same, fewer such files are left.
     """
-    files = list_files(fork.folder, ocdbt.data_prefix(fork.graph_id))
+    files = list_files(fork.folder, fork.data_prefix)
     sight = _look(fork, needs, files)
     if sight.needs.unclear:
         return Collected(0, 0, "; ".join(sight.needs.unclear))
@@ -282,7 +282,7 @@ def _look(fork: Fork, needs: NeedsNow, files: list[TimedFile] | None = None) -> 
             remedy="Its history is not shortened, and its files are not deleted from here.",
         )
     fork.require()
-    store, prefix = fork.store(), ocdbt.data_prefix(fork.graph_id)
+    store, prefix = fork.store(), fork.data_prefix
     files = list_files(fork.folder, prefix) if files is None else files
     now = storage_time(fork.folder, prefix)
     found = retry_transport(
