@@ -1,4 +1,4 @@
-"""Commands about copies of a graph: backup, restore."""
+"""Commands about copies of a graph: backup, restore, reconcile."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from sv_pipeline.cli.output import json_option, print_json
 
-__all__ = ["backup", "restore"]
+__all__ = ["backup", "reconcile", "restore"]
 
 
 @click.command()
@@ -48,3 +48,24 @@ def restore(home: str, place: str, as_graph: str, graph_id: str | None, moment: 
 
     dataset = restore_graph(Registry(home), place, as_graph, graph_id=graph_id, moment=moment)
     click.echo(f"graph {dataset.graph_id} is restored; 'sv-pipeline verify {dataset.graph_id}' checks it.")
+
+
+@click.command()
+@click.argument("graph")
+@click.option("--apply", is_flag=True, help="Roll back. Without this option the lost operations are only listed.")
+@json_option
+@click.pass_obj
+def reconcile(home: str, graph: str, *, apply: bool, as_json: bool) -> None:
+    """Make table and fork of GRAPH fit again that were restored from different days.
+
+    The newer one is rolled back to the newest operation that both know. Without --apply the command lists the
+    operations that are lost.
+    """
+    from sv_pipeline.registry import open_dataset
+    from sv_pipeline.upkeep.reconciling import reconcile as reconcile_graph
+
+    done = reconcile_graph(open_dataset(graph, home), apply=apply)
+    if as_json:
+        print_json(done.to_dict())
+    else:
+        click.echo("\n".join(done.lines()))

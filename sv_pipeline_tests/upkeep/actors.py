@@ -18,6 +18,7 @@ from sv_pipeline.retention import Retention
 from sv_pipeline.testing.harness.actors import ACTIONS, at_random
 from sv_pipeline.upkeep.backup import back_up
 from sv_pipeline.upkeep.garbage import clean_up
+from sv_pipeline.upkeep.reconciling import reconcile
 from sv_pipeline.upkeep.restore import restore
 from sv_pipeline.upkeep.retirement import retire
 
@@ -86,10 +87,16 @@ def restore_graph(_: ChunkedGraph, task: dict[str, Any]) -> str:
     return restore(Registry(home), task["place"], graph_id, moment=task.get("moment")).graph_id
 
 
+def reconcile_graph(_: ChunkedGraph, task: dict[str, Any]) -> dict[str, Any]:
+    """Roll the newer of table and fork back."""
+    return reconcile(open_dataset(task["graph"][1], task["graph"][0]), apply=True).to_dict()
+
+
 ACTIONS.update(
     {
         "back up": make_backup,
         "restore": restore_graph,
+        "reconcile": reconcile_graph,
         "retire": retire_graph,
         "clean up": clean,
         "read pinned": read_pinned,
