@@ -54,7 +54,7 @@ def page() -> Iterator[Any]:
         raise
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", *SOFTWARE_WEBGL])
-        yield browser.new_page(viewport={"width": 1100, "height": 600})
+        yield browser.new_page(viewport={"width": 640, "height": 420})
         browser.close()
 
 
