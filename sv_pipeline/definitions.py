@@ -12,6 +12,7 @@ def defs() -> dg.Definitions:
     """Return all assets, checks, jobs, sensors and resources; they are built when a Dagster process asks for them."""
     from sv_pipeline.defs import (
         assets,
+        backup,
         built,
         checks,
         edit_failures,
@@ -62,6 +63,7 @@ def defs() -> dg.Definitions:
             rebuild.rebuild_mip_job,
             garbage.collect_garbage_job,
             retirement.retire_graph_job,
+            backup.backup_job,
             recovery.recover_operation_job,
             recovery.abandon_operation_job,
             recovery.mend_job,
@@ -80,6 +82,7 @@ def defs() -> dg.Definitions:
             verification.verify_nightly_schedule,
             verification.verify_changes_schedule,
             garbage.collect_garbage_schedule,
+            backup.backup_schedule,
         ],
         resources=resources_from_environment(),
         executor=executor_from_environment(),

@@ -53,7 +53,7 @@ COMMANDS = {
     "restore": ("sv_pipeline.cli.backup:restore", "Make a graph from a backup."),
     "reconcile": (
         "sv_pipeline.cli.backup:reconcile",
-        "Make table and fork of different days fit; a dry run by default.",
+        "Make a table and a fork fit; a dry run by default.",
     ),
     "retire": ("sv_pipeline.cli.retire:retire", "Remove a graph; a dry run by default."),
     "retire-base": ("sv_pipeline.cli.retire:retire_base", "Remove the base of a watershed; a dry run by default."),
