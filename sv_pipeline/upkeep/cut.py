@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 
 from sv_pipeline.backoff import Backoff
 from sv_pipeline.errors import ConflictError
@@ -113,7 +114,11 @@ def times_of_others(table: Table, cut: Cut) -> set[int]:
 
 
 def _times(row: RowView) -> set[int]:
-    return {round(moment.timestamp() * 1000) for _, moment in columns.OPERATION_TIMESTAMP.history(row)}
+    return {_milliseconds(moment) for _, moment in columns.OPERATION_TIMESTAMP.history(row)}
+
+
+def _milliseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000 + 0.5)
 
 
 def kept_rows(rows: Iterable[tuple[bytes, RowView]], cut: Cut, others: set[int]) -> Iterator[tuple[bytes, RowView]]:
@@ -134,7 +139,7 @@ def kept_rows(rows: Iterable[tuple[bytes, RowView]], cut: Cut, others: set[int])
             if cut.holds(int(key)):
                 newest = columns.OPERATION_TIMESTAMP.readable(row)
                 ended = columns.OPERATION_STATUS.readable(row) == int(OperationStatus.SUCCESS)
-                if ended and newest is not None and round(newest.timestamp() * 1000) in others:
+                if ended and newest is not None and _milliseconds(newest) in others:
                     raise TimesCollideError(int(key))
                 yield key, row
         elif key.startswith(_OWN_ROWS):

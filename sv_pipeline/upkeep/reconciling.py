@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from sv_pipeline.errors import ConflictError, UnavailableError
-from sv_pipeline.failpoints import reach
+from sv_pipeline.failpoints import pieces, reach
 from sv_pipeline.operations.log import Operation, OperationStatus, read_operations
+from sv_pipeline.operations.other_software import logical_time
 from sv_pipeline.operations.ownership import OPEN_ROWS
 from sv_pipeline.operations.pair import COMMITTED, PAIR_ROW, Older, find_misfit
 from sv_pipeline.operations.writing import own_key, read_identity, read_supervoxels
@@ -195,9 +196,9 @@ def _delete_cells(dataset: Dataset, lost: list[Operation]) -> None:
             batch.append(RowMutation(key, changes))
         if len(batch) >= ROWS_AT_ONCE:
             table.mutate(batch)
-            reach("reconciling rows")
             batch = []
-    table.mutate(batch)
+    for part in pieces("reconciling rows", batch):
+        table.mutate(part)
 
 
 def _is_of_graph(key: bytes) -> bool:
@@ -233,5 +234,4 @@ def _note_lost(dataset: Dataset, lost: list[Operation]) -> None:
 
 
 def _time(operation: Operation) -> int:
-    assert operation.timestamp is not None
-    return round(operation.timestamp.timestamp() * 1000)
+    return logical_time(operation) or 0
