@@ -82,7 +82,7 @@ def test_a_backup_beside_edits_is_a_pair_that_fits(theatre: Make, backend: str, 
     play = theatre(backend)
     source, place = play.scene.world.dataset, str(tmp_path / "backups")
     rounds = 10 if PROFILE == "soak" else 2
-    with busy(play, editors=3, readers=0, hold=1.0):
+    with busy(play, editors=3):
         made = [back_up(source, place) for _ in range(rounds)]
     assert backups_in(place) == {source.graph_id: sorted(one.moment for one in made)}
     assert sum(one.copied_files for one in made) == made[-1].files, "each file is copied once"
@@ -158,7 +158,7 @@ def test_killed_backups_and_restores_are_completed_by_the_next(
     play = theatre(backend, bucket=bucket)
     source = play.scene.world.dataset
     all_of_them = PROFILE == "soak"
-    with busy(play, editors=3 if all_of_them else 1, readers=0, hold=1.0):
+    with busy(play, editors=3 if all_of_them else 1):
         for step in OF_BACKUP if all_of_them else ("backup rows", "backup files"):
             assert play.do(do="back up", place=place, failpoint=f"{step}:kill") == KILLED
             code, said = play.said(do="back up", place=place)
