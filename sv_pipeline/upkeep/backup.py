@@ -33,7 +33,7 @@ from sv_pipeline.storage.reachable import Walk
 from sv_pipeline.storage.stored_json import parse_stored
 from sv_pipeline.storage.timed_files import list_files, storage_time
 from sv_pipeline.table.interface import RowKeyRange, Table
-from sv_pipeline.upkeep.cut import Cut, find_cut, times_of_others
+from sv_pipeline.upkeep.cut import BackupCut, find_cut, times_of_others
 from sv_pipeline.upkeep.row_files import row_files
 
 __all__ = ["Backup", "Catalogue", "back_up", "backups_in", "files_folder", "moment_folder", "read_catalogue"]
@@ -73,9 +73,9 @@ class Catalogue:
     """Name (without the prefix) and size of each data file."""
 
     @property
-    def cut(self) -> Cut:
+    def cut(self) -> BackupCut:
         """The operations that are in the backup."""
-        return Cut(self.last_operation, frozenset(self.without), self.generation)
+        return BackupCut(self.last_operation, frozenset(self.without), self.generation)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from sv_pipeline.segmentation.fork.records import records_in, store_at
 from sv_pipeline.table import columns, counters, keys
 from sv_pipeline.table.interface import RowView, Table
 
-__all__ = ["Cut", "TimesCollideError", "find_cut", "kept_rows", "times_of_others"]
+__all__ = ["BackupCut", "TimesCollideError", "find_cut", "kept_rows", "times_of_others"]
 
 NEWEST_IDS = 1_000
 """Number of last ids in the log among which ids without a row are taken for operations that are just beginning."""
@@ -49,7 +49,7 @@ class TimesCollideError(Exception):
 
 
 @dataclass(frozen=True)
-class Cut:
+class BackupCut:
     """The operations of a backup."""
 
     last: int
@@ -64,7 +64,7 @@ class Cut:
         return operation_id <= self.last and operation_id not in self.without
 
 
-def find_cut(graph: ChunkedGraph) -> Cut:
+def find_cut(graph: ChunkedGraph) -> BackupCut:
     """Find a moment at which no operation is between its voxels and its end; edits may go on.
 
     Raises
@@ -80,10 +80,10 @@ def find_cut(graph: ChunkedGraph) -> Cut:
         unfinished = {one.id: one for one in all_unfinished(graph)}
         without = {*unfinished} | _without_row(table, last)
         if not graph.fork.exists():
-            return Cut(last, frozenset(i for i in without if i <= last), None)
+            return BackupCut(last, frozenset(i for i in without if i <= last), None)
         generation = graph.fork.generation()
         found = records_in(store_at(graph.fork.store(), generation).kv)
-        cut = Cut(last, frozenset(i for i in without if i <= last), generation)
+        cut = BackupCut(last, frozenset(i for i in without if i <= last), generation)
         early = sorted(record.operation_id for record in found if not cut.holds(record.operation_id))
         if not early and not any(one.foreign and one.scope is not None for one in unfinished.values()):
             return cut
@@ -103,7 +103,7 @@ def _without_row(table: Table, last: int) -> set[int]:
     return {i for i in ids if columns.OPERATION_STATUS.readable(rows.get(keys.node_key(i))) not in (*_ENDED, 4)}
 
 
-def times_of_others(table: Table, cut: Cut) -> set[int]:
+def times_of_others(table: Table, cut: BackupCut) -> set[int]:
     """Return the times, in milliseconds, of all attempts at operations that are not in the cut; after the copy."""
     opened = {int(key.removeprefix(OPEN_PREFIX)) for key, _ in table.scan([OPEN_ROWS], newest_only=True)}
     ids = {*cut.without, *opened, *range(cut.last + 1, counters.last_operation_id(table) + 1)}
@@ -121,7 +121,9 @@ def _milliseconds(moment: datetime) -> int:
     return int(moment.timestamp() * 1000 + 0.5)
 
 
-def kept_rows(rows: Iterable[tuple[bytes, RowView]], cut: Cut, others: set[int]) -> Iterator[tuple[bytes, RowView]]:
+def kept_rows(
+    rows: Iterable[tuple[bytes, RowView]], cut: BackupCut, others: set[int]
+) -> Iterator[tuple[bytes, RowView]]:
     """Yield the copied rows as they are restored; the rows must be in the order of their keys.
 
     Parameters

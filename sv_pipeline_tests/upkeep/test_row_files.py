@@ -13,7 +13,7 @@ from sv_pipeline.operations.log import OperationStatus
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import Cell, ColumnKey, RowView
 from sv_pipeline.upkeep import row_files as files
-from sv_pipeline.upkeep.cut import Cut, TimesCollideError, kept_rows
+from sv_pipeline.upkeep.cut import BackupCut, TimesCollideError, kept_rows
 from sv_pipeline.upkeep.row_files import row_files, rows_in
 from sv_pipeline_tests.properties import examples
 
@@ -68,7 +68,7 @@ def test_cells_of_operations_that_are_not_in_the_cut_are_left_out() -> None:
         (b"sv_pipeline:open:%020d" % 2, {column: [Cell(1, b"o")]}),
         (b"\x00\x01" + b"lockrows", {columns.LOCK.key: [Cell(1, b"l")]}),
     ]
-    cut = Cut(3, frozenset({2}), 7)
+    cut = BackupCut(3, frozenset({2}), 7)
     assert dict(kept_rows(rows, cut, {2000, 4000})) == {
         **dict([rows[0], rows[2]]),
         node: {column: [Cell(1000, b"1"), Cell(500, b"0")]},
