@@ -36,7 +36,17 @@ from sv_pipeline.table.interface import RowKeyRange, Table
 from sv_pipeline.upkeep.cut import BackupCut, find_cut, times_of_others
 from sv_pipeline.upkeep.row_files import row_files
 
-__all__ = ["Backup", "Catalogue", "back_up", "backups_in", "files_folder", "moment_folder", "read_catalogue"]
+__all__ = [
+    "Backup",
+    "Catalogue",
+    "back_up",
+    "backups_in",
+    "base_uuid",
+    "files_folder",
+    "moment_folder",
+    "read_catalogue",
+    "require_own_manifest",
+]
 
 CATALOGUE, MANIFEST, NODES, FILES = "backup.json", "manifest.ocdbt", "nodes", "files"
 FORMAT = 1
@@ -127,12 +137,8 @@ def back_up(dataset: Dataset, place: str | Path) -> Backup:
     NotFoundError
         If the graph has no table yet.
     """
-    if dataset.fork.is_in_place():
-        raise ConflictError(
-            f"the voxels of graph {dataset.graph_id!r} are the base itself.",
-            remedy="Copy the folder of the watershed and the table while nobody edits.",
-        )
     graph, fork = dataset.graph, dataset.fork
+    require_own_manifest(fork)
     folder = graph_folder(place, dataset.graph_id)
     moment = _moment(storage_time(folder, "."))
     target = kv.join_url(folder, moment)
@@ -207,6 +213,20 @@ def read_catalogue(place: str | Path, graph_id: str, moment: str) -> Catalogue:
         raise DamagedError(
             f"{where} is not the description of a backup.", remedy="Use another.", place=where
         ) from error
+
+
+def require_own_manifest(fork: Fork) -> None:
+    """Raise ConflictError if a fork does not have a single manifest of its own, which can be written anew."""
+    if fork.is_in_place():
+        why = "are the base itself"
+    elif fork.exists() and fork.base.info().form.manifest_kind == "numbered":
+        why = "have numbered manifests"
+    else:
+        return
+    raise ConflictError(
+        f"the voxels of graph {fork.graph_id!r} {why}, which is not supported here.",
+        remedy="Copy the folder of the watershed and the table while nobody edits.",
+    )
 
 
 def base_uuid(fork: Fork) -> str:

@@ -44,6 +44,9 @@ _LOCK_KEYS = (10, 26)
 """Lengths of the keys of rows that hold locks of chunks and cells, which are binary."""
 
 
+Row = tuple[bytes, RowView]
+
+
 class TimesCollideError(Exception):
     """Raised if an operation in the cut and another one have the same logical time; another cut has to be found."""
 

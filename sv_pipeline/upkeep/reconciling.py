@@ -42,6 +42,7 @@ from sv_pipeline.storage.generations import current_version, read_manifest
 from sv_pipeline.storage.history import manifest_until, node_reader
 from sv_pipeline.table import columns, counters, keys
 from sv_pipeline.table.interface import DeleteCells, RowKeyRange, RowMutation, SetCell
+from sv_pipeline.upkeep.backup import require_own_manifest
 
 __all__ = ["Reconciliation", "reconcile"]
 
@@ -105,6 +106,7 @@ def reconcile(dataset: Dataset, *, apply: bool = False) -> Reconciliation:
 
 
 def _roll_fork_back(dataset: Dataset, *, apply: bool) -> Reconciliation:
+    require_own_manifest(dataset.fork)
     store = dataset.fork.store()
     lost = [one for one in records_in(store.kv) if not _is_known(dataset, one)]
     if not lost:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sv_pipeline.errors import CorruptionError
+from sv_pipeline.errors import ConflictError, CorruptionError
 from sv_pipeline.operations.log import OperationStatus
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import Cell, ColumnKey, RowView
 from sv_pipeline.upkeep import row_files as files
+from sv_pipeline.upkeep.backup import require_own_manifest
 from sv_pipeline.upkeep.cut import BackupCut, TimesCollideError, kept_rows
 from sv_pipeline.upkeep.row_files import row_files, rows_in
 from sv_pipeline_tests.properties import examples
+from sv_pipeline_tests.segmentation.volumes import BASES, make_watershed
 
 cells = st.lists(st.builds(Cell, st.integers(0, 2**62), st.binary(max_size=40)), min_size=1, max_size=3)
 names = st.builds(ColumnKey, st.sampled_from("01234"), st.binary(max_size=10))
@@ -77,3 +81,13 @@ def test_cells_of_operations_that_are_not_in_the_cut_are_left_out() -> None:
     }
     with pytest.raises(TimesCollideError):
         list(kept_rows(rows, cut, {3000}))
+
+
+def test_forks_whose_manifest_cannot_be_written_anew_are_refused(tmp_path: Path) -> None:
+    watershed = make_watershed(str(tmp_path), mips=2, **BASES["numbered"])
+    watershed.populate()
+    fork = Fork(watershed.url, "g")
+    require_own_manifest(fork)  # there is no fork yet
+    fork.create()
+    with pytest.raises(ConflictError, match="numbered manifests"):
+        require_own_manifest(fork)
