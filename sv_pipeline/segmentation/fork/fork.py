@@ -187,9 +187,8 @@ class Fork:
     def _base_with(self, mip: int) -> BaseInfo:
         base = self.base.info()
         if not 0 <= mip < base.n_mips:
-            raise NotFoundError(
-                f"the fork of graph {self.graph_id!r} has no mip {mip}.", remedy=f"It has {base.n_mips} mips."
-            )
+            missing = f"the fork of graph {self.graph_id!r} has no mip {mip}."
+            raise NotFoundError(missing, remedy=f"It has {base.n_mips} mips.")
         return base
 
     def spec(self, mip: int | None = None, *, version: ocdbt.Version | None = None) -> dict[str, Any]:
@@ -281,10 +280,7 @@ class Fork:
         return records.generation_at(self.store(), time, within)
 
     def contract(self, *, version: ocdbt.Version | None = None) -> dict[str, Any]:
-        """Return everything that a reader of the graph's voxels needs, for JSON: a spec and the bounds of each mip.
-
-        ``generation`` is the fork's latest commit at the time of the call.
-        """
+        """Return what a reader of the voxels needs, for JSON: a spec and the bounds of each mip, and the generation."""
         keys = self.spec(version=version)
         return reader_contract(self.base_info(), self.graph_id, keys, self.generation())
 
