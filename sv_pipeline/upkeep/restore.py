@@ -106,7 +106,7 @@ def restore(
         _make_fork(dataset, place, catalogue)
     reach("restore fork")
     _give_identity(dataset)
-    meta.write_meta(dataset.table, meta.from_config(config), overwrite=True)
+    meta.write_meta(dataset.table, _renamed(meta.read_meta(dataset.table), config), overwrite=True)
     reach("restore identity")
     dataset.table.mutate([RowMutation(RESTORE_ROW, [DeleteCells()])])
     restored = registry.register(config)
@@ -133,10 +133,21 @@ def _configuration(catalogue: backup.Catalogue, as_graph: str, changes: dict[str
     return parse_config(raw, stored=True)
 
 
+def _renamed(stored: meta.TableMeta, config: DatasetConfig) -> meta.TableMeta:
+    """Return the original's meta, to which other software may have added, with name and places of the restored graph."""
+    new = meta.from_config(config)
+    named = stored.graph_config._replace(ID=new.graph_config.ID, ID_PREFIX=new.graph_config.ID_PREFIX)
+    return meta.TableMeta(named, new.data_source, {**stored.custom_data, **new.custom_data})
+
+
 def _claim(dataset: Dataset, source: str) -> None:
     """Create the table for this restore, or find the one that an earlier call has created."""
     table = dataset.table
     if not table.exists():
+        if dataset.fork.exists():
+            raise ConflictError(
+                f"graph {dataset.graph_id!r} has a fork at {dataset.fork.folder}.", remedy="Choose another id (--as)."
+            )
         table.create()
         table.mutate([RowMutation(RESTORE_ROW, [SOURCE.set(source, 1)])])
     found = SOURCE.newest(table.read_rows([RESTORE_ROW], newest_only=True).get(RESTORE_ROW))

@@ -15,6 +15,7 @@ from sv_pipeline.graph.queries import roots
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.operations.pair import GRAPH, PAIR_ROW
 from sv_pipeline.registry import Dataset, Registry
+from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv
 from sv_pipeline.testing.harness.actors import DONE
 from sv_pipeline.testing.servers.gcs_client import GcsControl
@@ -130,6 +131,9 @@ def test_what_cannot_be_restored_is_refused(theatre: Make, tmp_path: Path) -> No
     done = back_up(source, place)
     with pytest.raises(ConflictError, match="exists already"):
         restore(registry, place, source.graph_id)
+    Fork(source.watershed_url, "forked").create()
+    with pytest.raises(ConflictError, match="has a fork at"):
+        restore(registry, place, "forked")
     folder = moment_folder(place, source.graph_id, done.moment)
     rows = kv.read_bytes(folder, "rows-000000.zst")
     assert rows is not None
