@@ -134,7 +134,7 @@ def _configuration(catalogue: backup.Catalogue, as_graph: str, changes: dict[str
 
 
 def _renamed(stored: meta.TableMeta, config: DatasetConfig) -> meta.TableMeta:
-    """Return the meta of the original, which may be other software's, with the name and places of the restored graph."""
+    """Return the meta of the original, with what other software has added, under the name of the restored graph."""
     new = meta.from_config(config)
     named = stored.graph_config._replace(ID=new.graph_config.ID, ID_PREFIX=new.graph_config.ID_PREFIX)
     return meta.TableMeta(named, new.data_source, {**stored.custom_data, **new.custom_data})
