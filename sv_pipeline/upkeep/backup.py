@@ -24,6 +24,7 @@ from typing import Any
 
 from sv_pipeline.errors import ConflictError, DamagedError, NotFoundError
 from sv_pipeline.failpoints import reach
+from sv_pipeline.operations.pair import find_misfit
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv, ocdbt
@@ -133,12 +134,18 @@ def back_up(dataset: Dataset, place: str | Path) -> Backup:
     Raises
     ------
     ConflictError
-        If an operation whose process has died is in the way, or the graph's voxels are the base itself.
+        If an operation whose process has died is in the way, table and fork do not fit, or the graph's voxels are the
+        base itself.
     NotFoundError
         If the graph has no table yet.
     """
     graph, fork = dataset.graph, dataset.fork
     require_own_manifest(fork)
+    if (misfit := find_misfit(graph)) is not None:
+        raise ConflictError(
+            f"{misfit.message} Such a pair is not backed up.",
+            remedy=f"'sv-pipeline reconcile {dataset.graph_id}' makes them fit.",
+        )
     folder = graph_folder(place, dataset.graph_id)
     moment = _moment(storage_time(folder, "."))
     target = kv.join_url(folder, moment)

@@ -34,6 +34,13 @@ def test_a_graph_is_measured_cleaned_up_backed_up_and_removed(
 ) -> None:
     ingest(dataset, workers=1)
     instance.add_dynamic_partitions(str(graphs.name), [dataset.graph_id])
+    place = str(tmp_path / "backups")
+    assert not backup_requests(instance), "no place is set"
+    monkeypatch.setenv(PLACE_VARIABLE, place)
+    (request,) = backup_requests(instance)
+    defs().resolve_job_def("backup_job").execute_in_process(instance=instance, run_config=request.run_config)
+    assert len(backups_in(place)[dataset.graph_id]) == 1
+
     edit(dataset, 1)
     orphan = f"{dataset.graph_id}_d/orphan"
     kv.write_bytes(dataset.fork.folder, orphan, b"unused")
@@ -62,13 +69,6 @@ def test_a_graph_is_measured_cleaned_up_backed_up_and_removed(
     assert isinstance(report, dict)
     assert report["collected"]["files"] == 0, "the orphan is younger than the grace period"
     assert kv.read_bytes(dataset.fork.folder, orphan) == b"unused"
-
-    place = str(tmp_path / "backups")
-    assert not backup_requests(instance), "no place is set"
-    monkeypatch.setenv(PLACE_VARIABLE, place)
-    (request,) = backup_requests(instance)
-    defs().resolve_job_def("backup_job").execute_in_process(instance=instance, run_config=request.run_config)
-    assert len(backups_in(place)[dataset.graph_id]) == 1
 
     def retire(**config: object) -> set[str]:
         run_config = {"ops": {"retire_graph": {"config": {"graph_id": dataset.graph_id, **config}}}}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from sv_pipeline.errors import ConflictError
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.testing.harness.actors import DONE
+from sv_pipeline.upkeep.backup import back_up
 from sv_pipeline.upkeep.reconciling import reconcile
 from sv_pipeline_tests.recovery.conftest import Theatre
 from sv_pipeline_tests.recovery.test_restored_apart import backup, restore
@@ -28,7 +31,9 @@ def edited(play: Theatre, *kinds: str) -> list[int]:
 
 @pytest.mark.parametrize("backend", ["sqlite", "bigtable"])
 @pytest.mark.parametrize("older", ["table", "fork"])
-def test_the_newer_one_is_rolled_back_and_editing_goes_on(theatre: Make, backend: str, older: str) -> None:
+def test_the_newer_one_is_rolled_back_and_editing_goes_on(
+    theatre: Make, backend: str, older: str, tmp_path: Path
+) -> None:
     play = theatre(backend)
     scene, dataset = play.scene, play.scene.world.dataset
     edited(play, "supervoxel split")
@@ -42,6 +47,8 @@ def test_the_newer_one_is_rolled_back_and_editing_goes_on(theatre: Make, backend
     assert dry.newer == ("fork" if older == "table" else "table")
     assert not dry.applied
     assert reconcile(dataset) == dry, "nothing was changed"
+    with pytest.raises(ConflictError, match="is not backed up"):
+        back_up(dataset, tmp_path)
     steps = ("reconcile fork",) if older == "table" else ("reconciling rows", "reconcile rows", "reconciling log")
     for step in steps:
         assert play.do(do="reconcile", failpoint=f"{step}:kill") == KILLED, step
