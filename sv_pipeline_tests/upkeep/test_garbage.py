@@ -26,7 +26,7 @@ from sv_pipeline_tests.recovery.conftest import Theatre
 
 Make = Callable[..., Theatre]
 NONE, ONE = timedelta(0), Retention(generations=1)
-STEPS = ("looked", "prune", "prune nodes", "pruned", "collect", "collecting", "collected")
+STEPS = ("looked", "prune", "prune nodes", "pruned", "collect", "marked", "collecting", "collected")
 """Steps of a clean-up at which it can be killed; ``looked`` comes twice."""
 KILLED = -9
 
