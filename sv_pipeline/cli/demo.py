@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sv_pipeline.cli.stopping import CONTINUE, if_stopped
 from sv_pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _OBJECT_ARRAYS = ("agglomeration", "objects", "bodies", "groundtruth")
 @click.option("--chunk-size", metavar="X,Y,Z", default="64,64,64", show_default=True, help="Size of a chunk in voxels.")
 @click.option("--resolution", metavar="X,Y,Z", help="Nanometres per voxel, if the source does not give them.")
 @click.pass_obj
+@if_stopped(CONTINUE)
 def demo(home: str, source: str | None, folder: str, chunk_size: str, resolution: str | None) -> None:
     """Take SOURCE (.npz, .npy, or a precomputed volume) through the whole pipeline, without any server.
 

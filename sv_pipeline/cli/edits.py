@@ -11,7 +11,9 @@ import click
 
 from sv_pipeline.arguments import parse_gigabytes
 from sv_pipeline.cli.inspect import point
-from sv_pipeline.cli.output import Finite, json_option, print_json
+from sv_pipeline.cli.kinds import Number, Whole, graph_argument, made_operation_argument
+from sv_pipeline.cli.output import json_option, print_json
+from sv_pipeline.cli.stopping import if_stopped
 
 if TYPE_CHECKING:
     from sv_pipeline.edits import CommittedEdit
@@ -21,6 +23,7 @@ __all__ = ["merge", "operations", "picture", "preview", "redo", "split", "undo"]
 
 Command = Callable[..., Any]
 PNG = click.Path(dir_okay=False, writable=True, path_type=Path)
+LOOK = "'sv-pipeline ops GRAPH' shows whether the edit had begun, and what became of it."
 _user = click.option("--user", help="User of the edit, for the log. Default: the user of this machine.")
 _partial = click.option(
     "--partial",
@@ -32,7 +35,7 @@ _partial_revert = click.option(
 )
 _region_memory = click.option(
     "--region-memory",
-    type=Finite(0, 1e6),
+    type=Number(0, 1e6),
     metavar="GB",
     help="Memory for the part of the object that is searched for a cut between the points. Default: 1.07.",
 )
@@ -107,12 +110,13 @@ def _write(path: Path, png: bytes) -> None:
 
 
 @click.command()
-@click.argument("graph")
+@graph_argument
 @_points
 @_user
 @_picture
 @json_option
 @click.pass_obj
+@if_stopped(LOOK)
 def merge(
     home: str, graph: str, source: Any, sink: Any, user: str | None, picture: Path | None, *, as_json: bool
 ) -> None:
@@ -122,7 +126,7 @@ def merge(
 
 
 @click.command()
-@click.argument("graph")
+@graph_argument
 @_points
 @_partial
 @_region_memory
@@ -131,6 +135,7 @@ def merge(
 @_picture
 @json_option
 @click.pass_obj
+@if_stopped(LOOK)
 def split(
     home: str,
     graph: str,
@@ -156,7 +161,7 @@ def _split_options(*, partial: bool, region_memory: float | None, isolating: boo
 
 
 @click.command()
-@click.argument("graph")
+@graph_argument
 @_points
 @_partial
 @_region_memory
@@ -208,13 +213,14 @@ def _say_preview(numbers: dict[str, Any]) -> None:
 
 
 @click.command()
-@click.argument("graph")
-@click.argument("operation", type=click.IntRange(1))
+@graph_argument
+@made_operation_argument
 @_partial_revert
 @_user
 @_picture
 @json_option
 @click.pass_obj
+@if_stopped(LOOK)
 def undo(
     home: str, graph: str, operation: int, user: str | None, picture: Path | None, *, partial: bool, as_json: bool
 ) -> None:
@@ -224,13 +230,14 @@ def undo(
 
 
 @click.command()
-@click.argument("graph")
-@click.argument("operation", type=click.IntRange(1))
+@graph_argument
+@made_operation_argument
 @_partial_revert
 @_user
 @_picture
 @json_option
 @click.pass_obj
+@if_stopped(LOOK)
 def redo(
     home: str, graph: str, operation: int, user: str | None, picture: Path | None, *, partial: bool, as_json: bool
 ) -> None:
@@ -240,8 +247,8 @@ def redo(
 
 
 @click.command()
-@click.argument("graph")
-@click.argument("operation", type=click.IntRange(1))
+@graph_argument
+@made_operation_argument
 @click.argument("file", type=PNG)
 @click.pass_obj
 def picture(home: str, graph: str, operation: int, file: Path) -> None:
@@ -250,8 +257,8 @@ def picture(home: str, graph: str, operation: int, file: Path) -> None:
 
 
 @click.command("ops")
-@click.argument("graph")
-@click.option("--last", type=click.IntRange(1), metavar="N", help="Only the newest N. Default: all.")
+@graph_argument
+@click.option("--last", type=Whole(1), metavar="N", help="Only the newest N. Default: all.")
 @json_option
 @click.pass_obj
 def operations(home: str, graph: str, last: int | None, *, as_json: bool) -> None:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sv_pipeline.cli.output import Finite, print_json
+from sv_pipeline.cli.kinds import MADE, Number, Whole, graph_argument
+from sv_pipeline.cli.output import print_json
+from sv_pipeline.cli.stopping import if_stopped
 
 if TYPE_CHECKING:
     from sv_pipeline.feed.event import EditEvent
@@ -19,14 +21,20 @@ __all__ = ["events"]
 
 
 @click.command()
-@click.argument("graph")
-@click.option("--since", type=click.IntRange(0), metavar="OPERATION", help="Only events after that of OPERATION.")
+@graph_argument
+@click.option(
+    "--since",
+    type=Whole(0),
+    shell_complete=MADE.shell_complete,
+    metavar="OPERATION",
+    help="Only events after that of OPERATION.",
+)
 @click.option(
     "--follow", is_flag=True, help="Keep running, and show edits as they finish. Without --since: only new ones."
 )
 @click.option(
     "--interval",
-    type=Finite(0.05, 3600),
+    type=Number(0.05, 3600),
     default=1.0,
     show_default=True,
     help="Seconds between two reads with --follow.",
@@ -45,12 +53,13 @@ __all__ = ["events"]
     "--move",
     "moved",
     nargs=2,
-    type=(str, click.IntRange(0)),
+    type=(str, Whole(0)),
     metavar="RECEIVER NUMBER",
     help="Let a receiver continue after the event NUMBER: an earlier one, or one that it refuses.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts; for events, one object per line.")
 @click.pass_obj
+@if_stopped("Events that a receiver has accepted are not delivered to it again.")
 def events(
     home: str,
     graph: str,

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sv_pipeline.cli.inspect import point
+from sv_pipeline.cli.kinds import LARGEST_ID, OPERATION, Whole, graph_argument
 from sv_pipeline.cli.output import json_option
+from sv_pipeline.cli.stopping import if_stopped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,14 +34,15 @@ def moment(_context: click.Context, _option: click.Parameter, text: str | None) 
 _since = click.option(
     "--since",
     metavar="MOMENT",
+    shell_complete=OPERATION.shell_complete,
     callback=moment,
     help="Only edits at or after this time, such as 2026-01-31T12:00:00+01:00, or from this operation number on.",
 )
 
 
 @click.command("change-log")
-@click.argument("graph")
-@click.option("--root", "roots", type=click.IntRange(1, 2**64 - 1), multiple=True, help="A root; repeatable.")
+@graph_argument
+@click.option("--root", "roots", type=Whole(1, LARGEST_ID), multiple=True, help="A root; repeatable.")
 @click.option("--at", "points", multiple=True, metavar="X,Y,Z", help="The object at a voxel; repeatable.")
 @click.option("--user", help="Only the edits of this user.")
 @_since
@@ -64,7 +67,7 @@ def change_log(
 
 
 @click.command()
-@click.argument("graph")
+@graph_argument
 @click.option("--user", required=True, help="User whose edits are undone.")
 @_since
 @click.option("--apply", is_flag=True, help="Make the undos. Without this option nothing is written.")
@@ -74,6 +77,7 @@ def change_log(
 @click.option("--by", help="User of the undos, for the log. Default: the user of this machine.")
 @json_option
 @click.pass_obj
+@if_stopped("The undos that were made stay. Run the same command again to continue.")
 def rollback(
     home: str, graph: str, user: str, since: Any, by: str | None, *, apply: bool, over_others: bool, as_json: bool
 ) -> None:

@@ -6,7 +6,9 @@ import re
 
 import click
 
+from sv_pipeline.cli.kinds import Whole, graph_argument
 from sv_pipeline.cli.output import ProgressBars, graph_id_option, json_option, print_json, status_table, table_console
+from sv_pipeline.cli.stopping import CONTINUE, if_stopped
 from sv_pipeline.config import IngestMode, load_config
 from sv_pipeline.progress import Progress
 
@@ -35,12 +37,11 @@ def _layers(text: str | None) -> list[int] | None:
     "Default: the mode in the configuration, or both.",
 )
 @click.option("--layers", metavar="2-4", help="Build only these layers, and no fork. Default: all.")
-@click.option(
-    "--workers", type=click.IntRange(1), help="Number of processes. Default: the number in the configuration."
-)
+@click.option("--workers", type=Whole(1), help="Number of processes. Default: the number in the configuration.")
 @graph_id_option
 @json_option
 @click.pass_obj
+@if_stopped(CONTINUE)
 def ingest(
     home: str,
     config: str,
@@ -72,9 +73,11 @@ def ingest(
 
 
 @click.command()
-@click.argument("graph")
-@click.argument("layer", type=click.IntRange(2))
-@click.argument("chunk", nargs=3, type=click.IntRange(0), metavar="X Y Z")
+@graph_argument
+@click.argument("layer", type=Whole(2))
+@click.argument("x", type=Whole(0))
+@click.argument("y", type=Whole(0))
+@click.argument("z", type=Whole(0))
 @click.option(
     "--mode",
     type=click.Choice([IngestMode.GRAPH.value, IngestMode.VOXELS.value, IngestMode.BOTH.value]),
@@ -82,7 +85,8 @@ def ingest(
 )
 @json_option
 @click.pass_obj
-def requeue(home: str, graph: str, layer: int, chunk: tuple[int, int, int], mode: str | None, *, as_json: bool) -> None:
+@if_stopped("Run the same command again.")
+def requeue(home: str, graph: str, layer: int, x: int, y: int, z: int, mode: str | None, *, as_json: bool) -> None:
     """Build the chunk X Y Z of LAYER of GRAPH, or write it again if it is done.
 
     A done chunk gets exactly the same rows and voxels, and the layers above stay complete. It is refused if the graph
@@ -93,21 +97,22 @@ def requeue(home: str, graph: str, layer: int, chunk: tuple[int, int, int], mode
     from sv_pipeline.ingest.requeue import requeue_chunk
     from sv_pipeline.registry import open_dataset
 
-    report = requeue_chunk(open_dataset(graph, home), layer, chunk, mode=IngestMode(mode) if mode else None)
+    report = requeue_chunk(open_dataset(graph, home), layer, (x, y, z), mode=IngestMode(mode) if mode else None)
     if as_json:
         print_json(asdict(report))
         return
     parts = [] if report.nodes is None else [f"{report.nodes:,} nodes, {report.edges:,} edges"]
     parts += [] if report.voxels is None else [f"voxels at {len(report.voxels)} mips"]
-    click.echo(f"wrote chunk {chunk} of layer {layer} of {graph}: {', '.join(parts)}")
+    click.echo(f"wrote chunk {(x, y, z)} of layer {layer} of {graph}: {', '.join(parts)}")
 
 
 @click.command("purge-layer")
-@click.argument("graph")
-@click.argument("layer", type=click.IntRange(2))
+@graph_argument
+@click.argument("layer", type=Whole(2))
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @click.pass_obj
+@if_stopped("Run the same command again to remove the rest.")
 def purge_layer(home: str, graph: str, layer: int, *, yes: bool, as_json: bool) -> None:
     """Remove LAYER of GRAPH and all layers above it, so that they can be built again.
 

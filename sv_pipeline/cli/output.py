@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from sv_pipeline.reports.status import GraphStatus
 
 __all__ = [
-    "Finite",
     "ProgressBars",
     "duration",
     "graph_id_option",
@@ -43,19 +41,6 @@ __all__ = [
 ]
 
 PREDICTED = "predicted_work_seconds"
-
-
-class Finite(click.FloatRange):
-    """A finite number in a range. ``nan`` is rejected here, since its comparisons would let it pass."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert a value to a number; anything else gets click's own error."""
-        number = super().convert(value, param, ctx)
-        if number is not None and not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number.", param, ctx)
-        return number
 
 
 graph_id_option = click.option(

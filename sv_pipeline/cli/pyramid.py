@@ -8,7 +8,9 @@ from dataclasses import asdict
 
 import click
 
+from sv_pipeline.cli.kinds import MADE, Whole, graph_argument
 from sv_pipeline.cli.output import ProgressBars, json_option, print_json
+from sv_pipeline.cli.stopping import CONTINUE, if_stopped
 from sv_pipeline.progress import Progress
 from sv_pipeline.pyramid import downsample as pyramid
 from sv_pipeline.pyramid.foreign import note_foreign_edits
@@ -19,7 +21,7 @@ __all__ = ["downsample", "lag"]
 
 
 @click.command()
-@click.argument("graph")
+@graph_argument
 @json_option
 @click.pass_obj
 def lag(home: str, graph: str, *, as_json: bool) -> None:
@@ -33,14 +35,13 @@ def lag(home: str, graph: str, *, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("graph")
-@click.option("--op", "operations", multiple=True, type=click.IntRange(1), help="Only for this operation; repeatable.")
+@graph_argument
+@click.option("--op", "operations", multiple=True, type=MADE, help="Only for this operation; repeatable.")
 @click.option("--all", "everything", is_flag=True, help="Make all coarser mips again, whether behind or not.")
-@click.option(
-    "--memory", "megabytes", default=1024, show_default=True, type=click.IntRange(32), help="Memory budget in MB."
-)
+@click.option("--memory", "megabytes", default=1024, show_default=True, type=Whole(32), help="Memory budget in MB.")
 @json_option
 @click.pass_obj
+@if_stopped(CONTINUE)
 def downsample(
     home: str, graph: str, operations: tuple[int, ...], megabytes: int, *, everything: bool, as_json: bool
 ) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
+from sv_pipeline.cli.kinds import Whole, graph_argument
 from sv_pipeline.cli.output import json_option, print_json
+from sv_pipeline.cli.stopping import CONTINUE, if_stopped
 
 __all__ = ["WILL_FAIL_AGAIN", "work"]
 
@@ -13,17 +15,18 @@ WILL_FAIL_AGAIN = 65
 
 
 @click.command()
-@click.argument("graph")
+@graph_argument
 @click.argument("plan")
 @click.option(
     "--index",
-    type=click.IntRange(0),
+    type=Whole(0),
     envvar="JOB_COMPLETION_INDEX",
     required=True,
     help="Number of the batch in the plan. Default: $JOB_COMPLETION_INDEX, which Kubernetes sets.",
 )
 @json_option
 @click.pass_obj
+@if_stopped(CONTINUE)
 def work(home: str, graph: str, plan: str, index: int, *, as_json: bool) -> None:
     """Run one batch of GRAPH: the one at an index of the work plan PLAN in the home folder.
 
