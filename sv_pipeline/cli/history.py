@@ -11,6 +11,7 @@ from sv_pipeline.cli.inspect import point
 from sv_pipeline.cli.kinds import LARGEST_ID, OPERATION, Whole, graph_argument
 from sv_pipeline.cli.output import json_option
 from sv_pipeline.cli.stopping import if_stopped
+from sv_pipeline.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,7 +94,7 @@ def rollback(
     _print(steps, f"{user} has made no edits since then", as_json=as_json)
     if not apply and not as_json and (steps["verdict"] == "undo").any():
         count = int((steps["verdict"] == "undo").sum())
-        click.echo(f"{count} edit(s) would be undone; nothing was written. Run the command with --apply to undo them.")
+        click.echo(f"{counted(count, 'edit')} would be undone; nothing was written. --apply makes the undos.")
 
 
 def _print(table: pd.DataFrame, nothing: str, *, as_json: bool) -> None:

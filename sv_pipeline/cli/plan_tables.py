@@ -10,6 +10,7 @@ from rich.table import Table
 from sv_pipeline.cli.output import duration
 from sv_pipeline.ingest.estimates import CONFIDENCE
 from sv_pipeline.ingest.prices import bigtable_nodes
+from sv_pipeline.wording import counted
 
 if TYPE_CHECKING:
     from sv_pipeline.ingest.estimates import Estimate
@@ -51,7 +52,7 @@ def tables_of(report: PlanReport) -> Iterator[Table | str]:
 
 def _stages(report: PlanReport) -> Table:
     found = report.forecast
-    table = Table(title=f"time with {found.workers} workers", title_justify="left")
+    table = Table(title=f"time with {counted(found.workers, 'worker')}", title_justify="left")
     table.add_column("stage")
     for name in ("chunks", "batches", "work", "until complete", "interval", "worker memory"):
         table.add_column(name, justify="right", no_wrap=True)
