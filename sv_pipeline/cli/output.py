@@ -78,9 +78,9 @@ class ProgressBars(progress.Progress):
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def begin(self, name: str, total: int) -> None:
-        """Add a bar for a step; an empty step shows as complete."""
-        self._current = self._bars.add_task(name, total=max(total, 1), completed=0 if total else 1)
+    def begin(self, name: str, total: int, done: int = 0) -> None:
+        """Add a bar for a step; a step without chunks has none."""
+        self._current = self._bars.add_task(name, total=total, completed=done) if total else None
 
     def advance(self, chunks: int) -> None:
         """Move the bar."""

@@ -12,7 +12,7 @@ import dagster as dg
 
 from sv_pipeline.config import IngestMode
 from sv_pipeline.defs.executors import work_in_planning_steps
-from sv_pipeline.defs.fanout import run_elsewhere
+from sv_pipeline.defs.fanout import StepLog, run_elsewhere
 from sv_pipeline.defs.layers import chunked_graph
 from sv_pipeline.defs.metadata import explained_failures, pictures
 from sv_pipeline.defs.partitions import add_partitions, graphs
@@ -34,7 +34,9 @@ def _plan_watershed(context: dg.OpExecutionContext, pipeline: PipelineResource, 
     with explained_failures():
         dataset = pipeline.dataset(context.partition_key)
         batches = stages.plan_watershed(dataset, stage) if stages.needs_watershed(dataset) else []
-        left = run_elsewhere(context, dataset, work_in_planning_steps(context).run(dataset, batches))
+        progress = StepLog(context.log, f"watershed {stage} of {dataset.graph_id}", batches)
+        here = work_in_planning_steps(context).run(dataset, batches, advance=progress.advance)
+        left = run_elsewhere(context, dataset, here, progress)
     context.log.info("%s: %d batches are done, %d handed out", stage, len(batches) - len(left), len(left))
     for batch in left:
         yield dg.DynamicOutput(None, mapping_key=batch.key)
@@ -61,7 +63,8 @@ def run_watershed_batch(context: dg.OpExecutionContext, pipeline: PipelineResour
     """Label the chunks of a batch, or write their edge files."""
     with explained_failures():
         batch = Batch.parse(str(context.get_mapping_key()))
-        report = stages.run_batch(pipeline.dataset(context.partition_key), batch)
+        progress = StepLog(context.log, batch.key, [batch])
+        report = stages.run_batch(pipeline.dataset(context.partition_key), batch, advance=progress.advance)
     context.log.info("%d chunks in %.1f s", report.chunks, report.seconds)
 
 

@@ -24,16 +24,18 @@ from sv_pipeline_tests.ingest import builds
 
 
 class Recorder(Progress):
-    """Remembers what it was told: per step the chunks announced and the chunks done."""
+    """Remembers what it was told: per step all chunks, the chunks done, and how often further ones were reported."""
 
     def __init__(self) -> None:
         self.steps: dict[str, list[int]] = {}
 
-    def begin(self, name: str, total: int) -> None:
-        self.steps[name] = [total, 0]
+    def begin(self, name: str, total: int, done: int = 0) -> None:
+        self.steps[name] = [total, done]
+        self.reports = 0
 
     def advance(self, chunks: int) -> None:
         self.steps[list(self.steps)[-1]][1] += chunks
+        self.reports += 1
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,8 @@ def test_a_second_run_does_nothing(built: Dataset) -> None:
     recorder = Recorder()
     ingest(built, workers=2, progress=recorder)
     assert recorder.steps
-    assert all(total == 0 for total, _ in recorder.steps.values())
+    assert all(total == done > 0 for total, done in recorder.steps.values())
+    assert recorder.reports == 0
     assert builds.rows_of(built) == rows
     assert generation(built) == before
     assert kv.list_keys(built.watershed_url) == keys
