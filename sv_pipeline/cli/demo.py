@@ -42,11 +42,12 @@ def demo(home: str, source: str | None, folder: str, chunk_size: str, resolution
     from sv_pipeline.verify.dataset import verify_dataset
 
     started = time.monotonic()
+    sizes = _numbers(chunk_size, "--chunk-size"), _numbers(resolution, "--resolution", float) if resolution else None
     if source is not None:
         source = parse_source(source).text
     place = local_folder(folder)
     place.mkdir(parents=True, exist_ok=True)
-    config = _configuration(source, place, _numbers(chunk_size), _numbers(resolution, float) if resolution else None)
+    config = _configuration(source, place, sizes[0], sizes[1])
     path = place / f"{config['graph_id']}.yaml"
     dataset = stages.register(parse_config(config, where="the demo"), home)
     path.write_text(yaml.safe_dump(config, sort_keys=False))
@@ -60,13 +61,14 @@ def demo(home: str, source: str | None, folder: str, chunk_size: str, resolution
         sys.exit(1)
 
 
-def _numbers(text: str, kind: type[int] | type[float] = int) -> list[float]:
+def _numbers(text: str, option: str, kind: type[int] | type[float] = int) -> list[float]:
+    said = f"{text!r} is not a size. Write three {'whole ' if kind is int else ''}numbers, such as 64,64,64."
     try:
         values = [kind(v) for v in text.split(",")]
     except ValueError as error:
-        raise click.BadParameter(f"{text!r}: write three numbers, X,Y,Z.") from error
+        raise click.BadParameter(said, param_hint=option) from error
     if len(values) != 3:
-        raise click.BadParameter(f"{text!r}: write three numbers, X,Y,Z.")
+        raise click.BadParameter(said, param_hint=option)
     return values
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["events"]
 
+NAME_SOME = "Name some in the section 'events' of its YAML, and ingest or attach it again."
+
 
 @click.command()
 @graph_argument
@@ -116,6 +118,8 @@ def _deliver(dataset: Dataset, interval: float, *, follow: bool) -> None:
     said: dict[str, str] = {}
     while True:
         outcomes = deliver_to_all(dataset)
+        if not outcomes and not follow:
+            click.echo(f"nothing was delivered: graph {dataset.graph_id} has no receivers. {NAME_SOME}")
         for outcome in outcomes:
             if outcome.delivered or said.get(outcome.receiver) != str(outcome):
                 said[outcome.receiver] = str(outcome)
@@ -144,7 +148,7 @@ def _show_receivers(dataset: Dataset, *, as_json: bool) -> None:
         if one["error"]:
             click.echo(f"  {one['error']}")
     if not found:
-        click.echo(f"graph {dataset.graph_id} has no receivers: name some in the section 'events' of its YAML.")
+        click.echo(f"graph {dataset.graph_id} has no receivers. {NAME_SOME}")
 
 
 def _move(dataset: Dataset, name: str, number: int) -> None:

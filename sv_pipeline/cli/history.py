@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sv_pipeline.cli.inspect import point
+from sv_pipeline.cli.inspect import TIME, point
 from sv_pipeline.cli.kinds import LARGEST_ID, OPERATION, Whole, graph_argument
 from sv_pipeline.cli.output import json_option
 from sv_pipeline.cli.stopping import if_stopped
@@ -29,7 +29,8 @@ def moment(_context: click.Context, _option: click.Parameter, text: str | None) 
             return None
         return parse_operation(int(text)) if text.strip().isdecimal() else parse_time(text)
     except InputError as error:
-        raise click.BadParameter(str(error)) from error
+        said = f"{text!r} is neither a time nor the number of an operation. {TIME} Or write a number, such as 12."
+        raise click.BadParameter(said) from error
 
 
 _since = click.option(
@@ -64,7 +65,8 @@ def change_log(
 
     opened = open_graph(graph, home)
     wanted = [*roots, *(opened.roots([point(text) for text in points]).tolist() if points else [])]
-    _print(opened.change_log(roots=wanted or None, user=user, since=since), "no edits", as_json=as_json)
+    of = "".join([" of these objects" if wanted else "", f" by {user}" if user else "", " since then" if since else ""])
+    _print(opened.change_log(roots=wanted or None, user=user, since=since), f"no edits{of}", as_json=as_json)
 
 
 @click.command()
@@ -87,7 +89,7 @@ def rollback(
     Without --apply the command only shows what would be done. If it is interrupted, run it again: it continues.
     """
     if since is None:
-        raise click.UsageError("give --since, the time or operation from which on edits are undone.")
+        raise click.UsageError("give --since, the time or operation from which on edits are undone, such as 12.")
     from sv_pipeline.proofreading import open_graph
 
     steps = open_graph(graph, home).rollback(user, since, apply=apply, over_others=over_others, by=by)

@@ -15,7 +15,7 @@ from sv_pipeline.progress import Progress
 __all__ = ["ingest", "purge_layer", "requeue"]
 
 
-def _layers(text: str | None) -> list[int] | None:
+def _layers(_context: click.Context, _option: click.Parameter, text: str | None) -> list[int] | None:
     """Parse ``"3"``, ``"2-4"`` or ``"2,5"`` as layers."""
     if text is None:
         return None
@@ -23,7 +23,7 @@ def _layers(text: str | None) -> list[int] | None:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if match is None:
-            raise click.BadParameter(f"{text!r}: write 3, 2-4 or 2,5.", param_hint="--layers")
+            raise click.BadParameter(f"{text!r} does not name layers. Write 3, 2-4 or 2,5.")
         layers += range(int(match[1]), int(match[2] or match[1]) + 1)
     return layers
 
@@ -36,7 +36,7 @@ def _layers(text: str | None) -> list[int] | None:
     help="graph: only rows; voxels: only base and fork; both; setup: only create table and base. "
     "Default: the mode in the configuration, or both.",
 )
-@click.option("--layers", metavar="2-4", help="Build only these layers, and no fork. Default: all.")
+@click.option("--layers", metavar="2-4", callback=_layers, help="Build only these layers, and no fork. Default: all.")
 @click.option("--workers", type=Whole(1), help="Number of processes. Default: the number in the configuration.")
 @graph_id_option
 @json_option
@@ -46,7 +46,7 @@ def ingest(
     home: str,
     config: str,
     mode: str | None,
-    layers: str | None,
+    layers: list[int] | None,
     workers: int | None,
     graph_id: str | None,
     *,
@@ -62,11 +62,11 @@ def ingest(
     dataset = stages.register(load_config(config, **({"graph_id": graph_id} if graph_id else {})), home)
     chosen = IngestMode(mode) if mode else None
     if as_json:
-        run.ingest(dataset, mode=chosen, layers=_layers(layers), workers=workers, progress=Progress())
+        run.ingest(dataset, mode=chosen, layers=layers, workers=workers, progress=Progress())
         print_json(graph_status(dataset).to_dict())
         return
     with ProgressBars() as bars:
-        run.ingest(dataset, mode=chosen, layers=_layers(layers), workers=workers, progress=bars)
+        run.ingest(dataset, mode=chosen, layers=layers, workers=workers, progress=bars)
 
     console = table_console()
     console.print(status_table(graph_status(dataset), console.width))

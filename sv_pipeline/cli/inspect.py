@@ -16,7 +16,9 @@ from sv_pipeline.cli.kinds import LARGEST_ID, MADE, Number, Whole, graph_argumen
 from sv_pipeline.cli.output import json_option, print_json, status_table, table_console
 from sv_pipeline.cli.stopping import if_stopped
 
-__all__ = ["info", "point", "roots", "status", "verify"]
+__all__ = ["TIME", "info", "point", "roots", "status", "verify"]
+
+TIME = "Write a time such as 2026-01-31T12:00:00+01:00; it is UTC if it names no zone."
 
 
 @click.command()
@@ -60,7 +62,8 @@ def point(text: str, option: str = "--at") -> tuple[int, int, int]:
     try:
         x, y, z = (int(part) for part in text.split(","))
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not a point: write x,y,z in voxels.", param_hint=option) from error
+        said = f"{text!r} is not a point. Write x,y,z in voxels of mip 0, such as 1200,3400,56."
+        raise click.BadParameter(said, param_hint=option) from error
     return x, y, z
 
 
@@ -71,7 +74,7 @@ def _time(_context: click.Context, _option: click.Parameter, text: str | None) -
     try:
         return None if text is None else parse_time(text)
     except InputError as error:
-        raise click.BadParameter(str(error)) from error
+        raise click.BadParameter(f"{text!r} is not a time. {TIME}") from error
 
 
 @click.command()

@@ -72,14 +72,16 @@ class ProgressBars(progress.Progress):
         self._current: TaskID | None = None
 
     def __enter__(self) -> ProgressBars:
-        self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if self._bars.tasks:
+            self._bars.stop()
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
         """Add a bar for a step; a step without chunks has none."""
+        if total:
+            self._bars.start()
         self._current = self._bars.add_task(name, total=total, completed=done) if total else None
 
     def advance(self, chunks: int) -> None:

@@ -98,7 +98,7 @@ def plan(
             )
         if sample:
             planning.keep_forecast(home, found)
-    report = plan_report(found, parsed, dataset)
+    report = plan_report(found, config, parsed, dataset)
     if as_json:
         print_json(report.to_dict())
     else:

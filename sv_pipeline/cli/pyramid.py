@@ -16,6 +16,7 @@ from sv_pipeline.pyramid import downsample as pyramid
 from sv_pipeline.pyramid.foreign import note_foreign_edits
 from sv_pipeline.pyramid.lag import lag_of_graph
 from sv_pipeline.registry import open_dataset
+from sv_pipeline.wording import counted
 
 __all__ = ["downsample", "lag"]
 
@@ -62,9 +63,12 @@ def downsample(
             report = pyramid.downsample(fork, operations or None, table=table, memory_budget=budget, progress=bars)
     if as_json:
         print_json({"complete": report.complete, **asdict(report)})
+    elif not report.operations:
+        asked = f"operation {', '.join(map(str, operations))}" if operations else "any operation"
+        click.echo(f"nothing to do: no coarser mip of {graph} is behind {asked}")
     else:
-        what = "the whole volume" if everything else f"{len(report.operations)} operations"
-        done = f"{report.blocks} blocks of {what} in {report.seconds:.1f} s: "
+        what = "the whole volume" if everything else counted(len(report.operations), "operation")
+        done = f"{counted(report.blocks, 'block')} of {what} in {report.seconds:.1f} s: "
         written = f"{report.work.chunks_written} of {report.work.chunks_made} storage chunks were different"
         left = "" if report.complete else "; some blocks are left, run again (another job may be working on them)"
         click.echo(done + written + left)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sv_pipeline.config import IngestMode, PopulateMethod
-from sv_pipeline.errors import UnavailableError
+from sv_pipeline.errors import InputError, UnavailableError
 from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.batches import Batch, Stage
 from sv_pipeline.ingest.missing_chunks import missing_chunks
@@ -142,6 +142,8 @@ class _IngestRun:
 
 def _ingest(run: _IngestRun, layers: Sequence[int] | None) -> IngestReport:
     dataset, mode = run.dataset, run.mode
+    with contextlib.suppress(InputError):  # of a watershed that does not exist yet, the layers are not known
+        stages.layers_of(dataset, layers)
     report = IngestReport(dataset.graph_id)
     needed = stages.needs_watershed(dataset)
     if missing := missing_chunks(dataset, needed=needed):
