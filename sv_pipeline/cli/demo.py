@@ -102,7 +102,8 @@ def _object_array(source: str) -> str | None:
         with np.load(source) as arrays:
             return next((name for name in _OBJECT_ARRAYS if name in arrays.files), None)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {source}: {error}.", remedy="Give a readable .npz file.") from error
+        why = getattr(error, "strerror", None) or error  # without the number and the path, which the message has
+        raise InputError(f"cannot read {source}: {why}.", remedy="Give a readable .npz file.") from error
 
 
 def _synthetic(place: Path) -> dict[str, Any]:

@@ -61,7 +61,6 @@ NAME_SOME = "Name some in the section 'events' of its YAML, and ingest or attach
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts; for events, one object per line.")
 @click.pass_obj
-@if_stopped("Events that a receiver has accepted are not delivered to it again.")
 def events(
     home: str,
     graph: str,
@@ -111,6 +110,7 @@ def _line(event: EditEvent, form: str) -> str:
     return json.dumps({"attributes": message.attributes, "payload": message.payload})
 
 
+@if_stopped("Events that a receiver has accepted are not delivered to it again.")
 def _deliver(dataset: Dataset, interval: float, *, follow: bool) -> None:
     from sv_pipeline.errors import UnavailableError
     from sv_pipeline.feed.receivers import deliver_to_all

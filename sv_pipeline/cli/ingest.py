@@ -112,7 +112,7 @@ def requeue(home: str, graph: str, layer: int, x: int, y: int, z: int, mode: str
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @click.pass_obj
-@if_stopped("Run the same command again to remove the rest.")
+@if_stopped("What was removed stays removed. Run the same command again to continue.")
 def purge_layer(home: str, graph: str, layer: int, *, yes: bool, as_json: bool) -> None:
     """Remove LAYER of GRAPH and all layers above it, so that they can be built again.
 

@@ -141,6 +141,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(home: Path) -> None:
 
 
 def test_an_empty_home_says_how_to_begin(cli: CommandLine) -> None:
+    cli.home.mkdir()
     assert "sv-pipeline ingest" in cli("list").out
     assert json.loads(cli("list", "--json").out) == []
 
@@ -161,6 +162,22 @@ def test_status_watched_follows_an_ingest_to_its_end(cli: CommandLine, tmp_path:
     said = builds.end_of(watching)
     assert said.code == 0, said.err
     assert "Traceback" not in said.err
+
+
+def test_status_watched_until_ctrl_c_says_that_nothing_else_was_stopped(cli: CommandLine, tmp_path: Path) -> None:
+    started(cli, tmp_path)
+    ours, screen = os.openpty()
+    command = [sys.executable, "-m", "sv_pipeline.cli.main", "--home", str(cli.home), "status", "tissue", "--watch"]
+    with subprocess.Popen(command, stdout=screen, stderr=subprocess.PIPE, text=True) as watching:
+        os.close(screen)
+        shown = b""
+        while b"layer 2" not in shown:
+            shown += os.read(ours, 4096)
+        watching.send_signal(signal.SIGINT)
+        err = watching.communicate(timeout=60)[1]
+    os.close(ours)
+    assert watching.returncode == 130
+    assert err.split("\n")[-3:] == ["stopped.", "Nothing else was stopped: an ingest that runs elsewhere goes on.", ""]
 
 
 def test_a_graph_without_voxels_is_complete_without_a_fork(cli: CommandLine, tmp_path: Path) -> None:

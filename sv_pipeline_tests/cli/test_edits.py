@@ -58,6 +58,7 @@ def test_people_get_sentences_and_a_table(cli: CommandLine, graph: OpenGraph) ->
     sides = sides_of(points)
     said = cli("preview", "small", *sides).out
     assert "would be removed" in said
+    assert "[]" not in said
     assert "voxels to the source" in said
     said = cli("split", "small", *sides, "--user", "me").out
     assert "operation 1 (split" in said
