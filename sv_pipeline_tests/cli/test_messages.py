@@ -59,7 +59,7 @@ def has_docstring(node: ast.AST) -> bool:
 
 
 def test_every_command_and_option_that_a_text_names_exists() -> None:
-    wrong = []
+    wrong, known = [], OPTIONS | OPTIONS_OF_OTHERS
     for place, text in texts():
         for name, below in NAMED.findall(text):
             if name not in COMMANDS or (below and name == "stuck" and f"stuck {below}" not in TREE):
