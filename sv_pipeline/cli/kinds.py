@@ -26,6 +26,7 @@ __all__ = [
     "OperationNumber",
     "Whole",
     "complete_configurations",
+    "complete_graphs",
     "graph_argument",
     "made_operation_argument",
     "unfinished_operation_argument",
@@ -159,7 +160,7 @@ def _home(context: click.Context) -> str | None:
     return home
 
 
-def _complete_graphs(context: click.Context, _parameter: click.Parameter, incomplete: str) -> Items:
+def complete_graphs(context: click.Context, _parameter: click.Parameter, incomplete: str) -> Items:
     def find() -> Iterable[CompletionItem]:
         from sv_pipeline.registry import Registry, home_or_default
 
@@ -187,9 +188,9 @@ def _found_in_time(find: Callable[[], Iterable[CompletionItem]]) -> Items:
 
 def complete_configurations(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
     """Offer registered graphs, or let the shell offer files if none begins like this; it cannot offer both."""
-    return _complete_graphs(context, parameter, incomplete) or [CompletionItem(incomplete, type="file")]
+    return complete_graphs(context, parameter, incomplete) or [CompletionItem(incomplete, type="file")]
 
 
-graph_argument = click.argument("graph", shell_complete=_complete_graphs)
+graph_argument = click.argument("graph", shell_complete=complete_graphs)
 made_operation_argument = click.argument("operation", type=MADE)
 unfinished_operation_argument = click.argument("operation", type=UNFINISHED)

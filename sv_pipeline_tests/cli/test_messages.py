@@ -65,9 +65,7 @@ def test_every_command_and_option_that_a_text_names_exists() -> None:
             if name not in COMMANDS or (below and name == "stuck" and f"stuck {below}" not in TREE):
                 wrong.append(f"{place}: sv-pipeline {name} {below}")
         if " " in text and "cli/" not in place and place.startswith("sv_pipeline/"):
-            wrong += [
-                f"{place}: {option}" for option in OPTION.findall(text) if option not in OPTIONS | OPTIONS_OF_OTHERS
-            ]
+            wrong += [f"{place}: {option}" for option in OPTION.findall(text) if option not in known]
     assert not wrong
 
 
