@@ -161,6 +161,8 @@ def _home(context: click.Context) -> str | None:
 
 
 def complete_graphs(context: click.Context, _parameter: click.Parameter, incomplete: str) -> Items:
+    """Offer the graphs of the home."""
+
     def find() -> Iterable[CompletionItem]:
         from sv_pipeline.registry import Registry, home_or_default
 
