@@ -24,8 +24,8 @@ def describe_split(numbers: dict[str, Any]) -> str:
     if "cut_voxels_source" in numbers:
         source, sink = numbers["cut_voxels_source"], numbers["cut_voxels_sink"]
         parts.append(
-            f"{counted(numbers['split_supervoxels'], 'supervoxel')} would be cut: {source:,} voxels on the source side, "
-            f"{sink:,} on the sink side."
+            f"{counted(numbers['split_supervoxels'], 'supervoxel')} would be cut: {source:,} voxels on the source "
+            f"side, {sink:,} on the sink side."
         )
     if numbers["still_one_object"]:
         parts.append("Warning: both sides would still be one object, connected elsewhere.")

@@ -11,7 +11,7 @@ import pytest
 
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.testing.fixtures import need
-from sv_pipeline_tests.editable import neighbours_of_two_objects
+from sv_pipeline_tests.editable import editable_graph, neighbours_of_two_objects
 from sv_pipeline_tests.ingest.builds import CommandLine
 
 SCRIPT = """
@@ -39,6 +39,11 @@ def offered(folder: Path, *commands: str) -> list[list[str]]:
     assert "Traceback" not in ended.stderr
     assert "_sv_pipeline_completion" in ended.stderr, "bash did not accept the function"
     return [line.split() for line in ended.stdout.splitlines()]
+
+
+@pytest.fixture
+def graph(cli: CommandLine, tmp_path: Path) -> OpenGraph:
+    return editable_graph(tmp_path / "graph", cli.home)
 
 
 @pytest.fixture
