@@ -59,7 +59,8 @@ class EditSession:
             side.remove(voxel)
         else:
             side.append(voxel)
-        return f"{counted(len(self.sources), 'source point')} and {counted(len(self.sinks), 'sink point')}. A preview shows what a split would do."
+        sources, sinks = counted(len(self.sources), "source point"), counted(len(self.sinks), "sink point")
+        return f"{sources} and {sinks}. A preview shows what a split would do."
 
     # -- edits --------------------------------------------------------------------------------------------------------
 

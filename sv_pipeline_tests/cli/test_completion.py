@@ -32,7 +32,7 @@ def offered(folder: Path, *commands: str) -> list[list[str]]:
     bash = shutil.which("bash")
     need(bash, "bash")
     command = folder / "sv-pipeline"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m sv_pipeline.cli.main "$@"\n')
+    command.write_text(f"#!{sys.executable}\nfrom sv_pipeline.cli.main import main\nmain()\n")  # as pip installs it
     command.chmod(0o755)
     script = SCRIPT.format(bin=folder, lines="\n".join(f"tab {line}" for line in commands))
     ended = subprocess.run([str(bash), "-c", script], capture_output=True, text=True, check=True)
