@@ -130,7 +130,7 @@ def test_a_preview_that_would_be_refused_ends_with_code_1(cli: CommandLine, grap
 BAD = {
     "outside": (("--source", "30,30,16", "--sink", "640,0,0"), 1, "outside the volume"),
     "background": (("--source", "30,30,16", "--sink", ",".join(map(str, BACKGROUND))), 1, "background"),
-    "the same": (("--source", "30,30,16", "--sink", "30,30,16"), 1, "source and as sink"),
+    "the same": (("--source", "30,30,16", "--sink", "30,30,16"), 1, "sink"),
     "huge": (("--source", "30,30,16", "--sink", f"{10**30},0,0"), 1, "cannot use"),
     "thousands": (
         ("--source", "30,30,16", *(a for i in range(1500) for a in ("--sink", f"{i % 60},9,9"))),
