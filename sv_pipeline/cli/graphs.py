@@ -7,6 +7,7 @@ import click
 from sv_pipeline.cli.kinds import HOME_IS_NAMED
 from sv_pipeline.cli.output import graph_id_option, json_option, print_json
 from sv_pipeline.cli.stopping import if_stopped
+from sv_pipeline.wording import counted
 
 __all__ = ["attach", "list_graphs"]
 
@@ -22,7 +23,7 @@ def attach(home: str, config: str, graph_id: str | None) -> None:
     from sv_pipeline.ingest import stages
 
     dataset = stages.attach(load_config(config, **({"graph_id": graph_id} if graph_id else {})), home)
-    click.echo(f"{dataset.graph_id}: {dataset.grid.n_layers} layers, {dataset.grid.count(2):,} chunks")
+    click.echo(f"{dataset.graph_id}: {dataset.grid.n_layers} layers, {counted(dataset.grid.count(2), 'chunk')}")
 
 
 @click.command("list")

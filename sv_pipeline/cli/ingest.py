@@ -11,6 +11,7 @@ from sv_pipeline.cli.output import ProgressBars, graph_id_option, json_option, p
 from sv_pipeline.cli.stopping import CONTINUE, if_stopped
 from sv_pipeline.config import IngestMode, load_config
 from sv_pipeline.progress import Progress
+from sv_pipeline.wording import counted
 
 __all__ = ["ingest", "purge_layer", "requeue"]
 
@@ -101,8 +102,8 @@ def requeue(home: str, graph: str, layer: int, x: int, y: int, z: int, mode: str
     if as_json:
         print_json(asdict(report))
         return
-    parts = [] if report.nodes is None else [f"{report.nodes:,} nodes, {report.edges:,} edges"]
-    parts += [] if report.voxels is None else [f"voxels at {len(report.voxels)} mips"]
+    parts = [] if report.nodes is None else [f"{counted(report.nodes, 'node')}, {counted(report.edges or 0, 'edge')}"]
+    parts += [] if report.voxels is None else [f"voxels at {counted(len(report.voxels), 'mip')}"]
     click.echo(f"wrote chunk {(x, y, z)} of layer {layer} of {graph}: {', '.join(parts)}")
 
 

@@ -26,6 +26,7 @@ from sv_pipeline.recovery import (
 from sv_pipeline.recovery.dry_run import DryRun, dry_run
 from sv_pipeline.recovery.durations import parse_duration
 from sv_pipeline.registry import open_dataset
+from sv_pipeline.wording import counted
 
 __all__ = ["stuck"]
 
@@ -153,7 +154,7 @@ def recover_(
             _say(done, as_json=as_json)
         elif isinstance(done, NotStuckError):
             released = release_orphans(opened, one) if deep else 0
-            click.echo(f"operation {one}: {released} locks released" if released else str(done), err=True)
+            click.echo(f"operation {one}: {counted(released, 'lock')} released" if released else str(done), err=True)
         elif not every:
             raise done
         else:
@@ -162,9 +163,7 @@ def recover_(
     if every and not wanted:
         click.echo("nothing is stuck", err=True)
     if failed:
-        raise SvPipelineError(
-            f"{len(failed)} of {len(wanted)} operations were not recovered: {', '.join(map(str, failed))}."
-        )
+        raise SvPipelineError(f"not recovered: {', '.join(map(str, failed))}; {len(failed)} of {len(wanted)}.")
 
 
 @stuck.command("abandon", short_help="Roll an operation back, and do not make the edit again.")

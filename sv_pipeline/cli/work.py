@@ -7,6 +7,7 @@ import click
 from sv_pipeline.cli.kinds import Whole, graph_argument
 from sv_pipeline.cli.output import json_option, print_json
 from sv_pipeline.cli.stopping import CONTINUE, if_stopped
+from sv_pipeline.wording import counted
 
 __all__ = ["WILL_FAIL_AGAIN", "work"]
 
@@ -47,4 +48,4 @@ def work(home: str, graph: str, plan: str, index: int, *, as_json: bool) -> None
     if as_json:
         print_json({"batch": report.key, "chunks": report.chunks, "seconds": report.seconds, "counts": report.counts})
     else:
-        click.echo(f"{report.key}: {report.chunks} chunks in {report.seconds:.1f} s: {report.counts}")
+        click.echo(f"{report.key}: {counted(report.chunks, 'chunk')} in {report.seconds:.1f} s: {report.counts}")

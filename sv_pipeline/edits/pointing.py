@@ -136,7 +136,7 @@ def _is_open(name: str, points: Points, volume: Any) -> bool:
     if len(points.ids) not in (0, len(points.coordinates)):
         raise EditRefused(
             Reason.BAD_REQUEST,
-            f"there are {len(points.ids)} {name} supervoxels, but {len(points.coordinates)} voxels for them.",
+            f"the number of {name} supervoxels is {len(points.ids)}, that of their voxels {len(points.coordinates)}.",
             remedy="Name one supervoxel for each voxel, or none at all.",
         )
     if volume is None and not len(points.ids):

@@ -251,7 +251,7 @@ def _check_side(graph: ChunkedGraph, name: str, points: Points) -> None:
     if points.coordinates is not None and len(points.coordinates) != len(ids):
         raise EditRefused(
             Reason.BAD_REQUEST,
-            f"there are {len(ids)} {name} supervoxels, but {len(points.coordinates)} voxels for them.",
+            f"the number of {name} supervoxels is {len(ids)}, that of their voxels {len(points.coordinates)}.",
             remedy="Name one supervoxel for each voxel, or none at all.",
         )
     if (ids == 0).any():
