@@ -163,7 +163,7 @@ def recover_(
     if every and not wanted:
         click.echo("nothing is stuck", err=True)
     if failed:
-        raise SvPipelineError(f"not recovered: {', '.join(map(str, failed))}; {len(failed)} of {len(wanted)}.")
+        raise SvPipelineError(f"the recovery of {len(failed)} of {len(wanted)} failed: {', '.join(map(str, failed))}.")
 
 
 @stuck.command("abandon", short_help="Roll an operation back, and do not make the edit again.")

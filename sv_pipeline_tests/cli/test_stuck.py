@@ -55,7 +55,7 @@ def test_all_goes_on_after_a_failure_and_names_it(play: Theatre, cli: CommandLin
     play.scene.table.mutate([RowMutation(key, [DeleteCells(INDEFINITE_LOCK.key)])])
     said = cli("stuck", "recover", "stage", "--all", "--min-age", "0")
     assert said.code != 0
-    assert "not recovered: 15; 1 of 2" in said.err
+    assert "the recovery of 1 of 2 failed: 15" in said.err
     assert [one.operation_id for one in find_unfinished(play.scene.graph)] == [15]
     abandon = ("stuck", "abandon", "stage", 15, "--reason", "it is not wanted", "--take-locks", "--yes")
     assert "abandoned" in cli(*abandon).out
