@@ -23,6 +23,7 @@ from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.batches import Batch, Stage
 from sv_pipeline.ingest.missing_chunks import missing_chunks
 from sv_pipeline.redaction import redacted, redacted_value
+from sv_pipeline.wording import counted
 
 __all__ = ["base_ocdbt", "fork", "reader_contract", "watershed"]
 
@@ -37,7 +38,8 @@ def _plan_watershed(context: dg.OpExecutionContext, pipeline: PipelineResource, 
         progress = StepLog(context.log, f"watershed {stage} of {dataset.graph_id}", batches)
         here = work_in_planning_steps(context).run(dataset, batches, advance=progress.advance)
         left = run_elsewhere(context, dataset, here, progress)
-    context.log.info("%s: %d batches are done, %d handed out", stage, len(batches) - len(left), len(left))
+    done = counted(len(batches) - len(left), "batch", "batches")
+    context.log.info("%s: %s done, %d handed out", stage, done, len(left))
     for batch in left:
         yield dg.DynamicOutput(None, mapping_key=batch.key)
 

@@ -32,6 +32,7 @@ from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.batches import Batch, Stage
 from sv_pipeline.ingest.small_work import SmallWork
 from sv_pipeline.registry import Dataset
+from sv_pipeline.wording import counted
 
 __all__ = ["LAYER", "LAYER_COMPLETE", "chunked_graph", "layer"]
 
@@ -127,7 +128,8 @@ def _plan(context: dg.OpExecutionContext, pipeline: PipelineResource, here: Smal
                 batches = stages.plan_layer(dataset, number, mode)
             name = f"layer {number} of {dataset.graph_id}"
             left = _run_here(run, dataset, batches, here, StepLog(context.log, name, batches))
-            context.log.info("%s: %d batches are done, %d handed out", name, len(batches) - len(left), len(left))
+            done = counted(len(batches) - len(left), "batch", "batches")
+            context.log.info("%s: %s done, %d handed out", name, done, len(left))
             if left:
                 for batch in left:
                     mapping_key = _mapping_key(batch, dataset.graph_id, run.graph_ids)
