@@ -134,9 +134,9 @@ def test_a_split_is_placed_previewed_made_and_undone_and_the_colours_follow(grap
         seen.wait_for(lambda: apart(seen.colour(one), seen.colour(other)) < 10, "one object has one colour")
 
         seen.press("KeyS", one)
-        seen.wait_for_text("1 source and 0 sink point(s)")
+        seen.wait_for_text("1 source point and 0 sink points")
         seen.press("KeyD", other)
-        seen.wait_for_text("1 source and 1 sink point(s)")
+        seen.wait_for_text("1 source point and 1 sink point")
         assert (window.session.sources, window.session.sinks) == ([one], [other])
         for voxel, marker in ((one, RED), (other, BLUE)):
             seen.wait_for(lambda v=voxel, c=marker: apart(seen.colour(v, aside=0), c) < 40, "a point has a marker")
