@@ -50,7 +50,7 @@ class GarbageReport:
             f"stored      {_size(use.stored_bytes)} in {use.stored_files} files",
             f"latest      {_size(use.latest_bytes)} of it are used by the latest generation",
             f"reachable   {_size(use.reachable_bytes)} are used by a generation that can be read",
-            f"unused      {unused}; {_size(use.collectable_bytes)} have been so for the grace period, and can be deleted",
+            f"unused      {unused}; {_size(use.collectable_bytes)} have been unused long enough to be deleted",
             f"beside      {_size(use.beside_bytes)} are unused, in files of which other bytes are used",
         ]
         if self.pruned is None:

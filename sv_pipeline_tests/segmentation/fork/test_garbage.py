@@ -178,7 +178,7 @@ def test_a_file_is_deleted_once_it_is_known_to_be_unused_for_the_grace_period(st
     assert usage(fork, last(1), nothing, grace=grace).collectable_bytes > 0
     assert collect(fork, last(1), nothing, grace=grace).files == 2
     kv.write_bytes(fork.folder, UNUSED, b"[]")
-    with pytest.raises(DamagedError, match="unused.json is damaged"):
+    with pytest.raises(DamagedError, match=r"unused\.json is damaged"):
         collect(fork, last(1), nothing, grace=grace)
 
 
