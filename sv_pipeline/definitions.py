@@ -24,6 +24,7 @@ def defs() -> dg.Definitions:
         pyramid_sensor,
         rebuild,
         recovery,
+        registration,
         sensors,
         verification,
         verification_by_parts,
@@ -44,7 +45,7 @@ def defs() -> dg.Definitions:
         ],
         asset_checks=[checks.invariants, checks.layer_complete, checks.watershed_unchanged, pyramid.pyramid_keeps_up],
         jobs=[
-            jobs.register_graph_job,
+            registration.register_graph_job,
             jobs.purge_layer_job,
             built.check_layers_job,
             planning.requeue_chunk_job,
