@@ -19,7 +19,8 @@ FLOORS = """
     waiting patience processes memory defects ids yaml_files grid
     arguments posts
     moments places
-    config_errors config_fields ocdbt_config foreign_keys event_receivers
+    config_errors config_fields foreign_keys event_receivers
+    ocdbt_config
     config
     algorithms storage table
     demo segmentation.base

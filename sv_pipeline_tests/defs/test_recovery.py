@@ -6,6 +6,7 @@ import http.server
 import json
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +111,10 @@ def test_what_moves_or_is_young_is_left_alone(play: Theatre, instance: dg.Dagste
     assert not first.run_requests
     assert "has not moved for 0 s" in first.skip_message
     notes = json.loads(first.cursor)
-    notes["stage"]["15"][1] -= 601
+    note = notes["stage"]["operation 15"]
+    note["unchanged since"] = str(datetime.fromisoformat(note["unchanged since"]) - timedelta(seconds=601))
     assert len(tick(instance, json.dumps(notes)).run_requests) == 1
-    notes["stage"]["15"][0] = "another-owner 7"
+    note["owner"] = "another-owner 7"
     assert not tick(instance, json.dumps(notes)).run_requests, "it has moved since"
 
 
@@ -173,7 +175,7 @@ def test_a_graph_that_is_only_being_made_is_no_complaint(home: str, instance: dg
     made = ingest_stages.register(config, home)
     for prepare in (lambda: None, made.table.create):
         prepare()
-        assert tick(instance).skip_message == "nothing is unfinished"
+        assert tick(instance).skip_message == "looked at 1 graphs: nothing is unfinished"
 
 
 @pytest.mark.parametrize("name", ["recover_operation_job", "abandon_operation_job"])
