@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 import dagster as dg
+from pydantic import Field
 
 from sv_pipeline.defs.layers import LAYER, LAYER_COMPLETE
 from sv_pipeline.defs.metadata import explained_failures
@@ -70,7 +71,7 @@ def _recheck(graph_id: str, built: Built, broken: list[int], failed: list[int]) 
 class LayersConfig(dg.Config):
     """The graph whose layers are checked."""
 
-    graph_id: str
+    graph_id: str = Field(description="A registered graph.")
 
 
 @dg.op

@@ -32,8 +32,8 @@ RUNS_LOOKED_AT = 12
         dg.DefaultSensorStatus.RUNNING if is_switched_on(SWITCH_VARIABLE) else dg.DefaultSensorStatus.STOPPED
     ),
     description="Starts a run that brings the coarser mips of a graph up to date after edits: one for each graph that "
-    "is behind, for all its edits. After failed runs it waits, longer each time. It also reports the lag of each graph, "
-    "and the result of the check pyramid_keeps_up. The cursor names the graphs that were behind.",
+    "is behind, for all its edits. After failed runs it waits, longer each time. It also reports the lag of each "
+    "graph, and the result of the check pyramid_keeps_up. The cursor names the graphs that were behind.",
 )
 def downsample_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
     """Start one run for each graph whose coarser mips are behind, for all its operations, never two for one graph."""

@@ -46,7 +46,7 @@ FAILED_RUNS = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 class OperationConfig(dg.Config):
     """The operation to recover."""
 
-    graph_id: str
+    graph_id: str = Field(description="A registered graph.")
     operation_id: int = Field(ge=1, description="Its number in the operation log; see 'sv-pipeline stuck list'.")
     seen: str = Field(default="", description="The owner's cell, which did not change while the sensor watched it.")
     seen_for: float = Field(

@@ -5,8 +5,6 @@ reading volumes is checked when the run is asked for, so that a mistake is refus
 run.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import dagster as dg
