@@ -96,8 +96,8 @@ def watershed() -> Any:
     """Supervoxels with node ids, their edges and components: either given, or made from any segmentation.
 
     This is the first asset of a graph. A graph becomes a partition when it is registered, by
-    [register_graph_job](/guess/register_graph_job) or in a terminal. *Materialize all* of the group `ingest` then builds
-    it in one run. Whatever is complete is kept, so after a failure the same is done again.
+    [register_graph_job](/guess/register_graph_job) or in a terminal. Then *Materialize all* of the group `ingest`
+    builds it in one run. Whatever is complete is kept, so after a failure the same is done again.
     """
     labelled = plan_labels().map(run_watershed_batch.alias("label_batch")).collect()
     edges = plan_edges(labelled).map(run_watershed_batch.alias("edge_batch")).collect()
@@ -144,8 +144,8 @@ class ForkConfig(dg.Config):
 def fork(context: dg.AssetExecutionContext, pipeline: PipelineResource, config: ForkConfig) -> dg.MaterializeResult:
     """The graph's own copy-on-write view of the base. It is one small object; no voxels are copied.
 
-    Edits write to it: [split_job](/guess/split_job), [merge_job](/guess/merge_job) and [undo_job](/guess/undo_job), or a
-    terminal. Its observations show recoveries of edits whose process died, and edits if the graph is configured so.
+    Edits write to it: [split_job](/guess/split_job), [merge_job](/guess/merge_job), [undo_job](/guess/undo_job), or
+    a terminal. Its observations show recoveries of edits whose process died, and edits if the graph is configured so.
     """
     from sv_pipeline.reports import views
 
