@@ -28,6 +28,7 @@ from sv_pipeline.defs.planning import prediction_metadata
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.defs.runs import INGEST_GROUP, MERGE_POOL, OWNERS, RETRIES, TABLE_POOL
 from sv_pipeline.defs.turns import after_earlier_runs
+from sv_pipeline.errors import NotFoundError
 from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.batches import Batch, Stage
 from sv_pipeline.ingest.small_work import SmallWork
@@ -61,7 +62,14 @@ class _LayerRun:
     @property
     def keys(self) -> list[str]:
         """The partition keys of the run: ids of graphs, or keys of layers."""
-        return sorted(map(str, self.context.partition_keys))
+        try:
+            return sorted(map(str, self.context.partition_keys))
+        except dg.DagsterInvalidInvocationError as error:
+            # The sensor of registered graphs has removed a partition that somebody had typed.
+            asked = self.context.run.tags.get("dagster/partition", "of this run")
+            raise NotFoundError(
+                f"no registered graph has the partition {asked}.", remedy="Choose one that the UI offers."
+            ) from error
 
     @property
     def graph_ids(self) -> list[str]:

@@ -92,10 +92,9 @@ def _metadata(context: dg.OpExecutionContext, dataset: Dataset) -> dict[str, Any
         "size": dg.MetadataValue.text(f"{shape} voxels of {resolution} nm"),
         "layers": dg.MetadataValue.text(", ".join(f"{name}: {count:,} chunks" for name, count in layers.items())),
         "watershed": dg.MetadataValue.path(redacted(dataset.watershed_url)),
-        "next": dg.MetadataValue.md(
-            f"Build the graph: open the group [{INGEST_GROUP}]({_group_page(context)}), press *Materialize all*, and "
-            f"choose the partition `{graph_id}`. To know before how long that takes, materialize the asset "
-            "[ingest_plan](/assets/ingest_plan)."
+        "next": dg.MetadataValue.text(
+            f"Open the page below, press 'Materialize all', choose the partition {graph_id}: one run builds the graph. "
+            "The asset ingest_plan forecasts time, memory and costs before."
         ),
         "build_it": dg.MetadataValue.url(_group_page(context)),
     }
