@@ -99,10 +99,18 @@ def test_a_killed_edit_is_found_and_healed(
     assert "data:image/png;base64" in output.step_output_data.metadata["split"].value
     (news,) = webhook
     assert news["healed"]
+    assert news["good"]
     assert "voxels of generation" in news["text"]
     play.scene.prove()
     assert play.scene.objects() == play.twin("supervoxel split")
     assert not tick(instance, found.cursor).run_requests
+    # A second attempt, after one that died between its work and its news, tells people what it finds.
+    assert run(instance, request).success
+    assert len(webhook) == 1
+    second = dg.RunRequest(run_config=request.run_config, tags={**request.tags, recovery.ATTEMPT_TAG: "2"})
+    assert run(instance, second).success
+    assert webhook[-1]["good"]
+    assert len(webhook) == 2
 
 
 def test_what_moves_or_is_young_is_left_alone(play: Theatre, instance: dg.DagsterInstance) -> None:
@@ -222,7 +230,7 @@ def test_failures_are_tried_again_then_people_are_told(
     stopped = tick(instance, cursor)
     assert not stopped.run_requests
     assert "needs a person: 2 recoveries failed" in stopped.skip_message
-    assert [alert["final"] for alert in webhook] == [False, True]
+    assert [(alert["final"], alert["good"]) for alert in webhook] == [(False, False), (True, False)]
     assert "holds" in webhook[-1]["text"]
     assert play.scene.rows() == before
 

@@ -75,9 +75,8 @@ def test_the_launchpad_documents_every_field_and_its_example_is_a_dataset() -> N
 
     schema = schema_of(DatasetConfig)
     assert undocumented(schema) == []
-    assert "Default: [256, 256, 512]." in str(
-        schema.fields["graph_config"].config_type.fields["CHUNK_SIZE"].description
-    )
+    chunk_size = schema.fields["graph_config"].config_type.fields["CHUNK_SIZE"]
+    assert "Default: [256, 256, 512]." in str(chunk_size.description)
     parse_config(EXAMPLE)
 
 
