@@ -34,8 +34,8 @@ PARTS = {
     "pyramid": "up_to_date",
 }
 """The field of `Built` that says whether the partition of an asset is complete."""
-COMPLETE, MISSING = "complete", "layers with missing chunks"
-"""What the cursor says of a graph: that it is complete, or which layers are known to have lost chunks."""
+COMPLETE, INCOMPLETE, MISSING = "complete", "not complete", "layers that have lost chunks"
+"""What the cursor says of a graph: whether it is complete, or which layers are known to have lost chunks."""
 
 
 def _graphs_of_runs(instance: dg.DagsterInstance) -> set[str]:
@@ -139,7 +139,7 @@ def built_in_a_terminal_sensor(context: dg.SensorEvaluationContext, pipeline: Pi
         request = _recheck(graph_id, built, broken, _known_as_broken(known.get(graph_id)))
         events += new
         requests += [request] if request else []
-        cursor[graph_id] = COMPLETE if built.whole else {MISSING: broken}
+        cursor[graph_id] = {MISSING: broken} if broken else COMPLETE if built.whole else INCOMPLETE
         said.append(_what_was_found(graph_id, built, len(new), checked=request is not None))
     return ended_tick(
         context,

@@ -91,12 +91,12 @@ def _metadata(context: dg.OpExecutionContext, dataset: Dataset) -> dict[str, Any
         "graph": graph_id,
         "size": dg.MetadataValue.text(f"{shape} voxels of {resolution} nm"),
         "layers": dg.MetadataValue.text(", ".join(f"{name}: {count:,} chunks" for name, count in layers.items())),
-        "watershed": dg.MetadataValue.path(redacted(dataset.watershed_url)),
         "next": dg.MetadataValue.text(
             f"Open the page below, press 'Materialize all', choose the partition {graph_id}: one run builds the graph. "
             "The asset ingest_plan forecasts time, memory and costs before."
         ),
         "build_it": dg.MetadataValue.url(_group_page(context)),
+        "watershed": dg.MetadataValue.path(redacted(dataset.watershed_url)),
     }
 
 
