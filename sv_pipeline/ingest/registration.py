@@ -134,7 +134,7 @@ def require_local_inputs(config: DatasetConfig) -> None:
     for name, text in inputs.items():
         place = None if text is None or is_spec(text) else parse_source(text)
         if place is not None and place.file is not None and not place.file.exists():
-            raise InputError(f"{name}: there is no {place.file}.", remedy="Correct the path.")
+            raise InputError(f"{name}: there is no {place.file}.", remedy="Correct the path; this machine must see it.")
 
 
 def source_is_needed(dataset: Dataset) -> bool:
