@@ -41,6 +41,7 @@ from sv_pipeline.memory import DEFAULT_BUDGET_MB
 from sv_pipeline.ocdbt_config import OcdbtConfig
 from sv_pipeline.places import LOCK_SUFFIX, parse_folder
 from sv_pipeline.redaction import redacted, remember
+from sv_pipeline.retention import Retention
 from sv_pipeline.yaml_files import read_yaml
 
 __all__ = [
@@ -246,6 +247,8 @@ class DatasetConfig(Section):
     """PyChunkedGraph's section about its own workers; accepted, but not used."""
     events: tuple[Receiver, ...] = ()
     """Receivers of events about finished edits."""
+    retention: Retention = Field(default_factory=Retention)
+    """How much of the history of the voxels is kept; default: everything."""
 
     @model_validator(mode="before")
     @classmethod

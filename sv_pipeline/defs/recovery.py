@@ -9,7 +9,7 @@ import dagster as dg
 from pydantic import Field
 
 from sv_pipeline import recovery
-from sv_pipeline.defs.metadata import explained_failures, numbers, pictures
+from sv_pipeline.defs.metadata import explained_failures, numbers, pictures, viewer_links
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.defs.runs import MOST_RECOVERIES, RECOVERY_BACKOFF, SLOT_TAG, UNFINISHED_RUNS
 from sv_pipeline.defs.ticks import ended_tick, read_cursor, told
@@ -22,6 +22,7 @@ from sv_pipeline.recovery.observing import Observation, Observations
 from sv_pipeline.registry import Registry, ask_every_graph
 from sv_pipeline.reports.alerts import alerts_from_environment
 from sv_pipeline.reports.split_pictures import split_picture
+from sv_pipeline.reports.viewer_links import operation_link
 from sv_pipeline.storage.wall import wall
 from sv_pipeline.verify.postcheck import prove_ended
 
@@ -72,7 +73,8 @@ def _recover(context: dg.OpExecutionContext, pipeline: PipelineResource, config:
     operation_id = config.operation_id
     try:
         with wall():
-            graph = pipeline.dataset(config.graph_id).graph
+            dataset = pipeline.dataset(config.graph_id)
+            graph = dataset.graph
         try:
             with wall():
                 report = recovery.recover(
@@ -97,7 +99,13 @@ def _recover(context: dg.OpExecutionContext, pipeline: PipelineResource, config:
         allow_retries = not isinstance(error, FOR_PEOPLE)
         raise dg.Failure(description=str(error), metadata={"kind": error.kind}, allow_retries=allow_retries) from error
     context.log.info("%s", said)
-    context.add_output_metadata({**numbers(metadata), **pictures(split=partial(_picture, graph, operation_id))})
+    context.add_output_metadata(
+        {
+            **numbers(metadata),
+            **viewer_links(lambda: operation_link(dataset, operation_id)),
+            **pictures(split=partial(_picture, graph, operation_id)),
+        }
+    )
     first = not context.retry_number and context.run.tags.get(ATTEMPT_TAG, "1") == "1"
     if "nothing to do" in metadata and first:
         return  # an earlier run has reported it; an attempt that died after its work has not
@@ -190,7 +198,8 @@ class AbandonConfig(dg.Config):
 def abandon_operation(context: dg.OpExecutionContext, pipeline: PipelineResource, config: AbandonConfig) -> None:
     """Roll back what an operation wrote, release its locks, log the reason, and prove the result."""
     with explained_failures():
-        graph = pipeline.dataset(config.graph_id).graph
+        dataset = pipeline.dataset(config.graph_id)
+        graph = dataset.graph
         try:
             report = recovery.abandon(
                 graph,
@@ -208,7 +217,8 @@ def abandon_operation(context: dg.OpExecutionContext, pipeline: PipelineResource
             )
             return
     context.log.info("%s", report)
-    context.add_output_metadata(numbers({"outcome": report.replay.outcome, **report.proof}))
+    link = viewer_links(lambda: operation_link(dataset, config.operation_id))
+    context.add_output_metadata({**numbers({"outcome": report.replay.outcome, **report.proof}), **link})
     alerts_from_environment().send(
         f"graph {config.graph_id}: {report}", good=True, graph=config.graph_id, operation=config.operation_id
     )

@@ -45,6 +45,8 @@ SIDES = {"source points": SOURCE_COLOUR, "sink points": SINK_COLOUR}
 POLL_SECONDS = 2.0
 SMALL = 300
 """A volume of fewer voxels along each axis is enlarged at first."""
+PROJECTION = 2
+"""Extent of the 3-d view at first, in longest sides of the volume."""
 
 
 def serve_at(host: str, port: int) -> None:
@@ -138,6 +140,7 @@ class ViewerWindow:
                 _set_points(state, [], [])
             state.position = [axis + 0.5 for axis in position or centre]
             state.cross_section_scale = _zoom(graph.dataset.volume.bounds)
+            state.projection_scale = PROJECTION * max(graph.dataset.volume.bounds.shape)
         if at is None and operation is None:
             self._watcher = Watcher(graph, self._on_edits, poll_seconds)
             self._say_lag()

@@ -204,7 +204,7 @@ def test_selected_objects_that_edits_replace_give_their_selection_on(
     select(window, {one: True, other: False, unknown: True})
     for action, voxel in (("source-point", near), ("sink-point", far), ("preview-merge", None), ("commit", None)):
         act(window, action, voxel)
-    wait_for(lambda: len(graph.operations()) == 1)
+    wait_for(lambda: graph.operations()["status"].tolist() == ["SUCCESS"])
     merged = int(graph.roots([near])[0])
     wait_for(lambda: selected(window) == {merged: True, unknown: True})
     graph.undo(1)  # somebody else
