@@ -61,6 +61,7 @@ def defs() -> dg.Definitions:
             edits.redo_job,
             pyramid.downsample_job,
             rebuild.rebuild_mip_job,
+            garbage.garbage_report_job,
             garbage.collect_garbage_job,
             retirement.retire_graph_job,
             recovery.recover_operation_job,
@@ -80,6 +81,7 @@ def defs() -> dg.Definitions:
         schedules=[
             verification.verify_nightly_schedule,
             verification.verify_changes_schedule,
+            garbage.garbage_report_schedule,
             garbage.collect_garbage_schedule,
         ],
         resources=resources_from_environment(),

@@ -127,7 +127,7 @@ def _materialize(dataset: Dataset) -> None:
 
     with project_instance() as instance:
         job = defs().resolve_implicit_global_asset_job_def()
-        assets = ("ingest_plan", *ASSETS, "pyramid")
+        assets = ("ingest_plan", *ASSETS, "pyramid", "fork_files")
         materialize_graph(job, dataset, instance, lambda name: click.echo(f"  {name}", err=True), assets)
 
 

@@ -11,10 +11,10 @@ from sv_pipeline.defs.ticks import told
 from sv_pipeline.registry import Registry, ask_every_graph
 from sv_pipeline.reports.built import is_made
 
-__all__ = ["VERIFY_AT", "for_each_graph"]
+__all__ = ["COLLECT_AT", "REPORT_AT", "VERIFY_AT", "for_each_graph"]
 
-VERIFY_AT = "30 2 * * *"
-"""Time of the nightly verification, as a cron expression."""
+VERIFY_AT, REPORT_AT, COLLECT_AT = "30 2 * * *", "0 4 * * *", "15 4 * * *"
+"""Times of the nightly verification, of the report on garbage, and of its collection, as cron expressions."""
 
 
 def for_each_graph(
