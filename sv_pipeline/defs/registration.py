@@ -96,7 +96,6 @@ def _metadata(context: dg.OpExecutionContext, dataset: Dataset) -> dict[str, Any
             "The asset ingest_plan forecasts time, memory and costs before."
         ),
         "build_it": dg.MetadataValue.url(_group_page(context)),
-        "watershed": dg.MetadataValue.path(redacted(dataset.watershed_url)),
     }
 
 
