@@ -108,16 +108,6 @@ def test_a_layer_refuses_before_the_one_below_is_complete(dataset: Dataset, inst
     assert "18 of 18" in failure_of(result)
 
 
-def test_a_layer_that_a_graph_does_not_have_is_not_offered_and_does_nothing(
-    dataset: Dataset, instance: dg.DagsterInstance
-) -> None:
-    prepare(dataset, instance)
-    absent = f"{dataset.graph_id}|L09"
-    assert absent not in instance.get_dynamic_partitions(str(graph_layers.name))
-    instance.add_dynamic_partitions(str(graph_layers.name), [absent])
-    assert run_asset(instance, "layer", absent).success
-
-
 def test_a_layer_run_again_has_no_batches(
     dataset: Dataset, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
