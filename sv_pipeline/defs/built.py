@@ -6,13 +6,15 @@ that were purged keep theirs, and their check ``layer_complete`` fails.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
 from sv_pipeline.defs.layers import LAYER, LAYER_COMPLETE
-from sv_pipeline.defs.metadata import explained_failures
+from sv_pipeline.defs.metadata import explained_failures, viewer_links
 from sv_pipeline.defs.partitions import layer_partition
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.defs.runs import SLOT_TAG, UNFINISHED_RUNS
@@ -20,6 +22,7 @@ from sv_pipeline.defs.ticks import ended_tick, read_cursor, told
 from sv_pipeline.defs.turns import graphs_of_run
 from sv_pipeline.registry import Registry, ask_every_graph
 from sv_pipeline.reports.built import Built, is_whole, what_is_built
+from sv_pipeline.reports.viewer_links import viewer_link
 
 __all__ = ["built_in_a_terminal_sensor", "check_layers_job"]
 
@@ -36,6 +39,8 @@ PARTS = {
 """The field of `Built` that says whether the partition of an asset is complete."""
 COMPLETE, INCOMPLETE, MISSING = "complete", "not complete", "layers that have lost chunks"
 """What the cursor says of a graph: whether it is complete, or which layers are known to have lost chunks."""
+SHOWN = ("fork", "reader_contract")
+"""Assets whose materializations say how to look at the graph."""
 
 
 def _graphs_of_runs(instance: dg.DagsterInstance) -> set[str]:
@@ -44,17 +49,24 @@ def _graphs_of_runs(instance: dg.DagsterInstance) -> set[str]:
     return {graph_id for run in runs for graph_id in graphs_of_run(run)}
 
 
-def _new(graph_id: str, built: Built, done: dict[str, set[str]]) -> Iterator[dg.AssetMaterialization]:
-    """Yield materializations of what is complete and has none."""
+def _new(
+    graph_id: str, built: Built, done: dict[str, set[str]], links: Callable[[], dict[str, Any]]
+) -> Iterator[dg.AssetMaterialization]:
+    """Yield materializations of what is complete and has none; those of voxels have links to viewers."""
     for name, part in PARTS.items():
         if getattr(built, part) and graph_id not in done[name]:
             note = NOTE_OF_MIPS if name == "pyramid" else NOTE
-            yield dg.AssetMaterialization(name, description=note, partition=graph_id, metadata={"note": note})
+            metadata = {"note": note, **(links() if name in SHOWN else {})}
+            yield dg.AssetMaterialization(name, description=note, partition=graph_id, metadata=metadata)
     for number, numbers in built.layers.items():
         if (partition := layer_partition(graph_id, number)) not in done["layer"]:
             yield dg.AssetMaterialization(
                 LAYER, description=NOTE, partition=partition, metadata={"note": NOTE, **numbers}
             )
+
+
+def _links(pipeline: PipelineResource, graph_id: str) -> dict[str, Any]:
+    return viewer_links(lambda: viewer_link(pipeline.dataset(graph_id)))
 
 
 def _recheck(graph_id: str, built: Built, broken: list[int], failed: list[int]) -> dg.RunRequest | None:
@@ -134,7 +146,7 @@ def built_in_a_terminal_sensor(context: dg.SensorEvaluationContext, pipeline: Pi
             continue
         if not done:
             done = {name: context.instance.get_materialized_partitions(dg.AssetKey(name)) for name in (*PARTS, "layer")}
-        new = list(_new(graph_id, built, done))
+        new = list(_new(graph_id, built, done, partial(_links, pipeline, graph_id)))
         broken = [number for number in built.missing if layer_partition(graph_id, number) in done["layer"]]
         request = _recheck(graph_id, built, broken, _known_as_broken(known.get(graph_id)))
         events += new
