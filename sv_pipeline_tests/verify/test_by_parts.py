@@ -391,8 +391,7 @@ def test_a_fault_is_still_found_while_others_edit(dataset: Dataset) -> None:
     try:
         report = verify_dataset(dataset, checks=["hierarchy"], progress=begin_operation)
         assert report.failed == ("hierarchy",)
-        assert str(int(root)) in report["hierarchy"].errors[0].place
-        assert len(report["hierarchy"].errors) == 1, [str(e) for e in report["hierarchy"].errors]
+        assert {str(int(root))} == {error.place for error in report["hierarchy"].errors}
         assert not report["hierarchy"].warnings, "the fault does not come from an edit"
     finally:
         restored = [SetCell(column, c.value, c.timestamp) for column, cells in before.items() for c in cells]
