@@ -136,6 +136,8 @@ def preview(context: dg.OpExecutionContext, pipeline: PipelineResource, config: 
             return
         found = graph.preview_split(config.source, config.sink, **config.options)
         metadata = {**pictures(cut=found.picture), **numbers(found.numbers)}
+    if found.doubt is not None:
+        context.log.warning("%s", found.doubt)
     if not found.legal:
         raise dg.Failure(
             description=f"the split would be refused: {found.numbers['message']}",

@@ -21,6 +21,7 @@ import numpy as np
 
 from sv_pipeline.algorithms.multicut import cut as multicut
 from sv_pipeline.algorithms.multicut.cut import LocalGraph, Refusal, Refused, SupervoxelSplitRequired
+from sv_pipeline.algorithms.voxel_cut import Doubt
 from sv_pipeline.edits.plan.edit_plan import EditPlan
 from sv_pipeline.edits.plan.level2_change import OtherChange
 from sv_pipeline.edits.plan.parting import Surroundings, roots_after
@@ -97,6 +98,11 @@ class SplitPreview:
     enlarged: int = 0
     """Number of times that the region was enlarged until the cut separated the points."""
 
+    @property
+    def doubt(self) -> Doubt | None:
+        """What is most doubtful about the cut of voxels; None if none are cut, or nothing is known against it."""
+        return None if self.supervoxels is None else self.supervoxels.doubt
+
 
 def preview_split(graph: ChunkedGraph, request: SplitRequest, *, volume: Any = None) -> SplitPreview:
     """Plan what :func:`split` would do now, by the same code, without locking or writing anything.
@@ -152,6 +158,8 @@ def plan_split(workspace: Workspace, request: SplitRequest) -> EditPlan:
         raise found.refusal or AssertionError
     if found.enlarged:
         log.info("the region around the points was enlarged %d time(s) until the cut separated them", found.enlarged)
+    if found.supervoxels is not None and found.supervoxels.doubt is not None:
+        log.warning("%s", found.supervoxels.doubt)
     return found.plan
 
 

@@ -25,6 +25,8 @@ def describe_split(numbers: dict[str, Any]) -> str:
             f"{numbers['split_supervoxels']} supervoxel(s) would be cut: {source:,} voxels on the source side, "
             f"{sink:,} on the sink side."
         )
+    if "doubt" in numbers:
+        parts.append(f"Warning: {numbers['doubt']}")
     if numbers["still_one_object"]:
         parts.append("Warning: both sides would still be one object, connected elsewhere.")
     if enlarged := numbers["region_enlarged"]:
