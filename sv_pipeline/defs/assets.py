@@ -23,6 +23,7 @@ from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.batches import Batch, Stage
 from sv_pipeline.ingest.missing_chunks import missing_chunks
 from sv_pipeline.redaction import redacted, redacted_value
+from sv_pipeline.reports.sizes import DIALOG_WIDTH
 
 __all__ = ["base_ocdbt", "fork", "reader_contract", "watershed"]
 
@@ -86,7 +87,7 @@ def finish_watershed(context: dg.OpExecutionContext, pipeline: PipelineResource)
             "layers": dataset.grid.n_layers,
             "missing_chunks": dg.MetadataValue.json(missing) if missing else "none",
             **numbers,
-            **pictures(supervoxels=lambda: views.supervoxels_picture(dataset)),
+            **pictures(supervoxels=lambda: views.supervoxels_picture(dataset, width=DIALOG_WIDTH)),
         }
     )
 
@@ -139,7 +140,7 @@ def fork(context: dg.AssetExecutionContext, pipeline: PipelineResource, config: 
             return dg.MaterializeResult(metadata={"note": "ingested without voxels (mode graph): nothing to fork"})
         with after_earlier_runs(context.op_execution_context, [dataset.graph_id]):
             stages.make_fork(dataset, recreate=config.recreate)
-    return dg.MaterializeResult(metadata=pictures(mips=lambda: views.mips_picture(dataset)))
+    return dg.MaterializeResult(metadata=pictures(mips=lambda: views.mips_picture(dataset, width=DIALOG_WIDTH)))
 
 
 @dg.asset(partitions_def=graphs, deps=[fork], group_name="ingest", kinds={"json"}, owners=OWNERS)
@@ -155,7 +156,7 @@ def reader_contract(context: dg.AssetExecutionContext, pipeline: PipelineResourc
     return dg.MaterializeResult(
         metadata={
             "specs": dg.MetadataValue.json(info.to_dict()),
-            **pictures(roots=lambda: views.roots_picture(dataset)),
+            **pictures(roots=lambda: views.roots_picture(dataset, width=DIALOG_WIDTH)),
         }
     )
 

@@ -10,6 +10,7 @@ from sv_pipeline.grid import Box
 from sv_pipeline.pyramid.catch_up import CatchUp
 from sv_pipeline.registry import Dataset
 from sv_pipeline.reports.pictures import Panel, render_rows
+from sv_pipeline.reports.sizes import PUBLISHED_WIDTH
 from sv_pipeline.storage.ocdbt import OcdbtStore
 from sv_pipeline.storage.precomputed import VolumeInfo
 
@@ -22,7 +23,7 @@ MAX_MIPS = 4
 UInt64Array = npt.NDArray[np.uint64]
 
 
-def catch_up_picture(dataset: Dataset, done: CatchUp) -> bytes:
+def catch_up_picture(dataset: Dataset, done: CatchUp, *, width: int = PUBLISHED_WIDTH) -> bytes:
     """Draw all mips in an x-y slice through the newest edit that was behind, with one row per moment, as PNG.
 
     The row before the edit is left out if the fork has no record of its generation.
@@ -46,7 +47,8 @@ def catch_up_picture(dataset: Dataset, done: CatchUp) -> bytes:
     depth = _most_changed_depth(first, last, done.shown.clip(volume.bounds))
     field = _field(done.shown, volume.bounds)
     rows = {name: _row(store, volume, field, depth) for name, store in stores.items()}
-    return render_rows(rows, title=f"{fork.graph_id}: all mips around operation {done.shown_operation}, z = {depth}")
+    title = f"{fork.graph_id}: all mips around operation {done.shown_operation}, z = {depth}"
+    return render_rows(rows, title=title, width=width)
 
 
 def _most_changed_depth(before: OcdbtStore, after: OcdbtStore, box: Box) -> int:

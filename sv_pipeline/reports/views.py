@@ -10,6 +10,7 @@ from sv_pipeline.graph import queries
 from sv_pipeline.grid import Box
 from sv_pipeline.registry import Dataset
 from sv_pipeline.reports.pictures import Panel, render
+from sv_pipeline.reports.sizes import PUBLISHED_WIDTH
 from sv_pipeline.storage.precomputed import open_volume
 from sv_pipeline.verify.volumes import graph_volume
 
@@ -20,17 +21,18 @@ MAX_PIXELS = 640
 UInt64Array = npt.NDArray[np.uint64]
 
 
-def supervoxels_picture(dataset: Dataset) -> bytes:
+def supervoxels_picture(dataset: Dataset, *, width: int = PUBLISHED_WIDTH) -> bytes:
     """Draw two orthogonal slices of the supervoxels through the middle of the volume, as PNG."""
     xy, xz = _middle_slices(dataset)
     count = len(np.unique(np.concatenate([xy.ravel(), xz.ravel()])))
     return render(
         _panels(dataset, {"supervoxels, x-y": (xy, (0, 1)), "x-z": (xz, (0, 2))}),
         title=f"{dataset.graph_id}: {count:,} supervoxels in view",
+        width=width,
     )
 
 
-def layer_picture(dataset: Dataset, layer: int) -> bytes:
+def layer_picture(dataset: Dataset, layer: int, *, width: int = PUBLISHED_WIDTH) -> bytes:
     """Draw the nodes of one layer (each supervoxel's highest ancestor up to it) beside the supervoxels, as PNG."""
     xy, xz = _middle_slices(dataset)
     lifted = _lift(dataset, np.concatenate([xy.ravel(), xz.ravel()]), layer)
@@ -45,10 +47,11 @@ def layer_picture(dataset: Dataset, layer: int) -> bytes:
             },
         ),
         title=f"{dataset.graph_id}: nodes at layer {layer} of {dataset.grid.n_layers}",
+        width=width,
     )
 
 
-def roots_picture(dataset: Dataset) -> bytes:
+def roots_picture(dataset: Dataset, *, width: int = PUBLISHED_WIDTH) -> bytes:
     """Draw the roots (neurons) in two orthogonal slices, as PNG."""
     xy, xz = _middle_slices(dataset)
     roots = _lift(dataset, np.concatenate([xy.ravel(), xz.ravel()]), None)
@@ -62,10 +65,11 @@ def roots_picture(dataset: Dataset) -> bytes:
             },
         ),
         title=f"{dataset.graph_id}: {count:,} roots in view",
+        width=width,
     )
 
 
-def mips_picture(dataset: Dataset, *, max_mips: int = 4) -> bytes:
+def mips_picture(dataset: Dataset, *, max_mips: int = 4, width: int = PUBLISHED_WIDTH) -> bytes:
     """Draw the same x-y field at several mips of the fork, or of the base if there is no fork yet, as PNG."""
     volume = graph_volume(dataset.fork)
     panels = []
@@ -75,7 +79,7 @@ def mips_picture(dataset: Dataset, *, max_mips: int = 4) -> bytes:
         middle = (box.start[2] + box.stop[2]) // 2
         labels = store[box.slices[0], box.slices[1], middle].read().result()
         panels.append(Panel(f"mip {mip}: {' x '.join(f'{r:g}' for r in resolution)} nm", labels, resolution[:2]))
-    return render(panels, title=f"{dataset.graph_id}: mips")
+    return render(panels, title=f"{dataset.graph_id}: mips", width=width)
 
 
 def _window(bounds: Box) -> Box:

@@ -21,7 +21,7 @@ from sv_pipeline.reports.cut_pictures import (
     render_cut,
     with_sides,
 )
-from sv_pipeline.reports.pictures import MAX_WIDTH
+from sv_pipeline.reports.sizes import DIALOG_WIDTH
 
 Resolution = tuple[float, float, float]
 START = (100, -40, 7)
@@ -167,10 +167,10 @@ def test_before_is_one_colour_and_after_is_two() -> None:
 def test_any_box_fits_the_dialog_of_the_ui(shape: tuple[int, int, int], resolution: Resolution) -> None:
     for points in (True, False):
         height, width, _ = pixels_of(
-            render_cut(scene_of(halves(shape, at=shape[0] // 2), resolution, points=points))
+            render_cut(scene_of(halves(shape, at=shape[0] // 2), resolution, points=points), width=DIALOG_WIDTH)
         ).shape
-        assert width <= MAX_WIDTH
-        assert height <= 1.3 * MAX_WIDTH
+        assert width == DIALOG_WIDTH
+        assert height <= 1.3 * DIALOG_WIDTH
 
 
 def test_a_slice_can_be_asked_for() -> None:

@@ -14,7 +14,7 @@ from sv_pipeline.graph import queries
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.reports import cut_scenes
 from sv_pipeline.reports.cut_pictures import CutScene, Kind, SceneState
-from sv_pipeline.reports.cut_scenes import scene_of_operation, scene_of_points, scene_of_preview
+from sv_pipeline.reports.cut_scenes import scene_of_merge, scene_of_operation, scene_of_points, scene_of_preview
 from sv_pipeline_tests.editable import (
     SHAPE,
     Point,
@@ -80,7 +80,7 @@ def test_a_split_shows_one_object_before_and_its_sides_after(graph: OpenGraph, o
 
 def test_a_merge_shows_two_objects_before_and_one_after(graph: OpenGraph) -> None:
     one, other = neighbours_of_two_objects(graph)
-    asked = scene_of_points(graph.dataset, as_array(one), as_array(other))
+    asked = scene_of_merge(graph.dataset, as_array(one), as_array(other))
     scene = scene_of_operation(graph.dataset, graph.merge([one], [other]).id)
     assert (asked.before.kinds == scene.before.kinds).all()
     assert (asked.after.kinds == scene.after.kinds).all()

@@ -2,7 +2,9 @@
 
 A *film* is a side without a body of its own: nearly each of its voxels touches the other side. Such a cut results if
 the points of both sides are in one thick body, or if a point is just below the surface of the body that the other side
-has. It is seldom what anybody wants. One more point decides: in the body of the film's side, if that has one.
+has. It is seldom what anybody wants. One more point decides: in the body of the film's side, if that has one. It is
+looked for where voxels are nearer to the seeds of the film than to others; each point of the other side that is placed
+there leaves less of that.
 
 ::
 
@@ -115,8 +117,8 @@ class Doubt:
             return text
         where = ",".join(map(str, self.place))
         return (
-            f"{text} Look at voxel {where}: if it belongs to the {side}, place a {side} point there; if it belongs to "
-            f"the {other}, move the {side} points into the middle of another body, or do not split here."
+            f"{text} Look at voxel {where}, place a point there of the side to which it belongs, and preview again. If "
+            f"all places that are named so belong to the {other}, there is nothing to split here."
         )
 
 
@@ -137,7 +139,7 @@ def find_doubt(sides: Sides, source: Coordinates, sink: Coordinates, resolution:
     resolution
         Size of a voxel in nm, (x, y, z).
     """
-    counts = np.bincount(sides.ravel(), minlength=3)
+    counts = [np.count_nonzero(sides == side) for side in range(3)]
     side = 1 if counts[1] <= counts[2] else 2
     if not counts[side]:
         return None
@@ -153,7 +155,7 @@ def find_doubt(sides: Sides, source: Coordinates, sink: Coordinates, resolution:
         DoubtKind.FILM,
         side,
         shape,
-        int(counts[1] + counts[2]),
+        counts[1] + counts[2],
         min(1.0, RIGHT / float(np.sqrt(shape.voxels))),
         None if place is None else _triple(place + low),
     )
