@@ -123,7 +123,7 @@ class Doubt:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.01 or not share else f"{100 * share:.1g} %"
+    return f"{100 * share:.0f} %" if share >= 0.01 or not share else "less than 1 %"
 
 
 def find_doubt(sides: Sides, source: Coordinates, sink: Coordinates, resolution: Sequence[float]) -> Doubt | None:
@@ -139,7 +139,7 @@ def find_doubt(sides: Sides, source: Coordinates, sink: Coordinates, resolution:
     resolution
         Size of a voxel in nm, (x, y, z).
     """
-    counts = [np.count_nonzero(sides == side) for side in range(3)]
+    counts = [int(np.count_nonzero(sides == side)) for side in range(3)]
     side = 1 if counts[1] <= counts[2] else 2
     if not counts[side]:
         return None
@@ -173,10 +173,10 @@ def side_shape(sides: Sides, side: int) -> SideShape:
     """
     own = sides == side
     voxels = int(np.count_nonzero(own))
-    touching = np.count_nonzero(_grown(sides == 3 - side) & own)
-    covered = own & ~_eroded(sides != 0)
-    surface = np.count_nonzero(covered) / np.count_nonzero((sides != 0) & ~_eroded(sides != 0))
-    return SideShape(voxels, touching / voxels, np.count_nonzero(_eroded(own)) / voxels, surface)
+    touching, deep = int(np.count_nonzero(_grown(sides == 3 - side) & own)), int(np.count_nonzero(_eroded(own)))
+    surface = (sides != 0) & ~_eroded(sides != 0)
+    covered = int(np.count_nonzero(own & surface)) / int(np.count_nonzero(surface))
+    return SideShape(voxels, touching / voxels, deep / voxels, covered)
 
 
 def _nearer(sides: Sides, own: Coordinates, other: Coordinates, resolution: Sequence[float]) -> Mask:
