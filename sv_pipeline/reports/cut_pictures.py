@@ -25,7 +25,7 @@ from matplotlib.patches import Patch
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.reports.colours import GREYS, Colours, Palette, colours_of
-from sv_pipeline.reports.pictures import INK, Sheet, borders, enlarged, png, scale_bar, scale_bar_length, show
+from sv_pipeline.reports.pictures import INK, Sheet, Size, borders, resized, scale_bar, scale_bar_length, show
 from sv_pipeline.reports.sizes import PUBLISHED_WIDTH
 
 __all__ = [
@@ -274,9 +274,10 @@ def render_cut(scene: CutScene, at: Triple | None = None, *, width: int = PUBLIS
     centre = cut_voxel(scene) if at is None else _triple(np.subtract(at, scene.box.start))
     box = np.multiply(scene.box.shape, scene.resolution).tolist()
     extents = [(box[right], box[down]) for _, right, down, _ in _PLANES]
-    sheet, bar = Sheet.of(extents, len(scene.states), head=_HEAD), scale_bar_length(extents)
+    sheet, bar = Sheet.of(extents, len(scene.states), width, head=_HEAD), scale_bar_length(extents)
     cuts = [tuple(centre[k] if k == across else slice(None) for k in range(3)) for _, _, _, across in _PLANES]
-    pixels = iter(_pixels([(state, cut) for state in scene.states for cut in cuts]))
+    sizes = sheet.sizes * len(scene.states)
+    pixels = iter(_pixels([(state, cut) for state in scene.states for cut in cuts], sizes))
     for axes, state in zip(sheet.rows, scene.states, strict=True):
         for axis, plane, extent in zip(axes, _PLANES, extents, strict=True):
             show(axis, next(pixels), extent)
@@ -296,7 +297,7 @@ def render_cut(scene: CutScene, at: Triple | None = None, *, width: int = PUBLIS
         fontsize=9,
         handlelength=1.2,
     )
-    return png(sheet.figure, width)
+    return sheet.png()
 
 
 _HEAD = 0.98
@@ -339,8 +340,8 @@ def _points(
         )
 
 
-def _pixels(slices: list[tuple[SceneState, tuple[int | slice, ...]]]) -> list[Colours]:
-    """Return RGB pixels of enlarged slices: kinds in their colours, other objects in greys, borders dark."""
+def _pixels(slices: list[tuple[SceneState, tuple[int | slice, ...]]], sizes: list[Size]) -> list[Colours]:
+    """Return RGB pixels of slices in their sizes: kinds in their colours, other objects in greys, borders dark."""
     kinds = [state.kinds[cut] for state, cut in slices]
     labels = [state.labels[cut] for state, cut in slices]
     objects = [one if s.objects is None else s.objects.drawn(one) for one, (s, _) in zip(labels, slices, strict=True)]
@@ -349,14 +350,15 @@ def _pixels(slices: list[tuple[SceneState, tuple[int | slice, ...]]]) -> list[Co
         of_kind = [np.where(k == kind, o, np.uint64(0)) for k, o in zip(kinds, objects, strict=True)]
         for rgb, there, colours in zip(pixels, of_kind, colours_of(of_kind, palette), strict=True):
             rgb[there != 0] = colours[there != 0]
-    return [_shaded(*one) for one in zip(pixels, kinds, labels, objects, strict=True)]
+    return [_shaded(*one) for one in zip(pixels, kinds, labels, objects, sizes, strict=True)]
 
 
-def _shaded(rgb: Colours, kinds: Kinds, labels: UInt64Array, objects: UInt64Array) -> Colours:
+def _shaded(rgb: Colours, kinds: Kinds, labels: UInt64Array, objects: UInt64Array, size: Size) -> Colours:
     # The shades of supervoxels differ a little, which shows where the graph could cut without splitting supervoxels.
     shade = ((labels * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(48)).astype(np.float64) / 0xFFFF
     rgb[kinds >= Kind.OBJECT] *= (0.86 + 0.14 * shade[kinds >= Kind.OBJECT])[:, None]
-    rgb, kinds, labels, objects = map(enlarged, (rgb, kinds, labels, objects))
+    rgb, kinds = resized(rgb, size), resized(kinds, size)
+    labels, objects = resized(labels, size), resized(objects, size)
     inside = kinds != Kind.BACKGROUND
     rgb[borders(labels) & inside] *= 0.78
     rgb[borders(objects) & inside] *= 0.6

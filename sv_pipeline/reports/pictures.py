@@ -25,11 +25,11 @@ __all__ = [
     "PAPER",
     "Panel",
     "Sheet",
+    "Size",
     "borders",
-    "enlarged",
-    "png",
     "render",
     "render_rows",
+    "resized",
     "scale_bar",
     "scale_bar_length",
     "show",
@@ -39,6 +39,8 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 LabelArray = npt.NDArray[np.unsignedinteger]
 Extent = tuple[float, float]
 """Width and height in nm."""
+Size = tuple[int, int]
+"""Width and height in pixels."""
 
 INK = "#e8e8ea"
 PAPER = "#16161a"
@@ -47,8 +49,8 @@ SHEET_WIDTH, GAP, MARGIN = 10.9, 0.15, 0.12
 """Sizes in inches: width of a sheet, gap between slices, margin below the last row."""
 ROW_TITLE, ROW_NAME = 0.3, 0.2
 """Space in inches above each slice for its title, and left of each row for its name."""
-HIGHEST = 6.0
-"""Maximum height of a slice, in inches."""
+HIGHEST, HIGHEST_ALONE = 6.0, 7.0
+"""Maximum height of a slice in inches, if there are several rows and if there is one."""
 
 
 @dataclass(frozen=True)
@@ -88,20 +90,21 @@ def render_rows(rows: Mapping[str, Sequence[Panel]], *, title: str = "", width: 
 
 def _render(rows: list[list[Panel]], names: list[str], title: str, width: int) -> bytes:
     extents = [panel.extent for panel in rows[0]]
-    sheet = Sheet.of(extents, len(rows), head=0.34 if title else 0.05, left=ROW_NAME if any(names) else 0.0)
+    left = ROW_NAME if any(names) else 0.0
+    sheet = Sheet.of(extents, len(rows), width, head=0.34 if title else 0.05, left=left)
     bar = scale_bar_length(extents)
     colours = iter(colours_of([np.asarray(panel.labels, np.uint64) for panels in rows for panel in panels]))
     for name, axes, panels in zip(names, sheet.rows, rows, strict=True):
-        for axis, panel in zip(axes, panels, strict=True):
-            _draw(axis, panel, next(colours), bar)
+        for axis, panel, size in zip(axes, panels, sheet.sizes, strict=True):
+            _draw(axis, panel, next(colours), size, bar)
         axes[0].text(-0.02, 0.5, name, color=INK, rotation=90, ha="right", va="center", transform=axes[0].transAxes)
     if title:
         sheet.text(0.1, title, fontsize=13)
-    return png(sheet.figure, width)
+    return sheet.png()
 
 
-def _draw(axis: Axes, panel: Panel, colours: Colours, bar: float) -> None:
-    pixels, labels = enlarged(colours), enlarged(panel.labels)
+def _draw(axis: Axes, panel: Panel, colours: Colours, size: Size, bar: float) -> None:
+    pixels, labels = resized(colours, size), resized(panel.labels, size)
     pixels[borders(labels) & (labels != 0)] *= 0.4
     show(axis, pixels, panel.extent)
     axis.set_title(panel.title, color=INK, fontsize=10, loc="left")
@@ -116,10 +119,14 @@ class Sheet:
     """A figure with rows of axes, all at one scale."""
 
     figure: Figure
+    width: int
+    """Width in pixels."""
     rows: list[list[Axes]]
+    sizes: list[Size]
+    """Width and height in pixels of each slice of a row."""
 
     @classmethod
-    def of(cls, extents: Sequence[Extent], n_rows: int, *, head: float, left: float = 0.0) -> Sheet:
+    def of(cls, extents: Sequence[Extent], n_rows: int, width: int, *, head: float, left: float = 0.0) -> Sheet:
         """Make a sheet.
 
         Parameters
@@ -128,6 +135,8 @@ class Sheet:
             Size of each slice of a row in nm; all rows are the same.
         n_rows
             Number of rows.
+        width
+            Width in pixels.
         head
             Space above the first row, in inches.
         left
@@ -135,7 +144,9 @@ class Sheet:
         """
         tallest = max(max(down, 1e-9) for _, down in extents)
         room = SHEET_WIDTH - left - (len(extents) + 1) * GAP
-        scale = min(room / sum(max(right, 1e-9) for right, _ in extents), HIGHEST / tallest)
+        scale = min(
+            room / sum(max(right, 1e-9) for right, _ in extents), (HIGHEST if n_rows > 1 else HIGHEST_ALONE) / tallest
+        )
         row = tallest * scale + ROW_TITLE
         height = head + n_rows * row + MARGIN
         figure = plt.figure(figsize=(SHEET_WIDTH, height), facecolor=PAPER)
@@ -147,7 +158,17 @@ class Sheet:
                 place = (at / SHEET_WIDTH, (top - down) / height, right / SHEET_WIDTH, down / height)
                 rows[-1].append(figure.add_axes(place))
                 at += right + GAP
-        return cls(figure, rows)
+        dots = width / SHEET_WIDTH * scale
+        sizes = [(max(round(right * dots), 1), max(round(down * dots), 1)) for right, down in extents]
+        return cls(figure, width, rows, sizes)
+
+    def png(self) -> bytes:
+        """Return the sheet as PNG, and close the figure."""
+        buffer = io.BytesIO()
+        dots_per_inch = (self.width + 0.01) / SHEET_WIDTH  # rounding must not lose a pixel
+        self.figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor=PAPER)
+        plt.close(self.figure)
+        return buffer.getvalue()
 
     def text(self, below_top: float, text: str, *, fontsize: float, alpha: float = 1.0) -> None:
         """Write a text at the left, so many inches below the upper edge."""
@@ -168,10 +189,10 @@ def show(axis: Axes, pixels: npt.NDArray[np.float64], extent: Extent) -> None:
     axis.axis("off")
 
 
-def enlarged(pixels: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-    """Repeat each pixel, so that a border one pixel wide stays thin on a coarse mip."""
-    factor = max(1, 640 // max(pixels.shape[:2]))
-    return np.repeat(np.repeat(pixels, factor, axis=0), factor, axis=1)
+def resized(pixels: npt.NDArray[Scalar], size: Size) -> npt.NDArray[Scalar]:
+    """Return an image in another size, without mixing pixels; borders drawn in it are as thin as its pixels."""
+    x, y = (np.arange(new) * old // new for new, old in zip(size, pixels.shape[:2], strict=True))
+    return pixels[x[:, None], y[None]]
 
 
 def borders(values: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
@@ -197,11 +218,3 @@ def scale_bar(axis: Axes, extent: Extent, length: float) -> None:
     axis.plot([x, x + length], [y, y], color="white", linewidth=3, solid_capstyle="butt", path_effects=bar)
     text = f"{length / 1000:g} µm" if length >= 1000 else f"{length:g} nm"
     axis.text(x, y - 0.02 * extent[1], text, color="white", fontsize=8, va="bottom", path_effects=outline)
-
-
-def png(figure: Figure, width: int) -> bytes:
-    """Return a figure as PNG of a width in pixels, and close it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=(width + 0.01) / figure.get_figwidth(), facecolor=figure.get_facecolor())
-    plt.close(figure)
-    return buffer.getvalue()
