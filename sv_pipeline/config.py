@@ -41,6 +41,7 @@ from sv_pipeline.foreign_keys import without_foreign_keys
 from sv_pipeline.memory import DEFAULT_BUDGET_MB
 from sv_pipeline.places import LOCK_SUFFIX, parse_folder
 from sv_pipeline.redaction import redacted, remember
+from sv_pipeline.retention import Retention
 from sv_pipeline.yaml_files import read_yaml
 
 __all__ = [
@@ -204,8 +205,7 @@ class OcdbtConfig(_Model):
     """Upper limit of a storage chunk of the base in voxels per axis; below it, the source's chunks are kept."""
     storage_chunk_size: tuple[ChunkAxis, ChunkAxis, ChunkAxis] | None = None
     """Storage chunk of the base in voxels per axis; default: the source's, limited by ``max_dst_chunk_shape``."""
-    populate_base: bool = True
-    """PyChunkedGraph's switch for its own populate step; accepted, but not used."""
+    populate_base: bool = True  # PyChunkedGraph's switch for its own populate step; accepted, but not used
     sv_split_threshold: Int = Field(default=10, ge=0, le=1 << 20)
     """Distance in voxels. PyChunkedGraph connects a piece of a split supervoxel to neighbours nearer than this. It is
     not used here: a piece is connected to the neighbours that it touches."""
@@ -316,10 +316,10 @@ class DatasetConfig(_Model):
     backend_client: BackendClient = Field(default_factory=BackendClient)
     ocdbt_config: OcdbtConfig = Field(default_factory=OcdbtConfig)
     ingest: IngestOptions = Field(default_factory=IngestOptions)
-    ingest_config: ForeignSection | None = None
-    """PyChunkedGraph's section about its own workers; accepted, but not used."""
+    ingest_config: ForeignSection | None = None  # PyChunkedGraph's section about its workers; accepted, not used
     events: tuple[Receiver, ...] = ()
     """Receivers of events about finished edits."""
+    retention: Retention = Field(default_factory=Retention)  # how much of the history of the voxels is kept
 
     @model_validator(mode="before")
     @classmethod

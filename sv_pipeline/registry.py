@@ -47,6 +47,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 HOME_VARIABLE = "SV_PIPELINE_HOME"
+RETIRING = ".retiring"
+"""Suffix of the entry of a graph whose retirement was begun."""
 AT_ONCE = 8
 PATIENCE = 40.0
 """Seconds to wait for the answers of all graphs; a tick of a Dagster sensor may take 60."""
@@ -62,6 +64,7 @@ _FREE_FIELDS = {
     ("ingest_config",),
     ("events",),
     ("image",),
+    ("retention",),
     ("backend_client", "config", "admin"),
     ("backend_client", "config", "read_only"),
     ("ocdbt_config", "coordinator_address"),
@@ -163,6 +166,7 @@ class Registry:
         """Return a registered graph; NotFoundError lists the graphs that exist."""
         raw = kv.read_bytes(self._graphs_url, f"{validate_graph_id(graph_id)}.json")
         if raw is None:
+            self._refuse_retiring(graph_id)
             known = ", ".join(self.graph_ids()) or "none"
             raise NotFoundError(
                 f"graph {graph_id!r} is not known in {self.home} (known: {known}).",
@@ -188,6 +192,7 @@ class Registry:
         """Raise ConflictError if the graph id is registered for another dataset; it names the fields that differ."""
         raw = kv.read_bytes(self._graphs_url, f"{config.graph_id}.json")
         if raw is None:
+            self._refuse_retiring(config.graph_id)
             return
         known = self._parse(config.graph_id, raw)
         if differing := _differences(known, config):
@@ -205,6 +210,40 @@ class Registry:
         # The configuration may hold passwords and tokens of the places that it names.
         write_private(self._graphs_url, f"{config.graph_id}.json", json.dumps(dump, indent=1).encode())
         return Dataset(config, self.home)
+
+    # -- the end of a graph -------------------------------------------------------------------------------------------
+
+    def get_retiring(self, graph_id: str) -> Dataset | None:
+        """Return a graph whose retirement was begun and not completed; None if there is none of this id."""
+        raw = kv.read_bytes(self._graphs_url, validate_graph_id(graph_id) + RETIRING)
+        return None if raw is None else Dataset(self._parse(graph_id, raw), self.home)
+
+    def begin_retiring(self, graph_id: str) -> Dataset:
+        """Hide a graph from everything but its retirement."""
+        dataset = self.get(graph_id)
+        raw = kv.read_bytes(self._graphs_url, f"{graph_id}.json")
+        assert raw is not None, "it was just read"
+        write_private(self._graphs_url, graph_id + RETIRING, raw)
+        kv.delete_key(self._graphs_url, f"{graph_id}.json")
+        return dataset
+
+    def stop_retiring(self, graph_id: str) -> None:
+        """Show a graph again whose retirement was begun, and of which nothing was removed."""
+        raw = kv.read_bytes(self._graphs_url, graph_id + RETIRING)
+        if raw is not None:
+            write_private(self._graphs_url, f"{graph_id}.json", raw)
+            kv.delete_key(self._graphs_url, graph_id + RETIRING)
+
+    def end_retiring(self, graph_id: str) -> None:
+        """Forget a graph; its id can be used again."""
+        kv.delete_keys(self._graphs_url, [graph_id + RETIRING])
+
+    def _refuse_retiring(self, graph_id: str) -> None:
+        if kv.read_bytes(self._graphs_url, graph_id + RETIRING) is not None:
+            raise ConflictError(
+                f"graph {graph_id!r} is being retired, and parts of it may be gone.",
+                remedy=f"Run 'sv-pipeline retire {graph_id} --apply' to complete that.",
+            )
 
 
 def home_or_default(home: str | os.PathLike[str] | None) -> str:

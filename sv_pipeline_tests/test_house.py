@@ -20,6 +20,7 @@ FLOORS = """
     arguments posts
     moments places
     config_errors config_fields foreign_keys event_receivers
+    retention
     config
     algorithms storage table
     demo segmentation.base
@@ -33,6 +34,7 @@ FLOORS = """
     edits.write
     edits verify
     recovery reports
+    upkeep
     graph_history
     proofreading graphs
     viewer

@@ -145,6 +145,9 @@ def info(home: str, graph: str, *, graphene: bool, as_json: bool) -> None:
     click.echo("\nopen mip 0 with tensorstore.open(...) of:")
     click.echo(json.dumps(published.mips[0].latest, indent=1))
     click.echo("\n(--json prints all mips, and specs pinned to this generation)")
+    click.echo(f"\nlook at it:\n{published.viewer}")
+    if published.neuroglancer is not None:
+        click.echo(f"\nor, as it was before any edit, in neuroglancer alone:\n{published.neuroglancer}")
 
 
 def _chunks_of(sample: str, count: Callable[[], int]) -> int:

@@ -48,6 +48,9 @@ COMMANDS = {
     "lag": ("sv_pipeline.cli.pyramid:lag", "Show how far coarser mips are behind."),
     "downsample": ("sv_pipeline.cli.pyramid:downsample", "Bring coarser mips up to date with edits."),
     "mend": ("sv_pipeline.cli.mend:mend", "Convert what other software wrote to our form."),
+    "garbage": ("sv_pipeline.cli.garbage:garbage", "Show what a graph's voxels store; delete what nothing uses."),
+    "retire": ("sv_pipeline.cli.retire:retire", "Remove a graph; a dry run by default."),
+    "retire-base": ("sv_pipeline.cli.retire:retire_base", "Remove the base of a watershed; a dry run by default."),
     "verify": ("sv_pipeline.cli.inspect:verify", "Prove that a graph and its segmentation are sound."),
 }
 """Place and summary of each command; a command is loaded when it is called, so that help is instant."""

@@ -14,7 +14,7 @@ from sv_pipeline.config import IngestMode
 from sv_pipeline.defs.executors import work_in_planning_steps
 from sv_pipeline.defs.fanout import run_elsewhere
 from sv_pipeline.defs.layers import chunked_graph
-from sv_pipeline.defs.metadata import explained_failures, pictures
+from sv_pipeline.defs.metadata import explained_failures, pictures, viewer_links
 from sv_pipeline.defs.partitions import add_partitions, graphs
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.defs.runs import OWNERS, RETRIES
@@ -133,6 +133,7 @@ class ForkConfig(dg.Config):
 def fork(context: dg.AssetExecutionContext, pipeline: PipelineResource, config: ForkConfig) -> dg.MaterializeResult:
     """The graph's own copy-on-write view of the base. It is one small object; no voxels are copied."""
     from sv_pipeline.reports import views
+    from sv_pipeline.reports.viewer_links import viewer_link
 
     with explained_failures():
         dataset = pipeline.dataset(context.partition_key)
@@ -140,7 +141,12 @@ def fork(context: dg.AssetExecutionContext, pipeline: PipelineResource, config: 
             return dg.MaterializeResult(metadata={"note": "ingested without voxels (mode graph): nothing to fork"})
         with after_earlier_runs(context.op_execution_context, [dataset.graph_id]):
             stages.make_fork(dataset, recreate=config.recreate)
-    return dg.MaterializeResult(metadata=pictures(mips=lambda: views.mips_picture(dataset, width=DIALOG_WIDTH)))
+    return dg.MaterializeResult(
+        metadata={
+            **pictures(mips=lambda: views.mips_picture(dataset, width=DIALOG_WIDTH)),
+            **viewer_links(lambda: viewer_link(dataset)),
+        }
+    )
 
 
 @dg.asset(partitions_def=graphs, deps=[fork], group_name="ingest", kinds={"json"}, owners=OWNERS)
@@ -157,6 +163,8 @@ def reader_contract(context: dg.AssetExecutionContext, pipeline: PipelineResourc
         metadata={
             "specs": dg.MetadataValue.json(info.to_dict()),
             **pictures(roots=lambda: views.roots_picture(dataset, width=DIALOG_WIDTH)),
+            **viewer_links(lambda: info.viewer),
+            **viewer_links(lambda: info.neuroglancer, "in neuroglancer, before edits"),
         }
     )
 

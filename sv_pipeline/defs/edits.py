@@ -19,7 +19,7 @@ import dagster as dg
 from pydantic import Field
 
 from sv_pipeline.arguments import parse_gigabytes
-from sv_pipeline.defs.metadata import explained_failures, numbers, pictures
+from sv_pipeline.defs.metadata import explained_failures, numbers, pictures, viewer_links
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.defs.runs import SLOT_TAG
 from sv_pipeline.edits import CommittedEdit, announced
@@ -29,6 +29,7 @@ from sv_pipeline.errors import NotFoundError
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.reports.edit_numbers import edit_numbers
 from sv_pipeline.reports.sizes import DIALOG_WIDTH
+from sv_pipeline.reports.viewer_links import viewer_link
 
 __all__ = ["merge_job", "preview_split_job", "redo_job", "split_job", "undo_job"]
 
@@ -207,7 +208,8 @@ def report(context: dg.OpExecutionContext, pipeline: PipelineResource, config: G
         if edit is None:
             raise NotFoundError(f"run {_token(context)} has made no edit.", remedy="Re-execute its commit op.")
     drawn = pictures(before_and_after=lambda: graph.picture(edit.id, width=DIALOG_WIDTH))
-    context.add_output_metadata({**drawn, **numbers(edit_numbers(edit))})
+    link = viewer_links(lambda: viewer_link(graph.dataset, operation=edit.id))
+    context.add_output_metadata({**drawn, **link, **numbers(edit_numbers(edit))})
 
 
 def _commit(

@@ -15,7 +15,7 @@ from sv_pipeline.errors import CorruptionError, SvPipelineError, UnavailableErro
 from sv_pipeline.redaction import scrub
 from sv_pipeline.storage.wall import wall
 
-__all__ = ["explained_failures", "numbers", "picture", "pictures"]
+__all__ = ["explained_failures", "numbers", "picture", "pictures", "viewer_links"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,19 @@ def pictures(**makers: Callable[[], bytes]) -> dict[str, Any]:
         except (SvPipelineError, ValueError, OSError) as error:
             logger.warning("the picture %r could not be drawn: %s", name, error)
     return drawn
+
+
+def viewer_links(make: Callable[[], str | None], name: str = "view it") -> dict[str, Any]:
+    """Return a link to a viewer as metadata: an address to click, or a command to copy; nothing if there is none."""
+    try:
+        link = make()
+    except (SvPipelineError, ValueError, OSError) as error:
+        logger.warning("the link %r could not be made: %s", name, error)
+        return {}
+    if link is None:
+        return {}
+    is_address = link.startswith(("http://", "https://"))
+    return {name: dg.MetadataValue.url(link) if is_address else dg.MetadataValue.text(link)}
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, Any]:

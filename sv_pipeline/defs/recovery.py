@@ -10,7 +10,7 @@ import dagster as dg
 from pydantic import Field
 
 from sv_pipeline import recovery
-from sv_pipeline.defs.metadata import explained_failures, numbers, pictures
+from sv_pipeline.defs.metadata import explained_failures, numbers, pictures, viewer_links
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.defs.runs import MOST_RECOVERIES, RECOVERY_BACKOFF, SLOT_TAG, UNFINISHED_RUNS
 from sv_pipeline.edits.requests import user_or_default
@@ -22,6 +22,7 @@ from sv_pipeline.recovery.observing import Observation, Observations
 from sv_pipeline.registry import Dataset, Registry, ask_every_graph
 from sv_pipeline.reports.alerts import alerts_from_environment
 from sv_pipeline.reports.sizes import DIALOG_WIDTH
+from sv_pipeline.reports.viewer_links import operation_link
 from sv_pipeline.storage.wall import wall
 from sv_pipeline.verify.postcheck import prove_ended
 
@@ -99,7 +100,13 @@ def _recover(context: dg.OpExecutionContext, pipeline: PipelineResource, config:
         raise dg.Failure(description=str(error), metadata={"kind": error.kind}, allow_retries=allow_retries) from error
     context.log.info("%s", said)
     # The picture comes first, since the UI shows only the first few lines without a click.
-    context.add_output_metadata({**_before_and_after(dataset, operation_id), **numbers(metadata)})
+    context.add_output_metadata(
+        {
+            **_before_and_after(dataset, operation_id),
+            **numbers(metadata),
+            **viewer_links(lambda: operation_link(dataset, operation_id)),
+        }
+    )
     if "nothing to do" in metadata and not context.retry_number:
         return
     alerts_from_environment().send(
@@ -189,7 +196,8 @@ class AbandonConfig(dg.Config):
 def abandon_operation(context: dg.OpExecutionContext, pipeline: PipelineResource, config: AbandonConfig) -> None:
     """Roll back what an operation wrote, release its locks, log the reason, and prove the result."""
     with explained_failures():
-        graph = pipeline.dataset(config.graph_id).graph
+        dataset = pipeline.dataset(config.graph_id)
+        graph = dataset.graph
         try:
             report = recovery.abandon(
                 graph,
@@ -207,7 +215,8 @@ def abandon_operation(context: dg.OpExecutionContext, pipeline: PipelineResource
             )
             return
     context.log.info("%s", report)
-    context.add_output_metadata(numbers({"outcome": report.replay.outcome, **report.proof}))
+    link = viewer_links(lambda: operation_link(dataset, config.operation_id))
+    context.add_output_metadata({**numbers({"outcome": report.replay.outcome, **report.proof}), **link})
     alerts_from_environment().send(
         f"graph {config.graph_id}: {report}", good=True, graph=config.graph_id, operation=config.operation_id
     )

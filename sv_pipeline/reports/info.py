@@ -8,6 +8,7 @@ from typing import Any
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.redaction import redacted, redacted_value
 from sv_pipeline.registry import Dataset
+from sv_pipeline.reports.viewer_links import neuroglancer_link, viewer_link
 
 __all__ = ["GraphInfo", "MipInfo", "graph_info"]
 
@@ -43,6 +44,10 @@ class GraphInfo:
     pending: dict[str, Any]
     """The lag of the coarser mips behind edits of mip 0."""
     mips: tuple[MipInfo, ...]
+    viewer: str
+    """What opens the graph in our viewer: a command, or an address; see `viewer_links`."""
+    neuroglancer: str | None
+    """Address at which neuroglancer alone shows the voxels before any edit; None unless they are in a bucket."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return values that can be written as JSON, without any secrets that the places hold."""
@@ -91,4 +96,6 @@ def graph_info(dataset: Dataset) -> GraphInfo:
             )
             for mip, scale in enumerate(fork.base_info().volume.scales)
         ),
+        viewer=viewer_link(dataset),
+        neuroglancer=neuroglancer_link(dataset),
     )

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
 import numpy as np
@@ -28,10 +28,12 @@ __all__ = [
     "PAGE",
     "REQUESTS_AT_ONCE",
     "StoredObjects",
+    "TimedObject",
     "can_look_up",
     "first_objects",
     "look_up",
     "object_names",
+    "timed_objects",
 ]
 
 PAGE = 1000
@@ -47,6 +49,17 @@ BoolArray: TypeAlias = npt.NDArray[np.bool_]
 Names: TypeAlias = npt.NDArray[np.bytes_]
 Row: TypeAlias = tuple[bytes, int, int, bool]
 """Name, size, version, whether the object is compressed as a whole."""
+
+
+class TimedObject(NamedTuple):
+    """An object of a bucket, and when it was written."""
+
+    name: str
+    """Name relative to the folder that was listed."""
+    size: int
+    """Size in bytes."""
+    time: int
+    """Nanoseconds since the epoch, by the clock of the bucket's server."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +154,27 @@ def object_names(folder_url: str, prefixes: Sequence[str]) -> Iterator[str]:
                 yield from waiting.popleft().result()
         for future in waiting:
             yield from future.result()
+
+
+def timed_objects(folder_url: str, prefix: str = "") -> list[TimedObject]:
+    """Return the objects of a folder in a bucket whose names begin with a prefix, with their times.
+
+    Raises
+    ------
+    UnavailableError
+        If the bucket does not answer.
+    ConfigError
+        If access is denied.
+    """
+    bucket, _, path = folder_url.removeprefix("gs://").partition("/")
+    folder = unquote(path)
+    fields = "items(name,size,timeCreated),nextPageToken"
+    with _errors(folder_url):
+        listing = _client().list_blobs(bucket, prefix=folder + prefix, fields=fields, retry=_retry())
+        return [
+            TimedObject(blob.name.removeprefix(folder), int(blob.size), int(blob.time_created.timestamp() * 1e6) * 1000)
+            for blob in listing
+        ]
 
 
 def _on_disk(folder: str, names: Names, suffixes: Sequence[str]) -> StoredObjects:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import tensorstore as ts
 
 from sv_pipeline.storage.generations import read_manifest
 from sv_pipeline.storage.ocdbt import SOURCE_PREFIX
+from sv_pipeline.storage.retry import retry_transport
 
-__all__ = ["Extent", "Reachable", "reachable"]
+__all__ = ["Extent", "Reachable", "Walk", "reachable"]
+
+NODES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -69,30 +74,75 @@ def reachable(base: ts.KvStore, *, all_versions: bool = False) -> Reachable:
     all_versions
         Walk every generation of the history, not only the latest.
     """
-    context = ts.Context({"cache_pool": {"total_bytes_limit": 1 << 26}})
+    walk = Walk(base)
     manifest = read_manifest(base)
-    found = Reachable()
     versions = list(manifest["versions"])
     if all_versions:
-        pending = [node["location"] for node in manifest.get("version_tree_nodes", [])]
-        while pending:
-            entries = [entry for node in _dump(base, pending, found.nodes, context) for entry in node["entries"]]
-            pending = [entry["location"] for entry in entries if "location" in entry]
-            versions += [entry for entry in entries if "root" in entry]
+        versions += walk.add_version_tree(manifest)
     else:
         versions = versions[-1:]
-    roots = [version["root"]["location"] for version in versions if "location" in version["root"]]
-    level = list(dict.fromkeys(roots))
-    while level:
-        entries = [entry for node in _dump(base, level, found.nodes, context) for entry in node["entries"]]
-        found.values |= {Extent.parse(entry["indirect_value"])[1] for entry in entries if "indirect_value" in entry}
-        children = dict.fromkeys(entry["location"] for entry in entries if "location" in entry)
-        level = [location for location in children if Extent.parse(location)[1] not in found.nodes]
-    return found
+    walk.add_roots(version["root"].get("location") for version in versions)
+    return walk.found
 
 
-def _dump(base: ts.KvStore, locations: list[str], seen: set[Extent], context: ts.Context) -> list[dict[str, Any]]:
-    """Read nodes concurrently, and add them to ``seen``."""
-    seen |= {Extent.parse(location)[1] for location in locations}
-    futures = [ts.ocdbt.dump(base, location, context=context) for location in locations]
-    return [future.result() for future in futures]
+class Walk:
+    """Walks the trees of one database, each node once, and collects what they refer to.
+
+    Parameters
+    ----------
+    base
+        Underlying key space of the database.
+    within
+        Prefixes of files. Nodes and values in other files are neither read nor collected. A fork never refers to its
+        own files from a node of its base, so its own prefixes find all of its own files.
+    """
+
+    def __init__(self, base: ts.KvStore, within: tuple[str, ...] | None = None) -> None:
+        self.found = Reachable()
+        self._base, self._within = base, within
+        self._parts = [quote(prefix) for prefix in within or ()]
+        self._context = ts.Context({"cache_pool": {"total_bytes_limit": 1 << 26}})
+
+    def add_version_tree(self, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+        """Walk the nodes of the version tree; return the generations in its leaves, as TensorStore dumps them."""
+        versions: list[dict[str, Any]] = []
+        pending = self._new(node["location"] for node in manifest.get("version_tree_nodes", []))
+        while pending:
+            entries = [entry for node in self._nodes(pending) for entry in node["entries"]]
+            pending = self._new(entry["location"] for entry in entries if "location" in entry)
+            versions += [entry for entry in entries if "root" in entry]
+        return versions
+
+    def add_roots(self, roots: Iterable[str | None]) -> None:
+        """Walk B+trees, given the locations of their roots; None stands for an empty tree."""
+        level = self._new(root for root in roots if root is not None)
+        while level:
+            below: dict[str, None] = {}
+            for node in self._nodes(level):
+                values = [entry["indirect_value"] for entry in node["entries"] if "indirect_value" in entry]
+                self.found.values |= {*self._wanted(values).values()}
+                below |= dict.fromkeys(entry["location"] for entry in node["entries"] if "location" in entry)
+            level = self._new(below)
+
+    def _new(self, locations: Iterable[str]) -> list[str]:
+        return [at for at, extent in self._wanted(locations).items() if extent not in self.found.nodes]
+
+    def _wanted(self, locations: Iterable[str]) -> dict[str, Extent]:
+        """Return the ranges of bytes of locations, without those in other files than the wanted ones."""
+        if self._within is None:
+            return {location: Extent.parse(location)[1] for location in locations}
+        # Most entries of a node are values of the base, so they are sorted out before they are parsed.
+        likely = [location for location in locations if any(part in location for part in self._parts)]
+        found = {location: Extent.parse(location)[1] for location in likely}
+        return {location: extent for location, extent in found.items() if extent.file.startswith(self._within)}
+
+    def _nodes(self, locations: list[str]) -> Iterator[dict[str, Any]]:
+        """Read nodes, some at once, and note them."""
+        for first in range(0, len(locations), NODES_AT_ONCE):
+            some = locations[first : first + NODES_AT_ONCE]
+            yield from retry_transport(partial(self._dump, some), what="reading the nodes of a store")
+            self.found.nodes |= {Extent.parse(location)[1] for location in some}
+
+    def _dump(self, locations: list[str]) -> list[dict[str, Any]]:
+        futures = [ts.ocdbt.dump(self._base, location, context=self._context) for location in locations]
+        return [future.result() for future in futures]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from typing import Any
 
 import neuroglancer
@@ -39,12 +40,16 @@ KEYS = {
 }
 """Event of the keyboard in neuroglancer's notation -> action, and what the help says about it. All are with Shift."""
 
+OBJECT_COLOURS = ("#ffb000", "#00a0ff", "#30d060", "#ff50c0", "#c0c000", "#9070ff")
+"""Colours of the objects of an operation; those that neuroglancer derives from ids may be nearly equal."""
 SOURCE_COLOUR, SINK_COLOUR = "#ff5050", "#4090ff"
 OBJECTS, SUPERVOXELS, IMAGE, PREVIEW = "objects", "supervoxels", "image", "preview"
 SIDES = {"source points": SOURCE_COLOUR, "sink points": SINK_COLOUR}
 POLL_SECONDS = 2.0
 SMALL = 300
 """A volume of fewer voxels along each axis is enlarged at first."""
+PROJECTION = 2
+"""Extent of the 3-d view at first, in longest sides of the volume."""
 
 
 def serve_at(host: str, port: int) -> None:
@@ -138,6 +143,7 @@ class ViewerWindow:
                 _set_points(state, [], [])
             state.position = [axis + 0.5 for axis in position or centre]
             state.cross_section_scale = _zoom(graph.dataset.volume.bounds)
+            state.projection_scale = PROJECTION * max(graph.dataset.volume.bounds.shape)
         if at is None and operation is None:
             self._watcher = Watcher(graph, self._on_edits, poll_seconds)
             self._say_lag()
@@ -185,7 +191,11 @@ class ViewerWindow:
         for name, view, roots in (("before", place.before, place.old_roots), ("after", place.after, place.new_roots)):
             volume = ServedVolume(labels.objects(view), "segmentation")
             state.layers[name] = neuroglancer.SegmentationLayer(
-                source=volume, segments=roots, not_selected_alpha=0.15, selected_alpha=0.6
+                source=volume,
+                segments=roots,
+                segment_colors=dict(zip(roots, cycle(OBJECT_COLOURS), strict=False)),
+                not_selected_alpha=0.15,
+                selected_alpha=0.6,
             )
             shown = [name] if IMAGE not in state.layers else [IMAGE, name]
             groups.append(neuroglancer.LayerGroupViewer(layers=[*shown, *SIDES], layout="4panel"))
@@ -296,6 +306,10 @@ class ViewerWindow:
                 )
             if OBJECTS in state.layers:
                 state.layers[OBJECTS].visible = sides is None
+                if session.made and isinstance(state.layers[OBJECTS].layer, neuroglancer.SegmentationLayer):
+                    colours = state.layers[OBJECTS].layer.segment_colors
+                    for root, colour in zip(session.made[-1].roots.tolist(), cycle(OBJECT_COLOURS), strict=False):
+                        colours[root] = colour
 
 
 def _selection(state: Any) -> Any:

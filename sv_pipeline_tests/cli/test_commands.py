@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -279,7 +280,12 @@ def test_every_published_spec_opens_with_tensorstore_alone(cli: CommandLine, bui
 def test_what_a_person_copies_from_info_is_the_latest_spec(cli: CommandLine, built: Dataset) -> None:
     out = cli("info", "tissue").out
     text = out[out.index("{") : out.rindex("}") + 1]
-    assert json.loads(text) == json.loads(cli("info", "tissue", "--json").out)["mips"][0]["latest"]
+    as_json = json.loads(cli("info", "tissue", "--json").out)
+    assert json.loads(text) == as_json["mips"][0]["latest"]
+    command = out.splitlines()[-1]
+    assert command == as_json["viewer"]
+    assert shlex.split(command)[1:] == ["--home", str(cli.home), "view", "tissue"]
+    assert as_json["neuroglancer"] is None
 
 
 def test_info_before_there_is_a_fork_says_what_to_do(cli: CommandLine, tmp_path: Path) -> None:

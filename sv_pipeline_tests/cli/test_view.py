@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from sv_pipeline.proofreading import OpenGraph
+from sv_pipeline.reports.viewer_links import VIEWER_VARIABLE, viewer_link
 from sv_pipeline_tests.ingest import builds
 from sv_pipeline_tests.ingest.builds import CommandLine
 from sv_pipeline_tests.viewer.conftest import built as built
@@ -66,6 +67,27 @@ def test_the_viewer_is_served_until_ctrl_c(graph: OpenGraph) -> None:
         url = process.stdout.readline().strip()
         assert url.startswith("http://127.0.0.1:")
         assert requests.get(url, timeout=30).status_code == 200
+        process.send_signal(signal.SIGINT)
+        end = builds.end_of(process)
+    finally:
+        builds.kill_group(process)
+    assert end.code == 0, end.err
+    assert end.err.splitlines()[-1] == "stopped."
+
+
+def test_a_viewer_for_everybody_needs_no_graph_and_opens_links(
+    graph: OpenGraph, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for options in (["--edit"], ["--position", "1,2,3"], ["--operation", "1"]):
+        answer = cli("view", *options)
+        assert answer.code == 2
+        assert "without a graph" in answer.err
+    process = builds.start_cli(graph.dataset.home, "view")
+    try:
+        assert process.stdout is not None
+        monkeypatch.setenv(VIEWER_VARIABLE, process.stdout.readline().strip())
+        opened = requests.get(viewer_link(graph.dataset), timeout=30)
+        assert (opened.status_code, "/v/" in opened.url) == (200, True)
         process.send_signal(signal.SIGINT)
         end = builds.end_of(process)
     finally:

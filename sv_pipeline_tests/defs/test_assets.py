@@ -65,13 +65,21 @@ def prepare(dataset: Dataset, instance: dg.DagsterInstance) -> None:
         assert run_asset(instance, asset, dataset.graph_id).success
 
 
-def test_the_assets_of_a_graph_build_it_and_prove_it(dataset: Dataset, instance: dg.DagsterInstance) -> None:
+def test_the_assets_of_a_graph_build_it_and_prove_it(
+    dataset: Dataset, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SV_PIPELINE_VIEWER_URL", "https://lab.org/open/abc")
     materialize_graph(every_asset(), dataset, instance)
     assert graph_status(dataset).complete
     assert verify_dataset(dataset).ok
     contract = instance.get_latest_materialization_event(dg.AssetKey("reader_contract"))
     assert contract is not None
     assert "data:image/png" in contract.asset_materialization.metadata["roots"].value
+    fork = instance.get_latest_materialization_event(dg.AssetKey("fork"))
+    assert fork is not None
+    for event in (contract, fork):
+        link = event.asset_materialization.metadata["view it"]
+        assert link == dg.MetadataValue.url(f"https://lab.org/open/abc/{dataset.graph_id}")
     top = event_of(instance, "layer", f"{dataset.graph_id}|L04")
     assert {"chunks", "nodes", "chunks_per_second", "nodes_picture"} <= set(top.metadata)
 

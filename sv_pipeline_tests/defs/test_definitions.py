@@ -17,10 +17,10 @@ def test_loading_them_warns_of_nothing() -> None:
 def test_the_names_that_users_and_links_rely_on(home: str) -> None:
     loaded = defs()
     specs = {spec.key.to_user_string(): spec for spec in loaded.resolve_all_asset_specs()}
-    assets = ["base_ocdbt", "chunked_graph", "fork", "ingest_plan", "layer", "pyramid", "reader_contract", "watershed"]
-    assert sorted(specs) == assets
+    assets = {"base_ocdbt", "chunked_graph", "fork", "fork_files", "ingest_plan", "layer", "pyramid"}
+    assert set(specs) == assets | {"reader_contract", "watershed"}
     jobs = {"register_graph_job", "purge_layer_job", "verify_job", "downsample_job", "rebuild_mip_job"}
-    jobs |= {"requeue_chunk_job"}
+    jobs |= {"requeue_chunk_job", "collect_garbage_job", "retire_graph_job"}
     jobs |= {"split_job", "preview_split_job", "merge_job", "undo_job", "redo_job", "recover_operation_job"}
     assert jobs <= {job.name for job in loaded.resolve_all_job_defs()}
     sensors = {"registered_graphs_sensor", "downsample_sensor", "stuck_operations_sensor"}
@@ -38,6 +38,7 @@ def test_lineage_leads_from_the_segmentation_to_the_readers(home: str) -> None:
         "chunked_graph": ["base_ocdbt"],
         "layer": ["base_ocdbt"],
         "fork": ["base_ocdbt", "chunked_graph"],
+        "fork_files": ["fork"],
         "pyramid": ["fork"],
         "reader_contract": ["fork"],
     }

@@ -103,6 +103,7 @@ def test_a_split_goes_through_its_stages_and_shows_each(graph: OpenGraph, jobs: 
         assert run.picture(step, name).startswith(PNG)
         assert next(iter(run.metadata[step])) == name  # what the UI shows without being asked for more
     assert run.picture("report", "before_and_after") == graph.picture(1, width=DIALOG_WIDTH)
+    assert run.value("report", "view it").endswith(" view small --operation 1")
     assert verify_dataset(graph.dataset).ok
 
 

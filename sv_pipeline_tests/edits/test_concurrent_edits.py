@@ -19,10 +19,12 @@ from sv_pipeline.table import columns, keys
 from sv_pipeline.table.interface import RowKeyRange, Table
 from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline_tests.edits.conftest import Edited, merge_request, split_request
+from sv_pipeline_tests.edits.machines import AT_LENGTH
 from sv_pipeline_tests.edits.model import Model, stored_components, verify_rows
 from sv_pipeline_tests.graph.worlds import ingest
 
-PROCESSES, EDITS = 4, 25
+PROCESSES = 4
+EDITS = 25 if AT_LENGTH else 12
 EVERYTHING = RowKeyRange(b"\x00", b"\xff" * 32)
 PATIENT = LockPatience(60.0, 0.01)
 Done = tuple[int, str, int, int]

@@ -35,10 +35,10 @@ def run_machine(backend: Backend, number: int, runs: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(20 if AT_LENGTH else 5))
 def test_edits_agree_with_a_plain_model_on_sqlite(number: int) -> None:
-    run_machine("sqlite", number, 8 if IN_CI else 2)
+    run_machine("sqlite", number, 8 if AT_LENGTH else 3 if IN_CI else 2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(5 if AT_LENGTH else 2))
 def test_edits_agree_with_a_plain_model_on_bigtable(bigtable_emulator: str, number: int) -> None:
-    run_machine("bigtable", number, 8 if IN_CI else 1)
+    run_machine("bigtable", number, 8 if AT_LENGTH else 3 if IN_CI else 1)

@@ -6,14 +6,24 @@ import io
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import neuroglancer
 import numpy as np
 import pytest
+import requests
 from PIL import Image
 
+from sv_pipeline.config import parse_config
+from sv_pipeline.ingest import run, stages
 from sv_pipeline.proofreading import OpenGraph
+from sv_pipeline.reports.viewer_links import neuroglancer_link
 from sv_pipeline.testing.fixtures import need
+from sv_pipeline.testing.servers.gcs_client import GcsControl
+from sv_pipeline.testing.volumes import neuropil
+from sv_pipeline.testing.worlds import configuration
 from sv_pipeline.viewer.window import SIDES, ViewerWindow
 from sv_pipeline_tests.editable import (
     BACKGROUND,
@@ -27,7 +37,10 @@ Voxel = tuple[int, int, int]
 Colour = tuple[int, int, int]
 SOFTWARE_WEBGL = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 RED, BLUE = (tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for colour in SIDES.values())
+GOOGLE = "https://storage.googleapis.com"
 PATIENCE = 90.0
+PIXELS = 24
+"""Width of a voxel in the cross-section."""
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +54,20 @@ def page() -> Iterator[Any]:
         raise
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", *SOFTWARE_WEBGL])
-        yield browser.new_page(viewport={"width": 1100, "height": 600})
+        yield browser.new_page(viewport={"width": 640, "height": 420})
         browser.close()
 
 
 class Seen:
     """A viewer in a browser that shows one xy cross-section, the mouse always in its middle."""
 
-    def __init__(self, window: ViewerWindow, page: Any) -> None:
+    def __init__(self, window: Any, page: Any) -> None:
         self.window, self.page = window, page
         page.goto(window.url)
         with window.viewer.txn() as state:
             state.layout = "xy"
             state.show_axis_lines = state.show_scale_bar = False
+            state.cross_section_scale = 1 / PIXELS
         page.wait_for_selector("canvas")
 
     def look_at(self, voxel: Voxel) -> None:
@@ -65,11 +79,11 @@ class Seen:
         box = self.page.locator(".neuroglancer-rendered-data-panel").first.bounding_box()
         return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
-    def colour(self, voxel: Voxel) -> Colour:
-        """The colour at a voxel, beside the middle, where a point may be drawn."""
+    def colour(self, voxel: Voxel, *, aside: int = 3 * PIXELS // 8) -> Colour:
+        """The colour inside a voxel, aside from its middle, where a point may be drawn."""
         self.look_at(voxel)
         x, y = self.middle()
-        clip = {"x": x - 2, "y": y - 2, "width": 4, "height": 4}
+        clip = {"x": x + aside - 2, "y": y + aside - 2, "width": 4, "height": 4}
         pixels = np.asarray(Image.open(io.BytesIO(self.page.screenshot(clip=clip))).convert("RGB"))
         return tuple(np.median(pixels.reshape(-1, 3), axis=0).astype(int).tolist())
 
@@ -115,6 +129,9 @@ def test_a_split_is_placed_previewed_made_and_undone_and_the_colours_follow(grap
         seen.press("KeyD", other)
         seen.wait_for_text("1 source and 1 sink point(s)")
         assert (window.session.sources, window.session.sinks) == ([one], [other])
+        for voxel, marker in ((one, RED), (other, BLUE)):
+            seen.wait_for(lambda v=voxel, c=marker: apart(seen.colour(v, aside=0), c) < 40, "a point has a marker")
+        assert apart(seen.colour(one), seen.colour(other)) < 10
         seen.press("KeyP")
         seen.wait_for_text("Preview: ")
         seen.wait_for(lambda: apart(seen.colour(one), RED) < apart(seen.colour(one), BLUE), "the source side is red")
@@ -135,3 +152,34 @@ def test_a_split_is_placed_previewed_made_and_undone_and_the_colours_follow(grap
         seen.wait_for(lambda: apart(seen.colour(near), seen.colour(far)) < 10, "the merged objects have one colour")
     finally:
         window.close()
+
+
+def test_neuroglancer_alone_shows_a_graph_in_a_bucket(page: Any, gcs_server: GcsControl, tmp_path: Path) -> None:
+    """The link of `info` in the client of the Python package, which asks Google's address; ours answers there."""
+    raw = configuration(neuropil((32, 32, 16), seed=5), tmp_path, "tissue", chunk_size=(32, 32, 16))
+    raw["data_source"] = {"WATERSHED": f"{gcs_server.new_bucket()}ws"}
+    raw["ocdbt_config"] = {"populate_method": "parts"}
+    dataset = stages.register(parse_config(raw), str(tmp_path / "home"))
+    run.ingest(dataset, workers=1)
+    link = neuroglancer_link(dataset)
+    assert link is not None
+    assert "ocdbt:" in link
+    labels = dataset.fork.open(0)[..., 8].read().result()
+    x, y = map(int, np.argwhere(labels[1:-1, 1:-1] > 0)[0] + 1)
+    asked: list[str] = []
+
+    def answer(route: Any) -> None:
+        asked.append(route.request.url)
+        given = requests.get(route.request.url.replace(GOOGLE, gcs_server.url), headers=route.request.headers)
+        route.fulfill(
+            status=given.status_code,
+            headers={**given.headers, "Access-Control-Allow-Origin": "*"},
+            body=given.content,
+        )
+
+    page.context.route(f"{GOOGLE}/**", answer)
+    viewer = neuroglancer.Viewer()
+    viewer.set_state(neuroglancer.parse_url(link))
+    seen = Seen(SimpleNamespace(url=viewer.get_viewer_url(), viewer=viewer), page)
+    seen.wait_for(lambda: not is_grey(seen.colour((x, y, 8))), "a supervoxel has a colour")
+    assert any("base%2Fmanifest.ocdbt" in url for url in asked)

@@ -163,6 +163,8 @@ def test_keys_place_points_preview_and_commit(graph: OpenGraph, open_window: Cal
     after = voxels(window)
     assert before[one] == before[other]
     assert after[one] != after[other]
+    colours = window.viewer.state.layers["objects"].layer.segment_colors
+    assert colours[int(after[one])] != colours[int(after[other])]
     assert graph.operations().loc[1, "user"] == "somebody"
     assert "preview" not in [layer["name"] for layer in window.viewer.shared_state.raw_state["layers"]]
 
@@ -204,7 +206,7 @@ def test_selected_objects_that_edits_replace_give_their_selection_on(
     select(window, {one: True, other: False, unknown: True})
     for action, voxel in (("source-point", near), ("sink-point", far), ("preview-merge", None), ("commit", None)):
         act(window, action, voxel)
-    wait_for(lambda: len(graph.operations()) == 1)
+    wait_for(lambda: graph.operations()["status"].tolist() == ["SUCCESS"])
     merged = int(graph.roots([near])[0])
     wait_for(lambda: selected(window) == {merged: True, unknown: True})
     graph.undo(1)  # somebody else
@@ -234,6 +236,8 @@ def test_an_operation_is_shown_before_and_after(graph: OpenGraph, open_window: C
     before, after = voxels(window, "before"), voxels(window, "after")
     assert before[one] == before[other] == made.old_roots[0]
     assert {after[one], after[other]} == set(made.roots.tolist())
+    colours = window.viewer.state.layers["after"].layer.segment_colors
+    assert len({colours[root] for root in made.roots.tolist()}) == 2
     graph.undo(made.id)
     past = open_window(at=made.id)
     assert np.array_equal(voxels(past), after)

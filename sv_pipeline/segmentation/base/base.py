@@ -196,7 +196,7 @@ class Base:
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{self.folder}{RECORD} cannot be read: {error!r}.",
-                remedy="It was written by another version; wipe the base and create it again.",
+                remedy="Another version wrote it. Remove the base (sv-pipeline retire-base) and create it again.",
             ) from error
 
     def settings(self) -> dict[str, Any]:
@@ -283,7 +283,7 @@ class Base:
         if forks and not force:
             raise ConflictError(
                 f"the base of {url} is in use by the forks {', '.join(forks)}, which would be lost.",
-                remedy="Remove the forks first, or use force.",
+                remedy="Retire their graphs first (sv-pipeline retire).",
             )
         # Markers are removed first: a crash in between must not leave markers of voxels that are gone.
         kv.delete_prefix(ocdbt.ocdbt_folder(url), POPULATED_FOLDER + "/")
@@ -377,7 +377,7 @@ def _refuse_another_config(info: BaseInfo, config: OcdbtConfig) -> None:
         raise ConfigError(
             f"the base at {ocdbt.base_folder(info.watershed_url)} was created with another ocdbt_config: "
             f"{'; '.join(differing)}.",
-            remedy="Use the values that it has, or wipe the base and populate it again.",
+            remedy="Use the values that it has, or remove the base (sv-pipeline retire-base) and populate it again.",
         )
 
 
@@ -401,5 +401,5 @@ def write_volume_info(spec: dict[str, Any], volume: VolumeInfo) -> None:
             raise
         raise ConfigError(
             f"the database at {place} does not have the configuration in its record: {error}.",
-            remedy="Wipe the base and create it again.",
+            remedy="Remove the base (sv-pipeline retire-base) and create it again.",
         ) from error

@@ -135,7 +135,8 @@ def claim_meta(watershed_url: str | Path, meta: PopulateMeta) -> None:
         f"the base of {kv.as_url(watershed_url)} is being populated at layer {found.layer} of chunks of "
         f"{found.chunk_size} voxels in {Box(found.start, found.stop)}; this graph has chunks of {meta.chunk_size} in "
         f"{Box(meta.start, meta.stop)}, and asks for layer {meta.layer}.",
-        remedy="Finish that populate first (any graph can be forked from a complete base), or wipe the base.",
+        remedy="Finish that populate first (any graph can be forked from a complete base), or remove the base "
+        "(sv-pipeline retire-base).",
     )
 
 

@@ -30,9 +30,10 @@ import tensorstore as ts
 
 from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
 from sv_pipeline.backoff import Backoff
-from sv_pipeline.errors import ConflictError, CorruptionError, DamagedError, InputError, NotFoundError, UnavailableError
+from sv_pipeline.errors import ConflictError, CorruptionError, DamagedError, InputError, UnavailableError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.fork.digests import digest_writer
+from sv_pipeline.segmentation.fork.horizon import no_such_version
 from sv_pipeline.segmentation.fork.pending import add_to_entry
 from sv_pipeline.segmentation.fork.records import (
     NEWEST,
@@ -49,6 +50,7 @@ from sv_pipeline.segmentation.fork.records import (
 from sv_pipeline.segmentation.fork.transactions import ChangedError, checked_transaction
 from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.generations import current_version
+from sv_pipeline.storage.history import oldest_generation
 from sv_pipeline.storage.precomputed import VolumeInfo
 from sv_pipeline.storage.retry import TRANSPORT_CODES, retry_transport, status_code
 
@@ -143,6 +145,8 @@ def restore_operation(
         boxes, generation = record.boxes, record.generation_before
     if boxes is None or generation is None:
         return False
+    if isinstance(generation, int) and generation < oldest_generation(store.base).number:
+        raise no_such_version(store.base, "the fork", generation)  # TensorStore may have a part of it in its cache
     old = _array_at(store, generation)
     old_keys = store_at(store, generation).kv
 
@@ -270,6 +274,4 @@ def _array_at(store: ocdbt.OcdbtStore, generation: ocdbt.Version) -> ts.TensorSt
     except DamagedError as error:
         if error.code != "NOT_FOUND" or error.place is not None:
             raise
-        raise NotFoundError(
-            f"the fork has no generation {generation}.", remedy="Its history begins later, or was shortened."
-        ) from error
+        raise no_such_version(store.base, "the fork", generation) from error

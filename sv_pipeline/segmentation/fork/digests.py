@@ -32,6 +32,7 @@ from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.fork.records import read_value, store_at
 from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.generations import current_version
+from sv_pipeline.storage.history import oldest_generation
 from sv_pipeline.storage.precomputed import Scale, VolumeInfo
 from sv_pipeline.storage.retry import retry_transport, status_code
 
@@ -165,7 +166,9 @@ def made_anew(store: ocdbt.OcdbtStore, chunk_key: str, digest_key: str) -> bool 
         None if the history does not reach back to that commit.
     """
     present = _stamp(store.kv, chunk_key)
-    low, high = 1, current_version(store.base).generation
+    low, high = oldest_generation(store.base).number, current_version(store.base).generation
+    if low > 1 and _stamp(store_at(store, low).kv, chunk_key) == present:
+        return None
     try:
         while low < high:  # the present stamp holds for one contiguous range of generations, up to the latest
             middle = (low + high) // 2

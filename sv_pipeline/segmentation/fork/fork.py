@@ -20,6 +20,7 @@ from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.base.base import FORKS, Base, BaseInfo
 from sv_pipeline.segmentation.fork import commit, records
 from sv_pipeline.segmentation.fork.contract import neuroglancer_url, published_folder, reader_contract
+from sv_pipeline.segmentation.fork.horizon import no_such_version
 from sv_pipeline.segmentation.fork.making import copy_manifests, is_in_place, note_fork
 from sv_pipeline.segmentation.fork.pending import Lag, PendingEntry, add_pending, lag_of, read_entries
 from sv_pipeline.storage import kv, ocdbt
@@ -244,10 +245,7 @@ class Fork:
                 reset_context()
                 return retry_transport(open_it, what=what)[..., 0]
             if version is not None and error.code == "NOT_FOUND" and error.place is None:
-                raise NotFoundError(
-                    f"the fork of graph {self.graph_id!r} has no version {version}.",
-                    remedy="Its history may begin later, or end before.",
-                ) from error
+                raise no_such_version(self.store().base, f"the fork of graph {self.graph_id!r}", version) from error
             raise
 
     def store(self, *, version: ocdbt.Version | None = None) -> ocdbt.OcdbtStore:

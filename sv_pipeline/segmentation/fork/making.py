@@ -28,7 +28,10 @@ def copy_manifests(base: BaseInfo, graph_id: str) -> None:
     latest = _latest_numbered(folder) if base.form.manifest_kind == "numbered" else None
     manifest = kv.read_bytes(folder, ocdbt.SINGLE_MANIFEST)
     if manifest is None:
-        raise CorruptionError(f"the base at {folder} has lost its manifest.", remedy="Wipe it and populate it again.")
+        raise CorruptionError(
+            f"the base at {folder} has lost its manifest.",
+            remedy="Remove the base (sv-pipeline retire-base) and populate it again.",
+        )
     kv.write_bytes(ocdbt.ocdbt_folder(url), FORKS + graph_id, _record(base, graph_id))
     _remove_leftovers(target, keep=latest)
     if latest is not None:
@@ -69,7 +72,10 @@ def _remove_leftovers(target: str, *, keep: str | None) -> None:
 def _latest_numbered(folder: str) -> str:
     numbered = [key for key in kv.list_keys(folder, "manifest.") if key != ocdbt.SINGLE_MANIFEST]
     if not numbered:
-        raise CorruptionError(f"the base at {folder} has no numbered manifest.", remedy="Wipe and populate it again.")
+        raise CorruptionError(
+            f"the base at {folder} has no numbered manifest.",
+            remedy="Remove the base (sv-pipeline retire-base) and populate it again.",
+        )
     return max(numbered)
 
 

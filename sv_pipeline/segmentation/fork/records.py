@@ -22,10 +22,12 @@ from typing import Any
 
 import tensorstore as ts
 
-from sv_pipeline.errors import ConflictError, CorruptionError, DamagedError, NotFoundError
+from sv_pipeline.errors import ConflictError, CorruptionError, DamagedError
 from sv_pipeline.grid import Box
+from sv_pipeline.segmentation.fork.horizon import no_such_version
 from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.generations import current_version
+from sv_pipeline.storage.history import oldest_generation
 from sv_pipeline.storage.retry import retry_transport
 
 __all__ = [
@@ -236,29 +238,40 @@ def store_at(store: ocdbt.OcdbtStore, generation: ocdbt.Version) -> ocdbt.OcdbtS
 
 
 def first_generation(store: ocdbt.OcdbtStore, record: OperationRecord) -> int:
-    """Return the first generation that holds a record which the latest generation holds."""
+    """Return the first generation that holds a record which the latest generation holds.
+
+    Raises
+    ------
+    NotFoundError
+        If the history does not reach back to that generation.
+    """
     key, value = operation_key(record.operation_id), record.encode()
     low, high = record.generation_before + 1, current_version(store.base).generation
     step = 1
     # It is mostly one of the next few generations, so the search starts there with growing steps.
     while low < high:
         probe = min(low + step - 1, (low + high) // 2)
-        if _holds(store, probe, key, value):
+        held = _holds(store, probe, key, value)
+        if held is None:  # the history was shortened; the record may have been written since all the same
+            oldest = oldest_generation(store.base).number
+            if oldest <= probe or _holds(store, oldest, key, value) is not False:
+                raise no_such_version(store.base, "the fork", probe)
+            low, step = oldest + 1, 1
+        elif held:
             high = probe
         else:
             low, step = probe + 1, 2 * step
     return low
 
 
-def _holds(store: ocdbt.OcdbtStore, generation: int, key: str, value: bytes) -> bool:
+def _holds(store: ocdbt.OcdbtStore, generation: int, key: str, value: bytes) -> bool | None:
+    """Return whether a generation holds a value; None if the history does not reach back to it."""
     try:
         return read_value(store_at(store, generation).kv, key) == value
     except DamagedError as error:
         if error.code != "NOT_FOUND" or error.place is not None:
             raise
-        raise NotFoundError(
-            f"the fork has no generation {generation} any more.", remedy="Its history was shortened."
-        ) from error
+        return None
 
 
 def generation_at(store: ocdbt.OcdbtStore, time: int, within: Box | None = None) -> int:

@@ -10,6 +10,7 @@ emptied before a fork, because a child must not inherit SQLite's locks.
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import shutil
@@ -140,12 +141,11 @@ class SqliteTable(Table):
         """Remove the table and everything in it; does nothing if it does not exist."""
         self._refuse_if_read_only()
         self.close()
-        grave = self.folder / f".{self.name}.{uuid.uuid4().hex}.dropped"
-        try:
-            self.path.parent.rename(grave)
-        except FileNotFoundError:
-            return
-        shutil.rmtree(grave, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            self.path.parent.rename(self.folder / f".{self.name}.{uuid.uuid4().hex}.dropped")
+        # One that a killed process has left is removed as well.
+        for grave in self.folder.glob(f".{glob.escape(self.name)}.*.dropped"):
+            shutil.rmtree(grave, ignore_errors=True)
 
     def close(self) -> None:
         """Close the connections that are not in use."""

@@ -26,6 +26,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -287,7 +288,7 @@ def parse_multipart(content_type: str, body: bytes) -> tuple[dict[str, Any], byt
 
 def resource(bucket: str, name: str, stored: StoredObject) -> dict[str, Any]:
     """Return an object's metadata in the form of the API."""
-    when = "2020-01-01T00:00:00Z"
+    when = datetime.fromtimestamp(stored.created, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     return {
         "kind": "storage#object",
         "id": f"{bucket}/{name}/{stored.generation}",

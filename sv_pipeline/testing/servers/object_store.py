@@ -7,7 +7,7 @@ import itertools
 import json
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 __all__ = ["ObjectStore", "StoredObject", "failed_precondition"]
@@ -22,6 +22,8 @@ class StoredObject:
     data: bytes | Path
     encoding: str = ""
     """Content encoding. As Google does, the server decompresses ``gzip`` for readers that do not accept it."""
+    created: float = field(default_factory=time.time)
+    """Seconds since the epoch, by the clock of the server."""
 
     def read(self, start: int = 0, stop: int | None = None) -> bytes:
         """Return the bytes of a range."""
@@ -62,7 +64,8 @@ class ObjectStore:
             self._forget(bucket, name)
             path = self._folder / "data" / str(generation)
             if generation is not None and path.exists():
-                self._remember(bucket, name, StoredObject(generation, path.stat().st_size, path))
+                found = path.stat()
+                self._remember(bucket, name, StoredObject(generation, found.st_size, path, created=found.st_mtime))
 
     def get(self, bucket: str, name: str) -> StoredObject | None:
         """Return an object; None if it does not exist."""

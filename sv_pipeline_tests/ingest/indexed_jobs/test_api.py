@@ -42,7 +42,7 @@ PLAIN: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "SECONDS_FOR_ONE_REQUEST", (1.0, 1.0))
+    monkeypatch.setattr(calls, "SECONDS_FOR_ONE_REQUEST", (4.0, 4.0))
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ FAULTS = {
     "429 for a new Job": [ApiFault(429, "POST", times=2)],
     "503 everywhere, for a while": [ApiFault(503, times=3)],
     "a new Job whose answer is lost": [ApiFault(RESET, "POST", phase="after", times=1)],
-    "a new Job whose answer is late": [ApiFault(500, "POST", phase="after", delay=1.5, times=1)],
+    "a new Job whose answer is late": [ApiFault(500, "POST", phase="after", delay=4.5, times=1)],
     "connections that break": [ApiFault(RESET, times=3)],
     "a deletion whose answer is lost": [ApiFault(502, "DELETE", phase="after", times=1)],
 }

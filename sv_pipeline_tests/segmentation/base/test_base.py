@@ -60,7 +60,7 @@ def test_another_configuration_is_refused_with_the_name_of_the_field(tmp_path: P
     watershed = make_watershed(str(tmp_path))
     Base(tmp_path).create(watershed.config, watershed.grid)
     other = watershed.config.model_copy(update={field: value})
-    with pytest.raises(ConfigError, match=rf"{field} is .*not {'None' if value is None else ''}.*wipe"):
+    with pytest.raises(ConfigError, match=rf"{field} is .*not {'None' if value is None else ''}.*retire-base"):
         Base(tmp_path).create(other, watershed.grid)
 
 

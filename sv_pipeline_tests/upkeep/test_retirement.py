@@ -1,0 +1,105 @@
+"""A graph can be removed, completely or not at all, and its base when no graph reads it any more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sv_pipeline.cli.main import cli
+from sv_pipeline.errors import ConflictError, NotFoundError
+from sv_pipeline.recovery import find_unfinished
+from sv_pipeline.registry import Registry
+from sv_pipeline.segmentation.fork.contract import published_folder
+from sv_pipeline.segmentation.fork.fork import Fork
+from sv_pipeline.storage import kv, ocdbt
+from sv_pipeline.table import open_table
+from sv_pipeline.testing.harness.actors import DONE
+from sv_pipeline.upkeep.retirement import plan_retirement, retire
+from sv_pipeline_tests.recovery.conftest import Theatre
+
+Make = Callable[..., Theatre]
+KILLED = -9
+
+
+def assert_gone(play: Theatre) -> None:
+    """Nothing of the graph is left, and its id can be used again."""
+    dataset = play.scene.world.dataset
+    assert kv.list_keys(ocdbt.fork_folder(dataset.watershed_url, dataset.graph_id)) == []
+    assert kv.list_keys(published_folder(dataset.watershed_url, dataset.graph_id)) == []
+    assert dataset.graph_id not in dataset.base.forks()
+    assert not open_table(dataset.config, dataset.home).exists()
+    assert kv.list_keys(kv.as_url(dataset.home) + "graphs/") == []
+    folder = Path(dataset.home) / "tables"
+    assert not folder.is_dir() or not list(folder.iterdir())
+
+
+def test_a_graph_is_listed_then_removed_and_its_base_after_it(theatre: Make) -> None:
+    play = theatre()
+    dataset = play.scene.world.dataset
+    registry, graph_id, url = Registry(dataset.home), dataset.graph_id, dataset.watershed_url
+    Fork(url, "another").create()
+    run = CliRunner()
+    command = ["--home", dataset.home, "retire", graph_id]
+    listed = run.invoke(cli, command, catch_exceptions=False).output
+    assert "Nothing was removed" in listed
+    assert "1 other forks read it" in listed
+    assert Registry(dataset.home).graph_ids() == [graph_id]
+    with pytest.raises(ConflictError, match=f"belongs to the graphs {graph_id}"):
+        run.invoke(cli, ["--home", dataset.home, "retire-base", url], catch_exceptions=False)
+    said = json.loads(run.invoke(cli, [*command, "--apply", "--json"], catch_exceptions=False).output)
+    assert said["removed"]
+    assert said["fork_files"] > 1
+    assert said["table_bytes"] > 0
+    assert_gone(play)
+    with pytest.raises(NotFoundError, match="is not known"):
+        plan_retirement(registry, graph_id)
+
+    base = ["--home", dataset.home, "retire-base", url]
+    with pytest.raises(ConflictError, match="in use by the forks another"):
+        run.invoke(cli, base, catch_exceptions=False)
+    Fork(url, "another").open().read().result()
+    kv.delete_key(ocdbt.ocdbt_folder(url), ".forks/another")  # as for a fork of other software
+    with pytest.raises(ConflictError, match="in use by the forks another"):
+        run.invoke(cli, [*base, "--apply"], catch_exceptions=False)
+    Fork(url, "another").remove(force=True)
+    assert "Nothing was removed" in run.invoke(cli, base, catch_exceptions=False).output
+    assert "removed." in run.invoke(cli, [*base, "--apply"], catch_exceptions=False).output
+    assert kv.list_keys(ocdbt.ocdbt_folder(url)) == []
+    assert kv.read_bytes(url, "info") is not None, "the watershed stays"
+    with pytest.raises(NotFoundError, match="there is no base"):
+        run.invoke(cli, base, catch_exceptions=False)
+
+
+def test_a_graph_with_an_unfinished_operation_stays(theatre: Make) -> None:
+    play = theatre()
+    dataset = play.scene.world.dataset
+    registry = Registry(dataset.home)
+    assert play.do(**play.request("supervoxel split"), failpoint="voxels written:kill") == KILLED
+    (one,) = find_unfinished(play.scene.graph)
+    for call in (plan_retirement, retire):
+        with pytest.raises(ConflictError, match=rf"1 unfinished operations \({one.id}\)"):
+            call(registry, dataset.graph_id)
+    assert play.do(do="recover", operation=one.id) == DONE
+    play.scene.prove()
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "bigtable"])
+def test_a_killed_retirement_is_completed_by_the_next(theatre: Make, backend: str) -> None:
+    play = theatre(backend)
+    dataset, registry = play.scene.world.dataset, Registry(play.scene.world.dataset.home)
+    stage = play.stage.world.dataset
+    task = {"do": "retire", "target": [dataset.home, dataset.graph_id], "graph": [stage.home, stage.graph_id]}
+    for step in ("retire marked", "retire fork", "retire table"):
+        assert play.do(**task, failpoint=f"{step}:kill") == KILLED
+        assert registry.graph_ids() == []
+        for call in (registry.get, lambda _: registry.check(dataset.config)):
+            with pytest.raises(ConflictError, match="is being retired"):
+                call(dataset.graph_id)
+    assert play.do(**task, failpoint="retired:kill") == KILLED
+    assert_gone(play)
+    registry.check(dataset.config)
+    play.stage.world.dataset.fork.open().read().result()
