@@ -192,7 +192,8 @@ def show(axis: Axes, pixels: npt.NDArray[np.float64], extent: Extent) -> None:
 def resized(pixels: npt.NDArray[Scalar], size: Size) -> npt.NDArray[Scalar]:
     """Return an image in another size, without mixing pixels; borders drawn in it are as thin as its pixels."""
     x, y = (np.arange(new) * old // new for new, old in zip(size, pixels.shape[:2], strict=True))
-    return pixels[x[:, None], y[None]]
+    result: npt.NDArray[Scalar] = pixels[x[:, None], y[None]]
+    return result
 
 
 def borders(values: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
