@@ -37,6 +37,7 @@ from sv_pipeline.edits.write.locking import LockPatience
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
+from sv_pipeline.wording import counted
 
 __all__ = ["SplitPreview", "plan_split", "preview_split", "split"]
 
@@ -175,7 +176,8 @@ def plan_split(workspace: Workspace, request: SplitRequest) -> EditPlan:
     if found.plan is None:
         raise found.refusal or AssertionError
     if found.enlarged:
-        log.info("the region around the points was enlarged %d time(s) until the cut separated them", found.enlarged)
+        times = counted(found.enlarged, "time")
+        log.info("the region around the points was enlarged %s until the cut separated them", times)
     if found.supervoxels is not None and found.supervoxels.doubt is not None:
         log.warning("%s", found.supervoxels.doubt)
     return found.plan

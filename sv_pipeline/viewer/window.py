@@ -24,6 +24,7 @@ from sv_pipeline.viewer.meshes import ObjectMeshes
 from sv_pipeline.viewer.session import EditSession, Voxel
 from sv_pipeline.viewer.volumes import ServedVolume, dimensions_of
 from sv_pipeline.viewer.watching import Watcher
+from sv_pipeline.wording import counted
 
 __all__ = ["KEYS", "ViewerWindow", "serve_at"]
 
@@ -232,7 +233,8 @@ class ViewerWindow:
 
     def _say_lag(self) -> None:
         lag = self.graph.dataset.fork.lag()
-        self.say("lag", f"Coarser mips are behind {lag.entries} edit(s): zoom in to see those." if lag.entries else "")
+        edits = counted(lag.entries, "edit")
+        self.say("lag", f"Coarser mips are behind {edits}: zoom in to see what changed." if lag.entries else "")
 
     def say(self, kind: str, text: str) -> None:
         """Show a text at the bottom of the viewer, replacing the last one of its kind; an empty one removes it."""
