@@ -162,7 +162,7 @@ class ProcessorTime(Progress):
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def begin(self, name: str, _total: int) -> None:
+    def begin(self, name: str, _total: int, _done: int = 0) -> None:
         self._name, self._started = name.removeprefix("watershed: "), time.process_time()
 
     def end(self) -> None:

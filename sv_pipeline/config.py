@@ -18,7 +18,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sv_pipeline.arguments import shown
-from sv_pipeline.config_errors import describe_errors
+from sv_pipeline.config_errors import SMALLEST, describe_errors, not_a_mapping, unusable_fields
 from sv_pipeline.config_fields import (
     MAX_TABLE_NAME,
     Address,
@@ -388,7 +388,7 @@ def load_config(path: str | Path, **overrides: Any) -> DatasetConfig:
     """
     raw = read_yaml(path)
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} does not hold a mapping.", remedy="See docs/ingest.md for an example.")
+        raise not_a_mapping(str(path), raw, remedy=SMALLEST)
     return parse_config({**raw, **overrides}, where=str(path))
 
 
@@ -404,7 +404,7 @@ def parse_config(raw: dict[str, Any], *, where: str = "configuration", stored: b
         config = DatasetConfig.model_validate(known)
     except pydantic.ValidationError as error:
         lines = [f"  {line}" for line in describe_errors(DatasetConfig, error)]
-        raise ConfigError(f"{where}: {len(lines)} field(s) cannot be used:\n" + "\n".join(lines)) from error
+        raise unusable_fields(where, lines) from error
     except RecursionError as error:
         raise ConfigError(f"{where} is nested too deeply.", remedy="See docs/ingest.md for an example.") from error
     for name, field in DataSource.model_fields.items():

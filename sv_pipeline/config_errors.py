@@ -1,4 +1,4 @@
-"""Error messages for a configuration: each names a field by its dotted path, and fields that may be meant."""
+"""Errors of configurations: each names a field by its dotted path, and fields that may be meant."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from collections.abc import Iterator
 
 import pydantic
 
+from sv_pipeline.errors import ConfigError
 from sv_pipeline.redaction import redacted_value
+from sv_pipeline.wording import counted
 
-__all__ = ["describe_errors"]
+__all__ = ["SMALLEST", "describe_errors", "not_a_mapping", "unusable_fields"]
+
+SMALLEST = """The smallest one is (docs/ingest.md describes all fields):
+  graph_id: my_graph
+  data_source: {WATERSHED: /data/my_watershed}
+  source: {segmentation: /data/my_segmentation.npz}"""
 
 _IN_OUR_WORDS = {
     "string_type": "a text is needed; put it in quotes if it is meant as one",
@@ -20,6 +27,19 @@ _IN_OUR_WORDS = {
     "tuple_type": "a list is needed, such as [8, 8, 40]",
 }
 """Replacements for pydantic's messages that name one of our classes, or offer no remedy."""
+
+
+def not_a_mapping(where: str, content: object, *, remedy: str) -> ConfigError:
+    """Return the error about a file that does not hold named fields."""
+    if content is None:
+        return ConfigError(f"{where} is empty.", remedy=remedy)
+    what = "a list" if isinstance(content, list) else f"the value {_shown(content)}"
+    return ConfigError(f"{where} holds {what}, where fields are needed, each as 'name: value'.", remedy=remedy)
+
+
+def unusable_fields(where: str, lines: list[str], *, remedy: str | None = None) -> ConfigError:
+    """Return the error about fields that `describe_errors` has described, a line for each."""
+    return ConfigError(f"{where}: {counted(len(lines), 'field')} cannot be used:\n" + "\n".join(lines), remedy=remedy)
 
 
 def describe_errors(model: type[pydantic.BaseModel], error: pydantic.ValidationError) -> list[str]:

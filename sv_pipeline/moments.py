@@ -56,7 +56,7 @@ def parse_operation(value: Any) -> int:
     if not is_whole(value) or not 0 < int(value) < _MAX_OPERATION:
         raise InputError(
             f"{shown(value)} is not the number of an operation.",
-            remedy="Operations are numbered from 1; the log lists them.",
+            remedy="Operations are numbered from 1; 'sv-pipeline ops GRAPH' lists them.",
         )
     return int(value)
 

@@ -22,7 +22,7 @@ from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["BrokenProcessPool", "Workers", "interrupts_held"]
+__all__ = ["BrokenProcessPool", "Workers", "count_up", "interrupts_held"]
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -35,13 +35,18 @@ class Workers(ProcessPoolExecutor):
     ----------
     count
         Largest number of processes; each is started when it is first needed.
+    counters
+        Number of counters that tasks in the workers may raise with `count_up`, and that this process reads.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, counters: int = 0) -> None:
         level = logging.getLogger().getEffectiveLevel()
+        # Workers are spawned, because the threads of TensorStore and gRPC do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        # Counters have no locks: a worker that is killed while it holds one would stop all others.
+        self.counters = context.RawArray("q", counters)
         with interrupts_held():
-            # Workers are spawned, because the threads of TensorStore and gRPC do not survive a fork.
-            super().__init__(count, multiprocessing.get_context("spawn"), _begin_worker, (level,))
+            super().__init__(count, context, _begin_worker, (level, self.counters))
 
     def submit(
         self, function: Callable[Parameters, Result], /, *arguments: Parameters.args, **options: Parameters.kwargs
@@ -96,7 +101,17 @@ def interrupts_held(*also: signal.Signals) -> Iterator[None]:
 # -- inside a worker --------------------------------------------------------------------------------------------------
 
 
-def _begin_worker(log_level: int) -> None:
+_counters: Any = ()
+
+
+def count_up(counter: int, by: int) -> None:
+    """Raise a counter of the executor in whose worker this is called; each counter is raised by one task at a time."""
+    _counters[counter] += by
+
+
+def _begin_worker(log_level: int, counters: Any) -> None:
+    global _counters
+    _counters = counters
     logging.basicConfig(level=log_level, format="%(levelname)s in worker %(process)d: %(message)s")
     threading.Thread(target=_end_with_parent, name="parent watch", daemon=True).start()
 

@@ -8,8 +8,8 @@ __all__ = ["Progress"]
 class Progress:
     """Receives the progress of a piece of work; this base class ignores it."""
 
-    def begin(self, name: str, total: int) -> None:
-        """Begin a step of ``total`` chunks."""
+    def begin(self, name: str, total: int, done: int = 0) -> None:
+        """Begin a step of ``total`` chunks, of which ``done`` were done before."""
 
     def advance(self, chunks: int) -> None:
         """Report that so many further chunks of the step are done."""

@@ -6,6 +6,7 @@ backend, ``tables/<table>.sqlite``. Every process that works on a graph finds it
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
@@ -50,6 +51,8 @@ HOME_VARIABLE = "SV_PIPELINE_HOME"
 RETIRING = ".retiring"
 """Suffix of the entry of a graph whose retirement was begun."""
 AT_ONCE = 8
+SHOWN = 20
+"""Number of graphs that a message lists."""
 PATIENCE = 40.0
 """Seconds to wait for the answers of all graphs; a tick of a Dagster sensor may take 60."""
 # A field that is chosen at registration if it is not given: it differs only if both configurations give it.
@@ -157,6 +160,15 @@ class Registry:
     def _graphs_url(self) -> str:
         return kv.as_url(self.home) + "graphs/"
 
+    def require_home(self) -> None:
+        """Raise NotFoundError if the home is a local folder that does not exist; buckets have no folders to miss."""
+        folder = parse_folder(self.home).file
+        if folder is not None and not folder.is_dir():
+            raise NotFoundError(
+                f"the home {self.home} does not exist, so no graph is known there.",
+                remedy=f"Check --home and {HOME_VARIABLE}; 'sv-pipeline ingest CONFIG.yaml' makes a new home.",
+            )
+
     def graph_ids(self) -> list[str]:
         """Return the ids of all registered graphs, sorted."""
         keys = kv.list_keys(self._graphs_url)
@@ -167,10 +179,13 @@ class Registry:
         raw = kv.read_bytes(self._graphs_url, f"{validate_graph_id(graph_id)}.json")
         if raw is None:
             self._refuse_retiring(graph_id)
-            known = ", ".join(self.graph_ids()) or "none"
+            self.require_home()
+            known = self.graph_ids()
+            close = difflib.get_close_matches(graph_id, known, 1)
+            meant = f"Did you mean {close[0]!r}? Otherwise check" if close else "Check"
             raise NotFoundError(
-                f"graph {graph_id!r} is not known in {self.home} (known: {known}).",
-                remedy=f"Check the id, set {HOME_VARIABLE}, or run 'sv-pipeline ingest CONFIG.yaml'.",
+                f"graph {graph_id!r} is not known in {self.home} (known: {_listed(known)}).",
+                remedy=f"{meant} the id, set {HOME_VARIABLE}, or run 'sv-pipeline ingest CONFIG.yaml'.",
             )
         return Dataset(self._parse(graph_id, raw), self.home)
 
@@ -286,6 +301,12 @@ def absolute(config: DatasetConfig) -> DatasetConfig:
         )
         update["backend_client"] = config.backend_client.model_copy(update={"config": options})
     return config.model_copy(update=update)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names for a message, which must stay readable in a home of thousands of graphs."""
+    more = f" and {len(names) - SHOWN:,} more; 'sv-pipeline list' shows all" if len(names) > SHOWN else ""
+    return (", ".join(names[:SHOWN]) or "none") + more
 
 
 def _differences(a: DatasetConfig, b: DatasetConfig) -> list[str]:

@@ -64,6 +64,7 @@ GOOD: dict[str, Callable[[World], Any]] = {
     "seed": lambda w: 0,
     "graph_id": lambda w: w.graph.dataset.graph_id,
     "home": lambda w: w.graph.dataset.home,
+    "width": lambda w: 400,
 }
 """A value of each argument, by its name."""
 SUBJECTS = {"self", "graph", "dataset"}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sv_pipeline.cli.stopping import CONTINUE, if_stopped
 from sv_pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _OBJECT_ARRAYS = ("agglomeration", "objects", "bodies", "groundtruth")
 @click.option("--chunk-size", metavar="X,Y,Z", default="64,64,64", show_default=True, help="Size of a chunk in voxels.")
 @click.option("--resolution", metavar="X,Y,Z", help="Nanometres per voxel, if the source does not give them.")
 @click.pass_obj
+@if_stopped(CONTINUE)
 def demo(home: str, source: str | None, folder: str, chunk_size: str, resolution: str | None) -> None:
     """Take SOURCE (.npz, .npy, or a precomputed volume) through the whole pipeline, without any server.
 
@@ -40,11 +42,12 @@ def demo(home: str, source: str | None, folder: str, chunk_size: str, resolution
     from sv_pipeline.verify.dataset import verify_dataset
 
     started = time.monotonic()
+    sizes = _numbers(chunk_size, "--chunk-size"), _numbers(resolution, "--resolution", float) if resolution else None
     if source is not None:
         source = parse_source(source).text
     place = local_folder(folder)
     place.mkdir(parents=True, exist_ok=True)
-    config = _configuration(source, place, _numbers(chunk_size), _numbers(resolution, float) if resolution else None)
+    config = _configuration(source, place, sizes[0], sizes[1])
     path = place / f"{config['graph_id']}.yaml"
     dataset = stages.register(parse_config(config, where="the demo"), home)
     path.write_text(yaml.safe_dump(config, sort_keys=False))
@@ -58,13 +61,14 @@ def demo(home: str, source: str | None, folder: str, chunk_size: str, resolution
         sys.exit(1)
 
 
-def _numbers(text: str, kind: type[int] | type[float] = int) -> list[float]:
+def _numbers(text: str, option: str, kind: type[int] | type[float] = int) -> list[float]:
+    said = f"{text!r} is not a size. Write three {'whole ' if kind is int else ''}numbers, such as 64,64,64."
     try:
         values = [kind(v) for v in text.split(",")]
     except ValueError as error:
-        raise click.BadParameter(f"{text!r}: write three numbers, X,Y,Z.") from error
+        raise click.BadParameter(said, param_hint=option) from error
     if len(values) != 3:
-        raise click.BadParameter(f"{text!r}: write three numbers, X,Y,Z.")
+        raise click.BadParameter(said, param_hint=option)
     return values
 
 
@@ -98,7 +102,8 @@ def _object_array(source: str) -> str | None:
         with np.load(source) as arrays:
             return next((name for name in _OBJECT_ARRAYS if name in arrays.files), None)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {source}: {error}.", remedy="Give a readable .npz file.") from error
+        why = getattr(error, "strerror", None) or error  # without the number and the path, which the message has
+        raise InputError(f"cannot read {source}: {why}.", remedy="Give a readable .npz file.") from error
 
 
 def _synthetic(place: Path) -> dict[str, Any]:

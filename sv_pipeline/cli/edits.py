@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,10 @@ import click
 
 from sv_pipeline.arguments import parse_gigabytes
 from sv_pipeline.cli.inspect import point
-from sv_pipeline.cli.output import Finite, json_option, print_json
+from sv_pipeline.cli.kinds import Number, Whole, graph_argument, made_operation_argument
+from sv_pipeline.cli.output import json_option, print_json
+from sv_pipeline.cli.stopping import if_stopped
+from sv_pipeline.wording import counted
 
 if TYPE_CHECKING:
     from sv_pipeline.edits import CommittedEdit
@@ -20,7 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["merge", "operations", "picture", "preview", "redo", "split", "undo"]
 
 Command = Callable[..., Any]
+MOST_PARTS = 5
+"""Number of parts without points whose size a preview shows."""
 PNG = click.Path(dir_okay=False, writable=True, path_type=Path)
+LOOK = "'sv-pipeline ops GRAPH' shows whether the edit had begun, and what became of it."
 _user = click.option("--user", help="User of the edit, for the log. Default: the user of this machine.")
 _partial = click.option(
     "--partial",
@@ -32,7 +39,7 @@ _partial_revert = click.option(
 )
 _region_memory = click.option(
     "--region-memory",
-    type=Finite(0, 1e6),
+    type=Number(0, 1e6),
     metavar="GB",
     help="Memory for the part of the object that is searched for a cut between the points. Default: 1.07.",
 )
@@ -50,6 +57,8 @@ def _opened(graph: str, home: str) -> OpenGraph:
     # Imported here, since the modules of an open graph take a second to load, and --help does not need them.
     from sv_pipeline.proofreading import open_graph
 
+    # Whoever types a point has to know which voxel was taken in its place.
+    logging.getLogger("sv_pipeline.edits.pointing").setLevel(logging.INFO)
     return open_graph(graph, home)
 
 
@@ -87,12 +96,13 @@ def _say(graph: OpenGraph, edit: CommittedEdit, picture: Path | None, *, as_json
         print_json(numbers)
     else:
         old, new = (", ".join(map(str, numbers[key])) for key in ("old_roots", "new_roots"))
-        click.echo(f"operation {edit.id} ({edit.kind}, {numbers['edges']} edges): {old} -> {new}")
+        click.echo(f"operation {edit.id} ({edit.kind}, {counted(numbers['edges'], 'edge')}): {old} -> {new}")
         if numbers["still_one_object"]:
             click.echo("still one object: both sides of the cut are connected elsewhere")
         if numbers["replaced_supervoxels"]:
             replaced, fresh = numbers["replaced_supervoxels"], numbers["new_supervoxels"]
-            click.echo(f"{replaced} supervoxels were replaced by {fresh}")
+            were = "was" if replaced == 1 else "were"
+            click.echo(f"{counted(replaced, 'supervoxel')} {were} replaced by {fresh:,}")
     if picture is not None:
         try:
             _write(picture, graph.picture(edit.id))
@@ -107,12 +117,13 @@ def _write(path: Path, png: bytes) -> None:
 
 
 @click.command()
-@click.argument("graph")
+@graph_argument
 @_points
 @_user
 @_picture
 @json_option
 @click.pass_obj
+@if_stopped(LOOK)
 def merge(
     home: str, graph: str, source: Any, sink: Any, user: str | None, picture: Path | None, *, as_json: bool
 ) -> None:
@@ -122,7 +133,7 @@ def merge(
 
 
 @click.command()
-@click.argument("graph")
+@graph_argument
 @_points
 @_partial
 @_region_memory
@@ -131,6 +142,7 @@ def merge(
 @_picture
 @json_option
 @click.pass_obj
+@if_stopped(LOOK)
 def split(
     home: str,
     graph: str,
@@ -156,7 +168,7 @@ def _split_options(*, partial: bool, region_memory: float | None, isolating: boo
 
 
 @click.command()
-@click.argument("graph")
+@graph_argument
 @_points
 @_partial
 @_region_memory
@@ -192,14 +204,20 @@ def preview(
 def _say_preview(numbers: dict[str, Any]) -> None:
     if "removed_edges" in numbers:
         sizes = numbers["supervoxels_of_parts"]
-        click.echo(f"{numbers['removed_edges']} edges of weight {numbers['weight']:g} would be removed")
-        click.echo(f"parts inside the region, in supervoxels: source {sizes[0]}, sink {sizes[1]}, others {sizes[2:]}")
+        edges = counted(numbers["removed_edges"], "edge")
+        click.echo(f"{edges} of weight {numbers['weight']:g} would be removed")
+        click.echo(
+            f"parts inside the region, in supervoxels: source {sizes[0]:,}, sink {sizes[1]:,}{_others(sizes[2:])}"
+        )
     if "split_supervoxels" in numbers:
-        replaced, fresh = numbers["split_supervoxels"], numbers["new_supervoxels"]
+        replaced, fresh = counted(numbers["split_supervoxels"], "supervoxel"), numbers["new_supervoxels"]
         sides = f"{numbers['cut_voxels_source']:,} voxels to the source, {numbers['cut_voxels_sink']:,} to the sink"
-        click.echo(f"{replaced} supervoxels would be split into {fresh}: {sides}")
+        click.echo(f"{replaced} would be split into {fresh:,}: {sides}")
+    if "doubt" in numbers:
+        click.echo(f"warning: {numbers['doubt']}")
     if numbers["region_enlarged"]:
-        click.echo(f"the search was extended beyond the surroundings of the points: {numbers['region_enlarged']} times")
+        times = counted(numbers["region_enlarged"], "time")
+        click.echo(f"the search was extended beyond the surroundings of the points: {times}")
     if numbers["legal"]:
         still = ": still one object" if numbers["still_one_object"] else ""
         click.echo(f"objects afterwards: {numbers['objects']}{still}")
@@ -207,14 +225,24 @@ def _say_preview(numbers: dict[str, Any]) -> None:
         click.echo(f"it would be refused ({numbers['reason']}): {numbers['message']}")
 
 
+def _others(sizes: list[int]) -> str:
+    """Describe the parts without points, which stay attached outside of the region; nothing if there are none."""
+    if not sizes:
+        return ""
+    shown = ", ".join(f"{size:,}" for size in sorted(sizes, reverse=True)[:MOST_PARTS])
+    more = f" and {len(sizes) - MOST_PARTS:,} smaller ones" if len(sizes) > MOST_PARTS else ""
+    return f"; {counted(len(sizes), 'other part')} without points: {shown}{more}"
+
+
 @click.command()
-@click.argument("graph")
-@click.argument("operation", type=click.IntRange(1))
+@graph_argument
+@made_operation_argument
 @_partial_revert
 @_user
 @_picture
 @json_option
 @click.pass_obj
+@if_stopped(LOOK)
 def undo(
     home: str, graph: str, operation: int, user: str | None, picture: Path | None, *, partial: bool, as_json: bool
 ) -> None:
@@ -224,13 +252,14 @@ def undo(
 
 
 @click.command()
-@click.argument("graph")
-@click.argument("operation", type=click.IntRange(1))
+@graph_argument
+@made_operation_argument
 @_partial_revert
 @_user
 @_picture
 @json_option
 @click.pass_obj
+@if_stopped(LOOK)
 def redo(
     home: str, graph: str, operation: int, user: str | None, picture: Path | None, *, partial: bool, as_json: bool
 ) -> None:
@@ -240,8 +269,8 @@ def redo(
 
 
 @click.command()
-@click.argument("graph")
-@click.argument("operation", type=click.IntRange(1))
+@graph_argument
+@made_operation_argument
 @click.argument("file", type=PNG)
 @click.pass_obj
 def picture(home: str, graph: str, operation: int, file: Path) -> None:
@@ -250,8 +279,8 @@ def picture(home: str, graph: str, operation: int, file: Path) -> None:
 
 
 @click.command("ops")
-@click.argument("graph")
-@click.option("--last", type=click.IntRange(1), metavar="N", help="Only the newest N. Default: all.")
+@graph_argument
+@click.option("--last", type=Whole(1), metavar="N", help="Only the newest N. Default: all.")
 @json_option
 @click.pass_obj
 def operations(home: str, graph: str, last: int | None, *, as_json: bool) -> None:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sv_pipeline.cli.output import Finite, print_json
+from sv_pipeline.cli.kinds import MADE, Number, Whole, graph_argument
+from sv_pipeline.cli.output import print_json
+from sv_pipeline.cli.stopping import if_stopped
 
 if TYPE_CHECKING:
     from sv_pipeline.feed.event import EditEvent
@@ -17,16 +19,24 @@ if TYPE_CHECKING:
 
 __all__ = ["events"]
 
+NAME_SOME = "Name some in the section 'events' of its YAML, and ingest or attach it again."
+
 
 @click.command()
-@click.argument("graph")
-@click.option("--since", type=click.IntRange(0), metavar="OPERATION", help="Only events after that of OPERATION.")
+@graph_argument
+@click.option(
+    "--since",
+    type=Whole(0),
+    shell_complete=MADE.shell_complete,
+    metavar="OPERATION",
+    help="Only events after that of OPERATION.",
+)
 @click.option(
     "--follow", is_flag=True, help="Keep running, and show edits as they finish. Without --since: only new ones."
 )
 @click.option(
     "--interval",
-    type=Finite(0.05, 3600),
+    type=Number(0.05, 3600),
     default=1.0,
     show_default=True,
     help="Seconds between two reads with --follow.",
@@ -45,7 +55,7 @@ __all__ = ["events"]
     "--move",
     "moved",
     nargs=2,
-    type=(str, click.IntRange(0)),
+    type=(str, Whole(0)),
     metavar="RECEIVER NUMBER",
     help="Let a receiver continue after the event NUMBER: an earlier one, or one that it refuses.",
 )
@@ -100,6 +110,7 @@ def _line(event: EditEvent, form: str) -> str:
     return json.dumps({"attributes": message.attributes, "payload": message.payload})
 
 
+@if_stopped("Events that a receiver has accepted are not delivered to it again.")
 def _deliver(dataset: Dataset, interval: float, *, follow: bool) -> None:
     from sv_pipeline.errors import UnavailableError
     from sv_pipeline.feed.receivers import deliver_to_all
@@ -107,6 +118,8 @@ def _deliver(dataset: Dataset, interval: float, *, follow: bool) -> None:
     said: dict[str, str] = {}
     while True:
         outcomes = deliver_to_all(dataset)
+        if not outcomes and not follow:
+            click.echo(f"nothing was delivered: graph {dataset.graph_id} has no receivers. {NAME_SOME}")
         for outcome in outcomes:
             if outcome.delivered or said.get(outcome.receiver) != str(outcome):
                 said[outcome.receiver] = str(outcome)
@@ -135,7 +148,7 @@ def _show_receivers(dataset: Dataset, *, as_json: bool) -> None:
         if one["error"]:
             click.echo(f"  {one['error']}")
     if not found:
-        click.echo(f"graph {dataset.graph_id} has no receivers: name some in the section 'events' of its YAML.")
+        click.echo(f"graph {dataset.graph_id} has no receivers. {NAME_SOME}")
 
 
 def _move(dataset: Dataset, name: str, number: int) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
+from sv_pipeline.cli.kinds import Whole, graph_argument
 from sv_pipeline.cli.output import json_option, print_json
+from sv_pipeline.cli.stopping import if_stopped
 
 __all__ = ["garbage"]
 
@@ -21,7 +23,7 @@ def _period(_context: click.Context, _option: click.Parameter, text: str | None)
 
 
 @click.command()
-@click.argument("graph")
+@graph_argument
 @click.option("--collect", is_flag=True, help="Prune the history by the policy, and delete files that nothing uses.")
 @click.option(
     "--keep",
@@ -30,9 +32,10 @@ def _period(_context: click.Context, _option: click.Parameter, text: str | None)
     help="Use this policy instead of that of the configuration: keep the moments of a period, such as '90 days', "
     "or forever.",
 )
-@click.option("--generations", type=click.IntRange(1), help="The same, by the number of newest generations.")
+@click.option("--generations", type=Whole(1), help="The same, by the number of newest generations.")
 @json_option
 @click.pass_obj
+@if_stopped("What was removed was used by nothing. Run the same command again to continue.")
 def garbage(home: str, graph: str, keep: Any, generations: int | None, *, collect: bool, as_json: bool) -> None:
     """Show what the fork of GRAPH stores, what of it is in use, and what its retention policy would remove.
 

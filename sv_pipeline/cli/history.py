@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sv_pipeline.cli.inspect import point
+from sv_pipeline.cli.inspect import TIME, point
+from sv_pipeline.cli.kinds import LARGEST_ID, OPERATION, Whole, graph_argument
 from sv_pipeline.cli.output import json_option
+from sv_pipeline.cli.stopping import if_stopped
+from sv_pipeline.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,20 +29,22 @@ def moment(_context: click.Context, _option: click.Parameter, text: str | None) 
             return None
         return parse_operation(int(text)) if text.strip().isdecimal() else parse_time(text)
     except InputError as error:
-        raise click.BadParameter(str(error)) from error
+        said = f"{text!r} is neither a time nor the number of an operation. {TIME} Or write a number, such as 12."
+        raise click.BadParameter(said) from error
 
 
 _since = click.option(
     "--since",
     metavar="MOMENT",
+    shell_complete=OPERATION.shell_complete,
     callback=moment,
     help="Only edits at or after this time, such as 2026-01-31T12:00:00+01:00, or from this operation number on.",
 )
 
 
 @click.command("change-log")
-@click.argument("graph")
-@click.option("--root", "roots", type=click.IntRange(1, 2**64 - 1), multiple=True, help="A root; repeatable.")
+@graph_argument
+@click.option("--root", "roots", type=Whole(1, LARGEST_ID), multiple=True, help="A root; repeatable.")
 @click.option("--at", "points", multiple=True, metavar="X,Y,Z", help="The object at a voxel; repeatable.")
 @click.option("--user", help="Only the edits of this user.")
 @_since
@@ -60,11 +65,12 @@ def change_log(
 
     opened = open_graph(graph, home)
     wanted = [*roots, *(opened.roots([point(text) for text in points]).tolist() if points else [])]
-    _print(opened.change_log(roots=wanted or None, user=user, since=since), "no edits", as_json=as_json)
+    of = "".join([" of these objects" if wanted else "", f" by {user}" if user else "", " since then" if since else ""])
+    _print(opened.change_log(roots=wanted or None, user=user, since=since), f"no edits{of}", as_json=as_json)
 
 
 @click.command()
-@click.argument("graph")
+@graph_argument
 @click.option("--user", required=True, help="User whose edits are undone.")
 @_since
 @click.option("--apply", is_flag=True, help="Make the undos. Without this option nothing is written.")
@@ -74,6 +80,7 @@ def change_log(
 @click.option("--by", help="User of the undos, for the log. Default: the user of this machine.")
 @json_option
 @click.pass_obj
+@if_stopped("The undos that were made stay. Run the same command again to continue.")
 def rollback(
     home: str, graph: str, user: str, since: Any, by: str | None, *, apply: bool, over_others: bool, as_json: bool
 ) -> None:
@@ -82,14 +89,14 @@ def rollback(
     Without --apply the command only shows what would be done. If it is interrupted, run it again: it continues.
     """
     if since is None:
-        raise click.UsageError("give --since, the time or operation from which on edits are undone.")
+        raise click.UsageError("give --since, the time or operation from which on edits are undone, such as 12.")
     from sv_pipeline.proofreading import open_graph
 
     steps = open_graph(graph, home).rollback(user, since, apply=apply, over_others=over_others, by=by)
     _print(steps, f"{user} has made no edits since then", as_json=as_json)
     if not apply and not as_json and (steps["verdict"] == "undo").any():
         count = int((steps["verdict"] == "undo").sum())
-        click.echo(f"{count} edit(s) would be undone; nothing was written. Run the command with --apply to undo them.")
+        click.echo(f"{counted(count, 'edit')} would be undone; nothing was written. --apply makes the undos.")
 
 
 def _print(table: pd.DataFrame, nothing: str, *, as_json: bool) -> None:

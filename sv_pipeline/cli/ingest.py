@@ -6,14 +6,17 @@ import re
 
 import click
 
+from sv_pipeline.cli.kinds import Whole, graph_argument
 from sv_pipeline.cli.output import ProgressBars, graph_id_option, json_option, print_json, status_table, table_console
+from sv_pipeline.cli.stopping import CONTINUE, if_stopped
 from sv_pipeline.config import IngestMode, load_config
 from sv_pipeline.progress import Progress
+from sv_pipeline.wording import counted
 
 __all__ = ["ingest", "purge_layer", "requeue"]
 
 
-def _layers(text: str | None) -> list[int] | None:
+def _layers(_context: click.Context, _option: click.Parameter, text: str | None) -> list[int] | None:
     """Parse ``"3"``, ``"2-4"`` or ``"2,5"`` as layers."""
     if text is None:
         return None
@@ -21,7 +24,7 @@ def _layers(text: str | None) -> list[int] | None:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if match is None:
-            raise click.BadParameter(f"{text!r}: write 3, 2-4 or 2,5.", param_hint="--layers")
+            raise click.BadParameter(f"{text!r} does not name layers. Write 3, 2-4 or 2,5.")
         layers += range(int(match[1]), int(match[2] or match[1]) + 1)
     return layers
 
@@ -34,18 +37,17 @@ def _layers(text: str | None) -> list[int] | None:
     help="graph: only rows; voxels: only base and fork; both; setup: only create table and base. "
     "Default: the mode in the configuration, or both.",
 )
-@click.option("--layers", metavar="2-4", help="Build only these layers, and no fork. Default: all.")
-@click.option(
-    "--workers", type=click.IntRange(1), help="Number of processes. Default: the number in the configuration."
-)
+@click.option("--layers", metavar="2-4", callback=_layers, help="Build only these layers, and no fork. Default: all.")
+@click.option("--workers", type=Whole(1), help="Number of processes. Default: the number in the configuration.")
 @graph_id_option
 @json_option
 @click.pass_obj
+@if_stopped(CONTINUE)
 def ingest(
     home: str,
     config: str,
     mode: str | None,
-    layers: str | None,
+    layers: list[int] | None,
     workers: int | None,
     graph_id: str | None,
     *,
@@ -61,20 +63,22 @@ def ingest(
     dataset = stages.register(load_config(config, **({"graph_id": graph_id} if graph_id else {})), home)
     chosen = IngestMode(mode) if mode else None
     if as_json:
-        run.ingest(dataset, mode=chosen, layers=_layers(layers), workers=workers, progress=Progress())
+        run.ingest(dataset, mode=chosen, layers=layers, workers=workers, progress=Progress())
         print_json(graph_status(dataset).to_dict())
         return
     with ProgressBars() as bars:
-        run.ingest(dataset, mode=chosen, layers=_layers(layers), workers=workers, progress=bars)
+        run.ingest(dataset, mode=chosen, layers=layers, workers=workers, progress=bars)
 
     console = table_console()
     console.print(status_table(graph_status(dataset), console.width))
 
 
 @click.command()
-@click.argument("graph")
-@click.argument("layer", type=click.IntRange(2))
-@click.argument("chunk", nargs=3, type=click.IntRange(0), metavar="X Y Z")
+@graph_argument
+@click.argument("layer", type=Whole(2))
+@click.argument("x", type=Whole(0))
+@click.argument("y", type=Whole(0))
+@click.argument("z", type=Whole(0))
 @click.option(
     "--mode",
     type=click.Choice([IngestMode.GRAPH.value, IngestMode.VOXELS.value, IngestMode.BOTH.value]),
@@ -82,7 +86,8 @@ def ingest(
 )
 @json_option
 @click.pass_obj
-def requeue(home: str, graph: str, layer: int, chunk: tuple[int, int, int], mode: str | None, *, as_json: bool) -> None:
+@if_stopped("Run the same command again.")
+def requeue(home: str, graph: str, layer: int, x: int, y: int, z: int, mode: str | None, *, as_json: bool) -> None:
     """Build the chunk X Y Z of LAYER of GRAPH, or write it again if it is done.
 
     A done chunk gets exactly the same rows and voxels, and the layers above stay complete. It is refused if the graph
@@ -93,21 +98,22 @@ def requeue(home: str, graph: str, layer: int, chunk: tuple[int, int, int], mode
     from sv_pipeline.ingest.requeue import requeue_chunk
     from sv_pipeline.registry import open_dataset
 
-    report = requeue_chunk(open_dataset(graph, home), layer, chunk, mode=IngestMode(mode) if mode else None)
+    report = requeue_chunk(open_dataset(graph, home), layer, (x, y, z), mode=IngestMode(mode) if mode else None)
     if as_json:
         print_json(asdict(report))
         return
-    parts = [] if report.nodes is None else [f"{report.nodes:,} nodes, {report.edges:,} edges"]
-    parts += [] if report.voxels is None else [f"voxels at {len(report.voxels)} mips"]
-    click.echo(f"wrote chunk {chunk} of layer {layer} of {graph}: {', '.join(parts)}")
+    parts = [] if report.nodes is None else [f"{counted(report.nodes, 'node')}, {counted(report.edges or 0, 'edge')}"]
+    parts += [] if report.voxels is None else [f"voxels at {counted(len(report.voxels), 'mip')}"]
+    click.echo(f"wrote chunk {(x, y, z)} of layer {layer} of {graph}: {', '.join(parts)}")
 
 
 @click.command("purge-layer")
-@click.argument("graph")
-@click.argument("layer", type=click.IntRange(2))
+@graph_argument
+@click.argument("layer", type=Whole(2))
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @click.pass_obj
+@if_stopped("What was removed stays removed. Run the same command again to continue.")
 def purge_layer(home: str, graph: str, layer: int, *, yes: bool, as_json: bool) -> None:
     """Remove LAYER of GRAPH and all layers above it, so that they can be built again.
 

@@ -12,23 +12,28 @@ from datetime import datetime
 import click
 from rich.live import Live
 
-from sv_pipeline.cli.output import Finite, json_option, print_json, status_table, table_console
+from sv_pipeline.cli.kinds import LARGEST_ID, MADE, Number, Whole, graph_argument
+from sv_pipeline.cli.output import json_option, print_json, status_table, table_console
+from sv_pipeline.cli.stopping import if_stopped
 
-__all__ = ["info", "point", "roots", "status", "verify"]
+__all__ = ["TIME", "info", "point", "roots", "status", "verify"]
+
+TIME = "Write a time such as 2026-01-31T12:00:00+01:00; it is UTC if it names no zone."
 
 
 @click.command()
-@click.argument("graph")
+@graph_argument
 @click.option("--watch", is_flag=True, help="Keep running, and refresh until everything is done.")
 @click.option(
     "--interval",
-    type=Finite(0.1, 86400),
+    type=Number(0.1, 86400),
     default=2.0,
     show_default=True,
     help="Seconds between two reads with --watch.",
 )
 @json_option
 @click.pass_obj
+@if_stopped("Nothing else was stopped: an ingest that runs elsewhere goes on.")
 def status(home: str, graph: str, interval: float, *, watch: bool, as_json: bool) -> None:
     """Show the progress of the ingest of GRAPH: for each layer the chunks, done and failed ones, and their rate."""
     from sv_pipeline.registry import open_dataset
@@ -57,7 +62,8 @@ def point(text: str, option: str = "--at") -> tuple[int, int, int]:
     try:
         x, y, z = (int(part) for part in text.split(","))
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not a point: write x,y,z in voxels.", param_hint=option) from error
+        said = f"{text!r} is not a point. Write x,y,z in voxels of mip 0, such as 1200,3400,56."
+        raise click.BadParameter(said, param_hint=option) from error
     return x, y, z
 
 
@@ -68,12 +74,12 @@ def _time(_context: click.Context, _option: click.Parameter, text: str | None) -
     try:
         return None if text is None else parse_time(text)
     except InputError as error:
-        raise click.BadParameter(str(error)) from error
+        raise click.BadParameter(f"{text!r} is not a time. {TIME}") from error
 
 
 @click.command()
-@click.argument("graph")
-@click.argument("supervoxels", nargs=-1, type=click.IntRange(0, 2**64 - 1))
+@graph_argument
+@click.argument("supervoxels", nargs=-1, type=Whole(0, LARGEST_ID))
 @click.option("--at", "points", multiple=True, metavar="X,Y,Z", help="Look up the supervoxel at a voxel; repeatable.")
 @click.option(
     "--time",
@@ -82,7 +88,7 @@ def _time(_context: click.Context, _option: click.Parameter, text: str | None) -
     callback=_time,
     help="Roots at this time, such as 2026-01-31T12:00:00+01:00; UTC if it has no zone. Default: now.",
 )
-@click.option("--op", "operation", type=click.IntRange(1), help="Roots just after this operation.")
+@click.option("--op", "operation", type=MADE, help="Roots just after this operation.")
 @json_option
 @click.pass_obj
 def roots(
@@ -115,7 +121,7 @@ def roots(
 
 
 @click.command()
-@click.argument("graph")
+@graph_argument
 @click.option("--graphene", is_flag=True, help="Print the info document for a graphene data source, as JSON.")
 @json_option
 @click.pass_obj
@@ -159,9 +165,21 @@ def _chunks_of(sample: str, count: Callable[[], int]) -> int:
     return math.ceil(count() * number / 100) if sample.strip().endswith("%") else int(number)
 
 
+def _complete_checks(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    from sv_pipeline.verify.checks import ALL_CHECKS
+
+    return [name for name in ALL_CHECKS if name.startswith(incomplete)]
+
+
 @click.command()
-@click.argument("graph")
-@click.option("--check", "checks", multiple=True, help="Only this check; repeatable. Default: all.")
+@graph_argument
+@click.option(
+    "--check",
+    "checks",
+    multiple=True,
+    shell_complete=_complete_checks,
+    help="Only this check; repeatable. Default: all.",
+)
 @click.option(
     "--sample",
     metavar="NUMBER|PERCENT%",
@@ -170,7 +188,7 @@ def _chunks_of(sample: str, count: Callable[[], int]) -> int:
 )
 @click.option(
     "--workers",
-    type=click.IntRange(1),
+    type=Whole(1),
     default=1,
     show_default=True,
     help="Number of processes that verify parts of the graph; threads, if the graph fits into memory as a whole.",
@@ -178,6 +196,7 @@ def _chunks_of(sample: str, count: Callable[[], int]) -> int:
 @click.option("--again", is_flag=True, help="Begin anew, instead of where a verification that was killed stopped.")
 @json_option
 @click.pass_obj
+@if_stopped("Nothing was changed. Run the same command again; it does not repeat the parts that it has verified.")
 def verify(
     home: str, graph: str, checks: tuple[str, ...], sample: str | None, workers: int, *, again: bool, as_json: bool
 ) -> None:

@@ -7,10 +7,11 @@ import logging
 import os
 import signal
 import sys
-from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from sv_pipeline.cli.kinds import HOME_IS_NAMED, CommandGroup
 from sv_pipeline.defects import DefectError, traceback_of
 from sv_pipeline.errors import SvPipelineError, notes_of
 from sv_pipeline.redaction import redacted, remember
@@ -18,6 +19,7 @@ from sv_pipeline.redaction import redacted, remember
 __all__ = ["COMMANDS", "DEFECT_EXIT_CODE", "cli", "main"]
 
 DEBUG_VARIABLE = "SV_PIPELINE_DEBUG"
+COMPLETION_VARIABLE = "_SV_PIPELINE_COMPLETE"
 DEFECT_EXIT_CODE = 70
 """Exit code of a command that ended with an unexpected error."""
 
@@ -56,7 +58,7 @@ COMMANDS = {
 """Place and summary of each command; a command is loaded when it is called, so that help is instant."""
 
 
-class _Commands(click.Group):
+class _Commands(CommandGroup):
     """A group that knows its commands by name, and loads a command when it is called."""
 
     def list_commands(self, _context: click.Context) -> list[str]:
@@ -71,12 +73,11 @@ class _Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
-    def resolve_command(self, context: click.Context, arguments: list[str]) -> Any:
-        """Do the same as click, but list the existing commands if there is none of this name."""
-        name = arguments[0]
-        if not name.startswith("-") and name not in COMMANDS:
-            context.fail(f"there is no command {name!r}; the commands are {', '.join(COMMANDS)}.")
-        return super().resolve_command(context, arguments)
+    def shell_complete(self, _context: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Offer the commands, without loading any; or the options, after a dash."""
+        if incomplete.startswith("-"):
+            return click.Command.shell_complete(self, _context, incomplete)
+        return [CompletionItem(name, help=line) for name, (_, line) in COMMANDS.items() if name.startswith(incomplete)]
 
     def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands, without loading any."""
@@ -113,6 +114,7 @@ def cli(context: click.Context, home: str | None, *, verbose: bool, debug: bool)
     from sv_pipeline.places import parse_folder
     from sv_pipeline.registry import HOME_VARIABLE, default_home
 
+    context.meta[HOME_IS_NAMED] = bool(home or os.environ.get(HOME_VARIABLE))
     context.obj = parse_folder(home).text if home else default_home()
     if debug:
         os.environ[DEBUG_VARIABLE] = "1"
@@ -132,8 +134,11 @@ def main() -> None:
     """Run the command line and exit with its exit code."""
     # SIGTERM ends the command in the same way as Ctrl-C, so that the last line says what was left.
     signal.signal(signal.SIGTERM, lambda *_: _stop())
+    if os.environ.get(COMPLETION_VARIABLE, "").endswith("_complete"):
+        # Whatever a library says while a shell waits for completions would be printed into the command line.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     try:
-        cli(standalone_mode=False)
+        cli(standalone_mode=False, complete_var=COMPLETION_VARIABLE)
     except click.ClickException as error:
         said = error.format_message()
         if redacted(said) == said:
@@ -146,9 +151,11 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (click.Abort, KeyboardInterrupt) as stop:
-        notes = notes_of(stop) or notes_of(stop.__context__)
-        left = notes or ["Finished work is kept. Run the same command again to continue."]
-        click.echo("\n".join(["stopped.", *left]), err=True)
+        if isinstance(stop, click.Abort) and stop.__cause__ is None:
+            # A question was not answered with yes; commands ask before they begin.
+            click.echo("not confirmed: nothing was changed.", err=True)
+            sys.exit(1)
+        click.echo("\n".join(["stopped.", *(notes_of(stop) or notes_of(stop.__cause__))]), err=True)
         sys.exit(130)
     except Exception as error:  # noqa: BLE001 - at the last wall, every error becomes one message for the user
         sys.exit(_explain(error))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import click
 
+from sv_pipeline.cli.kinds import graph_argument
 from sv_pipeline.cli.output import json_option, print_json
+from sv_pipeline.cli.stopping import if_stopped
 from sv_pipeline.registry import open_dataset
 
 __all__ = ["mend"]
 
 
 @click.command()
-@click.argument("graph")
+@graph_argument
 @click.option("--apply", is_flag=True, help="Make the changes. Without this option they are only shown.")
 @json_option
 @click.pass_obj
+@if_stopped("What was converted stays converted. Run the same command again to continue.")
 def mend(home: str, graph: str, *, apply: bool, as_json: bool) -> None:
     """Convert what other software has written in GRAPH to the form that sv_pipeline writes.
 

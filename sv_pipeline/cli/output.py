@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from sv_pipeline.reports.status import GraphStatus
 
 __all__ = [
-    "Finite",
     "ProgressBars",
     "duration",
     "graph_id_option",
@@ -43,19 +41,6 @@ __all__ = [
 ]
 
 PREDICTED = "predicted_work_seconds"
-
-
-class Finite(click.FloatRange):
-    """A finite number in a range. ``nan`` is rejected here, since its comparisons would let it pass."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert a value to a number; anything else gets click's own error."""
-        number = super().convert(value, param, ctx)
-        if number is not None and not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number.", param, ctx)
-        return number
 
 
 graph_id_option = click.option(
@@ -87,15 +72,17 @@ class ProgressBars(progress.Progress):
         self._current: TaskID | None = None
 
     def __enter__(self) -> ProgressBars:
-        self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if self._bars.tasks:
+            self._bars.stop()
 
-    def begin(self, name: str, total: int) -> None:
-        """Add a bar for a step; an empty step shows as complete."""
-        self._current = self._bars.add_task(name, total=max(total, 1), completed=0 if total else 1)
+    def begin(self, name: str, total: int, done: int = 0) -> None:
+        """Add a bar for a step; a step without chunks has none."""
+        if total:
+            self._bars.start()
+        self._current = self._bars.add_task(name, total=total, completed=done) if total else None
 
     def advance(self, chunks: int) -> None:
         """Move the bar."""

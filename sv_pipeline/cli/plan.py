@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sv_pipeline.cli.output import Finite, ProgressBars, graph_id_option, json_option, print_json, table_console
+from sv_pipeline.cli.kinds import Number, Whole, complete_configurations
+from sv_pipeline.cli.output import ProgressBars, graph_id_option, json_option, print_json, table_console
 
 if TYPE_CHECKING:
     from sv_pipeline.reports.plan import PlanReport
@@ -16,21 +17,19 @@ __all__ = ["plan"]
 
 
 @click.command()
-@click.argument("target", metavar="CONFIG|GRAPH", required=False)
-@click.option(
-    "--workers", type=click.IntRange(1), help="Number of processes. Default: the number in the configuration."
-)
+@click.argument("target", metavar="CONFIG|GRAPH", required=False, shell_complete=complete_configurations)
+@click.option("--workers", type=Whole(1), help="Number of processes. Default: the number in the configuration.")
 @click.option(
     "--sample",
-    type=click.IntRange(0),
+    type=Whole(0),
     default=0,
     metavar="CHUNKS",
     help="Really ingest so many chunks, in a scratch table and a scratch base that are removed afterwards.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Choice of the sample's chunks.")
+@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Choice of the sample's chunks.")
 @click.option(
     "--supervoxels",
-    type=Finite(0, 1e18),
+    type=Number(0, 1e18),
     metavar="NUMBER",
     help="Number of supervoxels in the volume, if it is known and no sample is taken.",
 )
@@ -99,7 +98,7 @@ def plan(
             )
         if sample:
             planning.keep_forecast(home, found)
-    report = plan_report(found, parsed, dataset)
+    report = plan_report(found, config, parsed, dataset)
     if as_json:
         print_json(report.to_dict())
     else:

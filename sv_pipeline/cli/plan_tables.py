@@ -9,7 +9,7 @@ from rich.table import Table
 
 from sv_pipeline.cli.output import duration
 from sv_pipeline.ingest.estimates import CONFIDENCE
-from sv_pipeline.ingest.prices import bigtable_nodes
+from sv_pipeline.wording import counted
 
 if TYPE_CHECKING:
     from sv_pipeline.ingest.estimates import Estimate
@@ -28,7 +28,7 @@ def tables_of(report: PlanReport) -> Iterator[Table | str]:
     layers = " / ".join(f"{count:,}" for count in work.layers.values())
     yield f"graph {found.graph_id}: {size} voxels, chunks of {chunk}"
     yield f"chunks in layers 2 to {max(work.layers)}: {layers}"
-    yield f"{work.batches:,} batches; {work.steps:,} steps in Dagster"
+    yield f"{counted(work.batches, 'batch', 'batches')}; {counted(work.steps, 'step')} in Dagster"
     if found.sample is not None:
         note = found.sample
         yield (
@@ -39,9 +39,9 @@ def tables_of(report: PlanReport) -> Iterator[Table | str]:
         yield "no sample: times and contents are default figures (see the column 'from'); use --sample to measure"
     yield _stages(report)
     yield _quantities(report)
-    if work.builds_graph:
-        nodes = bigtable_nodes(found)
-        yield f"in Bigtable: {_count(nodes.value)} nodes write the rows as fast as the workers make them"
+    if report.bigtable_nodes is not None:
+        nodes = counted(round(report.bigtable_nodes.value), "Bigtable node")
+        yield f"{nodes} can write the rows as fast as the workers make them"
     if report.costs:
         yield _costs(report)
     if report.comparisons:
@@ -51,7 +51,7 @@ def tables_of(report: PlanReport) -> Iterator[Table | str]:
 
 def _stages(report: PlanReport) -> Table:
     found = report.forecast
-    table = Table(title=f"time with {found.workers} workers", title_justify="left")
+    table = Table(title=f"time with {counted(found.workers, 'worker')}", title_justify="left")
     table.add_column("stage")
     for name in ("chunks", "batches", "work", "until complete", "interval", "worker memory"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -6,7 +6,9 @@ from dataclasses import asdict
 
 import click
 
+from sv_pipeline.cli.kinds import graph_argument
 from sv_pipeline.cli.output import json_option, print_json
+from sv_pipeline.cli.stopping import if_stopped
 
 __all__ = ["retire", "retire_base"]
 
@@ -14,10 +16,11 @@ apply_option = click.option("--apply", is_flag=True, help="Remove it. Without th
 
 
 @click.command()
-@click.argument("graph")
+@graph_argument
 @apply_option
 @json_option
 @click.pass_obj
+@if_stopped("With --apply, what was removed stays removed. Run the same command again to continue.")
 def retire(home: str, graph: str, *, apply: bool, as_json: bool) -> None:
     """Remove GRAPH: its fork, its table, its published documents and its entry in this home.
 
@@ -40,6 +43,7 @@ def retire(home: str, graph: str, *, apply: bool, as_json: bool) -> None:
 @apply_option
 @json_option
 @click.pass_obj
+@if_stopped("With --apply, what was removed stays removed. Run the same command again to continue.")
 def retire_base(home: str, watershed: str, *, apply: bool, as_json: bool) -> None:
     """Remove the base of the watershed in the folder WATERSHED, which no graph may use any more.
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
+from sv_pipeline.cli.kinds import UNFINISHED, CommandGroup, graph_argument, unfinished_operation_argument
 from sv_pipeline.cli.output import json_option, print_json
+from sv_pipeline.cli.stopping import CONTINUE, if_stopped
 from sv_pipeline.edits.requests import user_or_default
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.operations.ownership import beat_seconds
@@ -24,6 +26,7 @@ from sv_pipeline.recovery import (
 from sv_pipeline.recovery.dry_run import DryRun, dry_run
 from sv_pipeline.recovery.durations import parse_duration
 from sv_pipeline.registry import open_dataset
+from sv_pipeline.wording import counted
 
 __all__ = ["stuck"]
 
@@ -54,7 +57,7 @@ _take_locks = click.option(
 )
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def stuck() -> None:
     """Find and recover edits whose process died.
 
@@ -67,8 +70,8 @@ def stuck() -> None:
     """
 
 
-@stuck.command("list")
-@click.argument("graph")
+@stuck.command("list", short_help="List unfinished operations.")
+@graph_argument
 @_min_age
 @click.option("--deep", is_flag=True, help="Also search all rows for locks of finished operations.")
 @json_option
@@ -98,9 +101,9 @@ def list_(home: str, graph: str, min_age: float, *, deep: bool, as_json: bool) -
             click.echo(f"          {one.progress.attempts} recoveries failed, the last one with: {one.progress.error}")
 
 
-@stuck.command()
-@click.argument("graph")
-@click.argument("operation", type=click.IntRange(1))
+@stuck.command(short_help="Show all that is known of one operation.")
+@graph_argument
+@unfinished_operation_argument
 @json_option
 @click.pass_obj
 def show(home: str, graph: str, operation: int, *, as_json: bool) -> None:
@@ -109,9 +112,9 @@ def show(home: str, graph: str, operation: int, *, as_json: bool) -> None:
     _say_plan(plan, as_json=as_json)
 
 
-@stuck.command("recover")
-@click.argument("graph")
-@click.argument("operation", type=click.IntRange(1), required=False)
+@stuck.command("recover", short_help="Roll an operation back, make the edit again, release its locks.")
+@graph_argument
+@click.argument("operation", type=UNFINISHED, required=False)
 @click.option("--all", "every", is_flag=True, help="Recover all operations that are older than --min-age.")
 @_min_age
 @click.option("--deep", is_flag=True, help="Also release locks of finished operations; this reads all rows.")
@@ -119,6 +122,7 @@ def show(home: str, graph: str, operation: int, *, as_json: bool) -> None:
 @click.option("--dry-run", "only_say", is_flag=True, help="Only show what would be done.")
 @json_option
 @click.pass_obj
+@if_stopped(CONTINUE)
 def recover_(
     home: str,
     graph: str,
@@ -150,7 +154,7 @@ def recover_(
             _say(done, as_json=as_json)
         elif isinstance(done, NotStuckError):
             released = release_orphans(opened, one) if deep else 0
-            click.echo(f"operation {one}: {released} locks released" if released else str(done), err=True)
+            click.echo(f"operation {one}: {counted(released, 'lock')} released" if released else str(done), err=True)
         elif not every:
             raise done
         else:
@@ -159,14 +163,12 @@ def recover_(
     if every and not wanted:
         click.echo("nothing is stuck", err=True)
     if failed:
-        raise SvPipelineError(
-            f"{len(failed)} of {len(wanted)} operations were not recovered: {', '.join(map(str, failed))}."
-        )
+        raise SvPipelineError(f"the recovery of {len(failed)} of {len(wanted)} failed: {', '.join(map(str, failed))}.")
 
 
-@stuck.command("abandon")
-@click.argument("graph")
-@click.argument("operation", type=click.IntRange(1))
+@stuck.command("abandon", short_help="Roll an operation back, and do not make the edit again.")
+@graph_argument
+@unfinished_operation_argument
 @click.option("--reason", required=True, help="Reason why the edit is given up, for its user; it is stored in the log.")
 @click.option("--user", help="User who decides this, for the log. Default: the user of this machine.")
 @_take_locks
@@ -174,6 +176,7 @@ def recover_(
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @click.pass_obj
+@if_stopped("Run the same command again to continue.")
 def abandon_(
     home: str,
     graph: str,

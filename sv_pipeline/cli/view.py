@@ -10,26 +10,28 @@ import click
 
 from sv_pipeline.cli.history import moment
 from sv_pipeline.cli.inspect import point
+from sv_pipeline.cli.kinds import MADE, Whole, complete_graphs
 
 __all__ = ["view"]
 
 
 @click.command()
-@click.argument("graph", required=False)
+@click.argument("graph", required=False, shell_complete=complete_graphs)
 @click.option("--edit", is_flag=True, help="Allow edits in the viewer. Without this option it only shows the graph.")
 @click.option(
     "--at",
     metavar="MOMENT",
+    shell_complete=MADE.shell_complete,
     callback=moment,
     help="Show the graph at this time, such as 2026-01-31T12:00:00+01:00, or just after this operation number.",
 )
-@click.option("--operation", type=click.IntRange(1), help="Show this operation, before and after side by side.")
+@click.option("--operation", type=MADE, help="Show this operation, before and after side by side.")
 @click.option("--position", metavar="X,Y,Z", help="Voxel to look at. Default: the middle of the volume.")
 @click.option("--user", help="User of the edits, for the log. Default: the user of this machine.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address at which the viewer is served.")
 @click.option(
     "--port",
-    type=click.IntRange(0, 65535),
+    type=Whole(0, 65535),
     help="Port of the viewer. Default: that of $SV_PIPELINE_VIEWER_URL if no graph is given, else any free port.",
 )
 @click.option("--browser", is_flag=True, help="Also open the viewer in a browser of this machine.")

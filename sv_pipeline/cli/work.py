@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import click
 
+from sv_pipeline.cli.kinds import Whole, graph_argument
 from sv_pipeline.cli.output import json_option, print_json
+from sv_pipeline.cli.stopping import CONTINUE, if_stopped
+from sv_pipeline.wording import counted
 
 __all__ = ["WILL_FAIL_AGAIN", "work"]
 
@@ -13,17 +16,18 @@ WILL_FAIL_AGAIN = 65
 
 
 @click.command()
-@click.argument("graph")
+@graph_argument
 @click.argument("plan")
 @click.option(
     "--index",
-    type=click.IntRange(0),
+    type=Whole(0),
     envvar="JOB_COMPLETION_INDEX",
     required=True,
     help="Number of the batch in the plan. Default: $JOB_COMPLETION_INDEX, which Kubernetes sets.",
 )
 @json_option
 @click.pass_obj
+@if_stopped(CONTINUE)
 def work(home: str, graph: str, plan: str, index: int, *, as_json: bool) -> None:
     """Run one batch of GRAPH: the one at an index of the work plan PLAN in the home folder.
 
@@ -44,4 +48,4 @@ def work(home: str, graph: str, plan: str, index: int, *, as_json: bool) -> None
     if as_json:
         print_json({"batch": report.key, "chunks": report.chunks, "seconds": report.seconds, "counts": report.counts})
     else:
-        click.echo(f"{report.key}: {report.chunks} chunks in {report.seconds:.1f} s: {report.counts}")
+        click.echo(f"{report.key}: {counted(report.chunks, 'chunk')} in {report.seconds:.1f} s: {report.counts}")

@@ -12,7 +12,7 @@ import dagster as dg
 
 from sv_pipeline.config import IngestMode
 from sv_pipeline.defs.executors import work_in_planning_steps
-from sv_pipeline.defs.fanout import run_elsewhere
+from sv_pipeline.defs.fanout import StepLog, run_elsewhere
 from sv_pipeline.defs.layers import chunked_graph
 from sv_pipeline.defs.metadata import explained_failures, pictures, viewer_links
 from sv_pipeline.defs.partitions import add_partitions, graphs
@@ -23,6 +23,8 @@ from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.batches import Batch, Stage
 from sv_pipeline.ingest.missing_chunks import missing_chunks
 from sv_pipeline.redaction import redacted, redacted_value
+from sv_pipeline.reports.sizes import DIALOG_WIDTH
+from sv_pipeline.wording import counted
 
 __all__ = ["base_ocdbt", "fork", "reader_contract", "watershed"]
 
@@ -34,8 +36,11 @@ def _plan_watershed(context: dg.OpExecutionContext, pipeline: PipelineResource, 
     with explained_failures():
         dataset = pipeline.dataset(context.partition_key)
         batches = stages.plan_watershed(dataset, stage) if stages.needs_watershed(dataset) else []
-        left = run_elsewhere(context, dataset, work_in_planning_steps(context).run(dataset, batches))
-    context.log.info("%s: %d batches are done, %d handed out", stage, len(batches) - len(left), len(left))
+        progress = StepLog(context.log, f"watershed {stage} of {dataset.graph_id}", batches)
+        here = work_in_planning_steps(context).run(dataset, batches, advance=progress.advance)
+        left = run_elsewhere(context, dataset, here, progress)
+    done = counted(len(batches) - len(left), "batch", "batches")
+    context.log.info("%s: %s done, %d handed out", stage, done, len(left))
     for batch in left:
         yield dg.DynamicOutput(None, mapping_key=batch.key)
 
@@ -61,7 +66,8 @@ def run_watershed_batch(context: dg.OpExecutionContext, pipeline: PipelineResour
     """Label the chunks of a batch, or write their edge files."""
     with explained_failures():
         batch = Batch.parse(str(context.get_mapping_key()))
-        report = stages.run_batch(pipeline.dataset(context.partition_key), batch)
+        progress = StepLog(context.log, batch.key, [batch])
+        report = stages.run_batch(pipeline.dataset(context.partition_key), batch, advance=progress.advance)
     context.log.info("%d chunks in %.1f s", report.chunks, report.seconds)
 
 
@@ -86,7 +92,7 @@ def finish_watershed(context: dg.OpExecutionContext, pipeline: PipelineResource)
             "layers": dataset.grid.n_layers,
             "missing_chunks": dg.MetadataValue.json(missing) if missing else "none",
             **numbers,
-            **pictures(supervoxels=lambda: views.supervoxels_picture(dataset)),
+            **pictures(supervoxels=lambda: views.supervoxels_picture(dataset, width=DIALOG_WIDTH)),
         }
     )
 
@@ -142,7 +148,7 @@ def fork(context: dg.AssetExecutionContext, pipeline: PipelineResource, config: 
             stages.make_fork(dataset, recreate=config.recreate)
     return dg.MaterializeResult(
         metadata={
-            **pictures(mips=lambda: views.mips_picture(dataset)),
+            **pictures(mips=lambda: views.mips_picture(dataset, width=DIALOG_WIDTH)),
             **viewer_links(lambda: viewer_link(dataset)),
         }
     )
@@ -161,7 +167,7 @@ def reader_contract(context: dg.AssetExecutionContext, pipeline: PipelineResourc
     return dg.MaterializeResult(
         metadata={
             "specs": dg.MetadataValue.json(info.to_dict()),
-            **pictures(roots=lambda: views.roots_picture(dataset)),
+            **pictures(roots=lambda: views.roots_picture(dataset, width=DIALOG_WIDTH)),
             **viewer_links(lambda: info.viewer),
             **viewer_links(lambda: info.neuroglancer, "in neuroglancer, before edits"),
         }

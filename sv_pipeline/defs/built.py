@@ -7,19 +7,21 @@ that were purged keep theirs, and their check ``layer_complete`` fails.
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import dagster as dg
 
 from sv_pipeline.defs.layers import LAYER, LAYER_COMPLETE
-from sv_pipeline.defs.metadata import explained_failures
+from sv_pipeline.defs.metadata import explained_failures, viewer_links
 from sv_pipeline.defs.partitions import layer_partition
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.defs.runs import SLOT_TAG, UNFINISHED_RUNS
 from sv_pipeline.defs.turns import graphs_of_run
 from sv_pipeline.registry import Registry, ask_every_graph
 from sv_pipeline.reports.built import Built, is_whole, what_is_built
+from sv_pipeline.reports.viewer_links import viewer_link
 
 __all__ = ["built_in_a_terminal_sensor", "check_layers_job"]
 
@@ -32,6 +34,8 @@ PARTS = {
     "reader_contract": "readable",
 }
 """The field of `Built` that says whether the partition of an asset is complete."""
+SHOWN = ("fork", "reader_contract")
+"""Assets whose materializations say how to look at the graph."""
 
 
 def _graphs_of_runs(instance: dg.DagsterInstance) -> set[str]:
@@ -40,16 +44,23 @@ def _graphs_of_runs(instance: dg.DagsterInstance) -> set[str]:
     return {graph_id for run in runs for graph_id in graphs_of_run(run)}
 
 
-def _new(graph_id: str, built: Built, done: dict[str, set[str]]) -> Iterator[dg.AssetMaterialization]:
-    """Yield materializations of what is complete and has none."""
+def _new(
+    graph_id: str, built: Built, done: dict[str, set[str]], links: Callable[[], dict[str, Any]]
+) -> Iterator[dg.AssetMaterialization]:
+    """Yield materializations of what is complete and has none; those of voxels have links to viewers."""
     for name, part in PARTS.items():
         if getattr(built, part) and graph_id not in done[name]:
-            yield dg.AssetMaterialization(name, description=NOTE, partition=graph_id, metadata={"note": NOTE})
+            metadata = {"note": NOTE, **(links() if name in SHOWN else {})}
+            yield dg.AssetMaterialization(name, description=NOTE, partition=graph_id, metadata=metadata)
     for number, numbers in built.layers.items():
         if (partition := layer_partition(graph_id, number)) not in done["layer"]:
             yield dg.AssetMaterialization(
                 LAYER, description=NOTE, partition=partition, metadata={"note": NOTE, **numbers}
             )
+
+
+def _links(pipeline: PipelineResource, graph_id: str) -> dict[str, Any]:
+    return viewer_links(lambda: viewer_link(pipeline.dataset(graph_id)))
 
 
 def _recheck(graph_id: str, built: Built, broken: list[int], failed: list[int]) -> dg.RunRequest | None:
@@ -123,7 +134,8 @@ def built_in_a_terminal_sensor(context: dg.SensorEvaluationContext, pipeline: Pi
         done = {name: context.instance.get_materialized_partitions(dg.AssetKey(name)) for name in (*PARTS, "layer")}
         for graph_id, built in found.items():
             failed = known[graph_id] if isinstance(known.get(graph_id), list) else []
-            events += _new(graph_id, built, done)
+            link = partial(_links, pipeline, graph_id)
+            events += _new(graph_id, built, done, link)
             broken = [number for number in built.missing if layer_partition(graph_id, number) in done["layer"]]
             if request := _recheck(graph_id, built, broken, failed):
                 requests.append(request)

@@ -21,7 +21,7 @@ import dagster as dg
 from sv_pipeline.config import IngestMode
 from sv_pipeline.defs.coordinator import coordinator_for, prepare_coordinator
 from sv_pipeline.defs.executors import work_in_planning_steps
-from sv_pipeline.defs.fanout import run_elsewhere
+from sv_pipeline.defs.fanout import StepLog, run_elsewhere
 from sv_pipeline.defs.metadata import explained_failures, pictures
 from sv_pipeline.defs.partitions import graph_layers, graphs, layer_partition, layers_of_partition
 from sv_pipeline.defs.planning import prediction_metadata
@@ -32,6 +32,8 @@ from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.batches import Batch, Stage
 from sv_pipeline.ingest.small_work import SmallWork
 from sv_pipeline.registry import Dataset
+from sv_pipeline.reports.sizes import DIALOG_WIDTH
+from sv_pipeline.wording import counted
 
 __all__ = ["LAYER", "LAYER_COMPLETE", "chunked_graph", "layer"]
 
@@ -112,7 +114,9 @@ class _LayerRun:
         mode = self.mode(dataset)
         report = stages.finish_layer(dataset, number, mode)
         drawn = (
-            {} if mode is IngestMode.VOXELS else pictures(nodes_picture=lambda: views.layer_picture(dataset, number))
+            {}
+            if mode is IngestMode.VOXELS
+            else pictures(nodes_picture=lambda: views.layer_picture(dataset, number, width=DIALOG_WIDTH))
         )
         counted = {name: value for name, value in report.numbers.items() if value is not None}
         return {"chunks": report.chunks, **counted, **prediction_metadata(dataset, number), **drawn}
@@ -125,9 +129,10 @@ def _plan(context: dg.OpExecutionContext, pipeline: PipelineResource, here: Smal
             mode = run.mode(dataset)
             with after_earlier_runs(context, run.graph_ids):
                 batches = stages.plan_layer(dataset, number, mode)
-            left = _run_here(run, dataset, batches, here)
             name = f"layer {number} of {dataset.graph_id}"
-            context.log.info("%s: %d batches are done, %d handed out", name, len(batches) - len(left), len(left))
+            left = _run_here(run, dataset, batches, here, StepLog(context.log, name, batches))
+            done = counted(len(batches) - len(left), "batch", "batches")
+            context.log.info("%s: %s done, %d handed out", name, done, len(left))
             if left:
                 for batch in left:
                     mapping_key = _mapping_key(batch, dataset.graph_id, run.graph_ids)
@@ -139,15 +144,17 @@ def _plan(context: dg.OpExecutionContext, pipeline: PipelineResource, here: Smal
     yield dg.Output(None, "complete")
 
 
-def _run_here(run: _LayerRun, dataset: Dataset, batches: Sequence[Batch], here: SmallWork) -> list[Batch]:
+def _run_here(
+    run: _LayerRun, dataset: Dataset, batches: Sequence[Batch], here: SmallWork, progress: StepLog
+) -> list[Batch]:
     """Run batches in this step if they are few, or in pods if SV_PIPELINE_FANOUT says so; return what is left."""
     if not batches:
         return []
     prepared = prepare_coordinator(run.context, run.pipeline, dataset, batches)
     by_coordinator = next((batch for batch in batches if batch.stage is Stage.VOXELS), batches[0])
     with coordinator_for(run.context, run.pipeline, dataset, by_coordinator) as address:
-        left = here.run(dataset, batches, address)
-    return run_elsewhere(run.context, dataset, left, lambda _: prepared)
+        left = here.run(dataset, batches, address, advance=progress.advance)
+    return run_elsewhere(run.context, dataset, left, progress, lambda _: prepared)
 
 
 def _mapping_key(batch: Batch, graph_id: str, graph_ids: Sequence[str]) -> str:
@@ -193,7 +200,8 @@ def run_batch(context: dg.OpExecutionContext, pipeline: PipelineResource) -> Non
         dataset = pipeline.dataset(_LayerRun(context, pipeline).graph_ids[int(number or 0)])
         batch = Batch.parse(key)
         with coordinator_for(context, pipeline, dataset, batch) as address:
-            report = stages.run_batch(dataset, batch, coordinator_address=address)
+            progress = StepLog(context.log, key, [batch])
+            report = stages.run_batch(dataset, batch, coordinator_address=address, advance=progress.advance)
     context.log.info("%d chunks in %.1f s: %s", report.chunks, report.seconds, report.counts)
 
 
@@ -241,7 +249,7 @@ def one_mode(value: dict[str, Any]) -> dict[str, Any]:
 
 
 _COMMON: dict[str, Any] = {
-    "kinds": {"bigtable", "tensorstore"},
+    "kinds": {"tensorstore"},
     "owners": OWNERS,
     "config": one_mode,
 }

@@ -11,7 +11,7 @@ from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.defs.runs import UPKEEP
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.ingest import planning
-from sv_pipeline.ingest.prices import bigtable_nodes, parse_prices
+from sv_pipeline.ingest.prices import parse_prices
 from sv_pipeline.ingest.requeue import requeue_chunk
 from sv_pipeline.reports.plan import PlanReport, comparisons_of, plan_report
 
@@ -37,7 +37,7 @@ def ingest_plan(
         found = planning.plan_ingest(dataset.config, dataset.home, workers=config.workers or None, sample=config.sample)
         if config.sample:
             planning.keep_forecast(dataset.home, found)
-        report = plan_report(found, prices, dataset)
+        report = plan_report(found, dataset.config, prices, dataset)
     return dg.MaterializeResult(metadata=_metadata(report))
 
 
@@ -56,7 +56,7 @@ def _metadata(report: PlanReport) -> dict[str, Any]:
         "hours_low": found.wall.low / 3600,
         "hours_high": found.wall.high / 3600,
         "worker_memory_bytes": found.worker_memory.value,
-        "bigtable_nodes": bigtable_nodes(found).value if work.builds_graph else 0.0,
+        **({} if (nodes := report.bigtable_nodes) is None else {"bigtable_nodes": nodes.value}),
         **quantities,
         **{f"cost_{line.price.replace('-', '_')}": line.amount.value for line in report.costs},
         "report": dg.MetadataValue.json(report.to_dict()),

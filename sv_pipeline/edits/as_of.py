@@ -37,7 +37,7 @@ def milliseconds_of(graph: ChunkedGraph, moment: Moment) -> int:
     if found is None or found.status is not OperationStatus.SUCCESS or found.timestamp is None:
         raise NotFoundError(
             f"operation {known} of graph {graph.graph_id!r} does not exist or did not succeed, so it marks no moment.",
-            remedy="List the operations, and name one with status SUCCESS.",
+            remedy=f"Name one with the outcome SUCCESS: 'sv-pipeline ops {graph.graph_id}' lists them.",
         )
     return milliseconds(found.timestamp) or 0
 

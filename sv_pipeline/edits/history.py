@@ -43,7 +43,7 @@ from sv_pipeline.graph.hierarchy import read_ancestor_matrix
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.moments import parse_operation
-from sv_pipeline.operations.log import Operation, OperationStatus, chain, read_operation
+from sv_pipeline.operations.log import Operation, OperationStatus, chain, ending, read_operation
 from sv_pipeline.operations.pair import misfit_first
 from sv_pipeline.operations.refusal import EditRefused, Reason, bad_request
 from sv_pipeline.operations.successors import names_of_today
@@ -201,7 +201,7 @@ def _followed(graph: ChunkedGraph, operation_id: int, *, undo_it: bool) -> tuple
                 break
             undo_it = undo_it if operation.kind == "redo" else not undo_it
     except NotFoundError as error:
-        raise EditRefused(Reason.NOTHING_TO_UNDO, error.message, remedy="The log lists all operations.") from error
+        raise EditRefused(Reason.NOTHING_TO_UNDO, error.message, remedy=error.remedy) from error
     return operation, undo_it
 
 
@@ -303,9 +303,9 @@ def _refuse_overlapped(found: EffectiveSplit) -> None:
         names = ", ".join(map(str, found.overlapped_by))
         raise EditRefused(
             Reason.OVERLAPPED,
-            f"operation {found.operation.operation_id} cannot be undone or redone by itself: operation(s) {names} have "
-            "changed its supervoxels since.",
-            remedy="Undo these operations first.",
+            f"operation {found.operation.operation_id} cannot be undone or redone by itself: its supervoxels were "
+            f"changed since by {'operation' if len(found.overlapped_by) == 1 else 'operations'} {names}.",
+            remedy="Undo what came later first.",
         )
 
 
@@ -341,11 +341,10 @@ def _point_cells(request: SplitRequest) -> list[SetCell]:
 
 def _check_success(operation: Operation) -> None:
     if operation.status is not OperationStatus.SUCCESS:
-        status = operation.status.name if operation.status is not None else "without status"
         raise EditRefused(
             Reason.NOTHING_TO_UNDO,
-            f"operation {operation.operation_id} is {status}; only what succeeded can be undone or redone.",
-            remedy="The log lists all operations with their status.",
+            f"operation {operation.operation_id} {ending(operation)}, so it cannot be undone or redone.",
+            remedy="Name one with the outcome SUCCESS: 'sv-pipeline ops GRAPH' lists them.",
         )
 
 
@@ -390,7 +389,7 @@ def _nothing(request: RevertRequest) -> EditRefused:
         Reason.NOTHING_TO_UNDO,
         f"there is nothing to {request.kind}: all edges of operation {request.operation_id} that still exist are "
         f"{state} already.",
-        remedy="The log lists the later operations.",
+        remedy="'sv-pipeline ops GRAPH' lists the later operations.",
     )
 
 

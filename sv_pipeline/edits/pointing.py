@@ -19,6 +19,7 @@ finest axis if that is less.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -53,6 +54,8 @@ MAX_REACH = 96
 FRACTIONS = (0.125, 0.5, 1.0)
 """Search distances that are tried in turn, as fractions of the limit. Most points miss their object by little, so the
 first one usually suffices and little is read."""
+VOXELS_FOR_MESSAGES = 4_000_000
+"""Number of voxels around a point that are read to say what is near it: about 130 MB at the peak."""
 ON_THE_OBJECT = "Place it on the object; points are x, y, z in voxels of mip 0."
 
 
@@ -133,7 +136,7 @@ def _is_open(name: str, points: Points, volume: Any) -> bool:
     if len(points.ids) not in (0, len(points.coordinates)):
         raise EditRefused(
             Reason.BAD_REQUEST,
-            f"there are {len(points.ids)} {name} supervoxels, but {len(points.coordinates)} voxels for them.",
+            f"the number of {name} supervoxels is {len(points.ids)}, that of their voxels {len(points.coordinates)}.",
             remedy="Name one supervoxel for each voxel, or none at all.",
         )
     if volume is None and not len(points.ids):
@@ -217,11 +220,12 @@ class _Search:
                 wanted, is_meant = None, partial(np.ones_like, dtype=np.bool_)
             near = nearest(self.graph, self.volume, self.where[i], is_meant)
             if near is None:
-                raise self._refusal(i, wanted)
+                raise self._refusal(i, wanted, None if wanted is None else is_meant)
             ids[i], places[i] = near.supervoxel, near.voxel
+            lies = "on background" if self.here[i] == 0 else f"on supervoxel {int(self.here[i])} of another object"
             log.info(
-                "the %s point %s is moved by %.0f nm, to %s on supervoxel %d",
-                self.names[i], tuple(self.where[i].tolist()), near.distance, near.voxel, near.supervoxel,
+                "the %s point %s lies %s: it is moved by %.0f nm, to %s on supervoxel %d",
+                self.names[i], tuple(self.where[i].tolist()), lies, near.distance, near.voxel, near.supervoxel,
             )  # fmt: skip
         return ids, places
 
@@ -244,7 +248,7 @@ class _Search:
                 remedy="Give the voxel alone, or name the supervoxel that is there.",
             )
 
-    def _refusal(self, i: int, wanted: int | None) -> EditRefused:
+    def _refusal(self, i: int, wanted: int | None, is_meant: IsMeant | None) -> EditRefused:
         place, here = tuple(self.where[i].tolist()), int(self.here[i])
         limit = search_limit(self.graph)
         lies = "background" if here == 0 else f"supervoxel {here} of another object"
@@ -252,7 +256,7 @@ class _Search:
         return EditRefused(
             Reason.BACKGROUND if here == 0 and self.meant[i] == 0 else Reason.BAD_REQUEST,
             f"the {self.names[i]} point {place} lies on {lies}, and {of} is within {limit:.0f} nm of it "
-            f"(near it: {what_is_near(self.graph, self.volume, self.where[i])}).",
+            f"(near it: {what_is_near(self.graph, self.volume, self.where[i], is_meant)}).",
             remedy=ON_THE_OBJECT,
         )
 
@@ -282,17 +286,28 @@ def nearest(graph: ChunkedGraph, volume: Any, point: IntArray, is_meant: IsMeant
     return None
 
 
-def what_is_near(graph: ChunkedGraph, volume: Any, point: IntArray, count: int = 3) -> str:
-    """Describe the supervoxels nearest to a point, with their roots and distances, for a message."""
-    found = _around(graph, volume, point, search_limit(graph))
+def what_is_near(
+    graph: ChunkedGraph, volume: Any, point: IntArray, is_meant: IsMeant | None = None, count: int = 3
+) -> str:
+    """Describe the supervoxels nearest to a point, with their roots and distances, for a message.
+
+    It looks further than a point is ever moved, as far as that takes no more memory than one edit. Of the supervoxels
+    that ``is_meant`` accepts, the nearest one is described as well.
+    """
+    radius = max(search_limit(graph), (VOXELS_FOR_MESSAGES * math.prod(_resolution(graph))) ** (1 / 3) / 2)
+    found = _around(graph, volume, point, radius)
     if not len(found.ids):
-        return "nothing"
+        return f"nothing within {radius:,.0f} nm"
     order = np.argsort(found.distances, kind="stable")
-    _, first = np.unique(found.ids[order], return_index=True)
-    near = [found.at(int(order[i])) for i in np.sort(first)[:count]]
+    ids, first = np.unique(found.ids[order], return_index=True)
+    by_distance = np.argsort(first)
+    shown = by_distance[:count]
+    if is_meant is not None and not is_meant(ids[shown]).any():
+        shown = np.r_[shown, by_distance[count:][is_meant(ids[by_distance[count:]])][:1]]
+    near = [found.at(int(order[first[i]])) for i in shown]
     objects = roots(graph, [one.supervoxel for one in near], missing_ok=True).tolist()
     return ", ".join(
-        f"supervoxel {one.supervoxel} of root {root}, {one.distance:.0f} nm away"
+        f"supervoxel {one.supervoxel} of root {root}, {one.distance:.0f} nm away at {one.voxel}"
         for one, root in zip(near, objects, strict=True)
     )
 
@@ -303,13 +318,15 @@ class _Around:
 
     ids: UInt64Array
     """Supervoxel at each voxel, shape (n,)."""
-    voxels: IntArray
-    """Coordinates (x, y, z), shape (n, 3)."""
+    places: IntArray
+    """Position of each voxel in the box, in x, y, z order, shape (n,)."""
     distances: npt.NDArray[np.float64]
     """Distance of each voxel from the point, in nm, shape (n,)."""
+    box: Box
 
     def at(self, i: int) -> Near:
-        x, y, z = self.voxels[i].tolist()
+        place = np.unravel_index(int(self.places[i]), self.box.shape)
+        x, y, z = (int(start) + int(p) for start, p in zip(self.box.start, place, strict=True))
         return Near(int(self.ids[i]), (x, y, z), float(self.distances[i]))
 
 
@@ -321,12 +338,13 @@ def _around(graph: ChunkedGraph, volume: Any, point: IntArray, radius: float) ->
         voxels = graph.read_voxels(box)[1]
     else:
         voxels = np.asarray(volume[box.slices].read().result(), np.uint64)
-    places = np.argwhere(voxels)
-    ids = voxels[tuple(places.T)]
-    places = places + box.start
-    distances = np.sqrt((((places - point) * resolution) ** 2).sum(axis=1))
-    inside = distances <= radius
-    return _Around(ids[inside], places[inside], distances[inside])
+    steps = [
+        ((np.arange(start, stop) - at) * size) ** 2
+        for start, stop, at, size in zip(box.start, box.stop, point.tolist(), resolution, strict=True)
+    ]
+    distances = np.sqrt(steps[0][:, None, None] + steps[1][:, None] + steps[2])
+    places = np.flatnonzero((voxels != 0) & (distances <= radius))
+    return _Around(voxels.reshape(-1)[places], places, distances.reshape(-1)[places], box)
 
 
 def _resolution(graph: ChunkedGraph) -> tuple[float, float, float]:

@@ -216,7 +216,13 @@ def check_points(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> N
         _check_side(graph, name, points)
     both = np.intersect1d(request.sources.ids, request.sinks.ids)
     where = request.sources.coordinates, request.sinks.coordinates
-    if len(both) and (isinstance(request, MergeRequest) or where[0] is None or where[1] is None):
+    if len(both) and isinstance(request, MergeRequest):
+        raise EditRefused(
+            Reason.SAME_POINT,
+            f"a source and a sink are both on supervoxel {int(both[0])}, so there is nothing to merge.",
+            remedy="Place the sources on one object, and the sinks on another.",
+        )
+    if len(both) and (where[0] is None or where[1] is None):
         raise EditRefused(
             Reason.SAME_POINT,
             f"supervoxel {int(both[0])} is named as source and as sink.",
@@ -245,11 +251,17 @@ def _check_side(graph: ChunkedGraph, name: str, points: Points) -> None:
     if points.coordinates is not None and len(points.coordinates) != len(ids):
         raise EditRefused(
             Reason.BAD_REQUEST,
-            f"there are {len(ids)} {name} supervoxels, but {len(points.coordinates)} voxels for them.",
+            f"the number of {name} supervoxels is {len(ids)}, that of their voxels {len(points.coordinates)}.",
             remedy="Name one supervoxel for each voxel, or none at all.",
         )
     if (ids == 0).any():
-        raise EditRefused(Reason.BACKGROUND, f"a {name} point is on background.", remedy="Place it on an object.")
+        first = int(np.flatnonzero(ids == 0)[0])
+        at = "" if points.coordinates is None else f" {tuple(points.coordinates[first].tolist())}"
+        raise EditRefused(
+            Reason.BACKGROUND,
+            f"{name} point {first + 1} of {len(ids)}{at} is on background: it names the id 0.",
+            remedy="Place it on an object.",
+        )
     layers = graph.layout.layers(ids)
     if (layers != 1).any():
         wrong = int(ids[layers != 1][0])

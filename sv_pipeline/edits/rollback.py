@@ -169,7 +169,7 @@ def _undone(graph: ChunkedGraph, step: RollbackStep, by: str) -> RollbackStep:
     """Undo the operation of one step; return the step with its outcome."""
     number = step.operation_id
     if operation_of(graph, _token(number)) is None and (fresh := _built_since(graph, step, by)):
-        why = f"operation(s) {', '.join(map(str, sorted(fresh)))} were made on it while it was to be taken back"
+        why = f"other edits were made on it while it was to be undone: {', '.join(map(str, sorted(fresh)))}"
         return replace(step, verdict=Verdict.SKIPPED, why=why, stands_on_it=tuple(sorted(fresh)))
     origin = asked_for(graph, number).operation_id
 
@@ -263,7 +263,7 @@ def _verdict(
     if own % 2 == 0:
         return Verdict.NOTHING, f"{last.user} has undone it already"
     if others and not over_others:
-        return Verdict.SKIPPED, f"operation(s) {', '.join(map(str, others))} of other users stand on it"
+        return Verdict.SKIPPED, f"later edits of other users depend on it: {', '.join(map(str, others))}"
     return Verdict.UNDO, ""
 
 

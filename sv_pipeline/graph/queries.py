@@ -26,6 +26,7 @@ from sv_pipeline.ids import IdLayout, UInt64Array
 from sv_pipeline.moments import as_date
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import CHILDREN, META_KEY, PARENT, Ragged, newest_timestamps
+from sv_pipeline.wording import counted
 
 __all__ = [
     "check_exist",
@@ -232,7 +233,7 @@ def _not_found(graph: ChunkedGraph, ids: UInt64Array, at: Time | None) -> NotFou
     if moment is not None:
         return _not_found_then(graph, distinct, moment, f"{named}{more}")
     return NotFoundError(
-        f"{len(distinct)} id(s) are not in graph {graph.graph_id!r}: {named}{more}.",
+        f"{_ids(distinct, 'is', 'are')} not in graph {graph.graph_id!r}: {named}{more}.",
         remedy="Check that the ids belong to this graph, and that its ingest is complete.",
     )
 
@@ -251,14 +252,18 @@ def _not_found_then(graph: ChunkedGraph, ids: UInt64Array, moment: int, named: s
     later = max((since[key] for key in row_keys if key in since), default=moment)
     if later > moment:
         return NotFoundError(
-            f"{len(ids)} id(s) were not in graph {graph.graph_id!r} on {as_date(moment)}: {named}. "
-            f"They exist since {as_date(later)}.",
+            f"{_ids(ids, 'was', 'were')} not in graph {graph.graph_id!r} on {as_date(moment)}: {named}. "
+            f"All are there since {as_date(later)}.",
             remedy="Ask for a moment from then on, or look up the ids that existed at the moment you mean.",
         )
     return NotFoundError(
-        f"{len(ids)} id(s) are not in graph {graph.graph_id!r} on {as_date(moment)}: {named}.",
+        f"{_ids(ids, 'is', 'are')} not in graph {graph.graph_id!r} on {as_date(moment)}: {named}.",
         remedy="Check that the ids belong to this graph, and that its ingest was complete by then.",
     )
+
+
+def _ids(ids: UInt64Array, one: str, many: str) -> str:
+    return f"{counted(len(ids), 'id')} {one if len(ids) == 1 else many}"
 
 
 def _describe(layout: IdLayout, node: np.uint64) -> str:

@@ -3,14 +3,16 @@
 ::
 
     batch of any length ─► slices of SLICE chunks: their ingest rows are read, finished chunks are left out
-                             └─► groups of chunks, read one by one until the budget is used
+                             └─► groups of chunks, read one by one until the budget or the time is used
                                    └─► rows and done-markers of the group are written
 
-So memory does not depend on the number of chunks of a batch, and a worker that is killed loses one group.
+So memory does not depend on the number of chunks of a batch, a worker that is killed loses one group, and progress is
+seen every few seconds.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, TypeVar
@@ -32,6 +34,12 @@ Item = TypeVar("Item")
 
 SHOWN = 64
 """Number of chunks of a failed group that a dump lists."""
+FIRST_GROUP = 16
+"""Largest number of chunks of a group while it is not known how long a chunk takes."""
+SECONDS_PER_GROUP = 5.0
+"""Time after which a group should be durable, about; a group that fits into it is as large as memory permits."""
+_SECONDS_PER_CHUNK: dict[tuple[str, int], float] = {}
+"""Seconds that a chunk took in the last group of a graph and layer in this process."""
 SLICE = 256
 """Number of chunks whose ingest rows are in memory at a time, which is also the largest number of chunks of a group."""
 
@@ -69,7 +77,11 @@ def build_in_groups(
     SvPipelineError
         The first failure. It is stored in the ingest rows of the chunks of its group; finished groups stay finished.
     """
-    coords = np.unique(np.asarray(coordinates, np.int64).reshape(-1, 3), axis=0)
+    coords, pace = np.unique(np.asarray(coordinates, np.int64).reshape(-1, 3), axis=0), (graph.graph_id, layer)
+
+    def share(item: Item) -> int:
+        return max(cost(item), budget // _most_chunks(pace))
+
     for start in range(0, len(coords), SLICE):
         tasks = open_chunk_tasks(graph, layer, coords[start : start + SLICE], again=again)
         if skipped := tasks.skipped_reports():
@@ -83,10 +95,13 @@ def build_in_groups(
                 yield item
 
         try:
-            for group in grouped(watched() if len(tasks.todo) else [], cost, budget):
+            began = time.monotonic()
+            for group in grouped(watched() if len(tasks.todo) else [], share, budget):
                 yield build(tasks.part(first, first + len(group)), group)
                 first += len(group)
                 reach("group of chunks done")
+                _SECONDS_PER_CHUNK[pace] = (time.monotonic() - began) / len(group)
+                began = time.monotonic()
         except SvPipelineError as error:
             # The chunks of the group, and the one that was being read.
             failed = tasks.task_coordinates[first : seen + 1]
@@ -94,6 +109,12 @@ def build_in_groups(
             add_details(error, name, partial(_details, graph, failed))
             mark_failed(graph, layer, failed, error)
             raise
+
+
+def _most_chunks(pace: tuple[str, int]) -> int:
+    """Return the number of chunks that take about SECONDS_PER_GROUP, as far as that is known."""
+    seconds = _SECONDS_PER_CHUNK.get(pace)
+    return FIRST_GROUP if seconds is None else int(min(max(SECONDS_PER_GROUP / max(seconds, 1e-6), 1), SLICE))
 
 
 def _details(graph: ChunkedGraph, failed: npt.NDArray[np.int64]) -> dict[str, Any]:

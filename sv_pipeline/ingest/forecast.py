@@ -216,7 +216,7 @@ def _notes(workload: Workload, content: Mapping[str, Quantity], workers: int) ->
         notes.append("Nodes and times above layer 2 follow from layer 2 by ratios that were measured elsewhere.")
     most = max((work.batches for work in workload.stages), default=workers)
     if workers > most:
-        notes.append(f"More than {most} workers do not help: no stage has more batches.")
+        notes.append(f"More workers than {most} do not help: no stage has more batches.")
     return tuple(notes)
 
 

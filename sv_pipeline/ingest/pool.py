@@ -12,12 +12,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.batches import Batch
-from sv_pipeline.processes import BrokenProcessPool, Workers
+from sv_pipeline.processes import BrokenProcessPool, Workers, count_up
 from sv_pipeline.registry import Dataset, open_dataset
 
 __all__ = ["BrokenProcessPool", "WorkerPool"]
@@ -25,8 +26,8 @@ __all__ = ["BrokenProcessPool", "WorkerPool"]
 logger = logging.getLogger(__name__)
 RAMP_FROM_CHUNKS = 20_000
 """Number of unfinished chunks from which the workers of a layer start one after the other."""
-RAMP_STEP = 1.0
-"""Seconds after which the pool looks again whether another worker may start."""
+SECONDS_BETWEEN_LOOKS = 0.5
+"""Seconds after which the pool looks again how far the batches are, and whether another worker may start."""
 
 
 class WorkerPool:
@@ -78,11 +79,17 @@ class WorkerPool:
                 stages.run_batch(dataset, batch, coordinator_address=coordinator_address, advance=advance)
             return list(waiting)
 
-        def start(batch: Batch) -> Future[stages.BatchReport]:
-            return self._start().submit(_work, dataset.graph_id, dataset.home, batch.key, coordinator_address)
+        def start(batch: Batch, counter: int) -> Future[stages.BatchReport]:
+            workers = self._start()
+            workers.counters[counter] = 0
+            return workers.submit(_work, dataset.graph_id, dataset.home, batch.key, coordinator_address, counter)
+
+        def counted(counter: int) -> int:
+            return int(self._start().counters[counter])
 
         try:
-            return _run_all(batches, start, _ramp(dataset, batches, self._count), advance, until)
+            running = _Running(start, counted, advance, list(range(self._count)))
+            return _run_all(batches, running, _ramp(dataset, batches, self._count), until)
         except BrokenProcessPool:
             self._stop()
             raise
@@ -95,7 +102,7 @@ class WorkerPool:
 
     def _start(self) -> Workers:
         if self._workers is None:
-            self._workers = Workers(self._count)
+            self._workers = Workers(self._count, counters=self._count)
         return self._workers
 
     def _stop(self, *, terminate: bool = False) -> None:
@@ -121,32 +128,63 @@ def _ramp(dataset: Dataset, batches: Sequence[Batch], workers: int) -> Callable[
     return lambda: min(workers, 1 + int((workers - 1) * (time.monotonic() - started) / seconds))
 
 
-def _run_all(
-    batches: Sequence[Batch],
-    start: Callable[[Batch], Future[stages.BatchReport]],
-    at_once: Callable[[], int],
-    advance: Callable[[int], None],
-    until: float,
-) -> list[Batch]:
+@dataclass(eq=False)
+class _Running:
+    """The batches at work, each with a counter by which its worker reports the chunks that are done."""
+
+    start: Callable[[Batch, int], Future[stages.BatchReport]]
+    counted: Callable[[int], int]
+    advance: Callable[[int], None]
+    counters: list[int]
+    """Counters that no batch uses."""
+    batches: dict[Future[stages.BatchReport], tuple[Batch, int]] = field(default_factory=dict)
+    reported: dict[int, int] = field(default_factory=dict)
+    """Chunks of the batch of each counter that were reported."""
+
+    def begin(self, batch: Batch) -> None:
+        counter = self.counters.pop()
+        self.reported[counter] = 0
+        self.batches[self.start(batch, counter)] = batch, counter
+
+    def look(self, seconds: float) -> set[Future[stages.BatchReport]]:
+        """Wait for the end of any batch, at most so long; report what is done meanwhile."""
+        ended = wait(self.batches, seconds, return_when=FIRST_COMPLETED).done
+        for _, counter in self.batches.values():
+            self._report(counter, self.counted(counter))
+        return ended
+
+    def end(self, future: Future[stages.BatchReport]) -> tuple[Batch, BaseException | None]:
+        """Return a batch that has ended, and its error."""
+        batch, counter = self.batches.pop(future)
+        if (error := future.exception()) is None:
+            self._report(counter, future.result().chunks)
+        self.counters.append(counter)
+        return batch, error
+
+    def _report(self, counter: int, done: int) -> None:
+        if done > self.reported[counter]:
+            self.advance(done - self.reported[counter])
+            self.reported[counter] = done
+
+
+def _run_all(batches: Sequence[Batch], running: _Running, at_once: Callable[[], int], until: float) -> list[Batch]:
     """Keep ``at_once()`` batches running, and return those not started.
 
     After the first error none is started; it is raised when the others end.
     """
     waiting = deque(batches)
-    running: dict[Future[stages.BatchReport], Batch] = {}
     first: BaseException | None = None
-    while running or (waiting and first is None and time.monotonic() < until):
+    while running.batches or (waiting and first is None and time.monotonic() < until):
         # Not all are submitted at once, since batches that an executor has queued cannot be canceled after an error.
-        while waiting and first is None and len(running) < at_once() and time.monotonic() < until:
-            batch = waiting.popleft()
-            running[start(batch)] = batch
-        for future in wait(running, RAMP_STEP if waiting else None, return_when=FIRST_COMPLETED).done:
-            batch, error = running.pop(future), future.exception()
+        while waiting and first is None and len(running.batches) < at_once() and time.monotonic() < until:
+            running.begin(waiting.popleft())
+        for future in running.look(SECONDS_BETWEEN_LOOKS):
+            batch, error = running.end(future)
             if error is None:
-                advance(future.result().chunks)
-            elif isinstance(error, BrokenProcessPool):
+                continue
+            if isinstance(error, BrokenProcessPool):
                 raise error
-            elif first is None:
+            if first is None:
                 first = error
             else:
                 logger.warning("batch %s failed too: %s", batch.key, error)
@@ -163,6 +201,11 @@ def _dataset(graph_id: str, home: str) -> Dataset:
     return open_dataset(graph_id, home)
 
 
-def _work(graph_id: str, home: str, key: str, coordinator_address: str | None) -> stages.BatchReport:
+def _work(graph_id: str, home: str, key: str, coordinator_address: str | None, counter: int) -> stages.BatchReport:
     """Run one batch in a worker process, which gets only names and opens the dataset itself."""
-    return stages.run_batch(_dataset(graph_id, home), Batch.parse(key), coordinator_address=coordinator_address)
+    return stages.run_batch(
+        _dataset(graph_id, home),
+        Batch.parse(key),
+        coordinator_address=coordinator_address,
+        advance=lambda chunks: count_up(counter, chunks),
+    )

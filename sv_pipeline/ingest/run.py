@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sv_pipeline.config import IngestMode, PopulateMethod
-from sv_pipeline.errors import UnavailableError
+from sv_pipeline.errors import InputError, UnavailableError
 from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.batches import Batch, Stage
 from sv_pipeline.ingest.missing_chunks import missing_chunks
@@ -86,11 +86,15 @@ class _IngestRun:
     coordinator: str | None = None
     coordinator_is_ours: bool = False
 
-    def step(self, name: str, plan: Callable[[], list[Batch]]) -> None:
-        """Plan a step and run its batches; plan and run it again if a worker or our coordinator dies."""
+    def step(self, name: str, plan: Callable[[], list[Batch]], size: Callable[[], int]) -> None:
+        """Plan a step and run its batches; plan and run it again if a worker or our coordinator dies.
+
+        ``size`` is called after ``plan``, and returns the number of chunks of the step, done or not.
+        """
         for _ in range(ATTEMPTS_AFTER_CRASH):
             batches = plan()
-            self.progress.begin(name, sum(b.stop - b.first for b in batches))
+            total = size()
+            self.progress.begin(name, total, total - sum(b.stop - b.first for b in batches))
             if any(batch.stage is Stage.VOXELS for batch in batches):
                 self._need_coordinator()
             try:
@@ -138,19 +142,29 @@ class _IngestRun:
 
 def _ingest(run: _IngestRun, layers: Sequence[int] | None) -> IngestReport:
     dataset, mode = run.dataset, run.mode
+    with contextlib.suppress(InputError):  # of a watershed that does not exist yet, the layers are not known
+        stages.layers_of(dataset, layers)
     report = IngestReport(dataset.graph_id)
     needed = stages.needs_watershed(dataset)
     if missing := missing_chunks(dataset, needed=needed):
         report.steps["missing_chunks"] = missing
     if needed:
         for stage, finish in ((Stage.LABELS, stages.finish_labels), (Stage.EDGES, stages.finish_edges)):
-            run.step(f"watershed: {stage}", lambda s=stage: stages.plan_watershed(dataset, s))  # type: ignore[misc]
+            run.step(
+                f"watershed: {stage}",
+                lambda s=stage: stages.plan_watershed(dataset, s),  # type: ignore[misc]
+                lambda: dataset.grid.count(2),
+            )
             report.steps[f"watershed_{stage}"] = finish(dataset)
     report.steps["setup"] = stages.setup(dataset, mode)
     if mode is IngestMode.SETUP:
         return report
     for layer in stages.layers_of(dataset, layers):
-        run.step(f"layer {layer}", lambda n=layer: stages.plan_layer(dataset, n, mode))  # type: ignore[misc]
+        run.step(
+            f"layer {layer}",
+            lambda n=layer: stages.plan_layer(dataset, n, mode),  # type: ignore[misc]
+            lambda n=layer: stages.step_size(dataset, n, mode),  # type: ignore[misc]
+        )
         report.steps[f"layer_{layer}"] = stages.finish_layer(dataset, layer, mode)
     if layers is None and mode is not IngestMode.GRAPH:
         stages.make_fork(dataset)

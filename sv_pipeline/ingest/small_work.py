@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sv_pipeline.environment import number_in
@@ -56,8 +56,20 @@ class SmallWork:
         """Return limits that leave nothing to others."""
         return cls(1 << 62, float("inf"))
 
-    def run(self, dataset: Dataset, batches: Sequence[Batch], coordinator_address: str | None = None) -> list[Batch]:
+    def run(
+        self,
+        dataset: Dataset,
+        batches: Sequence[Batch],
+        coordinator_address: str | None = None,
+        *,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> list[Batch]:
         """Run batches if they are few, as long as there is time; return those that were not begun.
+
+        Parameters
+        ----------
+        advance
+            Called with the number of chunks whenever further chunks are done.
 
         Raises
         ------
@@ -71,18 +83,14 @@ class SmallWork:
         alone_until = min(until, time.monotonic() + ALONE_SECONDS) if workers > 1 else until
         with WorkerPool(1) as alone:
             rest = alone.run(
-                dataset, batches, advance=_ignore, coordinator_address=coordinator_address, until=alone_until
+                dataset, batches, advance=advance, coordinator_address=coordinator_address, until=alone_until
             )
         if workers == 1 or not rest:
             return rest
         try:
             with WorkerPool(workers) as pool:
-                return pool.run(dataset, rest, advance=_ignore, coordinator_address=coordinator_address, until=until)
+                return pool.run(dataset, rest, advance=advance, coordinator_address=coordinator_address, until=until)
         except BrokenProcessPool as error:
             raise UnavailableError(
                 "a worker process died.", remedy="Look for memory limits (ingest.workers).", repeat="Then run again."
             ) from error
-
-
-def _ignore(_: int) -> None:
-    """Ignore the progress: the step reports complete layers."""

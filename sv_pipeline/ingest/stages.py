@@ -50,6 +50,7 @@ __all__ = [
     "register",
     "run_batch",
     "setup",
+    "step_size",
 ]
 
 logger = logging.getLogger(__name__)
@@ -240,6 +241,13 @@ def _memory(dataset: Dataset) -> int:
     return memory_budget(dataset.config.ingest.worker_memory_mb)
 
 
+def step_size(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> int:
+    """Return the number of chunks of a layer, with those whose voxels are populated with it; done or not."""
+    mode = mode or dataset.config.ingest.mode
+    kinds = (mode in (IngestMode.BOTH, IngestMode.GRAPH)) + has_parts(dataset, layer, mode)
+    return dataset.grid.count(layer) * kinds
+
+
 def has_parts(dataset: Dataset, layer: int, mode: IngestMode | None = None) -> bool:
     """Whether the voxels of the base are populated with this layer, so that its completion merges their parts."""
     mode = mode or dataset.config.ingest.mode
@@ -254,9 +262,15 @@ def run_batch(
     batch: Batch,
     *,
     coordinator_address: str | None = None,
-    advance: Callable[[int], None] | None = None,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> BatchReport:
-    """Build the unfinished chunks of a batch. A failure is stored in the chunks' ingest rows and raised."""
+    """Build the unfinished chunks of a batch. A failure is stored in the chunks' ingest rows and raised.
+
+    Parameters
+    ----------
+    advance
+        Called with the number of chunks whenever further chunks of the batch are durable, or are found to be done.
+    """
     started = time.monotonic()
     runner = {
         Stage.LABELS: _run_watershed,
@@ -265,21 +279,18 @@ def run_batch(
         Stage.VOXELS: _run_voxels,
     }[batch.stage]
     with dump_errors(batch.key, lambda: batch_details(dataset, batch)):
-        counts = runner(dataset, batch, coordinator_address)
-    report = BatchReport(batch.key, batch.stop - batch.first, round(time.monotonic() - started, 3), counts)
-    if advance is not None:
-        advance(report.chunks)
-    return report
+        counts = runner(dataset, batch, coordinator_address, advance)
+    return BatchReport(batch.key, batch.stop - batch.first, round(time.monotonic() - started, 3), counts)
 
 
-def _run_watershed(dataset: Dataset, batch: Batch, _: str | None) -> dict[str, int]:
+def _run_watershed(dataset: Dataset, batch: Batch, _: str | None, advance: Callable[[int], None]) -> dict[str, int]:
     plan = watershed.prepare_watershed(dataset.config)
     run = watershed.run_label_batch if batch.stage is Stage.LABELS else watershed.run_edge_batch
-    run(plan, batch.coordinates(plan.grid))
+    run(plan, batch.coordinates(plan.grid), advance)
     return {}
 
 
-def _run_graph(dataset: Dataset, batch: Batch, _: str | None) -> dict[str, int]:
+def _run_graph(dataset: Dataset, batch: Batch, _: str | None, advance: Callable[[int], None]) -> dict[str, int]:
     graph = _graph(dataset)
     coordinates = batch.coordinates(graph.grid)
     if batch.layer == 2:
@@ -290,15 +301,20 @@ def _run_graph(dataset: Dataset, batch: Batch, _: str | None) -> dict[str, int]:
     for reports in groups:
         counts["nodes"] += sum(r.nodes for r in reports)
         counts["edges"] += sum(r.edges for r in reports)
+        advance(len(reports))
     return counts
 
 
-def _run_voxels(dataset: Dataset, batch: Batch, coordinator_address: str | None) -> dict[str, int]:
+def _run_voxels(
+    dataset: Dataset, batch: Batch, coordinator_address: str | None, advance: Callable[[int], None]
+) -> dict[str, int]:
     plan = _populate_plan(dataset, batch.coordinates(dataset.grid))
     total = 0
+    advance(batch.stop - batch.first - len(plan.missing))
     for task in plan.missing:
         report = populate.populate_task(plan, task, coordinator_address=coordinator_address)
         total += sum(math.prod(shape) for shape in report.shapes)
+        advance(1)
     return {"voxels": total}
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "about",
     "asked_for",
     "chain",
+    "ending",
     "find_operation",
     "is_our_end",
     "kind_of",
@@ -84,6 +85,19 @@ class Operation:
     def is_complete(self) -> bool:
         """Whether it has succeeded; the oldest logs have no status, and name the new roots once an edit is complete."""
         return self.status is OperationStatus.SUCCESS or (self.status is None and len(self.roots) > 0)
+
+
+def ending(operation: Operation) -> str:
+    """Say in words how an operation has ended: "was refused (background)"."""
+    if operation.is_complete:
+        return "was made"
+    if operation.status is not OperationStatus.EXCEPTION:
+        return "has not ended" if operation.status is None else f"has not ended ({operation.status.name})"
+    text = operation.exception or ""
+    if not is_our_end(text):
+        return "failed"
+    how, reason, _ = text.split(":", 2)
+    return f"{'was refused' if how == 'refused' else how} ({reason})"
 
 
 def read_operations(graph: ChunkedGraph, operation_ids: npt.ArrayLike | None = None) -> list[Operation]:

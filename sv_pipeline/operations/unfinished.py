@@ -14,7 +14,7 @@ import numpy as np
 from sv_pipeline.errors import CorruptionError, NotFoundError, SvPipelineError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.errors import FinishedError
-from sv_pipeline.operations.log import Operation, OperationStatus, find_operation, operation_of
+from sv_pipeline.operations.log import Operation, OperationStatus, ending, find_operation, operation_of
 from sv_pipeline.operations.other_software import Standing, read_standings, signature_of
 from sv_pipeline.operations.ownership import OPEN_PREFIX, OPEN_ROWS, Owner, open_key, owner_of
 from sv_pipeline.operations.writing import RECOVERY, REQUEST, WRITES, Scope, scope_in, write_set_in
@@ -176,9 +176,8 @@ def why_not_unfinished(graph: ChunkedGraph, operation_id: int) -> SvPipelineErro
             remedy=f"See 'sv-pipeline ops {graph.graph_id}' for all of them, 'sv-pipeline stuck list "
             f"{graph.graph_id} --min-age 0' for unfinished ones.",
         )
-    status = "without a status" if found.status is None else found.status.name
     return FinishedError(
-        f"operation {operation_id} is finished already ({status}), so there is nothing to recover.",
+        f"operation {operation_id} {ending(found)}: it is finished already, so there is nothing to recover.",
         complete=found.is_complete,
     )
 

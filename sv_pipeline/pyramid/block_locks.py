@@ -17,6 +17,7 @@ from sv_pipeline.errors import ConflictError
 from sv_pipeline.table import locks
 from sv_pipeline.table.held_locks import HeldLocks
 from sv_pipeline.table.interface import Table
+from sv_pipeline.wording import counted
 
 __all__ = ["BlockLocks", "block_key", "lock_blocks", "new_owner"]
 
@@ -68,7 +69,7 @@ class BlockLocks(HeldLocks):
         """Raise ConflictError if a renewal has found a lock that is held by another owner."""
         if self._lost:
             raise ConflictError(
-                f"the locks of {len(self.keys)} block(s) were lost: they were not renewed within {self.expiry}.",
+                f"the locks of {counted(len(self.keys), 'block')} were lost: not renewed within {self.expiry}.",
                 remedy="Nothing was written without them.",
                 repeat="Run it again.",
             )

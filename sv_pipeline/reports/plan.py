@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sv_pipeline.config import BackendType, DatasetConfig
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.ingest import progress
 from sv_pipeline.ingest.estimates import Estimate
@@ -40,6 +41,14 @@ class PlanReport:
     costs: tuple[CostLine, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     """Predictions beside what happened; empty before an ingest."""
+    in_bigtable: bool = True
+    """Whether the graph's table is in a Bigtable, whose nodes have to be counted."""
+
+    @property
+    def bigtable_nodes(self) -> Estimate | None:
+        """The number of nodes that a Bigtable needs; None if the graph has no table there."""
+        builds = self.forecast.workload.builds_graph
+        return bigtable_nodes(self.forecast) if builds and self.in_bigtable else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return values that can be written as JSON."""
@@ -59,7 +68,7 @@ class PlanReport:
             "wall_seconds": found.wall.to_dict(),
             "quantities": {name: asdict(quantity) for name, quantity in found.quantities.items()},
             "worker_memory_bytes": found.worker_memory.to_dict(),
-            "bigtable_nodes": bigtable_nodes(found).to_dict() if work.builds_graph else None,
+            "bigtable_nodes": None if self.bigtable_nodes is None else self.bigtable_nodes.to_dict(),
             "costs": [asdict(line) for line in self.costs],
             "notes": list(found.notes),
             "actual": [{**asdict(c), "covered": c.covered} for c in self.comparisons],
@@ -67,11 +76,12 @@ class PlanReport:
 
 
 def plan_report(
-    found: Forecast, prices: Mapping[str, float] | None = None, dataset: Dataset | None = None
+    found: Forecast, config: DatasetConfig, prices: Mapping[str, float] | None = None, dataset: Dataset | None = None
 ) -> PlanReport:
     """Return the report of a forecast, with its costs, and with what happened if its graph is given."""
     compared = () if dataset is None else compare(dataset, found)
-    return PlanReport(found, costs_of(found, prices or {}), compared)
+    in_bigtable = config.backend_client.type is BackendType.BIGTABLE
+    return PlanReport(found, costs_of(found, prices or {}), compared, in_bigtable)
 
 
 def comparisons_of(dataset: Dataset) -> tuple[Comparison, ...]:

@@ -18,6 +18,7 @@ from sv_pipeline.ingest.progress import FailureKind, LayerStatus
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import layout
 from sv_pipeline.segmentation.base.referring import method_cost
+from sv_pipeline.wording import counted
 
 __all__ = ["GraphStatus", "StageStatus", "graph_status"]
 
@@ -255,7 +256,9 @@ def _cost(dataset: Dataset) -> str:
     if not base.refers:
         return "all voxels are copied"
     counts = dataset.base.counts()
-    chunks = f" ({counts['referred']:,} storage chunks, {counts['copied']:,} copied)" if counts else ""
-    mips = ", ".join(map(str, base.referred))
-    rest = "" if len(base.referred) == base.n_mips else "; the other mips are stored"
-    return f"mips {mips} are referred to where they lie in the watershed, which must not change{chunks}{rest}"
+    chunks = f" ({counted(counts['referred'], 'storage chunk')}, {counts['copied']:,} copied)" if counts else ""
+    one, stored = len(base.referred) == 1, base.n_mips - len(base.referred)
+    mips = f"mip {base.referred[0]} is" if one else f"mips {', '.join(map(str, base.referred))} are"
+    rest = f"; the other {'mip is' if stored == 1 else 'mips are'} stored" if stored else ""
+    it = "it lies" if one else "they lie"
+    return f"{mips} referred to where {it} in the watershed, which must not change{chunks}{rest}"

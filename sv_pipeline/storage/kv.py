@@ -13,6 +13,7 @@ from sv_pipeline.places import parse_folder
 from sv_pipeline.storage.context import process_context
 from sv_pipeline.storage.file_guard import clear_stale_locks, written
 from sv_pipeline.storage.retry import retry_transport
+from sv_pipeline.wording import counted
 
 __all__ = [
     "as_url",
@@ -67,7 +68,7 @@ def read_many(url: str | Path, keys: Iterable[str]) -> list[bytes | None]:
         results = [future.result() for future in [store.read(key) for key in keys]]
         return [None if result.state == "missing" else bytes(result.value) for result in results]
 
-    return retry_transport(read, what=f"reading {len(keys)} key(s) of {url}")
+    return retry_transport(read, what=f"reading {counted(len(keys), 'key')} of {url}")
 
 
 def write_bytes(url: str | Path, key: str, data: bytes) -> None:
@@ -84,7 +85,7 @@ def write_many(url: str | Path, values: Mapping[str, bytes]) -> None:
         for key, future in [(key, store.write(key, data)) for key, data in values.items()]:
             written(future, as_url(url), key)
 
-    retry_transport(write, what=f"writing {len(values)} key(s) to {url}")
+    retry_transport(write, what=f"writing {counted(len(values), 'key')} to {url}")
 
 
 def write_if_absent(url: str | Path, key: str, data: bytes) -> bool:
@@ -131,7 +132,7 @@ def delete_keys(url: str | Path, keys: Iterable[str]) -> None:
         for future in [store.write(key, None) for key in keys]:
             future.result()
 
-    _delete(delete, f"deleting {len(keys)} key(s) of {url}")
+    _delete(delete, f"deleting {counted(len(keys), 'key')} of {url}")
 
 
 def delete_prefix(url: str | Path, prefix: str = "") -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.verify.confidence import Confidence
+from sv_pipeline.wording import counted
 
 __all__ = ["CheckResult", "Finding", "Outcome", "Severity", "VerifyReport"]
 
@@ -231,7 +232,7 @@ class VerifyReport:
         warnings = sum(len(result.warnings) for result in self.results)
         passed = f"{len(self.results) - len(broken)} of {len(self.results)} checks passed"
         foreign = sum(finding.count for result in self.results for finding in result.foreign)
-        tail = f", {warnings} warning(s)" if warnings else ""
+        tail = f", {counted(warnings, 'warning')}" if warnings else ""
         if foreign:
             tail += f", {foreign} written by other software in another form: can be normalised ('sv-pipeline mend')"
         scope = f", voxels of {self.sample} chunks only" if self.sample is not None else ""

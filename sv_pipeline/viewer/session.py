@@ -15,6 +15,7 @@ from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.reports.previews import PreviewedMerge, PreviewedSplit
 from sv_pipeline.viewer.texts import describe_edit, describe_merge, describe_split
+from sv_pipeline.wording import counted
 
 __all__ = ["EditSession"]
 
@@ -58,7 +59,8 @@ class EditSession:
             side.remove(voxel)
         else:
             side.append(voxel)
-        return f"{len(self.sources)} source and {len(self.sinks)} sink point(s). A preview shows what a split would do."
+        sources, sinks = counted(len(self.sources), "source point"), counted(len(self.sinks), "sink point")
+        return f"{sources} and {sinks}. A preview shows what a split would do."
 
     # -- edits --------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from sv_pipeline.edits import CommittedEdit
 from sv_pipeline.reports.edit_numbers import edit_numbers
+from sv_pipeline.wording import counted
 
 __all__ = ["describe_edit", "describe_merge", "describe_split"]
 
@@ -16,19 +17,23 @@ def describe_split(numbers: dict[str, Any]) -> str:
         return f"The split would be refused: {numbers['message']}"
     parts = [f"Preview: {numbers['objects']} objects would replace the one."]
     if "weight" in numbers:
-        parts.append(f"The cut has cost {numbers['weight']:.4g} and removes {numbers['removed_edges']} edge(s).")
+        edges = counted(numbers["removed_edges"], "edge")
+        parts.append(f"The cut has cost {numbers['weight']:.4g} and removes {edges}.")
     if sizes := numbers.get("supervoxels_of_parts"):
         parts.append(f"Supervoxels of the parts around the points: {', '.join(f'{size:,}' for size in sizes)}.")
     if "cut_voxels_source" in numbers:
         source, sink = numbers["cut_voxels_source"], numbers["cut_voxels_sink"]
         parts.append(
-            f"{numbers['split_supervoxels']} supervoxel(s) would be cut: {source:,} voxels on the source side, "
-            f"{sink:,} on the sink side."
+            f"{counted(numbers['split_supervoxels'], 'supervoxel')} would be cut: {source:,} voxels on the source "
+            f"side, {sink:,} on the sink side."
         )
+    if "doubt" in numbers:
+        parts.append(f"Warning: {numbers['doubt']}")
     if numbers["still_one_object"]:
         parts.append("Warning: both sides would still be one object, connected elsewhere.")
     if enlarged := numbers["region_enlarged"]:
-        parts.append(f"Warning: the sides are also connected further away; the region was enlarged {enlarged} time(s).")
+        times = counted(enlarged, "time")
+        parts.append(f"Warning: the sides are also connected further away; the region was enlarged {times}.")
     return " ".join(parts)
 
 

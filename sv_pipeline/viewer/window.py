@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from typing import Any
 
 import neuroglancer
@@ -23,6 +24,7 @@ from sv_pipeline.viewer.meshes import ObjectMeshes
 from sv_pipeline.viewer.session import EditSession, Voxel
 from sv_pipeline.viewer.volumes import ServedVolume, dimensions_of
 from sv_pipeline.viewer.watching import Watcher
+from sv_pipeline.wording import counted
 
 __all__ = ["KEYS", "ViewerWindow", "serve_at"]
 
@@ -39,6 +41,8 @@ KEYS = {
 }
 """Event of the keyboard in neuroglancer's notation -> action, and what the help says about it. All are with Shift."""
 
+OBJECT_COLOURS = ("#ffb000", "#00a0ff", "#30d060", "#ff50c0", "#c0c000", "#9070ff")
+"""Colours of the objects of an operation; those that neuroglancer derives from ids may be nearly equal."""
 SOURCE_COLOUR, SINK_COLOUR = "#ff5050", "#4090ff"
 OBJECTS, SUPERVOXELS, IMAGE, PREVIEW = "objects", "supervoxels", "image", "preview"
 SIDES = {"source points": SOURCE_COLOUR, "sink points": SINK_COLOUR}
@@ -186,9 +190,14 @@ class ViewerWindow:
         place = places.place_of(self.graph, operation)
         groups = []
         for name, view, roots in (("before", place.before, place.old_roots), ("after", place.after, place.new_roots)):
-            volume = ServedVolume(labels.objects(view), "segmentation")
+            surfaces = ObjectMeshes(view, labels.supervoxels(view))
+            volume = ServedVolume(labels.objects(view), "segmentation", surfaces)
             state.layers[name] = neuroglancer.SegmentationLayer(
-                source=volume, segments=roots, not_selected_alpha=0.15, selected_alpha=0.6
+                source=volume,
+                segments=roots,
+                segment_colors=dict(zip(roots, cycle(OBJECT_COLOURS), strict=False)),
+                not_selected_alpha=0.15,
+                selected_alpha=0.6,
             )
             shown = [name] if IMAGE not in state.layers else [IMAGE, name]
             groups.append(neuroglancer.LayerGroupViewer(layers=[*shown, *SIDES], layout="4panel"))
@@ -225,7 +234,8 @@ class ViewerWindow:
 
     def _say_lag(self) -> None:
         lag = self.graph.dataset.fork.lag()
-        self.say("lag", f"Coarser mips are behind {lag.entries} edit(s): zoom in to see those." if lag.entries else "")
+        edits = counted(lag.entries, "edit")
+        self.say("lag", f"Coarser mips are behind {edits}: zoom in to see what changed." if lag.entries else "")
 
     def say(self, kind: str, text: str) -> None:
         """Show a text at the bottom of the viewer, replacing the last one of its kind; an empty one removes it."""
@@ -299,6 +309,10 @@ class ViewerWindow:
                 )
             if OBJECTS in state.layers:
                 state.layers[OBJECTS].visible = sides is None
+                if session.made and isinstance(state.layers[OBJECTS].layer, neuroglancer.SegmentationLayer):
+                    colours = state.layers[OBJECTS].layer.segment_colors
+                    for root, colour in zip(session.made[-1].roots.tolist(), cycle(OBJECT_COLOURS), strict=False):
+                        colours[root] = colour
 
 
 def _selection(state: Any) -> Any:

@@ -142,6 +142,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(home: Path) -> None:
 
 
 def test_an_empty_home_says_how_to_begin(cli: CommandLine) -> None:
+    cli.home.mkdir()
     assert "sv-pipeline ingest" in cli("list").out
     assert json.loads(cli("list", "--json").out) == []
 
@@ -162,6 +163,22 @@ def test_status_watched_follows_an_ingest_to_its_end(cli: CommandLine, tmp_path:
     said = builds.end_of(watching)
     assert said.code == 0, said.err
     assert "Traceback" not in said.err
+
+
+def test_status_watched_until_ctrl_c_says_that_nothing_else_was_stopped(cli: CommandLine, tmp_path: Path) -> None:
+    started(cli, tmp_path)
+    ours, screen = os.openpty()
+    command = [sys.executable, "-m", "sv_pipeline.cli.main", "--home", str(cli.home), "status", "tissue", "--watch"]
+    with subprocess.Popen(command, stdout=screen, stderr=subprocess.PIPE, text=True) as watching:
+        os.close(screen)
+        shown = b""
+        while b"layer 2" not in shown:
+            shown += os.read(ours, 4096)
+        watching.send_signal(signal.SIGINT)
+        err = watching.communicate(timeout=60)[1]
+    os.close(ours)
+    assert watching.returncode == 130
+    assert err.split("\n")[-3:] == ["stopped.", "Nothing else was stopped: an ingest that runs elsewhere goes on.", ""]
 
 
 def test_a_graph_without_voxels_is_complete_without_a_fork(cli: CommandLine, tmp_path: Path) -> None:
@@ -327,7 +344,7 @@ def test_a_purged_layer_is_to_be_built_again(cli: CommandLine, tmp_path: Path, m
     assert cli("ingest", config).code == 0
     before = builds.stored_shape(Registry(str(cli.home)).get("tissue").graph)
     monkeypatch.setattr("sys.stdin", io.StringIO())  # nobody answers
-    assert cli("purge-layer", "tissue", 3).code == 130, "nobody said yes"
+    assert "nothing was changed" in cli("purge-layer", "tissue", 3).err, "nobody said yes"
     assert json.loads(cli("status", "tissue", "--json").out)["complete"]
     for wrong in (1, 9):
         assert cli("purge-layer", "tissue", wrong, "--yes").code in (1, 2)
@@ -402,7 +419,7 @@ def test_the_demo_ends_with_a_proof_and_pictures(tmp_path: Path) -> None:
     ("arguments", "part"),
     [
         (["nowhere.npz"], "nowhere.npz"),
-        (["--chunk-size", "64"], "X,Y,Z"),
+        (["--chunk-size", "64"], "three whole numbers"),
         (["--chunk-size", "0,1,1"], "CHUNK_SIZE"),
         (["--folder", "a_file/demo"], "a_file"),
     ],

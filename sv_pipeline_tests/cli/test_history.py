@@ -44,7 +44,7 @@ def test_a_rollback_is_a_dry_run_until_it_is_applied(cli: CommandLine, graph: Op
     merge = graph.merge([one], [other], user="eve")
     assert cli("rollback", "small", "--user", "eve").code == 2
     said = cli("rollback", "small", "--user", "eve", "--since", merge.id).out
-    assert "1 edit(s) would be undone; nothing was written" in said
+    assert "1 edit would be undone; nothing was written" in said
     assert len(graph.operations()) == 1
     [step] = json.loads(cli("rollback", "small", "--user", "eve", "--since", merge.id, "--apply", "--json").out)
     assert (step["verdict"], step["undone_by"]) == ("undone", merge.id + 1)

@@ -23,15 +23,17 @@ def test_the_lag_is_told_and_readers_see_it_until_the_mips_have_caught_up(cli: C
     graph = built.graph_id
     assert cli("lag", graph).out.strip() == "up to date"
     edit(built, 1, age=40)
-    assert "boxes of 1 operations behind, the oldest 4" in cli("lag", graph).out
+    assert "of 1 operation behind, the oldest 4" in cli("lag", graph).out
     assert json.loads(cli("lag", graph, "--json").out)["entries"] == 1
     assert [m["pending"] for m in json.loads(cli("info", graph, "--json").out)["mips"]][:2] == [False, True]
     assert "pending: behind the latest edits" in cli("info", graph).out
     said = cli("downsample", graph)
     assert said.code == 0
-    assert "1 operations" in said.out
+    assert "of 1 operation in" in said.out
     assert "storage chunks were different" in said.out
     assert cli("lag", graph).out.strip() == "up to date"
+    assert "nothing to do" in cli("downsample", graph).out
+    assert "behind operation 77" in cli("downsample", graph, "--op", 77).out
     assert "pending: behind" not in cli("info", graph).out
     assert_mips_right(built)
 

@@ -24,8 +24,8 @@ from sv_pipeline_tests.viewer.conftest import graph as graph
         (["--edit", "--at", "1"], "the past cannot be edited"),
         (["--edit", "--operation", "1"], "the past cannot be edited"),
         (["--user", "somebody"], "needs --edit"),
-        (["--at", "yesterday"], "is not a moment"),
-        (["--position", "1,2"], "write x,y,z"),
+        (["--at", "yesterday"], "is neither a time nor the number of an operation"),
+        (["--position", "1,2"], "Write x,y,z"),
         (["--port", "99999"], "99999"),
     ],
 )
@@ -36,6 +36,7 @@ def test_options_that_do_not_go_together_are_refused(cli: CommandLine, options: 
 
 
 def test_a_graph_that_is_not_known_is_one_message(cli: CommandLine) -> None:
+    cli.home.mkdir()
     answer = cli("view", "nothing")
     assert answer.code == 1
     assert "graph 'nothing' is not known" in answer.err

@@ -58,6 +58,10 @@ def test_what_a_terminal_ingested_is_materialized_once(ticks: Ticks, dataset: Da
     assert ticks.tick()
     assert ticks.materialized("layer") == LAYERS
     assert {asset: ticks.materialized(asset) for asset in GRAPH_ASSETS} == {asset: {"small"} for asset in GRAPH_ASSETS}
+    for asset in ("fork", "reader_contract"):
+        event = ticks.instance.get_latest_materialization_event(dg.AssetKey(asset))
+        assert event is not None
+        assert str(event.asset_materialization.metadata["view it"].value).endswith(" view small")
     assert [ticks.tick() for _ in range(2)] == [[], []]
     ticks.cursor = None  # as after a reset of the sensor
     assert ticks.tick() == []

@@ -102,7 +102,7 @@ def test_an_operation_is_abandoned_by_a_job(play: Theatre, instance: dg.DagsterI
     assert play.scene.objects() == play.twin()
     again = job.execute_in_process(run_config=config, instance=instance)
     assert again.success
-    assert any("is finished already (EXCEPTION)" in entry.user_message for entry in instance.all_logs(again.run_id))
+    assert any("it is finished already" in entry.user_message for entry in instance.all_logs(again.run_id))
     assert read_operations(play.scene.graph, [dead.operation_id])[0].row == found.row
     # What is complete is not said to be abandoned.
     complete = {**config, "operation_id": 1}

@@ -95,7 +95,7 @@ def test_a_killed_edit_is_found_and_healed(
     assert stages["make again"]["outcome"].value == "replayed"
     assert stages["prove"]["status"].value == "SUCCESS"
     (output,) = [e for e in result.all_events if e.event_type_value == "STEP_OUTPUT"]
-    assert "data:image/png;base64" in output.step_output_data.metadata["split"].value
+    assert "data:image/png;base64" in output.step_output_data.metadata["before_and_after"].value
     assert output.step_output_data.metadata["view it"].value.endswith(" view stage --operation 15")
     (news,) = webhook
     assert news["healed"]
@@ -158,7 +158,7 @@ def test_an_operation_that_is_finished_is_proven_and_said_to_be_finished(
     assert result.success
     (output,) = [e for e in result.all_events if e.event_type_value == "STEP_OUTPUT"]
     metadata = output.step_output_data.metadata
-    assert "operation 1 is finished already (SUCCESS)" in metadata["nothing to do"].value
+    assert "operation 1 was made: it is finished already" in metadata["nothing to do"].value
     assert metadata["hierarchy: nodes checked"].value
     assert not webhook
 

@@ -105,7 +105,7 @@ def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Depl
 def test_a_run_in_a_pod_builds_a_layer_in_pods(deployment: Deployment, small_twin: Dataset) -> None:
     run_id = deployment.launch()
     assert deployment.end_of(run_id) is dg.DagsterRunStatus.SUCCESS, deployment.log(run_id)
-    assert "2 of 2 chunks done in the cluster" in deployment.log(run_id)
+    assert "done in the cluster" in deployment.log(run_id)
     deployment.graph.finish(small_twin)
 
 

@@ -117,10 +117,11 @@ def test_a_refusal_names_the_point_and_what_is_near(tissue: World) -> None:
     said = refused(tissue, tissue.points((66, 3, 5)), tissue.points((3, 3, 5)), Reason.BACKGROUND)
     assert f"the source point {tuple(at(tissue, 66, 3, 5))} lies on background" in said
     assert "within 300 nm" in said
-    assert "near it: nothing" in said
+    assert "near it: supervoxel" in said, "further than a point is moved"
+    assert "nm away at (" in said
     said = refused(tissue, tissue.points((3, 3, 5)), tissue.points((59, 21, 5)), Reason.BACKGROUND)
     near, root = ids(tissue, (23, 21, 5))[0], int(roots(tissue.graph, ids(tissue, (23, 21, 5)))[0])
-    assert f"near it: supervoxel {near} of root {root}, 288 nm away" in said
+    assert f"supervoxel {near} of root {root}, 288 nm away" in said
 
 
 @pytest.mark.parametrize("merge", [False, True])

@@ -209,8 +209,8 @@ def test_a_graph_id_that_cannot_be_used(cli: CommandLine, tmp_path: Path, graph_
     [
         (b"graph_id: [unclosed", "not valid YAML"),
         (b"\xff\xfe\x00binary", "not a text file"),
-        (b"", "does not hold a mapping"),
-        (b"- a\n- b\n", "does not hold a mapping"),
+        (b"", "is empty"),
+        (b"- a\n- b\n", "holds a list"),
         (b"graph_id: !!python/object/apply:os.system ['true']", "not valid YAML"),
         (b"1: 2\ngraph_id: x\n", "dataset.yaml"),
     ],

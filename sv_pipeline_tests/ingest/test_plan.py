@@ -63,7 +63,7 @@ def test_chunks_of_the_largest_dataset(tmp_path: Path) -> None:
     assert files_in(tmp_path) == {"watershed/info"}
     assert not [note for note in found.notes if "do not help" in note]
     more = planning.plan_ingest(parse_config(raw), str(tmp_path / "home"), supervoxels=112e9, workers=201)
-    assert "More than 200 workers do not help: no stage has more batches." in more.notes
+    assert "More workers than 200 do not help: no stage has more batches." in more.notes
 
 
 @given(

@@ -13,7 +13,9 @@ from sv_pipeline.errors import ConfigError, NotFoundError, NotReadyError
 from sv_pipeline.graph import edge_files
 from sv_pipeline.ingest import progress, stages
 from sv_pipeline.ingest.batches import Stage
+from sv_pipeline.ingest.pool import _work
 from sv_pipeline.ingest.run import ingest
+from sv_pipeline.processes import Workers
 from sv_pipeline.progress import Progress
 from sv_pipeline.registry import Dataset, Registry
 from sv_pipeline.segmentation.base.layout import populate_layer
@@ -24,13 +26,14 @@ from sv_pipeline_tests.ingest import builds
 
 
 class Recorder(Progress):
-    """Remembers what it was told: per step the chunks announced and the chunks done."""
+    """Remembers what it was told: per step the chunks to be done, and those done of them."""
 
     def __init__(self) -> None:
         self.steps: dict[str, list[int]] = {}
 
-    def begin(self, name: str, total: int) -> None:
-        self.steps[name] = [total, 0]
+    def begin(self, name: str, total: int, done: int = 0) -> None:
+        assert total > 0
+        self.steps[name] = [total - done, 0]
 
     def advance(self, chunks: int) -> None:
         self.steps[list(self.steps)[-1]][1] += chunks
@@ -59,12 +62,29 @@ def test_two_processes_build_a_sound_graph(built: Dataset) -> None:
     builds.assert_nothing_leaked(built)
 
 
+def test_what_is_done_of_a_batch_is_reported_before_its_end(tmp_path: Path) -> None:
+    """A batch of a whole layer, in a worker process, whose counter is read while it works."""
+    dataset = builds.register(builds.raw_config(tmp_path, ingest={"chunks_per_batch": 100}), tmp_path / "home")
+    reports: list[int] = []
+    for stage, finish in ((Stage.LABELS, stages.finish_labels), (Stage.EDGES, stages.finish_edges)):
+        (batch,) = stages.plan_watershed(dataset, stage)
+        stages.run_batch(dataset, batch, advance=reports.append)
+        finish(dataset)
+        assert reports == [1] * 12
+        reports.clear()
+    stages.setup(dataset)
+    (batch, *_) = stages.plan_layer(dataset, 2)
+    with Workers(1, counters=2) as workers:
+        workers.submit(_work, dataset.graph_id, dataset.home, batch.key, None, 1).result()
+        assert list(workers.counters) == [0, 12]
+
+
 def test_a_second_run_does_nothing(built: Dataset) -> None:
     rows, before, keys = builds.rows_of(built), generation(built), kv.list_keys(built.watershed_url)
     recorder = Recorder()
     ingest(built, workers=2, progress=recorder)
     assert recorder.steps
-    assert all(total == 0 for total, _ in recorder.steps.values())
+    assert all(total == done == 0 for total, done in recorder.steps.values())
     assert builds.rows_of(built) == rows
     assert generation(built) == before
     assert kv.list_keys(built.watershed_url) == keys

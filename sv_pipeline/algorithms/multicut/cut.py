@@ -150,7 +150,8 @@ def _check_points(sources: UInt64Array, sinks: UInt64Array) -> Refused | None:
         if len(ids) == 0:
             return _refused(Refusal.NO_POINTS, f"there is no {name} point.", "Place at least one point on each side.")
         if ids[0] == 0:
-            return _refused(Refusal.BACKGROUND, f"a {name} point is on background.", "Place it on the object.", ids[:1])
+            said = f"a {name} point is on background: its id is 0."
+            return _refused(Refusal.BACKGROUND, said, "Place it on the object.", ids[:1])
     return None
 
 
@@ -312,7 +313,7 @@ def _check_sides(graph: ContractedGraph, component: IndexArray, sides: _Sides) -
                 Refusal.SIDE_FALLS_APART,
                 f"the cheapest cut would separate {name} points from each other: {_names(away)} from "
                 f"{graph.representatives[vertices[0]]}.",
-                f"Place more {name} points between them, fewer points, or allow path augmentation.",
+                f"Place more {name} points between them, or fewer points.",
                 away,
             )
     return None

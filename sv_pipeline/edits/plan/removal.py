@@ -14,6 +14,7 @@ from sv_pipeline.edits.plan.region import Region
 from sv_pipeline.edits.plan.workspace import Workspace, plan_above
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
+from sv_pipeline.wording import counted
 
 __all__ = ["Removal", "plan_removal"]
 
@@ -59,7 +60,7 @@ class Removal:
         where = describe_way(graph, cache, self.plan, self.region, sources, sinks)
         return EditRefused(
             Reason.STILL_CONNECTED,
-            f"without the {len(self.edges)} edge(s) of the cut, the two sides are still one object: {where}",
+            f"without the {counted(len(self.edges), 'edge')} of the cut, the two sides are still one object: {where}",
             remedy=remedy,
         )
 

@@ -21,6 +21,7 @@ from sv_pipeline.graph.edges import replaced
 from sv_pipeline.graph.hierarchy import take
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
+from sv_pipeline.wording import counted
 
 __all__ = ["RequestOfPoints", "RequestRoots"]
 
@@ -126,6 +127,6 @@ class RequestRoots:
             names = ", ".join(str(i) for i in lost[:5].tolist())
             raise EditRefused(
                 Reason.NOT_FOUND,
-                f"{len(lost)} supervoxel(s) are not in graph {graph.graph_id!r}: {names}.",
+                f"graph {graph.graph_id!r} lacks {counted(len(lost), 'supervoxel')}: {names}.",
                 remedy="Check that the ids are of this graph.",
             )

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from sv_pipeline.config_errors import describe_errors
+from sv_pipeline.config_errors import describe_errors, not_a_mapping, unusable_fields
 from sv_pipeline.config_fields import Int
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.ingest.batches import Stage
@@ -132,14 +132,12 @@ class JobSettings(_Settings):
 def parse_settings(raw: Any, where: str) -> JobSettings:
     """Validate the content of a settings file (``where``); ConfigError names every field that cannot be used."""
     if not isinstance(raw, dict):
-        raise ConfigError(f"{where} does not hold a mapping.", remedy=EXAMPLE)
+        raise not_a_mapping(where, raw, remedy=EXAMPLE)
     try:
         return JobSettings.model_validate(raw)
     except pydantic.ValidationError as error:
         lines = [f"  {line}" for line in describe_errors(JobSettings, error)]
-        raise ConfigError(
-            f"{where}: {len(lines)} field(s) cannot be used:\n" + "\n".join(lines), remedy=EXAMPLE
-        ) from error
+        raise unusable_fields(where, lines, remedy=EXAMPLE) from error
 
 
 def settings_from_environment() -> JobSettings:

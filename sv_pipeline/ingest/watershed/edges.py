@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -57,8 +58,13 @@ class _Neighbourhood:
     """Box of the chunk, relative to ``voxels``."""
 
 
-def run_edge_batch(plan: WatershedPlan, coordinates: npt.ArrayLike) -> None:
-    """Run pass B for some chunks, coordinates of shape (n, 3), that are not done. It may be repeated at any time."""
+def run_edge_batch(
+    plan: WatershedPlan, coordinates: npt.ArrayLike, advance: Callable[[int], None] = lambda _: None
+) -> None:
+    """Run pass B for some chunks, coordinates of shape (n, 3), that are not done. It may be repeated at any time.
+
+    ``advance`` is called with 1 whenever a chunk is done.
+    """
     chunks = np.asarray(coordinates, np.int64).reshape(-1, 3)
     total: Counter[str] = Counter()
     for coordinate in chunks:
@@ -68,6 +74,7 @@ def run_edge_batch(plan: WatershedPlan, coordinates: npt.ArrayLike) -> None:
             with dump_errors("edges_" + "_".join(map(str, coordinate)), partial(chunk_details, plan, coordinate)):
                 counts = _run_chunk(plan, coordinate)[1]
         total.update(counts)
+        advance(1)
     write_range_counts(plan, chunks, dict(total))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -57,13 +58,19 @@ class SegmentTable:
             return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
 
 
-def run_label_batch(plan: WatershedPlan, coordinates: npt.ArrayLike) -> None:
-    """Run pass A for some chunks, coordinates of shape (n, 3), that are not done. It may be repeated at any time."""
+def run_label_batch(
+    plan: WatershedPlan, coordinates: npt.ArrayLike, advance: Callable[[int], None] = lambda _: None
+) -> None:
+    """Run pass A for some chunks, coordinates of shape (n, 3), that are not done. It may be repeated at any time.
+
+    ``advance`` is called with 1 whenever a chunk is done.
+    """
     for coordinate in np.asarray(coordinates, np.int64).reshape(-1, 3):
         # A worker that was held up must not write chunks again that another has finished: a base may refer to them.
         if kv.read_bytes(plan.target, plan.marker(WatershedPass.LABELS, coordinate)) is None:
             with dump_errors("labels_" + "_".join(map(str, coordinate)), partial(chunk_details, plan, coordinate)):
                 label_chunk(plan, coordinate)
+        advance(1)
 
 
 def label_chunk(plan: WatershedPlan, coordinate: npt.ArrayLike, part: Box | None = None) -> SegmentTable:

@@ -23,6 +23,7 @@ from sv_pipeline.errors import CorruptionError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.fork.records import PENDING, OperationRecord, operation_key, pending_key, pending_value
 from sv_pipeline.storage.retry import retry_transport
+from sv_pipeline.wording import counted
 
 __all__ = [
     "ASKED_FOR",
@@ -72,7 +73,7 @@ class Lag:
         if not self.entries:
             return "up to date"
         age = "" if self.oldest_seconds is None else f", the oldest {self.oldest_seconds:.0f} s old"
-        return f"{self.boxes} boxes of {self.entries} operations behind{age}"
+        return f"{counted(self.boxes, 'box', 'boxes')} of {counted(self.entries, 'operation')} behind{age}"
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def test_missing_settings_are_told_with_the_variable(monkeypatch: pytest.MonkeyP
     with pytest.raises(ConfigError, match="cannot read"):
         settings_from_environment()
     path.write_text("- a list")
-    with pytest.raises(ConfigError, match="does not hold a mapping"):
+    with pytest.raises(ConfigError, match="holds a list"):
         settings_from_environment()
     path.write_text("parallelism: 3")
     with pytest.raises(ConfigError, match="image: this field is missing"):
