@@ -23,6 +23,7 @@ from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.batches import Batch, Stage
 from sv_pipeline.ingest.missing_chunks import missing_chunks
 from sv_pipeline.redaction import redacted, redacted_value
+from sv_pipeline.reports.sizes import DIALOG_WIDTH
 from sv_pipeline.wording import counted
 
 __all__ = ["base_ocdbt", "fork", "reader_contract", "watershed"]
@@ -91,7 +92,7 @@ def finish_watershed(context: dg.OpExecutionContext, pipeline: PipelineResource)
             "layers": dataset.grid.n_layers,
             "missing_chunks": dg.MetadataValue.json(missing) if missing else "none",
             **numbers,
-            **pictures(supervoxels=lambda: views.supervoxels_picture(dataset)),
+            **pictures(supervoxels=lambda: views.supervoxels_picture(dataset, width=DIALOG_WIDTH)),
         }
     )
 
@@ -163,7 +164,7 @@ def fork(context: dg.AssetExecutionContext, pipeline: PipelineResource, config: 
             stages.make_fork(dataset, recreate=config.recreate)
     return dg.MaterializeResult(
         metadata={
-            **pictures(mips=lambda: views.mips_picture(dataset)),
+            **pictures(mips=lambda: views.mips_picture(dataset, width=DIALOG_WIDTH)),
             **viewer_links(lambda: viewer_link(dataset)),
         }
     )
@@ -186,7 +187,7 @@ def reader_contract(context: dg.AssetExecutionContext, pipeline: PipelineResourc
     return dg.MaterializeResult(
         metadata={
             "specs": dg.MetadataValue.json(info.to_dict()),
-            **pictures(roots=lambda: views.roots_picture(dataset)),
+            **pictures(roots=lambda: views.roots_picture(dataset, width=DIALOG_WIDTH)),
             **viewer_links(lambda: info.viewer),
             **viewer_links(lambda: info.neuroglancer, "in neuroglancer, before edits"),
         }

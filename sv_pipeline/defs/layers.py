@@ -33,6 +33,7 @@ from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.batches import Batch, Stage
 from sv_pipeline.ingest.small_work import SmallWork
 from sv_pipeline.registry import Dataset
+from sv_pipeline.reports.sizes import DIALOG_WIDTH
 from sv_pipeline.wording import counted
 
 __all__ = ["LAYER", "LAYER_COMPLETE", "chunked_graph", "layer"]
@@ -121,7 +122,9 @@ class _LayerRun:
         mode = self.mode(dataset)
         report = stages.finish_layer(dataset, number, mode)
         drawn = (
-            {} if mode is IngestMode.VOXELS else pictures(nodes_picture=lambda: views.layer_picture(dataset, number))
+            {}
+            if mode is IngestMode.VOXELS
+            else pictures(nodes_picture=lambda: views.layer_picture(dataset, number, width=DIALOG_WIDTH))
         )
         counted = {name: value for name, value in report.numbers.items() if value is not None}
         return {"chunks": report.chunks, **counted, **prediction_metadata(dataset, number), **drawn}

@@ -16,12 +16,12 @@ from sv_pipeline.defs.ticks import ended_tick, read_cursor, told
 from sv_pipeline.edits.requests import user_or_default
 from sv_pipeline.environment import is_switched_on
 from sv_pipeline.errors import CorruptionError, NotFoundError, SvPipelineError
-from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.recovery.durations import parse_duration
 from sv_pipeline.recovery.observing import Observation, Observations
-from sv_pipeline.registry import Registry, ask_every_graph
+from sv_pipeline.registry import Dataset, Registry, ask_every_graph
 from sv_pipeline.reports.alerts import alerts_from_environment
-from sv_pipeline.reports.split_pictures import split_picture
+from sv_pipeline.reports.sizes import DIALOG_WIDTH
 from sv_pipeline.reports.viewer_links import operation_link
 from sv_pipeline.storage.wall import wall
 from sv_pipeline.verify.postcheck import prove_ended
@@ -99,11 +99,12 @@ def _recover(context: dg.OpExecutionContext, pipeline: PipelineResource, config:
         allow_retries = not isinstance(error, FOR_PEOPLE)
         raise dg.Failure(description=str(error), metadata={"kind": error.kind}, allow_retries=allow_retries) from error
     context.log.info("%s", said)
+    # The picture comes first, since the UI shows only the first few lines without a click.
     context.add_output_metadata(
         {
+            **_before_and_after(dataset, operation_id),
             **numbers(metadata),
             **viewer_links(lambda: operation_link(dataset, operation_id)),
-            **pictures(split=partial(_picture, graph, operation_id)),
         }
     )
     first = not context.retry_number and context.run.tags.get(ATTEMPT_TAG, "1") == "1"
@@ -119,18 +120,16 @@ def _recover(context: dg.OpExecutionContext, pipeline: PipelineResource, config:
     )
 
 
+def _before_and_after(dataset: Dataset, operation_id: int) -> dict[str, Any]:
+    """Draw a recovered operation as its own run would have drawn it; nothing if it was not made."""
+    return pictures(before_and_after=lambda: OpenGraph(dataset).picture(operation_id, width=DIALOG_WIDTH))
+
+
 def _show(context: dg.OpExecutionContext, graph_id: str, stage: str, what: dict[str, Any]) -> None:
     """Report the end of a stage as an observation of the graph's fork, and as a line of the run's log."""
     observed = {"stage": stage, **numbers(what)}
     context.log_event(dg.AssetObservation("fork", f"recovery: {stage}", observed, graph_id))
     context.log.info("%s: %s", stage, ", ".join(f"{name}: {value}" for name, value in what.items()))
-
-
-def _picture(graph: ChunkedGraph, operation_id: int) -> bytes:
-    png = split_picture(graph, operation_id)
-    if png is None:
-        raise ValueError("the operation changed no voxels")
-    return png
 
 
 @dg.failure_hook

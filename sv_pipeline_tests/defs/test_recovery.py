@@ -96,7 +96,7 @@ def test_a_killed_edit_is_found_and_healed(
     assert stages["make again"]["outcome"].value == "replayed"
     assert stages["prove"]["status"].value == "SUCCESS"
     (output,) = [e for e in result.all_events if e.event_type_value == "STEP_OUTPUT"]
-    assert "data:image/png;base64" in output.step_output_data.metadata["split"].value
+    assert "data:image/png;base64" in output.step_output_data.metadata["before_and_after"].value
     assert output.step_output_data.metadata["view it"].value.endswith(" view stage --operation 15")
     (news,) = webhook
     assert news["healed"]
