@@ -26,6 +26,7 @@ def defs() -> dg.Definitions:
         pyramid_sensor,
         rebuild,
         recovery,
+        registration,
         retirement,
         sensors,
         verification,
@@ -48,7 +49,7 @@ def defs() -> dg.Definitions:
         ],
         asset_checks=[checks.invariants, checks.layer_complete, checks.watershed_unchanged, pyramid.pyramid_keeps_up],
         jobs=[
-            jobs.register_graph_job,
+            registration.register_graph_job,
             jobs.purge_layer_job,
             built.check_layers_job,
             planning.requeue_chunk_job,
@@ -61,6 +62,7 @@ def defs() -> dg.Definitions:
             edits.redo_job,
             pyramid.downsample_job,
             rebuild.rebuild_mip_job,
+            garbage.garbage_report_job,
             garbage.collect_garbage_job,
             retirement.retire_graph_job,
             backup.backup_job,
@@ -81,6 +83,7 @@ def defs() -> dg.Definitions:
         schedules=[
             verification.verify_nightly_schedule,
             verification.verify_changes_schedule,
+            garbage.garbage_report_schedule,
             garbage.collect_garbage_schedule,
             backup.backup_schedule,
         ],

@@ -8,17 +8,16 @@ import dagster as dg
 from pydantic import Field
 
 from sv_pipeline.defs.metadata import explained_failures
+from sv_pipeline.defs.nights import BACK_UP_AT, for_each_graph
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.defs.runs import SLOT_TAG, UPKEEP
 from sv_pipeline.errors import ConfigError
-from sv_pipeline.registry import Registry, ask_every_graph
 from sv_pipeline.upkeep.backup import back_up
 
 __all__ = ["PLACE_VARIABLE", "backup_job", "backup_schedule"]
 
 PLACE_VARIABLE = "SV_PIPELINE_BACKUPS"
 """Environment variable with the folder of the backups."""
-NIGHTLY = "30 3 * * *"
 
 
 class BackupConfig(dg.Config):
@@ -46,22 +45,24 @@ def backup_job() -> None:
     back_up_graph()
 
 
-@dg.schedule(job=backup_job, cron_schedule=NIGHTLY, default_status=dg.DefaultScheduleStatus.STOPPED)
+@dg.schedule(
+    job=backup_job,
+    cron_schedule=BACK_UP_AT,
+    default_status=dg.DefaultScheduleStatus.STOPPED,
+    description="Backs up every graph to the folder that SV_PIPELINE_BACKUPS names, every night. It is off until it is "
+    "switched on.",
+)
 def backup_schedule(
     context: dg.ScheduleEvaluationContext, pipeline: PipelineResource
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """Back up every graph to the folder that SV_PIPELINE_BACKUPS names, every night."""
-    if not os.environ.get(PLACE_VARIABLE):
+    if os.environ.get(PLACE_VARIABLE):
+        yield from for_each_graph(context, pipeline, _request)
+    else:
         yield dg.SkipReason(f"{PLACE_VARIABLE} is not set")
-        return
-    night = context.scheduled_execution_time.date().isoformat()
-    asked = ask_every_graph(pipeline.registry, _has_table)
-    for graph_id, answer in asked.items():
-        if answer:  # True, or a text that says why the graph cannot be read, which the run will report
-            config = dg.RunConfig(ops={"back_up_graph": BackupConfig(graph_id=graph_id)})
-            tags = {"sv/graph_id": graph_id, SLOT_TAG: UPKEEP[SLOT_TAG]}
-            yield dg.RunRequest(run_key=f"backup:{graph_id}:{night}", run_config=config, tags=tags)
 
 
-def _has_table(registry: Registry, graph_id: str) -> bool:
-    return registry.get(graph_id).existing_table is not None
+def _request(graph_id: str, night: str) -> dg.RunRequest:
+    config = dg.RunConfig(ops={"back_up_graph": BackupConfig(graph_id=graph_id)})
+    tags = {"sv/graph_id": graph_id, SLOT_TAG: UPKEEP[SLOT_TAG]}
+    return dg.RunRequest(run_key=f"backup:{graph_id}:{night}", run_config=config, tags=tags)
