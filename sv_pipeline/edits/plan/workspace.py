@@ -18,7 +18,7 @@ from sv_pipeline.operations.refusal import EditRefused, Reason
 
 __all__ = ["Workspace", "plan_above", "prefetch_surroundings", "workspace_of_preview"]
 
-SHOWN = 3
+SHOWN = 2
 """Number of objects, and of points on each, that a message names."""
 
 
