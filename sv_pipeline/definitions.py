@@ -25,6 +25,7 @@ def defs() -> dg.Definitions:
         pyramid_sensor,
         rebuild,
         recovery,
+        registration,
         retirement,
         sensors,
         verification,
@@ -47,7 +48,7 @@ def defs() -> dg.Definitions:
         ],
         asset_checks=[checks.invariants, checks.layer_complete, checks.watershed_unchanged, pyramid.pyramid_keeps_up],
         jobs=[
-            jobs.register_graph_job,
+            registration.register_graph_job,
             jobs.purge_layer_job,
             built.check_layers_job,
             planning.requeue_chunk_job,
@@ -60,6 +61,7 @@ def defs() -> dg.Definitions:
             edits.redo_job,
             pyramid.downsample_job,
             rebuild.rebuild_mip_job,
+            garbage.garbage_report_job,
             garbage.collect_garbage_job,
             retirement.retire_graph_job,
             recovery.recover_operation_job,
@@ -79,6 +81,7 @@ def defs() -> dg.Definitions:
         schedules=[
             verification.verify_nightly_schedule,
             verification.verify_changes_schedule,
+            garbage.garbage_report_schedule,
             garbage.collect_garbage_schedule,
         ],
         resources=resources_from_environment(),

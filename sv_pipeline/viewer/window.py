@@ -190,7 +190,8 @@ class ViewerWindow:
         place = places.place_of(self.graph, operation)
         groups = []
         for name, view, roots in (("before", place.before, place.old_roots), ("after", place.after, place.new_roots)):
-            volume = ServedVolume(labels.objects(view), "segmentation")
+            surfaces = ObjectMeshes(view, labels.supervoxels(view))
+            volume = ServedVolume(labels.objects(view), "segmentation", surfaces)
             state.layers[name] = neuroglancer.SegmentationLayer(
                 source=volume,
                 segments=roots,

@@ -7,7 +7,7 @@ from datetime import datetime
 import dagster as dg
 
 from sv_pipeline.definitions import defs
-from sv_pipeline.defs.garbage import collect_garbage_schedule, fork_files
+from sv_pipeline.defs.garbage import collect_garbage_schedule, fork_files, garbage_report_schedule
 from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.ingest.run import ingest
@@ -31,12 +31,23 @@ def test_a_graph_is_measured_cleaned_up_and_removed(dataset: Dataset, instance: 
     assert (numbers["orphan_files"], numbers["collectable_bytes"], numbers["policy"]) == (1, 0, "forever")
     assert numbers["latest_bytes"] <= numbers["reachable_bytes"] <= numbers["stored_bytes"]
 
-    with dg.build_schedule_context(
-        instance=instance, scheduled_execution_time=datetime(2026, 1, 2, 4, 15), resources=resources
-    ) as context:
-        (request,) = collect_garbage_schedule(context)
-    assert isinstance(request, dg.RunRequest)
-    assert request.partition_key == dataset.graph_id
+    keys = set()
+    for schedule in (garbage_report_schedule, collect_garbage_schedule):
+        with dg.build_schedule_context(
+            instance=instance, scheduled_execution_time=datetime(2026, 1, 2, 4, 15), resources=resources
+        ) as context:
+            (request,) = schedule(context)
+        assert isinstance(request, dg.RunRequest)
+        assert request.partition_key == dataset.graph_id
+        keys.add(request.run_key)
+    assert len(keys) == 2
+    measure = defs().resolve_job_def("garbage_report_job")
+    (event,) = measure.execute_in_process(
+        instance=instance, partition_key=dataset.graph_id
+    ).asset_materializations_for_node("fork_files")
+    measured = event.metadata["report"].value
+    assert isinstance(measured, dict)
+    assert measured["collected"] is None, "nothing is deleted"
     result = (
         defs()
         .resolve_job_def("collect_garbage_job")

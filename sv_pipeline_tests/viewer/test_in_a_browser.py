@@ -41,6 +41,8 @@ GOOGLE = "https://storage.googleapis.com"
 PATIENCE = 90.0
 PIXELS = 24
 """Width of a voxel in the cross-section."""
+IS_AT = "place => (viewer.state.toJSON().position || [NaN]).every((axis, i) => Math.abs(axis - place[i]) < 1e-3)"
+TWO_FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def page() -> Iterator[Any]:
         raise
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", *SOFTWARE_WEBGL])
-        yield browser.new_page(viewport={"width": 640, "height": 420})
+        yield browser.new_page(viewport={"width": 520, "height": 380})
         browser.close()
 
 
@@ -71,9 +73,12 @@ class Seen:
         page.wait_for_selector("canvas")
 
     def look_at(self, voxel: Voxel) -> None:
+        """Move the view, and wait until the browser has drawn it there, however busy the machine is."""
+        position = [axis + 0.5 for axis in voxel]
         with self.window.viewer.txn() as state:
-            state.position = [axis + 0.5 for axis in voxel]
-        self.page.wait_for_timeout(300)
+            state.position = position
+        self.page.wait_for_function(IS_AT, arg=position, timeout=PATIENCE * 1000)
+        self.page.evaluate(TWO_FRAMES)
 
     def middle(self) -> tuple[float, float]:
         box = self.page.locator(".neuroglancer-rendered-data-panel").first.bounding_box()
@@ -93,7 +98,7 @@ class Seen:
         x, y = self.middle()
         self.page.mouse.move(x - 5, y)
         self.page.mouse.move(x, y)
-        self.page.wait_for_timeout(300)
+        self.page.wait_for_timeout(200)
         self.page.keyboard.press(f"Shift+{key}")
 
     def wait_for_text(self, text: str) -> None:
@@ -110,6 +115,10 @@ def apart(one: Colour, other: Colour) -> int:
     return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
+def is_nearer(colour: Colour, one: Colour, other: Colour) -> bool:
+    return apart(colour, one) < apart(colour, other)
+
+
 def is_grey(colour: Colour) -> bool:
     return max(colour) - min(colour) < 8
 
@@ -121,8 +130,8 @@ def test_a_split_is_placed_previewed_made_and_undone_and_the_colours_follow(grap
     try:
         seen = Seen(window, page)
         seen.wait_for(lambda: not is_grey(seen.colour(near)), "an object has a colour")
-        assert apart(seen.colour(near), seen.colour(far)) > 30
-        assert apart(seen.colour(one), seen.colour(other)) < 10
+        seen.wait_for(lambda: apart(seen.colour(near), seen.colour(far)) > 30, "two objects have two colours")
+        seen.wait_for(lambda: apart(seen.colour(one), seen.colour(other)) < 10, "one object has one colour")
 
         seen.press("KeyS", one)
         seen.wait_for_text("1 source point and 0 sink points")
@@ -131,11 +140,11 @@ def test_a_split_is_placed_previewed_made_and_undone_and_the_colours_follow(grap
         assert (window.session.sources, window.session.sinks) == ([one], [other])
         for voxel, marker in ((one, RED), (other, BLUE)):
             seen.wait_for(lambda v=voxel, c=marker: apart(seen.colour(v, aside=0), c) < 40, "a point has a marker")
-        assert apart(seen.colour(one), seen.colour(other)) < 10
+        seen.wait_for(lambda: apart(seen.colour(one), seen.colour(other)) < 10, "one object has one colour")
         seen.press("KeyP")
         seen.wait_for_text("Preview: ")
-        seen.wait_for(lambda: apart(seen.colour(one), RED) < apart(seen.colour(one), BLUE), "the source side is red")
-        seen.wait_for(lambda: apart(seen.colour(other), BLUE) < apart(seen.colour(other), RED), "the sink side is blue")
+        seen.wait_for(lambda: is_nearer(seen.colour(one), RED, BLUE), "the source side is red")
+        seen.wait_for(lambda: is_nearer(seen.colour(other), BLUE, RED), "the sink side is blue")
 
         seen.press("Enter")
         seen.wait_for_text("Operation 1 (split) is made")

@@ -229,13 +229,19 @@ def test_what_an_edit_said_stands_if_the_view_cannot_be_drawn(
     wait_for(lambda: text_of(window).startswith("Operation 1 (merge) is made"))
 
 
-def test_an_operation_is_shown_before_and_after(graph: OpenGraph, open_window: Callable[..., ViewerWindow]) -> None:
-    one, other = two_parts_of_an_object(graph)
+@pytest.mark.parametrize("of_a_supervoxel", [False, True])
+def test_an_operation_is_shown_before_and_after(
+    graph: OpenGraph, open_window: Callable[..., ViewerWindow], of_a_supervoxel: bool
+) -> None:
+    one, other = two_parts_of_an_object(graph, of_a_supervoxel=of_a_supervoxel)
     made = graph.split([one], [other])
     window = open_window(operation=made.id)
     before, after = voxels(window, "before"), voxels(window, "after")
     assert before[one] == before[other] == made.old_roots[0]
     assert {after[one], after[other]} == set(made.roots.tolist())
+    for layer, root in (("before", made.old_roots[0]), *(("after", root) for root in made.roots)):
+        surface = f"{server_of(window)}/neuroglancer/mesh/{source_of(window, layer)}/{root}"
+        assert requests.get(surface, timeout=30).status_code == 200
     colours = window.viewer.state.layers["after"].layer.segment_colors
     assert len({colours[root] for root in made.roots.tolist()}) == 2
     graph.undo(made.id)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sv_pipeline.config import DEFAULT_POPULATE_LAYER, OcdbtConfig
 from sv_pipeline.errors import ConfigError, ConflictError, DamagedError, NotFoundError, NotReadyError
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.memory import memory_budget
+from sv_pipeline.ocdbt_config import DEFAULT_POPULATE_LAYER, OcdbtConfig
 from sv_pipeline.segmentation.base import elsewhere, markers
 from sv_pipeline.segmentation.base.given_mips import usable_given_mips
 from sv_pipeline.segmentation.base.layout import plan_scales, populate_layer, with_populate_layer
