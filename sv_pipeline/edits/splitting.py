@@ -35,6 +35,7 @@ from sv_pipeline.edits.session import EditOfPoints, Resumption, run_edit
 from sv_pipeline.edits.write.commit import CommittedEdit
 from sv_pipeline.edits.write.locking import LockPatience
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.wording import counted
 
