@@ -84,7 +84,9 @@ class Retention(BaseModel):
         if self.is_forever:
             return "forever"
         parts = [_text(self.keep)] if isinstance(self.keep, timedelta) else []
-        parts += [f"{self.generations} generations"] if self.generations is not None else []
+        parts += (
+            [f"{self.generations} generation{'s' * (self.generations > 1)}"] if self.generations is not None else []
+        )
         return " and ".join(parts)
 
 

@@ -24,6 +24,7 @@ MINUTE = 60 * 10**9
         ({"keep": "90 days"}, "90 days"),
         ({"keep": "36 hours", "generations": 5}, "36 hours and 5 generations"),
         ({"keep": "1.5 days"}, "36 hours"),
+        ({"generations": 1}, "1 generation"),
     ],
 )
 def test_a_policy_is_stored_as_it_is_written(given_as: dict[str, object], said: str) -> None:
