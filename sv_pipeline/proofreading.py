@@ -42,6 +42,7 @@ from sv_pipeline.operations.refusal import bad_request
 from sv_pipeline.redaction import redacted
 from sv_pipeline.registry import Dataset, open_dataset
 from sv_pipeline.reports.previews import PreviewedMerge, PreviewedSplit
+from sv_pipeline.reports.sizes import PUBLISHED_WIDTH, parse_width
 from sv_pipeline.segmentation.fork.fork import is_current
 from sv_pipeline.storage.wall import behind_the_wall, methods_behind_the_wall
 
@@ -238,32 +239,25 @@ class OpenGraph(GraphHistory):
 
         moved, found = self._preview(question)
         sources, sinks = _voxels_of(moved.sources), _voxels_of(moved.sinks)
-        return PreviewedSplit.of(found, lambda: self._drawn(found, sources, sinks))
+        return PreviewedSplit.of(found, lambda width: self._drawn(found, sources, sinks, width))
 
     def preview_merge(self, source: Voxels, sink: Voxels) -> PreviewedMerge:
         """Return what :meth:`merge` would do now; nothing is locked or written."""
         request = MergeRequest("preview", given_points(source, "source"), given_points(sink, "sink"))
         found = self._preview(lambda graph: edits.preview_merge(graph, request, volume=self.segmentation))
-        return PreviewedMerge.of(found, lambda: self.picture_of_points(source, sink))
+        return PreviewedMerge.of(found, lambda width: self._drawn_points(source, sink, width, merged=True))
 
-    def picture_of_points(self, source: Voxels, sink: Voxels) -> bytes:
-        """Draw three slices through the objects at points, as they are and as one object; return a PNG."""
-        from sv_pipeline.reports.cut_pictures import render_cut
-        from sv_pipeline.reports.cut_scenes import scene_of_points
+    def picture_of_points(self, source: Voxels, sink: Voxels, *, width: int = PUBLISHED_WIDTH) -> bytes:
+        """Draw three slices through the objects at points; return a PNG of a width in pixels."""
+        return self._drawn_points(source, sink, width)
 
-        sides = given_points(source, "source"), given_points(sink, "sink")
-
-        def question(graph: SettledGraph) -> list[IntArray]:
-            return [_voxels_of(supervoxels_or_nearest(graph, side, self.segmentation)) for side in sides]
-
-        return render_cut(scene_of_points(self.dataset, *self._ask(question)))
-
-    def picture(self, operation_id: int) -> bytes:
-        """Draw three slices through an operation of any age, before and after it; return a PNG."""
+    def picture(self, operation_id: int, *, width: int = PUBLISHED_WIDTH) -> bytes:
+        """Draw three slices through an operation of any age, before and after it; return a PNG of a width in pixels."""
         from sv_pipeline.reports.cut_pictures import render_cut
         from sv_pipeline.reports.cut_scenes import scene_of_operation
 
-        return render_cut(scene_of_operation(self.dataset, _operation_number(operation_id)))
+        number, pixels = _operation_number(operation_id), parse_width(width)
+        return render_cut(scene_of_operation(self.dataset, number), width=pixels)
 
     # -- editing ------------------------------------------------------------------------------------------------------
 
@@ -364,11 +358,23 @@ class OpenGraph(GraphHistory):
             lambda: revert(graph, number, who, allow_partial=allow_partial),
         )
 
-    def _drawn(self, preview: SplitPreview, sources: IntArray, sinks: IntArray) -> bytes:
+    def _drawn(self, preview: SplitPreview, sources: IntArray, sinks: IntArray, width: int) -> bytes:
         from sv_pipeline.reports.cut_pictures import render_cut
         from sv_pipeline.reports.cut_scenes import scene_of_preview
 
-        return render_cut(scene_of_preview(self.dataset, preview, sources, sinks))
+        return render_cut(scene_of_preview(self.dataset, preview, sources, sinks), width=width)
+
+    def _drawn_points(self, source: Voxels, sink: Voxels, width: int, *, merged: bool = False) -> bytes:
+        from sv_pipeline.reports.cut_pictures import render_cut
+        from sv_pipeline.reports.cut_scenes import scene_of_merge, scene_of_points
+
+        sides, pixels = (given_points(source, "source"), given_points(sink, "sink")), parse_width(width)
+
+        def question(graph: SettledGraph) -> list[IntArray]:
+            return [_voxels_of(supervoxels_or_nearest(graph, side, self.segmentation)) for side in sides]
+
+        scene_of = scene_of_merge if merged else scene_of_points
+        return render_cut(scene_of(self.dataset, *self._ask(question)), width=pixels)
 
 
 def _split_request(

@@ -16,7 +16,7 @@ import sv_pipeline
 from sv_pipeline.edits import EditRefused
 from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.proofreading import OpenGraph
-from sv_pipeline.reports.pictures import MAX_WIDTH
+from sv_pipeline.reports.sizes import PUBLISHED_WIDTH
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline_tests.editable import (
@@ -120,7 +120,8 @@ def test_a_preview_says_what_the_split_then_does(graph: OpenGraph, of_a_supervox
     rows, generation = dump(graph.dataset.table), Fork(graph.dataset.watershed_url, "small").generation()
     preview = graph.preview_split([one], [other])
     width, _ = size_of(preview.picture())
-    assert width <= MAX_WIDTH
+    assert width == PUBLISHED_WIDTH
+    assert size_of(preview.picture(width=700))[0] == 700
     assert preview._repr_png_() == preview.picture()
     assert dump(graph.dataset.table) == rows
     assert Fork(graph.dataset.watershed_url, "small").generation() == generation

@@ -64,6 +64,7 @@ GOOD: dict[str, Callable[[World], Any]] = {
     "seed": lambda w: 0,
     "graph_id": lambda w: w.graph.dataset.graph_id,
     "home": lambda w: w.graph.dataset.home,
+    "width": lambda w: 400,
 }
 """A value of each argument, by its name."""
 SUBJECTS = {"self", "graph", "dataset"}
@@ -120,6 +121,7 @@ JUNK: dict[str, Any] = {**TEXT, **NUMBERS, **LISTS, **ARRAYS, **OTHERS}
 
 NO_RIGHT = frozenset[str]()
 FINE: dict[str, frozenset[str]] = {
+    "again": frozenset({"true", "a truth of numpy"}),
     "allow_partial": frozenset({"true", "a truth of numpy"}),
     "allow_isolating_cut": frozenset({"true", "a truth of numpy"}),
     "deep": frozenset({"true", "a truth of numpy"}),

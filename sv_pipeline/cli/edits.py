@@ -213,6 +213,8 @@ def _say_preview(numbers: dict[str, Any]) -> None:
         replaced, fresh = counted(numbers["split_supervoxels"], "supervoxel"), numbers["new_supervoxels"]
         sides = f"{numbers['cut_voxels_source']:,} voxels to the source, {numbers['cut_voxels_sink']:,} to the sink"
         click.echo(f"{replaced} would be split into {fresh:,}: {sides}")
+    if "doubt" in numbers:
+        click.echo(f"warning: {numbers['doubt']}")
     if numbers["region_enlarged"]:
         times = counted(numbers["region_enlarged"], "time")
         click.echo(f"the search was extended beyond the surroundings of the points: {times}")

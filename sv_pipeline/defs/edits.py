@@ -28,6 +28,7 @@ from sv_pipeline.edits.tokens import is_begun
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.reports.edit_numbers import edit_numbers
+from sv_pipeline.reports.sizes import DIALOG_WIDTH
 from sv_pipeline.reports.viewer_links import viewer_link
 
 __all__ = ["merge_job", "preview_split_job", "redo_job", "split_job", "undo_job"]
@@ -120,7 +121,7 @@ def look_up(context: dg.OpExecutionContext, pipeline: PipelineResource, config: 
     records = [dg.TableRecord({str(name): str(v) for name, v in row.items()}) for row in found.to_dict("records")]
     context.add_output_metadata(
         {
-            **pictures(objects=lambda: graph.picture_of_points(config.source, config.sink)),
+            **pictures(objects=lambda: graph.picture_of_points(config.source, config.sink, width=DIALOG_WIDTH)),
             "points": dg.MetadataValue.table(records, dg.TableSchema([dg.TableColumn(c) for c in found.columns])),
             "roots": dg.MetadataValue.text(", ".join(map(str, sorted(set(found["root"].tolist()))))),
         }
@@ -136,7 +137,9 @@ def preview(context: dg.OpExecutionContext, pipeline: PipelineResource, config: 
             context.log.info("an earlier run of this request has begun its commit, so there is nothing to preview")
             return
         found = graph.preview_split(config.source, config.sink, **config.options)
-        metadata = {**pictures(cut=found.picture), **numbers(found.numbers)}
+        metadata = {**pictures(cut=lambda: found.picture(width=DIALOG_WIDTH)), **numbers(found.numbers)}
+    if found.doubt is not None:
+        context.log.warning("%s", found.doubt)
     if not found.legal:
         raise dg.Failure(
             description=f"the split would be refused: {found.numbers['message']}",
@@ -204,7 +207,7 @@ def report(context: dg.OpExecutionContext, pipeline: PipelineResource, config: G
         edit = graph.find_edit(token=_token(context))
         if edit is None:
             raise NotFoundError(f"run {_token(context)} has made no edit.", remedy="Re-execute its commit op.")
-    drawn = pictures(before_and_after=lambda: graph.picture(edit.id))
+    drawn = pictures(before_and_after=lambda: graph.picture(edit.id, width=DIALOG_WIDTH))
     link = viewer_links(lambda: viewer_link(graph.dataset, operation=edit.id))
     context.add_output_metadata({**drawn, **link, **numbers(edit_numbers(edit))})
 

@@ -14,6 +14,7 @@ from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.defs.runs import OWNERS, RETRIES
 from sv_pipeline.pyramid.catch_up import catch_up
 from sv_pipeline.pyramid.lag import LagVerdict, lag_verdict, lags
+from sv_pipeline.reports.sizes import DIALOG_WIDTH_OF_ROWS
 
 __all__ = ["downsample_job", "pyramid", "pyramid_keeps_up", "verdict_numbers", "verdict_severity"]
 
@@ -42,7 +43,8 @@ def pyramid(
 ) -> dg.MaterializeResult:
     """The coarser mips of a fork, up to date with its mip 0: whatever edits changed is downsampled again.
 
-    Several runs at once share the work, since each block of the volume is locked while it is worked on.
+    After edits, `downsample_sensor` materializes it by itself. Several runs at once share the work, since each block of
+    the volume is locked while it is worked on.
     """
     from sv_pipeline.reports import pyramid_views
 
@@ -56,7 +58,9 @@ def pyramid(
         context.log.warning("some blocks are left: another run is working on them, or edits keep changing them")
     shown: dict[str, Callable[[], bytes]] = {}
     if done.shown is not None:
-        shown["mips_around_the_edit"] = lambda: pyramid_views.catch_up_picture(dataset, done)
+        shown["mips_around_the_edit"] = lambda: pyramid_views.catch_up_picture(
+            dataset, done, width=DIALOG_WIDTH_OF_ROWS
+        )
     return dg.MaterializeResult(
         metadata={
             **pictures(**shown),

@@ -10,6 +10,7 @@ from sv_pipeline.defs.partitions import graph_mips, mip_partition_of
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.defs.runs import RETRIES
 from sv_pipeline.pyramid.rebuild_batches import MipRebuild
+from sv_pipeline.reports.sizes import DIALOG_WIDTH
 
 __all__ = ["rebuild_mip_job"]
 
@@ -53,7 +54,7 @@ def finish_rebuild(context: dg.OpExecutionContext, pipeline: PipelineResource) -
         {
             "operations_behind": lag.entries,
             "boxes_behind": lag.boxes,
-            **pictures(mips=lambda: views.mips_picture(rebuild.dataset)),
+            **pictures(mips=lambda: views.mips_picture(rebuild.dataset, width=DIALOG_WIDTH)),
         }
     )
 

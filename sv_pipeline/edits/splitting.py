@@ -18,12 +18,14 @@ from functools import partial
 from typing import Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
 from sv_pipeline.algorithms.multicut import cut as multicut
 from sv_pipeline.algorithms.multicut.cut import LocalGraph, Refusal, Refused, SupervoxelSplitRequired
+from sv_pipeline.algorithms.voxel_cut import Doubt
 from sv_pipeline.edits.plan.edit_plan import EditPlan
 from sv_pipeline.edits.plan.level2_change import OtherChange
-from sv_pipeline.edits.plan.parting import Surroundings, roots_after
+from sv_pipeline.edits.plan.parting import Parted, Surroundings, roots_after
 from sv_pipeline.edits.plan.region import Region
 from sv_pipeline.edits.plan.removal import plan_removal
 from sv_pipeline.edits.plan.supervoxel_split import SupervoxelSplit, plan_supervoxel_split, without_voxels
@@ -97,6 +99,27 @@ class SplitPreview:
     """Whether some source and some sink would still be in one object, which ``allow_partial`` permits."""
     enlarged: int = 0
     """Number of times that the region was enlarged until the cut separated the points."""
+    parted: Parted | None = None
+    """The objects on both sides; None if the split would be refused, or both sides would still be one object."""
+
+    def sides_of(self, graph: ChunkedGraph, supervoxels: UInt64Array) -> npt.NDArray[np.uint8]:
+        """Return the side of each supervoxel after the split, shape (n,): 1 = source, 2 = sink, 0 = neither.
+
+        They may lie anywhere in the object. If it is not known which objects there will be, only supervoxels in the
+        region that was cut have sides. Supervoxels that are split themselves have none.
+        """
+        if self.parted is not None:
+            return self.parted.sides_of(graph, supervoxels)
+        sides = np.zeros(len(supervoxels), np.uint8)
+        if isinstance(self.outcome, multicut.Preview):
+            cut = self.outcome.cut
+            sides[np.isin(supervoxels, cut.source_side)], sides[np.isin(supervoxels, cut.sink_side)] = 1, 2
+        return sides
+
+    @property
+    def doubt(self) -> Doubt | None:
+        """What is most doubtful about the cut of voxels; None if none are cut, or nothing is known against it."""
+        return None if self.supervoxels is None else self.supervoxels.doubt
 
 
 def preview_split(graph: ChunkedGraph, request: SplitRequest, *, volume: Any = None) -> SplitPreview:
@@ -118,6 +141,7 @@ def preview_split(graph: ChunkedGraph, request: SplitRequest, *, volume: Any = N
         0 if plan is None else len(plan.hierarchy.new_roots),
         plan is not None and plan.still_one_object,
         split.enlarged,
+        split.parted,
     )
 
 
@@ -154,6 +178,8 @@ def plan_split(workspace: Workspace, request: SplitRequest) -> EditPlan:
     if found.enlarged:
         times = counted(found.enlarged, "time")
         log.info("the region around the points was enlarged %s until the cut separated them", times)
+    if found.supervoxels is not None and found.supervoxels.doubt is not None:
+        log.warning("%s", found.supervoxels.doubt)
     return found.plan
 
 
@@ -171,6 +197,7 @@ class _Found:
     """Set if the cut separates nothing: makes the refusal that says so, given a remedy. The call reads node rows."""
     supervoxels: SupervoxelSplit | None = None
     enlarged: int = 0
+    parted: Parted | None = None
 
     @property
     def needs_more(self) -> bool:
@@ -184,7 +211,7 @@ _MORE_POINTS = "Place points of both sides there as well"
 
 def _find_split(workspace: Workspace, request: SplitRequest) -> _Found:
     """Find a cut that separates the points, in the smallest of the growing regions that has one."""
-    _check_one_root(workspace.roots)
+    _check_one_root(workspace, request)
     around = Surroundings(workspace.graph, workspace.cache, workspace.roots, request)
     while True:
         found = replace(_find_in(workspace, request, around.region), enlarged=around.times)
@@ -230,7 +257,8 @@ def _find_in(workspace: Workspace, request: SplitRequest, region: Region) -> _Fo
         return _Found(outcome, joined=partial(removal.still_connected, sources, sinks), supervoxels=split)
     change = None if split is None else split.change
     plan = EditPlan("split", cut.plan, removed_edges=cut.edges, supervoxels=change, still_one_object=joined)
-    return _Found(outcome, plan, supervoxels=split)
+    parted = None if joined else Parted(cut.plan, source_roots, sink_roots)
+    return _Found(outcome, plan, supervoxels=split, parted=parted)
 
 
 def _refusal_of(outcome: multicut.Preview | SupervoxelSplitRequired | Refused) -> EditRefused | None:
@@ -244,10 +272,11 @@ def _refusal_of(outcome: multicut.Preview | SupervoxelSplitRequired | Refused) -
     return None if refused is None else EditRefused(refused.reason, refused.message)
 
 
-def _check_one_root(found: UInt64Array) -> None:
-    if len(found) > 1:
+def _check_one_root(workspace: Workspace, request: SplitRequest) -> None:
+    if len(workspace.roots) > 1:
+        where = workspace.points_by_root({"source": request.sources, "sink": request.sinks})
         raise EditRefused(
             Reason.SEVERAL_ROOTS,
-            f"the points are on {len(found)} objects: {', '.join(map(str, found[:5].tolist()))}.",
+            f"the points are on {len(workspace.roots)} objects: {where}.",
             remedy="Place all sources and sinks of a split on one object.",
         )

@@ -3,14 +3,14 @@
 ::
 
                   x-y        x-z        y-z
-    before     [ object ] [ object ] [ object ]       all six slices pass through one voxel of the cut
-    after      [so | si ] [so | si ] [so | si ]
+    before     [ object ] [ object ] [ object ]       all six slices pass through one voxel of the cut,
+    after      [so | si ] [so | si ] [so | si ]       and have one scale
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import fastremap
@@ -18,17 +18,27 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib import patheffects
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sv_pipeline.grid import Box
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.reports.pictures import INK, MAX_WIDTH, PAPER, png, scale_bar
+from sv_pipeline.reports.colours import GREYS, Colours, Palette, colours_of
+from sv_pipeline.reports.pictures import INK, Sheet, Size, borders, resized, scale_bar, scale_bar_length, show
+from sv_pipeline.reports.sizes import PUBLISHED_WIDTH
 
-__all__ = ["CutScene", "Kind", "SceneState", "cut_voxel", "kinds_by_object", "render_cut", "with_sides"]
+__all__ = [
+    "CutScene",
+    "Kind",
+    "Kinds",
+    "Objects",
+    "SceneState",
+    "cut_voxel",
+    "kinds_by_object",
+    "render_cut",
+    "with_sides",
+]
 
 IntArray = npt.NDArray[np.int64]
 Kinds = npt.NDArray[np.uint8]
@@ -54,7 +64,41 @@ class Kind(IntEnum):
 
 # Blue and orange can be told apart with every kind of colour blindness; everything else is grey.
 _COLOURS = {Kind.OBJECT: "#ece6d6", Kind.SOURCE: "#3f97dd", Kind.SINK: "#f2a02c"}
-_GREYS = (0.17, 0.29)
+_BRIGHTNESS = np.array([[1.0], [0.66], [0.82], [0.52]])
+"""Brightness of the colour of a kind, for several objects of it side by side; nearly all have the first."""
+_PALETTES = {Kind.OTHER: GREYS} | {
+    kind: Palette(np.array(mpl.colors.to_rgb(colour)) * _BRIGHTNESS, 0.01, by_id=False)
+    for kind, colour in _COLOURS.items()
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """The object of each supervoxel in a box."""
+
+    supervoxels: UInt64Array
+    """Ids, ascending, shape (n,)."""
+    roots: UInt64Array
+    """The object of each, shape (n,)."""
+
+    @classmethod
+    def of(cls, labels: UInt64Array, roots_of: Callable[[UInt64Array], UInt64Array]) -> Objects:
+        """Look up the objects of labels of any shape, each once; 0 = background."""
+        distinct = fastremap.unique(labels)
+        distinct = distinct[distinct != 0]
+        return cls(distinct, roots_of(distinct))
+
+    def roots_of(self, supervoxels: UInt64Array) -> UInt64Array:
+        """Return the object of each supervoxel, shape (n,); 0 for one that has none."""
+        at = np.searchsorted(self.supervoxels, supervoxels)
+        return np.asarray(self.roots[at], np.uint64)
+
+    def drawn(self, labels: UInt64Array) -> UInt64Array:
+        """Return the object of each label, in the shape of the argument; a supervoxel that has none stands for it."""
+        distinct, inverse = fastremap.unique(labels, return_inverse=True)
+        objects = distinct.copy()
+        objects[distinct != 0] = self.roots_of(distinct[distinct != 0])
+        return np.asarray(np.where(objects == 0, distinct, objects)[inverse].reshape(labels.shape), np.uint64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +110,8 @@ class SceneState:
     """:class:`Kind` of each voxel of the box, axes (x, y, z)."""
     labels: UInt64Array
     """Supervoxel of each voxel of the box, axes (x, y, z); their borders are drawn."""
+    objects: Objects | None = None
+    """Their objects, of which neighbours have different colours; default: each supervoxel is one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +124,19 @@ class CutScene:
     resolution: tuple[float, float, float]
     """Nanometres per voxel along x, y, z."""
     before: SceneState
-    after: SceneState
+    after: SceneState | None
+    """The second row; None if there is nothing to compare with."""
     sources: IntArray
     """Source points of the user in absolute voxels, shape (n, 3)."""
     sinks: IntArray
     """Sink points of the user in absolute voxels, shape (n, 3)."""
+    deciding: IntArray = field(default_factory=lambda: np.zeros((0, 3), np.int64))
+    """Absolute voxels at which another point would decide what is doubtful, shape (n, 3)."""
+
+    @property
+    def states(self) -> list[SceneState]:
+        """The rows of the picture."""
+        return [self.before] if self.after is None else [self.before, self.after]
 
 
 def kinds_by_object(
@@ -146,7 +200,7 @@ def cut_voxel(scene: CutScene) -> Triple:
     It lies on the contact of both sides, near the points, where the slices show most of the contact. If the sides do
     not touch inside the box, it is the voxel of the object that is nearest to the middle between the points.
     """
-    for state in (scene.after, scene.before):
+    for state in reversed(scene.states):
         voxels, faces = _contacts(state.kinds)
         if len(voxels):
             seen = np.zeros(len(voxels))
@@ -207,94 +261,71 @@ def _triple(voxel: npt.NDArray[np.generic]) -> Triple:
 # -- drawing ----------------------------------------------------------------------------------------------------------
 
 
-def render_cut(scene: CutScene, at: Triple | None = None) -> bytes:
+def render_cut(scene: CutScene, at: Triple | None = None, *, width: int = PUBLISHED_WIDTH) -> bytes:
     """Draw a scene as PNG.
 
     Parameters
     ----------
     at
         Absolute voxel through which to slice; default: the result of :func:`cut_voxel`.
+    width
+        Width of the picture in pixels.
     """
     centre = cut_voxel(scene) if at is None else _triple(np.subtract(at, scene.box.start))
-    figure, axes = _sheet(np.multiply(scene.box.shape, scene.resolution))
-    for row, state in zip(axes, (scene.before, scene.after), strict=True):
-        for axis, plane in zip(row, _PLANES, strict=True):
-            _draw(axis, scene, state, plane, centre)
+    box = np.multiply(scene.box.shape, scene.resolution).tolist()
+    extents = [(box[right], box[down]) for _, right, down, _ in _PLANES]
+    sheet, bar = Sheet.of(extents, len(scene.states), width, head=_HEAD), scale_bar_length(extents)
+    cuts = [tuple(centre[k] if k == across else slice(None) for k in range(3)) for _, _, _, across in _PLANES]
+    sizes = sheet.sizes * len(scene.states)
+    pixels = iter(_pixels([(state, cut) for state in scene.states for cut in cuts], sizes))
+    for axes, state in zip(sheet.rows, scene.states, strict=True):
+        for axis, plane, extent in zip(axes, _PLANES, extents, strict=True):
+            show(axis, next(pixels), extent)
+            _draw_points(axis, scene, plane, centre)
+            axis.set_title(f"{state.name}, {plane[0]}", color=INK, fontsize=10, loc="left")
+            scale_bar(axis, extent, bar)
     where = ", ".join(str(c + s) for c, s in zip(centre, scene.box.start, strict=True))
-    height = figure.get_figheight()
-    figure.text(_GAP / WIDTH, 1 - 0.1 / height, scene.title, color=INK, fontsize=13, va="top")
-    below = f"{scene.subtitle}\nslices through voxel {where}"
-    figure.text(_GAP / WIDTH, 1 - 0.38 / height, below, color=INK, alpha=0.8, fontsize=9, va="top")
-    figure.legend(
+    sheet.text(0.1, scene.title, fontsize=13)
+    sheet.text(0.38, f"{scene.subtitle}\nslices through voxel {where}", fontsize=9, alpha=0.8)
+    sheet.figure.legend(
         handles=_legend(scene),
         loc="upper left",
-        bbox_to_anchor=(0, 1 - 0.68 / height),
-        ncols=6,
+        bbox_to_anchor=(0, 1 - 0.68 / sheet.figure.get_figheight()),
+        ncols=7,
         frameon=False,
         labelcolor=INK,
         fontsize=9,
         handlelength=1.2,
     )
-    return png(figure, MAX_WIDTH / WIDTH)
+    return sheet.png()
 
 
-WIDTH, _GAP, _TOP, _TITLE, _BOTTOM = 10.9, 0.15, 0.98, 0.3, 0.12
-"""Sizes in inches: sheet, gap between slices, head with the legend, title of each row, margin below the last row."""
-_HIGHEST = 6.0
+_HEAD = 0.98
+"""Space in inches above the first row, for the title, the subtitle and the legend."""
 
 
-def _sheet(extent: npt.NDArray[np.float64]) -> tuple[Figure, list[list[Axes]]]:
-    """Make a figure with two rows of three axes, all at one scale, for a box of size ``extent`` in nm."""
-    sizes = [(float(extent[right]), float(extent[down])) for _, right, down, _ in _PLANES]
-    tallest = max(down for _, down in sizes)
-    scale = min((WIDTH - 4 * _GAP) / sum(right for right, _ in sizes), _HIGHEST / tallest)
-    row = tallest * scale + _TITLE
-    height = _TOP + 2 * row + _BOTTOM
-    figure = plt.figure(figsize=(WIDTH, height), facecolor=PAPER)
-    axes: list[list[Axes]] = []
-    for number in range(2):
-        left, top = _GAP, height - _TOP - number * row - _TITLE
-        axes.append([])
-        for right, down in ((r * scale, d * scale) for r, d in sizes):
-            axes[-1].append(figure.add_axes((left / WIDTH, (top - down) / height, right / WIDTH, down / height)))
-            left += right + _GAP
-    return figure, axes
-
-
-def _draw(axis: Axes, scene: CutScene, state: SceneState, plane: tuple[str, int, int, int], centre: Triple) -> None:
-    name, right, down, across = plane
-    cut = tuple(centre[across] if k == across else slice(None) for k in range(3))
-    size = scene.resolution[right], scene.resolution[down]
-    pixels = _colours(state.kinds[cut], state.labels[cut])
-    extent = np.multiply(state.kinds[cut].shape, size)
-    axis.imshow(
-        np.swapaxes(pixels, 0, 1),
-        extent=(0, float(extent[0]), float(extent[1]), 0),
-        interpolation="nearest",
-        aspect="equal",
-    )
+def _draw_points(axis: Axes, scene: CutScene, plane: tuple[str, int, int, int], centre: Triple) -> None:
+    _, right, down, across = plane
     for at, line in ((right, axis.axvline), (down, axis.axhline)):
         line((centre[at] + 0.5) * scene.resolution[at], color="white", alpha=0.35, linewidth=0.6, linestyle=(0, (4, 4)))
-    for points, kind in ((scene.sources, Kind.SOURCE), (scene.sinks, Kind.SINK)):
+    for points, kind in ((scene.deciding, None), (scene.sources, Kind.SOURCE), (scene.sinks, Kind.SINK)):
         _points(axis, scene, points, kind, (right, down, across), centre)
-    axis.set_xlim(0, float(extent[0]))
-    axis.set_ylim(float(extent[1]), 0)
-    axis.set_title(f"{state.name}, {name}", color=INK, fontsize=10, loc="left")
-    axis.axis("off")
-    scale_bar(axis, extent)
 
 
-_MARKERS = {Kind.SOURCE: "o", Kind.SINK: "D"}
+_MARKERS = {Kind.SOURCE: "o", Kind.SINK: "D", None: "P"}
+_DECIDING = "#ff4d6d"
+"""Colour of the places at which another point would decide, which is that of no side."""
 
 
 def _points(
-    axis: Axes, scene: CutScene, points: IntArray, kind: Kind, axes: tuple[int, int, int], centre: Triple
+    axis: Axes, scene: CutScene, points: IntArray, kind: Kind | None, axes: tuple[int, int, int], centre: Triple
 ) -> None:
     right, down, across = axes
     relative = points - scene.box.start
     relative = relative[((relative >= 0) & (relative < scene.box.shape)).all(axis=1)]
     near = np.abs(relative[:, across] - centre[across]) <= NEAR_VOXELS
-    for chosen, fill in ((~near, "none"), (near, _COLOURS[kind])):
+    colour = _DECIDING if kind is None else _COLOURS[kind]
+    for chosen, fill in ((~near, "none"), (near, colour)):
         there = (relative[chosen] + 0.5) * np.asarray(scene.resolution)
         axis.plot(
             there[:, right],
@@ -302,47 +333,54 @@ def _points(
             _MARKERS[kind],
             markersize=7,
             markerfacecolor=fill,
-            markeredgecolor="black" if fill != "none" else _COLOURS[kind],
+            markeredgecolor="black" if fill != "none" else colour,
             markeredgewidth=1.2,
             linestyle="none",
             path_effects=[patheffects.withStroke(linewidth=3, foreground="white" if fill != "none" else "black")],
         )
 
 
-def _colours(kinds: Kinds, labels: UInt64Array) -> npt.NDArray[np.uint8]:
-    """RGB pixels of an enlarged slice: kinds in their colours, other objects in greys, borders dark."""
-    factor = max(1, 480 // max(kinds.shape))
-    kinds, labels = (np.repeat(np.repeat(a, factor, axis=0), factor, axis=1) for a in (kinds, labels))
-    spread = ((labels * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(48)).astype(np.float32) / 0xFFFF
-    rgb = np.repeat((_GREYS[0] + (_GREYS[1] - _GREYS[0]) * spread)[..., None], 3, axis=-1)
-    for kind, colour in _COLOURS.items():
-        rgb[kinds == kind] = mpl.colors.to_rgb(colour)
+def _pixels(slices: list[tuple[SceneState, tuple[int | slice, ...]]], sizes: list[Size]) -> list[Colours]:
+    """Return RGB pixels of slices in their sizes: kinds in their colours, other objects in greys, borders dark."""
+    kinds = [state.kinds[cut] for state, cut in slices]
+    labels = [state.labels[cut] for state, cut in slices]
+    objects = [one if s.objects is None else s.objects.drawn(one) for one, (s, _) in zip(labels, slices, strict=True)]
+    pixels = [np.full((*one.shape, 3), 0.07) for one in kinds]
+    for kind, palette in _PALETTES.items():
+        of_kind = [np.where(k == kind, o, np.uint64(0)) for k, o in zip(kinds, objects, strict=True)]
+        for rgb, there, colours in zip(pixels, of_kind, colours_of(of_kind, palette), strict=True):
+            rgb[there != 0] = colours[there != 0]
+    return [_shaded(*one) for one in zip(pixels, kinds, labels, objects, sizes, strict=True)]
+
+
+def _shaded(rgb: Colours, kinds: Kinds, labels: UInt64Array, objects: UInt64Array, size: Size) -> Colours:
     # The shades of supervoxels differ a little, which shows where the graph could cut without splitting supervoxels.
-    rgb[kinds >= Kind.OBJECT] *= (0.86 + 0.14 * spread[kinds >= Kind.OBJECT])[:, None]
-    rgb[_borders(labels)] *= 0.62
-    rgb[_borders(kinds)] *= 0.25
-    rgb[kinds == Kind.BACKGROUND] = (0.07, 0.07, 0.08)
-    return np.asarray(rgb * 255, np.uint8)
-
-
-def _borders(values: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
-    edge = np.zeros(values.shape, np.bool_)
-    edge[:-1] |= values[:-1] != values[1:]
-    edge[:, :-1] |= values[:, :-1] != values[:, 1:]
-    return edge
+    shade = ((labels * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(48)).astype(np.float64) / 0xFFFF
+    rgb[kinds >= Kind.OBJECT] *= (0.86 + 0.14 * shade[kinds >= Kind.OBJECT])[:, None]
+    rgb, kinds = resized(rgb, size), resized(kinds, size)
+    labels, objects = resized(labels, size), resized(objects, size)
+    inside = kinds != Kind.BACKGROUND
+    rgb[borders(labels) & inside] *= 0.78
+    rgb[borders(objects) & inside] *= 0.6
+    rgb[borders(kinds) & inside] *= 0.3
+    return rgb
 
 
 def _legend(scene: CutScene) -> list[Patch | Line2D]:
-    used = {int(kind) for state in (scene.before, scene.after) for kind in fastremap.unique(state.kinds)}
+    used = {int(kind) for state in scene.states for kind in fastremap.unique(state.kinds)}
     names = {Kind.SOURCE: "source side", Kind.SINK: "sink side", Kind.OBJECT: "object"}
-    grey = str(sum(_GREYS) / 2)
     shown: list[Patch | Line2D] = [Patch(color=_COLOURS[k], label=name) for k, name in names.items() if k in used]
     if Kind.OTHER in used:
-        shown.append(Patch(facecolor=grey, edgecolor="#777777", label="other objects"))
+        shown.append(Patch(facecolor="0.25", edgecolor="#777777", label="other objects"))
     for points, kind, name in ((scene.sources, Kind.SOURCE, "source"), (scene.sinks, Kind.SINK, "sink")):
         if len(points):
             label = f"{name} points (filled: in the slice)" if kind is Kind.SOURCE else f"{name} points"
             shown.append(
                 Line2D([], [], marker=_MARKERS[kind], color=_COLOURS[kind], linestyle="none", markersize=7, label=label)
             )
+    if len(scene.deciding):
+        label = "another point would decide"
+        shown.append(
+            Line2D([], [], marker=_MARKERS[None], color=_DECIDING, linestyle="none", markersize=7, label=label)
+        )
     return shown

@@ -6,8 +6,9 @@ operation can be made at any later time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import fastremap
 import numpy as np
 import numpy.typing as npt
 
@@ -21,10 +22,10 @@ from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.log import Operation, asked_for
 from sv_pipeline.operations.writing import read_supervoxels
 from sv_pipeline.registry import Dataset
-from sv_pipeline.reports.cut_pictures import CutScene, Kind, SceneState, kinds_by_object, with_sides
+from sv_pipeline.reports.cut_pictures import CutScene, Kind, Kinds, Objects, SceneState, kinds_by_object, with_sides
 from sv_pipeline.table import columns
 
-__all__ = ["scene_of_operation", "scene_of_points", "scene_of_preview"]
+__all__ = ["scene_of_merge", "scene_of_operation", "scene_of_points", "scene_of_preview"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -78,49 +79,81 @@ def scene_of_operation(dataset: Dataset, operation_id: int) -> CutScene:
 
 def scene_of_preview(dataset: Dataset, preview: SplitPreview, sources: IntArray, sinks: IntArray) -> CutScene:
     """Return the scene before and after a split that was previewed."""
-    outcome = preview.outcome
-    cut = outcome.cut if isinstance(outcome, Preview) else None
-    box = _box_around(dataset, np.concatenate([sources, sinks]), [cut.removed_edges] if cut else [])
-    before, roots = _now(dataset, box, sources, sinks)
-    kinds = before.kinds
-    if cut is not None:
-        sides = ((cut.source_side, Kind.SOURCE), (cut.sink_side, Kind.SINK))
-        kinds = kinds.copy()
-        for ids, kind in sides:
-            kinds[np.isin(before.labels, ids) & (kinds == Kind.OBJECT)] = kind
+    outcome, doubt = preview.outcome, preview.doubt
+    removed = [outcome.cut.removed_edges] if isinstance(outcome, Preview) else []
+    box = _box_around(dataset, np.concatenate([sources, sinks]), removed)
+
+    def question(graph: SettledGraph) -> tuple[SceneState, UInt64Array, Kinds]:
+        before, roots = _now(graph, box, sources, sinks)
+        return before, roots, _sides_shown(graph, preview, before)
+
+    before, roots, kinds = settled(dataset.graph, question)
     if preview.supervoxels is not None:
         voxels = preview.supervoxels.cut
         kinds = with_sides(kinds, box, voxels.box, voxels.sides)
     says = "nothing is written" if preview.refusal is None else f"would be refused: {preview.refusal.reason}"
     if preview.still_one_object:
         says = f"still one object; {says}"
+    if doubt is not None:
+        says = f"the {doubt.name} side is a {doubt.kind}; {says}"
     return CutScene(
         title=f"{dataset.graph_id}: preview of a split",
         subtitle=f"{_named(np.unique(roots))}; {says}",
         box=box,
         resolution=dataset.volume.scales[0].resolution,
         before=before,
-        after=SceneState("after the split", kinds, before.labels),
+        after=SceneState("after the split", kinds, before.labels, before.objects),
         sources=sources,
         sinks=sinks,
+        deciding=np.array([] if doubt is None or doubt.place is None else doubt.place, np.int64).reshape(-1, 3),
     )
+
+
+def _sides_shown(graph: SettledGraph, preview: SplitPreview, before: SceneState) -> Kinds:
+    """Return the kinds of voxels after a previewed split: supervoxels of the object that have a side show it."""
+    kinds = before.kinds.copy()
+    edited = fastremap.unique(before.labels[kinds >= Kind.OBJECT])
+    sides = preview.sides_of(graph, edited)
+    for side, kind in ((1, Kind.SOURCE), (2, Kind.SINK)):
+        kinds[np.isin(before.labels, edited[sides == side]) & (kinds >= Kind.OBJECT)] = kind
+    return kinds
 
 
 def scene_of_points(dataset: Dataset, sources: IntArray, sinks: IntArray) -> CutScene:
-    """Return the scene of the objects at some points as they are now, and merged into one."""
+    """Return the scene of the objects at some points as they are now."""
     box = _box_around(dataset, np.concatenate([sources, sinks]), [])
-    before, roots = _now(dataset, box, sources, sinks)
-    merged = np.where(before.kinds >= Kind.OBJECT, np.uint8(Kind.OBJECT), before.kinds)
+    now, roots = settled(dataset.graph, lambda graph: _now(graph, box, sources, sinks))
     return CutScene(
-        title=f"{dataset.graph_id}: what would be merged",
+        title=f"{dataset.graph_id}: objects at the points",
         subtitle=f"{_named(np.unique(roots))}; nothing is written",
         box=box,
         resolution=dataset.volume.scales[0].resolution,
-        before=before,
-        after=SceneState("after the merge", merged, before.labels),
+        before=now,
+        after=None,
         sources=sources,
         sinks=sinks,
     )
+
+
+def scene_of_merge(dataset: Dataset, sources: IntArray, sinks: IntArray) -> CutScene:
+    """Return the scene of the objects at some points as they are now, and merged into one."""
+    scene = scene_of_points(dataset, sources, sinks)
+    now = scene.before
+    merged = np.where(now.kinds >= Kind.OBJECT, np.uint8(Kind.OBJECT), now.kinds)
+    one = Objects.of(now.labels, lambda ids: _merged(now, merged, ids))
+    return replace(
+        scene,
+        title=f"{dataset.graph_id}: preview of a merge",
+        after=SceneState("after the merge", merged, now.labels, one),
+    )
+
+
+def _merged(now: SceneState, kinds: Kinds, supervoxels: UInt64Array) -> UInt64Array:
+    """Return the object of each supervoxel after a merge of all objects that have the kind `OBJECT`, shape (n,)."""
+    assert now.objects is not None
+    roots = now.objects.roots_of(supervoxels)
+    joined = np.isin(supervoxels, fastremap.unique(now.labels[kinds == Kind.OBJECT]))
+    return np.where(joined, roots[joined].max(initial=0), roots)
 
 
 # -- moments ----------------------------------------------------------------------------------------------------------
@@ -147,19 +180,15 @@ class _Moment:
 
     def state(self, name: str, box: Box, sources: IntArray, sinks: IntArray, touched: UInt64Array) -> SceneState:
         _, labels = self.graph.read_voxels(box, version=self.generation, until=self.time)
-        sides = self.roots_at(sources), self.roots_at(sinks)
-        return SceneState(name, kinds_by_object(labels, self.roots, touched, *sides), labels)
+        objects, sides = Objects.of(labels, self.roots), (self.roots_at(sources), self.roots_at(sinks))
+        return SceneState(name, kinds_by_object(labels, objects.roots_of, touched, *sides), labels, objects)
 
 
-def _now(dataset: Dataset, box: Box, sources: IntArray, sinks: IntArray) -> tuple[SceneState, UInt64Array]:
+def _now(graph: SettledGraph, box: Box, sources: IntArray, sinks: IntArray) -> tuple[SceneState, UInt64Array]:
     """The objects at some points as they are now, and their roots."""
-
-    def question(graph: SettledGraph) -> tuple[SceneState, UInt64Array]:
-        now = _Moment(graph)
-        roots = now.roots_at(np.concatenate([sources, sinks]))
-        return now.state("now", box, sources, sinks, roots), roots
-
-    return settled(dataset.graph, question)
+    now = _Moment(graph)
+    roots = now.roots_at(np.concatenate([sources, sinks]))
+    return now.state("now", box, sources, sinks, roots), roots
 
 
 def _points_of(operation: Operation) -> tuple[IntArray, IntArray]:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sv_pipeline.algorithms.multicut.cut import Preview
+from sv_pipeline.algorithms.voxel_cut import Doubt
 from sv_pipeline.edits import CommittedEdit, MergePreview, SplitPreview
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.log import Operation, about, read_operations
@@ -15,7 +16,7 @@ from sv_pipeline.operations.writing import read_still_one_object
 from sv_pipeline.table import columns
 from sv_pipeline.table.counters import last_operation_id
 
-__all__ = ["edit_numbers", "merge_numbers", "operations_table", "preview_numbers", "refusal_of"]
+__all__ = ["doubt_numbers", "edit_numbers", "merge_numbers", "operations_table", "preview_numbers", "refusal_of"]
 
 
 def refusal_of(preview: SplitPreview | MergePreview) -> tuple[str, str] | None:
@@ -64,7 +65,24 @@ def preview_numbers(preview: SplitPreview) -> dict[str, Any]:
             "cut_voxels_source": source,
             "cut_voxels_sink": sink,
         }
+    if preview.doubt is not None:
+        numbers |= doubt_numbers(preview.doubt)
     return numbers
+
+
+def doubt_numbers(doubt: Doubt) -> dict[str, Any]:
+    """Return the numbers of what is doubtful about a cut, and the text that explains them as ``doubt``."""
+    return {
+        "doubt": str(doubt),
+        "doubt_kind": str(doubt.kind),
+        "doubtful_side": doubt.name,
+        "doubtful_voxels": doubt.voxels,
+        "doubtful_thickness": round(doubt.shape.thickness, 3),
+        "doubtful_deep": round(doubt.shape.deep, 4),
+        "doubtful_surface": round(doubt.shape.surface, 4),
+        "sure": round(doubt.sure, 4),
+        "deciding_voxel": None if doubt.place is None else list(doubt.place),
+    }
 
 
 def edit_numbers(edit: CommittedEdit) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -16,15 +17,40 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["INK", "PAPER", "Panel", "colorize", "enlarged", "png", "render", "render_rows", "scale_bar"]
+from sv_pipeline.reports.colours import Colours, colours_of
+from sv_pipeline.reports.sizes import PUBLISHED_WIDTH
 
+__all__ = [
+    "INK",
+    "PAPER",
+    "Panel",
+    "Sheet",
+    "Size",
+    "borders",
+    "render",
+    "render_rows",
+    "resized",
+    "scale_bar",
+    "scale_bar_length",
+    "show",
+]
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 LabelArray = npt.NDArray[np.unsignedinteger]
-MAX_WIDTH = 1150
-"""Maximum width of a picture in pixels, which a dialog of the Dagster UI shows without cutting it off."""
-MAX_WIDTH_OF_ROWS = 1000
-"""Maximum width of a picture with several rows, in pixels, so that a smaller screen shows all rows at once."""
+Extent = tuple[float, float]
+"""Width and height in nm."""
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
 INK = "#e8e8ea"
 PAPER = "#16161a"
+
+SHEET_WIDTH, GAP, MARGIN = 10.9, 0.15, 0.12
+"""Sizes in inches: width of a sheet, gap between slices, margin below the last row."""
+ROW_TITLE, ROW_NAME = 0.3, 0.2
+"""Space in inches above each slice for its title, and left of each row for its name."""
+HIGHEST, HIGHEST_ALONE = 6.0, 7.0
+"""Maximum height of a slice in inches, if there are several rows and if there is one."""
 
 
 @dataclass(frozen=True)
@@ -45,94 +71,151 @@ class Panel:
     labels: LabelArray
     pixel_size_nm: tuple[float, float]
 
-
-def colorize(labels: LabelArray, *, borders: bool = True) -> npt.NDArray[np.uint8]:
-    """Return the RGB colours of labels, shape (..., 3): always the same for an id, well spread, with darker borders."""
-    ids = np.asarray(labels, np.uint64)
-    # Fibonacci hashing spreads neighbouring ids over the whole colour circle.
-    spread = (ids * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)
-    unit = (spread & np.uint64(0xFFFF)).astype(np.float32) / 0xFFFF
-    tone = ((spread >> np.uint64(16)) & np.uint64(0xFF)).astype(np.float32) / 0xFF
-    hsv = np.stack([unit, 0.40 + 0.35 * tone, 0.95 - 0.30 * (1 - tone)], axis=-1)
-    rgb = mpl.colors.hsv_to_rgb(hsv)
-    if borders and ids.ndim == 2:
-        edge = np.zeros(ids.shape, bool)
-        edge[:-1] |= ids[:-1] != ids[1:]
-        edge[:, :-1] |= ids[:, :-1] != ids[:, 1:]
-        rgb[edge] *= 0.45
-    rgb[ids == 0] = (0.09, 0.09, 0.10)
-    return np.asarray(rgb * 255, np.uint8)
+    @property
+    def extent(self) -> Extent:
+        """Width and height in nm."""
+        width, height = np.multiply(self.labels.shape, self.pixel_size_nm).tolist()
+        return width, height
 
 
-def render(panels: Sequence[Panel], *, title: str = "", dots_per_inch: int = 110) -> bytes:
-    """Draw a row of slices with titles and scale bars, as PNG."""
-    return _render([list(panels)], [""], title, dots_per_inch)
+def render(panels: Sequence[Panel], *, title: str = "", width: int = PUBLISHED_WIDTH) -> bytes:
+    """Draw a row of slices with titles and scale bars, all at one scale, as PNG of a width in pixels."""
+    return _render([list(panels)], [""], title, width)
 
 
-def render_rows(rows: Mapping[str, Sequence[Panel]], *, title: str = "", dots_per_inch: int = 110) -> bytes:
+def render_rows(rows: Mapping[str, Sequence[Panel]], *, title: str = "", width: int = PUBLISHED_WIDTH) -> bytes:
     """Draw rows of slices of the same fields, for example at several times, with a name to the left of each, as PNG."""
-    return _render([list(panels) for panels in rows.values()], list(rows), title, dots_per_inch)
+    return _render([list(panels) for panels in rows.values()], list(rows), title, width)
 
 
-def _render(rows: list[list[Panel]], names: list[str], title: str, dots_per_inch: int) -> bytes:
-    first = [np.multiply(panel.labels.shape, panel.pixel_size_nm) for panel in rows[0]]
-    widths = [max(float(e[0]), 1.0) / max(float(e[1]), 1.0) for e in first]
-    height = 4.6 if len(rows) == 1 else 3.2
-    figure, axes = plt.subplots(
-        len(rows),
-        len(widths),
-        figsize=(height * sum(widths) + 0.3 * len(widths), (height + 0.35) * len(rows) + 0.4),
-        gridspec_kw={"width_ratios": widths},
-        facecolor=PAPER,
-        squeeze=False,
-    )
-    for name, row, panels in zip(names, axes, rows, strict=True):
-        for axis, panel in zip(row, panels, strict=True):
-            _draw(axis, panel)
-        row[0].text(-0.03, 0.5, name, color=INK, rotation=90, ha="right", va="center", transform=row[0].transAxes)
+def _render(rows: list[list[Panel]], names: list[str], title: str, width: int) -> bytes:
+    extents = [panel.extent for panel in rows[0]]
+    left = ROW_NAME if any(names) else 0.0
+    sheet = Sheet.of(extents, len(rows), width, head=0.34 if title else 0.05, left=left)
+    bar = scale_bar_length(extents)
+    colours = iter(colours_of([np.asarray(panel.labels, np.uint64) for panels in rows for panel in panels]))
+    for name, axes, panels in zip(names, sheet.rows, rows, strict=True):
+        for axis, panel, size in zip(axes, panels, sheet.sizes, strict=True):
+            _draw(axis, panel, next(colours), size, bar)
+        axes[0].text(-0.02, 0.5, name, color=INK, rotation=90, ha="right", va="center", transform=axes[0].transAxes)
     if title:
-        figure.suptitle(title, color=INK, fontsize=12, x=0.01, ha="left")
-    figure.tight_layout()
-    width = MAX_WIDTH if len(rows) == 1 else MAX_WIDTH_OF_ROWS
-    return png(figure, min(dots_per_inch, width / figure.get_figwidth()))
+        sheet.text(0.1, title, fontsize=13)
+    return sheet.png()
 
 
-def _draw(axis: Axes, panel: Panel) -> None:
-    extent = np.multiply(panel.labels.shape, panel.pixel_size_nm)
-    pixels = colorize(enlarged(panel.labels))
+def _draw(axis: Axes, panel: Panel, colours: Colours, size: Size, bar: float) -> None:
+    pixels, labels = resized(colours, size), resized(panel.labels, size)
+    pixels[borders(labels) & (labels != 0)] *= 0.4
+    show(axis, pixels, panel.extent)
+    axis.set_title(panel.title, color=INK, fontsize=10, loc="left")
+    scale_bar(axis, panel.extent, bar)
+
+
+# -- sheets -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """A figure with rows of axes, all at one scale."""
+
+    figure: Figure
+    width: int
+    """Width in pixels."""
+    rows: list[list[Axes]]
+    sizes: list[Size]
+    """Width and height in pixels of each slice of a row."""
+
+    @classmethod
+    def of(cls, extents: Sequence[Extent], n_rows: int, width: int, *, head: float, left: float = 0.0) -> Sheet:
+        """Make a sheet.
+
+        Parameters
+        ----------
+        extents
+            Size of each slice of a row in nm; all rows are the same.
+        n_rows
+            Number of rows.
+        width
+            Width in pixels.
+        head
+            Space above the first row, in inches.
+        left
+            Space to the left of the rows, in inches.
+        """
+        tallest = max(max(down, 1e-9) for _, down in extents)
+        room = SHEET_WIDTH - left - (len(extents) + 1) * GAP
+        scale = min(
+            room / sum(max(right, 1e-9) for right, _ in extents), (HIGHEST if n_rows > 1 else HIGHEST_ALONE) / tallest
+        )
+        row = tallest * scale + ROW_TITLE
+        height = head + n_rows * row + MARGIN
+        figure = plt.figure(figsize=(SHEET_WIDTH, height), facecolor=PAPER)
+        rows: list[list[Axes]] = []
+        for number in range(n_rows):
+            at, top = left + GAP, height - head - number * row - ROW_TITLE
+            rows.append([])
+            for right, down in ((r * scale, d * scale) for r, d in extents):
+                place = (at / SHEET_WIDTH, (top - down) / height, right / SHEET_WIDTH, down / height)
+                rows[-1].append(figure.add_axes(place))
+                at += right + GAP
+        dots = width / SHEET_WIDTH * scale
+        sizes = [(max(round(right * dots), 1), max(round(down * dots), 1)) for right, down in extents]
+        return cls(figure, width, rows, sizes)
+
+    def png(self) -> bytes:
+        """Return the sheet as PNG, and close the figure."""
+        buffer = io.BytesIO()
+        dots_per_inch = (self.width + 0.01) / SHEET_WIDTH  # rounding must not lose a pixel
+        self.figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor=PAPER)
+        plt.close(self.figure)
+        return buffer.getvalue()
+
+    def text(self, below_top: float, text: str, *, fontsize: float, alpha: float = 1.0) -> None:
+        """Write a text at the left, so many inches below the upper edge."""
+        at = 1 - below_top / self.figure.get_figheight()
+        self.figure.text(GAP / SHEET_WIDTH, at, text, color=INK, alpha=alpha, fontsize=fontsize, va="top")
+
+
+def show(axis: Axes, pixels: npt.NDArray[np.float64], extent: Extent) -> None:
+    """Show RGB pixels, axes (right, down, colour), on an axis in nm."""
     axis.imshow(
-        np.swapaxes(pixels, 0, 1),
-        extent=(0, float(extent[0]), float(extent[1]), 0),
+        np.swapaxes(np.asarray(pixels * 255, np.uint8), 0, 1),
+        extent=(0, extent[0], extent[1], 0),
         interpolation="nearest",
         aspect="equal",
     )
-    axis.set_title(panel.title, color=INK, fontsize=10, loc="left")
+    axis.set_xlim(0, extent[0])
+    axis.set_ylim(extent[1], 0)
     axis.axis("off")
-    scale_bar(axis, extent)
 
 
-def enlarged(labels: LabelArray) -> LabelArray:
-    """Repeat each pixel, so that a border one pixel wide stays thin on a coarse mip."""
-    factor = max(1, 512 // max(labels.shape))
-    return np.repeat(np.repeat(labels, factor, axis=0), factor, axis=1)
+def resized(pixels: npt.NDArray[Scalar], size: Size) -> npt.NDArray[Scalar]:
+    """Return an image in another size, without mixing pixels; borders drawn in it are as thin as its pixels."""
+    x, y = (np.arange(new) * old // new for new, old in zip(size, pixels.shape[:2], strict=True))
+    result: npt.NDArray[Scalar] = pixels[x[:, None], y[None]]
+    return result
 
 
-def scale_bar(axis: Axes, extent: npt.NDArray[np.float64]) -> None:
-    """Draw a scale bar of a round length, about a quarter of the width; ``extent`` is (width, height) in nm."""
-    target = max(float(extent[0]) / 4, 1.0)
+def borders(values: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
+    """Return the pixels whose right or lower neighbour has another value."""
+    edge = np.zeros(values.shape, np.bool_)
+    edge[:-1] |= values[:-1] != values[1:]
+    edge[:, :-1] |= values[:, :-1] != values[:, 1:]
+    return edge
+
+
+def scale_bar_length(extents: Sequence[Extent]) -> float:
+    """Return a round length in nm, about a quarter of the width of the narrowest slice."""
+    target = max(min(right for right, _ in extents) / 4, 1.0)
     power = 10 ** np.floor(np.log10(target))
-    length = float(max(step * power for step in (1, 2, 5) if step * power <= target))
+    return float(max(step * power for step in (1, 2, 5) if step * power <= target))
+
+
+def scale_bar(axis: Axes, extent: Extent, length: float) -> None:
+    """Draw a scale bar of a length in nm at the lower left of a slice."""
     x, y = 0.04 * extent[0], 0.955 * extent[1]
     outline = [patheffects.withStroke(linewidth=2, foreground=PAPER)]
     bar = [patheffects.withStroke(linewidth=5, foreground=PAPER)]
     axis.plot([x, x + length], [y, y], color="white", linewidth=3, solid_capstyle="butt", path_effects=bar)
     text = f"{length / 1000:g} µm" if length >= 1000 else f"{length:g} nm"
     axis.text(x, y - 0.02 * extent[1], text, color="white", fontsize=8, va="bottom", path_effects=outline)
-
-
-def png(figure: Figure, dots_per_inch: float) -> bytes:
-    """Return a figure as PNG, and close it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor=figure.get_facecolor())
-    plt.close(figure)
-    return buffer.getvalue()

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from sv_pipeline.edits import MergePreview, SplitPreview
 from sv_pipeline.reports.edit_numbers import merge_numbers, preview_numbers
+from sv_pipeline.reports.sizes import PUBLISHED_WIDTH, parse_width
 
 __all__ = ["PreviewedMerge", "PreviewedSplit"]
 
@@ -18,10 +19,11 @@ __all__ = ["PreviewedMerge", "PreviewedSplit"]
 class _Previewed(ABC):
     """The common part of both kinds of previews; Jupyter shows the picture automatically."""
 
-    draw: Callable[[], bytes] | None = None
+    draw: Callable[[int], bytes] | None = None
+    """Draws the preview as PNG of a width in pixels."""
 
     @classmethod
-    def of(cls, found: SplitPreview | MergePreview, draw: Callable[[], bytes]) -> Self:
+    def of(cls, found: SplitPreview | MergePreview, draw: Callable[[int], bytes]) -> Self:
         """Make a preview that can be drawn."""
         return cls(**{field.name: getattr(found, field.name) for field in fields(found)}, draw=draw)
 
@@ -35,10 +37,10 @@ class _Previewed(ABC):
         """Whether the edit would be made."""
         return bool(self.numbers["legal"])
 
-    def picture(self) -> bytes:
-        """Draw three slices through the place of the edit, now and after it, as PNG."""
+    def picture(self, *, width: int = PUBLISHED_WIDTH) -> bytes:
+        """Draw three slices through the place of the edit, now and after it, as PNG of a width in pixels."""
         assert self.draw is not None
-        return self.draw()
+        return self.draw(parse_width(width))
 
     def _repr_png_(self) -> bytes:
         return self.picture()

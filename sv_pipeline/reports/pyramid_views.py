@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.grid import Box
 from sv_pipeline.pyramid.catch_up import CatchUp
 from sv_pipeline.registry import Dataset
-from sv_pipeline.reports.pictures import Panel, render_rows
+from sv_pipeline.reports.pictures import render_rows
+from sv_pipeline.reports.sizes import PUBLISHED_WIDTH
+from sv_pipeline.reports.views import mip_panels
 from sv_pipeline.storage.ocdbt import OcdbtStore
-from sv_pipeline.storage.precomputed import VolumeInfo
 
 __all__ = ["catch_up_picture"]
 
@@ -19,10 +19,9 @@ MIN_PIXELS, MAX_PIXELS = 96, 512
 """Limits of the side of the field that is shown, in voxels of mip 0."""
 MARGIN = 1.5
 MAX_MIPS = 4
-UInt64Array = npt.NDArray[np.uint64]
 
 
-def catch_up_picture(dataset: Dataset, done: CatchUp) -> bytes:
+def catch_up_picture(dataset: Dataset, done: CatchUp, *, width: int = PUBLISHED_WIDTH) -> bytes:
     """Draw all mips in an x-y slice through the newest edit that was behind, with one row per moment, as PNG.
 
     The row before the edit is left out if the fork has no record of its generation.
@@ -45,8 +44,9 @@ def catch_up_picture(dataset: Dataset, done: CatchUp) -> bytes:
     first, last = next(iter(stores.values())), stores["caught up"]
     depth = _most_changed_depth(first, last, done.shown.clip(volume.bounds))
     field = _field(done.shown, volume.bounds)
-    rows = {name: _row(store, volume, field, depth) for name, store in stores.items()}
-    return render_rows(rows, title=f"{fork.graph_id}: all mips around operation {done.shown_operation}, z = {depth}")
+    rows = {name: mip_panels(store.array, volume, field, depth, MAX_MIPS) for name, store in stores.items()}
+    title = f"{fork.graph_id}: all mips around operation {done.shown_operation}, z = {depth}"
+    return render_rows(rows, title=title, width=width)
 
 
 def _most_changed_depth(before: OcdbtStore, after: OcdbtStore, box: Box) -> int:
@@ -71,17 +71,3 @@ def _field(box: Box, bounds: Box) -> Box:
     high = np.array([bounds.stop[0] - side, bounds.stop[1] - side, bounds.start[2]])
     start = np.maximum(np.minimum(low, high), bounds.start)
     return Box.of(start, (start[0] + side, start[1] + side, bounds.stop[2])).clip(bounds)
-
-
-def _row(store: OcdbtStore, volume: VolumeInfo, field: Box, depth: int) -> list[Panel]:
-    panels = []
-    for mip, scale in enumerate(volume.scales[:MAX_MIPS]):
-        factor, offset = np.asarray(volume.factors(mip)), np.asarray(scale.voxel_offset)
-        start = np.subtract(field.start, volume.bounds.start) // factor + offset
-        stop = -(-np.subtract(field.stop, volume.bounds.start) // factor) + offset
-        inside = Box.of(start, stop).clip(scale.bounds)
-        z = min((depth - volume.bounds.start[2]) // int(factor[2]) + int(offset[2]), scale.bounds.stop[2] - 1)
-        labels: UInt64Array = store.array(mip)[inside.slices[0], inside.slices[1], z].read().result()
-        name = f"mip {mip}: {' x '.join(f'{r:g}' for r in scale.resolution)} nm"
-        panels.append(Panel(name, labels, scale.resolution[:2]))
-    return panels

@@ -13,7 +13,6 @@ import fastremap
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.multicut.cut import Preview
 from sv_pipeline.edits import SplitPreview, settled
 from sv_pipeline.graph import queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
@@ -81,12 +80,10 @@ def objects(view: View) -> Pyramid:
 
 def sides_of(view: View, preview: SplitPreview) -> Pyramid:
     """Return the sides of a previewed split: each voxel has the label SOURCE, SINK, or 0 for neither."""
-    outcome, split = preview.outcome, preview.supervoxels
-    none = np.zeros(0, np.uint64)
-    source, sink = (outcome.cut.source_side, outcome.cut.sink_side) if isinstance(outcome, Preview) else (none, none)
+    split = preview.supervoxels
 
     def side_of(ids: UInt64Array) -> UInt64Array:
-        return np.where(np.isin(ids, source), SOURCE, np.where(np.isin(ids, sink), SINK, 0)).astype(np.uint64)
+        return settled(view.graph, lambda graph: preview.sides_of(graph, ids)).astype(np.uint64)
 
     volume = supervoxels(view)
 

@@ -27,6 +27,8 @@ def describe_split(numbers: dict[str, Any]) -> str:
             f"{counted(numbers['split_supervoxels'], 'supervoxel')} would be cut: {source:,} voxels on the source "
             f"side, {sink:,} on the sink side."
         )
+    if "doubt" in numbers:
+        parts.append(f"Warning: {numbers['doubt']}")
     if numbers["still_one_object"]:
         parts.append("Warning: both sides would still be one object, connected elsewhere.")
     if enlarged := numbers["region_enlarged"]:

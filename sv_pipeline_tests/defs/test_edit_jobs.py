@@ -12,6 +12,7 @@ import pytest
 from sv_pipeline.definitions import defs
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.registry import HOME_VARIABLE
+from sv_pipeline.reports.sizes import DIALOG_WIDTH
 from sv_pipeline.verify.dataset import verify_dataset
 from sv_pipeline_tests.editable import (
     BACKGROUND,
@@ -101,7 +102,7 @@ def test_a_split_goes_through_its_stages_and_shows_each(graph: OpenGraph, jobs: 
     for step, name in (("look_up", "objects"), ("preview", "cut"), ("report", "before_and_after")):
         assert run.picture(step, name).startswith(PNG)
         assert next(iter(run.metadata[step])) == name  # what the UI shows without being asked for more
-    assert run.picture("report", "before_and_after") == graph.picture(1)
+    assert run.picture("report", "before_and_after") == graph.picture(1, width=DIALOG_WIDTH)
     assert run.value("report", "view it").endswith(" view small --operation 1")
     assert verify_dataset(graph.dataset).ok
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,17 +16,19 @@ from sv_pipeline.grid import Box
 from sv_pipeline.reports.cut_pictures import (
     CutScene,
     Kind,
+    Objects,
     SceneState,
     cut_voxel,
     kinds_by_object,
     render_cut,
     with_sides,
 )
-from sv_pipeline.reports.pictures import MAX_WIDTH
+from sv_pipeline.reports.sizes import DIALOG_WIDTH, PUBLISHED_WIDTH
 
 Resolution = tuple[float, float, float]
 START = (100, -40, 7)
-BLUE, ORANGE, CREAM = (63, 151, 221), (242, 160, 44), (236, 230, 214)
+ISOTROPIC: Resolution = (8.0, 8.0, 8.0)
+BLUE, ORANGE, CREAM, RED = (63, 151, 221), (242, 160, 44), (236, 230, 214), (255, 77, 109)
 
 
 def scene_of(
@@ -167,20 +170,50 @@ def test_before_is_one_colour_and_after_is_two() -> None:
 def test_any_box_fits_the_dialog_of_the_ui(shape: tuple[int, int, int], resolution: Resolution) -> None:
     for points in (True, False):
         height, width, _ = pixels_of(
-            render_cut(scene_of(halves(shape, at=shape[0] // 2), resolution, points=points))
+            render_cut(scene_of(halves(shape, at=shape[0] // 2), resolution, points=points), width=DIALOG_WIDTH)
         ).shape
-        assert width <= MAX_WIDTH
-        assert height <= 1.3 * MAX_WIDTH
+        assert width == DIALOG_WIDTH
+        assert height <= 1.3 * DIALOG_WIDTH
+
+
+def test_what_cannot_be_compared_is_one_row() -> None:
+    scene = scene_of(halves((30, 30, 30), at=15), ISOTROPIC)
+    both, one = (pixels_of(render_cut(s)) for s in (scene, replace(scene, after=None)))
+    assert both.shape[1] == one.shape[1] == PUBLISHED_WIDTH
+    assert 1.7 < both.shape[0] / one.shape[0] < 2
+    assert share_of(one, CREAM) > 0.5
+    assert share_of(one, BLUE) < 0.01
+
+
+def test_the_place_of_another_point_is_marked() -> None:
+    scene = scene_of(halves((30, 30, 30), at=15), ISOTROPIC)
+    place = np.array([np.add(START, cut_voxel(scene))], np.int64)
+    assert share_of(pixels_of(render_cut(replace(scene, deciding=place))), RED) > share_of(
+        pixels_of(render_cut(scene)), RED
+    )
+
+
+def test_edited_objects_of_one_kind_side_by_side_differ() -> None:
+    """For example the parts of an object that hold no points."""
+    kinds = np.full((20, 20, 20), Kind.OBJECT, np.uint8)
+    labels = np.ones(kinds.shape, np.uint64)
+    labels[10:] = 2
+    state = SceneState("before", kinds, labels, Objects(np.array([1, 2], np.uint64), np.array([11, 12], np.uint64)))
+    scene = replace(scene_of(kinds, ISOTROPIC, points=False), before=state, after=None)
+    joined = replace(state, objects=Objects(np.array([1, 2], np.uint64), np.array([11, 11], np.uint64)))
+    two, one = (pixels_of(render_cut(replace(scene, before=s))).max(axis=-1) for s in (state, joined))
+    dim = [float(((shown > 120) & (shown < 180)).mean()) for shown in (two, one)]
+    assert dim[0] > 0.2 > 0.1 > dim[1]
 
 
 def test_a_slice_can_be_asked_for() -> None:
     kinds = np.full((20, 20, 20), Kind.OTHER, np.uint8)
     kinds[5, 6, 7] = Kind.OBJECT
     scene = scene_of(kinds, points=False)
-    assert render_cut(scene, at=(105, -34, 14)) == render_cut(scene)
-    assert render_cut(scene, at=(110, -30, 17)) != render_cut(scene)
+    assert render_cut(scene, at=(105, -34, 14), width=400) == render_cut(scene, width=400)
+    assert render_cut(scene, at=(110, -30, 17), width=400) != render_cut(scene, width=400)
 
 
 def test_pictures_are_the_same_each_time() -> None:
     scene = scene_of(halves((20, 20, 10), at=9))
-    assert render_cut(scene) == render_cut(scene)
+    assert render_cut(scene, width=400) == render_cut(scene, width=400)

@@ -10,15 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sv_pipeline.algorithms.multicut import cut as multicut
 from sv_pipeline.graph import queries
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.reports import cut_scenes
 from sv_pipeline.reports.cut_pictures import CutScene, Kind, SceneState
-from sv_pipeline.reports.cut_scenes import scene_of_operation, scene_of_points, scene_of_preview
+from sv_pipeline.reports.cut_scenes import scene_of_merge, scene_of_operation, scene_of_points, scene_of_preview
 from sv_pipeline_tests.editable import (
     SHAPE,
     Point,
     editable_graph,
+    ingested,
     neighbours_of_two_objects,
     two_parts_of_an_object,
 )
@@ -67,9 +69,8 @@ def test_a_split_shows_one_object_before_and_its_sides_after(graph: OpenGraph, o
     assert ((scene.after.kinds == Kind.SINK) == (now == sink)).all()
     assert ((scene.after.kinds == Kind.BACKGROUND) == (scene.after.labels == 0)).all()
     assert ((scene.before.kinds == Kind.OBJECT) == np.isin(now, [source, sink])).all()
-    # Where the preview knew a side, the split has made it so.
-    for kind in (Kind.SOURCE, Kind.SINK):
-        assert (scene.after.kinds[previewed.after.kinds == kind] == kind).all()
+    assert previewed.after is not None
+    assert (previewed.after.kinds == scene.after.kinds).all()
     assert (scene.before.labels == scene.after.labels).all() is np.bool_(not of_a_supervoxel)
     assert str(old_root[0]) in scene.subtitle
 
@@ -78,9 +79,26 @@ def test_a_split_shows_one_object_before_and_its_sides_after(graph: OpenGraph, o
     assert (undone.after.kinds == scene.before.kinds).all()
 
 
+def test_a_preview_shows_what_the_split_makes_of_the_object_beyond_the_region(tmp_path: Path) -> None:
+    """A rod of many supervoxels is longer than the region around the points in which the cut is searched."""
+    slabs = np.broadcast_to(np.arange(160, dtype=np.uint32) // 8 + 1, (8, 8, 160))
+    graph = ingested(tmp_path, tmp_path / "home", "rod", slabs, (slabs > 0).astype(np.uint32), (8.0, 8.0, 8.0))
+    one, other = (4, 4, 74), (4, 4, 86)
+    preview = graph.preview_split([one], [other])
+    assert isinstance(preview.outcome, multicut.Preview)
+    cut = preview.outcome.cut
+    previewed = scene_of_preview(graph.dataset, preview, as_array(one), as_array(other))
+    made = scene_of_operation(graph.dataset, graph.split([one], [other]).id)
+    assert made.after is not None
+    assert previewed.after is not None
+    assert (previewed.after.kinds == made.after.kinds).all()
+    assert set(np.unique(made.after.kinds)) == {Kind.SOURCE, Kind.SINK}
+    assert not np.isin(made.after.labels, np.concatenate([cut.source_side, cut.sink_side])).all()
+
+
 def test_a_merge_shows_two_objects_before_and_one_after(graph: OpenGraph) -> None:
     one, other = neighbours_of_two_objects(graph)
-    asked = scene_of_points(graph.dataset, as_array(one), as_array(other))
+    asked = scene_of_merge(graph.dataset, as_array(one), as_array(other))
     scene = scene_of_operation(graph.dataset, graph.merge([one], [other]).id)
     assert (asked.before.kinds == scene.before.kinds).all()
     assert (asked.after.kinds == scene.after.kinds).all()

@@ -15,8 +15,8 @@ from sv_pipeline.grid import Box
 from sv_pipeline.ingest.run import ingest
 from sv_pipeline.pyramid.catch_up import CatchUp, catch_up
 from sv_pipeline.registry import Dataset
-from sv_pipeline.reports.pictures import MAX_WIDTH_OF_ROWS
 from sv_pipeline.reports.pyramid_views import catch_up_picture
+from sv_pipeline.reports.sizes import DIALOG_WIDTH_OF_ROWS, PUBLISHED_WIDTH
 from sv_pipeline_tests.defs.edited import edit
 from sv_pipeline_tests.ingest.builds import raw_config, register
 
@@ -42,7 +42,9 @@ def pixels(png: bytes) -> np.ndarray:
 def test_three_moments_one_below_the_other(dataset: Dataset, done: CatchUp) -> None:
     three = pixels(catch_up_picture(dataset, done))
     two = pixels(catch_up_picture(dataset, replace(done, unedited_generation=None)))
-    assert three.shape[1] <= MAX_WIDTH_OF_ROWS + 1
+    assert three.shape[1] == PUBLISHED_WIDTH
+    in_the_ui = pixels(catch_up_picture(dataset, done, width=DIALOG_WIDTH_OF_ROWS))
+    assert in_the_ui.shape[1] == DIALOG_WIDTH_OF_ROWS
     assert 1.2 < three.shape[0] / two.shape[0] < 1.8
 
 

@@ -13,7 +13,10 @@ If the first region suffices, nothing more is read.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+import numpy.typing as npt
 
 from sv_pipeline.algorithms.components import find
 from sv_pipeline.edits.plan.hierarchy import HierarchyPlan
@@ -21,9 +24,10 @@ from sv_pipeline.edits.plan.node_cache import NodeCache
 from sv_pipeline.edits.plan.region import Region, read_region, read_region_within
 from sv_pipeline.edits.requests import SplitRequest, offset_of, region_of
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.hierarchy import read_ancestor_matrix
 from sv_pipeline.ids import UInt64Array
 
-__all__ = ["BYTES_PER_EDGE", "BYTES_PER_NODE", "Surroundings", "roots_after"]
+__all__ = ["BYTES_PER_EDGE", "BYTES_PER_NODE", "Parted", "Surroundings", "roots_after"]
 
 BYTES_PER_NODE = 6_000
 """Estimated memory for a layer 2 node of the region, its row and its supervoxels, in bytes: twice the value measured
@@ -37,10 +41,35 @@ def roots_after(plan: HierarchyPlan, region: Region, supervoxels: UInt64Array) -
     """Return the root of each supervoxel of a region after a plan, shape (n,); new roots have provisional ids."""
     rows = region.ancestors[find(region.supervoxels, supervoxels)].copy()
     rows[:, 1] = supervoxels  # a fragment has the ancestors of the supervoxel that it comes from
+    return _tops(plan, rows)
+
+
+def _tops(plan: HierarchyPlan, rows: UInt64Array) -> UInt64Array:
+    """Return the root after a plan of each row of ancestors by layer, shape (n, layers + 1); 0 where there are none."""
     stays = (rows != 0) & (find(plan.retired, rows) < 0)
     highest = rows.shape[1] - 1 - np.argmax(stays[:, ::-1], axis=1)
     tops = rows[np.arange(len(rows)), highest]
     return plan.new_ancestors(tops, np.full(len(tops), plan.n_layers))
+
+
+@dataclass(frozen=True, eq=False)
+class Parted:
+    """The objects that a split makes, as far as they hold its points; they have provisional ids."""
+
+    plan: HierarchyPlan
+    sources: UInt64Array
+    """Objects with source points, shape (n,)."""
+    sinks: UInt64Array
+    """Objects with sink points, shape (m,)."""
+
+    def sides_of(self, graph: ChunkedGraph, supervoxels: UInt64Array) -> npt.NDArray[np.uint8]:
+        """Return the side of each supervoxel, wherever it is, shape (n,): 1 = source side, 2 = sink side, 0 = neither.
+
+        A supervoxel that the split cuts has no side. The ancestors of the others are read.
+        """
+        tops = _tops(self.plan, read_ancestor_matrix(graph, supervoxels))
+        sides = np.where(np.isin(tops, self.sources), 1, np.where(np.isin(tops, self.sinks), 2, 0))
+        return np.asarray(sides, np.uint8)
 
 
 class Surroundings:

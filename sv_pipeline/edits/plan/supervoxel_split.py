@@ -26,7 +26,7 @@ from sv_pipeline.algorithms.multicut.cut import SupervoxelSplitRequired
 from sv_pipeline.algorithms.routing_checks import require_sound_routing
 from sv_pipeline.algorithms.split_geometry import SplitGeometry
 from sv_pipeline.algorithms.voxel_blocks import Labels, VoxelBlocks
-from sv_pipeline.algorithms.voxel_cut import cut_mask
+from sv_pipeline.algorithms.voxel_cut import Doubt, cut_mask, find_doubt
 from sv_pipeline.edits.plan.hierarchy import provisional_ids
 from sv_pipeline.edits.plan.node_cache import NodeCache
 from sv_pipeline.edits.plan.planned_region import PlannedRegion, local_edges_of, replace_supervoxels
@@ -80,6 +80,8 @@ class SupervoxelSplit:
     """Supervoxel of each source point after the split, shape (n,)."""
     sinks: UInt64Array
     """Supervoxel of each sink point after the split, shape (m,)."""
+    doubt: Doubt | None = None
+    """What is most doubtful about the cut, its place in absolute voxels; None if nothing is known against it."""
 
     @property
     def voxel_counts(self) -> tuple[int, int]:
@@ -128,10 +130,14 @@ def plan_supervoxel_split(
     generation, segmentation = read_voxels(graph, where.box)
     scale = graph.fork.base.info().volume.scales[0]
     sides = np.zeros(where.box.shape, np.uint8, order="F")
+    doubts = []
     for shared in required.shared:
         own = np.intersect1d(_joined_by_inf(region, shared.members), where.members)
-        sides |= _cut(request, segmentation, where.box, own, scale.resolution)
-    return _split(graph, cache, request, region, where, chunks, generation, segmentation, sides, scale)
+        cut, doubt = _cut(request, segmentation, where.box, own, scale.resolution)
+        sides |= cut
+        doubts += [] if doubt is None else [doubt]
+    split = _split(graph, cache, request, region, where, chunks, generation, segmentation, sides, scale)
+    return replace(split, doubt=max(doubts, key=lambda doubt: doubt.voxels, default=None))
 
 
 def _split(
@@ -240,11 +246,14 @@ def _without_replaced(graph: ChunkedGraph, region: Region, pieces: UInt64Array) 
 
 def _cut(
     request: SplitRequest, segmentation: Labels, box: Box, members: UInt64Array, resolution: Sequence[float]
-) -> npt.NDArray[np.uint8]:
-    """Cut the voxels of supervoxels that belong together; return the side of each voxel of the box, (x, y, z)."""
+) -> tuple[npt.NDArray[np.uint8], Doubt | None]:
+    """Cut the voxels of supervoxels that belong together; return the side of each voxel, and what is doubtful.
+
+    Sides have the shape (x, y, z) of the box.
+    """
     source, sink = (_voxels_on(points, members) - box.start for points in (request.sources, request.sinks))
     try:
-        return cut_mask(member_mask(segmentation, members), source, sink, resolution)
+        sides = cut_mask(member_mask(segmentation, members), source, sink, resolution)
     except InputError as error:
         # With a volume, points were checked and moved before; without one, ids and voxels may not belong together.
         every = np.concatenate([source, sink])
@@ -257,6 +266,8 @@ def _cut(
                 remedy="Name the supervoxels that are at the voxels, or pass the graph's segmentation as the volume.",
             ) from error
         raise EditRefused(Reason.VOXEL_CUT, error.message, remedy=error.remedy) from error
+    doubt = find_doubt(sides, source, sink, resolution)
+    return sides, None if doubt is None else doubt.shifted(box.start)
 
 
 def _routed(
