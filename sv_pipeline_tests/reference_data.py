@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cc3d
@@ -43,10 +43,10 @@ class ReferenceDataset:
     table: Table
     grid: ChunkGrid
     layout: IdLayout
-    voxels: Labels
+    voxels: Labels = field(repr=False)  # too much to print
     """Supervoxel ids, without the voxel offset."""
-    active_edges: list[tuple[int, int]]
-    hierarchy: ReferenceHierarchy
+    active_edges: list[tuple[int, int]] = field(repr=False)
+    hierarchy: ReferenceHierarchy = field(repr=False)
 
     @property
     def watershed_url(self) -> str:

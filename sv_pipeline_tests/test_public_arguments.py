@@ -121,6 +121,7 @@ JUNK: dict[str, Any] = {**TEXT, **NUMBERS, **LISTS, **ARRAYS, **OTHERS}
 
 NO_RIGHT = frozenset[str]()
 FINE: dict[str, frozenset[str]] = {
+    "again": frozenset({"true", "a truth of numpy"}),
     "allow_partial": frozenset({"true", "a truth of numpy"}),
     "allow_isolating_cut": frozenset({"true", "a truth of numpy"}),
     "deep": frozenset({"true", "a truth of numpy"}),

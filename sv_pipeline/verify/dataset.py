@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sv_pipeline.arguments import parse_callback, parse_count
+from sv_pipeline.arguments import parse_callback, parse_count, parse_flag
 from sv_pipeline.errors import CorruptionError
 from sv_pipeline.grid import Box
 from sv_pipeline.operations.log import OperationStatus, read_operations
@@ -60,6 +60,7 @@ def verify_dataset(
     names, workers = chosen_checks(checks), parse_count(workers, "number of workers", least=1)
     sample = None if sample is None else parse_count(sample, "number of chunks to look at", least=1)
     seed, progress = parse_count(seed, "seed"), parse_callback(progress, "progress")
+    again = parse_flag(again, "again")
 
     plan = make_plan(Subject(table, dataset.fork, sample, seed), names)
 

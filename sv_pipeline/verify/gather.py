@@ -230,7 +230,8 @@ def reached_nodes(table: Table, layout: IdLayout, ids: UInt64Array) -> UInt64Arr
             continue
         parents = snapshot.of_rows(layout, read_nodes(table, np.unique(children), [columns.PARENT.key]))
         where = parents.find(children)
-        kept = (where != NONE) & (parents.parents[where] == owners)
+        kept = where != NONE
+        kept[kept] = parents.parents[where[kept]] == owners[kept]
         live = reached_nodes(table, layout, children[kept])
         found = np.union1d(found, owners[kept][np.isin(children[kept], live)])
     return found

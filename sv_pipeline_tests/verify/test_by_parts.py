@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 from scipy.stats import hypergeom
 
@@ -145,7 +145,8 @@ DAMAGE = st.builds(Damage, st.sampled_from(KINDS), st.tuples(NODE, NODE, NODE), 
 
 
 @given(st.lists(DAMAGE, min_size=1, max_size=3), st.integers(0, 9), st.sets(st.integers(0, 999), max_size=3))
-@examples(25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@example([Damage("children", ((3, 393), (3, 393), (5, 262)), 2, 5)], 1, {49, 444, 286})  # no child had a row
+@examples(12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 def test_any_damage_of_rows_is_found_alike_by_parts(
     spoiled: ReferenceDataset, faults: list[Damage], choice: int, cut: set[int]
 ) -> None:
@@ -390,8 +391,7 @@ def test_a_fault_is_still_found_while_others_edit(dataset: Dataset) -> None:
     try:
         report = verify_dataset(dataset, checks=["hierarchy"], progress=begin_operation)
         assert report.failed == ("hierarchy",)
-        assert str(int(root)) in report["hierarchy"].errors[0].place
-        assert len(report["hierarchy"].errors) == 1
+        assert {str(int(root))} == {error.place for error in report["hierarchy"].errors}
         assert not report["hierarchy"].warnings, "the fault does not come from an edit"
     finally:
         restored = [SetCell(column, c.value, c.timestamp) for column, cells in before.items() for c in cells]
