@@ -1,6 +1,6 @@
 """Stored and reachable bytes of a fork over many edits, with and without a retention policy; time of a collection.
 
-``python benchmarks/store_life.py [--edits 1000] [--keep 100] [--picture store_life.png]``. Each edit rewrites eight
+``python benchmarks/store_life.py [--edits 1000] [--keep 100] [--picture store_life.png]``. Each edit rewrites two
 storage chunks of 64^3 voxels at a random place of a synthetic segmentation, as a split of a supervoxel does. The same
 edits are made in two forks of one base; the history of the second is pruned and collected every 50 edits.
 """
@@ -38,11 +38,11 @@ CHUNK = 64
 
 
 def edited(fork: Fork, operation_id: int, rng: np.random.Generator) -> EditCommit:
-    """Return an edit of eight storage chunks, in which a third of the voxels get another id."""
+    """Return an edit of two storage chunks, in which a third of the voxels get another id."""
     bounds = fork.base.info().volume.bounds
     corner = rng.integers(0, np.asarray(bounds.shape) // CHUNK - 1) * CHUNK + bounds.start
     volume, blocks = fork.open(), []
-    for offset in np.ndindex(2, 2, 2):
+    for offset in np.ndindex(2, 1, 1):
         start = corner + np.multiply(offset, CHUNK)
         box = Box.of(start, start + CHUNK)
         voxels = np.array(volume[box.slices].read(order="F").result(), np.uint64, order="F")

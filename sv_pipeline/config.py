@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sv_pipeline.arguments import shown
 from sv_pipeline.config_errors import SMALLEST, describe_errors, not_a_mapping, unusable_fields
 from sv_pipeline.config_fields import (
     MAX_TABLE_NAME,
-    Address,
     ChunkAxis,
     CloudName,
     Folder,
@@ -31,6 +29,7 @@ from sv_pipeline.config_fields import (
     NamePart,
     Nanometres,
     PopulateMethod,
+    Section,
     Source,
     Voxel,
     no_bool,
@@ -39,6 +38,7 @@ from sv_pipeline.errors import ConfigError
 from sv_pipeline.event_receivers import Receiver, require_own_names
 from sv_pipeline.foreign_keys import without_foreign_keys
 from sv_pipeline.memory import DEFAULT_BUDGET_MB
+from sv_pipeline.ocdbt_config import OcdbtConfig
 from sv_pipeline.places import LOCK_SUFFIX, parse_folder
 from sv_pipeline.redaction import redacted, remember
 from sv_pipeline.retention import Retention
@@ -59,7 +59,6 @@ __all__ = [
     "validate_graph_id",
 ]
 
-DEFAULT_POPULATE_LAYER = 4
 _logger = logging.getLogger(__name__)
 
 GRAPH_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,49}")
@@ -80,20 +79,7 @@ def validate_graph_id(graph_id: str) -> str:
     return graph_id
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_name_each(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for name, field in cls.model_fields.items():
-                if field.alias and field.alias != name and name in data and field.alias in data:
-                    raise ValueError(f"{field.alias} and {name} are the same field: give it once")
-        return data
-
-
-class DataSource(_Model):
+class DataSource(Section):
     """Locations of the watershed volume and of its edge and component files (kvstore URLs)."""
 
     watershed: Folder = Field(alias="WATERSHED")
@@ -103,6 +89,7 @@ class DataSource(_Model):
     components: Folder | None = Field(default=None, alias="COMPONENTS")
     """Folder of ``components_x_y_z.proto``; default: ``<watershed>/components``."""
     data_version: Int = Field(default=4, alias="DATA_VERSION", ge=0, le=1 << 31)
+    """Version of the data, for readers; nothing depends on it here."""
     cv_mip: Int = Field(default=0, alias="CV_MIP")
     """Mip of the watershed volume from which the graph is built; only 0 is supported."""
     fill_missing: bool = Field(default=False, alias="FILL_MISSING")
@@ -116,15 +103,21 @@ class DataSource(_Model):
         return value
 
 
-class GraphConfig(_Model):
+class GraphConfig(Section):
     """Shape of the chunked graph."""
 
     chunk_size: tuple[ChunkAxis, ChunkAxis, ChunkAxis] = Field(default=(256, 256, 512), alias="CHUNK_SIZE")
+    """Size of a chunk of the graph in voxels (x, y, z)."""
     fanout: Literal[2] = Field(default=2, alias="FANOUT")
+    """Number of chunks of a layer, along each axis, in a chunk of the layer above."""
     layer_id_bits: Literal[8] = Field(default=8, alias="LAYER_ID_BITS")
+    """Number of bits of an id that hold the layer."""
     spatial_bits: Int = Field(default=10, alias="SPATIAL_BITS", ge=1, le=18)
+    """Number of bits of an id that hold one coordinate of a chunk; they limit the number of chunks along an axis."""
     id_prefix: NamePart = Field(default="", alias="ID_PREFIX")
+    """Text that precedes the graph id in the name of the table."""
     root_lock_expiry: timedelta = Field(default=timedelta(minutes=3), alias="ROOT_LOCK_EXPIRY")
+    """Time after which a lock expires that its owner has not renewed, such as ``{MINUTES: 3}``."""
 
     @field_validator("root_lock_expiry", mode="before")
     @classmethod
@@ -158,22 +151,28 @@ class BackendType(StrEnum):
     BIGTABLE = "bigtable"
 
 
-class BackendOptions(_Model):
+class BackendOptions(Section):
     """Options of a table backend; which ones apply depends on its type."""
 
     project: CloudName | None = Field(default=None, alias="PROJECT")
+    """Google Cloud project of a Bigtable instance."""
     instance: CloudName | None = Field(default=None, alias="INSTANCE")
+    """Bigtable instance."""
     admin: bool = Field(default=True, alias="ADMIN")
+    """PyChunkedGraph's switch for clients that may make tables; accepted, but not used."""
     read_only: bool = Field(default=False, alias="READ_ONLY")
+    """Refuse whatever would write to the table."""
     path: LocalFolder | None = Field(default=None, alias="PATH")
     """Folder of the SQLite tables; default: ``tables`` in the home folder."""
 
 
-class BackendClient(_Model):
+class BackendClient(Section):
     """The backend of the table."""
 
     type: BackendType = Field(default=BackendType.SQLITE, alias="TYPE")
+    """Database of the table: sqlite needs no server, bigtable is for graphs that many edit."""
     config: BackendOptions = Field(default_factory=BackendOptions, alias="CONFIG")
+    """Options of the database."""
 
     @model_validator(mode="after")
     def _bigtable_needs_an_address(self) -> BackendClient:
@@ -182,89 +181,7 @@ class BackendClient(_Model):
         return self
 
 
-class OcdbtConfig(_Model):
-    """Format of the base. It is stored with the base and the graph, and is fixed once the base exists."""
-
-    enabled: bool = True
-    """Whether the graph's meta tells PyChunkedGraph to use the fork."""
-    max_inline_value_bytes: Int = Field(default=4096, ge=0, le=1 << 20)
-    max_decoded_node_bytes: Int = Field(default=262144, ge=4096, le=1 << 30)
-    version_tree_arity_log2: Int = Field(default=4, ge=1, le=16)
-    compression_level: Int | None = Field(default=3, ge=-7, le=22)
-    """zstd level of B+tree nodes and manifests; None disables compression."""
-    manifest_kind: Literal["single", "numbered"] = "single"
-    populate_layer: Int | None = Field(default=None, ge=2, le=64)
-    """Graph layer whose chunks are the populate tasks; default: 4, or lower so that tasks fit the memory."""
-    populate_method: PopulateMethod = PopulateMethod.PARTS
-    """The default of a dataset with a ``source`` is ``auto``: its watershed is made here, and can be referred to."""
-    coordinator_address: Address | None = None
-    """host:port of the coordinator; default: environment variable SV_PIPELINE_COORDINATOR."""
-    mips: Int | None = Field(default=None, ge=1, le=64)
-    """Number of mips of the base; default: as many as the source has, or until the volume fits one storage chunk."""
-    max_dst_chunk_shape: tuple[ChunkAxis, ChunkAxis, ChunkAxis] = (128, 128, 64)
-    """Upper limit of a storage chunk of the base in voxels per axis; below it, the source's chunks are kept."""
-    storage_chunk_size: tuple[ChunkAxis, ChunkAxis, ChunkAxis] | None = None
-    """Storage chunk of the base in voxels per axis; default: the source's, limited by ``max_dst_chunk_shape``."""
-    populate_base: bool = True  # PyChunkedGraph's switch for its own populate step; accepted, but not used
-    sv_split_threshold: Int = Field(default=10, ge=0, le=1 << 20)
-    """Distance in voxels. PyChunkedGraph connects a piece of a split supervoxel to neighbours nearer than this. It is
-    not used here: a piece is connected to the neighbours that it touches."""
-
-    @property
-    def compression(self) -> dict[str, Any] | None:
-        """The compression as a TensorStore spec writes it."""
-        return None if self.compression_level is None else {"id": "zstd", "level": self.compression_level}
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Settings that the info file of a base contains, under PyChunkedGraph's names."""
-        names = ("populate_layer", "sv_split_threshold", "max_inline_value_bytes", "max_dst_chunk_shape")
-        return {"compression": self.compression, **self.model_dump(mode="json", include=set(names))}
-
-    def under(self, settings: Mapping[str, Any], where: str) -> OcdbtConfig:
-        """Return these settings, but with the values of an info file where it has any; its other keys are ignored.
-
-        Raises
-        ------
-        ConfigError
-            If a value of the info file cannot be used; the message names it and the file (``where``).
-        """
-        known = {name: settings[name] for name in self.settings if name in settings}
-        own = self.model_dump(exclude={"compression_level", *known} if "compression" in known else known)
-        try:
-            return OcdbtConfig.model_validate({**own, **known})
-        except pydantic.ValidationError as error:
-            lines = "; ".join(describe_errors(OcdbtConfig, error))
-            raise ConfigError(f"{where} cannot be used: {lines}.", remedy="Correct that file.") from error
-
-    def stored(self) -> dict[str, Any]:
-        """Return what the graph's meta stores: PyChunkedGraph's keys under its names, and ours, which it ignores."""
-        own = self.model_dump(mode="json", exclude={"compression_level", "coordinator_address"})
-        own["populate_layer"] = self.populate_layer or DEFAULT_POPULATE_LAYER  # the base records the choice
-        # A fork with numbered manifests, or of a base that refers to the watershed, needs another layer in its spec
-        # than those that PyChunkedGraph builds: it would write into the base, or find no voxels.
-        readable = self.manifest_kind == "single" and not self.populate_method.refers
-        return {**own, "enabled": self.enabled and readable, "compression": self.compression}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _compression_as_tensorstore_writes_it(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or "compression" not in data:
-            return data
-        if "compression_level" in data:
-            raise ValueError("give compression or compression_level, not both")
-        rest = {key: value for key, value in data.items() if key != "compression"}
-        match data["compression"]:
-            case None:
-                return {**rest, "compression_level": None}
-            case {"id": "zstd", **options} if set(options) <= {"level"}:
-                default = cls.model_fields["compression_level"].default
-                return {**rest, "compression_level": options.get("level", default)}
-            case other:
-                raise ValueError(f"compression {other!r} is not known; write {{id: zstd, level: 3}}, or null")
-
-
-class SourceConfig(_Model):
+class SourceConfig(Section):
     """Any segmentation from which to make a watershed volume. Omit it if the watershed volume exists already."""
 
     segmentation: Source
@@ -276,6 +193,7 @@ class SourceConfig(_Model):
     resolution: tuple[Nanometres, Nanometres, Nanometres] | None = None
     """Nanometres per voxel (x, y, z); default: that of the source. It is required if the source states none."""
     voxel_offset: tuple[Voxel, Voxel, Voxel] | None = None
+    """First voxel (x, y, z); default: that of the source."""
     fill_missing: bool = False
     """Treat missing storage chunks of these volumes as background, however many are missing."""
 
@@ -289,37 +207,48 @@ class IngestMode(StrEnum):
     SETUP = "setup"
 
 
-class IngestOptions(_Model):
+class IngestOptions(Section):
     """Options of an ingest run."""
 
     mode: IngestMode = IngestMode.BOTH
+    """What is built: rows and voxels, only one of them, or only the empty table and base."""
     workers: Int = Field(default=2, ge=1, le=1024)
     """Number of worker processes on one machine."""
     chunks_per_batch: Int = Field(default=64, ge=1, le=1 << 20)
     """Number of chunks that one batch (one Dagster step) handles."""
     worker_memory_mb: Int = Field(default=DEFAULT_BUDGET_MB, ge=16, le=1 << 24)
     """Memory in MiB that the work of one process may take; chunks are worked on in groups that fit it."""
-    ramp_seconds: Int = Field(default=60, ge=0, le=86_400)  # in which the processes of a large layer start
+    ramp_seconds: Int = Field(default=60, ge=0, le=86_400)
+    """Time in seconds in which the processes of a large layer start."""
     read_isolated_supervoxels: bool = True
     """Search the voxels for supervoxels that no edge or component file names."""
 
 
-class DatasetConfig(_Model):
+class DatasetConfig(Section):
     """Everything that is needed to build one graph."""
 
     graph_id: str
+    """Name of the graph, its table, its fork and its partition: letters, digits, ``_``, ``.`` and ``-``."""
     data_source: DataSource
+    """Places of the watershed volume and its files."""
     source: SourceConfig | None = None
+    """Segmentation from which the watershed volume is made. Leave it out if the watershed volume exists."""
     image: Source | None = None
     """Image of the tissue, for viewers: a precomputed volume, a TensorStore spec, or an ``.npz`` or ``.npy`` file."""
     graph_config: GraphConfig = Field(default_factory=GraphConfig)
+    """Shape of the graph."""
     backend_client: BackendClient = Field(default_factory=BackendClient)
+    """Database of the table."""
     ocdbt_config: OcdbtConfig = Field(default_factory=OcdbtConfig)
+    """Format of the voxels."""
     ingest: IngestOptions = Field(default_factory=IngestOptions)
-    ingest_config: ForeignSection | None = None  # PyChunkedGraph's section about its workers; accepted, not used
+    """Options of ingest runs."""
+    ingest_config: ForeignSection | None = None
+    """PyChunkedGraph's section about its own workers; accepted, but not used."""
     events: tuple[Receiver, ...] = ()
     """Receivers of events about finished edits."""
-    retention: Retention = Field(default_factory=Retention)  # how much of the history of the voxels is kept
+    retention: Retention = Field(default_factory=Retention)
+    """How much of the history of the voxels is kept; default: everything."""
 
     @model_validator(mode="before")
     @classmethod

@@ -6,7 +6,7 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import to_json
 
 from sv_pipeline.errors import ConfigError
@@ -24,6 +24,7 @@ __all__ = [
     "NamePart",
     "Nanometres",
     "PopulateMethod",
+    "Section",
     "Source",
     "Voxel",
     "no_bool",
@@ -92,6 +93,21 @@ ForeignSection = Annotated[dict[str, Any], AfterValidator(_storable)]
 CloudName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9:._-]*$", max_length=100)]
 """Name of a project or an instance of Google Cloud."""
 NamePart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]*$", max_length=MAX_TABLE_NAME)]
+
+
+class Section(BaseModel):
+    """A section of a configuration: it has no other keys than its fields, under their names or their aliases."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_name_each(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for name, field in cls.model_fields.items():
+                if field.alias and field.alias != name and name in data and field.alias in data:
+                    raise ValueError(f"{field.alias} and {name} are the same field: give it once")
+        return data
 
 
 class PopulateMethod(StrEnum):

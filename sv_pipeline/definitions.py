@@ -12,6 +12,7 @@ def defs() -> dg.Definitions:
     """Return all assets, checks, jobs, sensors and resources; they are built when a Dagster process asks for them."""
     from sv_pipeline.defs import (
         assets,
+        backup,
         built,
         checks,
         edit_failures,
@@ -25,6 +26,7 @@ def defs() -> dg.Definitions:
         pyramid_sensor,
         rebuild,
         recovery,
+        registration,
         retirement,
         sensors,
         verification,
@@ -47,7 +49,7 @@ def defs() -> dg.Definitions:
         ],
         asset_checks=[checks.invariants, checks.layer_complete, checks.watershed_unchanged, pyramid.pyramid_keeps_up],
         jobs=[
-            jobs.register_graph_job,
+            registration.register_graph_job,
             jobs.purge_layer_job,
             built.check_layers_job,
             planning.requeue_chunk_job,
@@ -60,8 +62,10 @@ def defs() -> dg.Definitions:
             edits.redo_job,
             pyramid.downsample_job,
             rebuild.rebuild_mip_job,
+            garbage.garbage_report_job,
             garbage.collect_garbage_job,
             retirement.retire_graph_job,
+            backup.backup_job,
             recovery.recover_operation_job,
             recovery.abandon_operation_job,
             recovery.mend_job,
@@ -79,7 +83,9 @@ def defs() -> dg.Definitions:
         schedules=[
             verification.verify_nightly_schedule,
             verification.verify_changes_schedule,
+            garbage.garbage_report_schedule,
             garbage.collect_garbage_schedule,
+            backup.backup_schedule,
         ],
         resources=resources_from_environment(),
         executor=executor_from_environment(),

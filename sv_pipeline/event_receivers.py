@@ -55,7 +55,7 @@ class Start(StrEnum):
 class Receiver(BaseModel):
     """One receiver of the events of a graph."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     to: Literal["pubsub", "webhook", "dagster"]
     """Kind: a topic of Google Pub/Sub, an HTTP endpoint, or observations of the asset ``fork`` in Dagster."""

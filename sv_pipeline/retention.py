@@ -55,7 +55,7 @@ def _text(period: timedelta) -> str:
 class Retention(BaseModel):
     """How much of the history of a fork is kept, and when files that nothing refers to are deleted."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     keep: Annotated[timedelta | Literal["forever"] | None, BeforeValidator(parse_period)] = None
     """Every moment of this period before the present can be read; ``forever`` is the default."""

@@ -20,7 +20,7 @@ FLOORS = """
     arguments posts
     moments places
     config_errors config_fields foreign_keys event_receivers
-    retention
+    ocdbt_config retention
     config
     algorithms storage table
     demo segmentation.base

@@ -128,11 +128,12 @@ def _synthetic(place: Path) -> dict[str, Any]:
 
 def _materialize(dataset: Dataset) -> None:
     from sv_pipeline.definitions import defs
-    from sv_pipeline.defs.launch import materialize_graph, project_instance
+    from sv_pipeline.defs.launch import ASSETS, materialize_graph, project_instance
 
     with project_instance() as instance:
         job = defs().resolve_implicit_global_asset_job_def()
-        materialize_graph(job, dataset, instance, lambda name: click.echo(f"  {name}", err=True))
+        assets = ("ingest_plan", *ASSETS, "pyramid", "fork_files")
+        materialize_graph(job, dataset, instance, lambda name: click.echo(f"  {name}", err=True), assets)
 
 
 def _pictures(dataset: Dataset, folder: Path) -> list[Path]:

@@ -51,6 +51,12 @@ COMMANDS = {
     "downsample": ("sv_pipeline.cli.pyramid:downsample", "Bring coarser mips up to date with edits."),
     "mend": ("sv_pipeline.cli.mend:mend", "Convert what other software wrote to our form."),
     "garbage": ("sv_pipeline.cli.garbage:garbage", "Show what a graph's voxels store; delete what nothing uses."),
+    "backup": ("sv_pipeline.cli.backup:backup", "Copy a graph to another place while edits go on."),
+    "restore": ("sv_pipeline.cli.backup:restore", "Make a graph from a backup."),
+    "reconcile": (
+        "sv_pipeline.cli.backup:reconcile",
+        "Make a table and a fork fit; a dry run by default.",
+    ),
     "retire": ("sv_pipeline.cli.retire:retire", "Remove a graph; a dry run by default."),
     "retire-base": ("sv_pipeline.cli.retire:retire_base", "Remove the base of a watershed; a dry run by default."),
     "verify": ("sv_pipeline.cli.inspect:verify", "Prove that a graph and its segmentation are sound."),

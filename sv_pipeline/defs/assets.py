@@ -17,7 +17,7 @@ from sv_pipeline.defs.layers import chunked_graph
 from sv_pipeline.defs.metadata import explained_failures, pictures, viewer_links
 from sv_pipeline.defs.partitions import add_partitions, graphs
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.defs.runs import OWNERS, RETRIES
+from sv_pipeline.defs.runs import INGEST_GROUP, OWNERS, RETRIES
 from sv_pipeline.defs.turns import after_earlier_runs
 from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.batches import Batch, Stage
@@ -97,9 +97,14 @@ def finish_watershed(context: dg.OpExecutionContext, pipeline: PipelineResource)
     )
 
 
-@dg.graph_asset(partitions_def=graphs, group_name="ingest", kinds={"tensorstore"}, owners=OWNERS)
+@dg.graph_asset(partitions_def=graphs, group_name=INGEST_GROUP, kinds={"tensorstore"}, owners=OWNERS)
 def watershed() -> Any:
-    """Supervoxels with node ids, their edges and components: either given, or made from any segmentation."""
+    """Supervoxels with node ids, their edges and components: either given, or made from any segmentation.
+
+    This is the first asset of a graph. A graph becomes a partition when it is registered, by
+    [register_graph_job](/guess/register_graph_job) or in a terminal. Then *Materialize all* of the group `ingest`
+    builds it in one run. Whatever is complete is kept, so after a failure the same is done again.
+    """
     labelled = plan_labels().map(run_watershed_batch.alias("label_batch")).collect()
     edges = plan_edges(labelled).map(run_watershed_batch.alias("edge_batch")).collect()
     return finish_watershed(edges)
@@ -108,9 +113,12 @@ def watershed() -> Any:
 # -- base ---------------------------------------------------------------------------------------------------------
 
 
-@dg.asset(partitions_def=graphs, deps=[watershed], group_name="ingest", kinds={"tensorstore"}, owners=OWNERS)
+@dg.asset(partitions_def=graphs, deps=[watershed], group_name=INGEST_GROUP, kinds={"tensorstore"}, owners=OWNERS)
 def base_ocdbt(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
-    """The graph's table, and the base that all graphs of a watershed share, both created empty."""
+    """The graph's table, and the base that all graphs of a watershed share, both created empty.
+
+    `chunked_graph` fills them. The base holds the voxels of the watershed, or refers to them, and is never edited.
+    """
     with explained_failures():
         dataset = pipeline.dataset(context.partition_key)
         done = stages.setup(dataset)
@@ -133,10 +141,18 @@ class ForkConfig(dg.Config):
 
 
 @dg.asset(
-    partitions_def=graphs, deps=[base_ocdbt, chunked_graph], group_name="ingest", kinds={"tensorstore"}, owners=OWNERS
+    partitions_def=graphs,
+    deps=[base_ocdbt, chunked_graph],
+    group_name=INGEST_GROUP,
+    kinds={"tensorstore"},
+    owners=OWNERS,
 )
 def fork(context: dg.AssetExecutionContext, pipeline: PipelineResource, config: ForkConfig) -> dg.MaterializeResult:
-    """The graph's own copy-on-write view of the base. It is one small object; no voxels are copied."""
+    """The graph's own copy-on-write view of the base. It is one small object; no voxels are copied.
+
+    Edits write to it: [split_job](/guess/split_job), [merge_job](/guess/merge_job), [undo_job](/guess/undo_job), or
+    a terminal. Its observations show recoveries of edits whose process died, and edits if the graph is configured so.
+    """
     from sv_pipeline.reports import views
     from sv_pipeline.reports.viewer_links import viewer_link
 
@@ -154,9 +170,13 @@ def fork(context: dg.AssetExecutionContext, pipeline: PipelineResource, config: 
     )
 
 
-@dg.asset(partitions_def=graphs, deps=[fork], group_name="ingest", kinds={"json"}, owners=OWNERS)
+@dg.asset(partitions_def=graphs, deps=[fork], group_name=INGEST_GROUP, kinds={"json"}, owners=OWNERS)
 def reader_contract(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
-    """The specs with which readers and viewers open the segmentation at every mip; published beside the fork."""
+    """The specs with which readers and viewers open the segmentation at every mip; published beside the fork.
+
+    This is the last asset of an ingest: the graph is ready. Its checks are the invariants of the graph, which
+    [verify_job](/guess/verify_job) also proves, each night by itself.
+    """
     from sv_pipeline.reports import views
     from sv_pipeline.reports.info import graph_info
 

@@ -1,6 +1,5 @@
 """A sensor that delivers the edit feed of each graph to its receivers."""
 
-import json
 import time
 from typing import Any
 
@@ -8,6 +7,7 @@ import dagster as dg
 
 from sv_pipeline.defs.metadata import numbers
 from sv_pipeline.defs.resources import PipelineResource
+from sv_pipeline.defs.ticks import ended_tick, read_cursor, told
 from sv_pipeline.event_receivers import receivers_of
 from sv_pipeline.feed.delivery import next_events
 from sv_pipeline.feed.event import EditEvent
@@ -20,21 +20,28 @@ SECONDS = 20.0
 """Time for the deliveries of one tick; Dagster allows 60 seconds for the whole tick."""
 
 
-@dg.sensor(minimum_interval_seconds=5, default_status=dg.DefaultSensorStatus.RUNNING)
+@dg.sensor(
+    minimum_interval_seconds=5,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Delivers finished edits to the receivers that the configuration of a graph or the environment names: "
+    "Pub/Sub topics, webhooks, and observations of the asset fork. The cursor holds the number of the next event to "
+    "observe; the table of a graph stores the progress of the other receivers.",
+)
 def edit_events_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
     """Deliver finished edits to the receivers that the YAML of a graph or the environment names.
 
     The graph's table stores the progress of webhooks and Pub/Sub topics. The progress of observations of the asset
     ``fork`` is in this sensor's cursor, which Dagster stores together with them.
     """
-    known: dict[str, Any] = json.loads(context.cursor) if context.cursor else {}
+    known = read_cursor(context)
     said, observed, cursor = [], [], {}
     began = time.monotonic()
 
     def ask(registry: Registry, graph_id: str) -> tuple[list[str], list[EditEvent], dict[str, Any] | None]:
         return _deliver(registry, graph_id, known.get(graph_id), began + SECONDS)
 
-    for graph_id, answer in ask_every_graph(pipeline.registry, ask).items():
+    answers = ask_every_graph(pipeline.registry, ask)
+    for graph_id, answer in answers.items():
         if isinstance(answer, str):
             said.append(f"{graph_id}: {answer}")
             place = known.get(graph_id)
@@ -44,9 +51,8 @@ def edit_events_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineRe
             observed += [_observation(event) for event in events]
         if place is not None:
             cursor[graph_id] = place
-    context.log.info("%s", "; ".join(said) or "no graph has receivers of edit events")
-    reason = None if observed else "; ".join(said) or "no graph has receivers of edit events"
-    return dg.SensorResult(skip_reason=reason, asset_events=observed, cursor=json.dumps(cursor))
+    found = told(said) or "no graph has receivers of edit events"
+    return ended_tick(context, f"looked at {len(answers)} graphs: {found}", cursor=cursor, asset_events=observed)
 
 
 def _deliver(

@@ -8,15 +8,21 @@ from pydantic import Field
 from sv_pipeline.config import IngestMode
 from sv_pipeline.defs.assets import fork
 from sv_pipeline.defs.metadata import explained_failures
+from sv_pipeline.defs.nights import COLLECT_AT, REPORT_AT
 from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.defs.runs import OWNERS, RETRIES, UPKEEP
+from sv_pipeline.defs.ticks import told
 from sv_pipeline.registry import Registry, ask_every_graph
 from sv_pipeline.upkeep.garbage import clean_up, garbage_of
 
-__all__ = ["collect_garbage_job", "collect_garbage_schedule", "fork_files"]
-
-NIGHTLY = "15 4 * * *"
+__all__ = [
+    "collect_garbage_job",
+    "collect_garbage_schedule",
+    "fork_files",
+    "garbage_report_job",
+    "garbage_report_schedule",
+]
 
 
 class GarbageConfig(dg.Config):
@@ -64,19 +70,56 @@ collect_garbage_job = dg.define_asset_job(
 )
 
 
-@dg.schedule(job=collect_garbage_job, cron_schedule=NIGHTLY, default_status=dg.DefaultScheduleStatus.STOPPED)
+garbage_report_job = dg.define_asset_job(
+    "garbage_report_job",
+    selection=dg.AssetSelection.assets(fork_files),
+    description="Measure the files of a fork: what is stored, what its generations use, and what can be deleted. "
+    "Nothing is deleted.",
+    tags=UPKEEP,
+)
+
+
+@dg.schedule(
+    job=garbage_report_job,
+    cron_schedule=REPORT_AT,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Measures the files of each fork every night, so that the asset fork_files shows how they grow, and "
+    "what can be deleted. Nothing is deleted.",
+)
+def garbage_report_schedule(
+    context: dg.ScheduleEvaluationContext, pipeline: PipelineResource
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """Measure the fork of each graph every night."""
+    yield from _for_each_fork(context, pipeline, "report")
+
+
+@dg.schedule(
+    job=collect_garbage_job,
+    cron_schedule=COLLECT_AT,
+    default_status=dg.DefaultScheduleStatus.STOPPED,
+    description="Prunes the history of each graph by its retention policy every night, and deletes files that nothing "
+    "uses. It is off until it is switched on.",
+)
 def collect_garbage_schedule(
     context: dg.ScheduleEvaluationContext, pipeline: PipelineResource
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """Clean up the fork of each graph every night; start the schedule if that is what you want."""
+    yield from _for_each_fork(context, pipeline, "garbage")
+
+
+def _for_each_fork(
+    context: dg.ScheduleEvaluationContext, pipeline: PipelineResource, what: str
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
     night = context.scheduled_execution_time.date().isoformat()
-    asked = ask_every_graph(pipeline.registry, _has_fork)
-    there = [graph_id for graph_id, answer in asked.items() if answer is True]
-    for graph_id in there:
-        yield dg.RunRequest(run_key=f"garbage:{graph_id}:{night}", partition_key=graph_id)
-    if not there:
-        said = [f"{graph_id}: {answer}" for graph_id, answer in asked.items() if isinstance(answer, str)]
-        yield dg.SkipReason("; ".join(said) or "no graph has a fork of its own")
+    said, requested = [], 0
+    for graph_id, answer in ask_every_graph(pipeline.registry, _has_fork).items():
+        if answer is True:
+            requested += 1
+            yield dg.RunRequest(run_key=f"{what}:{graph_id}:{night}", partition_key=graph_id)
+        said.append(f"{graph_id}: {'a run is asked for' if answer is True else answer or 'no fork of its own'}")
+    context.log.info("%s", told(said) or "there are no graphs")
+    if not requested:
+        yield dg.SkipReason(told(said) or "there are no graphs")
 
 
 def _has_fork(registry: Registry, graph_id: str) -> bool:

@@ -26,8 +26,9 @@ from sv_pipeline.defs.metadata import explained_failures, pictures
 from sv_pipeline.defs.partitions import graph_layers, graphs, layer_partition, layers_of_partition
 from sv_pipeline.defs.planning import prediction_metadata
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.defs.runs import MERGE_POOL, OWNERS, RETRIES, TABLE_POOL
+from sv_pipeline.defs.runs import INGEST_GROUP, MERGE_POOL, OWNERS, RETRIES, TABLE_POOL
 from sv_pipeline.defs.turns import after_earlier_runs
+from sv_pipeline.errors import NotFoundError
 from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.batches import Batch, Stage
 from sv_pipeline.ingest.small_work import SmallWork
@@ -63,7 +64,14 @@ class _LayerRun:
     @property
     def keys(self) -> list[str]:
         """The partition keys of the run: ids of graphs, or keys of layers."""
-        return sorted(map(str, self.context.partition_keys))
+        try:
+            return sorted(map(str, self.context.partition_keys))
+        except dg.DagsterInvalidInvocationError as error:
+            # The sensor of registered graphs has removed a partition that somebody had typed.
+            asked = self.context.run.tags.get("dagster/partition", "of this run")
+            raise NotFoundError(
+                f"no registered graph has the partition {asked}.", remedy="Choose one that the UI offers."
+            ) from error
 
     @property
     def graph_ids(self) -> list[str]:
@@ -256,12 +264,13 @@ _COMMON: dict[str, Any] = {
 
 
 @dg.graph_asset(
-    partitions_def=graphs, ins={"base_ocdbt": dg.AssetIn(dagster_type=dg.Nothing)}, group_name="ingest", **_COMMON
+    partitions_def=graphs, ins={"base_ocdbt": dg.AssetIn(dagster_type=dg.Nothing)}, group_name=INGEST_GROUP, **_COMMON
 )
 def chunked_graph(base_ocdbt: Any) -> Any:
     """All layers of the chunked graph, bottom-up; the populate layer also includes the base's voxels at all mips.
 
-    Each layer that becomes complete is recorded at once as its partition of the asset ``layer``.
+    Each layer that becomes complete is recorded at once as its partition of the asset `layer`. Only unfinished chunks
+    are built, so after a failure it is materialized again.
     """
     return _rounds(base_ocdbt)
 
@@ -279,5 +288,9 @@ def chunked_graph(base_ocdbt: Any) -> Any:
     **_COMMON,
 )
 def layer(base_ocdbt: Any) -> Any:
-    """The single layers of the chunked graph, as ``chunked_graph`` builds them; one can be built again alone."""
+    """The single layers of the chunked graph, as `chunked_graph` builds them; one can be built again alone.
+
+    Nobody needs to materialize it in an ordinary ingest. To build a layer anew, purge it with
+    [purge_layer_job](/guess/purge_layer_job) first.
+    """
     return _rounds(base_ocdbt)

@@ -5,12 +5,11 @@ The key of a layer is ``graph|L02``. Only layers that a graph has are partitions
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import dagster as dg
 
-from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.errors import NotFoundError, SvPipelineError
 from sv_pipeline.ingest import stages
 from sv_pipeline.registry import Dataset
 
@@ -22,6 +21,7 @@ __all__ = [
     "graphs",
     "layer_partition",
     "layer_partitions",
+    "layers_named",
     "layers_of_partition",
     "mip_key",
     "mip_partition_of",
@@ -39,16 +39,23 @@ def layer_partition(graph_id: str, layer: int) -> str:
 def layers_of_partition(dataset: Dataset, key: str) -> list[int]:
     """Return the layers that a partition key names: one for the key of a layer, all for the id of the graph.
 
-    A layer that the graph does not have is left out.
+    Raises NotFoundError if the graph has no such layer: the key was typed by hand.
     """
-    _, separator, name = key.partition("|")
     layers = stages.layers_of(dataset)
-    if not separator:
+    if "|" not in key:
         return layers
-    match = re.fullmatch(r"L(\d{2,})", name)
-    if match is None:
-        raise ValueError(f"{key!r} is not the key of a layer")
-    return [layer for layer in layers if layer == int(match[1])]
+    for layer in layers:
+        if key == layer_partition(dataset.graph_id, layer):
+            return [layer]
+    raise NotFoundError(
+        f"graph {dataset.graph_id} has no layer {key!r}; it has {layers_named(layers[0], layers[-1])}.",
+        remedy=f"Choose a partition such as {layer_partition(dataset.graph_id, layers[0])}.",
+    )
+
+
+def layers_named(lowest: int, highest: int) -> str:
+    """Return the layers of a graph as text."""
+    return f"layers {lowest} to {highest}"
 
 
 def layer_partitions(dataset: Dataset) -> list[str]:

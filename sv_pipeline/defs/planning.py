@@ -8,7 +8,7 @@ from pydantic import Field
 from sv_pipeline.defs.metadata import explained_failures
 from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.resources import PipelineResource
-from sv_pipeline.defs.runs import UPKEEP
+from sv_pipeline.defs.runs import OWNERS, UPKEEP
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.ingest import planning
 from sv_pipeline.ingest.prices import parse_prices
@@ -26,11 +26,15 @@ class PlanConfig(dg.Config):
     prices: dict[str, float] = Field(default_factory=dict, description="Prices by name, such as worker-hour.")
 
 
-@dg.asset(partitions_def=graphs, group_name="ingest", kinds={"json"}, owners=["team:segmentation"])
+@dg.asset(partitions_def=graphs, group_name="planning", kinds={"json"}, owners=OWNERS)
 def ingest_plan(
     context: dg.AssetExecutionContext, pipeline: PipelineResource, config: PlanConfig
 ) -> dg.MaterializeResult:
-    """The forecast of the graph's ingest: chunks, steps, rows, bytes, memory, time and costs. It builds nothing."""
+    """The forecast of the graph's ingest: chunks, steps, rows, bytes, memory, time and costs. It builds nothing.
+
+    It may be materialized as soon as the graph is registered. With `sample` in its configuration, it ingests so many
+    chunks in a scratch place first, which makes it more exact.
+    """
     with explained_failures():
         dataset = pipeline.dataset(context.partition_key)
         prices = parse_prices(config.prices)
@@ -80,7 +84,7 @@ def prediction_metadata(dataset: Any, layer: int) -> dict[str, float]:
 class RequeueConfig(dg.Config):
     """The chunk to build or to write again."""
 
-    graph_id: str
+    graph_id: str = Field(description="A registered graph.")
     layer: int = Field(ge=2, description="Layer of the chunk; 2 for the finest.")
     chunk: list[int] = Field(description="Coordinates (x, y, z) in chunks of the layer.")
 

@@ -43,7 +43,8 @@ def pyramid(
 ) -> dg.MaterializeResult:
     """The coarser mips of a fork, up to date with its mip 0: whatever edits changed is downsampled again.
 
-    Several runs at once share the work, since each block of the volume is locked while it is worked on.
+    After edits, `downsample_sensor` materializes it by itself. Several runs at once share the work, since each block of
+    the volume is locked while it is worked on.
     """
     from sv_pipeline.reports import pyramid_views
 

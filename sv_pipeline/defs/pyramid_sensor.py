@@ -1,6 +1,5 @@
 """The sensor that starts `downsample_job`. It is level-triggered: each tick reads the ledgers of all graphs."""
 
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from sv_pipeline.defs.partitions import graphs
 from sv_pipeline.defs.pyramid import downsample_job, pyramid, pyramid_keeps_up, verdict_numbers, verdict_severity
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.defs.runs import PYRAMID_BACKOFF, UNFINISHED_RUNS
+from sv_pipeline.defs.ticks import ended_tick, read_cursor, told
 from sv_pipeline.environment import is_switched_on
 from sv_pipeline.pyramid.lag import GraphLag, lag_verdict, lags
 
@@ -31,31 +31,32 @@ RUNS_LOOKED_AT = 12
     default_status=(
         dg.DefaultSensorStatus.RUNNING if is_switched_on(SWITCH_VARIABLE) else dg.DefaultSensorStatus.STOPPED
     ),
+    description="Starts a run that brings the coarser mips of a graph up to date after edits: one for each graph that "
+    "is behind, for all its edits. After failed runs it waits, longer each time. It also reports the lag of each "
+    "graph, and the result of the check pyramid_keeps_up. The cursor names the graphs that were behind.",
 )
 def downsample_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
-    """Start one run for each graph whose coarser mips are behind, for all its operations, and never two for one graph.
-
-    After failed runs the sensor waits, longer each time. It also reports the lag, and the result of the lag check.
-    """
+    """Start one run for each graph whose coarser mips are behind, for all its operations, never two for one graph."""
     found = lags(pipeline.registry)
     requests: list[dg.RunRequest] = []
-    reasons: list[str] = []
+    said: list[str] = []
     for each in found:
         answer = _request(context.instance, each)
         if isinstance(answer, dg.RunRequest) and len(requests) < MOST_RUNS:
             requests.append(answer)
+            said.append(f"{each}: a run is asked for")
         elif isinstance(answer, str):
-            reasons.append(answer)
+            said.append(answer)
     known = set(context.instance.get_dynamic_partitions(str(graphs.name)))
     fresh = [key for r in requests if (key := str(r.partition_key)) not in known]
-    cursor = json.loads(context.cursor) if context.cursor else {}
     verdict = lag_verdict(found, pipeline.max_lag_seconds)
-    return dg.SensorResult(
+    return ended_tick(
+        context,
+        f"looked at {len(found)} graphs: {told(said) or 'their coarser mips are up to date'}",
+        cursor={"behind": [each.graph_id for each in found if each.behind], "alert": not verdict.passed},
         run_requests=requests,
-        skip_reason=None if requests else _skip_reason(found, reasons),
         dynamic_partitions_requests=[graphs.build_add_request(fresh)] if fresh else [],
-        asset_events=_events(found, pipeline.max_lag_seconds, cursor),
-        cursor=json.dumps({"behind": [each.graph_id for each in found if each.behind], "alert": not verdict.passed}),
+        asset_events=_events(found, pipeline.max_lag_seconds, read_cursor(context)),
     )
 
 
@@ -97,12 +98,6 @@ def _request(instance: dg.DagsterInstance, found: GraphLag) -> dg.RunRequest | s
 
 def _ledger(found: GraphLag) -> dict[str, str]:
     return {"dagster/partition": found.graph_id, LEDGER_TAG: found.fingerprint}
-
-
-def _skip_reason(found: Sequence[GraphLag], reasons: Sequence[str]) -> str:
-    if reasons:
-        return "; ".join(reasons[:20])
-    return f"the coarser mips of all {len(found)} graphs are up to date"
 
 
 def _events(

@@ -1,6 +1,5 @@
 """Recovery of edits whose process died: a sensor finds them, and a job rolls them back and makes them again."""
 
-import json
 import os
 import time
 from functools import partial
@@ -13,6 +12,7 @@ from sv_pipeline import recovery
 from sv_pipeline.defs.metadata import explained_failures, numbers, pictures, viewer_links
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.defs.runs import MOST_RECOVERIES, RECOVERY_BACKOFF, SLOT_TAG, UNFINISHED_RUNS
+from sv_pipeline.defs.ticks import ended_tick, read_cursor, told
 from sv_pipeline.edits.requests import user_or_default
 from sv_pipeline.environment import is_switched_on
 from sv_pipeline.errors import CorruptionError, NotFoundError, SvPipelineError
@@ -47,7 +47,7 @@ FAILED_RUNS = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 class OperationConfig(dg.Config):
     """The operation to recover."""
 
-    graph_id: str
+    graph_id: str = Field(description="A registered graph.")
     operation_id: int = Field(ge=1, description="Its number in the operation log; see 'sv-pipeline stuck list'.")
     seen: str = Field(default="", description="The owner's cell, which did not change while the sensor watched it.")
     seen_for: float = Field(
@@ -107,8 +107,9 @@ def _recover(context: dg.OpExecutionContext, pipeline: PipelineResource, config:
             **viewer_links(lambda: operation_link(dataset, operation_id)),
         }
     )
-    if "nothing to do" in metadata and not context.retry_number:
-        return
+    first = not context.retry_number and context.run.tags.get(ATTEMPT_TAG, "1") == "1"
+    if "nothing to do" in metadata and first:
+        return  # an earlier run has reported it; an attempt that died after its work has not
     alerts_from_environment().send(
         f"graph {config.graph_id}: {said}",
         good=True,
@@ -273,15 +274,17 @@ def mend_job() -> None:
     default_status=(
         dg.DefaultSensorStatus.RUNNING if is_switched_on(SWITCH_VARIABLE) else dg.DefaultSensorStatus.STOPPED
     ),
+    description=f"Finds edits whose process died, and starts a run that rolls each back and makes it again. An edit is "
+    f"taken for dead if its owner has not renewed its cell for {AGE_VARIABLE} (10m). The cursor says how long "
+    "each unfinished edit has been watched.",
 )
-def stuck_operations_sensor(
-    context: dg.SensorEvaluationContext, pipeline: PipelineResource
-) -> dg.SensorResult | dg.SkipReason:
+def stuck_operations_sensor(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
     """Find edits whose owner has not renewed its cell for SV_PIPELINE_RECOVERY_MIN_AGE (10m), and start recoveries."""
     min_age, now = parse_duration(os.environ.get(AGE_VARIABLE, "10m")), time.time()
-    notes: dict[str, Any] = json.loads(context.cursor) if context.cursor else {}
+    notes = read_cursor(context)
     fresh, requests, said = {}, [], []
-    for graph_id, found in ask_every_graph(pipeline.registry, _unfinished).items():
+    answers = ask_every_graph(pipeline.registry, _unfinished)
+    for graph_id, found in answers.items():
         if isinstance(found, str):
             said.append(f"{graph_id}: {found}")
             fresh[graph_id] = notes.get(graph_id, {})
@@ -300,10 +303,13 @@ def stuck_operations_sensor(
                 said.append(f"{graph_id}: operation {one.operation_id} {request}")
             else:
                 requests.append(request)
-    cursor = json.dumps({graph_id: seen for graph_id, seen in fresh.items() if seen})
-    if requests:
-        return dg.SensorResult(run_requests=requests, cursor=cursor)
-    return dg.SensorResult(skip_reason="; ".join(said) or "nothing is unfinished", cursor=cursor)
+                said.append(f"{graph_id}: operation {one.operation_id} is stuck, a recovery is asked for")
+    return ended_tick(
+        context,
+        f"looked at {len(answers)} graphs: {told(said) or 'nothing is unfinished'}",
+        cursor={graph_id: seen for graph_id, seen in fresh.items() if seen},
+        run_requests=requests,
+    )
 
 
 @dg.run_failure_sensor(
@@ -311,6 +317,7 @@ def stuck_operations_sensor(
     monitored_jobs=[recover_operation_job, abandon_operation_job],
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Sends an alert for a recovery whose process died before it could send one itself.",
 )
 def dead_recoveries_sensor(context: dg.RunFailureSensorContext) -> None:
     """Send an alert for a recovery or abandonment whose process died before it could send one itself."""

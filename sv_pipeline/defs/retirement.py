@@ -15,7 +15,7 @@ __all__ = ["retire_graph_job"]
 class RetireConfig(dg.Config):
     """The graph to remove."""
 
-    graph_id: str
+    graph_id: str = Field(description="A registered graph.")
     apply: bool = Field(default=False, description="Remove the graph; otherwise the run only lists what it would do.")
 
 
@@ -36,7 +36,7 @@ def retire_graph(context: dg.OpExecutionContext, pipeline: PipelineResource, con
                     context.instance.delete_dynamic_partition(name, key)
 
 
-@dg.job(tags=UPKEEP)
+@dg.job(tags=UPKEEP, executor_def=dg.in_process_executor)
 def retire_graph_job() -> None:
     """Remove a graph. By default the run only lists what would be removed. If it fails, execute it again."""
     retire_graph()

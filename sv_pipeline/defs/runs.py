@@ -7,6 +7,7 @@ import dagster as dg
 from sv_pipeline.backoff import Backoff
 
 __all__ = [
+    "INGEST_GROUP",
     "MERGE_POOL",
     "MOST_RECOVERIES",
     "OWNERS",
@@ -20,6 +21,8 @@ __all__ = [
 ]
 
 OWNERS = ["team:segmentation"]
+INGEST_GROUP = "ingest"
+"""Group of the assets that build a graph, in one run: all of it and nothing else."""
 RETRIES = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 """A step is retried if its process was killed or storage did not answer, but not after a user's mistake."""
 SLOT_TAG = "sv/slot"

@@ -12,10 +12,11 @@ from pydantic import Field
 
 from sv_pipeline.defs.checks import evaluations, red_checks
 from sv_pipeline.defs.metadata import explained_failures
+from sv_pipeline.defs.nights import VERIFY_AT, for_each_graph
 from sv_pipeline.defs.resources import PipelineResource
 from sv_pipeline.defs.runs import SLOT_TAG, UNFINISHED_RUNS
+from sv_pipeline.defs.ticks import told
 from sv_pipeline.environment import is_switched_on, whole_number_in
-from sv_pipeline.errors import NotFoundError
 from sv_pipeline.registry import Registry, ask_every_graph
 from sv_pipeline.reports.alerts import alerts_from_environment
 from sv_pipeline.table import counters
@@ -27,7 +28,7 @@ __all__ = ["alert_people", "conclude", "seed_of", "verify_changes_schedule", "ve
 
 SWITCH_VARIABLE, SAMPLE_VARIABLE = "SV_PIPELINE_VERIFY", "SV_PIPELINE_VERIFY_SAMPLE"
 SAMPLE = 64
-NIGHTLY, CHANGES = "30 2 * * *", "*/10 * * * *"
+CHANGES = "*/10 * * * *"
 PARTITION_TAG = "dagster/partition"
 GRAPH_TAG, UNTIL_TAG = "sv/graph_id", "sv/verified_until"
 MOST_OPERATIONS = 1000
@@ -45,7 +46,7 @@ def default_status() -> dg.DefaultScheduleStatus:
 class VerifyConfig(dg.Config):
     """The graph to verify, and to which extent."""
 
-    graph_id: str
+    graph_id: str = Field(description="A registered graph.")
     checks: list[str] = Field(default_factory=list, description="Names of checks; empty = all.")
     sample: int = Field(
         default=0, ge=0, description="Check the voxels of only so many chunks, chosen anew each time; 0 = all."
@@ -128,19 +129,32 @@ def _run(graph_id: str, run_key: str, tags: dict[str, str], **config: int) -> dg
     return dg.RunRequest(run_key=run_key, run_config=run_config, tags=tags)
 
 
-@dg.schedule(job=verify_job, cron_schedule=NIGHTLY, default_status=default_status())
+@dg.schedule(
+    job=verify_job,
+    cron_schedule=VERIFY_AT,
+    default_status=default_status(),
+    description="Verifies all invariants of every complete graph each night, with the voxels of "
+    f"{SAMPLE_VARIABLE} ({SAMPLE}) chunks of each, chosen anew each time.",
+)
 def verify_nightly_schedule(
     context: dg.ScheduleEvaluationContext, pipeline: PipelineResource
-) -> Iterator[dg.RunRequest]:
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """Verify all invariants of every graph, with the voxels of SV_PIPELINE_VERIFY_SAMPLE (64) chunks each."""
     sample = whole_number_in(SAMPLE_VARIABLE, SAMPLE, meaning="chunks")
-    night = context.scheduled_execution_time.date().isoformat()
-    for graph_id, made in ask_every_graph(pipeline.registry, _is_set_up).items():
-        if made:  # True, or a text that says why the graph cannot be read, which the run will report
-            yield _run(graph_id, f"nightly:{graph_id}:{night}", {}, sample=sample)
+    yield from for_each_graph(
+        context,
+        pipeline,
+        lambda graph_id, night: _run(graph_id, f"nightly:{graph_id}:{night}", {}, sample=sample),
+    )
 
 
-@dg.schedule(job=verify_job, cron_schedule=CHANGES, default_status=default_status())
+@dg.schedule(
+    job=verify_job,
+    cron_schedule=CHANGES,
+    default_status=default_status(),
+    description="Verifies every ten minutes what edits have changed since the last verification of changes, in each "
+    "graph that has been edited since.",
+)
 def verify_changes_schedule(
     context: dg.ScheduleEvaluationContext, pipeline: PipelineResource
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
@@ -155,18 +169,11 @@ def verify_changes_schedule(
             said.append(answer)
         else:
             requests.append(answer)
+            said.append(f"{graph_id}: a run is asked for, of what operations up to {last} changed")
+    context.log.info("%s", told(said) or "there are no graphs")
     yield from requests
     if not requests:
-        yield dg.SkipReason("; ".join(said) or "there are no graphs")
-
-
-def _is_set_up(registry: Registry, graph_id: str) -> bool:
-    """Whether a graph can be verified: it has been set up, and its table exists."""
-    try:
-        registry.get(graph_id).graph  # noqa: B018 - opens it
-    except NotFoundError:
-        return False
-    return True
+        yield dg.SkipReason(told(said) or "there are no graphs")
 
 
 def _last_operation(registry: Registry, graph_id: str) -> int:

@@ -139,12 +139,13 @@ def plan_addition(
 
 
 def _check_roots(workspace: Workspace, request: MergeRequest) -> None:
-    sources, sinks = (workspace.roots_of(points.ids) for points in (request.sources, request.sinks))
+    sides = {"source": request.sources, "sink": request.sinks}
+    sources, sinks = (workspace.roots_of(points.ids) for points in sides.values())
     for name, roots in (("source", sources), ("sink", sinks)):
         if len(roots) > 1:
             raise EditRefused(
                 Reason.SEVERAL_ROOTS,
-                f"the {name} points are on {len(roots)} objects: {', '.join(map(str, roots[:5].tolist()))}.",
+                f"the {name} points are on {len(roots)} objects: {workspace.points_by_root({name: sides[name]})}.",
                 remedy="Place all points of one side on one object; a merge joins two objects.",
             )
     if sources[0] == sinks[0]:

@@ -286,13 +286,11 @@ def nearest(graph: ChunkedGraph, volume: Any, point: IntArray, is_meant: IsMeant
     return None
 
 
-def what_is_near(
-    graph: ChunkedGraph, volume: Any, point: IntArray, is_meant: IsMeant | None = None, count: int = 3
-) -> str:
-    """Describe the supervoxels nearest to a point, with their roots and distances, for a message.
+def what_is_near(graph: ChunkedGraph, volume: Any, point: IntArray, is_meant: IsMeant | None = None) -> str:
+    """Describe, for a message, the nearest supervoxels of the two nearest objects, with their distances.
 
-    It looks further than a point is ever moved, as far as that takes no more memory than one edit. Of the supervoxels
-    that ``is_meant`` accepts, the nearest one is described as well.
+    It looks further than a point is ever moved, as far as that takes no more memory than one edit. The second object
+    is that of the nearest supervoxel that ``is_meant`` accepts, if there is one.
     """
     radius = max(search_limit(graph), (VOXELS_FOR_MESSAGES * math.prod(_resolution(graph))) ** (1 / 3) / 2)
     found = _around(graph, volume, point, radius)
@@ -300,15 +298,13 @@ def what_is_near(
         return f"nothing within {radius:,.0f} nm"
     order = np.argsort(found.distances, kind="stable")
     ids, first = np.unique(found.ids[order], return_index=True)
-    by_distance = np.argsort(first)
-    shown = by_distance[:count]
-    if is_meant is not None and not is_meant(ids[shown]).any():
-        shown = np.r_[shown, by_distance[count:][is_meant(ids[by_distance[count:]])][:1]]
-    near = [found.at(int(order[first[i]])) for i in shown]
-    objects = roots(graph, [one.supervoxel for one in near], missing_ok=True).tolist()
+    ids, first = ids[np.argsort(first)], np.sort(first)
+    objects = roots(graph, ids, missing_ok=True)
+    others = is_meant(ids) if is_meant is not None and is_meant(ids).any() else objects != objects[0]
+    shown = np.unique(np.r_[0, np.flatnonzero(others)[:1]])
     return ", ".join(
         f"supervoxel {one.supervoxel} of root {root}, {one.distance:.0f} nm away at {one.voxel}"
-        for one, root in zip(near, objects, strict=True)
+        for one, root in ((found.at(int(order[first[i]])), int(objects[i])) for i in shown)
     )
 
 

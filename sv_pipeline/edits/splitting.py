@@ -211,7 +211,7 @@ _MORE_POINTS = "Place points of both sides there as well"
 
 def _find_split(workspace: Workspace, request: SplitRequest) -> _Found:
     """Find a cut that separates the points, in the smallest of the growing regions that has one."""
-    _check_one_root(workspace.roots)
+    _check_one_root(workspace, request)
     around = Surroundings(workspace.graph, workspace.cache, workspace.roots, request)
     while True:
         found = replace(_find_in(workspace, request, around.region), enlarged=around.times)
@@ -272,10 +272,11 @@ def _refusal_of(outcome: multicut.Preview | SupervoxelSplitRequired | Refused) -
     return None if refused is None else EditRefused(refused.reason, refused.message)
 
 
-def _check_one_root(found: UInt64Array) -> None:
-    if len(found) > 1:
+def _check_one_root(workspace: Workspace, request: SplitRequest) -> None:
+    if len(workspace.roots) > 1:
+        where = workspace.points_by_root({"source": request.sources, "sink": request.sinks})
         raise EditRefused(
             Reason.SEVERAL_ROOTS,
-            f"the points are on {len(found)} objects: {', '.join(map(str, found[:5].tolist()))}.",
+            f"the points are on {len(workspace.roots)} objects: {where}.",
             remedy="Place all sources and sinks of a split on one object.",
         )

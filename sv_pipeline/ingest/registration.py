@@ -17,7 +17,7 @@ from sv_pipeline.ingest import watershed
 from sv_pipeline.ingest.missing_chunks import report_missing_chunks
 from sv_pipeline.ingest.watershed.source import open_source
 from sv_pipeline.memory import memory_budget
-from sv_pipeline.places import parse_folder
+from sv_pipeline.places import is_spec, parse_folder, parse_source
 from sv_pipeline.registry import Dataset, Registry, absolute
 from sv_pipeline.segmentation.base import layout, populate, referring
 from sv_pipeline.storage import kv, ocdbt
@@ -26,10 +26,11 @@ from sv_pipeline.storage.stored_scale import StoredScale
 from sv_pipeline.storage.volume_info import VolumeInfo, check_label_encoding, info_json
 from sv_pipeline.table.meta import OCDBT_CONFIG
 
-__all__ = ["attach", "register", "require_watershed", "source_is_needed"]
+__all__ = ["attach", "register", "require_local_inputs", "require_watershed", "source_is_needed"]
 
 logger = logging.getLogger(__name__)
 
+SOURCE_VOLUMES = ("segmentation", "agglomeration", "affinities")
 PROBES = 64
 """Number of chunks of a given watershed for which edge files are looked for."""
 
@@ -121,6 +122,19 @@ def _adopt_voxels(dataset: Dataset) -> None:
         return
     if stored.edited_in_place:
         fork.adopt(in_place=True)
+
+
+def require_local_inputs(config: DatasetConfig) -> None:
+    """Raise InputError if a local file or folder that the configuration reads does not exist. Opens nothing."""
+    inputs = {"image": config.image}
+    if config.source is None:
+        inputs["data_source.WATERSHED"] = config.data_source.watershed
+    else:
+        inputs |= {f"source.{name}": getattr(config.source, name) for name in SOURCE_VOLUMES}
+    for name, text in inputs.items():
+        place = None if text is None or is_spec(text) else parse_source(text)
+        if place is not None and place.file is not None and not place.file.exists():
+            raise InputError(f"{name}: there is no {place.file}.", remedy="Correct the path; this machine must see it.")
 
 
 def source_is_needed(dataset: Dataset) -> bool:

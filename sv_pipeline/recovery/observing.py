@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from sv_pipeline.operations.unfinished import Unfinished
@@ -17,6 +18,18 @@ __all__ = ["Observation", "Observations"]
 LONGEST_GAP = 10.0
 """Longest time between two looks that counts as watched, in seconds: the machine may have been suspended meanwhile, or
 its clock set."""
+
+
+OPERATION = "operation "
+"""Begin of the names under which notes hold operations."""
+
+
+def _text(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def _seconds(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
 
 
 class Observation(NamedTuple):
@@ -42,13 +55,28 @@ class Observations:
     @classmethod
     def of(cls, notes: Mapping[str, Any] | None) -> Observations:
         """Make the notes from the value that :meth:`to_dict` returned."""
-        notes = dict(notes or {})
-        at = float(notes.pop("at", 0.0))
-        return cls({int(i): Observation(str(one[0]), *map(float, one[1:3])) for i, one in notes.items()}, at)
+        seen = {
+            int(name.removeprefix(OPERATION)): Observation(
+                str(one["owner"]), _seconds(one["unchanged since"]), float(one["watched for seconds"])
+            )
+            for name, one in (notes or {}).items()
+            if name.startswith(OPERATION)
+        }
+        return cls(seen, _seconds(notes["looked at"]) if notes and "looked at" in notes else 0.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the notes as a value for JSON; empty if no operation is unfinished."""
-        return {**{str(i): list(one) for i, one in self.seen.items()}, "at": self.at} if self.seen else {}
+        """Return the notes as a value for JSON that people can read; empty if no operation is unfinished."""
+        if not self.seen:
+            return {}
+        operations = {
+            f"{OPERATION}{operation_id}": {
+                "owner": one.signature,
+                "unchanged since": _text(one.since),
+                "watched for seconds": round(one.watched, 3),
+            }
+            for operation_id, one in self.seen.items()
+        }
+        return {"looked at": _text(self.at), **operations}
 
     def look(self, found: Iterable[Unfinished], now: float) -> Observations:
         """Return the notes after a look at the operations that are unfinished now; others are dropped."""

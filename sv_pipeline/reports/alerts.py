@@ -37,7 +37,7 @@ class Alerts:
         if not self.webhook.startswith(("http://", "https://")):
             log.error("the alert was not sent: %s does not hold an http(s) URL", WEBHOOK_VARIABLE)
             return False
-        body = json.dumps({"text": text, **redacted_value(details)}, default=str).encode()
+        body = json.dumps({"text": text, "good": good, **redacted_value(details)}, default=str).encode()
         try:
             post(self.webhook, body, {"Content-Type": "application/json"}, timeout=self.timeout)
         except PostError as error:

@@ -10,8 +10,9 @@ from sv_pipeline.errors import NotFoundError, NotReadyError
 from sv_pipeline.ingest import progress
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import layout
+from sv_pipeline.table import counters
 
-__all__ = ["Built", "is_whole", "what_is_built"]
+__all__ = ["Built", "is_made", "is_whole", "what_is_built"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Built:
     """Whether the graph's fork exists."""
     readable: bool = False
     """Whether readers can open the graph: it is complete, and its documents are published."""
+    up_to_date: bool = False
+    """Whether the graph is readable and its coarser mips show all edits."""
     whole: bool = False
     """Whether nothing is missing that the graph's mode includes."""
 
@@ -73,6 +76,7 @@ def what_is_built(dataset: Dataset) -> Built:
         graph=whole,
         fork=fork,
         readable=whole and fork,
+        up_to_date=whole and fork and not dataset.fork.lag().entries,
         whole=whole and (fork or not has_voxels),
     )
 
@@ -84,6 +88,25 @@ def is_whole(dataset: Dataset) -> bool:
         return False
     if mode is IngestMode.VOXELS:
         return True
+    return _top_layer_is_complete(dataset)
+
+
+def is_made(dataset: Dataset) -> bool:
+    """Whether a graph has been made: all its layers were complete, or it has edits. Otherwise it may be in the making.
+
+    What was lost since then does not matter: a graph whose fork is gone, for example, has been made.
+    """
+    if dataset.config.ingest.mode is IngestMode.VOXELS:
+        return dataset.base.is_complete()
+    table = dataset.existing_table
+    if table is None:
+        return False
+    if counters.last_operation_id(table):
+        return True
+    return _top_layer_is_complete(dataset)
+
+
+def _top_layer_is_complete(dataset: Dataset) -> bool:
     try:
         progress.require_layer_complete(dataset.graph, dataset.grid.n_layers)
     except NotReadyError:

@@ -23,7 +23,15 @@ import tensorstore as ts
 from sv_pipeline.storage.generations import read_manifest
 from sv_pipeline.storage.retry import retry_transport
 
-__all__ = ["ManifestFrom", "PastGeneration", "manifest_from", "node_reader", "oldest_generation", "read_history"]
+__all__ = [
+    "ManifestFrom",
+    "PastGeneration",
+    "manifest_from",
+    "manifest_until",
+    "node_reader",
+    "oldest_generation",
+    "read_history",
+]
 
 Json = dict[str, Any]
 ReadNode = Callable[[str], Json]
@@ -69,13 +77,18 @@ def read_history(base: ts.KvStore, manifest: Json | None = None) -> list[PastGen
         TensorStore's dump of its manifest, if it was read before.
     """
     manifest = read_manifest(base) if manifest is None else manifest
-    read, found = node_reader(base), list(manifest["versions"])
+    return [PastGeneration.of(version) for version in _versions(manifest, node_reader(base))]
+
+
+def _versions(manifest: Json, read: ReadNode) -> list[Json]:
+    """Return the entries of all generations, oldest first, as TensorStore dumps them."""
+    found = list(manifest["versions"])
     pending = [node["location"] for node in manifest.get("version_tree_nodes", [])]
     while pending:
         entries = [entry for location in pending for entry in read(location)["entries"]]
         pending = [entry["location"] for entry in entries if "location" in entry]
         found += [entry for entry in entries if "root" in entry]
-    return sorted(map(PastGeneration.of, found), key=lambda one: one.number)
+    return sorted(found, key=lambda version: int(version["generation_number"]))
 
 
 def oldest_generation(base: ts.KvStore) -> PastGeneration:
@@ -122,6 +135,60 @@ def manifest_from(manifest: Json, horizon: int, read: ReadNode, file: str) -> Ma
     config = {name: value for name, value in manifest["config"].items() if name != "manifest_kind"}
     content = {"config": config, "versions": versions, "version_tree_nodes": nodes}
     return ManifestFrom(bytes(ts.ocdbt.undump_manifest(content)), bytes(trimmer.data), trimmer.removed)
+
+
+def manifest_until(manifest: Json, last: int, read: ReadNode, file: str) -> ManifestFrom:
+    """Encode a manifest whose history ends with a generation; its whole version tree is encoded anew.
+
+    Parameters
+    ----------
+    manifest
+        TensorStore's dump of the present manifest.
+    last
+        The generation that becomes the latest one; the history must contain it.
+    read, file
+        As for `manifest_from`.
+    """
+    every = _versions(manifest, read)
+    versions = [version for version in every if int(version["generation_number"]) <= last]
+    if not versions or int(versions[-1]["generation_number"]) != last:
+        raise ValueError(f"there is no generation {last}")
+    arity = int(manifest["config"]["version_tree_arity_log2"])
+    data, nodes = bytearray(), []
+
+    def encoded(entries: list[Json], height: int) -> Json:
+        content = {"entries": entries, "height": height, "version_tree_arity_log2": arity}
+        node = ts.ocdbt.undump_version_tree_node(manifest["config"], content)
+        place = f"versionnode::{quote(file)}:{len(data)}:{len(node)}"
+        data.extend(node)
+        return {
+            "location": place,
+            "height": height,
+            "generation_number": entries[-1]["generation_number"],
+            "num_generations": sum(int(entry.get("num_generations", 1)) for entry in entries),
+            "commit_time": entries[0]["commit_time"],
+        }
+
+    def divided(entries: list[Json], height: int) -> list[list[Json]]:
+        """Divide entries among nodes of a height."""
+        groups: dict[int, list[Json]] = {}
+        for entry in entries:
+            groups.setdefault((int(entry["generation_number"]) - 1) >> (arity * (height + 1)), []).append(entry)
+        return list(groups.values())
+
+    *full, newest = divided(versions, 0)
+    level, height, upto = [encoded(entries, 0) for entries in full], 0, (last - 1) >> arity << arity
+    while upto:
+        height += 1
+        before = (upto - 1) >> (arity * (height + 1)) << (arity * (height + 1))
+        mine = [entry for entry in level if int(entry["generation_number"]) > before]
+        if mine:
+            nodes.append(encoded(mine, height))
+        older = [entry for entry in level if int(entry["generation_number"]) <= before]
+        level, upto = [encoded(entries, height) for entries in divided(older, height)], before
+    config = {name: value for name, value in manifest["config"].items() if name != "manifest_kind"}
+    content = {"config": config, "versions": newest, "version_tree_nodes": nodes[::-1]}
+    return ManifestFrom(bytes(ts.ocdbt.undump_manifest(content)), bytes(data), len(every) - len(versions))
 
 
 class _Trimmer:

@@ -35,6 +35,7 @@ from sv_pipeline.storage.kv import as_url, join_url
 
 __all__ = [
     "OWN_KEYS",
+    "OWN_PREFIX",
     "SINGLE_MANIFEST",
     "SOURCE_PREFIX",
     "OcdbtFormat",
@@ -60,6 +61,8 @@ SOURCE_PREFIX = "watershed/"
 """Prefix of the watershed's own files in the underlying key space of a base that refers to them."""
 SINGLE_MANIFEST = "manifest.ocdbt"
 """Name of the manifest. If manifests are numbered, this object contains only the configuration."""
+OWN_PREFIX = "data_prefix"
+"""Name of the file in a fork's folder with the prefix of its data files, if it is not that of the graph id."""
 
 Version = int | str
 """A generation number, or a time ``YYYY-MM-DDTHH:MM:SS[.frac]Z``."""
@@ -192,15 +195,20 @@ def fork_spec(
     manifest_kind: Literal["single", "numbered"] = "single",
     version: Version | None = None,
     refers: bool = False,
+    own: str | None = None,
 ) -> Json:
-    """Return the key-value spec of a fork; any TensorStore can read it. A ``config`` in it could only mismatch."""
+    """Return the key-value spec of a fork; any TensorStore can read it. A ``config`` in it could only mismatch.
+
+    ``own`` is the prefix of its data files if it is not that of the graph id, as in a fork that was restored under
+    another id.
+    """
     fork = fork_folder(watershed_url, graph_id)
     if manifest_kind == "single":
         manifest: Json = {"exact": SINGLE_MANIFEST, "base": fork + SINGLE_MANIFEST}
     else:
         # The base is not "<fork>/manifest.", because the file driver would list a folder of that name.
         manifest = {"base": fork, "prefix": "manifest.", "strip_prefix": 0}
-    own = data_prefix(graph_id)
+    own = data_prefix(graph_id) if own is None else own
     spec: Json = {
         "driver": "ocdbt",
         "base": {

@@ -58,12 +58,14 @@ def storage_time(url: str, prefix: str) -> int:
         Nanoseconds since the epoch.
     """
     require_times(url)
-    key = f"{prefix}clock-{secrets.token_hex(8)}"
-    kv.write_bytes(url, key, b"")
-    try:
-        return list_files(url, key)[0].time
-    finally:
-        kv.delete_key(url, key)
+    while True:
+        key = f"{prefix}clock-{secrets.token_hex(8)}"
+        kv.write_bytes(url, key, b"")
+        try:
+            if found := list_files(url, key):  # another process may have deleted it as unused
+                return found[0].time
+        finally:
+            kv.delete_key(url, key)
 
 
 def list_files(url: str, prefix: str = "") -> list[TimedFile]:

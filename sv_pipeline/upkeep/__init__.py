@@ -1,1 +1,1 @@
-"""The upkeep of the stores of a graph: how much history is kept, what is deleted, removal of graphs. No Dagster."""
+"""The upkeep of the stores of a graph: retention, garbage, backups, and the removal of graphs. No Dagster."""

@@ -50,7 +50,7 @@ class GarbageReport:
             f"stored      {_size(use.stored_bytes)} in {use.stored_files} files",
             f"latest      {_size(use.latest_bytes)} of it are used by the latest generation",
             f"reachable   {_size(use.reachable_bytes)} are used by a generation that can be read",
-            f"unused      {unused}; {_size(use.collectable_bytes)} are old enough to be deleted",
+            f"unused      {unused}; {_size(use.collectable_bytes)} have been unused long enough to be deleted",
             f"beside      {_size(use.beside_bytes)} are unused, in files of which other bytes are used",
         ]
         if self.pruned is None:
@@ -59,7 +59,8 @@ class GarbageReport:
             why = self.pruned.why_not or _held(self.pruned.horizon.held_by)
             found.append(f"pruned      {self.pruned.removed} generations{f' ({why})' if why else ''}")
         if self.collected is not None:
-            why = self.collected.why_not
+            waiting = f"{self.collected.waiting} more wait for the grace period" if self.collected.waiting else ""
+            why = self.collected.why_not or waiting
             deleted = f"deleted     {self.collected.files} files of {_size(self.collected.bytes)}"
             found.append(deleted + (f" ({why})" if why else ""))
         return found

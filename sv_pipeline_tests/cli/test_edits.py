@@ -124,7 +124,9 @@ def test_a_picture_that_cannot_be_written_does_not_hide_that_the_edit_was_made(
 def test_a_preview_that_would_be_refused_ends_with_code_1(cli: CommandLine, graph: OpenGraph) -> None:
     said = cli("preview", "small", *sides_of(neighbours_of_two_objects(graph)))
     assert said.code == 1
-    assert "objects" in said.err
+    one, other = (points.replace(",", ", ") for points in sides_of(neighbours_of_two_objects(graph))[1::2])
+    assert f"the points are on 2 objects: source ({one}) on root " in said.err, "which point is on which object"
+    assert f"; sink ({other}) on root " in said.err
 
 
 BAD = {

@@ -8,7 +8,7 @@ import pytest
 from sv_pipeline.config import IngestMode
 from sv_pipeline.definitions import defs
 from sv_pipeline.defs.launch import materialize_graph
-from sv_pipeline.defs.partitions import add_partitions, graph_layers, graphs
+from sv_pipeline.defs.partitions import add_partitions, graph_layers
 from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.small_work import BATCHES_VARIABLE
 from sv_pipeline.registry import Dataset
@@ -108,16 +108,6 @@ def test_a_layer_refuses_before_the_one_below_is_complete(dataset: Dataset, inst
     assert "18 of 18" in failure_of(result)
 
 
-def test_a_layer_that_a_graph_does_not_have_is_not_offered_and_does_nothing(
-    dataset: Dataset, instance: dg.DagsterInstance
-) -> None:
-    prepare(dataset, instance)
-    absent = f"{dataset.graph_id}|L09"
-    assert absent not in instance.get_dynamic_partitions(str(graph_layers.name))
-    instance.add_dynamic_partitions(str(graph_layers.name), [absent])
-    assert run_asset(instance, "layer", absent).success
-
-
 def test_a_layer_run_again_has_no_batches(
     dataset: Dataset, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,39 +145,6 @@ def test_a_fork_before_the_voxels_is_refused_with_what_to_do(dataset: Dataset, i
     result = run_asset(instance, "fork", dataset.graph_id)
     assert not result.success
     assert "populate" in failure_of(result)
-
-
-def test_register_job_checks_first_and_adds_the_partition(
-    tmp_path: Path, home: str, small_segmentation: Path, instance: dg.DagsterInstance
-) -> None:
-    config = small_config(tmp_path, small_segmentation, "fresh").model_dump(
-        mode="json", by_alias=True, exclude_none=True
-    )
-    job = defs().resolve_job_def("register_graph_job")
-    good = job.execute_in_process(
-        instance=instance, run_config={"ops": {"register_graph": {"config": {"dataset": config}}}}
-    )
-    assert good.success
-    assert instance.get_dynamic_partitions(str(graphs.name)) == ["fresh"]
-    bad = job.execute_in_process(
-        instance=instance,
-        run_config={"ops": {"register_graph": {"config": {"dataset": {**config, "graph_id": "a|b"}}}}},
-        raise_on_error=False,
-    )
-    assert not bad.success
-    assert "graph_id" in failure_of(bad)
-    assert instance.get_dynamic_partitions(str(graphs.name)) == ["fresh"]
-
-
-def test_sensor_makes_partitions_of_registered_graphs(dataset: Dataset, instance: dg.DagsterInstance) -> None:
-    from sv_pipeline.defs.sensors import registered_graphs_sensor
-
-    with dg.build_sensor_context(instance=instance, resources=defs().resources) as context:
-        result = registered_graphs_sensor(context)
-    assert isinstance(result, dg.SensorResult)
-    added = {r.partitions_def_name: list(r.partition_keys) for r in result.dynamic_partitions_requests or []}
-    layers = [f"{dataset.graph_id}|L{number:02d}" for number in (2, 3, 4)]
-    assert added == {"graphs": [dataset.graph_id], "graph_layers": layers}
 
 
 def test_purge_job_makes_a_layer_build_again(dataset: Dataset, instance: dg.DagsterInstance) -> None:

@@ -7,9 +7,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from sv_pipeline.definitions import defs
 from sv_pipeline.defs.partitions import add_partitions
-from sv_pipeline.defs.sensors import registered_graphs_sensor
 from sv_pipeline.ingest import progress
 from sv_pipeline.ingest.run import ingest
 from sv_pipeline.registry import Dataset, Registry, ask_every_graph
@@ -77,26 +75,3 @@ def test_the_check_of_layers_concerns_the_layers_of_its_run(
         "nothing is left of this layer"
     )
     assert not check_of_layers(instance, tags=of_range).passed
-
-
-def test_partitions_of_graphs_that_are_gone_are_removed(dataset: Dataset, instance: dg.DagsterInstance) -> None:
-    def tick() -> dict[str, list[str]]:
-        with dg.build_sensor_context(instance=instance, resources=defs().resources) as context:
-            result = registered_graphs_sensor(context)
-        if not isinstance(result, dg.SensorResult):
-            return {}
-        return {
-            f"{type(request).__name__} {request.partitions_def_name}": sorted(request.partition_keys)
-            for request in result.dynamic_partitions_requests or ()
-        }
-
-    add_partitions(instance, [dataset])
-    assert tick() == {}
-    instance.add_dynamic_partitions("graphs", ["gone"])
-    instance.add_dynamic_partitions("graph_layers", ["gone|L02", "small2|L02"])
-    assert tick() == {
-        "DeleteDynamicPartitionsRequest graphs": ["gone"],
-        "DeleteDynamicPartitionsRequest graph_layers": ["gone|L02", "small2|L02"],
-    }
-    (Path(dataset.home) / "graphs" / "small.json").unlink()
-    assert tick() == {}, "a home folder without any graph may be a wrong one"

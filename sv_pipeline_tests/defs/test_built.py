@@ -13,7 +13,7 @@ from sv_pipeline.ingest.run import ingest
 from sv_pipeline.registry import Dataset
 
 LAYERS = {f"small|L{number:02d}" for number in (2, 3, 4)}
-GRAPH_ASSETS = ("watershed", "base_ocdbt", "chunked_graph", "fork", "reader_contract")
+GRAPH_ASSETS = ("watershed", "base_ocdbt", "chunked_graph", "fork", "reader_contract", "pyramid")
 
 
 class Ticks:

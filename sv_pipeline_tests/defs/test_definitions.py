@@ -20,7 +20,7 @@ def test_the_names_that_users_and_links_rely_on(home: str) -> None:
     assets = {"base_ocdbt", "chunked_graph", "fork", "fork_files", "ingest_plan", "layer", "pyramid"}
     assert set(specs) == assets | {"reader_contract", "watershed"}
     jobs = {"register_graph_job", "purge_layer_job", "verify_job", "downsample_job", "rebuild_mip_job"}
-    jobs |= {"requeue_chunk_job", "collect_garbage_job", "retire_graph_job"}
+    jobs |= {"requeue_chunk_job", "collect_garbage_job", "retire_graph_job", "backup_job"}
     jobs |= {"split_job", "preview_split_job", "merge_job", "undo_job", "redo_job", "recover_operation_job"}
     assert jobs <= {job.name for job in loaded.resolve_all_job_defs()}
     sensors = {"registered_graphs_sensor", "downsample_sensor", "stuck_operations_sensor"}

@@ -6,6 +6,7 @@ import http.server
 import json
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,18 @@ def test_a_killed_edit_is_found_and_healed(
     assert output.step_output_data.metadata["view it"].value.endswith(" view stage --operation 15")
     (news,) = webhook
     assert news["healed"]
+    assert news["good"]
     assert "voxels of generation" in news["text"]
     play.scene.prove()
     assert play.scene.objects() == play.twin("supervoxel split")
     assert not tick(instance, found.cursor).run_requests
+    # A second attempt, after one that died between its work and its news, tells people what it finds.
+    assert run(instance, request).success
+    assert len(webhook) == 1
+    second = dg.RunRequest(run_config=request.run_config, tags={**request.tags, recovery.ATTEMPT_TAG: "2"})
+    assert run(instance, second).success
+    assert webhook[-1]["good"]
+    assert len(webhook) == 2
 
 
 def test_what_moves_or_is_young_is_left_alone(play: Theatre, instance: dg.DagsterInstance) -> None:
@@ -111,9 +120,10 @@ def test_what_moves_or_is_young_is_left_alone(play: Theatre, instance: dg.Dagste
     assert not first.run_requests
     assert "has not moved for 0 s" in first.skip_message
     notes = json.loads(first.cursor)
-    notes["stage"]["15"][1] -= 601
+    note = notes["stage"]["operation 15"]
+    note["unchanged since"] = str(datetime.fromisoformat(note["unchanged since"]) - timedelta(seconds=601))
     assert len(tick(instance, json.dumps(notes)).run_requests) == 1
-    notes["stage"]["15"][0] = "another-owner 7"
+    note["owner"] = "another-owner 7"
     assert not tick(instance, json.dumps(notes)).run_requests, "it has moved since"
 
 
@@ -174,7 +184,7 @@ def test_a_graph_that_is_only_being_made_is_no_complaint(home: str, instance: dg
     made = ingest_stages.register(config, home)
     for prepare in (lambda: None, made.table.create):
         prepare()
-        assert tick(instance).skip_message == "nothing is unfinished"
+        assert tick(instance).skip_message == "looked at 1 graphs: nothing is unfinished"
 
 
 @pytest.mark.parametrize("name", ["recover_operation_job", "abandon_operation_job"])
@@ -221,7 +231,7 @@ def test_failures_are_tried_again_then_people_are_told(
     stopped = tick(instance, cursor)
     assert not stopped.run_requests
     assert "needs a person: 2 recoveries failed" in stopped.skip_message
-    assert [alert["final"] for alert in webhook] == [False, True]
+    assert [(alert["final"], alert["good"]) for alert in webhook] == [(False, False), (True, False)]
     assert "holds" in webhook[-1]["text"]
     assert play.scene.rows() == before
 

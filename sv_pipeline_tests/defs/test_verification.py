@@ -140,6 +140,22 @@ def test_every_night_each_graph_is_verified_by_a_sample(
     assert not red_checks(instance, "second")
 
 
+def test_a_graph_that_is_only_being_made_is_not_verified(dataset: Dataset, instance: dg.DagsterInstance) -> None:
+    """Neither at night nor by checks that are launched for no partition, however far its making is."""
+    job = defs().resolve_implicit_global_asset_job_def()
+    checks = job.get_subset(asset_check_selection={dg.AssetCheckKey(reader_contract.key, "voxels")})
+    for layer in (None, 2, 3):
+        if layer is not None:
+            ingest(dataset, layers=[layer], workers=1)
+        assert tick(verification.verify_nightly_schedule, instance) == []
+        assert tick(verification.verify_changes_schedule, instance) == []
+        result = checks.execute_in_process(instance=instance, raise_on_error=False)
+        assert [evaluation.passed for evaluation in result.get_asset_check_evaluations()] == [True]
+    ingest(dataset, workers=1)
+    (night,) = tick(verification.verify_nightly_schedule, instance)
+    assert night.tags[verification.GRAPH_TAG] == dataset.graph_id
+
+
 def test_what_operations_changed_is_verified_once(
     two: tuple[Dataset, Dataset], instance: dg.DagsterInstance, webhook: list[dict[str, Any]]
 ) -> None:

@@ -32,7 +32,7 @@ def test_how_long_it_has_not_moved_is_the_time_since_its_last_change(looks: list
         notes = Observations.of(notes.look([one(7, signature)], now).to_dict())
         changed = now if signature != last else changed
         last = signature
-        assert notes.unmoved(7, now) == pytest.approx(now - changed)
+        assert notes.unmoved(7, now) == pytest.approx(now - changed, abs=2e-3)
     assert not notes.look([], now).seen
 
 

@@ -26,7 +26,7 @@ from sv_pipeline_tests.recovery.conftest import Theatre
 
 Make = Callable[..., Theatre]
 NONE, ONE = timedelta(0), Retention(generations=1)
-STEPS = ("looked", "prune", "prune nodes", "pruned", "collect", "collecting", "collected")
+STEPS = ("looked", "prune", "prune nodes", "pruned", "collect", "marked", "collecting", "collected")
 """Steps of a clean-up at which it can be killed; ``looked`` comes twice."""
 KILLED = -9
 
@@ -101,11 +101,11 @@ def test_the_command_reports_and_collects(theatre: Make) -> None:
 
 
 @contextmanager
-def busy(play: Theatre, *, editors: int, readers: int, hold: float) -> Iterator[None]:
+def busy(play: Theatre, *, editors: int, readers: int = 0, grace: float = 0.0) -> Iterator[None]:
     """Let editors and readers work during the block; each of them has to come to a good end."""
     stop = play.folder / "stop"
     tasks = [{"do": "edit on", "seed": 1000 * number} for number in range(editors)]
-    tasks += [{"do": "read pinned", "hold": hold} for _ in range(readers)]
+    tasks += [{"do": "read pinned", "hold": 1.0, "grace": grace} for _ in range(readers)]
     pids = [play.start(**task, stop=str(stop), beat=0.5) for task in tasks]
     try:
         yield
@@ -134,10 +134,11 @@ def test_a_killed_clean_up_beside_editors_and_readers_loses_nothing(
         server: GcsControl = request.getfixturevalue("gcs_server")
         bucket = server.new_bucket()
     play, many = theatre(backend, bucket=bucket), rounds > 1
-    with busy(play, editors=3 if many else 2, readers=8 if many else 2, hold=1.0):
+    grace = 30.0 if many else 6.0  # longer than any read or edit takes, even beside the other processes of a soak
+    with busy(play, editors=3 if many else 2, readers=8 if many else 2, grace=grace):
         for turn in range(rounds):
             # The clocks of some collectors are an hour ahead, or behind.
-            task = {"do": "clean up", "generations": 4, "grace": 6.0, "clock": (3600.0, -3600.0, 0.0)[turn % 3]}
+            task = {"do": "clean up", "generations": 4, "grace": grace, "clock": (3600.0, -3600.0, 0.0)[turn % 3]}
             for step in steps:
                 code = play.do(**task, failpoint=f"{step}:kill")
                 assert code in (KILLED, DONE), step  # nothing may be left to do

@@ -19,7 +19,7 @@ def test_a_split_is_made_as_previewed_and_undone(graph: OpenGraph) -> None:
     one, other = two_parts_of_an_object(graph, of_a_supervoxel=True)
     before = graph.roots([one, other]).tolist()
     session = EditSession(graph, "somebody")
-    assert session.add_source(one).startswith("1 source and 0 sink")
+    assert session.add_source(one).startswith("1 source point and 0 sink points")
     session.add_sink(other)
     said = session.preview_split()
     assert said.startswith("Preview: 2 objects")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from sv_pipeline.edits.plan.hierarchy import HierarchyPlan, Layer2Change, plan_hierarchy
 from sv_pipeline.edits.plan.node_cache import KnownNodes, NodeCache, until_known
+from sv_pipeline.edits.requests import Points
 from sv_pipeline.graph import queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import take
@@ -16,6 +17,9 @@ from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
 
 __all__ = ["Workspace", "plan_above", "prefetch_surroundings", "workspace_of_preview"]
+
+SHOWN = 2
+"""Number of objects, and of points on each, that a message names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +39,20 @@ class Workspace:
     def roots_of(self, supervoxels: UInt64Array) -> UInt64Array:
         """Return the distinct roots of supervoxels of the request, ascending."""
         return np.unique(np.array([self.root_of[sv] for sv in supervoxels.tolist()], np.uint64))
+
+    def points_by_root(self, sides: Mapping[str, Points]) -> str:
+        """Say for a message which points are on which object."""
+        on: dict[int, list[str]] = {}
+        for name, points in sides.items():
+            places = points.ids.tolist() if points.coordinates is None else map(tuple, points.pointed.tolist())
+            for supervoxel, place in zip(points.ids.tolist(), places, strict=True):
+                on.setdefault(self.root_of[supervoxel], []).append(f"{name} {place}")
+        return "; ".join(f"{_some(texts)} on root {root}" for root, texts in list(on.items())[:SHOWN])
+
+
+def _some(texts: list[str]) -> str:
+    more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+    return ", ".join(texts[:SHOWN]) + more
 
 
 def workspace_of_preview(graph: ChunkedGraph, supervoxels: UInt64Array) -> Workspace:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sv_pipeline.config import DEFAULT_POPULATE_LAYER, OcdbtConfig
 from sv_pipeline.errors import ConfigError, ConflictError, DamagedError, NotFoundError, NotReadyError
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.memory import memory_budget
+from sv_pipeline.ocdbt_config import DEFAULT_POPULATE_LAYER, OcdbtConfig
 from sv_pipeline.segmentation.base import elsewhere, markers
 from sv_pipeline.segmentation.base.given_mips import usable_given_mips
 from sv_pipeline.segmentation.base.layout import plan_scales, populate_layer, with_populate_layer
@@ -88,10 +88,12 @@ class BaseInfo:
         form = self.form if creating else None
         return ocdbt.part_spec(self.watershed_url, task, attempt, form=form, refers=self.refers)
 
-    def fork_spec(self, graph_id: str, version: ocdbt.Version | None = None) -> dict[str, Any]:
-        """Return the key-value spec of a fork of the base."""
-        kind = self.form.manifest_kind
-        return ocdbt.fork_spec(self.watershed_url, graph_id, manifest_kind=kind, version=version, refers=self.refers)
+    def fork_spec(
+        self, graph_id: str, version: ocdbt.Version | None = None, *, own: str | None = None
+    ) -> dict[str, Any]:
+        """Return the key-value spec of a fork of the base; ``own`` is as for `ocdbt.fork_spec`."""
+        kind, url = self.form.manifest_kind, self.watershed_url
+        return ocdbt.fork_spec(url, graph_id, manifest_kind=kind, version=version, refers=self.refers, own=own)
 
 
 @dataclass(frozen=True, init=False)

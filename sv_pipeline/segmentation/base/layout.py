@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.pyramid import halvings
-from sv_pipeline.config import DEFAULT_POPULATE_LAYER, OcdbtConfig
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.grid import Box, ChunkGrid
+from sv_pipeline.ocdbt_config import DEFAULT_POPULATE_LAYER, OcdbtConfig
 from sv_pipeline.storage.precomputed import coarser_scale, halving_step
 from sv_pipeline.storage.volume_info import DEFAULT_BLOCK_SIZE, LABEL_ENCODINGS, Scale, VolumeInfo
 

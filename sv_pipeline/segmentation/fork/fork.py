@@ -21,7 +21,7 @@ from sv_pipeline.segmentation.base.base import FORKS, Base, BaseInfo
 from sv_pipeline.segmentation.fork import commit, records
 from sv_pipeline.segmentation.fork.contract import neuroglancer_url, published_folder, reader_contract
 from sv_pipeline.segmentation.fork.horizon import no_such_version
-from sv_pipeline.segmentation.fork.making import copy_manifests, is_in_place, note_fork
+from sv_pipeline.segmentation.fork.making import copy_manifests, is_in_place, note_fork, prefix_of
 from sv_pipeline.segmentation.fork.pending import Lag, PendingEntry, add_pending, lag_of, read_entries
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.context import is_of_another_database, process_context, remembers_another, reset_context
@@ -65,6 +65,11 @@ class Fork:
     @property
     def _folder(self) -> str:
         return ocdbt.fork_folder(self.watershed_url, self.graph_id)
+
+    @property
+    def data_prefix(self) -> str:
+        """Prefix of the fork's own data files, in its folder and in the key space of its store."""
+        return prefix_of(self.graph_id, kv.read_bytes(self._folder, ocdbt.OWN_PREFIX))
 
     # -- existence -----------------------------------------------------------------------------------------------------
 
@@ -144,7 +149,7 @@ class Fork:
     def has_commits(self) -> bool:
         """Return whether anything was written to the fork since it was made."""
         # Every commit writes at least one node of the B+tree below the fork's own data prefix.
-        return bool(kv.list_keys(self._folder, ocdbt.data_prefix(self.graph_id))) or self.is_in_place()
+        return bool(kv.list_keys(self._folder, self.data_prefix)) or self.is_in_place()
 
     def remove(self, *, force: bool = False) -> None:
         """Remove the fork through the driver of its folder.
@@ -182,9 +187,8 @@ class Fork:
     def _base_with(self, mip: int) -> BaseInfo:
         base = self.base.info()
         if not 0 <= mip < base.n_mips:
-            raise NotFoundError(
-                f"the fork of graph {self.graph_id!r} has no mip {mip}.", remedy=f"It has {base.n_mips} mips."
-            )
+            missing = f"the fork of graph {self.graph_id!r} has no mip {mip}."
+            raise NotFoundError(missing, remedy=f"It has {base.n_mips} mips.")
         return base
 
     def spec(self, mip: int | None = None, *, version: ocdbt.Version | None = None) -> dict[str, Any]:
@@ -206,11 +210,14 @@ class Fork:
             If the version is not valid.
         """
         ocdbt.check_version(version)
-        own = kv.read_bytes(self._folder, ocdbt.SINGLE_MANIFEST) is not None
-        if not own:
+        manifest, own = kv.read_many(self._folder, [ocdbt.SINGLE_MANIFEST, ocdbt.OWN_PREFIX])
+        if manifest is None:
             self.require()
         base = self._base_with(mip or 0)
-        keys = base.fork_spec(self.graph_id, version) if own else base.spec(version=version)
+        if manifest is None:
+            keys = base.spec(version=version)
+        else:
+            keys = base.fork_spec(self.graph_id, version, own=prefix_of(self.graph_id, own))
         return keys if mip is None else ocdbt.array_spec(keys, mip)
 
     def open(
@@ -273,10 +280,7 @@ class Fork:
         return records.generation_at(self.store(), time, within)
 
     def contract(self, *, version: ocdbt.Version | None = None) -> dict[str, Any]:
-        """Return everything that a reader of the graph's voxels needs, for JSON: a spec and the bounds of each mip.
-
-        ``generation`` is the fork's latest commit at the time of the call.
-        """
+        """Return what a reader of the voxels needs, for JSON: a spec and the bounds of each mip, and the generation."""
         keys = self.spec(version=version)
         return reader_contract(self.base_info(), self.graph_id, keys, self.generation())
 

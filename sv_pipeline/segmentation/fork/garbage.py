@@ -10,16 +10,17 @@ order of steps, and the state after a kill at each of them, is in ``docs/design/
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from sv_pipeline.backoff import Backoff
-from sv_pipeline.errors import ConflictError, NotFoundError, UnavailableError
+from sv_pipeline.errors import ConflictError, DamagedError, NotFoundError, UnavailableError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.retention import Bound, DatedGeneration, Horizon, Retention, choose_horizon
 from sv_pipeline.segmentation.fork.fork import Fork
@@ -29,6 +30,7 @@ from sv_pipeline.storage.generations import read_manifest
 from sv_pipeline.storage.history import ManifestFrom, PastGeneration, manifest_from, node_reader, read_history
 from sv_pipeline.storage.reachable import Extent, Walk
 from sv_pipeline.storage.retry import retry_transport
+from sv_pipeline.storage.stored_json import parse_stored
 from sv_pipeline.storage.timed_files import TimedFile, delete_files, list_files, storage_time
 from sv_pipeline.waiting import doing
 
@@ -36,10 +38,14 @@ __all__ = ["Collected", "Needs", "Pruned", "Usage", "collect", "prune", "usage"]
 
 ATTEMPTS = 10
 BACKOFF = Backoff(0.1, 5.0)
+UNUSED = "unused.json"
+"""File in the folder of a fork: the unused files by name, with the time since which they are known to be unused."""
+REMOVE_NOTES = "Remove that file; unused files are then kept for another grace period."
 FILES_AT_ONCE = 200
 """Number of files that are deleted while the writers of this disk wait."""
 
 _logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Usage:
     orphan_bytes: int
     """Files to which no generation refers."""
     collectable_bytes: int
-    """Those of them that are old enough to be deleted."""
+    """Those of them that are known to be unused for the grace period, and can be deleted."""
     bytes_after: int
     """Size of the files to which the generations refer that the policy keeps."""
 
@@ -112,6 +118,8 @@ class Collected:
 
     files: int
     bytes: int
+    waiting: int = 0
+    """Number of unused files that are not deleted yet, because of the grace period."""
     why_not: str = ""
     """Why nothing could be deleted, if something is in the way."""
 
@@ -126,6 +134,10 @@ def usage(fork: Fork, policy: Retention, needs: NeedsNow, *, grace: timedelta | 
     grace
         Grace period; default: that of the policy.
     """
+    return _again(fork, lambda: _usage(fork, policy, needs, grace))
+
+
+def _usage(fork: Fork, policy: Retention, needs: NeedsNow, grace: timedelta | None) -> Usage:
     sight = _look(fork, needs)
     history = sight.history
     horizon = choose_horizon(policy, history, sight.now, sight.needs.bounds, grace=grace)
@@ -156,7 +168,7 @@ def usage(fork: Fork, policy: Retention, needs: NeedsNow, *, grace: timedelta | 
         reachable_bytes=walk.found.n_bytes,
         orphan_files=len(orphans),
         orphan_bytes=_size(orphans),
-        collectable_bytes=_size(file for file in orphans if file.time < sight.limit(policy, grace)),
+        collectable_bytes=_size(sight.due(orphans, sight.unused_since(orphans, policy, grace), policy, grace)),
         bytes_after=_size(file for file in sight.files if file.name in policy_files),
     )
 
@@ -173,7 +185,7 @@ def prune(fork: Fork, policy: Retention, needs: NeedsNow, *, grace: timedelta | 
         If other writers change the manifest each time; nothing was changed.
     """
     for attempt in range(1, ATTEMPTS + 1):
-        sight = _look(fork, needs)
+        sight = _again(fork, lambda: _look(fork, needs))
         oldest = sight.history[0].number
         if policy.is_forever:
             return Pruned(Horizon(oldest), 0)
@@ -201,23 +213,32 @@ def prune(fork: Fork, policy: Retention, needs: NeedsNow, *, grace: timedelta | 
 
 
 def collect(fork: Fork, policy: Retention, needs: NeedsNow, *, grace: timedelta | None = None) -> Collected:
-    """Delete files of a fork to which no generation refers, and that are old enough; see `usage` for the parameters.
+    """Delete files of a fork to which no generation refers; see `usage` for the parameters.
 
-    If the process is killed, or another one does the same, fewer such files are left.
+    A file is deleted once it is known to be unused for the grace period: by then, nobody reads with a manifest from the
+    time when it was used. An earlier call has noted it. If the process is killed, or another one does the same, fewer
+    such files are left.
     """
-    files = list_files(fork.folder, ocdbt.data_prefix(fork.graph_id))
+    return _again(fork, lambda: _collect(fork, policy, needs, grace))
+
+
+def _collect(fork: Fork, policy: Retention, needs: NeedsNow, grace: timedelta | None) -> Collected:
+    files = list_files(fork.folder, fork.data_prefix)
     sight = _look(fork, needs, files)
     if sight.needs.unclear:
-        return Collected(0, 0, "; ".join(sight.needs.unclear))
-    walk, limit = sight.walk(), sight.limit(policy, grace)
+        return Collected(0, 0, why_not="; ".join(sight.needs.unclear))
+    walk = sight.walk()
     walk.add_roots(sight.roots)
     walk.add_version_tree(sight.manifest)
     reach("collect")
-    candidates = [file for file in files if file.time < limit]
     kept, known = walk.found.files, sight.latest
-    orphans = [file for file in candidates if file.name not in kept]
+    orphans = [file for file in files if file.name not in kept]
+    since = sight.unused_since(orphans, policy, grace)
+    kv.write_bytes(fork.folder, UNUSED, json.dumps(since, indent=0).encode())
+    reach("marked")
+    due = sight.due(orphans, since, policy, grace)
     n_files = n_bytes = 0
-    for first in range(0, len(orphans), FILES_AT_ONCE):
+    for first in range(0, len(due), FILES_AT_ONCE):
         with doing(f"deletes unused files of graph {fork.graph_id}"), commit_guard(fork.folder):
             # A commit may have been completed since; on disk none is under way while the guard is held.
             manifest = read_manifest(sight.store.base)
@@ -225,7 +246,7 @@ def collect(fork: Fork, policy: Retention, needs: NeedsNow, *, grace: timedelta 
                 versions = [*walk.add_version_tree(manifest), *manifest["versions"]]
                 walk.add_roots(version["root"].get("location") for version in versions)
                 kept, known = walk.found.files, latest
-            batch = [file for file in orphans[first : first + FILES_AT_ONCE] if file.name not in kept]
+            batch = [file for file in due[first : first + FILES_AT_ONCE] if file.name not in kept]
             half = len(batch) // 2
             delete_files(fork.folder, [file.name for file in batch[:half]])
             reach("collecting")
@@ -233,7 +254,7 @@ def collect(fork: Fork, policy: Retention, needs: NeedsNow, *, grace: timedelta 
         n_files, n_bytes = n_files + len(batch), n_bytes + _size(batch)
     reach("collected")
     _logger.info("graph %s: %d files of %d bytes deleted", fork.graph_id, n_files, n_bytes)
-    return Collected(n_files, n_bytes)
+    return Collected(n_files, n_bytes, len(orphans) - len(due))
 
 
 # -- what is there ----------------------------------------------------------------------------------------------------
@@ -265,9 +286,27 @@ class _Sight:
 
     def limit(self, policy: Retention, grace: timedelta | None) -> int:
         """Return the time of the storage before which a file must have been written to be deleted."""
-        margin = (policy.grace if grace is None else grace) // timedelta(microseconds=1) * 1000
         since = self.now if self.needs.files_since is None else min(self.now, self.needs.files_since)
-        return since - margin
+        return since - _margin(policy, grace)
+
+    def unused_since(self, orphans: list[TimedFile], policy: Retention, grace: timedelta | None) -> dict[str, int]:
+        """Return the times, in nanoseconds, since which unused files are known to be unused; without young files.
+
+        A young file may be part of a commit that is still to come, so nothing is known about it.
+        """
+        raw = kv.read_bytes(self.store.folder, UNUSED)
+        noted = (
+            {} if raw is None else parse_stored(raw, dict[str, int], self.store.folder + UNUSED, remedy=REMOVE_NOTES)
+        )
+        limit = self.limit(policy, grace)
+        return {file.name: min(self.now, noted.get(file.name, self.now)) for file in orphans if file.time < limit}
+
+    def due(
+        self, orphans: list[TimedFile], since: dict[str, int], policy: Retention, grace: timedelta | None
+    ) -> list[TimedFile]:
+        """Return the unused files that can be deleted."""
+        before = self.now - _margin(policy, grace)
+        return [file for file in orphans if file.name in since and since[file.name] <= before]
 
     def walk(self) -> Walk:
         """Begin a walk over the fork's own nodes."""
@@ -282,14 +321,11 @@ def _look(fork: Fork, needs: NeedsNow, files: list[TimedFile] | None = None) -> 
             remedy="Its history is not shortened, and its files are not deleted from here.",
         )
     fork.require()
-    store, prefix = fork.store(), ocdbt.data_prefix(fork.graph_id)
+    store, prefix = fork.store(), fork.data_prefix
     files = list_files(fork.folder, prefix) if files is None else files
     now = storage_time(fork.folder, prefix)
-    found = retry_transport(
-        lambda: kv.open_kv(fork.folder).read(ocdbt.SINGLE_MANIFEST, byte_range=slice(0, 0)).result(),
-        what=f"reading the manifest of graph {fork.graph_id}",
-    )
-    if found.state != "value":
+    stamp = _stamp(fork)
+    if not stamp:
         raise NotFoundError(f"the fork of graph {fork.graph_id!r} was removed.", remedy="There is nothing to do.")
     manifest = read_manifest(store.base)
     reach("looked")
@@ -298,7 +334,7 @@ def _look(fork: Fork, needs: NeedsNow, files: list[TimedFile] | None = None) -> 
     dated = _dated(history, prefix, {file.name: file.time for file in files}, now)
     numbered = fork.base.info().form.manifest_kind == "numbered"
     roots = [one.root for one in history]
-    return _Sight(store, prefix, numbered, files, now, found.stamp.generation, manifest, needed, dated, roots)
+    return _Sight(store, prefix, numbered, files, now, stamp, manifest, needed, dated, roots)
 
 
 def _dated(history: list[PastGeneration], prefix: str, times: dict[str, int], now: int) -> list[DatedGeneration]:
@@ -329,6 +365,32 @@ def _replace_manifest(sight: _Sight, file: str, new: ManifestFrom) -> bool:
         replaced = bool(written(write, folder, ocdbt.SINGLE_MANIFEST).generation)
     reach("pruned")
     return replaced
+
+
+def _margin(policy: Retention, grace: timedelta | None) -> int:
+    """Return the grace period in nanoseconds."""
+    return (policy.grace if grace is None else grace) // timedelta(microseconds=1) * 1000
+
+
+def _again(fork: Fork, look: Callable[[], Result]) -> Result:
+    """Call a function that reads the history; call it again if another process has shortened the history meanwhile."""
+    for _ in range(ATTEMPTS):
+        before = _stamp(fork)
+        try:
+            return look()
+        except DamagedError:
+            if _stamp(fork) == before:
+                raise
+    return look()
+
+
+def _stamp(fork: Fork) -> bytes:
+    """Return the version of the manifest as the storage counts it; empty if there is none."""
+    found = retry_transport(
+        lambda: kv.open_kv(fork.folder).read(ocdbt.SINGLE_MANIFEST, byte_range=slice(0, 0)).result(),
+        what=f"reading the manifest of graph {fork.graph_id}",
+    )
+    return b"" if found.state != "value" else bytes(found.stamp.generation)
 
 
 def _latest(manifest: dict[str, Any]) -> int:

@@ -16,7 +16,7 @@ from sv_pipeline.segmentation.base.base import FORKS, IN_PLACE, BaseInfo
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.stored_json import parse_stored
 
-__all__ = ["check_record", "copy_manifests", "is_in_place", "note_fork"]
+__all__ = ["adopt_files", "check_record", "copy_manifests", "is_in_place", "note_fork", "prefix_of"]
 
 _logger = logging.getLogger(__name__)
 
@@ -59,6 +59,27 @@ def note_fork(base: BaseInfo, graph_id: str, *, in_place: bool) -> None:
 def is_in_place(watershed_url: str, graph_id: str) -> bool:
     """Return whether a graph is listed as one whose voxels are the base itself."""
     return IN_PLACE in (kv.read_bytes(ocdbt.ocdbt_folder(watershed_url), FORKS + graph_id) or b"")
+
+
+def prefix_of(graph_id: str, stored: bytes | None) -> str:
+    """Return the prefix of a fork's data files, given the content of the file that states it, if there is one."""
+    return ocdbt.data_prefix(graph_id) if stored is None else stored.decode()
+
+
+def adopt_files(base: BaseInfo, graph_id: str, prefix: str, manifest: bytes) -> None:
+    """Make a fork of copied data files that are in its folder already, below ``prefix``; it exists from then on.
+
+    Raises
+    ------
+    ConflictError
+        If there is a fork with another manifest.
+    """
+    url, target = base.watershed_url, ocdbt.fork_folder(base.watershed_url, graph_id)
+    kv.write_bytes(ocdbt.ocdbt_folder(url), FORKS + graph_id, _record(base, graph_id))
+    if prefix != ocdbt.data_prefix(graph_id):
+        kv.write_bytes(target, ocdbt.OWN_PREFIX, prefix.encode())
+    if not kv.write_if_absent(target, ocdbt.SINGLE_MANIFEST, manifest):
+        raise ConflictError(f"graph {graph_id!r} has a fork at {target}.", remedy="Use another graph id.")
 
 
 def _remove_leftovers(target: str, *, keep: str | None) -> None:

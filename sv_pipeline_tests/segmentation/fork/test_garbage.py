@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sv_pipeline.errors import ConfigError, NotFoundError
+from sv_pipeline.errors import ConfigError, DamagedError, NotFoundError
 from sv_pipeline.retention import Bound, Retention
 from sv_pipeline.segmentation.fork.commit import restore_operation
 from sv_pipeline.segmentation.fork.fork import Fork
-from sv_pipeline.segmentation.fork.garbage import Needs, Usage, collect, prune, usage
+from sv_pipeline.segmentation.fork.garbage import UNUSED, Needs, Usage, collect, prune, usage
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.history import read_history
 from sv_pipeline.storage.reachable import reachable
@@ -161,6 +161,25 @@ def test_what_work_in_progress_needs_stays(storage_url: str) -> None:
     assert prune(fork, last(1), nothing, grace=NONE).removed > 0
     assert collect(fork, last(1), nothing, grace=NONE).files > 0
     np.testing.assert_array_equal(voxels(watershed), expected(watershed, *edits[1:]))
+
+
+def test_a_file_is_deleted_once_it_is_known_to_be_unused_for_the_grace_period(storage_url: str) -> None:
+    watershed = forked(storage_url)
+    fork, boxes = Fork(watershed.url, "g"), storage_boxes(watershed)
+    for number in range(1, 4):
+        fork.commit(edit(watershed, number, boxes[:1]))
+    grace = timedelta(seconds=1)
+    time.sleep(1.1)  # all files are old, but were in use until now
+    assert prune(fork, last(1), nothing, grace=grace).removed > 0
+    first = collect(fork, last(1), nothing, grace=grace)
+    assert (first.files, first.waiting) == (0, 2)
+    assert of(fork, last(1)).orphan_files == 2
+    time.sleep(1.1)
+    assert usage(fork, last(1), nothing, grace=grace).collectable_bytes > 0
+    assert collect(fork, last(1), nothing, grace=grace).files == 2
+    kv.write_bytes(fork.folder, UNUSED, b"[]")
+    with pytest.raises(DamagedError, match=r"unused\.json is damaged"):
+        collect(fork, last(1), nothing, grace=grace)
 
 
 def test_views_before_the_horizon_are_refused_with_its_time(tmp_path: Path) -> None:
