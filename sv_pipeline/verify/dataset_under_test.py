@@ -42,8 +42,8 @@ def cannot_be_read(name: str) -> str:
 
 
 def as_failure(error: SvPipelineError, name: str) -> SvPipelineError:
-    """Note in an error what could not be read."""
-    error.__dict__["unreadable"] = name
+    """Note in an error what could not be read; the innermost name stays, for it is the cause."""
+    error.__dict__.setdefault("unreadable", name)
     return error
 
 

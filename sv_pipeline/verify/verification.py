@@ -114,6 +114,15 @@ class Verification:
         """The parts of rows and edges."""
         return self.division.stages() if self.row_checks else []
 
+    def _divided(self) -> list[list[Part]]:
+        """Return `row_stages`, or nothing if meta or watershed cannot be read; `report` says so then."""
+        try:
+            return self.row_stages
+        except UnavailableError:
+            raise
+        except (SvPipelineError, Blocked):
+            return []
+
     @cached_property
     def _parts(self) -> dict[str, Part]:
         return {part.key: part for stage in self.row_stages for part in stage}
@@ -130,12 +139,7 @@ class Verification:
 
     def stages(self) -> list[list[str]]:
         """Return the names of the parts of each stage. Those of one stage are independent of each other."""
-        try:
-            rows = [[part.key for part in stage] for stage in self.row_stages]
-        except UnavailableError:
-            raise
-        except (SvPipelineError, Blocked):
-            rows = []  # meta or watershed cannot be read, so rows cannot be divided: `report` says so
+        rows = [[part.key for part in stage] for stage in self._divided()]
         first = (rows[0] if rows else []) + list(self._shares)
         return [stage for stage in (first, *rows[1:]) if stage]
 
@@ -253,7 +257,7 @@ class Verification:
 
     def _with_dependents(self, found: set[str]) -> set[str]:
         """Parts, and if they are of rows, the parts that hand something up to them, and all parts above."""
-        parts = list(self._parts.values())
+        parts = [part for stage in self._divided() for part in stage]
         rows = [part for part in parts if part.key in found]
         below = [part for part in parts if any(self.division.is_below(part, upper) for upper in rows)]
         touched = {part.key for part in (*rows, *below)}
@@ -267,7 +271,7 @@ class Verification:
     def repeat_affected(self, run: Run) -> None:
         """Verify those parts again into which strays lead, and the parts above them."""
         known: set[tuple[int, ...]] = set()
-        for _ in range(ROUNDS):
+        for _ in range(ROUNDS if self._divided() else 0):
             strays = self._strays()
             now = _names(strays)
             if now <= known:

@@ -41,7 +41,7 @@ class Planted:
         """Verify the graph as a whole, and by parts, divided at random: both must find the same."""
 
         def by(division: Division | None) -> VerifyReport:
-            wanted = checks if division is None or checks is not None else list(ROW_CHECKS)
+            wanted = checks if division is None or checks is not None else ["meta", *ROW_CHECKS]
             return verify(
                 self.table,
                 self.data.fork,
