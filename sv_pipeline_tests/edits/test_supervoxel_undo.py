@@ -85,10 +85,10 @@ def test_later_edits_that_overlap_are_named(make: Make) -> None:
     first = split(tissue, [at(1)], [at(22)])
     second = split(tissue, [at(1)], [at(8)])
     third = split(tissue, [at(15)], [at(22)])
-    with pytest.raises(edits.EditRefused, match=rf"\b{second.id}, {third.id}\b.* since") as caught:
+    with pytest.raises(edits.EditRefused, match=rf"since by operations {second.id}, {third.id}\b") as caught:
         undo(tissue, first)
     assert caught.value.reason is Reason.OVERLAPPED
-    assert "Undo these operations first" in str(caught.value)
+    assert "Undo what came later first" in str(caught.value)
 
 
 def test_from_the_last_to_the_first_everything_can_be_undone(make: Make) -> None:
