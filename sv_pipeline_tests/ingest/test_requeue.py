@@ -146,7 +146,8 @@ def test_the_command_says_what_it_wrote(cli: CommandLine, tmp_path: Path) -> Non
 
 def test_killed_while_it_writes_a_chunk_again_nothing_is_lost(tmp_path: Path) -> None:
     dataset = built(tmp_path)
-    rows, voxels = dump(dataset.table), voxels_of(dataset)
+    without = (keys.COUNTS_SIGN,)  # they are counted anew after a kill
+    rows, voxels = dump(dataset.table, without=without), voxels_of(dataset)
     for seconds in (0.05, 0.1, 0.2, 0.4):
         with subprocess.Popen(
             [sys.executable, "-c", ENDLESS, str(tmp_path / "home")], stdout=subprocess.PIPE, start_new_session=True
@@ -159,6 +160,6 @@ def test_killed_while_it_writes_a_chunk_again_nothing_is_lost(tmp_path: Path) ->
             os.killpg(process.pid, signal.SIGKILL)
     builds.ingest(dataset)  # makes the fork, if a kill came between its removal and its creation
     requeue_chunk(dataset, 3, (0, 0, 0))
-    assert dump(dataset.table) == rows
+    assert dump(dataset.table, without=without) == rows
     assert np.array_equal(voxels_of(dataset), voxels)
     builds.assert_sound(dataset)
