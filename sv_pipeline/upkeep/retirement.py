@@ -8,7 +8,7 @@
 | 4 | drop the table | no rows |
 | 5 | remove files that a commit has written since step 3, and the entry of the registry | nothing |
 
-The next run continues at step 2. The base and the watershed stay.
+The next run continues at step 2, or at step 3 if the voxels are gone. The base and the watershed stay.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sv_pipeline.errors import ConflictError, NotFoundError
+from sv_pipeline.config import IngestMode
+from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.operations.unfinished import Unfinished
 from sv_pipeline.recovery.scan import all_unfinished
@@ -98,10 +99,15 @@ def plan_retirement(registry: Registry, graph_id: str) -> Retirement:
         If no such graph is registered.
     ConflictError
         If operations are unfinished, or the graph's voxels are the base itself.
+    ConfigError
+        If the table is opened read-only.
     """
-    dataset = registry.get_retiring(graph_id) or registry.get(graph_id)
+    hidden = registry.get_retiring(graph_id)
+    dataset = registry.get(graph_id) if hidden is None else hidden
     _refuse_in_place(dataset)
-    _refuse_unfinished(dataset)
+    _refuse_read_only(dataset)
+    if hidden is None:
+        _refuse_unfinished(dataset)
     folder, table = ocdbt.fork_folder(dataset.watershed_url, graph_id), dataset.existing_table
     own = list_files(folder)
     file = None if table is None else table.file
@@ -134,20 +140,20 @@ def retire(registry: Registry, graph_id: str) -> Retirement:
     NotFoundError
         If no such graph is registered.
     ConflictError
-        If operations are unfinished, or the graph's voxels are the base itself; nothing was removed.
+        If operations are unfinished, or the graph's voxels are the base itself; nothing was removed, and the graph is
+        shown if an earlier call has hidden it.
     ConfigError
         If the table is opened read-only; nothing was removed.
     """
     plan = plan_retirement(registry, graph_id)
-    begun = registry.get_retiring(graph_id)
-    dataset = registry.begin_retiring(graph_id) if begun is None else begun
+    dataset = registry.begin_retiring(graph_id)
     reach("retire marked")
-    try:
-        _refuse_unfinished(dataset)  # one may have begun before the graph was hidden
-    except ConflictError:
-        if begun is None:
+    if not _is_under_way(dataset):
+        try:
+            _refuse_unfinished(dataset)  # one may have begun before the graph was hidden
+        except ConflictError:
             registry.stop_retiring(graph_id)
-        raise
+            raise
     dataset.fork.remove(force=True)
     reach("retire fork")
     if dataset.existing_table is not None:
@@ -213,6 +219,19 @@ def _refuse_in_place(dataset: Dataset) -> None:
             f"the voxels of graph {dataset.graph_id!r} are the base itself, which other software made.",
             remedy="Such a graph is not removed from here.",
         )
+
+
+def _refuse_read_only(dataset: Dataset) -> None:
+    if dataset.table.read_only:
+        raise ConfigError(
+            f"the table of graph {dataset.graph_id!r} is opened read-only, so the graph cannot be removed.",
+            remedy="Set backend_client.CONFIG.READ_ONLY to false.",
+        )
+
+
+def _is_under_way(dataset: Dataset) -> bool:
+    """Return whether the voxels of a hidden graph are removed already, so that nothing can be recovered any more."""
+    return dataset.config.ingest.mode is not IngestMode.GRAPH and not dataset.fork.exists()
 
 
 def _refuse_unfinished(dataset: Dataset) -> None:
