@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError
+from sv_pipeline.errors import ConfigError, ConflictError, CorruptionError, NotFoundError
 from sv_pipeline.graph.queries import roots
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.operations.pair import GRAPH, PAIR_ROW
@@ -124,16 +124,38 @@ def test_a_restored_graph_is_edited_like_any_other(theatre: Make, tmp_path: Path
 
 def test_what_cannot_be_restored_is_refused(theatre: Make, tmp_path: Path) -> None:
     play = theatre()
-    source, place = play.scene.world.dataset, str(tmp_path / "backups")
+    source, place = play.scene.world.dataset, str(tmp_path / "all my backups")
     registry = Registry(source.home)
     with pytest.raises(NotFoundError, match="no complete backup"):
         restore(registry, place, "other")
+    ocdbt = kv.join_url(source.watershed_url, "ocdbt")
+    assert source.table.file is not None
+    for own in (ocdbt, kv.join_url(ocdbt, source.graph_id), source.home + "/graphs", source.table.file.parent.parent):
+        with pytest.raises(ConfigError, match="belongs to the graphs themselves"):
+            back_up(source, own)
     done = back_up(source, place)
     with pytest.raises(ConflictError, match="exists already"):
         restore(registry, place, source.graph_id)
     Fork(source.watershed_url, "forked").create()
     with pytest.raises(ConflictError, match="has a fork at"):
         restore(registry, place, "forked")
+    with pytest.raises(NotFoundError, match=f"of graph 'no'. It has backups of {source.graph_id}."):
+        restore(registry, place, "other", graph_id="no")
+    stage = play.stage.world.dataset
+    task = {"do": "restore", "place": place, "graph": [stage.home, stage.graph_id], "target": [source.home, "killed"]}
+    assert play.do(**task, failpoint="restore claimed:kill") == KILLED
+    fork = Fork(source.watershed_url, "killed")
+    fork.create()
+    with pytest.raises(ConflictError, match="which was made while"):
+        restore(registry, place, "killed")
+    assert not fork.has_commits()
+    fork.remove(force=True)
+    newer = back_up(source, place)
+    with pytest.raises(ConflictError, match=f"--moment {done.moment}"):
+        restore(registry, place, "killed")
+    restore(registry, place, "killed", moment=done.moment)
+    retire(registry, "killed")
+    done = newer
     folder = moment_folder(place, source.graph_id, done.moment)
     rows = kv.read_bytes(folder, "rows-000000.zst")
     assert rows is not None
@@ -175,7 +197,10 @@ def test_killed_backups_and_restores_are_completed_by_the_next(
     for step in OF_RESTORE if all_of_them else ("restoring rows", "restoring files", "restore fork"):
         assert play.do(**task, failpoint=f"{step}:kill") == KILLED, step
         assert name not in Registry(source.home).graph_ids()
+    assert play.do(**task, failpoint="restore registered:kill") == KILLED
     assert play.do(**task) == DONE
+    with pytest.raises(ConflictError, match="exists already"):
+        restore(Registry(source.home), place, name, moment=moment)
     assert_as_of(World(Registry(source.home).get(name)), source, place, moment)
     retire(Registry(source.home), name)
     play.scene.prove()
