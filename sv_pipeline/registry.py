@@ -236,15 +236,12 @@ class Registry:
 
     def begin_retiring(self, graph_id: str) -> Dataset:
         """Hide a graph from everything but its retirement; one that was killed while it did so is completed."""
-        begun = self.get_retiring(graph_id)
-        dataset = self.get(graph_id) if begun is None else begun
-        if begun is None:
-            raw = kv.read_bytes(self._graphs_url, f"{graph_id}.json")
-            assert raw is not None, "it was just read"
+        raw = kv.read_bytes(self._graphs_url, f"{graph_id}.json")
+        if raw is not None:
             write_private(self._graphs_url, graph_id + RETIRING, raw)
             reach("retire noted")
-        kv.delete_key(self._graphs_url, f"{graph_id}.json")
-        return dataset
+            kv.delete_key(self._graphs_url, f"{graph_id}.json")
+        return self.get_retiring(graph_id) or self.get(graph_id)
 
     def stop_retiring(self, graph_id: str) -> None:
         """Show a graph again whose retirement was begun, and of which nothing was removed."""

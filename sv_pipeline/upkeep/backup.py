@@ -170,7 +170,8 @@ def back_up(dataset: Dataset, place: str | Path) -> Backup:
         format=FORMAT,
         graph_id=dataset.graph_id,
         moment=moment,
-        config=dataset.config.model_dump(mode="json", by_alias=True),
+        # Receivers of events are not restored, and may have keys that the readers of the place must not see.
+        config={**dataset.config.model_dump(mode="json", by_alias=True), "events": []},
         last_operation=cut.last,
         without=sorted(cut.without),
         others=others,
@@ -218,6 +219,11 @@ def read_catalogue(place: str | Path, graph_id: str, moment: str) -> Catalogue:
         )
     where = folder + CATALOGUE
     content = parse_stored(raw, dict[str, Any], where, remedy="Use another backup.")
+    if content.get("format") != FORMAT:
+        raise ConfigError(
+            f"{where} has format {content.get('format')!r}, not {FORMAT}: another version of sv_pipeline wrote it.",
+            remedy="Restore it with that version, or use another backup.",
+        )
     try:
         return Catalogue(**content)
     except TypeError as error:
@@ -249,7 +255,8 @@ def _refuse_own_folders(dataset: Dataset, place: str | Path) -> None:
     for folder in own:
         if target.startswith(folder):
             raise ConfigError(
-                f"{place} cannot hold backups of graph {dataset.graph_id!r}: {folder} belongs to the graphs themselves.",
+                f"{place} cannot hold backups of graph {dataset.graph_id!r}, because {folder} belongs to the graphs "
+                "themselves.",
                 remedy="Name a folder outside.",
             )
 

@@ -212,9 +212,8 @@ def _is_of_graph(key: bytes) -> bool:
 def _note_lost(dataset: Dataset, lost: list[Operation]) -> None:
     """End the operations in the log, then state the pair.
 
-    The last two are the first operation of those that are lost, from which the next run finds all that are left, and the
-    one that the table names: until that has ended, table and fork do not fit, so that the next run continues after a
-    kill.
+    The last two are the first lost operation, from which the next run finds all that are left, and the one that the
+    table names: until that has ended, table and fork do not fit, so that the next run continues after a kill.
     """
     table = dataset.table
     named = (COMMITTED.newest(table.read_rows([PAIR_ROW], newest_only=True).get(PAIR_ROW)) or {}).get("operation_id")

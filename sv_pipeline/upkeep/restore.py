@@ -212,13 +212,18 @@ def _make_fork(dataset: Dataset, place: str | Path, catalogue: backup.Catalogue)
             remedy="Choose another id (--as).",
         )
     there = {one.name: one.size for one in list_files(target, catalogue.prefix)}
-    left = [name for name, size in catalogue.files if there.get(catalogue.prefix + name) != size]
+    sizes = {str(name): int(size) for name, size in catalogue.files}
+    left = [name for name, size in sizes.items() if there.get(catalogue.prefix + name) != size]
     for first in range(0, len(left), backup.FILES_AT_ONCE):
         names = left[first : first + backup.FILES_AT_ONCE]
         contents = kv.read_many(source, names)
         for name, content in zip(names, contents, strict=True):
-            if content is None:
-                raise CorruptionError(f"{source}{name} is missing.", remedy="Use another backup.")
+            if content is None or len(content) != sizes[name]:
+                what = "is missing" if content is None else f"has {len(content)} bytes instead of {sizes[name]}"
+                remedy = (
+                    f"Make another backup of graph {catalogue.graph_id!r}, if it is left, which copies the file again."
+                )
+                raise CorruptionError(f"{source}{name} {what}.", remedy=remedy)
         kv.write_many(target, {catalogue.prefix + n: c or b"" for n, c in zip(names, contents, strict=True)})
         reach("restoring files")
     file, _, content = nodes.partition(b"\n")

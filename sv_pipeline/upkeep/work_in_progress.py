@@ -10,6 +10,7 @@ from datetime import timedelta
 
 from sv_pipeline.operations.pair import find_misfit
 from sv_pipeline.operations.unfinished import Unfinished
+from sv_pipeline.operations.watch_list import watched
 from sv_pipeline.recovery.foreign import advance
 from sv_pipeline.recovery.scan import all_unfinished
 from sv_pipeline.registry import Dataset
@@ -48,6 +49,10 @@ def needs_of_operations(dataset: Dataset, grace: timedelta) -> Needs:
     if ahead:
         return Needs(unclear=(f"the last {ahead} operations of the log are still to be searched",))
     unfinished = all_unfinished(graph, seconds=SEARCH_SECONDS)
+    listed = {one.id for one in unfinished}
+    left = [i for i, (_, notes) in watched(graph.table).items() if notes is None and i not in listed]
+    if left:
+        return Needs(unclear=(f"{len(left)} operations of other software are still to be examined",))
     unclear = tuple(f"operation {one.id} cannot be read: {one.damage}" for one in unfinished if one.damage)
     margin = grace // timedelta(milliseconds=1)
     began = [one.began for one in unfinished if one.began is not None]

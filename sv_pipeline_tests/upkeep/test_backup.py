@@ -31,6 +31,7 @@ from sv_pipeline_tests.upkeep.test_garbage import NONE, ONE, busy
 
 Make = Callable[..., Theatre]
 KILLED = -9
+SECRET = "https://example.org/hook-that-nobody-may-know"
 OF_BACKUP = ("backup cut", "backup manifest", "backup rows", "backup files", "backed up")
 OF_RESTORE = (
     "restore claimed",
@@ -133,7 +134,11 @@ def test_what_cannot_be_restored_is_refused(theatre: Make, tmp_path: Path) -> No
     for own in (ocdbt, kv.join_url(ocdbt, source.graph_id), source.home + "/graphs", source.table.file.parent.parent):
         with pytest.raises(ConfigError, match="belongs to the graphs themselves"):
             back_up(source, own)
-    done = back_up(source, place)
+    raw_config = {**source.config.model_dump(mode="json", by_alias=True), "events": [{"to": "webhook", "url": SECRET}]}
+    done = back_up(registry.register(type(source.config).model_validate(raw_config)), place)
+    assert SECRET.encode() not in (
+        kv.read_bytes(moment_folder(place, source.graph_id, done.moment), "backup.json") or b""
+    )
     with pytest.raises(ConflictError, match="exists already"):
         restore(registry, place, source.graph_id)
     Fork(source.watershed_url, "forked").create()
@@ -163,7 +168,21 @@ def test_what_cannot_be_restored_is_refused(theatre: Make, tmp_path: Path) -> No
     with pytest.raises(CorruptionError, match="is not the file that was written"):
         restore(registry, place, "other")
     kv.write_bytes(folder, "rows-000000.zst", rows)
-    restore(registry, place, "other")
+    raw = kv.read_bytes(folder, "backup.json")
+    assert raw is not None
+    kv.write_bytes(folder, "backup.json", json.dumps({**json.loads(raw), "format": 2}).encode())
+    with pytest.raises(ConfigError, match="has format 2, not 1"):
+        restore(registry, place, "other")
+    kv.write_bytes(folder, "backup.json", raw)
+    data = kv.join_url(place, source.graph_id, "files")
+    name = json.loads(raw)["files"][0][0]
+    content = kv.read_bytes(data, name)
+    assert content is not None
+    kv.write_bytes(data, name, content[:-1])
+    with pytest.raises(CorruptionError, match=f"has {len(content) - 1} bytes instead of {len(content)}"):
+        restore(registry, place, "other")
+    assert back_up(source, place).copied_files == 1, "it is copied again"
+    restore(registry, place, "other", moment=done.moment)
     retire(registry, "other")
     assert play.do(**play.request("supervoxel split"), failpoint="voxels written:kill") == KILLED
     with pytest.MonkeyPatch.context() as patch:
