@@ -18,13 +18,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sv_pipeline.config import IngestMode
-from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError
+from sv_pipeline.errors import ConfigError, ConflictError, CorruptionError, NotFoundError
 from sv_pipeline.failpoints import reach
+from sv_pipeline.operations.pair import find_misfit
 from sv_pipeline.operations.unfinished import Unfinished
 from sv_pipeline.recovery.scan import all_unfinished
 from sv_pipeline.registry import Dataset, Registry
 from sv_pipeline.segmentation.base.base import FORKS, Base
 from sv_pipeline.segmentation.fork.contract import READERS, published_folder
+from sv_pipeline.segmentation.fork.records import NEWEST, read_value
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.timed_files import TimedFile, list_files
 from sv_pipeline.table import counters
@@ -54,6 +56,8 @@ class Retirement:
     base: str
     other_forks: tuple[str, ...]
     """Ids of the other graphs that have forks of the same base."""
+    warning: str = ""
+    """Why the fork may belong to a table elsewhere; empty if it does not look so."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the list for JSON."""
@@ -71,6 +75,7 @@ class Retirement:
             f"table       {table}",
             "registry    its entry, and its partitions in Dagster",
             f"stays       the watershed and its base ({self.base}); {forks}",
+            *([f"WARNING     {self.warning}"] if self.warning else []),
         ]
 
 
@@ -122,6 +127,7 @@ def plan_retirement(registry: Registry, graph_id: str) -> Retirement:
         operations=0 if table is None else counters.last_operation_id(table),
         base=dataset.base.folder,
         other_forks=tuple(name for name in dataset.base.forks() if name != graph_id),
+        warning=_warning(dataset),
     )
 
 
@@ -227,6 +233,21 @@ def _refuse_read_only(dataset: Dataset) -> None:
             f"the table of graph {dataset.graph_id!r} is opened read-only, so the graph cannot be removed.",
             remedy="Set backend_client.CONFIG.READ_ONLY to false.",
         )
+
+
+def _warning(dataset: Dataset) -> str:
+    """Return why the fork may be that of another installation, which has the table; empty if it does not look so."""
+    if not dataset.fork.exists():
+        return ""
+    try:
+        if dataset.existing_table is not None:
+            misfit = find_misfit(dataset.graph)
+            return "" if misfit is None else misfit.message
+        if read_value(dataset.fork.store().kv, NEWEST) is not None:
+            return "the fork has edits, but there is no table here: the graph may be in use elsewhere."
+    except (CorruptionError, NotFoundError):
+        pass  # what is damaged, or was never set up, can be removed
+    return ""
 
 
 def _is_under_way(dataset: Dataset) -> bool:

@@ -113,6 +113,10 @@ def test_a_graph_whose_table_is_read_only_is_neither_removed_nor_cleaned_up(thea
     assert report.pruned.removed == report.collected.files == 0
     assert "read-only" in report.pruned.why_not
     play.scene.prove()
+    registry.register(dataset.config)
+    assert not plan_retirement(registry, dataset.graph_id).warning
+    dataset.table.drop()
+    assert "may be in use elsewhere" in "\n".join(plan_retirement(registry, dataset.graph_id).lines())
 
 
 @pytest.mark.parametrize("backend", ["sqlite", "bigtable"])
