@@ -29,17 +29,15 @@ from sv_pipeline.segmentation.fork.making import adopt_files
 from sv_pipeline.segmentation.fork.records import NEWEST, Newest, read_value
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.timed_files import list_files
-from sv_pipeline.table import codecs, meta
-from sv_pipeline.table.columns import Column
-from sv_pipeline.table.interface import ColumnKey, DeleteCells, RowMutation, RowView, SetCell
+from sv_pipeline.table import meta
+from sv_pipeline.table.interface import RowMutation, RowView, SetCell
+from sv_pipeline.table.restoring import begin_restoring, being_restored_from, end_restoring
 from sv_pipeline.upkeep import backup
 from sv_pipeline.upkeep.cut import TimesCollideError, kept_rows
 from sv_pipeline.upkeep.row_files import rows_in
 
 __all__ = ["restore"]
 
-RESTORE_ROW = b"sv_pipeline:restore"
-SOURCE: Column[str] = Column(ColumnKey("1", b"backup"), codecs.TextCodec())
 ROWS_AT_ONCE = 500
 
 _logger = logging.getLogger(__name__)
@@ -86,8 +84,9 @@ def restore(
     registry.check(config)
     dataset, source = Dataset(config, registry.home), f"{catalogue.graph_id}/{catalogue.moment}"
     if as_graph in registry.graph_ids():
-        if dataset.existing_table is not None and _claimed_for(dataset) == source:
-            return _let_go(dataset)  # killed between the last two steps
+        if dataset.existing_table is not None and being_restored_from(dataset.table) == source:
+            end_restoring(dataset.table)  # the earlier call was killed between the last two steps
+            return dataset
         raise ConflictError(f"graph {as_graph!r} exists already.", remedy="Choose another id (--as).")
     if catalogue.generation is not None and backup.base_uuid(dataset.fork) != catalogue.base:
         raise ConflictError(
@@ -113,7 +112,8 @@ def restore(
     dataset = registry.register(config)
     reach("restore registered")
     _logger.info("graph %s restored from backup %s of %s", as_graph, catalogue.moment, catalogue.graph_id)
-    return _let_go(dataset)
+    end_restoring(dataset.table)
+    return dataset
 
 
 def _chosen(place: str | Path, graph_id: str | None, moment: str | None) -> backup.Catalogue:
@@ -153,10 +153,10 @@ def _claim(dataset: Dataset, source: str) -> None:
                 f"graph {dataset.graph_id!r} has a fork at {dataset.fork.folder}.", remedy="Choose another id (--as)."
             )
         table.create()
-        table.mutate([RowMutation(RESTORE_ROW, [SOURCE.set(source, 1)])])
-    found = _claimed_for(dataset)
+        begin_restoring(table, source)
+    found = being_restored_from(dataset.table)
     if found is None and not any(True for _ in table.scan([backup.EVERYTHING])):
-        table.mutate([RowMutation(RESTORE_ROW, [SOURCE.set(source, 1)])])  # killed between the two steps above
+        begin_restoring(table, source)  # killed between the two steps above
     elif found != source:
         of, moment = ("", "") if found is None else found.split("/")
         raise ConflictError(
@@ -164,17 +164,6 @@ def _claim(dataset: Dataset, source: str) -> None:
             remedy="Choose another id (--as)."
             + (f" To complete that restore, name its backup (--graph {of} --moment {moment})." if found else ""),
         )
-
-
-def _claimed_for(dataset: Dataset) -> str | None:
-    """Return the backup from which a table is being restored; None if it is not."""
-    return SOURCE.newest(dataset.table.read_rows([RESTORE_ROW], newest_only=True).get(RESTORE_ROW))
-
-
-def _let_go(dataset: Dataset) -> Dataset:
-    """Delete the row that names the backup."""
-    dataset.table.mutate([RowMutation(RESTORE_ROW, [DeleteCells()])])
-    return dataset
 
 
 def _rows(place: str | Path, catalogue: backup.Catalogue) -> Iterator[tuple[bytes, RowView]]:

@@ -12,6 +12,7 @@ import pytest
 
 from sv_pipeline.errors import ConfigError, ConflictError, CorruptionError, NotFoundError
 from sv_pipeline.graph.queries import roots
+from sv_pipeline.ingest.registration import attach
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.operations.pair import GRAPH, PAIR_ROW
 from sv_pipeline.registry import Dataset, Registry
@@ -149,6 +150,8 @@ def test_what_cannot_be_restored_is_refused(theatre: Make, tmp_path: Path) -> No
     stage = play.stage.world.dataset
     task = {"do": "restore", "place": place, "graph": [stage.home, stage.graph_id], "target": [source.home, "killed"]}
     assert play.do(**task, failpoint="restore claimed:kill") == KILLED
+    with pytest.raises(ConflictError, match="is incomplete: it is being restored"):
+        attach(source.config.model_copy(update={"graph_id": "killed"}), source.home)
     fork = Fork(source.watershed_url, "killed")
     fork.create()
     with pytest.raises(ConflictError, match="which was made while"):
