@@ -91,7 +91,8 @@ def attach(config: DatasetConfig, home: str) -> Dataset:
     _check_places(dataset)
     if not dataset.table.exists():
         raise NotFoundError(f"there is no table {dataset.table.name!r}.", remedy="Run 'sv-pipeline ingest' to make it.")
-    if (source := being_restored_from(dataset.table)) is not None:
+    source = being_restored_from(dataset.table)
+    if source is not None and config.graph_id not in registry.graph_ids():
         raise ConflictError(
             f"the table {dataset.table.name!r} is incomplete: it is being restored from the backup {source}.",
             remedy="Run 'sv-pipeline restore' again, which registers the graph.",

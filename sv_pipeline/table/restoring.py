@@ -6,7 +6,7 @@ from sv_pipeline.table import codecs
 from sv_pipeline.table.columns import Column
 from sv_pipeline.table.interface import ColumnKey, DeleteCells, RowMutation, Table
 
-__all__ = ["being_restored_from", "begin_restoring", "end_restoring"]
+__all__ = ["begin_restoring", "being_restored_from", "end_restoring"]
 
 RESTORE_ROW = b"sv_pipeline:restore"
 SOURCE: Column[str] = Column(ColumnKey("1", b"backup"), codecs.TextCodec())
