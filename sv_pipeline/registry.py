@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from sv_pipeline.config import BackendType, DatasetConfig, IngestOptions, SourceConfig, parse_config, validate_graph_id
 from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError
+from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
 from sv_pipeline.grid import ChunkGrid
 from sv_pipeline.places import is_spec, local_folder, parse_folder, parse_source
@@ -234,13 +235,13 @@ class Registry:
         return None if raw is None else Dataset(self._parse(graph_id, raw), self.home)
 
     def begin_retiring(self, graph_id: str) -> Dataset:
-        """Hide a graph from everything but its retirement."""
-        dataset = self.get(graph_id)
+        """Hide a graph from everything but its retirement; one that was killed while it did so is completed."""
         raw = kv.read_bytes(self._graphs_url, f"{graph_id}.json")
-        assert raw is not None, "it was just read"
-        write_private(self._graphs_url, graph_id + RETIRING, raw)
-        kv.delete_key(self._graphs_url, f"{graph_id}.json")
-        return dataset
+        if raw is not None:
+            write_private(self._graphs_url, graph_id + RETIRING, raw)
+            reach("retire noted")
+            kv.delete_key(self._graphs_url, f"{graph_id}.json")
+        return self.get_retiring(graph_id) or self.get(graph_id)
 
     def stop_retiring(self, graph_id: str) -> None:
         """Show a graph again whose retirement was begun, and of which nothing was removed."""

@@ -25,6 +25,7 @@ from sv_pipeline.storage.precomputed import stored_scale
 from sv_pipeline.storage.stored_scale import StoredScale
 from sv_pipeline.storage.volume_info import VolumeInfo, check_label_encoding, info_json
 from sv_pipeline.table.meta import OCDBT_CONFIG
+from sv_pipeline.table.restoring import being_restored_from
 
 __all__ = ["attach", "register", "require_local_inputs", "require_watershed", "source_is_needed"]
 
@@ -80,7 +81,8 @@ def attach(config: DatasetConfig, home: str) -> Dataset:
     NotFoundError
         If there is no such table, or it holds no graph.
     ConflictError
-        If the table holds a graph of another watershed or with other chunks than the configuration says.
+        If the table holds a graph of another watershed or with other chunks than the configuration says, or is being
+        restored.
     """
     registry = Registry(home)
     config = absolute(config)
@@ -89,6 +91,12 @@ def attach(config: DatasetConfig, home: str) -> Dataset:
     _check_places(dataset)
     if not dataset.table.exists():
         raise NotFoundError(f"there is no table {dataset.table.name!r}.", remedy="Run 'sv-pipeline ingest' to make it.")
+    source = being_restored_from(dataset.table)
+    if source is not None and config.graph_id not in registry.graph_ids():
+        raise ConflictError(
+            f"the table {dataset.table.name!r} is incomplete: it is being restored from the backup {source}.",
+            remedy="Run 'sv-pipeline restore' again, which registers the graph.",
+        )
     graph = dataset.graph
     pairs = {
         "data_source.WATERSHED": (dataset.watershed_url, graph.watershed_url),

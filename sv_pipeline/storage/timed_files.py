@@ -38,7 +38,7 @@ def require_times(url: str) -> None:
     if not url.startswith(("file://", "gs://")):
         raise ConfigError(
             f"the age of files at {url} cannot be read: that is possible on disk (file://) and in buckets (gs://).",
-            remedy="Move the watershed folder to one of them.",
+            remedy="Use a folder in one of them.",
         )
 
 

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sv_pipeline.errors import ConflictError, DamagedError, NotFoundError
+from sv_pipeline.errors import ConfigError, ConflictError, DamagedError, NotFoundError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.operations.pair import find_misfit
 from sv_pipeline.registry import Dataset
@@ -138,8 +138,12 @@ def back_up(dataset: Dataset, place: str | Path) -> Backup:
         base itself.
     NotFoundError
         If the graph has no table yet.
+    ConfigError
+        If the place is one of the folders that are removed with a graph or a base, or the age of files there cannot be
+        read.
     """
     graph, fork = dataset.graph, dataset.fork
+    _refuse_own_folders(dataset, place)
     require_own_manifest(fork)
     if (misfit := find_misfit(graph)) is not None:
         raise ConflictError(
@@ -166,7 +170,8 @@ def back_up(dataset: Dataset, place: str | Path) -> Backup:
         format=FORMAT,
         graph_id=dataset.graph_id,
         moment=moment,
-        config=dataset.config.model_dump(mode="json", by_alias=True),
+        # Receivers of events are not restored, and may have keys that the readers of the place must not see.
+        config={**dataset.config.model_dump(mode="json", by_alias=True), "events": []},
         last_operation=cut.last,
         without=sorted(cut.without),
         others=others,
@@ -214,6 +219,11 @@ def read_catalogue(place: str | Path, graph_id: str, moment: str) -> Catalogue:
         )
     where = folder + CATALOGUE
     content = parse_stored(raw, dict[str, Any], where, remedy="Use another backup.")
+    if content.get("format") != FORMAT:
+        raise ConfigError(
+            f"{where} has format {content.get('format')!r}, not {FORMAT}: another version of sv_pipeline wrote it.",
+            remedy="Restore it with that version, or use another backup.",
+        )
     try:
         return Catalogue(**content)
     except TypeError as error:
@@ -236,6 +246,21 @@ def require_own_manifest(fork: Fork) -> None:
     )
 
 
+def _refuse_own_folders(dataset: Dataset, place: str | Path) -> None:
+    """Raise ConfigError if backups would lie in a folder that is removed, or taken for something else, later."""
+    target = graph_folder(place, dataset.graph_id)
+    own = [ocdbt.ocdbt_folder(dataset.watershed_url), kv.join_url(dataset.home, "graphs")]
+    if (file := dataset.table.file) is not None:
+        own.append(kv.as_url(file.parent))
+    for folder in own:
+        if target.startswith(folder):
+            raise ConfigError(
+                f"{place} cannot hold backups of graph {dataset.graph_id!r}, because {folder} belongs to the graphs "
+                "themselves.",
+                remedy="Name a folder outside.",
+            )
+
+
 def base_uuid(fork: Fork) -> str:
     """Return the UUID of the database of a fork's base."""
     return str(read_manifest(ocdbt.OcdbtStore(fork.base.info().spec()).base)["config"]["uuid"])
@@ -243,7 +268,8 @@ def base_uuid(fork: Fork) -> str:
 
 def _moment(nanoseconds: int) -> str:
     at = datetime.fromtimestamp(nanoseconds / 1e9, UTC)
-    return at.strftime("%Y%m%dT%H%M%SZ-") + secrets.token_hex(2)
+    # Fractions of a second, because the newest backup is the one whose name is last.
+    return at.strftime("%Y%m%dT%H%M%S.%fZ-") + secrets.token_hex(2)
 
 
 def _manifest(fork: Fork, generation: int, target: str) -> list[tuple[str, int]]:

@@ -88,7 +88,9 @@ def find_cut(graph: ChunkedGraph) -> BackupCut:
         found = records_in(store_at(graph.fork.store(), generation).kv)
         cut = BackupCut(last, frozenset(i for i in without if i <= last), generation)
         early = sorted(record.operation_id for record in found if not cut.holds(record.operation_id))
-        if not early and not any(one.foreign and one.scope is not None for one in unfinished.values()):
+        # Other software makes no records, so one of its operations may have written voxels since the first look.
+        looks = (*unfinished.values(), *all_unfinished(graph))
+        if not early and not any(one.foreign and one.scope is not None for one in looks):
             return cut
         if time.monotonic() > deadline:
             named = ", ".join(map(str, early or unfinished))

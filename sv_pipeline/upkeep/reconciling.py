@@ -210,20 +210,22 @@ def _is_of_graph(key: bytes) -> bool:
 
 
 def _note_lost(dataset: Dataset, lost: list[Operation]) -> None:
-    """End the operations in the log. The one that the table names as the last is ended last, then the pair is stated.
+    """End the operations in the log, then state the pair.
 
-    Until then, table and fork do not fit, so that the next run continues after a kill.
+    The last two are the first lost operation, from which the next run finds all that are left, and the one that the
+    table names: until that has ended, table and fork do not fit, so that the next run continues after a kill.
     """
     table = dataset.table
     named = (COMMITTED.newest(table.read_rows([PAIR_ROW], newest_only=True).get(PAIR_ROW)) or {}).get("operation_id")
-    for one in sorted(lost, key=lambda one: one.operation_id == named):
+    for one in sorted(lost, key=lambda one: (one.operation_id == named, one is lost[0])):
         ended = [
             columns.OPERATION_STATUS.set(int(OperationStatus.EXCEPTION)),
             columns.OPERATION_EXCEPTION.set(LOST),
             columns.ROOTS.set(np.zeros(0, np.uint64)),
         ]
-        table.mutate([RowMutation(own_key(one.operation_id), [DeleteCells()])])
+        # The log first: by the other row, the next run knows that the operation has changed voxels.
         table.mutate([RowMutation(keys.node_key(one.operation_id), ended)])
+        table.mutate([RowMutation(own_key(one.operation_id), [DeleteCells()])])
         reach("reconciling log")
     # The column keeps the newest cell, and that of a lost operation may have a later generation.
     changes: list[DeleteCells | SetCell] = [DeleteCells(COMMITTED.key)]

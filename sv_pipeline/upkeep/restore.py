@@ -6,7 +6,7 @@
 | 2 | copy the rows that are part of the backup | the same |
 | 3 | copy the data files, then the manifest | the same, and a fork |
 | 4 | commit the new identity to the fork; write identity and meta to the table | the same |
-| 5 | delete the row that names the backup; register the graph | the graph |
+| 5 | register the graph; delete the row that names the backup | the graph, perhaps with that row |
 
 The next call with the same backup and graph id continues.
 """
@@ -29,17 +29,15 @@ from sv_pipeline.segmentation.fork.making import adopt_files
 from sv_pipeline.segmentation.fork.records import NEWEST, Newest, read_value
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.timed_files import list_files
-from sv_pipeline.table import codecs, meta
-from sv_pipeline.table.columns import Column
-from sv_pipeline.table.interface import ColumnKey, DeleteCells, RowMutation, RowView, SetCell
+from sv_pipeline.table import meta
+from sv_pipeline.table.interface import RowMutation, RowView, SetCell
+from sv_pipeline.table.restoring import begin_restoring, being_restored_from, end_restoring
 from sv_pipeline.upkeep import backup
 from sv_pipeline.upkeep.cut import TimesCollideError, kept_rows
 from sv_pipeline.upkeep.row_files import rows_in
 
 __all__ = ["restore"]
 
-RESTORE_ROW = b"sv_pipeline:restore"
-SOURCE: Column[str] = Column(ColumnKey("1", b"backup"), codecs.TextCodec())
 ROWS_AT_ONCE = 500
 
 _logger = logging.getLogger(__name__)
@@ -84,15 +82,18 @@ def restore(
     catalogue = _chosen(place, graph_id, moment)
     config = absolute(_configuration(catalogue, as_graph, changes or {}))
     registry.check(config)
+    dataset, source = Dataset(config, registry.home), f"{catalogue.graph_id}/{catalogue.moment}"
     if as_graph in registry.graph_ids():
+        if dataset.existing_table is not None and being_restored_from(dataset.table) == source:
+            end_restoring(dataset.table)  # the earlier call was killed between the last two steps
+            return dataset
         raise ConflictError(f"graph {as_graph!r} exists already.", remedy="Choose another id (--as).")
-    dataset = Dataset(config, registry.home)
     if catalogue.generation is not None and backup.base_uuid(dataset.fork) != catalogue.base:
         raise ConflictError(
             f"the base of {dataset.watershed_url} is not the one of the backup.",
             remedy="Restore the watershed's folder ocdbt/base from its own backup first.",
         )
-    _claim(dataset, f"{catalogue.graph_id}/{catalogue.moment}")
+    _claim(dataset, source)
     reach("restore claimed")
     try:
         _write_rows(dataset, kept_rows(_rows(place, catalogue), catalogue.cut, {*catalogue.others}))
@@ -108,10 +109,11 @@ def restore(
     _give_identity(dataset)
     meta.write_meta(dataset.table, _renamed(meta.read_meta(dataset.table), config), overwrite=True)
     reach("restore identity")
-    dataset.table.mutate([RowMutation(RESTORE_ROW, [DeleteCells()])])
-    restored = registry.register(config)
+    dataset = registry.register(config)
+    reach("restore registered")
     _logger.info("graph %s restored from backup %s of %s", as_graph, catalogue.moment, catalogue.graph_id)
-    return restored
+    end_restoring(dataset.table)
+    return dataset
 
 
 def _chosen(place: str | Path, graph_id: str | None, moment: str | None) -> backup.Catalogue:
@@ -120,7 +122,9 @@ def _chosen(place: str | Path, graph_id: str | None, moment: str | None) -> back
         raise ConflictError(f"{place} has backups of {', '.join(sorted(there))}.", remedy="Name one (--graph).")
     wanted = graph_id or next(iter(there), None)
     if wanted is None or wanted not in there:
-        raise NotFoundError(f"{place} has no complete backup.", remedy="Check the place.")
+        of = f" of graph {graph_id!r}" if there else ""
+        names = f" It has backups of {', '.join(sorted(there))}." if there else ""
+        raise NotFoundError(f"{place} has no complete backup{of}.{names}", remedy="Check the place.")
     return backup.read_catalogue(place, wanted, moment or there[wanted][-1])
 
 
@@ -149,15 +153,16 @@ def _claim(dataset: Dataset, source: str) -> None:
                 f"graph {dataset.graph_id!r} has a fork at {dataset.fork.folder}.", remedy="Choose another id (--as)."
             )
         table.create()
-        table.mutate([RowMutation(RESTORE_ROW, [SOURCE.set(source, 1)])])
-    found = SOURCE.newest(table.read_rows([RESTORE_ROW], newest_only=True).get(RESTORE_ROW))
+        begin_restoring(table, source)
+    found = being_restored_from(dataset.table)
     if found is None and not any(True for _ in table.scan([backup.EVERYTHING])):
-        table.mutate([RowMutation(RESTORE_ROW, [SOURCE.set(source, 1)])])  # killed between the two steps above
+        begin_restoring(table, source)  # killed between the two steps above
     elif found != source:
+        of, moment = ("", "") if found is None else found.split("/")
         raise ConflictError(
-            f"there is a table {table.name!r}, "
-            + ("of a graph." if found is None else f"being restored from {found}."),
-            remedy="Choose another id (--as).",
+            f"there is a table {table.name!r}, " + (f"being restored from {found}." if found else "of a graph."),
+            remedy="Choose another id (--as)."
+            + (f" To complete that restore, name its backup (--graph {of} --moment {moment})." if found else ""),
         )
 
 
@@ -187,23 +192,41 @@ def _make_fork(dataset: Dataset, place: str | Path, catalogue: backup.Catalogue)
     source = backup.files_folder(place, catalogue.graph_id)
     moment = backup.moment_folder(place, catalogue.graph_id, catalogue.moment)
     target = ocdbt.fork_folder(dataset.watershed_url, dataset.graph_id)
+    manifest, nodes = kv.read_many(moment, [backup.MANIFEST, backup.NODES])
+    if manifest is None or nodes is None:
+        raise CorruptionError(f"{moment} has lost its manifest.", remedy="Use another backup.")
+    if dataset.fork.exists() and not _is_restored(dataset, manifest):
+        raise ConflictError(
+            f"graph {dataset.graph_id!r} has a fork at {target}, which was made while it was being restored.",
+            remedy="Choose another id (--as).",
+        )
     there = {one.name: one.size for one in list_files(target, catalogue.prefix)}
-    left = [name for name, size in catalogue.files if there.get(catalogue.prefix + name) != size]
+    sizes = {str(name): int(size) for name, size in catalogue.files}
+    left = [name for name, size in sizes.items() if there.get(catalogue.prefix + name) != size]
     for first in range(0, len(left), backup.FILES_AT_ONCE):
         names = left[first : first + backup.FILES_AT_ONCE]
         contents = kv.read_many(source, names)
         for name, content in zip(names, contents, strict=True):
-            if content is None:
-                raise CorruptionError(f"{source}{name} is missing.", remedy="Use another backup.")
+            if content is None or len(content) != sizes[name]:
+                what = "is missing" if content is None else f"has {len(content)} bytes instead of {sizes[name]}"
+                remedy = (
+                    f"Make another backup of graph {catalogue.graph_id!r}, if it is left, which copies the file again."
+                )
+                raise CorruptionError(f"{source}{name} {what}.", remedy=remedy)
         kv.write_many(target, {catalogue.prefix + n: c or b"" for n, c in zip(names, contents, strict=True)})
         reach("restoring files")
-    manifest, nodes = kv.read_many(moment, [backup.MANIFEST, backup.NODES])
-    if manifest is None or nodes is None:
-        raise CorruptionError(f"{moment} has lost its manifest.", remedy="Use another backup.")
     file, _, content = nodes.partition(b"\n")
     kv.write_bytes(target, json.loads(file), content)
     if not dataset.fork.exists():
         adopt_files(dataset.base.info(), dataset.graph_id, catalogue.prefix, manifest)
+
+
+def _is_restored(dataset: Dataset, manifest: bytes) -> bool:
+    """Return whether a fork is what an earlier call has made, before or after it got the identity of the graph."""
+    if kv.read_bytes(dataset.fork.folder, ocdbt.SINGLE_MANIFEST) == manifest:
+        return True
+    value = read_value(dataset.fork.store().kv, NEWEST)
+    return value is not None and Newest.decode(value).graph == ensure_identity(dataset.table)
 
 
 def _give_identity(dataset: Dataset) -> None:

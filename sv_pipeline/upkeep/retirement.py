@@ -8,7 +8,7 @@
 | 4 | drop the table | no rows |
 | 5 | remove files that a commit has written since step 3, and the entry of the registry | nothing |
 
-The next run continues at step 2. The base and the watershed stay.
+The next run continues at step 2, or at step 3 if the voxels are gone. The base and the watershed stay.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sv_pipeline.errors import ConflictError, NotFoundError
+from sv_pipeline.config import IngestMode
+from sv_pipeline.errors import ConfigError, ConflictError, CorruptionError, NotFoundError
 from sv_pipeline.failpoints import reach
+from sv_pipeline.operations.pair import find_misfit
 from sv_pipeline.operations.unfinished import Unfinished
 from sv_pipeline.recovery.scan import all_unfinished
 from sv_pipeline.registry import Dataset, Registry
 from sv_pipeline.segmentation.base.base import FORKS, Base
 from sv_pipeline.segmentation.fork.contract import READERS, published_folder
+from sv_pipeline.segmentation.fork.records import NEWEST, read_value
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.timed_files import TimedFile, list_files
 from sv_pipeline.table import counters
@@ -53,6 +56,8 @@ class Retirement:
     base: str
     other_forks: tuple[str, ...]
     """Ids of the other graphs that have forks of the same base."""
+    warning: str = ""
+    """Why the fork may belong to a table elsewhere; empty if it does not look so."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the list for JSON."""
@@ -70,6 +75,7 @@ class Retirement:
             f"table       {table}",
             "registry    its entry, and its partitions in Dagster",
             f"stays       the watershed and its base ({self.base}); {forks}",
+            *([f"WARNING     {self.warning}"] if self.warning else []),
         ]
 
 
@@ -98,10 +104,15 @@ def plan_retirement(registry: Registry, graph_id: str) -> Retirement:
         If no such graph is registered.
     ConflictError
         If operations are unfinished, or the graph's voxels are the base itself.
+    ConfigError
+        If the table is opened read-only.
     """
-    dataset = registry.get_retiring(graph_id) or registry.get(graph_id)
+    hidden = registry.get_retiring(graph_id)
+    dataset = registry.get(graph_id) if hidden is None else hidden
     _refuse_in_place(dataset)
-    _refuse_unfinished(dataset)
+    _refuse_read_only(dataset)
+    if hidden is None:
+        _refuse_unfinished(dataset)
     folder, table = ocdbt.fork_folder(dataset.watershed_url, graph_id), dataset.existing_table
     own = list_files(folder)
     file = None if table is None else table.file
@@ -116,6 +127,7 @@ def plan_retirement(registry: Registry, graph_id: str) -> Retirement:
         operations=0 if table is None else counters.last_operation_id(table),
         base=dataset.base.folder,
         other_forks=tuple(name for name in dataset.base.forks() if name != graph_id),
+        warning=_warning(dataset),
     )
 
 
@@ -134,20 +146,20 @@ def retire(registry: Registry, graph_id: str) -> Retirement:
     NotFoundError
         If no such graph is registered.
     ConflictError
-        If operations are unfinished, or the graph's voxels are the base itself; nothing was removed.
+        If operations are unfinished, or the graph's voxels are the base itself; nothing was removed, and the graph is
+        shown if an earlier call has hidden it.
     ConfigError
         If the table is opened read-only; nothing was removed.
     """
     plan = plan_retirement(registry, graph_id)
-    begun = registry.get_retiring(graph_id)
-    dataset = registry.begin_retiring(graph_id) if begun is None else begun
+    dataset = registry.begin_retiring(graph_id)
     reach("retire marked")
-    try:
-        _refuse_unfinished(dataset)  # one may have begun before the graph was hidden
-    except ConflictError:
-        if begun is None:
+    if not _is_under_way(dataset):
+        try:
+            _refuse_unfinished(dataset)  # one may have begun before the graph was hidden
+        except ConflictError:
             registry.stop_retiring(graph_id)
-        raise
+            raise
     dataset.fork.remove(force=True)
     reach("retire fork")
     if dataset.existing_table is not None:
@@ -213,6 +225,34 @@ def _refuse_in_place(dataset: Dataset) -> None:
             f"the voxels of graph {dataset.graph_id!r} are the base itself, which other software made.",
             remedy="Such a graph is not removed from here.",
         )
+
+
+def _refuse_read_only(dataset: Dataset) -> None:
+    if dataset.table.read_only:
+        raise ConfigError(
+            f"the table of graph {dataset.graph_id!r} is opened read-only, so the graph cannot be removed.",
+            remedy="Set backend_client.CONFIG.READ_ONLY to false.",
+        )
+
+
+def _warning(dataset: Dataset) -> str:
+    """Return why the fork may be that of another installation, which has the table; empty if it does not look so."""
+    if not dataset.fork.exists():
+        return ""
+    try:
+        if dataset.existing_table is not None:
+            misfit = find_misfit(dataset.graph)
+            return "" if misfit is None else misfit.message
+        if read_value(dataset.fork.store().kv, NEWEST) is not None:
+            return "the fork has edits, but there is no table here: the graph may be in use elsewhere."
+    except (CorruptionError, NotFoundError):
+        pass  # what is damaged, or was never set up, can be removed
+    return ""
+
+
+def _is_under_way(dataset: Dataset) -> bool:
+    """Return whether the voxels of a hidden graph are removed already, so that nothing can be recovered any more."""
+    return dataset.config.ingest.mode is not IngestMode.GRAPH and not dataset.fork.exists()
 
 
 def _refuse_unfinished(dataset: Dataset) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from sv_pipeline.operations.pair import find_misfit
 from sv_pipeline.operations.unfinished import Unfinished
+from sv_pipeline.operations.watch_list import watched
 from sv_pipeline.recovery.foreign import advance
 from sv_pipeline.recovery.scan import all_unfinished
 from sv_pipeline.registry import Dataset
@@ -38,11 +40,19 @@ def needs_of_operations(dataset: Dataset, grace: timedelta) -> Needs:
             return Needs()  # a graph that has only voxels, and no edits
         return Needs(unclear=("the fork has edits, but the graph's table does not exist",))
     graph = dataset.graph
-    if not graph.table.read_only:
-        ahead = advance(graph.table, seconds=SEARCH_SECONDS).ahead
-        if ahead:
-            return Needs(unclear=(f"the last {ahead} operations of the log are still to be searched",))
-    unfinished = all_unfinished(graph)
+    if (misfit := find_misfit(graph)) is not None:
+        # The table does not know what works on this fork; and to make them fit may need an earlier generation.
+        return Needs(unclear=(misfit.message.rstrip("."),))
+    if graph.table.read_only:
+        return Needs(unclear=("the table is opened read-only, so its log cannot be searched for other software",))
+    ahead = advance(graph.table, seconds=SEARCH_SECONDS).ahead
+    if ahead:
+        return Needs(unclear=(f"the last {ahead} operations of the log are still to be searched",))
+    unfinished = all_unfinished(graph, seconds=SEARCH_SECONDS)
+    listed = {one.id for one in unfinished}
+    left = [i for i, (_, notes) in watched(graph.table).items() if notes is None and i not in listed]
+    if left:
+        return Needs(unclear=(f"{len(left)} operations of other software are still to be examined",))
     unclear = tuple(f"operation {one.id} cannot be read: {one.damage}" for one in unfinished if one.damage)
     margin = grace // timedelta(milliseconds=1)
     began = [one.began for one in unfinished if one.began is not None]

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sv_pipeline.errors import ConflictError, CorruptionError, NotFoundError
+from sv_pipeline.errors import ConfigError, ConflictError, CorruptionError, NotFoundError
 from sv_pipeline.graph.queries import roots
+from sv_pipeline.ingest.registration import attach
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.operations.pair import GRAPH, PAIR_ROW
 from sv_pipeline.registry import Dataset, Registry
@@ -31,6 +32,7 @@ from sv_pipeline_tests.upkeep.test_garbage import NONE, ONE, busy
 
 Make = Callable[..., Theatre]
 KILLED = -9
+SECRET = "https://example.org/hook-that-nobody-may-know"
 OF_BACKUP = ("backup cut", "backup manifest", "backup rows", "backup files", "backed up")
 OF_RESTORE = (
     "restore claimed",
@@ -124,16 +126,44 @@ def test_a_restored_graph_is_edited_like_any_other(theatre: Make, tmp_path: Path
 
 def test_what_cannot_be_restored_is_refused(theatre: Make, tmp_path: Path) -> None:
     play = theatre()
-    source, place = play.scene.world.dataset, str(tmp_path / "backups")
+    source, place = play.scene.world.dataset, str(tmp_path / "all my backups")
     registry = Registry(source.home)
     with pytest.raises(NotFoundError, match="no complete backup"):
         restore(registry, place, "other")
-    done = back_up(source, place)
+    ocdbt = kv.join_url(source.watershed_url, "ocdbt")
+    assert source.table.file is not None
+    for own in (ocdbt, kv.join_url(ocdbt, source.graph_id), source.home + "/graphs", source.table.file.parent.parent):
+        with pytest.raises(ConfigError, match="belongs to the graphs themselves"):
+            back_up(source, own)
+    raw_config = {**source.config.model_dump(mode="json", by_alias=True), "events": [{"to": "webhook", "url": SECRET}]}
+    done = back_up(registry.register(type(source.config).model_validate(raw_config)), place)
+    assert SECRET.encode() not in (
+        kv.read_bytes(moment_folder(place, source.graph_id, done.moment), "backup.json") or b""
+    )
     with pytest.raises(ConflictError, match="exists already"):
         restore(registry, place, source.graph_id)
     Fork(source.watershed_url, "forked").create()
     with pytest.raises(ConflictError, match="has a fork at"):
         restore(registry, place, "forked")
+    with pytest.raises(NotFoundError, match=f"of graph 'no'. It has backups of {source.graph_id}."):
+        restore(registry, place, "other", graph_id="no")
+    stage = play.stage.world.dataset
+    task = {"do": "restore", "place": place, "graph": [stage.home, stage.graph_id], "target": [source.home, "killed"]}
+    assert play.do(**task, failpoint="restore claimed:kill") == KILLED
+    with pytest.raises(ConflictError, match="is incomplete: it is being restored"):
+        attach(source.config.model_copy(update={"graph_id": "killed"}), source.home)
+    fork = Fork(source.watershed_url, "killed")
+    fork.create()
+    with pytest.raises(ConflictError, match="which was made while"):
+        restore(registry, place, "killed")
+    assert not fork.has_commits()
+    fork.remove(force=True)
+    newer = back_up(source, place)
+    with pytest.raises(ConflictError, match=f"--moment {done.moment}"):
+        restore(registry, place, "killed")
+    restore(registry, place, "killed", moment=done.moment)
+    retire(registry, "killed")
+    done = newer
     folder = moment_folder(place, source.graph_id, done.moment)
     rows = kv.read_bytes(folder, "rows-000000.zst")
     assert rows is not None
@@ -141,7 +171,21 @@ def test_what_cannot_be_restored_is_refused(theatre: Make, tmp_path: Path) -> No
     with pytest.raises(CorruptionError, match="is not the file that was written"):
         restore(registry, place, "other")
     kv.write_bytes(folder, "rows-000000.zst", rows)
-    restore(registry, place, "other")
+    raw = kv.read_bytes(folder, "backup.json")
+    assert raw is not None
+    kv.write_bytes(folder, "backup.json", json.dumps({**json.loads(raw), "format": 2}).encode())
+    with pytest.raises(ConfigError, match="has format 2, not 1"):
+        restore(registry, place, "other")
+    kv.write_bytes(folder, "backup.json", raw)
+    data = kv.join_url(place, source.graph_id, "files")
+    name = json.loads(raw)["files"][0][0]
+    content = kv.read_bytes(data, name)
+    assert content is not None
+    kv.write_bytes(data, name, content[:-1])
+    with pytest.raises(CorruptionError, match=f"has {len(content) - 1} bytes instead of {len(content)}"):
+        restore(registry, place, "other")
+    assert back_up(source, place).copied_files == 1, "it is copied again"
+    restore(registry, place, "other", moment=done.moment)
     retire(registry, "other")
     assert play.do(**play.request("supervoxel split"), failpoint="voxels written:kill") == KILLED
     with pytest.MonkeyPatch.context() as patch:
@@ -175,7 +219,10 @@ def test_killed_backups_and_restores_are_completed_by_the_next(
     for step in OF_RESTORE if all_of_them else ("restoring rows", "restoring files", "restore fork"):
         assert play.do(**task, failpoint=f"{step}:kill") == KILLED, step
         assert name not in Registry(source.home).graph_ids()
+    assert play.do(**task, failpoint="restore registered:kill") == KILLED
     assert play.do(**task) == DONE
+    with pytest.raises(ConflictError, match="exists already"):
+        restore(Registry(source.home), place, name, moment=moment)
     assert_as_of(World(Registry(source.home).get(name)), source, place, moment)
     retire(Registry(source.home), name)
     play.scene.prove()

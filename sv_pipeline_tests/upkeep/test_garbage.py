@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 
 from sv_pipeline.cli.main import cli
 from sv_pipeline.errors import NotFoundError
+from sv_pipeline.operations.watch_list import added
 from sv_pipeline.recovery import find_unfinished
 from sv_pipeline.registry import Registry
 from sv_pipeline.retention import Retention
@@ -74,6 +76,21 @@ def test_every_edit_can_be_undone_after_its_history_is_gone(theatre: Make) -> No
     assert play.do(do="undo", operation=edit["operation"]) == DONE
     clean_up(dataset, policy=ONE, grace=NONE)
     assert_clean(play)
+
+
+def test_nothing_is_pruned_before_operations_of_other_software_were_examined(theatre: Make) -> None:
+    play = theatre()
+    dataset = play.scene.world.dataset
+    code, said = play.said(**play.request("supervoxel split"))
+    assert code == DONE
+    dataset.table.mutate([added(json.loads(said)["operation"], time.time())])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sv_pipeline.upkeep.work_in_progress.SEARCH_SECONDS", 0.0)
+        report = clean_up(dataset, policy=ONE, grace=NONE)
+    assert report.pruned is not None
+    assert report.pruned.why_not == "1 operations of other software are still to be examined"
+    assert report.usage.generations > 1
+    assert clean_up(dataset, policy=ONE, grace=NONE).usage.generations == 1
 
 
 def test_the_command_reports_and_collects(theatre: Make) -> None:

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from sv_pipeline.cli.main import cli
-from sv_pipeline.errors import ConflictError, NotFoundError
+from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError
 from sv_pipeline.recovery import find_unfinished
 from sv_pipeline.registry import Registry
 from sv_pipeline.segmentation.fork.contract import published_folder
@@ -18,8 +18,10 @@ from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.table import open_table
 from sv_pipeline.testing.harness.actors import DONE
+from sv_pipeline.upkeep.garbage import clean_up
 from sv_pipeline.upkeep.retirement import plan_retirement, retire
 from sv_pipeline_tests.recovery.conftest import Theatre
+from sv_pipeline_tests.upkeep.test_garbage import NONE, ONE
 
 Make = Callable[..., Theatre]
 KILLED = -9
@@ -83,8 +85,38 @@ def test_a_graph_with_an_unfinished_operation_stays(theatre: Make) -> None:
     for call in (plan_retirement, retire):
         with pytest.raises(ConflictError, match=rf"1 unfinished operations \({one.id}\)"):
             call(registry, dataset.graph_id)
+    registry.begin_retiring(dataset.graph_id)  # killed thereafter
+    with pytest.raises(ConflictError, match=rf"1 unfinished operations \({one.id}\)"):
+        retire(registry, dataset.graph_id)
+    assert registry.graph_ids() == [dataset.graph_id], "it can be recovered"
     assert play.do(do="recover", operation=one.id) == DONE
     play.scene.prove()
+    assert play.do(**play.request("supervoxel split elsewhere"), failpoint="voxels written:kill") == KILLED
+    registry.begin_retiring(dataset.graph_id).fork.remove(force=True)
+    retire(registry, dataset.graph_id)  # nothing can be recovered any more
+    assert_gone(play)
+
+
+def test_a_graph_whose_table_is_read_only_is_neither_removed_nor_cleaned_up(theatre: Make) -> None:
+    play = theatre()
+    dataset = play.scene.world.dataset
+    registry = Registry(dataset.home)
+    assert play.do(**play.request("supervoxel split")) == DONE
+    raw = dataset.config.model_dump(mode="json", by_alias=True)
+    raw["backend_client"]["CONFIG"]["READ_ONLY"] = True
+    changed = registry.register(type(dataset.config).model_validate(raw))
+    with pytest.raises(ConfigError, match="read-only"):
+        retire(registry, dataset.graph_id)
+    report = clean_up(changed, policy=ONE, grace=NONE)
+    assert report.pruned is not None
+    assert report.collected is not None
+    assert report.pruned.removed == report.collected.files == 0
+    assert "read-only" in report.pruned.why_not
+    play.scene.prove()
+    registry.register(dataset.config)
+    assert not plan_retirement(registry, dataset.graph_id).warning
+    dataset.table.drop()
+    assert "may be in use elsewhere" in "\n".join(plan_retirement(registry, dataset.graph_id).lines())
 
 
 @pytest.mark.parametrize("backend", ["sqlite", "bigtable"])
@@ -93,6 +125,8 @@ def test_a_killed_retirement_is_completed_by_the_next(theatre: Make, backend: st
     dataset, registry = play.scene.world.dataset, Registry(play.scene.world.dataset.home)
     stage = play.stage.world.dataset
     task = {"do": "retire", "target": [dataset.home, dataset.graph_id], "graph": [stage.home, stage.graph_id]}
+    assert play.do(**task, failpoint="retire noted:kill") == KILLED
+    assert registry.graph_ids() == [dataset.graph_id], "nothing is removed of a graph that is shown"
     for step in ("retire marked", "retire fork", "retire table"):
         assert play.do(**task, failpoint=f"{step}:kill") == KILLED
         assert registry.graph_ids() == []
