@@ -29,9 +29,10 @@ def no_such_version(base: ts.KvStore, what: str, version: Version) -> NotFoundEr
         return NotFoundError(
             f"{what} has no generation {version}.", remedy=f"Its latest generation is {latest.generation}."
         )
+    kind = "generation" if isinstance(version, int) else "version"
     begins = datetime.fromtimestamp(oldest.commit_time / 1e9, UTC).isoformat(timespec="milliseconds")
     return NotFoundError(
-        f"{what} has no generation {version}: its history begins with generation {oldest.number}, "
+        f"{what} has no {kind} {version}: its history begins with generation {oldest.number}, "
         f"of {begins.replace('+00:00', 'Z')}.",
         remedy="Read a later version. The retention policy of the graph decides how much of the history is kept.",
     )
