@@ -173,5 +173,5 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(tmp_path / "broken.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
-    with pytest.raises(ConfigError, match="mapping"):
+    with pytest.raises(ConfigError, match="holds a list"):
         load_config(tmp_path / "list.yaml")
