@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sv_pipeline.proofreading import OpenGraph
-from sv_pipeline.testing.fixtures import need
+from sv_pipeline_tests.browser import browser_page
 from sv_pipeline_tests.defs.dev_server import DevServer, dev_server
 from sv_pipeline_tests.editable import editable_graph, two_parts_of_an_object
 
@@ -31,17 +30,8 @@ def server(graph: OpenGraph, tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def page():
     """A page of a real browser."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    need(chromium, "no Chromium on the PATH")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        need(None, "playwright is not installed")
-        raise
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser.new_page(viewport={"width": 1500, "height": 1000})
-        browser.close()
+    with browser_page(1500, 1000) as opened:
+        yield opened
 
 
 def split_config(graph: OpenGraph) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,11 +19,11 @@ from sv_pipeline.config import parse_config
 from sv_pipeline.ingest import run, stages
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.reports.viewer_links import neuroglancer_link
-from sv_pipeline.testing.fixtures import need
 from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline.testing.volumes import neuropil
 from sv_pipeline.testing.worlds import configuration
 from sv_pipeline.viewer.window import SIDES, ViewerWindow
+from sv_pipeline_tests.browser import browser_page
 from sv_pipeline_tests.editable import (
     BACKGROUND,
     neighbours_of_two_objects,
@@ -47,17 +46,8 @@ TWO_FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFr
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[Any]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    need(chromium, "no Chromium on the PATH")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        need(None, "playwright is not installed")
-        raise
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", *SOFTWARE_WEBGL])
-        yield browser.new_page(viewport={"width": 520, "height": 380})
-        browser.close()
+    with browser_page(520, 380, *SOFTWARE_WEBGL) as opened:
+        yield opened
 
 
 class Seen:
