@@ -147,7 +147,7 @@ class _Work:
         number = 0
         for _ in range(ATTEMPTS):
             number, job = self._make_or_find(number + 1)
-            end, job = self._watch(job)
+            end, job = (_End.GONE, job) if _is_gone(job) else self._watch(job)
             self._look_at_markers()
             if not self._left:
                 self._clean_up(job, end)
@@ -155,8 +155,9 @@ class _Work:
             if end is _End.FAILED:
                 raise self._failure(job)
             logger.warning(
-                "Job %s has ended (%s), but %d of its batches are not done; another one is made for them",
-                job.metadata.name,
+                "Job %s-%d has ended (%s), but %d of its batches are not done; another one is made for them",
+                self._name,
+                number,
                 end.value,
                 len(self._left),
             )
@@ -170,7 +171,11 @@ class _Work:
     # -- beginning ----------------------------------------------------------------------------------------------------
 
     def _make_or_find(self, number: int) -> tuple[int, Any]:
-        """Return the Job that is at work on this layer, or else a new one, and its number."""
+        """Return the Job that is at work on this layer, or else a new one, and its number.
+
+        A new Job that somebody deletes before it is seen counts as one that has ended: the job is then None or being
+        deleted. Otherwise a cluster in which every Job is deleted at once would be asked for new ones without end.
+        """
         plan = WorkPlan.of(self._dataset.graph_id, self._left, self._coordinator)
         write_plan(self._dataset.home, plan)
         home = kv.as_url(self._dataset.home)
@@ -179,8 +184,10 @@ class _Work:
             manifest = job_manifest(self._settings, plan, name=name, home=home)
             self._at_work = name
             made = self._cluster.create_job(manifest)
-            job = self._cluster.job(name)
-            if job is None or job.metadata.deletion_timestamp is not None:
+            job: Any = self._cluster.job(name)
+            if made and _is_gone(job):
+                return number, job
+            if _is_gone(job):
                 number += 1
                 continue
             if made:
@@ -205,8 +212,8 @@ class _Work:
         completed = None
         looked_at = said_at = time.monotonic()
         while True:
-            seen = self._cluster.job(name)
-            if seen is None or seen.metadata.uid != uid or seen.metadata.deletion_timestamp is not None:
+            seen: Any = self._cluster.job(name)
+            if _is_gone(seen) or seen.metadata.uid != uid:
                 return _End.GONE, job
             job = seen
             if (condition := _condition(job)) is not None:
@@ -295,6 +302,11 @@ class _Work:
                 self._cluster.delete_job(self._at_work, patience=SECONDS_TO_CANCEL)
             else:
                 logger.warning("interrupted, but not cancelled: Job %s goes on", self._at_work)
+
+
+def _is_gone(job: Any | None) -> bool:
+    """Tell whether a Job is deleted, or being deleted."""
+    return job is None or job.metadata.deletion_timestamp is not None
 
 
 def _condition(job: Any) -> Any | None:

@@ -164,3 +164,20 @@ def test_jobs_that_somebody_deletes_again_and_again_are_told(
         graph.build_layer()
     graph.build_layer()
     graph.finish(small_twin)
+
+
+def test_jobs_that_are_deleted_before_they_are_seen_are_told(
+    graph: SmallGraph, cluster: KubernetesServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = KubernetesApi.create_job
+
+    def create_and_lose(self: KubernetesApi, manifest: dict[str, Any]) -> bool:
+        made = create(self, manifest)
+        for job in cluster.jobs:
+            cluster.delete(job)
+        return made
+
+    monkeypatch.setattr(KubernetesApi, "create_job", create_and_lose)
+    with pytest.raises(UnavailableError, match=f"{runner.ATTEMPTS} Jobs .* have ended without an error.*Someone"):
+        graph.build_layer()
+    assert cluster.created() == runner.ATTEMPTS
