@@ -43,7 +43,7 @@ def cut_mask(
     Returns
     -------
     labels
-        uint8, shape (x, y, z): 1 = source side, 2 = sink side, 0 = outside the mask.
+        uint8, shape (x, y, z), in the memory order of the mask: 1 = source side, 2 = sink side, 0 = outside the mask.
 
     Raises
     ------
@@ -69,8 +69,10 @@ def cut_mask(
     source_first = tuple(snapped[0][0]) < tuple(snapped[1][0])
     seeds = SeedPair(*(snapped if source_first else snapped[::-1]))
     first = _first_side(inside, seeds, spacing)
-    labels = np.zeros(mask.shape, np.uint8)
-    labels[box] = np.where(first, 1 if source_first else 2, 2 if source_first else 1) * inside
+    labels = np.zeros(mask.shape, np.uint8, order="F" if mask.flags.f_contiguous else "C")
+    cut = labels[box]
+    cut[inside] = 2 if source_first else 1
+    cut[first] = 1 if source_first else 2
     return labels
 
 
