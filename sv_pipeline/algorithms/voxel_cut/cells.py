@@ -214,10 +214,12 @@ def _largest(groups: npt.NDArray[np.integer[Any]], values: Floats, n: int) -> np
     return largest.astype(np.float64)
 
 
-def _distinct(values: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer[Any]]]:
+def _distinct(
+    values: npt.NDArray[np.integer[Any]],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer[Any]]]:
     """Return the distinct values, ascending, and the index of each value among them; does not sort where it can."""
     distinct, index = fastremap.unique(values, return_inverse=True)
-    return distinct, index
+    return distinct.astype(np.int64), index
 
 
 def renumbered(labels: npt.NDArray[np.integer[Any]]) -> Cells:

@@ -57,7 +57,7 @@ class Voxels:
         self.coordinates = np.stack([x.astype(np.int32) for x in np.unravel_index(places, self._shape)], axis=1) - 1
 
     def _step(self, shift: Shift) -> int:
-        return (shift[0] * self._shape[1] + shift[1]) * self._shape[2] + shift[2]
+        return int((shift[0] * self._shape[1] + shift[1]) * self._shape[2] + shift[2])
 
     def neighbours(self, shift: Shift, part: slice = EVERY) -> npt.NDArray[np.int32]:
         """Return the number of each voxel's neighbour at ``shift``; ``self.number`` where it is outside the mask.
