@@ -92,13 +92,14 @@ def cut_connected(mask: Mask, seeds: SeedPair, spacing: tuple[float, float, floa
     InputError
         If the seeds interleave so that no way was found to keep both sides in one piece.
     """
-    deep = edt.edt(mask, anisotropy=spacing, black_border=True)
-    first, race = _race(mask, deep[mask], seeds, spacing)
-    arms = SeedPair(with_arms(first, seeds.first, deep), with_arms(mask & ~first, seeds.second, deep))
+    # As uint8, the same takes a third of the time that it takes as bool.
+    depth = edt.edt(mask.view(np.uint8), anisotropy=spacing, black_border=True)[mask]
+    first, race = _race(mask, depth, seeds, spacing)
+    arms = SeedPair(with_arms(mask, depth, first, seeds.first), with_arms(mask, depth, mask & ~first, seeds.second))
     try:
-        return _joined(mask, deep, first, arms), race
+        return _joined(mask, depth, first, arms), race
     except InputError:  # every seed must be kept, but not every arm
-        return _joined(mask, deep, first, seeds), race
+        return _joined(mask, depth, first, seeds), race
 
 
 def _race(
@@ -110,13 +111,13 @@ def _race(
     return _raced(voxels, depth, cells, graph, seeds)
 
 
-def _joined(mask: Mask, deep: npt.NDArray[np.float32], first: Mask, seeds: SeedPair) -> Mask:
+def _joined(mask: Mask, depth: npt.NDArray[np.float32], first: Mask, seeds: SeedPair) -> Mask:
     """Make each side one piece that contains all its ``seeds``."""
     if in_one_piece(first, seeds.first) and in_one_piece(mask & ~first, seeds.second):
         return keep_seeded_pieces(mask, first, seeds)
     # Paths join the pieces of a side that contain seeds. Another race that starts from whole paths would give much
     # worse results, because it gives away what lies along them.
-    joined = join_seeds(mask, deep, first, seeds)
+    joined = join_seeds(mask, depth, first, seeds)
     sides = first.copy()
     sides[tuple(joined.first.T)] = True
     sides[tuple(joined.second.T)] = False
