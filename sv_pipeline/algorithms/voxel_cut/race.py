@@ -69,6 +69,9 @@ class Race:
     graph: CellGraph
     arrivals: npt.NDArray[np.float64] | None
     """Cost at which each side reaches each cell, shape (2, number of cells); None if one side got the surface."""
+    leads: npt.NDArray[np.float32] | None = None
+    """How much nearer the first side is to each voxel of a cell that was divided by distance: the difference of the
+    costs over their sum, NaN for other voxels; None if no cell was divided."""
 
 
 @dataclass(frozen=True)
@@ -148,13 +151,14 @@ def _raced(
     if len(graph) < FEWEST_CELLS and _close_together(graph, cells[numbers[0]], cells[numbers[1]]):
         cells = np.zeros_like(cells)
     shared = np.intersect1d(cells[numbers[0]], cells[numbers[1]])
+    leads = None
     if len(shared):
-        cells = _parted(voxels, depth, cells, seeds, shared)
+        cells, leads = _parted(voxels, depth, cells, seeds, shared)
         graph = cell_graph(voxels, depth, cells)
     starts = [np.unique(cells[side]) for side in numbers]
     steps = _steps(graph)
     arrivals = np.stack([_arrivals(graph, steps, side) for side in starts])
-    return voxels.image((arrivals[0] <= arrivals[1])[cells]), Race(cells, graph, arrivals)
+    return voxels.image((arrivals[0] <= arrivals[1])[cells]), Race(cells, graph, arrivals, leads)
 
 
 def _parted(
@@ -163,8 +167,8 @@ def _parted(
     cells: npt.NDArray[np.int32],
     seeds: SeedPair,
     shared: npt.NDArray[np.int32],
-) -> npt.NDArray[np.int32]:
-    """Divide cells that contain seeds of both sides, by distance inside them.
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Divide cells that contain seeds of both sides, by distance inside them; return the new cells and the leads.
 
     Distances are weighted more where the object is deeper than the seeds of the side: if the other side has the middle
     of a bulge, a seed near its surface can only mark something at the surface.
@@ -183,7 +187,10 @@ def _parted(
     part[members] = costs[0] <= costs[1]
     part[voxels.numbers_of(seeds.first)], part[voxels.numbers_of(seeds.second)] = 1, 0
     part[~members] = 0
-    return renumbered(2 * cells.astype(np.int64) + part)
+    leads = np.full(voxels.number, np.nan, np.float32)
+    with np.errstate(invalid="ignore"):  # what no seed reaches inside the cells
+        leads[members] = (costs[1] - costs[0]) / (costs[0] + costs[1])
+    return renumbered(2 * cells.astype(np.int64) + part), leads
 
 
 def _openness(graph: CellGraph) -> npt.NDArray[np.float64]:
