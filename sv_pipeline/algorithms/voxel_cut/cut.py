@@ -37,7 +37,7 @@ class VoxelCut:
     """The sides of the voxels of a mask, and how they were found."""
 
     sides: npt.NDArray[np.uint8]
-    """1 = source side, 2 = sink side, 0 = outside the mask; shape (x, y, z)."""
+    """1 = source side, 2 = sink side, 0 = outside the mask; shape (x, y, z), in the memory order of the mask."""
     parts: tuple[CutPart, ...] = ()
 
 
@@ -103,8 +103,10 @@ def cut_voxels(
     source_first = tuple(snapped[0][0]) < tuple(snapped[1][0])
     seeds = SeedPair(*(snapped if source_first else snapped[::-1]))
     first, races = _first_side(inside, seeds, spacing)
-    labels = np.zeros(mask.shape, np.uint8)
-    labels[box] = np.where(first, 1 if source_first else 2, 2 if source_first else 1) * inside
+    labels = np.zeros(mask.shape, np.uint8, order="F" if mask.flags.f_contiguous else "C")
+    cut = labels[box]
+    cut[inside] = 2 if source_first else 1
+    cut[first] = 1 if source_first else 2
     parts = (CutPart(_shifted(part, low), part_mask, race, source_first) for part, part_mask, race in races)
     return VoxelCut(labels, tuple(parts))
 
