@@ -10,8 +10,9 @@ import cc3d
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.algorithms.voxel_cut.connected import cut_connected
 from sv_pipeline.algorithms.voxel_cut.pieces import nearest_side
-from sv_pipeline.algorithms.voxel_cut.race import Race, cut_connected
+from sv_pipeline.algorithms.voxel_cut.race import Race
 from sv_pipeline.algorithms.voxel_cut.seeds import Coordinates, Mask, SeedPair, checked_seeds, snap_seeds
 from sv_pipeline.errors import InputError
 
