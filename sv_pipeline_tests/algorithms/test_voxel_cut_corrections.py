@@ -55,7 +55,7 @@ def test_a_correction_takes_only_ground_of_the_side_that_had_its_place(request_:
     first, race = raced(voxels, depth, ground.cells, ground.graph, SeedPair(source, sink))
     rng = np.random.default_rng(seed)
     for _ in range(2):
-        place, rivals = int(rng.integers(voxels.number)), voxels.numbers_of(sink if first[0] else source)
+        place = int(rng.integers(voxels.number))
         to_first = not first[place]
         rivals = voxels.numbers_of(sink if to_first else source)
         if place in rivals:
@@ -70,17 +70,17 @@ def test_a_correction_takes_only_ground_of_the_side_that_had_its_place(request_:
         first = after
 
 
-def test_a_correction_in_a_far_arm_takes_the_arm_and_not_what_was_right() -> None:
+def test_a_correction_in_a_thin_arm_takes_the_arm_and_not_the_thick_trunk() -> None:
     shape = (150, 40, 40)
-    trunk = tube(shape, [(5, 20, 20), (145, 20, 20)], 6)
+    trunk = tube(shape, [(5, 20, 20), (145, 20, 20)], 7)
     one, other = tube(shape, [(40, 20, 20), (40, 3, 20)], 4), tube(shape, [(110, 20, 20), (110, 37, 20)], 4)
-    mask = trunk | one | other
-    source, sink = [[8, 20, 20]], [[30, 20, 20]]
-    before = cut_mask(mask, source, sink, ISOTROPIC)
+    source, sink = [[40, 4, 20]], [[30, 20, 20]]
+    before = cut_mask(trunk | one | other, source, sink, ISOTROPIC)
     assert before[110, 34, 20] == 2
-    after = cut_mask(mask, [*source, [110, 34, 20]], sink, ISOTROPIC)
+    after = cut_mask(trunk | one | other, [*source, [110, 34, 20]], sink, ISOTROPIC)
     assert (after[other & ~trunk] == 1).mean() > 0.9
-    assert (after[:80][mask[:80]] == 2).mean() >= 0.95 * (before[:80][mask[:80]] == 2).mean()
+    assert (after[one] == before[one]).mean() > 0.9
+    assert (after[trunk] == 2).mean() > 0.9
     assert pieces(after == 1) == pieces(after == 2) == 1
 
 

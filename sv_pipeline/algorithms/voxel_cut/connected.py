@@ -7,8 +7,7 @@
                                          +------ recut <-- a correction: the first seed on the wrong side
 
 The first seed of each side races, then also the second of each, and so on, until the race contradicts a seed. That one
-and all later ones are corrections if they are on the wrong side when it is their turn, and of no influence otherwise:
-a later correction changes only what the side that lost its place had there.
+and all later ones are corrections if they are on the wrong side when it is their turn, and of no influence otherwise.
 """
 
 from __future__ import annotations
@@ -64,17 +63,28 @@ def _ground(mask: Mask, depth: npt.NDArray[np.float32], spacing: tuple[float, fl
 
 def _start(ground: Ground, seeds: SeedPair) -> tuple[SeedPair, Bools, Race]:
     """Return the seeds of the start, the voxels of the first side, and the race."""
-    numbers = ground.voxels.numbers_of(seeds.first), ground.voxels.numbers_of(seeds.second)
+    numbers = [ground.voxels.numbers_of(side) for side in (seeds.first, seeds.second)]
+    most = max(map(len, numbers))
     count = 1
-    while True:
-        active = SeedPair(seeds.first[:count], seeds.second[:count])
-        first, race = raced(ground.voxels, ground.depth, ground.cells, ground.graph, active)
-        more = numbers[0][count : count + 1], numbers[1][count : count + 1]
-        if not len(more[0]) and not len(more[1]):
-            return active, first, race
-        if not first[more[0]].all() or first[more[1]].any():
-            return active, first, race
-        count += 1
+    active, first, race = _raced(ground, seeds, count)
+    while count < most:
+        wrong = np.concatenate([np.flatnonzero(~first[numbers[0]]), np.flatnonzero(first[numbers[1]])])
+        agreeing = int(min(wrong, default=most))
+        if agreeing == count and race.arrivals is None:
+            # One side has the surface, until one of its seeds shows that they do not stand for that.
+            later = (k for k in range(count + 1, most + 1) if _raced(ground, seeds, k)[2].arrivals is not None)
+            agreeing = next(later, count)
+        if agreeing == count:
+            break
+        count = agreeing
+        active, first, race = _raced(ground, seeds, count)
+    return active, first, race
+
+
+def _raced(ground: Ground, seeds: SeedPair, count: int) -> tuple[SeedPair, Bools, Race]:
+    """Return the first ``count`` seeds of each side, and the outcome of their race."""
+    active = SeedPair(seeds.first[:count], seeds.second[:count])
+    return active, *raced(ground.voxels, ground.depth, ground.cells, ground.graph, active)
 
 
 def _first_wrong(sides: Mask, seeds: SeedPair) -> tuple[bool, npt.NDArray[np.int64]] | None:

@@ -213,12 +213,10 @@ def arrivals_of(
     cosines = (directions[steps.before] * directions[steps.after]).sum(axis=1)
     turns = TURN * graph.radii[steps.entered[steps.before]] * (1 - cosines) ** 2
     n_steps = len(costs)
-    outset = np.isin(steps.left, starts)
-    onward = np.ones(len(turns), np.bool_)
-    if allowed is not None:
-        outset &= allowed[steps.entered]
-        onward = allowed[steps.entered[steps.before]] & allowed[steps.entered[steps.after]]
-    outset = np.flatnonzero(outset)
+    if allowed is None:
+        allowed = np.ones(len(graph), np.bool_)
+    outset = np.flatnonzero(np.isin(steps.left, starts) & allowed[steps.entered])
+    onward = allowed[steps.entered[steps.before]] & allowed[steps.entered[steps.after]]
     # All first steps start from an extra node, number n_steps. Costs are positive, since 0 would mean no edge.
     weights = np.concatenate([(costs[steps.after] + turns)[onward], costs[outset]]) + 1e-6
     tails = np.concatenate([steps.before[onward], np.full(len(outset), n_steps)])
