@@ -187,9 +187,9 @@ def _film(
     box = _tight_box(sides != 0)
     low = np.array([part.start for part in box])
     inside = sides[box]
-    shape = side_shape(inside, side)
-    if not shape.is_film:
+    if counts[side - 1] < FEWEST or _touching(inside, side) < TOUCHING * counts[side - 1]:
         return None
+    shape = side_shape(inside, side)
     nearer = _nearer(inside, *((source - low, sink - low) if side == 1 else (sink - low, source - low)), resolution)
     place = _deepest(nearer & (inside == 3 - side), resolution)
     return Doubt(
@@ -240,10 +240,15 @@ def side_shape(sides: Sides, side: int) -> SideShape:
     """
     own = sides == side
     voxels = int(np.count_nonzero(own))
-    touching, deep = int(np.count_nonzero(_grown(sides == 3 - side) & own)), int(np.count_nonzero(_eroded(own)))
+    touching, deep = _touching(sides, side), int(np.count_nonzero(_eroded(own)))
     surface = (sides != 0) & ~_eroded(sides != 0)
     covered = int(np.count_nonzero(own & surface)) / int(np.count_nonzero(surface))
     return SideShape(voxels, touching / voxels, deep / voxels, covered)
+
+
+def _touching(sides: Sides, side: int) -> int:
+    """Return how many voxels of a side touch the other side."""
+    return int(np.count_nonzero(_grown(sides == 3 - side) & (sides == side)))
 
 
 def _nearer(sides: Sides, own: Coordinates, other: Coordinates, resolution: Sequence[float]) -> Mask:
@@ -267,7 +272,7 @@ def _deepest(mask: Mask, resolution: Sequence[float], within: Mask | None = None
     """Return the deepest voxel of a mask, shape (3,), of those ``within`` another; None if there is none."""
     if not mask.any():
         return None
-    depth = edt.edt(np.asfortranarray(mask), anisotropy=tuple(resolution), black_border=True)
+    depth = edt.edt(np.asfortranarray(mask).view(np.uint8), anisotropy=tuple(resolution), black_border=True)
     if within is not None:
         depth = np.where(within, depth, 0)
     return np.array(np.unravel_index(int(depth.argmax()), depth.shape), np.int64)
@@ -275,9 +280,9 @@ def _deepest(mask: Mask, resolution: Sequence[float], within: Mask | None = None
 
 def _grown(mask: Mask) -> Mask:
     """Return the voxels of a mask and all 26 neighbours of each."""
-    grown = mask.copy()
+    grown = mask.copy(order="K")
     for axis in range(3):
-        before = grown.copy()
+        before = grown.copy(order="K")
         grown[_from(axis, 1)] |= before[_to(axis, -1)]
         grown[_to(axis, -1)] |= before[_from(axis, 1)]
     return grown
@@ -285,7 +290,7 @@ def _grown(mask: Mask) -> Mask:
 
 def _eroded(mask: Mask) -> Mask:
     """Return the voxels of a mask whose six neighbours are all in it; outside the array, nothing is."""
-    left = mask.copy()
+    left = mask.copy(order="K")
     for axis in range(3):
         left[_from(axis, 1)] &= mask[_to(axis, -1)]
         left[_to(axis, -1)] &= mask[_from(axis, 1)]
