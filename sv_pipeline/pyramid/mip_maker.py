@@ -106,7 +106,8 @@ def open_pyramid(fork: Fork, *, large: bool = False) -> ForkPyramid:
     ``large`` says that much of the volume is worked on: each voxel is then read once, and no voxels are kept in a cache
     that would come on top of the memory budget.
     """
-    return ForkPyramid(fork.store(context=uncached_context() if large else None), fork.base_info().volume)
+    store = OcdbtStore(fork.spec(), context=uncached_context()) if large else fork.store()
+    return ForkPyramid(store, fork.base_info().volume)
 
 
 @dataclass

@@ -255,15 +255,9 @@ class Fork:
                 raise no_such_version(self.store().base, f"the fork of graph {self.graph_id!r}", version) from error
             raise
 
-    def store(self, *, version: ocdbt.Version | None = None, context: ts.Context | None = None) -> ocdbt.OcdbtStore:
-        """Open the keys and mips as one store, whose handles can take part in one commit; for writers.
-
-        Parameters
-        ----------
-        version, context
-            As for `open`.
-        """
-        return ocdbt.OcdbtStore(self.spec(version=version), context=context)
+    def store(self, *, version: ocdbt.Version | None = None) -> ocdbt.OcdbtStore:
+        """Open the keys and mips as one store, whose handles can take part in one commit; for writers."""
+        return ocdbt.OcdbtStore(self.spec(version=version))
 
     def generation(self) -> int:
         """Read the latest generation, the number of the latest commit. It can be passed as a ``version``."""
