@@ -212,11 +212,8 @@ def _film(
 def _touches_enough(sides: Sides, side: int) -> bool:
     """Whether a side is a film; looks only at the box around it and one voxel more."""
     box = tuple(slice(max(part.start - 1, 0), part.stop + 1) for part in _tight_box(sides == side))
-    own = sides[box] == side
-    voxels = int(np.count_nonzero(own))
-    if voxels < FEWEST:
-        return False
-    return int(np.count_nonzero(_grown(sides[box] == 3 - side) & own)) / voxels >= TOUCHING
+    voxels = int(np.count_nonzero(sides[box] == side))
+    return voxels >= FEWEST and _touching(sides[box], side) >= TOUCHING * voxels
 
 
 def _place_for_film(
@@ -283,10 +280,15 @@ def side_shape(sides: Sides, side: int) -> SideShape:
     """
     own = sides == side
     voxels = int(np.count_nonzero(own))
-    touching, deep = int(np.count_nonzero(_grown(sides == 3 - side) & own)), int(np.count_nonzero(_eroded(own)))
+    touching, deep = _touching(sides, side), int(np.count_nonzero(_eroded(own)))
     surface = (sides != 0) & ~_eroded(sides != 0)
     covered = int(np.count_nonzero(own & surface)) / int(np.count_nonzero(surface))
     return SideShape(voxels, touching / voxels, deep / voxels, covered)
+
+
+def _touching(sides: Sides, side: int) -> int:
+    """Return how many voxels of a side touch the other side."""
+    return int(np.count_nonzero(_grown(sides == 3 - side) & (sides == side)))
 
 
 def _nearer(sides: Sides, own: Coordinates, other: Coordinates, resolution: Sequence[float]) -> Mask:
@@ -319,9 +321,9 @@ def _depths(mask: Mask, resolution: Sequence[float]) -> npt.NDArray[np.float32]:
 
 def _grown(mask: Mask) -> Mask:
     """Return the voxels of a mask and all 26 neighbours of each."""
-    grown = mask.copy()
+    grown = mask.copy(order="K")
     for axis in range(3):
-        before = grown.copy()
+        before = grown.copy(order="K")
         grown[_from(axis, 1)] |= before[_to(axis, -1)]
         grown[_to(axis, -1)] |= before[_from(axis, 1)]
     return grown
@@ -329,7 +331,7 @@ def _grown(mask: Mask) -> Mask:
 
 def _eroded(mask: Mask) -> Mask:
     """Return the voxels of a mask whose six neighbours are all in it; outside the array, nothing is."""
-    left = mask.copy()
+    left = mask.copy(order="K")
     for axis in range(3):
         left[_from(axis, 1)] &= mask[_to(axis, -1)]
         left[_to(axis, -1)] &= mask[_from(axis, 1)]
