@@ -197,7 +197,8 @@ def _film(
     low = np.array([part.start for part in box])
     inside = sides[box]
     shape = side_shape(inside, side)
-    place = _place_for_film(inside, side, *((source - low, sink - low)[:: 3 - 2 * side]), resolution)
+    own, other = (source - low, sink - low) if side == 1 else (sink - low, source - low)
+    place = _place_for_film(inside, side, own, other, resolution)
     return Doubt(
         DoubtKind.FILM,
         side,
@@ -310,7 +311,7 @@ def _distances(mask: Mask, seeds: Coordinates, resolution: Sequence[float]) -> n
 def _on(mask: Mask, seeds: Coordinates) -> Coordinates:
     """Return the seeds that lie on a mask."""
     there = seeds[((seeds >= 0) & (seeds < mask.shape)).all(axis=1)]
-    return there[mask[tuple(there.T)]]
+    return np.asarray(there[mask[tuple(there.T)]])
 
 
 def _depths(mask: Mask, resolution: Sequence[float]) -> npt.NDArray[np.float32]:
