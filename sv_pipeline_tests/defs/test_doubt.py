@@ -73,6 +73,8 @@ def test_every_preview_warns_of_doubt(
         metadata = outputs[0].step_output_data.metadata
         assert metadata["doubt"].value == str(doubt)
         assert metadata["sure"].value == numbers["sure"]
+        place = ",".join(map(str, doubt.place or ()))
+        assert str(metadata["view the doubtful place"].value).endswith(f"view small --position {place}")
         logged = [r for r in instance.all_logs(run.run_id) if r.level == logging.WARNING and r.step_key == "preview"]
         assert [r.user_message for r in logged] == [str(doubt)]
         # The split itself says it, too: it may come without a preview.
