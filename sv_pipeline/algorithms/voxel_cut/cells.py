@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import cc3d
+import fastremap
 import numpy as np
 import numpy.typing as npt
 
@@ -77,24 +78,47 @@ def cell_graph(voxels: Voxels, depth: Floats, cells: Cells) -> CellGraph:
     centres = [np.bincount(cells, weights=weights * x, minlength=n) / sums for x in voxels.coordinates.T]
     centres = np.stack(centres, axis=1) * voxels.spacing
     radii = _largest(cells, depth, n)
-    beyond = np.append(cells, np.int32(-1))
-    pairs, passages, faces = [], [], []
-    for shift in HALF_NEIGHBOURS:
-        neighbours = voxels.neighbours(shift)
-        other = beyond[neighbours]
-        here = np.flatnonzero((other >= 0) & (other != cells))
-        first, second = cells[here].astype(np.int64), other[here].astype(np.int64)
-        pairs.append(np.minimum(first, second) * n + np.maximum(first, second))
-        passages.append(np.minimum(depth[here], depth[neighbours[here]]))
-        area = voxels.spacing.prod() / voxels.spacing[shift.index(1)] if shift in FACES else 0.0
-        faces.append(np.where(first < second, area, -area)[:, None] * np.array(shift, np.float32))
-    unique, contact = np.unique(np.concatenate(pairs), return_inverse=True)
+    pairs, passages, faces = zip(*(_contacts(voxels, depth, cells, shift) for shift in HALF_NEIGHBOURS), strict=True)
+    unique, contact = _distinct(np.concatenate(pairs))
     lower, upper = unique // n, unique % n
     necks = _largest(contact, np.concatenate(passages), len(unique))
-    across = [np.bincount(contact, weights=x, minlength=len(unique)) for x in np.concatenate(faces).T]
-    return CellGraph(
-        centres, radii, lower, upper, necks, _normals(np.stack(across, axis=1), centres[upper] - centres[lower])
-    )
+    across = np.zeros((len(unique), 3))
+    ends = np.cumsum([len(each) for each in pairs])
+    for shift, areas, end in zip(HALF_NEIGHBOURS, faces, ends, strict=True):
+        if shift in FACES:
+            of = contact[end - len(areas) : end]
+            across[:, shift.index(1)] = np.bincount(of, weights=areas, minlength=len(unique))
+    return CellGraph(centres, radii, lower, upper, necks, _normals(across, centres[upper] - centres[lower]))
+
+
+def _contacts(
+    voxels: Voxels, depth: Floats, cells: Cells, shift: Shift
+) -> tuple[npt.NDArray[np.int64], Floats, npt.NDArray[np.float64]]:
+    """Return the pairs of voxels of different cells at one shift.
+
+    Returns
+    -------
+    (pairs, passages, areas)
+        Cells of each pair, as ``lower * n + upper`` for ``n`` cells; the smaller depth of its two voxels; and the area
+        of the face between them in nm^2, above 0 if the lower cell comes first. Voxels that share no face have no area.
+    """
+    n = int(cells.max()) + 1
+    beyond, found = np.append(cells, np.int32(-1)), []
+    area = voxels.spacing.prod() / voxels.spacing[shift.index(1)] if shift in FACES else 0.0
+    for part in voxels.parts():
+        neighbours = voxels.neighbours(shift, part)
+        other = np.take(beyond, neighbours)
+        here = np.flatnonzero((other >= 0) & (other != cells[part]))
+        first, second = cells[part][here].astype(np.int64), other[here].astype(np.int64)
+        found.append(
+            (
+                np.minimum(first, second) * n + np.maximum(first, second),
+                np.minimum(depth[part][here], depth[neighbours[here]]),
+                np.where(first < second, area, -area) if area else np.zeros(0),
+            )
+        )
+    pairs, passages, areas = (np.concatenate(each) for each in zip(*found, strict=True))
+    return pairs, passages, areas
 
 
 def _normals(areas: npt.NDArray[np.float64], ways: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -121,20 +145,33 @@ def _smoothed(voxels: Voxels, depth: Floats, deviation_voxels: float) -> Floats:
 def _basins(voxels: Voxels, height: Floats) -> Cells:
     """Group voxels by steepest ascent to a maximum; on level ground, towards the neighbour with the highest number."""
     bordered = np.append(height, np.float32(-1))
-    steepest = np.zeros(voxels.number, np.float32)
     uphill = np.arange(voxels.number, dtype=np.int32)
-    for shift in NEIGHBOURS:
-        neighbours = voxels.neighbours(shift)
-        slope = (bordered[neighbours] - height) / np.float32(np.linalg.norm(shift * voxels.spacing))
-        better = (slope > steepest) | ((slope == 0) & (steepest == 0) & (neighbours > uphill))
-        np.copyto(steepest, slope, where=better)
-        np.copyto(uphill, neighbours, where=better)
+    for part in voxels.parts():
+        steepest, chosen = np.zeros(len(height[part]), np.float32), uphill[part]
+        for shift in NEIGHBOURS:
+            neighbours = voxels.neighbours(shift, part)
+            slope = _slope(voxels, bordered, height[part], neighbours, shift)
+            np.copyto(chosen, neighbours, where=slope > steepest)
+            np.maximum(steepest, slope, out=steepest)
+        level = np.flatnonzero(steepest == 0)
+        # Neighbours at later shifts have higher numbers; those at the first half of the shifts, lower ones than here.
+        for shift in HALF_NEIGHBOURS:
+            neighbours = voxels.neighbours(shift, part)[level]
+            slope = _slope(voxels, bordered, height[part][level], neighbours, shift)
+            chosen[level[slope == 0]] = neighbours[slope == 0]
     while True:
         further = uphill[uphill]
         if np.array_equal(further, uphill):
             break
         uphill = further
     return renumbered(uphill)
+
+
+def _slope(voxels: Voxels, bordered: Floats, height: Floats, neighbours: npt.NDArray[np.int32], shift: Shift) -> Floats:
+    slope = np.take(bordered, neighbours)
+    slope -= height
+    slope /= np.float32(np.linalg.norm(shift * voxels.spacing))
+    return slope
 
 
 def _shortened(voxels: Voxels, depth: Floats, basins: Cells, coarseness: float) -> Cells:
@@ -172,16 +209,19 @@ def _shortened(voxels: Voxels, depth: Floats, basins: Cells, coarseness: float) 
 
 def _largest(groups: npt.NDArray[np.integer[Any]], values: Floats, n: int) -> npt.NDArray[np.float64]:
     """Return the largest of the positive ``values`` in each of ``n`` groups."""
-    largest = np.zeros(n)
+    largest = np.zeros(n, values.dtype)  # of the same type as the values, since ufunc.at is slow if it has to convert
     np.maximum.at(largest, groups, values)
-    return largest
+    return largest.astype(np.float64)
+
+
+def _distinct(
+    values: npt.NDArray[np.integer[Any]],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer[Any]]]:
+    """Return the distinct values, ascending, and the index of each value among them; does not sort where it can."""
+    distinct, index = fastremap.unique(values, return_inverse=True)
+    return distinct.astype(np.int64), index
 
 
 def renumbered(labels: npt.NDArray[np.integer[Any]]) -> Cells:
     """Relabel a partition with 0 .. n-1 in the order of the labels, which must not be negative."""
-    largest = int(labels.max())
-    if largest > 8 * len(labels):  # a table would be larger than what sorting needs
-        return np.asarray(np.unique(labels, return_inverse=True)[1], np.int32)
-    table = np.zeros(largest + 1, np.int32)
-    table[labels] = 1
-    return np.asarray((np.cumsum(table, dtype=np.int32) - 1)[labels])
+    return _distinct(labels)[1].astype(np.int32)

@@ -1,14 +1,19 @@
-"""Doubt about a cut of voxels: a side that is only a film on the other, how much of it is right, where to look.
+"""Doubt about a cut of voxels: which part of it is doubtful, how sure it is, and where one more point decides.
 
-A *film* is a side without a body of its own: nearly each of its voxels touches the other side. Such a cut results if
-the points of both sides are in one thick body, or if a point is just below the surface of the body that the other side
-has. It is seldom what anybody wants. One more point decides: in the body of the film's side, if that has one. It is
-looked for where voxels are nearer to the seeds of the film than to others; each point of the other side that is placed
-there leaves less of that.
+Two kinds of doubt are known:
+
+* A *film* is a side without a body of its own: nearly each of its voxels touches the other side. Such a cut results if
+  the points of both sides are in one thick body, or if a point is just below the surface of the body that the other
+  side has. It is seldom what anybody wants. One more point decides: in the body of the film's side, if that has one. It
+  is looked for where voxels are nearer to the seeds of the film than to others; each point of the other side that is
+  placed there leaves less of that.
+* A *part* of a side might as well be on the other (wavering.py). One more point in its middle decides.
 
 ::
 
     sides --touching--> film? --nearest seed instead--> what the film's side could be --deepest voxel--> place
+      |
+      +----------> else the part with most voxels at stake ----------------------------deepest voxel--> place
 """
 
 from __future__ import annotations
@@ -22,7 +27,9 @@ import edt
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.algorithms.voxel_cut.cut import CutPart, VoxelCut
 from sv_pipeline.algorithms.voxel_cut.seeds import Coordinates, Mask
+from sv_pipeline.algorithms.voxel_cut.wavering import WaveringPart, wavering_parts
 
 __all__ = ["Doubt", "DoubtKind", "SideShape", "find_doubt", "side_shape"]
 
@@ -48,6 +55,8 @@ class DoubtKind(StrEnum):
 
     FILM = "film"
     """The part is a whole side, which only covers the other side."""
+    PART = "part"
+    """The part might as well be on the other side."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +89,17 @@ class Doubt:
     kind: DoubtKind
     side: int
     """The side that has the part: 1 = source, 2 = sink."""
-    shape: SideShape
-    """Shape of the part."""
+    voxels: int
+    """Number of voxels of the part."""
     cut_voxels: int
     """Number of voxels of both sides."""
     sure: float
-    """Share of the part that is expected to be right, if the part is what it looks like: a film, the rim of another
-    body. Nothing of it is right if the points of both sides are in one body."""
+    """Share of the part that is expected to be right. For a film, this is so only if it is what it looks like, the rim
+    of another body: nothing of it is right if the points of both sides are in one body."""
     place: Triple | None = None
     """The voxel at which one more point decides most; None if none would."""
+    shape: SideShape | None = None
+    """Shape of a film; None for other kinds."""
 
     @property
     def name(self) -> str:
@@ -96,53 +107,83 @@ class Doubt:
         return NAMES[self.side]
 
     @property
-    def voxels(self) -> int:
-        """Number of voxels of the part."""
-        return self.shape.voxels
+    def stake(self) -> float:
+        """Number of voxels that are expected to be wrong."""
+        return self.voxels * (1 - self.sure)
+
+    @property
+    def summary(self) -> str:
+        """The doubt in a few words."""
+        return (
+            f"the {self.name} side is a film"
+            if self.kind is DoubtKind.FILM
+            else f"a part of the {self.name} side is doubtful"
+        )
 
     def shifted(self, offset: Sequence[int]) -> Doubt:
         """Return the doubt with its place in other coordinates."""
         return self if self.place is None else replace(self, place=_triple(np.add(self.place, offset)))
 
     def __str__(self) -> str:
+        return self._of_film(self.shape) if self.shape is not None else self._of_part()
+
+    def _of_film(self, shape: SideShape) -> str:
         side, other = self.name, NAMES[3 - self.side]
         text = (
-            f"the {side} side is a film: {self.voxels:,} of {self.cut_voxels:,} voxels, {self.shape.thickness:.1f} "
-            f"voxels thick ({_percent(self.shape.deep)} of it deeper than one voxel), over "
-            f"{_percent(self.shape.surface)} of the object's surface. Even as the rim of another body, only about "
+            f"{self.summary}: {self.voxels:,} of {self.cut_voxels:,} voxels, {shape.thickness:.1f} "
+            f"voxels thick ({_percent(shape.deep)} of it deeper than one voxel), over "
+            f"{_percent(shape.surface)} of the object's surface. Even as the rim of another body, only about "
             f"{_percent(self.sure)} of it would be right. Probably the points of both sides are in one body, or the "
             f"{side} points are just below the surface."
         )
         if self.place is None:
             return text
-        where = ",".join(map(str, self.place))
         return (
-            f"{text} Look at voxel {where}, place a point there of the side to which it belongs, and preview again. If "
-            f"all places that are named so belong to the {other}, there is nothing to split here."
+            f"{text} {self._advice} If all places that are named so belong to the {other}, there is nothing to split "
+            "here."
         )
+
+    def _of_part(self) -> str:
+        text = (
+            f"{self.summary}: {self.voxels:,} of {self.cut_voxels:,} voxels, which might belong to the "
+            f"{NAMES[3 - self.side]}. In cuts like this one, {_percent(self.sure)} of such a part is right."
+        )
+        return text if self.place is None else f"{text} {self._advice}"
+
+    @property
+    def _advice(self) -> str:
+        where = ",".join(map(str, self.place or ()))
+        return f"Look at voxel {where}, place a point there of the side to which it belongs, and preview again."
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.01 or not share else "less than 1 %"
 
 
-def find_doubt(sides: Sides, source: Coordinates, sink: Coordinates, resolution: Sequence[float]) -> Doubt | None:
+def find_doubt(cut: VoxelCut, source: Coordinates, sink: Coordinates, resolution: Sequence[float]) -> Doubt | None:
     """Find what is doubtful about a cut; None if nothing is known against it.
 
     Parameters
     ----------
-    sides
-        The side of each voxel of a box, shape (x, y, z): 1 = source side, 2 = sink side, 0 = neither.
+    cut
+        The side of each voxel of a box, and how the sides were found.
     source, sink
         Seeds of the sides, voxel coordinates inside the box, shape (n, 3). Seeds that are not on their own side, since
         the cut has moved them, only mean a less exact place.
     resolution
         Size of a voxel in nm, (x, y, z).
     """
-    counts = [int(np.count_nonzero(sides == side)) for side in range(3)]
-    side = 1 if counts[1] <= counts[2] else 2
-    if not counts[side]:
+    counts = [int(np.count_nonzero(cut.sides == side)) for side in (1, 2)]
+    if not all(counts):
         return None
+    return _film(cut.sides, counts, source, sink, resolution) or _part(cut, sum(counts), resolution)
+
+
+def _film(
+    sides: Sides, counts: list[int], source: Coordinates, sink: Coordinates, resolution: Sequence[float]
+) -> Doubt | None:
+    """Return the doubt about the smaller side if it is a film."""
+    side = 1 if counts[0] <= counts[1] else 2
     box = _tight_box(sides != 0)
     low = np.array([part.start for part in box])
     inside = sides[box]
@@ -154,10 +195,36 @@ def find_doubt(sides: Sides, source: Coordinates, sink: Coordinates, resolution:
     return Doubt(
         DoubtKind.FILM,
         side,
-        shape,
-        counts[1] + counts[2],
+        shape.voxels,
+        sum(counts),
         min(1.0, RIGHT / float(np.sqrt(shape.voxels))),
         None if place is None else _triple(place + low),
+        shape,
+    )
+
+
+def _part(cut: VoxelCut, cut_voxels: int, resolution: Sequence[float]) -> Doubt | None:
+    """Return the doubt about the part that has most voxels at stake."""
+    found: list[tuple[CutPart, WaveringPart]] = []
+    for component in cut.parts:
+        first = cut.sides[component.box][component.mask] == (1 if component.source_first else 2)
+        found += [(component, part) for part in wavering_parts(component.race, first)]
+    if not found:
+        return None
+    component, part = max(found, key=lambda pair: pair[1].stake)
+    image, core = np.zeros(component.mask.shape, np.bool_), np.zeros(component.mask.shape, np.bool_)
+    image[component.mask], core[component.mask] = part.voxels, part.core
+    box = _tight_box(image)
+    place = _deepest(image[box], resolution, core[box])
+    assert place is not None
+    low = np.array([outer.start + inner.start for outer, inner in zip(component.box, box, strict=True)])
+    return Doubt(
+        DoubtKind.PART,
+        1 if part.first == component.source_first else 2,
+        int(np.count_nonzero(part.voxels)),
+        cut_voxels,
+        1 - part.wrong,
+        _triple(place + low),
     )
 
 
@@ -167,7 +234,7 @@ def side_shape(sides: Sides, side: int) -> SideShape:
     Parameters
     ----------
     sides
-        See :func:`find_doubt`; the object is what has a side.
+        The side of each voxel: 1, 2, or 0 outside the object; shape (x, y, z).
     side
         The side to measure, 1 or 2; it has at least one voxel.
     """
@@ -196,11 +263,13 @@ def _distances(mask: Mask, seeds: Coordinates, resolution: Sequence[float]) -> n
     return np.asarray(dijkstra3d.euclidean_distance_field(mask, starts, anisotropy=tuple(resolution)))
 
 
-def _deepest(mask: Mask, resolution: Sequence[float]) -> Coordinates | None:
-    """Return the deepest voxel of a mask, shape (3,); None if the mask is empty."""
+def _deepest(mask: Mask, resolution: Sequence[float], within: Mask | None = None) -> Coordinates | None:
+    """Return the deepest voxel of a mask, shape (3,), of those ``within`` another; None if there is none."""
     if not mask.any():
         return None
     depth = edt.edt(np.asfortranarray(mask), anisotropy=tuple(resolution), black_border=True)
+    if within is not None:
+        depth = np.where(within, depth, 0)
     return np.array(np.unravel_index(int(depth.argmax()), depth.shape), np.int64)
 
 

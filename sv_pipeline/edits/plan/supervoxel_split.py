@@ -2,9 +2,9 @@
 
 ::
 
-    shared supervoxels --box, chunk locks--> voxels --cut_mask--> sides --> fragments --> edges of fragments
-                                                                                             |
-             edges to remove  <--minimum cut on the region with the fragments----------------+
+    shared supervoxels --box, chunk locks--> voxels --cut_voxels--> sides --> fragments --> edges of fragments
+                                                                                               |
+             edges to remove  <--minimum cut on the region with the fragments------------------+
 
 Everything is planned in memory, from voxels of one generation of the fork, under locks of the chunks around. So a cut
 that is refused at the very end leaves nothing behind, not even a used id.
@@ -26,7 +26,7 @@ from sv_pipeline.algorithms.multicut.cut import SupervoxelSplitRequired
 from sv_pipeline.algorithms.routing_checks import require_sound_routing
 from sv_pipeline.algorithms.split_geometry import SplitGeometry
 from sv_pipeline.algorithms.voxel_blocks import Labels, VoxelBlocks
-from sv_pipeline.algorithms.voxel_cut import Doubt, cut_mask, find_doubt
+from sv_pipeline.algorithms.voxel_cut import Doubt, cut_voxels, find_doubt
 from sv_pipeline.edits.plan.hierarchy import provisional_ids
 from sv_pipeline.edits.plan.node_cache import NodeCache
 from sv_pipeline.edits.plan.planned_region import PlannedRegion, local_edges_of, replace_supervoxels
@@ -137,7 +137,7 @@ def plan_supervoxel_split(
         sides |= cut
         doubts += [] if doubt is None else [doubt]
     split = _split(graph, cache, request, region, where, chunks, generation, segmentation, sides, scale)
-    return replace(split, doubt=max(doubts, key=lambda doubt: doubt.voxels, default=None))
+    return replace(split, doubt=max(doubts, key=lambda doubt: doubt.stake, default=None))
 
 
 def _split(
@@ -253,7 +253,7 @@ def _cut(
     """
     source, sink = (_voxels_on(points, members) - box.start for points in (request.sources, request.sinks))
     try:
-        sides = cut_mask(member_mask(segmentation, members), source, sink, resolution)
+        cut = cut_voxels(member_mask(segmentation, members), source, sink, resolution)
     except InputError as error:
         # With a volume, points were checked and moved before; without one, ids and voxels may not belong together.
         every = np.concatenate([source, sink])
@@ -266,8 +266,8 @@ def _cut(
                 remedy="Name the supervoxels that are at the voxels, or pass the graph's segmentation as the volume.",
             ) from error
         raise EditRefused(Reason.VOXEL_CUT, error.message, remedy=error.remedy) from error
-    doubt = find_doubt(sides, source, sink, resolution)
-    return sides, None if doubt is None else doubt.shifted(box.start)
+    doubt = find_doubt(cut, source, sink, resolution)
+    return cut.sides, None if doubt is None else doubt.shifted(box.start)
 
 
 def _routed(
