@@ -31,10 +31,11 @@ from sv_pipeline_tests.graph.worlds import CHUNK_SIZE, ingest
 
 CROSS = 4
 PER_CHUNK = 27
-OFFSET = tuple(2 * size for size in CHUNK_SIZE)
+MARGIN = 2
 SHAPES: dict[str, Callable[[int], LargeObject]] = {
     "tube": lambda n: tube(CROSS, round(n / PER_CHUNK / CROSS**2)),
     "bush": lambda n: bush(round((n / PER_CHUNK) ** (1 / 3))),
+    "net": lambda n: bush(round((n / PER_CHUNK) ** (1 / 3)), loops=0.02),
     "brush": lambda n: brush(round((n / PER_CHUNK) ** (1 / 3))),
 }
 
@@ -69,13 +70,15 @@ def build(folder: Path, shape: str, supervoxels: int) -> tuple[ChunkedGraph, dic
     return open_chunked_graph(table), json.loads(done.read_text())
 
 
-def measure(graph: ChunkedGraph, points: dict[str, int], repeat: int) -> dict[str, dict[str, float]]:
+def measure(
+    graph: ChunkedGraph, points: dict[str, int], repeat: int, offset: tuple[int, int, int]
+) -> dict[str, dict[str, float]]:
     """Medians of each kind."""
     table, found = graph.table, defaultdict(list)
     assert isinstance(table, CountingTable)
     sides = [Points.of([points["source"]]), Points.of([points["sink"]])]
-    split = SplitRequest("benchmark", *sides, offset=OFFSET, disallow_isolating_cut=False)  # type: ignore[arg-type]
-    merge = MergeRequest("benchmark", *sides, offset=OFFSET)  # type: ignore[arg-type]
+    split = SplitRequest("benchmark", *sides, offset=offset, disallow_isolating_cut=False)
+    merge = MergeRequest("benchmark", *sides, offset=offset)
     steps: dict[str, Callable[[], object]] = {
         "preview": lambda: edits.preview_split(graph, split),
         "split": lambda: edits.split(graph, split),
@@ -102,8 +105,10 @@ def main() -> None:
     parser.add_argument("--supervoxels", type=int, nargs="+", default=(20_000, 80_000, 320_000))
     parser.add_argument("--shape", nargs="+", choices=sorted(SHAPES), default=sorted(SHAPES))
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--margin", type=int, default=MARGIN, help="chunks around the points that belong to the box")
     parser.add_argument("--profile", action="store_true", help="print where the time of each object goes")
     options = parser.parse_args()
+    x, y, z = (options.margin * size for size in CHUNK_SIZE)
     for shape in options.shape:
         first: dict[str, dict[str, float]] = {}
         for supervoxels in options.supervoxels:
@@ -111,7 +116,7 @@ def main() -> None:
             profile = cProfile.Profile()
             if options.profile:
                 profile.enable()
-            results = measure(graph, points, options.repeat)
+            results = measure(graph, points, options.repeat, (x, y, z))
             if options.profile:
                 profile.disable()
                 pstats.Stats(profile).sort_stats("cumulative").print_stats(45)

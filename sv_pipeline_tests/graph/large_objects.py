@@ -35,17 +35,15 @@ def tube(cross: int, length: int) -> LargeObject:
     return _object(shape, faces, _middle(shape, faces[faces[:, 2] == 0]))
 
 
-def bush(side: int, seed: int = 0) -> LargeObject:
-    """An object that branches all over a cube of chunks without loops: a random spanning tree."""
+def bush(side: int, seed: int = 0, loops: float = 0) -> LargeObject:
+    """An object that branches all over a cube of chunks: a random spanning tree, and some of the other faces."""
     shape = (side, side, side)
     faces, rng = _faces(shape), np.random.default_rng(seed)
     n = side**3
     weights = sparse.coo_array((rng.uniform(1, 2, len(faces)), (faces[:, 0], faces[:, 1])), shape=(n, n))
     kept = sparse.csgraph.minimum_spanning_tree(weights.tocsr()).tocoo()
     names = faces[:, 0] * n + faces[:, 1]
-    faces = faces[np.isin(names, kept.row.astype(np.int64) * n + kept.col)]
-    # A face in the middle of the cube whose removal leaves a part of a fair size on both sides would be another edge of
-    # the tree for each seed; that nearest to the middle will do, because the cost follows the box.
+    faces = faces[np.isin(names, kept.row.astype(np.int64) * n + kept.col) | (rng.random(len(faces)) < loops)]
     return _object(shape, faces, _middle(shape, faces))
 
 
