@@ -41,7 +41,7 @@ from sv_pipeline.grid import Box, ChunkGrid
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.operations.settled import SettledGraph
-from sv_pipeline.storage.context import uncached_context
+from sv_pipeline.storage.context import give_back_memory, uncached_context
 from sv_pipeline.storage.precomputed import Scale
 
 __all__ = [
@@ -184,7 +184,10 @@ def read_voxels(graph: ChunkedGraph, box: Box) -> tuple[int, Labels]:
     generation = graph.fork.generation()
     # Each chunk is read only once, so a cache would only hold all of them a second time.
     volume = graph.fork.open(version=generation, context=uncached_context())
-    return generation, np.asarray(volume[box.slices].read(order="F").result(), np.uint64)
+    voxels = np.asarray(volume[box.slices].read(order="F").result(), np.uint64)
+    del volume
+    give_back_memory()  # of the decoded chunks, before the split needs its own
+    return generation, voxels
 
 
 def lock_around(graph: ChunkedGraph, lock_chunks: LockChunks, chunks: IntArray) -> UInt64Array:
