@@ -3,8 +3,8 @@
     python benchmarks/long_lived.py [--edits 1000] [--window 100] [--supervoxels 1600] [--trace]
 
 A volume of Voronoi cells is ingested as in `edits.py`. Objects are merged and split again, supervoxels are split, and
-the splits undone, so the objects at the end are as large as at the start and whatever grows is of the process, or of the
-history in table and fork. `in use` is what the C library has handed out, without what it keeps for later; `open files`
+the splits undone, so the objects at the end are as large as at the start: whatever grows belongs to the process, or to
+the history in table and fork. `in use` is what the C library has handed out, without what it keeps for later; `open files`
 includes connections. The last line compares the last window with the second one (the first fills caches). ``--trace``
 names the lines of Python that hold more memory at the end than after two windows; it makes everything slower.
 """
@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from edits import build, choose
+
 from sv_pipeline import edits
 from sv_pipeline.edits import MergeRequest, Points, SplitRequest
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
@@ -42,7 +42,10 @@ class Mallinfo(ctypes.Structure):
 
     _fields_ = tuple(
         (name, ctypes.c_size_t)
-        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
     )
 
 
@@ -67,7 +70,7 @@ class Memory:
             in_use = (info.uordblks + info.hblkhd) / MEGABYTE
         except AttributeError:
             in_use = float("nan")
-        files = len(os.listdir("/proc/self/fd"))
+        files = sum(1 for _ in Path("/proc/self/fd").iterdir())
         resident = pages * os.sysconf("SC_PAGE_SIZE") / MEGABYTE
         return cls(resident, in_use, threading.active_count(), files, len(gc.get_objects()))
 

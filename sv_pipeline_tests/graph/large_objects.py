@@ -1,4 +1,4 @@
-"""Worlds of one large object, as long or as bushy as wanted; its surroundings at the middle are always the same size."""
+"""Worlds of one large object, as long or as bushy as wanted; the surroundings of its middle keep their size."""
 
 from __future__ import annotations
 
