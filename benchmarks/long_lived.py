@@ -4,7 +4,7 @@
 
 A volume of Voronoi cells is ingested as in `edits.py`. Objects are merged and split again, supervoxels are split, and
 the splits undone, so the objects at the end are as large as at the start: whatever grows belongs to the process, or to
-the history in table and fork. `in use` is what the C library has handed out, without what it keeps for later; `open files`
+the history in table and fork. `in use` is what the C library has handed out, without what it keeps; `open files`
 includes connections. The last line compares the last window with the second one (the first fills caches). ``--trace``
 names the lines of Python that hold more memory at the end than after two windows; it makes everything slower.
 """
