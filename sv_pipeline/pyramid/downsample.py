@@ -37,7 +37,7 @@ MEMORY_BUDGET = 1 << 30
 """Default memory for voxels, in bytes; the process itself needs more on top, and so do `OVERHEAD_BYTES`."""
 OVERHEAD_BYTES = 64 << 20
 """Memory on top of any budget: chunks while they are decoded and encoded, nodes of the tree, and at least two pieces,
-as measured by ``benchmarks/pyramid.py``. What the process has read before stays in TensorStore's cache of 128 MiB."""
+as measured by ``benchmarks/pyramid.py``. What the process has read before stays in TensorStore's cache of 64 MiB."""
 SMALLEST_BUDGET = 1 << 20
 BACKOFF = Backoff(0.1, 4.0)
 LOCK_EXPIRY = timedelta(minutes=1)

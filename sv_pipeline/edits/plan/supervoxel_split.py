@@ -58,6 +58,10 @@ __all__ = [
 IntArray = npt.NDArray[np.int64]
 LockChunks = Callable[[UInt64Array, list[str]], None]
 
+LARGE_VOXELS = 1 << 22
+"""In boxes of this size and above, freed memory is given back to the system between the steps, which takes some
+milliseconds."""
+
 
 @dataclass(frozen=True, eq=False)
 class CutSides:
@@ -138,7 +142,8 @@ def plan_supervoxel_split(
         sides |= cut
         doubts += [] if doubt is None else [doubt]
         del cut
-    give_back_memory()  # what the cut has needed
+    if where.box.volume >= LARGE_VOXELS:
+        give_back_memory()  # what the cut has needed
     split = _split(graph, cache, request, region, where, chunks, generation, segmentation, sides, scale)
     return replace(split, doubt=max(doubts, key=lambda doubt: doubt.stake, default=None))
 
@@ -189,7 +194,8 @@ def read_voxels(graph: ChunkedGraph, box: Box) -> tuple[int, Labels]:
     volume = graph.fork.open(version=generation, context=uncached_context())
     voxels = np.asarray(read_box(volume[box.slices]), np.uint64)
     del volume
-    give_back_memory()  # of the decoded chunks, before the split needs its own
+    if box.volume >= LARGE_VOXELS:
+        give_back_memory()  # of the decoded chunks, before the split needs its own
     return generation, voxels
 
 
