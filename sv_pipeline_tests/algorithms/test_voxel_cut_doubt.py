@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import cc3d
 import edt
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from scipy.ndimage import binary_dilation, find_objects
 
 from sv_pipeline.algorithms.voxel_cut import VoxelCut, cut_voxels, find_doubt
 from sv_pipeline.algorithms.voxel_cut.doubt import FEWEST, TOUCHING, DoubtKind, side_shape
+from sv_pipeline.algorithms.voxel_cut.wavering import STAKE, wavering_parts
 from sv_pipeline.testing.fixtures import need
 from sv_pipeline_tests.algorithms.test_voxel_cut import DATA, ISOTROPIC, ball, masks, tube
 from sv_pipeline_tests.properties import examples
@@ -61,7 +63,8 @@ def test_a_point_at_the_named_place_ends_the_film_of_a_careless_click() -> None:
     more = np.concatenate([sink, voxel(*doubt.place)])
     cut = cut_voxels(mask, source, more, ISOTROPIC)
     sides = cut.sides
-    assert find_doubt(cut, source, more, ISOTROPIC) is None
+    after = find_doubt(cut, source, more, ISOTROPIC)
+    assert after is None or (after.kind is DoubtKind.PART and after.voxels < 0.1 * doubt.cut_voxels)
     assert sides[26, 10, 14] == sides[26, 50, 14] == 2
     assert sides[12, 10, 14] == sides[12, 50, 14] == 1
 
@@ -90,6 +93,63 @@ def test_an_arm_that_both_sides_could_have_is_doubtful_until_a_point_is_placed_t
     for one, other in ((np.concatenate([source, voxel(*doubt.place)]), sink), (source, np.concatenate([sink, third]))):
         next_doubt = find_doubt(cut_voxels(mask, one, other, ISOTROPIC), one, other, ISOTROPIC)
         assert next_doubt is None or next_doubt.voxels < 0.25 * doubt.voxels
+
+
+@pytest.mark.parametrize("kind", DoubtKind)
+def test_advice_ends_and_names_no_place_twice(kind: DoubtKind) -> None:
+    """Whoever looks finds that each named place belongs to the side that has it (film: the body; part: its arm)."""
+    if kind is DoubtKind.FILM:
+        mask = tube((30, 120, 30), [(14, 10, 14), (14, 110, 14)], 9)
+        seeds = [voxel(14, 90, 14), voxel(14, 30, 7)]
+    else:
+        ends = [(50, 94, 10), (12, 28, 10), (88, 28, 10)]
+        mask = np.logical_or.reduce([tube((100, 100, 20), [(50, 50, 10), end], 6) for end in ends])
+        seeds = [voxel(19, 32, 10), voxel(80, 32, 10)]
+    named: list[tuple[int, int, int]] = []
+    while len(named) <= 8:
+        cut = cut_voxels(mask, *seeds, ISOTROPIC)
+        doubt = find_doubt(cut, *seeds, ISOTROPIC)
+        if doubt is None or doubt.place is None:
+            break
+        assert doubt.place not in named
+        named.append(doubt.place)
+        side = int(cut.sides[doubt.place])
+        seeds[side - 1] = np.concatenate([seeds[side - 1], voxel(*doubt.place)])
+    assert 1 <= len(named) <= 6
+    if kind is DoubtKind.FILM:
+        assert doubt is not None, "it is a rim all the same"
+        assert "move its points into its body" in str(doubt)
+
+
+@examples(30)
+@given(mask=masks(), seed=st.integers(0, 2**32 - 1))
+def test_a_doubtful_part_belongs_to_its_side(mask: np.ndarray, seed: int) -> None:
+    mask = cc3d.largest_k(np.asfortranarray(mask), k=1, connectivity=26) > 0
+    rng = np.random.default_rng(seed)
+    voxels = np.argwhere(mask)
+    if len(voxels) < 2:
+        return
+    source, sink = (place[None] for place in voxels[rng.choice(len(voxels), 2, replace=False)])
+    cut, swapped = cut_voxels(mask, source, sink, ISOTROPIC), cut_voxels(mask, sink, source, ISOTROPIC)
+    for component in cut.parts:
+        first = cut.sides[component.box][component.mask] == (1 if component.source_first else 2)
+        for part in wavering_parts(component.mask, component.race, first):
+            assert (first[part.voxels] == part.first).all()
+            assert (part.voxels >= part.core).all()
+            assert part.core.any()
+            assert 0.1 < part.wrong < 1
+            assert part.stake >= STAKE * len(first)
+    doubt = find_doubt(cut, source, sink, ISOTROPIC)
+    mirrored = find_doubt(swapped, sink, source, ISOTROPIC)
+    if doubt is None:
+        assert mirrored is None
+        return
+    if doubt.kind is DoubtKind.PART:
+        assert doubt.place is not None
+        assert cut.sides[doubt.place] == doubt.side
+        assert mirrored == replace(doubt, side=3 - doubt.side)
+        moved = cut_voxels(np.pad(mask, 2), source + 2, sink + 2, ISOTROPIC)
+        assert find_doubt(moved, source + 2, sink + 2, ISOTROPIC) == doubt.shifted((2, 2, 2))
 
 
 def test_two_bodies_at_a_neck_leave_no_doubt() -> None:

@@ -195,16 +195,29 @@ def _shortened(voxels: Voxels, depth: Floats, basins: Cells, coarseness: float) 
     long = np.flatnonzero((parts > 1).any(axis=1)[basins])
     if len(long) == 0:
         return basins
-    part = np.zeros(voxels.number, np.int64)
+    part = np.zeros(len(long), np.int64)
     of = basins[long]
     offsets = places[long] - centres[of]
     for axis in range(3):
         along = (offsets * axes[of, :, axis]).sum(axis=1) / np.maximum(lengths[of, axis], 1e-6) + 0.5
         step = np.clip(np.floor(along * parts[of, axis]), 0, parts[of, axis] - 1)
-        part[long] = part[long] * parts[:, axis].max() + step.astype(np.int64)
-    image = np.zeros(voxels.mask.shape, np.uint32)
-    image[voxels.mask] = renumbered(basins.astype(np.int64) * (part.max() + 1) + part) + 1
-    return renumbered(cc3d.connected_components(image, connectivity=26)[voxels.mask])
+        part = part * parts[:, axis].max() + step.astype(np.int64)
+    # A basin is connected, so pieces have to be found only in those that are cut, in the box around them.
+    at = voxels.coordinates[long] - voxels.coordinates[long].min(axis=0)
+    image = np.zeros(at.max(axis=0) + 1, np.uint32)
+    image[tuple(at.T)] = renumbered(of.astype(np.int64) * (part.max() + 1) + part) + 1
+    cells = basins.copy()
+    cells[long] = n + cc3d.connected_components(image, connectivity=26)[tuple(at.T)].astype(np.int32)
+    return _in_order(renumbered(cells))
+
+
+def _in_order(cells: Cells) -> Cells:
+    """Number cells in the order of their first voxels."""
+    first = np.empty(int(cells.max()) + 1, np.int64)
+    first[cells[::-1]] = np.arange(len(cells) - 1, -1, -1)  # the last value that is assigned to an element stays
+    rank = np.empty(len(first), np.int32)
+    rank[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
+    return rank[cells]
 
 
 def _largest(groups: npt.NDArray[np.integer[Any]], values: Floats, n: int) -> npt.NDArray[np.float64]:
@@ -217,9 +230,12 @@ def _largest(groups: npt.NDArray[np.integer[Any]], values: Floats, n: int) -> np
 def _distinct(
     values: npt.NDArray[np.integer[Any]],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer[Any]]]:
-    """Return the distinct values, ascending, and the index of each value among them; does not sort where it can."""
-    distinct, index = fastremap.unique(values, return_inverse=True)
-    return distinct.astype(np.int64), index
+    """Return the distinct values, ascending, and the index of each value among them; does not sort all of them."""
+    if int(values.max(initial=0)) < len(values):  # fastremap then uses a table, and would sort otherwise
+        distinct, index = fastremap.unique(values, return_inverse=True)
+        return distinct.astype(np.int64), index
+    distinct = np.unique(values)  # np.unique does not sort either unless it has to return an index
+    return distinct.astype(np.int64), np.searchsorted(distinct, values)
 
 
 def renumbered(labels: npt.NDArray[np.integer[Any]]) -> Cells:
