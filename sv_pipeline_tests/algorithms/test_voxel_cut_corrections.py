@@ -74,13 +74,12 @@ def test_a_correction_in_a_thin_arm_takes_the_arm_and_not_the_thick_trunk() -> N
     shape = (150, 40, 40)
     trunk = tube(shape, [(5, 20, 20), (145, 20, 20)], 7)
     one, other = tube(shape, [(40, 20, 20), (40, 3, 20)], 4), tube(shape, [(110, 20, 20), (110, 37, 20)], 4)
-    source, sink = [[40, 4, 20]], [[30, 20, 20]]
+    source, sink = [[8, 20, 20]], [[30, 20, 20]]
     before = cut_mask(trunk | one | other, source, sink, ISOTROPIC)
     assert before[110, 34, 20] == 2
     after = cut_mask(trunk | one | other, [*source, [110, 34, 20]], sink, ISOTROPIC)
     assert (after[other & ~trunk] == 1).mean() > 0.9
-    assert (after[one] == before[one]).mean() > 0.9
-    assert (after[trunk] == 2).mean() > 0.9
+    assert (after[one | trunk] == before[one | trunk]).mean() > 0.9
     assert pieces(after == 1) == pieces(after == 2) == 1
 
 
