@@ -72,7 +72,15 @@ class Sent:
     sender: str
 
 
-REQUESTS = ("read_rows", "mutate", "increment", "check_and_mutate", "increment_many", "check_and_mutate_many", "at_once")
+REQUESTS = (
+    "read_rows",
+    "mutate",
+    "increment",
+    "check_and_mutate",
+    "increment_many",
+    "check_and_mutate_many",
+    "at_once",
+)
 
 
 def slowed_down(table: Table, seconds: float, trace: list[Sent] | None = None) -> Table:
@@ -114,9 +122,11 @@ def _shown(values: Any, limit: int = 3) -> str:
         elif isinstance(value, ColumnKey):
             columns.add(value.qualifier.decode(errors="replace"))
         elif isinstance(value, (list, tuple)) or hasattr(value, "__dataclass_fields__"):
-            todo += value if isinstance(value, (list, tuple)) else [
-                getattr(value, name) for name in value.__dataclass_fields__ if name != "value"
-            ]
+            todo += (
+                value
+                if isinstance(value, (list, tuple))
+                else [getattr(value, name) for name in value.__dataclass_fields__ if name != "value"]
+            )
     more = f" +{len(keys) - limit}" if len(keys) > limit else ""
     return f"{' '.join(keys[:limit])}{more} ({' '.join(sorted(columns))})"
 

@@ -54,6 +54,8 @@ _SPLIT_COLUMNS = (
 
 def replaced(graph: ChunkedGraph, supervoxels: UInt64Array) -> BoolArray:
     """Return which supervoxels were split into others, shape (n,)."""
+    if not len(supervoxels):
+        return np.zeros(0, np.bool_)
     row_keys = keys.node_keys(supervoxels)
     rows = graph.table.read_rows(row_keys, [NEW_IDS.key], newest_only=True)
     return np.array([key in rows for key in row_keys], np.bool_)

@@ -48,7 +48,7 @@ __all__ = [
     "find_misfit",
     "fitting",
     "misfit_first",
-    "note_commit",
+    "note_of_commit",
     "restore_advice",
     "wrote",
 ]
@@ -117,10 +117,10 @@ def ensure_identity(table: Table) -> str:
     return found
 
 
-def note_commit(table: Table, operation_id: int, identity: str, generation: int) -> None:
-    """Store in the table which operation made a generation; of several, the latest generation is kept."""
+def note_of_commit(operation_id: int, identity: str, generation: int) -> RowMutation:
+    """Return the note in the table about which operation made a generation; the latest generation is kept."""
     committed = {"operation_id": operation_id, "identity": identity}
-    table.mutate([RowMutation(PAIR_ROW, [COMMITTED.set(committed, generation)])])
+    return RowMutation(PAIR_ROW, [COMMITTED.set(committed, generation)])
 
 
 def find_misfit(graph: HasBoth) -> Misfit | None:

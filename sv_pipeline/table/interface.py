@@ -299,6 +299,22 @@ class Table(abc.ABC):
         If one raises an error, the others may or may not have been applied.
         """
 
+    def at_once(self, changes: Sequence[RowMutation | ConditionalMutation]) -> list[bool]:
+        """Apply changes of rows, each atomically, conditional or not, in about the time of one request.
+
+        They are applied in any order. If one raises an error, or the process dies, any of the others may have been
+        applied.
+
+        Returns
+        -------
+        list[bool]
+            For each change whether its row met the condition; True for changes without one.
+        """
+        self.mutate([change for change in changes if isinstance(change, RowMutation)])
+        conditional = [change for change in changes if isinstance(change, ConditionalMutation)]
+        answers = iter(self.check_and_mutate_many(conditional))
+        return [isinstance(change, RowMutation) or next(answers) for change in changes]
+
     def side_by_side(self, action: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """Call an action that sends requests to this table for each item; return results in the order of the items.
 

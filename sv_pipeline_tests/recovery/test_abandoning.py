@@ -71,7 +71,7 @@ def test_an_abandonment_that_is_killed_anywhere_is_finished_as_one_by_the_next_r
     prove_given_up(play, operation)
 
 
-@pytest.mark.parametrize("step", ["scope written", "locked indefinitely", "voxels written", "retire written"])
+@pytest.mark.parametrize("step", ["write started", "new rows written", "voxels written", "switch written"])
 def test_what_died_at_any_step_can_be_abandoned(theatre: Callable[[str], Theatre], quick: None, step: str) -> None:
     play = theatre("sqlite")
     assert play.do(**play.request("supervoxel split"), failpoint=f"{step}:kill") == KILLED

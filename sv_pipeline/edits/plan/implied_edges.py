@@ -70,6 +70,8 @@ def _stored_pairs(
     groups, colours, nodes, tops = zone
     near = _near_others(graph, groups, colours, nodes, tops, 2, 1)
     every, beside = (np.unique(graph.layout.coordinates(some), axis=0) for some in (nodes, nodes[near]))
+    if cache.read_edges is not None and cache.read_edges.chunks.issuperset(map(tuple, every.tolist())):
+        return cache.read_edges.edges.pairs
     pairs = []
     if len(beside):
         pairs.append(edges_around(graph, beside, cache).pairs)

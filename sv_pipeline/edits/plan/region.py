@@ -96,7 +96,7 @@ def read_region_within(
     if not allowed(len(above.nodes), len(chunks)):
         return None
     with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(edges_of_chunks, graph, chunks, cache)
+        reading = pool.submit(edges_around, graph, chunks, cache)
         # These include rows that plans need next: the nodes that cross edges lead to.
         cache.fetch(np.concatenate([above.nodes, cache.known().edges.edges[:, 1]]))
         supervoxels, ancestors = _last_step(graph, cache, above)
