@@ -1,13 +1,15 @@
 """Merges, splits and supervoxel splits of a graph with voxels: seconds, requests, and round trips in sequence.
 
     python benchmarks/edits.py [--supervoxels 1600 5400] [--edits 60] [--delay-ms 10] [--bigtable] [--folder DIR]
-    python benchmarks/edits.py --trace merge [--supervoxels 5400] [--bigtable]
+    python benchmarks/edits.py --trace merge [--supervoxels 5400] [--bigtable] [--fresh]
 
 A volume of Voronoi cells, agglomerated, is ingested; the same edits run on a fresh fork and a copy of the table each
 time. Requests in sequence are measured, not counted: the edits run once more on a table every request of which is
 slowed down by a delay; what they take longer, in delays, is how many requests had to wait for each other. `floor` is
 what the requests alone take: as many reads of one row, one after the other, as the edit has requests in sequence. The
 tables of Bigtable are in the emulator that BIGTABLE_EMULATOR_HOST names. ``--folder`` keeps the graph for the next run.
+The process has looked up the roots of the points before, as a viewer does; with ``--fresh`` it has forgotten all parents
+that it has read, as a new process.
 
 ``--trace`` prints the requests of one edit of a kind instead: when each began and ended, counted in delays, its thread,
 rows and columns, and the function that sent it. Requests with equal numbers of delays have not waited for each other.
@@ -37,6 +39,7 @@ from sv_pipeline import edits
 from sv_pipeline.config import parse_config
 from sv_pipeline.edits import MergeRequest, Points, SplitRequest
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
+from sv_pipeline.graph.parent_hints import forget_hints
 from sv_pipeline.graph.queries import roots, supervoxels_at
 from sv_pipeline.ingest.run import ingest
 from sv_pipeline.ingest.stages import register
@@ -190,7 +193,9 @@ def choose(
     return np.concatenate([one[first], other[first]]) if len(first) else None
 
 
-def run(graph: ChunkedGraph, cells: np.ndarray, n_edits: int, kinds: Sequence[str] = KINDS) -> list[Measured]:
+def run(
+    graph: ChunkedGraph, cells: np.ndarray, n_edits: int, kinds: Sequence[str] = KINDS, *, fresh: bool = False
+) -> list[Measured]:
     """Requests for merges, splits and supervoxel splits in turn; the same every time, if edits do the same."""
     volume = graph.fork.open()
     rng = np.random.default_rng(0)
@@ -201,6 +206,8 @@ def run(graph: ChunkedGraph, cells: np.ndarray, n_edits: int, kinds: Sequence[st
         if pair is None:
             continue
         sides = [Points.of(coordinates=pair[k : k + 1]) for k in range(2)]
+        if fresh:
+            forget_hints()
         started, requests = time.perf_counter(), graph.table.round_trips
         try:
             if wanted == "merge":
@@ -245,10 +252,11 @@ def measure(dataset: Dataset, folder: Path, arguments: argparse.Namespace, backe
             graph = open_chunked_graph(slowed_down(table, seconds, trace))
             for _ in range(2):  # the first edit of a process loads modules
                 started = len(trace), time.perf_counter()
-                edit = run(graph, cells, 1, [arguments.trace])[0]
+                edit = run(graph, cells, 1, [arguments.trace], fresh=arguments.fresh)[0]
             print_trace(edit, trace[started[0] :], delay)
         else:
-            results.append((run(open_chunked_graph(slowed_down(table, seconds)), cells, arguments.edits), floor))
+            graph = open_chunked_graph(slowed_down(table, seconds))
+            results.append((run(graph, cells, arguments.edits, fresh=arguments.fresh), floor))
         table.drop()
     if arguments.trace:
         return
@@ -289,6 +297,7 @@ def main() -> None:
     parser.add_argument("--delay-ms", type=float, default=10)
     parser.add_argument("--bigtable", action="store_true")
     parser.add_argument("--trace", choices=KINDS)
+    parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
     for n_supervoxels in arguments.supervoxels:

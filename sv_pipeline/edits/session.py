@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -38,6 +38,7 @@ from sv_pipeline.edits.write.locking import EditLocks, LockPatience, lock_roots
 from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.grid import Box
+from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.pair import fitting
 from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.operations.standing import end_early
@@ -262,15 +263,19 @@ def _edit_under_locks(
                 begun.wait()
             reach("locked")
             with ThreadPoolExecutor(2) as pool:
-                locking = pool.submit(held.locked_at)
+                locking = [pool.submit(held.locked_at)]
                 reserving = None if begun is None else pool.submit(begun.reserve_near, roots.chunks_near())
                 cache = roots.read_again()
                 if reserving is not None:
                     reserving.result()
-            identity = paired()
-            lock_chunks = partial(held.lock_chunks, patience=patience)
-            plan = edit.plan(Workspace(graph, cache, roots.current, roots.root_of, lock_chunks))
-            locked_at = held.locked_at() if len(held.chunks) else locking.result()
+                identity = paired()
+
+                def lock_chunks(chunks: UInt64Array, names: list[str]) -> None:
+                    held.lock_chunks(chunks, names, patience)
+                    locking.append(pool.submit(held.locked_at))
+
+                plan = edit.plan(Workspace(graph, cache, roots.current, roots.root_of, lock_chunks))
+                locked_at = locking[-1].result()
             reach("planned")
             latest = cache.latest() if resumption is None else max(cache.latest(), resumption.after)
             timestamp = logical_time(locked_at, latest)
