@@ -8,8 +8,8 @@ time. Requests in sequence are measured, not counted: the edits run once more on
 slowed down by a delay; what they take longer, in delays, is how many requests had to wait for each other. `floor` is
 what the requests alone take: as many reads of one row, one after the other, as the edit has requests in sequence. The
 tables of Bigtable are in the emulator that BIGTABLE_EMULATOR_HOST names. ``--folder`` keeps the graph for the next run.
-The process has looked up the roots of the points before, as a viewer does; with ``--fresh`` it has forgotten all parents
-that it has read, as a new process.
+The process has looked up the roots of the points before, as a viewer does; with ``--fresh`` it has forgotten all
+parents that it has read, as a new process.
 
 ``--trace`` prints the requests of one edit of a kind instead: when each began and ended, counted in delays, its thread,
 rows and columns, and the function that sent it. Requests with equal numbers of delays have not waited for each other.
