@@ -171,14 +171,17 @@ def _last_step(graph: ChunkedGraph, cache: NodeCache, above: _Reached) -> tuple[
 
 
 def edges_around(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64], cache: NodeCache) -> Edges:
-    """Return the edges of layer 2 chunks, coordinates of shape (n, 3), and possibly of more chunks.
+    """Return the edges of layer 2 chunks, coordinates of shape (n, 3).
 
     If the edit has read the edges of all these chunks last, they are not read again.
     """
-    read = cache.read_edges
-    if read is not None and read.chunks.issuperset(map(tuple, coordinates.tolist())):
+    read, wanted = cache.read_edges, set(map(tuple, coordinates.tolist()))
+    if read is None or not read.chunks.issuperset(wanted):
+        return edges_of_chunks(graph, coordinates, cache)
+    if read.chunks == wanted:
         return read.edges
-    return edges_of_chunks(graph, coordinates, cache)
+    chunks = graph.layout.chunk_ids(2, graph.layout.coordinates(read.edges.pairs))
+    return read.edges.take(np.isin(chunks, graph.layout.chunk_ids(2, coordinates)).any(axis=1))
 
 
 def edges_of_chunks(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64], cache: NodeCache) -> Edges:

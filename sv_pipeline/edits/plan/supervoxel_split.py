@@ -7,7 +7,7 @@
              edges to remove  <--minimum cut on the region with the fragments----------------+
 
 Everything is planned in memory, from voxels of one generation of the fork, under locks of the chunks around. So a cut
-that is refused at the very end leaves nothing behind, not even a used id.
+that is refused at the very end leaves nothing behind, not even the id of a new supervoxel.
 """
 
 from __future__ import annotations
