@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -38,6 +37,7 @@ from sv_pipeline.edits.write.locking import EditLocks, LockPatience, lock_roots
 from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.grid import Box
+from sv_pipeline.helper_threads import Helpers
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.pair import fitting
 from sv_pipeline.operations.refusal import EditRefused, Reason
@@ -147,7 +147,7 @@ def run_edit(
         return _edit_under_locks(graph, edit, resumption.row, found, patience, lambda: identity, resumption=resumption)
     check_options(edit.request)
     with ExitStack() as living:
-        looking = living.enter_context(ThreadPoolExecutor(1)).submit(fitting, graph)
+        looking = living.enter_context(Helpers()).submit(fitting, graph)
         begun = _Beginning(graph, edit, living)
         early: BaseException | None = None
         roots: RequestRoots | None = None
@@ -182,17 +182,17 @@ class _Beginning:
 
     def __init__(self, graph: ChunkedGraph, edit: Edit, living: ExitStack) -> None:
         self._graph, self._living, self._tell = graph, living, _TELL.get()
-        pool = living.enter_context(ThreadPoolExecutor(1))
-        self._ids = pool.submit(EarlyIds.with_operation, graph, edit.chunks(graph), edit.new_per_chunk)
+        pool = living.enter_context(Helpers())
+        self._numbered = pool.submit(self._number, edit.chunks(graph), edit.new_per_chunk)
         self._stored = pool.submit(self._store, edit.log(graph), options_of(edit.request))
         self._looked = pool.submit(self._look)
         self._per_chunk = edit.new_per_chunk
         self._near = EarlyIds()
 
-    @cached_property
+    @property
     def row(self) -> OperationRow:
         """The rows of the operation, as soon as it has a number; they may not be written yet."""
-        return OperationRow.numbered(self._graph.table, self._ids.result().operation_id)
+        return self._numbered.result()[0]
 
     def wait(self) -> None:
         """Wait until the rows of the operation are written."""
@@ -204,11 +204,15 @@ class _Beginning:
 
     def reserve_near(self, chunks: npt.NDArray[np.int64]) -> None:
         """Reserve ids in layer 2 chunks, coordinates of shape (n, 3), and above them, where there are none yet."""
-        self._near = EarlyIds.reserve(self._graph, chunks, self._per_chunk, self._ids.result())
+        self._near = EarlyIds.reserve(self._graph, chunks, self._per_chunk, self._numbered.result()[1])
 
     def ids(self) -> EarlyIds:
         """Return the ids that are reserved for new nodes."""
         return self._looked.result().joined(self._near)
+
+    def _number(self, chunks: npt.NDArray[np.int64], per_chunk: int) -> tuple[OperationRow, EarlyIds]:
+        ids = EarlyIds.with_operation(self._graph, chunks, per_chunk)
+        return OperationRow.numbered(self._graph.table, ids.operation_id), ids
 
     def _store(self, cells: list[SetCell], options: dict[str, Any]) -> None:
         self.row.store(cells, options)
@@ -216,7 +220,7 @@ class _Beginning:
         self._tell(self.row.operation_id)
 
     def _look(self) -> EarlyIds:
-        ids = self._ids.result()
+        _, ids = self._numbered.result()
         ids.look(self._graph)
         return ids
 
@@ -246,7 +250,7 @@ def _edit_under_locks(
     try:
         expiry = graph.meta.graph_config.ROOT_LOCK_EXPIRY
         reach("lock")
-        with ThreadPoolExecutor(1) as pool:
+        with Helpers() as pool:
             looking = pool.submit(roots.look_further)
             held = lock_roots(
                 graph.table,
@@ -262,7 +266,7 @@ def _edit_under_locks(
             if begun is not None:
                 begun.wait()
             reach("locked")
-            with ThreadPoolExecutor(2) as pool:
+            with Helpers() as pool:
                 locking = [pool.submit(held.locked_at)]
                 reserving = None if begun is None else pool.submit(begun.reserve_near, roots.chunks_near())
                 cache = roots.read_again()

@@ -19,13 +19,13 @@ no row yet. If nothing is named (graphs of older versions, edits by other softwa
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
 from sv_pipeline.errors import CorruptionError, NotFoundError
+from sv_pipeline.helper_threads import Helpers
 from sv_pipeline.operations.log import OperationStatus
 from sv_pipeline.operations.ownership import FIXED_TIME, open_key
 from sv_pipeline.operations.refusal import EditRefused, Reason
@@ -149,7 +149,7 @@ def misfit_first(graph: HasBoth) -> Iterator[None]:
 
 def compare(graph: HasBoth) -> Compared:
     """Compare what the table and the fork state about themselves."""
-    with ThreadPoolExecutor(1) as pool:
+    with Helpers() as pool:
         reading = pool.submit(_fork_of, graph)
         row = _pair_row(graph.table)
         store, newest = reading.result()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from sv_pipeline.errors import InputError
+from sv_pipeline.helper_threads import Helpers
 from sv_pipeline.ids import IdLayout, UInt64Array
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import COUNTER
@@ -103,7 +103,7 @@ def _reserve(
         keys.root_counter_key(chunk_id, chosen) if _is_root(layout, chunk_id) else keys.counter_key(chunk_id)
         for chunk_id, _ in wanted
     ]
-    with ThreadPoolExecutor(1) as pool:
+    with Helpers() as pool:
         # PyChunkedGraph's single-threaded ingest takes ids from the counter without shards, which does not affect the
         # shards. That ingest is over before there are edits, so the order of the two requests does not matter.
         reading = pool.submit(table.read_rows, plain, [COUNTER.key], newest_only=True) if plain else None

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from sv_pipeline.errors import ConfigError
+from sv_pipeline.helper_threads import Helpers
 
 __all__ = [
     "AGING_FAMILY",
@@ -323,9 +323,14 @@ class Table(abc.ABC):
         todo = list(items)
         if len(todo) < 2:
             return [action(item) for item in todo]
-        with ThreadPoolExecutor(min(len(todo), REQUESTS_AT_ONCE)) as pool:
-            futures = [pool.submit(action, item) for item in todo]
-        return [future.result() for future in futures]
+        results: list[Result] = []
+        for start in range(0, len(todo), REQUESTS_AT_ONCE):
+            here, *others = todo[start : start + REQUESTS_AT_ONCE]
+            with Helpers() as pool:
+                futures = [pool.submit(action, item) for item in others]
+                first = action(here)
+            results += [first, *(future.result() for future in futures)]
+        return results
 
     def _refuse_if_read_only(self) -> None:
         if self.read_only:

@@ -41,7 +41,7 @@ class Killed(BaseException):
     """Nothing that handles errors sees it, and no request of the dead gets through."""
 
 
-def killed_after(graph: ChunkedGraph, writes: int, edit: Callable[[ChunkedGraph], object], seed: int) -> bool:
+def killed_after(graph: ChunkedGraph, writes: int, edit: Callable[[ChunkedGraph], object], seed: int = 0) -> bool:
     """Run an edit on a table that is cut off after so many writes; False if it came to its end.
 
     Of changes that are sent together with the last breath, a random subset arrives.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +15,7 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edges import read_edges_of_chunks
 from sv_pipeline.graph.queries import chunks_touch
 from sv_pipeline.grid import Box
+from sv_pipeline.helper_threads import Helpers
 from sv_pipeline.ids import UInt64Array
 
 __all__ = [
@@ -95,7 +95,7 @@ def read_region_within(
     chunks = np.unique(graph.layout.coordinates(above.nodes), axis=0)
     if not allowed(len(above.nodes), len(chunks)):
         return None
-    with ThreadPoolExecutor(1) as pool:
+    with Helpers() as pool:
         reading = pool.submit(edges_around, graph, chunks, cache)
         # These include rows that plans need next: the nodes that cross edges lead to.
         cache.fetch(np.concatenate([above.nodes, cache.known().edges.edges[:, 1]]))

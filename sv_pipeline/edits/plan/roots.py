@@ -13,7 +13,6 @@ held, all of them are read again in one request::
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +27,7 @@ from sv_pipeline.graph.hierarchy import take
 from sv_pipeline.graph.parent_hints import hints_of
 from sv_pipeline.graph.queries import chunks_touch
 from sv_pipeline.grid import Box
+from sv_pipeline.helper_threads import Helpers
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.wording import counted
@@ -108,7 +108,7 @@ class RequestRoots:
         below = take(seen.children, np.flatnonzero(np.isin(seen.ids, chains))).values
         below = below[self._graph.layout.layers(below) >= 2]
         again = np.concatenate([chains, below, seen.ids, self._probably_needed()])
-        with ThreadPoolExecutor(1) as pool:
+        with Helpers() as pool:
             reading = pool.submit(self._read_edges, cache)
             cache.fetch(again)
             self._confirm(cache)

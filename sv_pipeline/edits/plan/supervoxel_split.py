@@ -13,7 +13,6 @@ that is refused at the very end leaves nothing behind, not even the id of a new 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,6 +38,7 @@ from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edges import replaced
 from sv_pipeline.grid import Box, ChunkGrid
+from sv_pipeline.helper_threads import Helpers
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.operations.settled import SettledGraph
@@ -242,7 +242,7 @@ def _reread(graph: ChunkedGraph, cache: NodeCache, region: Region, pieces: UInt6
     again rarely lead to others.
     """
     expected = _partners(region, pieces)
-    with ThreadPoolExecutor(1) as pool:
+    with Helpers() as pool:
         looking = pool.submit(replaced, graph, expected)
         region = reread_edges(graph, cache, region)
         gone = expected[looking.result()]

@@ -25,7 +25,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -42,6 +41,7 @@ from sv_pipeline.edits.write.ready import refuse_large_cells, require_ready
 from sv_pipeline.errors import ConflictError
 from sv_pipeline.failpoints import reach, together
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.helper_threads import Helpers
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.log import Operation, OperationStatus
 from sv_pipeline.operations.pair import ensure_identity, note_of_commit
@@ -114,7 +114,7 @@ def commit(
     """
     held.check()
     table = graph.table
-    with ThreadPoolExecutor(1) as pool:
+    with Helpers() as pool:
         ready = pool.submit(require_ready, graph, row, plan.supervoxels)
         plan, rows = _start(graph, held, row, plan, timestamp, log_cells, inherited, ready.result, early)
     hierarchy = plan.hierarchy
@@ -288,7 +288,7 @@ def _start(
         held.check()
         row_keys = keys.node_keys(final)
         fresh = row_keys if early is None else [key for key in row_keys if key not in early.looked_at]
-        with ThreadPoolExecutor(1) as pool:
+        with Helpers() as pool:
             taken = pool.submit(graph.table.read_rows, fresh, [CHILDREN.key, PARENT.key], newest_only=True)
             row.start_writing(
                 scope,
