@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -200,7 +200,8 @@ class _Beginning:
 
     def end(self) -> None:
         """Wait until nothing more is sent, whether it has succeeded or not."""
-        wait([self._stored, self._looked])
+        for future in (self._stored, self._looked):
+            future.exception()
 
     def reserve_near(self, chunks: npt.NDArray[np.int64]) -> None:
         """Reserve ids in layer 2 chunks, coordinates of shape (n, 3), and above them, where there are none yet."""

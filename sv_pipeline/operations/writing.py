@@ -44,6 +44,7 @@ from sv_pipeline.table import codecs, columns, counters, keys
 from sv_pipeline.table.columns import ArrayColumn, Column
 from sv_pipeline.table.interface import (
     CellMatch,
+    Change,
     ColumnKey,
     ConditionalMutation,
     DeleteCells,
@@ -338,7 +339,12 @@ class OperationRow:
         """
         set_now = {cell.column for cell in cells}
         old = [DeleteCells(column) for column in _OF_ATTEMPT[1:] if column not in set_now]
-        changes = [*old, *cells, ATTEMPT.set(self.owner, FIXED_TIME), IDENTITY.set(self.identity, FIXED_TIME)]
+        changes: list[Change] = [
+            *old,
+            *cells,
+            ATTEMPT.set(self.owner, FIXED_TIME),
+            IDENTITY.set(self.identity, FIXED_TIME),
+        ]
         mine = CellMatch(ATTEMPT.key, ATTEMPT.encode(self.owner))
         others = [CellMatch(ATTEMPT.key)] if self.seen else []
         return ConditionalMutation(own_key(self.operation_id), others, [mine], if_unmatched=changes)

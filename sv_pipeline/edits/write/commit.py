@@ -316,7 +316,8 @@ def _switch(
     mine = CellMatch(INDEFINITE_LOCK.key, INDEFINITE_LOCK.encode(operation_id))
     puts = [first_attempt(key, edges, timestamp) for key, edges in fake.items()]
     retiring = [ConditionalMutation(root.key, [mine], if_matched=root.changes) for root in retired]
-    answers = together("half switched", [*switching, *puts, *retiring], table.at_once)[len(switching) :]
+    changes: list[RowMutation | ConditionalMutation] = [*switching, *puts, *retiring]
+    answers = together("half switched", changes, table.at_once)[len(switching) :]
     for (key, edges), other in zip(fake.items(), answers[: len(puts)], strict=True):
         if other:
             put_edges(table, key, edges, timestamp)

@@ -28,7 +28,7 @@ from sv_pipeline.table import keys as row_keys
 from sv_pipeline.table import locks
 from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
 from sv_pipeline.table.held_locks import HeldLocks
-from sv_pipeline.table.interface import CellMatch, RowMutation, Table
+from sv_pipeline.table.interface import CellMatch, ConditionalMutation, RowMutation, Table
 
 __all__ = ["EditLocks", "LockPatience", "lock_roots"]
 
@@ -253,7 +253,8 @@ class EditLocks(HeldLocks):
         """
         self._indefinite = True
         wanted = locks.indefinite_locks(self.keys, self.operation_id)
-        answers = together("half locked", [*wanted, *also], self.table.at_once)
+        changes: list[RowMutation | ConditionalMutation] = [*wanted, *also]
+        answers = together("half locked", changes, self.table.at_once)
         for key, answer in zip(self.keys, answers[: len(wanted)], strict=True):
             if not answer and locks.holders(self.table, key) != (self.operation_id, self.operation_id):
                 raise self._lost_error()
@@ -273,7 +274,8 @@ class EditLocks(HeldLocks):
         if self._indefinite:
             indefinite = {*self.keys, *row_keys.node_keys(self.new_roots), *(self.inherited or ())}
         unlocks = locks.unlocks(self.keys, self.operation_id, indefinite=sorted(indefinite))
-        together("half unlocked", [*unlocks, *also], self.table.at_once)
+        changes: list[RowMutation | ConditionalMutation] = [*unlocks, *also]
+        together("half unlocked", changes, self.table.at_once)
         self._released = True
 
     def _still_mine(self) -> bool:
