@@ -174,7 +174,8 @@ class RequestRoots:
         graph, self._seen = self._graph, NodeCache(self._graph)
         hints = hints_of(graph.table)
         matrix = self._matrix = np.zeros((len(self._supervoxels), graph.n_layers + 1), np.uint64)
-        self._seen.fetch(np.concatenate([self._supervoxels, hints.above(self._supervoxels)]))
+        hinted = hints.above(self._supervoxels)
+        self._seen.fetch(np.concatenate([self._supervoxels, hinted]))
         columns, current, rows = np.arange(graph.n_layers + 1), self._supervoxels, np.arange(len(matrix))
         while len(rows):
             layers = graph.layout.layers(current)
@@ -185,6 +186,8 @@ class RequestRoots:
             children, current = current, self._seen.parents(current)
             hints.note(children, current)
             rows, current = rows[current != 0], current[current != 0]
+        if (find(np.unique(matrix), hinted) < 0).any():
+            self._seen = NodeCache(graph)  # hints were wrong: nodes that are not in use any more are no part of a plan
         lost = self._supervoxels[graph.layout.layers(matrix[:, -1]) != graph.n_layers]
         if len(lost):
             names = ", ".join(str(i) for i in lost[:5].tolist())

@@ -41,6 +41,7 @@ from sv_pipeline.edits.write.ready import refuse_large_cells, require_ready
 from sv_pipeline.errors import ConflictError
 from sv_pipeline.failpoints import reach, together
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.parent_hints import hints_of
 from sv_pipeline.helper_threads import Helpers
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.log import Operation, OperationStatus
@@ -135,6 +136,7 @@ def commit(
         noted.append(note_of_commit(row.operation_id, row.identity, committed))
     with _durable("switch", held, table, [*rows.switching, *rows.retired], timestamp, fake):
         _switch(table, row.operation_id, [*rows.switching, *noted], rows.retired, fake, timestamp)
+    hints_of(table).note(hierarchy.new.children.values, np.repeat(hierarchy.new.ids, hierarchy.new.children.lengths))
     reach("succeed")
     row.succeed(hierarchy.new_roots, timestamp)
     reach("succeeded")
