@@ -48,6 +48,8 @@ def edits_to_end() -> Iterator[Case]:
                 continue
             actions = ACTIONS if kind == "supervoxel split" else (ACTIONS[next(turn) % 3],)
             for action in actions:
+                # A process stopped there may just be writing its first row, and holds the file of SQLite for ever.
+                action = "kill" if (step, action) == ("lock", "stop") else action
                 yield BACKENDS[next(turn) // 2 % 2], kind, step, action
 
 
@@ -112,11 +114,9 @@ def test_an_edit_that_ends_anywhere_is_healed(
     step = step.rstrip("0123456789 ")
     must_be_done = action == "kill" and step in AFTER
     if action == "stop":
-        # What had not begun yet begins when the process goes on; what was complete has succeeded. Locks are requested
-        # while the first row is written, so a process that stops there may have begun or not.
-        either = step == "lock" or step in COMPLETE
-        assert play.wake(pid) in ((DONE,) if step == "create" else (LOST, DONE) if either else (LOST,)), play.word_of(
-            pid
+        # What had not begun yet begins when the process goes on; what was complete has succeeded.
+        assert play.wake(pid) in ((DONE,) if step == "create" else (LOST, DONE) if step in COMPLETE else (LOST,)), (
+            play.word_of(pid)
         )
         must_be_done = step in AFTER or step == "create"
     judge(play, kind, first, must_be_done=must_be_done)
