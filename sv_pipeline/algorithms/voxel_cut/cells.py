@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import cc3d
+import fastremap
 import numpy as np
 import numpy.typing as npt
 
@@ -77,24 +78,47 @@ def cell_graph(voxels: Voxels, depth: Floats, cells: Cells) -> CellGraph:
     centres = [np.bincount(cells, weights=weights * x, minlength=n) / sums for x in voxels.coordinates.T]
     centres = np.stack(centres, axis=1) * voxels.spacing
     radii = _largest(cells, depth, n)
-    beyond = np.append(cells, np.int32(-1))
-    pairs, passages, faces = [], [], []
-    for shift in HALF_NEIGHBOURS:
-        neighbours = voxels.neighbours(shift)
-        other = beyond[neighbours]
-        here = np.flatnonzero((other >= 0) & (other != cells))
-        first, second = cells[here].astype(np.int64), other[here].astype(np.int64)
-        pairs.append(np.minimum(first, second) * n + np.maximum(first, second))
-        passages.append(np.minimum(depth[here], depth[neighbours[here]]))
-        area = voxels.spacing.prod() / voxels.spacing[shift.index(1)] if shift in FACES else 0.0
-        faces.append(np.where(first < second, area, -area)[:, None] * np.array(shift, np.float32))
-    unique, contact = np.unique(np.concatenate(pairs), return_inverse=True)
+    pairs, passages, faces = zip(*(_contacts(voxels, depth, cells, shift) for shift in HALF_NEIGHBOURS), strict=True)
+    unique, contact = _distinct(np.concatenate(pairs))
     lower, upper = unique // n, unique % n
     necks = _largest(contact, np.concatenate(passages), len(unique))
-    across = [np.bincount(contact, weights=x, minlength=len(unique)) for x in np.concatenate(faces).T]
-    return CellGraph(
-        centres, radii, lower, upper, necks, _normals(np.stack(across, axis=1), centres[upper] - centres[lower])
-    )
+    across = np.zeros((len(unique), 3))
+    ends = np.cumsum([len(each) for each in pairs])
+    for shift, areas, end in zip(HALF_NEIGHBOURS, faces, ends, strict=True):
+        if shift in FACES:
+            of = contact[end - len(areas) : end]
+            across[:, shift.index(1)] = np.bincount(of, weights=areas, minlength=len(unique))
+    return CellGraph(centres, radii, lower, upper, necks, _normals(across, centres[upper] - centres[lower]))
+
+
+def _contacts(
+    voxels: Voxels, depth: Floats, cells: Cells, shift: Shift
+) -> tuple[npt.NDArray[np.int64], Floats, npt.NDArray[np.float64]]:
+    """Return the pairs of voxels of different cells at one shift.
+
+    Returns
+    -------
+    (pairs, passages, areas)
+        Cells of each pair, as ``lower * n + upper`` for ``n`` cells; the smaller depth of its two voxels; and the area
+        of the face between them in nm^2, above 0 if the lower cell comes first. Voxels that share no face have no area.
+    """
+    n = int(cells.max()) + 1
+    beyond, found = np.append(cells, np.int32(-1)), []
+    area = voxels.spacing.prod() / voxels.spacing[shift.index(1)] if shift in FACES else 0.0
+    for part in voxels.parts():
+        neighbours = voxels.neighbours(shift, part)
+        other = np.take(beyond, neighbours)
+        here = np.flatnonzero((other >= 0) & (other != cells[part]))
+        first, second = cells[part][here].astype(np.int64), other[here].astype(np.int64)
+        found.append(
+            (
+                np.minimum(first, second) * n + np.maximum(first, second),
+                np.minimum(depth[part][here], depth[neighbours[here]]),
+                np.where(first < second, area, -area) if area else np.zeros(0),
+            )
+        )
+    pairs, passages, areas = (np.concatenate(each) for each in zip(*found, strict=True))
+    return pairs, passages, areas
 
 
 def _normals(areas: npt.NDArray[np.float64], ways: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -121,20 +145,33 @@ def _smoothed(voxels: Voxels, depth: Floats, deviation_voxels: float) -> Floats:
 def _basins(voxels: Voxels, height: Floats) -> Cells:
     """Group voxels by steepest ascent to a maximum; on level ground, towards the neighbour with the highest number."""
     bordered = np.append(height, np.float32(-1))
-    steepest = np.zeros(voxels.number, np.float32)
     uphill = np.arange(voxels.number, dtype=np.int32)
-    for shift in NEIGHBOURS:
-        neighbours = voxels.neighbours(shift)
-        slope = (bordered[neighbours] - height) / np.float32(np.linalg.norm(shift * voxels.spacing))
-        better = (slope > steepest) | ((slope == 0) & (steepest == 0) & (neighbours > uphill))
-        np.copyto(steepest, slope, where=better)
-        np.copyto(uphill, neighbours, where=better)
+    for part in voxels.parts():
+        steepest, chosen = np.zeros(len(height[part]), np.float32), uphill[part]
+        for shift in NEIGHBOURS:
+            neighbours = voxels.neighbours(shift, part)
+            slope = _slope(voxels, bordered, height[part], neighbours, shift)
+            np.copyto(chosen, neighbours, where=slope > steepest)
+            np.maximum(steepest, slope, out=steepest)
+        level = np.flatnonzero(steepest == 0)
+        # Neighbours at later shifts have higher numbers; those at the first half of the shifts, lower ones than here.
+        for shift in HALF_NEIGHBOURS:
+            neighbours = voxels.neighbours(shift, part)[level]
+            slope = _slope(voxels, bordered, height[part][level], neighbours, shift)
+            chosen[level[slope == 0]] = neighbours[slope == 0]
     while True:
         further = uphill[uphill]
         if np.array_equal(further, uphill):
             break
         uphill = further
     return renumbered(uphill)
+
+
+def _slope(voxels: Voxels, bordered: Floats, height: Floats, neighbours: npt.NDArray[np.int32], shift: Shift) -> Floats:
+    slope = np.take(bordered, neighbours)
+    slope -= height
+    slope /= np.float32(np.linalg.norm(shift * voxels.spacing))
+    return slope
 
 
 def _shortened(voxels: Voxels, depth: Floats, basins: Cells, coarseness: float) -> Cells:
@@ -158,30 +195,49 @@ def _shortened(voxels: Voxels, depth: Floats, basins: Cells, coarseness: float) 
     long = np.flatnonzero((parts > 1).any(axis=1)[basins])
     if len(long) == 0:
         return basins
-    part = np.zeros(voxels.number, np.int64)
+    part = np.zeros(len(long), np.int64)
     of = basins[long]
     offsets = places[long] - centres[of]
     for axis in range(3):
         along = (offsets * axes[of, :, axis]).sum(axis=1) / np.maximum(lengths[of, axis], 1e-6) + 0.5
         step = np.clip(np.floor(along * parts[of, axis]), 0, parts[of, axis] - 1)
-        part[long] = part[long] * parts[:, axis].max() + step.astype(np.int64)
-    image = np.zeros(voxels.mask.shape, np.uint32)
-    image[voxels.mask] = renumbered(basins.astype(np.int64) * (part.max() + 1) + part) + 1
-    return renumbered(cc3d.connected_components(image, connectivity=26)[voxels.mask])
+        part = part * parts[:, axis].max() + step.astype(np.int64)
+    # A basin is connected, so pieces have to be found only in those that are cut, in the box around them.
+    at = voxels.coordinates[long] - voxels.coordinates[long].min(axis=0)
+    image = np.zeros(at.max(axis=0) + 1, np.uint32)
+    image[tuple(at.T)] = renumbered(of.astype(np.int64) * (part.max() + 1) + part) + 1
+    cells = basins.copy()
+    cells[long] = n + cc3d.connected_components(image, connectivity=26)[tuple(at.T)].astype(np.int32)
+    return _in_order(renumbered(cells))
+
+
+def _in_order(cells: Cells) -> Cells:
+    """Number cells in the order of their first voxels."""
+    first = np.empty(int(cells.max()) + 1, np.int64)
+    first[cells[::-1]] = np.arange(len(cells) - 1, -1, -1)  # the last value that is assigned to an element stays
+    rank = np.empty(len(first), np.int32)
+    rank[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
+    return rank[cells]
 
 
 def _largest(groups: npt.NDArray[np.integer[Any]], values: Floats, n: int) -> npt.NDArray[np.float64]:
     """Return the largest of the positive ``values`` in each of ``n`` groups."""
-    largest = np.zeros(n)
+    largest = np.zeros(n, values.dtype)  # of the same type as the values, since ufunc.at is slow if it has to convert
     np.maximum.at(largest, groups, values)
-    return largest
+    return largest.astype(np.float64)
+
+
+def _distinct(
+    values: npt.NDArray[np.integer[Any]],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer[Any]]]:
+    """Return the distinct values, ascending, and the index of each value among them; does not sort all of them."""
+    if int(values.max(initial=0)) <= 8 * len(values):  # fastremap then uses a table, and would sort otherwise
+        distinct, index = fastremap.unique(values, return_inverse=True)
+        return distinct.astype(np.int64), index
+    distinct = np.unique(values)  # np.unique does not sort either unless it has to return an index
+    return distinct.astype(np.int64), np.searchsorted(distinct, values)
 
 
 def renumbered(labels: npt.NDArray[np.integer[Any]]) -> Cells:
     """Relabel a partition with 0 .. n-1 in the order of the labels, which must not be negative."""
-    largest = int(labels.max())
-    if largest > 8 * len(labels):  # a table would be larger than what sorting needs
-        return np.asarray(np.unique(labels, return_inverse=True)[1], np.int32)
-    table = np.zeros(largest + 1, np.int32)
-    table[labels] = 1
-    return np.asarray((np.cumsum(table, dtype=np.int32) - 1)[labels])
+    return _distinct(labels)[1].astype(np.int32)

@@ -23,15 +23,30 @@ def in_one_piece(side: Mask, seeds: Coordinates) -> bool:
     return bool((pieces == pieces[0]).all() and pieces[0] > 0)
 
 
-def with_arms(side: Mask, seeds: Coordinates, depth: npt.NDArray[np.float32]) -> Coordinates:
-    """Return the seeds of a side, and the deepest voxel of each large piece of it that contains no seed."""
+def with_arms(mask: Mask, depth: npt.NDArray[np.float32], side: Mask, seeds: Coordinates) -> Coordinates:
+    """Return the seeds of a side, and the deepest voxel of each large piece of it that contains no seed.
+
+    Parameters
+    ----------
+    mask, side
+        The object and one side of it, shape (x, y, z).
+    depth
+        Distance of each voxel of ``mask`` to the background, in the order of its voxels, shape (n,).
+    """
     pieces, n_pieces = cc3d.connected_components(side, connectivity=26, return_N=True)
     if n_pieces == 1:
         return seeds
-    sizes = np.bincount(pieces[side])
+    # The voxels of the mask as a list: the box around them is often twenty times as large.
+    piece = pieces[mask]
+    sizes = np.bincount(piece)
+    sizes[0] = 0
     arms = np.setdiff1d(np.flatnonzero(sizes >= ARM * sizes.sum()), pieces[tuple(seeds.T)])
-    middles = [np.unravel_index(np.where(pieces == arm, depth, 0).argmax(), side.shape) for arm in arms]
-    return np.unique(np.concatenate([seeds, np.array(middles, np.int64).reshape(-1, 3)]), axis=0)
+    if not len(arms):
+        return seeds
+    places = np.flatnonzero(mask)
+    deepest = [places[np.where(piece == arm, depth, 0).argmax()] for arm in arms]
+    middles = np.stack(np.unravel_index(deepest, mask.shape), axis=1)
+    return np.unique(np.concatenate([seeds, middles]), axis=0)
 
 
 def keep_seeded_pieces(mask: Mask, first: Mask, seeds: SeedPair) -> Mask:

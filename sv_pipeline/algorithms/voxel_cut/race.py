@@ -33,7 +33,7 @@ from sv_pipeline.algorithms.voxel_cut.surface import near_surface, stands_for_su
 from sv_pipeline.algorithms.voxel_cut.voxels import Voxels
 from sv_pipeline.errors import InputError
 
-__all__ = ["cut_connected"]
+__all__ = ["Race", "cut_connected"]
 
 TURN = 50.0
 """Cost of a right-angled turn, in cell radii; it must outweigh differences in click positions of a few micrometres."""
@@ -60,6 +60,20 @@ MOST_TURNS = 4_000_000
 COARSEST = 64.0
 
 
+@dataclass(frozen=True, eq=False)
+class Race:
+    """How a connected mask was cut: what tells how sure the cut is."""
+
+    cells: npt.NDArray[np.int32]
+    """Cell of each voxel of the mask, in x, y, z order."""
+    graph: CellGraph
+    arrivals: npt.NDArray[np.float64] | None
+    """Cost at which each side reaches each cell, shape (2, number of cells); None if one side got the surface."""
+    leads: npt.NDArray[np.float32] | None = None
+    """How much nearer the first side is to each voxel of a cell that was divided by distance: the difference of the
+    costs over their sum, NaN for other voxels; None if no cell was divided."""
+
+
 @dataclass(frozen=True)
 class _Steps:
     """Directed contacts, and which may follow which.
@@ -73,37 +87,40 @@ class _Steps:
     after: npt.NDArray[np.int64]
 
 
-def cut_connected(mask: Mask, seeds: SeedPair, spacing: tuple[float, float, float]) -> Mask:
-    """Return the first side of a 26-connected mask; both sides are 26-connected.
+def cut_connected(mask: Mask, seeds: SeedPair, spacing: tuple[float, float, float]) -> tuple[Mask, Race]:
+    """Return the first side of a 26-connected mask, and how it was found; both sides are 26-connected.
 
     Raises
     ------
     InputError
         If the seeds interleave so that no way was found to keep both sides in one piece.
     """
-    deep = edt.edt(mask, anisotropy=spacing, black_border=True)
-    first = _race(mask, deep[mask], seeds, spacing)
-    arms = SeedPair(with_arms(first, seeds.first, deep), with_arms(mask & ~first, seeds.second, deep))
+    # As uint8, the same takes a third of the time that it takes as bool.
+    depth = edt.edt(mask.view(np.uint8), anisotropy=spacing, black_border=True)[mask]
+    first, race = _race(mask, depth, seeds, spacing)
+    arms = SeedPair(with_arms(mask, depth, first, seeds.first), with_arms(mask, depth, mask & ~first, seeds.second))
     try:
-        return _joined(mask, deep, first, arms)
+        return _joined(mask, depth, first, arms), race
     except InputError:  # every seed must be kept, but not every arm
-        return _joined(mask, deep, first, seeds)
+        return _joined(mask, depth, first, seeds), race
 
 
-def _race(mask: Mask, depth: npt.NDArray[np.float32], seeds: SeedPair, spacing: tuple[float, float, float]) -> Mask:
+def _race(
+    mask: Mask, depth: npt.NDArray[np.float32], seeds: SeedPair, spacing: tuple[float, float, float]
+) -> tuple[Mask, Race]:
     """Return the first side according to the race, and release the memory that the race needs."""
     voxels = Voxels(mask, spacing)
     cells, graph = _cells(voxels, depth)
     return _raced(voxels, depth, cells, graph, seeds)
 
 
-def _joined(mask: Mask, deep: npt.NDArray[np.float32], first: Mask, seeds: SeedPair) -> Mask:
+def _joined(mask: Mask, depth: npt.NDArray[np.float32], first: Mask, seeds: SeedPair) -> Mask:
     """Make each side one piece that contains all its ``seeds``."""
     if in_one_piece(first, seeds.first) and in_one_piece(mask & ~first, seeds.second):
         return keep_seeded_pieces(mask, first, seeds)
     # Paths join the pieces of a side that contain seeds. Another race that starts from whole paths would give much
     # worse results, because it gives away what lies along them.
-    joined = join_seeds(mask, deep, first, seeds)
+    joined = join_seeds(mask, depth, first, seeds)
     sides = first.copy()
     sides[tuple(joined.first.T)] = True
     sides[tuple(joined.second.T)] = False
@@ -123,24 +140,25 @@ def _cells(voxels: Voxels, depth: npt.NDArray[np.float32]) -> tuple[npt.NDArray[
 
 def _raced(
     voxels: Voxels, depth: npt.NDArray[np.float32], cells: npt.NDArray[np.int32], graph: CellGraph, seeds: SeedPair
-) -> Mask:
+) -> tuple[Mask, Race]:
     """Return the first side, which may be in pieces; the seeds of each side are on their own side."""
     numbers = [voxels.numbers_of(side) for side in (seeds.first, seeds.second)]
     for side, other in (numbers, numbers[::-1]):
         if stands_for_surface(depth, cells, graph, side, other):
             claimed = near_surface(voxels, depth, side)
             claimed[other] = False
-            return voxels.image(claimed if side is numbers[0] else ~claimed)
+            return voxels.image(claimed if side is numbers[0] else ~claimed), Race(cells, graph, None)
     if len(graph) < FEWEST_CELLS and _close_together(graph, cells[numbers[0]], cells[numbers[1]]):
         cells = np.zeros_like(cells)
     shared = np.intersect1d(cells[numbers[0]], cells[numbers[1]])
+    leads = None
     if len(shared):
-        cells = _parted(voxels, depth, cells, seeds, shared)
+        cells, leads = _parted(voxels, depth, cells, seeds, shared)
         graph = cell_graph(voxels, depth, cells)
     starts = [np.unique(cells[side]) for side in numbers]
     steps = _steps(graph)
-    arrivals = [_arrivals(graph, steps, side) for side in starts]
-    return voxels.image((arrivals[0] <= arrivals[1])[cells])
+    arrivals = np.stack([_arrivals(graph, steps, side) for side in starts])
+    return voxels.image((arrivals[0] <= arrivals[1])[cells]), Race(cells, graph, arrivals, leads)
 
 
 def _parted(
@@ -149,8 +167,8 @@ def _parted(
     cells: npt.NDArray[np.int32],
     seeds: SeedPair,
     shared: npt.NDArray[np.int32],
-) -> npt.NDArray[np.int32]:
-    """Divide cells that contain seeds of both sides, by distance inside them.
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Divide cells that contain seeds of both sides, by distance inside them; return the new cells and the leads.
 
     Distances are weighted more where the object is deeper than the seeds of the side: if the other side has the middle
     of a bulge, a seed near its surface can only mark something at the surface.
@@ -169,7 +187,10 @@ def _parted(
     part[members] = costs[0] <= costs[1]
     part[voxels.numbers_of(seeds.first)], part[voxels.numbers_of(seeds.second)] = 1, 0
     part[~members] = 0
-    return renumbered(2 * cells.astype(np.int64) + part)
+    leads = np.full(voxels.number, np.nan, np.float32)
+    with np.errstate(invalid="ignore"):  # what no seed reaches inside the cells
+        leads[members] = (costs[1] - costs[0]) / (costs[0] + costs[1])
+    return renumbered(2 * cells.astype(np.int64) + part), leads
 
 
 def _openness(graph: CellGraph) -> npt.NDArray[np.float64]:

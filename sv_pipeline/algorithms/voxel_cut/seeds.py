@@ -100,9 +100,9 @@ def join_seeds(mask: Mask, depth: npt.NDArray[np.float32], first: Mask, seeds: S
     """Grow the seeds of each side to one 26-connected set inside a connected ``mask``; the two sets are disjoint.
 
     Paths prefer thick parts of the object: the cost of a voxel is its length divided by the local ``depth`` (distance
-    to the background in nm), and many times that inside the other side (``first`` is the first side). The sides are
-    joined one after the other, the second one around the first. If that fails, the order is reversed; if that fails
-    too, the first one avoids the path that the second one would take.
+    to the background in nm, of each voxel of the mask in order, shape (n,)), and many times that inside the other side
+    (``first`` is the first side). The sides are joined one after the other, the second one around the first. If that
+    fails, the order is reversed; if that fails too, the first one avoids the path that the second one would take.
 
     Raises
     ------
@@ -133,9 +133,9 @@ class _OpenWays:
 
     def costs(self, of_first: bool) -> Cost:
         """Return the costs for the first or second side: 1 / depth, more inside the other side, inf off the mask."""
-        cost = np.full(self.mask.shape, np.inf, np.float32)
-        inside = 1.0 / np.maximum(self.depth[self.mask], 1e-3)
+        inside = 1.0 / np.maximum(self.depth, 1e-3)
         inside[self.first[self.mask] != of_first] *= TRESPASS
+        cost = np.full(self.mask.shape, np.inf, np.float32, order="F")  # dijkstra3d would copy it if it were in C order
         cost[self.mask] = inside
         return cost
 
@@ -149,6 +149,7 @@ def _join_in_order(ways: _OpenWays, seeds: SeedPair, swapped: bool, keep_off: bo
             return None
         cost[tuple(wanted.T)] *= DETOUR
     first = _joined(cost, seeds.first, seeds.second)
+    del cost  # it is as large as the box, and so is the next one
     if first is None:
         return None
     second = _joined(ways.costs(swapped), seeds.second, first)

@@ -2,9 +2,9 @@
 
 ::
 
-    shared supervoxels --box, chunk locks--> voxels --cut_mask--> sides --> fragments --> edges of fragments
-                                                                                             |
-             edges to remove  <--minimum cut on the region with the fragments----------------+
+    shared supervoxels --box, chunk locks--> voxels --cut_voxels--> sides --> fragments --> edges of fragments
+                                                                                               |
+             edges to remove  <--minimum cut on the region with the fragments------------------+
 
 Everything is planned in memory, from voxels of one generation of the fork, under locks of the chunks around. So a cut
 that is refused at the very end leaves nothing behind, not even the id of a new supervoxel.
@@ -26,7 +26,7 @@ from sv_pipeline.algorithms.multicut.cut import SupervoxelSplitRequired
 from sv_pipeline.algorithms.routing_checks import require_sound_routing
 from sv_pipeline.algorithms.split_geometry import SplitGeometry
 from sv_pipeline.algorithms.voxel_blocks import Labels, VoxelBlocks
-from sv_pipeline.algorithms.voxel_cut import Doubt, cut_mask, find_doubt
+from sv_pipeline.algorithms.voxel_cut import Doubt, cut_voxels, find_doubt
 from sv_pipeline.edits.plan.hierarchy import provisional_ids
 from sv_pipeline.edits.plan.node_cache import NodeCache
 from sv_pipeline.edits.plan.planned_region import PlannedRegion, local_edges_of, replace_supervoxels
@@ -42,7 +42,7 @@ from sv_pipeline.helper_threads import Helpers
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.operations.settled import SettledGraph
-from sv_pipeline.storage.context import uncached_context
+from sv_pipeline.storage.context import give_back_memory, uncached_context
 from sv_pipeline.storage.precomputed import Scale
 
 __all__ = [
@@ -138,7 +138,7 @@ def plan_supervoxel_split(
         sides |= cut
         doubts += [] if doubt is None else [doubt]
     split = _split(graph, cache, request, region, where, chunks, generation, segmentation, sides, scale)
-    return replace(split, doubt=max(doubts, key=lambda doubt: doubt.voxels, default=None))
+    return replace(split, doubt=max(doubts, key=lambda doubt: doubt.stake, default=None))
 
 
 def _split(
@@ -185,7 +185,10 @@ def read_voxels(graph: ChunkedGraph, box: Box) -> tuple[int, Labels]:
     generation = graph.fork.generation()
     # Each chunk is read only once, so a cache would only hold all of them a second time.
     volume = graph.fork.open(version=generation, context=uncached_context())
-    return generation, np.asarray(volume[box.slices].read(order="F").result(), np.uint64)
+    voxels = np.asarray(volume[box.slices].read(order="F").result(), np.uint64)
+    del volume
+    give_back_memory()  # of the decoded chunks, before the split needs its own
+    return generation, voxels
 
 
 def lock_around(graph: ChunkedGraph, lock_chunks: LockChunks, chunks: IntArray) -> UInt64Array:
@@ -268,7 +271,7 @@ def _cut(
     """
     source, sink = (_voxels_on(points, members) - box.start for points in (request.sources, request.sinks))
     try:
-        sides = cut_mask(member_mask(segmentation, members), source, sink, resolution)
+        cut = cut_voxels(member_mask(segmentation, members), source, sink, resolution)
     except InputError as error:
         # With a volume, points were checked and moved before; without one, ids and voxels may not belong together.
         every = np.concatenate([source, sink])
@@ -281,8 +284,8 @@ def _cut(
                 remedy="Name the supervoxels that are at the voxels, or pass the graph's segmentation as the volume.",
             ) from error
         raise EditRefused(Reason.VOXEL_CUT, error.message, remedy=error.remedy) from error
-    doubt = find_doubt(sides, source, sink, resolution)
-    return sides, None if doubt is None else doubt.shifted(box.start)
+    doubt = find_doubt(cut, source, sink, resolution)
+    return cut.sides, None if doubt is None else doubt.shifted(box.start)
 
 
 def _routed(

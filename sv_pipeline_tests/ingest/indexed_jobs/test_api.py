@@ -114,6 +114,9 @@ def test_a_list_that_was_too_slow_is_read_again(api: KubernetesApi, cluster: Kub
     assert sum("continue=1" in path for _, path in cluster.requests) == 3
     assert api.last_lines(api.pods_of("plain")[0].metadata.name) == "hello"
     assert api.last_lines("no-such-pod") == ""
+    cluster.faults.append(ApiFault(410, "GET", "continue=2"))
+    with pytest.raises(UnavailableError, match="list of the pods of Job plain"):
+        api.pods_of("plain")
 
 
 def calls_index() -> str:
