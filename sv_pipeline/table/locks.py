@@ -17,6 +17,7 @@ from sv_pipeline.table.interface import CellMatch, ConditionalMutation, DeleteCe
 
 __all__ = [
     "SUPERSEDED",
+    "full_unlocks",
     "holders",
     "indefinite_locks",
     "lock",
@@ -120,6 +121,16 @@ def unlocks(keys: Sequence[bytes], operation_id: int, *, indefinite: Sequence[by
     """Return the requests of :func:`unlock_all`, to be sent together with other changes."""
     requests = [_unlock(key, operation_id) for key in keys]
     return [*requests, *(_unlock_indefinitely(key, operation_id) for key in indefinite)]
+
+
+def full_unlocks(keys: Sequence[bytes], operation_id: int) -> list[ConditionalMutation]:
+    """Return requests that release both locks of rows whose indefinite lock the operation holds, one for each row.
+
+    While it holds that, nobody else can have the temporal one.
+    """
+    mine = CellMatch(INDEFINITE_LOCK.key, INDEFINITE_LOCK.encode(operation_id))
+    both = [DeleteCells(LOCK.key), DeleteCells(INDEFINITE_LOCK.key)]
+    return [ConditionalMutation(key, [mine], if_matched=both) for key in keys]
 
 
 def _unlock(key: bytes, operation_id: int) -> ConditionalMutation:

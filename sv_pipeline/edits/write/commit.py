@@ -141,7 +141,8 @@ def commit(
     row.succeed(hierarchy.new_roots, timestamp)
     reach("succeeded")
     held.check()
-    held.release([row.without_chunks()] if len(held.chunks) > 0 or inherited is not None else [])
+    chunks = [row.without_chunks()] if len(held.chunks) > 0 or inherited is not None else []
+    held.release(chunks, complete=True)
     reach("released")
     row.clear_scope()
     return CommittedEdit(

@@ -259,13 +259,15 @@ class EditLocks(HeldLocks):
             if not answer and locks.holders(self.table, key) != (self.operation_id, self.operation_id):
                 raise self._lost_error()
 
-    def release(self, also: Sequence[RowMutation] = ()) -> None:
+    def release(self, also: Sequence[RowMutation] = (), *, complete: bool = False) -> None:
         """Release the locks that the operation still holds; locks that others hold by now are left alone.
 
         Parameters
         ----------
         also
             Changes of rows that are made at the same time.
+        complete
+            Whether the edit is made, so that it holds all of them indefinitely.
         """
         self._stop_renewing()
         if self._released:
@@ -273,7 +275,10 @@ class EditLocks(HeldLocks):
         indefinite: set[bytes] = set()
         if self._indefinite:
             indefinite = {*self.keys, *row_keys.node_keys(self.new_roots), *(self.inherited or ())}
-        unlocks = locks.unlocks(self.keys, self.operation_id, indefinite=sorted(indefinite))
+        if complete:
+            unlocks = locks.full_unlocks(sorted(indefinite), self.operation_id)
+        else:
+            unlocks = locks.unlocks(self.keys, self.operation_id, indefinite=sorted(indefinite))
         changes: list[RowMutation | ConditionalMutation] = [*unlocks, *also]
         together("half unlocked", changes, self.table.at_once)
         self._released = True
