@@ -228,7 +228,7 @@ def _lock_and_write_new_rows(held: EditLocks, row: OperationRow, new: list[RowMu
         raise
 
 
-def _ids_of(graph: ChunkedGraph, chunks: UInt64Array, early: EarlyIds | None) -> UInt64Array:
+def _ids_of(graph: ChunkedGraph, chunks: UInt64Array, early: EarlyIds | None = None) -> UInt64Array:
     """Reserve ids for nodes in these chunks, in descending order within each chunk.
 
     ``chunks`` holds the chunk id of each node, shape (n,), with equal ids next to each other.
