@@ -44,6 +44,7 @@ from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.operations.settled import SettledGraph
 from sv_pipeline.storage.context import give_back_memory, uncached_context
 from sv_pipeline.storage.precomputed import Scale
+from sv_pipeline.storage.reading import read_box
 
 __all__ = [
     "CutSides",
@@ -57,6 +58,10 @@ __all__ = [
 
 IntArray = npt.NDArray[np.int64]
 LockChunks = Callable[[UInt64Array, list[str]], None]
+
+LARGE_VOXELS = 1 << 22
+"""In boxes of this size and above, freed memory is given back to the system between the steps, which takes some
+milliseconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +142,9 @@ def plan_supervoxel_split(
         cut, doubt = _cut(request, segmentation, where.box, own, scale.resolution)
         sides |= cut
         doubts += [] if doubt is None else [doubt]
+        del cut
+    if where.box.volume >= LARGE_VOXELS:
+        give_back_memory()  # what the cut has needed
     split = _split(graph, cache, request, region, where, chunks, generation, segmentation, sides, scale)
     return replace(split, doubt=max(doubts, key=lambda doubt: doubt.stake, default=None))
 
@@ -185,9 +193,10 @@ def read_voxels(graph: ChunkedGraph, box: Box) -> tuple[int, Labels]:
     generation = graph.fork.generation()
     # Each chunk is read only once, so a cache would only hold all of them a second time.
     volume = graph.fork.open(version=generation, context=uncached_context())
-    voxels = np.asarray(volume[box.slices].read(order="F").result(), np.uint64)
+    voxels = np.asarray(read_box(volume[box.slices]), np.uint64)
     del volume
-    give_back_memory()  # of the decoded chunks, before the split needs its own
+    if box.volume >= LARGE_VOXELS:
+        give_back_memory()  # of the decoded chunks, before the split needs its own
     return generation, voxels
 
 
