@@ -135,6 +135,9 @@ def fused_cases(
     usable = (contacts.areas >= SMALLEST_CONTACT_FACES) & (of_pair.min(axis=1) >= SMALLEST_OBJECT)
     usable &= of_pair.sum(axis=1) <= LARGEST_PAIR
     pairs = [p for p in contacts.pairs[usable] if all(objects.is_held_out(label) == held_out for label in p)]
+    if kind == "thick-thin":
+        thickness = _thickness(labels, resolution)[np.array(pairs)]
+        pairs = [p for p, t in zip(pairs, thickness, strict=True) if t.max() >= THICKER * t.min()]
     thirds = {tuple(p): int(area) for p, area in zip(contacts.pairs.tolist(), contacts.areas, strict=True)}
     rng = np.random.default_rng(seed + 1000 * seeds_a_side)
     made = 0
@@ -166,6 +169,13 @@ def fused_cases(
             return
 
 
+def _thickness(labels: np.ndarray, resolution: Resolution) -> np.ndarray:
+    """Depth of the deepest voxel of each label, in nm."""
+    deepest_of = np.zeros(int(labels.max()) + 1)
+    np.maximum.at(deepest_of, labels.ravel(), edt.edt(labels, anisotropy=resolution, black_border=True).ravel())
+    return deepest_of
+
+
 def _third(
     objects: Objects, a: int, b: int, contacts: dict[tuple[int, int], int], sizes: np.ndarray, held_out: bool
 ) -> tuple[int, int] | None:
@@ -184,11 +194,8 @@ def _third(
 
 
 def _is_of_kind(kind: str, one: np.ndarray, other: np.ndarray, resolution: Resolution) -> bool:
-    if kind in ("fused", "three"):
+    if kind in ("fused", "three", "thick-thin"):
         return True
-    if kind == "thick-thin":
-        thickness = sorted(depth(side, resolution).max() for side in (one, other))
-        return bool(thickness[1] >= THICKER * thickness[0])
     near = one & (edt.edt(np.asfortranarray(~other), anisotropy=resolution) <= max(resolution))
     patches = cc3d.connected_components(np.asfortranarray(near), connectivity=26)
     sizes = np.bincount(patches.ravel())[1:]

@@ -31,10 +31,13 @@ from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.pending import ASKED_FOR, PendingEntry, read_entries
 from sv_pipeline.table.interface import Table
 
-__all__ = ["LOCK_EXPIRY", "MEMORY_BUDGET", "DownsampleReport", "downsample", "rebuild"]
+__all__ = ["LOCK_EXPIRY", "MEMORY_BUDGET", "OVERHEAD_BYTES", "DownsampleReport", "downsample", "rebuild"]
 
 MEMORY_BUDGET = 1 << 30
-"""Default memory for voxels, in bytes; the process itself and TensorStore's cache (128 MiB) need more on top."""
+"""Default memory for voxels, in bytes; the process itself needs more on top, and so do `OVERHEAD_BYTES`."""
+OVERHEAD_BYTES = 64 << 20
+"""Memory on top of any budget: chunks while they are decoded and encoded, nodes of the tree, and at least two pieces,
+as measured by ``benchmarks/pyramid.py``. What the process has read before stays in TensorStore's cache of 64 MiB."""
 SMALLEST_BUDGET = 1 << 20
 BACKOFF = Backoff(0.1, 4.0)
 LOCK_EXPIRY = timedelta(minutes=1)

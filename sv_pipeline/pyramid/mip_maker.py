@@ -177,8 +177,10 @@ class MipMaker:
                 written.append(changed)
                 writes = []
                 for box in as_boxes(joined(changed)):
-                    inside = box.shifted(np.negative(piece.start))
-                    writes.append(target[self.pyramid.absolute(mip, box).slices].write(labels[inside.slices]))
+                    inside = labels[box.shifted(np.negative(piece.start)).slices]
+                    place = target[self.pyramid.absolute(mip, box).slices]
+                    # Nothing changes the labels any more, so the transaction needs no copy of them.
+                    writes.append(place.write(inside, can_reference_source_data_indefinitely=True))
                 cut_off.append(self._add_digests(digests, mip, piece, labels, changed))
                 for write in writes:
                     write.result()

@@ -231,7 +231,7 @@ def _distinct(
     values: npt.NDArray[np.integer[Any]],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.integer[Any]]]:
     """Return the distinct values, ascending, and the index of each value among them; does not sort all of them."""
-    if int(values.max(initial=0)) <= 8 * len(values):  # fastremap then uses a table, and would sort otherwise
+    if int(values.max(initial=0)) < len(values):  # fastremap then uses a table, and would sort otherwise
         distinct, index = fastremap.unique(values, return_inverse=True)
         return distinct.astype(np.int64), index
     distinct = np.unique(values)  # np.unique does not sort either unless it has to return an index

@@ -10,8 +10,9 @@ import cc3d
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.algorithms.voxel_cut.connected import cut_connected
 from sv_pipeline.algorithms.voxel_cut.pieces import nearest_side
-from sv_pipeline.algorithms.voxel_cut.race import Race, cut_connected
+from sv_pipeline.algorithms.voxel_cut.race import Race
 from sv_pipeline.algorithms.voxel_cut.seeds import Coordinates, Mask, SeedPair, checked_seeds, snap_seeds
 from sv_pipeline.errors import InputError
 
@@ -62,15 +63,19 @@ def cut_voxels(
     Every mask voxel gets a side, each seed lies on its own side, and each side is one 26-connected piece if the mask
     is one. If the mask has several components, those with seeds of both sides are cut, those with seeds of one side go
     to it, and the others go to the nearer side. The result is deterministic. Swapping source and sink swaps the labels,
-    since ties go to the side that has the first seed in x, y, z order, whatever it is called.
+    since ties go to the side whose first seed comes first in x, y, z order, whatever it is called.
+
+    The order of the seeds of each side counts: later ones correct the cut that earlier ones make, and one that agrees
+    with a corrected cut changes nothing (see :mod:`~sv_pipeline.algorithms.voxel_cut.connected`).
 
     Parameters
     ----------
     mask
         The object, bool, shape (x, y, z).
     source, sink
-        Seeds of each side: integer voxel coordinates inside the array, shape (n, 3). A seed outside the mask is moved
-        to the nearest mask voxel, up to :func:`~sv_pipeline.algorithms.voxel_cut.snap_distance` nm away.
+        Seeds of each side in the order of the clicks: integer voxel coordinates inside the array, shape (n, 3). A seed
+        outside the mask is moved to the nearest mask voxel, up to
+        :func:`~sv_pipeline.algorithms.voxel_cut.snap_distance` nm away.
     resolution
         Size of a voxel in nm, (x, y, z).
 
@@ -99,7 +104,7 @@ def cut_voxels(
             f"Voxel {tuple((shared[0] + low).tolist())} is a seed of both sides (after snapping to the mask).",
             remedy="Move or remove one of the two seeds.",
         )
-    # The side with the smallest seed comes first, so that the result cannot depend on which side is called source.
+    # The side with the smaller first seed comes first, so that the result cannot depend on which side is called source.
     source_first = tuple(snapped[0][0]) < tuple(snapped[1][0])
     seeds = SeedPair(*(snapped if source_first else snapped[::-1]))
     first, races = _first_side(inside, seeds, spacing)

@@ -244,12 +244,7 @@ def _part(
         found += [(component, part) for part in wavering_parts(component.mask, component.race, first)]
     seeds = np.concatenate([source, sink])
     for component, part in sorted(found, key=lambda pair: pair[1].stake, reverse=True):
-        image, core = (_image(component.mask, chosen) for chosen in (part.voxels, part.core))
-        box = _tight_box(image)
-        depth = _depths(image[box], resolution)
-        place = np.array(np.unravel_index(int(np.where(core[box], depth, 0).argmax()), depth.shape), np.int64)
-        reach = float(depth[tuple(place)])
-        place += [outer.start + inner.start for outer, inner in zip(component.box, box, strict=True)]
+        place, reach = _middle(component, part, resolution)
         if (np.linalg.norm((seeds - place) * np.array(resolution), axis=1) < reach).any():
             continue  # that place was clicked
         return Doubt(
@@ -263,10 +258,17 @@ def _part(
     return None
 
 
-def _image(mask: Mask, chosen: npt.NDArray[np.bool_]) -> Mask:
-    image = np.zeros(mask.shape, np.bool_)
-    image[mask] = chosen
-    return image
+def _middle(component: CutPart, part: WaveringPart, resolution: Sequence[float]) -> tuple[Coordinates, float]:
+    """Return the deepest voxel of a part's core, shape (3,), and its depth in the part, in nm."""
+    places = np.flatnonzero(component.mask)[part.voxels]
+    voxels = np.stack(np.unravel_index(places, component.mask.shape), axis=1)
+    low = voxels.min(axis=0)
+    image = np.zeros(voxels.max(axis=0) - low + 1, np.bool_)
+    image[tuple((voxels - low).T)] = True
+    core = voxels[part.core[part.voxels]]
+    depths = _depths(image, resolution)[tuple((core - low).T)]
+    deepest = int(depths.argmax())
+    return core[deepest] + [side.start for side in component.box], float(depths[deepest])
 
 
 def side_shape(sides: Sides, side: int) -> SideShape:

@@ -7,7 +7,7 @@ import edt
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.voxel_cut.seeds import Coordinates, Mask, SeedPair
+from sv_pipeline.algorithms.voxel_cut.seeds import Coordinates, Mask, SeedPair, distinct
 
 __all__ = ["in_one_piece", "keep_seeded_pieces", "nearest_side", "with_arms"]
 
@@ -46,7 +46,7 @@ def with_arms(mask: Mask, depth: npt.NDArray[np.float32], side: Mask, seeds: Coo
     places = np.flatnonzero(mask)
     deepest = [places[np.where(piece == arm, depth, 0).argmax()] for arm in arms]
     middles = np.stack(np.unravel_index(deepest, mask.shape), axis=1)
-    return np.unique(np.concatenate([seeds, middles]), axis=0)
+    return distinct(np.concatenate([seeds, middles]))
 
 
 def keep_seeded_pieces(mask: Mask, first: Mask, seeds: SeedPair) -> Mask:

@@ -11,11 +11,21 @@ import numpy.typing as npt
 
 from sv_pipeline.errors import InputError
 
-__all__ = ["SNAP_NM", "Coordinates", "Mask", "SeedPair", "checked_seeds", "join_seeds", "snap_distance", "snap_seeds"]
+__all__ = [
+    "SNAP_NM",
+    "Coordinates",
+    "Mask",
+    "SeedPair",
+    "checked_seeds",
+    "distinct",
+    "join_seeds",
+    "snap_distance",
+    "snap_seeds",
+]
 
 Mask = npt.NDArray[np.bool_]
 Coordinates = npt.NDArray[np.int64]
-"""Voxel coordinates (x, y, z), shape (n, 3), unique, in lexicographic order."""
+"""Voxel coordinates (x, y, z), shape (n, 3), unique. The order is that of the clicks, if they come from a user."""
 
 Cost = npt.NDArray[np.float32]
 
@@ -51,7 +61,7 @@ def snap_distance(resolution: tuple[float, float, float]) -> float:
 
 
 def checked_seeds(seeds: npt.ArrayLike, shape: tuple[int, ...], side: str) -> Coordinates:
-    """Return ``seeds`` as unique, ordered coordinates inside ``shape``; an InputError names the ``side``."""
+    """Return ``seeds`` as unique coordinates inside ``shape``, in their order; an InputError names the ``side``."""
     array = np.asarray(seeds)
     if array.ndim != 2 or array.shape[1:] != (3,) or len(array) == 0:
         raise InputError(
@@ -68,7 +78,12 @@ def checked_seeds(seeds: npt.ArrayLike, shape: tuple[int, ...], side: str) -> Co
             f"The {side} seed {tuple(array[outside][0].tolist())} lies outside the array of shape {shape}.",
             remedy="Give coordinates relative to the array, or a mask that includes the seed.",
         )
-    return np.unique(array.astype(np.int64), axis=0)
+    return distinct(array.astype(np.int64))
+
+
+def distinct(coordinates: Coordinates) -> Coordinates:
+    """Return each of the ``coordinates`` once, in the order in which they first occur."""
+    return coordinates[np.sort(np.unique(coordinates, axis=0, return_index=True)[1])]
 
 
 def snap_seeds(mask: Mask, seeds: Coordinates, resolution: tuple[float, float, float], side: str) -> Coordinates:
@@ -93,7 +108,7 @@ def snap_seeds(mask: Mask, seeds: Coordinates, resolution: tuple[float, float, f
                 remedy="Place it on the object to be cut.",
             )
         snapped[index] = candidates[squares.argmin()]
-    return np.unique(snapped, axis=0)
+    return distinct(snapped)
 
 
 def join_seeds(mask: Mask, depth: npt.NDArray[np.float32], first: Mask, seeds: SeedPair) -> SeedPair:
