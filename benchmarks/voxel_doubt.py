@@ -1,13 +1,13 @@
 """How good the doubts about a cut are, and what a point at the place that they name is worth.
 
-    python -m benchmarks.voxel_doubt [--data ../shared/data] [--cases 40] [--held-out] [--picture docs/images/doubt.png]
-    python -m benchmarks.voxel_doubt --fit
+    python -m benchmarks.voxel_doubt [--data ../shared/data] [--cases 40] [--held-out]
+    python -m benchmarks.voxel_doubt --fit [--picture docs/images/doubt.png]
 
 The cases are those of ``voxel_cut_cases.py``, with one seed a side. Of the first cuts:
 
 * how many are told to be doubtful, also of those that are right (balanced accuracy of 0.97 or more);
 * of the parts that are told, how many are wrong: more than half of their voxels; and the share of their voxels that is
-  wrong, beside the share that was expected (reliability, also as a picture);
+  wrong, beside the share that was expected;
 * of the wrong pieces (connected, at least 1 % of the object), how many are doubtful: more than half of their voxels are
   in the part that is told, or in any doubtful part;
 * the accuracy after one more point of the right side at the place that is named, at a random voxel, and in the deepest
@@ -16,7 +16,7 @@ The cases are those of ``voxel_cut_cases.py``, with one seed a side. Of the firs
 * the time of a doubt as a share of the time of a cut.
 
 ``--fit`` prints the coefficients of the model in ``wavering.py``, fitted on development cases with one to three seeds a
-side and corrections.
+side and corrections; the picture shows how its chances fit what is wrong.
 """
 
 from __future__ import annotations
@@ -210,39 +210,29 @@ def print_tally(title: str, tally: Tally) -> None:
     print(f"  time of a doubt over that of a cut: {doubt / cut:.3f}", flush=True)
 
 
-def reliability(told: list[Told]) -> list[tuple[float, float, float, int]]:
-    """Bins of expected wrong shares: mean expected, mean wrong, its standard error, number."""
-    rows = []
-    expected = np.array([one.expected for one in told])
-    wrong = np.array([one.wrong for one in told])
-    for low, high in ((0.2, 0.3), (0.3, 0.35), (0.35, 0.4), (0.4, 0.5), (0.5, 1.0)):
-        chosen = (expected >= low) & (expected < high)
-        n = int(chosen.sum())
-        if n >= 3:
-            error = wrong[chosen].std() / np.sqrt(n)
-            rows.append((float(expected[chosen].mean()), float(wrong[chosen].mean()), float(error), n))
-    return rows
+def reliability(chance: np.ndarray, wrong: np.ndarray, weights: np.ndarray) -> tuple[list[float], list[float]]:
+    """The mean chance and the share that is wrong, weighted by voxels, in bins of a twentieth with enough of both."""
+    expected, found = [], []
+    for low in np.arange(0, 1, 0.05):
+        chosen = (chance >= low) & (chance < low + 0.05)
+        if weights[chosen].sum() >= 0.002 * weights.sum():
+            expected.append(float(np.average(chance[chosen], weights=weights[chosen])))
+            found.append(float(np.average(wrong[chosen], weights=weights[chosen])))
+    return expected, found
 
 
-def draw(path: Path, tallies: dict[str, Tally]) -> None:
-    """Draw the reliability of parts."""
+def draw(path: Path, curves: dict[str, tuple[list[float], list[float]]]) -> None:
+    """Draw how the chance of a cell and of a voxel fits the share that is wrong."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 5), dpi=150, layout="constrained")
-    axes.plot([0, 0.8], [0, 0.8], color="0.7", linewidth=1)
-    for (name, tally), colour in zip(tallies.items(), ("#0072b2", "#d55e00", "#009e73", "#cc79a7"), strict=False):
-        rows = reliability([one for one in tally.told if one.kind is DoubtKind.PART])
-        if not rows:
-            continue
-        expected, wrong, errors, numbers = (np.array(column) for column in zip(*rows, strict=True))
-        axes.errorbar(expected, wrong, errors, marker="o", capsize=3, color=colour, label=f"{name} ({numbers.sum()})")
-        for x, y, n in zip(expected, wrong, numbers, strict=True):
-            axes.annotate(str(n), (x, y), textcoords="offset points", xytext=(6, -10), fontsize=8, color=colour)
-    axes.set(xlabel="expected share of wrong voxels in the doubtful part", ylabel="share that is wrong")
-    axes.set(xlim=(0.15, 0.75), ylim=(0, 0.8))
+    axes.plot([0, 0.7], [0, 0.7], color="0.7", linewidth=1)
+    for (name, (expected, wrong)), colour in zip(curves.items(), ("#0072b2", "#d55e00"), strict=False):
+        axes.plot(expected, wrong, marker="o", color=colour, label=name)
+    axes.set(xlabel="chance to be wrong, as estimated", ylabel="share that is wrong", xlim=(0, 0.7), ylim=(0, 0.7))
     axes.legend(frameon=False)
     figure.savefig(path)
 
@@ -298,7 +288,7 @@ def fitted(measures: np.ndarray, wrong: np.ndarray, weights: np.ndarray) -> np.n
     return model
 
 
-def print_fit(data: Path) -> None:
+def print_fit(data: Path, picture: Path | None) -> None:
     found: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {"cell": [], "voxel": []}
     for kind, n_seeds, cases, corrections in FITTED:
         for case in cases_of(data, kind, n_seeds, cases, held_out=False):
@@ -306,11 +296,16 @@ def print_fit(data: Path) -> None:
                 for name, *arrays in samples(case, cut):
                     measures, wrong, weights = arrays
                     found[name].append((measures, wrong, weights))
+    curves = {}
     for name, some in found.items():
         measures, wrong, weights = (np.concatenate(column) for column in zip(*some, strict=True))
         model = fitted(measures, wrong, weights)
         share = np.average(wrong, weights=weights)
         print(f"{name}: {', '.join(f'{value:.2f}' for value in model)}; {len(wrong):,} samples, {share:.3f} wrong")
+        chance = 1 / (1 + np.exp(-np.column_stack([np.ones(len(measures)), measures]) @ model))
+        curves[f"{name}s"] = reliability(chance, wrong, weights)
+    if picture is not None:
+        draw(picture, curves)
 
 
 def main() -> None:
@@ -319,24 +314,21 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=40, help="of each set; all straddling supervoxels")
     parser.add_argument("--held-out", action="store_true", help="the held-out halves, and the held-out volume")
     parser.add_argument("--fit", action="store_true", help="fit the model instead")
-    parser.add_argument("--picture", type=Path, help="where to draw the reliability of parts")
+    parser.add_argument("--picture", type=Path, help="with --fit: where to draw its reliability")
     arguments = parser.parse_args()
     if arguments.fit:
-        print_fit(arguments.data)
+        print_fit(arguments.data, arguments.picture)
         return
     sets = [("fused EM", "fused", "em"), ("straddling FIB", "straddling", "em")]
     if arguments.held_out:
         sets.insert(1, ("fused bodies of FIB", "fused", "bodies"))
-    tallies: dict[str, Tally] = {}
     rng = np.random.default_rng(0)
     for title, kind, volume in sets:
-        tally = tallies[title] = Tally()
+        tally = Tally()
         cases = 99 if kind == "straddling" else arguments.cases
         for case in cases_of(arguments.data, kind, 1, cases, held_out=arguments.held_out, volume=volume):
             examine(case, tally, rng)
         print_tally(f"{title}, {'held out' if arguments.held_out else 'development'}", tally)
-    if arguments.picture:
-        draw(arguments.picture, tallies)
 
 
 if __name__ == "__main__":

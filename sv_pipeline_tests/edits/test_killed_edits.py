@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,6 +25,8 @@ from sv_pipeline_tests.edits.model import stored_components, verify_rows
 
 EVERYTHING = RowKeyRange(b"\x00", b"\xff" * 32)
 MAX_WRITES = 60
+SUBSETS = 4
+"""How many subsets of changes that are sent together are tried; the first is empty."""
 
 
 @pytest.fixture
@@ -37,8 +41,11 @@ class Killed(BaseException):
     """Nothing that handles errors sees it, and no request of the dead gets through."""
 
 
-def killed_after(graph: ChunkedGraph, writes: int, edit: Callable[[ChunkedGraph], object]) -> bool:
-    """Run an edit on a table that is cut off after so many writes; False if it came to its end."""
+def killed_after(graph: ChunkedGraph, writes: int, edit: Callable[[ChunkedGraph], object], seed: int = 0) -> bool:
+    """Run an edit on a table that is cut off after so many writes; False if it came to its end.
+
+    Of changes that are sent together with the last breath, a random subset arrives.
+    """
     table = SqliteTable(graph.table.name, graph.table.folder)  # type: ignore[attr-defined]
     left = [writes]
 
@@ -50,8 +57,11 @@ def killed_after(graph: ChunkedGraph, writes: int, edit: Callable[[ChunkedGraph]
                 if left[0] < 0:
                     raise UnavailableError("the process is dead", remedy="none")
                 return method(*args, **kwargs)
-            if left[0] < cost:
+            if 0 <= left[0] < cost:
                 left[0] = -1
+                if name == "at_once":
+                    chosen = random.Random(1000 * seed + writes)
+                    method([change for change in args[0] if seed and chosen.random() < 0.5])  # type: ignore[attr-defined]
             if left[0] < 0:
                 raise Killed
             left[0] -= cost
@@ -65,6 +75,7 @@ def killed_after(graph: ChunkedGraph, writes: int, edit: Callable[[ChunkedGraph]
         "check_and_mutate": 1,
         "increment_many": 1,
         "check_and_mutate_many": 1,
+        "at_once": 1,
         "read_rows": 0,
         "scan": 0,
     }.items():
@@ -122,8 +133,8 @@ def test_killed_at_any_write_an_edit_can_be_put_back(make_graph: Callable[..., E
         (edits.split if kind == "split" else edits.merge)(victim, request)  # type: ignore[operator]
 
     stages = set()
-    for writes in range(MAX_WRITES):
-        died = killed_after(graph, writes, edit)
+    for writes, seed in itertools.product(range(MAX_WRITES), range(SUBSETS)):
+        died = killed_after(graph, writes, edit, seed)
         log = read_operations(graph)
         operation = log[-1] if log else None
         held = {

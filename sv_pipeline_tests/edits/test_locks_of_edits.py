@@ -13,10 +13,11 @@ from sv_pipeline import edits
 from sv_pipeline.edits import LockPatience, Reason, merging
 from sv_pipeline.edits.plan.roots import RequestRoots
 from sv_pipeline.edits.plan.workspace import Workspace
-from sv_pipeline.edits.write import commit
 from sv_pipeline.edits.write.locking import EditLocks, lock_roots
 from sv_pipeline.graph.queries import roots
+from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.log import OperationStatus, read_operations
+from sv_pipeline.operations.writing import OperationRow
 from sv_pipeline.table import columns, keys, locks
 from sv_pipeline.table.interface import RowKeyRange, Table
 from sv_pipeline_tests.edits.conftest import Edited, merge_request
@@ -143,14 +144,14 @@ def test_new_roots_are_born_locked_until_all_is_written(edited: Edited, monkeypa
     """Who meets the new root through a supervoxel that has switched over already must wait for the others."""
     source, sink = edited.pairs(same=False)[0]
     seen: list[bool] = []
-    retire = commit._retire
+    succeed = OperationRow.succeed
 
-    def look(table: Table, operation_id: int, rows: object) -> None:
+    def look(row: OperationRow, new_roots: UInt64Array, timestamp: int) -> None:
         new = int(roots(edited.graph, [source])[0])
-        seen.append(locks.lock(table, keys.node_key(new), 4711, EXPIRY))
-        retire(table, operation_id, rows)  # type: ignore[arg-type]
+        seen.append(locks.lock(edited.graph.table, keys.node_key(new), 4711, EXPIRY))
+        succeed(row, new_roots, timestamp)
 
-    monkeypatch.setattr(commit, "_retire", look)
+    monkeypatch.setattr(OperationRow, "succeed", look)
     edited.merge(source, sink)
     assert seen == [False]
     assert not lock_cells(edited.graph.table)

@@ -7,7 +7,7 @@
              edges to remove  <--minimum cut on the region with the fragments------------------+
 
 Everything is planned in memory, from voxels of one generation of the fork, under locks of the chunks around. So a cut
-that is refused at the very end leaves nothing behind, not even a used id.
+that is refused at the very end leaves nothing behind, not even the id of a new supervoxel.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edges import replaced
 from sv_pipeline.grid import Box, ChunkGrid
+from sv_pipeline.helper_threads import Helpers
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.operations.settled import SettledGraph
@@ -131,7 +132,7 @@ def plan_supervoxel_split(
         pieces = _joined_by_inf(region, pieces)
         where = _split_box(graph, request, pieces)
     chunks = lock_around(graph, lock_chunks, where.chunks)
-    region = _without_replaced(graph, reread_edges(graph, cache, region), pieces)
+    region = _reread(graph, cache, region, pieces)
     generation, segmentation = read_voxels(graph, where.box)
     scale = graph.fork.base.info().volume.scales[0]
     sides = np.zeros(where.box.shape, np.uint8, order="F")
@@ -246,14 +247,28 @@ def _joined_by_inf(region: Region, supervoxels: UInt64Array) -> UInt64Array:
     return region.supervoxels[np.isin(labels, wanted)]
 
 
-def _without_replaced(graph: ChunkedGraph, region: Region, pieces: UInt64Array) -> Region:
-    """Return the region without edges between pieces and replaced supervoxels, which edge files still hold."""
-    pairs = region.edges.pairs
-    partners = np.setdiff1d(pairs[np.isin(pairs, pieces).any(axis=1)], region.supervoxels)
-    gone = partners[replaced(graph, partners)] if len(partners) else partners
-    keep = ~np.isin(pairs, gone).any(axis=1)
+def _reread(graph: ChunkedGraph, cache: NodeCache, region: Region, pieces: UInt64Array) -> Region:
+    """Return the region with its edges read again, without edges between pieces and replaced supervoxels.
+
+    Edge files still hold edges of replaced supervoxels. Which partners were replaced is read meanwhile; the edges read
+    again rarely lead to others.
+    """
+    expected = _partners(region, pieces)
+    with Helpers() as pool:
+        looking = pool.submit(replaced, graph, expected)
+        region = reread_edges(graph, cache, region)
+        gone = expected[looking.result()]
+    more = np.setdiff1d(_partners(region, pieces), expected)
+    gone = np.concatenate([gone, more[replaced(graph, more)]])
+    keep = ~np.isin(region.edges.pairs, gone).any(axis=1)
     edges = region.edges.take(keep)
     return replace(region, edges=edges, layers=region.layers[keep])
+
+
+def _partners(region: Region, pieces: UInt64Array) -> UInt64Array:
+    """Return the supervoxels outside the region to which edges of pieces lead, ascending."""
+    pairs = region.edges.pairs
+    return np.setdiff1d(pairs[np.isin(pairs, pieces).any(axis=1)], region.supervoxels)
 
 
 def _cut(
