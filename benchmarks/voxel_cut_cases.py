@@ -65,7 +65,7 @@ class Objects:
     resolution: Resolution
 
     def is_held_out(self, label: int) -> bool:
-        return self.name == "bodies" or is_held_out(f"em_256{label}")
+        return is_held_out(f"{'em_256' if self.name == 'em' else self.name}{label}")
 
 
 def is_held_out(name: str) -> bool:

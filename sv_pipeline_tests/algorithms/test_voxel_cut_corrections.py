@@ -92,3 +92,18 @@ def test_a_correction_below_the_surface_of_a_cell_leaves_its_middle() -> None:
     assert labels[68, 20, 33] == 1
     middle = ball(shape, (68, 20, 20), 10)
     assert (labels[middle] == 2).mean() > 0.95
+
+
+def test_a_correction_in_a_small_mask_whose_cells_raced_takes_the_cell_that_is_wrong_there() -> None:
+    # Few cells, and the correction is next to the other side's seed: by distance alone, it would take parts of the
+    # ball of that seed, too.
+    shape = (150, 33, 33)
+    balls = [ball(shape, (x, 16, 16), 13) for x in (16, 45, 74, 103, 132)]
+    mask = balls[0] | balls[1] | balls[2] | balls[3] | balls[4]
+    mask |= tube(shape, [(16, 16, 16), (132, 16, 16)], 4)
+    source, sink = [[16, 16, 16]], [[132, 16, 16]]
+    before = cut_mask(mask, source, sink, ISOTROPIC)
+    assert [int(before[x, 16, 16]) for x in (16, 45, 103, 132)] == [1, 1, 2, 2]
+    after = cut_mask(mask, [*source, [103, 16, 16]], sink, ISOTROPIC)
+    assert (after[balls[3]] == 1).mean() > 0.95
+    assert (after[balls[4]] == 2).mean() > 0.95

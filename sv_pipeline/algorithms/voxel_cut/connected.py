@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.voxel_cut.corrections import Correction, Ground, recut
-from sv_pipeline.algorithms.voxel_cut.pieces import in_one_piece, keep_seeded_pieces, with_arms
+from sv_pipeline.algorithms.voxel_cut.pieces import in_one_piece, keep_seeded_pieces, pieces_with_arms
 from sv_pipeline.algorithms.voxel_cut.race import Race, race_cells, raced
 from sv_pipeline.algorithms.voxel_cut.seeds import Mask, SeedPair, join_seeds
 from sv_pipeline.algorithms.voxel_cut.voxels import Voxels
@@ -106,17 +106,22 @@ def _in_one_piece_each(mask: Mask, depth: npt.NDArray[np.float32], chosen: Bools
     """Return the first side, given its voxels, after each side was made one piece that contains its ``seeds``."""
     first = np.zeros(mask.shape, np.bool_)
     first[mask] = chosen
-    arms = SeedPair(with_arms(mask, depth, first, seeds.first), with_arms(mask, depth, mask & ~first, seeds.second))
+    pieces = (
+        pieces_with_arms(mask, depth, first, seeds.first),
+        pieces_with_arms(mask, depth, mask & ~first, seeds.second),
+    )
+    if all(side.joined for side in pieces):
+        return first if all(side.number == 1 for side in pieces) else keep_seeded_pieces(mask, first, seeds)
     try:
-        return _joined(mask, depth, first, arms)
+        return _joined(mask, depth, first, SeedPair(pieces[0].seeds, pieces[1].seeds))
     except InputError:  # every seed must be kept, but not every arm
+        if in_one_piece(first, seeds.first) and in_one_piece(mask & ~first, seeds.second):
+            return keep_seeded_pieces(mask, first, seeds)
         return _joined(mask, depth, first, seeds)
 
 
 def _joined(mask: Mask, depth: npt.NDArray[np.float32], first: Mask, seeds: SeedPair) -> Mask:
-    """Make each side one piece that contains all its ``seeds``."""
-    if in_one_piece(first, seeds.first) and in_one_piece(mask & ~first, seeds.second):
-        return keep_seeded_pieces(mask, first, seeds)
+    """Join all ``seeds`` of each side, and make each side one piece."""
     # Paths join the pieces of a side that contain seeds. Another race that starts from whole paths would give much
     # worse results, because it gives away what lies along them.
     joined = join_seeds(mask, depth, first, seeds)

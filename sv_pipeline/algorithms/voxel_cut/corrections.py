@@ -5,8 +5,9 @@ So the correction races against the seeds of that side, inside the ground of tha
 at ``REACH`` of their cost. With equal chances it would take half of the way to them, most of which was right.
 
 A correction is expected in the middle of what is wrong. So it takes nothing much thicker than where it lies; and if it
-is off the middle of its cell, the middle stays. In a lump (see race.py) both sides go by distance from voxel to voxel,
-not from cell to cell.
+is off the middle of its cell, the middle stays. If the race took the mask for a lump (see race.py), or gave a side the
+surface, both sides go by distance from voxel to voxel, not from cell to cell. In a small mask whose cells did race, the
+cells are the better guide: by distance, a correction near a seed of the other side takes its surroundings on all sides.
 """
 
 from __future__ import annotations
@@ -21,10 +22,8 @@ from scipy.sparse.csgraph import connected_components
 
 from sv_pipeline.algorithms.voxel_cut.cells import CellGraph, cell_graph, renumbered
 from sv_pipeline.algorithms.voxel_cut.race import (
-    FEWEST_CELLS,
     Race,
     arrivals_of,
-    close_together,
     consecutive_steps,
     costs_inside,
 )
@@ -89,10 +88,7 @@ def recut(ground: Ground, race: Race, first: Bools, correction: Correction) -> t
     """
     losing = first != correction.to_first
     seed = np.array([correction.seed])
-    own = ground.cells[seed], ground.cells[correction.rivals]
-    lump = len(ground.graph) < FEWEST_CELLS and close_together(ground.graph, *own)
-    lump |= len(race.graph) < len(ground.graph)  # the race took the mask for a lump, so it has no cells to take
-    if lump or race.arrivals is None:
+    if race.lump or race.arrivals is None:
         taken, race = _by_distance(ground, race, losing, correction)
     else:
         taken, race = _by_cells(ground, race, losing, correction)
