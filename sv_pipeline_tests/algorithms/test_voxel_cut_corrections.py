@@ -10,6 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sv_pipeline.algorithms.voxel_cut import cut_mask
+from sv_pipeline.algorithms.voxel_cut.cells import cell_graph, divided
 from sv_pipeline.algorithms.voxel_cut.corrections import Correction, Ground, recut
 from sv_pipeline.algorithms.voxel_cut.cut import cut_voxels
 from sv_pipeline.algorithms.voxel_cut.race import race_cells, raced
@@ -68,6 +69,22 @@ def test_a_correction_takes_only_ground_of_the_side_that_had_its_place(request_:
         assert race.cells.max() + 1 == len(race.graph)
         assert race.arrivals is None or race.arrivals.shape == (2, len(race.graph))
         first = after
+
+
+@examples(50)
+@given(requests(), st.integers(0, 2**32 - 1))
+def test_a_divided_cell_leads_to_the_graph_that_a_new_search_finds(request_: Any, seed: int) -> None:
+    mask, _, _, resolution = request_
+    depth = edt.edt(mask, anisotropy=resolution, black_border=True)[mask]
+    voxels, rng = Voxels(mask, resolution), np.random.default_rng(seed)
+    cells, graph = race_cells(voxels, depth)
+    cell = int(rng.integers(len(graph)))
+    part = rng.random(np.count_nonzero(cells == cell)) < 0.5
+    assume(part.any() and not part.all())
+    cells, graph = divided(voxels, depth, cells, graph, cell, part)
+    searched = cell_graph(voxels, depth, cells)
+    for name, value in vars(searched).items():
+        np.testing.assert_allclose(vars(graph)[name], value, err_msg=name)
 
 
 def test_a_correction_in_a_far_arm_takes_the_arm_and_leaves_what_is_near_the_other_seed() -> None:

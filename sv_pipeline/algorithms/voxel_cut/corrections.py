@@ -20,7 +20,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from sv_pipeline.algorithms.voxel_cut.cells import CellGraph, cell_graph, renumbered
+from sv_pipeline.algorithms.voxel_cut.cells import CellGraph, divided
 from sv_pipeline.algorithms.voxel_cut.race import (
     Race,
     arrivals_of,
@@ -148,14 +148,13 @@ def _parted(ground: Ground, race: Race, losing: Bools, correction: Correction) -
     costs = [
         costs_inside(ground.voxels, ground.depth, inside, seeds) for seeds in (np.array([correction.seed]), rivals)
     ]
-    part = np.zeros(len(inside), np.int64)
-    part[inside] = costs[0] <= costs[1]
-    part[rivals], part[correction.seed] = 0, 1
-    cells = renumbered(2 * race.cells.astype(np.int64) + part)
-    graph = cell_graph(ground.voxels, ground.depth, cells)
-    before = np.zeros(len(graph), np.int64)
-    before[cells] = race.cells
-    return replace(race, cells=cells, graph=graph, arrivals=race.arrivals[:, before])
+    taken = np.zeros(len(inside), np.bool_)
+    taken[inside] = costs[0] <= costs[1]
+    taken[rivals], taken[correction.seed] = False, True
+    cell = int(race.cells[correction.seed])
+    cells, graph = divided(ground.voxels, ground.depth, race.cells, race.graph, cell, taken[inside])
+    arrivals = np.insert(race.arrivals, cell, race.arrivals[:, cell], axis=1)
+    return replace(race, cells=cells, graph=graph, arrivals=arrivals)
 
 
 def _depth_in(ground: Ground, side: Bools, numbers: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
