@@ -36,8 +36,8 @@ Floats = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int32]
 
 REACH = 0.3
-"""A correction takes the cells that it reaches at this fraction of the cost of the other side, or less. At 0.4, twice as
-many corrections of fused pairs make the cut worse; at 1, the first one makes half of the cuts worse."""
+"""A correction takes the cells that it reaches at this fraction of the cost of the other side, or less. At 0.4, twice
+as many corrections of fused pairs make the cut worse; at 1, the first one makes half of the cuts worse."""
 
 REACH_IN_LUMP = 0.4
 """The same for voxels where both sides go by distance. At 0.25, a correction takes too little."""
