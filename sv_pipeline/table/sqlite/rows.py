@@ -28,6 +28,7 @@ __all__ = ["SCHEMA", "add", "apply_changes", "column_name", "decide", "now_ms", 
 
 CELLS_PER_FETCH = 2_000
 NARROW = 4  # up to so many columns are looked up one by one; more are cheaper to filter from the whole row
+FEW = 2  # the newest cells of so many columns are cheaper to look up one by one, however few versions they have
 NEWEST_PREFIX = f"{NEWEST_FAMILY}:".encode()
 AGING_PREFIX = f"{AGING_FAMILY}:".encode()
 
@@ -53,7 +54,13 @@ def select_cells(rows: Sequence[bytes] | RowKeyRange, wanted: CellFilter) -> tup
     """Return the statement and the parameters of a read, by keys or by range."""
     columns, until, newest_only, since = wanted
     by_range = isinstance(rows, RowKeyRange)
-    if newest_only and columns is not None and not isinstance(rows, RowKeyRange):
+    if (
+        newest_only
+        and since is None
+        and columns is not None
+        and len(columns) <= FEW
+        and not isinstance(rows, RowKeyRange)
+    ):
         return _select_newest(rows, columns, until)
     conditions = ["row >= ? AND row < ?" if by_range else f"row IN ({_marks(rows)})"]
     parameters: list[Any] = list(rows)
@@ -79,10 +86,11 @@ def select_cells(rows: Sequence[bytes] | RowKeyRange, wanted: CellFilter) -> tup
 
 
 def _select_newest(rows: Sequence[bytes], columns: Sequence[ColumnKey], until: int | None) -> tuple[str, list[Any]]:
-    """Return the statement and the parameters of a read of newest cells: one look-up for each row and column.
+    """Return the statement and the parameters of a read of newest cells of a few columns, each by a look-up.
 
-    A grouping would read all cells of a column to find the newest. The parent of a node near the root of an object that
-    was edited a thousand times has a thousand cells.
+    A grouping would read all cells of a column to find the newest. A node near the root of an object that was edited a
+    thousand times has a thousand parents. With many columns, most of which a row lacks, a grouping is faster as long as
+    there are few versions.
     """
     names = [column_name(c) for c in dict.fromkeys(columns)]
     parameters: list[Any] = [*rows, *names]
