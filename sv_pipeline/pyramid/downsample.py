@@ -35,7 +35,7 @@ __all__ = ["LOCK_EXPIRY", "MEMORY_BUDGET", "OVERHEAD_BYTES", "DownsampleReport",
 
 MEMORY_BUDGET = 1 << 30
 """Default memory for voxels, in bytes; the process itself needs more on top, and so do `OVERHEAD_BYTES`."""
-OVERHEAD_BYTES = 64 << 20
+OVERHEAD_BYTES = 96 << 20
 """Memory on top of any budget: chunks while they are decoded and encoded, nodes of the tree, and at least two pieces,
 as measured by ``benchmarks/pyramid.py``. What the process has read before stays in TensorStore's cache of 64 MiB."""
 SMALLEST_BUDGET = 1 << 20

@@ -70,16 +70,17 @@ def test_a_correction_takes_only_ground_of_the_side_that_had_its_place(request_:
         first = after
 
 
-def test_a_correction_in_a_thin_arm_takes_the_arm_and_not_the_thick_trunk() -> None:
+def test_a_correction_in_a_far_arm_takes_the_arm_and_leaves_what_is_near_the_other_seed() -> None:
     shape = (150, 40, 40)
     trunk = tube(shape, [(5, 20, 20), (145, 20, 20)], 7)
     one, other = tube(shape, [(40, 20, 20), (40, 3, 20)], 4), tube(shape, [(110, 20, 20), (110, 37, 20)], 4)
     source, sink = [[8, 20, 20]], [[30, 20, 20]]
-    before = cut_mask(trunk | one | other, source, sink, ISOTROPIC)
+    mask = trunk | one | other
+    before = cut_mask(mask, source, sink, ISOTROPIC)
     assert before[110, 34, 20] == 2
-    after = cut_mask(trunk | one | other, [*source, [110, 34, 20]], sink, ISOTROPIC)
+    after = cut_mask(mask, [*source, [110, 34, 20]], sink, ISOTROPIC)
     assert (after[other & ~trunk] == 1).mean() > 0.9
-    assert (after[one | trunk] == before[one | trunk]).mean() > 0.9
+    assert (after[:60][mask[:60]] == before[:60][mask[:60]]).mean() > 0.97
     assert pieces(after == 1) == pieces(after == 2) == 1
 
 

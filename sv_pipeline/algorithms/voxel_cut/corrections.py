@@ -91,6 +91,7 @@ def recut(ground: Ground, race: Race, first: Bools, correction: Correction) -> t
     seed = np.array([correction.seed])
     own = ground.cells[seed], ground.cells[correction.rivals]
     lump = len(ground.graph) < FEWEST_CELLS and close_together(ground.graph, *own)
+    lump |= len(race.graph) < len(ground.graph)  # the race took the mask for a lump, so it has no cells to take
     if lump or race.arrivals is None:
         taken, race = _by_distance(ground, race, losing, correction)
     else:
