@@ -66,7 +66,7 @@ def test_what_it_does_not_support_is_left_to_a_decoder() -> None:
     assert downsample_encoded([chunk], (1, 1, 1), CHUNK, (2, 2, 2)) is not None
     assert downsample_encoded([chunk], (1, 1, 1), CHUNK, (2, 1, 1)) is None
     assert downsample_encoded([chunk], (1, 1, 1), (16, 8, 23), (2, 2, 2)) is None
-    many = encoded(volume((1, 1, 1), [400], 0), (1, 1, 1))
+    many = encoded(volume((1, 1, 1), [1000], 0), (1, 1, 1))
     assert downsample_encoded(many, (1, 1, 1), CHUNK, (2, 2, 2)) is None  # more than 256 labels in a block
 
 
