@@ -1,12 +1,14 @@
 """One process that edits for a long time: milliseconds and requests of an edit, and memory, in windows of edits.
 
-    python benchmarks/long_lived.py [--edits 1000] [--window 100] [--supervoxels 1600] [--trace]
+    python benchmarks/long_lived.py [--edits 1000] [--window 100] [--supervoxels 1600] [--one-object] [--trace]
 
 A volume of Voronoi cells is ingested as in `edits.py`. Objects are merged and split again, supervoxels are split, and
 the splits undone, so the objects at the end are as large as at the start: whatever grows belongs to the process, or to
 the history in table and fork. `in use` is what the C library has handed out, without what it keeps; `open files`
-includes connections. The last line compares the last window with the second one (the first fills caches). ``--trace``
-names the lines of Python that hold more memory at the end than after two windows; it makes everything slower.
+includes connections. With ``--one-object``, the same two objects are merged and split again all the time, so the nodes
+near their root have a parent for each edit. The last line compares the last window with the second one (the first
+fills caches). ``--trace`` names the lines of Python that hold more memory at the end than after two windows; it makes
+everything slower.
 """
 
 from __future__ import annotations
@@ -75,17 +77,21 @@ class Memory:
         return cls(resident, in_use, threading.active_count(), files, len(gc.get_objects()))
 
 
-def cycles(graph: ChunkedGraph, cells: np.ndarray) -> Iterator[tuple[str, Callable[[], Any]]]:
+def cycles(graph: ChunkedGraph, cells: np.ndarray, one_object: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Edits without end: their kind, and a function that makes one."""
     volume, rng = graph.fork.open(), np.random.default_rng(0)
+    pair = None
     while True:
-        pair = choose(graph, volume, cells, "merge", rng)
+        if pair is None or not one_object:
+            pair = choose(graph, volume, cells, "merge", rng)
         assert pair is not None
         sides = [Points.of(coordinates=pair[k : k + 1]) for k in range(2)]
         merge = MergeRequest("benchmark", *sides, offset=OFFSET)
         split = SplitRequest("benchmark", *sides, offset=OFFSET, disallow_isolating_cut=False)
         yield "merge", lambda merge=merge: edits.merge(graph, merge, volume=volume)  # type: ignore[misc]
         yield "split", lambda split=split: edits.split(graph, split, volume=volume)  # type: ignore[misc]
+        if one_object:
+            continue
         pair = choose(graph, volume, cells, "supervoxel split", rng)
         assert pair is not None
         sides = [Points.of(coordinates=pair[k : k + 1]) for k in range(2)]
@@ -96,17 +102,22 @@ def cycles(graph: ChunkedGraph, cells: np.ndarray) -> Iterator[tuple[str, Callab
             yield "undo", lambda made=made: edits.undo(graph, made[0], "benchmark")  # type: ignore[misc]
 
 
-def run(graph: ChunkedGraph, cells: np.ndarray, n_edits: int, per_window: int, trace: bool) -> None:
+def run(
+    edits_to_make: Iterator[tuple[str, Callable[[], Any]]],
+    graph: ChunkedGraph,
+    n_edits: int,
+    per_window: int,
+    trace: bool,
+) -> None:
     """Print a line for each window."""
     medians: list[dict[str, float]] = []
     memories: list[Memory] = []
-    every = cycles(graph, cells)
     for window in range(n_edits // per_window):
         times: dict[str, list[float]] = {}
         requests: dict[str, list[float]] = {}
         refused = 0
         for _ in range(per_window):
-            kind, edit = next(every)
+            kind, edit = next(edits_to_make)
             started, before = time.perf_counter(), graph.table.round_trips
             try:
                 edit()
@@ -148,6 +159,7 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=1000)
     parser.add_argument("--window", type=int, default=100)
     parser.add_argument("--supervoxels", type=int, default=1600)
+    parser.add_argument("--one-object", action="store_true", help="merge and split the same two objects all the time")
     parser.add_argument("--trace", action="store_true")
     options = parser.parse_args()
     logging.getLogger("sv_pipeline").setLevel(logging.ERROR)  # many cuts of these cells are doubtful
@@ -155,7 +167,8 @@ def main() -> None:
         dataset = build(Path(name), options.supervoxels)
         with np.load(Path(name) / "cells.npz") as file:
             cells = file["segmentation"]
-        run(dataset.graph, cells, options.edits, options.window, options.trace)
+        every = cycles(dataset.graph, cells, options.one_object)
+        run(every, dataset.graph, options.edits, options.window, options.trace)
         table = sum(file.stat().st_size for file in dataset.graph.table.file.parent.iterdir())
         print(f"table {table / MEGABYTE:.0f} MB, generation {dataset.fork.generation()} of the fork")
 

@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=24, help="of each set; twice as many straddling supervoxels")
     parser.add_argument("--clicks", type=int, default=6)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["fused", "straddling"])
-    parser.add_argument("--held-out", action="store_true", help="the held-out halves, and the held-out volume")
+    parser.add_argument("--held-out", action="store_true", help="the held-out halves")
     parser.add_argument("--seeds", action="store_true", help="compare numbers of seeds, without corrections")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -176,7 +176,7 @@ def main() -> None:
         return
     for kind in arguments.kinds:
         straddling = kind == "straddling"
-        for volume in ("em", "bodies") if arguments.held_out and not straddling else ("em",):
+        for volume in ("em",) if straddling else ("em", "bodies"):
             cases = cases_of(
                 arguments.data,
                 kind,

@@ -4,15 +4,14 @@ Kinds of cases, all from real segmentations:
 
 * *fused*: two objects of ``em_256.npz`` that touch, as one mask; truth = the two objects. The seeds of each side lie at
   random 200-1200 nm from the other object, in every other case anywhere in the object, else in its deeper half;
-* *bodies*: the same with true bodies of ``fib_250.npz``: another animal, another microscope, another voxel size. The
-  whole volume is held out;
+* *bodies*: the same with true bodies of ``fib_250.npz``: another animal, another microscope, another voxel size;
 * *twice*, *parallel*, *thick-thin*, *three*: fused pairs of either volume whose contact has several patches; whose
   contact is at least half as long as one of them; one of which is three times as thick as the other; with a third
   object that touches one of them (truth: its side is that of the object that it touches most);
 * *straddling*: supervoxels of ``fib_250.npz`` that hold at least 500 voxels of each of two true bodies; the first seed
   of each side is the deepest voxel of its body there, further ones lie in its deeper half.
 
-Objects of ``em_256.npz`` and supervoxels are divided into a development and a held-out half by a hash of their id; a
+Objects, bodies and supervoxels are divided into a development and a held-out half by a hash of their id; a
 fused pair counts only if all its objects are in one half.
 """
 
@@ -65,7 +64,7 @@ class Objects:
     resolution: Resolution
 
     def is_held_out(self, label: int) -> bool:
-        return self.name == "bodies" or is_held_out(f"em_256{label}")
+        return is_held_out(f"{'em_256' if self.name == 'em' else self.name}{label}")
 
 
 def is_held_out(name: str) -> bool:

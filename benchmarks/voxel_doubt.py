@@ -312,7 +312,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, default=DATA, help="folder of em_256.npz and fib_250.npz")
     parser.add_argument("--cases", type=int, default=40, help="of each set; all straddling supervoxels")
-    parser.add_argument("--held-out", action="store_true", help="the held-out halves, and the held-out volume")
+    parser.add_argument("--held-out", action="store_true", help="the held-out halves")
     parser.add_argument("--fit", action="store_true", help="fit the model instead")
     parser.add_argument("--picture", type=Path, help="with --fit: where to draw its reliability")
     arguments = parser.parse_args()

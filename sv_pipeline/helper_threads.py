@@ -46,8 +46,8 @@ class Helpers:
             else:
                 future.set_result(result)
 
-        self._futures.append(future)
         _hand_over(task)
+        self._futures.append(future)  # not if no thread could be started: nobody would ever end it
         return future
 
 

@@ -267,7 +267,7 @@ def _edit_under_locks(
             if begun is not None:
                 begun.wait()
             reach("locked")
-            with Helpers() as pool:
+            with _errors_only_under(held), Helpers() as pool:
                 locking = [pool.submit(held.locked_at)]
                 reserving = None if begun is None else pool.submit(begun.reserve_near, roots.chunks_near())
                 cache = roots.read_again()
@@ -300,6 +300,16 @@ def _edit_under_locks(
         ended = end_early(graph, row, error, writing=held is not None and held.keep)
         if ended is not error:
             raise ended from error
+        raise
+
+
+@contextmanager
+def _errors_only_under(held: EditLocks) -> Iterator[None]:
+    """Raise OwnershipLostError in place of any error if the locks are lost: what was read without them may be mixed."""
+    try:
+        yield
+    except Exception:
+        held.check()
         raise
 
 

@@ -242,6 +242,8 @@ class OperationRow:
     """Identity of the operation, the same for all attempts; see `read_identity`."""
     seen: list[bytes] = field(default_factory=list, repr=False)
     """Value of the log's timestamp cell that this attempt read or wrote last; writes to the log depend on it."""
+    plans: list[Scope] = field(default_factory=list, repr=False)
+    """The scopes that this attempt has begun to store. If an answer was lost, they may be stored or not."""
 
     @classmethod
     def create(cls, table: Table, cells: Iterable[SetCell], options: dict[str, Any]) -> OperationRow:
@@ -282,6 +284,10 @@ class OperationRow:
     def _end(self, text: str) -> None:
         try:
             self.own.check()
+            if self.plans:
+                # Chunks in the log of an operation that has ended would look like those of a dead worker of other
+                # software.
+                self.forget_plan()
             self.say_how_it_ended(text)
         except OwnershipLostError as lost:
             log.warning("%s", lost)  # the new owner ends the operation
@@ -322,6 +328,7 @@ class OperationRow:
         started, timestamp = OperationStatus.WRITE_STARTED, scope.timestamp
         plan = [SCOPE.set(asdict(scope), FIXED_TIME), SetCell(WRITES, writes, FIXED_TIME)]
         reach("scope")
+        self.plans.append(scope)
         to_log, wanted = self._log_if_mine(started, log, timestamp)
         send = partial(together, "half started", send=self.table.at_once)
         answers = self.own.change_with(plan, [to_log, *own], send)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -164,6 +166,47 @@ def test_killed_at_any_write_an_edit_can_be_put_back(make_graph: Callable[..., E
         verify_rows(graph)
         assert stored_components(graph, edited.world) == before
     assert stages == {"before", "writing", "done"}
+
+
+def test_an_answer_that_is_lost_before_the_first_indefinite_lock_leaves_nothing(
+    make_graph: Callable[..., Edited], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All changes of one request after the other are made, and the edit learns only that it failed."""
+    edited = make_graph((5, 2, 1), seed=5, objects=1.0, cross=0.05)
+    graph, table = edited.graph, edited.graph.table
+    request = merge_request(*[[sv] for sv in edited.pairs(same=False)[0]])
+    names = ("mutate", "check_and_mutate", "increment_many", "check_and_mutate_many", "at_once")
+    send = {name: getattr(table, name) for name in names}
+    unfinished, failed = False, 0
+    for number in range(MAX_WRITES):
+        left = [number]
+
+        def lose(name: str, *args: object, left: list[int] = left, **options: object) -> object:
+            answer = send[name](*args, **options)
+            if not threading.current_thread().name.startswith("beat of"):
+                left[0] -= 1
+            if left[0] == -1:
+                raise UnavailableError("the answer was lost.", remedy="Try again.")
+            return answer
+
+        for name in names:
+            monkeypatch.setattr(table, name, partial(lose, name))
+        with contextlib.suppress(UnavailableError):
+            edits.merge(graph, request)
+        monkeypatch.undo()
+        log = read_operations(graph)
+        unfinished = bool(log) and open_row(table, log[-1].operation_id) is not None
+        if unfinished and (log[-1].status is not OperationStatus.CREATED):
+            break
+        failed += 1
+        assert not list(table.scan([EVERYTHING], [columns.LOCK.key, columns.INDEFINITE_LOCK.key]))
+        for one in log:
+            own = table.read_rows([own_key(one.operation_id)]).get(own_key(one.operation_id), {})
+            assert {column.qualifier for column in own} <= {b"identity"}, "nothing is left of the plan"
+        assert stored_components(graph, edited.world) == edited.model.components
+    assert failed >= 4
+    assert unfinished
+    assert read_scope(table, log[-1].operation_id) is not None
 
 
 def verify_or_release(graph: ChunkedGraph, operation_id: int) -> None:

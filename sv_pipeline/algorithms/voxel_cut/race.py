@@ -32,11 +32,9 @@ from sv_pipeline.algorithms.voxel_cut.surface import near_surface, stands_for_su
 from sv_pipeline.algorithms.voxel_cut.voxels import Voxels
 
 __all__ = [
-    "FEWEST_CELLS",
     "Race",
     "Steps",
     "arrivals_of",
-    "close_together",
     "consecutive_steps",
     "costs_inside",
     "race_cells",
@@ -80,6 +78,8 @@ class Race:
     leads: npt.NDArray[np.float32] | None = None
     """How much nearer the first side is to each voxel of a cell that was divided by distance: the difference of the
     costs over their sum, NaN for other voxels; None if no cell was divided."""
+    lump: bool = False
+    """Whether the mask was used as one cell, in which both sides go by distance."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def raced(
             claimed = near_surface(voxels, depth, side)
             claimed[other] = False
             return claimed if side is numbers[0] else ~claimed, Race(cells, graph, None)
-    if len(graph) < FEWEST_CELLS and close_together(graph, cells[numbers[0]], cells[numbers[1]]):
+    lump = len(graph) < FEWEST_CELLS and _close_together(graph, cells[numbers[0]], cells[numbers[1]])
+    if lump:
         cells = np.zeros_like(cells)
     shared = np.intersect1d(cells[numbers[0]], cells[numbers[1]])
     leads = None
@@ -127,7 +128,7 @@ def raced(
     starts = [np.unique(cells[side]) for side in numbers]
     steps = consecutive_steps(graph)
     arrivals = np.stack([arrivals_of(graph, steps, side) for side in starts])
-    return (arrivals[0] <= arrivals[1])[cells], Race(cells, graph, arrivals, leads)
+    return (arrivals[0] <= arrivals[1])[cells], Race(cells, graph, arrivals, leads, lump)
 
 
 def _parted(
@@ -176,7 +177,7 @@ def _openness(graph: CellGraph) -> npt.NDArray[np.float64]:
     return np.asarray(np.minimum(graph.necks / np.sqrt(graph.radii[graph.lower] * graph.radii[graph.upper]), 1))
 
 
-def close_together(graph: CellGraph, first: npt.NDArray[np.int32], second: npt.NDArray[np.int32]) -> bool:
+def _close_together(graph: CellGraph, first: npt.NDArray[np.int32], second: npt.NDArray[np.int32]) -> bool:
     """Whether at most ``CLOSE`` passages, none of them a neck, lead from a cell of ``first`` to one of ``second``."""
     wide = _openness(graph) >= NECK
     near = np.zeros(len(graph), np.bool_)

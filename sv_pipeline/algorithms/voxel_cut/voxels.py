@@ -59,7 +59,7 @@ class Voxels:
     def _step(self, shift: Shift) -> int:
         return int((shift[0] * self._shape[1] + shift[1]) * self._shape[2] + shift[2])
 
-    def neighbours(self, shift: Shift, part: slice = EVERY) -> npt.NDArray[np.int32]:
+    def neighbours(self, shift: Shift, part: slice | npt.NDArray[np.intp] = EVERY) -> npt.NDArray[np.int32]:
         """Return the number of each voxel's neighbour at ``shift``; ``self.number`` where it is outside the mask.
 
         With ``part``, only the neighbours of these voxels are returned.

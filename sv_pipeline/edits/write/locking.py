@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from sv_pipeline.backoff import Backoff
 from sv_pipeline.edits.write.lock_conflicts import held_by_another
+from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.failpoints import reach, together
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.ownership import Ownership
@@ -115,7 +117,13 @@ def _lock_all(held: EditLocks, rows: list[_Wanted], guard: tuple[CellMatch, ...]
     taken: list[_Wanted] = []
     refused: _Wanted | None = None
     for some in [rows] if at_once else [[row] for row in rows]:
-        answers = _lock(held, [row.key for row in some], guard)
+        try:
+            answers = _lock(held, [row.key for row in some], guard)
+        except BaseException:
+            # Some may be locked although no answer came; they would stay so until their locks expire.
+            with suppress(SvPipelineError):
+                locks.unlock_all(held.table, [row.key for row in rows], held.operation_id)
+            raise
         taken += [row for row, answer in zip(some, answers, strict=True) if answer]
         refused = next((row for row, answer in zip(some, answers, strict=True) if not answer), None)
         if refused is not None:
