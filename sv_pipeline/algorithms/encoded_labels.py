@@ -78,7 +78,7 @@ def downsample_encoded(chunks: Sequence[bytes], grid: Triple, chunk: Triple, ste
         if not len(chosen):
             continue
         expanded = EXPANSIONS[bits].take(_rows(words, packed[chosen], BLOCK_VOXELS * bits // 32).view(np.uint8))
-        numbers = expanded.view(np.uint8).reshape(len(chosen), BLOCK_VOXELS)
+        numbers: npt.NDArray[Any] = expanded.view(np.uint8).reshape(len(chosen), BLOCK_VOXELS)
         labels = _rows(words, table[chosen], 2 << bits)
         last = numbers.max(axis=1)
         if (table[chosen] + 2 * (last.astype(np.int64) + 1) > limit[chosen]).any():
