@@ -5,15 +5,17 @@ This module knows no ledger and commits nothing; `parts` and `rebuild` do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
 from sv_pipeline.algorithms.box_arrays import as_array, as_boxes, joined, parts_by_chunk
+from sv_pipeline.algorithms.encoded_labels import BLOCK, downsample_encoded
 from sv_pipeline.algorithms.pyramid import downsample
 from sv_pipeline.algorithms.pyramid_blocks import BYTES_PER_VOXEL, PIECES, MipLevel, PyramidGeometry
 from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
@@ -84,6 +86,13 @@ class ForkPyramid:
     def absolute(self, mip: int, box: Box) -> Box:
         """Convert a box that is relative to the start of a mip to absolute voxels of that mip."""
         return box.shifted(self.volume.scales[mip].voxel_offset)
+
+    def in_whole_chunks(self, box: Box) -> bool:
+        """Whether a box of mip 0 consists of whole storage chunks, as far as `downsample_encoded` supports them."""
+        scale, size = self.volume.scales[0], np.asarray(self.volume.scales[0].chunk_size)
+        known = scale.encoding == "compressed_segmentation" and scale.block_size == (BLOCK,) * 3
+        whole = not (np.mod(box.start, size).any() or np.mod(box.stop, size).any())
+        return known and whole and self.volume.data_type == "uint64" and not scale.sharded
 
     def chunk_keys(self, mip: int, box: Box) -> list[str]:
         """Return the keys in the fork of the storage chunks that a box touches, whether they are stored or not."""
@@ -170,9 +179,7 @@ class MipMaker:
         cut_off: list[IntArray] = [as_array([])]
         made: list[tuple[Box, Labels]] = []
         with digest_writer(self.pyramid.volume) as digests:
-            for piece, fine, stored in self._read_ahead(mip, pieces, ahead):
-                labels = downsample(fine, level.step)[Box.of((0, 0, 0), piece.shape).slices]
-                del fine
+            for piece, labels, stored in self._computed(mip, pieces, ahead):
                 changed = self._changed(mip, piece, labels, stored)
                 written.append(changed)
                 writes = []
@@ -225,22 +232,45 @@ class MipMaker:
         self.report.chunks_written += len(chosen)
         return np.asarray(chosen)
 
-    def _read_ahead(self, mip: int, pieces: list[Box], ahead: int) -> Iterator[tuple[Box, Labels, Labels]]:
-        """Yield each piece with its voxels at the finer mip and its stored voxels."""
-        started = [self._start(mip, piece) for piece in pieces[:ahead]]
-        for number, piece in enumerate(pieces):
-            if number + ahead < len(pieces):
-                started.append(self._start(mip, pieces[number + ahead]))
-            fine, stored = started.pop(0)
-            yield piece, fine if isinstance(fine, np.ndarray) else fine.result(), stored.result()
+    def _computed(self, mip: int, pieces: list[Box], ahead: int) -> Iterator[tuple[Box, Labels, Labels]]:
+        """Yield each piece with its new and its stored labels; the next piece is computed in a thread meanwhile."""
+        with ThreadPoolExecutor(1) as computer:
+            started = [self._start(mip, piece) for piece in pieces[:ahead]]
+            computed = [computer.submit(compute) for compute, _ in started[:1]]
+            for number, piece in enumerate(pieces):
+                if number + ahead < len(pieces):
+                    started.append(self._start(mip, pieces[number + ahead]))
+                labels, (_, stored) = computed.pop().result(), started.pop(0)
+                computed = [computer.submit(compute) for compute, _ in started[:1]]
+                yield piece, labels, stored.result()
 
-    def _start(self, mip: int, piece: Box) -> tuple[Labels | ts.Future[Labels], ts.Future[Labels]]:
+    def _start(self, mip: int, piece: Box) -> tuple[Callable[[], Labels], ts.Future[Labels]]:
+        """Start to read what a piece needs; return a function that computes its labels, and the stored ones."""
         below = self.pyramid.geometry.footprint(mip, piece)
         stored = self._read(mip, piece)
         for box, labels in self._made:
             if below.clip(box) == below:
-                return labels[below.shifted(np.negative(box.start)).slices], stored
-        return self._read(mip - 1, below), stored
+                return partial(self._pooled, mip, piece, labels[below.shifted(np.negative(box.start)).slices]), stored
+        if mip == 1 and self.pyramid.in_whole_chunks(below):
+            return partial(self._pooled_encoded, piece, below, self._read_encoded(below)), stored
+        return partial(self._pooled, mip, piece, self._read(mip - 1, below)), stored
+
+    def _pooled(self, mip: int, piece: Box, fine: Labels | ts.Future[Labels]) -> Labels:
+        labels = fine if isinstance(fine, np.ndarray) else fine.result()
+        return downsample(labels, self.pyramid.geometry.levels[mip].step)[Box.of((0, 0, 0), piece.shape).slices]
+
+    def _pooled_encoded(self, piece: Box, below: Box, encoded: list[ts.Future[ts.KvStore.ReadResult]]) -> Labels:
+        base, mip = self.pyramid.geometry.levels[:2]
+        x, y, z = np.floor_divide(below.shape, base.chunk_size).tolist()
+        chunks = [bytes(read.result().value) for read in encoded]
+        labels = downsample_encoded(chunks, (x, y, z), base.chunk_size, mip.step)
+        return self._pooled(1, piece, self._read(0, below)) if labels is None else labels
+
+    def _read_encoded(self, box: Box) -> list[ts.Future[ts.KvStore.ReadResult]]:
+        """Start to read the stored bytes of the chunks in a box of mip 0, z fastest."""
+        keys = self.pyramid.chunk_keys(0, box)
+        self.checked.keys_before.update(keys)
+        return [self.checked.before.kv.read(key) for key in keys]
 
     def _read(self, mip: int, box: Box) -> ts.Future[Labels]:
         keys = self.pyramid.chunk_keys(mip, box)
