@@ -46,7 +46,7 @@ class MipRebuild:
 
     @cached_property
     def _pyramid(self) -> ForkPyramid:
-        return open_pyramid(self.dataset.fork, large=True)
+        return open_pyramid(self.dataset.fork)
 
     @property
     def exists(self) -> bool:

@@ -19,7 +19,6 @@ from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.table import keys
 from sv_pipeline.table.interface import Table
 from sv_pipeline.table.sqlite.table import SqliteTable
-from sv_pipeline.testing.tables import but_operations
 from sv_pipeline_tests.edits.conftest import Edited, merge_request, split_request
 from sv_pipeline_tests.graph.compare import dump
 
@@ -61,7 +60,8 @@ class Volume:
 
 
 def rows_but_operations(table: Table) -> dict[bytes, object]:
-    return {**but_operations(dump(table))}
+    every = dump(table, without=(b"ioperations",))
+    return {key: row for key, row in every.items() if not (key.isdigit() and int(key) < 1 << 56)}
 
 
 @pytest.fixture
