@@ -42,10 +42,8 @@ SECONDS_FOR_ONE_REQUEST = (10.0, 60.0)
 """Limits for connecting and for an answer."""
 PAUSES = Backoff(0.5, longest=20.0)
 PODS_AT_ONCE = 500
-
 LISTINGS = 10
 """How often a list of pods is begun while the server forgets its place in it."""
-
 MAY_PASS = {
     HTTPStatus.REQUEST_TIMEOUT,
     HTTPStatus.TOO_MANY_REQUESTS,
@@ -108,22 +106,19 @@ class KubernetesApi:
 
     def pods_of(self, name: str) -> list[Any]:
         """Return the pods of a Job that still exist, as the client's models, oldest first."""
-        left = LISTINGS
-        while True:
-            left -= 1
+        for _ in range(LISTINGS):
             try:
                 pods = self._pages(name)
             except ApiException as error:
                 if error.status != HTTPStatus.GONE:
                     raise self._refused(error, f"list the pods of Job {name}") from error
-                if left:
-                    continue  # the list was too slow, and the server has forgotten its place in it
-                raise UnavailableError(
-                    f"the Kubernetes API forgot {LISTINGS} times where it was in the list of the pods of Job {name}.",
-                    remedy="The API server is overloaded, or the network is very slow.",
-                    repeat="Run again later; finished chunks are kept.",
-                ) from error
+                continue  # the list was too slow, and the server has forgotten its place in it
             return sorted(pods, key=lambda pod: str(pod.metadata.creation_timestamp))
+        raise UnavailableError(
+            f"the Kubernetes API forgot {LISTINGS} times where it was in the list of the pods of Job {name}.",
+            remedy="The API server is overloaded, or the network is very slow.",
+            repeat="Run again later; finished chunks are kept.",
+        )
 
     def _pages(self, name: str) -> list[Any]:
         pods: list[Any] = []

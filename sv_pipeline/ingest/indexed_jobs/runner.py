@@ -147,7 +147,7 @@ class _Work:
         number = 0
         for _ in range(ATTEMPTS):
             number, job = self._make_or_find(number + 1)
-            end, job = (_End.GONE, job) if _is_gone(job) else self._watch(job)
+            end, job = (_End.GONE, None) if job is None else self._watch(job)
             self._look_at_markers()
             if not self._left:
                 self._clean_up(job, end)
@@ -173,8 +173,8 @@ class _Work:
     def _make_or_find(self, number: int) -> tuple[int, Any]:
         """Return the Job that is at work on this layer, or else a new one, and its number.
 
-        A new Job that somebody deletes before it is seen counts as one that has ended: the job is then None or being
-        deleted. Otherwise a cluster in which every Job is deleted at once would be asked for new ones without end.
+        The Job is None if somebody has deleted the new one before it was seen. It counts as one that has ended:
+        otherwise a cluster in which every Job is deleted at once would be asked for new ones without end.
         """
         plan = WorkPlan.of(self._dataset.graph_id, self._left, self._coordinator)
         write_plan(self._dataset.home, plan)
@@ -185,15 +185,12 @@ class _Work:
             self._at_work = name
             made = self._cluster.create_job(manifest)
             job: Any = self._cluster.job(name)
-            if made and _is_gone(job):
-                return number, job
-            if _is_gone(job):
-                number += 1
-                continue
             if made:
                 logger.info("Job %s runs %d batches", name, len(plan.batches))
                 return number, job
-            if _condition(job) is not None:
+            if _is_gone(job):
+                number += 1
+            elif _condition(job) is not None:
                 self._at_work = None  # an earlier Job that has ended, and that was left to be looked at
                 number += 1
             elif job.metadata.annotations.get(TEMPLATE) == manifest["metadata"]["annotations"][TEMPLATE]:
