@@ -1,24 +1,34 @@
 """Merges, splits and supervoxel splits of a graph with voxels: seconds, requests, and round trips in sequence.
 
-    python benchmarks/edits.py [--supervoxels 1600 5400] [--edits 60] [--delay-ms 10] [--bigtable]
+    python benchmarks/edits.py [--supervoxels 1600 5400] [--edits 60] [--delay-ms 10] [--bigtable] [--folder DIR]
+    python benchmarks/edits.py --trace merge [--supervoxels 5400] [--bigtable] [--fresh]
 
 A volume of Voronoi cells, agglomerated, is ingested; the same edits run on a fresh fork and a copy of the table each
 time. Requests in sequence are measured, not counted: the edits run once more on a table every request of which is
 slowed down by a delay; what they take longer, in delays, is how many requests had to wait for each other. `floor` is
 what the requests alone take: as many reads of one row, one after the other, as the edit has requests in sequence. The
-tables of Bigtable are in the emulator that BIGTABLE_EMULATOR_HOST names.
+tables of Bigtable are in the emulator that BIGTABLE_EMULATOR_HOST names. ``--folder`` keeps the graph for the next run.
+The process has looked up the roots of the points before, as a viewer does; with ``--fresh`` it has forgotten all
+parents that it has read, as a new process.
+
+``--trace`` prints the requests of one edit of a kind instead: when each began and ended, counted in delays, its thread,
+rows and columns, and the function that sent it. Requests with equal numbers of delays have not waited for each other.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 import threading
 import time
 import uuid
 from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +39,13 @@ from sv_pipeline import edits
 from sv_pipeline.config import parse_config
 from sv_pipeline.edits import MergeRequest, Points, SplitRequest
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, open_chunked_graph
+from sv_pipeline.graph.parent_hints import forget_hints
 from sv_pipeline.graph.queries import roots, supervoxels_at
 from sv_pipeline.ingest.run import ingest
 from sv_pipeline.ingest.stages import register
 from sv_pipeline.registry import Dataset
 from sv_pipeline.table.bigtable.table import BigtableTable
-from sv_pipeline.table.interface import RowKeyRange, RowMutation, SetCell, Table
+from sv_pipeline.table.interface import ColumnKey, RowKeyRange, RowMutation, SetCell, Table
 from sv_pipeline.table.keys import META
 from sv_pipeline.table.sqlite.table import SqliteTable
 
@@ -52,24 +63,86 @@ class Measured:
     requests: int
 
 
-def slowed_down(table: Table, seconds: float) -> Table:
-    """The table, every request of which takes longer; several at once take as long as one."""
+@dataclass
+class Sent:
+    """One request of a trace."""
+
+    method: str
+    began: float
+    ended: float
+    thread: str
+    what: str
+    sender: str
+
+
+REQUESTS = (
+    "read_rows",
+    "mutate",
+    "increment",
+    "check_and_mutate",
+    "increment_many",
+    "check_and_mutate_many",
+    "at_once",
+)
+
+
+def slowed_down(table: Table, seconds: float, trace: list[Sent] | None = None) -> Table:
+    """The table, every request of which takes longer and is noted; several at once take as long as one."""
     inside = threading.local()
-    for name in ("read_rows", "mutate", "increment", "check_and_mutate", "increment_many", "check_and_mutate_many"):
+    for name in filter(partial(hasattr, table), REQUESTS):
         method = getattr(table, name)
 
-        def slow(*args, _method=method, **kwargs):  # type: ignore[no-untyped-def]
+        def slow(*args, _method=method, _name=name, **kwargs):  # type: ignore[no-untyped-def]
             if getattr(inside, "a_request", False):
                 return _method(*args, **kwargs)
+            began, args = time.perf_counter(), (_listed(args[0]), *args[1:])
             time.sleep(seconds)
             inside.a_request = True
             try:
                 return _method(*args, **kwargs)
             finally:
                 inside.a_request = False
+                if trace is not None:
+                    thread = threading.current_thread().name
+                    what = _shown((*args, *kwargs.values()))
+                    trace.append(Sent(_name, began, time.perf_counter(), thread, what, _sender()))
 
         setattr(table, name, slow)
     return table
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, (bytes, Sequence)) else list(value)
+
+
+def _shown(values: Any, limit: int = 3) -> str:
+    """Keys and columns in arguments of a request, in short."""
+    keys, columns, todo = [], set(), list(values)
+    while todo:
+        value = todo.pop(0)
+        if isinstance(value, bytes):
+            keys.append(value.decode(errors="replace"))
+        elif isinstance(value, ColumnKey):
+            columns.add(value.qualifier.decode(errors="replace"))
+        elif isinstance(value, (list, tuple)) or hasattr(value, "__dataclass_fields__"):
+            todo += (
+                value
+                if isinstance(value, (list, tuple))
+                else [getattr(value, name) for name in value.__dataclass_fields__ if name != "value"]
+            )
+    more = f" +{len(keys) - limit}" if len(keys) > limit else ""
+    return f"{' '.join(keys[:limit])}{more} ({' '.join(sorted(columns))})"
+
+
+def _sender(depth: int = 3) -> str:
+    """The functions of the package that sent a request, the innermost first."""
+    names, frame = [], sys._getframe(2)
+    while frame is not None and len(names) < depth:
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.startswith("sv_pipeline.") and not module.startswith("sv_pipeline.table."):
+            names.append(f"{module.rsplit('.', 1)[1]}.{frame.f_code.co_name}")
+        frame = frame.f_back  # type: ignore[assignment]
+    return " < ".join(names)
 
 
 def build(folder: Path, n_supervoxels: int) -> Dataset:
@@ -95,7 +168,9 @@ def build(folder: Path, n_supervoxels: int) -> Dataset:
         "graph_config": {"CHUNK_SIZE": [CHUNK] * 3},
     }
     dataset = register(parse_config(content), str(folder / "home"))
-    ingest(dataset)
+    if not (folder / "ingested").exists():
+        ingest(dataset)
+        (folder / "ingested").touch()
     return dataset
 
 
@@ -118,17 +193,21 @@ def choose(
     return np.concatenate([one[first], other[first]]) if len(first) else None
 
 
-def run(graph: ChunkedGraph, cells: np.ndarray, n_edits: int) -> list[Measured]:
+def run(
+    graph: ChunkedGraph, cells: np.ndarray, n_edits: int, kinds: Sequence[str] = KINDS, *, fresh: bool = False
+) -> list[Measured]:
     """Requests for merges, splits and supervoxel splits in turn; the same every time, if edits do the same."""
     volume = graph.fork.open()
     rng = np.random.default_rng(0)
     found = []
     for i in range(n_edits):
-        wanted = KINDS[i % 3]
+        wanted = kinds[i % len(kinds)]
         pair = choose(graph, volume, cells, wanted, rng)
         if pair is None:
             continue
         sides = [Points.of(coordinates=pair[k : k + 1]) for k in range(2)]
+        if fresh:
+            forget_hints()
         started, requests = time.perf_counter(), graph.table.round_trips
         try:
             if wanted == "merge":
@@ -160,16 +239,27 @@ def measure(dataset: Dataset, folder: Path, arguments: argparse.Namespace, backe
     ]
     with np.load(folder / "cells.npz") as file:
         cells = file["segmentation"]
-    results = []
-    for delay in (0.0, arguments.delay_ms / 1000):
+    results, delay = [], arguments.delay_ms / 1000
+    for seconds in (delay,) if arguments.trace else (0.0, delay):
         dataset.fork.create(recreate=True, force=True)
         name = f"t{uuid.uuid4().hex[:12]}"
         table: Table = SqliteTable(name, folder) if backend == "sqlite" else BigtableTable(name, "project", "instance")
         table.create()
         table.mutate(rows)
         floor = one_request(table)
-        results.append((run(open_chunked_graph(slowed_down(table, delay)), cells, arguments.edits), floor))
+        if arguments.trace:
+            trace: list[Sent] = []
+            graph = open_chunked_graph(slowed_down(table, seconds, trace))
+            for _ in range(2):  # the first edit of a process loads modules
+                started = len(trace), time.perf_counter()
+                edit = run(graph, cells, 1, [arguments.trace], fresh=arguments.fresh)[0]
+            print_trace(edit, trace[started[0] :], delay)
+        else:
+            graph = open_chunked_graph(slowed_down(table, seconds))
+            results.append((run(graph, cells, arguments.edits, fresh=arguments.fresh), floor))
         table.drop()
+    if arguments.trace:
+        return
     (plain, floor), (slow, _) = results
     by_kind: dict[str, list[tuple[float, int, float]]] = defaultdict(list)
     for a, b in zip(plain, slow, strict=True):
@@ -187,15 +277,34 @@ def measure(dataset: Dataset, folder: Path, arguments: argparse.Namespace, backe
         )
 
 
+def print_trace(edit: Measured, trace: list[Sent], delay: float) -> None:
+    """Print the requests of an edit, which came last, in the order in which they were sent."""
+    ended = max(one.ended for one in trace)
+    began = ended - edit.seconds
+    mine = sorted((one for one in trace if one.began >= began - delay / 2), key=lambda one: one.began)
+    print(f"{edit.kind}: {len(mine)} requests in {edit.seconds / delay:.1f} delays")
+    threads: dict[str, int] = {}
+    for one in mine:
+        thread = threads.setdefault(one.thread, len(threads))
+        when = f"{(one.began - began) / delay:5.2f} - {(one.ended - began) / delay:5.2f}"
+        print(f"{when}  t{thread:<2} {one.method:<21} {one.what:<90} {one.sender}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--supervoxels", type=int, nargs="+", default=(1600, 5400))
     parser.add_argument("--edits", type=int, default=60)
     parser.add_argument("--delay-ms", type=float, default=10)
     parser.add_argument("--bigtable", action="store_true")
+    parser.add_argument("--trace", choices=KINDS)
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
     for n_supervoxels in arguments.supervoxels:
-        with tempfile.TemporaryDirectory() as name:
+        kept = None if arguments.folder is None else arguments.folder / str(n_supervoxels)
+        if kept is not None:
+            kept.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() if kept is None else nullcontext(str(kept)) as name:
             dataset = build(Path(name), n_supervoxels)
             graph = dataset.graph
             n = len(np.unique(dataset.fork.open().read().result()))

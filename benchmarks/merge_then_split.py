@@ -22,7 +22,7 @@ import tensorstore as ts
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import voxel_cut
+import voxel_cut_cases
 
 from sv_pipeline import edits
 from sv_pipeline.config import parse_config
@@ -86,7 +86,7 @@ def split(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=voxel_cut.DATA, help="folder of fib_250.npz")
+    parser.add_argument("--data", type=Path, default=voxel_cut_cases.DATA, help="folder of fib_250.npz")
     parser.add_argument("--chunk", type=int, nargs=3, default=(64, 64, 64))
     parser.add_argument("--pairs", type=int, default=193)
     parser.add_argument("--isolating", action="store_true", help="allow cuts that cut off nothing but the points")

@@ -22,7 +22,7 @@ from scipy.ndimage import find_objects
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import voxel_cut
+import voxel_cut_cases
 
 from sv_pipeline import edits
 from sv_pipeline.config import parse_config
@@ -60,7 +60,7 @@ class Outcome:
     new_supervoxels: int = 0
 
 
-def run(dataset: Dataset, case: voxel_cut.Case, corner: np.ndarray) -> Outcome:
+def run(dataset: Dataset, case: voxel_cut_cases.Case, corner: np.ndarray) -> Outcome:
     """Split one supervoxel, and measure."""
     graph, volume = dataset.graph, dataset.fork.open()
     seeds = [points + corner for points in (case.source, case.sink)]
@@ -83,7 +83,7 @@ def run(dataset: Dataset, case: voxel_cut.Case, corner: np.ndarray) -> Outcome:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=voxel_cut.DATA, help="folder of fib_250.npz")
+    parser.add_argument("--data", type=Path, default=voxel_cut_cases.DATA, help="folder of fib_250.npz")
     parser.add_argument("--chunk", type=int, nargs=3, default=(64, 64, 64))
     parser.add_argument("--seeds", type=int, default=1, help="of each side")
     parser.add_argument("--cases", type=int, default=64)
@@ -95,7 +95,7 @@ def main() -> None:
     cases = [
         case
         for half in (False, True)
-        for case in voxel_cut.straddling_cases(options.data, options.seeds, options.cases, held_out=half)
+        for case in voxel_cut_cases.straddling_cases(options.data, options.seeds, options.cases, held_out=half)
         if options.only in (None, case.name)
     ]
     with tempfile.TemporaryDirectory() as name:

@@ -47,7 +47,9 @@ from sv_pipeline.segmentation.base.populate import finish_populate, populate_pla
 from sv_pipeline.segmentation.fork.commit import EditCommit
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import ocdbt
+from sv_pipeline.storage.context import uncached_context
 from sv_pipeline.storage.precomputed import create_volume, open_volume
+from sv_pipeline.storage.reading import read_box
 
 SHAPE = (512, 512, 64)
 OFFSET = (1000, 2000, 300)
@@ -148,7 +150,7 @@ def split(folder: str, options: argparse.Namespace, given: dict[str, Any]) -> di
     before = stored(folder)
     with step("read"):
         generation = Fork(folder, "g").generation()
-        segmentation = Fork(folder, "g").open(version=generation)[box.slices].read(order="F").result()
+        segmentation = read_box(Fork(folder, "g").open(version=generation, context=uncached_context())[box.slices])
     with step("mask"):
         mask = member_mask(segmentation, members)
     with step("voxel_cut"):
@@ -179,7 +181,7 @@ def split(folder: str, options: argparse.Namespace, given: dict[str, Any]) -> di
     with step("commit"):
         storage = ChunkGrid(box, tuple(options.storage_chunk))
         chunks = plan.changed_chunks(segmentation, new_ids, storage)
-        result = Fork(folder, "g").commit(EditCommit(1, chunks, generation, 0, "benchmark"))
+        result = Fork(folder, "g").commit(EditCommit(1, chunks, generation, 0, "benchmark", chunks.boxes))
     written = stored(folder) - before
     return {
         "object_voxels": len(plan.voxels),

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sv_pipeline"
 FLOORS = """
-    redaction progress failpoints moved backoff wording
+    redaction progress failpoints helper_threads moved backoff wording
     errors
     environment json_texts
     waiting patience processes memory defects ids yaml_files grid

@@ -197,7 +197,7 @@ def test_bad_points_are_refused_with_a_reason_and_change_nothing(untouched: Open
 
 def state(graph: OpenGraph) -> tuple[object, ...]:
     """All rows but those of operations, their counter, and the generation of the fork."""
-    rows = {key: row for key, row in dump(graph.dataset.table).items() if not key.startswith((b"000", b"ioperations"))}
+    rows = {key: row for key, row in dump(graph.dataset.table).items() if not key.startswith((b"000", b"i"))}
     return rows, graph.dataset.fork.generation()
 
 

@@ -175,7 +175,7 @@ class World:
     def state(self) -> tuple[object, ...]:
         """All rows, those of refused operations aside, and the generation of the fork."""
         rows = dump(self.graph.dataset.table)
-        kept = {key: row for key, row in rows.items() if not key.startswith((b"000", b"ioperations"))}
+        kept = {key: row for key, row in rows.items() if not key.startswith((b"000", b"i"))}
         return kept, self.graph.dataset.fork.generation()
 
 

@@ -293,17 +293,20 @@ def _pieces(member: IntArray, sides: Sides, places: tuple[IntArray, ...]) -> tup
     shape = tuple(int(p.max()) - low + 1 for p, low in zip(places, lows, strict=True))
     inside = np.ravel_multi_index(tuple(p - low for p, low in zip(places, lows, strict=True)), shape, order="F")
     packed = member * 256 + sides
-    names, codes = np.unique(packed, return_inverse=True)
-    kind = np.uint16 if len(names) < 1 << 16 else np.uint32
+    used = np.zeros(256 * (int(member.max(initial=0)) + 1), np.bool_)
+    used[packed] = True
+    kind = np.uint16 if np.count_nonzero(used) < 1 << 16 else np.uint32
     dense = np.zeros(int(np.prod(shape)), kind)
-    dense[inside] = (codes + 1).astype(kind)
+    dense[inside] = np.cumsum(used).astype(kind)[packed]
     found = cc3d.connected_components(dense.reshape(shape, order="F"), connectivity=26, out_dtype=np.uint32)
-    raw = found.ravel(order="F")[inside]
-    _, first, piece = np.unique(raw, return_index=True, return_inverse=True)
+    del dense
+    raw = found.ravel(order="F")[inside].astype(np.int64) - 1  # components are numbered from 1 without gaps
+    first = np.empty(int(raw.max(initial=-1)) + 1, np.int64)
+    first[raw[::-1]] = np.arange(len(raw) - 1, -1, -1)  # the last value that is assigned to an element stays
     order = np.argsort(first)
     rank = np.empty(len(first), np.uint32)
     rank[order] = np.arange(len(first), dtype=np.uint32)
-    return rank[piece], first[order].astype(np.int64)
+    return rank[raw], first[order]
 
 
 def _assemble(

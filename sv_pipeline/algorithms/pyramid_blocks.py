@@ -29,7 +29,7 @@ import numpy.typing as npt
 from sv_pipeline.algorithms.box_arrays import clip, joined, parts_by_chunk, volumes
 from sv_pipeline.grid import Box
 
-__all__ = ["PIECES", "MipLevel", "PyramidBlock", "PyramidGeometry", "plan_blocks", "split_to_budget"]
+__all__ = ["BYTES_PER_VOXEL", "PIECES", "MipLevel", "PyramidBlock", "PyramidGeometry", "plan_blocks", "split_to_budget"]
 
 BYTES_PER_VOXEL = 8
 COPIES_WHOLE = 3.5

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from sv_pipeline.algorithms.components import find, unique_rows
+from sv_pipeline.algorithms.components import find
 from sv_pipeline.algorithms.fragments import BoolArray, FragmentPlan, IntArray
 from sv_pipeline.algorithms.voxel_blocks import Labels
 from sv_pipeline.errors import InputError
@@ -30,6 +30,10 @@ FloatArray = npt.NDArray[np.float64]
 
 _DIRECTIONS = tuple(d for d in product((-1, 0, 1), repeat=3) if any(d))
 _ROWS_AT_ONCE = 1 << 21
+_VOXELS_AT_ONCE = 1 << 15
+"""Number of voxels whose neighbours are looked at in one go; what this needs stays in the processor's cache."""
+_OUTSIDE = np.uint32(0xFFFFFFFF)
+"""Stands for a voxel outside the box, among rows of nodes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,35 +119,36 @@ class SplitGeometry:
     @cached_property
     def _measured(self) -> tuple[NodeContacts, BoolArray]:
         """Contacts, and a mask of the plan's voxels that lie at the surface of their node."""
-        plan, shape = self.plan, self.plan.box.shape
+        plan = self.plan
         order: Literal["F", "C"] = "F" if self._segmentation.flags.f_contiguous else "C"
         values = self._segmentation.ravel(order=order)
         steps = np.array(self._segmentation.strides) // self._segmentation.itemsize
-        places = np.unravel_index(plan.voxels, shape, order="F")
-        flat = np.ravel_multi_index(places, shape, order=order)
-        nodes = np.zeros(values.shape, np.uint32)
-        nodes[flat] = plan.node_of_voxel + 1
+        places = np.unravel_index(plan.voxels, plan.box.shape, order="F")
         own = plan.node_of_voxel + 1
-        borders = [(p == 0, p == n - 1) for p, n in zip(places, shape, strict=True)]
+        nodes, inner = _with_margin(places, own, plan.box.shape, order)
+        inner_steps = np.array(nodes.strides) // nodes.itemsize
+        flat_nodes = nodes.ravel(order=order)
+        flat = np.ravel_multi_index(places, plan.box.shape, order=order)
         del places
         surface = np.zeros(len(flat), np.bool_)
         found = []
-        for direction in _DIRECTIONS:
-            is_face = int(np.abs(direction).sum()) == 1
-            inside = _not_leaving(borders, direction)
-            target = flat + int(np.dot(direction, steps))
-            target = target if inside is None else np.where(inside, target, flat)
-            other = nodes[target]
-            differs = np.flatnonzero(other != own)
-            if is_face:
-                surface[differs] = True
-                if inside is not None:
-                    surface |= ~inside
-            other, target = other[differs], target[differs]
-            ids = np.where(other > 0, plan.nodes[np.maximum(other, 1).astype(np.int64) - 1], values[target])
-            found.append(_runs(own[differs], ids, is_face))
+        for start in range(0, len(flat), _VOXELS_AT_ONCE):
+            part = slice(start, start + _VOXELS_AT_ONCE)
+            for direction in _DIRECTIONS:
+                is_face = int(np.abs(direction).sum()) == 1
+                other = flat_nodes[inner[part] + int(np.dot(direction, inner_steps))]
+                differs = np.flatnonzero(other != own[part])
+                if is_face:
+                    surface[part][differs] = True
+                differs = differs[other[differs] != _OUTSIDE]
+                other = other[differs]
+                target = np.where(other > 0, 0, flat[part][differs] + int(np.dot(direction, steps)))
+                ids = np.where(other > 0, plan.nodes[np.maximum(other, 1).astype(np.int64) - 1], values[target])
+                found.append(_runs(own[part][differs], ids, is_face))
+        del nodes, flat_nodes, inner, flat
         one, other_ids, faces = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return _summed(plan.nodes[one.astype(np.int64) - 1], other_ids, faces, plan.nodes), surface
+        del found
+        return _summed(one.astype(np.int64) - 1, other_ids, faces, plan.nodes), surface
 
     # -- distances ----------------------------------------------------------------------------------------------------
 
@@ -259,11 +264,33 @@ def _minimum(values: FloatArray, owner: IntArray, n: int) -> FloatArray:
     return np.asarray(np.minimum.reduceat(values, np.searchsorted(owner, np.arange(n))), np.float64)
 
 
-def _not_leaving(borders: list[tuple[BoolArray, BoolArray]], direction: tuple[int, ...]) -> BoolArray | None:
-    """Return which voxels have a neighbour in a direction; None if all have."""
-    leaving = [at[0] if step < 0 else at[1] for at, step in zip(borders, direction, strict=True) if step]
-    leaving = [mask for mask in leaving if mask.any()]
-    return ~np.logical_or.reduce(leaving) if leaving else None
+def _with_margin(
+    places: tuple[IntArray, ...], own: npt.NDArray[np.uint32], shape: tuple[int, int, int], order: Literal["F", "C"]
+) -> tuple[npt.NDArray[np.uint32], IntArray]:
+    """Return an array around voxels in which each of them has all its neighbours.
+
+    Parameters
+    ----------
+    places, own
+        Positions of the voxels in a box of this shape, one array for each axis, and their values.
+    shape
+        Shape of the box.
+
+    Returns
+    -------
+    (array, inner)
+        The values of the voxels, ``_OUTSIDE`` beyond the box, and 0 elsewhere; and the index of each voxel in it.
+    """
+    low = [int(p.min()) - 1 for p in places]
+    size = tuple(int(p.max()) + 2 - a for p, a in zip(places, low, strict=True))
+    array = np.zeros(size, np.uint32, order=order)
+    for axis in range(3):
+        across = np.moveaxis(array, axis, 0)
+        across[: -low[axis] if low[axis] < 0 else 0] = _OUTSIDE
+        across[shape[axis] - low[axis] :] = _OUTSIDE
+    inner = np.ravel_multi_index(tuple(p - a for p, a in zip(places, low, strict=True)), size, order=order)
+    array.ravel(order=order)[inner] = own
+    return array, np.asarray(inner, np.int64)
 
 
 def _runs(
@@ -277,14 +304,17 @@ def _runs(
     return own[starts], ids[starts], lengths if count else np.zeros(len(starts), np.int64)
 
 
-def _summed(one: UInt64Array, other: UInt64Array, faces: IntArray, nodes: UInt64Array) -> NodeContacts:
-    """Sum the faces of each pair. Contacts of two nodes of the plan were counted from both sides."""
-    pairs = np.stack([np.minimum(one, other), np.maximum(one, other)], axis=1)
-    names, codes = np.unique(pairs, return_inverse=True)
-    codes = codes.reshape(pairs.shape).astype(np.int64)
-    _, first, group = np.unique(codes[:, 0] * len(names) + codes[:, 1], return_index=True, return_inverse=True)
-    unique = pairs[first]
-    totals = np.bincount(group, weights=faces, minlength=len(first)).astype(np.int64)
-    twice = np.isin(unique, nodes).all(axis=1)
-    order = unique_rows(unique[:, 0], unique[:, 1])
-    return NodeContacts(unique[order], np.where(twice, totals // 2, totals)[order])
+def _summed(rows: IntArray, ids: UInt64Array, faces: IntArray, nodes: UInt64Array) -> NodeContacts:
+    """Sum the faces of each pair of a row of ``nodes`` and an id.
+
+    Contacts of two nodes of the plan were counted from both sides.
+    """
+    # There are few names and pairs, but many contacts: np.unique does not sort them if it has to return no indices.
+    names = np.union1d(nodes, np.unique(ids))
+    one, other = find(names, nodes)[rows], find(names, ids)
+    contacts = np.minimum(one, other) * len(names) + np.maximum(one, other)
+    packed = np.unique(contacts)
+    totals = np.bincount(np.searchsorted(packed, contacts), weights=faces, minlength=len(packed)).astype(np.int64)
+    pairs = names[np.stack(np.divmod(packed, len(names)), axis=1)]
+    twice = np.isin(pairs, nodes).all(axis=1)
+    return NodeContacts(pairs, np.where(twice, totals // 2, totals))

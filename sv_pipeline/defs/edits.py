@@ -138,8 +138,11 @@ def preview(context: dg.OpExecutionContext, pipeline: PipelineResource, config: 
             return
         found = graph.preview_split(config.source, config.sink, **config.options)
         metadata = {**pictures(cut=lambda: found.picture(width=DIALOG_WIDTH)), **numbers(found.numbers)}
-    if found.doubt is not None:
-        context.log.warning("%s", found.doubt)
+    if (doubt := found.doubt) is not None:
+        context.log.warning("%s", doubt)
+        if doubt.place is not None:
+            place = doubt.place
+            metadata |= viewer_links(lambda: viewer_link(graph.dataset, position=place), "view the doubtful place")
     if not found.legal:
         raise dg.Failure(
             description=f"the split would be refused: {found.numbers['message']}",

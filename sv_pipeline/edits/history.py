@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from sv_pipeline.arguments import parse_user
 from sv_pipeline.edits.activated_edges import edges_activated_by
@@ -80,6 +81,19 @@ class RevertRequest:
     def request(self) -> Self:
         """The edit itself, which holds its whole request."""
         return self
+
+    @property
+    def new_per_chunk(self) -> int:
+        """One if edges become active, which joins nodes; else two."""
+        return 1 if self.activate else 2
+
+    def chunks(self, graph: ChunkedGraph) -> npt.NDArray[np.int64]:
+        """Return the layer 2 chunks of the ends of the edges; coordinates of shape (n, 3)."""
+        return np.unique(graph.layout.coordinates(self.supervoxels), axis=0)
+
+    def box(self, _graph: ChunkedGraph) -> Box | None:
+        """Return None: the plan looks around supervoxels, not voxels."""
+        return None
 
     def prepare(self, graph: ChunkedGraph) -> Self:
         """Leave out edges of supervoxels that were split since; raise EditRefused if none is left."""
@@ -255,6 +269,13 @@ class _FragmentsJoined:
     """The undo of a split of supervoxels, as an :class:`~sv_pipeline.edits.session.Edit`."""
 
     request: UndoOfSplit
+    new_per_chunk = 1
+
+    def chunks(self, graph: ChunkedGraph) -> npt.NDArray[np.int64]:
+        return np.unique(graph.layout.coordinates(self.request.record[:, 1]), axis=0)
+
+    def box(self, _graph: ChunkedGraph) -> Box | None:
+        return None
 
     def prepare(self, graph: ChunkedGraph) -> Self:
         if replaced(graph, self.request.record[:, 1]).any():

@@ -29,12 +29,15 @@ __all__ = [
     "check_distance",
     "check_options",
     "check_points",
+    "chunks_of_points",
     "log_cells",
     "offset_of",
     "options_of",
     "region_of",
     "user_or_default",
 ]
+
+IntArray = npt.NDArray[np.int64]
 
 MAX_POINTS = 1000
 """Largest number of points on one side of a request."""
@@ -297,6 +300,18 @@ def offset_of(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> tupl
     return _parse_offset(
         graph.meta.custom_data.get("split_bounding_offset", SPLIT_BOUNDING_OFFSET) if offset is None else offset
     )
+
+
+def chunks_of_points(graph: ChunkedGraph, request: MergeRequest | SplitRequest) -> IntArray:
+    """Return the distinct layer 2 chunks of the points that lie in the graph; coordinates of shape (n, 3)."""
+    found = [np.zeros((0, 3), np.int64)]
+    for points in (request.sources, request.sinks):
+        if points.coordinates is not None:
+            found.append(graph.grid.chunk_of(points.coordinates))
+        else:
+            found.append(graph.layout.coordinates(points.ids[graph.layout.layers(points.ids) == 1]))
+    chunks = np.unique(np.concatenate(found), axis=0)
+    return chunks[((chunks >= 0) & (chunks < np.asarray(graph.grid.shape(2)))).all(axis=1)]
 
 
 def region_of(graph: ChunkedGraph, request: MergeRequest | SplitRequest, margin: npt.ArrayLike | None = None) -> Box:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Generic, Protocol, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from sv_pipeline.edits.plan.edit_plan import EditPlan
 from sv_pipeline.edits.plan.roots import RequestOfPoints, RequestRoots
@@ -23,14 +25,20 @@ from sv_pipeline.edits.requests import (
     SplitRequest,
     check_options,
     check_points,
+    chunks_of_points,
     log_cells,
     offset_of,
     options_of,
+    region_of,
 )
 from sv_pipeline.edits.write.commit import CommittedEdit, commit, logical_time
+from sv_pipeline.edits.write.early_ids import EarlyIds
 from sv_pipeline.edits.write.locking import EditLocks, LockPatience, lock_roots
 from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.grid import Box
+from sv_pipeline.helper_threads import Helpers
+from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.pair import fitting
 from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.operations.standing import end_early
@@ -85,6 +93,19 @@ class Edit(Protocol):
         """The request of the user."""
         ...
 
+    @property
+    def new_per_chunk(self) -> int:
+        """Number of new nodes that the edit probably makes in each chunk above its points."""
+        ...
+
+    def chunks(self, graph: ChunkedGraph) -> npt.NDArray[np.int64]:
+        """Return the layer 2 chunks of the points, as far as known; coordinates of shape (n, 3)."""
+        ...
+
+    def box(self, graph: ChunkedGraph) -> Box | None:
+        """Return the box of voxels whose edges the plan reads first; None if that is not known beforehand."""
+        ...
+
     def prepare(self, graph: ChunkedGraph) -> Self:
         """Return the edit with a complete request; raise EditRefused where that is clear without locks. Reads only."""
         ...
@@ -122,39 +143,31 @@ def run_edit(
         # This comes before the points are looked up: in the fork of another graph they mean something else.
         identity = fitting(graph)
         edit = edit.prepare(graph)
-        found = RequestRoots(graph, edit.request)
-        return _edit_under_locks(graph, edit, resumption.row, found, patience, lambda: identity, resumption)
+        found = RequestRoots(graph, edit.request, edit.box(graph))
+        return _edit_under_locks(graph, edit, resumption.row, found, patience, lambda: identity, resumption=resumption)
     check_options(edit.request)
     with ExitStack() as living:
-        looking = living.enter_context(ThreadPoolExecutor(1)).submit(fitting, graph)
-
-        tell = _TELL.get()
-
-        def begin(cells: list[SetCell], options: dict[str, Any]) -> OperationRow:
-            row = OperationRow.create(graph.table, cells, options)
-            living.enter_context(row.own.beating())
-            tell(row.operation_id)
-            return row
-
-        with ThreadPoolExecutor(1) as pool:
-            begun = pool.submit(begin, edit.log(graph), options_of(edit.request))
-            early: BaseException | None = None
-            roots: RequestRoots | None = None
-            try:
-                edit = edit.prepare(graph)
-                roots = RequestRoots(graph, edit.request)
-            except BaseException as error:  # noqa: BLE001 - raised again once there is a row that can be ended
-                early = error
-            row = begun.result()
+        looking = living.enter_context(Helpers()).submit(fitting, graph)
+        begun = _Beginning(graph, edit, living)
+        early: BaseException | None = None
+        roots: RequestRoots | None = None
+        try:
+            edit = edit.prepare(graph)
+            roots = RequestRoots(graph, edit.request, edit.box(graph))
+        except BaseException as error:  # noqa: BLE001 - raised again once there is a row that can be ended
+            early = error
+        row = begun.row
         if early is not None:
+            begun.wait()
             early = _misfit_or(looking, early)
             if not isinstance(early, EditRefused):
                 raise end_early(graph, row, early, writing=False)
         try:
             if roots is None:
                 raise early or AssertionError
-            return _edit_under_locks(graph, edit, row, roots, patience, looking.result)
+            return _edit_under_locks(graph, edit, row, roots, patience, looking.result, begun=begun)
         except EditRefused as error:
+            begun.wait()
             refusal = _misfit_or(looking, error)
             refusal.operation_id = row.operation_id
             row.refuse(refusal)
@@ -162,6 +175,55 @@ def run_edit(
             if refusal is not error:
                 raise refusal from error
             raise
+
+
+class _Beginning:
+    """The first requests of a new operation, which are sent while its points are looked up."""
+
+    def __init__(self, graph: ChunkedGraph, edit: Edit, living: ExitStack) -> None:
+        self._graph, self._living, self._tell = graph, living, _TELL.get()
+        pool = living.enter_context(Helpers())
+        self._numbered = pool.submit(self._number, edit.chunks(graph), edit.new_per_chunk)
+        self._stored = pool.submit(self._store, edit.log(graph), options_of(edit.request))
+        self._looked = pool.submit(self._look)
+        self._per_chunk = edit.new_per_chunk
+        self._near = EarlyIds()
+
+    @property
+    def row(self) -> OperationRow:
+        """The rows of the operation, as soon as it has a number; they may not be written yet."""
+        return self._numbered.result()[0]
+
+    def wait(self) -> None:
+        """Wait until the rows of the operation are written."""
+        self._stored.result()
+
+    def end(self) -> None:
+        """Wait until nothing more is sent, whether it has succeeded or not."""
+        for future in (self._stored, self._looked):
+            future.exception()
+
+    def reserve_near(self, chunks: npt.NDArray[np.int64]) -> None:
+        """Reserve ids in layer 2 chunks, coordinates of shape (n, 3), and above them, where there are none yet."""
+        self._near = EarlyIds.reserve(self._graph, chunks, self._per_chunk, self._numbered.result()[1])
+
+    def ids(self) -> EarlyIds:
+        """Return the ids that are reserved for new nodes."""
+        return self._looked.result().joined(self._near)
+
+    def _number(self, chunks: npt.NDArray[np.int64], per_chunk: int) -> tuple[OperationRow, EarlyIds]:
+        ids = EarlyIds.with_operation(self._graph, chunks, per_chunk)
+        return OperationRow.numbered(self._graph.table, ids.operation_id), ids
+
+    def _store(self, cells: list[SetCell], options: dict[str, Any]) -> None:
+        self.row.store(cells, options)
+        self._living.enter_context(self.row.own.beating())
+        self._tell(self.row.operation_id)
+
+    def _look(self) -> EarlyIds:
+        _, ids = self._numbered.result()
+        ids.look(self._graph)
+        return ids
 
 
 def _misfit_or(looking: Future[str | None], error: AnyError) -> AnyError | EditRefused:
@@ -180,15 +242,17 @@ def _edit_under_locks(
     roots: RequestRoots,
     patience: LockPatience | None,
     paired: Callable[[], str | None],
+    *,
     resumption: Resumption | None = None,
+    begun: _Beginning | None = None,
 ) -> CommittedEdit:
     held: EditLocks | None = None
     patience = patience or LockPatience()
     try:
         expiry = graph.meta.graph_config.ROOT_LOCK_EXPIRY
         reach("lock")
-        with ThreadPoolExecutor(1) as pool:
-            looking = pool.submit(roots.look_at_roots)
+        with Helpers() as pool:
+            looking = pool.submit(roots.look_further)
             held = lock_roots(
                 graph.table,
                 row.operation_id,
@@ -200,30 +264,52 @@ def _edit_under_locks(
             )
         with held:
             looking.result()
+            if begun is not None:
+                begun.wait()
             reach("locked")
-            with ThreadPoolExecutor(1) as pool:
-                locking = pool.submit(held.locked_at)
+            with _errors_only_under(held), Helpers() as pool:
+                locking = [pool.submit(held.locked_at)]
+                reserving = None if begun is None else pool.submit(begun.reserve_near, roots.chunks_near())
                 cache = roots.read_again()
-            identity = paired()
-            lock_chunks = partial(held.lock_chunks, patience=patience)
-            plan = edit.plan(Workspace(graph, cache, roots.current, roots.root_of, lock_chunks))
-            locked_at = held.locked_at() if len(held.chunks) else locking.result()
+                if reserving is not None:
+                    reserving.result()
+                identity = paired()
+
+                def lock_chunks(chunks: UInt64Array, names: list[str]) -> None:
+                    held.lock_chunks(chunks, names, patience)
+                    locking.append(pool.submit(held.locked_at))
+
+                plan = edit.plan(Workspace(graph, cache, roots.current, roots.root_of, lock_chunks))
+                locked_at = locking[-1].result()
             reach("planned")
             latest = cache.latest() if resumption is None else max(cache.latest(), resumption.after)
             timestamp = logical_time(locked_at, latest)
             inherited = None if resumption is None else resumption.inherited
             with doing(f"writes operation {row.operation_id} of graph {graph.graph_id}"):
                 user, cells = edit.request.user, edit.log(graph)
-                return commit(graph, held, row, plan, timestamp, user, cells, inherited, identity)
+                ids = None if begun is None else begun.ids()
+                return commit(graph, held, row, plan, timestamp, user, cells, inherited, identity, ids)
     except EditRefused:
         raise
     except BaseException as error:
+        if begun is not None:
+            begun.end()
         if resumption is not None:
             log.exception("operation %d could not be made again", row.operation_id)
             raise
         ended = end_early(graph, row, error, writing=held is not None and held.keep)
         if ended is not error:
             raise ended from error
+        raise
+
+
+@contextmanager
+def _errors_only_under(held: EditLocks) -> Iterator[None]:
+    """Raise OwnershipLostError in place of any error if the locks are lost: what was read without them may be mixed."""
+    try:
+        yield
+    except Exception:
+        held.check()
         raise
 
 
@@ -244,6 +330,19 @@ class EditOfPoints(Generic[Checked]):
     request: Checked
     volume: Any = None
     """The graph's segmentation at mip 0, a TensorStore; needed where points have to be looked up."""
+
+    @property
+    def new_per_chunk(self) -> int:
+        """Two for a split, which makes two objects of one; one for a merge."""
+        return 1 if isinstance(self.request, MergeRequest) else 2
+
+    def chunks(self, graph: ChunkedGraph) -> npt.NDArray[np.int64]:
+        """Return the layer 2 chunks of the points that lie in the graph; coordinates of shape (n, 3)."""
+        return chunks_of_points(graph, self.request)
+
+    def box(self, graph: ChunkedGraph) -> Box | None:
+        """Return the box of voxels around the points."""
+        return region_of(graph, self.request)
 
     def prepare(self, graph: ChunkedGraph) -> Self:
         """Look up the supervoxels of the points, and check the request as far as that needs no root."""

@@ -6,8 +6,6 @@ supervoxels is replaced. A valid edge is active if its ends have the same ancest
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import numpy.typing as npt
 
@@ -16,6 +14,7 @@ from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.errors import CorruptionError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edge_files import read_edges_many, usable
+from sv_pipeline.helper_threads import Helpers
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import (
@@ -54,6 +53,8 @@ _SPLIT_COLUMNS = (
 
 def replaced(graph: ChunkedGraph, supervoxels: UInt64Array) -> BoolArray:
     """Return which supervoxels were split into others, shape (n,)."""
+    if not len(supervoxels):
+        return np.zeros(0, np.bool_)
     row_keys = keys.node_keys(supervoxels)
     rows = graph.table.read_rows(row_keys, [NEW_IDS.key], newest_only=True)
     return np.array([key in rows for key in row_keys], np.bool_)
@@ -71,7 +72,7 @@ def read_edges_of_chunks(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64]
         The edges, each pair once, smaller id first, without loops; and the time of the newest cell that was read, in
         milliseconds.
     """
-    with ThreadPoolExecutor(2) as pool:
+    with Helpers() as pool:
         reading = pool.submit(read_timed_edges_of_edits, graph, coordinates)
         files = [usable(file) for file in read_edges_many(graph.edges_url, coordinates)]
         parts = [part for file in files for part in (file.in_, file.between, file.cross)]

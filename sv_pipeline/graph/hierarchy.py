@@ -18,6 +18,7 @@ from sv_pipeline.algorithms.components import find
 from sv_pipeline.arguments import is_whole, parse_count
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.layers import LayeredEdges, newest_of_reruns
+from sv_pipeline.graph.parent_hints import hints_of
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import (
@@ -91,7 +92,10 @@ def read_parents(graph: ChunkedGraph, ids: npt.ArrayLike, *, until: int | None =
     for row_keys in _key_blocks(ids):
         rows = graph.table.read_rows(row_keys, [PARENT.key], until=until, newest_only=True)
         parts.append(newest_ids(PARENT, rows, row_keys))
-    return np.concatenate(parts)
+    parents = np.concatenate(parts)
+    if until is None:
+        hints_of(graph.table).note(np.asarray(ids, np.uint64), parents)
+    return parents
 
 
 def read_children(graph: ChunkedGraph, ids: npt.ArrayLike, *, until: int | None = None) -> Ragged:

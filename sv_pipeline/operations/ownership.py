@@ -24,7 +24,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -32,7 +32,17 @@ from typing import NamedTuple
 from sv_pipeline.errors import CorruptionError, SvPipelineError
 from sv_pipeline.operations.refusal import OwnershipLostError
 from sv_pipeline.table import keys
-from sv_pipeline.table.interface import CellMatch, Change, ColumnKey, DeleteCells, RowView, SetCell, Table
+from sv_pipeline.table.interface import (
+    CellMatch,
+    Change,
+    ColumnKey,
+    ConditionalMutation,
+    DeleteCells,
+    RowMutation,
+    RowView,
+    SetCell,
+    Table,
+)
 
 __all__ = [
     "FIXED_TIME",
@@ -150,6 +160,41 @@ class Ownership:
         """Change the open row if it still belongs to this owner; raise OwnershipLostError if not."""
         with self._lock:
             self._change(changes)
+
+    def change_with(
+        self,
+        changes: Sequence[Change],
+        others: Sequence[RowMutation | ConditionalMutation],
+        send: Callable[[Sequence[RowMutation | ConditionalMutation]], list[bool]],
+    ) -> list[bool]:
+        """Change the open row as :meth:`change` does, and other rows at the same time, whoever is the owner.
+
+        Parameters
+        ----------
+        send
+            Sends all of these changes and returns the answers in their order, as `Table.at_once` does.
+
+        Returns
+        -------
+        list[bool]
+            The answers to the other changes.
+
+        Raises
+        ------
+        OwnershipLostError
+            If the open row belongs to another owner; the other changes may be made nevertheless.
+        """
+        with self._lock:
+            if self._lost:
+                raise self.lost_to(self.successor)
+            began = _now()
+            mine = ConditionalMutation(self.key, [CellMatch(OWNER, self.cell.value)], if_matched=changes)
+            answers = send([mine, *others])
+            if answers[0]:
+                self._confirmed = began
+            else:
+                self._change(changes)  # a beat or an answer was lost, or the operation
+            return answers[1:]
 
     def end(self) -> None:
         """Remove the open row if it still belongs to this owner, because nothing is left to do."""

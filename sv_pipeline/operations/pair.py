@@ -19,13 +19,13 @@ no row yet. If nothing is named (graphs of older versions, edits by other softwa
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
 from sv_pipeline.errors import CorruptionError, NotFoundError
+from sv_pipeline.helper_threads import Helpers
 from sv_pipeline.operations.log import OperationStatus
 from sv_pipeline.operations.ownership import FIXED_TIME, open_key
 from sv_pipeline.operations.refusal import EditRefused, Reason
@@ -48,7 +48,7 @@ __all__ = [
     "find_misfit",
     "fitting",
     "misfit_first",
-    "note_commit",
+    "note_of_commit",
     "restore_advice",
     "wrote",
 ]
@@ -117,10 +117,10 @@ def ensure_identity(table: Table) -> str:
     return found
 
 
-def note_commit(table: Table, operation_id: int, identity: str, generation: int) -> None:
-    """Store in the table which operation made a generation; of several, the latest generation is kept."""
+def note_of_commit(operation_id: int, identity: str, generation: int) -> RowMutation:
+    """Return the note in the table about which operation made a generation; the latest generation is kept."""
     committed = {"operation_id": operation_id, "identity": identity}
-    table.mutate([RowMutation(PAIR_ROW, [COMMITTED.set(committed, generation)])])
+    return RowMutation(PAIR_ROW, [COMMITTED.set(committed, generation)])
 
 
 def find_misfit(graph: HasBoth) -> Misfit | None:
@@ -149,7 +149,7 @@ def misfit_first(graph: HasBoth) -> Iterator[None]:
 
 def compare(graph: HasBoth) -> Compared:
     """Compare what the table and the fork state about themselves."""
-    with ThreadPoolExecutor(1) as pool:
+    with Helpers() as pool:
         reading = pool.submit(_fork_of, graph)
         row = _pair_row(graph.table)
         store, newest = reading.result()

@@ -41,6 +41,7 @@ from sv_pipeline.operations.half_written import read_half_written
 from sv_pipeline.operations.settled_table import SettledTable
 from sv_pipeline.storage.context import uncached_context
 from sv_pipeline.storage.ocdbt import Version
+from sv_pipeline.storage.reading import read_box
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import NEW_IDS, PARENT
 
@@ -172,7 +173,7 @@ class SettledGraph(ChunkedGraph):
             if asked is None:
                 asked = version or self.fork.generation()
                 generation.append(int(asked))
-            return np.asarray(self._fork(asked)[box.slices].read(order="F").result(), np.uint64)
+            return np.asarray(read_box(self._fork(asked)[box.slices]), np.uint64)
 
         voxels = self._live(read, until)
         return generation[0], voxels

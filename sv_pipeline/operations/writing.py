@@ -8,6 +8,7 @@ Our own data is never put into the log's row, because PyChunkedGraph reads that 
                              1:activated    all edges that a merge made active; kept for an undo
                              1:supervoxels  (old, new, side) of supervoxels that it replaced; kept for an undo
                              1:outcome      {"still_one_object": true} if a split separated nothing, which was allowed
+                             1:attempt      token of the owner that has written these three
 
 | status | meaning |
 | --- | --- |
@@ -24,23 +25,34 @@ import logging
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
 import zstandard
 
 from sv_pipeline.errors import CorruptionError
-from sv_pipeline.failpoints import reach
+from sv_pipeline.failpoints import reach, together
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.log import OperationStatus
 from sv_pipeline.operations.ownership import FIXED_TIME, Ownership, open_key
 from sv_pipeline.operations.refusal import EditRefused, OwnershipLostError
 from sv_pipeline.table import codecs, columns, counters, keys
 from sv_pipeline.table.columns import ArrayColumn, Column
-from sv_pipeline.table.interface import CellMatch, ColumnKey, DeleteCells, RowMutation, RowView, SetCell, Table
+from sv_pipeline.table.interface import (
+    CellMatch,
+    Change,
+    ColumnKey,
+    ConditionalMutation,
+    DeleteCells,
+    RowMutation,
+    RowView,
+    SetCell,
+    Table,
+)
 
 __all__ = [
     "IDENTITY",
@@ -50,6 +62,7 @@ __all__ = [
     "WRITES",
     "OperationRow",
     "Scope",
+    "made_rows",
     "own_key",
     "read_activated",
     "read_identity",
@@ -71,8 +84,12 @@ ACTIVATED: ArrayColumn[np.uint64] = ArrayColumn(ColumnKey("1", b"activated"), co
 SUPERVOXELS: ArrayColumn[np.uint64] = ArrayColumn(ColumnKey("1", b"supervoxels"), codecs.ArrayCodec("<u8", 3, True))
 OUTCOME: Column[Any] = Column(ColumnKey("1", b"outcome"), codecs.JsonCodec())
 IDENTITY: Column[str] = Column(ColumnKey("1", b"identity"), codecs.TextCodec())
+ATTEMPT: Column[str] = Column(ColumnKey("1", b"attempt"), codecs.TextCodec())
 OWN_PREFIX = b"sv_pipeline:op:"
 MAX_WRITE_SET_BYTES = 1 << 30
+
+
+_OF_ATTEMPT = (ATTEMPT.key, ACTIVATED.key, SUPERVOXELS.key, OUTCOME.key)
 
 
 def own_key(operation_id: int) -> bytes:
@@ -87,8 +104,7 @@ def new_identity() -> str:
 
 def without_plan(operation_id: int) -> RowMutation:
     """Delete what an attempt has stored in our own row about its undo and its outcome; the identity stays."""
-    noted = (ACTIVATED.key, SUPERVOXELS.key, OUTCOME.key)
-    return RowMutation(own_key(operation_id), [DeleteCells(column) for column in noted])
+    return RowMutation(own_key(operation_id), [DeleteCells(column) for column in _OF_ATTEMPT])
 
 
 @dataclass(frozen=True)
@@ -150,6 +166,12 @@ def write_set_in(row: RowView | None, operation_id: int) -> tuple[int, dict[Colu
         return int(value["timestamp"]), cells
     except (ValueError, KeyError, zstandard.ZstdError) as error:
         raise CorruptionError(f"the write set of operation {operation_id} cannot be read: {error}.") from error
+
+
+def made_rows(cells: Mapping[ColumnKey, Iterable[bytes]]) -> set[bytes]:
+    """Return the keys of the rows in a write set that the operation makes: those of new nodes and supervoxels."""
+    own = (b"children", b"former_ids")
+    return {key for column, found in cells.items() if column.qualifier in own for key in found}
 
 
 def scope_in(row: RowView | None, operation_id: int) -> Scope | None:
@@ -220,21 +242,31 @@ class OperationRow:
     """Identity of the operation, the same for all attempts; see `read_identity`."""
     seen: list[bytes] = field(default_factory=list, repr=False)
     """Value of the log's timestamp cell that this attempt read or wrote last; writes to the log depend on it."""
+    plans: list[Scope] = field(default_factory=list, repr=False)
+    """The scopes that this attempt has begun to store. If an answer was lost, they may be stored or not."""
 
     @classmethod
     def create(cls, table: Table, cells: Iterable[SetCell], options: dict[str, Any]) -> OperationRow:
         """Create an operation with a new id, and write its rows: cells of the request, and options without cells."""
-        operation_id = counters.new_operation_id(table)
-        row = cls(table, operation_id, Ownership(table, operation_id))
-        reach("create")
-        own = [row.own.cell, REQUEST.set(options, FIXED_TIME), IDENTITY.set(row.identity, FIXED_TIME)]
-        opened = RowMutation(row.own.key, own)
-        created = [columns.ROOTS.set(np.zeros(0, np.uint64)), *cells]
-        now = row._now()
-        table.mutate([opened, row._log(OperationStatus.CREATED, created, now)])
-        row.seen.append(columns.OPERATION_TIMESTAMP.encode(_datetime(now)))
-        reach("created")
+        row = cls.numbered(table, counters.new_operation_id(table))
+        row.store(cells, options)
         return row
+
+    @classmethod
+    def numbered(cls, table: Table, operation_id: int) -> OperationRow:
+        """Return the rows of a new operation, which are still to be written by :meth:`store`."""
+        return cls(table, operation_id, Ownership(table, operation_id))
+
+    def store(self, cells: Iterable[SetCell], options: dict[str, Any]) -> None:
+        """Write the rows of a new operation: the cells of its request, and its options that have no cells."""
+        reach("create")
+        own = [self.own.cell, REQUEST.set(options, FIXED_TIME), IDENTITY.set(self.identity, FIXED_TIME)]
+        opened = RowMutation(self.own.key, own)
+        created = [columns.ROOTS.set(np.zeros(0, np.uint64)), *cells]
+        now = self._now()
+        self.table.mutate([opened, self._log(OperationStatus.CREATED, created, now)])
+        self.seen.append(columns.OPERATION_TIMESTAMP.encode(_datetime(now)))
+        reach("created")
 
     @property
     def owner(self) -> str:
@@ -252,6 +284,10 @@ class OperationRow:
     def _end(self, text: str) -> None:
         try:
             self.own.check()
+            if self.plans:
+                # Chunks in the log of an operation that has ended would look like those of a dead worker of other
+                # software.
+                self.forget_plan()
             self.say_how_it_ended(text)
         except OwnershipLostError as lost:
             log.warning("%s", lost)  # the new owner ends the operation
@@ -274,7 +310,11 @@ class OperationRow:
         *,
         still_one_object: bool = False,
     ) -> None:
-        """Store scope and write set, then WRITE_STARTED in the log; called before the first indefinite lock."""
+        """Store scope and write set, WRITE_STARTED in the log, and our own row; called before any indefinite lock.
+
+        They are stored together, in any order. The status alone, or our own row alone, means nothing without a scope:
+        recovery then finds an operation that has written nothing.
+        """
         own_cells = []
         if len(activated):
             own_cells.append(ACTIVATED.set(activated, FIXED_TIME))
@@ -284,56 +324,80 @@ class OperationRow:
             own_cells.append(OUTCOME.set({"still_one_object": True}, FIXED_TIME))
         if scope.chunks:
             log = [*log, columns.CHUNK_LOCK_SCOPE.set(np.array(scope.chunks, np.uint64))]
+        own = [self._own_cells(own_cells)] if own_cells or not self.seen else []
+        started, timestamp = OperationStatus.WRITE_STARTED, scope.timestamp
+        plan = [SCOPE.set(asdict(scope), FIXED_TIME), SetCell(WRITES, writes, FIXED_TIME)]
         reach("scope")
-        self.own.change([SCOPE.set(asdict(scope), FIXED_TIME), SetCell(WRITES, writes, FIXED_TIME)])
-        reach("scope written")
-        self._write_log(OperationStatus.WRITE_STARTED, log, scope.timestamp)
-        if own_cells:
-            own_cells.append(IDENTITY.set(self.identity, FIXED_TIME))
-            self.table.mutate([RowMutation(own_key(self.operation_id), own_cells)])
+        self.plans.append(scope)
+        to_log, wanted = self._log_if_mine(started, log, timestamp)
+        send = partial(together, "half started", send=self.table.at_once)
+        answers = self.own.change_with(plan, [to_log, *own], send)
+        if answers[0] is bool(to_log.if_matched):
+            self.seen[:] = [wanted]
+        else:
+            self._write_log(started, log, timestamp)
         reach("write started")
+
+    def _own_cells(self, cells: list[SetCell]) -> ConditionalMutation:
+        """Return the change of our own row for this attempt.
+
+        The first attempt writes nothing where another has written: its process may have been stopped for so long that
+        the operation was recovered. A recovery replaces what earlier attempts may have left.
+        """
+        set_now = {cell.column for cell in cells}
+        old = [DeleteCells(column) for column in _OF_ATTEMPT[1:] if column not in set_now]
+        changes: list[Change] = [
+            *old,
+            *cells,
+            ATTEMPT.set(self.owner, FIXED_TIME),
+            IDENTITY.set(self.identity, FIXED_TIME),
+        ]
+        mine = CellMatch(ATTEMPT.key, ATTEMPT.encode(self.owner))
+        others = [CellMatch(ATTEMPT.key)] if self.seen else []
+        return ConditionalMutation(own_key(self.operation_id), others, [mine], if_unmatched=changes)
 
     def succeed(self, roots: UInt64Array, timestamp: int) -> None:
         """Write status SUCCESS, since all rows are written; raise OwnershipLostError if ownership was lost."""
         self._write_log(OperationStatus.SUCCESS, [columns.ROOTS.set(roots)], timestamp)
 
-    def clear_scope(self, *, chunks: bool) -> None:
-        """Remove the open row, since the operation is complete and holds no lock any more.
-
-        Parameters
-        ----------
-        chunks
-            Whether chunks were locked; the log contains them and is cleaned too.
-        """
-        if chunks:
-            self.table.mutate([self._without_chunks()])
-            reach("log cleared")
+    def clear_scope(self) -> None:
+        """Remove the open row, since the operation is complete and holds no lock any more."""
         self.own.end()
         reach("cleared")
 
     def forget_plan(self) -> None:
         """Delete the plan, of which nothing was written; no lock is held. The final status is still to be written."""
-        self.table.mutate([self._without_chunks(), without_plan(self.operation_id)])
+        self.table.mutate([self.without_chunks(), without_plan(self.operation_id)])
 
-    def _without_chunks(self) -> RowMutation:
+    def without_chunks(self) -> RowMutation:
+        """Delete the chunks that were locked from the log."""
         return RowMutation(keys.node_key(self.operation_id), [DeleteCells(columns.CHUNK_LOCK_SCOPE.key)])
 
     def _write_log(self, status: OperationStatus, changes: list[SetCell], timestamp: int) -> None:
         """Write to the log unless another process, which owns the operation then, has written to it meanwhile."""
-        row, column = self._log(status, changes, timestamp), columns.OPERATION_TIMESTAMP
-        wanted = column.encode(_datetime(timestamp))
+        column = columns.OPERATION_TIMESTAMP
         while True:
-            before = [CellMatch(column.key, self.seen[-1])] if self.seen else []
-            if before and self.table.check_and_mutate(row.key, before, if_matched=row.changes):
-                break
-            if not before and not self.table.check_and_mutate(
-                row.key, [CellMatch(column.key)], if_unmatched=row.changes
-            ):
+            change, wanted = self._log_if_mine(status, changes, timestamp)
+            if self.table.check_and_mutate_many([change])[0] is bool(change.if_matched):
                 break
             self.own.verify()
-            cells = self.table.read_rows([row.key], [column.key], newest_only=True).get(row.key, {})
+            cells = self.table.read_rows([change.key], [column.key], newest_only=True).get(change.key, {})
             self.seen[:] = [cell.value for cell in column.cells(cells)]
         self.seen[:] = [wanted]
+
+    def _log_if_mine(
+        self, status: OperationStatus, changes: list[SetCell], timestamp: int
+    ) -> tuple[ConditionalMutation, bytes]:
+        """Return a write to the log that is made if nobody has written to it since, and the timestamp that it sets.
+
+        If there was no timestamp before, the write is made if the condition does *not* hold.
+        """
+        row, column = self._log(status, changes, timestamp), columns.OPERATION_TIMESTAMP
+        wanted = column.encode(_datetime(timestamp))
+        if self.seen:
+            mine = [CellMatch(column.key, self.seen[-1])]
+            return ConditionalMutation(row.key, mine, if_matched=row.changes), wanted
+        return ConditionalMutation(row.key, [CellMatch(column.key)], if_unmatched=row.changes), wanted
 
     def _log(self, status: OperationStatus, changes: list[SetCell], timestamp: int) -> RowMutation:
         """Return cells of the log with the current time as timestamp; ``timestamp`` is the logical time of the edit."""

@@ -18,22 +18,26 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.pyramid_blocks import PyramidBlock, split_to_budget
+from sv_pipeline.algorithms.box_arrays import volumes
+from sv_pipeline.algorithms.pyramid_blocks import BYTES_PER_VOXEL, PyramidBlock, split_to_budget
 from sv_pipeline.backoff import Backoff
 from sv_pipeline.errors import ConfigError, ConflictError
 from sv_pipeline.grid import Box
 from sv_pipeline.progress import Progress
 from sv_pipeline.pyramid.block_locks import BlockLocks, lock_blocks, new_owner
-from sv_pipeline.pyramid.mip_maker import ForkPyramid, PartReport, open_pyramid
+from sv_pipeline.pyramid.mip_maker import AT_ONCE_BYTES, ForkPyramid, PartReport, open_pyramid
 from sv_pipeline.pyramid.parts import downsample_part, drop_empty_entries, plan_entries
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.pending import ASKED_FOR, PendingEntry, read_entries
 from sv_pipeline.table.interface import Table
 
-__all__ = ["LOCK_EXPIRY", "MEMORY_BUDGET", "DownsampleReport", "downsample", "rebuild"]
+__all__ = ["LOCK_EXPIRY", "MEMORY_BUDGET", "OVERHEAD_BYTES", "DownsampleReport", "downsample", "rebuild"]
 
 MEMORY_BUDGET = 1 << 30
-"""Default memory for voxels, in bytes; the process itself and TensorStore's cache (128 MiB) need more on top."""
+"""Default memory for voxels, in bytes; the process itself needs more on top, and so do `OVERHEAD_BYTES`."""
+OVERHEAD_BYTES = 96 << 20
+"""Memory on top of any budget: chunks while they are decoded and encoded, nodes of the tree, and at least two pieces,
+as measured by ``benchmarks/pyramid.py``. What the process has read before stays in TensorStore's cache of 64 MiB."""
 SMALLEST_BUDGET = 1 << 20
 BACKOFF = Backoff(0.1, 4.0)
 LOCK_EXPIRY = timedelta(minutes=1)
@@ -113,12 +117,14 @@ def downsample(
     started = time.perf_counter()
     pyramid = open_pyramid(fork)
     entries = [e for e in read_entries(pyramid.store.kv) if operations is None or e.operation_id in operations]
-    run = _DownsampleRun(pyramid, table, entries, memory_budget, lock_expiry)
     report = DownsampleReport(fork.graph_id, tuple(entry.operation_id for entry in entries))
     if entries:
         report.work.add(drop_empty_entries(pyramid, entries))
         blocks = plan_entries(pyramid, entries, memory_budget)
         report.blocks = len(blocks)
+        if any(volumes(block.affected).sum() * BYTES_PER_VOXEL > AT_ONCE_BYTES for block in blocks):
+            pyramid = open_pyramid(fork, large=True)
+        run = _DownsampleRun(pyramid, table, entries, memory_budget, lock_expiry)
         wait = lock_expiry.total_seconds() * 1.5 if patience is None else patience
         report.locked = run.work_off(blocks, wait, report.work, progress or Progress())
     report.seconds = time.perf_counter() - started

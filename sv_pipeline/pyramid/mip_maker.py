@@ -5,35 +5,40 @@ This module knows no ledger and commits nothing; `parts` and `rebuild` do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
 from sv_pipeline.algorithms.box_arrays import as_array, as_boxes, joined, parts_by_chunk
+from sv_pipeline.algorithms.encoded_labels import BLOCK, downsample_encoded
 from sv_pipeline.algorithms.pyramid import downsample
-from sv_pipeline.algorithms.pyramid_blocks import PIECES, MipLevel, PyramidGeometry
+from sv_pipeline.algorithms.pyramid_blocks import BYTES_PER_VOXEL, PIECES, MipLevel, PyramidGeometry
 from sv_pipeline.algorithms.voxel_blocks import VoxelBlock
 from sv_pipeline.errors import ConfigError
 from sv_pipeline.grid import Box
 from sv_pipeline.segmentation.base.layout import step_factor
-from sv_pipeline.segmentation.fork.digests import StorageChunk, digest_writer
+from sv_pipeline.segmentation.fork.digests import DigestWriter, StorageChunk, digest_writer
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.transactions import CheckedTransaction
+from sv_pipeline.storage.context import uncached_context
 from sv_pipeline.storage.ocdbt import OcdbtStore
 from sv_pipeline.storage.precomputed import VolumeInfo
 
 __all__ = ["ForkPyramid", "MipMaker", "PartReport", "boxes_within", "open_pyramid"]
 
 AT_ONCE_BYTES = 32 << 20
-"""Above this size, blocks are made mip by mip and in pieces, so that reading and computing overlap and fewer page
-faults occur than with large arrays."""
+"""Above this size, blocks are made mip by mip and in pieces, so that reading and computing overlap."""
+AHEAD = 4
+"""Greatest number of pieces that are read while one is computed."""
 CHUNKS_READ_AT_ONCE = 16
-PIECE_VOXELS = 1 << 21
-"""Maximum number of voxels of the finer mip from which one piece is made."""
+PIECE_VOXELS = 1 << 20
+"""Maximum number of voxels of the finer mip from which one piece is made: 8 MiB. For arrays of 16 MiB or more, glibc
+asks the system for new pages each time, and to get these took longer than to decode the voxels."""
 
 IntArray = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.uint64]
@@ -82,6 +87,13 @@ class ForkPyramid:
         """Convert a box that is relative to the start of a mip to absolute voxels of that mip."""
         return box.shifted(self.volume.scales[mip].voxel_offset)
 
+    def in_whole_chunks(self, box: Box) -> bool:
+        """Whether a box of mip 0 consists of whole storage chunks, as far as `downsample_encoded` supports them."""
+        scale, size = self.volume.scales[0], np.asarray(self.volume.scales[0].chunk_size)
+        known = scale.encoding == "compressed_segmentation" and scale.block_size == (BLOCK,) * 3
+        whole = not (np.mod(box.start, size).any() or np.mod(box.stop, size).any())
+        return known and whole and self.volume.data_type == "uint64" and not scale.sharded
+
     def chunk_keys(self, mip: int, box: Box) -> list[str]:
         """Return the keys in the fork of the storage chunks that a box touches, whether they are stored or not."""
         scale, size = self.volume.scales[mip], self.volume.scales[mip].chunk_size
@@ -97,9 +109,14 @@ def _halves(factor: Triple, below: Triple) -> bool:
     return bool(np.all(ratio * below == factor) and np.all(ratio & (ratio - 1) == 0))
 
 
-def open_pyramid(fork: Fork) -> ForkPyramid:
-    """Open a fork for work on its mips; raises NotFoundError if there is no fork."""
-    return ForkPyramid(fork.store(), fork.base_info().volume)
+def open_pyramid(fork: Fork, *, large: bool = False) -> ForkPyramid:
+    """Open a fork for work on its mips; raises NotFoundError if there is no fork.
+
+    ``large`` says that much of the volume is worked on: each voxel is then read once, and no voxels are kept in a cache
+    that would come on top of the memory budget.
+    """
+    store = OcdbtStore(fork.spec(), context=uncached_context()) if large else fork.store()
+    return ForkPyramid(store, fork.base_info().volume)
 
 
 @dataclass
@@ -148,41 +165,60 @@ class MipMaker:
     def make_mip(self, mip: int, work: IntArray, *, at_once: bool = False) -> IntArray:
         """Make boxes of one mip, and return the boxes of those parts of storage chunks that differed."""
         level = self.pyramid.geometry.levels[mip]
-        # Two pieces are in memory, with their finer voxels, and the result of one of them.
-        ratio = int(np.prod(level.step))
-        limit = min(int(PIECES * self.memory_budget) // (8 * (2 * ratio + 4)), PIECE_VOXELS // ratio)
         pieces = as_boxes(work)
+        ahead = len(pieces)
         if not at_once:
+            ratio, room = int(np.prod(level.step)), int(PIECES * self.memory_budget) // BYTES_PER_VOXEL
+            limit = min(room // (2 * ratio + 4), PIECE_VOXELS // ratio)
             pieces = [piece for box in pieces for piece in boxes_within(box, level.chunk_size, limit)]
+            # In memory are the finer voxels of the pieces that are read ahead and of one more, and their results.
+            largest = max((piece.volume for piece in pieces), default=1)
+            ahead = max(1, min(AHEAD, room // (largest * (ratio + 2)) - 1))
         target = self._array(mip)
         written: list[IntArray] = [as_array([])]
+        cut_off: list[IntArray] = [as_array([])]
         made: list[tuple[Box, Labels]] = []
-        for piece, fine, stored in self._read_ahead(mip, pieces, len(pieces) if at_once else 1):
-            labels = downsample(fine, level.step)[Box.of((0, 0, 0), piece.shape).slices]
-            changed = self._changed(mip, piece, labels, stored)
-            written.append(changed)
-            for box in as_boxes(joined(changed)):
-                inside = box.shifted(np.negative(piece.start))
-                target[self.pyramid.absolute(mip, box).slices].write(labels[inside.slices]).result()
-            if at_once:
-                made.append((piece, labels))
+        with digest_writer(self.pyramid.volume) as digests:
+            for piece, labels, stored in self._computed(mip, pieces, ahead):
+                changed = self._changed(mip, piece, labels, stored)
+                written.append(changed)
+                writes = []
+                for box in as_boxes(joined(changed)):
+                    inside = labels[box.shifted(np.negative(piece.start)).slices]
+                    place = target[self.pyramid.absolute(mip, box).slices]
+                    # Nothing changes the labels any more, so the transaction needs no copy of them.
+                    writes.append(place.write(inside, can_reference_source_data_indefinitely=True))
+                cut_off.append(self._add_digests(digests, mip, piece, labels, changed))
+                for write in writes:
+                    write.result()
+                if at_once:
+                    made.append((piece, labels))
+            self._read_digests(digests, mip, np.concatenate(cut_off))
+            digests.write(self.pyramid.store.kv.with_transaction(self.checked.transaction))
         self._made = made
-        every = np.concatenate(written)
-        self._write_digests(mip, every)
-        return every
+        return np.concatenate(written)
 
-    def _write_digests(self, mip: int, parts: IntArray) -> None:
-        """Write the digests of the storage chunks that were changed, from their voxels in this transaction."""
+    def _add_digests(self, digests: DigestWriter, mip: int, piece: Box, labels: Labels, changed: IntArray) -> IntArray:
+        """Add the digests of the storage chunks that were changed; return the parts that are not whole chunks."""
+        level = self.pyramid.geometry.levels[mip]
+        size = np.asarray(level.chunk_size)
+        starts = changed[:, 0] // size * size
+        whole = (changed == np.stack([starts, np.minimum(starts + size, level.size)], axis=1)).all(axis=(1, 2))
+        for box in as_boxes(changed[whole]):
+            inside = labels[box.shifted(np.negative(piece.start)).slices]
+            digests.add(VoxelBlock(self.pyramid.absolute(mip, box), inside), mip)
+        return np.asarray(changed[~whole])
+
+    def _read_digests(self, digests: DigestWriter, mip: int, parts: IntArray) -> None:
+        """Add the digests of the storage chunks of which only parts were changed, from their voxels as they are now."""
         scale = self.pyramid.volume.scales[mip]
         starts = np.unique(parts[:, 0] // np.asarray(scale.chunk_size), axis=0)
         boxes = [StorageChunk(mip, (x, y, z)).box(scale) for x, y, z in starts.tolist()]
-        with digest_writer(self.pyramid.volume) as digests:
-            for first in range(0, len(boxes), CHUNKS_READ_AT_ONCE):
-                some = boxes[first : first + CHUNKS_READ_AT_ONCE]
-                reads = [self._array(mip)[box.slices].read(order="F") for box in some]
-                for box, read in zip(some, reads, strict=True):
-                    digests.add(VoxelBlock(box, read.result()), mip)
-            digests.write(self.pyramid.store.kv.with_transaction(self.checked.transaction))
+        for first in range(0, len(boxes), CHUNKS_READ_AT_ONCE):
+            some = boxes[first : first + CHUNKS_READ_AT_ONCE]
+            reads = [self._array(mip)[box.slices].read(order="F") for box in some]
+            for box, read in zip(some, reads, strict=True):
+                digests.add(VoxelBlock(box, read.result()), mip)
 
     def _changed(self, mip: int, piece: Box, labels: Labels, stored: Labels) -> IntArray:
         """Boxes of the parts of storage chunks in which labels differ from the stored ones."""
@@ -196,22 +232,45 @@ class MipMaker:
         self.report.chunks_written += len(chosen)
         return np.asarray(chosen)
 
-    def _read_ahead(self, mip: int, pieces: list[Box], ahead: int) -> Iterator[tuple[Box, Labels, Labels]]:
-        """Yield each piece with its voxels at the finer mip and its stored voxels."""
-        started = [self._start(mip, piece) for piece in pieces[:ahead]]
-        for number, piece in enumerate(pieces):
-            if number + ahead < len(pieces):
-                started.append(self._start(mip, pieces[number + ahead]))
-            fine, stored = started.pop(0)
-            yield piece, fine if isinstance(fine, np.ndarray) else fine.result(), stored.result()
+    def _computed(self, mip: int, pieces: list[Box], ahead: int) -> Iterator[tuple[Box, Labels, Labels]]:
+        """Yield each piece with its new and its stored labels; the next piece is computed in a thread meanwhile."""
+        with ThreadPoolExecutor(1) as computer:
+            started = [self._start(mip, piece) for piece in pieces[:ahead]]
+            computed = [computer.submit(compute) for compute, _ in started[:1]]
+            for number, piece in enumerate(pieces):
+                if number + ahead < len(pieces):
+                    started.append(self._start(mip, pieces[number + ahead]))
+                labels, (_, stored) = computed.pop().result(), started.pop(0)
+                computed = [computer.submit(compute) for compute, _ in started[:1]]
+                yield piece, labels, stored.result()
 
-    def _start(self, mip: int, piece: Box) -> tuple[Labels | ts.Future[Labels], ts.Future[Labels]]:
+    def _start(self, mip: int, piece: Box) -> tuple[Callable[[], Labels], ts.Future[Labels]]:
+        """Start to read what a piece needs; return a function that computes its labels, and the stored ones."""
         below = self.pyramid.geometry.footprint(mip, piece)
         stored = self._read(mip, piece)
         for box, labels in self._made:
             if below.clip(box) == below:
-                return labels[below.shifted(np.negative(box.start)).slices], stored
-        return self._read(mip - 1, below), stored
+                return partial(self._pooled, mip, piece, labels[below.shifted(np.negative(box.start)).slices]), stored
+        if mip == 1 and self.pyramid.in_whole_chunks(below):
+            return partial(self._pooled_encoded, piece, below, self._read_encoded(below)), stored
+        return partial(self._pooled, mip, piece, self._read(mip - 1, below)), stored
+
+    def _pooled(self, mip: int, piece: Box, fine: Labels | ts.Future[Labels]) -> Labels:
+        labels = fine if isinstance(fine, np.ndarray) else fine.result()
+        return downsample(labels, self.pyramid.geometry.levels[mip].step)[Box.of((0, 0, 0), piece.shape).slices]
+
+    def _pooled_encoded(self, piece: Box, below: Box, encoded: list[ts.Future[ts.KvStore.ReadResult]]) -> Labels:
+        base, mip = self.pyramid.geometry.levels[:2]
+        x, y, z = np.floor_divide(below.shape, base.chunk_size).tolist()
+        chunks = [bytes(read.result().value) for read in encoded]
+        labels = downsample_encoded(chunks, (x, y, z), base.chunk_size, mip.step)
+        return self._pooled(1, piece, self._read(0, below)) if labels is None else labels
+
+    def _read_encoded(self, box: Box) -> list[ts.Future[ts.KvStore.ReadResult]]:
+        """Start to read the stored bytes of the chunks in a box of mip 0, z fastest."""
+        keys = self.pyramid.chunk_keys(0, box)
+        self.checked.keys_before.update(keys)
+        return [self.checked.before.kv.read(key) for key in keys]
 
     def _read(self, mip: int, box: Box) -> ts.Future[Labels]:
         keys = self.pyramid.chunk_keys(mip, box)

@@ -46,7 +46,7 @@ class MipRebuild:
 
     @cached_property
     def _pyramid(self) -> ForkPyramid:
-        return open_pyramid(self.dataset.fork)
+        return open_pyramid(self.dataset.fork, large=True)
 
     @property
     def exists(self) -> bool:

@@ -7,8 +7,8 @@
 | an earlier recovery found that it cannot be replayed | OVER | its locks are released |
 | an earlier recovery could not prove its result | UNPROVEN | its result is checked again |
 | it has locked all roots and chunks of its scope | HELD | it is rolled back and replayed |
-| some are not locked, and nothing is written yet | UNWRITTEN | its locks are released, and it is replayed |
-| some are not locked, but something is written | – | RecoveryStoppedError; nothing is changed |
+| some are not locked, and only new rows are written | UNWRITTEN | locks and new rows are removed, it is replayed |
+| some are not locked, but more is written | – | RecoveryStoppedError; nothing is changed |
 | a later edit uses nodes that other software left half written | – | likewise |
 | it has changed voxels, but neither names nor holds their chunks (other software) | – | likewise |
 | the fork holds voxels of another operation with this number, or was restored from another day | – | likewise |
@@ -23,10 +23,10 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.errors import RecoveryStoppedError
 from sv_pipeline.operations.pair import Older, find_misfit, restore_advice
 from sv_pipeline.operations.unfinished import Phase, Unfinished
-from sv_pipeline.operations.writing import Scope, read_identity
+from sv_pipeline.operations.writing import Scope, made_rows, read_identity
 from sv_pipeline.recovery.foreign_cleanup import Remains, edited_since, read_remains, replaced_at_points
 from sv_pipeline.segmentation.fork.records import OperationRecord
-from sv_pipeline.table.columns import INDEFINITE_LOCK
+from sv_pipeline.table.columns import FAKE_EDGES, INDEFINITE_LOCK
 
 __all__ = ["Assessment", "State", "assess"]
 
@@ -97,11 +97,11 @@ def assess(graph: ChunkedGraph, found: Unfinished) -> Assessment:
         if remains.footprint.edited_since:
             raise edited_since(found, remains.footprint)
     locked, foreign = _locks(graph, found, scope)
-    n_new = _new_rows(graph, found) + remains.cells
-    wanted = len(scope.lock_keys)
+    n_new, n_switched = _written_rows(graph, found)
+    n_new, wanted = n_new + remains.cells, len(scope.lock_keys)
     if locked == wanted and wanted:
         return Assessment(State.HELD, locked, wanted, n_new, record)
-    if n_new or record is not None or remains.boxes:
+    if n_switched or record is not None or remains.boxes or remains.cells:
         what = "; ".join(foreign) or "the lock cells are missing"
         raise RecoveryStoppedError(
             f"operation {found.operation_id} holds {locked} of the {wanted} roots and chunks of its scope, although it "
@@ -110,7 +110,7 @@ def assess(graph: ChunkedGraph, found: Unfinished) -> Assessment:
             f"run 'sv-pipeline stuck recover {graph.graph_id} {found.operation_id} --take-locks', which refuses where "
             "somebody has edited since (docs/sv_splitting_recovery.md).",
         )
-    return Assessment(State.UNWRITTEN, locked, wanted, 0, None)
+    return Assessment(State.UNWRITTEN, locked, wanted, n_new, None)
 
 
 def _locks(graph: ChunkedGraph, found: Unfinished, scope: Scope) -> tuple[int, list[str]]:
@@ -129,15 +129,19 @@ def _chunk(graph: ChunkedGraph, chunk: int) -> str:
     return f"chunk {tuple(graph.layout.coordinates([chunk])[0].tolist())}"
 
 
-def _new_rows(graph: ChunkedGraph, found: Unfinished) -> int:
-    """Count the rows of nodes and supervoxels in the write set that have cells with its timestamp."""
+def _written_rows(graph: ChunkedGraph, found: Unfinished) -> tuple[int, int]:
+    """Count the rows with cells of the write set: new ones, to which nothing points by themselves, and others.
+
+    Edges of users are left out: other operations may have written such edges to the same row, nearly at the same time.
+    """
     timestamp, cells = found.write_set
-    own = [(column, keys) for column, keys in cells.items() if column.qualifier in (b"children", b"former_ids")]
-    count = 0
-    for column, row_keys in own:
-        rows = graph.table.read_rows(row_keys, [column])
-        count += sum(any(c.timestamp == timestamp for c in row[column]) for row in rows.values())
-    return count
+    made = made_rows(cells)
+    written: set[bytes] = set()
+    for column, row_keys in cells.items():
+        if column != FAKE_EDGES.key:
+            rows = graph.table.read_rows(row_keys, [column])
+            written |= {key for key, row in rows.items() if any(c.timestamp == timestamp for c in row[column])}
+    return len(written & made), len(written - made)
 
 
 def _record(graph: ChunkedGraph, found: Unfinished, scope: Scope) -> OperationRecord | None:

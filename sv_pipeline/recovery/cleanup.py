@@ -17,7 +17,7 @@ from sv_pipeline.edits.write.cells import take_back_edges
 from sv_pipeline.errors import ConflictError
 from sv_pipeline.failpoints import pieces, reach
 from sv_pipeline.operations.unfinished import Phase
-from sv_pipeline.operations.writing import WRITES, Scope, without_plan
+from sv_pipeline.operations.writing import WRITES, Scope, made_rows, without_plan
 from sv_pipeline.recovery.assessment import State
 from sv_pipeline.recovery.claiming import Claim
 from sv_pipeline.recovery.foreign_cleanup import restore_rows, restore_voxels
@@ -58,6 +58,7 @@ def clean_up(claim: Claim) -> Cleanup:
         done = _voxels(claim)
         done = _rows(claim, found.scope, done)
     elif state is State.UNWRITTEN:
+        done = _new_rows(claim)
         release(claim)
     reach("clean")
     # Remove the earlier attempt's record for its undo: a replay that replaces no supervoxels would not overwrite it.
@@ -116,7 +117,7 @@ def _rows(claim: Claim, scope: Scope, done: Cleanup) -> Cleanup:
             removed = restore_rows(claim.graph, claim.found)
             return Cleanup(done.boxes, done.voxels, done.generation, removed)
         return done
-    made = {key for column, found in cells.items() if column.qualifier in (b"children", b"former_ids") for key in found}
+    made = made_rows(cells)
     fake = cells.pop(FAKE_EDGES.key, [])
     claim.own.check()
     reach("switch back")
@@ -131,6 +132,18 @@ def _rows(claim: Claim, scope: Scope, done: Cleanup) -> Cleanup:
     locks.unlock_all(table, [], claim.operation_id, indefinite=new_roots)
     reach("rows removed")
     return Cleanup(done.boxes, done.voxels, done.generation, sum(map(len, cells.values())) + len(fake))
+
+
+def _new_rows(claim: Claim) -> Cleanup:
+    """Remove the new rows of an operation that has not begun to switch rows over; nothing points to them.
+
+    Other cells of the write set were not written. They are left alone, because the operation does not hold all locks.
+    """
+    timestamp, cells = claim.found.write_set
+    made = made_rows(cells)
+    new = [(column, key) for column, found in cells.items() for key in found if key in made]
+    _remove(claim.graph.table, new, timestamp)
+    return Cleanup(cells=len(new) if claim.assessment.n_new_rows else 0)
 
 
 def _remove(table: Table, cells: Iterable[tuple[ColumnKey, bytes]], timestamp: int) -> None:

@@ -103,12 +103,14 @@ def let_go(claim: Claim) -> Replay:
         return Replay("proven")  # it stays in the list until the proof succeeds
     if claim.assessment.state is State.FINISHED:
         release(claim)
-        row.clear_scope(chunks=True)
+        claim.graph.table.mutate([row.without_chunks()])
+        row.clear_scope()
         return Replay("released")
     status = None if found.operation is None else found.operation.status
     text = f"failed:abandoned: its process ended before it wrote anything; found by {claim.own.token}."
     if found.operation is not None and status not in (OperationStatus.SUCCESS, OperationStatus.EXCEPTION):
         row.say_how_it_ended(text)
+    row.forget_plan()  # part of the plan may be stored although the scope is not
     claim.own.end()
     return Replay("swept", text)
 

@@ -95,7 +95,7 @@ def scene_of_preview(dataset: Dataset, preview: SplitPreview, sources: IntArray,
     if preview.still_one_object:
         says = f"still one object; {says}"
     if doubt is not None:
-        says = f"the {doubt.name} side is a {doubt.kind}; {says}"
+        says = f"{doubt.summary}; {says}"
     return CutScene(
         title=f"{dataset.graph_id}: preview of a split",
         subtitle=f"{_named(np.unique(roots))}; {says}",

@@ -72,17 +72,21 @@ def preview_numbers(preview: SplitPreview) -> dict[str, Any]:
 
 def doubt_numbers(doubt: Doubt) -> dict[str, Any]:
     """Return the numbers of what is doubtful about a cut, and the text that explains them as ``doubt``."""
-    return {
+    numbers = {
         "doubt": str(doubt),
         "doubt_kind": str(doubt.kind),
         "doubtful_side": doubt.name,
         "doubtful_voxels": doubt.voxels,
-        "doubtful_thickness": round(doubt.shape.thickness, 3),
-        "doubtful_deep": round(doubt.shape.deep, 4),
-        "doubtful_surface": round(doubt.shape.surface, 4),
         "sure": round(doubt.sure, 4),
         "deciding_voxel": None if doubt.place is None else list(doubt.place),
     }
+    if doubt.shape is not None:
+        numbers |= {
+            "doubtful_thickness": round(doubt.shape.thickness, 3),
+            "doubtful_deep": round(doubt.shape.deep, 4),
+            "doubtful_surface": round(doubt.shape.surface, 4),
+        }
+    return numbers
 
 
 def edit_numbers(edit: CommittedEdit) -> dict[str, Any]:

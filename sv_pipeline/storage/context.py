@@ -21,8 +21,9 @@ __all__ = [
 _RETRIES = {"max_retries": 2, "initial_delay": "200ms", "max_delay": "2s"}
 
 CONTEXT_OPTIONS: dict[str, Any] = {
-    # Decoded B+tree nodes and chunks. Without a pool, every read of a chunk fetches its manifest and nodes again.
-    "cache_pool": {"total_bytes_limit": 128 << 20},
+    # Decoded B+tree nodes and chunks. Without a pool, every read of a chunk fetches its manifest and nodes again. Each
+    # commit leaves nodes here that are not needed any more, so a process that edits for a long time fills the pool.
+    "cache_pool": {"total_bytes_limit": 64 << 20},
     # By default TensorStore retries 32 times with up to 32 s between. Our own retries around it are logged.
     **{f"{driver}_request_retries": _RETRIES for driver in ("gcs", "http", "s3")},
 }

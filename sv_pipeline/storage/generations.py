@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ import tensorstore as ts
 
 from sv_pipeline.errors import DamagedError, NotFoundError
 from sv_pipeline.storage import kv
+from sv_pipeline.storage.manifest import SINGLE_MANIFEST, decode_manifest
 from sv_pipeline.storage.retry import retry_transport
 
 __all__ = ["CommittedVersion", "current_version", "read_manifest"]
@@ -36,6 +38,11 @@ def read_manifest(folder_or_kv: str | Path | ts.KvStore) -> dict[str, Any]:
         If there is no database.
     """
     store = folder_or_kv if isinstance(folder_or_kv, ts.KvStore) else kv.open_kv(folder_or_kv)
+    with suppress(ValueError):  # TensorStore names what is missing or damaged
+        found = retry_transport(lambda: store.read(SINGLE_MANIFEST).result(), what="reading a manifest")
+        decoded = decode_manifest(bytes(found.value)) if found.state == "value" else None
+        if decoded is not None:
+            return decoded
     # The context has no cache, because the current manifest is needed.
     try:
         manifest: dict[str, Any] = retry_transport(

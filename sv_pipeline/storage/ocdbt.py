@@ -32,6 +32,7 @@ from sv_pipeline.errors import ConfigError
 from sv_pipeline.storage.context import process_context, remembers_another, reset_context
 from sv_pipeline.storage.file_guard import commit_guard, heal
 from sv_pipeline.storage.kv import as_url, join_url
+from sv_pipeline.storage.manifest import SINGLE_MANIFEST
 
 __all__ = [
     "OWN_KEYS",
@@ -59,8 +60,6 @@ OWN_KEYS = "_sv_pipeline/"
 """Prefix of our own keys inside an OCDBT key space; the volume is at its root."""
 SOURCE_PREFIX = "watershed/"
 """Prefix of the watershed's own files in the underlying key space of a base that refers to them."""
-SINGLE_MANIFEST = "manifest.ocdbt"
-"""Name of the manifest. If manifests are numbered, this object contains only the configuration."""
 OWN_PREFIX = "data_prefix"
 """Name of the file in a fork's folder with the prefix of its data files, if it is not that of the graph id."""
 
@@ -327,11 +326,12 @@ def require_one_store(*handles: ts.KvStore | ts.TensorStore) -> None:
     ConfigError
         If the handles were opened from different specs.
     """
-    seen: list[Json] = []
+    seen: list[ts.KvStore.Spec | None] = []
     for handle in handles:
         store = handle.kvstore if isinstance(handle, ts.TensorStore) else handle
-        spec = store.spec().to_json() if store is not None else {}
-        spec.pop("path", None)
+        spec = None if store is None else store.spec()  # not its JSON, of which TensorStore never frees a part
+        if spec is not None:
+            spec.path = ""
         seen.append(spec)
     if any(spec != seen[0] for spec in seen[1:]):
         raise ConfigError(

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from sv_pipeline.errors import InputError
+from sv_pipeline.helper_threads import Helpers
 from sv_pipeline.ids import IdLayout, UInt64Array
 from sv_pipeline.table import keys
 from sv_pipeline.table.columns import COUNTER
-from sv_pipeline.table.interface import Table
+from sv_pipeline.table.interface import ColumnKey, Table
 
 __all__ = [
     "ROOT_SHARDS",
     "last_operation_id",
     "max_segment",
+    "new_operation",
     "new_operation_id",
     "node_ids",
     "reserve",
@@ -62,6 +63,37 @@ def reserve_many(
     table: Table, layout: IdLayout, wanted: Sequence[tuple[int, int]], *, shard: int | None = None
 ) -> list[int]:
     """Apply :func:`reserve` to several (chunk, count) in about the time of one; return the first segment of each."""
+    _, ranges = _reserve(table, layout, wanted, shard, [])
+    for (chunk_id, _), (_, last) in zip(wanted, ranges, strict=True):
+        _check_room(layout, chunk_id, last)
+    return [first for first, _ in ranges]
+
+
+def new_operation(table: Table, layout: IdLayout, wanted: Sequence[tuple[int, int]]) -> tuple[int, list[int | None]]:
+    """Reserve an operation id and, with the same request, segments of several (chunk, count).
+
+    Returns
+    -------
+    tuple[int, list[int | None]]
+        The operation id, and the first segment in each chunk; None where there is no room.
+    """
+    operation = [(keys.OPERATION_COUNTER, COUNTER.key, 1)]
+    (operation_id,), ranges = _reserve(table, layout, wanted, None, operation)
+    layers = layout.layers([chunk for chunk, _ in wanted]).tolist()
+    return operation_id, [
+        first if last <= layout.max_segment(layer) else None
+        for layer, (first, last) in zip(layers, ranges, strict=True)
+    ]
+
+
+def _reserve(
+    table: Table,
+    layout: IdLayout,
+    wanted: Sequence[tuple[int, int]],
+    shard: int | None,
+    others: list[tuple[bytes, ColumnKey, int]],
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Increment counters of chunks and others; return the numbers of the others, and first and last segments."""
     for _, count in wanted:
         if count < 1:
             raise ValueError(f"cannot reserve {count} ids")
@@ -71,25 +103,23 @@ def reserve_many(
         keys.root_counter_key(chunk_id, chosen) if _is_root(layout, chunk_id) else keys.counter_key(chunk_id)
         for chunk_id, _ in wanted
     ]
-    with ThreadPoolExecutor(1) as pool:
+    with Helpers() as pool:
         # PyChunkedGraph's single-threaded ingest takes ids from the counter without shards, which does not affect the
         # shards. That ingest is over before there are edits, so the order of the two requests does not matter.
         reading = pool.submit(table.read_rows, plain, [COUNTER.key], newest_only=True) if plain else None
-        tops = table.increment_many(
-            [(key, COUNTER.key, count) for key, (_, count) in zip(row_keys, wanted, strict=True)]
-        )
+        counted = [(key, COUNTER.key, count) for key, (_, count) in zip(row_keys, wanted, strict=True)]
+        numbers = table.increment_many([*others, *counted])
     rows = reading.result() if reading is not None else {}
-    firsts = []
-    for (chunk_id, count), key, top in zip(wanted, row_keys, tops, strict=True):
+    ranges = []
+    for (chunk_id, count), key, top in zip(wanted, row_keys, numbers[len(others) :], strict=True):
         first, last = top - count + 1, top
         if _is_root(layout, chunk_id):
             taken = COUNTER.newest(rows.get(keys.counter_key(chunk_id))) or 0
             behind = taken // ROOT_SHARDS + 1 - first
             number = top if behind <= 0 else table.increment(key, COUNTER.key, behind + count)
             first, last = ROOT_SHARDS * (number - count + 1) + chosen, ROOT_SHARDS * number + chosen
-        _check_room(layout, chunk_id, last)
-        firsts.append(first)
-    return firsts
+        ranges.append((first, last))
+    return numbers[: len(others)], ranges
 
 
 def node_ids(layout: IdLayout, chunk_id: int, first: int, count: int) -> UInt64Array:

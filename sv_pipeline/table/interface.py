@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from sv_pipeline.errors import ConfigError
+from sv_pipeline.helper_threads import Helpers
 
 __all__ = [
     "AGING_FAMILY",
@@ -299,6 +299,22 @@ class Table(abc.ABC):
         If one raises an error, the others may or may not have been applied.
         """
 
+    def at_once(self, changes: Sequence[RowMutation | ConditionalMutation]) -> list[bool]:
+        """Apply changes of rows, each atomically, conditional or not, in about the time of one request.
+
+        They are applied in any order. If one raises an error, or the process dies, any of the others may have been
+        applied.
+
+        Returns
+        -------
+        list[bool]
+            For each change whether its row met the condition; True for changes without one.
+        """
+        self.mutate([change for change in changes if isinstance(change, RowMutation)])
+        conditional = [change for change in changes if isinstance(change, ConditionalMutation)]
+        answers = iter(self.check_and_mutate_many(conditional))
+        return [isinstance(change, RowMutation) or next(answers) for change in changes]
+
     def side_by_side(self, action: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """Call an action that sends requests to this table for each item; return results in the order of the items.
 
@@ -307,9 +323,14 @@ class Table(abc.ABC):
         todo = list(items)
         if len(todo) < 2:
             return [action(item) for item in todo]
-        with ThreadPoolExecutor(min(len(todo), REQUESTS_AT_ONCE)) as pool:
-            futures = [pool.submit(action, item) for item in todo]
-        return [future.result() for future in futures]
+        results: list[Result] = []
+        for start in range(0, len(todo), REQUESTS_AT_ONCE):
+            here, *others = todo[start : start + REQUESTS_AT_ONCE]
+            with Helpers() as pool:
+                futures = [pool.submit(action, item) for item in others]
+                first = action(here)
+            results += [first, *(future.result() for future in futures)]
+        return results
 
     def _refuse_if_read_only(self) -> None:
         if self.read_only:

@@ -17,7 +17,9 @@ from sv_pipeline.table.interface import CellMatch, ConditionalMutation, DeleteCe
 
 __all__ = [
     "SUPERSEDED",
+    "full_unlocks",
     "holders",
+    "indefinite_locks",
     "lock",
     "lock_all",
     "lock_all_indefinitely",
@@ -26,6 +28,7 @@ __all__ = [
     "unlock",
     "unlock_all",
     "unlock_indefinitely",
+    "unlocks",
 ]
 
 SUPERSEDED = (CellMatch(NEW_PARENTS.key),)
@@ -88,10 +91,15 @@ def lock_all_indefinitely(
 
     The result is False for each row without the temporal lock, with an indefinite one, or where the guard matches.
     """
+    return table.check_and_mutate_many(indefinite_locks(keys, operation_id, guard=guard))
+
+
+def indefinite_locks(
+    keys: Sequence[bytes], operation_id: int, *, guard: Sequence[CellMatch] = SUPERSEDED
+) -> list[ConditionalMutation]:
+    """Return the requests of :func:`lock_all_indefinitely`, to be sent together with other changes."""
     mine, change = CellMatch(LOCK.key, LOCK.encode(operation_id)), [INDEFINITE_LOCK.set(operation_id)]
-    return table.check_and_mutate_many(
-        [ConditionalMutation(key, [mine], [_INDEFINITE, *guard], if_matched=change) for key in keys]
-    )
+    return [ConditionalMutation(key, [mine], [_INDEFINITE, *guard], if_matched=change) for key in keys]
 
 
 def unlock(table: Table, key: bytes, operation_id: int) -> bool:
@@ -106,8 +114,23 @@ def unlock_indefinitely(table: Table, key: bytes, operation_id: int) -> bool:
 
 def unlock_all(table: Table, keys: Sequence[bytes], operation_id: int, *, indefinite: Sequence[bytes] = ()) -> None:
     """Release the temporal and indefinite locks that the operation holds, in about the time of one request."""
+    table.check_and_mutate_many(unlocks(keys, operation_id, indefinite=indefinite))
+
+
+def unlocks(keys: Sequence[bytes], operation_id: int, *, indefinite: Sequence[bytes] = ()) -> list[ConditionalMutation]:
+    """Return the requests of :func:`unlock_all`, to be sent together with other changes."""
     requests = [_unlock(key, operation_id) for key in keys]
-    table.check_and_mutate_many([*requests, *(_unlock_indefinitely(key, operation_id) for key in indefinite)])
+    return [*requests, *(_unlock_indefinitely(key, operation_id) for key in indefinite)]
+
+
+def full_unlocks(keys: Sequence[bytes], operation_id: int) -> list[ConditionalMutation]:
+    """Return requests that release both locks of rows whose indefinite lock the operation holds, one for each row.
+
+    While it holds that, nobody else can have the temporal one.
+    """
+    mine = CellMatch(INDEFINITE_LOCK.key, INDEFINITE_LOCK.encode(operation_id))
+    both = [DeleteCells(LOCK.key), DeleteCells(INDEFINITE_LOCK.key)]
+    return [ConditionalMutation(key, [mine], if_matched=both) for key in keys]
 
 
 def _unlock(key: bytes, operation_id: int) -> ConditionalMutation:

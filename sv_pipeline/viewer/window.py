@@ -45,6 +45,8 @@ OBJECT_COLOURS = ("#ffb000", "#00a0ff", "#30d060", "#ff50c0", "#c0c000", "#9070f
 """Colours of the objects of an operation; those that neuroglancer derives from ids may be nearly equal."""
 SOURCE_COLOUR, SINK_COLOUR = "#ff5050", "#4090ff"
 OBJECTS, SUPERVOXELS, IMAGE, PREVIEW = "objects", "supervoxels", "image", "preview"
+DOUBT, DOUBT_COLOUR = "doubtful place", "#ffe000"
+"""The layer of the voxel where one more point decides most, while a doubtful split is previewed."""
 SIDES = {"source points": SOURCE_COLOUR, "sink points": SINK_COLOUR}
 POLL_SECONDS = 2.0
 SMALL = 300
@@ -300,13 +302,16 @@ class ViewerWindow:
             sides = ServedVolume(labels.sides_of(labels.View(self.graph.graph), session.preview), "segmentation")
         with self.viewer.txn() as state:
             _set_points(state, session.sources, session.sinks)
-            if PREVIEW in state.layers:
-                del state.layers[PREVIEW]
+            for name in (PREVIEW, DOUBT):
+                if name in state.layers:
+                    del state.layers[name]
             if sides is not None:
                 colours = {labels.SOURCE: SOURCE_COLOUR, labels.SINK: SINK_COLOUR}
                 state.layers[PREVIEW] = neuroglancer.SegmentationLayer(
                     source=sides, segment_colors=colours, selected_alpha=0.7, hover_highlight=False
                 )
+            if isinstance(session.preview, SplitPreview) and (doubt := session.preview.doubt) and doubt.place:
+                _set_layer(state, DOUBT, DOUBT_COLOUR, [doubt.place])
             if OBJECTS in state.layers:
                 state.layers[OBJECTS].visible = sides is None
                 if session.made and isinstance(state.layers[OBJECTS].layer, neuroglancer.SegmentationLayer):
@@ -322,13 +327,18 @@ def _selection(state: Any) -> Any:
 
 def _set_points(state: Any, sources: list[Voxel], sinks: list[Voxel]) -> None:
     for (name, colour), points in zip(SIDES.items(), (sources, sinks), strict=True):
-        if name not in state.layers:
-            layer = neuroglancer.LocalAnnotationLayer(dimensions=state.dimensions, annotation_color=colour)
-            state.layers[name] = layer
-        state.layers[name].layer.annotations = [
-            neuroglancer.PointAnnotation(id=f"{name} {number}", point=[axis + 0.5 for axis in point])
-            for number, point in enumerate(points, 1)
-        ]
+        _set_layer(state, name, colour, points)
+
+
+def _set_layer(state: Any, name: str, colour: str, points: list[Voxel]) -> None:
+    """Show points as a layer of their own."""
+    if name not in state.layers:
+        layer = neuroglancer.LocalAnnotationLayer(dimensions=state.dimensions, annotation_color=colour)
+        state.layers[name] = layer
+    state.layers[name].layer.annotations = [
+        neuroglancer.PointAnnotation(id=f"{name} {number}", point=[axis + 0.5 for axis in point])
+        for number, point in enumerate(points, 1)
+    ]
 
 
 def _zoom(box: Box) -> float:

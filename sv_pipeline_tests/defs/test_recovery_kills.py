@@ -52,7 +52,7 @@ def judge(play: Theatre, kind: str = "supervoxel split") -> None:
 
 @pytest.mark.parametrize("step", OF_RECOVERY)
 def test_a_run_that_is_killed_and_run_again_heals(theatre: Callable[..., Theatre], tmp_path: Path, step: str) -> None:
-    kind = "supervoxel split" if step not in ("planned", "retire") else "merge"
+    kind = "supervoxel split" if step not in ("planned", "switch") else "merge"
     play, operation = killed_edit(theatre, tmp_path / "home", kind)
     task = {"do": "job", "operation": operation}
     assert play.do(**task, failpoint=f"{step}:kill") == KILLED

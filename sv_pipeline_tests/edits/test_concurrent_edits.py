@@ -65,7 +65,7 @@ def test_edits_of_four_processes_equal_the_same_edits_in_turn(
     table = edited.graph.table
     assert not dict(table.scan([EVERYTHING], [columns.LOCK.key, columns.INDEFINITE_LOCK.key]))
     own = dict(table.scan([keys.prefix_range(b"sv_pipeline:op:")]))
-    assert {column.qualifier for row in own.values() for column in row} <= {b"activated", b"identity"}
+    assert {column.qualifier for row in own.values() for column in row} <= {b"activated", b"attempt", b"identity"}
     log = read_operations(edited.graph)
     done = sorted(one for some, _ in results for one in some)
     assert len(log) == PROCESSES * EDITS

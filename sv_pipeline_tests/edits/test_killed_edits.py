@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +27,8 @@ from sv_pipeline_tests.edits.model import stored_components, verify_rows
 
 EVERYTHING = RowKeyRange(b"\x00", b"\xff" * 32)
 MAX_WRITES = 60
+SUBSETS = 4
+"""How many subsets of changes that are sent together are tried; the first is empty."""
 
 
 @pytest.fixture
@@ -37,8 +43,11 @@ class Killed(BaseException):
     """Nothing that handles errors sees it, and no request of the dead gets through."""
 
 
-def killed_after(graph: ChunkedGraph, writes: int, edit: Callable[[ChunkedGraph], object]) -> bool:
-    """Run an edit on a table that is cut off after so many writes; False if it came to its end."""
+def killed_after(graph: ChunkedGraph, writes: int, edit: Callable[[ChunkedGraph], object], seed: int = 0) -> bool:
+    """Run an edit on a table that is cut off after so many writes; False if it came to its end.
+
+    Of changes that are sent together with the last breath, a random subset arrives.
+    """
     table = SqliteTable(graph.table.name, graph.table.folder)  # type: ignore[attr-defined]
     left = [writes]
 
@@ -50,8 +59,11 @@ def killed_after(graph: ChunkedGraph, writes: int, edit: Callable[[ChunkedGraph]
                 if left[0] < 0:
                     raise UnavailableError("the process is dead", remedy="none")
                 return method(*args, **kwargs)
-            if left[0] < cost:
+            if 0 <= left[0] < cost:
                 left[0] = -1
+                if name == "at_once":
+                    chosen = random.Random(1000 * seed + writes)
+                    method([change for change in args[0] if seed and chosen.random() < 0.5])  # type: ignore[attr-defined]
             if left[0] < 0:
                 raise Killed
             left[0] -= cost
@@ -65,6 +77,7 @@ def killed_after(graph: ChunkedGraph, writes: int, edit: Callable[[ChunkedGraph]
         "check_and_mutate": 1,
         "increment_many": 1,
         "check_and_mutate_many": 1,
+        "at_once": 1,
         "read_rows": 0,
         "scan": 0,
     }.items():
@@ -122,8 +135,8 @@ def test_killed_at_any_write_an_edit_can_be_put_back(make_graph: Callable[..., E
         (edits.split if kind == "split" else edits.merge)(victim, request)  # type: ignore[operator]
 
     stages = set()
-    for writes in range(MAX_WRITES):
-        died = killed_after(graph, writes, edit)
+    for writes, seed in itertools.product(range(MAX_WRITES), range(SUBSETS)):
+        died = killed_after(graph, writes, edit, seed)
         log = read_operations(graph)
         operation = log[-1] if log else None
         held = {
@@ -153,6 +166,47 @@ def test_killed_at_any_write_an_edit_can_be_put_back(make_graph: Callable[..., E
         verify_rows(graph)
         assert stored_components(graph, edited.world) == before
     assert stages == {"before", "writing", "done"}
+
+
+def test_an_answer_that_is_lost_before_the_first_indefinite_lock_leaves_nothing(
+    make_graph: Callable[..., Edited], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All changes of one request after the other are made, and the edit learns only that it failed."""
+    edited = make_graph((5, 2, 1), seed=5, objects=1.0, cross=0.05)
+    graph, table = edited.graph, edited.graph.table
+    request = merge_request(*[[sv] for sv in edited.pairs(same=False)[0]])
+    names = ("mutate", "check_and_mutate", "increment_many", "check_and_mutate_many", "at_once")
+    send = {name: getattr(table, name) for name in names}
+    unfinished, failed = False, 0
+    for number in range(MAX_WRITES):
+        left = [number]
+
+        def lose(name: str, *args: object, left: list[int] = left, **options: object) -> object:
+            answer = send[name](*args, **options)
+            if not threading.current_thread().name.startswith("beat of"):
+                left[0] -= 1
+            if left[0] == -1:
+                raise UnavailableError("the answer was lost.", remedy="Try again.")
+            return answer
+
+        for name in names:
+            monkeypatch.setattr(table, name, partial(lose, name))
+        with contextlib.suppress(UnavailableError):
+            edits.merge(graph, request)
+        monkeypatch.undo()
+        log = read_operations(graph)
+        unfinished = bool(log) and open_row(table, log[-1].operation_id) is not None
+        if unfinished and (log[-1].status is not OperationStatus.CREATED):
+            break
+        failed += 1
+        assert not list(table.scan([EVERYTHING], [columns.LOCK.key, columns.INDEFINITE_LOCK.key]))
+        for one in log:
+            own = table.read_rows([own_key(one.operation_id)]).get(own_key(one.operation_id), {})
+            assert {column.qualifier for column in own} <= {b"identity"}, "nothing is left of the plan"
+        assert stored_components(graph, edited.world) == edited.model.components
+    assert failed >= 4
+    assert unfinished
+    assert read_scope(table, log[-1].operation_id) is not None
 
 
 def verify_or_release(graph: ChunkedGraph, operation_id: int) -> None:

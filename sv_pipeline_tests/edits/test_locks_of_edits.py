@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -13,10 +14,12 @@ from sv_pipeline import edits
 from sv_pipeline.edits import LockPatience, Reason, merging
 from sv_pipeline.edits.plan.roots import RequestRoots
 from sv_pipeline.edits.plan.workspace import Workspace
-from sv_pipeline.edits.write import commit
 from sv_pipeline.edits.write.locking import EditLocks, lock_roots
+from sv_pipeline.errors import CorruptionError
 from sv_pipeline.graph.queries import roots
+from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.log import OperationStatus, read_operations
+from sv_pipeline.operations.writing import OperationRow
 from sv_pipeline.table import columns, keys, locks
 from sv_pipeline.table.interface import RowKeyRange, Table
 from sv_pipeline_tests.edits.conftest import Edited, merge_request
@@ -128,6 +131,28 @@ def test_an_edit_that_was_taken_over_writes_nothing(edited: Edited, monkeypatch:
     assert {column.qualifier for found in own.values() for column in found} <= {b"identity"}
 
 
+def test_an_edit_that_lost_its_locks_says_so_whatever_it_has_read(
+    edited: Edited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have read some rows before another edit and some after it, which looks like a damaged table."""
+    graph = edited.graph
+    config = graph.meta.graph_config._replace(ROOT_LOCK_EXPIRY=timedelta(seconds=0.2))
+    source, sink = edited.pairs(same=False)[0]
+
+    def lose_and_fail(workspace: Workspace, request: edits.MergeRequest) -> object:
+        for root in workspace.roots.tolist():
+            assert locks.lock(graph.table, keys.node_key(root), 4711, timedelta(minutes=-1))
+        time.sleep(0.3)
+        raise CorruptionError("edges lead out of the object.")
+
+    monkeypatch.setattr(merging, "plan_merge", lose_and_fail)
+    with pytest.raises(edits.OwnershipLostError):
+        edits.merge(
+            replace(graph, meta=replace(graph.meta, graph_config=config)),
+            merge_request([source], [sink]),
+        )
+
+
 def test_locks_are_renewed_while_an_edit_works(edited: Edited) -> None:
     found = roots(edited.graph, edited.pairs(same=False)[0])
     short = timedelta(seconds=0.4)
@@ -143,14 +168,14 @@ def test_new_roots_are_born_locked_until_all_is_written(edited: Edited, monkeypa
     """Who meets the new root through a supervoxel that has switched over already must wait for the others."""
     source, sink = edited.pairs(same=False)[0]
     seen: list[bool] = []
-    retire = commit._retire
+    succeed = OperationRow.succeed
 
-    def look(table: Table, operation_id: int, rows: object) -> None:
+    def look(row: OperationRow, new_roots: UInt64Array, timestamp: int) -> None:
         new = int(roots(edited.graph, [source])[0])
-        seen.append(locks.lock(table, keys.node_key(new), 4711, EXPIRY))
-        retire(table, operation_id, rows)  # type: ignore[arg-type]
+        seen.append(locks.lock(edited.graph.table, keys.node_key(new), 4711, EXPIRY))
+        succeed(row, new_roots, timestamp)
 
-    monkeypatch.setattr(commit, "_retire", look)
+    monkeypatch.setattr(OperationRow, "succeed", look)
     edited.merge(source, sink)
     assert seen == [False]
     assert not lock_cells(edited.graph.table)

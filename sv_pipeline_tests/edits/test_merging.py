@@ -57,7 +57,7 @@ def test_no_lock_and_no_scope_remain(make_graph: Callable[..., Edited]) -> None:
     locks = [columns.LOCK.key, columns.INDEFINITE_LOCK.key]
     assert not dict(edited.graph.table.scan([EVERYTHING], locks))
     own = dict(edited.graph.table.scan([keys.prefix_range(b"sv_pipeline:op:")]))
-    assert {column.qualifier for row in own.values() for column in row} == {b"activated", b"identity"}
+    assert {column.qualifier for row in own.values() for column in row} == {b"activated", b"attempt", b"identity"}
 
 
 def test_objects_that_touch_nowhere_get_an_edge_of_the_user(make_graph: Callable[..., Edited]) -> None:

@@ -206,7 +206,7 @@ def test_a_split_that_died_is_made_again_with_what_it_was_allowed(make: Make, mo
     monkeypatch.setattr(ownership, "BEAT_SECONDS", 0.05)
     tissue = ring(make)
     asked = request(tissue, voxel(20, "low"), voxel(28, "low"), allow_partial=True)
-    assert killed_after(tissue.graph, 9, lambda graph: edits.split(graph, asked, volume=tissue.volume))
+    assert killed_after(tissue.graph, 6, lambda graph: edits.split(graph, asked, volume=tissue.volume))
     (one,) = find_unfinished(tissue.graph)
     assert recover(tissue.graph, one.operation_id).replay.outcome == "replayed"
     tissue.verify()

@@ -19,6 +19,7 @@ from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.table import keys
 from sv_pipeline.table.interface import Table
 from sv_pipeline.table.sqlite.table import SqliteTable
+from sv_pipeline.testing.tables import but_operations
 from sv_pipeline_tests.edits.conftest import Edited, merge_request, split_request
 from sv_pipeline_tests.graph.compare import dump
 
@@ -60,8 +61,7 @@ class Volume:
 
 
 def rows_but_operations(table: Table) -> dict[bytes, object]:
-    every = dump(table, without=(b"ioperations",))
-    return {key: row for key, row in every.items() if not (key.isdigit() and int(key) < 1 << 56)}
+    return {**but_operations(dump(table))}
 
 
 @pytest.fixture

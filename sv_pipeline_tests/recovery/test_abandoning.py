@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from sv_pipeline.errors import ConflictError, InputError
 from sv_pipeline.operations import ownership
 from sv_pipeline.operations.log import OperationStatus, read_operations
+from sv_pipeline.operations.unfinished import Unfinished
 from sv_pipeline.recovery import (
     FinishedError,
     RecoveryReport,
@@ -19,8 +21,9 @@ from sv_pipeline.recovery import (
     recover_all,
 )
 from sv_pipeline.recovery.at_once import watch_all
-from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
+from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK, NEW_PARENTS
 from sv_pipeline.table.interface import DeleteCells, RowMutation
+from sv_pipeline.table.keys import node_key
 from sv_pipeline.testing.harness.actors import DONE
 from sv_pipeline_tests.recovery.conftest import Theatre
 
@@ -71,7 +74,7 @@ def test_an_abandonment_that_is_killed_anywhere_is_finished_as_one_by_the_next_r
     prove_given_up(play, operation)
 
 
-@pytest.mark.parametrize("step", ["scope written", "locked indefinitely", "voxels written", "retire written"])
+@pytest.mark.parametrize("step", ["write started", "new rows written", "voxels written", "switch written"])
 def test_what_died_at_any_step_can_be_abandoned(theatre: Callable[[str], Theatre], quick: None, step: str) -> None:
     play = theatre("sqlite")
     assert play.do(**play.request("supervoxel split"), failpoint=f"{step}:kill") == KILLED
@@ -119,18 +122,38 @@ def test_a_lock_that_somebody_removed_is_put_back(
     assert play.scene.objects() == play.twin("supervoxel split")
 
 
-def test_a_lock_is_not_put_back_where_somebody_has_edited_since(theatre: Callable[[str], Theatre], quick: None) -> None:
-    play = theatre("sqlite")
-    assert play.do(**play.request("supervoxel split"), failpoint="new rows written:kill") == KILLED
+def without_locks(play: Theatre, step: str) -> Unfinished:
+    """A supervoxel split that was killed at a step, and whose locks somebody has removed by hand."""
+    assert play.do(**play.request("supervoxel split"), failpoint=f"{step}:kill") == KILLED
     (found,) = find_unfinished(play.scene.graph)
     held = play.scene.indefinite_locks()
     play.scene.table.mutate(
         [RowMutation(key, [DeleteCells(INDEFINITE_LOCK.key), DeleteCells(LOCK.key)]) for key in held]
     )
-    assert play.do(**play.request("supervoxel split")) == DONE
+    return found
+
+
+def test_a_lock_is_not_put_back_where_somebody_has_edited_since(theatre: Callable[[str], Theatre], quick: None) -> None:
+    play = theatre("sqlite")
+    found = without_locks(play, "voxels written")
+    assert found.scope is not None
+    later = NEW_PARENTS.set(np.array([1], np.uint64), found.scope.timestamp + 1)
+    play.scene.table.mutate([RowMutation(node_key(found.scope.roots[0]), [later])])
     with pytest.raises(RecoveryStoppedError, match="was replaced by another edit since"):
         recover(play.scene.graph, found.operation_id, take_locks=True)
     assert not play.scene.indefinite_locks()
+
+
+def test_new_rows_need_no_locks_to_be_removed(theatre: Callable[[str], Theatre], quick: None) -> None:
+    """Nothing points to them, whatever others have done to the object since."""
+    play = theatre("sqlite")
+    found = without_locks(play, "new rows written")
+    assert play.do(**play.request("supervoxel split")) == DONE
+    report = recover(play.scene.graph, found.operation_id)
+    assert (report.state, report.replay.outcome) == ("unwritten", "refused")
+    assert report.cleanup.cells
+    play.scene.prove()
+    assert play.scene.objects() == play.twin("supervoxel split")
 
 
 def test_owners_are_watched_at_the_same_time(theatre: Callable[[str], Theatre], quick: None) -> None:

@@ -46,7 +46,7 @@ def found_foreign(play: Theatre) -> list[Unfinished]:
 
 @both
 @pytest.mark.parametrize("status", [OperationStatus.CREATED, OperationStatus.EXCEPTION, OperationStatus.WRITE_STARTED])
-@pytest.mark.parametrize("step", ["locked indefinitely", "voxels written", "half switched", "retire written"])
+@pytest.mark.parametrize("step", ["new rows written", "voxels written", "half switched", "switch written"])
 def test_an_operation_of_other_software_is_found_and_recovered(
     theatre: Make, backend: str, status: OperationStatus, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

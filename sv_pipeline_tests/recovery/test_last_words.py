@@ -20,7 +20,7 @@ from sv_pipeline.testing.harness.actors import BROKEN, DONE, LOST
 from sv_pipeline_tests.recovery.conftest import Theatre
 
 WITHOUT_EFFECT = ("lock", "locked", "planned")
-WRITING = ("locked indefinitely", "new rows written", "voxels", "voxels written", "half switched", "retire written")
+WRITING = ("half locked", "new rows written", "voxels", "voxels written", "half switched", "switch written")
 UNFINISHED, ENDED, COMPLETE = "is unfinished", "has ended without effect", "is complete: the edit is made"
 
 

@@ -57,7 +57,7 @@ def test_it_is_healed_as_a_partial_split(ring: OpenGraph, fork_server: ForkServe
     assert is_sound(ring)
 
 
-@pytest.mark.parametrize("step", ["write started", "half switched", "retire written"])
+@pytest.mark.parametrize("step", ["write started", "half switched", "half switched 1"])
 def test_one_that_is_abandoned_is_not_called_one_object(
     ring: OpenGraph, fork_server: ForkServer, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ from sv_pipeline_tests.recovery.conftest import Theatre
 from sv_pipeline_tests.recovery.stage import KINDS
 from sv_pipeline_tests.recovery.test_crash_matrix import DONE, KILLED, newest
 
-HALF = ("new rows written", "voxels written", "half switched", "switch written", "retire written", "succeeded")
+HALF = ("new rows written", "voxels written", "half switched", "half switched 2", "switch written", "succeeded")
 
 
 def is_sound(play: Theatre) -> bool:

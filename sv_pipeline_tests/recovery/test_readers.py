@@ -17,10 +17,10 @@ from sv_pipeline_tests.recovery.seen import opened, seen
 Make = Callable[..., Theatre]
 both = pytest.mark.parametrize("backend", ["sqlite", "bigtable"])
 STEPS = {
-    "supervoxel split": ("new rows written", "voxels written", "half switched", "retire", "succeed"),
-    "undo of a supervoxel split": ("voxels written", "half switched", "retire written"),
-    "merge": ("half switched", "retire"),
-    "split": ("half switched", "retire written"),
+    "supervoxel split": ("new rows written", "voxels written", "half switched", "half switched 1", "succeed"),
+    "undo of a supervoxel split": ("voxels written", "half switched", "half switched 2"),
+    "merge": ("half switched", "half switched 3"),
+    "split": ("half switched", "half switched 2"),
 }
 EDITS = [(kind, step) for kind, steps in STEPS.items() for step in steps]
 COMPLETE = ("succeeded", "released")

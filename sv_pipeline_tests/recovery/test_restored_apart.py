@@ -19,7 +19,7 @@ from sv_pipeline.recovery import find_unfinished
 from sv_pipeline.segmentation.fork.records import NEWEST, operation_key
 from sv_pipeline.table.interface import DeleteCells, RowMutation, SetCell
 from sv_pipeline.testing.harness.actors import BROKEN, DONE, REFUSED, STOPPED
-from sv_pipeline.testing.tables import EVERYTHING
+from sv_pipeline.testing.tables import EVERYTHING, but_operations
 from sv_pipeline.verify.report import CheckResult
 from sv_pipeline.verify.run import verify
 from sv_pipeline_tests.recovery.conftest import Theatre
@@ -77,7 +77,7 @@ def generation(scene: Scene) -> int:
 
 def but_the_log(scene: Scene) -> dict[bytes, object]:
     """All rows that a refused edit must leave as they are."""
-    return {k: r for k, r in scene.rows().items() if k != b"ioperations" and not (k.isdigit() and int(k) < 1 << 56)}
+    return {**but_operations(scene.rows())}
 
 
 @both

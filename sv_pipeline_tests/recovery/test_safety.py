@@ -171,7 +171,7 @@ def test_clocks_an_hour_apart_do_not_matter(theatre: Make, backend: str, ahead: 
     assert play.do(do="heal") == DONE
     play.scene.prove()
     assert play.scene.objects() == play.twin("supervoxel split", "elsewhere")
-    assert play.do(**play.request("merge"), failpoint="retire:kill") == KILLED
+    assert play.do(**play.request("merge"), failpoint="switch written:kill") == KILLED
     assert play.do(do="heal", clock=ahead) == DONE
     play.scene.prove()
     assert play.scene.objects() == play.twin("supervoxel split", "elsewhere", "merge")

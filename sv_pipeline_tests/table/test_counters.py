@@ -126,3 +126,20 @@ def test_supervoxels_of_the_watershed_are_reserved_for_kvdbclient_too(
     assert int(client.create_node_id(np.uint64(chunk))) == chunk | 51
     client.set_max_node_id(np.uint64(chunk), np.uint64(chunk | 100))
     assert take(bigtable, chunk, 1)[0] > chunk | 100
+
+
+def test_an_operation_and_ids_are_reserved_together(table: Table) -> None:
+    """A chunk without room gives none, and the others are not held up by it."""
+    small = IdLayout(6, 18)
+    full = int(small.chunk_ids(2, [0, 0, 0]))
+    counters.reserve(table, small, full, small.max_segment(2))
+    other, root = int(small.chunk_ids(2, [0, 0, 1])), int(small.chunk_ids(6, [0, 0, 0]))
+    assert counters.new_operation(table, small, []) == (1, [])
+    operation, (none, first, of_root) = counters.new_operation(table, small, [(full, 1), (other, 2), (root, 2)])
+    assert (operation, none, first) == (2, None, 1)
+    assert of_root is not None
+    assert counters.reserve(table, small, other, 1) == 3
+    given = counters.node_ids(small, root, of_root, 2).tolist()
+    for _ in range(3):
+        given += counters.node_ids(small, root, counters.reserve(table, small, root, 1), 1).tolist()
+    assert len(set(given)) == 5

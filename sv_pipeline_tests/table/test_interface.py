@@ -16,6 +16,7 @@ from sv_pipeline.table.interface import (
     CellMatch,
     Change,
     ColumnKey,
+    ConditionalMutation,
     DeleteCells,
     RowKeyRange,
     RowMutation,
@@ -107,6 +108,7 @@ def test_a_read_only_table_refuses_every_change(table: Table) -> None:
             lambda: put(copy, b"r", DeleteCells()),
             lambda: copy.increment(b"r", COUNTER, 1),
             lambda: copy.check_and_mutate(b"r", [CellMatch(A)], if_matched=[DeleteCells()]),
+            lambda: copy.at_once([RowMutation(b"r", [DeleteCells()])]),
             copy.drop,
             copy.create,
         ):
@@ -418,3 +420,22 @@ def test_none_of_forbids(table: Table) -> None:
 def test_a_condition_on_a_missing_row_is_not_met(table: Table) -> None:
     assert not table.check_and_mutate(b"none", [CellMatch(A)], if_matched=[SetCell(A, b"x", 1)])
     assert row(table, b"none") == {}
+
+
+def test_changes_sent_at_once_are_each_decided_by_their_own_row(table: Table) -> None:
+    put(table, b"r1", SetCell(A, b"mine", 1))
+    put(table, b"r2", SetCell(A, b"theirs", 1))
+    change = [SetCell(B, b"changed", 1)]
+    answers = table.at_once(
+        [
+            RowMutation(b"r0", change),
+            *(ConditionalMutation(key, [CellMatch(A, b"mine")], if_matched=change) for key in (b"r2", b"r1")),
+            RowMutation(b"r4", change),
+            ConditionalMutation(b"r3", [CellMatch(A)], if_unmatched=change),
+        ]
+    )
+    assert answers == [True, False, True, True, False]
+    assert {key for key, row in table.read_rows([b"r%d" % i for i in range(5)]).items() if B in row} == {
+        b"r0", b"r1", b"r3", b"r4",
+    }  # fmt: skip
+    assert table.at_once([]) == []

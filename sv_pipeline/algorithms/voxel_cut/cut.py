@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cc3d
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.algorithms.voxel_cut.connected import cut_connected
 from sv_pipeline.algorithms.voxel_cut.pieces import nearest_side
-from sv_pipeline.algorithms.voxel_cut.race import cut_connected
+from sv_pipeline.algorithms.voxel_cut.race import Race
 from sv_pipeline.algorithms.voxel_cut.seeds import Coordinates, Mask, SeedPair, checked_seeds, snap_seeds
 from sv_pipeline.errors import InputError
 
-__all__ = ["cut_mask"]
+__all__ = ["CutPart", "VoxelCut", "cut_mask", "cut_voxels"]
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True, eq=False)
+class CutPart:
+    """A component of the mask that had seeds of both sides, and the race in it."""
+
+    box: Box
+    """Its place in the mask; its voxels are those of ``mask``, shape of the box."""
+    mask: Mask
+    race: Race
+    source_first: bool
+    """Whether the source is the first side of the race."""
+
+
+@dataclass(frozen=True, eq=False)
+class VoxelCut:
+    """The sides of the voxels of a mask, and how they were found."""
+
+    sides: npt.NDArray[np.uint8]
+    """1 = source side, 2 = sink side, 0 = outside the mask; shape (x, y, z), in the memory order of the mask."""
+    parts: tuple[CutPart, ...] = ()
 
 
 def cut_mask(
@@ -23,27 +48,41 @@ def cut_mask(
     sink: npt.ArrayLike,
     resolution: Sequence[float],
 ) -> npt.NDArray[np.uint8]:
+    """Return the sides of :func:`cut_voxels`."""
+    return cut_voxels(mask, source, sink, resolution).sides
+
+
+def cut_voxels(
+    mask: npt.NDArray[np.bool_],
+    source: npt.ArrayLike,
+    sink: npt.ArrayLike,
+    resolution: Sequence[float],
+) -> VoxelCut:
     """Cut a mask in two between source and sink seeds.
 
     Every mask voxel gets a side, each seed lies on its own side, and each side is one 26-connected piece if the mask
     is one. If the mask has several components, those with seeds of both sides are cut, those with seeds of one side go
     to it, and the others go to the nearer side. The result is deterministic. Swapping source and sink swaps the labels,
-    since ties go to the side that has the first seed in x, y, z order, whatever it is called.
+    since ties go to the side whose first seed comes first in x, y, z order, whatever it is called.
+
+    The order of the seeds of each side counts: later ones correct the cut that earlier ones make, and one that agrees
+    with a corrected cut changes nothing (see :mod:`~sv_pipeline.algorithms.voxel_cut.connected`).
 
     Parameters
     ----------
     mask
         The object, bool, shape (x, y, z).
     source, sink
-        Seeds of each side: integer voxel coordinates inside the array, shape (n, 3). A seed outside the mask is moved
-        to the nearest mask voxel, up to :func:`~sv_pipeline.algorithms.voxel_cut.snap_distance` nm away.
+        Seeds of each side in the order of the clicks: integer voxel coordinates inside the array, shape (n, 3). A seed
+        outside the mask is moved to the nearest mask voxel, up to
+        :func:`~sv_pipeline.algorithms.voxel_cut.snap_distance` nm away.
     resolution
         Size of a voxel in nm, (x, y, z).
 
     Returns
     -------
-    labels
-        uint8, shape (x, y, z): 1 = source side, 2 = sink side, 0 = outside the mask.
+    cut
+        The sides, and the races that found them.
 
     Raises
     ------
@@ -65,34 +104,52 @@ def cut_mask(
             f"Voxel {tuple((shared[0] + low).tolist())} is a seed of both sides (after snapping to the mask).",
             remedy="Move or remove one of the two seeds.",
         )
-    # The side with the smallest seed comes first, so that the result cannot depend on which side is called source.
+    # The side with the smaller first seed comes first, so that the result cannot depend on which side is called source.
     source_first = tuple(snapped[0][0]) < tuple(snapped[1][0])
     seeds = SeedPair(*(snapped if source_first else snapped[::-1]))
-    first = _first_side(inside, seeds, spacing)
-    labels = np.zeros(mask.shape, np.uint8)
-    labels[box] = np.where(first, 1 if source_first else 2, 2 if source_first else 1) * inside
-    return labels
+    first, races = _first_side(inside, seeds, spacing)
+    labels = np.zeros(mask.shape, np.uint8, order="F" if mask.flags.f_contiguous else "C")
+    cut = labels[box]
+    cut[inside] = 2 if source_first else 1
+    cut[first] = 1 if source_first else 2
+    parts = (CutPart(_shifted(part, low), part_mask, race, source_first) for part, part_mask, race in races)
+    return VoxelCut(labels, tuple(parts))
 
 
-def _first_side(mask: Mask, seeds: SeedPair, spacing: tuple[float, float, float]) -> Mask:
-    """Return the first side of a mask with any number of components."""
+def _first_side(
+    mask: Mask, seeds: SeedPair, spacing: tuple[float, float, float]
+) -> tuple[Mask, list[tuple[Box, Mask, Race]]]:
+    """Return the first side of a mask with any number of components, and the races with their boxes and masks."""
     pieces, n_pieces = cc3d.connected_components(mask, connectivity=26, return_N=True)
     if n_pieces == 1:
         del pieces  # it is as large as the box
-        return cut_connected(mask, seeds, spacing)
+        first, race = cut_connected(mask, seeds, spacing)
+        return first, [(_whole(mask), mask, race)]
     piece_of_first, piece_of_second = (pieces[tuple(side.T)] for side in (seeds.first, seeds.second))
     first = np.isin(pieces, np.setdiff1d(piece_of_first, piece_of_second))
     second = np.isin(pieces, np.setdiff1d(piece_of_second, piece_of_first))
+    races = []
     for piece in np.intersect1d(piece_of_first, piece_of_second):
         box = _tight_box(pieces == piece)
         low = np.array([side.start for side in box])
         part = np.ascontiguousarray(pieces[box] == piece)
         own = SeedPair(seeds.first[piece_of_first == piece] - low, seeds.second[piece_of_second == piece] - low)
-        first_part = cut_connected(part, own, spacing)
+        first_part, race = cut_connected(part, own, spacing)
+        races.append((box, part, race))
         first[box] |= first_part
         second[box] |= part & ~first_part
     islands = mask & ~first & ~second
-    return np.asarray(first | nearest_side(islands, first, second, spacing))
+    return np.asarray(first | nearest_side(islands, first, second, spacing)), races
+
+
+def _whole(mask: Mask) -> Box:
+    x, y, z = (slice(0, n) for n in mask.shape)
+    return x, y, z
+
+
+def _shifted(box: Box, offset: npt.NDArray[np.int64]) -> Box:
+    x, y, z = (slice(side.start + n, side.stop + n) for side, n in zip(box, offset.tolist(), strict=True))
+    return x, y, z
 
 
 def _checked_mask(mask: Any) -> Mask:
@@ -114,7 +171,7 @@ def _checked_resolution(resolution: Any) -> tuple[float, float, float]:
     return float(values[0]), float(values[1]), float(values[2])
 
 
-def _tight_box(mask: Mask) -> tuple[slice, slice, slice]:
+def _tight_box(mask: Mask) -> Box:
     found = [np.flatnonzero(mask.any(axis=tuple(b for b in range(3) if b != axis))) for axis in range(3)]
     x, y, z = (slice(int(hits[0]), int(hits[-1]) + 1) for hits in found)
     return x, y, z

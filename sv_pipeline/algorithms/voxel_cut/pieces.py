@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cc3d
 import edt
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.voxel_cut.seeds import Coordinates, Mask, SeedPair
+from sv_pipeline.algorithms.voxel_cut.seeds import Coordinates, Mask, SeedPair, distinct
 
-__all__ = ["in_one_piece", "keep_seeded_pieces", "nearest_side", "with_arms"]
+__all__ = ["SidePieces", "in_one_piece", "keep_seeded_pieces", "nearest_side", "pieces_with_arms"]
 
 ARM = 0.04
 """Smallest fraction of its side at which a piece without a seed is joined to the side instead of given to the other."""
@@ -23,15 +25,46 @@ def in_one_piece(side: Mask, seeds: Coordinates) -> bool:
     return bool((pieces == pieces[0]).all() and pieces[0] > 0)
 
 
-def with_arms(side: Mask, seeds: Coordinates, depth: npt.NDArray[np.float32]) -> Coordinates:
-    """Return the seeds of a side, and the deepest voxel of each large piece of it that contains no seed."""
+@dataclass(frozen=True)
+class SidePieces:
+    """What must be joined to make a side one piece."""
+
+    seeds: Coordinates
+    """The seeds of the side, and the deepest voxel of each arm: a large piece without a seed."""
+    number: int
+    """Number of its pieces."""
+    joined: bool
+    """Whether one piece contains all ``seeds``."""
+
+
+def pieces_with_arms(mask: Mask, depth: npt.NDArray[np.float32], side: Mask, seeds: Coordinates) -> SidePieces:
+    """Return the pieces of a side that are to be joined.
+
+    Parameters
+    ----------
+    mask, side
+        The object and one side of it, shape (x, y, z).
+    depth
+        Distance of each voxel of ``mask`` to the background, in the order of its voxels, shape (n,).
+    seeds
+        Seeds of the side, which lie on it.
+    """
     pieces, n_pieces = cc3d.connected_components(side, connectivity=26, return_N=True)
+    seeded = pieces[tuple(seeds.T)]
+    joined = bool((seeded == seeded[0]).all() and seeded[0] > 0)
     if n_pieces == 1:
-        return seeds
-    sizes = np.bincount(pieces[side])
-    arms = np.setdiff1d(np.flatnonzero(sizes >= ARM * sizes.sum()), pieces[tuple(seeds.T)])
-    middles = [np.unravel_index(np.where(pieces == arm, depth, 0).argmax(), side.shape) for arm in arms]
-    return np.unique(np.concatenate([seeds, np.array(middles, np.int64).reshape(-1, 3)]), axis=0)
+        return SidePieces(seeds, 1, joined)
+    # The voxels of the mask as a list: the box around them is often twenty times as large.
+    piece = pieces[mask]
+    sizes = np.bincount(piece)
+    sizes[0] = 0
+    arms = np.setdiff1d(np.flatnonzero(sizes >= ARM * sizes.sum()), seeded)
+    if not len(arms):
+        return SidePieces(seeds, n_pieces, joined)
+    places = np.flatnonzero(mask)
+    deepest = [places[np.where(piece == arm, depth, 0).argmax()] for arm in arms]
+    middles = np.stack(np.unravel_index(deepest, mask.shape), axis=1)
+    return SidePieces(distinct(np.concatenate([seeds, middles])), n_pieces, False)
 
 
 def keep_seeded_pieces(mask: Mask, first: Mask, seeds: SeedPair) -> Mask:

@@ -18,22 +18,28 @@ measured against other methods in docs/design/002-voxel-cut.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import dijkstra3d
-import edt
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
 from sv_pipeline.algorithms.voxel_cut.cells import CellGraph, cell_graph, find_cells, renumbered
-from sv_pipeline.algorithms.voxel_cut.pieces import in_one_piece, keep_seeded_pieces, with_arms
-from sv_pipeline.algorithms.voxel_cut.seeds import Mask, SeedPair, join_seeds
+from sv_pipeline.algorithms.voxel_cut.seeds import SeedPair
 from sv_pipeline.algorithms.voxel_cut.surface import near_surface, stands_for_surface
 from sv_pipeline.algorithms.voxel_cut.voxels import Voxels
-from sv_pipeline.errors import InputError
 
-__all__ = ["cut_connected"]
+__all__ = [
+    "Race",
+    "Steps",
+    "arrivals_of",
+    "consecutive_steps",
+    "costs_inside",
+    "race_cells",
+    "raced",
+]
 
 TURN = 50.0
 """Cost of a right-angled turn, in cell radii; it must outweigh differences in click positions of a few micrometres."""
@@ -60,8 +66,24 @@ MOST_TURNS = 4_000_000
 COARSEST = 64.0
 
 
+@dataclass(frozen=True, eq=False)
+class Race:
+    """How a connected mask was cut: what tells how sure the cut is."""
+
+    cells: npt.NDArray[np.int32]
+    """Cell of each voxel of the mask, in x, y, z order."""
+    graph: CellGraph
+    arrivals: npt.NDArray[np.float64] | None
+    """Cost at which each side reaches each cell, shape (2, number of cells); None if one side got the surface."""
+    leads: npt.NDArray[np.float32] | None = None
+    """How much nearer the first side is to each voxel of a cell that was divided by distance: the difference of the
+    costs over their sum, NaN for other voxels; None if no cell was divided."""
+    lump: bool = False
+    """Whether the mask was used as one cell, in which both sides go by distance."""
+
+
 @dataclass(frozen=True)
-class _Steps:
+class Steps:
     """Directed contacts, and which may follow which.
 
     ``left`` and ``entered`` are the cells of each step; ``before`` and ``after`` are pairs of consecutive steps.
@@ -73,44 +95,8 @@ class _Steps:
     after: npt.NDArray[np.int64]
 
 
-def cut_connected(mask: Mask, seeds: SeedPair, spacing: tuple[float, float, float]) -> Mask:
-    """Return the first side of a 26-connected mask; both sides are 26-connected.
-
-    Raises
-    ------
-    InputError
-        If the seeds interleave so that no way was found to keep both sides in one piece.
-    """
-    deep = edt.edt(mask, anisotropy=spacing, black_border=True)
-    first = _race(mask, deep[mask], seeds, spacing)
-    arms = SeedPair(with_arms(first, seeds.first, deep), with_arms(mask & ~first, seeds.second, deep))
-    try:
-        return _joined(mask, deep, first, arms)
-    except InputError:  # every seed must be kept, but not every arm
-        return _joined(mask, deep, first, seeds)
-
-
-def _race(mask: Mask, depth: npt.NDArray[np.float32], seeds: SeedPair, spacing: tuple[float, float, float]) -> Mask:
-    """Return the first side according to the race, and release the memory that the race needs."""
-    voxels = Voxels(mask, spacing)
-    cells, graph = _cells(voxels, depth)
-    return _raced(voxels, depth, cells, graph, seeds)
-
-
-def _joined(mask: Mask, deep: npt.NDArray[np.float32], first: Mask, seeds: SeedPair) -> Mask:
-    """Make each side one piece that contains all its ``seeds``."""
-    if in_one_piece(first, seeds.first) and in_one_piece(mask & ~first, seeds.second):
-        return keep_seeded_pieces(mask, first, seeds)
-    # Paths join the pieces of a side that contain seeds. Another race that starts from whole paths would give much
-    # worse results, because it gives away what lies along them.
-    joined = join_seeds(mask, deep, first, seeds)
-    sides = first.copy()
-    sides[tuple(joined.first.T)] = True
-    sides[tuple(joined.second.T)] = False
-    return keep_seeded_pieces(mask, sides, joined)
-
-
-def _cells(voxels: Voxels, depth: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int32], CellGraph]:
+def race_cells(voxels: Voxels, depth: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int32], CellGraph]:
+    """Return the cell of each voxel and the graph of the cells; they are coarser where they would be too many."""
     coarseness = 1.0
     while True:
         cells = find_cells(voxels, depth, coarseness)
@@ -121,26 +107,28 @@ def _cells(voxels: Voxels, depth: npt.NDArray[np.float32]) -> tuple[npt.NDArray[
         coarseness *= 2
 
 
-def _raced(
+def raced(
     voxels: Voxels, depth: npt.NDArray[np.float32], cells: npt.NDArray[np.int32], graph: CellGraph, seeds: SeedPair
-) -> Mask:
-    """Return the first side, which may be in pieces; the seeds of each side are on their own side."""
+) -> tuple[npt.NDArray[np.bool_], Race]:
+    """Return the voxels of the first side, which may be in pieces; the seeds of each side are on their own side."""
     numbers = [voxels.numbers_of(side) for side in (seeds.first, seeds.second)]
     for side, other in (numbers, numbers[::-1]):
         if stands_for_surface(depth, cells, graph, side, other):
             claimed = near_surface(voxels, depth, side)
             claimed[other] = False
-            return voxels.image(claimed if side is numbers[0] else ~claimed)
-    if len(graph) < FEWEST_CELLS and _close_together(graph, cells[numbers[0]], cells[numbers[1]]):
+            return claimed if side is numbers[0] else ~claimed, Race(cells, graph, None)
+    lump = len(graph) < FEWEST_CELLS and _close_together(graph, cells[numbers[0]], cells[numbers[1]])
+    if lump:
         cells = np.zeros_like(cells)
     shared = np.intersect1d(cells[numbers[0]], cells[numbers[1]])
+    leads = None
     if len(shared):
-        cells = _parted(voxels, depth, cells, seeds, shared)
+        cells, leads = _parted(voxels, depth, cells, seeds, shared)
         graph = cell_graph(voxels, depth, cells)
     starts = [np.unique(cells[side]) for side in numbers]
-    steps = _steps(graph)
-    arrivals = [_arrivals(graph, steps, side) for side in starts]
-    return voxels.image((arrivals[0] <= arrivals[1])[cells])
+    steps = consecutive_steps(graph)
+    arrivals = np.stack([arrivals_of(graph, steps, side) for side in starts])
+    return (arrivals[0] <= arrivals[1])[cells], Race(cells, graph, arrivals, leads, lump)
 
 
 def _parted(
@@ -149,27 +137,39 @@ def _parted(
     cells: npt.NDArray[np.int32],
     seeds: SeedPair,
     shared: npt.NDArray[np.int32],
-) -> npt.NDArray[np.int32]:
-    """Divide cells that contain seeds of both sides, by distance inside them.
-
-    Distances are weighted more where the object is deeper than the seeds of the side: if the other side has the middle
-    of a bulge, a seed near its surface can only mark something at the surface.
-    """
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Divide cells that contain seeds of both sides, by distance inside them; return the new cells and the leads."""
     members = np.isin(cells, shared)
-    inside = voxels.image(members)
     costs = []
     for side in (seeds.first, seeds.second):
-        own = side[inside[tuple(side.T)]]
-        distance = dijkstra3d.euclidean_distance_field(
-            inside, [tuple(seed) for seed in own.tolist()], anisotropy=tuple(voxels.spacing.tolist())
-        )[voxels.mask][members]
-        deeper = np.maximum(1, depth[members] / depth[voxels.numbers_of(own)].max())
-        costs.append(distance * deeper**SHALLOW)
+        own = voxels.numbers_of(side)
+        costs.append(costs_inside(voxels, depth, members, own[members[own]]))
     part = np.zeros(voxels.number, np.int64)
     part[members] = costs[0] <= costs[1]
     part[voxels.numbers_of(seeds.first)], part[voxels.numbers_of(seeds.second)] = 1, 0
     part[~members] = 0
-    return renumbered(2 * cells.astype(np.int64) + part)
+    leads = np.full(voxels.number, np.nan, np.float32)
+    with np.errstate(invalid="ignore"):  # what no seed reaches inside the cells
+        leads[members] = (costs[1] - costs[0]) / (costs[0] + costs[1])
+    return renumbered(2 * cells.astype(np.int64) + part), leads
+
+
+def costs_inside(
+    voxels: Voxels, depth: npt.NDArray[np.float32], inside: npt.NDArray[np.bool_], seeds: npt.NDArray[np.integer[Any]]
+) -> npt.NDArray[np.float64]:
+    """Return the weighted distance of the voxels ``inside`` to the nearest of the ``seeds``, on ways inside.
+
+    Distances are weighted more where the object is deeper than the seeds: if the other side has the middle of a bulge,
+    a seed near its surface can only mark something at the surface.
+    """
+    places = voxels.coordinates[inside]
+    low = places.min(axis=0)
+    image = np.zeros(places.max(axis=0) - low + 1, np.bool_, order="F")
+    at = tuple((places - low).T)
+    image[at] = True
+    starts = [tuple(seed) for seed in (voxels.coordinates[seeds] - low).tolist()]
+    distance = dijkstra3d.euclidean_distance_field(image, starts, anisotropy=tuple(voxels.spacing.tolist()))[at]
+    return np.asarray(distance * np.maximum(1, depth[inside] / depth[seeds].max()) ** SHALLOW, np.float64)
 
 
 def _openness(graph: CellGraph) -> npt.NDArray[np.float64]:
@@ -188,7 +188,8 @@ def _close_together(graph: CellGraph, first: npt.NDArray[np.int32], second: npt.
     return bool(near[second].any())
 
 
-def _steps(graph: CellGraph) -> _Steps:
+def consecutive_steps(graph: CellGraph) -> Steps:
+    """Return all directed contacts, and which may follow which."""
     left, entered = np.concatenate([graph.lower, graph.upper]), np.concatenate([graph.upper, graph.lower])
     by_cell = np.argsort(left, kind="stable")
     begins = np.searchsorted(left[by_cell], np.arange(len(graph) + 1))
@@ -197,22 +198,30 @@ def _steps(graph: CellGraph) -> _Steps:
     nth = np.arange(len(before)) - np.repeat(np.cumsum(counts) - counts, counts)
     after = by_cell[begins[entered[before]] + nth]
     onward = left[before] != entered[after]
-    return _Steps(left, entered, before[onward], after[onward])
+    return Steps(left, entered, before[onward], after[onward])
 
 
-def _arrivals(graph: CellGraph, steps: _Steps, starts: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
-    """Return the cost of the cheapest path from the cells ``starts`` to each cell."""
+def arrivals_of(
+    graph: CellGraph,
+    steps: Steps,
+    starts: npt.NDArray[np.integer[Any]],
+    allowed: npt.NDArray[np.bool_] | None = None,
+) -> npt.NDArray[np.float64]:
+    """Return the cost of the cheapest path from the cells ``starts`` to each cell, through ``allowed`` cells only."""
     lengths = np.linalg.norm(graph.centres[steps.entered] - graph.centres[steps.left], axis=1)
     directions = np.concatenate([graph.normals, -graph.normals])
     costs = lengths / np.tile(np.maximum(_openness(graph), NARROWEST), 2) ** 2
     cosines = (directions[steps.before] * directions[steps.after]).sum(axis=1)
     turns = TURN * graph.radii[steps.entered[steps.before]] * (1 - cosines) ** 2
     n_steps = len(costs)
-    outset = np.flatnonzero(np.isin(steps.left, starts))
+    if allowed is None:
+        allowed = np.ones(len(graph), np.bool_)
+    outset = np.flatnonzero(np.isin(steps.left, starts) & allowed[steps.entered])
+    onward = allowed[steps.entered[steps.before]] & allowed[steps.entered[steps.after]]
     # All first steps start from an extra node, number n_steps. Costs are positive, since 0 would mean no edge.
-    weights = np.concatenate([costs[steps.after] + turns, costs[outset]]) + 1e-6
-    tails = np.concatenate([steps.before, np.full(len(outset), n_steps)])
-    heads = np.concatenate([steps.after, outset])
+    weights = np.concatenate([(costs[steps.after] + turns)[onward], costs[outset]]) + 1e-6
+    tails = np.concatenate([steps.before[onward], np.full(len(outset), n_steps)])
+    heads = np.concatenate([steps.after[onward], outset])
     ways_on = csr_array((weights, (tails, heads)), shape=(n_steps + 1, n_steps + 1))
     reached = dijkstra(ways_on, directed=True, indices=n_steps)[:n_steps]
     arrivals = np.full(len(graph), np.inf)

@@ -11,11 +11,21 @@ import numpy.typing as npt
 
 from sv_pipeline.errors import InputError
 
-__all__ = ["SNAP_NM", "Coordinates", "Mask", "SeedPair", "checked_seeds", "join_seeds", "snap_distance", "snap_seeds"]
+__all__ = [
+    "SNAP_NM",
+    "Coordinates",
+    "Mask",
+    "SeedPair",
+    "checked_seeds",
+    "distinct",
+    "join_seeds",
+    "snap_distance",
+    "snap_seeds",
+]
 
 Mask = npt.NDArray[np.bool_]
 Coordinates = npt.NDArray[np.int64]
-"""Voxel coordinates (x, y, z), shape (n, 3), unique, in lexicographic order."""
+"""Voxel coordinates (x, y, z), shape (n, 3), unique. The order is that of the clicks, if they come from a user."""
 
 Cost = npt.NDArray[np.float32]
 
@@ -51,7 +61,7 @@ def snap_distance(resolution: tuple[float, float, float]) -> float:
 
 
 def checked_seeds(seeds: npt.ArrayLike, shape: tuple[int, ...], side: str) -> Coordinates:
-    """Return ``seeds`` as unique, ordered coordinates inside ``shape``; an InputError names the ``side``."""
+    """Return ``seeds`` as unique coordinates inside ``shape``, in their order; an InputError names the ``side``."""
     array = np.asarray(seeds)
     if array.ndim != 2 or array.shape[1:] != (3,) or len(array) == 0:
         raise InputError(
@@ -68,7 +78,12 @@ def checked_seeds(seeds: npt.ArrayLike, shape: tuple[int, ...], side: str) -> Co
             f"The {side} seed {tuple(array[outside][0].tolist())} lies outside the array of shape {shape}.",
             remedy="Give coordinates relative to the array, or a mask that includes the seed.",
         )
-    return np.unique(array.astype(np.int64), axis=0)
+    return distinct(array.astype(np.int64))
+
+
+def distinct(coordinates: Coordinates) -> Coordinates:
+    """Return each of the ``coordinates`` once, in the order in which they first occur."""
+    return coordinates[np.sort(np.unique(coordinates, axis=0, return_index=True)[1])]
 
 
 def snap_seeds(mask: Mask, seeds: Coordinates, resolution: tuple[float, float, float], side: str) -> Coordinates:
@@ -93,16 +108,16 @@ def snap_seeds(mask: Mask, seeds: Coordinates, resolution: tuple[float, float, f
                 remedy="Place it on the object to be cut.",
             )
         snapped[index] = candidates[squares.argmin()]
-    return np.unique(snapped, axis=0)
+    return distinct(snapped)
 
 
 def join_seeds(mask: Mask, depth: npt.NDArray[np.float32], first: Mask, seeds: SeedPair) -> SeedPair:
     """Grow the seeds of each side to one 26-connected set inside a connected ``mask``; the two sets are disjoint.
 
     Paths prefer thick parts of the object: the cost of a voxel is its length divided by the local ``depth`` (distance
-    to the background in nm), and many times that inside the other side (``first`` is the first side). The sides are
-    joined one after the other, the second one around the first. If that fails, the order is reversed; if that fails
-    too, the first one avoids the path that the second one would take.
+    to the background in nm, of each voxel of the mask in order, shape (n,)), and many times that inside the other side
+    (``first`` is the first side). The sides are joined one after the other, the second one around the first. If that
+    fails, the order is reversed; if that fails too, the first one avoids the path that the second one would take.
 
     Raises
     ------
@@ -133,9 +148,9 @@ class _OpenWays:
 
     def costs(self, of_first: bool) -> Cost:
         """Return the costs for the first or second side: 1 / depth, more inside the other side, inf off the mask."""
-        cost = np.full(self.mask.shape, np.inf, np.float32)
-        inside = 1.0 / np.maximum(self.depth[self.mask], 1e-3)
+        inside = 1.0 / np.maximum(self.depth, 1e-3)
         inside[self.first[self.mask] != of_first] *= TRESPASS
+        cost = np.full(self.mask.shape, np.inf, np.float32, order="F")  # dijkstra3d would copy it if it were in C order
         cost[self.mask] = inside
         return cost
 
@@ -149,6 +164,7 @@ def _join_in_order(ways: _OpenWays, seeds: SeedPair, swapped: bool, keep_off: bo
             return None
         cost[tuple(wanted.T)] *= DETOUR
     first = _joined(cost, seeds.first, seeds.second)
+    del cost  # it is as large as the box, and so is the next one
     if first is None:
         return None
     second = _joined(ways.costs(swapped), seeds.second, first)

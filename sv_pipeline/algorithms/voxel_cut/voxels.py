@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,11 @@ HALF_NEIGHBOURS = tuple(shift for shift in NEIGHBOURS if shift > (0, 0, 0))
 FACES = tuple(shift for shift in NEIGHBOURS if sum(map(abs, shift)) == 1)
 """Shifts to the six neighbours that share a face."""
 
+PART_VOXELS = 1 << 15
+"""Number of voxels that are worked on at once, where each of many steps would otherwise go through the memory."""
+
+EVERY = slice(None)
+
 
 class Voxels:
     """The voxels of a mask, numbered in x, y, z order.
@@ -39,19 +45,31 @@ class Voxels:
         self.spacing = np.asarray(spacing)
         self._shape = tuple(n + 2 for n in mask.shape)
         padded = np.pad(self.mask, 1)
-        self._places = np.flatnonzero(padded)
-        self.number = len(self._places)
+        places = np.flatnonzero(padded)
+        self.number = len(places)
         # Voxels outside the mask have the number ``number``, so an array with one more value includes its own border.
         self._numbers = np.full(padded.size, self.number, np.int32)
-        self._numbers[self._places] = np.arange(self.number, dtype=np.int32)
-        self.coordinates = (
-            np.stack([x.astype(np.int32) for x in np.unravel_index(self._places, self._shape)], axis=1) - 1
-        )
+        self._numbers[places] = np.arange(self.number, dtype=np.int32)
+        # Places are counted from the first neighbour of the first voxel, so that all 27 shifts are views that start
+        # later: looking up neighbours then needs no sum of places and shifts.
+        self._reach = self._step((1, 1, 1))
+        self._places = places - self._reach
+        self.coordinates = np.stack([x.astype(np.int32) for x in np.unravel_index(places, self._shape)], axis=1) - 1
 
-    def neighbours(self, shift: Shift) -> npt.NDArray[np.int32]:
-        """Return the number of each voxel's neighbour at ``shift``; ``self.number`` where it is outside the mask."""
-        step = (shift[0] * self._shape[1] + shift[1]) * self._shape[2] + shift[2]
-        return np.asarray(self._numbers[self._places + step])
+    def _step(self, shift: Shift) -> int:
+        return int((shift[0] * self._shape[1] + shift[1]) * self._shape[2] + shift[2])
+
+    def neighbours(self, shift: Shift, part: slice | npt.NDArray[np.intp] = EVERY) -> npt.NDArray[np.int32]:
+        """Return the number of each voxel's neighbour at ``shift``; ``self.number`` where it is outside the mask.
+
+        With ``part``, only the neighbours of these voxels are returned.
+        """
+        return np.take(self._numbers[self._reach + self._step(shift) :], self._places[part])
+
+    def parts(self) -> Iterator[slice]:
+        """Yield slices of the voxels, in order, which are so short that work on one of them stays in the cache."""
+        for start in range(0, self.number, PART_VOXELS):
+            yield slice(start, min(start + PART_VOXELS, self.number))
 
     def numbers_of(self, coordinates: Coordinates) -> npt.NDArray[np.int32]:
         """Return the numbers of mask voxels given by coordinates, shape (n,)."""

@@ -120,6 +120,7 @@ def _neighbours(
         found = [cache.known().edges_of(stored).edges, planned[np.isin(planned[:, 0], nodes)]]
         pairs = np.concatenate(found)
         pairs = pairs[find(plan.retired, pairs[:, 1]) < 0]
+        pairs = np.unique(pairs, axis=0)  # of several shortest paths, the same is found whatever else was read
         return pairs[:, 0], pairs[:, 1]
 
     return edges

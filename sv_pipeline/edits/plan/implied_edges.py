@@ -31,6 +31,9 @@ __all__ = ["implied_edges"]
 
 IntArray = npt.NDArray[np.int64]
 
+FEW_NODES = 700
+"""Number of nodes up to which all pairs are compared; of more, only those in neighbouring chunks."""
+
 
 def implied_edges(
     graph: ChunkedGraph,
@@ -70,6 +73,8 @@ def _stored_pairs(
     groups, colours, nodes, tops = zone
     near = _near_others(graph, groups, colours, nodes, tops, 2, 1)
     every, beside = (np.unique(graph.layout.coordinates(some), axis=0) for some in (nodes, nodes[near]))
+    if cache.read_edges is not None and cache.read_edges.chunks.issuperset(map(tuple, every.tolist())):
+        return cache.read_edges.edges.pairs
     pairs = []
     if len(beside):
         pairs.append(edges_around(graph, beside, cache).pairs)
@@ -176,6 +181,9 @@ def _near_others(
         return keep
     coordinates = graph.layout.coordinates(nodes[here]) >> (layer - graph.layout.layers(nodes[here]))[:, None]
     shift = (tops[here] - 1 - layer)[:, None]
+    if len(here) <= FEW_NODES:
+        keep[here] = _near_others_of_few(groups[here], colours[here], coordinates, coordinates >> shift, reach)
+        return keep
     _, group = np.unique(groups[here], return_inverse=True)
     _, colour = np.unique(colours[here], return_inverse=True)
     coordinates = coordinates + reach
@@ -195,6 +203,19 @@ def _near_others(
         near |= far_enough & occupied & other
     keep[here] = near
     return keep
+
+
+def _near_others_of_few(
+    groups: IntArray, colours: UInt64Array, coordinates: IntArray, above: IntArray, reach: int
+) -> npt.NDArray[np.bool_]:
+    """Compare all pairs of nodes, given the chunk of each, and above it that of ``tops - 1``; see `_near_others`."""
+    near = (groups[:, None] == groups) & (colours[:, None] != colours)
+    apart = np.zeros_like(near)
+    for axis in range(3):
+        at, top = coordinates[:, axis], above[:, axis]
+        near &= np.abs(at[:, None] - at) <= reach
+        apart |= top[:, None] != top
+    return np.asarray((near & apart).any(axis=1))
 
 
 @cached

@@ -121,6 +121,10 @@ class NodeCache:
         """Note the timestamp, in milliseconds, of a cell that was read elsewhere, for :meth:`latest`."""
         self._noted = max(self._noted, timestamp)
 
+    def has(self, ids: npt.ArrayLike) -> bool:
+        """Return whether the rows of all these nodes are cached."""
+        return all(key in self._rows for key in keys.node_keys(ids))
+
     def fetch(self, ids: npt.ArrayLike) -> None:
         """Read the rows of these nodes, except for those that are cached."""
         row_keys = keys.node_keys(np.unique(np.asarray(ids, np.uint64)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +15,7 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edges import read_edges_of_chunks
 from sv_pipeline.graph.queries import chunks_touch
 from sv_pipeline.grid import Box
+from sv_pipeline.helper_threads import Helpers
 from sv_pipeline.ids import UInt64Array
 
 __all__ = [
@@ -95,8 +95,8 @@ def read_region_within(
     chunks = np.unique(graph.layout.coordinates(above.nodes), axis=0)
     if not allowed(len(above.nodes), len(chunks)):
         return None
-    with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(edges_of_chunks, graph, chunks, cache)
+    with Helpers() as pool:
+        reading = pool.submit(edges_around, graph, chunks, cache)
         # These include rows that plans need next: the nodes that cross edges lead to.
         cache.fetch(np.concatenate([above.nodes, cache.known().edges.edges[:, 1]]))
         supervoxels, ancestors = _last_step(graph, cache, above)
@@ -171,14 +171,17 @@ def _last_step(graph: ChunkedGraph, cache: NodeCache, above: _Reached) -> tuple[
 
 
 def edges_around(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64], cache: NodeCache) -> Edges:
-    """Return the edges of layer 2 chunks, coordinates of shape (n, 3), and possibly of more chunks.
+    """Return the edges of layer 2 chunks, coordinates of shape (n, 3).
 
     If the edit has read the edges of all these chunks last, they are not read again.
     """
-    read = cache.read_edges
-    if read is not None and read.chunks.issuperset(map(tuple, coordinates.tolist())):
+    read, wanted = cache.read_edges, set(map(tuple, coordinates.tolist()))
+    if read is None or not read.chunks.issuperset(wanted):
+        return edges_of_chunks(graph, coordinates, cache)
+    if read.chunks == wanted:
         return read.edges
-    return edges_of_chunks(graph, coordinates, cache)
+    chunks = graph.layout.chunk_ids(2, graph.layout.coordinates(read.edges.pairs))
+    return read.edges.take(np.isin(chunks, graph.layout.chunk_ids(2, coordinates)).any(axis=1))
 
 
 def edges_of_chunks(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64], cache: NodeCache) -> Edges:

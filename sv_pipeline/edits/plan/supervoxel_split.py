@@ -2,12 +2,12 @@
 
 ::
 
-    shared supervoxels --box, chunk locks--> voxels --cut_mask--> sides --> fragments --> edges of fragments
-                                                                                             |
-             edges to remove  <--minimum cut on the region with the fragments----------------+
+    shared supervoxels --box, chunk locks--> voxels --cut_voxels--> sides --> fragments --> edges of fragments
+                                                                                               |
+             edges to remove  <--minimum cut on the region with the fragments------------------+
 
 Everything is planned in memory, from voxels of one generation of the fork, under locks of the chunks around. So a cut
-that is refused at the very end leaves nothing behind, not even a used id.
+that is refused at the very end leaves nothing behind, not even the id of a new supervoxel.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sv_pipeline.algorithms.multicut.cut import SupervoxelSplitRequired
 from sv_pipeline.algorithms.routing_checks import require_sound_routing
 from sv_pipeline.algorithms.split_geometry import SplitGeometry
 from sv_pipeline.algorithms.voxel_blocks import Labels, VoxelBlocks
-from sv_pipeline.algorithms.voxel_cut import Doubt, cut_mask, find_doubt
+from sv_pipeline.algorithms.voxel_cut import Doubt, cut_voxels, find_doubt
 from sv_pipeline.edits.plan.hierarchy import provisional_ids
 from sv_pipeline.edits.plan.node_cache import NodeCache
 from sv_pipeline.edits.plan.planned_region import PlannedRegion, local_edges_of, replace_supervoxels
@@ -38,11 +38,13 @@ from sv_pipeline.errors import InputError, NotFoundError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edges import replaced
 from sv_pipeline.grid import Box, ChunkGrid
+from sv_pipeline.helper_threads import Helpers
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.operations.settled import SettledGraph
-from sv_pipeline.storage.context import uncached_context
+from sv_pipeline.storage.context import give_back_memory, uncached_context
 from sv_pipeline.storage.precomputed import Scale
+from sv_pipeline.storage.reading import read_box
 
 __all__ = [
     "CutSides",
@@ -56,6 +58,10 @@ __all__ = [
 
 IntArray = npt.NDArray[np.int64]
 LockChunks = Callable[[UInt64Array, list[str]], None]
+
+LARGE_VOXELS = 1 << 22
+"""In boxes of this size and above, freed memory is given back to the system between the steps, which takes some
+milliseconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +132,7 @@ def plan_supervoxel_split(
         pieces = _joined_by_inf(region, pieces)
         where = _split_box(graph, request, pieces)
     chunks = lock_around(graph, lock_chunks, where.chunks)
-    region = _without_replaced(graph, reread_edges(graph, cache, region), pieces)
+    region = _reread(graph, cache, region, pieces)
     generation, segmentation = read_voxels(graph, where.box)
     scale = graph.fork.base.info().volume.scales[0]
     sides = np.zeros(where.box.shape, np.uint8, order="F")
@@ -136,8 +142,11 @@ def plan_supervoxel_split(
         cut, doubt = _cut(request, segmentation, where.box, own, scale.resolution)
         sides |= cut
         doubts += [] if doubt is None else [doubt]
+        del cut
+    if where.box.volume >= LARGE_VOXELS:
+        give_back_memory()  # what the cut has needed
     split = _split(graph, cache, request, region, where, chunks, generation, segmentation, sides, scale)
-    return replace(split, doubt=max(doubts, key=lambda doubt: doubt.voxels, default=None))
+    return replace(split, doubt=max(doubts, key=lambda doubt: doubt.stake, default=None))
 
 
 def _split(
@@ -184,7 +193,11 @@ def read_voxels(graph: ChunkedGraph, box: Box) -> tuple[int, Labels]:
     generation = graph.fork.generation()
     # Each chunk is read only once, so a cache would only hold all of them a second time.
     volume = graph.fork.open(version=generation, context=uncached_context())
-    return generation, np.asarray(volume[box.slices].read(order="F").result(), np.uint64)
+    voxels = np.asarray(read_box(volume[box.slices]), np.uint64)
+    del volume
+    if box.volume >= LARGE_VOXELS:
+        give_back_memory()  # of the decoded chunks, before the split needs its own
+    return generation, voxels
 
 
 def lock_around(graph: ChunkedGraph, lock_chunks: LockChunks, chunks: IntArray) -> UInt64Array:
@@ -234,14 +247,28 @@ def _joined_by_inf(region: Region, supervoxels: UInt64Array) -> UInt64Array:
     return region.supervoxels[np.isin(labels, wanted)]
 
 
-def _without_replaced(graph: ChunkedGraph, region: Region, pieces: UInt64Array) -> Region:
-    """Return the region without edges between pieces and replaced supervoxels, which edge files still hold."""
-    pairs = region.edges.pairs
-    partners = np.setdiff1d(pairs[np.isin(pairs, pieces).any(axis=1)], region.supervoxels)
-    gone = partners[replaced(graph, partners)] if len(partners) else partners
-    keep = ~np.isin(pairs, gone).any(axis=1)
+def _reread(graph: ChunkedGraph, cache: NodeCache, region: Region, pieces: UInt64Array) -> Region:
+    """Return the region with its edges read again, without edges between pieces and replaced supervoxels.
+
+    Edge files still hold edges of replaced supervoxels. Which partners were replaced is read meanwhile; the edges read
+    again rarely lead to others.
+    """
+    expected = _partners(region, pieces)
+    with Helpers() as pool:
+        looking = pool.submit(replaced, graph, expected)
+        region = reread_edges(graph, cache, region)
+        gone = expected[looking.result()]
+    more = np.setdiff1d(_partners(region, pieces), expected)
+    gone = np.concatenate([gone, more[replaced(graph, more)]])
+    keep = ~np.isin(region.edges.pairs, gone).any(axis=1)
     edges = region.edges.take(keep)
     return replace(region, edges=edges, layers=region.layers[keep])
+
+
+def _partners(region: Region, pieces: UInt64Array) -> UInt64Array:
+    """Return the supervoxels outside the region to which edges of pieces lead, ascending."""
+    pairs = region.edges.pairs
+    return np.setdiff1d(pairs[np.isin(pairs, pieces).any(axis=1)], region.supervoxels)
 
 
 def _cut(
@@ -253,7 +280,7 @@ def _cut(
     """
     source, sink = (_voxels_on(points, members) - box.start for points in (request.sources, request.sinks))
     try:
-        sides = cut_mask(member_mask(segmentation, members), source, sink, resolution)
+        cut = cut_voxels(member_mask(segmentation, members), source, sink, resolution)
     except InputError as error:
         # With a volume, points were checked and moved before; without one, ids and voxels may not belong together.
         every = np.concatenate([source, sink])
@@ -266,8 +293,8 @@ def _cut(
                 remedy="Name the supervoxels that are at the voxels, or pass the graph's segmentation as the volume.",
             ) from error
         raise EditRefused(Reason.VOXEL_CUT, error.message, remedy=error.remedy) from error
-    doubt = find_doubt(sides, source, sink, resolution)
-    return sides, None if doubt is None else doubt.shifted(box.start)
+    doubt = find_doubt(cut, source, sink, resolution)
+    return cut.sides, None if doubt is None else doubt.shifted(box.start)
 
 
 def _routed(

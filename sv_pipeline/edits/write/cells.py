@@ -10,9 +10,9 @@ from sv_pipeline.errors import UnavailableError
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table import locks
 from sv_pipeline.table.columns import FAKE_EDGES, INDEFINITE_LOCK
-from sv_pipeline.table.interface import CellMatch, DeleteCells, RowMutation, SetCell, Table
+from sv_pipeline.table.interface import CellMatch, ConditionalMutation, DeleteCells, RowMutation, SetCell, Table
 
-__all__ = ["ATTEMPTS_TO_PUT_EDGES", "put_edges", "take_back", "take_back_edges"]
+__all__ = ["ATTEMPTS_TO_PUT_EDGES", "first_attempt", "put_edges", "take_back", "take_back_edges"]
 
 ATTEMPTS_TO_PUT_EDGES = 100
 """Number of attempts to write fake edges. Each attempt is at least a millisecond later than the one before, so their
@@ -30,14 +30,19 @@ def put_edges(table: Table, key: bytes, edges: UInt64Array, timestamp: int) -> N
         If other edits write to the row all the time.
     """
     for _ in range(ATTEMPTS_TO_PUT_EDGES):
-        at = CellMatch(FAKE_EDGES.key, since=timestamp)
-        if not table.check_and_mutate(key, [at], if_unmatched=[FAKE_EDGES.set(edges, timestamp)]):
+        if not table.check_and_mutate_many([first_attempt(key, edges, timestamp)])[0]:
             return
         history = FAKE_EDGES.history(table.read_rows([key], [FAKE_EDGES.key]).get(key))
         if any(np.array_equal(value, edges) for _, value in history):
             return
         timestamp = max(time_of for time_of, _ in history) + 1
     raise UnavailableError(f"other edits write to row {key!r} all the time.", remedy="Recover the operation.")
+
+
+def first_attempt(key: bytes, edges: UInt64Array, timestamp: int) -> ConditionalMutation:
+    """Return what `put_edges` tries first; the answer is False if it is done."""
+    at = CellMatch(FAKE_EDGES.key, since=timestamp)
+    return ConditionalMutation(key, [at], if_unmatched=[FAKE_EDGES.set(edges, timestamp)])
 
 
 def take_back(table: Table, rows: Iterable[RowMutation], timestamp: int, operation_id: int) -> None:

@@ -1,17 +1,21 @@
 """Makes a planned edit durable: the order of its writes, and the state that a crash after each of them leaves.
 
-| # | step | state after a crash |
+Changes of one step are sent together and become durable in any order, so a crash within a step leaves any subset of
+them. Each row of the table holds for all subsets.
+
+| # | step | state after a crash within the step, or after it |
 | --- | --- | --- |
 | 0 | check that table and fork can take the edit (`ready`) | nothing |
-| 1 | reserve ids of new nodes | ids that are never used |
-| 2 | write scope and write set to the operation's rows, status WRITE_STARTED | scope, no indefinite locks |
-| 3 | lock the old roots indefinitely | + indefinite locks |
-| 4 | write rows of new nodes; new roots are locked from the start | + rows that nothing points to |
-| 5 | write voxels, if supervoxels were split | + voxels |
-| 6 | switch rows over to the new nodes; write edges of edits | + half-switched rows |
-| 7 | retire the old roots, each only while its lock belongs to the operation | + a complete graph |
-| 8 | status SUCCESS | complete, but locked |
-| 9 | release the locks by value match, then clear the scope | nothing |
+| 1 | reserve ids of new nodes, if those reserved with the operation's own id do not suffice | ids that are never used |
+| 2 | scope and write set, status WRITE_STARTED, what an undo needs | without the scope nothing, else the scope |
+| 3 | indefinite locks of old roots and chunks; rows of new nodes, of which the roots are locked from the start |
+|   | | + some locks, and rows that nothing points to, which recovery removes whether or not all locks are held |
+| 4 | voxels, if supervoxels were split | + all locks, and voxels |
+| 5 | switch rows over to the new nodes; edges of edits; retire each old root while its lock is the operation's |
+|   | | + half-switched rows |
+| 6 | status SUCCESS | a complete graph, locked |
+| 7 | release the locks by value match; delete the chunks from the log | some locks |
+| 8 | remove the open row with the scope | nothing |
 
 A crash after step 2 leaves scope and locks for recovery. An error before step 3 is complete is cleaned up here.
 """
@@ -20,27 +24,28 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 
 import numpy as np
 
 from sv_pipeline.edits.plan.edit_plan import EditPlan
 from sv_pipeline.edits.plan.supervoxel_change import SupervoxelChange, rows_of_supervoxels
-from sv_pipeline.edits.write.cells import put_edges, take_back, take_back_edges
+from sv_pipeline.edits.write.cells import first_attempt, put_edges, take_back, take_back_edges
+from sv_pipeline.edits.write.early_ids import EarlyIds
 from sv_pipeline.edits.write.locking import EditLocks
 from sv_pipeline.edits.write.mutations import PlannedRows, fake_edge_cells, rows_of
 from sv_pipeline.edits.write.ready import refuse_large_cells, require_ready
 from sv_pipeline.errors import ConflictError
-from sv_pipeline.failpoints import pieces, reach
+from sv_pipeline.failpoints import reach, together
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
+from sv_pipeline.graph.parent_hints import hints_of
+from sv_pipeline.helper_threads import Helpers
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.log import Operation, OperationStatus
-from sv_pipeline.operations.pair import ensure_identity, note_commit
+from sv_pipeline.operations.pair import ensure_identity, note_of_commit
 from sv_pipeline.operations.refusal import OwnershipLostError
 from sv_pipeline.operations.writing import OperationRow, Scope, write_set
 from sv_pipeline.segmentation.fork.commit import EditCommit
@@ -51,8 +56,6 @@ from sv_pipeline.table.interface import CellMatch, ConditionalMutation, RowMutat
 __all__ = ["CommittedEdit", "commit"]
 
 log = logging.getLogger(__name__)
-
-Step = Callable[[], None]
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,6 +85,7 @@ def commit(
     log_cells: list[SetCell],
     inherited: Scope | None = None,
     graph_identity: str | None = None,
+    early: EarlyIds | None = None,
 ) -> CommittedEdit:
     """Write a plan.
 
@@ -99,6 +103,8 @@ def commit(
         What an earlier attempt at the operation holds locked.
     graph_identity
         Identity of the graph that its table records; None if it has none yet.
+    early
+        Ids that are reserved already.
 
     Raises
     ------
@@ -109,20 +115,16 @@ def commit(
     """
     held.check()
     table = graph.table
-    with ThreadPoolExecutor(1) as pool:
+    with Helpers() as pool:
         ready = pool.submit(require_ready, graph, row, plan.supervoxels)
-        plan, rows = _start(graph, held, row, plan, timestamp, log_cells, inherited, ready.result)
+        plan, rows = _start(graph, held, row, plan, timestamp, log_cells, inherited, ready.result, early)
     hierarchy = plan.hierarchy
     fake = fake_edge_cells(hierarchy, plan.fake_edges)
     held.keep = True  # from here on, only the end of the edit or its recovery may release the locks
-    _lock_or_tidy_up(held, row)
-
-    with _durable("new rows", held, table, rows.new, timestamp):
-        new: list[Step] = [partial(table.mutate, rows.new), held.verify]
-        table.side_by_side(_take, new)
-    puts: list[Step] = [partial(put_edges, table, key, edges, timestamp) for key, edges in fake.items()]
+    _lock_and_write_new_rows(held, row, rows.new, timestamp)
+    noted: list[RowMutation] = []
     if plan.supervoxels is not None:
-        held.verify()
+        held.check()
         reach("voxels")
         try:
             committed = _commit_voxels(graph, row, plan.supervoxels, timestamp, graph_identity)
@@ -131,21 +133,18 @@ def commit(
             raise
         reach("voxels written")
         held.verify()
-        puts.append(partial(note_commit, table, row.operation_id, row.identity, committed))
-    with _durable("switch", held, table, rows.switching, timestamp, fake):
-        for piece in pieces("half switched", rows.switching):
-            switching: list[Step] = [partial(table.mutate, piece), *puts]
-            table.side_by_side(_take, switching)
-    with _durable("retire", held, table, rows.retired, timestamp):
-        _retire(table, row.operation_id, rows.retired)
-    held.check()
+        noted.append(note_of_commit(row.operation_id, row.identity, committed))
+    with _durable("switch", held, table, [*rows.switching, *rows.retired], timestamp, fake):
+        _switch(table, row.operation_id, [*rows.switching, *noted], rows.retired, fake, timestamp)
+    hints_of(table).note(hierarchy.new.children.values, np.repeat(hierarchy.new.ids, hierarchy.new.children.lengths))
     reach("succeed")
     row.succeed(hierarchy.new_roots, timestamp)
     reach("succeeded")
     held.check()
-    held.release()
+    chunks = [row.without_chunks()] if len(held.chunks) > 0 or inherited is not None else []
+    held.release(chunks, complete=True)
     reach("released")
-    row.clear_scope(chunks=len(held.chunks) > 0 or inherited is not None)
+    row.clear_scope()
     return CommittedEdit(
         operation_id=row.operation_id,
         kind=plan.kind,
@@ -181,10 +180,6 @@ def _commit_voxels(
     return graph.fork.commit(edit).generation
 
 
-def _take(step: Step) -> None:
-    step()
-
-
 @contextmanager
 def _durable(
     step: str,
@@ -214,40 +209,44 @@ def _durable(
         raise
 
 
-def _lock_or_tidy_up(held: EditLocks, row: OperationRow) -> None:
+def _lock_and_write_new_rows(held: EditLocks, row: OperationRow, new: list[RowMutation], timestamp: int) -> None:
+    """Lock indefinitely, and write the rows of new nodes meanwhile; if the locks are lost, these are removed again."""
     reach("lock indefinitely")
     try:
-        held.make_indefinite()
-        reach("locked indefinitely")
+        held.make_indefinite(new)
+        reach("new rows written")
         held.check()
     except OwnershipLostError:
+        take_back(held.table, new, timestamp, held.operation_id)
         if not row.own.is_mine:
             held.keep = row.own.successor is not None
             raise
-        # Nothing is written yet, and another process has taken only the locks, not the operation.
+        # Nothing else is written yet, and another process has taken only the locks, not the operation.
         held.keep = False
         held.release()
         row.forget_plan()
         raise
 
 
-def _ids_of(graph: ChunkedGraph, chunks: UInt64Array) -> UInt64Array:
+def _ids_of(graph: ChunkedGraph, chunks: UInt64Array, early: EarlyIds | None = None) -> UInt64Array:
     """Reserve ids for nodes in these chunks, in descending order within each chunk.
 
     ``chunks`` holds the chunk id of each node, shape (n,), with equal ids next to each other.
     """
     distinct, counts = np.unique(chunks, return_counts=True)
-
-    wanted = list(zip(distinct.tolist(), counts.tolist(), strict=True))
-    firsts = counters.reserve_many(graph.table, graph.layout, wanted)
-    given = [
-        counters.node_ids(graph.layout, chunk, first, count)
-        for (chunk, count), first in zip(wanted, firsts, strict=True)
-    ]
+    given = {
+        chunk: [] if early is None else early.take(chunk, count)
+        for chunk, count in zip(distinct.tolist(), counts.tolist(), strict=True)
+    }
+    lacking = zip(distinct.tolist(), counts.tolist(), strict=True)
+    wanted = [(chunk, count - len(given[chunk])) for chunk, count in lacking if count > len(given[chunk])]
+    firsts = counters.reserve_many(graph.table, graph.layout, wanted) if wanted else []
+    for (chunk, count), first in zip(wanted, firsts, strict=True):
+        given[chunk] += counters.node_ids(graph.layout, chunk, first, count).tolist()
     ids = np.zeros(len(chunks), np.uint64)
-    for chunk, some in zip(distinct, given, strict=True):
+    for chunk, some in given.items():
         # Provisional ids count down, so that the order of nodes in a chunk is kept.
-        ids[chunks == chunk] = some[::-1]
+        ids[chunks == chunk] = np.sort(np.array(some, np.uint64))[::-1]
     return ids
 
 
@@ -259,7 +258,8 @@ def _start(
     timestamp: int,
     log_cells: list[SetCell],
     inherited: Scope | None,
-    looked: Step,
+    looked: Callable[[], None],
+    early: EarlyIds | None,
 ) -> tuple[EditPlan, PlannedRows]:
     """Give the plan its final ids, and write the intent to the operation's rows.
 
@@ -269,7 +269,7 @@ def _start(
     final = np.zeros(len(provisional), np.uint64)
     wanting = np.arange(len(provisional))
     while True:
-        final[wanting] = _ids_of(graph, graph.layout.chunks(provisional[wanting]))
+        final[wanting] = _ids_of(graph, graph.layout.chunks(provisional[wanting]), early)
         named = plan.renamed(provisional, final)
         rows = rows_of(named.hierarchy, row.operation_id, timestamp)
         if named.supervoxels is not None:
@@ -290,8 +290,9 @@ def _start(
         ).joined(inherited)
         held.check()
         row_keys = keys.node_keys(final)
-        with ThreadPoolExecutor(1) as pool:
-            taken = pool.submit(graph.table.read_rows, row_keys, [CHILDREN.key, PARENT.key], newest_only=True)
+        fresh = row_keys if early is None else [key for key in row_keys if key not in early.looked_at]
+        with Helpers() as pool:
+            taken = pool.submit(graph.table.read_rows, fresh, [CHILDREN.key, PARENT.key], newest_only=True)
             row.start_writing(
                 scope,
                 write_set(planned, timestamp),
@@ -306,10 +307,24 @@ def _start(
             return named, rows
 
 
-def _retire(table: Table, operation_id: int, rows: Iterable[RowMutation]) -> None:
+def _switch(
+    table: Table,
+    operation_id: int,
+    switching: list[RowMutation],
+    retired: list[RowMutation],
+    fake: dict[bytes, UInt64Array],
+    timestamp: int,
+) -> None:
+    """Switch rows over and write fake edges; retire the old roots, each only while its lock is the operation's."""
     mine = CellMatch(INDEFINITE_LOCK.key, INDEFINITE_LOCK.encode(operation_id))
-
-    if not all(table.check_and_mutate_many([ConditionalMutation(r.key, [mine], if_matched=r.changes) for r in rows])):
+    puts = [first_attempt(key, edges, timestamp) for key, edges in fake.items()]
+    retiring = [ConditionalMutation(root.key, [mine], if_matched=root.changes) for root in retired]
+    changes: list[RowMutation | ConditionalMutation] = [*switching, *puts, *retiring]
+    answers = together("half switched", changes, table.at_once)[len(switching) :]
+    for (key, edges), other in zip(fake.items(), answers[: len(puts)], strict=True):
+        if other:
+            put_edges(table, key, edges, timestamp)
+    if not all(answers[len(puts) :]):
         raise OwnershipLostError(
             f"operation {operation_id} was taken over while it wrote.",
             remedy="The process that has taken it over will finish it.",

@@ -12,7 +12,8 @@ release it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -20,7 +21,8 @@ import numpy as np
 
 from sv_pipeline.backoff import Backoff
 from sv_pipeline.edits.write.lock_conflicts import held_by_another
-from sv_pipeline.failpoints import reach
+from sv_pipeline.errors import SvPipelineError
+from sv_pipeline.failpoints import reach, together
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.ownership import Ownership
 from sv_pipeline.operations.refusal import OwnershipLostError
@@ -28,7 +30,7 @@ from sv_pipeline.table import keys as row_keys
 from sv_pipeline.table import locks
 from sv_pipeline.table.columns import INDEFINITE_LOCK, LOCK
 from sv_pipeline.table.held_locks import HeldLocks
-from sv_pipeline.table.interface import CellMatch, Table
+from sv_pipeline.table.interface import CellMatch, ConditionalMutation, RowMutation, Table
 
 __all__ = ["EditLocks", "LockPatience", "lock_roots"]
 
@@ -115,7 +117,13 @@ def _lock_all(held: EditLocks, rows: list[_Wanted], guard: tuple[CellMatch, ...]
     taken: list[_Wanted] = []
     refused: _Wanted | None = None
     for some in [rows] if at_once else [[row] for row in rows]:
-        answers = _lock(held, [row.key for row in some], guard)
+        try:
+            answers = _lock(held, [row.key for row in some], guard)
+        except BaseException:
+            # Some may be locked although no answer came; they would stay so until their locks expire.
+            with suppress(SvPipelineError):
+                locks.unlock_all(held.table, [row.key for row in rows], held.operation_id)
+            raise
         taken += [row for row, answer in zip(some, answers, strict=True) if answer]
         refused = next((row for row, answer in zip(some, answers, strict=True) if not answer), None)
         if refused is not None:
@@ -243,24 +251,44 @@ class EditLocks(HeldLocks):
             self.keep = self.own.successor is not None
             raise
 
-    def make_indefinite(self) -> None:
-        """Add indefinite locks; this succeeds only while the temporal ones are held, so the rows are never unlocked."""
-        self._indefinite = True
+    def make_indefinite(self, also: Sequence[RowMutation] = ()) -> None:
+        """Add indefinite locks; this succeeds only while the temporal ones are held, so the rows are never unlocked.
 
-        answers = locks.lock_all_indefinitely(self.table, self.keys, self.operation_id)
-        for key, answer in zip(self.keys, answers, strict=True):
+        Parameters
+        ----------
+        also
+            Changes of rows that are made at the same time, whether the locks are still held or not.
+        """
+        self._indefinite = True
+        wanted = locks.indefinite_locks(self.keys, self.operation_id)
+        changes: list[RowMutation | ConditionalMutation] = [*wanted, *also]
+        answers = together("half locked", changes, self.table.at_once)
+        for key, answer in zip(self.keys, answers[: len(wanted)], strict=True):
             if not answer and locks.holders(self.table, key) != (self.operation_id, self.operation_id):
                 raise self._lost_error()
 
-    def release(self) -> None:
-        """Release the locks that the operation still holds; locks that others hold by now are left alone."""
+    def release(self, also: Sequence[RowMutation] = (), *, complete: bool = False) -> None:
+        """Release the locks that the operation still holds; locks that others hold by now are left alone.
+
+        Parameters
+        ----------
+        also
+            Changes of rows that are made at the same time.
+        complete
+            Whether the edit is made, so that it holds all of them indefinitely.
+        """
         self._stop_renewing()
         if self._released:
             return
         indefinite: set[bytes] = set()
         if self._indefinite:
             indefinite = {*self.keys, *row_keys.node_keys(self.new_roots), *(self.inherited or ())}
-        locks.unlock_all(self.table, self.keys, self.operation_id, indefinite=sorted(indefinite))
+        if complete:
+            unlocks = locks.full_unlocks(sorted(indefinite), self.operation_id)
+        else:
+            unlocks = locks.unlocks(self.keys, self.operation_id, indefinite=sorted(indefinite))
+        changes: list[RowMutation | ConditionalMutation] = [*unlocks, *also]
+        together("half unlocked", changes, self.table.at_once)
         self._released = True
 
     def _still_mine(self) -> bool:

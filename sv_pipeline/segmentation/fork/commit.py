@@ -111,7 +111,9 @@ def commit_edit(store: ocdbt.OcdbtStore, volume: VolumeInfo, edit: EditCommit) -
         futures: list[Any] = []
         with digest_writer(volume) as digests:
             for block in edit.blocks:
-                futures.append(voxels[block.box.slices].write(_checked(block)))
+                # Blocks are computed for this commit, and nothing changes them: the transaction needs no copy of them.
+                place = voxels[block.box.slices]
+                futures.append(place.write(_checked(block), can_reference_source_data_indefinitely=True))
                 digests.add(block)
             digests.write(kv)
         if len(volume.scales) > 1:

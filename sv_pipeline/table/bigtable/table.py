@@ -161,6 +161,9 @@ class BigtableTable(Table):
     def mutate(self, mutations: Iterable[RowMutation]) -> None:
         """Apply mutations; if a request fails partly, only the failed rows are sent again."""
         self._refuse_if_read_only()
+        self._mutate(mutations)
+
+    def _mutate(self, mutations: Iterable[RowMutation]) -> None:
         started: deque[tuple[list[Any], Any]] = deque()
         try:
             for entries in messages.entry_batches(mutations):
@@ -227,9 +230,24 @@ class BigtableTable(Table):
         self._refuse_if_read_only()
         return self.side_by_side(self._check_and_mutate, conditional)
 
+    def at_once(self, changes: Sequence[RowMutation | ConditionalMutation]) -> list[bool]:
+        """Send the requests concurrently; see the interface."""
+        self._refuse_if_read_only()
+        plain = [change for change in changes if isinstance(change, RowMutation)]
+        conditional = [change for change in changes if isinstance(change, ConditionalMutation)]
+
+        def send(one: ConditionalMutation | None) -> bool:
+            if one is not None:
+                return self._check_and_mutate(one)
+            self._mutate(plain)
+            return True
+
+        answers = iter(self.side_by_side(send, [*conditional, None] if plain else conditional))
+        return [isinstance(change, RowMutation) or next(answers) for change in changes]
+
     def _check_and_mutate(self, one: ConditionalMutation) -> bool:
         if not one.any_of:
-            self.mutate([RowMutation(one.key, one.if_unmatched)])
+            self._mutate([RowMutation(one.key, one.if_unmatched)])
             return False
         condition = messages.match_filter(one.any_of, one.none_of)
         if not one.if_matched and not one.if_unmatched:

@@ -217,6 +217,20 @@ class SqliteTable(Table):
             return []
         return self._write(lambda connection: [decide(connection, item) for item in conditional])
 
+    def at_once(self, changes: Sequence[RowMutation | ConditionalMutation]) -> list[bool]:
+        """Apply changes in one transaction, unless there are very many; see the interface."""
+        answers: list[bool] = []
+        for start in range(0, len(changes), ROWS_PER_TRANSACTION):
+            batch, now = changes[start : start + ROWS_PER_TRANSACTION], now_ms()
+
+            def write(connection: sqlite3.Connection, batch: Any = batch, now: int = now) -> list[bool]:
+                plain = ((m.key, change) for m in batch if isinstance(m, RowMutation) for change in m.changes)
+                apply_changes(connection, plain, now)
+                return [isinstance(one, RowMutation) or decide(connection, one) for one in batch]
+
+            answers += self._write(write)
+        return answers
+
     def side_by_side(self, action: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """Make one call after the other. SQLite has one writer at a time, so threads would wait for each other."""
         return [action(item) for item in items]
