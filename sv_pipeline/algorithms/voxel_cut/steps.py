@@ -37,7 +37,7 @@ __all__ = ["Steps", "arrivals_of", "consecutive_steps", "openness"]
 
 Floats = npt.NDArray[np.float64]
 
-TURN = 50.0
+TURN = 35.0
 """Cost of a right-angled turn, in cell radii; it must outweigh differences in click positions of a few micrometres."""
 
 NARROWEST = 0.3
