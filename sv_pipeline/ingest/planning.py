@@ -156,9 +156,12 @@ def default_forecast(dataset: Dataset) -> Forecast:
 
 def expected_seconds(dataset: Dataset, batches: Sequence[Batch]) -> float:
     """Return the time of work of some batches by the default figures, as if none of their chunks were done."""
-    stages = {}
-    for work, stage in zip((plan := default_forecast(dataset)).workload.stages, plan.stages, strict=True):
-        stages[work.stage, None if work.stage is Stage.VOXELS else work.layer] = stage
+    expected = default_forecast(dataset)
+    # Voxels are populated with a layer that the base determines, which the forecast need not know.
+    stages = {
+        (work.stage, None if work.stage is Stage.VOXELS else work.layer): stage
+        for work, stage in zip(expected.workload.stages, expected.stages, strict=True)
+    }
     total = 0.0
     for batch in batches:
         stage = stages.get((batch.stage, None if batch.stage is Stage.VOXELS else batch.layer))
