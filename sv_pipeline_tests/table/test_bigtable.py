@@ -12,11 +12,13 @@ from typing import Any
 
 import grpc
 import pytest
-from google.cloud.bigtable_v2.types import bigtable as protocol
+from google.cloud.bigtable_v2.types import bigtable as google_protocol
+from google.cloud.bigtable_v2.types import data as google_data
 
 from sv_pipeline.config import parse_config
 from sv_pipeline.errors import ConfigError, SvPipelineError, UnavailableError
 from sv_pipeline.table import open_table
+from sv_pipeline.table.bigtable import protocol
 from sv_pipeline.table.bigtable import rows as messages
 from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline.table.interface import Cell, CellFilter, ColumnKey, DeleteCells, RowKeyRange, RowMutation, SetCell
@@ -25,7 +27,7 @@ A = ColumnKey("0", b"a")
 B = ColumnKey("0", b"b")
 COUNTER = ColumnKey("1", b"counter")
 
-Response = protocol.ReadRowsResponse.pb()
+Response = protocol.ReadRowsResponse
 
 
 def chunk(**fields: Any) -> dict[str, Any]:
@@ -97,6 +99,26 @@ def test_the_table_has_the_families_of_the_layout(bigtable: BigtableTable) -> No
     assert found["1"].gc_rule.max_num_versions == 1
     assert found["3"].gc_rule.max_age.days == 365
     assert found["0"].gc_rule is None
+
+
+def test_our_messages_are_those_of_google() -> None:
+    from google.cloud.bigtable_admin_v2.types import bigtable_table_admin as admin
+
+    def compare(ours: Any, theirs: Any) -> None:
+        seen.add(ours.name)
+        for field in ours.fields:
+            other = theirs.fields_by_name[field.name]
+            assert (field.number, field.type, field.is_repeated) == (other.number, other.type, other.is_repeated), field
+            assert getattr(field.containing_oneof, "name", None) == getattr(other.containing_oneof, "name", None)
+            if field.message_type is not None and field.message_type.name not in seen:
+                compare(field.message_type, other.message_type)
+
+    seen: set[str] = set()
+    for name in protocol.__all__:
+        place = next((place for place in (google_protocol, google_data, admin) if hasattr(place, name)), None)
+        if name != "Entry":  # of MutateRowsRequest
+            compare(getattr(protocol, name).DESCRIPTOR, getattr(place, name).pb().DESCRIPTOR)
+    assert len(seen) == len(protocol._MESSAGES)
 
 
 def test_requests_stay_within_the_limits_of_the_server() -> None:
