@@ -22,6 +22,9 @@ from sv_pipeline.table.bigtable import rows as messages
 from sv_pipeline.table.bigtable.rpc import RETRYABLE, Connection, Patience, error_of, read_stream
 from sv_pipeline.table.interface import (
     AGING_FAMILY,
+    FAMILIES,
+    MAX_AGE_MS,
+    NEWEST_FAMILY,
     CellFilter,
     ColumnKey,
     ConditionalMutation,
@@ -267,15 +270,8 @@ class BigtableTable(Table):
 
 
 def _garbage_rules() -> dict[str, Any]:
-    """Return the garbage collection rule of each family, from kvdbclient's own definition."""
-    from kvdbclient.base import DEFAULT_COLUMN_FAMILIES  # takes a second to load, and only creation needs it
-
-    rules = {}
-    for family in DEFAULT_COLUMN_FAMILIES:
-        rule = admin_table.GcRule.pb()()
-        if family.max_versions is not None:
-            rule.max_num_versions = family.max_versions
-        if family.max_age is not None:
-            rule.max_age.FromTimedelta(family.max_age)
-        rules[family.family_id] = rule
+    """Return the garbage collection rule of each family; a test compares them with kvdbclient's."""
+    rules = {family: admin_table.GcRule.pb()() for family in FAMILIES}
+    rules[NEWEST_FAMILY].max_num_versions = 1
+    rules[AGING_FAMILY].max_age.FromMilliseconds(MAX_AGE_MS)
     return rules
