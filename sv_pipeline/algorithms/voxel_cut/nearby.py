@@ -53,7 +53,7 @@ def joined_nearby(
     winner_before = np.append(before == correction.to_first, np.False_)
     winner = np.append(after == correction.to_first, np.False_)
     taken = np.flatnonzero(winner & ~winner_before)
-    near = _Surroundings(voxels, taken, 1)
+    near = _BoxAround(voxels, taken, 1)
     pieces = near.pieces(winner)
     anchored = np.zeros(pieces.max() + 1, np.bool_)
     anchored[pieces[winner_before[near.numbers]]] = True
@@ -87,7 +87,7 @@ def _losing_side_joined(ground: Ground, losing: Bools, winner: Bools, seeds: Num
     Alters ``losing`` and ``winner``, shape (n + 1,). ``seeds`` are those of the side that lost, ``blocked`` the others.
     """
     voxels = ground.voxels
-    everywhere = _Surroundings(voxels, np.flatnonzero(losing[:-1]), 1)
+    everywhere = _BoxAround(voxels, np.flatnonzero(losing[:-1]), 1)
     numbers = np.flatnonzero(losing)
     piece = everywhere.at(everywhere.pieces(losing), numbers)
     sizes = np.bincount(piece)
@@ -117,14 +117,14 @@ def _one_piece_beside(voxels: Voxels, side: Bools, lost: npt.NDArray[np.intp]) -
     beside = np.unique(np.concatenate([voxels.neighbours(shift, lost) for shift in NEIGHBOURS]))
     beside = beside[side[beside]]
     for width in AROUND:
-        near = _Surroundings(voxels, lost, width)
+        near = _BoxAround(voxels, lost, width)
         found = near.at(near.pieces(side), beside)
         if (found == found[:1]).all():
             return True
     return False
 
 
-class _Surroundings:
+class _BoxAround:
     """The numbers of all voxels of the box around some of them, wider by ``width`` on each side."""
 
     def __init__(self, voxels: Voxels, inside: Numbers, width: int) -> None:
@@ -163,7 +163,7 @@ def _way(
     voxels = ground.voxels
     places, others = voxels.coordinates[loose], voxels.coordinates[goal[:-1]]
     gap = int(np.maximum(places.min(axis=0) - others, others - places.max(axis=0)).max(axis=1).min())
-    near = _Surroundings(voxels, loose, max(gap, 0) + max(AROUND[-1], gap // 2))
+    near = _BoxAround(voxels, loose, max(gap, 0) + max(AROUND[-1], gap // 2))
     inside = np.where(own[:-1], np.float32(1), np.float32(TRESPASS)) / np.maximum(ground.depth, np.float32(1e-3))
     cost = np.append(inside, np.float32(np.inf))
     cost[blocked] = np.inf
