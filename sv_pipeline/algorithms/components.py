@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from sv_pipeline.ids import UInt64Array
 
@@ -42,6 +41,8 @@ def component_labels(ids: UInt64Array, edges: npt.ArrayLike) -> IntArray:
     ValueError
         If an end of an edge is not a vertex.
     """
+    from scipy import sparse  # takes a while to load, and whoever only reads a graph finds no components
+
     ends = find(ids, np.asarray(edges, np.uint64).reshape(-1, 2))
     if (ends < 0).any():
         raise ValueError("an edge names an id that is not among the vertices")
