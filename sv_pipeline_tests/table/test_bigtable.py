@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,8 +14,6 @@ from typing import Any
 
 import grpc
 import pytest
-from google.cloud.bigtable_v2.types import bigtable as google_protocol
-from google.cloud.bigtable_v2.types import data as google_data
 
 from sv_pipeline.config import parse_config
 from sv_pipeline.errors import ConfigError, SvPipelineError, UnavailableError
@@ -101,24 +101,18 @@ def test_the_table_has_the_families_of_the_layout(bigtable: BigtableTable) -> No
     assert found["0"].gc_rule is None
 
 
-def test_our_messages_are_those_of_google() -> None:
-    from google.cloud.bigtable_admin_v2.types import bigtable_table_admin as admin
-
-    def compare(ours: Any, theirs: Any) -> None:
-        seen.add(ours.name)
-        for field in ours.fields:
-            other = theirs.fields_by_name[field.name]
-            assert (field.number, field.type, field.is_repeated) == (other.number, other.type, other.is_repeated), field
-            assert getattr(field.containing_oneof, "name", None) == getattr(other.containing_oneof, "name", None)
-            if field.message_type is not None and field.message_type.name not in seen:
-                compare(field.message_type, other.message_type)
-
-    seen: set[str] = set()
-    for name in protocol.__all__:
-        place = next((place for place in (google_protocol, google_data, admin) if hasattr(place, name)), None)
-        if name != "Entry":  # of MutateRowsRequest
-            compare(getattr(protocol, name).DESCRIPTOR, getattr(place, name).pb().DESCRIPTOR)
-    assert len(seen) == len(protocol._MESSAGES)
+@pytest.mark.parametrize("before", ["", "import google.cloud.bigtable; "])
+@pytest.mark.parametrize("after", ["pass", "import kvdbclient, google.cloud.bigtable.data"])
+def test_the_messages_are_googles_whenever_its_client_is_imported(before: str, after: str) -> None:
+    compare = (
+        "from sv_pipeline.table.bigtable import protocol; import sys; "
+        f"assert ('google.cloud.bigtable_v2.services' in sys.modules) is {bool(before)}; {after}; "
+        "from google.cloud.bigtable_v2 import ReadRowsRequest; "
+        "from google.cloud.bigtable_admin_v2.types import CreateTableRequest; "
+        "assert protocol.ReadRowsRequest is ReadRowsRequest.pb(); "
+        "assert protocol.CreateTableRequest is CreateTableRequest.pb()"
+    )
+    subprocess.run([sys.executable, "-c", before + compare], check=True)
 
 
 def test_requests_stay_within_the_limits_of_the_server() -> None:

@@ -91,10 +91,9 @@ class BigtableTable(Table):
     def create(self) -> None:
         """Create the table with its families in one request; ConflictError if it exists."""
         self._refuse_if_read_only()
-        families = [{"key": family, "value": {"gc_rule": rule}} for family, rule in GARBAGE_RULES.items()]
-        request = protocol.CreateTableRequest(
-            parent=self._parent, table_id=self.name, table={"column_families": families}
-        )
+        request = protocol.CreateTableRequest(parent=self._parent, table_id=self.name)
+        for family, rule in GARBAGE_RULES.items():
+            request.table.column_families[family].gc_rule.CopyFrom(protocol.GcRule(**rule))
         self._connection.unary("CreateTable", request, "creation")
 
     def drop(self) -> None:
