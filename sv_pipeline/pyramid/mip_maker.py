@@ -5,10 +5,12 @@ This module knows no ledger and commits nothing; `parts` and `rebuild` do.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +27,11 @@ from sv_pipeline.segmentation.base.layout import step_factor
 from sv_pipeline.segmentation.fork.digests import DigestWriter, StorageChunk, digest_writer
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.transactions import CheckedTransaction
+from sv_pipeline.storage.chunk_encoder import ChunkEncoder
 from sv_pipeline.storage.context import uncached_context
 from sv_pipeline.storage.ocdbt import OcdbtStore
 from sv_pipeline.storage.precomputed import VolumeInfo
+from sv_pipeline.storage.retry import retry_transport
 
 __all__ = ["ForkPyramid", "MipMaker", "PartReport", "boxes_within", "open_pyramid"]
 
@@ -35,6 +39,8 @@ AT_ONCE_BYTES = 32 << 20
 """Above this size, blocks are made mip by mip and in pieces, so that reading and computing overlap."""
 AHEAD = 4
 """Greatest number of pieces that are read while one is computed."""
+COMPUTED = 2
+"""Number of pieces that are computed, or wait for it, while the one before is encoded and written."""
 CHUNKS_READ_AT_ONCE = 16
 PIECE_VOXELS = 1 << 20
 """Maximum number of voxels of the finer mip from which one piece is made: 8 MiB. For arrays of 16 MiB or more, glibc
@@ -87,12 +93,25 @@ class ForkPyramid:
         """Convert a box that is relative to the start of a mip to absolute voxels of that mip."""
         return box.shifted(self.volume.scales[mip].voxel_offset)
 
-    def in_whole_chunks(self, box: Box) -> bool:
-        """Whether a box of mip 0 consists of whole storage chunks, as far as `downsample_encoded` supports them."""
-        scale, size = self.volume.scales[0], np.asarray(self.volume.scales[0].chunk_size)
+    @cached_property
+    def encoder(self) -> ChunkEncoder:
+        """Encodes chunks of this volume."""
+        info = retry_transport(lambda: self.store.kv.read("info").result(), what="reading the info file of a fork")
+        return ChunkEncoder(bytes(info.value))
+
+    def in_whole_chunks(self, mip: int, box: Box) -> bool:
+        """Whether a box of a mip holds all of each storage chunk that it touches, and each chunk has its own key."""
+        scale = self.volume.scales[mip]
+        cut = np.mod([box.start, box.stop], scale.chunk_size) != 0
+        cut[1] &= np.not_equal(box.stop, scale.size)
+        return not cut.any() and not scale.sharded
+
+    def can_stay_encoded(self, mip: int, box: Box) -> bool:
+        """Whether a box of a mip consists of full storage chunks in the encoding that `downsample_encoded` supports."""
+        scale = self.volume.scales[mip]
         known = scale.encoding == "compressed_segmentation" and scale.block_size == (BLOCK,) * 3
-        whole = not (np.mod(box.start, size).any() or np.mod(box.stop, size).any())
-        return known and whole and self.volume.data_type == "uint64" and not scale.sharded
+        full = not np.mod([box.start, box.stop], scale.chunk_size).any()
+        return known and full and self.volume.data_type == "uint64" and not scale.sharded
 
     def chunk_keys(self, mip: int, box: Box) -> list[str]:
         """Return the keys in the fork of the storage chunks that a box touches, whether they are stored or not."""
@@ -144,6 +163,18 @@ class PartReport:
             setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
 
+@dataclass(frozen=True)
+class _Result:
+    """What was computed for one piece of a mip."""
+
+    piece: Box
+    labels: Labels
+    stored: list[ts.Future[Any]]
+    """What is stored: the bytes of each storage chunk if the new ones are being encoded, else all labels."""
+    encoding: ts.WriteFutures | None
+    """The encoding, once it has begun; None if the piece has parts of storage chunks."""
+
+
 @dataclass
 class MipMaker:
     """Makes coarser mips in one transaction."""
@@ -154,6 +185,10 @@ class MipMaker:
     report: PartReport
     _made: list[tuple[Box, Labels]] = field(default_factory=list)
     """Boxes and labels of the mip made last, if everything is made at once."""
+    _made_mip: int | None = None
+    _chunks: dict[str, bytes] = field(default_factory=dict)
+    """Encoded storage chunks of the mip made last, by key, whether they were written or not; empty for background. Keys
+    cannot be read in the transaction that writes them (see `CheckedTransaction`)."""
 
     def make(self, boxes: IntArray) -> None:
         """Make all coarser mips of boxes of mip 0, shape (n, 2, 3)."""
@@ -174,28 +209,22 @@ class MipMaker:
             # In memory are the finer voxels of the pieces that are read ahead and of one more, and their results.
             largest = max((piece.volume for piece in pieces), default=1)
             ahead = max(1, min(AHEAD, room // (largest * (ratio + 2)) - 1))
-        target = self._array(mip)
         written: list[IntArray] = [as_array([])]
         cut_off: list[IntArray] = [as_array([])]
         made: list[tuple[Box, Labels]] = []
+        chunks: dict[str, bytes] = {}
         with digest_writer(self.pyramid.volume) as digests:
-            for piece, labels, stored in self._computed(mip, pieces, ahead):
-                changed = self._changed(mip, piece, labels, stored)
+            for result in self._computed(mip, pieces, ahead, encode=not at_once):
+                changed, writes = self._write(mip, result, chunks)
                 written.append(changed)
-                writes = []
-                for box in as_boxes(joined(changed)):
-                    inside = labels[box.shifted(np.negative(piece.start)).slices]
-                    place = target[self.pyramid.absolute(mip, box).slices]
-                    # Nothing changes the labels any more, so the transaction needs no copy of them.
-                    writes.append(place.write(inside, can_reference_source_data_indefinitely=True))
-                cut_off.append(self._add_digests(digests, mip, piece, labels, changed))
+                cut_off.append(self._add_digests(digests, mip, result.piece, result.labels, changed))
                 for write in writes:
                     write.result()
                 if at_once:
-                    made.append((piece, labels))
+                    made.append((result.piece, result.labels))
             self._read_digests(digests, mip, np.concatenate(cut_off))
-            digests.write(self.pyramid.store.kv.with_transaction(self.checked.transaction))
-        self._made = made
+            digests.write(self._kv)
+        self._made, self._made_mip, self._chunks = made, mip, chunks
         return np.concatenate(written)
 
     def _add_digests(self, digests: DigestWriter, mip: int, piece: Box, labels: Labels, changed: IntArray) -> IntArray:
@@ -220,57 +249,119 @@ class MipMaker:
             for box, read in zip(some, reads, strict=True):
                 digests.add(VoxelBlock(box, read.result()), mip)
 
-    def _changed(self, mip: int, piece: Box, labels: Labels, stored: Labels) -> IntArray:
-        """Boxes of the parts of storage chunks in which labels differ from the stored ones."""
-        _, parts = parts_by_chunk(as_array([piece]), self.pyramid.geometry.levels[mip].chunk_size, hull=True)
+    def _write(self, mip: int, result: _Result, chunks: dict[str, bytes]) -> tuple[IntArray, list[ts.Future[Any]]]:
+        """Write the storage chunks of a piece, or parts of them, that differ; return their boxes, and the writes.
+
+        Encoded chunks are added to ``chunks``.
+        """
+        _, parts = parts_by_chunk(as_array([result.piece]), self.pyramid.geometry.levels[mip].chunk_size, hull=True)
         self.report.chunks_made += len(parts)
-        different = labels != stored
+        if result.encoding is None:
+            changed, writes = self._write_voxels(mip, result, parts)
+        else:
+            changed, writes = self._write_encoded(mip, result, parts, chunks)
+        self.report.chunks_written += len(changed)
+        return changed, writes
+
+    def _write_voxels(self, mip: int, result: _Result, parts: IntArray) -> tuple[IntArray, list[ts.Future[Any]]]:
+        stored = result.stored[0].result()
+        different = result.labels != stored
         if not different.any():
-            return parts[:0]
-        inside = as_boxes(parts - np.asarray(piece.start))
-        chosen = parts[np.array([different[box.slices].any() for box in inside], bool)]
-        self.report.chunks_written += len(chosen)
-        return np.asarray(chosen)
+            return parts[:0], []
+        inside = as_boxes(parts - np.asarray(result.piece.start))
+        changed = parts[np.array([different[box.slices].any() for box in inside], bool)]
+        target, writes = self._array(mip), []
+        for box in as_boxes(joined(changed)):
+            labels = result.labels[box.shifted(np.negative(result.piece.start)).slices]
+            place = target[self.pyramid.absolute(mip, box).slices]
+            # Nothing changes the labels any more, so the transaction needs no copy of them.
+            writes.append(place.write(labels, can_reference_source_data_indefinitely=True).commit)
+        return changed, writes
 
-    def _computed(self, mip: int, pieces: list[Box], ahead: int) -> Iterator[tuple[Box, Labels, Labels]]:
-        """Yield each piece with its new and its stored labels; the next piece is computed in a thread meanwhile."""
+    def _write_encoded(
+        self, mip: int, result: _Result, parts: IntArray, chunks: dict[str, bytes]
+    ) -> tuple[IntArray, list[ts.Future[Any]]]:
+        assert result.encoding is not None
+        keys = self.pyramid.chunk_keys(mip, result.piece)
+        result.encoding.result()
+        changed, writes = [], []
+        for number, (key, new) in enumerate(zip(keys, self.pyramid.encoder.take(keys), strict=True)):
+            found = result.stored[number].result()
+            stored = bytes(found.value) if found.state == "value" else None
+            if stored == new or (stored is not None and self._same_voxels(mip, result, Box.of(*parts[number]))):
+                chunks[key] = stored or b""
+                continue
+            chunks[key] = new or b""
+            changed.append(number)
+            writes.append(self._kv.write(key, new))
+        return parts[changed], writes
+
+    def _same_voxels(self, mip: int, result: _Result, box: Box) -> bool:
+        """Whether a stored chunk has the new voxels; other software may have encoded them differently."""
+        stored = self._read(mip, box).result()
+        return bool((result.labels[box.shifted(np.negative(result.piece.start)).slices] == stored).all())
+
+    def _computed(self, mip: int, pieces: list[Box], ahead: int, *, encode: bool) -> Iterator[_Result]:
+        """Yield the result of each piece; the next pieces are computed in a thread meanwhile, and encoded in others.
+
+        ``encode`` says whether pieces of whole storage chunks are encoded at once.
+        """
         with ThreadPoolExecutor(1) as computer:
-            started = [self._start(mip, piece) for piece in pieces[:ahead]]
-            computed = [computer.submit(compute) for compute, _ in started[:1]]
-            for number, piece in enumerate(pieces):
+            started = deque(self._start(mip, piece, encode=encode) for piece in pieces[:ahead])
+            computed = deque(computer.submit(started.popleft()) for _ in pieces[: min(ahead, COMPUTED)])
+            for number in range(len(pieces)):
+                result = computed.popleft().result()
                 if number + ahead < len(pieces):
-                    started.append(self._start(mip, pieces[number + ahead]))
-                labels, (_, stored) = computed.pop().result(), started.pop(0)
-                computed = [computer.submit(compute) for compute, _ in started[:1]]
-                yield piece, labels, stored.result()
+                    started.append(self._start(mip, pieces[number + ahead], encode=encode))
+                if started:
+                    computed.append(computer.submit(started.popleft()))
+                yield result
 
-    def _start(self, mip: int, piece: Box) -> tuple[Callable[[], Labels], ts.Future[Labels]]:
-        """Start to read what a piece needs; return a function that computes its labels, and the stored ones."""
+    def _start(self, mip: int, piece: Box, *, encode: bool) -> Callable[[], _Result]:
+        """Start to read what a piece needs, and what is stored; return a function that computes it."""
+        compute = self._start_to_compute(mip, piece)
+        encode = encode and self.pyramid.in_whole_chunks(mip, piece)
+        stored = self._read_chunks(mip, piece) if encode else [self._read(mip, piece)]
+
+        def result() -> _Result:
+            labels = compute()
+            begun = self.pyramid.encoder.begin(mip, self.pyramid.absolute(mip, piece), labels) if encode else None
+            return _Result(piece, labels, stored, begun)
+
+        return result
+
+    def _start_to_compute(self, mip: int, piece: Box) -> Callable[[], Labels]:
         below = self.pyramid.geometry.footprint(mip, piece)
-        stored = self._read(mip, piece)
         for box, labels in self._made:
             if below.clip(box) == below:
-                return partial(self._pooled, mip, piece, labels[below.shifted(np.negative(box.start)).slices]), stored
-        if mip == 1 and self.pyramid.in_whole_chunks(below):
-            return partial(self._pooled_encoded, piece, below, self._read_encoded(below)), stored
-        return partial(self._pooled, mip, piece, self._read(mip - 1, below)), stored
+                return partial(self._pooled, mip, piece, labels[below.shifted(np.negative(box.start)).slices])
+        if self.pyramid.can_stay_encoded(mip - 1, below):
+            if self._made_mip != mip - 1:
+                return partial(self._pooled_encoded, mip, piece, below, self._read_chunks(mip - 1, below))
+            chunks = [self._chunks.get(key) for key in self.pyramid.chunk_keys(mip - 1, below)]
+            if None not in chunks:
+                return partial(self._pooled_encoded, mip, piece, below, chunks)
+        return partial(self._pooled, mip, piece, self._read(mip - 1, below))
 
     def _pooled(self, mip: int, piece: Box, fine: Labels | ts.Future[Labels]) -> Labels:
         labels = fine if isinstance(fine, np.ndarray) else fine.result()
         return downsample(labels, self.pyramid.geometry.levels[mip].step)[Box.of((0, 0, 0), piece.shape).slices]
 
-    def _pooled_encoded(self, piece: Box, below: Box, encoded: list[ts.Future[ts.KvStore.ReadResult]]) -> Labels:
-        base, mip = self.pyramid.geometry.levels[:2]
-        x, y, z = np.floor_divide(below.shape, base.chunk_size).tolist()
-        chunks = [bytes(read.result().value) for read in encoded]
-        labels = downsample_encoded(chunks, (x, y, z), base.chunk_size, mip.step)
-        return self._pooled(1, piece, self._read(0, below)) if labels is None else labels
+    def _pooled_encoded(self, mip: int, piece: Box, below: Box, encoded: list[Any]) -> Labels:
+        finer, level = self.pyramid.geometry.levels[mip - 1 : mip + 1]
+        x, y, z = np.floor_divide(below.shape, finer.chunk_size).tolist()
+        chunks = [each if isinstance(each, bytes) else bytes(each.result().value) for each in encoded]
+        labels = downsample_encoded(chunks, (x, y, z), finer.chunk_size, level.step)
+        return self._pooled(mip, piece, self._read(mip - 1, below)) if labels is None else labels
 
-    def _read_encoded(self, box: Box) -> list[ts.Future[ts.KvStore.ReadResult]]:
-        """Start to read the stored bytes of the chunks in a box of mip 0, z fastest."""
-        keys = self.pyramid.chunk_keys(0, box)
-        self.checked.keys_before.update(keys)
-        return [self.checked.before.kv.read(key) for key in keys]
+    def _read_chunks(self, mip: int, box: Box) -> list[ts.Future[Any]]:
+        """Start to read the stored bytes of the chunks that a box touches, z fastest."""
+        keys = self.pyramid.chunk_keys(mip, box)
+        if mip == 0:
+            self.checked.keys_before.update(keys)
+            return [self.checked.before.kv.read(key) for key in keys]
+        self.checked.keys.update(keys)
+        return [self._kv.read(key) for key in keys]
 
     def _read(self, mip: int, box: Box) -> ts.Future[Labels]:
         keys = self.pyramid.chunk_keys(mip, box)
@@ -280,6 +371,10 @@ class MipMaker:
             return self.checked.before.array(0)[place].read(order="F")
         self.checked.keys.update(keys)
         return self._array(mip)[place].read(order="F")
+
+    @cached_property
+    def _kv(self) -> ts.KvStore:
+        return self.pyramid.store.kv.with_transaction(self.checked.transaction)
 
     def _array(self, mip: int) -> ts.TensorStore:
         return self.pyramid.store.array(mip).with_transaction(self.checked.transaction)

@@ -13,7 +13,7 @@ from sv_pipeline import edits
 from sv_pipeline.edits import MergeRequest, Points, SplitRequest
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.queries import roots
-from sv_pipeline.table.interface import CellFilter, RowMutation, RowView
+from sv_pipeline.table.interface import CellFilter, ConditionalMutation, RowMutation, RowView
 from sv_pipeline.table.keys import node_keys
 from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline_tests.edits.model import verify_rows
@@ -21,8 +21,8 @@ from sv_pipeline_tests.graph.large_objects import LargeObject, tube
 from sv_pipeline_tests.graph.worlds import CHUNK_SIZE, ingest
 
 LENGTHS = (16, 64, 256)
-ROWS_PER_LAYER = 8
-"""An ancestor on each side of the cut, a sibling of each, and what their edges lead to."""
+ROWS_PER_LAYER = 12
+"""An ancestor on each side of the cut, a sibling of each, what their edges lead to, and guesses at what comes next."""
 
 
 @dataclass(eq=False)
@@ -40,6 +40,10 @@ class CountingTable(SqliteTable):
         rows = list(mutations)
         self.written += len(rows)
         super().mutate(rows)
+
+    def at_once(self, changes: Sequence[RowMutation | ConditionalMutation]) -> list[bool]:
+        self.written += len(changes)
+        return super().at_once(changes)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sv_pipeline.config import IngestMode, parse_config
 from sv_pipeline.errors import ConfigError, InputError
 from sv_pipeline.ingest import planning, progress, stages
-from sv_pipeline.ingest.batches import Stage
+from sv_pipeline.ingest.batches import Batch, Stage
 from sv_pipeline.ingest.forecast import Forecast
 from sv_pipeline.ingest.prices import PRICES, bigtable_nodes, costs_of, parse_prices
 from sv_pipeline.ingest.scratch import leftovers
@@ -95,6 +95,20 @@ def test_a_forecast_is_consistent(
     assert asdict(kept) == asdict(found)
 
 
+def test_batches_are_expected_to_take_their_share_of_a_stage(tmp_path: Path) -> None:
+    raw = builds.raw_config(tmp_path, ingest={"mode": "graph", "chunks_per_batch": 5})
+    dataset = builds.register(raw, tmp_path / "home")
+    batches = stages.plan_watershed(dataset, Stage.EDGES)
+    assert [batch.stop - batch.first for batch in batches] == [5, 2, 5]
+    work = {stage.name: stage.work.value for stage in planning.default_forecast(dataset).stages}
+    assert planning.expected_seconds(dataset, batches) == pytest.approx(work["edges"])
+    assert planning.expected_seconds(dataset, batches[1:2]) == pytest.approx(work["edges"] / 6)
+    assert planning.expected_seconds(dataset, [Batch(Stage.GRAPH, 3, 0, 1)]) == pytest.approx(
+        work["layer 3"] / dataset.grid.count(3)
+    )
+    assert planning.expected_seconds(dataset, [Batch(Stage.VOXELS, 4, 0, 1)]) == math.inf, "not in this mode"
+
+
 # -- beside an ingest -------------------------------------------------------------------------------------------------
 
 
@@ -162,7 +176,7 @@ def test_what_is_determined_is_what_the_ingest_counts(
 @pytest.mark.slow
 def test_most_intervals_of_samples_cover_what_is_there(tmp_path: Path) -> None:
     covered: list[bool] = []
-    for seed in range(6):
+    for seed in range(4):
         folder = tmp_path / str(seed)
         source = cells((80, 64, 48), 60, seed).write(folder / "source")
         config = parse_config(builds.raw_config(folder, source=source, graph_config={"CHUNK_SIZE": [16, 16, 16]}))

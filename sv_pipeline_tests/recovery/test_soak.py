@@ -28,7 +28,7 @@ from sv_pipeline.table import columns, meta
 from sv_pipeline.testing.harness.actors import BROKEN, DONE, OFFSET, REFUSED
 from sv_pipeline_tests.recovery.conftest import Theatre
 
-KILLS = int(os.environ.get("SV_PIPELINE_SOAK_KILLS", "150" if os.environ.get("HYPOTHESIS_PROFILE") == "soak" else "50"))
+KILLS = int(os.environ.get("SV_PIPELINE_SOAK_KILLS", "150" if os.environ.get("HYPOTHESIS_PROFILE") == "soak" else "25"))
 """In each backend."""
 LOG = logging.getLogger(__name__)
 WORKERS, SEED, KILLED = 3, 20, -9

@@ -40,6 +40,8 @@ class CheckedTransaction:
     """An atomic transaction with repeatable reads, and the keys that it depends on."""
 
     transaction: ts.Transaction
+    """No key may be read in it that was written in it before: TensorStore (seen in 0.1.86) then commits an empty value.
+    Arrays may be read after their chunks were written, as voxels or as keys."""
     before: OcdbtStore
     """The store as it was when the transaction began; read-only."""
     keys: set[str] = field(default_factory=set)

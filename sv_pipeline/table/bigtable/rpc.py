@@ -15,13 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlencode
 
-import google.auth
 import grpc  # type: ignore[import-untyped]
-from google.api_core import grpc_helpers
-from google.api_core.gapic_v1 import routing_header
-from google.cloud.bigtable_admin_v2.types import bigtable_table_admin
-from google.cloud.bigtable_v2.types import bigtable
 from grpc import experimental
 
 from sv_pipeline.backoff import Backoff
@@ -35,6 +31,7 @@ from sv_pipeline.errors import (
     UnavailableError,
 )
 from sv_pipeline.patience import waiting_for
+from sv_pipeline.table.bigtable import protocol
 
 __all__ = ["Connection", "Patience", "error_of"]
 
@@ -43,6 +40,8 @@ log = logging.getLogger(__name__)
 EMULATOR = "BIGTABLE_EMULATOR_HOST"
 DATA_HOST = "bigtable.googleapis.com"
 ADMIN_HOST = "bigtableadmin.googleapis.com"
+ROUTING_HEADER = "x-goog-request-params"
+"""Header by which Google sends a request to the server of its table."""
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 BACKOFF = Backoff(0.05, 5.0)
 OPTIONS = [
@@ -69,13 +68,12 @@ STREAM_SECONDS = 300.0
 _DATA = "/google.bigtable.v2.Bigtable/"
 _ADMIN = "/google.bigtable.admin.v2.BigtableTableAdmin/"
 _METHODS: dict[str, tuple[Any, Any]] = {
-    _DATA + "ReadRows": (bigtable.ReadRowsRequest, bigtable.ReadRowsResponse),
-    _DATA + "MutateRows": (bigtable.MutateRowsRequest, bigtable.MutateRowsResponse),
-    _DATA + "MutateRow": (bigtable.MutateRowRequest, bigtable.MutateRowResponse),
-    _DATA + "ReadModifyWriteRow": (bigtable.ReadModifyWriteRowRequest, bigtable.ReadModifyWriteRowResponse),
-    _DATA + "CheckAndMutateRow": (bigtable.CheckAndMutateRowRequest, bigtable.CheckAndMutateRowResponse),
-    _ADMIN + "CreateTable": (bigtable_table_admin.CreateTableRequest, None),
-    _ADMIN + "DeleteTable": (bigtable_table_admin.DeleteTableRequest, None),
+    _DATA + "ReadRows": (protocol.ReadRowsRequest, protocol.ReadRowsResponse),
+    _DATA + "MutateRows": (protocol.MutateRowsRequest, protocol.MutateRowsResponse),
+    _DATA + "ReadModifyWriteRow": (protocol.ReadModifyWriteRowRequest, protocol.ReadModifyWriteRowResponse),
+    _DATA + "CheckAndMutateRow": (protocol.CheckAndMutateRowRequest, protocol.CheckAndMutateRowResponse),
+    _ADMIN + "CreateTable": (protocol.CreateTableRequest, None),
+    _ADMIN + "DeleteTable": (protocol.DeleteTableRequest, None),
 }
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 _abandoned: list[Any] = []  # channels of a parent process, which a child must neither use nor close
@@ -208,7 +206,7 @@ class Connection:
         self.count()
         service = _ADMIN if method in ("CreateTable", "DeleteTable") else _DATA
         name = {"CreateTable": "parent", "DeleteTable": "name"}.get(method, "table_name")
-        routing = routing_header.to_grpc_metadata({name: getattr(request, name)})  # type: ignore[no-untyped-call]
+        routing = ROUTING_HEADER, urlencode({name: getattr(request, name)}, safe="/")
         return self._stub(service + method)(request, timeout=timeout, metadata=[routing])
 
     def _stub(self, path: str) -> Any:
@@ -239,14 +237,18 @@ def _make_stub(channel: grpc.Channel, path: str) -> Any:
     request, response = _METHODS[path]
     return channel.unary_stream(
         path,
-        request_serializer=request.pb().SerializeToString,
-        response_deserializer=response.pb().FromString if response else bytes,
+        request_serializer=request.SerializeToString,
+        response_deserializer=response.FromString if response else bytes,
     )
 
 
 def _open_channel(host: str) -> grpc.Channel:
     if emulator := os.environ.get(EMULATOR):
         return grpc.insecure_channel(emulator, options=OPTIONS)
+    # Imported here, since these take a while to load, and an emulator needs no credentials.
+    import google.auth
+    from google.api_core import grpc_helpers
+
     try:
         credentials, _ = google.auth.default(scopes=SCOPES)
     except google.auth.exceptions.DefaultCredentialsError as error:

@@ -12,16 +12,17 @@ from functools import partial
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
-from google.cloud.bigtable_admin_v2.types import bigtable_table_admin
-from google.cloud.bigtable_admin_v2.types import table as admin_table
-from google.cloud.bigtable_v2.types import bigtable
 
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.patience import patience
+from sv_pipeline.table.bigtable import protocol
 from sv_pipeline.table.bigtable import rows as messages
 from sv_pipeline.table.bigtable.rpc import RETRYABLE, Connection, Patience, error_of, read_stream
 from sv_pipeline.table.interface import (
     AGING_FAMILY,
+    FAMILIES,
+    MAX_AGE_MS,
+    NEWEST_FAMILY,
     CellFilter,
     ColumnKey,
     ConditionalMutation,
@@ -35,6 +36,12 @@ from sv_pipeline.table.keys import join_ranges
 __all__ = ["BigtableTable"]
 
 IN_FLIGHT = 4
+GARBAGE_RULES: dict[str, dict[str, Any]] = {
+    **{family: {} for family in FAMILIES},
+    NEWEST_FAMILY: {"max_num_versions": 1},
+    AGING_FAMILY: {"max_age": {"seconds": MAX_AGE_MS // 1000}},
+}
+"""What Bigtable may collect of each family; a test compares it with kvdbclient's rules."""
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -84,18 +91,16 @@ class BigtableTable(Table):
     def create(self) -> None:
         """Create the table with its families in one request; ConflictError if it exists."""
         self._refuse_if_read_only()
-        request = bigtable_table_admin.CreateTableRequest.pb()(parent=self._parent, table_id=self.name)
-        for family, rule in _garbage_rules().items():
-            request.table.column_families[family].gc_rule.CopyFrom(rule)
+        request = protocol.CreateTableRequest(parent=self._parent, table_id=self.name)
+        for family, rule in GARBAGE_RULES.items():
+            request.table.column_families[family].gc_rule.CopyFrom(protocol.GcRule(**rule))
         self._connection.unary("CreateTable", request, "creation")
 
     def drop(self) -> None:
         """Remove the table and everything in it; does nothing if it does not exist."""
         self._refuse_if_read_only()
         try:
-            self._connection.unary(
-                "DeleteTable", bigtable_table_admin.DeleteTableRequest.pb()(name=self.path), "removal"
-            )
+            self._connection.unary("DeleteTable", protocol.DeleteTableRequest(name=self.path), "removal")
         except NotFoundError:
             return
 
@@ -177,9 +182,7 @@ class BigtableTable(Table):
                 call.cancel()
 
     def _start_mutate(self, entries: list[Any]) -> Any:
-        return self._connection.stream(
-            "MutateRows", bigtable.MutateRowsRequest.pb()(table_name=self.path, entries=entries)
-        )
+        return self._connection.stream("MutateRows", protocol.MutateRowsRequest(table_name=self.path, entries=entries))
 
     def _finish_mutate(self, entries: list[Any], call: Any) -> None:
         patience = Patience(self.patience)
@@ -220,7 +223,7 @@ class BigtableTable(Table):
         requests = []
         for key, column, by in increments:
             rule = {"family_name": column.family, "column_qualifier": column.qualifier, "increment_amount": by}
-            request = bigtable.ReadModifyWriteRowRequest.pb()(table_name=self.path, row_key=key, rules=[rule])
+            request = protocol.ReadModifyWriteRowRequest(table_name=self.path, row_key=key, rules=[rule])
             requests.append(request)
         answers = self._connection.unary_many("ReadModifyWriteRow", requests, "increment")
         cells = [answer.row.families[0].columns[0].cells[0] for answer in answers]
@@ -259,7 +262,7 @@ class BigtableTable(Table):
 
     def _conditional(self, one: ConditionalMutation) -> Any:
         now = messages.now_ms()
-        return bigtable.CheckAndMutateRowRequest.pb()(
+        return protocol.CheckAndMutateRowRequest(
             table_name=self.path,
             row_key=one.key,
             predicate_filter=messages.match_filter(one.any_of, one.none_of),
@@ -274,18 +277,3 @@ class BigtableTable(Table):
 
     def _count(self) -> None:
         self.round_trips += 1
-
-
-def _garbage_rules() -> dict[str, Any]:
-    """Return the garbage collection rule of each family, from kvdbclient's own definition."""
-    from kvdbclient.base import DEFAULT_COLUMN_FAMILIES  # takes a second to load, and only creation needs it
-
-    rules = {}
-    for family in DEFAULT_COLUMN_FAMILIES:
-        rule = admin_table.GcRule.pb()()
-        if family.max_versions is not None:
-            rule.max_num_versions = family.max_versions
-        if family.max_age is not None:
-            rule.max_age.FromTimedelta(family.max_age)
-        rules[family.family_id] = rule
-    return rules
