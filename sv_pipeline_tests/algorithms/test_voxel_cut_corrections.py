@@ -65,6 +65,10 @@ def test_a_correction_takes_only_ground_of_the_side_that_had_its_place(request_:
         assert after[place] == to_first
         assert (after[rivals] != to_first).all()
         assert (after[first == to_first] == to_first).all()
+        if not race.lump and race.arrivals is not None:
+            changed, places = np.flatnonzero(after != first), voxels.coordinates * voxels.spacing
+            to_rival = np.linalg.norm(places[changed, None] - places[rivals], axis=2).min(axis=1)
+            assert (np.linalg.norm(places[changed] - places[place], axis=1) <= to_rival).all()
         assert len(race.cells) == voxels.number
         assert race.cells.max() + 1 == len(race.graph)
         assert race.arrivals is None or race.arrivals.shape == (2, len(race.graph))
@@ -109,6 +113,19 @@ def test_a_correction_below_the_surface_of_a_cell_leaves_its_middle() -> None:
     assert labels[68, 20, 33] == 1
     middle = ball(shape, (68, 20, 20), 10)
     assert (labels[middle] == 2).mean() > 0.95
+
+
+def test_a_correction_in_a_layer_takes_its_surroundings_only() -> None:
+    shape = (90, 41, 41)
+    mask = ball(shape, (20, 20, 20), 17) | ball(shape, (68, 20, 20), 17) | tube(shape, [(20, 20, 20), (68, 20, 20)], 5)
+    source, sink = [[20, 20, 20]], [[68, 20, 20]]
+    before = cut_mask(mask, source, sink, ISOTROPIC)
+    labels = cut_mask(mask, [*source, [68, 20, 35]], sink, ISOTROPIC)
+    assert labels[68, 20, 35] == 1
+    changed = labels != before
+    assert changed[ball(shape, (68, 20, 35), 2) & mask].all()
+    thread = changed & ~ball(shape, (68, 20, 35), 10)
+    assert np.count_nonzero(thread) < 60, "it is joined to its side, by a way of one voxel"
 
 
 def test_a_correction_in_a_small_mask_whose_cells_raced_takes_the_cell_that_is_wrong_there() -> None:

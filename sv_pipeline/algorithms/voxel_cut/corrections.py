@@ -5,9 +5,12 @@ So the correction races against the seeds of that side, inside the ground of tha
 at ``REACH`` of their cost. With equal chances it would take half of the way to them, most of which was right.
 
 A correction is expected in the middle of what is wrong. So it takes nothing much thicker than where it lies; and if it
-is off the middle of its cell, the middle stays. If the race took the mask for a lump (see race.py), or gave a side the
-surface, both sides go by distance from voxel to voxel, not from cell to cell. In a small mask whose cells did race, the
-cells are the better guide: by distance, a correction near a seed of the other side takes its surroundings on all sides.
+is off the middle of its cell, the middle stays. It takes no voxel to which a seed of the other side is nearer, and only
+its surroundings where it lies in a layer of a few voxels.
+
+If the race took the mask for a lump (see race.py), or gave a side the surface, both sides go by distance from voxel to
+voxel, not from cell to cell. In a small mask whose cells did race, the cells are the better guide: by distance, a
+correction near a seed of the other side takes its surroundings on all sides.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 
 from sv_pipeline.algorithms.voxel_cut.cells import CellGraph, divided
 from sv_pipeline.algorithms.voxel_cut.race import Race, costs_inside
@@ -46,6 +50,13 @@ the deepest voxel there."""
 THICKER = 1.25
 """A correction takes no cell whose radius is more than this many times its own depth in the ground of the losing side:
 if that were wrong too, the correction would lie there."""
+
+THIN = 3.0
+"""What is wrong is a layer if a correction lies at most this many voxels of the finest axis deep in it. Cells are then
+no guide to how far it goes: most of each cell is beside the layer."""
+
+THIN_REACH = 3.0
+"""A correction in a layer takes what is at most this many times its depth away."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +146,23 @@ def _by_cells(ground: Ground, race: Race, losing: Bools, correction: Correction)
     arrivals[own, region] = np.minimum(arrivals[own], ours / REACH)[region]
     arrivals[own, start] = 0
     arrivals[other, taken] = np.maximum(arrivals[other], theirs)[taken]
-    return taken[cells] & losing, replace(race, arrivals=arrivals)
+    return _near(ground, taken[cells] & losing, correction, float(depth)), replace(race, arrivals=arrivals)
+
+
+def _near(ground: Ground, taken: Bools, correction: Correction, depth: float) -> Bools:
+    """Return what a correction at a ``depth`` (nm) keeps of the voxels ``taken`` in whole cells."""
+    voxels, spacing = ground.voxels, ground.voxels.spacing
+    numbers = np.flatnonzero(taken)
+    places = voxels.coordinates[numbers] * spacing
+    (seed,) = voxels.coordinates[correction.seeds] * spacing
+    distances = np.linalg.norm(places - seed, axis=1)
+    rivals = cKDTree(voxels.coordinates[correction.rivals] * spacing)
+    kept = distances <= rivals.query(places)[0]
+    if depth <= THIN * spacing.min():
+        kept &= distances <= THIN_REACH * depth
+    near = np.zeros_like(taken)
+    near[numbers[kept]] = True
+    return near
 
 
 def _parted(ground: Ground, race: Race, losing: Bools, correction: Correction) -> tuple[Race, np.float32]:
