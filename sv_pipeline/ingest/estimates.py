@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
 
 from sv_pipeline.grid import ChunkGrid
 
@@ -100,6 +99,8 @@ def extrapolate(quantities: npt.ArrayLike, voxels: npt.ArrayLike, chunks: int, t
     ratio = q.sum() / v.sum()
     variance = float(((q - ratio * v) ** 2).sum()) / (n - 1)
     total = float(ratio * total_voxels)
+    from scipy.special import stdtrit  # takes a while to load, and only samples need it
+
     t = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
     half = t * chunks * math.sqrt((1 - n / chunks) * variance / n)
     # What the sample holds is there in any case.

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from sv_pipeline.config import DatasetConfig
 from sv_pipeline.errors import DamagedError, NotFoundError
 from sv_pipeline.ingest import watershed
-from sv_pipeline.ingest.batches import Stage
+from sv_pipeline.ingest.batches import Batch, Stage
 from sv_pipeline.ingest.forecast import Forecast, Quantity, SampleNote, default_content, forecast
-from sv_pipeline.ingest.sampling import take_sample
 from sv_pipeline.ingest.workload import Workload, workload_of
 from sv_pipeline.memory import memory_budget
 from sv_pipeline.progress import Progress
@@ -25,7 +26,15 @@ from sv_pipeline.storage import kv
 from sv_pipeline.storage.precomputed import read_info
 from sv_pipeline.storage.stored_json import parse_stored
 
-__all__ = ["default_forecast", "keep_forecast", "keep_if_absent", "kept_forecast", "plan_ingest", "workload_of_config"]
+__all__ = [
+    "default_forecast",
+    "expected_seconds",
+    "keep_forecast",
+    "keep_if_absent",
+    "kept_forecast",
+    "plan_ingest",
+    "workload_of_config",
+]
 
 FOLDER = "forecasts/"
 
@@ -85,6 +94,9 @@ def plan_ingest(
     content = default_content(workload, supervoxels=supervoxels)
     note: SampleNote | None = None
     if sample:
+        # Imported here, since an ingest plans its work, but takes no sample.
+        from sv_pipeline.ingest.sampling import take_sample
+
         taken = take_sample(config, home, workload, sample, seed=seed, progress=progress)
         content, note, notes = {**content, **taken.content}, taken.note, notes + taken.notes
     return _forecast(config, workload, content, workers or config.ingest.workers, note, notes)
@@ -140,6 +152,23 @@ def default_forecast(dataset: Dataset) -> Forecast:
     config = dataset.config
     workload = workload_of(config, dataset.volume)
     return _forecast(config, workload, default_content(workload), config.ingest.workers)
+
+
+def expected_seconds(dataset: Dataset, batches: Sequence[Batch]) -> float:
+    """Return the time of work of some batches by the default figures, as if none of their chunks were done."""
+    expected = default_forecast(dataset)
+    # Voxels are populated with a layer that the base determines, which the forecast need not know.
+    stages = {
+        (work.stage, None if work.stage is Stage.VOXELS else work.layer): stage
+        for work, stage in zip(expected.workload.stages, expected.stages, strict=True)
+    }
+    total = 0.0
+    for batch in batches:
+        stage = stages.get((batch.stage, None if batch.stage is Stage.VOXELS else batch.layer))
+        if stage is None:
+            return math.inf  # the configuration's mode has no such work, though this run does
+        total += stage.work.value * (batch.stop - batch.first) / stage.chunks
+    return total
 
 
 def kept_forecast(dataset: Dataset) -> Forecast | None:

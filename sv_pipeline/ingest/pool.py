@@ -1,7 +1,8 @@
-"""A pool of worker processes on one machine, started when first needed and replaced when one dies.
+"""A pool of worker processes on one machine, started when the work is worth it and replaced when one dies.
 
-The pool knows batches, not stages. Workers never outlive the process that started them: they end when it is interrupted
-or killed, even with SIGKILL. That is safe at any moment, because only its markers make a batch count as done.
+The pool knows batches, not stages. Starting processes takes longer than a small ingest, so this process does small work
+itself. Workers never outlive the process that started them: they end when it is interrupted or killed, even with
+SIGKILL. That is safe at any moment, because only its markers make a batch count as done.
 """
 
 from __future__ import annotations
@@ -15,15 +16,21 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from sv_pipeline.environment import number_in
 from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.ingest import stages
 from sv_pipeline.ingest.batches import Batch
+from sv_pipeline.ingest.planning import expected_seconds
 from sv_pipeline.processes import BrokenProcessPool, Workers, count_up
 from sv_pipeline.registry import Dataset, open_dataset
 
-__all__ = ["BrokenProcessPool", "WorkerPool"]
+__all__ = ["ALONE_VARIABLE", "BrokenProcessPool", "WorkerPool"]
 
 logger = logging.getLogger(__name__)
+ALONE_VARIABLE = "SV_PIPELINE_SECONDS_ALONE"
+ALONE_SECONDS = 1.0
+"""Time of work, of all steps together, that is done in this process before others are started. Their start, and their
+imports, take about as long as they would save of it."""
 RAMP_FROM_CHUNKS = 20_000
 """Number of unfinished chunks from which the workers of a layer start one after the other."""
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -31,14 +38,21 @@ SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class WorkerPool:
-    """Runs batches: in this process if there is one worker or one batch, otherwise in ``workers`` processes.
+    """Runs batches: in ``workers`` processes, or in this one if there is one worker, one batch or little work.
 
     The pool is a context manager. Its processes live until it is closed, so each opens the dataset only once.
+
+    Raises
+    ------
+    ConfigError
+        If SV_PIPELINE_SECONDS_ALONE, the time of work after which processes are started, is no number of seconds.
     """
 
     def __init__(self, workers: int) -> None:
         self._count = workers
         self._workers: Workers | None = None
+        self._seconds_alone = number_in(ALONE_VARIABLE, ALONE_SECONDS, meaning="seconds", may_be_zero=True)
+        """What is left of the time of work in this process."""
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -72,12 +86,23 @@ class WorkerPool:
         BrokenProcessPool
             If a worker process died. The next call starts new ones.
         """
-        if self._count == 1 or len(batches) <= 1:
+
+        def run_here(until: float) -> list[Batch]:
             waiting = deque(batches)
             while waiting and time.monotonic() < until:
                 batch = waiting.popleft()
                 stages.run_batch(dataset, batch, coordinator_address=coordinator_address, advance=advance)
             return list(waiting)
+
+        if self._count == 1 or len(batches) <= 1:
+            return run_here(until)
+        if self._workers is None and expected_seconds(dataset, batches) < self._seconds_alone:
+            # Should the work be more than was expected, processes are started for what is left of it.
+            began = time.monotonic()
+            batches = run_here(min(until, began + self._seconds_alone))
+            self._seconds_alone -= time.monotonic() - began
+            if not batches or time.monotonic() >= until:
+                return list(batches)
 
         def start(batch: Batch, counter: int) -> Future[stages.BatchReport]:
             workers = self._start()

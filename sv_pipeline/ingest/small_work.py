@@ -1,7 +1,7 @@
 """Batches that are few and quick are run where they were planned; the rest is left to other processes or machines.
 
-Starting a process for a batch may take longer than the batch itself. ``SmallWork`` therefore begins by itself, first in
-this process, then in a pool, and returns what is left after a while.
+Handing a batch out may take longer than the batch itself. ``SmallWork`` therefore begins by itself, in a pool of this
+machine, and returns what is left after a while.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ __all__ = ["BATCHES_VARIABLE", "SECONDS_VARIABLE", "SmallWork"]
 
 BATCHES_VARIABLE = "SV_PIPELINE_BATCHES_IN_STEP"
 SECONDS_VARIABLE = "SV_PIPELINE_SECONDS_IN_STEP"
-ALONE_SECONDS = 3.0
-"""Time of work in this process before a pool is started, which takes one or two seconds."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +76,10 @@ class SmallWork:
         """
         if not batches or len(batches) > self.batches:
             return list(batches)
-        workers = dataset.config.ingest.workers
         until = time.monotonic() + self.seconds
-        alone_until = min(until, time.monotonic() + ALONE_SECONDS) if workers > 1 else until
-        with WorkerPool(1) as alone:
-            rest = alone.run(
-                dataset, batches, advance=advance, coordinator_address=coordinator_address, until=alone_until
-            )
-        if workers == 1 or not rest:
-            return rest
         try:
-            with WorkerPool(workers) as pool:
-                return pool.run(dataset, rest, advance=advance, coordinator_address=coordinator_address, until=until)
+            with WorkerPool(dataset.config.ingest.workers) as pool:
+                return pool.run(dataset, batches, advance=advance, coordinator_address=coordinator_address, until=until)
         except BrokenProcessPool as error:
             raise UnavailableError(
                 "a worker process died.", remedy="Look for memory limits (ingest.workers).", repeat="Then run again."

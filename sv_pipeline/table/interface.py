@@ -17,6 +17,7 @@ from sv_pipeline.helper_threads import Helpers
 
 __all__ = [
     "AGING_FAMILY",
+    "FAMILIES",
     "MAX_AGE_MS",
     "MAX_CELL_BYTES",
     "NEWEST_FAMILY",
@@ -37,8 +38,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 REQUESTS_AT_ONCE = 16
+FAMILIES = ("0", "1", "2", "3", "4")
+"""The column families of every table."""
 NEWEST_FAMILY = "1"
-"""The family (one of ``0`` to ``4``) that keeps only the newest cell of a column."""
+"""The family that keeps only the newest cell of a column."""
 AGING_FAMILY = "3"
 MAX_AGE_MS = 365 * 24 * 3600 * 1000
 """Age in milliseconds above which no backend returns cells of family 3."""

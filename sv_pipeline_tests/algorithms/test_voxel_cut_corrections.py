@@ -61,7 +61,7 @@ def test_a_correction_takes_only_ground_of_the_side_that_had_its_place(request_:
         rivals = voxels.numbers_of(sink if to_first else source)
         if place in rivals:
             continue
-        after, race = recut(ground, race, first, Correction(place, to_first, rivals))
+        after, race = recut(ground, race, first, Correction(np.array([place], np.int32), to_first, rivals))
         assert after[place] == to_first
         assert (after[rivals] != to_first).all()
         assert (after[first == to_first] == to_first).all()

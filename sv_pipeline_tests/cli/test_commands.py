@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from sv_pipeline.cli.main import COMMANDS
+from sv_pipeline.ingest.pool import ALONE_VARIABLE
 from sv_pipeline.registry import Dataset, Registry
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline_tests.ingest import builds
@@ -381,7 +382,7 @@ def test_a_table_made_elsewhere_is_attached_and_can_be_used(cli: CommandLine, tm
 def test_an_interrupted_ingest_says_how_to_go_on(cli: CommandLine, tmp_path: Path, sent_to: str) -> None:
     raw = builds.raw_config(tmp_path, ingest={"chunks_per_batch": 1})
     config = builds.config_file(tmp_path / "tissue.yaml", raw)
-    process = builds.start_cli(cli.home, "ingest", config, "--workers", 2)
+    process = builds.start_cli(cli.home, "ingest", config, "--workers", 2, **{ALONE_VARIABLE: "0"})
     builds.wait_until(lambda: list((tmp_path / "watershed").rglob("labels/*.npz")), "a first chunk")
     if sent_to == "group":
         os.killpg(process.pid, signal.SIGINT)

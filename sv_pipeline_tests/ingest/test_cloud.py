@@ -13,6 +13,7 @@ import pytest
 from sv_pipeline.config import parse_config
 from sv_pipeline.errors import UnavailableError
 from sv_pipeline.ingest import planning, progress, stages
+from sv_pipeline.ingest.pool import ALONE_VARIABLE
 from sv_pipeline.ingest.run import ingest
 from sv_pipeline.ingest.scratch import leftovers, remove_leftover
 from sv_pipeline.registry import Dataset, Registry
@@ -72,7 +73,7 @@ def test_killed_in_the_cloud_an_ingest_is_completed(cloud: Cloud, twin: Dataset)
         lambda: kv.list_keys(url, ".watershed/edges/"),
         lambda: Base(url).done_tasks(),
     ):
-        process = builds.start_cli(cloud.home, "ingest", config, "--workers", 2)
+        process = builds.start_cli(cloud.home, "ingest", config, "--workers", 2, **{ALONE_VARIABLE: "0"})
         builds.wait_until(lambda p=process, d=done: len(d()) >= 2 or p.poll() is not None, "two chunks")
         assert process.poll() is None, "too fast to be killed"
         builds.kill_group(process)

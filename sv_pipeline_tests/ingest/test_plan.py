@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sv_pipeline.config import IngestMode, parse_config
 from sv_pipeline.errors import ConfigError, InputError
 from sv_pipeline.ingest import planning, progress, stages
-from sv_pipeline.ingest.batches import Stage
+from sv_pipeline.ingest.batches import Batch, Stage
 from sv_pipeline.ingest.forecast import Forecast
 from sv_pipeline.ingest.prices import PRICES, bigtable_nodes, costs_of, parse_prices
 from sv_pipeline.ingest.scratch import leftovers
@@ -93,6 +93,20 @@ def test_a_forecast_is_consistent(
     assert found.wall.value <= found.work.value * 1.0001
     kept = parse_stored(json.dumps(asdict(found)).encode(), Forecast, "a forecast")
     assert asdict(kept) == asdict(found)
+
+
+def test_batches_are_expected_to_take_their_share_of_a_stage(tmp_path: Path) -> None:
+    raw = builds.raw_config(tmp_path, ingest={"mode": "graph", "chunks_per_batch": 5})
+    dataset = builds.register(raw, tmp_path / "home")
+    batches = stages.plan_watershed(dataset, Stage.EDGES)
+    assert [batch.stop - batch.first for batch in batches] == [5, 2, 5]
+    work = {stage.name: stage.work.value for stage in planning.default_forecast(dataset).stages}
+    assert planning.expected_seconds(dataset, batches) == pytest.approx(work["edges"])
+    assert planning.expected_seconds(dataset, batches[1:2]) == pytest.approx(work["edges"] / 6)
+    assert planning.expected_seconds(dataset, [Batch(Stage.GRAPH, 3, 0, 1)]) == pytest.approx(
+        work["layer 3"] / dataset.grid.count(3)
+    )
+    assert planning.expected_seconds(dataset, [Batch(Stage.VOXELS, 4, 0, 1)]) == math.inf, "not in this mode"
 
 
 # -- beside an ingest -------------------------------------------------------------------------------------------------

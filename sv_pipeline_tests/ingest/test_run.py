@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 from sv_pipeline.config import IngestMode
 from sv_pipeline.errors import ConfigError, NotFoundError, NotReadyError
 from sv_pipeline.graph import edge_files
-from sv_pipeline.ingest import progress, stages
+from sv_pipeline.ingest import pool, progress, stages
 from sv_pipeline.ingest.batches import Stage
-from sv_pipeline.ingest.pool import _work
+from sv_pipeline.ingest.pool import ALONE_VARIABLE, _work
 from sv_pipeline.ingest.run import ingest
 from sv_pipeline.processes import Workers
 from sv_pipeline.progress import Progress
@@ -45,7 +46,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("built")
     dataset = builds.register(builds.raw_config(folder), folder / "home")
     recorder = Recorder()
-    report = ingest(dataset, workers=2, progress=recorder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ALONE_VARIABLE, "0")  # so little work would start no processes
+        report = ingest(dataset, workers=2, progress=recorder)
     assert report.steps["fork"] == "ready"
     assert all(total == done for total, done in recorder.steps.values())
     return dataset
@@ -77,6 +80,29 @@ def test_what_is_done_of_a_batch_is_reported_before_its_end(tmp_path: Path) -> N
     with Workers(1, counters=2) as workers:
         workers.submit(_work, dataset.graph_id, dataset.home, batch.key, None, 1).result()
         assert list(workers.counters) == [0, 12]
+
+
+@pytest.mark.parametrize(
+    ("alone", "expected", "processes"),
+    [
+        pytest.param("", None, 0, id="little work"),
+        pytest.param("0", None, 2, id="processes at once"),
+        pytest.param("0.001", 0.0, 2, id="more work than was expected"),
+    ],
+)
+def test_processes_are_started_when_the_work_is_worth_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: str, expected: float | None, processes: int
+) -> None:
+    monkeypatch.setenv(ALONE_VARIABLE, alone)
+    if expected is not None:
+        monkeypatch.setattr(pool, "expected_seconds", lambda *_: expected)
+    dataset = builds.register(builds.raw_config(tmp_path, ingest={"chunks_per_batch": 4}), tmp_path / "home")
+    batches, done = stages.plan_watershed(dataset, Stage.LABELS), list[int]()
+    with pool.WorkerPool(2) as workers:
+        assert workers.run(dataset, batches, advance=done.append) == []
+        assert len(multiprocessing.active_children()) == processes
+    assert sum(done) == 12
+    assert not stages.plan_watershed(dataset, Stage.LABELS)
 
 
 def test_a_second_run_does_nothing(built: Dataset) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sv_pipeline.errors import NotFoundError
 from sv_pipeline.ingest import progress
+from sv_pipeline.ingest.pool import ALONE_VARIABLE
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.storage import kv
@@ -23,6 +24,7 @@ class Victim:
         self.dataset = builds.register(raw, self.home)
 
     def start(self, *options: object, **environment: str) -> Any:
+        environment = {ALONE_VARIABLE: "0", **environment}  # so little work would start no processes
         return builds.start_cli(self.home, "ingest", self.config, "--workers", 2, *options, **environment)
 
     def finish(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,11 +14,11 @@ from typing import Any
 
 import grpc
 import pytest
-from google.cloud.bigtable_v2.types import bigtable as protocol
 
 from sv_pipeline.config import parse_config
 from sv_pipeline.errors import ConfigError, SvPipelineError, UnavailableError
 from sv_pipeline.table import open_table
+from sv_pipeline.table.bigtable import protocol
 from sv_pipeline.table.bigtable import rows as messages
 from sv_pipeline.table.bigtable.table import BigtableTable
 from sv_pipeline.table.interface import Cell, CellFilter, ColumnKey, DeleteCells, RowKeyRange, RowMutation, SetCell
@@ -25,7 +27,7 @@ A = ColumnKey("0", b"a")
 B = ColumnKey("0", b"b")
 COUNTER = ColumnKey("1", b"counter")
 
-Response = protocol.ReadRowsResponse.pb()
+Response = protocol.ReadRowsResponse
 
 
 def chunk(**fields: Any) -> dict[str, Any]:
@@ -97,6 +99,20 @@ def test_the_table_has_the_families_of_the_layout(bigtable: BigtableTable) -> No
     assert found["1"].gc_rule.max_num_versions == 1
     assert found["3"].gc_rule.max_age.days == 365
     assert found["0"].gc_rule is None
+
+
+@pytest.mark.parametrize("before", ["", "import google.cloud.bigtable; "])
+@pytest.mark.parametrize("after", ["pass", "import kvdbclient, google.cloud.bigtable.data"])
+def test_the_messages_are_googles_whenever_its_client_is_imported(before: str, after: str) -> None:
+    compare = (
+        "from sv_pipeline.table.bigtable import protocol; import sys; "
+        f"assert ('google.cloud.bigtable_v2.services' in sys.modules) is {bool(before)}; {after}; "
+        "from google.cloud.bigtable_v2 import ReadRowsRequest; "
+        "from google.cloud.bigtable_admin_v2.types import CreateTableRequest; "
+        "assert protocol.ReadRowsRequest is ReadRowsRequest.pb(); "
+        "assert protocol.CreateTableRequest is CreateTableRequest.pb()"
+    )
+    subprocess.run([sys.executable, "-c", before + compare], check=True)
 
 
 def test_requests_stay_within_the_limits_of_the_server() -> None:

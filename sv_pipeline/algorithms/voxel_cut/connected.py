@@ -8,6 +8,7 @@
 
 The first seed of each side races, then also the second of each, and so on, until the cut contradicts a seed. That one
 and all later ones are corrections if they are on the wrong side when it is their turn, and of no influence otherwise.
+After a few corrections, those that are left correct the cut together, so that the time does not grow with their number.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.voxel_cut.corrections import Correction, Ground, recut
+from sv_pipeline.algorithms.voxel_cut.nearby import joined_nearby
 from sv_pipeline.algorithms.voxel_cut.pieces import in_one_piece, keep_seeded_pieces, pieces_with_arms
 from sv_pipeline.algorithms.voxel_cut.race import Race, race_cells, raced
 from sv_pipeline.algorithms.voxel_cut.seeds import Mask, SeedPair, join_seeds
@@ -26,6 +28,11 @@ from sv_pipeline.errors import InputError
 __all__ = ["cut_connected"]
 
 Bools = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[np.int32]
+
+MOST_CORRECTIONS = 8
+"""Number of corrections that are made one after the other. All seeds that are wrong then correct the cut at once, by
+distance: contradictory seeds could otherwise ask for a correction each."""
 
 
 def cut_connected(mask: Mask, seeds: SeedPair, spacing: tuple[float, float, float]) -> tuple[Mask, Race]:
@@ -54,16 +61,35 @@ def cut_connected(mask: Mask, seeds: SeedPair, spacing: tuple[float, float, floa
         if agreeing == count:
             break
         count = agreeing
-    while True:
-        wrong = _first_wrong(sides, seeds)
-        if wrong is None:
-            return sides, race
-        to_first, place = wrong
-        rivals = ground.voxels.numbers_of(active.second if to_first else active.first)
-        correction = Correction(int(ground.voxels.numbers_of(place)[0]), to_first, rivals)
-        first, race = recut(ground, race, sides[mask], correction)
-        active = _added(active, to_first, place)
-        sides = _in_one_piece_each(mask, depth, first, active)
+    return _corrected(ground, race, sides, seeds, count)
+
+
+def _corrected(ground: Ground, race: Race, sides: Mask, seeds: SeedPair, count: int) -> tuple[Mask, Race]:
+    """Return a cut after all corrections, given the one in which ``count`` seeds of each side have raced."""
+    voxels = ground.voxels
+    mask, first = voxels.mask, sides[voxels.mask]
+    every = voxels.numbers_of(seeds.first), voxels.numbers_of(seeds.second)
+    active = [numbers[:count] for numbers in every]
+    for _ in range(MOST_CORRECTIONS):
+        correction = _first_wrong(first, every, active)
+        if correction is None:
+            return voxels.image(first), race
+        after, race = recut(ground, race, first, correction)
+        side = 0 if correction.to_first else 1
+        active[side] = np.append(active[side], correction.seeds)
+        joined = joined_nearby(ground, first, after, correction, active[side])
+        if joined is None:
+            places = SeedPair(*(voxels.coordinates[numbers].astype(np.int64) for numbers in active))
+            joined = _in_one_piece_each(mask, ground.depth, after, places)[mask]
+        first = joined
+    if _first_wrong(first, every, active) is None:
+        return voxels.image(first), race
+    for to_first, own, other in ((True, *every), (False, *every[::-1])):
+        wrong = own[first[own] != to_first]
+        if len(wrong):
+            rivals = other[first[other] != to_first]
+            first, race = recut(ground, race, first, Correction(wrong, to_first, rivals), by_distance=True)
+    return _in_one_piece_each(mask, ground.depth, first, seeds), race
 
 
 def _ground(mask: Mask, depth: npt.NDArray[np.float32], spacing: tuple[float, float, float]) -> Ground:
@@ -83,23 +109,15 @@ def _raced(ground: Ground, seeds: SeedPair, count: int) -> tuple[SeedPair, Bools
     return active, *raced(ground.voxels, ground.depth, ground.cells, ground.graph, active)
 
 
-def _first_wrong(sides: Mask, seeds: SeedPair) -> tuple[bool, npt.NDArray[np.int64]] | None:
-    """Return the first seed on the wrong side: whether it is of the first side, and its place, shape (1, 3)."""
+def _first_wrong(first: Bools, every: tuple[Numbers, Numbers], active: list[Numbers]) -> Correction | None:
+    """Return the first seed on the wrong side as a correction, given the seeds of both sides and those that count."""
     wrong = []
-    for to_first, every in ((True, seeds.first), (False, seeds.second)):
-        at = np.flatnonzero(sides[tuple(every.T)] != to_first)
-        wrong += [(int(at[0]), not to_first, every[at[:1]])] if len(at) else []
-    if not wrong:
-        return None
-    _, of_second, place = min(wrong, key=lambda seed: seed[:2])
-    return not of_second, place
-
-
-def _added(active: SeedPair, to_first: bool, place: npt.NDArray[np.int64]) -> SeedPair:
-    first, second = active.first, active.second
-    if to_first:
-        return SeedPair(np.concatenate([first, place]), second)
-    return SeedPair(first, np.concatenate([second, place]))
+    for to_first, numbers in ((True, every[0]), (False, every[1])):
+        at = np.flatnonzero(first[numbers] != to_first)
+        if len(at):
+            rivals = active[1] if to_first else active[0]
+            wrong.append((int(at[0]), Correction(numbers[at[:1]], to_first, rivals)))
+    return min(wrong, key=lambda found: found[0])[1] if wrong else None  # of equals, that of the first side
 
 
 def _in_one_piece_each(mask: Mask, depth: npt.NDArray[np.float32], chosen: Bools, seeds: SeedPair) -> Mask:

@@ -13,6 +13,7 @@ cells are the better guide: by distance, a correction near a seed of the other s
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import edt
 import numpy as np
@@ -21,12 +22,8 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from sv_pipeline.algorithms.voxel_cut.cells import CellGraph, divided
-from sv_pipeline.algorithms.voxel_cut.race import (
-    Race,
-    arrivals_of,
-    consecutive_steps,
-    costs_inside,
-)
+from sv_pipeline.algorithms.voxel_cut.race import Race, costs_inside
+from sv_pipeline.algorithms.voxel_cut.steps import arrivals_of, consecutive_steps
 from sv_pipeline.algorithms.voxel_cut.voxels import Voxels
 
 __all__ = ["Correction", "Ground", "recut"]
@@ -63,17 +60,19 @@ class Ground:
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """A seed that the cut contradicts."""
+    """A seed that the cut contradicts, or several of one side."""
 
-    seed: int
-    """Number of its voxel."""
+    seeds: Numbers
+    """Numbers of their voxels."""
     to_first: bool
-    """Whether it belongs to the first side."""
+    """Whether they belong to the first side."""
     rivals: Numbers
     """Voxels of the seeds that the other side has; they stay there."""
 
 
-def recut(ground: Ground, race: Race, first: Bools, correction: Correction) -> tuple[Bools, Race]:
+def recut(
+    ground: Ground, race: Race, first: Bools, correction: Correction, *, by_distance: bool = False
+) -> tuple[Bools, Race]:
     """Return the first side with a correction, and the race as it is then.
 
     Only voxels of the side that has the seed change their side. The sides may be in pieces afterwards.
@@ -87,22 +86,23 @@ def recut(ground: Ground, race: Race, first: Bools, correction: Correction) -> t
     first
         The voxels of the first side, shape (number of voxels,).
     correction
-        A seed on the wrong side.
+        A seed on the wrong side, or several if ``by_distance``.
+    by_distance
+        Whether to go from voxel to voxel in any case.
     """
     losing = first != correction.to_first
-    seed = np.array([correction.seed])
-    if race.lump or race.arrivals is None:
+    if by_distance or race.lump or race.arrivals is None:
         taken, race = _by_distance(ground, race, losing, correction)
     else:
         taken, race = _by_cells(ground, race, losing, correction)
     taken[correction.rivals] = False
-    taken[seed] = True
+    taken[correction.seeds] = True
     return np.where(taken, correction.to_first, first), race
 
 
 def _by_distance(ground: Ground, race: Race, losing: Bools, correction: Correction) -> tuple[Bools, Race]:
     """Return the voxels that a correction takes in a lump, and the race."""
-    both = np.array([correction.seed]), correction.rivals
+    both = correction.seeds, correction.rivals
     costs = [costs_inside(ground.voxels, ground.depth, losing, seeds) for seeds in both]
     taken = np.zeros_like(losing)
     taken[losing] = costs[0] <= REACH_IN_LUMP * costs[1]
@@ -115,17 +115,18 @@ def _by_distance(ground: Ground, race: Race, losing: Bools, correction: Correcti
 
 def _by_cells(ground: Ground, race: Race, losing: Bools, correction: Correction) -> tuple[Bools, Race]:
     """Return the voxels that a correction takes in a race through cells, and the race."""
-    race = _parted(ground, race, losing, correction)
+    (seed,) = correction.seeds
+    race, depth = _parted(ground, race, losing, correction)
     assert race.arrivals is not None
     graph, cells, n = race.graph, race.cells, len(race.graph)
-    start = cells[correction.seed]
+    start = cells[seed]
     region = 2 * np.bincount(cells, weights=losing, minlength=n) > np.bincount(cells, minlength=n)
     region[start] = True
     rivals = np.unique(cells[correction.rivals])
     steps = consecutive_steps(graph)
     ours, theirs = (arrivals_of(graph, steps, starts, region) for starts in (np.array([start]), rivals[region[rivals]]))
     taken = region & np.isfinite(ours) & (ours <= REACH * theirs)
-    taken &= graph.radii <= THICKER * _depth_in(ground, losing, np.array([correction.seed]))[0]
+    taken &= graph.radii <= THICKER * depth
     taken[rivals] = False
     taken[start] = True
     taken = _joined_to(graph, taken, start)
@@ -137,38 +138,44 @@ def _by_cells(ground: Ground, race: Race, losing: Bools, correction: Correction)
     return taken[cells] & losing, replace(race, arrivals=arrivals)
 
 
-def _parted(ground: Ground, race: Race, losing: Bools, correction: Correction) -> Race:
-    """Divide the cell of a correction if the other side has a seed in it, or its middle."""
+def _parted(ground: Ground, race: Race, losing: Bools, correction: Correction) -> tuple[Race, np.float32]:
+    """Divide the cell of a correction if the other side has a seed in it, or its middle.
+
+    Returns
+    -------
+    race
+        The race with the cell divided.
+    depth
+        Depth of the correction in the ground of the losing side, in nm.
+    """
     assert race.arrivals is not None
-    inside = race.cells == race.cells[correction.seed]
+    (seed,) = correction.seeds
+    inside = race.cells == race.cells[seed]
     rivals = correction.rivals[inside[correction.rivals]]
+    there = correction.seeds if len(rivals) else np.flatnonzero(inside & losing)
+    depths = _depth_in(ground, losing, there)
+    depth = depths[there == seed][0]
     if not len(rivals):
-        there = np.flatnonzero(inside & losing)
-        depth = _depth_in(ground, losing, there)
-        if depth[there == correction.seed][0] >= OFF_MIDDLE * depth.max():
-            return race
-        rivals = there[[depth.argmax()]]
-    costs = [
-        costs_inside(ground.voxels, ground.depth, inside, seeds) for seeds in (np.array([correction.seed]), rivals)
-    ]
+        if depth >= OFF_MIDDLE * depths.max():
+            return race, depth
+        rivals = there[[depths.argmax()]]
+    costs = [costs_inside(ground.voxels, ground.depth, inside, seeds) for seeds in (correction.seeds, rivals)]
     taken = np.zeros(len(inside), np.bool_)
     taken[inside] = costs[0] <= costs[1]
-    taken[rivals], taken[correction.seed] = False, True
-    cell = int(race.cells[correction.seed])
+    taken[rivals], taken[seed] = False, True
+    cell = int(race.cells[seed])
     cells, graph = divided(ground.voxels, ground.depth, race.cells, race.graph, cell, taken[inside])
     arrivals = np.insert(race.arrivals, cell, race.arrivals[:, cell], axis=1)
-    return replace(race, cells=cells, graph=graph, arrivals=arrivals)
+    return replace(race, cells=cells, graph=graph, arrivals=arrivals), depth
 
 
-def _depth_in(ground: Ground, side: Bools, numbers: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+def _depth_in(ground: Ground, side: Bools, numbers: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32]:
     """Return the distance of some voxels of a side to what is outside of that side, in nm."""
-    places, spacing = ground.voxels.coordinates, ground.voxels.spacing
+    places, spacing = ground.voxels.coordinates[numbers], ground.voxels.spacing
     reach = np.ceil(ground.depth[numbers].max() / spacing).astype(np.int64)
-    low, high = places[numbers].min(axis=0) - reach, places[numbers].max(axis=0) + reach + 1
-    near = places[side & ((places >= low) & (places < high)).all(axis=1)]
-    image = np.zeros(high - low, np.uint8, order="F")
-    image[tuple((near - low).T)] = 1
-    return np.asarray(edt.edt(image, anisotropy=tuple(spacing.tolist()))[tuple((places[numbers] - low).T)])
+    low, box = ground.voxels.within(places.min(axis=0) - reach, places.max(axis=0) + reach + 1)
+    image = np.asfortranarray(np.append(side, np.False_)[box]).view(np.uint8)
+    return np.asarray(edt.edt(image, anisotropy=tuple(spacing.tolist()))[tuple((places - low).T)])
 
 
 def _joined_to(graph: CellGraph, chosen: Bools, cell: int) -> Bools:

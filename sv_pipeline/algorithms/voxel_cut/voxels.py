@@ -75,6 +75,15 @@ class Voxels:
         """Return the numbers of mask voxels given by coordinates, shape (n,)."""
         return np.asarray(self._numbers[np.ravel_multi_index(tuple((coordinates + 1).T), self._shape)])
 
+    def within(self, low: Coordinates, high: Coordinates) -> tuple[Coordinates, npt.NDArray[np.int32]]:
+        """Return where a box starts and the numbers of its voxels, ``self.number`` outside the mask.
+
+        The box is clipped to the mask's box and one voxel around it.
+        """
+        low, high = np.maximum(low, -1), np.minimum(high, np.array(self.mask.shape) + 1)
+        box = tuple(slice(a, b) for a, b in zip((low + 1).tolist(), (high + 1).tolist(), strict=True))
+        return low, self._numbers.reshape(self._shape)[box]
+
     def image(self, chosen: npt.NDArray[np.bool_]) -> Mask:
         """Convert a selection (one bool for each voxel) to a mask of the original box."""
         image = np.zeros(self.mask.shape, np.bool_)

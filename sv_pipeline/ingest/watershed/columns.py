@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from sv_pipeline.errors import InputError
 from sv_pipeline.ingest.watershed.array_files import read_array
@@ -68,6 +67,8 @@ def _npz(file: Path, types: Mapping[str, str]) -> dict[str, npt.NDArray[Any]]:
 
 
 def _csv(file: Path, types: Mapping[str, str]) -> dict[str, npt.NDArray[Any]]:
+    import pandas as pd  # takes a quarter of a second to load, and most ingests read no table
+
     _check_header(file, types)
     try:
         with warnings.catch_warnings():

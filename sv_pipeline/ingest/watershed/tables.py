@@ -1,7 +1,7 @@
 """Tables of a user about labels: which labels belong to one object, and the affinity of two labels.
 
 This module owns the meaning of such tables and their checks; ``columns`` reads them. It does not know chunks or
-supervoxel ids.
+supervoxel ids. pandas takes a quarter of a second to load and most ingests have no tables, so functions import it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from sv_pipeline.algorithms.edge_rules import as_stored, unusable_affinities
 from sv_pipeline.errors import InputError
@@ -65,6 +64,8 @@ class EdgeTable:
 
     def of(self, labels_a: UInt64Array, labels_b: UInt64Array) -> npt.NDArray[np.float32]:
         """Return the affinity of each pair of labels, in either order; a low default for pairs that are not listed."""
+        import pandas as pd
+
         wanted = pd.DataFrame({"a": np.minimum(labels_a, labels_b), "b": np.maximum(labels_a, labels_b)})
         known = pd.DataFrame({"a": self.labels_a, "b": self.labels_b, "affinity": self.affinities})
         found = wanted.merge(known, on=["a", "b"], how="left")["affinity"].to_numpy(np.float32)
@@ -114,6 +115,8 @@ def read_edge_table(path: str) -> EdgeTable:
         If the table cannot be read, names background, or joins a label to itself; if an affinity is not a finite
         float32 of at least 0, or a pair has two affinities.
     """
+    import pandas as pd
+
     columns = read_columns(path, {"label_a": "uint64", "label_b": "uint64", "affinity": "float64"})
     first, second, affinity = (columns[name] for name in EDGE_COLUMNS)
     low, high = np.minimum(first, second), np.maximum(first, second)
@@ -141,6 +144,8 @@ def majority_objects(labels: UInt64Array, objects: UInt64Array, counts: UInt64Ar
     labels, objects, counts
         Numbers of voxels that a label shares with an object, shape (n,); a pair may occur more than once.
     """
+    import pandas as pd
+
     overlaps = pd.DataFrame({"label": labels, "object": objects, "count": counts})
     total = overlaps.groupby(["label", "object"])["count"].sum().reset_index()
     best = total.sort_values(["label", "count", "object"], ascending=[True, False, True]).drop_duplicates("label")

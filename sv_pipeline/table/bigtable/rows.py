@@ -6,8 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from google.cloud.bigtable_v2.types import bigtable, data
-
+from sv_pipeline.table.bigtable.protocol import Entry, Mutation, ReadRowsRequest, RowFilter, RowRange
 from sv_pipeline.table.interface import (
     AGING_FAMILY,
     MAX_AGE_MS,
@@ -32,13 +31,6 @@ __all__ = [
     "remaining",
     "rows_of",
 ]
-
-# Messages of Google's protobuf itself, without the wrappers of its Python client, which are slow.
-ReadRowsRequest: Any = bigtable.ReadRowsRequest.pb()
-Entry: Any = bigtable.MutateRowsRequest.Entry.pb()
-RowFilter: Any = data.RowFilter.pb()
-RowRange: Any = data.RowRange.pb()
-Mutation: Any = data.Mutation.pb()
 
 KEYS_PER_REQUEST = 10_000
 KEY_BYTES_PER_REQUEST = 400_000  # Bigtable refuses read requests above half a megabyte
