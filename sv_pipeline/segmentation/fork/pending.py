@@ -187,7 +187,7 @@ def add_pending(kv: ts.KvStore, boxes: Iterable[Box]) -> None:
 
 
 def add_to_entry(kv: ts.KvStore, operation_id: int, boxes: Iterable[Box], *, since: int | None = None) -> None:
-    """Add boxes that an operation has changed to its entry, in a transaction with repeatable reads.
+    """Add boxes that an operation has changed to its entry, in a transaction with repeatable reads; once in each.
 
     Parameters
     ----------
