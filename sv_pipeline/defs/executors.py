@@ -30,6 +30,7 @@ PRELOAD = [
     "upath",
     "tqdm",
     "pandas",
+    "scipy.sparse.csgraph",
     "matplotlib.backends.backend_agg",
     "sv_pipeline.reports.views",
     "sv_pipeline.reports.info",

@@ -28,7 +28,7 @@ __all__ = ["ALONE_VARIABLE", "BrokenProcessPool", "WorkerPool"]
 
 logger = logging.getLogger(__name__)
 ALONE_VARIABLE = "SV_PIPELINE_SECONDS_ALONE"
-ALONE_SECONDS = 2.0
+ALONE_SECONDS = 1.0
 """Time of work, of all steps together, that is done in this process before others are started. Their start, and their
 imports, take about as long as they would save of it."""
 RAMP_FROM_CHUNKS = 20_000
