@@ -21,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
+from sv_pipeline.algorithms.components import components
 from sv_pipeline.algorithms.multicut.cut import Cut, LocalGraph, multicut
 from sv_pipeline.algorithms.multicut.flow import minimum_cut
-from sv_pipeline.algorithms.multicut.graph import components, contract
+from sv_pipeline.algorithms.multicut.graph import contract
 
 NEIGHBOURS = 6
 

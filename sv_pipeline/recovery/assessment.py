@@ -132,6 +132,11 @@ def _chunk(graph: ChunkedGraph, chunk: int) -> str:
 def _written_rows(graph: ChunkedGraph, found: Unfinished) -> tuple[int, int]:
     """Count the rows with cells of the write set: new ones, to which nothing points by themselves, and others.
 
+    Nobody else has the ids of the new rows, but others may have cells with the same timestamp in the other rows, if
+    they edited the same objects after its locks had expired, and their clock is behind. An operation writes to those
+    only once all of its new rows are written, and its recovery removes the new rows last. So while one of these is
+    missing, no other row counts.
+
     Edges of users are left out: other operations may have written such edges to the same row, nearly at the same time.
     """
     timestamp, cells = found.write_set
@@ -141,7 +146,7 @@ def _written_rows(graph: ChunkedGraph, found: Unfinished) -> tuple[int, int]:
         if column != FAKE_EDGES.key:
             rows = graph.table.read_rows(row_keys, [column])
             written |= {key for key, row in rows.items() if any(c.timestamp == timestamp for c in row[column])}
-    return len(written & made), len(written - made)
+    return len(written & made), len(written - made) if made <= written else 0
 
 
 def _record(graph: ChunkedGraph, found: Unfinished, scope: Scope) -> OperationRecord | None:

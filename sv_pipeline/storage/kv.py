@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -41,7 +42,15 @@ def as_url(path_or_url: str | Path) -> str:
     ConfigError
         If the text does not name a usable folder.
     """
+    if isinstance(path_or_url, str) and "://" in path_or_url and ".." not in path_or_url:
+        return _folder_url(path_or_url)
     return parse_folder(path_or_url).folder_url
+
+
+@lru_cache(1024)
+def _folder_url(url: str) -> str:
+    """Return the normal form of a URL that depends neither on the current folder nor on symbolic links."""
+    return parse_folder(url).folder_url
 
 
 def join_url(url: str, *parts: str) -> str:

@@ -324,6 +324,15 @@ def test_where_two_neurites_run_through_each_other_each_keeps_its_far_arm(radius
     assert (labels[:, 66:][other[:, 66:]] == 2).mean() > 0.95
 
 
+def test_where_a_neurite_ends_at_the_side_of_another_it_does_not_take_the_half_that_continues_a_line() -> None:
+    shape = (300, 40, 9)
+    # The seed of the long one is eighty radii away from where the other one ends, beyond which it goes on.
+    one, other = tube(shape, [(4, 10, 4), (296, 10, 4)], 3), tube(shape, [(240, 15, 4), (240, 36, 4)], 3)
+    labels = cut_mask(one | other, [[8, 10, 4]], [[240, 30, 4]], ISOTROPIC)
+    assert (labels[252:][one[252:]] == 1).all()
+    assert (labels[other & ~one] == 2).mean() > 0.95
+
+
 @pytest.mark.parametrize("resolution", [ISOTROPIC, (8.0, 8.0, 16.0)])
 def test_seeds_below_the_surface_of_a_lump_whose_middle_is_the_other_sides_claim_its_surface(resolution) -> None:
     lump = ball((51, 51, 51), (25, 25, 25), 22)

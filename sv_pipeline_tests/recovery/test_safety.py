@@ -13,7 +13,7 @@ from sv_pipeline.operations import ownership
 from sv_pipeline.operations.errors import NotStuckError
 from sv_pipeline.operations.log import OperationStatus, read_operations
 from sv_pipeline.operations.ownership import open_key
-from sv_pipeline.operations.writing import read_supervoxels
+from sv_pipeline.operations.writing import made_rows, read_supervoxels
 from sv_pipeline.recovery import claiming, find_unfinished, list_stuck, release_orphans
 from sv_pipeline.recovery.claiming import claim
 from sv_pipeline.recovery.dry_run import dry_run
@@ -59,6 +59,28 @@ def test_a_foreign_chunk_lock_stops_it_and_is_named(theatre: Make, backend: str)
     assert code == STOPPED
     assert "is held by operation 4711" in said
     assert play.scene.rows() == before
+
+
+@pytest.mark.parametrize(("step", "code"), [("lock indefinitely", DONE), ("switch", STOPPED)])
+def test_cells_of_another_edit_in_the_same_millisecond_stop_it_only_if_they_could_be_its_own(
+    theatre: Make, step: str, code: int
+) -> None:
+    """Its locks have expired, and another process with a clock that is behind has edited the same objects."""
+    play = theatre()
+    assert play.do(**play.request("merge"), failpoint=f"{step}:kill") == KILLED
+    (one,) = find_unfinished(play.scene.graph)
+    timestamp, cells = one.write_set
+    key = next(key for key in cells[columns.PARENT.key] if key not in made_rows(cells))
+    parent = columns.PARENT.newest(play.scene.table.read_rows([key])[key])
+    assert parent is not None
+    play.scene.table.mutate([RowMutation(key, [columns.PARENT.set(parent, timestamp)])])
+    held = play.scene.indefinite_locks()
+    unlock = [DeleteCells(columns.LOCK.key), DeleteCells(columns.INDEFINITE_LOCK.key)]
+    play.scene.table.mutate([RowMutation(key, unlock) for key in held[:1]])
+    assert play.do(do="recover", operation=one.operation_id) == code
+    if code == DONE:
+        play.scene.prove()
+        assert play.scene.objects() == play.twin("merge")
 
 
 @both

@@ -134,6 +134,23 @@ def test_old_cells_of_family_3_leave_the_file_when_the_column_is_written(sqlite:
         assert connection.execute("SELECT value FROM cells").fetchall() == [(b"new",)]
 
 
+@pytest.mark.parametrize("until", [None, 7])
+@pytest.mark.parametrize("n_columns", [1, 3, 8])
+def test_the_newest_cells_of_rows_with_few_and_with_many_cells_are_those_of_all_cells(
+    sqlite: SqliteTable, n_columns: int, until: int | None
+) -> None:
+    columns = [OLD, *(ColumnKey("0", b"%d" % i) for i in range(n_columns - 1))]
+    now = time.time_ns() // 1_000_000
+    for i in range(2 * sqlite_rows.MANY):
+        cells = [SetCell(columns[k % n_columns], b"%d" % k, k) for k in range(i)]
+        cells += [SetCell(OLD, b"aged", now - k) for k in range(i)]
+        sqlite.mutate([RowMutation(b"r%d" % i, cells)])
+    keys = [b"r%d" % i for i in range(2 * sqlite_rows.MANY)]
+    every = sqlite.read_rows(keys, columns, until=until)
+    newest = {key: {column: cells[:1] for column, cells in row.items()} for key, row in every.items()}
+    assert sqlite.read_rows(keys, columns, until=until, newest_only=True) == newest
+
+
 def test_reads_by_key_and_by_range_use_the_index(sqlite: SqliteTable) -> None:
     put(sqlite)
     for rows in ([b"a", b"b"], RowKeyRange(b"a", b"b")):

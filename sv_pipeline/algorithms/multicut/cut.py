@@ -20,13 +20,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.algorithms.components import components
 from sv_pipeline.algorithms.multicut.flow import minimum_cut
 from sv_pipeline.algorithms.multicut.graph import (
     BoolArray,
     ContractedGraph,
     IndexArray,
     LocalGraph,
-    components,
     contract,
 )
 from sv_pipeline.algorithms.multicut.outcomes import (

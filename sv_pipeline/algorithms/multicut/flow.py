@@ -25,7 +25,7 @@ import numpy.typing as npt
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import breadth_first_order, dijkstra, maximum_flow
 
-from sv_pipeline.algorithms.multicut.graph import components
+from sv_pipeline.algorithms.components import components
 
 __all__ = ["MinimumCut", "minimum_cut"]
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from sv_pipeline.algorithms.components import components
 from sv_pipeline.errors import InputError
 from sv_pipeline.ids import UInt64Array
 
-__all__ = ["ContractedGraph", "LocalGraph", "components", "contract"]
+__all__ = ["ContractedGraph", "LocalGraph", "contract"]
 
 IndexArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -115,11 +114,3 @@ def contract(graph: LocalGraph, points: UInt64Array) -> ContractedGraph:
     return ContractedGraph(
         supervoxels, label, supervoxels[first], ends[rows], graph.affinities[rows].astype(np.float64), rows
     )
-
-
-def components(n_vertices: int, ends: IndexArray) -> IndexArray:
-    """Return the connected component of each vertex, numbered by first vertices; shape (n_vertices,)."""
-    adjacency = coo_array((np.ones(len(ends), bool), (ends[:, 0], ends[:, 1])), shape=(n_vertices, n_vertices))
-    _, label = connected_components(adjacency, directed=False)
-    _, first, inverse = np.unique(label, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[inverse].astype(np.int64)

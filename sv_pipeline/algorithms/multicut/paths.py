@@ -23,7 +23,8 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
-from sv_pipeline.algorithms.multicut.graph import BoolArray, ContractedGraph, IndexArray, components
+from sv_pipeline.algorithms.components import components
+from sv_pipeline.algorithms.multicut.graph import BoolArray, ContractedGraph, IndexArray
 
 __all__ = ["CrossingPaths", "JoinedSides", "SeparatedSide", "Side", "join_sides"]
 

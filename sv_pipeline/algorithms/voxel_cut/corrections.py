@@ -22,12 +22,8 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from sv_pipeline.algorithms.voxel_cut.cells import CellGraph, divided
-from sv_pipeline.algorithms.voxel_cut.race import (
-    Race,
-    arrivals_of,
-    consecutive_steps,
-    costs_inside,
-)
+from sv_pipeline.algorithms.voxel_cut.race import Race, costs_inside
+from sv_pipeline.algorithms.voxel_cut.steps import arrivals_of, consecutive_steps
 from sv_pipeline.algorithms.voxel_cut.voxels import Voxels
 
 __all__ = ["Correction", "Ground", "recut"]

@@ -1,18 +1,12 @@
 """Where to cut a connected mask: a race between the sides through its cells. Does not check input.
 
-Both sides spread from their seeds through the graph of cells, and each cell goes to the side that reaches it first. The
-cost of a step distinguishes one neurite from two that touch:
-
-* its length, divided by how open the passage is (cross-section of the neck over that of the two cells);
-* for each turn by an angle t in a cell of radius r, ``TURN * r * (1 - cos t)**2``, where the path follows the normals
-  of the contacts that it crosses. A neurite continues straight; a path from another neurite has to turn into it. Where
-  two neurites cross, this assigns the far arms to their owners, which distance alone cannot do.
+Both sides spread from their seeds through the graph of cells, and each cell goes to the side that reaches it first, by
+the costs of steps.py. A side that continues straight through a crossing keeps the far arm.
 
 A cell with seeds of both sides is divided by distance inside it, and so is a lump of few cells without a neck. If the
 seeds of a side mark the surface of an object, that side gets the surface, and there is no race.
 
-The method is Dijkstra's algorithm on the graph of directed contacts, so that a path remembers where it came from. It is
-measured against other methods in docs/design/002-voxel-cut.md.
+The method is measured against others in docs/design/002-voxel-cut.md.
 """
 
 from __future__ import annotations
@@ -23,26 +17,19 @@ from typing import Any
 import dijkstra3d
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import dijkstra
 
 from sv_pipeline.algorithms.voxel_cut.cells import CellGraph, cell_graph, find_cells, renumbered
 from sv_pipeline.algorithms.voxel_cut.seeds import SeedPair
+from sv_pipeline.algorithms.voxel_cut.steps import arrivals_of, consecutive_steps, openness
 from sv_pipeline.algorithms.voxel_cut.surface import near_surface, stands_for_surface
 from sv_pipeline.algorithms.voxel_cut.voxels import Voxels
 
 __all__ = [
     "Race",
-    "Steps",
-    "arrivals_of",
-    "consecutive_steps",
     "costs_inside",
     "race_cells",
     "raced",
 ]
-
-TURN = 50.0
-"""Cost of a right-angled turn, in cell radii; it must outweigh differences in click positions of a few micrometres."""
 
 SHALLOW = 4
 """Exponent of the extra cost for voxels deeper than a side's deepest seed, in a cell with seeds of both sides."""
@@ -52,10 +39,6 @@ FEWEST_CELLS = 30
 
 CLOSE = 2
 """Seeds are close if at most this many passages separate them, none of them a neck."""
-
-NARROWEST = 0.4
-"""Narrower passages than this fraction of the mean calibre cost no more, so that the neck of a spine does not separate
-it from its own neuron. Without this limit, the worst tenth of the cuts gets worse."""
 
 NECK = 0.5
 """A passage is a neck if it is narrower than this fraction of the mean calibre of its two cells."""
@@ -80,19 +63,6 @@ class Race:
     costs over their sum, NaN for other voxels; None if no cell was divided."""
     lump: bool = False
     """Whether the mask was used as one cell, in which both sides go by distance."""
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Directed contacts, and which may follow which.
-
-    ``left`` and ``entered`` are the cells of each step; ``before`` and ``after`` are pairs of consecutive steps.
-    """
-
-    left: npt.NDArray[np.int64]
-    entered: npt.NDArray[np.int64]
-    before: npt.NDArray[np.int64]
-    after: npt.NDArray[np.int64]
 
 
 def race_cells(voxels: Voxels, depth: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int32], CellGraph]:
@@ -172,59 +142,12 @@ def costs_inside(
     return np.asarray(distance * np.maximum(1, depth[inside] / depth[seeds].max()) ** SHALLOW, np.float64)
 
 
-def _openness(graph: CellGraph) -> npt.NDArray[np.float64]:
-    """Return the neck depth of each contact over the mean calibre (radius) of its two cells, at most 1."""
-    return np.asarray(np.minimum(graph.necks / np.sqrt(graph.radii[graph.lower] * graph.radii[graph.upper]), 1))
-
-
 def _close_together(graph: CellGraph, first: npt.NDArray[np.int32], second: npt.NDArray[np.int32]) -> bool:
     """Whether at most ``CLOSE`` passages, none of them a neck, lead from a cell of ``first`` to one of ``second``."""
-    wide = _openness(graph) >= NECK
+    wide = openness(graph) >= NECK
     near = np.zeros(len(graph), np.bool_)
     near[first] = True
     for _ in range(CLOSE):
         onward, back = near[graph.lower] & wide, near[graph.upper] & wide
         near[graph.upper[onward]] = near[graph.lower[back]] = True
     return bool(near[second].any())
-
-
-def consecutive_steps(graph: CellGraph) -> Steps:
-    """Return all directed contacts, and which may follow which."""
-    left, entered = np.concatenate([graph.lower, graph.upper]), np.concatenate([graph.upper, graph.lower])
-    by_cell = np.argsort(left, kind="stable")
-    begins = np.searchsorted(left[by_cell], np.arange(len(graph) + 1))
-    counts = np.diff(begins)[entered]
-    before = np.repeat(np.arange(len(left)), counts)
-    nth = np.arange(len(before)) - np.repeat(np.cumsum(counts) - counts, counts)
-    after = by_cell[begins[entered[before]] + nth]
-    onward = left[before] != entered[after]
-    return Steps(left, entered, before[onward], after[onward])
-
-
-def arrivals_of(
-    graph: CellGraph,
-    steps: Steps,
-    starts: npt.NDArray[np.integer[Any]],
-    allowed: npt.NDArray[np.bool_] | None = None,
-) -> npt.NDArray[np.float64]:
-    """Return the cost of the cheapest path from the cells ``starts`` to each cell, through ``allowed`` cells only."""
-    lengths = np.linalg.norm(graph.centres[steps.entered] - graph.centres[steps.left], axis=1)
-    directions = np.concatenate([graph.normals, -graph.normals])
-    costs = lengths / np.tile(np.maximum(_openness(graph), NARROWEST), 2) ** 2
-    cosines = (directions[steps.before] * directions[steps.after]).sum(axis=1)
-    turns = TURN * graph.radii[steps.entered[steps.before]] * (1 - cosines) ** 2
-    n_steps = len(costs)
-    if allowed is None:
-        allowed = np.ones(len(graph), np.bool_)
-    outset = np.flatnonzero(np.isin(steps.left, starts) & allowed[steps.entered])
-    onward = allowed[steps.entered[steps.before]] & allowed[steps.entered[steps.after]]
-    # All first steps start from an extra node, number n_steps. Costs are positive, since 0 would mean no edge.
-    weights = np.concatenate([(costs[steps.after] + turns)[onward], costs[outset]]) + 1e-6
-    tails = np.concatenate([steps.before[onward], np.full(len(outset), n_steps)])
-    heads = np.concatenate([steps.after[onward], outset])
-    ways_on = csr_array((weights, (tails, heads)), shape=(n_steps + 1, n_steps + 1))
-    reached = dijkstra(ways_on, directed=True, indices=n_steps)[:n_steps]
-    arrivals = np.full(len(graph), np.inf)
-    np.minimum.at(arrivals, steps.entered, reached)
-    arrivals[starts] = 0
-    return arrivals

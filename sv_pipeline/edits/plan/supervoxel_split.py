@@ -12,8 +12,11 @@ that is refused at the very end leaves nothing behind, not even the id of a new 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +45,7 @@ from sv_pipeline.helper_threads import Helpers
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.operations.settled import SettledGraph
+from sv_pipeline.segmentation.fork.pinned import PinnedVolume
 from sv_pipeline.storage.context import give_back_memory, uncached_context
 from sv_pipeline.storage.precomputed import Scale
 from sv_pipeline.storage.reading import read_box
@@ -52,7 +56,6 @@ __all__ = [
     "SupervoxelSplit",
     "lock_around",
     "plan_supervoxel_split",
-    "read_voxels",
     "without_voxels",
 ]
 
@@ -109,8 +112,8 @@ def plan_supervoxel_split(
     Parameters
     ----------
     lock_chunks
-        Locks layer 2 chunks, given their ids and a name for each. It is called before any data is read that other
-        operations could change.
+        Locks layer 2 chunks, given their ids and a name for each. Data that other operations could change are read, or
+        confirmed, after it was called.
     region
         The current region around the points.
     required
@@ -131,9 +134,10 @@ def plan_supervoxel_split(
         region = read_region(graph, cache, np.unique(region.ancestors[:, -1]), _envelope(region.box, where.box))
         pieces = _joined_by_inf(region, pieces)
         where = _split_box(graph, request, pieces)
-    chunks = lock_around(graph, lock_chunks, where.chunks)
-    region = _reread(graph, cache, region, pieces)
-    generation, segmentation = read_voxels(graph, where.box)
+    with _reading_voxels(graph, where.box) as read:
+        chunks = lock_around(graph, lock_chunks, where.chunks)
+        region = _reread(graph, cache, region, pieces)
+    generation, segmentation = read()
     scale = graph.fork.base.info().volume.scales[0]
     sides = np.zeros(where.box.shape, np.uint8, order="F")
     doubts = []
@@ -186,18 +190,36 @@ def _split(
     return SupervoxelSplit(CutSides(where.box, sides), change, planned, sources, sinks)
 
 
-def read_voxels(graph: ChunkedGraph, box: Box) -> tuple[int, Labels]:
-    """Return the latest generation of the graph's fork, and its supervoxels in a box, shape (x, y, z)."""
+@contextmanager
+def _reading_voxels(graph: ChunkedGraph, box: Box) -> Iterator[Callable[[], tuple[int, Labels]]]:
+    """Read voxels while the chunks around them are being locked; provide a function that returns them afterwards.
+
+    They are read from the latest generation of the fork. If another one was committed before the locks were taken, they
+    are read again. So they are what they would be if they had been read under the locks.
+    """
     if isinstance(graph, SettledGraph):
-        return graph.read_voxels(box)
-    generation = graph.fork.generation()
-    # Each chunk is read only once, so a cache would only hold all of them a second time.
-    volume = graph.fork.open(version=generation, context=uncached_context())
-    voxels = np.asarray(read_box(volume[box.slices]), np.uint64)
-    del volume
+        yield partial(graph.read_voxels, box)
+        return
+    with Helpers() as pool:
+        reading = [pool.submit(_pinned, graph, box)]
+        yield lambda: _confirmed(graph, box, reading)
+
+
+def _confirmed(graph: ChunkedGraph, box: Box, reading: list[Future[tuple[PinnedVolume, Labels]]]) -> tuple[int, Labels]:
+    volume, voxels = reading.pop().result()  # nothing else refers to the voxels then
+    if not volume.is_latest():
+        del voxels
+        volume, voxels = _pinned(graph, box)
     if box.volume >= LARGE_VOXELS:
         give_back_memory()  # of the decoded chunks, before the split needs its own
-    return generation, voxels
+    return volume.generation, voxels
+
+
+def _pinned(graph: ChunkedGraph, box: Box) -> tuple[PinnedVolume, Labels]:
+    """Return the latest generation of the graph's fork, and its supervoxels in a box, shape (x, y, z)."""
+    # Each chunk is read only once, so a cache would only hold all of them a second time.
+    volume = PinnedVolume.open(graph.fork, uncached_context())
+    return volume, np.asarray(read_box(volume.voxels[box.slices]), np.uint64)
 
 
 def lock_around(graph: ChunkedGraph, lock_chunks: LockChunks, chunks: IntArray) -> UInt64Array:

@@ -49,6 +49,7 @@ from sv_pipeline.operations.pair import ensure_identity, note_of_commit
 from sv_pipeline.operations.refusal import OwnershipLostError
 from sv_pipeline.operations.writing import OperationRow, Scope, write_set
 from sv_pipeline.segmentation.fork.commit import EditCommit
+from sv_pipeline.storage.ocdbt import OcdbtStore
 from sv_pipeline.table import counters, keys
 from sv_pipeline.table.columns import CHILDREN, FAKE_EDGES, INDEFINITE_LOCK, PARENT
 from sv_pipeline.table.interface import CellMatch, ConditionalMutation, RowMutation, SetCell, Table
@@ -127,7 +128,7 @@ def commit(
         held.check()
         reach("voxels")
         try:
-            committed = _commit_voxels(graph, row, plan.supervoxels, timestamp, graph_identity)
+            committed = _commit_voxels(graph, row, plan.supervoxels, timestamp, graph_identity, ready.result())
         except ConflictError:
             held.verify()  # raises OwnershipLostError if another process has taken the operation over
             raise
@@ -163,9 +164,17 @@ def commit(
 
 
 def _commit_voxels(
-    graph: ChunkedGraph, row: OperationRow, change: SupervoxelChange, timestamp: int, graph_identity: str | None
+    graph: ChunkedGraph,
+    row: OperationRow,
+    change: SupervoxelChange,
+    timestamp: int,
+    graph_identity: str | None,
+    store: OcdbtStore | None,
 ) -> int:
-    """Commit the voxels of new supervoxels; return the generation of the fork that holds them."""
+    """Commit the voxels of new supervoxels; return the generation of the fork that holds them.
+
+    ``store`` is the fork, if it is open already.
+    """
     blocks = change.blocks(change.ids)
     edit = EditCommit(
         row.operation_id,
@@ -177,7 +186,7 @@ def _commit_voxels(
         identity=row.identity,
         graph=graph_identity or ensure_identity(graph.table),
     )
-    return graph.fork.commit(edit).generation
+    return graph.fork.commit(edit, store=store).generation
 
 
 @contextmanager
@@ -258,7 +267,7 @@ def _start(
     timestamp: int,
     log_cells: list[SetCell],
     inherited: Scope | None,
-    looked: Callable[[], None],
+    looked: Callable[[], object],
     early: EarlyIds | None,
 ) -> tuple[EditPlan, PlannedRows]:
     """Give the plan its final ids, and write the intent to the operation's rows.

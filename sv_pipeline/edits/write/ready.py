@@ -22,12 +22,13 @@ from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.operations.writing import OperationRow
 from sv_pipeline.segmentation.fork.write_probe import require_committable, require_room
+from sv_pipeline.storage.ocdbt import OcdbtStore
 from sv_pipeline.table.interface import MAX_CELL_BYTES, RowMutation, SetCell
 
 __all__ = ["refuse_large_cells", "require_ready"]
 
 
-def require_ready(graph: ChunkedGraph, row: OperationRow, change: SupervoxelChange | None) -> None:
+def require_ready(graph: ChunkedGraph, row: OperationRow, change: SupervoxelChange | None) -> OcdbtStore | None:
     """Raise an error, derived from SvPipelineError, unless table and fork can take an edit.
 
     Parameters
@@ -36,11 +37,15 @@ def require_ready(graph: ChunkedGraph, row: OperationRow, change: SupervoxelChan
         The operation's row in the log.
     change
         The replacement of supervoxels; None if the edit does not write to the fork.
+
+    Returns
+    -------
+    OcdbtStore | None
+        The fork's keys and voxels, opened for the commit; None if the edit does not write to the fork.
     """
     if (file := graph.table.file) is not None:
         require_room(Path(file).parent, f"the table of graph {graph.graph_id!r}")
-    if change is not None:
-        require_committable(graph.fork, row.operation_id, row.owner)
+    return None if change is None else require_committable(graph.fork, row.operation_id, row.owner)
 
 
 def refuse_large_cells(rows: Iterable[RowMutation], limit: int = MAX_CELL_BYTES) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -191,10 +192,7 @@ class Base:
                 raise NotFoundError(f"there is no base at {self.folder}.", remedy="Create it first.")
             return _made_elsewhere(self.watershed_url, found)
         try:
-            record = json.loads(raw)
-            if record["record_version"] == 1:
-                raise _first_version(self.watershed_url)
-            return _decode(self.watershed_url, record)
+            return _decode(self.watershed_url, raw)
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{self.folder}{RECORD} cannot be read: {error!r}.",
@@ -316,7 +314,11 @@ def _first_version(url: str) -> ConfigError:
     )
 
 
-def _decode(url: str, record: dict[str, Any]) -> BaseInfo:
+@lru_cache(64)
+def _decode(url: str, raw: bytes) -> BaseInfo:
+    record = json.loads(raw)
+    if record["record_version"] == 1:
+        raise _first_version(url)
     chunk_size = record["storage_chunk_size"]
     return BaseInfo(
         watershed_url=url,

@@ -14,12 +14,14 @@ since without a digest.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import secrets
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -152,9 +154,18 @@ class DigestWriter:
 
 @contextmanager
 def digest_writer(volume: VolumeInfo) -> Iterator[DigestWriter]:
-    """Provide a `DigestWriter` for one commit."""
-    with ThreadPoolExecutor(HASHERS) as pool:
-        yield DigestWriter(volume, pool)
+    """Provide a `DigestWriter` for one commit; at the end of the block nothing reads the voxels any more."""
+    writer = DigestWriter(volume, _hashers(os.getpid()))
+    try:
+        yield writer
+    finally:
+        wait([value for value in writer._values.values() if value is not None])
+
+
+@lru_cache(1)
+def _hashers(_process: int) -> ThreadPoolExecutor:
+    """Return the threads of a process, which are kept: to start them took as long as to hash a chunk."""
+    return ThreadPoolExecutor(HASHERS, "digests")
 
 
 def made_anew(store: ocdbt.OcdbtStore, chunk_key: str, digest_key: str) -> bool | None:

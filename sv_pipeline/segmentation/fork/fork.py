@@ -336,10 +336,11 @@ class Fork:
         _logger.info("operation %d of graph %s: fence %r, before %r", operation_id, self.graph_id, owner, before)
         return before
 
-    def commit(self, edit: commit.EditCommit) -> commit.CommitResult:
+    def commit(self, edit: commit.EditCommit, *, store: ocdbt.OcdbtStore | None = None) -> commit.CommitResult:
         """Commit the voxels of an edit: all of them, in one generation, once; or nothing.
 
-        This is safe to repeat with the same edit, which is not committed twice.
+        This is safe to repeat with the same edit, which is not committed twice. ``store`` is what `store` returns, if
+        the fork is open already.
 
         Raises
         ------
@@ -351,7 +352,7 @@ class Fork:
             If storage does not answer; the recovery of the operation finds out whether the commit is in.
         """
         with doing(f"commits the voxels of operation {edit.operation_id} of graph {self.graph_id}"):
-            return commit.commit_edit(self.store(), self.base_info().volume, edit)
+            return commit.commit_edit(store or self.store(), self._base_with(0).volume, edit)
 
     def restore(
         self,

@@ -11,6 +11,7 @@ from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.records import fence_in, fenced_off, record_in
 from sv_pipeline.storage import kv
 from sv_pipeline.storage.file_guard import local_path
+from sv_pipeline.storage.ocdbt import OcdbtStore
 
 __all__ = ["MIN_FREE_BYTES", "require_committable", "require_room"]
 
@@ -18,10 +19,15 @@ MIN_FREE_BYTES = 64 << 20
 """Free space that an edit requires, in bytes: many times what it takes, so that its recovery has space as well."""
 
 
-def require_committable(fork: Fork, operation_id: int, owner: str) -> None:
+def require_committable(fork: Fork, operation_id: int, owner: str) -> OcdbtStore:
     """Raise the error that would make a commit fail, before anything depends on it.
 
     This writes one empty file to the fork's folder, and removes it.
+
+    Returns
+    -------
+    OcdbtStore
+        The keys and voxels of the fork, for the commit.
 
     Raises
     ------
@@ -59,6 +65,7 @@ def require_committable(fork: Fork, operation_id: int, owner: str) -> None:
     except SvPipelineError as error:
         error.advise(f"{error.repair or ''} {_REMEDY}".strip(), repeat=_REPEAT)
         raise
+    return store
 
 
 def require_room(place: Path, what: str) -> None:

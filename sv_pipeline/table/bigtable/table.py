@@ -220,50 +220,60 @@ class BigtableTable(Table):
     def increment_many(self, increments: Sequence[tuple[bytes, ColumnKey, int]]) -> list[int]:
         """Send the increments concurrently; see the interface. A lost answer can make one add twice."""
         self._refuse_if_read_only()
-        return self.side_by_side(lambda one: self._increment(*one), increments)
-
-    def _increment(self, key: bytes, column: ColumnKey, by: int) -> int:
-        rule = {"family_name": column.family, "column_qualifier": column.qualifier, "increment_amount": by}
-        request = protocol.ReadModifyWriteRowRequest(table_name=self.path, row_key=key, rules=[rule])
-        row = self._connection.unary("ReadModifyWriteRow", request, f"increment of row {key!r}").row
-        return int.from_bytes(row.families[0].columns[0].cells[0].value, "big", signed=True)
+        requests = []
+        for key, column, by in increments:
+            rule = {"family_name": column.family, "column_qualifier": column.qualifier, "increment_amount": by}
+            request = protocol.ReadModifyWriteRowRequest(table_name=self.path, row_key=key, rules=[rule])
+            requests.append(request)
+        answers = self._connection.unary_many("ReadModifyWriteRow", requests, "increment")
+        cells = [answer.row.families[0].columns[0].cells[0] for answer in answers]
+        return [int.from_bytes(cell.value, "big", signed=True) for cell in cells]
 
     def check_and_mutate_many(self, conditional: Sequence[ConditionalMutation]) -> list[bool]:
         """Send the requests concurrently; see the interface."""
-        self._refuse_if_read_only()
-        return self.side_by_side(self._check_and_mutate, conditional)
+        return self.at_once(conditional)
 
     def at_once(self, changes: Sequence[RowMutation | ConditionalMutation]) -> list[bool]:
         """Send the requests concurrently; see the interface."""
         self._refuse_if_read_only()
-        plain = [change for change in changes if isinstance(change, RowMutation)]
-        conditional = [change for change in changes if isinstance(change, ConditionalMutation)]
+        plain: list[RowMutation] = []
+        requests: dict[int, Any] = {}
+        answers: dict[int, bool] = {}
+        for i, change in enumerate(changes):
+            if isinstance(change, RowMutation):
+                plain.append(change)
+            elif not change.any_of:
+                plain.append(RowMutation(change.key, change.if_unmatched))
+                answers[i] = False
+            elif change.if_matched or change.if_unmatched:
+                requests[i] = self._conditional(change)
+            else:
+                answers[i] = self._meets(change)
 
-        def send(one: ConditionalMutation | None) -> bool:
-            if one is not None:
-                return self._check_and_mutate(one)
+        def write() -> None:
             self._mutate(plain)
-            return True
 
-        answers = iter(self.side_by_side(send, [*conditional, None] if plain else conditional))
-        return [isinstance(change, RowMutation) or next(answers) for change in changes]
+        if requests:
+            sent = self._connection.unary_many("CheckAndMutateRow", list(requests.values()), "check", write)
+            answers |= {i: bool(answer.predicate_matched) for i, answer in zip(requests, sent, strict=True)}
+        else:
+            write()
+        return [answers.get(i, True) for i in range(len(changes))]
 
-    def _check_and_mutate(self, one: ConditionalMutation) -> bool:
-        if not one.any_of:
-            self._mutate([RowMutation(one.key, one.if_unmatched)])
-            return False
-        condition = messages.match_filter(one.any_of, one.none_of)
-        if not one.if_matched and not one.if_unmatched:
-            return bool(dict(self._read(messages.read_requests(self.path, [one.key], (), condition))))
+    def _conditional(self, one: ConditionalMutation) -> Any:
         now = messages.now_ms()
-        request = protocol.CheckAndMutateRowRequest(
+        return protocol.CheckAndMutateRowRequest(
             table_name=self.path,
             row_key=one.key,
-            predicate_filter=condition,
+            predicate_filter=messages.match_filter(tuple(one.any_of), tuple(one.none_of)),
             true_mutations=[messages.mutation(change, now) for change in one.if_matched],
             false_mutations=[messages.mutation(change, now) for change in one.if_unmatched],
         )
-        return bool(self._connection.unary("CheckAndMutateRow", request, f"check of row {one.key!r}").predicate_matched)
+
+    def _meets(self, one: ConditionalMutation) -> bool:
+        """Return whether a row meets a condition on which no change depends."""
+        condition = messages.match_filter(tuple(one.any_of), tuple(one.none_of))
+        return bool(dict(self._read(messages.read_requests(self.path, [one.key], (), condition))))
 
     def _count(self) -> None:
         self.round_trips += 1

@@ -6,6 +6,7 @@ import sqlite3
 import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from sv_pipeline.errors import CorruptionError
@@ -29,6 +30,7 @@ __all__ = ["SCHEMA", "add", "apply_changes", "column_name", "decide", "now_ms", 
 CELLS_PER_FETCH = 2_000
 NARROW = 4  # up to so many columns are looked up one by one; more are cheaper to filter from the whole row
 FEW = 2  # the newest cells of so many columns are cheaper to look up one by one, however few versions they have
+MANY = 12  # of more columns they are looked up in rows with more cells than this; most rows have one to three versions
 NEWEST_PREFIX = f"{NEWEST_FAMILY}:".encode()
 AGING_PREFIX = f"{AGING_FAMILY}:".encode()
 
@@ -54,13 +56,7 @@ def select_cells(rows: Sequence[bytes] | RowKeyRange, wanted: CellFilter) -> tup
     """Return the statement and the parameters of a read, by keys or by range."""
     columns, until, newest_only, since = wanted
     by_range = isinstance(rows, RowKeyRange)
-    if (
-        newest_only
-        and since is None
-        and columns is not None
-        and len(columns) <= FEW
-        and not isinstance(rows, RowKeyRange)
-    ):
+    if newest_only and since is None and columns is not None and not isinstance(rows, RowKeyRange):
         return _select_newest(rows, columns, until)
     conditions = ["row >= ? AND row < ?" if by_range else f"row IN ({_marks(rows)})"]
     parameters: list[Any] = list(rows)
@@ -86,36 +82,45 @@ def select_cells(rows: Sequence[bytes] | RowKeyRange, wanted: CellFilter) -> tup
 
 
 def _select_newest(rows: Sequence[bytes], columns: Sequence[ColumnKey], until: int | None) -> tuple[str, list[Any]]:
-    """Return the statement and the parameters of a read of newest cells of a few columns, each by a look-up.
+    """Return the statement and the parameters of a read of newest cells.
 
     A grouping would read all cells of a column to find the newest. A node near the root of an object that was edited a
-    thousand times has a thousand parents. With many columns, most of which a row lacks, a grouping is faster as long as
-    there are few versions.
+    thousand times has a thousand parents. So each cell is looked up, where there are few columns. With many columns,
+    most of which a row lacks, look-ups would be slower as long as there are few versions; then only rows with many
+    cells are read in this way, and of the others all cells are visited, and the newest returned.
     """
     names = [column_name(c) for c in dict.fromkeys(columns)]
-    parameters: list[Any] = [*rows, *names]
-    before = aged = ""
-    if until is not None:
-        before = "AND n.timestamp <= ?"
-        parameters.append(until)
-    if any(c.family == AGING_FAMILY for c in columns):
-        # If the newest cell is too old, all are.
-        aged = "AND NOT (cells.column >= ? AND cells.column < ? AND cells.timestamp < ?)"
-        parameters += [AGING_PREFIX, f"{AGING_FAMILY};".encode(), now_ms() - MAX_AGE_MS]
+    aging = any(c.family == AGING_FAMILY for c in columns)
+    conditions: list[Any] = [] if until is None else [until]
+    if aging:
+        conditions += [AGING_PREFIX, f"{AGING_FAMILY};".encode(), now_ms() - MAX_AGE_MS]
+    text = _text_of_newest(len(rows), len(names), until is not None, aging)
+    return text, [*rows, *names, *conditions, *(conditions if len(names) > FEW else ())]
+
+
+@lru_cache(256)
+def _text_of_newest(n_rows: int, n_columns: int, until: bool, aging: bool) -> str:
+    """Return the statement; its parameters are rows, columns, and the conditions, for each of its selects."""
+    before = "AND n.timestamp <= ?" if until else ""
+    # If the newest cell is too old, all are.
+    aged = "AND NOT (cells.column >= ? AND cells.column < ? AND cells.timestamp < ?)" if aging else ""
+    newest = "SELECT n.timestamp FROM cells AS n WHERE n.row = r.row AND n.column = {}.column"
+    newest = f"cells.timestamp = ({newest} {before} ORDER BY n.timestamp DESC LIMIT 1) {aged}"
     # A cross join is read in the order in which it is written, so all cells of a row arrive together.
-    text = f"""
-        WITH r(row) AS (VALUES {_tuples(rows)}), c(column) AS (VALUES {_tuples(names)})
-        SELECT cells.row, cells.column, cells.timestamp, cells.value FROM r CROSS JOIN c CROSS JOIN cells
-        WHERE cells.row = r.row AND cells.column = c.column AND cells.timestamp = (
-            SELECT n.timestamp FROM cells AS n WHERE n.row = r.row AND n.column = c.column {before}
-            ORDER BY n.timestamp DESC LIMIT 1
-        ) {aged}
+    select = "SELECT cells.row, cells.column, cells.timestamp, cells.value FROM r CROSS JOIN"
+    looked_up = f"{select} c CROSS JOIN cells WHERE cells.row = r.row AND cells.column = c.column AND {newest}"
+    looked_up = looked_up.format("c")
+    rows, names = (",".join(["(?)"] * n) for n in (n_rows, n_columns))
+    if n_columns <= FEW:
+        return f"WITH r(row) AS (VALUES {rows}), c(column) AS (VALUES {names}) {looked_up}"
+    return f"""
+        WITH r(row, many) AS MATERIALIZED (
+            SELECT column1, EXISTS (SELECT 1 FROM cells WHERE row = column1 LIMIT 1 OFFSET {MANY}) FROM (VALUES {rows})
+        ), c(column) AS (VALUES {names})
+        {select} cells WHERE NOT r.many AND cells.row = r.row AND +cells.column IN (SELECT column FROM c)
+        AND {newest.format("cells")}
+        UNION ALL {looked_up} AND r.many
     """  # noqa: S608
-    return text, parameters
-
-
-def _tuples(parameters: Sequence[Any]) -> str:
-    return ",".join(["(?)"] * len(parameters))
 
 
 def _marks(parameters: Sequence[Any]) -> str:
