@@ -2,8 +2,9 @@
 
 ``python benchmarks/pyramid.py [--size 512 512 256] [--edits 12] [--igneous-python PATH]``
 
-- throughput of a full pyramid (storage to storage) over the bare kernel in memory, and over igneous, on the same
-  labels;
+- throughput of a full pyramid (storage to storage) over the bare kernel in memory, and over settings of igneous,
+  on the same labels (``pyramid_igneous.py``);
+- processor time of the parts of a rebuild (``pyramid_parts.py``);
 - bytes of storage chunks that the downsample of an edit writes, over those of the chunks whose content changed;
 - peak memory of a process, above what it had when it had opened the fork, against the budget and what is stated to
   come on top of it;
@@ -27,6 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 import tinybrain
+from pyramid_igneous import compare
+from pyramid_parts import print_parts
 from volumes import grid_of, make_source
 
 from sv_pipeline.algorithms.box_arrays import as_array
@@ -39,7 +42,6 @@ from sv_pipeline.segmentation.base.populate import finish_populate, populate_pla
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.segmentation.fork.records import pending_key, pending_value, store_at
 from sv_pipeline.storage.ocdbt import OWN_KEYS, fork_folder
-from sv_pipeline.storage.precomputed import open_volume
 from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline.testing.populating import populate_missing
 
@@ -104,53 +106,15 @@ def throughput(folder: Path, bounds: Box) -> None:
     print(f"the same, nothing different   {mvox / (time.perf_counter() - started):7.0f} Mvox/s  {parts(report)}")
 
 
-IGNEOUS = """
-import json, sys, time
-from cloudvolume import CloudVolume
-from igneous.task_creation import create_downsampling_tasks
-from taskqueue import LocalTaskQueue
-path, steps, parallel, compress = json.loads(sys.argv[1])
-seconds, mip = 0.0, 0
-while mip < len(steps):
-    same = next((n for n in range(mip, len(steps)) if steps[n] != steps[mip]), len(steps)) - mip
-    tasks = create_downsampling_tasks(path, mip=mip, num_mips=same, factor=tuple(steps[mip]), compress=compress)
-    queue = LocalTaskQueue(parallel=parallel, progress=False)
-    queue.insert(list(tasks))
-    started = time.perf_counter()
-    queue.execute(progress=False)
-    seconds += time.perf_counter() - started
-    mip = len(CloudVolume(path, progress=False).available_mips) - 1  # it makes fewer where it finds its blocks small
-print(json.dumps(seconds))
-"""
-
-
 def igneous(folder: Path, bounds: Box, python: str) -> None:
-    """The same labels, mips and disk, in turn with ours; its fastest setting of several, each the best of two."""
-    if subprocess.run([python, "-c", "import igneous"], check=False, capture_output=True).returncode:
-        print("igneous: not installed (extra 'benchmark', or --igneous-python), comparison skipped")
-        return
     steps = [level.step for level in open_pyramid(Fork(folder, GRAPH)).geometry.levels[1:]]
-    rates, ours = {}, 0.0
-    for parallel in (1, 2):
-        for compress in ("gzip", "zstd", False):
-            seconds = []
-            for _ in range(2):
-                source = folder / "igneous"
-                make_source(source, bounds.shape, 1)
-                argument = json.dumps([f"file://{source}", steps, parallel, compress])
-                said = subprocess.run([python, "-c", IGNEOUS, argument], check=True, capture_output=True, text=True)
-                seconds.append(json.loads(said.stdout.splitlines()[-1]))
-                if not compress:  # TensorStore does not read names that end with .gz
-                    theirs, mine = open_volume(source, MIPS - 1), Fork(folder, GRAPH).store().array(MIPS - 1)
-                    assert np.array_equal(theirs.read().result(), mine.read().result()), "it makes other voxels"
-                shutil.rmtree(source)
-                empty_coarser_mips(folder)
-                ours = max(ours, bounds.volume / 1e6 / rebuild(Fork(folder, GRAPH), table=table_of(folder)).seconds)
-            rates[f"{parallel} process(es), {compress or 'no'} compression"] = bounds.volume / 1e6 / min(seconds)
-    best = max(rates, key=lambda name: rates[name])
-    ratio = ours / rates[best]
-    print(f"igneous, the same, stored     {rates[best]:7.0f} Mvox/s  with {best}; ours {ours:.0f}: {ratio:.2f} x")
-    print("   " + "; ".join(f"{name}: {rate:.0f}" for name, rate in rates.items()))
+
+    def ours() -> float:
+        empty_coarser_mips(folder)
+        return rebuild(Fork(folder, GRAPH), table=table_of(folder)).seconds
+
+    ours()
+    compare(folder, bounds, steps, python, ours, lambda: Fork(folder, GRAPH).store())
 
 
 def parts(report: DownsampleReport) -> str:
@@ -260,6 +224,7 @@ def main() -> None:
         geometry = open_pyramid(Fork(scratch, GRAPH)).geometry
         assert len(geometry.affected(as_array([Box.of((0, 0, 0), bounds.shape)]))) == MIPS - 1
         throughput(scratch, bounds)
+        print_parts(open_pyramid(Fork(scratch, GRAPH), large=True))
         igneous(scratch, bounds, options.igneous_python)
         edits(scratch, bounds, options.edits)
         memory(scratch, bounds)

@@ -297,8 +297,11 @@ class MipMaker:
         return parts[changed], writes
 
     def _same_voxels(self, mip: int, result: _Result, box: Box) -> bool:
-        """Whether a stored chunk has the new voxels; other software may have encoded them differently."""
-        stored = self._read(mip, box).result()
+        """Whether a stored chunk has the new voxels; other software may have encoded them differently.
+
+        The bytes were read in the transaction, so it fails if they change; a transaction would keep the voxels, too.
+        """
+        stored = self.checked.before.array(mip)[self.pyramid.absolute(mip, box).slices].read(order="F").result()
         return bool((result.labels[box.shifted(np.negative(result.piece.start)).slices] == stored).all())
 
     def _computed(self, mip: int, pieces: list[Box], ahead: int, *, encode: bool) -> Iterator[_Result]:

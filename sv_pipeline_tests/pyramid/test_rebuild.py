@@ -17,7 +17,8 @@ import pytest
 
 from sv_pipeline.errors import NotFoundError, NotReadyError
 from sv_pipeline.grid import Box
-from sv_pipeline.pyramid.downsample import downsample
+from sv_pipeline.pyramid import mip_maker
+from sv_pipeline.pyramid.downsample import downsample, rebuild
 from sv_pipeline.pyramid.mip_maker import boxes_within, open_pyramid
 from sv_pipeline.pyramid.rebuild import begin_rebuild, rebuild_mip, unfinished
 from sv_pipeline.segmentation.base.base import Base
@@ -90,6 +91,25 @@ def test_chunks_are_stored_as_tensorstore_writes_voxels_and_only_if_the_voxels_d
     rebuild_all(url)
     assert stored() == {**made, key: made[key] + bytes(4)}
     assert downsample(Fork(url, GRAPH)).complete
+    assert_up_to_date(url)
+
+
+def test_all_mips_in_one_transaction_are_made_from_the_new_chunks_below(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where only some chunks are whole, so that some are written as bytes and others as voxels."""
+    monkeypatch.setattr(mip_maker, "AT_ONCE_BYTES", 0)
+    for mip in range(1, 4):
+        spoil(url, mip)
+    work = rebuild(Fork(url, GRAPH)).work
+    assert work.commits == 1
+    assert work.chunks_written == work.chunks_made > 0
+    assert_up_to_date(url)
+    assert rebuild(Fork(url, GRAPH)).work.chunks_written == 0
+    bounds = Base(url).info().volume.bounds
+    boxes = [Box.of(np.add(bounds.start, 7), np.add(bounds.start, (131, 100, 70))).clip(bounds)]
+    edit(url, 1, boxes + random_boxes(bounds, np.random.default_rng(0), 5))
+    assert downsample(Fork(url, GRAPH)).work.commits == 1
     assert_up_to_date(url)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from sv_pipeline.table.bigtable.protocol import Entry, Mutation, ReadRowsRequest, RowFilter, RowRange
@@ -59,8 +60,12 @@ def read_filter(wanted: CellFilter) -> Any:
     return _all(steps)
 
 
-def match_filter(any_of: Sequence[CellMatch], none_of: Sequence[CellMatch] = ()) -> Any:
-    """Return a filter that passes a cell if one of ``any_of`` matches and none of ``none_of``."""
+@lru_cache(64)
+def match_filter(any_of: tuple[CellMatch, ...], none_of: tuple[CellMatch, ...] = ()) -> Any:
+    """Return a filter that passes a cell if one of ``any_of`` matches and none of ``none_of``; do not change it.
+
+    The locks of many rows have the same condition.
+    """
     allowed = _any([_match(match) for match in any_of])
     if not none_of:
         return allowed

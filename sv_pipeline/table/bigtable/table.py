@@ -265,14 +265,14 @@ class BigtableTable(Table):
         return protocol.CheckAndMutateRowRequest(
             table_name=self.path,
             row_key=one.key,
-            predicate_filter=messages.match_filter(one.any_of, one.none_of),
+            predicate_filter=messages.match_filter(tuple(one.any_of), tuple(one.none_of)),
             true_mutations=[messages.mutation(change, now) for change in one.if_matched],
             false_mutations=[messages.mutation(change, now) for change in one.if_unmatched],
         )
 
     def _meets(self, one: ConditionalMutation) -> bool:
         """Return whether a row meets a condition on which no change depends."""
-        condition = messages.match_filter(one.any_of, one.none_of)
+        condition = messages.match_filter(tuple(one.any_of), tuple(one.none_of))
         return bool(dict(self._read(messages.read_requests(self.path, [one.key], (), condition))))
 
     def _count(self) -> None:
