@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sv_pipeline.ingest.pool import ALONE_VARIABLE
 from sv_pipeline.registry import Dataset
 from sv_pipeline.testing.fixtures import need
 from sv_pipeline_tests.ingest import builds
@@ -47,9 +48,10 @@ def test_killed_with_all_its_workers_in_every_stage_an_ingest_is_completed(
 def test_killed_at_random_moments_an_ingest_is_completed(tmp_path: Path, twin: Dataset) -> None:
     victim = Victim(tmp_path)
     rng = random.Random(11)
-    for _ in range(5):
-        process = victim.start("--json")
-        builds.wait_until(lambda p=process: builds.workers_of(p) or p.poll() is not None, "workers")
+    for number in range(6):
+        alone = number % 2 == 1  # one process does all the work, as of any volume so small
+        process = victim.start("--json", **{ALONE_VARIABLE: "60" if alone else "0"})
+        builds.wait_until(lambda p=process, a=alone: a or builds.workers_of(p) or p.poll() is not None, "workers")
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(rng.uniform(0.2, 3.0))
         builds.kill_group(process)
