@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cc3d
 import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.voxel_cut.connected import cut_connected
+from sv_pipeline.algorithms.voxel_cut.mask_pieces import mask_pieces
 from sv_pipeline.algorithms.voxel_cut.pieces import nearest_side
 from sv_pipeline.algorithms.voxel_cut.race import Race
 from sv_pipeline.algorithms.voxel_cut.seeds import Coordinates, Mask, SeedPair, checked_seeds, snap_seeds
@@ -120,7 +120,7 @@ def _first_side(
     mask: Mask, seeds: SeedPair, spacing: tuple[float, float, float]
 ) -> tuple[Mask, list[tuple[Box, Mask, Race]]]:
     """Return the first side of a mask with any number of components, and the races with their boxes and masks."""
-    pieces, n_pieces = cc3d.connected_components(mask, connectivity=26, return_N=True)
+    pieces, n_pieces = mask_pieces(mask)
     if n_pieces == 1:
         del pieces  # it is as large as the box
         first, race = cut_connected(mask, seeds, spacing)

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import cc3d
 import dijkstra3d
 import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.algorithms.voxel_cut.corrections import Correction, Ground
+from sv_pipeline.algorithms.voxel_cut.mask_pieces import mask_pieces
 from sv_pipeline.algorithms.voxel_cut.pieces import ARM
 from sv_pipeline.algorithms.voxel_cut.seeds import TRESPASS
 from sv_pipeline.algorithms.voxel_cut.voxels import NEIGHBOURS, Voxels
@@ -132,10 +132,10 @@ class _BoxAround:
         places = voxels.coordinates[inside]
         self.low, self.numbers = voxels.within(places.min(axis=0) - width, places.max(axis=0) + width + 1)
 
-    def pieces(self, chosen: Bools) -> npt.NDArray[np.uint32]:
+    def pieces(self, chosen: Bools) -> npt.NDArray[Any]:
         """Return an image of the 26-connected pieces of the ``chosen`` voxels, 0 elsewhere."""
         image = np.asfortranarray(chosen[self.numbers])
-        return np.asarray(cc3d.connected_components(image, connectivity=26, out_dtype=np.uint32))
+        return mask_pieces(image)[0]
 
     def at(self, image: npt.NDArray[np.uint32], numbers: Numbers) -> npt.NDArray[np.uint32]:
         """Return the values of an image at some voxels."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cc3d
 import edt
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.algorithms.voxel_cut.mask_pieces import mask_pieces
 from sv_pipeline.algorithms.voxel_cut.seeds import Coordinates, Mask, SeedPair, distinct
 
 __all__ = ["SidePieces", "in_one_piece", "keep_seeded_pieces", "nearest_side", "pieces_with_arms"]
@@ -21,7 +21,7 @@ def in_one_piece(side: Mask, seeds: Coordinates) -> bool:
     """Whether all ``seeds`` lie in one 26-connected piece of ``side``."""
     if len(seeds) == 1:
         return bool(side[tuple(seeds[0])])
-    pieces = cc3d.connected_components(side, connectivity=26)[tuple(seeds.T)]
+    pieces = mask_pieces(side)[0][tuple(seeds.T)]
     return bool((pieces == pieces[0]).all() and pieces[0] > 0)
 
 
@@ -49,7 +49,7 @@ def pieces_with_arms(mask: Mask, depth: npt.NDArray[np.float32], side: Mask, see
     seeds
         Seeds of the side, which lie on it.
     """
-    pieces, n_pieces = cc3d.connected_components(side, connectivity=26, return_N=True)
+    pieces, n_pieces = mask_pieces(side)
     seeded = pieces[tuple(seeds.T)]
     joined = bool((seeded == seeded[0]).all() and seeded[0] > 0)
     if n_pieces == 1:
@@ -89,7 +89,7 @@ def nearest_side(
     islands: Mask, first: Mask, second: Mask, resolution: tuple[float, float, float]
 ) -> npt.NDArray[np.bool_]:
     """Return the 26-connected pieces of ``islands`` that are nearer to the first side (in nm), or equally near."""
-    pieces, n_pieces = cc3d.connected_components(islands, connectivity=26, return_N=True)
+    pieces, n_pieces = mask_pieces(islands)
     at = pieces[islands]
     nearest = []
     for side in (first, second):
@@ -103,5 +103,5 @@ def nearest_side(
 
 
 def _piece_with(side: Mask, seeds: Coordinates) -> Mask:
-    pieces = cc3d.connected_components(side, connectivity=26)
+    pieces, _ = mask_pieces(side)
     return np.asarray(pieces == pieces[tuple(seeds[0])])

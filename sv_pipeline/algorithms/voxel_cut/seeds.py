@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cc3d
 import dijkstra3d
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.algorithms.voxel_cut.mask_pieces import mask_pieces
 from sv_pipeline.errors import InputError
 
 __all__ = [
@@ -176,7 +176,7 @@ def _joined(cost: Cost, seeds: Coordinates, forbidden: Coordinates) -> Coordinat
     if len(seeds) == 1:
         return seeds
     cost[tuple(forbidden.T)] = np.inf
-    pieces = cc3d.connected_components(np.isfinite(cost), connectivity=26)[tuple(seeds.T)]
+    pieces = mask_pieces(np.isfinite(cost))[0][tuple(seeds.T)]
     if (pieces != pieces[0]).any():
         return None
     # One search serves all seeds; with one search for each, a hundred seeds would take a minute.
