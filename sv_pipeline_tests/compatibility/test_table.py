@@ -310,6 +310,7 @@ def test_the_meta_is_the_pickle_that_pychunkedgraph_makes(ingested: Ingested, ce
 # -- counters ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("cells")  # read before any id is given out, since other tests look at the counters
 def test_kvdbclient_never_gives_out_an_id_that_exists(ingested: Ingested) -> None:
     layout, client = ingested.layout, ingested.client
     chunks = np.unique(layout.chunks(np.array(list(ingested.nodes), np.uint64)))
