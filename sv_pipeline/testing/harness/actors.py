@@ -40,6 +40,7 @@ from sv_pipeline.graph.queries import roots
 from sv_pipeline.operations import ownership
 from sv_pipeline.recovery import NotStuckError, RecoveryStoppedError, abandon, find_unfinished, recover
 from sv_pipeline.registry import open_dataset
+from sv_pipeline.table.sqlite.table import SqliteTable
 
 DONE, REFUSED, LOST, NOTHING, STOPPED, BROKEN = 0, 3, 4, 5, 6, 7
 OFFSET = (64, 64, 64)
@@ -81,18 +82,21 @@ def act(task: dict[str, Any]) -> int:
 
 
 def stop_between_writes() -> None:
-    """Ensure that no heartbeat is being written when the process stops: its lock of the SQLite file would block all."""
-    guard, beat, real = threading.Lock(), ownership.Ownership._beat, os.kill
+    """Ensure that nothing is being written to SQLite when the process stops: its lock of the file would block all.
 
-    def guarded(own: ownership.Ownership) -> None:
+    Other threads write, too: heartbeats, and changes that an edit sends at the same time.
+    """
+    guard, write, real = threading.RLock(), SqliteTable._write, os.kill
+
+    def guarded(table: SqliteTable, action: Callable[[Any], Any]) -> Any:
         with guard:
-            beat(own)
+            return write(table, action)
 
     def kill(pid: int, number: int) -> None:
         with guard if number == signal.SIGSTOP else contextlib.nullcontext():
             real(pid, number)
 
-    ownership.Ownership._beat = guarded  # type: ignore[method-assign,assignment]
+    SqliteTable._write = guarded  # type: ignore[method-assign,assignment]
     os.kill = kill
 
 
