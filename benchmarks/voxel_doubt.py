@@ -41,8 +41,8 @@ Seeds = list[np.ndarray]
 RIGHT_CUT = 0.97
 SMALLEST_PIECE = 0.01
 MOST_POINTS = 12
-FITTED = [("fused", 1, 60, 3), ("fused", 2, 30, 1), ("fused", 3, 30, 0), ("twice", 1, 25, 2), ("parallel", 1, 25, 2)]
-FITTED += [("three", 1, 25, 2), ("straddling", 1, 99, 4), ("straddling", 3, 99, 0)]
+FITTED = [("fused", 1, 60, 1), ("fused", 2, 30, 0), ("fused", 3, 30, 0), ("twice", 1, 25, 1), ("parallel", 1, 25, 1)]
+FITTED += [("three", 1, 25, 1), ("straddling", 1, 99, 1), ("straddling", 3, 99, 0)]
 """Kind, seeds a side, cases and corrections of the cuts on which the model is fitted."""
 
 

@@ -9,7 +9,8 @@ Two methods judge each cell of the race (race.py):
 
 Cells that were divided by distance have a lead at each voxel, and no pull. A logistic model turns this into the chance
 to be wrong. Its coefficients were fitted on cuts of the development cases of ``benchmarks/voxel_cut_cases.py``, with
-one to three seeds a side and up to four corrections, by ``python -m benchmarks.voxel_doubt --fit``.
+one to three seeds a side and one correction at most, by ``python -m benchmarks.voxel_doubt --fit``: the more clicks,
+the less is wrong, and doubts matter most at the first cut.
 
 ::
 
@@ -36,14 +37,14 @@ __all__ = ["WaveringPart", "evidence", "wavering_parts"]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-CELL = (-0.40, -2.94, -0.97)
+CELL = (-0.86, -1.96, -1.25)
 """Logistic model of the chance that a cell is wrong: a constant, and the factors of its lead and its pull."""
 
-VOXEL = (-0.53, -4.26)
+VOXEL = (-0.72, -2.48)
 """The same for a voxel of a divided cell: a constant, and the factor of its lead."""
 
-LIKELY_CELL, LIKELY_VOXEL = 0.2, 0.3
-"""What has at least this chance to be wrong belongs to a doubtful part. One in nine voxels of all cuts is wrong. All
+LIKELY_CELL, LIKELY_VOXEL = 0.15, 0.29
+"""What has at least this chance to be wrong belongs to a doubtful part. One in ten voxels of all cuts is wrong. All
 voxels along the cut of a divided cell have a small lead, so that a lower bound would doubt each such cut."""
 
 STAKE = 0.02
