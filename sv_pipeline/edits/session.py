@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -34,6 +34,7 @@ from sv_pipeline.edits.requests import (
 from sv_pipeline.edits.write.commit import CommittedEdit, commit, logical_time
 from sv_pipeline.edits.write.early_ids import EarlyIds
 from sv_pipeline.edits.write.locking import EditLocks, LockPatience, lock_roots
+from sv_pipeline.errors import SvPipelineError
 from sv_pipeline.failpoints import reach
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.grid import Box
@@ -292,6 +293,9 @@ def _edit_under_locks(
     except EditRefused:
         raise
     except BaseException as error:
+        if held is not None and not held.keep and not isinstance(error, SvPipelineError):
+            with suppress(SvPipelineError):  # an interrupt may have come just before the block that releases them
+                held.release()
         if begun is not None:
             begun.end()
         if resumption is not None:

@@ -46,8 +46,14 @@ class HeldLocks(abc.ABC):
         """Release the locks that this owner still holds."""
 
     def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._renew_on, name=f"locks of {self.owner}", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._renew_on, name=f"locks of {self.owner}", daemon=True)
+        try:
+            thread.start()
+        except BaseException:  # an interrupt, after which the thread would renew the locks for ever
+            self._stop.set()
+            self.release()
+            raise
+        self._thread = thread
         return self
 
     def __exit__(self, *_: object) -> None:
