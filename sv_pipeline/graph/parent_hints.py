@@ -6,6 +6,7 @@ follows hints reads the rows that they lead to, all with one request, and goes o
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from dataclasses import dataclass, field
@@ -62,3 +63,12 @@ class ParentHints:
                     break
                 found.add(node)
         return np.array(sorted(found), np.uint64)
+
+
+def _start_afresh() -> None:
+    """Forget the hints of the parent in a forked process: a thread of it may have held the lock of some."""
+    global _hints
+    _hints = weakref.WeakKeyDictionary()
+
+
+os.register_at_fork(after_in_child=_start_afresh)

@@ -152,6 +152,17 @@ def test_a_doubtful_part_belongs_to_its_side(mask: np.ndarray, seed: int) -> Non
         assert find_doubt(moved, source + 2, sink + 2, ISOTROPIC) == doubt.shifted((2, 2, 2))
 
 
+def test_of_two_films_of_equal_size_the_same_is_named_whichever_side_is_called_source() -> None:
+    sides = np.ones((20, 10, 2), np.uint8)
+    sides[..., 1] = 2
+    source, sink = voxel(3, 3, 0), voxel(16, 6, 1)
+    for order in "CF":
+        doubt = find_doubt(VoxelCut(np.asarray(sides, order=order)), source, sink, ISOTROPIC)
+        swapped = find_doubt(VoxelCut(np.asarray(3 - sides, order=order)), sink, source, ISOTROPIC)
+        assert doubt is not None
+        assert swapped == replace(doubt, side=3 - doubt.side)
+
+
 def test_two_bodies_at_a_neck_leave_no_doubt() -> None:
     mask = ball((80, 40, 40), (20, 20, 20), 14) | ball((80, 40, 40), (60, 20, 20), 14)
     mask |= tube(mask.shape, [(20, 20, 20), (60, 20, 20)], 3)

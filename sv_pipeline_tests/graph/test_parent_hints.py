@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import weakref
+from pathlib import Path
 
 import numpy as np
 
@@ -46,3 +49,15 @@ def test_hints_live_as_long_as_their_table(tmp_path: object) -> None:
     del table
     gc.collect()
     assert kept() is None
+
+
+def test_a_process_that_is_forked_while_a_thread_notes_hints_does_not_wait_for_that_thread(tmp_path: Path) -> None:
+    table = SqliteTable("t", tmp_path)
+    hints_of(table).note(ids(1), ids(2))
+    with hints_of(table)._lock:  # as another thread may hold it at that moment
+        if (pid := os.fork()) == 0:
+            signal.alarm(10)
+            hints_of(table).note(ids(3), ids(4))
+            os._exit(int(hints_of(table).above(ids(1, 3))[0]))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 4
+    assert hints_of(table).above(ids(1)).tolist() == [2], "the parent keeps its own"

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from sv_pipeline.algorithms.voxel_cut.corrections import Correction, Ground, recut
 from sv_pipeline.algorithms.voxel_cut.nearby import joined_nearby
 from sv_pipeline.algorithms.voxel_cut.pieces import in_one_piece, keep_seeded_pieces, pieces_with_arms
-from sv_pipeline.algorithms.voxel_cut.race import Race, race_cells, raced
+from sv_pipeline.algorithms.voxel_cut.race import Race, marked_surface, race_cells, raced
 from sv_pipeline.algorithms.voxel_cut.seeds import Mask, SeedPair, join_seeds
 from sv_pipeline.algorithms.voxel_cut.voxels import Voxels
 from sv_pipeline.errors import InputError
@@ -56,7 +56,7 @@ def cut_connected(mask: Mask, seeds: SeedPair, spacing: tuple[float, float, floa
         agreeing = _number_agreeing(sides, seeds, most)
         if agreeing == count and race.arrivals is None:
             # One side has the surface, until one of its seeds shows that they do not stand for that.
-            later = (k for k in range(count + 1, most + 1) if _raced(ground, seeds, k)[2].arrivals is not None)
+            later = (k for k in range(count + 1, most + 1) if not _surface_is_marked(ground, seeds, k))
             agreeing = next(later, count)
         if agreeing == count:
             break
@@ -105,8 +105,18 @@ def _number_agreeing(sides: Mask, seeds: SeedPair, most: int) -> int:
 
 def _raced(ground: Ground, seeds: SeedPair, count: int) -> tuple[SeedPair, Bools, Race]:
     """Return the first ``count`` seeds of each side, and the outcome of their race."""
-    active = SeedPair(seeds.first[:count], seeds.second[:count])
+    active = _first_of(seeds, count)
     return active, *raced(ground.voxels, ground.depth, ground.cells, ground.graph, active)
+
+
+def _surface_is_marked(ground: Ground, seeds: SeedPair, count: int) -> bool:
+    """Whether one side would get the surface if the first ``count`` seeds of each side raced."""
+    of_seeds = _first_of(seeds, count)
+    return marked_surface(ground.voxels, ground.depth, ground.cells, ground.graph, of_seeds) is not None
+
+
+def _first_of(seeds: SeedPair, count: int) -> SeedPair:
+    return SeedPair(seeds.first[:count], seeds.second[:count])
 
 
 def _first_wrong(first: Bools, every: tuple[Numbers, Numbers], active: list[Numbers]) -> Correction | None:

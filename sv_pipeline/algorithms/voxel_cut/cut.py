@@ -66,7 +66,8 @@ def cut_voxels(
     since ties go to the side whose first seed comes first in x, y, z order, whatever it is called.
 
     The order of the seeds of each side counts: later ones correct the cut that earlier ones make, and one that agrees
-    with a corrected cut changes nothing (see :mod:`~sv_pipeline.algorithms.voxel_cut.connected`).
+    with a corrected cut changes nothing, unless it comes before the first correction in the order of its side, or there
+    are more corrections than are made one by one (see :mod:`~sv_pipeline.algorithms.voxel_cut.connected`).
 
     Parameters
     ----------

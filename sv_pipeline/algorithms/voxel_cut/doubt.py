@@ -189,8 +189,8 @@ def find_doubt(cut: VoxelCut, source: Coordinates, sink: Coordinates, resolution
 def _film(
     sides: Sides, counts: list[int], source: Coordinates, sink: Coordinates, resolution: Sequence[float]
 ) -> Doubt | None:
-    """Return the doubt about the smaller side if it is a film."""
-    side = 1 if counts[0] <= counts[1] else 2
+    """Return the doubt about the smaller side if it is a film; of equal sides, that with the first voxel."""
+    side = int(sides.flat[int((sides != 0).argmax())]) if counts[0] == counts[1] else 1 + (counts[1] < counts[0])
     if not _touches_enough(sides, side):
         return None
     box = _tight_box(sides != 0)

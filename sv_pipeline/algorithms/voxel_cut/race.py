@@ -27,6 +27,7 @@ from sv_pipeline.algorithms.voxel_cut.voxels import Voxels
 __all__ = [
     "Race",
     "costs_inside",
+    "marked_surface",
     "race_cells",
     "raced",
 ]
@@ -77,16 +78,25 @@ def race_cells(voxels: Voxels, depth: npt.NDArray[np.float32]) -> tuple[npt.NDAr
         coarseness *= 2
 
 
+def marked_surface(
+    voxels: Voxels, depth: npt.NDArray[np.float32], cells: npt.NDArray[np.int32], graph: CellGraph, seeds: SeedPair
+) -> int | None:
+    """Return the side (0 or 1) whose seeds mark the surface, so that it gets the surface without a race; or None."""
+    numbers = [voxels.numbers_of(side) for side in (seeds.first, seeds.second)]
+    marks = (stands_for_surface(depth, cells, graph, numbers[side], numbers[1 - side]) for side in (0, 1))
+    return next((side for side, stands in enumerate(marks) if stands), None)
+
+
 def raced(
     voxels: Voxels, depth: npt.NDArray[np.float32], cells: npt.NDArray[np.int32], graph: CellGraph, seeds: SeedPair
 ) -> tuple[npt.NDArray[np.bool_], Race]:
     """Return the voxels of the first side, which may be in pieces; the seeds of each side are on their own side."""
     numbers = [voxels.numbers_of(side) for side in (seeds.first, seeds.second)]
-    for side, other in (numbers, numbers[::-1]):
-        if stands_for_surface(depth, cells, graph, side, other):
-            claimed = near_surface(voxels, depth, side)
-            claimed[other] = False
-            return claimed if side is numbers[0] else ~claimed, Race(cells, graph, None)
+    marked = marked_surface(voxels, depth, cells, graph, seeds)
+    if marked is not None:
+        claimed = near_surface(voxels, depth, numbers[marked])
+        claimed[numbers[1 - marked]] = False
+        return claimed if marked == 0 else ~claimed, Race(cells, graph, None)
     lump = len(graph) < FEWEST_CELLS and _close_together(graph, cells[numbers[0]], cells[numbers[1]])
     if lump:
         cells = np.zeros_like(cells)

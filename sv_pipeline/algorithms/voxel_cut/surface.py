@@ -59,7 +59,11 @@ def near_surface(voxels: Voxels, depth: Depths, side: Numbers) -> npt.NDArray[np
     outermost = np.zeros(voxels.number, np.bool_)
     for shift in FACES:
         outermost |= voxels.neighbours(shift) == voxels.number
-    places = voxels.coordinates * voxels.spacing
     for seed in side:
-        outermost |= ((places - places[seed]) ** 2).sum(axis=1) <= depth[seed] ** 2
+        at = voxels.coordinates[seed]
+        reach = np.ceil(depth[seed] / voxels.spacing).astype(np.int64)
+        numbers = voxels.within(at - reach, at + reach + 1)[1]
+        numbers = numbers[numbers < voxels.number]
+        away = voxels.coordinates[numbers] * voxels.spacing - at * voxels.spacing
+        outermost[numbers[(away**2).sum(axis=1) <= depth[seed] ** 2]] = True
     return outermost
