@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from sv_pipeline.algorithms.components import component_labels, find
+from sv_pipeline.algorithms.components import component_labels, components, find
 from sv_pipeline.algorithms.fragments import BoolArray, FragmentPlan, IntArray, Sides, is_placeholder
 from sv_pipeline.algorithms.local_edges import LocalEdges, combined
 from sv_pipeline.algorithms.split_geometry import FloatArray, SplitGeometry
@@ -276,8 +276,7 @@ class _Routing:
         n = len(self.plan)
         if not n:
             return np.zeros((0, 2), np.uint64)
-        matrix = sparse.coo_array((np.ones(len(touching)), tuple(touching.T)), shape=(n, n))
-        _, group = sparse.csgraph.connected_components(matrix, directed=False)
+        group = components(n, touching)
         _, old = np.unique(self.plan.old_ids, return_inverse=True)
         _, owner = np.unique(np.stack([group, old]), axis=1, return_inverse=True)
         groups_of_old = np.bincount(np.unique(np.stack([old, owner.ravel()]), axis=1)[0])

@@ -9,9 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from sv_pipeline.algorithms.components import components
 from sv_pipeline.verify.atomic_edges import ActiveEdges
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.snapshot import NONE, Snapshot
@@ -26,7 +25,6 @@ __all__ = [
     "check_inf_edges",
     "check_pieces_in_chunks",
     "check_skip_connections",
-    "components",
     "lifted",
     "raised",
     "scattered_children",
@@ -280,7 +278,7 @@ def check_connectivity(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -
     roots = nodes.ancestors[nodes.layout.n_layers]
     if nodes.beside is None:
         sure = active.sure
-        pieces = components(len(nodes.ids), active.first[sure], active.second[sure])
+        pieces = components(len(nodes.ids), np.stack([active.first[sure], active.second[sure]], axis=1))
         report_where(outcome, _in_pieces(nodes, leaves, roots[leaves], pieces), nodes.ids, SCATTERED_ROOT)
     check_ends(outcome, nodes, active)
     in_use = (nodes.layers == nodes.layout.n_layers) & nodes.is_reached & ~nodes.retired
@@ -317,7 +315,7 @@ def check_ends(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> None:
 def scattered_leaves(nodes: Snapshot, active: ActiveEdges, leaves: IntArray) -> IntArray:
     """Layer 2 nodes whose supervoxels are not connected inside the chunk."""
     inside = active.sure & (active.layers == 1)
-    pieces = components(len(nodes.ids), active.first[inside], active.second[inside])
+    pieces = components(len(nodes.ids), np.stack([active.first[inside], active.second[inside]], axis=1))
     return _in_pieces(nodes, leaves, nodes.parent_index[leaves], pieces)
 
 
@@ -330,7 +328,7 @@ def scattered_children(nodes: Snapshot, active: ActiveEdges) -> IntArray:
         second.append(nodes.ancestors[layer][active.second[at]])
     a, b = np.concatenate(first), np.concatenate(second)
     siblings = nodes.parent_index[a] == nodes.parent_index[b]
-    pieces = components(len(nodes.ids), a[siblings], b[siblings])
+    pieces = components(len(nodes.ids), np.stack([a[siblings], b[siblings]], axis=1))
     children = np.flatnonzero(nodes.is_reached & (nodes.parent_index != NONE))
     return _in_pieces(nodes, children, nodes.parent_index[children], pieces)
 
@@ -344,12 +342,6 @@ def check_inf_edges(outcome: Outcome, nodes: Snapshot, active: ActiveEdges) -> N
     _report_ends(
         outcome, nodes, active, apart, "an edge of affinity inf joins two roots, but cannot be cut: merge them."
     )
-
-
-def components(count: int, first: IntArray, second: IntArray) -> IntArray:
-    """Return the number of the connected component of each of ``count`` nodes, joined by edges (first, second)."""
-    ones = np.ones(len(first), np.bool_)
-    return np.asarray(connected_components(coo_array((ones, (first, second)), shape=(count, count)), directed=False)[1])
 
 
 def _in_pieces(nodes: Snapshot, members: IntArray, owners: IntArray, pieces: IntArray) -> IntArray:

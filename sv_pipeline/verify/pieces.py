@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sv_pipeline.algorithms.components import components
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.verify.atomic_edges import ActiveEdges
-from sv_pipeline.verify.edge_checks import SCATTERED_ROOT, components, scattered_children, scattered_leaves
+from sv_pipeline.verify.edge_checks import SCATTERED_ROOT, scattered_children, scattered_leaves
 from sv_pipeline.verify.report import Outcome
 from sv_pipeline.verify.snapshot import Snapshot
 from sv_pipeline.verify.table_checks import report_where
@@ -45,7 +46,7 @@ def pieces_of(nodes: Snapshot, active: ActiveEdges, roots: UInt64Array) -> tuple
     within = np.zeros(len(nodes.ids), np.bool_)
     within[mine] = True
     inside = active.sure & within[active.first] & within[active.second]
-    component = components(len(nodes.ids), active.first[inside], active.second[inside])
+    component = components(len(nodes.ids), np.stack([active.first[inside], active.second[inside]], axis=1))
     _, first, where = np.unique(component[mine], return_index=True, return_inverse=True)
     lowest = mine[first]
     leaving = active.sure & within[active.first] & ~within[active.second]
@@ -63,7 +64,7 @@ def report_scattered_roots(outcome: Outcome, found: Sequence[tuple[UInt64Array, 
     pieces = np.concatenate([none, *(some for _, some in found)])
     ids, where = np.unique(np.concatenate([links.ravel(), pieces[:, 0]]), return_inverse=True)
     ends = where[: links.size].reshape(-1, 2)
-    component = components(len(ids), ends[:, 0], ends[:, 1])[where[links.size :]]
+    component = components(len(ids), ends)[where[links.size :]]
     distinct = np.unique(np.stack([pieces[:, 1], component.astype(np.uint64)], axis=-1), axis=0)
     roots, count = np.unique(distinct[:, 0], return_counts=True)
     report_where(outcome, count > 1, roots, SCATTERED_ROOT)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sv_pipeline.algorithms.components import component_labels, find, unique_rows
+from sv_pipeline.algorithms.components import FEW_EDGES, component_labels, components, find, unique_rows
 
 ids = st.integers(1, 2**64 - 1)
 
@@ -21,6 +21,17 @@ def test_components_are_those_of_networkx_numbered_by_their_smallest_member(vert
     expected = {v: number for number, piece in enumerate(pieces) for v in piece}
     labels = component_labels(np.array(sorted(vertices), np.uint64), np.array(edges, np.uint64).reshape(-1, 2))
     assert labels.tolist() == [expected[v] for v in sorted(vertices)]
+
+
+@pytest.mark.parametrize("n_edges", [FEW_EDGES, FEW_EDGES + 1])
+def test_components_of_few_and_of_many_edges_are_numbered_alike(n_edges: int) -> None:
+    ends = np.random.default_rng(0).integers(0, 2 * n_edges, (n_edges, 2))
+    graph = networkx.Graph(ends.tolist())
+    graph.add_nodes_from(range(2 * n_edges))
+    expected = np.empty(2 * n_edges, np.int64)
+    for number, piece in enumerate(sorted(networkx.connected_components(graph), key=min)):
+        expected[list(piece)] = number
+    assert np.array_equal(components(2 * n_edges, ends), expected)
 
 
 def test_an_edge_to_an_unknown_id_is_refused() -> None:

@@ -21,10 +21,9 @@ from typing import Any
 import edt
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
+from sv_pipeline.algorithms.components import components
 from sv_pipeline.algorithms.voxel_cut.cells import CellGraph, divided
 from sv_pipeline.algorithms.voxel_cut.race import Race, costs_inside
 from sv_pipeline.algorithms.voxel_cut.steps import arrivals_of, consecutive_steps
@@ -208,6 +207,5 @@ def _depth_in(ground: Ground, side: Bools, numbers: npt.NDArray[np.integer[Any]]
 def _joined_to(graph: CellGraph, chosen: Bools, cell: int) -> Bools:
     """Return those of the ``chosen`` cells that hang together with ``cell``."""
     ways = chosen[graph.lower] & chosen[graph.upper]
-    pairs = graph.lower[ways], graph.upper[ways]
-    parts = connected_components(csr_array((np.ones(len(pairs[0])), pairs), shape=(len(graph),) * 2), directed=False)[1]
+    parts = components(len(graph), np.stack([graph.lower[ways], graph.upper[ways]], axis=1))
     return np.asarray(chosen & (parts == parts[cell]))

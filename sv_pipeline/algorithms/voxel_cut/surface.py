@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
+from sv_pipeline.algorithms.components import components
 from sv_pipeline.algorithms.voxel_cut.cells import CellGraph
 from sv_pipeline.algorithms.voxel_cut.voxels import FACES, Voxels
 
@@ -49,8 +48,7 @@ def stands_for_surface(depth: Depths, cells: Numbers, graph: CellGraph, side: Nu
     if radius < SAME_KIND * depth[middle]:
         return False
     wide = graph.necks >= NECK * radius
-    ways = csr_array((np.ones(wide.sum()), (graph.lower[wide], graph.upper[wide])), shape=(len(graph), len(graph)))
-    parts = connected_components(ways, directed=False)[1]
+    parts = components(len(graph), np.stack([graph.lower[wide], graph.upper[wide]], axis=1))
     return bool(np.mean(parts[cells[side]] == parts[cells[middle]]) > 0.5)
 
 

@@ -25,9 +25,9 @@ import cc3d
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array, diags_array
-from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import cg
 
+from sv_pipeline.algorithms.components import components
 from sv_pipeline.algorithms.voxel_cut.cells import CellGraph
 from sv_pipeline.algorithms.voxel_cut.race import Race
 from sv_pipeline.algorithms.voxel_cut.seeds import Mask
@@ -102,8 +102,7 @@ def _parts_of_cells(race: Race, first: Bools) -> list[WaveringPart]:
         chance[race.cells[~np.isnan(race.leads)]] = 0
     likely = chance >= LIKELY_CELL
     joined = likely[graph.lower] & likely[graph.upper] & (of_first[graph.lower] == of_first[graph.upper])
-    pairs = graph.lower[joined], graph.upper[joined]
-    labels = connected_components(csr_array((np.ones(len(pairs[0])), pairs), shape=(n, n)), directed=False)[1]
+    labels = components(n, np.stack([graph.lower[joined], graph.upper[joined]], axis=1))
     stakes = np.where(likely, chance * sizes, 0.0)
     parts = []
     for label in np.flatnonzero(np.bincount(labels, weights=stakes) >= STAKE * len(first)):
