@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.algorithms import components
 from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.config import DatasetConfig, parse_config
 from sv_pipeline.graph.chunked_graph import ChunkedGraph, create_chunked_graph, open_chunked_graph
@@ -73,6 +74,9 @@ def peak() -> int:
 def main(folder: str, layer: int, first: int, stop: int, budget: int) -> None:
     # SQLite's cache of pages, which grows to 64 MiB, would hide the memory of the work.
     table.PRAGMAS = tuple(p for p in table.PRAGMAS if "cache_size" not in p)
+    # SciPy takes the same memory in each process that loads it, but only graphs with many edges need it.
+    many = np.zeros((components.FEW_EDGES + 1, 2), np.int64)
+    components.components(1, many)
     graph = open_chunked_graph(SqliteTable("dense", Path(folder) / "table"))
     coordinates = graph.grid.coordinates(layer)[first:stop]
     before = peak()

@@ -74,9 +74,9 @@ def test_cells_of_another_edit_in_the_same_millisecond_stop_it_only_if_they_coul
     parent = columns.PARENT.newest(play.scene.table.read_rows([key])[key])
     assert parent is not None
     play.scene.table.mutate([RowMutation(key, [columns.PARENT.set(parent, timestamp)])])
-    held = play.scene.indefinite_locks()
+    assert one.scope is not None
     unlock = [DeleteCells(columns.LOCK.key), DeleteCells(columns.INDEFINITE_LOCK.key)]
-    play.scene.table.mutate([RowMutation(key, unlock) for key in held[:1]])
+    play.scene.table.mutate([RowMutation(keys.node_key(one.scope.roots[0]), unlock)])
     assert play.do(do="recover", operation=one.operation_id) == code
     if code == DONE:
         play.scene.prove()
