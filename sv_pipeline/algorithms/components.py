@@ -20,8 +20,8 @@ def find(sorted_ids: npt.NDArray[np.uint64], wanted: npt.ArrayLike) -> IntArray:
     ids = np.asarray(wanted, np.uint64)
     if not len(sorted_ids):
         return np.full(ids.shape, -1, np.int64)
-    index = np.minimum(np.searchsorted(sorted_ids, ids), len(sorted_ids) - 1)
-    return np.where(sorted_ids[index] == ids, index, -1).astype(np.int64)
+    index = sorted_ids.searchsorted(ids)
+    return np.where(sorted_ids.take(index, mode="clip") == ids, index, -1)
 
 
 def component_labels(ids: UInt64Array, edges: npt.ArrayLike) -> IntArray:

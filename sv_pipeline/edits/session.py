@@ -269,7 +269,6 @@ def _edit_under_locks(
                 begun.wait()
             reach("locked")
             with _errors_only_under(held), Helpers() as pool:
-                locking = [pool.submit(held.locked_at)]
                 reserving = None if begun is None else pool.submit(begun.reserve_near, roots.chunks_near())
                 cache = roots.read_again()
                 if reserving is not None:
@@ -278,10 +277,9 @@ def _edit_under_locks(
 
                 def lock_chunks(chunks: UInt64Array, names: list[str]) -> None:
                     held.lock_chunks(chunks, names, patience)
-                    locking.append(pool.submit(held.locked_at))
 
                 plan = edit.plan(Workspace(graph, cache, roots.current, roots.root_of, lock_chunks))
-                locked_at = locking[-1].result()
+                locked_at = held.locked_at()
             reach("planned")
             latest = cache.latest() if resumption is None else max(cache.latest(), resumption.after)
             timestamp = logical_time(locked_at, latest)

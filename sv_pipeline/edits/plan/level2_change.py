@@ -140,10 +140,15 @@ def same_rows(rows: UInt64Array, among: UInt64Array) -> npt.NDArray[np.bool_]:
     """Return which rows of an array of pairs, shape (n, 2), are also in another one, as a mask of shape (n,)."""
     if not len(rows) or not len(among):
         return np.zeros(len(rows), np.bool_)
-    every, inverse = np.unique(np.concatenate([rows, among]), axis=0, return_inverse=True)
-    listed = np.zeros(len(every), np.bool_)
-    listed[inverse.reshape(-1)[len(rows) :]] = True
-    return np.asarray(listed[inverse.reshape(-1)[: len(rows)]])
+    first, second = np.concatenate([among, rows]).T
+    order = np.lexsort((second, first))  # of equal pairs, those of the other array come first, because it is stable
+    first, second = first[order], second[order]
+    begins = np.ones(len(order), np.bool_)
+    begins[1:] = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
+    leads = order[begins] < len(among)
+    listed = np.empty(len(order), np.bool_)
+    listed[order] = leads[np.cumsum(begins) - 1]
+    return listed[len(among) :]
 
 
 def _grouped(values: UInt64Array, labels: IntArray, count: int) -> Ragged:
