@@ -82,7 +82,7 @@ class IdLayout:
 
     @cached_property
     def _shifts(self) -> npt.NDArray[np.uint64]:
-        """Position of the bits of x, y and z in ids of each layer, shape (256, 3); that of z is the number of segment bits."""
+        """Position of the bits of x, y and z in ids of each layer, shape (256, 3). Below those of z is the segment."""
         bits = self._bits
         return np.stack([64 - LAYER_BITS - below * bits for below in (1, 2, 3)], axis=-1).astype(np.uint64)
 

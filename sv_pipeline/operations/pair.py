@@ -55,6 +55,10 @@ __all__ = [
 
 _ANOTHER = "operation {0} of the table is not the operation {0} whose voxels the fork has"
 PAIR_ROW = b"sv_pipeline:pair"
+MAX_FORKS = 16
+"""Number of forks of which this process remembers what they name."""
+_looked: dict[tuple[str, str], tuple[bytes, Newest | None]] = {}
+"""The manifest of each fork as this process saw it last, and what the fork named then."""
 GRAPH: Column[str] = Column(ColumnKey("1", b"graph"), codecs.TextCodec())
 COMMITTED: Column[Any] = Column(ColumnKey("1", b"committed"), codecs.JsonCodec())
 
@@ -150,13 +154,16 @@ def misfit_first(graph: HasBoth) -> Iterator[None]:
 def compare(graph: HasBoth) -> Compared:
     """Compare what the table and the fork state about themselves."""
     with Helpers() as pool:
-        reading = pool.submit(_fork_of, graph)
+        reading = pool.submit(_newest_in_fork, graph)
         row = _pair_row(graph.table)
-        store, newest = reading.result()
+        exists, newest = reading.result()
     committed = _committed_in(row)
+    if newest is None and committed is None:
+        return Compared(GRAPH.newest(row), None)
     if newest is not None and committed == Committed(newest.operation_id, newest.identity):
         return Compared(GRAPH.newest(row), _of_two_graphs(graph, row, newest))
     wrong = None if newest is None else _of_two_graphs(graph, row, newest)
+    store = graph.fork.store() if exists else None
     if wrong is None and newest is not None and store is not None:
         wrong = _table_lacks(graph, newest, store)
     if wrong is None and committed is not None:
@@ -255,13 +262,26 @@ def _committed_in(row: RowView) -> Committed | None:
     return None if value is None else Committed(int(value["operation_id"]), str(value["identity"]))
 
 
-def _fork_of(graph: HasBoth) -> tuple[ocdbt.OcdbtStore | None, Newest | None]:
-    if not graph.fork.exists():
-        return None, None
+def _newest_in_fork(graph: HasBoth) -> tuple[bool, Newest | None]:
+    """Return whether the graph has a fork, and which operation that names.
+
+    A manifest determines everything in its fork. So the fork is opened only if the manifest has changed since this
+    process looked last, that is, if voxels were committed.
+    """
+    manifest, place = graph.fork.manifest(), (graph.fork.watershed_url, graph.fork.graph_id)
+    if manifest is None and not graph.fork.is_in_place():
+        return False, None
+    looked = _looked.get(place)
+    if looked is not None and looked[0] == manifest:
+        return True, looked[1]
     with _readable(graph):
-        store = graph.fork.store()
-        value = read_value(store.kv, NEWEST)
-        return store, None if value is None else Newest.decode(value)
+        value = read_value(graph.fork.store().kv, NEWEST)
+    newest = None if value is None else Newest.decode(value)
+    if manifest is not None and manifest == graph.fork.manifest():
+        _looked[place] = manifest, newest
+        while len(_looked) > MAX_FORKS:
+            _looked.pop(next(iter(_looked)), None)
+    return True, newest
 
 
 @contextmanager

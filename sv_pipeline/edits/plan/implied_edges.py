@@ -17,7 +17,7 @@ from functools import cache as cached
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.components import find
+from sv_pipeline.algorithms.components import find, unique_rows
 from sv_pipeline.edits.plan.hierarchy import HierarchyPlan
 from sv_pipeline.edits.plan.level2_change import same_rows
 from sv_pipeline.edits.plan.node_cache import KnownNodes, NodeCache
@@ -62,7 +62,8 @@ def implied_edges(
     zone = _walk(graph, cache, groups, colours, nodes, tops)
     if not len(zone[0]):
         return np.zeros((0, 2), np.uint64), np.zeros((0, 2), np.uint64)
-    pairs = np.unique(np.sort(_stored_pairs(graph, cache, zone), axis=1), axis=0)
+    pairs = np.sort(_stored_pairs(graph, cache, zone), axis=1)
+    pairs = pairs[unique_rows(*pairs.T)]
     return _between(graph, cache, zone, pairs, activated)
 
 
@@ -255,5 +256,5 @@ def _between(
         found.append(some)
         parents.append(nodes[ends])
     every, owners = np.concatenate(found), np.concatenate(parents)
-    _, first = np.unique(every, axis=0, return_index=True)
+    first = unique_rows(*every.T)
     return every[first], owners[first]

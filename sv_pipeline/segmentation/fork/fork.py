@@ -132,7 +132,11 @@ class Fork:
 
     def exists(self) -> bool:
         """Return whether the graph has a fork, or uses the base itself."""
-        return kv.read_bytes(self._folder, ocdbt.SINGLE_MANIFEST) is not None or self.is_in_place()
+        return self.manifest() is not None or self.is_in_place()
+
+    def manifest(self) -> bytes | None:
+        """Read the manifest, which names the root of everything that the fork holds; None if there is no fork."""
+        return kv.read_bytes(self._folder, ocdbt.SINGLE_MANIFEST)
 
     def is_in_place(self) -> bool:
         """Return whether the graph's voxels are the base itself; see `adopt`."""
