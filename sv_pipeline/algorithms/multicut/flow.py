@@ -119,8 +119,7 @@ def _contract_heavy_edges(
 def _upper_bound(n_vertices: int, pairs: IndexArray, weights: FloatArray, source: int, sink: int) -> float:
     """Return the lightest of these cuts: all vertices up to a number of steps from the source, and all but the sink."""
     tails, heads = pairs.T
-    adjacency = _matrix(n_vertices, tails, heads, np.ones(len(pairs)))
-    steps = dijkstra(adjacency, directed=False, indices=source, unweighted=True)
+    steps = dijkstra(_both_arcs(n_vertices, pairs, np.ones(len(pairs))), indices=source, unweighted=True)
     if np.isinf(steps[sink]):
         return 0.0
     # Each edge joins vertices whose numbers of steps are equal or differ by one.
@@ -191,15 +190,16 @@ def _residual_graph(n_vertices: int, ends: IndexArray, capacities: IndexArray) -
         # Sums of many parallel edges above the bound would overflow; they are limited like a single edge.
         overflow = np.add.reduceat(capacities.astype(np.float64), starts) > LARGEST_FIXED
         pairs, capacities = pairs[starts], np.where(overflow, LARGEST_FIXED, np.add.reduceat(capacities, starts))
+    return _both_arcs(n_vertices, pairs, capacities)
+
+
+def _both_arcs(n_vertices: int, pairs: IndexArray, data: npt.NDArray[Any]) -> csr_array:
+    """Return a sparse matrix with both arcs of distinct edges, sorted by tail and head."""
     tails, heads = np.concatenate([pairs, pairs[:, ::-1]]).T
     order = np.lexsort((heads, tails))
-    return _matrix(n_vertices, tails[order], heads[order], np.tile(capacities, 2)[order])
-
-
-def _matrix(n_vertices: int, tails: IndexArray, heads: IndexArray, data: npt.NDArray[Any]) -> csr_array:
-    """Return a sparse matrix of distinct arcs that are sorted by tail and head."""
-    starts = np.searchsorted(tails, np.arange(n_vertices + 1)).astype(np.int32)
-    return csr_array((data, heads.astype(np.int32), starts), shape=(n_vertices, n_vertices))
+    starts = np.searchsorted(tails[order], np.arange(n_vertices + 1))
+    arcs = np.tile(data, 2)[order], heads[order].astype(np.int32), starts.astype(np.int32)
+    return csr_array(arcs, shape=(n_vertices, n_vertices))
 
 
 def _with_data(pattern: csr_array, data: npt.NDArray[Any]) -> csr_array:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.components import find
+from sv_pipeline.algorithms.components import find, unique_rows
 from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.edits.plan.node_cache import NodeCache, ReadEdges
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
@@ -92,7 +92,8 @@ def read_region_within(
     if above is None:
         return None
     # The chunks are known at layer 2 already, so their edges can be read while the supervoxels are.
-    chunks = np.unique(graph.layout.coordinates(above.nodes), axis=0)
+    chunks = graph.layout.coordinates(above.nodes)
+    chunks = chunks[unique_rows(*chunks.T)]
     if not allowed(len(above.nodes), len(chunks)):
         return None
     with Helpers() as pool:

@@ -51,9 +51,7 @@ def read_filter(wanted: CellFilter) -> Any:
 
 
 @lru_cache(64)
-def _read_filter(
-    columns: tuple[ColumnKey, ...] | None, until: int | None, newest_only: bool, since: int | None
-) -> Any:
+def _read_filter(columns: tuple[ColumnKey, ...] | None, until: int | None, newest_only: bool, since: int | None) -> Any:
     """Return the filter, which is not to be changed: an edit reads the same columns of nodes again and again."""
     steps = []
     if columns is not None:
