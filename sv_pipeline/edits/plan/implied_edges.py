@@ -243,11 +243,13 @@ def _between(
     found, parents = [np.zeros((0, 2), np.uint64)], [np.zeros((0, 2), np.uint64)]
     for group in np.unique(groups).tolist():
         mine = groups == group
+        some = pairs[layers == tops[mine][0] - 1]
+        if not len(some):
+            continue
         below = cache.stored_children(nodes[mine])
         order = np.argsort(below.values)
         supervoxels = below.values[order]
         owner = np.repeat(np.flatnonzero(mine), below.lengths)[order]
-        some = pairs[layers == tops[mine][0] - 1]
         at = find(supervoxels, some)
         inside = (at >= 0).all(axis=1)
         ends = owner[at[inside]]
