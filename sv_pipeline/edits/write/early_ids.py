@@ -1,8 +1,9 @@
 """Ids of new nodes that are reserved before an edit is planned, with the same request as the operation's own id.
 
 Which chunks get new nodes is nearly always known from the points: an edit replaces the nodes above its points, from
-layer 2 to the root, and sometimes some beside them. Ids that the plan does not need are never used, and those that it
-needs beyond these are reserved once it is known.
+layer 2 to the root, and sometimes some beside them in the region. Ids that the plan does not need are never used, and
+those that it needs beyond these are reserved once it is known. Older software has used some ids twice; the commit looks
+for that while it writes its intent.
 """
 
 from __future__ import annotations
