@@ -25,7 +25,6 @@ from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
 from sv_pipeline.errors import CorruptionError, NotFoundError
-from sv_pipeline.helper_threads import Helpers
 from sv_pipeline.operations.log import OperationStatus
 from sv_pipeline.operations.ownership import FIXED_TIME, open_key
 from sv_pipeline.operations.refusal import EditRefused, Reason
@@ -153,10 +152,8 @@ def misfit_first(graph: HasBoth) -> Iterator[None]:
 
 def compare(graph: HasBoth) -> Compared:
     """Compare what the table and the fork state about themselves."""
-    with Helpers() as pool:
-        reading = pool.submit(_newest_in_fork, graph)
-        row = _pair_row(graph.table)
-        exists, newest = reading.result()
+    exists, newest = _newest_in_fork(graph)
+    row = _pair_row(graph.table)
     committed = _committed_in(row)
     if newest is None and committed is None:
         return Compared(GRAPH.newest(row), None)
