@@ -17,9 +17,8 @@ from functools import cache as cached
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.components import find, unique_rows
+from sv_pipeline.algorithms.components import find, same_rows, unique_rows
 from sv_pipeline.edits.plan.hierarchy import HierarchyPlan
-from sv_pipeline.edits.plan.level2_change import same_rows
 from sv_pipeline.edits.plan.node_cache import KnownNodes, NodeCache
 from sv_pipeline.edits.plan.region import edges_around
 from sv_pipeline.edits.requests import MAX_CHUNKS_APART

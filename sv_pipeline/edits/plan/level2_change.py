@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.components import component_labels, find, unique_rows
+from sv_pipeline.algorithms.components import component_labels, find, same_rows, unique_rows
 from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.edits.plan.hierarchy import Layer2Change, NewNodes, provisional_ids
 from sv_pipeline.edits.plan.node_cache import KnownNodes
@@ -16,7 +16,7 @@ from sv_pipeline.graph.layers import LayeredEdges
 from sv_pipeline.ids import IdLayout, UInt64Array
 from sv_pipeline.table.columns import Ragged
 
-__all__ = ["OtherChange", "add_edges", "remove_edges", "same_rows"]
+__all__ = ["OtherChange", "add_edges", "remove_edges"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -134,21 +134,6 @@ def _active(stored: LayeredEdges, nodes: UInt64Array, layers: IntArray) -> npt.N
         listed = stored.edges[stored.layers == layer]
         result[here] = same_rows(nodes[here], listed) | same_rows(nodes[here][:, ::-1], listed)
     return result
-
-
-def same_rows(rows: UInt64Array, among: UInt64Array) -> npt.NDArray[np.bool_]:
-    """Return which rows of an array of pairs, shape (n, 2), are also in another one, as a mask of shape (n,)."""
-    if not len(rows) or not len(among):
-        return np.zeros(len(rows), np.bool_)
-    first, second = np.concatenate([among, rows]).T
-    order = np.lexsort((second, first))  # of equal pairs, those of the other array come first, because it is stable
-    first, second = first[order], second[order]
-    begins = np.ones(len(order), np.bool_)
-    begins[1:] = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
-    leads = order[begins] < len(among)
-    listed = np.empty(len(order), np.bool_)
-    listed[order] = leads[np.cumsum(begins) - 1]
-    return listed[len(among) :]
 
 
 def _grouped(values: UInt64Array, labels: IntArray, count: int) -> Ragged:
