@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -56,16 +57,16 @@ class Region:
         """Layer 2 nodes of the region, ascending."""
         return np.unique(self.ancestors[:, 2])
 
-    @property
+    @cached_property
     def inside(self) -> BoolArray:
         """Mask of the edges that have both ends in the region."""
         return np.asarray((self._index >= 0).all(axis=1))
 
-    @property
+    @cached_property
     def _index(self) -> npt.NDArray[np.int64]:
         return find(self.supervoxels, self.edges.pairs)
 
-    @property
+    @cached_property
     def active(self) -> BoolArray:
         """Mask of the edges that are active; False where an end is outside of the region."""
         index, inside = self._index, self.inside
