@@ -160,7 +160,8 @@ def compare(graph: HasBoth) -> Compared:
     if newest is not None and committed == Committed(newest.operation_id, newest.identity):
         return Compared(GRAPH.newest(row), _of_two_graphs(graph, row, newest))
     wrong = None if newest is None else _of_two_graphs(graph, row, newest)
-    store = graph.fork.store() if exists else None
+    with _readable(graph):
+        store = graph.fork.store() if exists else None
     if wrong is None and newest is not None and store is not None:
         wrong = _table_lacks(graph, newest, store)
     if wrong is None and committed is not None:
