@@ -19,6 +19,7 @@ from scipy.spatial import cKDTree
 
 from sv_pipeline.algorithms.components import find
 from sv_pipeline.algorithms.fragments import BoolArray, FragmentPlan, IntArray
+from sv_pipeline.algorithms.numbering import numbered
 from sv_pipeline.algorithms.voxel_blocks import Labels
 from sv_pipeline.errors import InputError
 from sv_pipeline.grid import Box, ChunkGrid
@@ -309,21 +310,11 @@ def _summed(rows: IntArray, ids: UInt64Array, faces: IntArray, nodes: UInt64Arra
 
     Contacts of two nodes of the plan were counted from both sides.
     """
-    # There are few names and pairs, but many contacts: they are numbered by a hash, and the few are sorted.
-    distinct, of_contact = _numbered(ids)
+    distinct, of_contact = numbered(ids)
     names = np.union1d(nodes, distinct)
     one, other = find(names, nodes)[rows], find(names, distinct)[of_contact]
-    packed, of_contact = _numbered((np.minimum(one, other) * len(names) + np.maximum(one, other)).view(np.uint64))
+    packed, of_contact = numbered(np.minimum(one, other) * len(names) + np.maximum(one, other))
     totals = np.bincount(of_contact, weights=faces, minlength=len(packed)).astype(np.int64)
-    order = np.argsort(packed)
-    pairs, totals = names[np.stack(np.divmod(packed[order], len(names)), axis=1)], totals[order]
+    pairs = names[np.stack(np.divmod(packed, len(names)), axis=1)]
     twice = np.isin(pairs, nodes).all(axis=1)
     return NodeContacts(pairs, np.where(twice, totals // 2, totals))
-
-
-def _numbered(values: UInt64Array) -> tuple[UInt64Array, npt.NDArray[np.intp]]:
-    """Return the distinct values in any order, and the index of each value among them; the values are above 0."""
-    numbers, of_value = fastremap.renumber(values, start=0, preserve_zero=False)
-    distinct = np.empty(len(of_value), np.uint64)
-    distinct[list(of_value.values())] = np.fromiter(of_value, np.uint64, len(of_value))
-    return distinct, numbers.astype(np.intp)
