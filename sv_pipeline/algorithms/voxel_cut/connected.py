@@ -137,10 +137,7 @@ def _in_one_piece_each(mask: Mask, depth: npt.NDArray[np.float32], chosen: Bools
     """Return the first side, given its voxels, after each side was made one piece that contains its ``seeds``."""
     first = np.zeros(mask.shape, np.bool_)
     first[mask] = chosen
-    pieces = (
-        pieces_with_arms(mask, depth, first, seeds.first),
-        pieces_with_arms(mask, depth, mask & ~first, seeds.second),
-    )
+    pieces = pieces_with_arms(mask, depth, first, seeds)
     if all(side.joined for side in pieces):
         return first if all(side.number == 1 for side in pieces) else keep_seeded_pieces(mask, first, seeds)
     try:

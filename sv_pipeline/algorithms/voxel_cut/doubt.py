@@ -269,7 +269,7 @@ def _middle(component: CutPart, part: WaveringPart, resolution: Sequence[float])
     places = np.flatnonzero(component.mask)[part.voxels]
     voxels = np.stack(np.unravel_index(places, component.mask.shape), axis=1)
     low = voxels.min(axis=0)
-    image = np.zeros(voxels.max(axis=0) - low + 1, np.bool_)
+    image = np.zeros(voxels.max(axis=0) - low + 1, np.bool_, order="F")
     image[tuple((voxels - low).T)] = True
     core = voxels[part.core[part.voxels]]
     depths = _depths(image, resolution)[tuple((core - low).T)]
