@@ -9,8 +9,8 @@
 The first seed of each side races, then also the second of each, and so on, until the cut contradicts a seed or one side
 has no more. All later ones are corrections if they are on the wrong side when it is their turn, and of no influence
 otherwise: if a seed that agrees raced without a counterpart, its side would gain elsewhere, and a right cut would often
-be lost. After a few corrections, those that are left correct the cut together, so that the time does not grow with their
-number.
+be lost. After a few corrections, those that are left correct the cut together, so that the time does not grow with
+their number.
 """
 
 from __future__ import annotations
