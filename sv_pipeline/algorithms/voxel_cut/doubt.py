@@ -261,7 +261,7 @@ def _numbers(component: CutPart, seeds: Coordinates) -> npt.NDArray[np.int64]:
     """Return which voxels of a component the seeds are, of those that are in it."""
     there = _on(component.mask, seeds - [side.start for side in component.box])
     places = np.ravel_multi_index(tuple(there.T), component.mask.shape)
-    return np.searchsorted(np.flatnonzero(component.mask), places)
+    return np.asarray(np.searchsorted(np.flatnonzero(component.mask), places))
 
 
 def _middle(component: CutPart, part: WaveringPart, resolution: Sequence[float]) -> Coordinates:
