@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 MAX_MIP = 15
-"""Coarsest mip with a partition, of factor 32768. Mips that a graph lacks do nothing."""
+"""Coarsest mip with a partition, of factor 32768. A rebuild of a mip that a graph lacks is refused."""
 
 
 def layer_partition(graph_id: str, layer: int) -> str:

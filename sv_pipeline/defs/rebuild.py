@@ -22,10 +22,9 @@ def _rebuild(context: dg.OpExecutionContext, pipeline: PipelineResource) -> MipR
 
 @dg.op(out=dg.DynamicOut(dg.Nothing))
 def plan_rebuild(context: dg.OpExecutionContext, pipeline: PipelineResource) -> Iterator[Any]:
-    """List what is left of the mip, in batches. Fails while the mip below is being rebuilt."""
+    """List what is left of the mip, in batches. Fails if there is no such mip, or while the one below is rebuilt."""
     with explained_failures():
-        rebuild = _rebuild(context, pipeline)
-        batches = rebuild.plan() if rebuild.exists else []
+        batches = _rebuild(context, pipeline).plan()
     context.log.info("%d batches to do", len(batches))
     for batch in batches:
         yield dg.DynamicOutput(None, mapping_key=batch)
@@ -46,9 +45,6 @@ def finish_rebuild(context: dg.OpExecutionContext, pipeline: PipelineResource) -
 
     with explained_failures():
         rebuild = _rebuild(context, pipeline)
-        if not rebuild.exists:
-            context.log.info("graph %s has no mip %d: nothing to do", rebuild.dataset.graph_id, rebuild.mip)
-            return
         lag = rebuild.finish()
     context.add_output_metadata(
         {
@@ -66,5 +62,9 @@ def finish_rebuild(context: dg.OpExecutionContext, pipeline: PipelineResource) -
     tags={"dagster/priority": "-1", "dagster/retry_strategy": "ALL_STEPS", "dagster/max_retries": "2"},
 )
 def rebuild_mip_job() -> None:
-    """Rebuild a whole mip from the one below. To rebuild all mips of a graph, launch a backfill, from mip 1 upwards."""
+    """Rebuild a whole mip from the one below. To rebuild all mips of a graph, launch a backfill of those that it has.
+
+    Partitions are offered for all mips that a graph can have. The run of one that it lacks fails, and names those that
+    there are.
+    """
     finish_rebuild(plan_rebuild().map(rebuild_batch).collect())

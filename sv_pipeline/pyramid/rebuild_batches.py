@@ -48,21 +48,19 @@ class MipRebuild:
     def _pyramid(self) -> ForkPyramid:
         return open_pyramid(self.dataset.fork, large=True)
 
-    @property
-    def exists(self) -> bool:
-        """Whether the graph has this mip."""
-        return self.mip < len(self._pyramid.volume.scales)
-
     def plan(self) -> list[str]:
         """Begin or continue the rebuild, and return the keys of the batches that are left to do.
 
         Raises
         ------
+        NotFoundError
+            If the graph has no such mip.
         NotReadyError
             If the mip below is being rebuilt.
         """
+        boxes = begin_rebuild(self._pyramid, self.mip)
         offset, level = self._pyramid.volume.scales[self.mip].voxel_offset, self._pyramid.geometry.levels[self.mip]
-        left = [box.shifted(np.negative(offset)) for box in begin_rebuild(self._pyramid, self.mip)]
+        left = [box.shifted(np.negative(offset)) for box in boxes]
         volume = sum(box.volume for box in left)
         limit = max(BATCH_VOXELS // int(np.prod(level.step)), -(-volume // MAX_BATCHES))
         return [batch_key(batch) for box in left for batch in boxes_within(box, level.chunk_size, limit)]

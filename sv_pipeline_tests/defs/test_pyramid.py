@@ -257,5 +257,11 @@ def test_a_rebuild_that_lost_a_batch_never_ends_as_success(
     assert_mips_right(built)
 
 
-def test_a_mip_that_a_graph_does_not_have_does_nothing(built: Dataset, instance: dg.DagsterInstance) -> None:
-    assert rebuild(instance, built, MAX_MIP).success
+def test_a_mip_that_a_graph_does_not_have_is_refused_with_those_that_it_has(
+    built: Dataset, instance: dg.DagsterInstance
+) -> None:
+    last = len(Base(built.watershed_url).info().volume.scales) - 1
+    refused = rebuild(instance, built, MAX_MIP)
+    assert not refused.success
+    assert f"there is no mip {MAX_MIP} to rebuild: the graph has mips 0 to {last}" in failure_of(refused)
+    assert f"M{last:02d}." in failure_of(refused)

@@ -11,8 +11,10 @@ import pytest
 from sv_pipeline import edits
 from sv_pipeline.edits import EditRefused, Points, Reason
 from sv_pipeline.edits.given_points import given_points
+from sv_pipeline.edits.plan.unknown import refusal_of_unknown
 from sv_pipeline.edits.pointing import resolved
 from sv_pipeline.edits.requests import options_of
+from sv_pipeline.failpoints import FailpointError
 from sv_pipeline.graph.queries import roots
 from sv_pipeline.operations.log import read_operations
 from sv_pipeline.recovery.replay import request_of
@@ -111,6 +113,24 @@ def test_an_id_that_is_not_at_its_voxel_is_refused_unless_it_was_replaced(tissue
     for place in ((1, 3, 5), (10, 3, 5)):
         stale = looked_up(tissue, Points.of([a], [at(tissue, *place)]), tissue.points((20, 3, 5))).sources
         assert stale.ids.tolist() == ids(tissue, place) != [a]
+
+
+def test_a_point_on_a_piece_that_an_edit_is_just_making_is_refused_until_it_is_made(
+    tissue: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the commit of its voxels and that of its rows, a piece of a supervoxel is in the fork only."""
+    split, elsewhere = tissue.split_request([(2, 3, 5)], [(9, 3, 5)]), tissue.split_request([(2, 3, 5)], [(20, 3, 5)])
+    monkeypatch.setenv("SV_PIPELINE_FAILPOINT", "voxels written:raise")
+    with pytest.raises(FailpointError):
+        edits.split(tissue.graph, split, volume=tissue.volume)
+    for ask in (edits.split, edits.preview_split):
+        with pytest.raises(EditRefused, match=r"an edit is in progress.*operation 1,.*Try again in a moment") as caught:
+            ask(tissue.graph, elsewhere, volume=tissue.volume)
+        assert caught.value.reason is Reason.LOCKED
+    unknown = np.array([tissue.graph.layout.node_ids(tissue.graph.layout.chunk_ids(1, [0, 0, 0]), 1 << 20)], np.uint64)
+    assert refusal_of_unknown(tissue.graph, unknown).reason is Reason.NOT_FOUND
+    there = np.array(ids(tissue, (20, 3, 5)), np.uint64)
+    assert "has just ended" in str(refusal_of_unknown(tissue.graph, there)), "it came to be while it was looked up"
 
 
 def test_a_refusal_names_the_point_and_what_is_near(tissue: World) -> None:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from sv_pipeline.algorithms.components import find, unique_rows
 from sv_pipeline.edits.plan.node_cache import NodeCache
 from sv_pipeline.edits.plan.region import edges_of_chunks
+from sv_pipeline.edits.plan.unknown import refusal_of_unknown
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.edges import replaced
 from sv_pipeline.graph.hierarchy import take
@@ -30,7 +31,6 @@ from sv_pipeline.grid import Box
 from sv_pipeline.helper_threads import Helpers
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.operations.refusal import EditRefused, Reason
-from sv_pipeline.wording import counted
 
 __all__ = ["RequestOfPoints", "RequestRoots"]
 
@@ -195,9 +195,4 @@ class RequestRoots:
             self._seen = NodeCache(graph)  # hints were wrong: nodes that are not in use any more are no part of a plan
         lost = self._supervoxels[graph.layout.layers(matrix[:, -1]) != graph.n_layers]
         if len(lost):
-            names = ", ".join(str(i) for i in lost[:5].tolist())
-            raise EditRefused(
-                Reason.NOT_FOUND,
-                f"graph {graph.graph_id!r} lacks {counted(len(lost), 'supervoxel')}: {names}.",
-                remedy="Check that the ids are of this graph.",
-            )
+            raise refusal_of_unknown(graph, lost)

@@ -9,12 +9,12 @@ import numpy as np
 
 from sv_pipeline.edits.plan.hierarchy import HierarchyPlan, Layer2Change, plan_hierarchy
 from sv_pipeline.edits.plan.node_cache import KnownNodes, NodeCache, until_known
+from sv_pipeline.edits.plan.unknown import refusal_of_unknown
 from sv_pipeline.edits.requests import Points
 from sv_pipeline.graph import queries
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.hierarchy import take
 from sv_pipeline.ids import UInt64Array
-from sv_pipeline.operations.refusal import EditRefused, Reason
 
 __all__ = ["Workspace", "plan_above", "prefetch_surroundings", "workspace_of_preview"]
 
@@ -65,11 +65,7 @@ def workspace_of_preview(graph: ChunkedGraph, supervoxels: UInt64Array) -> Works
     """
     found = queries.roots(graph, supervoxels, missing_ok=True)
     if (found == 0).any():
-        raise EditRefused(
-            Reason.NOT_FOUND,
-            f"supervoxel {int(supervoxels[found == 0][0])} is not in the graph.",
-            remedy="Look up the current supervoxel of the point.",
-        )
+        raise refusal_of_unknown(graph, np.unique(supervoxels[found == 0]))
     root_of = dict(zip(supervoxels.tolist(), found.tolist(), strict=True))
     return Workspace(graph, NodeCache(graph), np.unique(found), root_of, lambda *_: None)
 
