@@ -192,7 +192,8 @@ def check_options(request: Any) -> None:
 
 def _parse_offset(offset: Any) -> tuple[int, int, int]:
     if type(offset) is tuple and [type(n) for n in offset] == [int] * 3 and 0 <= min(offset) <= max(offset) < 1 << 31:
-        return offset  # an edit asks for it several times
+        x, y, z = offset  # an edit asks for it several times
+        return x, y, z
     try:
         ((x, y, z),) = parse_voxels(offset, "offset").tolist()
     except (InputError, ValueError):  # these are not three numbers
