@@ -66,15 +66,13 @@ class _Watch:
     def __init__(self) -> None:
         self.waits: dict[int, UnansweredRequest] = {}
         self._thread: threading.Thread | None = None
-        self._owner = 0
         self._lock = threading.Lock()
 
     def add(self, wait: UnansweredRequest) -> None:
         self.waits[id(wait)] = wait
-        if self._thread is None or self._owner != os.getpid():
+        if self._thread is None:
             with self._lock:
-                if self._thread is None or self._owner != os.getpid():
-                    self._owner = os.getpid()
+                if self._thread is None:
                     self._thread = threading.Thread(target=self._look, name="sv_pipeline waits", daemon=True)
                     self._thread.start()
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
 from sv_pipeline.ids import UInt64Array
 
-__all__ = ["component_labels", "components", "find", "same_rows", "unique_rows"]
+__all__ = ["component_labels", "components", "distinct_rows", "find", "same_rows", "unique_rows"]
 
 IntArray = npt.NDArray[np.int64]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 FEW_EDGES = 4_000
 """Number of edges up to which components are found here; SciPy takes half of the time for many, but longer to begin."""
@@ -104,6 +107,11 @@ def unique_rows(*columns: npt.NDArray[np.generic]) -> IntArray:
         values = column[order]
         differs[1:] |= values[1:] != values[:-1]
     return np.asarray(order[differs], np.int64)
+
+
+def distinct_rows(rows: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+    """Return the distinct rows of an array of shape (n, k), sorted, as ``np.unique(rows, axis=0)`` does, but faster."""
+    return rows[unique_rows(*rows.T)]
 
 
 def same_rows(rows: UInt64Array, among: UInt64Array) -> npt.NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.components import unique_rows
+from sv_pipeline.algorithms.components import distinct_rows
 from sv_pipeline.arguments import parse_count, parse_flag, parse_ids, parse_user, parse_voxels, shown
 from sv_pipeline.errors import InputError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
@@ -314,8 +314,7 @@ def chunks_of_points(graph: ChunkedGraph, request: MergeRequest | SplitRequest) 
             found.append(graph.grid.chunk_of(points.coordinates))
         else:
             found.append(graph.layout.coordinates(points.ids[graph.layout.layers(points.ids) == 1]))
-    chunks = np.concatenate(found)
-    chunks = chunks[unique_rows(*chunks.T)]
+    chunks = distinct_rows(np.concatenate(found))
     return chunks[((chunks >= 0) & (chunks < np.asarray(graph.grid.shape(2)))).all(axis=1)]
 
 

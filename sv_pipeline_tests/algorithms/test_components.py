@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sv_pipeline.algorithms.components import FEW_EDGES, component_labels, components, find, same_rows, unique_rows
+from sv_pipeline.algorithms.components import (
+    FEW_EDGES,
+    component_labels,
+    components,
+    distinct_rows,
+    find,
+    same_rows,
+    unique_rows,
+)
 
 ids = st.integers(1, 2**64 - 1)
 
@@ -51,6 +59,7 @@ def test_unique_rows_are_the_distinct_rows_in_order(rows: list[tuple[int, int]])
     a, b = (np.array([row[i] for row in rows], np.int64) for i in (0, 1))
     keep = unique_rows(a, b)
     assert list(zip(a[keep].tolist(), b[keep].tolist(), strict=True)) == sorted(set(rows))
+    assert list(map(tuple, distinct_rows(np.stack([a, b], axis=-1)).tolist())) == sorted(set(rows))
     assert all(rows.index(rows[i]) == i for i in keep.tolist())
 
 

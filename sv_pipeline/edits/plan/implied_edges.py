@@ -17,7 +17,7 @@ from functools import cache as cached
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.components import find, same_rows, unique_rows
+from sv_pipeline.algorithms.components import distinct_rows, find, same_rows, unique_rows
 from sv_pipeline.edits.plan.hierarchy import HierarchyPlan
 from sv_pipeline.edits.plan.node_cache import KnownNodes, NodeCache
 from sv_pipeline.edits.plan.region import edges_around
@@ -61,8 +61,7 @@ def implied_edges(
     zone = _walk(graph, cache, groups, colours, nodes, tops)
     if not len(zone[0]):
         return np.zeros((0, 2), np.uint64), np.zeros((0, 2), np.uint64)
-    pairs = np.sort(_stored_pairs(graph, cache, zone), axis=1)
-    pairs = pairs[unique_rows(*pairs.T)]
+    pairs = distinct_rows(np.sort(_stored_pairs(graph, cache, zone), axis=1))
     return _between(graph, cache, zone, pairs, activated)
 
 
@@ -72,7 +71,7 @@ def _stored_pairs(
     """Read all edges of the chunks where the sides are neighbours; elsewhere only those that edits have made."""
     groups, colours, nodes, tops = zone
     near = _near_others(graph, groups, colours, nodes, tops, 2, 1)
-    every, beside = (np.unique(graph.layout.coordinates(some), axis=0) for some in (nodes, nodes[near]))
+    every, beside = (distinct_rows(graph.layout.coordinates(some)) for some in (nodes, nodes[near]))
     if cache.read_edges is not None and cache.read_edges.chunks.issuperset(map(tuple, every.tolist())):
         return cache.read_edges.edges.pairs
     pairs = []

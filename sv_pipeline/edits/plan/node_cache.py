@@ -204,6 +204,8 @@ def _joined(parts: list[LayeredEdges]) -> LayeredEdges:
 
 def _substituted(children: Ragged, links: UInt64Array) -> Ragged:
     """Replace old children by new ones, each listed once; ``links`` are pairs (old, new), sorted."""
+    if not len(links):
+        return children
     hit = find(np.unique(links[:, 0]), children.values) >= 0
     if not hit.any():
         return children

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.components import find, unique_rows
+from sv_pipeline.algorithms.components import distinct_rows, find
 from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.edits.plan.node_cache import NodeCache, ReadEdges
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
@@ -93,8 +93,7 @@ def read_region_within(
     if above is None:
         return None
     # The chunks are known at layer 2 already, so their edges can be read while the supervoxels are.
-    chunks = graph.layout.coordinates(above.nodes)
-    chunks = chunks[unique_rows(*chunks.T)]
+    chunks = distinct_rows(graph.layout.coordinates(above.nodes))
     if not allowed(len(above.nodes), len(chunks)):
         return None
     with Helpers() as pool:
@@ -111,7 +110,7 @@ def read_region_within(
 
 def reread_edges(graph: ChunkedGraph, cache: NodeCache, region: Region) -> Region:
     """Return the region with its edges read again, since edges to other objects may have changed."""
-    coordinates = np.unique(graph.layout.coordinates(region.supervoxels), axis=0)
+    coordinates = distinct_rows(graph.layout.coordinates(region.supervoxels))
     edges = edges_of_chunks(graph, coordinates, cache)
     touching, layers = _touching(graph, region.supervoxels, edges)
     return replace(region, edges=touching, layers=layers)

@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.components import find, unique_rows
+from sv_pipeline.algorithms.components import distinct_rows, find
 from sv_pipeline.edits.plan.node_cache import NodeCache
 from sv_pipeline.edits.plan.region import edges_of_chunks
 from sv_pipeline.edits.plan.unknown import refusal_of_unknown
@@ -127,8 +127,7 @@ class RequestRoots:
             return np.zeros((0, 3), np.int64)
         layout, seen = self._graph.layout, self._seen.known().ids
         layer2 = seen[layout.layers(seen) == 2]
-        chunks = layout.coordinates(layer2[chunks_touch(self._graph, layer2, box)])
-        chunks = chunks[unique_rows(*chunks.T)]
+        chunks = distinct_rows(layout.coordinates(layer2[chunks_touch(self._graph, layer2, box)]))
         return chunks if len(chunks) <= MAX_CHUNKS else chunks[:0]
 
     def _read_edges(self, cache: NodeCache) -> None:
