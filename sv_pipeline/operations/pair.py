@@ -57,7 +57,7 @@ __all__ = [
 _ANOTHER = "operation {0} of the table is not the operation {0} whose voxels the fork has"
 PAIR_ROW = b"sv_pipeline:pair"
 MAX_FORKS = 16
-"""Number of forks of which this process remembers what they name."""
+"""Largest number of forks of which this process remembers what they name."""
 _looked: dict[tuple[str, str], tuple[bytes, Newest | None]] = {}
 """The manifest of each fork as this process saw it last, and what the fork named then."""
 GRAPH: Column[str] = Column(ColumnKey("1", b"graph"), codecs.TextCodec())
@@ -280,9 +280,9 @@ def _newest_in_fork(graph: HasBoth) -> tuple[bool, Newest | None]:
         lasts = manifest is not None and decode_manifest(manifest) is not None and manifest == read_manifest(*place)
     newest = None if value is None else Newest.decode(value)
     if manifest is not None and lasts:
+        if len(_looked) >= MAX_FORKS:
+            _looked.clear()
         _looked[place] = manifest, newest
-        while len(_looked) > MAX_FORKS:
-            _looked.pop(next(iter(_looked)), None)
     return True, newest
 
 
