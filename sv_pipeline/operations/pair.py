@@ -30,10 +30,10 @@ from sv_pipeline.operations.ownership import FIXED_TIME, open_key
 from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.operations.writing import IDENTITY, identity_in, identity_keys, new_identity
 from sv_pipeline.segmentation.fork.fork import Fork
-from sv_pipeline.segmentation.fork.making import read_manifest
+from sv_pipeline.segmentation.fork.making import manifest_bytes
 from sv_pipeline.segmentation.fork.records import NEWEST, Newest, OperationRecord, read_value, record_in
 from sv_pipeline.storage import ocdbt
-from sv_pipeline.storage.manifest import decode_manifest
+from sv_pipeline.storage.manifest import is_numbered
 from sv_pipeline.table import codecs, columns, keys
 from sv_pipeline.table.columns import Column
 from sv_pipeline.table.interface import CellMatch, ColumnKey, RowMutation, RowView, Table
@@ -269,7 +269,7 @@ def _newest_in_fork(graph: HasBoth) -> tuple[bool, Newest | None]:
     if the manifest has changed since this process looked last, that is, if voxels were committed.
     """
     place = graph.fork.watershed_url, graph.fork.graph_id
-    manifest = read_manifest(*place)
+    manifest = manifest_bytes(*place)
     if manifest is None and not graph.fork.is_in_place():
         return False, None
     looked = _looked.get(place)
@@ -277,7 +277,7 @@ def _newest_in_fork(graph: HasBoth) -> tuple[bool, Newest | None]:
         return True, looked[1]
     with _readable(graph):
         value = read_value(graph.fork.store().kv, NEWEST)
-        lasts = manifest is not None and decode_manifest(manifest) is not None and manifest == read_manifest(*place)
+        lasts = manifest is not None and not is_numbered(manifest) and manifest == manifest_bytes(*place)
     newest = None if value is None else Newest.decode(value)
     if manifest is not None and lasts:
         if len(_looked) >= MAX_FORKS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,26 @@ def read_manifest(folder_or_kv: str | Path | ts.KvStore) -> dict[str, Any]:
     NotFoundError
         If there is no database.
     """
-    store = folder_or_kv if isinstance(folder_or_kv, ts.KvStore) else kv.open_kv(folder_or_kv)
+    store = _opened(folder_or_kv)
     with suppress(ValueError):  # TensorStore names what is missing or damaged
-        found = retry_transport(lambda: store.read(SINGLE_MANIFEST).result(), what="reading a manifest")
-        decoded = decode_manifest(bytes(found.value)) if found.state == "value" else None
+        data = _stored(store)
+        decoded = None if data is None else decode_manifest(data)
         if decoded is not None:
             return decoded
+    return _dumped(store, folder_or_kv)
+
+
+def _opened(folder_or_kv: str | Path | ts.KvStore) -> ts.KvStore:
+    return folder_or_kv if isinstance(folder_or_kv, ts.KvStore) else kv.open_kv(folder_or_kv)
+
+
+def _stored(store: ts.KvStore) -> bytes | None:
+    found = retry_transport(lambda: store.read(SINGLE_MANIFEST).result(), what="reading a manifest")
+    return bytes(found.value) if found.state == "value" else None
+
+
+def _dumped(store: ts.KvStore, named: object) -> dict[str, Any]:
+    """Let TensorStore decode the manifest of a database, which messages call ``named``."""
     # The context has no cache, because the current manifest is needed.
     try:
         manifest: dict[str, Any] = retry_transport(
@@ -50,14 +65,29 @@ def read_manifest(folder_or_kv: str | Path | ts.KvStore) -> dict[str, Any]:
         )
     except DamagedError as error:
         if error.code == "NOT_FOUND" and error.place is None:
-            raise NotFoundError(f"there is no OCDBT database at {folder_or_kv}.") from error
+            raise NotFoundError(f"there is no OCDBT database at {named}.") from error
         raise
     return manifest
 
 
 def current_version(folder_or_kv: str | Path | ts.KvStore) -> CommittedVersion:
     """Return the latest generation of the database in a folder (or in a kvstack)."""
-    latest = read_manifest(folder_or_kv)["versions"][-1]
+    store = _opened(folder_or_kv)
+    latest: CommittedVersion | None = None
+    with suppress(ValueError):
+        data = _stored(store)
+        latest = None if data is None else _latest_in(data)
+    return latest or _committed(_dumped(store, folder_or_kv)["versions"][-1])
+
+
+@lru_cache(8)
+def _latest_in(manifest: bytes) -> CommittedVersion | None:
+    """Return the latest generation in a manifest; an edit of voxels reads the same one several times."""
+    decoded = decode_manifest(manifest)
+    return None if decoded is None else _committed(decoded["versions"][-1])
+
+
+def _committed(latest: dict[str, Any]) -> CommittedVersion:
     return CommittedVersion(
         generation=int(latest["generation_number"]),
         commit_time=datetime.fromtimestamp(latest["commit_time"] / 1e9, UTC),

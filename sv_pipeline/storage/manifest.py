@@ -29,7 +29,7 @@ from urllib.parse import quote
 import google_crc32c
 import zstandard
 
-__all__ = ["SINGLE_MANIFEST", "decode_manifest"]
+__all__ = ["SINGLE_MANIFEST", "decode_manifest", "is_numbered"]
 
 SINGLE_MANIFEST = "manifest.ocdbt"
 """Name of the manifest. If manifests are numbered, this object contains only the configuration."""
@@ -46,6 +46,30 @@ def decode_manifest(data: bytes) -> dict[str, Any] | None:
     ValueError
         If the bytes are no manifest of this format, or are damaged.
     """
+    reader = _Reader(_body(data))
+    config = _config(reader)
+    if "manifest_kind" in config:
+        return None
+    files = _files(reader)
+    content = {"config": config, "versions": _versions(reader, files), "version_tree_nodes": _nodes(reader, files)}
+    if reader.rest():
+        raise ValueError("it is longer than its content")
+    return content
+
+
+def is_numbered(data: bytes) -> bool:
+    """Return whether a manifest holds only the configuration of a database with numbered manifests.
+
+    Raises
+    ------
+    ValueError
+        If the bytes are no manifest of this format, or are damaged.
+    """
+    return "manifest_kind" in _config(_Reader(_body(data)))
+
+
+def _body(data: bytes) -> bytes:
+    """Return the body of a manifest, decompressed."""
     if len(data) < 18 or struct.unpack(">I", data[:4])[0] != MAGIC or struct.unpack("<Q", data[4:12])[0] != len(data):
         raise ValueError("it does not begin like a manifest, or is incomplete")
     if google_crc32c.value(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
@@ -61,15 +85,7 @@ def decode_manifest(data: bytes) -> dict[str, Any] | None:
             raise ValueError(str(error)) from error
     elif compression:
         raise ValueError(f"compression {compression} is unknown")
-    reader = _Reader(body)
-    config = _config(reader)
-    if "manifest_kind" in config:
-        return None
-    files = _files(reader)
-    content = {"config": config, "versions": _versions(reader, files), "version_tree_nodes": _nodes(reader, files)}
-    if reader.rest():
-        raise ValueError("it is longer than its content")
-    return content
+    return body
 
 
 class _Reader:

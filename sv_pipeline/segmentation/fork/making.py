@@ -16,7 +16,7 @@ from sv_pipeline.segmentation.base.base import FORKS, IN_PLACE, BaseInfo
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.stored_json import parse_stored
 
-__all__ = ["adopt_files", "check_record", "copy_manifests", "is_in_place", "note_fork", "prefix_of", "read_manifest"]
+__all__ = ["adopt_files", "check_record", "copy_manifests", "is_in_place", "manifest_bytes", "note_fork", "prefix_of"]
 
 _logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def is_in_place(watershed_url: str, graph_id: str) -> bool:
     return IN_PLACE in (kv.read_bytes(ocdbt.ocdbt_folder(watershed_url), FORKS + graph_id) or b"")
 
 
-def read_manifest(watershed_url: str, graph_id: str) -> bytes | None:
+def manifest_bytes(watershed_url: str, graph_id: str) -> bytes | None:
     """Read the manifest of a fork, which names the root of all that it holds unless it is numbered; None without it."""
     return kv.read_bytes(ocdbt.fork_folder(watershed_url, graph_id), ocdbt.SINGLE_MANIFEST)
 
