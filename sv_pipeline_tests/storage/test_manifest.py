@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sv_pipeline.storage.generations import current_version, read_manifest
-from sv_pipeline.storage.manifest import SINGLE_MANIFEST, decode_manifest
+from sv_pipeline.storage.manifest import SINGLE_MANIFEST, decode_manifest, is_numbered
 
 
 def new_store(arity: int = 1, level: int | None = 0, prefix: str = "d/", **config: object) -> ts.KvStore:
@@ -44,12 +44,14 @@ def test_it_equals_tensorstores_dump(commits: list[int | None], arity: int, leve
         else:
             store.write(f"k{number}", bytes(900 * number)).result()
     assert decode_manifest(manifest_of(store)) == ts.ocdbt.dump(store.base).result()
+    assert not is_numbered(manifest_of(store))
 
 
 def test_numbered_manifests_are_left_to_tensorstore() -> None:
     store = new_store(manifest_kind="numbered")
     store.write("k", b"value").result()
     assert decode_manifest(manifest_of(store)) is None
+    assert is_numbered(manifest_of(store))
     assert current_version(store.base).generation == 2
 
 
