@@ -177,8 +177,8 @@ def _checked_resolution(resolution: Any) -> tuple[float, float, float]:
 
 def _in_c_order(mask: Mask) -> Mask:
     """Return a mask in C order."""
-    if mask.flags.c_contiguous:
-        return mask
+    if mask.strides[0] >= mask.strides[2]:
+        return np.ascontiguousarray(mask)
     # In strips, because a copy of the whole reads each line of memory once for each of its 64 voxels. The width is odd:
     # with a power of two, all voxels along z would compete for a few lines of the cache.
     copy = np.empty(mask.shape, np.bool_)
