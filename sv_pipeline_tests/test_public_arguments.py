@@ -50,6 +50,7 @@ GOOD: dict[str, Callable[[World], Any]] = {
     "allow_partial": lambda w: False,
     "allow_isolating_cut": lambda w: None,
     "deep": lambda w: False,
+    "note": lambda w: True,
     "take_locks": lambda w: False,
     "region_memory": lambda w: 1 << 30,
     "min_age": lambda w: 0.0,

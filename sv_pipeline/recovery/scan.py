@@ -61,6 +61,7 @@ def list_stuck(graph: ChunkedGraph, *, min_age: float = 0.0, deep: bool = False,
         See `all_unfinished`.
     """
     min_age, deep = parse_seconds(min_age, "age of an operation"), parse_flag(deep, "deep")
+    note = parse_flag(note, "note")
     found = all_unfinished(graph, seconds=60.0, note=note)
     if deep:
         known = {one.operation_id for one in found}
