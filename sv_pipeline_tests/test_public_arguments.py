@@ -126,6 +126,7 @@ FINE: dict[str, frozenset[str]] = {
     "allow_partial": frozenset({"true", "a truth of numpy"}),
     "allow_isolating_cut": frozenset({"true", "a truth of numpy"}),
     "deep": frozenset({"true", "a truth of numpy"}),
+    "note": frozenset({"true", "a truth of numpy"}),
     "take_locks": frozenset({"true", "a truth of numpy"}),
     "points": frozenset({"an empty list"}),
     "source": frozenset({"an empty list"}),
