@@ -109,7 +109,7 @@ def told_part(cut: VoxelCut, doubt: Doubt, parts: list[np.ndarray]) -> np.ndarra
     if doubt.kind is DoubtKind.FILM:
         return cut.sides == doubt.side
     assert doubt.place is not None
-    return next(part for part in parts if part[doubt.place])
+    return next(part for part in parts if part[doubt.place] and np.count_nonzero(part) == doubt.voxels)
 
 
 def examine(case: Case, tally: Tally, rng: np.random.Generator) -> None:
@@ -319,9 +319,11 @@ def main() -> None:
     if arguments.fit:
         print_fit(arguments.data, arguments.picture)
         return
-    sets = [("fused EM", "fused", "em"), ("straddling FIB", "straddling", "em")]
-    if arguments.held_out:
-        sets.insert(1, ("fused bodies of FIB", "fused", "bodies"))
+    sets = [
+        ("fused EM", "fused", "em"),
+        ("fused bodies of FIB", "fused", "bodies"),
+        ("straddling FIB", "straddling", "em"),
+    ]
     rng = np.random.default_rng(0)
     for title, kind, volume in sets:
         tally = Tally()

@@ -353,8 +353,13 @@ class ChangedChunks(VoxelBlocks):
         fragment = plan.node_of_voxel < len(plan)
         places = plan.coordinates(plan.voxels[fragment])
         index = storage.index(2, storage.chunk_of(places))
-        order = np.argsort(index, kind="stable")
-        found, starts = np.unique(index[order], return_index=True)
+        # NumPy sorts numbers of 16 bits by counting.
+        first = int(index.min(initial=np.iinfo(np.int64).max))
+        few = int(index.max(initial=0)) - first < 1 << 16
+        order = np.argsort((index - first).astype(np.uint16) if few else index, kind="stable")
+        index = index[order]
+        starts = np.flatnonzero(np.append(True, index[1:] != index[:-1])[: len(index)])
+        found = index[starts]
         self._coordinates = np.stack(np.unravel_index(found, storage.shape(2)), axis=-1)
         self._places = np.split(places[order], starts[1:])
         self._values = np.split(new_ids[plan.node_of_voxel[fragment][order]], starts[1:])

@@ -19,6 +19,7 @@ from scipy.spatial import cKDTree
 
 from sv_pipeline.algorithms.components import find
 from sv_pipeline.algorithms.fragments import BoolArray, FragmentPlan, IntArray
+from sv_pipeline.algorithms.numbering import numbered
 from sv_pipeline.algorithms.voxel_blocks import Labels
 from sv_pipeline.errors import InputError
 from sv_pipeline.grid import Box, ChunkGrid
@@ -309,12 +310,11 @@ def _summed(rows: IntArray, ids: UInt64Array, faces: IntArray, nodes: UInt64Arra
 
     Contacts of two nodes of the plan were counted from both sides.
     """
-    # There are few names and pairs, but many contacts: np.unique does not sort them if it has to return no indices.
-    names = np.union1d(nodes, np.unique(ids))
-    one, other = find(names, nodes)[rows], find(names, ids)
-    contacts = np.minimum(one, other) * len(names) + np.maximum(one, other)
-    packed = np.unique(contacts)
-    totals = np.bincount(np.searchsorted(packed, contacts), weights=faces, minlength=len(packed)).astype(np.int64)
+    distinct, of_contact = numbered(ids)
+    names = np.union1d(nodes, distinct)
+    one, other = find(names, nodes)[rows], find(names, distinct)[of_contact]
+    packed, of_contact = numbered(np.minimum(one, other) * len(names) + np.maximum(one, other))
+    totals = np.bincount(of_contact, weights=faces, minlength=len(packed)).astype(np.int64)
     pairs = names[np.stack(np.divmod(packed, len(names)), axis=1)]
     twice = np.isin(pairs, nodes).all(axis=1)
     return NodeContacts(pairs, np.where(twice, totals // 2, totals))

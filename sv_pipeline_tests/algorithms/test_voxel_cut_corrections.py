@@ -23,11 +23,20 @@ from sv_pipeline_tests.properties import examples
 
 @examples(100)
 @given(requests(most=1), st.data())
-def test_after_a_correction_a_seed_that_agrees_with_the_cut_changes_nothing(request_: Any, data: Any) -> None:
+def test_a_seed_that_agrees_with_a_cut_changes_nothing_before_or_after_a_correction(request_: Any, data: Any) -> None:
     mask, source, sink, resolution = request_
     cut = cut_voxels(mask, source, sink, resolution)
     race = cut.parts[0].race
     assume(race.arrivals is not None)
+
+    def with_one_more(places: np.ndarray, labels: np.ndarray, sides: list[np.ndarray]) -> np.ndarray:
+        more = places[data.draw(st.integers(0, len(places) - 1))][None]
+        number = labels[tuple(more[0])] - 1
+        return cut_mask(
+            mask, *[np.concatenate([s, more]) if n == number else s for n, s in enumerate(sides)], resolution
+        )
+
+    assert np.array_equal(cut.sides, with_one_more(np.argwhere(mask), cut.sides, [source, sink]))
     raced_first = np.zeros(mask.shape, bool)
     raced_first[mask] = (race.arrivals[0] <= race.arrivals[1])[race.cells]
     wrong = np.argwhere((cut.sides == 2) & (raced_first != cut.parts[0].source_first))
@@ -39,11 +48,7 @@ def test_after_a_correction_a_seed_that_agrees_with_the_cut_changes_nothing(requ
     except InputError:
         return
     agreeing = np.argwhere((labels == 1) | ((labels == 2) & (cut.sides == 2)))
-    more = agreeing[data.draw(st.integers(0, len(agreeing) - 1))][None]
-    sides = [corrected, sink]
-    side = labels[tuple(more[0])] - 1
-    sides[side] = np.concatenate([sides[side], more])
-    assert np.array_equal(labels, cut_mask(mask, *sides, resolution))
+    assert np.array_equal(labels, with_one_more(agreeing, labels, [corrected, sink]))
 
 
 @examples(100)

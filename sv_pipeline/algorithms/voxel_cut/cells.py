@@ -15,6 +15,7 @@ import fastremap
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.algorithms.numbering import numbered
 from sv_pipeline.algorithms.voxel_cut.voxels import FACES, HALF_NEIGHBOURS, NEIGHBOURS, Shift, Voxels
 
 __all__ = ["CellGraph", "cell_graph", "divided", "find_cells", "renumbered"]
@@ -84,7 +85,7 @@ def cell_graph(voxels: Voxels, depth: Floats, cells: Cells) -> CellGraph:
     centres = [np.bincount(cells, weights=weights * x, minlength=n) / sums for x in voxels.coordinates.T]
     centres = np.stack(centres, axis=1) * voxels.spacing
     radii = _largest(cells, depth, n)
-    found = [_contacts(voxels, depth, cells, shift) for shift in HALF_NEIGHBOURS]
+    found = _contacts(voxels, depth, cells)
     lower, upper, necks, across = _merged(found, HALF_NEIGHBOURS, n)
     return CellGraph(centres, radii, lower, upper, necks, _normals(across, centres[upper] - centres[lower]))
 
@@ -147,12 +148,17 @@ def _merged(
     return unique // n, unique % n, necks, across
 
 
-def _contacts(voxels: Voxels, depth: Floats, cells: Cells, shift: Shift) -> Contacts:
-    """Return the contacts of all pairs of voxels at one shift."""
+def _contacts(voxels: Voxels, depth: Floats, cells: Cells) -> list[Contacts]:
+    """Return the contacts of all pairs of voxels, for each of ``HALF_NEIGHBOURS``."""
     n, bordered = int(cells.max()) + 1, np.append(cells, np.int32(-1))
-    found = [_contacts_at(voxels, depth, bordered, shift, part, n) for part in voxels.parts()]
-    pairs, passages, areas = (np.concatenate(each) for each in zip(*found, strict=True))
-    return pairs, passages, areas
+    # All shifts of a part come before the next part, so that its surroundings stay in the cache.
+    found = [
+        [_contacts_at(voxels, depth, bordered, shift, part, n) for shift in HALF_NEIGHBOURS] for part in voxels.parts()
+    ]
+    return [
+        (np.concatenate(pairs), np.concatenate(passages), np.concatenate(areas))
+        for pairs, passages, areas in (zip(*of_shift, strict=True) for of_shift in zip(*found, strict=True))
+    ]
 
 
 def _contacts_at(
@@ -217,7 +223,7 @@ def _basins(voxels: Voxels, height: Floats) -> Cells:
         level = np.flatnonzero(steepest == 0)
         # Neighbours at later shifts have higher numbers; those at the first half of the shifts, lower ones than here.
         for shift in HALF_NEIGHBOURS:
-            neighbours = voxels.neighbours(shift, part)[level]
+            neighbours = voxels.neighbours(shift, part.start + level)
             slope = _slope(voxels, bordered, height[part][level], neighbours, shift)
             chosen[level[slope == 0]] = neighbours[slope == 0]
     while True:
@@ -295,8 +301,8 @@ def _distinct(
     if int(values.max(initial=0)) < len(values):  # fastremap then uses a table, and would sort otherwise
         distinct, index = fastremap.unique(values, return_inverse=True)
         return distinct.astype(np.int64), index
-    distinct = np.unique(values)  # np.unique does not sort either unless it has to return an index
-    return distinct.astype(np.int64), np.searchsorted(distinct, values)
+    distinct, index = numbered(values)
+    return distinct.astype(np.int64), index
 
 
 def renumbered(labels: npt.NDArray[np.integer[Any]]) -> Cells:

@@ -6,9 +6,11 @@
                                          ^                     |
                                          +------ recut <-- a correction: the first seed on the wrong side
 
-The first seed of each side races, then also the second of each, and so on, until the cut contradicts a seed. That one
-and all later ones are corrections if they are on the wrong side when it is their turn, and of no influence otherwise.
-After a few corrections, those that are left correct the cut together, so that the time does not grow with their number.
+The first seed of each side races, then also the second of each, and so on, until the cut contradicts a seed or one side
+has no more. All later ones are corrections if they are on the wrong side when it is their turn, and of no influence
+otherwise: if a seed that agrees raced without a counterpart, its side would gain elsewhere, and a right cut would often
+be lost. After a few corrections, those that are left correct the cut together, so that the time does not grow with
+their number.
 """
 
 from __future__ import annotations
@@ -47,13 +49,14 @@ def cut_connected(mask: Mask, seeds: SeedPair, spacing: tuple[float, float, floa
     depth = edt.edt(mask.view(np.uint8), anisotropy=spacing, black_border=True)[mask]
     ground = _ground(mask, depth, spacing)
     count, most = 1, max(len(seeds.first), len(seeds.second))
+    paired = min(len(seeds.first), len(seeds.second))
     while True:
         active, first, race = _raced(ground, seeds, count)
         if count == most:
             del ground  # no correction can follow, and joining the pieces needs the memory
             return _in_one_piece_each(mask, depth, first, active), race
         sides = _in_one_piece_each(mask, depth, first, active)
-        agreeing = _number_agreeing(sides, seeds, most)
+        agreeing = max(count, min(paired, _number_agreeing(sides, seeds, most)))
         if agreeing == count and race.arrivals is None:
             # One side has the surface, until one of its seeds shows that they do not stand for that.
             later = (k for k in range(count + 1, most + 1) if not _surface_is_marked(ground, seeds, k))
@@ -134,10 +137,7 @@ def _in_one_piece_each(mask: Mask, depth: npt.NDArray[np.float32], chosen: Bools
     """Return the first side, given its voxels, after each side was made one piece that contains its ``seeds``."""
     first = np.zeros(mask.shape, np.bool_)
     first[mask] = chosen
-    pieces = (
-        pieces_with_arms(mask, depth, first, seeds.first),
-        pieces_with_arms(mask, depth, mask & ~first, seeds.second),
-    )
+    pieces = pieces_with_arms(mask, depth, first, seeds)
     if all(side.joined for side in pieces):
         return first if all(side.number == 1 for side in pieces) else keep_seeded_pieces(mask, first, seeds)
     try:

@@ -29,7 +29,7 @@ from sv_pipeline.algorithms.voxel_cut.race import Race, costs_inside
 from sv_pipeline.algorithms.voxel_cut.steps import arrivals_of, consecutive_steps
 from sv_pipeline.algorithms.voxel_cut.voxels import Voxels
 
-__all__ = ["Correction", "Ground", "recut"]
+__all__ = ["Correction", "Ground", "cells_taken", "recut"]
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -135,17 +135,37 @@ def _by_cells(ground: Ground, race: Race, losing: Bools, correction: Correction)
     rivals = np.unique(cells[correction.rivals])
     steps = consecutive_steps(graph)
     ours, theirs = (arrivals_of(graph, steps, starts, region) for starts in (np.array([start]), rivals[region[rivals]]))
-    taken = region & np.isfinite(ours) & (ours <= REACH * theirs)
-    taken &= graph.radii <= THICKER * depth
-    taken[rivals] = False
-    taken[start] = True
-    taken = _joined_to(graph, taken, start)
+    taken = cells_taken(graph, region, int(start), rivals, (ours, theirs), float(depth))
     own, other = (0, 1) if correction.to_first else (1, 0)
     arrivals = race.arrivals.copy()
     arrivals[own, region] = np.minimum(arrivals[own], ours / REACH)[region]
     arrivals[own, start] = 0
     arrivals[other, taken] = np.maximum(arrivals[other], theirs)[taken]
     return _near(ground, taken[cells] & losing, correction, float(depth)), replace(race, arrivals=arrivals)
+
+
+def cells_taken(
+    graph: CellGraph, region: Bools, start: int, rivals: Numbers, arrivals: tuple[Floats, Floats], depth: float
+) -> Bools:
+    """Return the cells that a correction takes.
+
+    Parameters
+    ----------
+    graph, region
+        The cells, and which of them the losing side has.
+    start, rivals
+        The cell of the correction, and those with seeds of the losing side.
+    arrivals
+        Cost at which each cell is reached from ``start`` and from the ``rivals``, through the region.
+    depth
+        Depth of the correction in the ground of the losing side, in nm.
+    """
+    ours, theirs = arrivals
+    taken = region & np.isfinite(ours) & (ours <= REACH * theirs)
+    taken &= graph.radii <= THICKER * depth
+    taken[rivals] = False
+    taken[start] = True
+    return _joined_to(graph, taken, start)
 
 
 def _near(ground: Ground, taken: Bools, correction: Correction, depth: float) -> Bools:

@@ -66,7 +66,7 @@ def cut_voxels(
     since ties go to the side whose first seed comes first in x, y, z order, whatever it is called.
 
     The order of the seeds of each side counts: later ones correct the cut that earlier ones make, and one that agrees
-    with a corrected cut changes nothing, unless it comes before the first correction in the order of its side, or there
+    with the cut changes nothing, unless a seed of the other side with the same place in the order agrees, too, or there
     are more corrections than are made one by one (see :mod:`~sv_pipeline.algorithms.voxel_cut.connected`).
 
     Parameters

@@ -237,38 +237,43 @@ def _place_for_film(
 def _part(
     cut: VoxelCut, cut_voxels: int, source: Coordinates, sink: Coordinates, resolution: Sequence[float]
 ) -> Doubt | None:
-    """Return the doubt about the part that has most voxels at stake, and whose place has no seed beside it."""
+    """Return the doubt about the part with most at stake that has no seed."""
     found: list[tuple[CutPart, WaveringPart]] = []
     for component in cut.parts:
         first = cut.sides[component.box][component.mask] == (1 if component.source_first else 2)
-        found += [(component, part) for part in wavering_parts(component.mask, component.race, first)]
-    seeds = np.concatenate([source, sink])
-    for component, part in sorted(found, key=lambda pair: pair[1].stake, reverse=True):
-        place, reach = _middle(component, part, resolution)
-        if (np.linalg.norm((seeds - place) * np.array(resolution), axis=1) < reach).any():
-            continue  # that place was clicked
-        return Doubt(
-            DoubtKind.PART,
-            1 if part.first == component.source_first else 2,
-            int(np.count_nonzero(part.voxels)),
-            cut_voxels,
-            1 - part.wrong,
-            _triple(place),
-        )
-    return None
+        seeded = _numbers(component, np.concatenate([source, sink]))
+        parts = wavering_parts(component.mask, component.race, first)
+        found += [(component, part) for part in parts if not part.voxels[seeded].any()]
+    if not found:
+        return None
+    component, part = max(found, key=lambda pair: pair[1].stake)
+    return Doubt(
+        DoubtKind.PART,
+        1 if part.first == component.source_first else 2,
+        int(np.count_nonzero(part.voxels)),
+        cut_voxels,
+        1 - part.wrong,
+        _triple(_middle(component, part, resolution)),
+    )
 
 
-def _middle(component: CutPart, part: WaveringPart, resolution: Sequence[float]) -> tuple[Coordinates, float]:
-    """Return the deepest voxel of a part's core, shape (3,), and its depth in the part, in nm."""
+def _numbers(component: CutPart, seeds: Coordinates) -> npt.NDArray[np.int64]:
+    """Return which voxels of a component the seeds are, of those that are in it."""
+    there = _on(component.mask, seeds - [side.start for side in component.box])
+    places = np.ravel_multi_index(tuple(there.T), component.mask.shape)
+    return np.asarray(np.searchsorted(np.flatnonzero(component.mask), places))
+
+
+def _middle(component: CutPart, part: WaveringPart, resolution: Sequence[float]) -> Coordinates:
+    """Return the deepest voxel of a part's core, shape (3,)."""
     places = np.flatnonzero(component.mask)[part.voxels]
     voxels = np.stack(np.unravel_index(places, component.mask.shape), axis=1)
     low = voxels.min(axis=0)
-    image = np.zeros(voxels.max(axis=0) - low + 1, np.bool_)
+    image = np.zeros(voxels.max(axis=0) - low + 1, np.bool_, order="F")
     image[tuple((voxels - low).T)] = True
     core = voxels[part.core[part.voxels]]
     depths = _depths(image, resolution)[tuple((core - low).T)]
-    deepest = int(depths.argmax())
-    return core[deepest] + [side.start for side in component.box], float(depths[deepest])
+    return np.asarray(core[int(depths.argmax())] + [side.start for side in component.box])
 
 
 def side_shape(sides: Sides, side: int) -> SideShape:

@@ -37,34 +37,46 @@ class SidePieces:
     """Whether one piece contains all ``seeds``."""
 
 
-def pieces_with_arms(mask: Mask, depth: npt.NDArray[np.float32], side: Mask, seeds: Coordinates) -> SidePieces:
-    """Return the pieces of a side that are to be joined.
+def pieces_with_arms(
+    mask: Mask, depth: npt.NDArray[np.float32], first: Mask, seeds: SeedPair
+) -> tuple[SidePieces, SidePieces]:
+    """Return the pieces of both sides that are to be joined.
 
     Parameters
     ----------
-    mask, side
-        The object and one side of it, shape (x, y, z).
+    mask, first
+        The object and its first side, shape (x, y, z).
     depth
         Distance of each voxel of ``mask`` to the background, in the order of its voxels, shape (n,).
     seeds
-        Seeds of the side, which lie on it.
+        Seeds of both sides, which lie on them.
     """
-    pieces, n_pieces = mask_pieces(side)
-    seeded = pieces[tuple(seeds.T)]
-    joined = bool((seeded == seeded[0]).all() and seeded[0] > 0)
-    if n_pieces == 1:
-        return SidePieces(seeds, 1, joined)
-    # The voxels of the mask as a list: the box around them is often twenty times as large.
-    piece = pieces[mask]
-    sizes = np.bincount(piece)
-    sizes[0] = 0
-    arms = np.setdiff1d(np.flatnonzero(sizes >= ARM * sizes.sum()), seeded)
-    if not len(arms):
-        return SidePieces(seeds, n_pieces, joined)
-    places = np.flatnonzero(mask)
-    deepest = [places[np.where(piece == arm, depth, 0).argmax()] for arm in arms]
-    middles = np.stack(np.unravel_index(deepest, mask.shape), axis=1)
-    return SidePieces(distinct(np.concatenate([seeds, middles])), n_pieces, False)
+    pieces, n_pieces = mask_pieces(mask.view(np.uint8) + first.view(np.uint8))  # both sides in one pass
+    of_first = np.zeros(n_pieces + 1, np.bool_)
+    if n_pieces == 2:
+        of_first[pieces.flat[int(first.argmax())]] = True  # the other piece is the second side
+        piece = np.zeros(0, pieces.dtype)
+    else:
+        # The voxels of the mask as a list: the box around them is often twenty times as large.
+        piece = pieces[mask]
+        of_first[piece] = first[mask]
+    sizes = np.bincount(piece, minlength=n_pieces + 1)
+    sides = []
+    for own, of_side in ((seeds.first, of_first), (seeds.second, ~of_first)):
+        of_side[0] = False
+        seeded = pieces[tuple(own.T)]
+        joined = bool((seeded == seeded[0]).all() and of_side[seeded[0]])
+        number = np.count_nonzero(of_side)
+        arms = np.zeros(0, np.int64)
+        if number > 1:
+            arms = np.setdiff1d(np.flatnonzero(of_side & (sizes >= ARM * sizes[of_side].sum())), seeded)
+        if len(arms):
+            places = np.flatnonzero(mask)
+            deepest = [places[np.where(piece == arm, depth, 0).argmax()] for arm in arms]
+            middles = np.stack(np.unravel_index(deepest, mask.shape), axis=1)
+            own, joined = distinct(np.concatenate([own, middles])), False
+        sides.append(SidePieces(own, int(number), joined))
+    return sides[0], sides[1]
 
 
 def keep_seeded_pieces(mask: Mask, first: Mask, seeds: SeedPair) -> Mask:

@@ -8,7 +8,6 @@ import dijkstra3d
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.voxel_cut.mask_pieces import mask_pieces
 from sv_pipeline.errors import InputError
 
 __all__ = [
@@ -176,10 +175,20 @@ def _joined(cost: Cost, seeds: Coordinates, forbidden: Coordinates) -> Coordinat
     if len(seeds) == 1:
         return seeds
     cost[tuple(forbidden.T)] = np.inf
-    pieces = mask_pieces(np.isfinite(cost))[0][tuple(seeds.T)]
-    if (pieces != pieces[0]).any():
+    ways = _ways(cost, seeds)
+    # The way from what cannot be reached does not lead to the first seed.
+    if not all((way == seeds[0]).all(axis=1).any() for way in ways):
         return None
+    return np.unique(np.concatenate([seeds, *ways]), axis=0)
+
+
+def _ways(cost: Cost, seeds: Coordinates) -> list[Coordinates]:
+    """Return the cheapest way from the first of several seeds to each other, shape (n, 3); not to the first if none."""
+    start, *others = map(tuple, seeds.tolist())
+    if len(others) == 1:
+        # This search ends where it reaches the other seed. The way is the same, since a voxel is reached at its least
+        # cost at once: a step costs what the voxel costs that it leads to, wherever it comes from.
+        return [dijkstra3d.dijkstra(cost, start, others[0], connectivity=26).astype(np.int64)]
     # One search serves all seeds; with one search for each, a hundred seeds would take a minute.
-    parents = dijkstra3d.parental_field(cost, tuple(seeds[0].tolist()), connectivity=26)
-    paths = [dijkstra3d.path_from_parents(parents, tuple(seed.tolist())) for seed in seeds[1:]]
-    return np.unique(np.concatenate([seeds, *(path.astype(np.int64) for path in paths)]), axis=0)
+    parents = dijkstra3d.parental_field(cost, start, connectivity=26)
+    return [dijkstra3d.path_from_parents(parents, other).astype(np.int64) for other in others]

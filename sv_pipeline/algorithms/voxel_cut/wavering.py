@@ -15,6 +15,8 @@ the less is wrong, and doubts matter most at the first cut.
 ::
 
     lead, pull --chance to be wrong--> what is likely enough, connected, and on one side = a part
+                       |
+                       +--what a correction in a cell would take--> the cell of a part to look at
 """
 
 from __future__ import annotations
@@ -29,8 +31,10 @@ from scipy.sparse.linalg import cg
 
 from sv_pipeline.algorithms.components import components
 from sv_pipeline.algorithms.voxel_cut.cells import CellGraph
+from sv_pipeline.algorithms.voxel_cut.corrections import cells_taken
 from sv_pipeline.algorithms.voxel_cut.race import Race
 from sv_pipeline.algorithms.voxel_cut.seeds import Mask
+from sv_pipeline.algorithms.voxel_cut.steps import Steps, arrivals_of, consecutive_steps
 
 __all__ = ["WaveringPart", "evidence", "wavering_parts"]
 
@@ -50,6 +54,13 @@ voxels along the cut of a divided cell have a small lead, so that a lower bound 
 STAKE = 0.02
 """Smallest share of a component that is expected to be wrong in a part that is worth a word."""
 
+CANDIDATES = 8
+"""Number of cells of a part that are tried as the place of one more point: those with most voxels at stake. The best
+of all its cells is hardly ever better than the best of these."""
+
+MOST_PAIRS = 4_000_000
+"""Fewer are tried, but at least one, if they would have more pairs of consecutive steps than this in all."""
+
 MOST_ROUNDS = 1_000
 """Largest number of rounds in which potentials are computed; they are estimates, and dozens of rounds are usual."""
 
@@ -63,7 +74,7 @@ class WaveringPart:
     voxels: Bools
     """Which voxels of the component the part has, in x, y, z order."""
     core: Bools
-    """Those of them where most is at stake: the voxels of one cell, or all."""
+    """Those of them among which one more point should be placed: the voxels of one cell, or all."""
     wrong: float
     """Share of the part that is expected to be wrong."""
 
@@ -104,15 +115,43 @@ def _parts_of_cells(race: Race, first: Bools) -> list[WaveringPart]:
     joined = likely[graph.lower] & likely[graph.upper] & (of_first[graph.lower] == of_first[graph.upper])
     labels = components(n, np.stack([graph.lower[joined], graph.upper[joined]], axis=1))
     stakes = np.where(likely, chance * sizes, 0.0)
-    parts = []
-    for label in np.flatnonzero(np.bincount(labels, weights=stakes) >= STAKE * len(first)):
+    doubtful = np.flatnonzero(np.bincount(labels, weights=stakes) >= STAKE * len(first))
+    if not len(doubtful):
+        return []
+    steps, parts = consecutive_steps(graph), []
+    for label in doubtful:
         own = likely & (labels == label)
         side = bool(of_first[own][0])
         # A cell may have gone to both sides, when each side was made one piece.
         voxels = own[race.cells] & (first == side)
-        core = voxels & (race.cells == np.where(own, stakes, 0).argmax())
+        core = voxels & (race.cells == _most_telling(race, steps, of_first, chance, sizes, own))
         parts.append(WaveringPart(side, voxels, core, float(stakes[own].sum() / sizes[own].sum())))
     return parts
+
+
+def _most_telling(
+    race: Race, steps: Steps, of_first: Bools, chance: Floats, sizes: npt.NDArray[np.int64], part: Bools
+) -> int:
+    """Return the cell of a part where one more point is expected to win most, if it is a correction."""
+    graph, arrivals = race.graph, race.arrivals
+    assert arrivals is not None
+    stakes = np.where(part, chance * sizes, 0.0)
+    most = min(CANDIDATES, max(1, MOST_PAIRS // max(1, len(steps.before))))
+    candidates = [cell for cell in np.argsort(-stakes, kind="stable")[:most] if part[cell]]
+    if len(candidates) == 1:
+        return int(candidates[0])
+    side = of_first[candidates[0]]
+    region = of_first == side
+    others = int(sizes[~region].sum())
+    rivals = np.flatnonzero(region & (arrivals[0 if side else 1] == 0)).astype(np.int32)
+    theirs = arrivals_of(graph, steps, rivals, region)
+    gains = []
+    for cell in candidates:
+        ours = arrivals_of(graph, steps, np.array([cell]), region)
+        taken = cells_taken(graph, region, cell, rivals, (ours, theirs), float(graph.radii[cell]))
+        size = int(sizes[taken].sum())
+        gains.append(chance[cell] * size / (size + others))
+    return int(candidates[int(np.argmax(gains))])
 
 
 def _parts_of_voxels(mask: Mask, race: Race, first: Bools) -> list[WaveringPart]:
