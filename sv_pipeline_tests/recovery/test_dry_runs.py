@@ -34,6 +34,7 @@ def test_a_dry_run_changes_nothing_at_all(theatre: Callable[..., Theatre], tmp_p
     elsewhere = play.request("elsewhere")
     code, said = play.said(**{**elsewhere, "do": "their edit", "edit": elsewhere["do"]}, theirs={"die": "rows:0.5"})
     assert code == KILLED, said
+    before, changed, said_by = state(play, home), [], {}
     ours, theirs = (one.operation_id for one in all_unfinished(play.scene.graph, note=False))
     points = [f"--{side}={','.join(map(str, elsewhere[side][0]))}" for side in ("source", "sink")]
     commands = {
@@ -49,7 +50,6 @@ def test_a_dry_run_changes_nothing_at_all(theatre: Callable[..., Theatre], tmp_p
         "rollback": ["rollback", "stage", "--user", "stage", "--since", "2000-01-01"],
         "preview": ["preview", "stage", *points],
     }
-    before, changed, said_by = state(play, home), [], {}
     for name, words in commands.items():
         result = CliRunner().invoke(cli, ["--home", str(home), *words])
         said_by[name] = result.output + str(result.exception or "")
