@@ -10,7 +10,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from typing import Any, Self, TypeVar
 
 __all__ = ["Helpers"]
@@ -31,7 +31,8 @@ class Helpers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        wait(self._futures)
+        for future in self._futures:
+            future.exception()
 
     def submit(self, action: Callable[..., Result], *args: Any, **kwargs: Any) -> Future[Result]:
         """Call a function in another thread, at once."""

@@ -23,6 +23,7 @@ UInt64Array = npt.NDArray[np.uint64]
 
 LAYER_BITS = 8
 DEFAULT_SPATIAL_BITS = 10
+_LAYER_SHIFT = np.uint64(64 - LAYER_BITS)
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,25 @@ class IdLayout:
         return (1 << self.segment_bits(layer)) - 1
 
     @cached_property
-    def _bits(self) -> npt.NDArray[np.uint64]:
+    def _shifts(self) -> npt.NDArray[np.uint64]:
+        """Position of the bits of x, y and z in ids of each layer, shape (256, 3). Below those of z is the segment."""
+        bits = self._bits
+        return np.stack([64 - LAYER_BITS - below * bits for below in (1, 2, 3)], axis=-1).astype(np.uint64)
+
+    @cached_property
+    def _masks(self) -> npt.NDArray[np.uint64]:
+        """The bits of one chunk coordinate, as a number, for each layer; shape (256, 1)."""
+        return ((1 << self._bits) - 1).astype(np.uint64)[:, None]
+
+    @cached_property
+    def _segment_masks(self) -> npt.NDArray[np.uint64]:
+        """The bits of the segment, as a number, for each layer; shape (256,)."""
+        return (np.uint64(1) << self._shifts[:, 2]) - np.uint64(1)
+
+    @property
+    def _bits(self) -> npt.NDArray[np.int64]:
         bits = [0] + [self.bits_per_dimension(layer) for layer in range(1, self.n_layers + 1)]
-        return np.array(bits + [0] * (256 - len(bits)), dtype=np.uint64)
+        return np.array(bits + [0] * (256 - len(bits)), dtype=np.int64)
 
     # -- packing --------------------------------------------------------------------------------------------------
 
@@ -106,18 +123,13 @@ class IdLayout:
 
     def layers(self, ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return the layer of each id; same shape."""
-        return np.asarray(np.asarray(ids, np.uint64) >> np.uint64(64 - LAYER_BITS), dtype=np.int64)
+        return np.asarray(np.asarray(ids, np.uint64) >> _LAYER_SHIFT, dtype=np.int64)
 
     def coordinates(self, ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return the chunk coordinates of ids, each in the grid of its own layer; shape (n,) gives (n, 3)."""
         ids = np.asarray(ids, np.uint64)
-        bits = self._bits[self.layers(ids)]
-        shift = np.uint64(64 - LAYER_BITS) - np.uint64(3) * bits
-        mask = (np.uint64(1) << bits) - np.uint64(1)
-        x = (ids >> (shift + bits + bits)) & mask
-        y = (ids >> (shift + bits)) & mask
-        z = (ids >> shift) & mask
-        return np.stack([x, y, z], axis=-1).astype(np.int64)
+        layers = self.layers(ids)
+        return np.asarray((ids[..., None] >> self._shifts[layers]) & self._masks[layers], np.int64)
 
     def segments(self, ids: npt.ArrayLike) -> UInt64Array:
         """Return the segment number of each id; same shape."""
@@ -130,8 +142,7 @@ class IdLayout:
         return ids & ~self._segment_mask(ids)
 
     def _segment_mask(self, ids: UInt64Array) -> UInt64Array:
-        shift = np.uint64(64 - LAYER_BITS) - np.uint64(3) * self._bits[self.layers(ids)]
-        return np.asarray((np.uint64(1) << shift) - np.uint64(1), dtype=np.uint64)
+        return np.asarray(self._segment_masks[self.layers(ids)], np.uint64)
 
     # -- geometry of ids ------------------------------------------------------------------------------------------
 

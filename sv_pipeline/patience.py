@@ -10,9 +10,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Self
 
 from sv_pipeline.environment import number_in
 
@@ -39,7 +38,7 @@ def patience() -> float:
 
 @dataclass
 class UnansweredRequest:
-    """A request that has not been answered yet."""
+    """A request that has not been answered yet; the log names it while a block runs with it as its context."""
 
     what: str
     said_at: float = SAY_AFTER
@@ -52,6 +51,13 @@ class UnansweredRequest:
     def seconds(self) -> float:
         """Seconds since the request began."""
         return time.monotonic() - self.began
+
+    def __enter__(self) -> Self:
+        _watch.add(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _watch.waits.pop(id(self), None)
 
 
 class _Watch:
@@ -93,12 +99,6 @@ def _start_afresh() -> None:
 os.register_at_fork(after_in_child=_start_afresh)
 
 
-@contextmanager
-def waiting_for(what: str) -> Iterator[UnansweredRequest]:
-    """Name ``what`` in the log if the block takes long."""
-    wait = UnansweredRequest(what)
-    _watch.add(wait)
-    try:
-        yield wait
-    finally:
-        _watch.waits.pop(id(wait), None)
+def waiting_for(what: str) -> UnansweredRequest:
+    """Return a context that names ``what`` in the log if its block takes long."""
+    return UnansweredRequest(what)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from sv_pipeline.ids import UInt64Array
 
-__all__ = ["component_labels", "components", "find", "unique_rows"]
+__all__ = ["component_labels", "components", "find", "same_rows", "unique_rows"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -20,8 +20,8 @@ def find(sorted_ids: npt.NDArray[np.uint64], wanted: npt.ArrayLike) -> IntArray:
     ids = np.asarray(wanted, np.uint64)
     if not len(sorted_ids):
         return np.full(ids.shape, -1, np.int64)
-    index = np.minimum(np.searchsorted(sorted_ids, ids), len(sorted_ids) - 1)
-    return np.where(sorted_ids[index] == ids, index, -1).astype(np.int64)
+    index = sorted_ids.searchsorted(ids)
+    return np.where(sorted_ids.take(index, mode="clip") == ids, index, -1)
 
 
 def component_labels(ids: UInt64Array, edges: npt.ArrayLike) -> IntArray:
@@ -104,3 +104,18 @@ def unique_rows(*columns: npt.NDArray[np.generic]) -> IntArray:
         values = column[order]
         differs[1:] |= values[1:] != values[:-1]
     return np.asarray(order[differs], np.int64)
+
+
+def same_rows(rows: UInt64Array, among: UInt64Array) -> npt.NDArray[np.bool_]:
+    """Return which rows of an array of pairs, shape (n, 2), are also in another one, as a mask of shape (n,)."""
+    if not len(rows) or not len(among):
+        return np.zeros(len(rows), np.bool_)
+    first, second = np.concatenate([among, rows]).T
+    order = np.lexsort((second, first))  # of equal pairs, those of the other array come first, because it is stable
+    first, second = first[order], second[order]
+    begins = np.ones(len(order), np.bool_)
+    begins[1:] = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
+    leads = order[begins] < len(among)
+    listed = np.empty(len(order), np.bool_)
+    listed[order] = leads[np.cumsum(begins) - 1]
+    return listed[len(among) :]

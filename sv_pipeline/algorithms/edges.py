@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.components import unique_rows
 from sv_pipeline.ids import UInt64Array
 
 __all__ = ["Edges"]
@@ -66,8 +65,10 @@ class Edges:
     def distinct(self) -> Edges:
         """Return each pair once, smaller id first, without loops, with the largest affinity of the pair."""
         low, high = np.minimum(self.node_ids1, self.node_ids2), np.maximum(self.node_ids1, self.node_ids2)
-        # The edge with the largest affinity is kept, so that inf wins over any finite value.
-        at = unique_rows(low, high, -self.affinities)
-        at = at[unique_rows(low[at], high[at])]
-        at = at[low[at] != high[at]]
-        return Edges(low[at], high[at], self.affinities[at], self.areas[at])
+        # The edge with the largest affinity comes first, so that inf wins over any finite value.
+        order = np.lexsort((-self.affinities, high, low))
+        low, high = low[order], high[order]
+        keep = low != high
+        keep[1:] &= (low[1:] != low[:-1]) | (high[1:] != high[:-1])
+        at = order[keep]
+        return Edges(low[keep], high[keep], self.affinities[at], self.areas[at])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.algorithms.components import unique_rows
 from sv_pipeline.arguments import parse_count, parse_flag, parse_ids, parse_user, parse_voxels, shown
 from sv_pipeline.errors import InputError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
@@ -190,6 +191,9 @@ def check_options(request: Any) -> None:
 
 
 def _parse_offset(offset: Any) -> tuple[int, int, int]:
+    if type(offset) is tuple and [type(n) for n in offset] == [int] * 3 and 0 <= min(offset) <= max(offset) < 1 << 31:
+        x, y, z = offset  # an edit asks for it several times
+        return x, y, z
     try:
         ((x, y, z),) = parse_voxels(offset, "offset").tolist()
     except (InputError, ValueError):  # these are not three numbers
@@ -310,7 +314,8 @@ def chunks_of_points(graph: ChunkedGraph, request: MergeRequest | SplitRequest) 
             found.append(graph.grid.chunk_of(points.coordinates))
         else:
             found.append(graph.layout.coordinates(points.ids[graph.layout.layers(points.ids) == 1]))
-    chunks = np.unique(np.concatenate(found), axis=0)
+    chunks = np.concatenate(found)
+    chunks = chunks[unique_rows(*chunks.T)]
     return chunks[((chunks >= 0) & (chunks < np.asarray(graph.grid.shape(2)))).all(axis=1)]
 
 

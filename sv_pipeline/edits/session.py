@@ -186,7 +186,6 @@ class _Beginning:
         pool = living.enter_context(Helpers())
         self._numbered = pool.submit(self._number, edit.chunks(graph), edit.new_per_chunk)
         self._stored = pool.submit(self._store, edit.log(graph), options_of(edit.request))
-        self._looked = pool.submit(self._look)
         self._per_chunk = edit.new_per_chunk
         self._near = EarlyIds()
 
@@ -201,8 +200,7 @@ class _Beginning:
 
     def end(self) -> None:
         """Wait until nothing more is sent, whether it has succeeded or not."""
-        for future in (self._stored, self._looked):
-            future.exception()
+        self._stored.exception()
 
     def reserve_near(self, chunks: npt.NDArray[np.int64]) -> None:
         """Reserve ids in layer 2 chunks, coordinates of shape (n, 3), and above them, where there are none yet."""
@@ -210,7 +208,7 @@ class _Beginning:
 
     def ids(self) -> EarlyIds:
         """Return the ids that are reserved for new nodes."""
-        return self._looked.result().joined(self._near)
+        return self._numbered.result()[1].joined(self._near)
 
     def _number(self, chunks: npt.NDArray[np.int64], per_chunk: int) -> tuple[OperationRow, EarlyIds]:
         ids = EarlyIds.with_operation(self._graph, chunks, per_chunk)
@@ -220,11 +218,6 @@ class _Beginning:
         self.row.store(cells, options)
         self._living.enter_context(self.row.own.beating())
         self._tell(self.row.operation_id)
-
-    def _look(self) -> EarlyIds:
-        _, ids = self._numbered.result()
-        ids.look(self._graph)
-        return ids
 
 
 def _misfit_or(looking: Future[str | None], error: AnyError) -> AnyError | EditRefused:
@@ -269,8 +262,7 @@ def _edit_under_locks(
                 begun.wait()
             reach("locked")
             with _errors_only_under(held), Helpers() as pool:
-                locking = [pool.submit(held.locked_at)]
-                reserving = None if begun is None else pool.submit(begun.reserve_near, roots.chunks_near())
+                reserving = None if begun is None else pool.submit(begun.reserve_near, roots.chunks_inside())
                 cache = roots.read_again()
                 if reserving is not None:
                     reserving.result()
@@ -278,10 +270,9 @@ def _edit_under_locks(
 
                 def lock_chunks(chunks: UInt64Array, names: list[str]) -> None:
                     held.lock_chunks(chunks, names, patience)
-                    locking.append(pool.submit(held.locked_at))
 
                 plan = edit.plan(Workspace(graph, cache, roots.current, roots.root_of, lock_chunks))
-                locked_at = locking[-1].result()
+                locked_at = held.locked_at()
             reach("planned")
             latest = cache.latest() if resumption is None else max(cache.latest(), resumption.after)
             timestamp = logical_time(locked_at, latest)

@@ -69,7 +69,10 @@ class _Kind(NamedTuple):
 
 
 _KINDS = (_Kind("in_", "in_chunk"), _Kind("cross", "cross_chunk"), _Kind("between", "between_chunk"))
-_COLUMNS = (("node_ids1", "<u8"), ("node_ids2", "<u8"), ("affinities", "<f4"), ("areas", "<u8"))
+_COLUMNS = tuple(
+    (name, np.dtype(of))
+    for name, of in (("node_ids1", "<u8"), ("node_ids2", "<u8"), ("affinities", "<f4"), ("areas", "<u8"))
+)
 
 
 @cache
@@ -168,13 +171,13 @@ def _decode_part(part: Any, where: str) -> Edges:
     columns = {}
     for name, dtype in _COLUMNS:
         raw = getattr(part, name)
-        if len(raw) % np.dtype(dtype).itemsize:
+        if len(raw) % dtype.itemsize:
             raise InputError(
                 f"edge file {where}: {name} has {len(raw)} bytes, not a whole number of values.", remedy=REMEDY
             )
-        columns[name] = np.frombuffer(raw, dtype).astype(np.dtype(dtype).newbyteorder("="), copy=False)
-    lengths = {name: len(column) for name, column in columns.items()}
-    if len(set(lengths.values())) > 1:
+        columns[name] = np.frombuffer(raw, dtype)
+    if len(set(map(len, columns.values()))) > 1:
+        lengths = {name: len(column) for name, column in columns.items()}
         raise InputError(f"edge file {where}: columns differ in length: {lengths}.", remedy=REMEDY)
     return Edges(**columns)
 

@@ -13,7 +13,7 @@ from sv_pipeline.algorithms.edge_rules import usable_affinities
 from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.errors import CorruptionError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
-from sv_pipeline.graph.edge_files import read_edges_many, usable
+from sv_pipeline.graph.edge_files import ChunkEdges, read_edges_many, usable
 from sv_pipeline.helper_threads import Helpers
 from sv_pipeline.ids import UInt64Array
 from sv_pipeline.table import keys
@@ -74,10 +74,11 @@ def read_edges_of_chunks(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64]
     """
     with Helpers() as pool:
         reading = pool.submit(read_timed_edges_of_edits, graph, coordinates)
-        files = [usable(file) for file in read_edges_many(graph.edges_url, coordinates)]
-        parts = [part for file in files for part in (file.in_, file.between, file.cross)]
+        files = read_edges_many(graph.edges_url, coordinates)
+        kinds = [[file.in_ for file in files], [file.between for file in files], [file.cross for file in files]]
+        edges = usable(ChunkEdges(*map(Edges.join, kinds)))
         of_edits, latest = reading.result()
-    return Edges.join([*parts, of_edits]).distinct(), latest
+    return Edges.join([edges.in_, edges.between, edges.cross, of_edits]).distinct(), latest
 
 
 def read_timed_edges_of_edits(graph: ChunkedGraph, coordinates: npt.ArrayLike) -> tuple[Edges, int]:

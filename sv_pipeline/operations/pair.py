@@ -25,14 +25,15 @@ from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
 from sv_pipeline.errors import CorruptionError, NotFoundError
-from sv_pipeline.helper_threads import Helpers
 from sv_pipeline.operations.log import OperationStatus
 from sv_pipeline.operations.ownership import FIXED_TIME, open_key
 from sv_pipeline.operations.refusal import EditRefused, Reason
 from sv_pipeline.operations.writing import IDENTITY, identity_in, identity_keys, new_identity
 from sv_pipeline.segmentation.fork.fork import Fork
+from sv_pipeline.segmentation.fork.making import read_manifest
 from sv_pipeline.segmentation.fork.records import NEWEST, Newest, OperationRecord, read_value, record_in
 from sv_pipeline.storage import ocdbt
+from sv_pipeline.storage.manifest import decode_manifest
 from sv_pipeline.table import codecs, columns, keys
 from sv_pipeline.table.columns import Column
 from sv_pipeline.table.interface import CellMatch, ColumnKey, RowMutation, RowView, Table
@@ -55,6 +56,10 @@ __all__ = [
 
 _ANOTHER = "operation {0} of the table is not the operation {0} whose voxels the fork has"
 PAIR_ROW = b"sv_pipeline:pair"
+MAX_FORKS = 16
+"""Number of forks of which this process remembers what they name."""
+_looked: dict[tuple[str, str], tuple[bytes, Newest | None]] = {}
+"""The manifest of each fork as this process saw it last, and what the fork named then."""
 GRAPH: Column[str] = Column(ColumnKey("1", b"graph"), codecs.TextCodec())
 COMMITTED: Column[Any] = Column(ColumnKey("1", b"committed"), codecs.JsonCodec())
 
@@ -149,14 +154,16 @@ def misfit_first(graph: HasBoth) -> Iterator[None]:
 
 def compare(graph: HasBoth) -> Compared:
     """Compare what the table and the fork state about themselves."""
-    with Helpers() as pool:
-        reading = pool.submit(_fork_of, graph)
-        row = _pair_row(graph.table)
-        store, newest = reading.result()
+    exists, newest = _newest_in_fork(graph)
+    row = _pair_row(graph.table)
     committed = _committed_in(row)
+    if newest is None and committed is None:
+        return Compared(GRAPH.newest(row), None)
     if newest is not None and committed == Committed(newest.operation_id, newest.identity):
         return Compared(GRAPH.newest(row), _of_two_graphs(graph, row, newest))
     wrong = None if newest is None else _of_two_graphs(graph, row, newest)
+    with _readable(graph):
+        store = graph.fork.store() if exists else None
     if wrong is None and newest is not None and store is not None:
         wrong = _table_lacks(graph, newest, store)
     if wrong is None and committed is not None:
@@ -255,13 +262,28 @@ def _committed_in(row: RowView) -> Committed | None:
     return None if value is None else Committed(int(value["operation_id"]), str(value["identity"]))
 
 
-def _fork_of(graph: HasBoth) -> tuple[ocdbt.OcdbtStore | None, Newest | None]:
-    if not graph.fork.exists():
-        return None, None
+def _newest_in_fork(graph: HasBoth) -> tuple[bool, Newest | None]:
+    """Return whether the graph has a fork, and which operation that names.
+
+    A manifest determines everything in its fork, unless it is numbered and stored elsewhere. So the fork is opened only
+    if the manifest has changed since this process looked last, that is, if voxels were committed.
+    """
+    place = graph.fork.watershed_url, graph.fork.graph_id
+    manifest = read_manifest(*place)
+    if manifest is None and not graph.fork.is_in_place():
+        return False, None
+    looked = _looked.get(place)
+    if looked is not None and looked[0] == manifest:
+        return True, looked[1]
     with _readable(graph):
-        store = graph.fork.store()
-        value = read_value(store.kv, NEWEST)
-        return store, None if value is None else Newest.decode(value)
+        value = read_value(graph.fork.store().kv, NEWEST)
+        lasts = manifest is not None and decode_manifest(manifest) is not None and manifest == read_manifest(*place)
+    newest = None if value is None else Newest.decode(value)
+    if manifest is not None and lasts:
+        _looked[place] = manifest, newest
+        while len(_looked) > MAX_FORKS:
+            _looked.pop(next(iter(_looked)), None)
+    return True, newest
 
 
 @contextmanager

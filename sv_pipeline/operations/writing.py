@@ -146,7 +146,7 @@ def write_set(mutations: Iterable[RowMutation], timestamp: int) -> bytes:
             if isinstance(change, SetCell) and change.timestamp == timestamp:
                 cells[f"{change.column.family}:{change.column.qualifier.decode()}"].append(mutation.key.decode())
     text = json.dumps({"timestamp": timestamp, "cells": cells}, separators=(",", ":"))
-    return zstandard.ZstdCompressor(3).compress(text.encode())
+    return codecs.compress(text.encode())
 
 
 def write_set_in(row: RowView | None, operation_id: int) -> tuple[int, dict[ColumnKey, list[bytes]]]:

@@ -28,6 +28,7 @@ __all__ = [
     "TextCodec",
     "TimePickleCodec",
     "UInt64Codec",
+    "compress",
 ]
 
 V = TypeVar("V")
@@ -39,7 +40,8 @@ ZSTD_LEVEL = 3  # it is a hundred times faster than PyChunkedGraph's level 22, f
 _zstd = threading.local()  # threads must not share compressors and decompressors
 
 
-def _compress(data: bytes) -> bytes:
+def compress(data: bytes) -> bytes:
+    """Compress with zstd, by the compressor of this thread: to make one takes longer than to compress a small cell."""
     if not hasattr(_zstd, "compressor"):
         _zstd.compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
     return cast(bytes, _zstd.compressor.compress(data))
@@ -87,7 +89,7 @@ class ArrayCodec(Generic[Scalar]):
                 raise ValueError("ids cannot be negative")
             array = array.astype(self.dtype)
         data = array.astype(self.dtype, casting="same_kind", copy=False).tobytes()
-        return _compress(data) if self.compressed else data
+        return compress(data) if self.compressed else data
 
     def decode(self, data: bytes) -> npt.NDArray[Scalar]:
         """Decode an array."""

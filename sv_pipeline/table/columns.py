@@ -277,7 +277,7 @@ class Ragged(NamedTuple):
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Number of values of each row, shape (n,)."""
-        return np.diff(self.offsets)
+        return self.offsets[1:] - self.offsets[:-1]
 
     def part(self, rows: slice) -> Ragged:
         """Return neighbouring rows, from ``rows.start`` up to but not including ``rows.stop``."""

@@ -7,6 +7,7 @@ over the key space; number ``k`` of shard ``s`` is segment ``256 k + s``. No num
 from __future__ import annotations
 
 import secrets
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,6 +32,9 @@ __all__ = [
 ]
 
 ROOT_SHARDS = 256
+
+_unsharded: weakref.WeakKeyDictionary[Table, dict[bytes, int]] = weakref.WeakKeyDictionary()
+"""Counters without shards of root chunks, by key: they do not change any more once there are operations."""
 
 
 def segment_step(layout: IdLayout, chunk_id: int) -> int:
@@ -63,7 +67,7 @@ def reserve_many(
     table: Table, layout: IdLayout, wanted: Sequence[tuple[int, int]], *, shard: int | None = None
 ) -> list[int]:
     """Apply :func:`reserve` to several (chunk, count) in about the time of one; return the first segment of each."""
-    _, ranges = _reserve(table, layout, wanted, shard, [])
+    _, ranges = _reserve(table, layout, wanted, shard, [], {})
     for (chunk_id, _), (_, last) in zip(wanted, ranges, strict=True):
         _check_room(layout, chunk_id, last)
     return [first for first, _ in ranges]
@@ -78,7 +82,7 @@ def new_operation(table: Table, layout: IdLayout, wanted: Sequence[tuple[int, in
         The operation id, and the first segment in each chunk; None where there is no room.
     """
     operation = [(keys.OPERATION_COUNTER, COUNTER.key, 1)]
-    (operation_id,), ranges = _reserve(table, layout, wanted, None, operation)
+    (operation_id,), ranges = _reserve(table, layout, wanted, None, operation, _unsharded.setdefault(table, {}))
     layers = layout.layers([chunk for chunk, _ in wanted]).tolist()
     return operation_id, [
         first if last <= layout.max_segment(layer) else None
@@ -92,13 +96,18 @@ def _reserve(
     wanted: Sequence[tuple[int, int]],
     shard: int | None,
     others: list[tuple[bytes, ColumnKey, int]],
+    unsharded: dict[bytes, int],
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Increment counters of chunks and others; return the numbers of the others, and first and last segments."""
+    """Increment counters of chunks and others; return the numbers of the others, and first and last segments.
+
+    ``unsharded`` holds the counters without shards of root chunks that are known; those that are read are added.
+    """
     for _, count in wanted:
         if count < 1:
             raise ValueError(f"cannot reserve {count} ids")
     chosen = secrets.randbelow(ROOT_SHARDS) if shard is None else shard % ROOT_SHARDS
-    plain = [keys.counter_key(chunk_id) for chunk_id, _ in wanted if _is_root(layout, chunk_id)]
+    roots = [keys.counter_key(chunk_id) for chunk_id, _ in wanted if _is_root(layout, chunk_id)]
+    plain = [key for key in roots if key not in unsharded]
     row_keys = [
         keys.root_counter_key(chunk_id, chosen) if _is_root(layout, chunk_id) else keys.counter_key(chunk_id)
         for chunk_id, _ in wanted
@@ -110,11 +119,12 @@ def _reserve(
         counted = [(key, COUNTER.key, count) for key, (_, count) in zip(row_keys, wanted, strict=True)]
         numbers = table.increment_many([*others, *counted])
     rows = reading.result() if reading is not None else {}
+    unsharded.update((key, COUNTER.newest(rows.get(key)) or 0) for key in plain)
     ranges = []
     for (chunk_id, count), key, top in zip(wanted, row_keys, numbers[len(others) :], strict=True):
         first, last = top - count + 1, top
         if _is_root(layout, chunk_id):
-            taken = COUNTER.newest(rows.get(keys.counter_key(chunk_id))) or 0
+            taken = unsharded[keys.counter_key(chunk_id)]
             behind = taken // ROOT_SHARDS + 1 - first
             number = top if behind <= 0 else table.increment(key, COUNTER.key, behind + count)
             first, last = ROOT_SHARDS * (number - count + 1) + chosen, ROOT_SHARDS * number + chosen

@@ -54,9 +54,13 @@ def lock_all(
     expiry: timedelta,
     *,
     guard: Sequence[CellMatch] = SUPERSEDED,
+    now: int | None = None,
 ) -> list[bool]:
-    """Apply :func:`lock` to several rows, independently, in about the time of one request."""
-    now = time.time_ns() // 1_000_000
+    """Apply :func:`lock` to several rows, independently, in about the time of one request.
+
+    ``now`` is the timestamp of the locks, in milliseconds since the epoch; None means the clock of this process.
+    """
+    now = time.time_ns() // 1_000_000 if now is None else now
     unexpired = CellMatch(LOCK.key, since=now - int(expiry.total_seconds() * 1000))
     requests = [
         ConditionalMutation(key, [unexpired, _INDEFINITE, *guard], if_unmatched=[LOCK.set(operation_id, now)])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sv_pipeline.algorithms.components import FEW_EDGES, component_labels, components, find, unique_rows
+from sv_pipeline.algorithms.components import FEW_EDGES, component_labels, components, find, same_rows, unique_rows
 
 ids = st.integers(1, 2**64 - 1)
 
@@ -52,3 +52,11 @@ def test_unique_rows_are_the_distinct_rows_in_order(rows: list[tuple[int, int]])
     keep = unique_rows(a, b)
     assert list(zip(a[keep].tolist(), b[keep].tolist(), strict=True)) == sorted(set(rows))
     assert all(rows.index(rows[i]) == i for i in keep.tolist())
+
+
+@given(*[st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=12)] * 2)
+def test_same_rows_are_those_that_the_other_array_has(
+    rows: list[tuple[int, int]], among: list[tuple[int, int]]
+) -> None:
+    one, other = (np.array(pairs, np.uint64).reshape(-1, 2) for pairs in (rows, among))
+    assert same_rows(one, other).tolist() == [row in among for row in rows]

@@ -145,6 +145,9 @@ def test_what_is_free_is_locked_whole_and_in_order(table: Table, kind: str) -> N
         with held(table, operation_id, kind, wanted, LockPatience(60, 0.01)) as mine:
             found = [locks.holders(table, row_of(kind, n))[0] for n in wanted]
             assert found == [operation_id] * 3
+            known = mine.locked_at()
+            mine.taken_at.clear()  # the same time is read for locks of an earlier attempt
+            assert mine.locked_at() == known
             mine.make_indefinite()
             time.sleep(0.01)
             found = [locks.holders(table, row_of(kind, n))[1] for n in wanted]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.components import components
+from sv_pipeline.algorithms.components import components, unique_rows
 from sv_pipeline.algorithms.multicut.flow import minimum_cut
 from sv_pipeline.algorithms.multicut.graph import (
     BoolArray,
@@ -267,7 +267,7 @@ def _cut(graph: LocalGraph, contracted: ContractedGraph, sides: _Sides, disallow
     on_source_side = np.isin(component, component[sides.sources])
     on_sink_side = np.isin(component, component[sides.sinks])
     cut = Cut(
-        removed_edges=np.unique(graph.edges[rows], axis=0),
+        removed_edges=graph.edges[rows][unique_rows(*graph.edges[rows].T)],
         source_side=contracted.supervoxels[on_source_side[contracted.vertex_of_supervoxel]],
         sink_side=contracted.supervoxels[on_sink_side[contracted.vertex_of_supervoxel]],
         rest=_rest(contracted, component, on_source_side | on_sink_side),

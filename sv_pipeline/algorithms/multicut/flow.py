@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, dijkstra, maximum_flow
 
 from sv_pipeline.algorithms.components import components
@@ -119,8 +119,7 @@ def _contract_heavy_edges(
 def _upper_bound(n_vertices: int, pairs: IndexArray, weights: FloatArray, source: int, sink: int) -> float:
     """Return the lightest of these cuts: all vertices up to a number of steps from the source, and all but the sink."""
     tails, heads = pairs.T
-    adjacency = coo_array((np.ones(len(pairs)), (tails, heads)), shape=(n_vertices, n_vertices)).tocsr()
-    steps = dijkstra(adjacency, directed=False, indices=source, unweighted=True)
+    steps = dijkstra(_both_arcs(n_vertices, pairs, np.ones(len(pairs))), indices=source, unweighted=True)
     if np.isinf(steps[sink]):
         return 0.0
     # Each edge joins vertices whose numbers of steps are equal or differ by one.
@@ -166,7 +165,9 @@ def _fixed_point(capacities: FloatArray, bound: float) -> tuple[IndexArray, bool
 def _source_side(n_vertices: int, ends: IndexArray, capacities: IndexArray, source: int, sink: int) -> BoolArray:
     """Return the vertices reachable from the source in the residual graph of a maximum integer flow."""
     residual = _residual_graph(n_vertices, ends, capacities)
-    remaining = min(_sum(residual[[source]].data), _sum(residual[:, [sink]].data))
+    starts = residual.indptr
+    # Both arcs of an edge have the same capacity, so what can leave the sink is what can reach it.
+    remaining = min(_sum(residual.data[starts[end] : starts[end + 1]]) for end in (source, sink))
     tails = np.repeat(np.arange(n_vertices), np.diff(residual.indptr))
     while True:
         shift = max(0, math.frexp(remaining)[1] - PHASE_BITS)
@@ -182,7 +183,6 @@ def _source_side(n_vertices: int, ends: IndexArray, capacities: IndexArray, sour
 
 def _residual_graph(n_vertices: int, ends: IndexArray, capacities: IndexArray) -> csr_array:
     """Return both arcs of every edge, sorted by tail and head. Parallel edges are summed as integers, in any order."""
-    shape = (n_vertices, n_vertices)
     proper = ends[:, 0] != ends[:, 1]
     pairs, starts, order = _sorted_pairs(ends[proper])
     capacities = capacities[proper][order]
@@ -190,10 +190,16 @@ def _residual_graph(n_vertices: int, ends: IndexArray, capacities: IndexArray) -
         # Sums of many parallel edges above the bound would overflow; they are limited like a single edge.
         overflow = np.add.reduceat(capacities.astype(np.float64), starts) > LARGEST_FIXED
         pairs, capacities = pairs[starts], np.where(overflow, LARGEST_FIXED, np.add.reduceat(capacities, starts))
-    tails, heads = np.concatenate([pairs, pairs[:, ::-1]]).T.astype(np.int32)
-    arcs = coo_array((np.tile(capacities, 2), (tails, heads)), shape=shape).tocsr()
-    arcs.sort_indices()
-    return arcs
+    return _both_arcs(n_vertices, pairs, capacities)
+
+
+def _both_arcs(n_vertices: int, pairs: IndexArray, data: npt.NDArray[Any]) -> csr_array:
+    """Return a sparse matrix with both arcs of distinct edges, sorted by tail and head."""
+    tails, heads = np.concatenate([pairs, pairs[:, ::-1]]).T
+    order = np.lexsort((heads, tails))
+    starts = np.searchsorted(tails[order], np.arange(n_vertices + 1))
+    arcs = np.tile(data, 2)[order], heads[order].astype(np.int32), starts.astype(np.int32)
+    return csr_array(arcs, shape=(n_vertices, n_vertices))
 
 
 def _with_data(pattern: csr_array, data: npt.NDArray[Any]) -> csr_array:

@@ -125,6 +125,8 @@ class _NoPath:
 
 def _shortest_paths(graph: ContractedGraph, side: IndexArray, avoid: IndexArray) -> _Paths | _NoPath:
     """Find the shortest paths between all pairs of ``side`` that use no vertex of ``avoid``."""
+    if len(side) < 2:
+        return _Paths(side, np.empty((0, 2), np.int64), 0.0)
     allowed = np.ones(graph.n_vertices, bool)
     allowed[avoid] = False
     lengths = _lengths(graph, allowed)

@@ -179,7 +179,8 @@ class _Rows:
 
 
 def _join(*rows: _Rows) -> _Rows:
-    return _Rows(*(np.concatenate([getattr(r, name) for r in rows]) for name in ("owners", "layers", "partners")))
+    owners, layers, partners = zip(*((r.owners, r.layers, r.partners) for r in rows), strict=True)
+    return _Rows(np.concatenate(owners), np.concatenate(layers), np.concatenate(partners))
 
 
 def plan_hierarchy(layout: IdLayout, change: Layer2Change, retired: UInt64Array, known: KnownNodes) -> HierarchyPlan:

@@ -17,9 +17,8 @@ from functools import cache as cached
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.components import find
+from sv_pipeline.algorithms.components import find, same_rows, unique_rows
 from sv_pipeline.edits.plan.hierarchy import HierarchyPlan
-from sv_pipeline.edits.plan.level2_change import same_rows
 from sv_pipeline.edits.plan.node_cache import KnownNodes, NodeCache
 from sv_pipeline.edits.plan.region import edges_around
 from sv_pipeline.edits.requests import MAX_CHUNKS_APART
@@ -62,7 +61,8 @@ def implied_edges(
     zone = _walk(graph, cache, groups, colours, nodes, tops)
     if not len(zone[0]):
         return np.zeros((0, 2), np.uint64), np.zeros((0, 2), np.uint64)
-    pairs = np.unique(np.sort(_stored_pairs(graph, cache, zone), axis=1), axis=0)
+    pairs = np.sort(_stored_pairs(graph, cache, zone), axis=1)
+    pairs = pairs[unique_rows(*pairs.T)]
     return _between(graph, cache, zone, pairs, activated)
 
 
@@ -242,11 +242,13 @@ def _between(
     found, parents = [np.zeros((0, 2), np.uint64)], [np.zeros((0, 2), np.uint64)]
     for group in np.unique(groups).tolist():
         mine = groups == group
+        some = pairs[layers == tops[mine][0] - 1]
+        if not len(some):
+            continue
         below = cache.stored_children(nodes[mine])
         order = np.argsort(below.values)
         supervoxels = below.values[order]
         owner = np.repeat(np.flatnonzero(mine), below.lengths)[order]
-        some = pairs[layers == tops[mine][0] - 1]
         at = find(supervoxels, some)
         inside = (at >= 0).all(axis=1)
         ends = owner[at[inside]]
@@ -255,5 +257,5 @@ def _between(
         found.append(some)
         parents.append(nodes[ends])
     every, owners = np.concatenate(found), np.concatenate(parents)
-    _, first = np.unique(every, axis=0, return_index=True)
+    first = unique_rows(*every.T)
     return every[first], owners[first]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.components import component_labels, find, unique_rows
+from sv_pipeline.algorithms.components import component_labels, find, same_rows, unique_rows
 from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.edits.plan.hierarchy import Layer2Change, NewNodes, provisional_ids
 from sv_pipeline.edits.plan.node_cache import KnownNodes
@@ -16,7 +16,7 @@ from sv_pipeline.graph.layers import LayeredEdges
 from sv_pipeline.ids import IdLayout, UInt64Array
 from sv_pipeline.table.columns import Ragged
 
-__all__ = ["OtherChange", "add_edges", "remove_edges", "same_rows"]
+__all__ = ["OtherChange", "add_edges", "remove_edges"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -134,16 +134,6 @@ def _active(stored: LayeredEdges, nodes: UInt64Array, layers: IntArray) -> npt.N
         listed = stored.edges[stored.layers == layer]
         result[here] = same_rows(nodes[here], listed) | same_rows(nodes[here][:, ::-1], listed)
     return result
-
-
-def same_rows(rows: UInt64Array, among: UInt64Array) -> npt.NDArray[np.bool_]:
-    """Return which rows of an array of pairs, shape (n, 2), are also in another one, as a mask of shape (n,)."""
-    if not len(rows) or not len(among):
-        return np.zeros(len(rows), np.bool_)
-    every, inverse = np.unique(np.concatenate([rows, among]), axis=0, return_inverse=True)
-    listed = np.zeros(len(every), np.bool_)
-    listed[inverse.reshape(-1)[len(rows) :]] = True
-    return np.asarray(listed[inverse.reshape(-1)[: len(rows)]])
 
 
 def _grouped(values: UInt64Array, labels: IntArray, count: int) -> Ragged:

@@ -100,6 +100,7 @@ class NodeCache:
         self._graph = graph
         self._columns = [PARENT.key, CHILDREN.key, *(cross_edges(n).key for n in range(2, graph.n_layers))]
         self._rows: dict[bytes, RowView] = {}
+        self._read: set[int] = set()
         self._parts: list[KnownNodes] = []
         self._links = np.zeros((0, 2), np.uint64)
         self._noted = 0
@@ -123,15 +124,16 @@ class NodeCache:
 
     def has(self, ids: npt.ArrayLike) -> bool:
         """Return whether the rows of all these nodes are cached."""
-        return all(key in self._rows for key in keys.node_keys(ids))
+        return self._read.issuperset(np.asarray(ids, np.uint64).ravel().tolist())
 
     def fetch(self, ids: npt.ArrayLike) -> None:
         """Read the rows of these nodes, except for those that are cached."""
-        row_keys = keys.node_keys(np.unique(np.asarray(ids, np.uint64)))
-        new = [key for key in row_keys if key not in self._rows]
-        if new:
+        missing = set(np.asarray(ids, np.uint64).ravel().tolist()) - self._read
+        if missing:
+            new = keys.node_keys(sorted(missing))
             found = self._graph.table.read_rows(new, self._columns, newest_only=True)
             self._rows.update((key, found.get(key, {})) for key in new)
+            self._read |= missing
             self._parts.append(self._decoded(new))
 
     def parents(self, ids: npt.ArrayLike) -> UInt64Array:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sv_pipeline.algorithms.components import find
+from sv_pipeline.algorithms.components import find, same_rows
 from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.algorithms.local_edges import LocalEdges
-from sv_pipeline.edits.plan.level2_change import OtherChange, same_rows
+from sv_pipeline.edits.plan.level2_change import OtherChange
 from sv_pipeline.edits.plan.region import Region
 from sv_pipeline.ids import IdLayout, UInt64Array
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.components import find
+from sv_pipeline.algorithms.components import find, unique_rows
 from sv_pipeline.algorithms.edges import Edges
 from sv_pipeline.edits.plan.node_cache import NodeCache, ReadEdges
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
@@ -56,16 +57,16 @@ class Region:
         """Layer 2 nodes of the region, ascending."""
         return np.unique(self.ancestors[:, 2])
 
-    @property
+    @cached_property
     def inside(self) -> BoolArray:
         """Mask of the edges that have both ends in the region."""
         return np.asarray((self._index >= 0).all(axis=1))
 
-    @property
+    @cached_property
     def _index(self) -> npt.NDArray[np.int64]:
         return find(self.supervoxels, self.edges.pairs)
 
-    @property
+    @cached_property
     def active(self) -> BoolArray:
         """Mask of the edges that are active; False where an end is outside of the region."""
         index, inside = self._index, self.inside
@@ -92,15 +93,20 @@ def read_region_within(
     if above is None:
         return None
     # The chunks are known at layer 2 already, so their edges can be read while the supervoxels are.
-    chunks = np.unique(graph.layout.coordinates(above.nodes), axis=0)
+    chunks = graph.layout.coordinates(above.nodes)
+    chunks = chunks[unique_rows(*chunks.T)]
     if not allowed(len(above.nodes), len(chunks)):
         return None
     with Helpers() as pool:
-        reading = pool.submit(edges_around, graph, chunks, cache)
+        edges = _edges_at_hand(graph, chunks, cache)
+        reading = None if edges is not None else pool.submit(edges_of_chunks, graph, chunks, cache)
         # These include rows that plans need next: the nodes that cross edges lead to.
         cache.fetch(np.concatenate([above.nodes, cache.known().edges.edges[:, 1]]))
         supervoxels, ancestors = _last_step(graph, cache, above)
-    return Region(supervoxels, ancestors, *_touching(graph, supervoxels, reading.result()), box, above.whole)
+        if reading is not None:
+            edges = reading.result()
+    assert edges is not None
+    return Region(supervoxels, ancestors, *_touching(graph, supervoxels, edges), box, above.whole)
 
 
 def reread_edges(graph: ChunkedGraph, cache: NodeCache, region: Region) -> Region:
@@ -175,13 +181,19 @@ def edges_around(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64], cache:
 
     If the edit has read the edges of all these chunks last, they are not read again.
     """
+    edges = _edges_at_hand(graph, coordinates, cache)
+    return edges_of_chunks(graph, coordinates, cache) if edges is None else edges
+
+
+def _edges_at_hand(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64], cache: NodeCache) -> Edges | None:
+    """Return the edges of layer 2 chunks if those that were read last include them."""
     read, wanted = cache.read_edges, set(map(tuple, coordinates.tolist()))
     if read is None or not read.chunks.issuperset(wanted):
-        return edges_of_chunks(graph, coordinates, cache)
+        return None
     if read.chunks == wanted:
         return read.edges
     chunks = graph.layout.chunk_ids(2, graph.layout.coordinates(read.edges.pairs))
-    return read.edges.take(np.isin(chunks, graph.layout.chunk_ids(2, coordinates)).any(axis=1))
+    return read.edges.take((find(np.sort(graph.layout.chunk_ids(2, coordinates)), chunks) >= 0).any(axis=1))
 
 
 def edges_of_chunks(graph: ChunkedGraph, coordinates: npt.NDArray[np.int64], cache: NodeCache) -> Edges:

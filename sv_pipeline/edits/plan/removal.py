@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from sv_pipeline.algorithms.components import unique_rows
 from sv_pipeline.edits.plan.bridges import describe_way
 from sv_pipeline.edits.plan.hierarchy import HierarchyPlan
 from sv_pipeline.edits.plan.level2_change import OtherChange, remove_edges
@@ -78,7 +79,8 @@ def plan_removal(
         Further changes of layer 2, if supervoxels are replaced.
     """
     layout, also = workspace.graph.layout, other or OtherChange()
-    removed = np.unique(np.sort(removed.reshape(-1, 2), axis=1), axis=0)
+    removed = np.sort(removed.reshape(-1, 2), axis=1)
+    removed = removed[unique_rows(*removed.T)]
     parents = region.ancestors_of(removed, 2)
     plan = plan_above(
         workspace,

@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.components import find
+from sv_pipeline.algorithms.components import find, unique_rows
 from sv_pipeline.edits.plan.node_cache import NodeCache
 from sv_pipeline.edits.plan.region import edges_of_chunks
 from sv_pipeline.edits.plan.unknown import refusal_of_unknown
@@ -115,22 +115,27 @@ class RequestRoots:
             reading.result()
         return cache
 
-    def chunks_near(self) -> npt.NDArray[np.int64]:
-        """Return the layer 2 chunks in and beside the box with nodes that were seen; coordinates of shape (n, 3).
+    def chunks_inside(self) -> npt.NDArray[np.int64]:
+        """Return the layer 2 chunks in the box with nodes that were seen; coordinates of shape (n, 3).
 
         None are returned if there are very many, or no box.
         """
+        return self._chunks_in(self._box)
+
+    def _chunks_in(self, box: Box | None) -> npt.NDArray[np.int64]:
+        if box is None:
+            return np.zeros((0, 3), np.int64)
         layout, seen = self._graph.layout, self._seen.known().ids
         layer2 = seen[layout.layers(seen) == 2]
-        if self._box is None:
-            return np.zeros((0, 3), np.int64)
-        around = self._box.grow(max(self._graph.grid.chunk_size)).clip(self._graph.grid.bounds)
-        chunks = np.unique(layout.coordinates(layer2[chunks_touch(self._graph, layer2, around)]), axis=0)
+        chunks = layout.coordinates(layer2[chunks_touch(self._graph, layer2, box)])
+        chunks = chunks[unique_rows(*chunks.T)]
         return chunks if len(chunks) <= MAX_CHUNKS else chunks[:0]
 
     def _read_edges(self, cache: NodeCache) -> None:
-        """Read the edges of the chunks that the plan will probably look at."""
-        if len(chunks := self.chunks_near()):
+        """Read the edges of the chunks that the plan will probably look at: those in and beside the box."""
+        box, grid = self._box, self._graph.grid
+        around = None if box is None else box.grow(max(grid.chunk_size)).clip(grid.bounds)
+        if len(chunks := self._chunks_in(around)):
             edges_of_chunks(self._graph, chunks, cache)
 
     def _fetch(self, nodes: UInt64Array) -> None:

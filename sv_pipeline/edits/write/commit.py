@@ -299,9 +299,8 @@ def _start(
         ).joined(inherited)
         held.check()
         row_keys = keys.node_keys(final)
-        fresh = row_keys if early is None else [key for key in row_keys if key not in early.looked_at]
         with Helpers() as pool:
-            taken = pool.submit(graph.table.read_rows, fresh, [CHILDREN.key, PARENT.key], newest_only=True)
+            taken = pool.submit(graph.table.read_rows, row_keys, [CHILDREN.key, PARENT.key], newest_only=True)
             row.start_writing(
                 scope,
                 write_set(planned, timestamp),

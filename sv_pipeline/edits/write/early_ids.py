@@ -1,8 +1,9 @@
 """Ids of new nodes that are reserved before an edit is planned, with the same request as the operation's own id.
 
 Which chunks get new nodes is nearly always known from the points: an edit replaces the nodes above its points, from
-layer 2 to the root, and sometimes some beside them. Ids that the plan does not need are never used, and those that it
-needs beyond these are reserved once it is known.
+layer 2 to the root, and sometimes some beside them in the region. Ids that the plan does not need are never used, and
+those that it needs beyond these are reserved once it is known. Older software has used some ids twice; the commit looks
+for that while it writes its intent.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ import numpy.typing as npt
 from sv_pipeline.errors import InputError
 from sv_pipeline.graph.chunked_graph import ChunkedGraph
 from sv_pipeline.graph.layers import parent_chunks
-from sv_pipeline.table import counters, keys
-from sv_pipeline.table.columns import CHILDREN, PARENT
+from sv_pipeline.table import counters
 
 __all__ = ["EarlyIds", "chunks_above"]
 
@@ -43,8 +43,6 @@ class EarlyIds:
     operation_id: int = 0
     """The id of the operation, if it was reserved with them."""
     _free: dict[int, list[int]] = field(default_factory=dict)
-    looked_at: set[bytes] = field(default_factory=set)
-    """Row keys of the ids that are known to have no row."""
 
     @classmethod
     def with_operation(cls, graph: ChunkedGraph, coordinates: npt.NDArray[np.int64], per_chunk: int) -> Self:
@@ -71,19 +69,9 @@ class EarlyIds:
                 found._free[chunk] = counters.node_ids(graph.layout, chunk, first, count).tolist()
         return found
 
-    def look(self, graph: ChunkedGraph) -> None:
-        """Drop ids that have a row already: older software has used some ids twice."""
-        ids = np.array([node for some in self._free.values() for node in some], np.uint64)
-        row_keys = keys.node_keys(ids)
-        taken = graph.table.read_rows(row_keys, [CHILDREN.key, PARENT.key], newest_only=True) if row_keys else {}
-        used = set(keys.node_ids(taken).tolist())
-        for chunk, some in self._free.items():
-            self._free[chunk] = [node for node in some if node not in used]
-        self.looked_at = set(row_keys).difference(taken)
-
     def joined(self, other: EarlyIds) -> EarlyIds:
         """Return these ids together with those of other chunks."""
-        return EarlyIds(self.operation_id, {**other._free, **self._free}, self.looked_at | other.looked_at)
+        return EarlyIds(self.operation_id, {**other._free, **self._free})
 
     def take(self, chunk: int, count: int) -> list[int]:
         """Return up to ``count`` ids of a chunk; each is given out once."""

@@ -143,7 +143,9 @@ def _lock(held: EditLocks, wanted: list[bytes], guard: tuple[CellMatch, ...]) ->
         # A first request may have succeeded although its answer was lost.
         return locks.holders(table, key) == (operation_id, None)
 
-    answers = locks.lock_all(table, wanted, operation_id, held.expiry, guard=guard)
+    now = time.time_ns() // 1_000_000
+    answers = locks.lock_all(table, wanted, operation_id, held.expiry, guard=guard, now=now)
+    held.taken_at.update((key, now) for key, answer in zip(wanted, answers, strict=True) if answer)
     return [answer or has(key) for key, answer in zip(wanted, answers, strict=True)]
 
 
@@ -163,6 +165,8 @@ class EditLocks(HeldLocks):
     """The process that works on the operation; None if no other process can ever take it over."""
     inherited: tuple[bytes, ...] | None = None
     """Rows that an earlier attempt has locked indefinitely; released with the other locks."""
+    taken_at: dict[bytes, int] = field(default_factory=dict)
+    """Timestamps (ms) of the cells by which this attempt took locks; rows that it held already are not in it."""
     _indefinite: bool = False
     _released: bool = False
 
@@ -215,10 +219,15 @@ class EditLocks(HeldLocks):
     def locked_at(self) -> int:
         """Return when the edit got its locks, in milliseconds since the epoch: those of chunks, if it has any.
 
+        The table is read only for locks that the operation held already.
+
         The logical time of the edit is derived from it, so edits that share a chunk have their times in the order in
         which they hold it.
         """
-        rows = self.table.read_rows(self.chunk_keys if len(self.chunks) else self.root_keys, [LOCK.key])
+        wanted = self.chunk_keys if len(self.chunks) else self.root_keys
+        if all(key in self.taken_at for key in wanted):
+            return min(self.taken_at[key] for key in wanted)
+        rows = self.table.read_rows(wanted, [LOCK.key])
         mine = LOCK.encode(self.operation_id)
         times = [cell.timestamp for row in rows.values() for cell in LOCK.cells(row) if cell.value == mine]
         if not times:

@@ -21,7 +21,7 @@ from sv_pipeline.segmentation.base.base import FORKS, Base, BaseInfo
 from sv_pipeline.segmentation.fork import commit, records
 from sv_pipeline.segmentation.fork.contract import neuroglancer_url, published_folder, reader_contract
 from sv_pipeline.segmentation.fork.horizon import no_such_version
-from sv_pipeline.segmentation.fork.making import copy_manifests, is_in_place, note_fork, prefix_of
+from sv_pipeline.segmentation.fork.making import copy_manifests, is_in_place, note_fork, prefix_of, read_manifest
 from sv_pipeline.segmentation.fork.pending import Lag, PendingEntry, add_pending, lag_of, read_entries
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.context import is_of_another_database, process_context, remembers_another, reset_context
@@ -132,7 +132,7 @@ class Fork:
 
     def exists(self) -> bool:
         """Return whether the graph has a fork, or uses the base itself."""
-        return kv.read_bytes(self._folder, ocdbt.SINGLE_MANIFEST) is not None or self.is_in_place()
+        return read_manifest(self.watershed_url, self.graph_id) is not None or self.is_in_place()
 
     def is_in_place(self) -> bool:
         """Return whether the graph's voxels are the base itself; see `adopt`."""

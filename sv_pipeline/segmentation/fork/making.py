@@ -16,7 +16,7 @@ from sv_pipeline.segmentation.base.base import FORKS, IN_PLACE, BaseInfo
 from sv_pipeline.storage import kv, ocdbt
 from sv_pipeline.storage.stored_json import parse_stored
 
-__all__ = ["adopt_files", "check_record", "copy_manifests", "is_in_place", "note_fork", "prefix_of"]
+__all__ = ["adopt_files", "check_record", "copy_manifests", "is_in_place", "note_fork", "prefix_of", "read_manifest"]
 
 _logger = logging.getLogger(__name__)
 
@@ -59,6 +59,11 @@ def note_fork(base: BaseInfo, graph_id: str, *, in_place: bool) -> None:
 def is_in_place(watershed_url: str, graph_id: str) -> bool:
     """Return whether a graph is listed as one whose voxels are the base itself."""
     return IN_PLACE in (kv.read_bytes(ocdbt.ocdbt_folder(watershed_url), FORKS + graph_id) or b"")
+
+
+def read_manifest(watershed_url: str, graph_id: str) -> bytes | None:
+    """Read the manifest of a fork, which names the root of all that it holds unless it is numbered; None without it."""
+    return kv.read_bytes(ocdbt.fork_folder(watershed_url, graph_id), ocdbt.SINGLE_MANIFEST)
 
 
 def prefix_of(graph_id: str, stored: bytes | None) -> str:

@@ -47,6 +47,12 @@ BYTES_PER_REQUEST = 16_000_000
 def read_filter(wanted: CellFilter) -> Any:
     """Return the filter of a read; None if everything is read. The limit comes last: the newest cell that matches."""
     columns, until, newest_only, since = wanted
+    return _read_filter(None if columns is None else tuple(columns), until, newest_only, since)
+
+
+@lru_cache(64)
+def _read_filter(columns: tuple[ColumnKey, ...] | None, until: int | None, newest_only: bool, since: int | None) -> Any:
+    """Return the filter, which is not to be changed: an edit reads the same columns of nodes again and again."""
     steps = []
     if columns is not None:
         steps.append(_any([_column(column) for column in dict.fromkeys(columns)]))

@@ -75,6 +75,8 @@ _METHODS: dict[str, tuple[Any, Any]] = {
     _ADMIN + "CreateTable": (protocol.CreateTableRequest, None),
     _ADMIN + "DeleteTable": (protocol.DeleteTableRequest, None),
 }
+_ADMIN_FIELDS = {"CreateTable": "parent", "DeleteTable": "name"}
+"""The field of a request to the administration service by which it is routed; others are routed by ``table_name``."""
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 _abandoned: list[Any] = []  # channels of a parent process, which a child must neither use nor close
 
@@ -121,8 +123,10 @@ class Connection:
     _channels: dict[str, grpc.Channel] = field(default_factory=dict)
     _stubs: dict[str, Any] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _routing: tuple[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._routing = _routing_to("table_name", self.table_path)
         _connections.add(self)
 
     def unary(self, method: str, request: Any, what: str) -> Any:
@@ -204,12 +208,15 @@ class Connection:
 
     def _call(self, method: str, request: Any, timeout: float) -> Any:
         self.count()
-        service = _ADMIN if method in ("CreateTable", "DeleteTable") else _DATA
-        name = {"CreateTable": "parent", "DeleteTable": "name"}.get(method, "table_name")
-        routing = ROUTING_HEADER, urlencode({name: getattr(request, name)}, safe="/")
-        return self._stub(service + method)(request, timeout=timeout, metadata=[routing])
+        if (name := _ADMIN_FIELDS.get(method)) is not None:
+            path, routing = _ADMIN + method, _routing_to(name, getattr(request, name))
+        else:
+            path, routing = _DATA + method, self._routing
+        return self._stub(path)(request, timeout=timeout, metadata=[routing])
 
     def _stub(self, path: str) -> Any:
+        if (stub := self._stubs.get(path)) is not None:
+            return stub
         with self._lock:
             if path not in self._stubs:
                 host = ADMIN_HOST if path.startswith(_ADMIN) else DATA_HOST
@@ -217,6 +224,10 @@ class Connection:
                     self._channels[host] = _open_channel(host)
                 self._stubs[path] = _make_stub(self._channels[host], path)
             return self._stubs[path]
+
+
+def _routing_to(field_name: str, value: str) -> tuple[str, str]:
+    return ROUTING_HEADER, urlencode({field_name: value}, safe="/")
 
 
 def _start_afresh() -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError, NotReadyError
+from sv_pipeline.operations.pair import find_misfit
 from sv_pipeline.segmentation.base.base import Base
 from sv_pipeline.segmentation.base.populate import populate_task
 from sv_pipeline.segmentation.fork.fork import Fork
+from sv_pipeline.segmentation.fork.records import NEWEST, Newest
 from sv_pipeline.storage import kv, ocdbt
+from sv_pipeline.table.sqlite.table import SqliteTable
 from sv_pipeline.testing.servers.gcs_client import GcsControl
 from sv_pipeline_tests.segmentation.volumes import BASES, Watershed, make_watershed
 
@@ -67,6 +71,20 @@ def test_a_commit_to_a_fork_is_one_generation_however_many_mips_and_keys(watersh
         assert Fork(watershed.url, "g").generation() == start + n + 1
     assert [at_point(watershed.url, "g", start + n + 1) for n in range(20)] == [100 + n for n in range(20)]
     assert at_point(watershed.url, "g", start) == at_point_of_labels(watershed)
+
+
+def test_what_a_fork_names_is_seen_after_each_commit(watershed: Watershed, tmp_path: Path) -> None:
+    """The comparison with the table opens the fork only if its manifest has changed, or does not tell."""
+    fork, table = Fork(watershed.url, "g"), SqliteTable("g", tmp_path / "table")
+    fork.create()
+    table.create()
+    assert find_misfit(SimpleNamespace(table=table, fork=fork)) is None
+    for operation in (1, 2):
+        Fork(watershed.url, "g").store().kv.write(NEWEST, Newest("graph", operation, "it").encode()).result()
+        for _ in range(2):
+            misfit = find_misfit(SimpleNamespace(table=table, fork=fork))
+            assert misfit is not None
+            assert f"voxels of operation {operation}," in misfit.message
 
 
 def test_a_fork_is_refused_before_the_populate_is_complete(storage_url: str) -> None:
