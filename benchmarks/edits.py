@@ -35,6 +35,10 @@ from typing import Any
 import numpy as np
 from scipy.spatial import cKDTree
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import quiet  # noqa: F401 - imported for its effect
+
 from sv_pipeline import edits
 from sv_pipeline.config import parse_config
 from sv_pipeline.edits import MergeRequest, Points, SplitRequest

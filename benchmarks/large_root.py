@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import quiet  # noqa: F401 - imported for its effect
 
 from sv_pipeline import edits
 from sv_pipeline.edits import MergeRequest, Points, SplitRequest

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import logging
 import os
 import tempfile
 import threading
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import quiet  # noqa: F401 - imported for its effect
 from edits import build, choose
 
 from sv_pipeline import edits
@@ -162,7 +162,6 @@ def main() -> None:
     parser.add_argument("--one-object", action="store_true", help="merge and split the same two objects all the time")
     parser.add_argument("--trace", action="store_true")
     options = parser.parse_args()
-    logging.getLogger("sv_pipeline").setLevel(logging.ERROR)  # many cuts of these cells are doubtful
     with tempfile.TemporaryDirectory() as name:
         dataset = build(Path(name), options.supervoxels)
         with np.load(Path(name) / "cells.npz") as file:

@@ -33,6 +33,9 @@ from sv_pipeline.storage import ocdbt
 from sv_pipeline.storage.coordinator import running_coordinator
 from sv_pipeline.storage.precomputed import open_volume, read_info
 
+COPYING = [method for method in PopulateMethod if not method.refers]
+"""Methods that copy all voxels; the others have nothing to measure here."""
+
 
 def config_of(method: str, mips: int) -> OcdbtConfig:
     return OcdbtConfig(populate_layer=3, populate_method=PopulateMethod(method), mips=mips)
@@ -71,9 +74,7 @@ def populate(folder: Path, method: str, mips: int, workers: int) -> float:
             with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
                 list(pool.map(warm, range(2 * workers)))  # interpreters and imports are not what is measured
                 started = time.perf_counter()
-                futures = [
-                    pool.submit(populate_task, folder, plan, t, coordinator_address=address) for t in plan.missing
-                ]
+                futures = [pool.submit(populate_task, plan, t, coordinator_address=address) for t in plan.missing]
                 for future in futures:
                     future.result()
         finish_populate(plan)
@@ -103,7 +104,7 @@ def cpu_seconds() -> float:
 def throughput(folder: Path, size: int, repeat: int) -> None:
     info = make_source(folder, (size, size, size), 3)
     megabytes = sum(np.prod(scale.size) for scale in info.scales) * 8 / 1e6
-    cases = [(m.value, w) for m in PopulateMethod for w in (1, 2)]
+    cases = [(method.value, workers) for method in COPYING for workers in (1, 2)]
     ratios: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
     speeds: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
     efforts: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
@@ -134,7 +135,7 @@ def memory(folder: Path, size: int) -> None:
         make_source(folder, (size, size, size), source_mips)
         limit = 2 * region + 500
         print(f"peak memory of one task of {size}^3 ({region:.0f} MB), {what}; limit {limit:.0f} MB")
-        for method in PopulateMethod:
+        for method in COPYING:
             peak = in_a_fresh_process("one-" + method.value, str(folder), "3", "1")["peak_mb"]
             print(f"  {method.value:11} {peak:6.0f} MB  {peak / limit:5.2f} of the limit")
 

@@ -15,7 +15,11 @@ FOLDER = Path(__file__).resolve().parent
 def main() -> None:
     sections = sorted(path.stem.removeprefix("scale_") for path in FOLDER.glob("scale_*.py"))
     if len(sys.argv) < 2 or sys.argv[1] not in sections:
-        sys.exit(f"usage: python benchmarks/scale.py {{{','.join(sections)}}} [OPTIONS]")
+        usage = f"usage: python benchmarks/scale.py {{{','.join(sections)}}} [OPTIONS]"
+        if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+            print(usage)
+            return
+        sys.exit(usage)
     module = FOLDER / f"scale_{sys.argv[1]}.py"
     sys.argv[:2] = [str(module)]
     sys.path.insert(0, str(FOLDER))

@@ -8,12 +8,12 @@ time of the backup over that of the first one, which copies everything.
 from __future__ import annotations
 
 import argparse
-import logging
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import quiet  # noqa: F401 - imported for its effect
 
 import sv_pipeline
 from sv_pipeline.config import parse_config
@@ -54,7 +54,6 @@ def main() -> None:
     parser.add_argument("--volume", default=f"{data}#supervoxels" if data.exists() else None)
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 4, 16, 64])
     options = parser.parse_args()
-    logging.getLogger("sv_pipeline").setLevel(logging.ERROR)  # random points make many doubtful cuts
     with tempfile.TemporaryDirectory(prefix="store-backup-") as name:
         folder = Path(name)
         volume = options.volume

@@ -22,6 +22,7 @@ from scipy.ndimage import find_objects
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import quiet  # noqa: F401 - imported for its effect
 import voxel_cut_cases
 
 from sv_pipeline import edits

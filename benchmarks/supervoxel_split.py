@@ -24,6 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import quiet  # noqa: F401 - imported for its effect
 from supervoxel_split_parts import OFFSET, RESOLUTION, SHAPE, chunk_bytes, peak_megabytes, stored, tubes
 from volumes import tile
 

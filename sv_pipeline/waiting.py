@@ -190,8 +190,10 @@ def locked_by(file: Path, kind: str, byte: int | None = None) -> Holder | None:
         return None
     place = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
     for fields in (line.split() for line in lines):
-        if len(fields) != 8 or fields[1] != kind or fields[3] != "WRITE" or fields[5] != place:
+        if len(fields) != 8 or fields[1] != kind or fields[5] != place:
             continue
+        if kind == "POSIX" and fields[3] != "WRITE":
+            continue  # SQLite's readers
         last = None if fields[7] == "EOF" else int(fields[7])
         if byte is None or (int(fields[6]) <= byte and (last is None or byte <= last)):
             return Holder(socket.gethostname(), int(fields[4]), f"runs {_command_of(int(fields[4]))}")

@@ -58,6 +58,24 @@ def test_a_command_of_the_page_parses(command: str, monkeypatch: pytest.MonkeyPa
             assert other in OTHERS
 
 
+def test_the_commands_of_all_other_pages_parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    failed, seen = [], 0
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        for block in re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                shown = re.fullmatch(r"(?:\$ )?(?:[A-Z_]+=\S+ )*(sv-pipeline \w[^#|>&;]*).*", line.strip())
+                if shown is None:
+                    continue
+                seen += 1
+                try:
+                    parsed(shlex.split(re.sub(r"\bOP\b", "7", shown[1]))[1:])
+                except click.ClickException as error:
+                    failed.append(f"{page.name}: {line}: {error.format_message()}")
+    assert not failed
+    assert seen > 40
+
+
 def test_a_command_that_the_program_does_not_know_would_be_noticed() -> None:
     for wrong in ("split fly --source 1,2", "split fly --sauce 1,2,3", "splitt fly", "stuck heal fly 3"):
         with pytest.raises(click.UsageError):

@@ -133,11 +133,14 @@ class SplitGeometry:
         del places
         surface = np.zeros(len(flat), np.bool_)
         found = []
+        # Counted from the first neighbour of the first voxel, so that the neighbours at a direction are a later view.
+        reach = int(inner_steps.sum())
+        inner -= reach
         for start in range(0, len(flat), _VOXELS_AT_ONCE):
             part = slice(start, start + _VOXELS_AT_ONCE)
             for direction in _DIRECTIONS:
                 is_face = int(np.abs(direction).sum()) == 1
-                other = flat_nodes[inner[part] + int(np.dot(direction, inner_steps))]
+                other = np.take(flat_nodes[reach + int(np.dot(direction, inner_steps)) :], inner[part])
                 differs = np.flatnonzero(other != own[part])
                 if is_face:
                     surface[part][differs] = True

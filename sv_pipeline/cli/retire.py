@@ -24,8 +24,9 @@ apply_option = click.option("--apply", is_flag=True, help="Remove it. Without th
 def retire(home: str, graph: str, *, apply: bool, as_json: bool) -> None:
     """Remove GRAPH: its fork, its table, its published documents and its entry in this home.
 
-    Without --apply the command lists and sums what would be removed. It refuses while operations are unfinished. If it
-    is interrupted, run it again: it continues. The watershed and its base stay; see retire-base.
+    Without --apply the command lists and sums what would be removed. It refuses while operations are unfinished, and
+    while the graph is being built. If it is interrupted, run it again: it continues. The watershed and its base stay;
+    see retire-base.
     """
     from sv_pipeline.registry import Registry
     from sv_pipeline.upkeep import retirement

@@ -142,7 +142,7 @@ def recover_(
     if (operation is None) is not every:
         raise click.UsageError("name one operation, or give --all.")
     opened = open_dataset(graph, home).graph
-    every_one = [] if operation is not None else list_stuck(opened, min_age=min_age, deep=deep)
+    every_one = [] if operation is not None else list_stuck(opened, min_age=min_age, deep=deep, note=not only_say)
     wanted = [operation] if operation is not None else [one.id for one in every_one]
     failed: dict[int, str] = {}
     if only_say:

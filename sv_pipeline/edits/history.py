@@ -257,7 +257,7 @@ def _undo_split(graph: ChunkedGraph, found: EffectiveSplit, user: str, run: _Run
         raise EditRefused(
             Reason.NOTHING_TO_UNDO,
             f"operation {target} was undone already, by operation {found.undone_by}.",
-            remedy="Redo it to put it in force again.",
+            remedy=f"Redo operation {target} to put it in force again.",
         )
     removed = columns.REMOVED_EDGES.newest(found.operation.row)
     edges = np.zeros((0, 2), np.uint64) if removed is None else removed.astype(np.uint64)

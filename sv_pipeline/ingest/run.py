@@ -22,6 +22,7 @@ from sv_pipeline.ingest.runner import BatchRunner, runner_from_environment
 from sv_pipeline.progress import Progress
 from sv_pipeline.registry import Dataset
 from sv_pipeline.storage.coordinator import known_address, running_coordinator
+from sv_pipeline.storage.presence import building
 
 __all__ = ["IngestReport", "Progress", "ingest"]
 
@@ -62,12 +63,14 @@ def ingest(
     ------
     ConfigError
         If the graph has no such layer.
+    ConflictError
+        If the graph is being retired.
     SvPipelineError
         The first failure. Finished chunks stay finished.
     """
     mode = mode or dataset.config.ingest.mode
     workers = workers or dataset.config.ingest.workers
-    with contextlib.ExitStack() as stack:
+    with building(dataset.home, dataset.graph_id), contextlib.ExitStack() as stack:
         run = _IngestRun(
             dataset, mode, stack.enter_context(runner_from_environment(workers)), progress or Progress(), stack
         )

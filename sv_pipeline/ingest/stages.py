@@ -31,6 +31,7 @@ from sv_pipeline.memory import memory_budget
 from sv_pipeline.registry import Dataset
 from sv_pipeline.segmentation.base import populate
 from sv_pipeline.storage.error_dump import dump_errors
+from sv_pipeline.storage.presence import building
 
 __all__ = [
     "BatchReport",
@@ -278,7 +279,10 @@ def run_batch(
         Stage.GRAPH: _run_graph,
         Stage.VOXELS: _run_voxels,
     }[batch.stage]
-    with dump_errors(batch.key, lambda: batch_details(dataset, batch)):
+    with (
+        building(dataset.home, dataset.graph_id),
+        dump_errors(batch.key, lambda: batch_details(dataset, batch)),
+    ):
         counts = runner(dataset, batch, coordinator_address, advance)
     return BatchReport(batch.key, batch.stop - batch.first, round(time.monotonic() - started, 3), counts)
 

@@ -98,7 +98,7 @@ def garbage_of(dataset: Dataset, *, policy: Retention | None = None, grace: time
     ConfigError
         If the storage does not tell the age of files.
     """
-    policy, needs = _of(dataset, policy, grace)
+    policy, needs = _of(dataset, policy, grace, note=False)
     return GarbageReport(usage(dataset.fork, policy, needs, grace=grace))
 
 
@@ -108,16 +108,18 @@ def clean_up(dataset: Dataset, *, policy: Retention | None = None, grace: timede
     It may run beside edits, readers and other clean-ups, and may be killed at any time. The parameters and errors are
     those of `garbage_of`.
     """
-    policy, needs = _of(dataset, policy, grace)
+    policy, needs = _of(dataset, policy, grace, note=True)
     pruned = prune(dataset.fork, policy, needs, grace=grace)
     collected = collect(dataset.fork, policy, needs, grace=grace)
     return GarbageReport(usage(dataset.fork, policy, needs, grace=grace), pruned, collected)
 
 
-def _of(dataset: Dataset, policy: Retention | None, grace: timedelta | None) -> tuple[Retention, Callable[[], Needs]]:
+def _of(
+    dataset: Dataset, policy: Retention | None, grace: timedelta | None, *, note: bool
+) -> tuple[Retention, Callable[[], Needs]]:
     policy = dataset.config.retention if policy is None else policy
     margin = policy.grace if grace is None else grace
-    return policy, lambda: needs_of_operations(dataset, margin)
+    return policy, lambda: needs_of_operations(dataset, margin, note=note)
 
 
 def _held(why: tuple[str, ...]) -> str:

@@ -28,6 +28,7 @@ from sv_pipeline.segmentation.base.base import FORKS, Base
 from sv_pipeline.segmentation.fork.contract import READERS, published_folder
 from sv_pipeline.segmentation.fork.records import NEWEST, read_value
 from sv_pipeline.storage import kv, ocdbt
+from sv_pipeline.storage.presence import removing, require_unbuilt
 from sv_pipeline.storage.timed_files import TimedFile, list_files
 from sv_pipeline.table import counters
 
@@ -103,10 +104,15 @@ def plan_retirement(registry: Registry, graph_id: str) -> Retirement:
     NotFoundError
         If no such graph is registered.
     ConflictError
-        If operations are unfinished, or the graph's voxels are the base itself.
+        If operations are unfinished, the graph is being built, or its voxels are the base itself.
     ConfigError
         If the table is opened read-only.
     """
+    require_unbuilt(registry.home, graph_id)
+    return _plan(registry, graph_id)
+
+
+def _plan(registry: Registry, graph_id: str) -> Retirement:
     hidden = registry.get_retiring(graph_id)
     dataset = registry.get(graph_id) if hidden is None else hidden
     _refuse_in_place(dataset)
@@ -146,12 +152,17 @@ def retire(registry: Registry, graph_id: str) -> Retirement:
     NotFoundError
         If no such graph is registered.
     ConflictError
-        If operations are unfinished, or the graph's voxels are the base itself; nothing was removed, and the graph is
-        shown if an earlier call has hidden it.
+        If operations are unfinished, the graph is being built by a process that uses the same local home, or its voxels
+        are the base itself; nothing was removed, and the graph is shown if an earlier call has hidden it.
     ConfigError
         If the table is opened read-only; nothing was removed.
     """
-    plan = plan_retirement(registry, graph_id)
+    with removing(registry.home, graph_id):
+        return _retire(registry, graph_id)
+
+
+def _retire(registry: Registry, graph_id: str) -> Retirement:
+    plan = _plan(registry, graph_id)
     dataset = registry.begin_retiring(graph_id)
     reach("retire marked")
     if not _is_under_way(dataset):
@@ -272,7 +283,7 @@ def _unfinished(dataset: Dataset) -> list[Unfinished]:
         graph = dataset.graph
     except NotFoundError:
         return []  # it was never set up
-    return all_unfinished(graph, seconds=SEARCH_SECONDS)
+    return all_unfinished(graph, seconds=SEARCH_SECONDS, note=False)  # a plan changes nothing
 
 
 def _size(files: list[TimedFile]) -> int:

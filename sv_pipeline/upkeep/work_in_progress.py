@@ -6,6 +6,7 @@ generation that is at least the latest one of the moment before the listing.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 from sv_pipeline.operations.pair import find_misfit
@@ -17,6 +18,7 @@ from sv_pipeline.registry import Dataset
 from sv_pipeline.retention import Bound
 from sv_pipeline.segmentation.fork.garbage import Needs
 from sv_pipeline.segmentation.fork.records import NEWEST, read_value
+from sv_pipeline.table.rehearsal import rehearsed
 
 __all__ = ["needs_of_operations"]
 
@@ -25,7 +27,7 @@ SEARCH_SECONDS = 60.0
 MILLISECOND = 1_000_000
 
 
-def needs_of_operations(dataset: Dataset, grace: timedelta) -> Needs:
+def needs_of_operations(dataset: Dataset, grace: timedelta, *, note: bool = True) -> Needs:
     """Return what the unfinished operations of a graph need of its fork.
 
     Parameters
@@ -34,12 +36,14 @@ def needs_of_operations(dataset: Dataset, grace: timedelta) -> Needs:
         The graph.
     grace
         Grace period: the clock of an operation's owner may differ from that of the storage by so much.
+    note
+        Whether to write down how far the log was searched, and what was found.
     """
     if dataset.existing_table is None:
         if read_value(dataset.fork.store().kv, NEWEST) is None:
             return Needs()  # a graph that has only voxels, and no edits
         return Needs(unclear=("the fork has edits, but the graph's table does not exist",))
-    graph = dataset.graph
+    graph = dataset.graph if note else replace(dataset.graph, table=rehearsed(dataset.graph.table))
     if (misfit := find_misfit(graph)) is not None:
         # The table does not know what works on this fork; and to make them fit may need an earlier generation.
         return Needs(unclear=(misfit.message.rstrip("."),))

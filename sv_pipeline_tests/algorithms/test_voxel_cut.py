@@ -157,6 +157,19 @@ def test_empty_space_around_the_mask_changes_nothing(request_, margin) -> None:
     assert np.array_equal(padded, np.pad(labels, margin))
 
 
+def test_the_memory_order_of_a_mask_changes_nothing_but_that_of_the_labels() -> None:
+    mask = tube((9, 80, 7), [(2, 3, 3), (6, 40, 2), (2, 76, 4)], 2.5)  # longer in y than what is reordered at once
+    source, sink = [[2, 3, 3]], [[2, 76, 4]]
+    expected = cut_mask(mask, source, sink, ISOTROPIC)
+    assert {0, 1, 2} == set(np.unique(expected))
+    fortran = cut_mask(np.asfortranarray(mask), source, sink, ISOTROPIC)
+    assert fortran.flags.f_contiguous
+    assert np.array_equal(fortran, expected)
+    spread = np.zeros((18, 80, 14), bool)
+    spread[::2, :, ::2] = mask
+    assert np.array_equal(cut_mask(spread[::2, :, ::2], source, sink, ISOTROPIC), expected)
+
+
 @examples(100)
 @given(st.integers(0, 2**32 - 1), RESOLUTIONS)
 def test_a_mask_in_several_components_is_cut_where_both_sides_have_seeds(seed, resolution) -> None:

@@ -90,6 +90,9 @@ def test_an_arm_that_both_sides_could_have_is_doubtful_until_a_point_is_placed_t
 
     swapped = find_doubt(cut_voxels(mask, sink, source, ISOTROPIC), sink, source, ISOTROPIC)
     assert swapped == replace(doubt, side=3 - doubt.side)
+    assert doubt.side == 2
+    corrected = cut_voxels(mask, np.concatenate([source, voxel(*doubt.place)]), sink, ISOTROPIC)
+    assert np.count_nonzero(corrected.sides != cut.sides) > 0.7 * doubt.voxels, "a point there takes most of the arm"
     for one, other in ((np.concatenate([source, voxel(*doubt.place)]), sink), (source, np.concatenate([sink, third]))):
         next_doubt = find_doubt(cut_voxels(mask, one, other, ISOTROPIC), one, other, ISOTROPIC)
         assert next_doubt is None or next_doubt.voxels < 0.25 * doubt.voxels

@@ -1,10 +1,13 @@
-"""The fork server of steps imports much in advance; what it imports must survive the fork."""
+"""The fork server of steps imports much in advance, and a Celery worker little; it must survive the fork."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from sv_pipeline.defs.executors import PRELOAD
 from sv_pipeline_tests.defs.dev_server import PROJECT
@@ -46,3 +49,12 @@ def test_a_step_has_little_left_to_import_and_can_use_what_was_imported(tmp_path
     sums, seconds = zip(*(map(float, line.split()) for line in output.splitlines()), strict=True)
     assert sums == (2016.0,) * 3
     assert min(seconds) < 0.6, "processor time of a step before its work: imports are missing in PRELOAD"
+
+
+def test_a_celery_worker_forks_its_pool_before_tensorstore_and_grpc_are_loaded() -> None:
+    """A pool process, and the one that replaces a dead one hours later, is a fork of the process that runs this."""
+    pytest.importorskip("dagster_celery")
+    loaded = "import sys, sv_pipeline.defs.celery.app; print({'tensorstore', 'grpc'} & set(sys.modules))"
+    environment = os.environ | {"SV_PIPELINE_CELERY_BROKER": "redis://127.0.0.1:1/0"}
+    done = subprocess.run([sys.executable, "-c", loaded], env=environment, cwd=PROJECT, capture_output=True, check=True)
+    assert done.stdout.split() == [b"set()"]

@@ -18,6 +18,7 @@ from sv_pipeline.table.interface import (
     SetCell,
     Table,
 )
+from sv_pipeline.table.rehearsal import rehearsed
 from sv_pipeline_tests.properties import examples
 
 COLUMNS = [ColumnKey("0", b"a"), ColumnKey("0", b"a\x00"), ColumnKey("4", b"a"), ColumnKey("1", b"n")]
@@ -81,3 +82,35 @@ def test_a_table_is_a_sorted_map(
     ranges = [RowKeyRange(prefix, prefix + b"\xff\xff")]
     scanned = list(table.scan(ranges, COLUMNS[:-1], until=until, newest_only=newest_only))
     assert scanned == sorted(expected.items())
+
+
+@examples(30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(before=calls, after=calls, until=st.integers(0, 5), newest_only=st.booleans())
+def test_a_rehearsal_shows_what_would_be_and_changes_nothing(
+    table: Table,
+    before: list[dict[bytes, list[Change]]],
+    after: list[dict[bytes, list[Change]]],
+    until: int,
+    newest_only: bool,
+) -> None:
+    prefix = uuid.uuid4().bytes
+    kept = [key for key in COLUMNS if key.family != "1"]
+    model: Model = {}
+    rehearsal = rehearsed(table)
+    for number, call in enumerate([*before, *after]):
+        (table if number < len(before) else rehearsal).mutate([RowMutation(prefix + k, c) for k, c in call.items()])
+        for key, row_changes in call.items():
+            for change in row_changes:
+                apply(model, prefix + key, change)
+        if number + 1 == len(before):
+            as_it_was = table.read_rows([prefix + key for key in KEYS])
+    for row in model.values():
+        row.pop(COLUMNS[-1], None)
+    expected = view(model, until, newest_only)
+    every = [RowKeyRange(prefix, prefix + b"\xff\xff")]
+    assert rehearsal.read_rows([prefix + key for key in KEYS], kept, until=until, newest_only=newest_only) == expected
+    assert list(rehearsal.scan(every, kept, until=until, newest_only=newest_only)) == sorted(expected.items())
+    recent = {key for key, row in model.items() for cells in row.values() for time in cells if 3 <= time <= until}
+    assert [key for key, _ in rehearsal.scan(every, kept, since=3, until=until)] == sorted(recent)
+    if before:
+        assert table.read_rows([prefix + key for key in KEYS]) == as_it_was

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +12,15 @@ from click.testing import CliRunner
 
 from sv_pipeline.cli.main import cli
 from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError
+from sv_pipeline.ingest.batches import Batch, Stage
+from sv_pipeline.ingest.run import ingest
+from sv_pipeline.ingest.stages import run_batch
 from sv_pipeline.recovery import find_unfinished
 from sv_pipeline.registry import Registry
 from sv_pipeline.segmentation.fork.contract import published_folder
 from sv_pipeline.segmentation.fork.fork import Fork
 from sv_pipeline.storage import kv, ocdbt
+from sv_pipeline.storage.presence import building, removing
 from sv_pipeline.table import open_table
 from sv_pipeline.testing.harness.actors import DONE
 from sv_pipeline.upkeep.garbage import clean_up
@@ -74,6 +79,27 @@ def test_a_graph_is_listed_then_removed_and_its_base_after_it(theatre: Make) -> 
     assert kv.read_bytes(url, "info") is not None, "the watershed stays"
     with pytest.raises(NotFoundError, match="there is no base"):
         run.invoke(cli, base, catch_exceptions=False)
+
+
+def test_a_graph_that_is_being_built_stays_and_one_that_is_being_retired_is_not_built(theatre: Make) -> None:
+    play = theatre()
+    dataset = play.scene.world.dataset
+    registry, graph_id = Registry(dataset.home), dataset.graph_id
+    batch = Batch(Stage.GRAPH, 2, 0, 1)
+    with building(dataset.home, graph_id):
+        for ask in (plan_retirement, retire):
+            with pytest.raises(ConflictError, match=f"is being built by process {os.getpid()}.*Wait until its ingest"):
+                ask(registry, graph_id)
+        run_batch(dataset, batch)  # as further workers do
+    assert registry.graph_ids() == [graph_id]
+    with removing(dataset.home, graph_id):
+        for build in (lambda: run_batch(dataset, batch), lambda: ingest(dataset)):
+            with pytest.raises(ConflictError, match="is being retired, so it cannot be built"):
+                build()
+    ingest(dataset, workers=1)
+    retire(registry, graph_id)
+    assert_gone(play)
+    assert list((Path(dataset.home) / "graphs").iterdir()) == []
 
 
 def test_a_graph_with_an_unfinished_operation_stays(theatre: Make) -> None:

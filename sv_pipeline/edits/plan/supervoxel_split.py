@@ -13,7 +13,7 @@ that is refused at the very end leaves nothing behind, not even the id of a new 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +29,7 @@ from sv_pipeline.algorithms.multicut.cut import SupervoxelSplitRequired
 from sv_pipeline.algorithms.routing_checks import require_sound_routing
 from sv_pipeline.algorithms.split_geometry import SplitGeometry
 from sv_pipeline.algorithms.voxel_blocks import Labels, VoxelBlocks
-from sv_pipeline.algorithms.voxel_cut import Doubt, cut_voxels, find_doubt
+from sv_pipeline.algorithms.voxel_cut import Doubt, VoxelCut, cut_voxels, find_doubt
 from sv_pipeline.edits.plan.hierarchy import provisional_ids
 from sv_pipeline.edits.plan.node_cache import NodeCache
 from sv_pipeline.edits.plan.planned_region import PlannedRegion, local_edges_of, replace_supervoxels
@@ -140,17 +140,20 @@ def plan_supervoxel_split(
     generation, segmentation = read()
     scale = graph.fork.base.info().volume.scales[0]
     sides = np.zeros(where.box.shape, np.uint8, order="F")
-    doubts = []
-    for shared in required.shared:
-        own = np.intersect1d(_joined_by_inf(region, shared.members), where.members)
-        cut, doubt = _cut(request, segmentation, where.box, own, scale.resolution)
-        sides |= cut
-        doubts += [] if doubt is None else [doubt]
-        del cut
-    if where.box.volume >= LARGE_VOXELS:
-        give_back_memory()  # what the cut has needed
-    split = _split(graph, cache, request, region, where, chunks, generation, segmentation, sides, scale)
-    return replace(split, doubt=max(doubts, key=lambda doubt: doubt.stake, default=None))
+    with Helpers() as pool:  # what is doubtful is found while the consequences are planned
+        doubts: list[Future[Doubt | None]] = []
+        for shared in required.shared:
+            wait(doubts)  # the next cut needs the memory
+            own = np.intersect1d(_joined_by_inf(region, shared.members), where.members)
+            cut, source, sink = _cut(request, segmentation, where.box, own, scale.resolution)
+            sides |= cut.sides
+            doubts.append(pool.submit(find_doubt, cut, source, sink, scale.resolution))
+            del cut
+        if where.box.volume >= LARGE_VOXELS:
+            give_back_memory()  # what the cut has needed
+        split = _split(graph, cache, request, region, where, chunks, generation, segmentation, sides, scale)
+        found = [doubt.shifted(where.box.start) for each in doubts if (doubt := each.result()) is not None]
+    return replace(split, doubt=max(found, key=lambda doubt: doubt.stake, default=None))
 
 
 def _split(
@@ -295,11 +298,8 @@ def _partners(region: Region, pieces: UInt64Array) -> UInt64Array:
 
 def _cut(
     request: SplitRequest, segmentation: Labels, box: Box, members: UInt64Array, resolution: Sequence[float]
-) -> tuple[npt.NDArray[np.uint8], Doubt | None]:
-    """Cut the voxels of supervoxels that belong together; return the side of each voxel, and what is doubtful.
-
-    Sides have the shape (x, y, z) of the box.
-    """
+) -> tuple[VoxelCut, IntArray, IntArray]:
+    """Cut the voxels of supervoxels that belong together; return the cut, and the points of both sides in the box."""
     source, sink = (_voxels_on(points, members) - box.start for points in (request.sources, request.sinks))
     try:
         cut = cut_voxels(member_mask(segmentation, members), source, sink, resolution)
@@ -315,8 +315,7 @@ def _cut(
                 remedy="Name the supervoxels that are at the voxels, or pass the graph's segmentation as the volume.",
             ) from error
         raise EditRefused(Reason.VOXEL_CUT, error.message, remedy=error.remedy) from error
-    doubt = find_doubt(cut, source, sink, resolution)
-    return cut.sides, None if doubt is None else doubt.shifted(box.start)
+    return cut, source, sink
 
 
 def _routed(

@@ -1,0 +1,73 @@
+"""A graph is built by many or removed by one, never both; the lock ends with its process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sv_pipeline.errors import ConflictError
+from sv_pipeline.storage import presence
+from sv_pipeline.storage.presence import building, removing, require_unbuilt
+
+KILLED = """
+import os, signal, sys
+from sv_pipeline.storage import presence
+from sv_pipeline.storage.presence import building
+with building(sys.argv[1], "small"):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> str:
+    (tmp_path / "graphs").mkdir()
+    return str(tmp_path)
+
+
+def test_many_build_or_one_removes(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "PATIENCE", 60.0)
+    inside: list[str] = []
+    refused: list[str] = []
+    guard = threading.Lock()
+
+    def enter(what: str) -> None:
+        try:
+            with building(home, "small") if what == "build" else removing(home, "small"):
+                with guard:
+                    assert "remove" not in inside
+                    assert what == "build" or not inside
+                    inside.append(what)
+                time.sleep(0.001)
+                with guard:
+                    inside.remove(what)
+        except ConflictError:
+            refused.append(what)
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(enter, "remove" if i % 8 == 0 else "build") for i in range(160)]:
+            done.result()
+    assert "build" not in refused, "a builder waits for those that only look"
+    assert list((Path(home) / "graphs").iterdir()) == [], "the last one removes the file"
+
+
+def test_a_killed_builder_holds_nothing(home: str) -> None:
+    assert subprocess.run([sys.executable, "-c", KILLED, home], check=False).returncode == -9
+    before = list((Path(home) / "graphs").iterdir())
+    require_unbuilt(home, "small")
+    assert list((Path(home) / "graphs").iterdir()) == before, "a look changes nothing"
+    with removing(home, "small"), pytest.raises(ConflictError, match="graph 'small' is being built"):
+        require_unbuilt(home, "small")
+    with building(home, "small"), building(home, "other"), removing(home, "third"):
+        pass
+
+
+@pytest.mark.parametrize("place", ["memory://nowhere/", "/nonexistent/home"])
+def test_where_there_are_no_locks_nobody_is_stopped(place: str) -> None:
+    with building(place, "small"), removing(place, "small"):
+        require_unbuilt(place, "small")
