@@ -34,22 +34,23 @@ def building(home: str, graph_id: str) -> Iterator[None]:
     Raises
     ------
     ConflictError
-        If the graph is being removed.
+        If the graph is being removed, or was while this process waited.
     """
     path = _path(home, graph_id)
-    deadline = time.monotonic() + PATIENCE
+    deadline, waited = time.monotonic() + PATIENCE, False
     while True:
         try:
             lock = _locked(path, fcntl.LOCK_SH)
             break
         except BlockingIOError as error:
             if time.monotonic() > deadline:
-                raise ConflictError(
-                    f"graph {graph_id!r} is being retired, so it cannot be built.",
-                    remedy="Use another graph_id, or ingest it again when the retirement has ended.",
-                ) from error
+                raise _refusal_to_build(f"graph {graph_id!r} is being retired, so it cannot be built.") from error
+            waited = True
             time.sleep(0.02)
     try:
+        if waited and path is not None and not path.with_name(f"{graph_id}.json").exists():
+            # What would be built now, no command would find.
+            raise _refusal_to_build(f"graph {graph_id!r} has just been retired, so it cannot be built.")
         yield
     finally:
         if lock is not None and path is not None:
@@ -82,7 +83,19 @@ def require_unbuilt(home: str, graph_id: str) -> None:
         os.close(lock)
 
 
+def _refusal_to_build(message: str) -> ConflictError:
+    return ConflictError(message, remedy="Use another graph_id, or ingest it again when the retirement has ended.")
+
+
 def _refusal(path: Path | None, graph_id: str) -> ConflictError:
+    try:
+        lock = _locked(path, fcntl.LOCK_SH, create=False)
+    except BlockingIOError:
+        return ConflictError(
+            f"graph {graph_id!r} is being retired by another process.", remedy="Wait until that has ended."
+        )
+    if lock is not None:
+        os.close(lock)
     seen = None if path is None else locked_by(path, "FLOCK")
     by = "" if seen is None else f" by process {seen.pid} of this machine"
     return ConflictError(
@@ -105,7 +118,7 @@ def _locked(path: Path | None, how: int, *, create: bool = True) -> int | None:
     """
     while path is not None:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o666)
+            descriptor = _opened(path, os.O_CLOEXEC | (os.O_CREAT if create else 0))
         except OSError:
             return None  # no home yet, or a read-only one
         try:
@@ -122,6 +135,13 @@ def _locked(path: Path | None, how: int, *, create: bool = True) -> int | None:
             return None  # a file system without locks
         os.close(descriptor)
     return None
+
+
+def _opened(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, os.O_RDWR | flags, 0o666)  # NFS lends an exclusive lock to those only who may write
+    except OSError:
+        return os.open(path, os.O_RDONLY | flags, 0o666)  # the file is another user's
 
 
 def _leave(lock: int, path: Path) -> None:
