@@ -21,7 +21,9 @@ the less is wrong, and doubts matter most at the first cut.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import cc3d
 import numpy as np
@@ -34,7 +36,7 @@ from sv_pipeline.algorithms.voxel_cut.cells import CellGraph
 from sv_pipeline.algorithms.voxel_cut.corrections import cells_taken
 from sv_pipeline.algorithms.voxel_cut.race import Race
 from sv_pipeline.algorithms.voxel_cut.seeds import Mask
-from sv_pipeline.algorithms.voxel_cut.steps import Steps, arrivals_of, consecutive_steps
+from sv_pipeline.algorithms.voxel_cut.steps import arrivals_of, consecutive_steps
 
 __all__ = ["WaveringPart", "evidence", "wavering_parts"]
 
@@ -73,10 +75,15 @@ class WaveringPart:
     """Whether the first side has the part."""
     voxels: Bools
     """Which voxels of the component the part has, in x, y, z order."""
-    core: Bools
-    """Those of them among which one more point should be placed: the voxels of one cell, or all."""
     wrong: float
     """Share of the part that is expected to be wrong."""
+    core_of: Callable[[Bools], Bools]
+    """Finds the ``core`` among the voxels, which takes longer than to find the part."""
+
+    @cached_property
+    def core(self) -> Bools:
+        """Those of the voxels among which one more point should be placed: the voxels of one cell, or all."""
+        return self.core_of(self.voxels)
 
     @property
     def stake(self) -> float:
@@ -115,26 +122,26 @@ def _parts_of_cells(race: Race, first: Bools) -> list[WaveringPart]:
     joined = likely[graph.lower] & likely[graph.upper] & (of_first[graph.lower] == of_first[graph.upper])
     labels = components(n, np.stack([graph.lower[joined], graph.upper[joined]], axis=1))
     stakes = np.where(likely, chance * sizes, 0.0)
-    doubtful = np.flatnonzero(np.bincount(labels, weights=stakes) >= STAKE * len(first))
-    if not len(doubtful):
-        return []
-    steps, parts = consecutive_steps(graph), []
-    for label in doubtful:
+
+    def core_of(own: Bools, voxels: Bools) -> Bools:
+        return voxels & (race.cells == _most_telling(race, of_first, chance, sizes, own))
+
+    parts = []
+    for label in np.flatnonzero(np.bincount(labels, weights=stakes) >= STAKE * len(first)):
         own = likely & (labels == label)
         side = bool(of_first[own][0])
         # A cell may have gone to both sides, when each side was made one piece.
         voxels = own[race.cells] & (first == side)
-        core = voxels & (race.cells == _most_telling(race, steps, of_first, chance, sizes, own))
-        parts.append(WaveringPart(side, voxels, core, float(stakes[own].sum() / sizes[own].sum())))
+        wrong = float(stakes[own].sum() / sizes[own].sum())
+        parts.append(WaveringPart(side, voxels, wrong, partial(core_of, own)))
     return parts
 
 
-def _most_telling(
-    race: Race, steps: Steps, of_first: Bools, chance: Floats, sizes: npt.NDArray[np.int64], part: Bools
-) -> int:
+def _most_telling(race: Race, of_first: Bools, chance: Floats, sizes: npt.NDArray[np.int64], part: Bools) -> int:
     """Return the cell of a part where one more point is expected to win most, if it is a correction."""
     graph, arrivals = race.graph, race.arrivals
     assert arrivals is not None
+    steps = consecutive_steps(graph)
     stakes = np.where(part, chance * sizes, 0.0)
     most = min(CANDIDATES, max(1, MOST_PAIRS // max(1, len(steps.before))))
     candidates = [cell for cell in np.argsort(-stakes, kind="stable")[:most] if part[cell]]
@@ -167,7 +174,8 @@ def _parts_of_voxels(mask: Mask, race: Race, first: Bools) -> list[WaveringPart]
     parts = []
     for label in np.flatnonzero(stakes >= STAKE * len(first)):
         voxels = labels == label
-        parts.append(WaveringPart(bool(first[voxels][0]), voxels, voxels, float(stakes[label] / counts[label])))
+        wrong = float(stakes[label] / counts[label])
+        parts.append(WaveringPart(bool(first[voxels][0]), voxels, wrong, lambda voxels: voxels))
     return parts
 
 
