@@ -25,6 +25,8 @@ __all__ = ["building", "removing", "require_unbuilt"]
 
 PATIENCE = 1.0
 """Seconds for which a builder waits for others that only take a look, or remove the file."""
+GLANCE = 0.2
+"""Seconds for which those who remove a graph, or take a look, wait for others that only take a look."""
 
 
 @contextmanager
@@ -37,18 +39,13 @@ def building(home: str, graph_id: str) -> Iterator[None]:
         If the graph is being removed.
     """
     path = _path(home, graph_id)
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            lock = _locked(path, fcntl.LOCK_SH)
-            break
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                raise ConflictError(
-                    f"graph {graph_id!r} is being retired, so it cannot be built.",
-                    remedy="Use another graph_id, or ingest it again when the retirement has ended.",
-                ) from error
-            time.sleep(0.02)
+    try:
+        lock = _locked_soon(path, fcntl.LOCK_SH, PATIENCE)
+    except BlockingIOError as error:
+        raise ConflictError(
+            f"graph {graph_id!r} is being retired, so it cannot be built.",
+            remedy="Use another graph_id, or ingest it again when the retirement has ended.",
+        ) from error
     try:
         yield
     finally:
@@ -58,10 +55,10 @@ def building(home: str, graph_id: str) -> Iterator[None]:
 
 @contextmanager
 def removing(home: str, graph_id: str) -> Iterator[None]:
-    """Keep others from building a graph during the block; ConflictError if somebody builds it."""
+    """Keep others from building or removing a graph during the block; ConflictError if somebody does so already."""
     path = _path(home, graph_id)
     try:
-        lock = _locked(path, fcntl.LOCK_EX)
+        lock = _locked_soon(path, fcntl.LOCK_EX, GLANCE)
     except BlockingIOError as error:
         raise _refusal(path, graph_id) from error
     try:
@@ -72,10 +69,10 @@ def removing(home: str, graph_id: str) -> Iterator[None]:
 
 
 def require_unbuilt(home: str, graph_id: str) -> None:
-    """Raise ConflictError if somebody builds a graph now. Changes nothing."""
+    """Raise ConflictError if somebody builds or removes a graph now. Changes nothing."""
     path = _path(home, graph_id)
     try:
-        lock = _locked(path, fcntl.LOCK_EX, create=False)
+        lock = _locked_soon(path, fcntl.LOCK_EX, GLANCE, create=False)
     except BlockingIOError as error:
         raise _refusal(path, graph_id) from error
     if lock is not None:
@@ -85,6 +82,12 @@ def require_unbuilt(home: str, graph_id: str) -> None:
 def _refusal(path: Path | None, graph_id: str) -> ConflictError:
     seen = None if path is None else locked_by(path, "FLOCK")
     by = "" if seen is None else f" by process {seen.pid} of this machine"
+    try:
+        lock = _locked(path, fcntl.LOCK_SH, create=False)
+    except BlockingIOError:
+        return ConflictError(f"graph {graph_id!r} is being retired{by}.", remedy="Wait until that has ended.")
+    if lock is not None:
+        os.close(lock)
     return ConflictError(
         f"graph {graph_id!r} is being built{by}.", remedy="Wait until its ingest has ended, or stop it first."
     )
@@ -93,6 +96,18 @@ def _refusal(path: Path | None, graph_id: str) -> ConflictError:
 def _path(home: str, graph_id: str) -> Path | None:
     folder = local_path(kv.as_url(home))
     return None if folder is None else folder / "graphs" / f"{validate_graph_id(graph_id)}{LOCK_SUFFIX}"
+
+
+def _locked_soon(path: Path | None, how: int, seconds: float, *, create: bool = True) -> int | None:
+    """Lock a file as :func:`_locked` does, but wait so many seconds for others that keep it locked."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return _locked(path, how, create=create)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
 
 
 def _locked(path: Path | None, how: int, *, create: bool = True) -> int | None:

@@ -61,10 +61,26 @@ def test_a_killed_builder_holds_nothing(home: str) -> None:
     before = list((Path(home) / "graphs").iterdir())
     require_unbuilt(home, "small")
     assert list((Path(home) / "graphs").iterdir()) == before, "a look changes nothing"
-    with removing(home, "small"), pytest.raises(ConflictError, match="graph 'small' is being built"):
+    with removing(home, "small"), pytest.raises(ConflictError, match="graph 'small' is being retired by process"):
         require_unbuilt(home, "small")
     with building(home, "small"), building(home, "other"), removing(home, "third"):
         pass
+
+
+def test_those_who_take_a_look_stop_nobody(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "GLANCE", 60.0)
+    (Path(home) / "graphs" / "small.__lock").touch()  # a killed process left it
+
+    def look(times: int) -> None:
+        for _ in range(times):
+            require_unbuilt(home, "small")
+
+    with ThreadPoolExecutor(4) as pool:
+        looks = [pool.submit(look, 50) for _ in range(4)]
+        with removing(home, "small"):
+            pass
+        for done in looks:
+            done.result()
 
 
 @pytest.mark.parametrize("place", ["memory://nowhere/", "/nonexistent/home"])
