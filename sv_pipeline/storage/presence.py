@@ -36,17 +36,23 @@ def building(home: str, graph_id: str) -> Iterator[None]:
     Raises
     ------
     ConflictError
-        If the graph is being removed.
+        If the graph is being removed, or was while this process waited.
     """
     path = _path(home, graph_id)
+    deadline, waited = time.monotonic() + PATIENCE, False
+    while True:
+        try:
+            lock = _locked(path, fcntl.LOCK_SH)
+            break
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise _refusal_to_build(f"graph {graph_id!r} is being retired, so it cannot be built.") from error
+            waited = True
+            time.sleep(0.02)
     try:
-        lock = _locked_soon(path, fcntl.LOCK_SH, PATIENCE)
-    except BlockingIOError as error:
-        raise ConflictError(
-            f"graph {graph_id!r} is being retired, so it cannot be built.",
-            remedy="Use another graph_id, or ingest it again when the retirement has ended.",
-        ) from error
-    try:
+        if waited and path is not None and not path.with_name(f"{graph_id}.json").exists():
+            # What would be built now, no command would find.
+            raise _refusal_to_build(f"graph {graph_id!r} has just been retired, so it cannot be built.")
         yield
     finally:
         if lock is not None and path is not None:
@@ -55,10 +61,10 @@ def building(home: str, graph_id: str) -> Iterator[None]:
 
 @contextmanager
 def removing(home: str, graph_id: str) -> Iterator[None]:
-    """Keep others from building or removing a graph during the block; ConflictError if somebody does so already."""
+    """Keep others from building a graph during the block; ConflictError if somebody builds it."""
     path = _path(home, graph_id)
     try:
-        lock = _locked_soon(path, fcntl.LOCK_EX, GLANCE)
+        lock = _locked_soon(path)
     except BlockingIOError as error:
         raise _refusal(path, graph_id) from error
     try:
@@ -69,25 +75,31 @@ def removing(home: str, graph_id: str) -> Iterator[None]:
 
 
 def require_unbuilt(home: str, graph_id: str) -> None:
-    """Raise ConflictError if somebody builds or removes a graph now. Changes nothing."""
+    """Raise ConflictError if somebody builds a graph now. Changes nothing."""
     path = _path(home, graph_id)
     try:
-        lock = _locked_soon(path, fcntl.LOCK_EX, GLANCE, create=False)
+        lock = _locked_soon(path, create=False)
     except BlockingIOError as error:
         raise _refusal(path, graph_id) from error
     if lock is not None:
         os.close(lock)
 
 
+def _refusal_to_build(message: str) -> ConflictError:
+    return ConflictError(message, remedy="Use another graph_id, or ingest it again when the retirement has ended.")
+
+
 def _refusal(path: Path | None, graph_id: str) -> ConflictError:
-    seen = None if path is None else locked_by(path, "FLOCK")
-    by = "" if seen is None else f" by process {seen.pid} of this machine"
     try:
         lock = _locked(path, fcntl.LOCK_SH, create=False)
     except BlockingIOError:
-        return ConflictError(f"graph {graph_id!r} is being retired{by}.", remedy="Wait until that has ended.")
+        return ConflictError(
+            f"graph {graph_id!r} is being retired by another process.", remedy="Wait until that has ended."
+        )
     if lock is not None:
         os.close(lock)
+    seen = None if path is None else locked_by(path, "FLOCK")
+    by = "" if seen is None else f" by process {seen.pid} of this machine"
     return ConflictError(
         f"graph {graph_id!r} is being built{by}.", remedy="Wait until its ingest has ended, or stop it first."
     )
@@ -98,12 +110,12 @@ def _path(home: str, graph_id: str) -> Path | None:
     return None if folder is None else folder / "graphs" / f"{validate_graph_id(graph_id)}{LOCK_SUFFIX}"
 
 
-def _locked_soon(path: Path | None, how: int, seconds: float, *, create: bool = True) -> int | None:
-    """Lock a file as :func:`_locked` does, but wait so many seconds for others that keep it locked."""
-    deadline = time.monotonic() + seconds
+def _locked_soon(path: Path | None, *, create: bool = True) -> int | None:
+    """Lock a file for this process alone, see :func:`_locked`; wait for others that only take a look."""
+    deadline = time.monotonic() + GLANCE
     while True:
         try:
-            return _locked(path, how, create=create)
+            return _locked(path, fcntl.LOCK_EX, create=create)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise
@@ -120,7 +132,7 @@ def _locked(path: Path | None, how: int, *, create: bool = True) -> int | None:
     """
     while path is not None:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o666)
+            descriptor = _opened(path, os.O_CLOEXEC | (os.O_CREAT if create else 0))
         except OSError:
             return None  # no home yet, or a read-only one
         try:
@@ -137,6 +149,13 @@ def _locked(path: Path | None, how: int, *, create: bool = True) -> int | None:
             return None  # a file system without locks
         os.close(descriptor)
     return None
+
+
+def _opened(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, os.O_RDWR | flags, 0o666)  # NFS lends an exclusive lock to those only who may write
+    except OSError:
+        return os.open(path, os.O_RDONLY | flags, 0o666)  # the file is another user's
 
 
 def _leave(lock: int, path: Path) -> None:
