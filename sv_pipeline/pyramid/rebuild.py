@@ -145,8 +145,8 @@ def _take_out(kv: ts.KvStore, pyramid: ForkPyramid, mip: int, piece: Box) -> Non
 def _check_mip(pyramid: ForkPyramid, mip: int) -> None:
     last = len(pyramid.volume.scales) - 1
     if not 1 <= mip <= last:
-        there = "the graph has mip 0 only" if last == 0 else f"the graph has mips 0 to {last}"
+        why = "mip 0 is made from no other" if mip == 0 else f"mip {last} is the last one of the graph"
         raise NotFoundError(
-            f"there is no mip {mip} to rebuild: {there}, and mip 0 is made from no other.",
-            remedy=None if last == 0 else f"Choose one of {', '.join(f'M{one:02d}' for one in range(1, last + 1))}.",
+            f"there is no mip {mip} to rebuild: {why}.",
+            remedy=None if last == 0 else f"There are mips 1 to {last}.",
         )

@@ -25,6 +25,8 @@ __all__ = ["building", "removing", "require_unbuilt"]
 
 PATIENCE = 1.0
 """Seconds for which a builder waits for others that only take a look, or remove the file."""
+GLANCE = 0.2
+"""Seconds for which those who remove a graph, or take a look, wait for others that only take a look."""
 
 
 @contextmanager
@@ -62,7 +64,7 @@ def removing(home: str, graph_id: str) -> Iterator[None]:
     """Keep others from building a graph during the block; ConflictError if somebody builds it."""
     path = _path(home, graph_id)
     try:
-        lock = _locked(path, fcntl.LOCK_EX)
+        lock = _locked_soon(path)
     except BlockingIOError as error:
         raise _refusal(path, graph_id) from error
     try:
@@ -76,7 +78,7 @@ def require_unbuilt(home: str, graph_id: str) -> None:
     """Raise ConflictError if somebody builds a graph now. Changes nothing."""
     path = _path(home, graph_id)
     try:
-        lock = _locked(path, fcntl.LOCK_EX, create=False)
+        lock = _locked_soon(path, create=False)
     except BlockingIOError as error:
         raise _refusal(path, graph_id) from error
     if lock is not None:
@@ -106,6 +108,18 @@ def _refusal(path: Path | None, graph_id: str) -> ConflictError:
 def _path(home: str, graph_id: str) -> Path | None:
     folder = local_path(kv.as_url(home))
     return None if folder is None else folder / "graphs" / f"{validate_graph_id(graph_id)}{LOCK_SUFFIX}"
+
+
+def _locked_soon(path: Path | None, *, create: bool = True) -> int | None:
+    """Lock a file for this process alone, see :func:`_locked`; wait for others that only take a look."""
+    deadline = time.monotonic() + GLANCE
+    while True:
+        try:
+            return _locked(path, fcntl.LOCK_EX, create=create)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
 
 
 def _locked(path: Path | None, how: int, *, create: bool = True) -> int | None:

@@ -104,7 +104,7 @@ def plan_retirement(registry: Registry, graph_id: str) -> Retirement:
     NotFoundError
         If no such graph is registered.
     ConflictError
-        If operations are unfinished, the graph is being built, or its voxels are the base itself.
+        If operations are unfinished, the graph is being built or retired, or its voxels are the base itself.
     ConfigError
         If the table is opened read-only.
     """
@@ -152,8 +152,9 @@ def retire(registry: Registry, graph_id: str) -> Retirement:
     NotFoundError
         If no such graph is registered.
     ConflictError
-        If operations are unfinished, the graph is being built by a process that uses the same local home, or its voxels
-        are the base itself; nothing was removed, and the graph is shown if an earlier call has hidden it.
+        If operations are unfinished, another process with the same local home builds or retires the graph, or the
+        graph's voxels are the base itself; nothing was removed, and the graph is shown if an earlier call has hidden
+        it.
     ConfigError
         If the table is opened read-only; nothing was removed.
     """

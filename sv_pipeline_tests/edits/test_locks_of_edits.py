@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import pytest
@@ -208,3 +209,29 @@ def test_edits_of_other_objects_do_not_wait(edited: Edited) -> None:
     for root in others.tolist():
         assert locks.lock(edited.graph.table, keys.node_key(root), 4711, EXPIRY)
     edits.merge(edited.graph, merge_request([source], [sink]), patience=IMPATIENT)
+
+
+def test_the_time_of_a_lock_is_that_of_the_attempt_that_succeeded(
+    edited: Edited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first attempt gives a lock back, since it lacks the other; the answer to the second one is lost."""
+    table, layout = edited.graph.table, edited.graph.layout
+    chunks = layout.chunk_ids(2, np.array([[0, 0, 0], [1, 0, 0]]))
+    free, taken = (keys.chunk_lock_key(int(chunk)) for chunk in chunks)
+    assert locks.lock(table, taken, 4711, EXPIRY)
+    lock_all, attempts = locks.lock_all, []
+
+    def lost(*args: Any, **options: Any) -> list[bool]:
+        answers = lock_all(*args, **options)
+        attempts.append(answers)
+        if len(attempts) == 1:
+            locks.unlock(table, taken, 4711)
+            time.sleep(0.01)
+        return [False] if len(attempts) == 2 else answers
+
+    monkeypatch.setattr(locks, "lock_all", lost)
+    held = EditLocks(table, 7, EXPIRY)
+    held.lock_chunks(chunks, ["one", "other"], LockPatience(10.0, 0.001))
+    assert attempts == [[True, False], [True], [True]]
+    rows = table.read_rows([free, taken], [columns.LOCK.key])
+    assert held.locked_at() == min(cell.timestamp for row in rows.values() for cell in columns.LOCK.cells(row))

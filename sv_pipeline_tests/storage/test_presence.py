@@ -73,6 +73,22 @@ def test_a_killed_builder_holds_nothing(home: str) -> None:
         pass
 
 
+def test_those_who_take_a_look_stop_nobody(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "GLANCE", 60.0)
+    (Path(home) / "graphs" / "small.__lock").touch()  # a killed process left it
+
+    def look(times: int) -> None:
+        for _ in range(times):
+            require_unbuilt(home, "small")
+
+    with ThreadPoolExecutor(4) as pool:
+        looks = [pool.submit(look, 50) for _ in range(4)]
+        with removing(home, "small"):
+            pass
+        for done in looks:
+            done.result()
+
+
 def test_a_builder_that_waited_for_a_retirement_builds_nothing_that_nobody_finds(
     home: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

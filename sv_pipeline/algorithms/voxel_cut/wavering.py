@@ -124,7 +124,7 @@ def _parts_of_cells(race: Race, first: Bools) -> list[WaveringPart]:
     stakes = np.where(likely, chance * sizes, 0.0)
 
     def core_of(own: Bools, voxels: Bools) -> Bools:
-        return voxels & (race.cells == _most_telling(race, of_first, chance, sizes, own))
+        return np.asarray(voxels & (race.cells == _most_telling(race, of_first, chance, sizes, own)))
 
     parts = []
     for label in np.flatnonzero(np.bincount(labels, weights=stakes) >= STAKE * len(first)):

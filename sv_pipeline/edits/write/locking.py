@@ -143,6 +143,8 @@ def _lock(held: EditLocks, wanted: list[bytes], guard: tuple[CellMatch, ...]) ->
         # A first request may have succeeded although its answer was lost.
         return locks.holders(table, key) == (operation_id, None)
 
+    for key in wanted:
+        held.taken_at.pop(key, None)  # an earlier attempt may have had the lock and given it back
     now = time.time_ns() // 1_000_000
     answers = locks.lock_all(table, wanted, operation_id, held.expiry, guard=guard, now=now)
     held.taken_at.update((key, now) for key, answer in zip(wanted, answers, strict=True) if answer)
