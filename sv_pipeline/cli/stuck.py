@@ -83,7 +83,8 @@ def list_(home: str, graph: str, min_age: float, *, deep: bool, as_json: bool) -
         print_json([_as_dict(one) for one in found])
         return
     if not found:
-        click.echo(f"nothing is stuck in {graph} (older than {min_age:g} s)")
+        more = "; --min-age 0 also lists younger operations" if min_age else ""
+        click.echo(f"nothing is stuck in {graph} (older than {min_age:g} s{more})")
         return
     click.echo(
         f"{'op':>8}  {'user':16} {'kind':8} {'age':>8}  {'status':14} {'chunks':>6} {'roots':>5} {'beats':>5}  would"

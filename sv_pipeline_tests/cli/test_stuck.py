@@ -29,7 +29,7 @@ def play(theatre: Callable[..., Theatre], cli: CommandLine, tmp_path: Path, monk
 
 def test_listed_shown_dry_run_and_recovered(play: Theatre, cli: CommandLine) -> None:
     assert play.do(**play.request("supervoxel split"), failpoint="half switched:kill", user="emma") == KILLED
-    assert "nothing is stuck in stage" in cli("stuck", "list", "stage").out
+    assert "nothing is stuck in stage (older than 600 s; --min-age 0 also" in cli("stuck", "list", "stage").out
     (one,) = json.loads(cli("stuck", "list", "stage", "--min-age", "0", "--json").out)
     assert (one["operation"], one["user"], one["would"]) == (15, "emma", "recover")
     assert "emma" in cli("stuck", "list", "stage", "--min-age", "0").out
