@@ -29,6 +29,7 @@ from sv_pipeline.storage.stored_json import parse_stored
 __all__ = [
     "default_forecast",
     "expected_seconds",
+    "forget_forecast",
     "keep_forecast",
     "keep_if_absent",
     "kept_forecast",
@@ -139,6 +140,11 @@ def keep_forecast(dataset_home: str, found: Forecast) -> None:
     """Store the forecast of a graph, in place of an earlier one."""
     data = json.dumps(asdict(found), indent=1).encode()
     kv.write_bytes(kv.as_url(dataset_home) + FOLDER, f"{found.graph_id}.json", data)
+
+
+def forget_forecast(dataset: Dataset) -> None:
+    """Remove the forecast that is stored for a graph, if there is one."""
+    kv.delete_key(kv.as_url(dataset.home) + FOLDER, f"{dataset.graph_id}.json")
 
 
 def keep_if_absent(dataset: Dataset) -> None:

@@ -6,7 +6,7 @@
 | 2 | look for unfinished operations; show the graph again if there are any | the same, or as before |
 | 3 | remove the fork: its manifest first, then its files, published documents and its record | no voxels |
 | 4 | drop the table | no rows |
-| 5 | remove files that a commit has written since step 3, and the entry of the registry | nothing |
+| 5 | remove files that a commit has written since step 3, the forecast, and the entry of the registry | nothing |
 
 The next run continues at step 2, or at step 3 if the voxels are gone. The base and the watershed stay.
 """
@@ -20,6 +20,7 @@ from typing import Any
 from sv_pipeline.config import IngestMode
 from sv_pipeline.errors import ConfigError, ConflictError, CorruptionError, NotFoundError
 from sv_pipeline.failpoints import reach
+from sv_pipeline.ingest.planning import forget_forecast
 from sv_pipeline.operations.pair import find_misfit
 from sv_pipeline.operations.unfinished import Unfinished
 from sv_pipeline.recovery.scan import all_unfinished
@@ -74,7 +75,7 @@ class Retirement:
             f"fork        {self.fork_bytes / 1e6:.2f} MB in {self.fork_files} files: {self.fork}",
             f"published   {self.published_files} files for readers",
             f"table       {table}",
-            "registry    its entry, and its partitions in Dagster",
+            "registry    its entry and forecast, and its partitions in Dagster",
             f"stays       the watershed and its base ({self.base}); {forks}",
             *([f"WARNING     {self.warning}"] if self.warning else []),
         ]
@@ -179,6 +180,7 @@ def _retire(registry: Registry, graph_id: str) -> Retirement:
     reach("retire table")
     kv.delete_prefix(ocdbt.fork_folder(dataset.watershed_url, graph_id))
     dataset.close()
+    forget_forecast(dataset)
     registry.end_retiring(graph_id)
     reach("retired")
     _logger.info("graph %s was retired", graph_id)

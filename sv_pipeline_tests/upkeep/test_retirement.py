@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from sv_pipeline.cli.main import cli
 from sv_pipeline.errors import ConfigError, ConflictError, NotFoundError
 from sv_pipeline.ingest.batches import Batch, Stage
+from sv_pipeline.ingest.planning import keep_if_absent
 from sv_pipeline.ingest.run import ingest
 from sv_pipeline.ingest.stages import run_batch
 from sv_pipeline.recovery import find_unfinished
@@ -40,6 +41,7 @@ def assert_gone(play: Theatre) -> None:
     assert dataset.graph_id not in dataset.base.forks()
     assert not open_table(dataset.config, dataset.home).exists()
     assert kv.list_keys(kv.as_url(dataset.home) + "graphs/") == []
+    assert kv.list_keys(kv.as_url(dataset.home) + "forecasts/") == []
     folder = Path(dataset.home) / "tables"
     assert not folder.is_dir() or not list(folder.iterdir())
 
@@ -49,6 +51,7 @@ def test_a_graph_is_listed_then_removed_and_its_base_after_it(theatre: Make) -> 
     dataset = play.scene.world.dataset
     registry, graph_id, url = Registry(dataset.home), dataset.graph_id, dataset.watershed_url
     Fork(url, "another").create()
+    keep_if_absent(dataset)
     run = CliRunner()
     command = ["--home", dataset.home, "retire", graph_id]
     listed = run.invoke(cli, command, catch_exceptions=False).output
