@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -76,11 +77,11 @@ def view(
     opened = open_graph(graph, home)
     serve_at(host, port or 0)
     window = ViewerWindow(opened, edit=edit, user=user, at=at, operation=operation, position=voxel)
-    click.echo(window.url)
-    click.echo("Serving this address until Ctrl-C.", err=True)
-    if browser:
-        click.launch(window.url)
-    _until_ctrl_c(window.close)
+    with _until_ctrl_c(window.close):
+        click.echo(window.url)
+        click.echo("Serving this address until Ctrl-C.", err=True)
+        if browser:
+            click.launch(window.url)
 
 
 def _serve_everybody(home: str, host: str, port: int | None) -> None:
@@ -91,15 +92,18 @@ def _serve_everybody(home: str, host: str, port: int | None) -> None:
     given, token = port_and_token()
     serve_at(host, given if port is None else port)
     team = TeamViewer(home, token)
-    click.echo(viewer_address() or team.address)
-    if viewer_address() is None:
-        click.echo(f"Set {VIEWER_VARIABLE} to this address for links that open here.", err=True)
-    click.echo("Serving this address until Ctrl-C.", err=True)
-    _until_ctrl_c(team.close)
+    with _until_ctrl_c(team.close):
+        click.echo(viewer_address() or team.address)
+        if viewer_address() is None:
+            click.echo(f"Set {VIEWER_VARIABLE} to this address for links that open here.", err=True)
+        click.echo("Serving this address until Ctrl-C.", err=True)
 
 
-def _until_ctrl_c(close: Callable[[], None]) -> None:
+@contextmanager
+def _until_ctrl_c(close: Callable[[], None]) -> Iterator[None]:
+    """After the block, serve until Ctrl-C; Ctrl-C also ends well during the block, which prints the address."""
     try:
+        yield
         threading.Event().wait()
     except KeyboardInterrupt:
         click.echo("stopped.", err=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
 import requests
 
+from sv_pipeline.cli import view
 from sv_pipeline.proofreading import OpenGraph
 from sv_pipeline.reports.viewer_links import VIEWER_VARIABLE, viewer_link
 from sv_pipeline_tests.ingest import builds
@@ -59,6 +62,14 @@ def test_what_cannot_be_shown_or_edited_is_said_before_anything_is_served(cli: C
     answer = cli("view", graph.dataset.graph_id, "--edit")
     assert answer.code == 1
     assert "is read-only" in answer.err
+
+
+def test_ctrl_c_ends_well_as_soon_as_the_address_is_printed() -> None:
+    closed = []
+    with view._until_ctrl_c(lambda: closed.append(True)):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+    assert closed
 
 
 def test_the_viewer_is_served_until_ctrl_c(graph: OpenGraph) -> None:
