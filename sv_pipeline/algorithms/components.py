@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from sv_pipeline.ids import UInt64Array
 
-__all__ = ["component_labels", "components", "distinct_rows", "find", "same_rows", "unique_rows"]
+__all__ = ["component_labels", "components", "distinct_rows", "find", "row_starts", "same_rows", "unique_rows"]
 
 IntArray = npt.NDArray[np.int64]
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -99,14 +99,16 @@ def unique_rows(*columns: npt.NDArray[np.generic]) -> IntArray:
     Rows are sorted by the first column, then the second, and so on. Of equal rows the first one is returned.
     """
     order = np.lexsort(columns[::-1])
-    if len(order) < 2:
-        return np.asarray(order, np.int64)
-    differs = np.zeros(len(order), np.bool_)
-    differs[0] = True
+    return np.asarray(order[row_starts(*(column[order] for column in columns))], np.int64)
+
+
+def row_starts(*columns: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
+    """Return which rows of a sorted table, given as columns of shape (n,), differ from the row before them."""
+    starts = np.zeros(len(columns[0]), np.bool_)
+    starts[:1] = True
     for column in columns:
-        values = column[order]
-        differs[1:] |= values[1:] != values[:-1]
-    return np.asarray(order[differs], np.int64)
+        starts[1:] |= column[1:] != column[:-1]
+    return starts
 
 
 def distinct_rows(rows: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
@@ -120,9 +122,7 @@ def same_rows(rows: UInt64Array, among: UInt64Array) -> npt.NDArray[np.bool_]:
         return np.zeros(len(rows), np.bool_)
     first, second = np.concatenate([among, rows]).T
     order = np.lexsort((second, first))  # of equal pairs, those of the other array come first, because it is stable
-    first, second = first[order], second[order]
-    begins = np.ones(len(order), np.bool_)
-    begins[1:] = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
+    begins = row_starts(first[order], second[order])
     leads = order[begins] < len(among)
     listed = np.empty(len(order), np.bool_)
     listed[order] = leads[np.cumsum(begins) - 1]

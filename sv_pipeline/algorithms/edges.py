@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sv_pipeline.algorithms.components import row_starts
 from sv_pipeline.ids import UInt64Array
 
 __all__ = ["Edges"]
@@ -68,7 +69,6 @@ class Edges:
         # The edge with the largest affinity comes first, so that inf wins over any finite value.
         order = np.lexsort((-self.affinities, high, low))
         low, high = low[order], high[order]
-        keep = low != high
-        keep[1:] &= (low[1:] != low[:-1]) | (high[1:] != high[:-1])
+        keep = (low != high) & row_starts(low, high)
         at = order[keep]
         return Edges(low[keep], high[keep], self.affinities[at], self.areas[at])

@@ -27,7 +27,7 @@ import fastremap
 import numpy as np
 import numpy.typing as npt
 
-from sv_pipeline.algorithms.components import find
+from sv_pipeline.algorithms.components import find, row_starts
 from sv_pipeline.algorithms.voxel_blocks import Labels, VoxelBlock, VoxelBlocks
 from sv_pipeline.errors import CorruptionError, InputError
 from sv_pipeline.grid import Box, ChunkGrid
@@ -358,7 +358,7 @@ class ChangedChunks(VoxelBlocks):
         few = int(index.max(initial=0)) - first < 1 << 16
         order = np.argsort((index - first).astype(np.uint16) if few else index, kind="stable")
         index = index[order]
-        starts = np.flatnonzero(np.append(True, index[1:] != index[:-1])[: len(index)])
+        starts = np.flatnonzero(row_starts(index))
         found = index[starts]
         self._coordinates = np.stack(np.unravel_index(found, storage.shape(2)), axis=-1)
         self._places = np.split(places[order], starts[1:])
